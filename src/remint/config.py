@@ -1,0 +1,253 @@
+"""params.yaml -> typed, frozen settings. Every error names its file and key, and the nearest valid name.
+
+    params.yaml
+      datasets:  NAME: recipe.DatasetSettings
+      pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
+                                           evaluation, promotion, schedule    do not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from remint.errors import SettingsError
+from remint.recipe import (
+    MODEL_SETTINGS,
+    Count,
+    DatasetSettings,
+    ModelSettings,
+    Positive,
+    Recipe,
+    Settings,
+    TrainingSettings,
+    unknown,
+)
+
+PARAMS = "params.yaml"
+
+# What a metric asks of a model: a protocol of models/contract.py.
+METRIC_NEEDS = {"nll": "log_prob", "elbo": "elbo", "iwae": "elbo", "fd_domain": "sample"}
+
+
+class EvaluationSettings(Settings):
+    """How a model is measured on the held-out split."""
+
+    metrics: list[str] | None = None  # None: everything that the family promises
+    samples: Positive = 360  # samples in one draw for Frechet distances; at most the held-out examples
+    draws: Annotated[int, Field(ge=2)] = 20  # repeated draws, for the interval
+    importance_samples: Positive = 500  # K of IWAE-K
+    seed: Count = 0
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: list[str] | None) -> list[str] | None:
+        for metric in metrics or []:
+            if metric not in METRIC_NEEDS:
+                raise ValueError(unknown(f"metric '{metric}'", metric, list(METRIC_NEEDS)))
+        return metrics
+
+
+class Bound(Settings):
+    """An absolute bound on a metric's value."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Bound:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max or both")
+        return self
+
+
+class Improve(Settings):
+    """The challenger must be better by more than ``margin`` with this confidence."""
+
+    metric: str
+    margin: float = 0.0
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class PromotionSettings(Settings):
+    """The gate's rules. None at all: nothing is promoted."""
+
+    require: dict[str, Bound] = {}
+    improve: Improve | None = None
+    never_worse: dict[str, Annotated[float, Field(ge=0.0)]] = {}  # guard metric: how much worse it may be
+    approval: Literal["auto", "manual"] = "auto"
+
+    def metrics(self) -> set[str]:
+        return {*self.require, *self.never_worse, *([self.improve.metric] if self.improve else [])}
+
+
+class ScheduleSettings(Settings):
+    """When the pipeline runs by itself. Exactly one of cron, interval and rrule."""
+
+    cron: str | None = None
+    interval: Positive | None = None  # seconds
+    rrule: str | None = None
+    timezone: str = "UTC"
+
+    @model_validator(mode="after")
+    def _one(self) -> ScheduleSettings:
+        if sum(value is not None for value in (self.cron, self.interval, self.rrule)) != 1:
+            raise ValueError("give exactly one of cron, interval (seconds) and rrule")
+        return self
+
+
+class PipelineSettings(Settings):
+    """One entry of ``pipelines:``."""
+
+    dataset: str
+    family: str
+    model: ModelSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    promotion: PromotionSettings
+    schedule: ScheduleSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_family(cls, block: Any) -> Any:
+        """The ``model:`` block is read with the settings of the family."""
+        if not isinstance(block, dict) or not isinstance(block.get("family"), str):
+            return block
+        settings = MODEL_SETTINGS.get(block["family"])
+        if settings is None:
+            raise ValueError(unknown(f"family '{block['family']}'", block["family"], list(MODEL_SETTINGS)))
+        if not isinstance(block.get("model"), dict):
+            return block
+        try:
+            return {**block, "model": settings.model_validate(block["model"])}
+        except ValidationError as error:
+            raise ValueError("; ".join(_lines(error, ("model",)))) from None
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> PipelineSettings:
+        can = self.model.can
+        for metric in self.evaluation.metrics or []:
+            if METRIC_NEEDS[metric] not in can:
+                raise ValueError(f"evaluation.metrics: family '{self.family}' has no {METRIC_NEEDS[metric]}, which {metric} needs")
+        for metric in sorted(self.promotion.metrics() - set(self.metrics())):
+            raise ValueError(f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})")
+        return self
+
+    def metrics(self) -> list[str]:
+        """The metrics that are measured: those asked for, else all that the family promises."""
+        return self.evaluation.metrics or [metric for metric, need in METRIC_NEEDS.items() if need in self.model.can]
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.model_construct(dataset=self.dataset, family=self.family, model=self.model, training=self.training)
+
+
+class Params(Settings):
+    """All of params.yaml."""
+
+    datasets: dict[str, DatasetSettings]
+    pipelines: dict[str, PipelineSettings]
+
+    @model_validator(mode="after")
+    def _datasets_exist(self) -> Params:
+        for name, pipeline in self.pipelines.items():
+            if pipeline.dataset not in self.datasets:
+                raise ValueError(f"pipelines.{name}.dataset: " + unknown(f"dataset '{pipeline.dataset}'", pipeline.dataset, list(self.datasets)))
+        return self
+
+    def pipeline(self, name: str) -> PipelineSettings:
+        """Raises SettingsError with the nearest name where there is no such pipeline."""
+        if name not in self.pipelines:
+            raise SettingsError(f"{PARAMS}: " + unknown(f"pipeline '{name}'", name, list(self.pipelines)))
+        return self.pipelines[name]
+
+
+def load(folder: Path) -> Params:
+    """Reads params.yaml of ``folder``. Raises SettingsError: one line a mistake, each with its key."""
+    return validate(read(folder))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """params.yaml as plain values, by the YAML 1.2 rules that dvc reads it with."""
+    path = folder / PARAMS
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"there is no {PARAMS} in {folder}: run inside a clone of your remint repository") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected the blocks datasets: and pipelines:")
+    return content
+
+
+def write(content: Mapping[str, Any], folder: Path) -> None:
+    """Writes params.yaml (of a workspace: a person's own file has comments and is never written)."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    with (folder / PARAMS).open("w") as stream:
+        yaml.dump(dict(content), stream)
+
+
+def validate(content: Mapping[str, Any]) -> Params:
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"{PARAMS}: {line}" for line in _lines(error))) from None
+
+
+def override(content: dict[str, Any], pipeline: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of params.yaml's content with ``--set key=value`` applied below ``pipelines.<pipeline>``.
+
+    A value is read as YAML, so that 20 is a number and true a truth value. Whether the key exists and the
+    value fits is for ``validate`` to say. Raises SettingsError for what is not ``key=value``.
+    """
+    import copy
+
+    content = copy.deepcopy(content)
+    yaml = YAML(typ="safe", pure=True)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SettingsError(f"--set {assignment}: expected key=value, as in --set training.steps=20")
+        try:
+            value = yaml.load(text)
+        except YAMLError:
+            raise SettingsError(f"--set {assignment}: the value is not YAML") from None
+        block: Any = content["pipelines"][pipeline]
+        *parents, last = key.split(".")
+        for parent in parents:
+            block = block.setdefault(parent, {}) if isinstance(block, dict) else None
+            if not isinstance(block, dict):
+                raise SettingsError(f"--set {assignment}: '{parent}' is not a block of settings")
+        block[last] = value
+    return content
+
+
+def overrides_as_dict(assignments: Sequence[str]) -> dict[str, str]:
+    """The overrides as they are recorded with a version."""
+    return dict(sorted((key, value) for key, _, value in (a.partition("=") for a in assignments)))
+
+
+def _lines(error: ValidationError, prefix: tuple[str, ...] = ()) -> list[str]:
+    """One line a mistake: key: what is wrong."""
+    lines = []
+    for mistake in error.errors(include_url=False, include_context=False):
+        key = ".".join(str(part) for part in (*prefix, *mistake["loc"]) if part != "[key]")
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "missing":
+            message = "missing: every block is written, if only as {}"
+        elif not mistake["type"].startswith("value_error"):
+            message = f"{message[0].lower()}{message[1:]}, not {mistake['input']!r}"
+        # A family's own lines already carry their key.
+        lines.extend(f"{key}.{part}" if part.startswith("model.") else f"{key}: {part}" if key else part for part in message.split("; "))
+    return lines
+
+
+__all__ = ["DatasetSettings", "EvaluationSettings", "Params", "PipelineSettings", "Recipe", "load", "override", "read", "validate", "write"]

@@ -1,0 +1,99 @@
+"""Folders whose every file is named with its SHA-256: written whole or not at all, verified before use.
+
+No weights format finds a flipped bit by itself, so nothing is loaded that its manifest does not vouch for.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from remint.errors import IntegrityError, StorageError
+
+NAME = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_tree(*roots: Path) -> str:
+    """One digest over the names and bytes of all files below ``roots`` (compiled files left out)."""
+    state = hashlib.sha256()
+    for root in roots:
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        for path in files:
+            if "__pycache__" not in path.parts:
+                name = path.name if path == root else str(path.relative_to(root))
+                state.update(f"{name} {sha256_file(path)}\n".encode())
+    return state.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def seal(folder: Path, **about: Any) -> dict[str, Any]:
+    """Writes the manifest of a folder: ``about`` and the SHA-256 of every file below it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME)
+    manifest = {**about, "files": {str(p.relative_to(folder)): sha256_file(p) for p in files}}
+    for path in files:
+        _fsync(path)
+    (folder / NAME).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    _fsync(folder / NAME)
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``, every file checked against it. Raises IntegrityError, which names the file."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / NAME).read_bytes())
+        files: dict[str, str] = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder} has no readable {NAME}: {type(error).__name__}") from error
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {NAME}
+    for name in sorted(present | set(files)):
+        if name not in present:
+            raise IntegrityError(f"{folder}/{name} is missing, though {NAME} names it")
+        if name not in files:
+            raise IntegrityError(f"{folder}/{name} is not in {NAME}: somebody added it")
+        if sha256_file(folder / name) != files[name]:
+            raise IntegrityError(f"{folder}/{name} is damaged: its SHA-256 is not the one in {NAME}")
+    return manifest
+
+
+@contextmanager
+def whole_folder(target: Path, **about: Any) -> Iterator[Path]:
+    """A temporary folder to write in, which becomes ``target``, sealed, when the block ends without an error.
+
+    Files are flushed, the manifest comes last, then one rename, then the parent is flushed: a crash or
+    a full disk leaves either nothing or all of it. Raises StorageError where the disk is full.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        seal(temporary, **about)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _fsync(target.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(f"no room to write {target} ({error.strerror}): what was there before is intact; free space and run again") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

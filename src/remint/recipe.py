@@ -1,0 +1,150 @@
+"""What training depends on: dataset, family, model and training settings.
+
+These classes stand apart from config.py because a change of a default here must retrain, and a
+change of a default there (gate, schedule, evaluation) must not: dvc.yaml lists this file, and not
+config.py, among the dependencies of the train step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class Settings(BaseModel):
+    """Frozen settings. An unknown key is refused with the nearest known one; types are strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, block: Any) -> Any:
+        if isinstance(block, dict):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            for key in block:
+                if key not in known:
+                    raise ValueError(unknown(f"key '{key}'", str(key), known))
+        return block
+
+
+def unknown(what: str, name: str, known: set[str] | list[str]) -> str:
+    """One clause that refuses a name: the nearest known one where there is one, else all of them."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}")
+
+
+class SplitSettings(Settings):
+    """Shares of the examples; the rest is the training split. An example's split is a hash of its content."""
+
+    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    seed: int = 0
+
+
+class DatasetSettings(Settings):
+    """One entry of ``datasets:``."""
+
+    source: str  # sklearn:digits | file.npy | file.npz (arrays x and, where there are labels, y)
+    kind: Literal["image"] = "image"
+    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # C, H, W that every image must have
+    levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as the source says
+    split: SplitSettings = SplitSettings()
+
+
+class ModelSettings(Settings):
+    """Base of a family's ``model:`` block. ``can`` names the protocols of models/contract.py that it has."""
+
+    can: ClassVar[frozenset[str]] = frozenset()
+
+
+class FlowSettings(ModelSettings):
+    """Neural spline coupling flow with uniform dequantisation as its first layer."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob"})
+
+    couplings: Positive = 6
+    hidden: Positive = 128  # units of each hidden layer of a coupling's network
+    bins: Annotated[int, Field(ge=2)] = 6  # spline bins
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+
+
+class VaeSettings(ModelSettings):
+    """Variational autoencoder with a discrete likelihood."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "elbo"})
+
+    latent: Positive = 16
+    hidden: Positive = 256
+    layers: Positive = 2
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    likelihood: Literal["categorical", "discretised_logistic"] = "discretised_logistic"
+    mixtures: Positive = 3  # components of the discretised logistic mixture; 1 is the plain one
+    kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0 to 1
+
+
+class GanSettings(ModelSettings):
+    """Relativistic pairing GAN with zero-centred gradient penalties on real and fake (R3GAN)."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    latent: Positive = 32
+    hidden: Positive = 256
+    layers: Positive = 3
+    penalty: Annotated[float, Field(ge=0.0)] = 10.0  # weight of R1 + R2 at the start ...
+    penalty_final: Annotated[float, Field(ge=0.0)] = 0.5  # ... and from 70% of the steps on
+    penalty_every: Positive = 4  # lazy: every n-th step, n times the weight
+    critic_learning_rate: Rate = 1.33  # times training.learning_rate
+
+
+MODEL_SETTINGS: dict[str, type[ModelSettings]] = {"flow": FlowSettings, "vae": VaeSettings, "gan": GanSettings}
+
+
+class TrainingSettings(Settings):
+    """How long, how fast, from which seed, on how many devices."""
+
+    steps: Positive = 1500  # optimizer steps
+    batch_size: Positive = 64  # examples per step, over all devices together
+    learning_rate: Rate = 2.0e-3
+    warmup: Fraction = 0.02  # share of the steps over which the learning rate rises from 0
+    final_learning_rate: Fraction = 0.01  # times learning_rate, reached by a cosine at the last step
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0  # greatest norm of a phase's gradient; 0: not clipped
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # decay per step of the averaged weights, which are served
+    seed: Count = 0
+    threads: Positive = 1  # CPU threads of each process
+    devices: Positive = 1  # processes: one GPU each, or CPU processes where there is no GPU
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validate_every: Positive = 100  # steps between two scores on the validation split
+    patience: Count = 0  # scores without a new best after which training stops; 0: never
+    checkpoint_every: Positive = 250  # steps between two checkpoints
+
+    @model_validator(mode="after")
+    def _even_split(self) -> TrainingSettings:
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of devices {self.devices}")
+        return self
+
+
+class Recipe(Settings):
+    """All that decides a pipeline's weights apart from the data and the code."""
+
+    dataset: str
+    family: str
+    model: ModelSettings
+    training: TrainingSettings
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults filled in, as JSON holds it."""
+        return {
+            "dataset": self.dataset,
+            "family": self.family,
+            "model": self.model.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+        }

@@ -1,0 +1,231 @@
+"""The spine: what is handed from step to step, frozen, each with a canonical JSON form and a digest.
+
+    DatasetVersion -> TrainedModel -> EvaluationReport -> ModelVersion -> Decision -> LedgerRow
+
+Nothing flows back up: a record names its parents by their digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:  # numpy is not needed to read a report
+    import numpy as np
+
+Verdict = Literal["promoted", "kept", "refused", "awaiting_approval"]
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling only: sorted keys, no blanks, no NaN. Equal values have equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """A frozen value with a canonical JSON form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.to_json())
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.model_validate_json(path.read_text())
+
+
+class DataSpec(Record):
+    """What a model has to know of its data."""
+
+    shape: tuple[int, int, int]  # C, H, W
+    levels: int  # pixel values are the integers 0 .. levels-1
+    classes: int = 0  # number of labels; 0: there are none
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of one example."""
+        c, h, w = self.shape
+        return c * h * w
+
+
+class DatasetVersion(Record):
+    """One prepared dataset. Its digest is the dataset version."""
+
+    name: str
+    source: str
+    raw_sha256: str  # of the snapshot that it was prepared from
+    spec: DataSpec
+    split: dict[str, float]
+    counts: dict[str, int]  # examples in train, validation, held_out
+    files: dict[str, str]  # SHA-256 of each prepared file, by its name
+
+
+class TrainedModel(Record):
+    """One training: what went in, what came out, and on what it ran."""
+
+    pipeline: str
+    dataset: str  # digest of the DatasetVersion
+    spec: DataSpec
+    recipe: dict[str, Any]  # Recipe.resolved()
+    weights_sha256: str
+    steps: int  # steps that were run (fewer than asked for where patience ran out)
+    best_step: int  # step whose averaged weights are served
+    validation: float | None  # score at best_step, bits/dim, lower is better; None: the family has none
+    world_size: int
+    fingerprint: dict[str, Any]  # hardware, threads and build, within which hashes may be compared
+
+    @property
+    def key(self) -> str:
+        """What makes a version one and the same: weights, dataset version, model and training settings."""
+        return digest({"weights": self.weights_sha256, "dataset": self.dataset, "recipe": self.recipe})
+
+
+class MetricValue(Record):
+    """One measurement. Never a bare float."""
+
+    name: str
+    value: float
+    low: float  # limits of the 95% interval
+    high: float
+    n: int  # examples (or samples) that it was computed from
+    seed: int
+    unit: str = ""
+    better: Literal["lower", "higher"] = "lower"
+    fingerprint: dict[str, Any] = {}  # how it was measured; unequal ones are not comparable
+
+    def text(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{unit}"
+
+
+class EvaluationReport(Record):
+    """All measurements of one model on one dataset version."""
+
+    pipeline: str
+    model_key: str  # TrainedModel.key
+    weights_sha256: str
+    dataset: str  # digest of the DatasetVersion whose held-out split was used
+    metrics: dict[str, MetricValue]
+    context: dict[str, MetricValue] = {}  # not of the model: the floor of a Frechet distance, a trivial baseline
+    values_sha256: str = ""  # of the per-example values beside the report
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A report with the values behind each metric: one per example, or one per repeated draw."""
+
+    report: EvaluationReport
+    values: Mapping[str, np.ndarray]  # by metric name, float64, shape (n,)
+
+    def save(self, folder: Path) -> None:
+        """Writes report.json and values.npz. The report carries the digest of the values."""
+        import numpy as np
+
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "values.npz", allow_pickle=False, **{k: self.values[k] for k in sorted(self.values)})
+        sealed = self.report.model_copy(update={"values_sha256": values_digest(self.values)})
+        sealed.write(folder / "report.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Evidence:
+        """Raises IntegrityError where the values are not those that the report names."""
+        import numpy as np
+
+        from remint.errors import IntegrityError
+
+        report = EvaluationReport.read(folder / "report.json")
+        with np.load(folder / "values.npz", allow_pickle=False) as archive:
+            values = {name: archive[name] for name in archive.files}
+        if values_digest(values) != report.values_sha256:
+            raise IntegrityError(f"{folder}/values.npz is not what report.json was written with: evaluate again")
+        return cls(report, values)
+
+
+def values_digest(values: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names (a zip file's own bytes hold a clock)."""
+    state = hashlib.sha256()
+    for name in sorted(values):
+        array = values[name]
+        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
+class ModelVersion(Record):
+    """One registered version, as MLflow holds it."""
+
+    name: str
+    version: int
+    key: str
+    run_id: str
+    weights_sha256: str
+    dataset: str  # digest of the DatasetVersion
+    commit: str
+    dirty: bool
+    created: str  # ISO 8601, UTC
+    aliases: tuple[str, ...] = ()
+    tags: dict[str, str] = {}
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+class RuleResult(Record):
+    """One rule of the gate, with every number that it used."""
+
+    rule: Literal["require", "improve", "never_worse", "evidence", "clean", "approval"]
+    passed: bool
+    reason: str  # one sentence a person can act on
+    metric: str | None = None
+    challenger: MetricValue | None = None
+    champion: MetricValue | None = None
+    difference: tuple[float, float, float] | None = None  # champion minus challenger, low, high: above 0 is better
+
+
+class Decision(Record):
+    """What the gate said of one challenger, and why."""
+
+    model: str
+    verdict: Verdict
+    challenger: int  # version
+    champion: int | None  # version that it was held against
+    rules: tuple[RuleResult, ...]
+    reasons: tuple[str, ...]
+    evidence: dict[str, str]  # digests of the reports and of the rules
+
+
+class LedgerRow(Record):
+    """One row of the promotion ledger. ``hash`` is over all other fields."""
+
+    model: str
+    sequence: int
+    action: Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
+    champion_before: int | None
+    champion_after: int | None
+    version: int  # the version that the row is about
+    who: str
+    why: str
+    evidence: str  # digest of the Decision, or "" for a person's act
+    at: str  # ISO 8601, UTC
+    previous: str  # hash of the row before, "" for the first
+    hash: str
