@@ -1,0 +1,80 @@
+"""A prepared dataset: memory-mapped arrays whose every byte is the one that was prepared.
+
+    outs/prepared/NAME/
+        dataset.json          records.DatasetVersion; its digest is the dataset version
+        SPLIT.npy             uint8 (N, C, H, W) for SPLIT in train, validation, held_out
+        SPLIT_labels.npy      int64 (N,), where there are labels
+
+DVC checks a file when it stores it and not when it links it, so that each is hashed again here, before
+step 1 of a training and before anything is judged.
+
+Shapes: N examples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from remint.errors import IntegrityError
+from remint.manifest import sha256_file
+from remint.records import DatasetVersion, DataSpec
+
+VERSION = "dataset.json"
+SPLITS = ("train", "validation", "held_out")
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split."""
+
+    x_NCHW: Array  # uint8, values 0 .. levels-1, memory-mapped
+    y_N: Array | None  # int64, None: there are no labels
+
+    def __len__(self) -> int:
+        return len(self.x_NCHW)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset version with its three splits: learn from the first, choose by the second, judge by the third."""
+
+    version: DatasetVersion
+    train: Split
+    validation: Split
+    held_out: Split
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.version.spec
+
+
+def load(folder: Path) -> Dataset:
+    """The dataset prepared in ``folder``. Raises IntegrityError, which names the file, where a byte is not as prepared."""
+    again = "prepare it again (dvc repro --force)"
+    try:
+        version = DatasetVersion.read(folder / VERSION)
+    except (OSError, ValidationError) as error:
+        raise IntegrityError(f"{folder} has no readable {VERSION} ({type(error).__name__}): {again}") from error
+    for name, expected in sorted(version.files.items()):
+        path = folder / name
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing, though {VERSION} names it: {again}")
+        if sha256_file(path) != expected:
+            raise IntegrityError(f"{path} is damaged: its SHA-256 is not the one in {VERSION}: {again}")
+    train, validation, held_out = (_split(folder, version, split) for split in SPLITS)
+    return Dataset(version=version, train=train, validation=validation, held_out=held_out)
+
+
+def _split(folder: Path, version: DatasetVersion, split: str) -> Split:
+    labels = f"{split}_labels.npy"
+    return Split(
+        x_NCHW=np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False),
+        y_N=np.load(folder / labels, mmap_mode="r", allow_pickle=False) if labels in version.files else None,
+    )
