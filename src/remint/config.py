@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import zoneinfo
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,6 +97,21 @@ class ScheduleSettings(Settings):
     rrule: str | None = None
     timezone: str = "UTC"
 
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, cron: str | None) -> str | None:
+        # Five fields of the cron alphabet; Prefect's own parser has the last word when it is deployed.
+        if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[\dA-Za-z*/,\-?#\s]+", cron) is None):
+            raise ValueError(f"expected five cron fields, as in '0 3 * * *', not '{cron}'")
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, timezone: str) -> str:
+        if timezone not in zoneinfo.available_timezones():
+            raise ValueError(f"expected an IANA name, as UTC or Europe/Berlin, not '{timezone}'")
+        return timezone
+
     @model_validator(mode="after")
     def _one(self) -> ScheduleSettings:
         if sum(value is not None for value in (self.cron, self.interval, self.rrule)) != 1:
@@ -127,6 +145,11 @@ class PipelineSettings(Settings):
             return {**block, "model": settings.model_validate(block["model"])}
         except ValidationError as error:
             raise ValueError("; ".join(_lines(error, ("model",)))) from None
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _no_schedule(cls, schedule: Any) -> Any:
+        return schedule or None  # {} is how an absent block is written
 
     @model_validator(mode="after")
     def _metrics_fit(self) -> PipelineSettings:
@@ -208,8 +231,6 @@ def override(content: dict[str, Any], pipeline: str, assignments: Sequence[str])
     A value is read as YAML, so that 20 is a number and true a truth value. Whether the key exists and the
     value fits is for ``validate`` to say. Raises SettingsError for what is not ``key=value``.
     """
-    import copy
-
     content = copy.deepcopy(content)
     yaml = YAML(typ="safe", pure=True)
     for assignment in assignments:
@@ -246,8 +267,8 @@ def _lines(error: ValidationError, prefix: tuple[str, ...] = ()) -> list[str]:
         elif not mistake["type"].startswith("value_error"):
             message = f"{message[0].lower()}{message[1:]}, not {mistake['input']!r}"
         # A family's own lines already carry their key.
-        lines.extend(f"{key}.{part}" if part.startswith("model.") else f"{key}: {part}" if key else part for part in message.split("; "))
+        for part in message.split("; "):
+            own_key = part.startswith(("model.", "model:"))
+            lines.append(f"{key}.{part}" if own_key else f"{key}: {part}" if key else part)
     return lines
 
-
-__all__ = ["DatasetSettings", "EvaluationSettings", "Params", "PipelineSettings", "Recipe", "load", "override", "read", "validate", "write"]

@@ -46,10 +46,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def run(main: Callable[[str], None]) -> None:
-    """Runs one step with the key given on the command line; ends the process with its exit status."""
+def run(main: Callable[[str], None], *, always: bool = False) -> None:
+    """Runs one step with the key given on the command line; ends the process with its exit status.
+
+    ``always``: a step that dvc runs every time (snapshot), also while a flow only asks.
+    """
     key = sys.argv[1]
-    if os.environ.get(RESTORE_ONLY):
+    if os.environ.get(RESTORE_ONLY) and not always:
         emit("would_run", step=Path(sys.argv[0]).stem, key=key)
         raise SystemExit(WOULD_RUN)
     die_with_parent()

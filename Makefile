@@ -1,0 +1,46 @@
+# The commands that people run. CI runs exactly these.
+# TORCH=cpu|cuda chooses the build of torch where the machine offers both; left out, pip takes what it finds.
+PYTHON ?= python3.11
+BIN := .venv/bin
+TORCH ?=
+TORCH_cpu := torch==2.13.0+cpu
+TORCH_cuda := torch===2.13.0
+TORCH_ := torch==2.13.0
+
+.PHONY: setup demo test check up bench soak clean
+
+setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
+
+.venv/installed: constraints.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH: install Python 3.11, or give PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed "$(TORCH_$(TORCH))" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c constraints.txt
+	touch $@
+
+.remint/prefect/prefect.db: | .venv/installed
+	$(BIN)/remint init
+
+demo: setup ## version, train, judge, register and promote a VAE, a GAN and a flow on real digits
+	$(BIN)/remint run digits-vae digits-gan digits-flow
+
+check: .venv/installed ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup check ## all checks and all tests but the long ones
+	$(BIN)/pytest
+
+up: setup ## Prefect server, MLflow server and worker in this terminal
+	$(BIN)/remint up
+
+bench: setup ## the README's claims, measured
+	$(BIN)/python benchmarks/demo.py
+
+soak: setup ## the long tests
+	$(BIN)/pytest -m soak
+
+clean: ## the environment and everything that runs left behind
+	rm -rf .venv .remint outs

@@ -1,0 +1,100 @@
+"""One retraining's own things: its commit, its workspace, its settings, and what it has found out so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from flows import progress
+from remint import config, jobs, stores, versioning, workspace
+from remint.config import Params, PipelineSettings
+from remint.home import Home
+from remint.ledger import Ledger
+from remint.records import DatasetVersion, Evidence, TrainedModel
+from remint.tracking import Tracking
+
+
+@dataclass
+class Retraining:
+    """What the steps of one retraining share. The records on disk are read when they are asked for."""
+
+    home: Home
+    record: jobs.Job
+    pipeline: str
+    params: Params
+    overrides: dict[str, str]
+    reason: str
+    commit: workspace.Commit
+    dvc: versioning.Workspace
+    trained: bool = False
+    run_id: str | None = None  # MLflow's, while it is open
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> PipelineSettings:
+        return self.params.pipelines[self.pipeline]
+
+    def out(self, kind: str, name: str | None = None) -> Path:
+        return self.dvc.folder / "outs" / kind / (name or self.pipeline)
+
+    @property
+    def dataset(self) -> DatasetVersion:
+        return DatasetVersion.read(self.out("prepared", self.settings.dataset) / "dataset.json")
+
+    @property
+    def model(self) -> TrainedModel:
+        return TrainedModel.read(self.out("trained") / "training.json")
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence.load(self.out("reports"))
+
+    @property
+    def tracking(self) -> Tracking:
+        return stores.tracking(self.home)
+
+    @property
+    def ledger(self) -> Ledger:
+        return stores.ledger(self.home)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        progress.tell(self.pipeline, event, **fields)
+
+
+@contextmanager
+def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str | None) -> Iterator[Retraining]:
+    """A commit, a checkout of it with the overrides applied, and a lock that says that the job lives."""
+    repository = workspace.repository_of(Path.cwd())
+    home = Home.of(repository).ensure()
+    began = time.monotonic()
+    commit = workspace.commit_of(repository, branch) if branch else workspace.commit_of_tree(repository)
+    with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run=str(flow_run.id or "")) as record:
+        folder = workspace.check_out(repository, commit, home.workspaces / record.id)
+        try:
+            content = config.read(folder)
+            config.validate(content).pipeline(pipeline)
+            if overrides:
+                content = config.override(content, pipeline, overrides)
+                config.write(content, folder)
+            params = config.validate(content)
+            job = Retraining(
+                home=home,
+                record=record,
+                pipeline=pipeline,
+                params=params,
+                overrides=config.overrides_as_dict(overrides),
+                reason=reason,
+                commit=commit,
+                dvc=versioning.Workspace(folder, home, logs=record.folder),
+            )
+            job.seconds["workspace"] = time.monotonic() - began
+            job.tell("workspace", commit=commit.sha[:10], dirty=commit.dirty)
+            yield job
+        finally:
+            workspace.remove(folder)

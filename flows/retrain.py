@@ -1,0 +1,33 @@
+"""One retraining, top to bottom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows import steps
+from flows.job import open_job
+
+
+@flow(name="retrain", flow_run_name="{pipeline}", persist_result=False)
+def retrain(pipeline: str, overrides: list[str] | None = None, reason: str = "", branch: str | None = None) -> dict[str, Any]:
+    """Versions the data, trains, judges, registers, and promotes what is proven better.
+
+    Arguments: ``pipeline`` a name in params.yaml; ``overrides`` as in ``--set``, "training.steps=20";
+    ``reason`` goes into the ledger; ``branch`` builds its head instead of what is on disk (schedules do).
+    Returns what ``remint run --json`` prints for one pipeline.
+    """
+    with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
+        if not steps.restore(job):  # dvc is asked once: what it remembers is restored and nothing trains
+            steps.version_data(job)
+            steps.learn_features(job)
+            steps.train(job)
+            steps.evaluate(job)
+        answer = steps.settled_before(job)  # same weights, evidence and rules as in the ledger: nothing to do
+        if answer is None:
+            steps.push(job)  # data first: a version never names what the remote does not hold
+            version = steps.register(job)
+            decision = steps.judge(job, version)
+            answer = steps.settle(job, version, decision)
+        return answer

@@ -1,0 +1,54 @@
+"""Retrains several pipelines now, as many at a time as the machine has room for."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import FrameType
+from typing import Any
+
+from flows.reconcile import reconcile
+from flows.retrain import retrain
+from remint import processes
+from remint.config import Params
+from remint.errors import Interrupted, RemintError
+from remint.home import Home
+
+Result = dict[str, Any] | RemintError
+
+
+def run(home: Home, params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
+    """The outcome of each pipeline, or the error that ended it; one's failure does not stop another.
+
+    Ctrl-C and SIGTERM stop the children, which write a checkpoint first, and end each flow with that reason.
+    """
+    reconcile(home)
+    demand = max(params.pipelines[name].training.threads * params.pipelines[name].training.devices for name in pipelines)
+    width = max(1, min(len(pipelines), (os.cpu_count() or 1) // demand))
+    former = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(width, thread_name_prefix="retrain") as pool:
+            futures: dict[str, Future[dict[str, Any]]] = {
+                name: pool.submit(retrain, name, overrides=overrides, reason=reason) for name in pipelines
+            }
+            wait(futures.values())
+    finally:
+        for sign, handler in former.items():
+            signal.signal(sign, handler)
+    return {name: _result(future) for name, future in futures.items()}
+
+
+def _stop(_sign: int, _frame: FrameType | None) -> None:
+    processes.stopping.set()
+
+
+def _result(future: Future[dict[str, Any]]) -> Result:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, RemintError):
+        return error
+    if processes.stopping.is_set():
+        return Interrupted(f"interrupted: {error}")
+    raise error

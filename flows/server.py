@@ -1,0 +1,153 @@
+"""A Prefect API to run under: the one that is set, the local stack's, or a temporary one of our own.
+
+The temporary server is Prefect's own application on HOME/prefect/prefect.db with what a one-shot run does not need
+turned off. It is started by us, not by Prefect's client, so that its start runs beside other work, is seen, is not cut
+short, and ends with us even when we are killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from remint import processes
+from remint.errors import OrchestrationError
+from remint.home import Home
+from remint.versioning import last_words
+
+START_LIMIT = 180.0  # seconds; the first start on an empty folder migrates Prefect's database
+
+SERVER = "import sys; from remint.step import die_with_parent; die_with_parent(); import uvicorn; uvicorn.main(sys.argv[1:])"
+
+# What a server that lives for one command does not need: block types for a UI that nobody opens, schedules, late runs.
+ONE_SHOT = {
+    "PREFECT_UI_ENABLED": "false",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+}
+
+
+def environment(home: Home) -> dict[str, str]:
+    """Variables that Prefect and MLflow read when they are imported: state under HOME, and nobody is called."""
+    return {
+        "PREFECT_HOME": str(home.prefect),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+
+
+def stack(home: Home) -> dict[str, Any] | None:
+    """Addresses of the local stack (``remint up``) where it is up."""
+    path = home.path / "stack.json"
+    try:
+        addresses: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return addresses if _healthy(addresses["prefect"]) else None
+
+
+@contextmanager
+def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
+    """The address of a Prefect API, which is set in the environment inside the block.
+
+    Must be entered before prefect is imported. ``say`` is told what is waited for.
+    """
+    os.environ.update(environment(home))
+    given = os.environ.get("PREFECT_API_URL") or (stack(home) or {}).get("prefect")
+    if given:
+        os.environ["PREFECT_API_URL"] = given
+        yield given
+        return
+    with _temporary(home, say) as url:
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            _drain()
+            del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
+    home.prefect.mkdir(parents=True, exist_ok=True)
+    first = not (home.prefect / "prefect.db").exists()
+    say("starting Prefect's temporary server" + (" (its first start makes its database: up to half a minute)" if first else ""))
+    began = time.monotonic()
+    log = home.prefect / "temporary-server.log"
+    with home.lock("prefect-start").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at a time would both migrate an empty database
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        url = f"http://127.0.0.1:{port}/api"
+        arguments = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                [sys.executable, "-c", SERVER, *arguments], env={**os.environ, **ONE_SHOT}, stdout=output, stderr=output, start_new_session=True
+            )
+        try:
+            import prefect.flows  # noqa: F401  its import takes as long as a third of the server's start: side by side
+
+            wait_healthy(url, server, log)
+        except BaseException:
+            processes.stop(server)
+            raise
+    say(f"Prefect is ready after {time.monotonic() - began:.0f} s")
+    try:
+        yield url
+    finally:
+        processes.stop(server)
+
+
+def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:
+    """Waits for an API to answer. Raises OrchestrationError with the server's last words, or after ``limit`` seconds."""
+    deadline = time.monotonic() + limit
+    while not _healthy(url):
+        if server.poll() is not None:
+            raise OrchestrationError(f"Prefect's server ended while it started: {last_words(log)} (all of it: {log})")
+        if time.monotonic() > deadline:
+            raise OrchestrationError(f"Prefect's server did not answer within {limit:.0f} s (its log: {log})")
+        time.sleep(0.1)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310  http to this machine
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _drain() -> None:
+    """Waits until what Prefect's client still holds (logs, task states) has reached the server."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=10)
+    APILogWorker.drain_all(timeout=10)
+
+
+def initialise(home: Home, say: Callable[[str], None]) -> None:
+    """Makes the databases of Prefect, MLflow and the ledger where they are not there yet."""
+    from remint import stores
+
+    with api(home, say):
+        say("making MLflow's database and the ledger")
+        stores.tracking(home).initialise()
+        stores.ledger(home)
+    say(f"{home.path} is ready")

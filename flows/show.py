@@ -1,0 +1,30 @@
+"""What a person sees of a decision in Prefect: the gate's table and the pictures. The same files lie on disk and in MLflow."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+from flows.job import Retraining
+from remint.records import Decision, ModelVersion
+
+
+def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: Path) -> None:
+    """Artifacts of one decision: ``folder`` holds the version's report and pictures."""
+    create_markdown_artifact(markdown=decision_markdown(version, verdict), key=f"{job.pipeline}-decision", description=f"{version.ref}: {verdict.verdict}")
+    for picture in sorted(folder.glob("*.png")):
+        data = base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(image_url=f"data:image/png;base64,{data}", key=f"{job.pipeline}-{picture.stem}", description=f"{version.ref}: {picture.stem}")
+
+
+def decision_markdown(version: ModelVersion, verdict: Decision) -> str:
+    """The gate's table: each rule, both numbers, their intervals."""
+    against = f"champion {verdict.model}/{verdict.champion}" if verdict.champion is not None else "no champion yet"
+    lines = [f"## {version.ref}: {verdict.verdict}", "", f"Held against {against}.", ""]
+    lines += ["| rule | metric | challenger | champion | passed | why |", "|---|---|---|---|---|---|"]
+    for rule in verdict.rules:
+        numbers = [value.text() if value else "" for value in (rule.challenger, rule.champion)]
+        lines.append(f"| {rule.rule} | {rule.metric or ''} | {numbers[0]} | {numbers[1]} | {'yes' if rule.passed else '**no**'} | {rule.reason} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,284 @@
+"""One task a step. Each asks dvc to reproduce its step in the job's workspace, or has one effect and records it.
+
+Prefect caches nothing (dvc remembers) and retries only what another try can mend: the network and the registry.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows import champion, show
+from flows.job import Retraining
+from remint import gate, stores, workspace
+from remint.errors import ChampionChanged, Interrupted, UserError
+from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
+
+Event = dict[str, Any]
+
+
+def step(name: str, *, retries: int = 0) -> Callable[..., Any]:
+    """A task that Prefect neither caches nor keeps the result of, tried again where that can help."""
+    return task(
+        name=name,
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=retries,
+        retry_delay_seconds=5,
+        retry_condition_fn=_worth_another_try,
+    )
+
+
+def _worth_another_try(_task: Any, _run: Any, state: Any) -> bool:
+    """Wrong input stays wrong, and Ctrl-C is obeyed."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, UserError | Interrupted)
+
+
+@contextmanager
+def timed(job: Retraining, name: str) -> Iterator[None]:
+    job.tell("step", name=name)
+    began = time.monotonic()
+    yield
+    job.seconds[name] = round(time.monotonic() - began, 2)
+
+
+@step("ask dvc")
+def restore(job: Retraining) -> bool:
+    """True where dvc remembers the whole chain: the workspace then holds it."""
+    with timed(job, "ask"):
+        known = job.dvc.restore(f"evaluate@{job.pipeline}")
+    job.tell("restored" if known else "to_do")
+    return known
+
+
+@step("version data")
+def version_data(job: Retraining) -> None:
+    """Snapshots the source into dvc and prepares the arrays."""
+    name = job.settings.dataset
+    with timed(job, "data"):
+        job.dvc.reproduce("snapshot", name, _progress(job, "data"))
+        job.dvc.reproduce("prepare", name, _progress(job, "data"))
+    job.tell("ran", name="data", version=job.dataset.digest[:12], counts=job.dataset.counts)
+
+
+@step("learn features")
+def learn_features(job: Retraining) -> None:
+    """Trains the extractor that Frechet distances are measured in, on the training split."""
+    with timed(job, "features"):
+        job.dvc.reproduce("features", job.settings.dataset, _progress(job, "features"))
+
+
+@step("train")
+def train(job: Retraining) -> None:
+    """Trains, or restores. An MLflow run is open while something trains and is closed whatever happens."""
+    progress = _progress(job, "train")
+
+    def on_event(event: Event) -> None:
+        if event["event"] == "started":
+            _open_run(job)
+        elif event["event"] == "metrics" and job.run_id:
+            curves = {key: value for key, value in event.items() if isinstance(value, int | float) and key not in ("at", "step")}
+            job.tracking.log_metrics(job.run_id, [{"step": event["step"], **curves}])
+        progress(event)
+
+    try:
+        with timed(job, "train"):
+            job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
+    except BaseException as error:
+        close_run(job, error)
+        raise
+    job.tell("ran", name="train", trained=job.trained, weights=job.model.weights_sha256[:12])
+
+
+def _open_run(job: Retraining) -> None:
+    tags = {"remint.job": job.record.id, "remint.commit": job.commit.sha, "remint.flow_run": job.record.facts["flow_run"]}
+    job.run_id = job.tracking.start_run(job.pipeline, tags, job.settings.recipe.resolved())
+    job.record.note(mlflow_run=job.run_id)
+
+
+def close_run(job: Retraining, error: BaseException) -> None:
+    """Ends the open MLflow run with the reason why it did not come to its end."""
+    if job.run_id:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        job.tracking.end_run(job.run_id, "KILLED" if stopped else "FAILED", str(error) or type(error).__name__)
+        job.run_id = None
+
+
+@step("evaluate")
+def evaluate(job: Retraining) -> None:
+    """Measures the model on the held-out split."""
+    try:
+        with timed(job, "evaluate"):
+            job.dvc.reproduce("evaluate", job.pipeline, _progress(job, "evaluate"))
+    except BaseException as error:
+        close_run(job, error)
+        raise
+    job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.evidence.report.metrics.items()})
+
+
+@step("push data", retries=2)
+def push(job: Retraining) -> None:
+    """Copies data, weights and report to the dvc remote."""
+    dataset, pipeline = job.settings.dataset, job.pipeline
+    with timed(job, "push"):
+        job.dvc.push(f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{dataset}", f"train@{pipeline}", f"evaluate@{pipeline}")
+
+
+@step("register", retries=1)
+def register(job: Retraining) -> ModelVersion:
+    """Registers the weights, exactly once a key, with everything needed to build them again."""
+    with timed(job, "register"):
+        attachments = {"report": job.out("reports"), "dvc.lock": job.dvc.folder / "dvc.lock", "params.yaml": job.dvc.folder / "params.yaml"}
+        if job.commit.dirty:
+            attachments["uncommitted.bundle"] = workspace.bundle(job.home.repository, job.commit, job.record.folder / "uncommitted.bundle")
+        version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, _lineage(job), attachments)
+        job.run_id = None
+    _keep_report(job, version)
+    job.tell("registered", version=version.ref)
+    return version
+
+
+def _lineage(job: Retraining) -> dict[str, str]:
+    """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
+    lock = (job.dvc.folder / "dvc.lock").read_text()
+    packages = (job.dvc.folder / "constraints.txt").read_text()
+    return {
+        "commit": job.commit.sha,
+        "dirty": str(job.commit.dirty).lower(),
+        "changed": "\n".join(job.commit.changed)[:4000],
+        "overrides": canonical(job.overrides),
+        "reason": job.reason,
+        "dvc_lock_sha256": digest(lock),
+        "packages_sha256": digest(packages),
+        "report_sha256": job.evidence.report.digest,
+        "flow_run": job.record.facts["flow_run"],
+    }
+
+
+def _keep_report(job: Retraining, version: ModelVersion) -> None:
+    folder = job.home.reports / version.name / str(version.version)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(job.out("reports"), folder)
+
+
+@step("judge")
+def judge(job: Retraining, version: ModelVersion) -> Decision:
+    """Holds the version against the champion, measured again on today's data with today's settings."""
+    with timed(job, "judge"):
+        holder = job.ledger.champion(job.pipeline)
+        rival, why_not = (None, None) if holder is None else champion.evidence(job, holder)
+        return gate.decide(
+            job.pipeline,
+            job.evidence,
+            version.version,
+            rival,
+            holder,
+            job.settings.promotion,
+            dirty=job.commit.reason_dirty,
+            comparable=why_not,
+        )
+
+
+@step("settle")
+def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[str, Any]:
+    """Writes the decision to the ledger, which is the truth, and lets MLflow's aliases follow it."""
+    with timed(job, "settle"):
+        for _ in range(3):
+            try:
+                row = _append(job, decision)
+                break
+            except ChampionChanged:  # somebody promoted while we judged: hold it against the new champion
+                decision = judge.fn(job, version)
+        else:
+            raise ChampionChanged(f"{job.pipeline}: the champion changed three times while version {version.version} was judged: run again")
+        job.tracking.set_tags(version, {"verdict": decision.verdict, "decision_sha256": decision.digest, "ledger_hash": row.hash})
+        stores.project(job.home, job.pipeline)
+        folder = job.home.reports / version.name / str(version.version)
+        decision.write(folder / "decision.json")
+        job.tracking.attach(version, {"decision.json": folder / "decision.json"})
+    show.decision(job, version, decision, folder)
+    job.tell("decided", verdict=decision.verdict, version=version.ref)
+    return outcome(job, version.version, decision.verdict, list(decision.reasons), row.champion_after)
+
+
+def _append(job: Retraining, decision: Decision) -> LedgerRow:
+    why = "\n".join([*decision.reasons, *([f"reason given: {job.reason}"] if job.reason else [])])
+    return job.ledger.append(
+        model=job.pipeline,
+        action=decision.verdict,
+        version=decision.challenger,
+        champion_after=decision.challenger if decision.verdict == "promoted" else decision.champion,
+        who="gate",
+        why=why,
+        evidence=evidence_key(job),
+        expected_champion=decision.champion,
+    )
+
+
+def evidence_key(job: Retraining) -> str:
+    """What a decision rests on, apart from who is champion: same weights, report and rules -> same key."""
+    rules = job.settings.promotion.model_dump(mode="json")
+    return digest({"key": job.model.key, "report": job.evidence.report.digest, "rules": rules, "dirty": job.commit.dirty})
+
+
+@step("look into the ledger")
+def settled_before(job: Retraining) -> dict[str, Any] | None:
+    """The answer given before for the same weights, report and rules, while its champion still stands."""
+    evidence = evidence_key(job)
+    rows = [row for row in job.ledger.rows(job.pipeline) if row.evidence == evidence]
+    if not rows or rows[-1].champion_after != job.ledger.champion(job.pipeline):
+        return None
+    row = rows[-1]
+    job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
+    return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
+
+
+def outcome(job: Retraining, version: int, verdict: str, reasons: list[str], holder: int | None, unchanged: bool = False) -> dict[str, Any]:
+    """What ``remint run --json`` prints for this pipeline."""
+    report = job.evidence.report
+    return {
+        "pipeline": job.pipeline,
+        "dataset_version": job.dataset.digest,
+        "weights_sha256": job.model.weights_sha256,
+        "model": job.pipeline,
+        "version": version,
+        "champion": holder,
+        "trained": job.trained,
+        "unchanged": unchanged,
+        "metrics": {name: value.to_json() for name, value in report.metrics.items()},
+        "context": {name: value.to_json() for name, value in report.context.items()},
+        "decision": {"verdict": verdict, "reasons": reasons},
+        "seconds": job.seconds,
+    }
+
+
+def _progress(job: Retraining, name: str) -> Callable[[Event], None]:
+    """Hands a step's progress to the terminal and, at most every two seconds, to Prefect's progress artifact."""
+    artifact: UUID | None = None
+    told = 0.0
+
+    def on_event(event: Event) -> None:
+        nonlocal artifact, told
+        if event["event"] != "progress":
+            return
+        job.tell("progress", name=name, **{key: value for key, value in event.items() if key not in ("event", "at")})
+        if "step" in event and time.monotonic() - told > 2.0:
+            told = time.monotonic()
+            percent = 100.0 * event["step"] / event["steps"]
+            if artifact is None:
+                created = create_progress_artifact(progress=percent, key=f"{job.pipeline}-{name}", description=f"{name} {job.pipeline}")
+                artifact = created if isinstance(created, UUID) else None
+            else:
+                update_progress_artifact(artifact, progress=percent)
+
+    return on_event

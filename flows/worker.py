@@ -1,0 +1,29 @@
+"""The worker of the local stack: waits for the server, gives it the schedules of params.yaml, and runs what comes due."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from flows import server
+from flows.deploy import POOL, deploy
+from remint import config, workspace
+from remint.home import Home
+
+
+def main() -> None:
+    repository = workspace.repository_of(Path.cwd())
+    home = Home.of(repository)
+    deadline = time.monotonic() + server.START_LIMIT
+    while server.stack(home) is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    branch = workspace.branch_of(repository)
+    for entry in deploy(home, config.load(repository), branch):
+        print(f"{entry['deployment']}: {entry['schedule']} from the head of {branch}", flush=True)
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"])  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

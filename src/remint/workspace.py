@@ -1,0 +1,157 @@
+"""A job never runs in a person's working tree: it runs in a checkout of one commit, made for it.
+
+A clean tree's commit is HEAD. A dirty one becomes a commit under ``refs/remint/``, made through a
+temporary index: neither the working tree nor the person's own index is touched.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from remint.errors import RepositoryError, VersioningError
+
+LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
+SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
+NOT_DIRT = ("dvc.lock",)  # what `dvc repro` by hand leaves behind; a job makes its own and the version carries it
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a job builds from."""
+
+    sha: str
+    dirty: bool  # made from uncommitted work
+    changed: tuple[str, ...] = ()  # the uncommitted paths
+    base: str = ""  # HEAD that the uncommitted work stands on
+
+    @property
+    def reason_dirty(self) -> str | None:
+        """Why this commit is not promoted by itself, or None for a clean one."""
+        if not self.dirty:
+            return None
+        shown = ", ".join(self.changed[:3]) + (f" and {len(self.changed) - 3} more" if len(self.changed) > 3 else "")
+        return f"uncommitted changes in {shown}"
+
+
+def git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """Output of one git command, without taking optional locks. Raises VersioningError with git's own words."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise VersioningError(f"git {arguments[0]} in {folder}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def repository_of(folder: Path) -> Path:
+    """The root of the git repository around ``folder``. Raises RepositoryError where there is none, or no commit."""
+    try:
+        root = Path(git(folder, "rev-parse", "--show-toplevel").strip())
+    except VersioningError as error:
+        if "not a git repository" not in str(error):
+            raise RepositoryError(str(error)) from None
+        raise RepositoryError(f"no git repository at {folder}: a job is built from a commit; clone your remint repository, or run git init and commit") from None
+    try:
+        git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    except VersioningError:
+        raise RepositoryError(f"the git repository {root} has no commit yet: a job is built from a commit; run git add -A && git commit") from None
+    return root
+
+
+def branch_of(repository: Path) -> str:
+    """The branch that is checked out. Raises RepositoryError where there is none (a detached HEAD)."""
+    branch = git(repository, "rev-parse", "--abbrev-ref", "HEAD").strip()
+    if branch == "HEAD":
+        raise RepositoryError(f"{repository} is on no branch: git switch to the one that scheduled jobs are to build, or name it with --branch")
+    return branch
+
+
+def commit_of(repository: Path, revision: str) -> Commit:
+    """The commit that a branch, tag or SHA names. Raises RepositoryError where it names none."""
+    try:
+        return Commit(git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip(), dirty=False)
+    except VersioningError:
+        raise RepositoryError(f"{repository} has no branch, tag or commit '{revision}': git branch --all shows what it has") from None
+
+
+def commit_of_tree(repository: Path) -> Commit:
+    """HEAD where the working tree is clean, else a commit of what is on disk (tracked and untracked, not ignored).
+
+    The same content gives the same commit. Raises RepositoryError, which names the file, for one that is too
+    large or whose name looks like a secret's.
+    """
+    head = git(repository, "rev-parse", "HEAD").strip()
+    changed = _changed(repository)
+    if not changed:
+        return Commit(head, dirty=False)
+    for path in changed:
+        _refuse_unfit(repository / path, path)
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        own = Path(git(repository, "rev-parse", "--git-path", "index").strip())
+        if (repository / own).exists():
+            # Its stat cache spares hashing what did not change; its time, too, must stay: by it git knows which
+            # entries were written in the same tick as their file and have to be read again.
+            shutil.copy2(repository / own, index)
+        env = {"GIT_INDEX_FILE": str(index)}
+        git(repository, "add", "--all", env=env)
+        tree = git(repository, "write-tree", env=env).strip()
+    if tree == git(repository, "rev-parse", f"{head}^{{tree}}").strip():
+        return Commit(head, dirty=False)
+    when = git(repository, "show", "-s", "--format=%cI", head).strip()
+    person = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))}
+    sha = git(repository, "commit-tree", tree, "-p", head, "-m", "Uncommitted work, as a remint job found it", env=person).strip()
+    git(repository, "update-ref", f"refs/remint/{sha}", sha)
+    return Commit(sha, dirty=True, changed=tuple(changed), base=head)
+
+
+def _changed(repository: Path) -> list[str]:
+    """Paths with uncommitted changes, renames as both of their names."""
+    fields = iter(git(repository, "status", "--porcelain=v1", "-z", "--untracked-files=all").split("\0"))
+    paths = []
+    for field in fields:
+        if field:
+            paths.append(field[3:])
+            if field[0] in "RC":
+                paths.append(next(fields))
+    return sorted(path for path in paths if path not in NOT_DIRT)
+
+
+def _refuse_unfit(path: Path, name: str) -> None:
+    if not path.is_file():
+        return
+    if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
+        raise RepositoryError(f"{name} looks like a secret and would be committed with your uncommitted work: add it to .gitignore")
+    if path.stat().st_size > LARGEST_FILE:
+        size = path.stat().st_size / 2**20
+        raise RepositoryError(f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and name it as a dataset's source if it is data")
+
+
+def check_out(repository: Path, commit: Commit, folder: Path) -> Path:
+    """A checkout of ``commit`` in the new ``folder``, its objects shared with the repository."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    git(folder.parent, "clone", "--quiet", "--shared", "--no-checkout", str(repository), str(folder))
+    git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", commit.sha)
+    return folder
+
+
+def bundle(repository: Path, commit: Commit, file: Path) -> Path:
+    """A git bundle of a dirty commit upon its base, so that it can be built elsewhere."""
+    git(repository, "bundle", "create", "--quiet", str(file), f"refs/remint/{commit.sha}", f"^{commit.base}")
+    return file
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""params.yaml: what is accepted, and how each mistake is named."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import config
+from remint.errors import SettingsError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return config.read(REPOSITORY)
+
+
+def test_the_repositorys_own_params_are_valid() -> None:
+    params = config.load(REPOSITORY)
+    assert {"digits-flow", "digits-vae", "digits-gan"} <= set(params.pipelines)
+    assert params.pipelines["digits-flow"].metrics() == ["nll", "fd_domain"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("pipelines.digits-vae.trainig", {}, ["pipelines.digits-vae", "trainig", "did you mean 'training'?"]),
+        ("pipelines.digits-vae.training.learning_rat", 1.0, ["pipelines.digits-vae.training", "did you mean 'learning_rate'?"]),
+        ("pipelines.digits-vae.training.steps", "many", ["pipelines.digits-vae.training.steps", "integer", "'many'"]),
+        ("pipelines.digits-vae.training.steps", "20", ["pipelines.digits-vae.training.steps", "integer", "'20'"]),
+        ("pipelines.digits-vae.training.steps", 0, ["pipelines.digits-vae.training.steps", "greater than or equal to 1"]),
+        ("pipelines.digits-vae.training.steps", True, ["pipelines.digits-vae.training.steps", "integer"]),
+        ("pipelines.digits-vae.training.ema", 1.5, ["pipelines.digits-vae.training.ema", "less than 1"]),
+        ("pipelines.digits-vae.training.devices", 3, ["pipelines.digits-vae.training", "multiple of devices 3"]),
+        ("pipelines.digits-vae.model.latnet", 3, ["pipelines.digits-vae.model", "did you mean 'latent'?"]),
+        ("pipelines.digits-vae.model.latent", -1, ["pipelines.digits-vae.model.latent", "greater than or equal to 1"]),
+        ("pipelines.digits-vae.family", "vea", ["pipelines.digits-vae", "did you mean 'vae'?"]),
+        ("pipelines.digits-vae.dataset", "digit", ["pipelines.digits-vae.dataset", "did you mean 'digits'?"]),
+        ("pipelines.digits-vae.evaluation.metrics", ["nll"], ["digits-vae", "no log_prob"]),
+        ("pipelines.digits-vae.evaluation.metrics", ["elbow"], ["evaluation.metrics", "did you mean 'elbo'?"]),
+        ("pipelines.digits-gan.promotion", {"require": {"nll": {"max": 1}}}, ["digits-gan", "'nll' is not measured"]),
+        ("pipelines.digits-vae.promotion.require", {"iwae": {}}, ["require.iwae", "min, max or both"]),
+        ("pipelines.digits-vae.schedule", {"cron": "0 3 * * *", "interval": 5}, ["schedule", "exactly one of cron"]),
+        ("pipelines.digits-vae.schedule", {"cron": "every night"}, ["schedule.cron", "every night"]),
+        ("pipelines.digits-vae.schedule", {"interval": 60, "timezone": "Mars/Olympus"}, ["schedule.timezone", "Mars/Olympus"]),
+        ("datasets.digits.levels", 1000, ["datasets.digits.levels", "256"]),
+        ("datasets.digits.split", {"held_out": 0.9}, ["datasets.digits.split.held_out", "0.5"]),
+    ],
+)
+def test_a_mistake_is_refused_with_its_key_and_what_was_expected(content: dict[str, Any], path: str, value: Any, words: list[str]) -> None:
+    broken = copy.deepcopy(content)
+    *parents, last = path.split(".")
+    block = broken
+    for parent in parents:
+        block = block[parent]
+    block[last] = value
+    with pytest.raises(SettingsError) as caught:
+        config.validate(broken)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("params.yaml: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:
+    content["pipelines"]["digits-vae"]["training"]["steps"] = -1
+    content["pipelines"]["digits-gan"]["training"]["ema"] = "high"
+    with pytest.raises(SettingsError) as caught:
+        config.validate(content)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("block", ["model", "training", "evaluation", "promotion"])
+def test_every_block_is_written(content: dict[str, Any], block: str) -> None:
+    del content["pipelines"]["digits-vae"][block]
+    with pytest.raises(SettingsError, match=f"pipelines.digits-vae.{block}: missing: every block is written"):
+        config.validate(content)
+
+
+def test_an_empty_schedule_is_none(content: dict[str, Any]) -> None:
+    content["pipelines"]["digits-vae"]["schedule"] = {}
+    assert config.validate(content).pipelines["digits-vae"].schedule is None
+
+
+def test_an_unknown_pipeline_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match=r"unknown pipeline 'digit-vae': did you mean 'digits-vae'\?"):
+        config.load(REPOSITORY).pipeline("digit-vae")
+
+
+def test_set_reads_values_as_yaml_and_leaves_the_rest(content: dict[str, Any]) -> None:
+    changed = config.override(content, "digits-vae", ["training.steps=20", "training.learning_rate=1e-3"])
+    settings = config.validate(changed).pipelines["digits-vae"].training
+    assert (settings.steps, settings.learning_rate) == (20, 1e-3)
+    assert changed["pipelines"]["digits-flow"] == content["pipelines"]["digits-flow"]
+    assert content["pipelines"]["digits-vae"]["training"]["steps"] != 20
+
+
+@pytest.mark.parametrize("assignment", ["training.steps", "=3", "training..steps=3", "dataset.steps=3", "training.steps=[1,"])
+def test_set_that_is_no_assignment_is_refused(content: dict[str, Any], assignment: str) -> None:
+    with pytest.raises(SettingsError, match="--set"):
+        config.override(content, "digits-vae", [assignment])
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no params.yaml"):
+        config.load(tmp_path)
+    (tmp_path / "params.yaml").write_text("datasets: [")
+    with pytest.raises(SettingsError, match="is not YAML"):
+        config.load(tmp_path)
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(SettingsError, match="expected the blocks"):
+        config.load(tmp_path)
+
+
+def test_written_params_read_back_equal(content: dict[str, Any], tmp_path: Path) -> None:
+    config.write(content, tmp_path)
+    assert config.read(tmp_path) == content

@@ -1,0 +1,117 @@
+"""Workspaces, on real git: a job's commit is what is on disk, and the person's tree and index stay as they are."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from remint import workspace
+from remint.errors import RepositoryError
+
+
+def run(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "team"
+    folder.mkdir()
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "config", "user.email", "a@example.org")
+    run(folder, "git", "config", "user.name", "A")
+    (folder / "params.yaml").write_text("a: 1\n")
+    (folder / ".gitignore").write_text("/outs/\n")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "first")
+    return folder
+
+
+def state(repository: Path) -> tuple[str, bytes, str]:
+    """Everything of a person's that a job could have touched."""
+    files = run(repository, "sh", "-c", "find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha256sum")
+    return files, (repository / ".git/index").read_bytes(), run(repository, "git", "for-each-ref", "refs/heads", "HEAD")
+
+
+def test_a_clean_tree_is_its_head(repository: Path) -> None:
+    commit = workspace.commit_of_tree(repository)
+    assert commit == workspace.Commit(run(repository, "git", "rev-parse", "HEAD").strip(), dirty=False)
+    assert commit.reason_dirty is None
+
+
+def test_uncommitted_work_becomes_a_commit_and_nothing_of_the_persons_moves(repository: Path, tmp_path: Path) -> None:
+    (repository / "params.yaml").write_text("a: 2\n")
+    run(repository, "git", "add", "params.yaml")
+    (repository / "params.yaml").write_text("a: 3\n")  # staged 2, on disk 3
+    (repository / "new file.py").write_text("x = 1\n")
+    (repository / "outs").mkdir()
+    (repository / "outs" / "ignored").write_text("data")
+    before = state(repository)
+    commit = workspace.commit_of_tree(repository)
+    assert state(repository) == before
+    assert commit.dirty
+    assert commit.changed == ("new file.py", "params.yaml")
+    assert commit.reason_dirty == "uncommitted changes in new file.py, params.yaml"
+    folder = workspace.check_out(repository, commit, tmp_path / "job")
+    assert (folder / "params.yaml").read_text() == "a: 3\n"
+    assert (folder / "new file.py").exists()
+    assert not (folder / "outs").exists()
+    assert workspace.commit_of_tree(repository) == commit, "the same content is the same commit"
+
+
+def test_a_bundle_of_uncommitted_work_can_be_built_elsewhere(repository: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    run(tmp_path, "git", "clone", "-q", str(repository), str(elsewhere))
+    (repository / "params.yaml").write_text("a: 4\n")
+    commit = workspace.commit_of_tree(repository)
+    file = workspace.bundle(repository, commit, tmp_path / "work.bundle")
+    run(elsewhere, "git", "fetch", "-q", str(file), f"refs/remint/{commit.sha}")
+    assert run(elsewhere, "git", "show", f"{commit.sha}:params.yaml") == "a: 4\n"
+
+
+def test_renames_and_deletions_are_named(repository: Path) -> None:
+    run(repository, "git", "mv", "params.yaml", "settings.yaml")
+    assert workspace.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
+
+
+def test_a_dvc_lock_left_by_hand_is_no_dirt(repository: Path) -> None:
+    (repository / "dvc.lock").write_text("schema: '2.0'\n")
+    assert not workspace.commit_of_tree(repository).dirty
+
+
+def test_a_touched_but_equal_file_is_no_dirt(repository: Path) -> None:
+    (repository / "params.yaml").touch()
+    assert not workspace.commit_of_tree(repository).dirty
+
+
+@pytest.mark.parametrize("name", [".env", "server.pem", "id_rsa", "aws-credentials.json"])
+def test_what_looks_like_a_secret_is_refused_by_name(repository: Path, name: str) -> None:
+    (repository / name).write_text("secret")
+    with pytest.raises(RepositoryError, match=name):
+        workspace.commit_of_tree(repository)
+    assert not run(repository, "git", "for-each-ref", "refs/remint")
+
+
+def test_a_large_file_is_refused_by_name(repository: Path) -> None:
+    with (repository / "faces.npy").open("wb") as stream:
+        stream.truncate(workspace.LARGEST_FILE + 1)
+    with pytest.raises(RepositoryError, match=r"faces.npy is 10 MiB, too large for git"):
+        workspace.commit_of_tree(repository)
+
+
+def test_no_repository_and_no_commit_are_two_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="no git repository at"):
+        workspace.repository_of(tmp_path)
+    run(tmp_path, "git", "init", "-q")
+    with pytest.raises(RepositoryError, match="has no commit yet"):
+        workspace.repository_of(tmp_path)
+
+
+def test_a_branch_that_does_not_exist_is_refused(repository: Path) -> None:
+    with pytest.raises(RepositoryError, match="no branch, tag or commit 'nightly'"):
+        workspace.commit_of(repository, "nightly")
+    run(repository, "git", "checkout", "-q", "--detach")
+    with pytest.raises(RepositoryError, match="is on no branch"):
+        workspace.branch_of(repository)
