@@ -74,7 +74,6 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         yield given
         return
     with _temporary(home, say) as url:
-        os.environ["PREFECT_API_URL"] = url
         try:
             yield url
         finally:
@@ -100,6 +99,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
             server = subprocess.Popen(
                 [sys.executable, "-c", SERVER, *arguments], env={**os.environ, **ONE_SHOT}, stdout=output, stderr=output, start_new_session=True
             )
+        os.environ["PREFECT_API_URL"] = url  # prefect reads it once, when it is imported: else it starts a server of its own
         try:
             import prefect.flows  # noqa: F401  its import takes as long as a third of the server's start: side by side
 
