@@ -46,7 +46,7 @@ class Workspace:
             would_run = would_run or event["event"] == "would_run"
 
         try:
-            self._dvc("ask", "repro", "--quiet", target, on_event=watch, env={RESTORE_ONLY: "1"})
+            self._dvc("ask", "repro", target, on_event=watch, env={RESTORE_ONLY: "1"})
         except VersioningError:
             if would_run:
                 return False
@@ -62,12 +62,12 @@ class Workspace:
             ran = ran or event["event"] == "started"
             on_event(event)
 
-        self._dvc(step, "repro", "--quiet", "--single-item", f"{step}@{name}", on_event=watch)
+        self._dvc(step, "repro", "--single-item", f"{step}@{name}", on_event=watch)
         return ran
 
     def push(self, *targets: str) -> None:
         """Copies the outputs of these steps to the remote. Raises VersioningError where it is out of reach."""
-        self._dvc("push", "push", "--quiet", *targets)
+        self._dvc("push", "push", *targets)
 
     def _dvc(self, label: str, *arguments: str, on_event: OnEvent | None = None, env: Mapping[str, str] | None = None) -> None:
         log, events = self.logs / f"{label}.log", self.logs / f"{label}.jsonl"

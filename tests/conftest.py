@@ -1,0 +1,36 @@
+"""What tests of several folders share: small real repositories."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.update({"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"})
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the stores of the person who runs it."""
+    for name in ("REMINT_HOME", "REMINT_LEDGER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "REMINT_EVENTS", "REMINT_RESTORE_ONLY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def make_repository(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """Makes a git repository with one commit of the given files."""
+
+    def make(files: dict[str, str], name: str = "team") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        commit = "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
+        subprocess.run(["sh", "-c", commit], cwd=folder, check=True)
+        return folder
+
+    return make

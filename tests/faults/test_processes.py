@@ -1,0 +1,109 @@
+"""Children that do not outlive us, with real processes that are really killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from remint import jobs, processes
+from remint.errors import Interrupted
+from remint.home import Home
+
+PARENT = """
+import os, sys
+from pathlib import Path
+from remint import processes
+processes.run([sys.executable, "-c", CHILD], cwd=Path.cwd(), env=os.environ, log=Path("log"))
+"""
+CHILD = "from remint.step import die_with_parent; die_with_parent(); import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('pid', 'w').write('1'); time.sleep(600)"
+
+
+def wait_for(path: Path, seconds: float = 20.0) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not appear")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def gone(pid: int, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not is_alive(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.replace("CHILD", repr(CHILD))], cwd=tmp_path)
+    child = int(wait_for(tmp_path / "pid"))
+    assert is_alive(child)
+    parent.kill()
+    parent.wait()
+    assert gone(child)
+
+
+def test_ctrl_c_stops_the_group_and_says_so(tmp_path: Path) -> None:
+    def stop_soon() -> None:
+        wait_for(tmp_path / "pid")
+        processes.stopping.set()
+
+    threading.Thread(target=stop_soon).start()
+    try:
+        with pytest.raises(Interrupted, match="run the same command again"):
+            processes.run([sys.executable, "-c", CHILD], cwd=tmp_path, env=os.environ, log=tmp_path / "log")
+    finally:
+        processes.stopping.clear()
+    assert gone(int((tmp_path / "pid").read_text()), seconds=1.0)
+
+
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE", 0.3)
+    child = subprocess.Popen([sys.executable, "-c", STUBBORN], cwd=tmp_path, start_new_session=True)
+    wait_for(tmp_path / "pid")
+    processes.stop(child)
+    assert child.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_events_are_read_as_they_come_and_only_whole_lines(tmp_path: Path) -> None:
+    writer = "import time; f = open('events', 'a', buffering=1); f.write('{\"a\": 1}\\n{\"a\"'); f.flush(); time.sleep(0.3); f.write(': 2}\\n')"
+    seen: list[dict[str, int]] = []
+    status = processes.run([sys.executable, "-c", writer], cwd=tmp_path, env=os.environ, log=tmp_path / "log", events=tmp_path / "events", on_event=seen.append)
+    assert status == 0
+    assert seen == [{"a": 1}, {"a": 2}]
+
+
+def test_a_job_that_was_killed_is_found_dead_and_a_live_one_is_not(tmp_path: Path) -> None:
+    home = Home(tmp_path, tmp_path / "home").ensure()
+    script = (
+        "import time; from pathlib import Path; from remint import jobs; from remint.home import Home\n"
+        f"with jobs.live(Home(Path({str(tmp_path)!r}), Path({str(home.path)!r})), pipeline='x') as job:\n"
+        "    open('pid', 'w').write(job.id); time.sleep(600)\n"
+    )
+    victim = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    name = wait_for(tmp_path / "pid")
+    with jobs.live(home, pipeline="y") as mine:
+        assert jobs.dead(home) == []
+        victim.kill()
+        victim.wait()
+        assert [job.id for job in jobs.dead(home)] == [name]
+        assert mine.id != name
+    assert [job.facts["pipeline"] for job in jobs.dead(home)] == ["x"]

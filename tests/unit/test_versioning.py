@@ -1,0 +1,150 @@
+"""dvc's door, on real dvc: what it remembers is restored, what ends a step is our error, addresses are absolute."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import config, versioning, workspace
+from remint.errors import DataError, RepositoryError, VersioningError
+from remint.home import Home
+
+WORK = """
+import pathlib, sys
+from remint import step
+from remint.errors import DataError
+
+def main(key):
+    settings = dict(line.split(": ") for line in pathlib.Path("params.yaml").read_text().splitlines()[2:])
+    mode = settings["    mode"]
+    if mode == "refuse":
+        raise DataError("the data of x is empty: fill it")
+    if mode == "crash":
+        raise RuntimeError("boom")
+    step.emit("progress", step=1, steps=2)
+    folder = pathlib.Path("outs") / key
+    folder.mkdir(parents=True)
+    (folder / "made").write_text(mode)
+
+step.run(main)
+"""
+DVC_YAML = """
+stages:
+  work:
+    foreach: ${things}
+    do:
+      cmd: python work.py ${key}
+      params: ["things.${key}"]
+      deps: [work.py]
+      outs: ["outs/${key}"]
+"""
+FILES = {
+    "work.py": WORK,
+    "dvc.yaml": DVC_YAML,
+    "params.yaml": "things:\n  x:\n    mode: good\n",
+    ".dvc/config": "[core]\n    remote = local\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"local\"']\n    url = ../.remint/dvc/remote\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n",
+    ".gitignore": "/outs/\n/.remint/\n",
+}
+
+Open = Callable[..., versioning.Workspace]
+
+
+@pytest.fixture
+def repository(make_repository: Callable[[dict[str, str]], Path]) -> Path:
+    return make_repository(FILES)
+
+
+@pytest.fixture
+def open_workspace(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    source = str(Path(versioning.__file__).parents[1])
+    real = versioning.environment
+    monkeypatch.setattr(versioning, "environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
+
+    def open_(name: str, mode: str = "good") -> versioning.Workspace:
+        home = Home.of(repository).ensure()
+        folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / name)
+        config.write({"things": {"x": {"mode": mode}}}, folder)
+        return versioning.Workspace(folder, home, logs=home.path / "logs" / name)
+
+    return open_
+
+
+def quiet(_event: dict[str, Any]) -> None:
+    pass
+
+
+def test_a_step_runs_once_and_is_restored_in_another_workspace(open_workspace: Open) -> None:
+    first, events = open_workspace("first"), []
+    assert not first.restore("work@x")
+    assert first.reproduce("work", "x", events.append)
+    assert [event["event"] for event in events] == ["started", "progress", "ended"]
+    second = open_workspace("second")
+    assert second.restore("work@x")
+    assert (second.folder / "outs/x/made").read_text() == "good"
+    assert not open_workspace("third").reproduce("work", "x", quiet)
+    assert not open_workspace("fourth", mode="other").restore("work@x")
+
+
+def test_what_a_step_refuses_comes_back_as_the_same_error(open_workspace: Open) -> None:
+    with pytest.raises(DataError, match="^the data of x is empty: fill it$"):
+        open_workspace("job", mode="refuse").reproduce("work", "x", quiet)
+
+
+def test_a_step_that_crashes_is_named_with_its_last_words(open_workspace: Open) -> None:
+    with pytest.raises(VersioningError, match=r"work@x failed: .*(boom|work\.py)"):
+        open_workspace("job", mode="crash").reproduce("work", "x", quiet)
+
+
+def test_two_jobs_at_a_time_meet_no_lock(open_workspace: Open) -> None:
+    jobs = [open_workspace(f"job{i}", mode=f"m{i}") for i in range(4)]
+    failures: list[BaseException] = []
+
+    def work(job: versioning.Workspace) -> None:
+        try:
+            job.reproduce("work", "x", quiet)
+            job.push("work@x")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert [(job.folder / "outs/x/made").read_text() for job in jobs] == ["m0", "m1", "m2", "m3"]
+
+
+def test_a_push_goes_to_the_persons_remote_not_to_one_beside_the_workspace(open_workspace: Open, repository: Path) -> None:
+    job = open_workspace("job")
+    job.reproduce("work", "x", quiet)
+    job.push("work@x")
+    assert any(path.is_file() for path in (repository / ".remint/dvc/remote").rglob("*"))
+    assert not (job.folder.parent / ".remint").exists()
+
+
+def test_addresses_follow_remint_home_and_the_persons_own_settings_win(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMINT_HOME", str(tmp_path / "elsewhere"))
+    (repository / ".dvc/config.local").write_text("['remote \"local\"']\n    url = /mnt/share\n")
+    home = Home.of(repository).ensure()
+    folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / "job")
+    versioning.addresses(home, folder)
+    written = (folder / ".dvc/config.local").read_text()
+    assert f"dir = {tmp_path}/elsewhere/dvc/cache" in written
+    assert "url = /mnt/share" in written
+    assert "verify = true" in written
+
+
+def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path]) -> None:
+    bare = make_repository({"params.yaml": ""}, name="bare")
+    home = Home.of(bare).ensure()
+    folder = workspace.check_out(bare, workspace.commit_of_tree(bare), home.workspaces / "job")
+    with pytest.raises(RepositoryError, match="dvc init"):
+        versioning.Workspace(folder, home, logs=home.path / "logs")
