@@ -1,0 +1,67 @@
+"""A trained model on disk: weights.safetensors and model.json, in a folder that manifest.py seals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from remint import manifest
+from remint.errors import IntegrityError
+from remint.models.contract import Model
+from remint.models.families import family, settings_of
+from remint.recipe import ModelSettings
+from remint.records import DataSpec
+
+WEIGHTS = "weights.safetensors"
+MODEL = "model.json"
+
+
+def save_model(folder: Path, model: Model, family: str, settings: ModelSettings, spec: DataSpec) -> str:
+    """Writes the two files into ``folder``, which the caller seals once it is complete.
+
+    Equal weights give equal bytes. Returns the SHA-256 of weights.safetensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    about = {"family": family, "model": settings.model_dump(mode="json"), "spec": spec.to_json()}
+    (folder / MODEL).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    return manifest.sha256_file(folder / WEIGHTS)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """The model of a sealed folder, in eval mode and without gradients.
+
+    Raises IntegrityError where a file is not what the manifest says or does not fit its settings, SettingsError
+    where its family is not installed here.
+    """
+    manifest.verify(folder)
+    name, settings, spec = _about(folder)
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away: the caller's numbers stay as they were
+        model = family(name).build(settings, spec)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise IntegrityError(
+            f"{folder / WEIGHTS} does not hold the weights that {MODEL} describes: {_first_line(error)}"
+        ) from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _about(folder: Path) -> tuple[str, ModelSettings, DataSpec]:
+    try:
+        about: dict[str, Any] = json.loads((folder / MODEL).read_bytes())
+        settings = settings_of(about["family"]).model_validate(about["model"])
+        return about["family"], settings, DataSpec.model_validate(about["spec"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise IntegrityError(f"{folder / MODEL} does not describe a model: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

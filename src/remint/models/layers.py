@@ -1,0 +1,55 @@
+"""Building blocks that the families share.
+
+Shapes: B batch, C channels, H height, W width, D = C H W dimensions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from remint.records import DataSpec
+
+
+def mlp(sizes: list[int], activation: Callable[[], nn.Module], *, norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of ``sizes``; after each but the last: LayerNorm (where asked), activation, dropout."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(sizes[:-1]):
+        layers.append(nn.Linear(fan_in, fan_out))
+        if norm:
+            layers.append(nn.LayerNorm(fan_out))
+        layers.append(activation())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+def last_linear(net: nn.Sequential) -> nn.Linear:
+    """The output layer of an ``mlp``."""
+    layer = net[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def to_unit(x: Tensor, levels: int) -> Tensor:
+    """Levels 0 .. levels-1 to [-1, 1]."""
+    return x * (2.0 / (levels - 1)) - 1.0
+
+
+def to_levels(x: Tensor, levels: int) -> Tensor:
+    """[-1, 1] to the nearest level, uint8; what lies outside becomes the nearest end."""
+    return ((x + 1.0) * ((levels - 1) / 2.0)).round().clamp(0, levels - 1).to(torch.uint8)
+
+
+def normal_log_density(z: Tensor) -> Tensor:
+    """Log density of the standard normal distribution, element by element."""
+    return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+
+
+def bits_per_dim(nats: Tensor, spec: DataSpec) -> Tensor:
+    """Nats per example to bits per dimension."""
+    return nats / (spec.dims * math.log(2.0))

@@ -1,0 +1,71 @@
+"""Monotone rational-quadratic splines on an interval, the identity outside it.
+
+Shapes: ... any leading shape, K bins.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_BIN = 1e-3  # least width and height of a bin, as a share of the interval
+MIN_DERIVATIVE = 1e-3
+
+
+def parameters(bins: int) -> int:
+    """Numbers that describe one spline: widths, heights, and derivatives at the inner knots."""
+    return 3 * bins - 1
+
+
+def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Spline of Durkan et al., Neural Spline Flows (2019), with linear (identity) tails.
+
+    All-zero ``theta`` is the identity. The function and its first derivative are continuous.
+
+    Arguments:
+        x: points, shape (...).
+        theta: unconstrained widths, heights, derivatives, shape (..., 3 K - 1).
+        bound: the spline acts on [-bound, bound].
+        inverse: the inverse function instead.
+
+    Returns:
+        The value and the log of the derivative (of the direction that was asked for), each shape (...).
+    """
+    bins = (theta.shape[-1] + 1) // 3
+    inside = (x > -bound) & (x < bound)
+    point = torch.where(inside, x, torch.zeros_like(x)).unsqueeze(-1)
+    left, width = _bins(theta[..., :bins], bound)
+    bottom, height = _bins(theta[..., bins : 2 * bins], bound)
+    shift = math.log(math.expm1(1.0 - MIN_DERIVATIVE))  # a zero parameter is a derivative of one
+    inner = MIN_DERIVATIVE + F.softplus(theta[..., 2 * bins :] + shift)
+    derivative = F.pad(inner, (1, 1), value=1.0)
+
+    edges = bottom if inverse else left
+    k = (point >= edges[..., 1:]).sum(-1, keepdim=True)
+    x0, w, y0, h, d0, d1 = (v.gather(-1, k).squeeze(-1) for v in (left, width, bottom, height, derivative, derivative[..., 1:]))
+    point = point.squeeze(-1)
+    s = h / w
+    bend = d0 + d1 - 2 * s
+    if inverse:
+        rise = point - y0
+        a = h * (s - d0) + rise * bend
+        b = h * d0 - rise * bend
+        c = -s * rise
+        root = (b.square() - 4 * a * c).clamp(min=0.0)
+        t = 2 * c / (-b - root.sqrt())
+        value = x0 + t * w
+    else:
+        t = (point - x0) / w
+        value = y0 + h * (s * t.square() + d0 * t * (1 - t)) / (s + bend * t * (1 - t))
+    slope = s.square() * (d1 * t.square() + 2 * s * t * (1 - t) + d0 * (1 - t).square()) / (s + bend * t * (1 - t)).square()
+    log_slope = torch.where(inside, slope.log(), torch.zeros_like(x))
+    return torch.where(inside, value, x), -log_slope if inverse else log_slope
+
+
+def _bins(theta: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Left edge and size of each bin of [-bound, bound], each shape (..., K)."""
+    size = 2 * bound * (MIN_BIN + (1 - MIN_BIN * theta.shape[-1]) * theta.softmax(-1))
+    return F.pad(size.cumsum(-1)[..., :-1], (1, 0)) - bound, size
