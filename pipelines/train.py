@@ -1,0 +1,41 @@
+"""python -m pipelines.train PIPELINE: outs/prepared/DATASET -> outs/trained/PIPELINE, or on from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from remint import config, step
+from remint.manifest import sha256_tree
+
+# What decides the weights beside data and settings, as dvc.yaml lists it for the train step.
+CODE = (
+    "pipelines/train.py",
+    "src/remint/recipe.py",
+    "src/remint/data/arrays.py",
+    "src/remint/data/sampler.py",
+    "src/remint/models",
+    "src/remint/training",
+    "constraints.txt",
+)
+
+
+def main(pipeline: str) -> None:
+    from remint.data import arrays
+    from remint.training import train
+
+    here = Path.cwd()
+    recipe = config.load(here).pipeline(pipeline).recipe
+    train.run(
+        recipe,
+        pipeline,
+        arrays.load(here / "outs/prepared" / recipe.dataset),
+        checkpoints=Path(os.environ.get("REMINT_HOME", ".remint")).absolute() / "checkpoints",
+        out=here / "outs/trained" / pipeline,
+        code_sha256=sha256_tree(*(here / path for path in CODE)),
+        command=["-m", "pipelines.train", pipeline],
+    )
+
+
+if __name__ == "__main__":
+    step.run(main)

@@ -1,0 +1,123 @@
+"""Checkpoints on disk: HOME/checkpoints/DIGEST/step-00000500/, whole or not at all, verified before use.
+
+DIGEST is that of everything which decides the weights (data, recipe, code), so that no training ever takes up
+another's. One process writes in a folder at a time. The last two checkpoints are kept: a damaged one is found by
+its manifest, and the one before is used. When the model that they led to is safely written they are deleted,
+so that a training which is asked for again is a training and not a memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from remint.errors import IntegrityError, RunError
+from remint.manifest import verify, whole_folder
+from remint.step import emit
+
+KEPT = 2
+TENSORS, NOTES, LOCK = "tensors.safetensors", "notes.json", "lock"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training."""
+
+    root: Path
+    digest: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.digest
+
+    def at(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, damaged or not, the newest last."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+
+    @contextmanager
+    def held(self, who: str) -> Iterator[None]:
+        """Keeps the folder to this process while the block runs. Raises RunError, which says who else has it."""
+        with _locked(self.folder / LOCK, who):
+            for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Raises StorageError where the disk is full; the checkpoints before are then as they were."""
+        with whole_folder(self.at(step), digest=self.digest, step=step) as folder:
+            # Not save_file: it reports a full disk as an error of its own that has no errno.
+            (folder / TENSORS).write_bytes(save(dict(tensors)))
+            (folder / NOTES).write_text(json.dumps(notes, allow_nan=False))
+        for old in self.steps()[:-KEPT]:
+            shutil.rmtree(self.at(old))
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is intact, None where there is none. Damaged ones are reported and deleted."""
+        for step in reversed(self.steps()):
+            try:
+                self._verify(step)
+            except IntegrityError as error:
+                emit("damaged_checkpoint", step=step, message=str(error))
+                shutil.rmtree(self.at(step))
+            else:
+                return step
+        return None
+
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors (on the CPU) and notes. Raises IntegrityError where a byte is not as it was written."""
+        self._verify(step)
+        folder = self.at(step)
+        return load((folder / TENSORS).read_bytes()), json.loads((folder / NOTES).read_text())
+
+    def _verify(self, step: int) -> None:
+        manifest = verify(self.at(step))
+        if manifest.get("digest") != self.digest or manifest.get("step") != step:
+            raise IntegrityError(
+                f"{self.at(step)} belongs to another training or step: its manifest says {manifest.get('digest')}"
+            )
+
+    def delete(self) -> None:
+        """Deletes the folder. Only while it is held."""
+        shutil.rmtree(self.folder)
+
+
+@contextmanager
+def _locked(path: Path, who: str) -> Iterator[None]:
+    """An advisory lock that the kernel drops with its holder, on a file that the holder may delete."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 500).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise RunError(
+                f"this training is already under way: {holder} writes its checkpoints; wait for it or stop it"
+            ) from None
+        try:
+            if os.fstat(handle).st_ino == path.stat().st_ino:  # else its last holder deleted it under our hands
+                break
+        except FileNotFoundError:
+            pass
+        os.close(handle)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.close(handle)

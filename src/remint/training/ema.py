@@ -1,0 +1,32 @@
+"""The exponential moving average of the weights, which is what is scored and served."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from remint.models.contract import Model
+
+
+class AveragedModel:
+    """A copy of the model whose parameters follow the trained ones: w_avg <- d w_avg + (1 - d) w.
+
+    d = min(decay, (1 + step) / (10 + step)): the average forgets the initial weights within the first steps,
+    and a short training is not served its initialisation. Buffers are copied: they are not averaged
+    because nothing says that the mean of two of them means anything.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._average: list[Tensor] = list(self.model.parameters())
+        self._current: list[Tensor] = list(model.parameters())
+        self._source = model
+
+    @torch.no_grad()
+    def update(self, decay: float, step: int) -> None:
+        """Takes one step's weights in. ``step``: steps already done before it."""
+        torch._foreach_lerp_(self._average, self._current, 1.0 - min(decay, (1 + step) / (10 + step)))
+        for average, current in zip(self.model.buffers(), self._source.buffers(), strict=True):
+            average.copy_(current)

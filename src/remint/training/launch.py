@@ -1,0 +1,86 @@
+"""N processes on this machine: torchrun starts this same training N times, and dies with us.
+
+``run`` (remint.processes) starts this file as a program, which asks the kernel for a signal at its parent's death
+and becomes torchrun; each rank asks the same of torchrun (step.run). So whoever is killed, however, the ranks get
+SIGTERM, finish their step, write a checkpoint and end. What the ranks say comes back through a file of events.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from remint import processes
+from remint.errors import Interrupted, RemintError, StepError, by_name
+from remint.step import EVENTS, die_with_parent, emit
+
+OWN = {"started", "ended", "error"}  # events that this process speaks for itself
+
+
+def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
+    """Runs ``python *command`` as ``count`` ranks of ``threads`` CPU threads, until all have ended.
+
+    Their progress is handed on. Raises what a rank raised, if that was one of ours (a user's mistake stays
+    one); StepError where one ended otherwise; Interrupted where this process was asked to stop.
+    """
+    failures: list[RemintError] = []
+    seen = 0
+
+    def hand_on(event: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += 1
+        kind = event.pop("event")
+        event.pop("at")
+        if kind == "error":
+            failures.append(by_name(event["kind"], event["message"]))
+        elif kind not in OWN:
+            emit(kind, **event)
+
+    with tempfile.TemporaryDirectory(prefix="remint-ranks-") as folder:
+        log, events = Path(folder) / "log", Path(folder) / "events.jsonl"
+        env = {**os.environ, EVENTS: str(events), "OMP_NUM_THREADS": str(threads)}
+        program = [sys.executable, "-m", "remint.training.launch", str(count), *command]
+        try:
+            status = processes.run(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=hand_on)
+        except Interrupted:
+            for line in (
+                events.read_text().splitlines()[seen:] if events.exists() else ()
+            ):  # last words, after it stopped listening
+                hand_on(json.loads(line))
+            raise
+        if status:
+            words = log.read_text(errors="replace").splitlines()
+            if not failures:
+                print("\n".join(words[-60:]), file=sys.stderr)
+            raise (
+                failures[0]
+                if failures
+                else StepError(f"one of {count} training processes failed (status {status}): {_reason(words)}")
+            )
+
+
+def _reason(words: Sequence[str]) -> str:
+    """The line of a log that says what went wrong: the first traceback's last, or the last of all."""
+    for index, line in enumerate(words):
+        if "Traceback (most recent call last)" in line:
+            prefix = line.partition("Traceback")[0]
+            for later in words[index + 1 :]:
+                if later.startswith(prefix) and not later.removeprefix(prefix).startswith(" "):
+                    return later.removeprefix(prefix)
+    return words[-1] if words else "it said nothing"
+
+
+def _become_torchrun(count: str, *command: str) -> None:
+    from torch.distributed.run import main
+
+    die_with_parent()
+    main(["--standalone", f"--nproc-per-node={count}", *command])
+
+
+if __name__ == "__main__":
+    _become_torchrun(*sys.argv[1:])

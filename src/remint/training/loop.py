@@ -1,0 +1,202 @@
+"""The training loop: phases in turn, an averaged model beside them, checkpoints from which it goes on to the bit.
+
+The loop never asks which family it trains. What is random is a function of (seed, step, place in the global
+batch), so one process and N see the same numbers, and a resumed training those of one that never stopped.
+
+Shapes: N examples, B this process's part of the batch, C channels, H height, W width, P phases.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from remint.data.sampler import batch_indices
+from remint.errors import Interrupted, StepError
+from remint.models.contract import Batch, Model, Phase
+from remint.step import emit
+from remint.training.checkpoint import Checkpoints
+from remint.training.ema import AveragedModel
+from remint.training.randomness import LAYERS, batch_noise, seed_layers
+from remint.training.state import Row, TrainingState
+from remint.training.validation import Score
+from remint.training.world import World
+
+
+def train(
+    model: Model,  # what is served; on the device, its buffers set
+    phases: Sequence[Phase],  # what one step runs, in this order
+    x_NCHW: Tensor,  # uint8 on the device: the training split
+    y_N: Tensor | None,  # int64 on the device: its labels, where there are any
+    score: Score | None,  # of the averaged model on the validation split, lower is better; None: it has no likelihood
+    *,
+    steps: int,  # how often each phase's optimizer steps
+    batch_size: int,  # examples per step, over all processes together
+    learning_rate: float,  # the highest, reached after the warm-up; each phase multiplies it by its own
+    warmup: float,  # share of the steps over which the learning rate rises from 0
+    final_learning_rate: float,  # share of learning_rate that a cosine ends at
+    weight_decay: float,  # decoupled, per step, times the learning rate
+    gradient_clip: float,  # greatest 2-norm of one phase's gradient; 0: not clipped
+    ema: float,  # decay per step of the averaged weights
+    seed: int,  # of order, noise and dropout
+    precision: Literal["fp32", "bf16"],  # of matrix products; weights and optimizers are fp32 always
+    validate_every: int,  # steps between two rows of the curve, and scores
+    patience: int,  # scores without a new best after which training stops; 0: never
+    checkpoint_every: int,  # steps between two checkpoints
+    world: World,  # this process among the others
+    machine: dict[str, Any],  # its fingerprint
+    checkpoints: Checkpoints,  # where to go on from; held by rank 0
+    stop: Callable[[], bool],  # whether somebody asked this process to stop
+) -> TrainingState:
+    """Trains, from the newest intact checkpoint on, and returns the state after the last step.
+
+    ``state.served()`` of the result has the averaged weights of the best score. Every process of ``world``
+    calls it with the same arguments. Emits progress about once a second and metrics with each row.
+
+    Raises Interrupted, with a checkpoint of the step just finished, where any process is asked to stop;
+    StepError where a loss or score is not finite; StorageError where a checkpoint cannot be written.
+    """
+    model.requires_grad_(False)
+    for phase in phases:
+        phase.train().requires_grad_(False)
+    runners = [world.shared(phase) for phase in phases]
+    rates = [learning_rate * phase.learning_rate for phase in phases]
+    optimizers = [
+        AdamW(phase.parameters(), lr=rate, betas=phase.betas, weight_decay=weight_decay, fused=True)
+        for phase, rate in zip(phases, rates, strict=True)
+    ]
+    losses_P = torch.zeros(len(phases), dtype=torch.float64, device=world.device)
+    state = TrainingState(model, phases, optimizers, AveragedModel(model), losses_P, machines=[machine])
+    _resume(state, checkpoints, world)
+    rows, began, told = world.rows(batch_size), time.monotonic(), 0.0
+
+    def finished() -> bool:
+        return state.step == steps or (patience > 0 and state.waited >= patience)
+
+    while not finished():
+        step = state.step
+        seed_layers(seed, LAYERS, step, world.rank)
+        places = torch.from_numpy(batch_indices(len(x_NCHW), batch_size, seed, step)[rows]).to(world.device)
+        x_BCHW = x_NCHW.index_select(0, places).float()
+        y_B = None if y_N is None else y_N.index_select(0, places)
+        factor = learning_rate_factor(step, steps, warmup, final_learning_rate)
+        for index, phase in enumerate(phases):
+            noise_BN = batch_noise(rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=world.device)
+            batch = Batch(x_BCHW, noise_BN, step / steps, step, y_B)
+            loss = _descend(
+                phase,
+                runners[index],
+                optimizers[index],
+                batch,
+                rate=factor * rates[index],
+                clip=gradient_clip,
+                precision=precision,
+            )
+            losses_P[index] += loss
+        state.average.update(ema, step)
+        state.step += 1
+
+        if state.step == steps or state.step % validate_every == 0:
+            row = _row(state, world)
+            if score is not None:
+                row["validation"] = _finite("validation", score(state.average.model), state.step)
+            state.add_row(row)
+            if world.leads:
+                emit("metrics", **row)
+        last = finished()
+        if world.leads and (last or time.monotonic() - told > 1.0):
+            told = time.monotonic()
+            emit(
+                "progress",
+                **(state.rows[-1] if state.rows else {}) | {"step": state.step, "steps": steps, "seconds": told - began},
+            )
+        stopped = world.any(stop())
+        if last or stopped or state.step % checkpoint_every == 0:
+            _keep(state, checkpoints, world)
+        if stopped and not last:
+            if world.leads:
+                emit("interrupted", step=state.step)
+            raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to go on from it")
+    return state
+
+
+def _descend(
+    phase: Phase, runner: nn.Module, optimizer: Optimizer, batch: Batch, *, rate: float, clip: float, precision: str
+) -> Tensor:
+    """One optimizer step of one phase at learning rate ``rate``; its loss, shape (), without gradients."""
+    phase.requires_grad_(True)
+    with torch.autocast(batch.x_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss: Tensor = runner(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip:
+        nn.utils.clip_grad_norm_(phase.parameters(), clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    phase.requires_grad_(False)
+    return loss.detach()
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> float:
+    """What the learning rate is multiplied by in the step after ``step`` steps.
+
+    A straight line up to 1 over the first ``warmup`` of the steps, then half a cosine down to ``final`` in the
+    last step (Loshchilov & Hutter, SGDR, 2017).
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    share = (step - rising) / max(1, steps - 1 - rising)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _row(state: TrainingState, world: World) -> Row:
+    """Step, each phase's mean loss since the last row, and the phases' own numbers, all over the global batch."""
+    _look(state, world)
+    since = state.step - int(state.rows[-1]["step"] if state.rows else 0)
+    losses = (world.gather(state.losses_P).mean(0) / since).tolist()
+    means = {
+        f"{phase.name}_loss": _finite(f"{phase.name}_loss", loss, state.step)
+        for phase, loss in zip(state.phases, losses, strict=True)
+    }
+    return {"step": state.step, **means, **state.curves}
+
+
+def _look(state: TrainingState, world: World) -> None:
+    """Notes the phases' own numbers, a mean over the ranks. A number that some step did not give stays as it was."""
+    seen = {name: value for phase in state.phases for name, value in phase.curves().items()}
+    values = world.gather(torch.tensor(list(seen.values()), dtype=torch.float64)).mean(0).tolist()
+    state.curves |= dict(zip(seen, values, strict=True))
+
+
+def _finite(name: str, value: float, step: int) -> float:
+    if not math.isfinite(value):
+        raise StepError(
+            f"{name} is {value} at step {step}: training diverged; lower training.learning_rate or set training.gradient_clip"
+        )
+    return value
+
+
+def _keep(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
+    """Writes a checkpoint of the step just finished."""
+    _look(state, world)
+    losses_WP = world.gather(state.losses_P)
+    if world.leads:
+        checkpoints.write(state.step, state.tensors(losses_WP), state.notes())
+
+
+def _resume(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
+    """Takes up the newest intact checkpoint, where there is one."""
+    newest = checkpoints.newest() if world.leads else None
+    step = world.first(newest or 0)
+    if step:
+        state.restore(*checkpoints.read(step), rank=world.rank)
+        if world.leads:
+            emit("resumed", step=step)

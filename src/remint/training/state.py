@@ -1,0 +1,112 @@
+"""Everything that a step changes, and nothing else: what a checkpoint holds.
+
+Learning rates, the order of the examples and all noise are functions of the step, so they are not here. Best
+score and patience are read off the rows of the curve, so they cannot disagree with it.
+
+Shapes: P phases, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from remint.models.contract import Model, Phase
+from remint.training.ema import AveragedModel
+
+Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation
+
+
+@dataclass
+class TrainingState:
+    """A training between two steps. Parameters and buffers are the whole state of a model and its phases."""
+
+    model: Model
+    phases: Sequence[Phase]
+    optimizers: Sequence[Optimizer]  # one a phase
+    average: AveragedModel
+    losses_P: Tensor  # float64: this rank's losses, summed since the last row
+    step: int = 0  # steps done
+    rows: list[Row] = field(default_factory=list)
+    curves: Row = field(default_factory=dict)  # the phases' own numbers when they were last looked at
+    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, where there is a score
+    machines: list[dict[str, Any]] = field(default_factory=list)  # fingerprints of what it has run on, this one last
+
+    @property
+    def best_row(self) -> Row | None:
+        """The first row with the lowest score; None where nothing has been scored."""
+        scored = [row for row in self.rows if "validation" in row]
+        return min(scored, key=lambda row: row["validation"], default=None)
+
+    @property
+    def waited(self) -> int:
+        """Scores since the best one."""
+        best = self.best_row
+        return sum(row["step"] > best["step"] for row in self.rows) if best else 0
+
+    def add_row(self, row: Row) -> None:
+        """Ends an interval of the curve: its row is kept, and the averaged weights are if they are the best so far."""
+        self.rows.append(row)
+        self.losses_P.zero_()
+        if self.best_row is row:
+            self.best = {name: tensor.clone() for name, tensor in _named(self.average.model)}
+
+    def served(self) -> Model:
+        """The averaged model with the weights of the best row, or as it is where nothing was scored."""
+        with torch.no_grad():
+            for name, tensor in _named(self.average.model) if self.best else ():
+                tensor.copy_(self.best[name])
+        return self.average.model
+
+    def tensors(self, losses_WP: Tensor) -> dict[str, Tensor]:
+        """Every tensor by name, copied to the CPU. ``losses_WP``: every rank's ``losses_P``."""
+        named = {"losses": losses_WP, **dict(self._live()), **{f"best.{name}": tensor for name, tensor in self.best.items()}}
+        for index, optimizer in enumerate(self.optimizers):
+            for parameter, entries in optimizer.state_dict()["state"].items():
+                named |= {f"optimizer.{index}.{parameter}.{key}": value for key, value in entries.items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
+
+    def notes(self) -> dict[str, Any]:
+        """The rest, as JSON holds it (a float comes back as it was, to the bit)."""
+        return {"step": self.step, "rows": self.rows, "curves": self.curves, "machines": self.machines}
+
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], rank: int) -> None:
+        """Becomes the state that ``tensors`` and ``notes`` were taken of, on rank ``rank``."""
+        with torch.no_grad():
+            self.losses_P.copy_(tensors["losses"][rank])
+            for name, tensor in self._live():
+                tensor.copy_(tensors[name])
+        self.best = {
+            name: tensors[f"best.{name}"].to(t.device) for name, t in _named(self.average.model) if f"best.{name}" in tensors
+        }
+        for index, optimizer in enumerate(self.optimizers):
+            entries: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition(".")
+                if kind == "optimizer" and rest.startswith(f"{index}."):
+                    _, parameter, key = rest.split(".")
+                    entries.setdefault(int(parameter), {})[key] = tensor
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step, self.rows, self.curves = notes["step"], list(notes["rows"]), dict(notes["curves"])
+        self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines
+
+    def _live(self) -> Iterable[tuple[str, Tensor]]:
+        """Parameters and buffers of model, average and phases; those that two of them share, once."""
+        parts: dict[str, nn.Module] = {"model": self.model, "average": self.average.model}
+        parts |= {f"phase.{index}": phase for index, phase in enumerate(self.phases)}
+        seen: set[int] = set()
+        for prefix, part in parts.items():
+            for name, tensor in _named(part):
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"{prefix}.{name}", tensor
+
+
+def _named(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

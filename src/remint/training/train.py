@@ -1,0 +1,147 @@
+"""One training from settings and data to a folder that can be registered.
+
+    outs/trained/PIPELINE/
+        weights.safetensors   averaged weights of the best score, and buffers
+        model.json            family, settings, data spec: what it takes to build the network again
+        training.json         records.TrainedModel
+        curve.csv             step, the losses and curves, validation
+        manifest.json         SHA-256 of each
+
+The same training gives the same bytes: nothing in it tells the time.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remint.data.arrays import Dataset, Split
+from remint.errors import ResourceError
+from remint.manifest import whole_folder
+from remint.models.bundle import save_model
+from remint.models.families import family
+from remint.processes import stopping
+from remint.recipe import Recipe
+from remint.records import TrainedModel, digest
+from remint.training.checkpoint import Checkpoints
+from remint.training.launch import run_ranks
+from remint.training.loop import train
+from remint.training.machine import check_devices, deterministic, fingerprint
+from remint.training.randomness import INITIAL, seed_layers
+from remint.training.state import Row, TrainingState
+from remint.training.validation import scorer
+from remint.training.world import World, join, launched
+
+RECORD, CURVE = "training.json", "curve.csv"
+
+
+def run(
+    recipe: Recipe,
+    pipeline: str,
+    dataset: Dataset,
+    *,
+    checkpoints: Path,
+    out: Path,
+    code_sha256: str,
+    command: Sequence[str],
+) -> TrainedModel:
+    """Trains ``recipe`` on ``dataset`` and writes ``out``; goes on from a checkpoint where there is one.
+
+    ``checkpoints``: folder of the checkpoints of all trainings. ``code_sha256``: of the code that decides
+    the weights. ``command``: python's arguments that run this training again; with ``devices: N`` they
+    are run as N processes, each of which comes here. Call it in the main thread: it heeds SIGINT and SIGTERM.
+
+    Raises ResourceError where this machine lacks the devices, and what loop.train raises.
+    """
+    asked = recipe.training.devices
+    check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else asked)
+    with _heeding_signals() as stop:
+        if asked > 1 and not launched():
+            run_ranks(command, asked, recipe.training.threads)
+            return TrainedModel.read(out / RECORD)
+        with deterministic(recipe.training.threads), join() as world:
+            if world.size != asked:
+                raise ResourceError(
+                    f"params.yaml: pipelines.{pipeline}.training.devices: {asked} asked, torchrun started {world.size}"
+                )
+            of_this = {"pipeline": pipeline, "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": code_sha256}
+            kept = Checkpoints(checkpoints, digest(of_this))
+            with kept.held(f"the training of {pipeline}") if world.leads else nullcontext():
+                state = _train(recipe, dataset, world, kept, stop)
+                if world.leads:
+                    _write(state, recipe, pipeline, dataset, out)
+                    kept.delete()
+            world.first(0)  # nobody reads before rank 0 has written
+            return TrainedModel.read(out / RECORD)
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask to stop, rather than stopping us, while the block runs."""
+    before = {sign: signal.signal(sign, lambda *_: stopping.set()) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping.is_set
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+        stopping.clear()
+
+
+def _train(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints, stop: Callable[[], bool]) -> TrainingState:
+    """Builds the model, initialises it from the training split, and runs the loop."""
+    settings, spec = recipe.training, dataset.spec
+    chosen = family(recipe.family)
+    seed_layers(settings.seed, INITIAL)
+    model = chosen.build(recipe.model, spec)
+    model.initialise(torch.from_numpy(dataset.train.x_NCHW[:]))
+    model.to(world.device)
+    phases = [phase.to(world.device) for phase in chosen.phases(model, recipe.model)]
+    x_NCHW, y_N = _on_device(dataset.train, world.device)
+    score = scorer(model, _on_device(dataset.validation, world.device)[0], spec, settings.seed, world)
+    machine = fingerprint(world.device, settings.threads, world.size)
+    own = settings.model_dump(exclude={"threads", "devices"})
+    return train(model, phases, x_NCHW, y_N, score, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop)
+
+
+def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Examples and labels, copied into memory once."""
+    return torch.tensor(split.x_NCHW, device=device), None if split.y_N is None else torch.tensor(split.y_N, device=device)
+
+
+def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset, out: Path) -> None:
+    best = state.best_row
+    *earlier, machine = state.machines
+    with whole_folder(out) as folder:
+        weights_sha256 = save_model(folder, state.served().cpu(), recipe.family, recipe.model, dataset.spec)
+        TrainedModel(
+            pipeline=pipeline,
+            dataset=dataset.version.digest,
+            spec=dataset.spec,
+            recipe=recipe.resolved(),
+            weights_sha256=weights_sha256,
+            steps=state.step,
+            best_step=int(best["step"]) if best else state.step,
+            validation=best["validation"] if best else None,
+            world_size=recipe.training.devices,
+            fingerprint={**machine, "earlier": earlier} if earlier else machine,  # resumed elsewhere: comparable to neither
+        ).write(folder / RECORD)
+        _write_curve(state.rows, folder / CURVE)
+
+
+def _write_curve(rows: Sequence[Row], path: Path) -> None:
+    """One line a row; a column that only some rows have is empty in the others."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if "validation" in columns:  # last, whatever a phase reports beside it
+        columns.append(columns.pop(columns.index("validation")))
+    with path.open("w", newline="") as stream:
+        writer: Any = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,113 @@
+"""One process or N: who we are among them, and the few things that they say to one another.
+
+One process has no process group at all; every method then is the identity. Among N, sums are taken in the
+order of the ranks, so that the same run gives the same bits however the backend schedules its messages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from remint.models.contract import Phase
+
+SILENCE = timedelta(minutes=10)  # longest wait for a rank that says nothing
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of N."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+@dataclass(frozen=True)
+class World:
+    """This process (``rank``) among ``size``, and the device that it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None  # for words between processors, even where gradients go between GPUs
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of the global batch that are ours."""
+        share = batch_size // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of every rank, on the CPU, shape (size, *values.shape). All ranks must call it."""
+        mine = values.detach().cpu()
+        if self.control is None:
+            return mine.unsqueeze(0)
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(every, mine, group=self.control)
+        return torch.stack(every)
+
+    def any(self, mine: bool) -> bool:
+        """Whether any rank says so. All ranks must call it, and all get one answer."""
+        return mine if self.control is None else bool(self.gather(torch.tensor([mine])).any())
+
+    def first(self, number: int) -> int:
+        """Rank 0's number, on every rank."""
+        return number if self.control is None else int(self.gather(torch.tensor([number]))[0])
+
+    def shared(self, phase: Phase) -> nn.Module:
+        """The phase, its gradients averaged over the ranks in the backward pass."""
+        if self.size == 1:
+            return phase
+        phase.requires_grad_(True)  # it registers hooks for those that want a gradient now
+        wrapped = DistributedDataParallel(phase, device_ids=[self.device] if self.device.type == "cuda" else None)
+        wrapped.register_comm_hook(None, _mean_in_rank_order)
+        phase.requires_grad_(False)
+        return wrapped
+
+
+def _mean_in_rank_order(_: None, bucket: Any) -> Any:
+    """Future of the mean of a gradient bucket (dist.GradBucket) over the ranks, summed in their order.
+
+    An all-reduce sums in an order that depends on an element's place in its bucket, and buckets are rebuilt
+    after the first step of every process: with 3 and more ranks a resumed run would differ in the last bit.
+    """
+    mine: Tensor = bucket.buffer()
+    size = dist.get_world_size()
+    every = torch.empty(size * mine.numel(), dtype=mine.dtype, device=mine.device)
+
+    def mean(_: torch.futures.Future[Any]) -> Tensor:
+        total = mine.zero_()
+        for part in every.view(size, -1):
+            total += part
+        return total.div_(size)
+
+    return dist.all_gather_into_tensor(every, mine, async_op=True).get_future().then(mean)
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """The world that torchrun made, or the world of one. Its process group lives as long as the block."""
+    cuda = torch.cuda.is_available()
+    local = int(os.environ["LOCAL_RANK"]) if launched() else 0
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not launched():
+        yield World(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=SILENCE)
+    try:
+        control = dist.new_group(backend="gloo", timeout=SILENCE)
+        yield World(dist.get_rank(), dist.get_world_size(), device, control)
+    finally:
+        dist.destroy_process_group()
