@@ -1,0 +1,75 @@
+"""A team's repository: this working tree as a commit of its own, with trainings of a few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remint import config
+
+SOURCE = Path(__file__).parents[2]
+REMINT = str(Path(sys.executable).parent / "remint")
+
+
+@dataclass
+class Team:
+    """A repository and the command line in it."""
+
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("REMINT_", "PREFECT_", "MLFLOW_TRACKING"))}
+        return {**kept, "COLUMNS": "200", "PATH": f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def remint(self, *arguments: str, status: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs one command to its end and holds its exit status against the one expected."""
+        done = subprocess.run([REMINT, *arguments], cwd=cwd or self.folder, env=self.environment(), capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.remint(*arguments, "--json").stdout)
+
+    def start(self, *arguments: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen([REMINT, *arguments], cwd=self.folder, env={**self.environment(), **environment}, stdout=output, stderr=output)
+
+    def sh(self, command: str) -> str:
+        return subprocess.run(["sh", "-c", command], cwd=self.folder, env=self.environment(), check=True, capture_output=True, text=True).stdout
+
+    def state(self) -> str:
+        """Everything of a person's that a job could have touched: files, index, branches."""
+        return self.sh("git ls-files -co --exclude-standard -z | sort -z | xargs -0 sha256sum; sha256sum .git/index; git for-each-ref refs/heads; cat .git/HEAD")
+
+
+def quick(content: dict[str, Any]) -> dict[str, Any]:
+    """Trainings of a few steps, and rules that they pass."""
+    for pipeline in content["pipelines"].values():
+        pipeline["training"] |= {"steps": 60, "validate_every": 20, "checkpoint_every": 20}
+        pipeline["evaluation"] |= {"samples": 64, "draws": 8}
+        if "iwae" in pipeline["evaluation"]["metrics"]:
+            pipeline["evaluation"]["importance_samples"] = 20
+        for bound in pipeline["promotion"]["require"].values():
+            bound["max"] = 1e6
+        pipeline.pop("schedule", None)
+    return content
+
+
+def make_team(folder: Path) -> Team:
+    """A commit of what is in this working tree, with quick trainings."""
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=SOURCE, check=True, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, names):
+        if (SOURCE / name).is_file() and not name.startswith("tests/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(SOURCE / name, folder / name)
+    config.write(quick(config.read(folder)), folder)
+    team = Team(folder)
+    team.sh("git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first")
+    return team

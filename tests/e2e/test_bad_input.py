@@ -1,0 +1,82 @@
+"""Bad input gets one clear line and exit status 2; a run that fails gets one and 1. Nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from remint import config
+from tests.e2e.team import Team
+
+
+def the_error(team: Team, *arguments: str, status: int = 2, cwd: Path | None = None) -> str:
+    done = team.remint(*arguments, status=status, cwd=cwd)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.stdout == ""
+    return line
+
+
+def test_names_and_keys_are_refused_before_anything_starts(team: Team) -> None:
+    assert "unknown pipeline 'digit-vae': did you mean 'digits-vae'?" in the_error(team, "run", "digit-vae")
+    assert "pipelines.digits-vae.training: unknown key 'step': did you mean 'steps'?" in the_error(team, "run", "digits-vae", "--set", "training.step=3")
+    assert "pipelines.digits-vae.training.steps" in the_error(team, "run", "digits-vae", "--set", "training.steps=three")
+    content = config.read(team.folder)
+    content["pipelines"]["digits-gan"]["trainning"] = {}
+    config.write(content, team.folder)
+    assert "did you mean 'training'?" in the_error(team, "models")
+    assert not list((team.folder / ".remint").glob("jobs/*"))
+
+
+def test_models_that_do_not_exist(team: Team) -> None:
+    for command in (["why", "digits-vae"], ["history", "digits-vae"], ["models", "digits-vae"], ["sample", "digits-vae"]):
+        assert "digits-vae" in the_error(team, *command)
+
+
+def test_no_repository_and_no_commit(team: Team, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no git repository at" in the_error(team, "run", "digits-vae", cwd=empty)
+    team.sh(f"git init -q {empty}")
+    assert "has no commit yet" in the_error(team, "run", "digits-vae", cwd=empty)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("empty", np.zeros((0, 1, 8, 8), np.uint8), ["datasets.digits.source", "empty"]),
+        ("nan", np.full((50, 1, 8, 8), np.nan, np.float32), ["datasets.digits.source", "NaN"]),
+        ("shape", np.zeros((50, 1, 9, 9), np.uint8), ["datasets.digits", "9"]),
+    ],
+)
+def test_a_broken_dataset_is_refused_and_the_champion_stays(team: Team, name: str, array: np.ndarray, words: list[str]) -> None:
+    data = team.folder / "outs" / f"{name}.npy"  # ignored by git, as data is
+    data.parent.mkdir()
+    np.save(data, array)
+    content = config.read(team.folder)
+    content["datasets"]["digits"]["source"] = f"outs/{name}.npy"
+    config.write(content, team.folder)
+    team.sh("git commit -qam 'another source'")
+    line = the_error(team, "run", "digits-flow")
+    for word in words:
+        assert word in line
+
+
+def test_more_devices_than_the_machine_has(team: Team) -> None:
+    line = the_error(team, "run", "digits-flow", "--set", "training.devices=64")
+    assert "pipelines.digits-flow.training.devices: 64" in line and "this machine has" in line
+
+
+def test_a_failed_run_has_a_final_state_with_its_reason_everywhere(team: Team) -> None:
+    the_error(team, "run", "digits-flow", "--set", "training.learning_rate=1.0e+30", "--set", "training.steps=20", status=1)
+    done = team.sh(
+        "python -c \"import sqlite3, json; c = sqlite3.connect('.remint/prefect/prefect.db');"
+        "print(json.dumps(c.execute('select s.type, s.message from flow_run r join flow_run_state s on r.state_id = s.id').fetchall()))\""
+    )
+    (state,) = json.loads(done)
+    assert state[0] == "FAILED" and "diverged" in state[1]
+    done = team.sh("python -c \"import sqlite3, json; print(json.dumps(sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status from runs').fetchall()))\"")
+    assert json.loads(done) == [["FAILED"]]
+    assert not list((team.folder / ".remint/workspaces").glob("*"))

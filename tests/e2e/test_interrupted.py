@@ -1,0 +1,62 @@
+"""Ctrl-C and kill -9 in the middle of a training: no child is left, the next run goes on from the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.team import Team
+
+LONG = ["run", "digits-vae", "--set", "training.steps=3000", "--set", "training.checkpoint_every=50"]
+
+
+def wait_for_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list((team.folder / ".remint/checkpoints").glob("*/step-*")):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def states(team: Team) -> tuple[list[list[str]], list[list[str]]]:
+    """Prefect's flow runs and MLflow's runs: state, and what is said of it."""
+    script = (
+        "import sqlite3, json;"
+        "p = sqlite3.connect('.remint/prefect/prefect.db').execute('select s.type, s.message from flow_run r join flow_run_state s on r.state_id = s.id order by r.created').fetchall();"
+        "m = sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status, name from runs order by start_time').fetchall();"
+        "print(json.dumps([p, m]))"
+    )
+    prefect, mlflow = json.loads(team.sh(f'python -c "{script}"'))
+    return prefect, mlflow
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path, sign: signal.Signals) -> None:
+    run = team.start(*LONG, log=tmp_path / "log")
+    wait_for_checkpoint(team, run)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert any("pipelines.train" in " ".join(child.cmdline()) for child in children)
+    run.send_signal(sign)
+    assert run.wait(timeout=60) == (1 if sign == signal.SIGINT else -signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    if sign == signal.SIGINT:
+        assert "run the same command again" in (tmp_path / "log").read_text()
+    steps = [int(path.name.removeprefix("step-")) for path in (team.folder / ".remint/checkpoints").glob("*/step-*")]
+
+    done = team.remint(*LONG, "--json")
+    (outcome,) = json.loads(done.stdout)
+    assert outcome["trained"] and outcome["version"] == 1
+    first_seen = (team.folder / ".remint").glob("jobs/*/train.jsonl")
+    events = [json.loads(line) for path in sorted(first_seen)[-1:] for line in path.read_text().splitlines()]
+    assert min(event["step"] for event in events if "step" in event and isinstance(event["step"], int)) > max(steps)
+    prefect, mlflow = states(team)
+    assert [state for state, _ in prefect] == ["FAILED" if sign == signal.SIGINT else "CRASHED", "COMPLETED"]
+    assert "interrupted" in prefect[0][1] if sign == signal.SIGINT else "died" in prefect[0][1]
+    assert [status for status, _ in mlflow] == ["KILLED", "FINISHED"]
+    assert not list((team.folder / ".remint/workspaces").glob("*"))

@@ -1,0 +1,123 @@
+"""What a person does first, in the order of the README, with the real command line and real parts. One story in steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tests.e2e.team import Team
+
+DESIGN_KEYS = {"pipeline", "dataset_version", "weights_sha256", "model", "version", "trained", "metrics", "decision", "seconds"}
+
+
+def test_1_three_families_from_data_to_production(shared_team: Team) -> None:
+    before = shared_team.state()
+    outcomes = shared_team.json("run", "digits-vae", "digits-gan", "digits-flow")
+    assert shared_team.state() == before, "a job touches neither the working tree nor the index"
+    assert [o["pipeline"] for o in outcomes] == ["digits-vae", "digits-gan", "digits-flow"]
+    for outcome in outcomes:
+        assert set(outcome) >= DESIGN_KEYS
+        assert outcome["trained"] and outcome["version"] == 1 and outcome["champion"] == 1
+        assert outcome["decision"]["verdict"] == "promoted"
+        for value in outcome["metrics"].values():
+            assert value["low"] <= value["value"] <= value["high"]
+            assert value["n"] > 0 and value["fingerprint"]
+    assert [set(o["metrics"]) for o in outcomes] == [{"elbo", "iwae", "fd_domain"}, {"fd_domain"}, {"nll", "fd_domain"}]
+    assert len({o["dataset_version"] for o in outcomes}) == 1
+
+
+def test_2_again_trains_nothing_and_says_what_is_in_production(shared_team: Team) -> None:
+    done = shared_team.remint("run", "digits-vae")
+    assert "nothing was trained; digits-vae/1 is in production" in done.stdout
+    (outcome,) = shared_team.json("run", "digits-vae")
+    assert outcome["unchanged"] and not outcome["trained"] and outcome["version"] == 1
+    assert len(shared_team.json("models", "digits-vae")) == 1
+    assert len(shared_team.json("history", "digits-vae")["rows"]) == 1
+
+
+def test_3_a_worse_challenger_is_refused_with_both_numbers(shared_team: Team) -> None:
+    done = shared_team.remint("run", "digits-vae", "--set", "training.steps=3", "--reason", "to see it refused")
+    assert "digits-vae/2 was refused" in done.stdout
+    (challenger,) = [m for m in shared_team.json("models", "digits-vae") if m["version"] == 2]
+    assert challenger["verdict"] == "refused" and challenger["aliases"] == ["challenger"]
+    why = shared_team.json("why", "digits-vae/2")
+    assert why["former"]["version"] == 1
+    (row,) = why["decisions"]
+    assert row["champion_after"] == 1 and "to see it refused" in row["why"]
+    for side in (why["metrics"]["iwae"], why["former"]["metrics"]["iwae"]):
+        assert f"{side['value']:.3f}" in row["why"] and f"[{side['low']:.3f}, {side['high']:.3f}]" in row["why"], row["why"]
+
+
+def test_4_the_registry_and_the_ledger_answer(shared_team: Team) -> None:
+    (champion, *_) = [m for m in shared_team.json("models") if m["name"] == "digits-vae" and "champion" in m["aliases"]]
+    assert champion["version"] == 1 and not champion["dirty"]
+    text = shared_team.remint("why", "digits-vae").stdout
+    for word in ("Data", "Settings", "training.steps: 60", "Code", champion["commit"], "Metrics", "iwae", "Decisions", "promoted", champion["weights_sha256"]):
+        assert word in text, word
+    assert "training.steps: 60 -> 3" in shared_team.remint("why", "digits-vae/2").stdout
+    history = shared_team.json("history", "digits-vae")
+    assert [row["action"] for row in history["rows"]] == ["promoted", "refused"] and history["findings"] == []
+    assert "The chain of 2 rows verifies." in shared_team.remint("history", "digits-vae").stdout
+
+
+def test_5_samples_from_the_champion(shared_team: Team, tmp_path: Path) -> None:
+    shared_team.remint("sample", "digits-gan", "-n", "64", "-o", str(tmp_path / "grid.png"))
+    assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
+    for name, count in (("a", 8), ("b", 3)):
+        shared_team.remint("sample", "digits-flow@champion", "-n", str(count), "-o", str(tmp_path / f"{name}.npy"), "--seed", "7")
+    a, b = (np.load(tmp_path / f"{name}.npy", allow_pickle=False) for name in "ab")
+    assert a.shape == (8, 1, 8, 8) and a.dtype == np.uint8 and a.max() <= 16 and len(np.unique(a, axis=0)) == 8
+    assert np.array_equal(a[:3], b), "sample i depends on seed and i only"
+
+
+def test_6_a_service_loads_the_champion_with_mlflow_alone(shared_team: Team) -> None:
+    script = (
+        "import mlflow, pandas, json\n"
+        "model = mlflow.pyfunc.load_model('models:/digits-vae@champion')\n"
+        "x = model.predict(pandas.DataFrame({'seed': [1, 2, 1]}))\n"
+        "import numpy as np; x = np.asarray(x); print(json.dumps([len(x), bool((x[0] == x[2]).all()), bool((x[0] == x[1]).all())]))\n"
+    )
+    store = f"sqlite:///{shared_team.folder}/.remint/mlflow/mlflow.db"
+    environment = {**shared_team.environment(), "MLFLOW_TRACKING_URI": store}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [3, True, False]
+
+
+def test_7_dvc_by_hand_restores_what_was_trained(shared_team: Team) -> None:
+    output = shared_team.sh("dvc repro evaluate@digits-flow 2>&1")
+    assert "Running stage 'train@digits-flow'" not in output
+    bundle = shared_team.folder / "outs/trained/digits-flow"
+    registered = shared_team.json("models", "digits-flow")[0]["weights_sha256"]
+    assert json.loads((bundle / "training.json").read_text())["weights_sha256"] == registered
+    assert "digits-flow" in shared_team.sh("dvc metrics show 2>/dev/null")
+    assert "train@digits-flow" in shared_team.sh("dvc dag")
+    shared_team.sh("dvc plots show 2>/dev/null")
+    assert (shared_team.folder / "dvc_plots/index.html").exists()
+    assert not shared_team.json("run", "digits-flow")[0]["trained"], "and what dvc left behind is no dirt"
+
+
+def test_8_a_changed_gate_retrains_nothing_and_a_learning_rate_trains_one(shared_team: Team) -> None:
+    (outcome,) = shared_team.json("run", "digits-vae", "--set", "promotion.improve.confidence=0.9")
+    assert not outcome["trained"] and outcome["version"] == 1
+    vae, flow = shared_team.json("run", "digits-vae", "digits-flow", "--set", "training.learning_rate=1.0e-3")
+    assert vae["trained"] and flow["trained"]
+    (gan,) = shared_team.json("run", "digits-gan")
+    assert not gan["trained"]
+
+
+def test_9_uncommitted_work_is_marked_and_not_promoted(shared_team: Team) -> None:
+    source = shared_team.folder / "src/remint/models/vae.py"
+    source.write_text(source.read_text() + "\n# an experiment\n")
+    (outcome,) = shared_team.json("run", "digits-vae", "--set", "training.steps=80")
+    assert outcome["decision"]["verdict"] == "refused"
+    assert any("uncommitted changes in src/remint/models/vae.py" in reason for reason in outcome["decision"]["reasons"])
+    marked = shared_team.json("models", "digits-vae")[0]
+    assert marked["version"] == outcome["version"] and marked["dirty"]
+    shared_team.sh("git commit -qam 'the experiment, kept'")
+    (again,) = shared_team.json("run", "digits-vae", "--set", "training.steps=80")
+    assert again["version"] == outcome["version"] and not again["trained"]
+    assert not shared_team.json("models", "digits-vae")[0]["dirty"], "a clean commit that gives the same key clears the mark"

@@ -1,0 +1,29 @@
+"""Two pipelines at a time from two terminals with no server up: no lock error of git, DVC, Prefect or MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.team import Team
+
+
+def test_two_terminals(team: Team, tmp_path: Path) -> None:
+    names = ["digits-vae", "digits-flow"]
+    runs = [team.start("run", name, log=tmp_path / name) for name in names]
+    for name, run in zip(names, runs, strict=True):
+        assert run.wait(timeout=300) == 0, (tmp_path / name).read_text()
+        words = (tmp_path / name).read_text()
+        assert "locked" not in words and "promoted" in words
+    assert {m["name"]: m["aliases"] for m in team.json("models")} == {name: ["champion"] for name in names}
+
+
+def test_a_job_runs_its_own_commits_code(team: Team, tmp_path: Path) -> None:
+    """Editing the sources while a job runs changes nothing for that job."""
+    run = team.start("run", "digits-vae", log=tmp_path / "log")
+    jobs = team.folder / ".remint/jobs"
+    while run.poll() is None and not list(jobs.glob("*/job.json")):
+        pass
+    for path in (team.folder / "src/remint/models/vae.py", team.folder / "pipelines/train.py", team.folder / "pipelines/prepare.py"):
+        path.write_text("raise RuntimeError('the edited code was run')\n")
+    assert run.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert team.json("models", "digits-vae")[0]["verdict"] == "promoted"
