@@ -45,7 +45,9 @@ def clone(folder: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run([*REMINT, "run", *arguments, "--json"], cwd=folder, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        [*REMINT, "run", *arguments, "--json"], cwd=folder, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     outcomes: list[dict[str, Any]] = json.loads(done.stdout)
     return outcomes
 
@@ -123,7 +125,11 @@ def quality(folder: Path) -> None:
         claim(f"seed {seed}: flow NLL on held-out digits", metrics["digits-flow"]["nll"]["value"], "bits/dim", 2.05)
         claim(f"seed {seed}: VAE IWAE-500 on held-out digits", metrics["digits-vae"]["iwae"]["value"], "bits/dim", 1.95)
         claim(f"seed {seed}: GAN fd_domain over the floor", metrics["digits-gan"]["fd_domain"]["value"] / floor, "times", 3)
-        print("     " + "  ".join(f"{name} fd_domain {m['fd_domain']['value']:.2f}" for name, m in metrics.items()) + f"  floor {floor:.2f}")
+        print(
+            "     "
+            + "  ".join(f"{name} fd_domain {m['fd_domain']['value']:.2f}" for name, m in metrics.items())
+            + f"  floor {floor:.2f}"
+        )
 
 
 def bits(folder: Path) -> None:
@@ -135,7 +141,14 @@ def bits(folder: Path) -> None:
 
 def _weights(folder: Path, home: Path) -> dict[str, str]:
     environment = {**os.environ, "REMINT_HOME": str(home)}
-    done = subprocess.run([*REMINT, "run", *PIPELINES, "--json"], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        [*REMINT, "run", *PIPELINES, "--json"],
+        cwd=folder,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     return {o["pipeline"]: o["weights_sha256"] for o in json.loads(done.stdout)}
 
 

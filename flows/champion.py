@@ -25,7 +25,11 @@ def evidence(job: Retraining, version: int) -> tuple[Evidence | None, str | None
             return own, None
         how = {name: value.fingerprint for name, value in own.report.metrics.items()}
         settings = job.settings.evaluation.model_dump(mode="json")
-        cached = job.home.path / "evaluations" / digest({"key": holder.key, "dataset": own.report.dataset, "how": how, "settings": settings})
+        cached = (
+            job.home.path
+            / "evaluations"
+            / digest({"key": holder.key, "dataset": own.report.dataset, "how": how, "settings": settings})
+        )
         if not (cached / "report.json").exists():
             bundle = job.tracking.fetch(holder, job.record.folder / "champion")
             _measure(job, bundle, cached)

@@ -9,8 +9,8 @@ from typing import Any, cast
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.schedules import Cron, Interval, RRule, Schedule
 
 from remint.config import Params, ScheduleSettings
 from remint.home import Home
@@ -43,7 +43,15 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
             print_next_steps=False,
             ignore_warnings=True,
         )
-        deployed.append({"pipeline": name, "deployment": f"retrain/{name}", "id": str(identity), "schedule": pipeline.schedule.model_dump(exclude_none=True), "branch": branch})
+        deployed.append(
+            {
+                "pipeline": name,
+                "deployment": f"retrain/{name}",
+                "id": str(identity),
+                "schedule": pipeline.schedule.model_dump(exclude_none=True),
+                "branch": branch,
+            }
+        )
     return deployed
 
 
@@ -69,9 +77,9 @@ def _remove(name: str) -> None:
             return
 
 
-def _schedule(settings: ScheduleSettings) -> CronSchedule | IntervalSchedule | RRuleSchedule:
+def _schedule(settings: ScheduleSettings) -> Schedule:
     if settings.cron is not None:
-        return CronSchedule(cron=settings.cron, timezone=settings.timezone)
+        return Cron(settings.cron, timezone=settings.timezone)
     if settings.interval is not None:
-        return IntervalSchedule(interval=timedelta(seconds=settings.interval), timezone=settings.timezone)
-    return RRuleSchedule(rrule=cast("str", settings.rrule), timezone=settings.timezone)
+        return Interval(timedelta(seconds=settings.interval), timezone=settings.timezone)
+    return RRule(cast("str", settings.rrule), timezone=settings.timezone)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run
+from remint.tracking import Tracking
 
 from flows import progress
 from remint import config, jobs, stores, versioning, workspace
@@ -17,7 +18,6 @@ from remint.config import Params, PipelineSettings
 from remint.home import Home
 from remint.ledger import Ledger
 from remint.records import DatasetVersion, Evidence, TrainedModel
-from remint.tracking import Tracking
 
 
 @dataclass

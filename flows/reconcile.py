@@ -17,7 +17,7 @@ def reconcile(home: Home) -> list[str]:
     findings = []
     for job in jobs.dead(home):
         facts = job.facts
-        reason = f"the process {facts['pid']} of job {job.id} died; its checkpoint is kept, the next run of {facts['pipeline']} goes on from it"
+        reason = f"process {facts['pid']} of job {job.id} died; the next run of {facts['pipeline']} goes on from its checkpoint"
         if facts.get("flow_run"):
             _crash(UUID(facts["flow_run"]), reason)
         if facts.get("mlflow_run"):

@@ -94,10 +94,25 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         url = f"http://127.0.0.1:{port}/api"
-        arguments = ["--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        arguments = [
+            "--factory",
+            "prefect.server.api.server:create_app",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--log-level",
+            "error",
+            "--lifespan",
+            "on",
+        ]
         with log.open("wb") as output:
             server = subprocess.Popen(
-                [sys.executable, "-c", SERVER, *arguments], env={**os.environ, **ONE_SHOT}, stdout=output, stderr=output, start_new_session=True
+                [sys.executable, "-c", SERVER, *arguments],
+                env={**os.environ, **ONE_SHOT},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         os.environ["PREFECT_API_URL"] = url  # prefect reads it once, when it is imported: else it starts a server of its own
         try:

@@ -13,10 +13,18 @@ from remint.records import Decision, ModelVersion
 
 def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: Path) -> None:
     """Artifacts of one decision: ``folder`` holds the version's report and pictures."""
-    create_markdown_artifact(markdown=decision_markdown(version, verdict), key=f"{job.pipeline}-decision", description=f"{version.ref}: {verdict.verdict}")
+    create_markdown_artifact(
+        markdown=decision_markdown(version, verdict),
+        key=f"{job.pipeline}-decision",
+        description=f"{version.ref}: {verdict.verdict}",
+    )
     for picture in sorted(folder.glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
-        create_image_artifact(image_url=f"data:image/png;base64,{data}", key=f"{job.pipeline}-{picture.stem}", description=f"{version.ref}: {picture.stem}")
+        create_image_artifact(
+            image_url=f"data:image/png;base64,{data}",
+            key=f"{job.pipeline}-{picture.stem}",
+            description=f"{version.ref}: {picture.stem}",
+        )
 
 
 def decision_markdown(version: ModelVersion, verdict: Decision) -> str:
@@ -26,5 +34,6 @@ def decision_markdown(version: ModelVersion, verdict: Decision) -> str:
     lines += ["| rule | metric | challenger | champion | passed | why |", "|---|---|---|---|---|---|"]
     for rule in verdict.rules:
         numbers = [value.text() if value else "" for value in (rule.challenger, rule.champion)]
-        lines.append(f"| {rule.rule} | {rule.metric or ''} | {numbers[0]} | {numbers[1]} | {'yes' if rule.passed else '**no**'} | {rule.reason} |")
+        cells = [rule.rule, rule.metric or "", *numbers, "yes" if rule.passed else "**no**", rule.reason]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -9,10 +9,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import task
+from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -23,9 +23,11 @@ from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
 
 Event = dict[str, Any]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def step(name: str, *, retries: int = 0) -> Callable[..., Any]:
+def step(name: str, *, retries: int = 0) -> Callable[[Callable[P, R]], Task[P, R]]:
     """A task that Prefect neither caches nor keeps the result of, tried again where that can help."""
     return task(
         name=name,
@@ -131,16 +133,24 @@ def push(job: Retraining) -> None:
     """Copies data, weights and report to the dvc remote."""
     dataset, pipeline = job.settings.dataset, job.pipeline
     with timed(job, "push"):
-        job.dvc.push(f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{dataset}", f"train@{pipeline}", f"evaluate@{pipeline}")
+        job.dvc.push(
+            f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{dataset}", f"train@{pipeline}", f"evaluate@{pipeline}"
+        )
 
 
 @step("register", retries=1)
 def register(job: Retraining) -> ModelVersion:
     """Registers the weights, exactly once a key, with everything needed to build them again."""
     with timed(job, "register"):
-        attachments = {"report": job.out("reports"), "dvc.lock": job.dvc.folder / "dvc.lock", "params.yaml": job.dvc.folder / "params.yaml"}
+        attachments = {
+            "report": job.out("reports"),
+            "dvc.lock": job.dvc.folder / "dvc.lock",
+            "params.yaml": job.dvc.folder / "params.yaml",
+        }
         if job.commit.dirty:
-            attachments["uncommitted.bundle"] = workspace.bundle(job.home.repository, job.commit, job.record.folder / "uncommitted.bundle")
+            attachments["uncommitted.bundle"] = workspace.bundle(
+                job.home.repository, job.commit, job.record.folder / "uncommitted.bundle"
+            )
         version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, _lineage(job), attachments)
         job.run_id = None
     _keep_report(job, version)
@@ -200,7 +210,9 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
             except ChampionChanged:  # somebody promoted while we judged: hold it against the new champion
                 decision = judge.fn(job, version)
         else:
-            raise ChampionChanged(f"{job.pipeline}: the champion changed three times while version {version.version} was judged: run again")
+            raise ChampionChanged(
+                f"{job.pipeline}: the champion changed three times while version {version.version} was judged: run again"
+            )
         job.tracking.set_tags(version, {"verdict": decision.verdict, "decision_sha256": decision.digest, "ledger_hash": row.hash})
         stores.project(job.home, job.pipeline)
         folder = job.home.reports / version.name / str(version.version)
@@ -243,7 +255,9 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
     return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
 
 
-def outcome(job: Retraining, version: int, verdict: str, reasons: list[str], holder: int | None, unchanged: bool = False) -> dict[str, Any]:
+def outcome(
+    job: Retraining, version: int, verdict: str, reasons: list[str], holder: int | None, unchanged: bool = False
+) -> dict[str, Any]:
     """What ``remint run --json`` prints for this pipeline."""
     report = job.evidence.report
     return {
@@ -276,7 +290,9 @@ def _progress(job: Retraining, name: str) -> Callable[[Event], None]:
             told = time.monotonic()
             percent = 100.0 * event["step"] / event["steps"]
             if artifact is None:
-                created = create_progress_artifact(progress=percent, key=f"{job.pipeline}-{name}", description=f"{name} {job.pipeline}")
+                created = create_progress_artifact(
+                    progress=percent, key=f"{job.pipeline}-{name}", description=f"{name} {job.pipeline}"
+                )
                 artifact = created if isinstance(created, UUID) else None
             else:
                 update_progress_artifact(artifact, progress=percent)

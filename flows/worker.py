@@ -22,7 +22,9 @@ def main() -> None:
     branch = workspace.branch_of(repository)
     for entry in deploy(home, config.load(repository), branch):
         print(f"{entry['deployment']}: {entry['schedule']} from the head of {branch}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"])  # noqa: S606
+    # The worker takes this process over, so that a signal to it meets the worker and nobody between.
+    worker = ["-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
+    os.execv(sys.executable, [sys.executable, *worker])  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -9,13 +9,27 @@ from pathlib import Path
 
 import pytest
 
-os.environ.update({"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"})
+os.environ.update(
+    {
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+)
 
 
 @pytest.fixture(autouse=True)
 def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads the stores of the person who runs it."""
-    for name in ("REMINT_HOME", "REMINT_LEDGER", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "REMINT_EVENTS", "REMINT_RESTORE_ONLY"):
+    for name in (
+        "REMINT_HOME",
+        "REMINT_LEDGER",
+        "MLFLOW_TRACKING_URI",
+        "PREFECT_API_URL",
+        "REMINT_EVENTS",
+        "REMINT_RESTORE_ONLY",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

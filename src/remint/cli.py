@@ -54,7 +54,9 @@ def print_json(value: Any) -> None:
 @app.command()
 def run(
     pipelines: Annotated[list[str], typer.Argument(help="Names below pipelines: in params.yaml.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value below the pipeline's name; recorded with the version.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value below the pipeline's name; recorded with the version.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -95,18 +97,26 @@ def _tell(home: Home, outcomes: list[dict[str, Any]]) -> None:
     terminal.summary(outcomes)
     for outcome in outcomes:
         if outcome["unchanged"]:
-            standing = f"{outcome['model']}/{outcome['champion']} is in production" if outcome["champion"] else "nothing is in production"
+            standing = (
+                f"{outcome['model']}/{outcome['champion']} is in production"
+                if outcome["champion"]
+                else "nothing is in production"
+            )
             terminal.out.print(f"\n{outcome['pipeline']}: same data, same settings, same code: nothing was trained; {standing}.")
         if outcome["decision"]["verdict"] != "promoted":
             terminal.reasons(outcome)
     picture = gallery.compare(home, outcomes)
     name = outcomes[0]["model"]
     terminal.out.print(f"\nSamples beside real data: {picture}", soft_wrap=True)
-    terminal.out.print(f"Next: remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up", soft_wrap=True)
+    terminal.out.print(
+        f"Next: remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up", soft_wrap=True
+    )
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(help="One model; all of them where left out.")] = None, as_json: AsJson = False) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model; all of them where left out.")] = None, as_json: AsJson = False
+) -> None:
     """What is registered, and what is champion.
 
     Example: remint models digits-vae
@@ -119,7 +129,15 @@ def models(name: Annotated[str | None, typer.Argument(help="One model; all of th
         print_json(answer)
         return
     rows = [
-        [f"{m['name']}/{m['version']}", ", ".join(m["aliases"]), m["verdict"], m["dataset_version"][:10], m["commit"][:10] + (" dirty" if m["dirty"] else ""), m["created"][:19], _metrics_text(m["metrics"])]
+        [
+            f"{m['name']}/{m['version']}",
+            ", ".join(m["aliases"]),
+            m["verdict"],
+            m["dataset_version"][:10],
+            m["commit"][:10] + (" dirty" if m["dirty"] else ""),
+            m["created"][:19],
+            _metrics_text(m["metrics"]),
+        ]
         for m in answer
     ]
     terminal.table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
@@ -162,13 +180,23 @@ def history(model: Annotated[str, typer.Argument(help="NAME of a model.")], as_j
         print_json(answer)
         return
     rows = [
-        [str(r["sequence"]), r["at"][:19], r["who"], r["action"], f"{model}/{r['version']}", _standing(model, r["champion_after"]), r["why"]]
+        [
+            str(r["sequence"]),
+            r["at"][:19],
+            r["who"],
+            r["action"],
+            f"{model}/{r['version']}",
+            _standing(model, r["champion_after"]),
+            r["why"],
+        ]
         for r in answer["rows"]
     ]
     terminal.table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
     for finding in answer["findings"]:
         terminal.out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
-    terminal.out.print(f"\nThe chain of {len(answer['rows'])} rows " + ("verifies." if not answer["findings"] else "does NOT verify."))
+    terminal.out.print(
+        f"\nThe chain of {len(answer['rows'])} rows " + ("verifies." if not answer["findings"] else "does NOT verify.")
+    )
 
 
 def _standing(model: str, version: int | None) -> str:
@@ -198,7 +226,10 @@ def sample(
 
 
 @app.command()
-def deploy(branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "", as_json: AsJson = False) -> None:
+def deploy(
+    branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """Give each pipeline with a schedule a Prefect deployment; take away those of pipelines without one.
 
     Example: remint deploy --branch main
@@ -218,7 +249,9 @@ def deploy(branch: Annotated[str, typer.Option(help="Scheduled jobs build its he
     for entry in deployed:
         schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
         terminal.out.print(f"{entry['deployment']}: {schedule}, from the head of {branch}", soft_wrap=True)
-    terminal.out.print("Schedules fire while a server and a worker run: remint up" if deployed else "No pipeline has a schedule: in params.yaml.")
+    terminal.out.print(
+        "Schedules fire while a server and a worker run: remint up" if deployed else "No pipeline has a schedule: in params.yaml."
+    )
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """params.yaml -> typed, frozen settings. Every error names its file and key, and the nearest valid name.
 
-    params.yaml
-      datasets:  NAME: recipe.DatasetSettings
-      pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
-                                           evaluation, promotion, schedule    do not
+params.yaml
+  datasets:  NAME: recipe.DatasetSettings
+  pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
+                                       evaluation, promotion, schedule    do not
 """
 
 from __future__ import annotations
@@ -156,9 +156,13 @@ class PipelineSettings(Settings):
         can = self.model.can
         for metric in self.evaluation.metrics or []:
             if METRIC_NEEDS[metric] not in can:
-                raise ValueError(f"evaluation.metrics: family '{self.family}' has no {METRIC_NEEDS[metric]}, which {metric} needs")
+                raise ValueError(
+                    f"evaluation.metrics: family '{self.family}' has no {METRIC_NEEDS[metric]}, which {metric} needs"
+                )
         for metric in sorted(self.promotion.metrics() - set(self.metrics())):
-            raise ValueError(f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})")
+            raise ValueError(
+                f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})"
+            )
         return self
 
     def metrics(self) -> list[str]:
@@ -180,7 +184,10 @@ class Params(Settings):
     def _datasets_exist(self) -> Params:
         for name, pipeline in self.pipelines.items():
             if pipeline.dataset not in self.datasets:
-                raise ValueError(f"pipelines.{name}.dataset: " + unknown(f"dataset '{pipeline.dataset}'", pipeline.dataset, list(self.datasets)))
+                raise ValueError(
+                    f"pipelines.{name}.dataset: "
+                    + unknown(f"dataset '{pipeline.dataset}'", pipeline.dataset, list(self.datasets))
+                )
         return self
 
     def pipeline(self, name: str) -> PipelineSettings:
@@ -271,4 +278,3 @@ def _lines(error: ValidationError, prefix: tuple[str, ...] = ()) -> list[str]:
             own_key = part.startswith(("model.", "model:"))
             lines.append(f"{key}.{part}" if own_key else f"{key}: {part}" if key else part)
     return lines
-

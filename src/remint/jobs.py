@@ -1,8 +1,8 @@
 """Which jobs are alive. A job holds a lock on its folder; one whose lock is free and that never said done has died.
 
-    HOME/jobs/ID/job.json    what it is: pipeline, process, Prefect's flow run, MLflow's run
-    HOME/jobs/ID/lock        held while the job lives; the kernel frees it however the process ends
-    HOME/jobs/ID/*.log       what dvc and the steps printed
+HOME/jobs/ID/job.json    what it is: pipeline, process, Prefect's flow run, MLflow's run
+HOME/jobs/ID/lock        held while the job lives; the kernel frees it however the process ends
+HOME/jobs/ID/*.log       what dvc and the steps printed
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ def whole_folder(target: Path, **about: Any) -> Iterator[Path]:
         _fsync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(f"no room to write {target} ({error.strerror}): what was there before is intact; free space and run again") from error
+            raise StorageError(
+                f"no room to write {target} ({error.strerror}): what was there before is intact; free space and run again"
+            ) from error
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

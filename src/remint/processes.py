@@ -36,13 +36,21 @@ def run(
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
-            list(command), cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            list(command),
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     offset = 0
     try:
         while child.poll() is None:
             if stopping.wait(0.05):
-                raise Interrupted("interrupted: the children were stopped and what was done is kept; run the same command again to go on")
+                raise Interrupted(
+                    "interrupted: the children were stopped and what was done is kept; run the same command again to go on"
+                )
             offset = _read(events, offset, on_event)
         _read(events, offset, on_event)
         return child.returncode

@@ -21,7 +21,11 @@ def models(home: Home, name: str | None) -> list[dict[str, Any]]:
     names = store.names()
     if name is not None:
         if name not in names:
-            raise NotFoundError(unknown(f"model '{name}'", name, names) if names else f"unknown model '{name}': nothing is registered yet; remint run {name}")
+            raise NotFoundError(
+                unknown(f"model '{name}'", name, names)
+                if names
+                else f"unknown model '{name}': nothing is registered yet; remint run {name}"
+            )
         names = [name]
     for each in names:
         stores.project(home, each)
@@ -49,7 +53,9 @@ def history(home: Home, name: str) -> dict[str, Any]:
     rows = book.rows(name)
     if not rows:
         known = sorted({row.model for row in book.rows()})
-        raise NotFoundError(unknown(f"model '{name}'", name, known) if known else f"the ledger is empty: remint run {name} writes its first row")
+        raise NotFoundError(
+            unknown(f"model '{name}'", name, known) if known else f"the ledger is empty: remint run {name} writes its first row"
+        )
     return {"model": name, "rows": [row.to_json() for row in rows], "findings": book.verify(name)}
 
 
@@ -93,8 +99,17 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
     aliases = f", {' and '.join(answer['aliases'])}" if answer["aliases"] else ""
     beside = f"{former['name']}/{former['version']}" if former else "no champion before it"
     return [
-        (f"{answer['name']}/{answer['version']}{aliases}", [f"registered {answer['created'][:19]} UTC", f"weights SHA-256 {answer['weights_sha256']}", f"beside {beside}"]),
-        ("Data", _changes({"version": answer["dataset_version"], **json.loads(lineage["data"])}, {"version": former["dataset_version"], **json.loads(before["data"])} if former and before else None)),
+        (
+            f"{answer['name']}/{answer['version']}{aliases}",
+            [f"registered {answer['created'][:19]} UTC", f"weights SHA-256 {answer['weights_sha256']}", f"beside {beside}"],
+        ),
+        (
+            "Data",
+            _changes(
+                {"version": answer["dataset_version"], **json.loads(lineage["data"])},
+                {"version": former["dataset_version"], **json.loads(before["data"])} if former and before else None,
+            ),
+        ),
         ("Settings", _changes(_flat(json.loads(lineage["recipe"])), _flat(json.loads(before["recipe"])) if before else None)),
         ("Code", [f"commit {answer['commit']}{state}", *(answer["code"].splitlines() or (["unchanged"] if former else []))]),
         ("Metrics", _metrics(answer["metrics"], former["metrics"] if former else {})),
@@ -114,15 +129,24 @@ def _changes(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
     """Each key with its value; where it differs from before, both."""
     if before is None:
         return [f"{key}: {value}" for key, value in now.items()]
-    changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*now, *before}) if now.get(key) != before.get(key)]
+    changed = [
+        f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*now, *before}) if now.get(key) != before.get(key)
+    ]
     return changed or ["unchanged"]
 
 
 def _metrics(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     def text(value: dict[str, Any] | None) -> str:
-        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] {value['unit']}".rstrip() if value else "not measured"
+        return (
+            f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] {value['unit']}".rstrip()
+            if value
+            else "not measured"
+        )
 
-    return [f"{name}: {text(now.get(name))}" + (f"   champion then: {text(before.get(name))}" if before else "") for name in sorted({*now, *before})]
+    return [
+        f"{name}: {text(now.get(name))}" + (f"   champion then: {text(before.get(name))}" if before else "")
+        for name in sorted({*now, *before})
+    ]
 
 
 def _decision(row: dict[str, Any]) -> list[str]:

@@ -23,20 +23,20 @@ EVENTS = "REMINT_EVENTS"  # file that a flow reads along
 RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether anything is to do: a step that would run says so
 WOULD_RUN = 75  # exit status of a step under RESTORE_ONLY
 
-_last_words = 0.0
+_told: dict[str, float] = {}  # when a person was last told of an event
 
 
 def emit(event: str, **fields: Any) -> None:
     """Tells whoever watches: the flow through its file, a person in words, at most twice a second."""
-    global _last_words
     path = os.environ.get(EVENTS)
     if path:
         line = json.dumps({"event": event, "at": time.time(), **fields}) + "\n"
-        with open(path, "a") as stream:
+        with Path(path).open("a") as stream:
             stream.write(line)
-    elif event != "error" and (event != "progress" or time.monotonic() - _last_words > 0.5):
-        _last_words = time.monotonic()
-        print(" ".join([event, *(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())]), file=sys.stderr)
+    elif event != "error" and (event != "progress" or time.monotonic() - _told.get(event, 0.0) > 0.5):
+        _told[event] = time.monotonic()
+        words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items())
+        print(" ".join([event, *words]), file=sys.stderr)
 
 
 def die_with_parent() -> None:

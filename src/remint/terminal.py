@@ -35,7 +35,12 @@ class Display:
     """One line a pipeline while it runs: bars where there is a screen, else a line a step and one every ten seconds."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description:<14}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+        )
         self.bars = Progress(*columns, console=err, transient=True) if err.is_terminal else None
         self.lines: dict[str, TaskID] = {}
         self.last: dict[str, float] = {}
@@ -74,7 +79,7 @@ class Display:
             steps = f" {fields['step']}/{fields['steps']}" if "steps" in fields else ""
             return f"{DOING.get(fields['name'], fields['name'])}{steps}  {'  '.join(numbers)}".rstrip()
         if event == "step":
-            return DOING.get(fields["name"], fields["name"])
+            return DOING[fields["name"]]
         if event == "workspace":
             return f"builds commit {fields['commit']}" + (" (with uncommitted changes)" if fields["dirty"] else "")
         if event == "ran" and fields["name"] == "train" and not fields["trained"]:
@@ -82,7 +87,7 @@ class Display:
         if event == "registered":
             return f"registered as {fields['version']}"
         if event == "decided":
-            return fields["verdict"]
+            return str(fields["verdict"])
         return None
 
 

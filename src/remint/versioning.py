@@ -20,7 +20,13 @@ from remint.home import Home
 from remint.step import EVENTS, RESTORE_ONLY
 
 # dvc in a process of its own that dies with us: a flow killed by force leaves no trainer behind.
-DVC = "import sys; from remint.step import die_with_parent; die_with_parent(); from dvc.cli import main; sys.exit(main(sys.argv[1:]))"
+DVC = """
+import sys
+from remint.step import die_with_parent
+die_with_parent()
+from dvc.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -117,7 +123,9 @@ def addresses(home: Home, folder: Path) -> None:
     without a word. An address inside the repository's ``.remint/`` follows REMINT_HOME.
     """
     if not (folder / ".dvc" / "config").exists():
-        raise RepositoryError(f"{home.repository} has no .dvc/config in its commit: run dvc init and commit, or clone a remint repository")
+        raise RepositoryError(
+            f"{home.repository} has no .dvc/config in its commit: run dvc init and commit, or clone a remint repository"
+        )
     own = home.repository / ".dvc"
     settings = configparser.ConfigParser(interpolation=None)
     settings.read([folder / ".dvc" / "config", own / "config.local"])

@@ -62,11 +62,15 @@ def repository_of(folder: Path) -> Path:
     except VersioningError as error:
         if "not a git repository" not in str(error):
             raise RepositoryError(str(error)) from None
-        raise RepositoryError(f"no git repository at {folder}: a job is built from a commit; clone your remint repository, or run git init and commit") from None
+        raise RepositoryError(
+            f"no git repository at {folder}: a job is built from a commit; clone your remint repository, or git init and commit"
+        ) from None
     try:
         git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
     except VersioningError:
-        raise RepositoryError(f"the git repository {root} has no commit yet: a job is built from a commit; run git add -A && git commit") from None
+        raise RepositoryError(
+            f"the git repository {root} has no commit yet: a job is built from a commit; run git add -A && git commit"
+        ) from None
     return root
 
 
@@ -74,7 +78,9 @@ def branch_of(repository: Path) -> str:
     """The branch that is checked out. Raises RepositoryError where there is none (a detached HEAD)."""
     branch = git(repository, "rev-parse", "--abbrev-ref", "HEAD").strip()
     if branch == "HEAD":
-        raise RepositoryError(f"{repository} is on no branch: git switch to the one that scheduled jobs are to build, or name it with --branch")
+        raise RepositoryError(
+            f"{repository} is on no branch: git switch to the one that scheduled jobs are to build, or name it with --branch"
+        )
     return branch
 
 
@@ -83,7 +89,9 @@ def commit_of(repository: Path, revision: str) -> Commit:
     try:
         return Commit(git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip(), dirty=False)
     except VersioningError:
-        raise RepositoryError(f"{repository} has no branch, tag or commit '{revision}': git branch --all shows what it has") from None
+        raise RepositoryError(
+            f"{repository} has no branch, tag or commit '{revision}': git branch --all shows what it has"
+        ) from None
 
 
 def commit_of_tree(repository: Path) -> Commit:
@@ -111,7 +119,11 @@ def commit_of_tree(repository: Path) -> Commit:
     if tree == git(repository, "rev-parse", f"{head}^{{tree}}").strip():
         return Commit(head, dirty=False)
     when = git(repository, "show", "-s", "--format=%cI", head).strip()
-    person = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))}
+    person = {
+        f"GIT_{role}_{field}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))
+    }
     sha = git(repository, "commit-tree", tree, "-p", head, "-m", "Uncommitted work, as a remint job found it", env=person).strip()
     git(repository, "update-ref", f"refs/remint/{sha}", sha)
     return Commit(sha, dirty=True, changed=tuple(changed), base=head)
@@ -133,10 +145,14 @@ def _refuse_unfit(path: Path, name: str) -> None:
     if not path.is_file():
         return
     if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
-        raise RepositoryError(f"{name} looks like a secret and would be committed with your uncommitted work: add it to .gitignore")
+        raise RepositoryError(
+            f"{name} looks like a secret and would be committed with your uncommitted work: add it to .gitignore"
+        )
     if path.stat().st_size > LARGEST_FILE:
         size = path.stat().st_size / 2**20
-        raise RepositoryError(f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and name it as a dataset's source if it is data")
+        raise RepositoryError(
+            f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and name it as a dataset's source if it is data"
+        )
 
 
 def check_out(repository: Path, commit: Commit, folder: Path) -> Path:

@@ -29,7 +29,15 @@ class Team:
 
     def remint(self, *arguments: str, status: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs one command to its end and holds its exit status against the one expected."""
-        done = subprocess.run([REMINT, *arguments], cwd=cwd or self.folder, env=self.environment(), capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [REMINT, *arguments],
+            cwd=cwd or self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -39,14 +47,20 @@ class Team:
 
     def start(self, *arguments: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
         with log.open("wb") as output:
-            return subprocess.Popen([REMINT, *arguments], cwd=self.folder, env={**self.environment(), **environment}, stdout=output, stderr=output)
+            return subprocess.Popen(
+                [REMINT, *arguments], cwd=self.folder, env={**self.environment(), **environment}, stdout=output, stderr=output
+            )
 
     def sh(self, command: str) -> str:
-        return subprocess.run(["sh", "-c", command], cwd=self.folder, env=self.environment(), check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["sh", "-c", command], cwd=self.folder, env=self.environment(), check=True, capture_output=True, text=True
+        ).stdout
 
     def state(self) -> str:
         """Everything of a person's that a job could have touched: files, index, branches."""
-        return self.sh("git ls-files -co --exclude-standard -z | sort -z | xargs -0 sha256sum; sha256sum .git/index; git for-each-ref refs/heads; cat .git/HEAD")
+        return self.sh(
+            "git ls-files -co --exclude-standard -z | sort -z | xargs -0 sha256sum; sha256sum .git/index; git for-each-ref refs/heads; cat .git/HEAD"
+        )
 
 
 def quick(content: dict[str, Any]) -> dict[str, Any]:
@@ -64,12 +78,16 @@ def quick(content: dict[str, Any]) -> dict[str, Any]:
 
 def make_team(folder: Path) -> Team:
     """A commit of what is in this working tree, with quick trainings."""
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=SOURCE, check=True, capture_output=True, text=True).stdout.split("\n")
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=SOURCE, check=True, capture_output=True, text=True
+    ).stdout.split("\n")
     for name in filter(None, names):
         if (SOURCE / name).is_file() and not name.startswith("tests/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(SOURCE / name, folder / name)
     config.write(quick(config.read(folder)), folder)
     team = Team(folder)
-    team.sh("git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first")
+    team.sh(
+        "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
+    )
     return team

@@ -21,7 +21,9 @@ def the_error(team: Team, *arguments: str, status: int = 2, cwd: Path | None = N
 
 def test_names_and_keys_are_refused_before_anything_starts(team: Team) -> None:
     assert "unknown pipeline 'digit-vae': did you mean 'digits-vae'?" in the_error(team, "run", "digit-vae")
-    assert "pipelines.digits-vae.training: unknown key 'step': did you mean 'steps'?" in the_error(team, "run", "digits-vae", "--set", "training.step=3")
+    assert "pipelines.digits-vae.training: unknown key 'step': did you mean 'steps'?" in the_error(
+        team, "run", "digits-vae", "--set", "training.step=3"
+    )
     assert "pipelines.digits-vae.training.steps" in the_error(team, "run", "digits-vae", "--set", "training.steps=three")
     content = config.read(team.folder)
     content["pipelines"]["digits-gan"]["trainning"] = {}
@@ -77,6 +79,8 @@ def test_a_failed_run_has_a_final_state_with_its_reason_everywhere(team: Team) -
     )
     (state,) = json.loads(done)
     assert state[0] == "FAILED" and "diverged" in state[1]
-    done = team.sh("python -c \"import sqlite3, json; print(json.dumps(sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status from runs').fetchall()))\"")
+    done = team.sh(
+        "python -c \"import sqlite3, json; print(json.dumps(sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status from runs').fetchall()))\""
+    )
     assert json.loads(done) == [["FAILED"]]
     assert not list((team.folder / ".remint/workspaces").glob("*"))

@@ -56,7 +56,18 @@ def test_4_the_registry_and_the_ledger_answer(shared_team: Team) -> None:
     (champion, *_) = [m for m in shared_team.json("models") if m["name"] == "digits-vae" and "champion" in m["aliases"]]
     assert champion["version"] == 1 and not champion["dirty"]
     text = shared_team.remint("why", "digits-vae").stdout
-    for word in ("Data", "Settings", "training.steps: 60", "Code", champion["commit"], "Metrics", "iwae", "Decisions", "promoted", champion["weights_sha256"]):
+    for word in (
+        "Data",
+        "Settings",
+        "training.steps: 60",
+        "Code",
+        champion["commit"],
+        "Metrics",
+        "iwae",
+        "Decisions",
+        "promoted",
+        champion["weights_sha256"],
+    ):
         assert word in text, word
     assert "training.steps: 60 -> 3" in shared_team.remint("why", "digits-vae/2").stdout
     history = shared_team.json("history", "digits-vae")

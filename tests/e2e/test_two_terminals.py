@@ -23,7 +23,11 @@ def test_a_job_runs_its_own_commits_code(team: Team, tmp_path: Path) -> None:
     jobs = team.folder / ".remint/jobs"
     while run.poll() is None and not list(jobs.glob("*/job.json")):
         pass
-    for path in (team.folder / "src/remint/models/vae.py", team.folder / "pipelines/train.py", team.folder / "pipelines/prepare.py"):
+    for path in (
+        team.folder / "src/remint/models/vae.py",
+        team.folder / "pipelines/train.py",
+        team.folder / "pipelines/prepare.py",
+    ):
         path.write_text("raise RuntimeError('the edited code was run')\n")
     assert run.wait(timeout=300) == 0, (tmp_path / "log").read_text()
     assert team.json("models", "digits-vae")[0]["verdict"] == "promoted"

@@ -86,7 +86,14 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, 
 def test_events_are_read_as_they_come_and_only_whole_lines(tmp_path: Path) -> None:
     writer = "import time; f = open('events', 'a', buffering=1); f.write('{\"a\": 1}\\n{\"a\"'); f.flush(); time.sleep(0.3); f.write(': 2}\\n')"
     seen: list[dict[str, int]] = []
-    status = processes.run([sys.executable, "-c", writer], cwd=tmp_path, env=os.environ, log=tmp_path / "log", events=tmp_path / "events", on_event=seen.append)
+    status = processes.run(
+        [sys.executable, "-c", writer],
+        cwd=tmp_path,
+        env=os.environ,
+        log=tmp_path / "log",
+        events=tmp_path / "events",
+        on_event=seen.append,
+    )
     assert status == 0
     assert seen == [{"a": 1}, {"a": 2}]
 

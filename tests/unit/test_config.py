@@ -51,7 +51,9 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ("datasets.digits.split", {"held_out": 0.9}, ["datasets.digits.split.held_out", "0.5"]),
     ],
 )
-def test_a_mistake_is_refused_with_its_key_and_what_was_expected(content: dict[str, Any], path: str, value: Any, words: list[str]) -> None:
+def test_a_mistake_is_refused_with_its_key_and_what_was_expected(
+    content: dict[str, Any], path: str, value: Any, words: list[str]
+) -> None:
     broken = copy.deepcopy(content)
     *parents, last = path.split(".")
     block = broken

@@ -1,0 +1,107 @@
+"""Writes docs/settings.md and docs/commands.md from the code, so that they cannot drift: python docs/generate.py
+
+tests/unit/test_docs.py fails where they are stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import typer.main
+
+from remint import cli, config, recipe
+from remint.recipe import Settings
+
+HERE = Path(__file__).parent
+
+BLOCKS: list[tuple[str, type[Settings]]] = [
+    ("datasets.NAME", recipe.DatasetSettings),
+    ("datasets.NAME.split", recipe.SplitSettings),
+    ("pipelines.NAME", config.PipelineSettings),
+    *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
+    ("pipelines.NAME.training", recipe.TrainingSettings),
+    ("pipelines.NAME.evaluation", config.EvaluationSettings),
+    ("pipelines.NAME.promotion", config.PromotionSettings),
+    ("pipelines.NAME.promotion.require.METRIC", config.Bound),
+    ("pipelines.NAME.promotion.improve", config.Improve),
+    ("pipelines.NAME.schedule", config.ScheduleSettings),
+]
+
+
+def comments(settings: type[Settings]) -> dict[str, str]:
+    """The comment behind each field."""
+    lines = inspect.getsource(settings).splitlines()
+    found = {}
+    for line in lines:
+        match = re.match(r"    (\w+):.*?#\s(.*)$", line)
+        if match:
+            found[match[1]] = match[2]
+    return found
+
+
+def declared(settings: type[Settings]) -> dict[str, tuple[str, str]]:
+    """Type and default of each field, as the code says them."""
+    (body,) = [node for node in ast.parse(inspect.getsource(settings)).body if isinstance(node, ast.ClassDef)]
+    fields = {}
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in settings.model_fields:
+            kind = re.sub(r"Annotated\[(\w+), Field\((.*?)\)\]", r"\1 (\2)", ast.unparse(node.annotation))
+            field = settings.model_fields[node.target.id]
+            default = "required" if field.is_required() else "{}" if isinstance(field.default, Settings) else repr(field.default)
+            fields[node.target.id] = (kind, default.replace("'", ""))
+    return fields
+
+
+SETTINGS = """# Settings
+
+Every key of `params.yaml`, written from the code by `python docs/generate.py`. What stands below `dataset`, `family`,
+`model` and `training` decides the weights: changing it retrains. Changing the rest does not. `--set` takes the path below
+the pipeline's name: `--set training.steps=20`.
+"""
+
+
+def settings_page() -> str:
+    lines = [SETTINGS]
+    for path, settings in BLOCKS:
+        said = comments(settings)
+        lines += [
+            f"## `{path}`",
+            "",
+            inspect.getdoc(settings) or "",
+            "",
+            "| key | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        for name, (kind, default) in declared(settings).items():
+            lines.append(f"| `{name}` | {kind.replace('|', 'or')} | {default} | {said.get(name, '').replace('|', 'or')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def commands_page() -> str:
+    lines = [
+        "# Commands",
+        "",
+        "Written from the code by `python docs/generate.py`. Every command has `--help`; those that report take `--json`.",
+        "",
+    ]
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        lines += [f"## `remint {name}`", "", inspect.cleandoc(command.help or ""), ""]
+        lines += ["| argument | meaning |", "|---|---|"]
+        for parameter in command.params:
+            label = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
+            if "--help" not in label:
+                lines.append(f"| `{label}` | {getattr(parameter, 'help', '') or ''} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+PAGES = {"settings.md": settings_page, "commands.md": commands_page}
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (HERE / page).write_text(write())
