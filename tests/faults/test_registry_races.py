@@ -1,0 +1,207 @@
+"""Sixteen processes promote at once, on a real SQLite file and a real PostgreSQL; and PostgreSQL goes away in between."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint.errors import ChampionChanged, LedgerError
+from remint.ledger import Ledger
+
+PROCESSES = 16
+fork = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Postgres:
+    """A server of its own on a Unix socket, run by an account that is not root (it refuses to run as root)."""
+
+    folder: Path
+    bin: Path
+    user: str | None  # None: the account that runs the tests
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://remint@/postgres?host={self.folder}"
+
+    def control(self, *arguments: str) -> None:
+        log = str(self.folder / "log")
+        command = [str(self.bin / "pg_ctl"), "-D", str(self.folder / "data"), "-l", log, "-w", *arguments]
+        subprocess.run(command, check=True, capture_output=True, user=self.user, cwd="/")
+
+    def start(self) -> None:
+        self.control("-o", f"-k {self.folder} -c listen_addresses= -c fsync=off", "start")
+
+    def stop(self) -> None:
+        self.control("-m", "immediate", "stop")
+
+
+def _binaries() -> Path | None:
+    found = shutil.which("initdb")
+    candidates = [Path(found).resolve().parent] if found else []
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in candidates if (folder / "initdb").exists() and (folder / "pg_ctl").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed: apt-get install postgresql")
+    user = None
+    if os.geteuid() == 0:
+        accounts = {entry.pw_name for entry in pwd.getpwall()}
+        user = next((name for name in ("postgres", "nobody") if name in accounts), None)
+        if user is None:
+            pytest.skip("PostgreSQL does not run as root, and there is no account postgres or nobody to run it as")
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path has at most 107 characters
+    if user:
+        shutil.chown(folder, user)
+    server = Postgres(folder, binaries, user)
+    try:
+        initdb = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "remint", "-A", "trust", "--no-sync"]
+        subprocess.run(initdb, check=True, capture_output=True, user=user, cwd="/")
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    return str(request.getfixturevalue("postgres").url)
+
+
+def own(url: str, name: object) -> str:
+    """The same database under an address of this process, so that no connection is shared across a fork."""
+    return f"{url}&application_name=p{name}" if url.startswith("postgresql") else url
+
+
+def at_once(target: Any, count: int, *arguments: Any) -> list[Any]:
+    """What ``count`` processes say that all start ``target(barrier-released, index, *arguments)`` together."""
+    barrier, said = fork.Barrier(count), fork.Queue()
+
+    def body(index: int) -> None:
+        barrier.wait(60)
+        said.put((index, target(index, *arguments)))
+
+    workers = [fork.Process(target=body, args=(index,)) for index in range(count)]
+    for worker in workers:
+        worker.start()
+    answers = dict(said.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    return [answers[index] for index in range(count)]
+
+
+def promote(index: int, url: str, model: str) -> str:
+    try:
+        ledger = Ledger(own(url, index))
+        ledger.append(
+            model, "promoted", index + 1, champion_after=index + 1, who=f"p{index}", why="", evidence="", expected_champion=None
+        )
+    except ChampionChanged as error:
+        return str(error)
+    return "won"
+
+
+def test_sixteen_promote_at_once_and_one_wins(url: str) -> None:
+    answers = at_once(promote, PROCESSES, url, "race")  # the schema is made by all of them at once, too
+    winners = [index + 1 for index, answer in enumerate(answers) if answer == "won"]
+    ledger = Ledger(own(url, "reader"))
+    assert len(winners) == 1
+    assert [row.version for row in ledger.rows("race")] == winners and ledger.champion("race") == winners[0]
+    told = [answer for answer in answers if answer != "won"]
+    assert len(told) == PROCESSES - 1 and all(f"the champion is now version {winners[0]}" in answer for answer in told)
+    assert ledger.verify("race") == []
+
+
+def refuse(index: int, url: str) -> str:
+    ledger = Ledger(own(url, f"r{index}"))
+    for turn in range(5):
+        row = {"who": f"p{index}", "why": str(turn), "evidence": ""}
+        ledger.append("busy", "refused", 10 * index + turn, champion_after=None, expected_champion=None, **row)
+    return "done"
+
+
+def test_rows_that_do_not_contend_are_all_written(url: str) -> None:
+    assert at_once(refuse, PROCESSES, url) == ["done"] * PROCESSES
+    ledger = Ledger(own(url, "reader"))
+    assert [row.sequence for row in ledger.rows("busy")] == list(range(1, 5 * PROCESSES + 1))
+    assert ledger.verify("busy") == []
+
+
+def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
+    writing = fork.Event()
+
+    def forever() -> None:
+        ledger, version = Ledger(own(url, "victim")), 0
+        while True:
+            version += 1
+            ledger.append("killed", "refused", version, champion_after=None, who="w", why="", evidence="", expected_champion=None)
+            if version == 3:
+                writing.set()
+
+    for delay in (0.0, 0.013, 0.029):
+        writing.clear()
+        victim = fork.Process(target=forever)
+        victim.start()
+        assert writing.wait(60)
+        victim.join(delay)
+        os.kill(victim.pid or 0, signal.SIGKILL)
+        victim.join()
+        ledger = Ledger(own(url, "after"))
+        ledger.append(
+            "killed", "refused", 0, champion_after=None, who="w", why="after the kill", evidence="", expected_champion=None
+        )
+        assert ledger.verify("killed") == []
+    assert len(ledger.rows("killed")) >= 12  # what was acknowledged before each kill, and the row after it
+
+
+def test_postgres_restarts_between_appends_and_none_is_lost_or_doubled(postgres: Postgres) -> None:
+    ledger = Ledger(own(postgres.url, "restart"))
+    for version in range(1, 4):
+        ledger.append("restart", "refused", version, champion_after=None, who="w", why="", evidence="", expected_champion=None)
+        postgres.stop()
+        postgres.start()
+    assert [row.version for row in ledger.rows("restart")] == [1, 2, 3]
+    assert ledger.verify("restart") == []
+
+
+def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlalchemy as sa
+
+    ledger = Ledger(own(url, "lost"))
+    real, lost = sa.engine.RootTransaction.commit, []
+
+    def commit(self: Any) -> None:
+        real(self)
+        if not lost and self.connection.get_execution_options().get("remint_write"):
+            lost.append(True)
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
+
+    monkeypatch.setattr(sa.engine.RootTransaction, "commit", commit)
+    row = ledger.append("lost", "promoted", 1, champion_after=1, who="w", why="", evidence="", expected_champion=None)
+    assert lost and ledger.rows("lost") == [row]
+
+
+def test_a_database_that_is_away_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.setattr("remint.ledger.time.sleep", lambda _: None)
+    with pytest.raises(LedgerError, match="failed"):
+        Ledger(f"postgresql://remint:hunter2@/postgres?host={tmp_path}")
