@@ -110,7 +110,7 @@ class Family(Protocol):
     def phases(self, model: Any, settings: Any) -> list[Phase]: ...
 
 
-def standard_normal(shape: tuple[int, ...], *seed: int, device: torch.device | str = "cpu") -> Tensor:
+def standard_normal(shape: tuple[int, ...], *seed: int | str, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal numbers, float32, a pure function of (shape, seed), the same on every device."""
     import hashlib
 

@@ -1,0 +1,23 @@
+"""python -m pipelines.snapshot DATASET: what its source holds now -> outs/raw/DATASET."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from remint import config, step
+
+
+def main(dataset: str) -> None:
+    from remint.data import sources
+
+    here = Path.cwd()
+    settings = config.load(here).datasets[dataset]
+    # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
+    roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
+    root = next((root for root in roots if (root / settings.source).exists()), roots[-1])
+    sources.snapshot(dataset, settings, root, here / "outs/raw" / dataset)
+
+
+if __name__ == "__main__":
+    step.run(main, always=True)
