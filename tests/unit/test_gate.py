@@ -1,0 +1,273 @@
+"""Each verdict from evidence whose truth is known, and no promotion from evidence that is bad in any way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint import gate
+from remint.config import PromotionSettings
+from remint.records import Decision, EvaluationReport, Evidence, MetricValue
+
+RULES = PromotionSettings.model_validate(
+    {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll", "margin": 0.0, "confidence": 0.95}}
+)
+GUARDED = RULES.model_copy(update={"never_worse": {"fd_domain": 1.0}})
+N = 360
+
+
+def evidence(
+    mean: float = 1.9, *, key: str = "challenger", metric: str = "nll", noise: int = 1, spread: float = 0.02, **how: Any
+) -> Evidence:
+    """Per-example values that share their examples' difficulty (seed 0) and differ by a model's own noise."""
+    n = how.pop("count", N)
+    values_N = 0.3 * np.random.default_rng(0).standard_normal(n) + spread * np.random.default_rng(noise).standard_normal(n)
+    values_N += mean - values_N.mean()
+    error = 1.96 * values_N.std() / np.sqrt(n)
+    fields: dict[str, Any] = {
+        "name": metric,
+        "value": mean,
+        "low": mean - error,
+        "high": mean + error,
+        "n": n,
+        "seed": 0,
+        "unit": "bits/dim",
+    }
+    value = MetricValue(**{**fields, "fingerprint": {"K": 500}, **{k: v for k, v in how.items() if k != "dataset"}})
+    report = EvaluationReport(
+        pipeline="m", model_key=key, weights_sha256=key, dataset=how.get("dataset", "d"), metrics={metric: value}
+    )
+    return Evidence(report, {metric: values_N})
+
+
+def both(a: Evidence, b: Evidence) -> Evidence:
+    return Evidence(a.report.model_copy(update={"metrics": {**a.report.metrics, **b.report.metrics}}), {**a.values, **b.values})
+
+
+def decide(challenger: Evidence, champion: Evidence | None, rules: PromotionSettings = RULES, **more: Any) -> Decision:
+    return gate.decide("m", challenger, 2, champion, None if champion is None else 1, rules, **more)
+
+
+def test_a_first_version_that_meets_the_requirements_is_promoted() -> None:
+    decision = decide(evidence(1.9), None)
+    assert decision.verdict == "promoted" and decision.champion is None
+    assert [rule.rule for rule in decision.rules] == ["require"] and decision.rules[0].passed
+
+
+def test_a_first_version_that_does_not_is_refused_with_the_numbers() -> None:
+    decision = decide(evidence(2.6), None)
+    assert decision.verdict == "refused"
+    assert decision.reasons[0].startswith("no champion, and requirement nll not met: 2.600 [2.56")
+    assert "at most 2.43" in decision.reasons[0] and decision.rules[0].challenger is not None
+
+
+def test_a_requirement_holds_for_the_whole_interval_or_not_at_all() -> None:
+    value = evidence(2.41).report.metrics["nll"]
+    assert value.value < 2.43 < value.high
+    assert decide(evidence(2.41), None).verdict == "refused"
+    assert decide(evidence(2.43 - (value.high - value.value) - 1e-9), None).verdict == "promoted"
+    floor = PromotionSettings.model_validate({"require": {"nll": {"min": 1.0, "max": 2.0}}})
+    assert decide(evidence(1.02), None, floor).verdict == "refused"
+    assert decide(evidence(1.5), None, floor).verdict == "promoted"
+
+
+def test_better_beyond_chance_is_promoted_and_the_paired_interval_covers_the_truth() -> None:
+    decision = decide(evidence(1.89), evidence(1.90, key="champion", noise=2))
+    assert decision.verdict == "promoted"
+    value, low, high = decision.rules[-1].difference or (0.0, 0.0, 0.0)
+    assert value == pytest.approx(0.01) and 0.0 < low < value < high < 0.02
+    # Unpaired, the two intervals overlap almost wholly: it is the pairing that tells.
+    sides = decision.rules[-1]
+    assert sides.challenger is not None and sides.champion is not None and sides.challenger.high > sides.champion.low
+
+
+def test_chance_keeps_the_champion() -> None:
+    decision = decide(evidence(1.8999), evidence(1.90, key="champion", noise=2))
+    assert decision.verdict == "kept" and "not shown to be better" in decision.reasons[0]
+
+
+def test_worse_beyond_chance_is_refused_with_both_numbers_and_their_intervals() -> None:
+    """``remint run digits-vae --set training.steps=20`` after a good champion."""
+    ours, theirs = evidence(2.3), evidence(1.9, key="champion", noise=2)
+    decision = decide(ours, theirs)
+    assert decision.verdict == "refused" and decision.rules[0].passed  # the bound holds; it is the comparison that fails
+    assert all(side.report.metrics["nll"].text() in decision.reasons[0] for side in (ours, theirs))
+    assert "shown to be worse, difference -0.4000 [-0.40" in decision.reasons[0]
+
+
+def test_margin_is_to_be_exceeded() -> None:
+    rules = RULES.model_copy(update={"improve": RULES.improve.model_copy(update={"margin": 0.05}) if RULES.improve else None})
+    champion = evidence(1.90, key="champion", noise=2)
+    assert decide(evidence(1.88), champion, rules).verdict == "kept"
+    assert decide(evidence(1.80), champion, rules).verdict == "promoted"
+    assert decide(evidence(1.91), champion, rules).verdict == "refused"
+
+
+def test_higher_is_better_where_the_metric_says_so() -> None:
+    rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
+    champion = evidence(1.90, key="champion", noise=2, better="higher")
+    assert decide(evidence(1.95, better="higher"), champion, rules).verdict == "promoted"
+    assert decide(evidence(1.85, better="higher"), champion, rules).verdict == "refused"
+
+
+@pytest.mark.parametrize(("distance", "verdict"), [(8.0, "promoted"), (8.995, "kept"), (12.0, "refused")])
+def test_a_guard_within_its_tolerance(distance: float, verdict: str) -> None:
+    def of(mean: float, likelihood: float, key: str, noise: int) -> Evidence:
+        return both(
+            evidence(likelihood, key=key, noise=noise), evidence(mean, metric="fd_domain", noise=noise, spread=0.2, count=20)
+        )
+
+    decision = decide(of(distance, 1.8, "challenger", 1), of(8.0, 1.9, "champion", 2), GUARDED)
+    assert decision.verdict == verdict, decision.reasons
+    assert [rule.rule for rule in decision.rules] == ["require", "improve", "never_worse"]
+
+
+def test_without_rules_there_is_no_gate() -> None:
+    for rules in (PromotionSettings(), PromotionSettings(approval="manual")):
+        decision = decide(evidence(), None, rules)
+        assert decision.verdict == "refused" and decision.reasons[0].startswith("no gate")
+
+
+def test_without_requirements_no_first_version_is_promoted() -> None:
+    decision = decide(evidence(), None, PromotionSettings.model_validate({"improve": {"metric": "nll"}}))
+    assert decision.verdict == "refused" and "write promotion.require" in decision.reasons[0]
+
+
+def test_the_champion_itself_is_kept() -> None:
+    decision = decide(evidence(2.9, key="same"), evidence(2.9, key="same"))
+    assert decision.verdict == "kept" and "it is the champion m/1 itself" in decision.reasons[0]
+    assert gate.decide("m", evidence(), 1, evidence(key="other"), 1, RULES).verdict == "kept"
+
+
+def test_uncommitted_work_is_refused_and_the_other_rules_are_still_told() -> None:
+    decision = decide(evidence(1.8), evidence(1.9, key="champion"), dirty="src/model.py")
+    assert decision.verdict == "refused" and decision.reasons == (decision.rules[0].reason,)
+    assert decision.reasons[0].startswith("uncommitted changes: src/model.py")
+    assert [(rule.rule, rule.passed) for rule in decision.rules] == [("clean", False), ("require", True), ("improve", True)]
+
+
+def test_manual_approval_waits_only_for_what_passes() -> None:
+    rules = RULES.model_copy(update={"approval": "manual"})
+    waiting = decide(evidence(1.8), evidence(1.9, key="champion"), rules)
+    assert waiting.verdict == "awaiting_approval" and "remint promote m/2" in waiting.reasons[-1]
+    assert decide(evidence(2.2), evidence(1.9, key="champion"), rules).verdict == "refused"
+    assert decide(evidence(1.9), evidence(1.9, key="champion", noise=2), rules).verdict == "kept"
+
+
+def unfinite(number: float) -> Evidence:
+    bad = evidence()
+    values_N = bad.values["nll"].copy()
+    values_N[7] = number
+    return Evidence(bad.report, {"nll": values_N})
+
+
+def nan_in_the_report() -> Evidence:
+    bad = evidence()
+    value = bad.report.metrics["nll"].model_copy(update={"value": float("nan")})
+    return Evidence(bad.report.model_copy(update={"metrics": {"nll": value}}), bad.values)
+
+
+BAD = {
+    "missing": (Evidence(evidence().report.model_copy(update={"metrics": {}}), {}), "is missing for"),
+    "no values": (Evidence(evidence().report, {}), "is missing for"),
+    "nan value": (unfinite(float("nan")), "is not finite (1 of 360 values)"),
+    "inf value": (unfinite(float("inf")), "is not finite"),
+    "nan in report": (nan_in_the_report(), "is not finite"),
+    "no list": (Evidence(evidence().report, {"nll": np.zeros((3, 3))}), "no list of numbers"),
+    "words": (Evidence(evidence().report, {"nll": np.array(["a"] * N)}), "no list of numbers"),
+    "interval": (evidence(low=2.0, high=1.0), "down to"),
+    "other values": (
+        Evidence(evidence().report.model_copy(update={"values_sha256": "0" * 64}), evidence().values),
+        "not those that its report",
+    ),
+}
+UNLIKE = {
+    "n": (evidence(n=100, key="champion"), "has n 360 for the challenger and 100"),
+    "count": (evidence(key="champion", count=200, n=N), "has 360 values for the challenger and 200"),
+    "fingerprint": (evidence(key="champion", fingerprint={"K": 50}), "measured differently: K"),
+    "dataset": (evidence(key="champion", dataset="yesterday"), "different dataset versions"),
+    "unit": (evidence(key="champion", unit="nats"), "has unit"),
+    "direction": (evidence(key="champion", better="higher"), "has direction"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_evidence_refuses_on_either_side(what: str) -> None:
+    bad, says = BAD[what]
+    for decision in (decide(bad, None), decide(bad, evidence(key="champion"))):
+        assert decision.verdict == "refused" and says in " ".join(decision.reasons), decision.reasons
+        assert decision.digest  # whatever was in the evidence, the decision can be written down
+    champion = Evidence(bad.report.model_copy(update={"model_key": "champion"}), bad.values)
+    decision = decide(evidence(1.0), champion)
+    assert decision.verdict == "refused" and decision.reasons[0].startswith("not comparable: ") and says in decision.reasons[0]
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_what_is_not_comparable_is_refused(what: str) -> None:
+    champion, says = UNLIKE[what]
+    decision = decide(evidence(1.0), champion)
+    assert decision.verdict == "refused" and says in decision.reasons[0], decision.reasons
+    assert decision.reasons[0].startswith("not comparable: nll")
+
+
+def test_a_champion_that_cannot_be_measured_refuses() -> None:
+    decision = gate.decide("m", evidence(1.0), 2, None, 1, RULES, comparable="its bundle is damaged")
+    assert (decision.verdict, decision.reasons) == ("refused", ("not comparable: its bundle is damaged",))
+    assert gate.decide("m", evidence(1.0), 2, None, 1, RULES).verdict == "refused"
+
+
+def test_too_few_draws_cannot_tell() -> None:
+    decision = decide(evidence(1.0, count=gate.FEWEST - 1), evidence(1.9, key="champion", count=gate.FEWEST - 1))
+    assert decision.verdict == "refused" and "raise evaluation.draws" in decision.reasons[0]
+
+
+def test_values_that_differ_by_a_constant_need_no_spread() -> None:
+    champion = evidence(1.9, key="champion")
+    challenger = Evidence(evidence(1.8).report, {"nll": champion.values["nll"] - 0.1})
+    decision = decide(challenger, champion)
+    assert decision.verdict == "promoted" and (decision.rules[-1].difference or (0,))[0] == pytest.approx(0.1)
+    assert decide(Evidence(evidence(1.9).report, champion.values), champion).verdict == "kept"
+
+
+def test_the_same_evidence_gives_the_same_decision_and_other_evidence_another_digest() -> None:
+    champion = evidence(1.9, key="champion", noise=2)
+    first = decide(evidence(1.89), champion)
+    assert first == decide(evidence(1.89), champion)
+    assert set(first.evidence) == {"challenger", "champion", "rules"}
+    assert first.evidence["challenger"] != decide(evidence(1.89, noise=3), champion).evidence["challenger"]
+    assert Decision.model_validate_json(first.model_dump_json()) == first
+
+
+@pytest.mark.parametrize("count", [20, 360])
+def test_two_draws_of_one_model_are_promoted_at_most_at_the_stated_level(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A/A: 600 pairs at 95%. Binomial: more than 45 of 600 at a rate of 5% has probability 0.003. Half of all differ by point value."""
+    rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
+    monkeypatch.setattr(gate, "RESAMPLES", 999)
+    generator = np.random.default_rng(42)
+    promoted = better = 0
+    frame = evidence(count=count), evidence(key="champion", count=count)
+    for _ in range(600):
+        ours_N, theirs_N = generator.gamma(4.0, 0.5, (2, count))  # skewed, as likelihoods are
+        decision = decide(Evidence(frame[0].report, {"nll": ours_N}), Evidence(frame[1].report, {"nll": theirs_N}), rules)
+        promoted += decision.verdict == "promoted"
+        better += bool(ours_N.mean() < theirs_N.mean())
+    assert promoted <= 45, promoted
+    assert better > 250  # what a comparison of two floats would promote
+
+
+def test_a_planted_improvement_is_found() -> None:
+    """Power: a shift of 3.2 standard errors of the mean is found at least 9 times in 10 (0.94 in theory)."""
+    rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
+    generator = np.random.default_rng(7)
+    frame = evidence(), evidence(key="champion")
+    found = 0
+    for _ in range(100):
+        theirs_N, noise_N = 0.3 * generator.standard_normal(N), generator.standard_normal(N)
+        ours_N = theirs_N - 3.2 / np.sqrt(N) + noise_N
+        found += (
+            decide(Evidence(frame[0].report, {"nll": ours_N}), Evidence(frame[1].report, {"nll": theirs_N}), rules).verdict
+            == "promoted"
+        )
+    assert found >= 90, found
