@@ -179,9 +179,7 @@ def _refuse(bad_NCHW: Array, where: str, x_NCHW: Array, wrong: str, remedy: str)
         images = np.flatnonzero(bad_NCHW.any(axis=(1, 2, 3)))
         value = x_NCHW[bad_NCHW][0]
         which = f"{len(images)} of {len(x_NCHW)} images, the first at index {images[0]}"
-        raise DataError(
-            f"{where}: x: value {value} {wrong} ({len(images)} of {len(x_NCHW)} images, first at index {images[0]}): {remedy}"
-        )
+        raise DataError(f"{where}: x: value {value} {wrong} ({which}): {remedy}")
 
 
 def check_labels(raw: Raw, count: int) -> Array:
@@ -190,9 +188,7 @@ def check_labels(raw: Raw, count: int) -> Array:
     assert y is not None
     if y.shape != (count,):
         raise DataError(f"{raw.where}: y has shape {y.shape}: expected one label an image, ({count},)")
-    numbers = y.dtype.kind in "buif"
-    if not (numbers and np.isfinite(y).all() and (y == np.floor(y)).all() and y.min() >= 0 and y.max() < MOST_CLASSES):
-        raise DataError(
-            f"{raw.where}: y holds {y.dtype} values that are not class numbers 0, 1, 2, ..: number the classes from 0, or leave y out"
-        )
+    whole = y.dtype.kind in "buif" and bool(np.isfinite(y).all() and (y == np.floor(y)).all())
+    if not whole or y.min() < 0 or y.max() >= MOST_CLASSES:
+        raise DataError(f"{raw.where}: y is not class numbers 0, 1, 2, .. ({y.dtype}): number the classes from 0, or leave y out")
     return y.astype(np.int64)

@@ -1,0 +1,113 @@
+"""One trained model, one dataset version and the settings in; the evidence out, every number with how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from remint.config import EvaluationSettings
+from remint.data.arrays import Dataset
+from remint.errors import DataError, RunError, SettingsError
+from remint.evaluation import features as feature_step
+from remint.evaluation.bench import Bench, Measurement
+from remint.evaluation.metrics import METRICS, Metric
+from remint.models.bundle import load_model
+from remint.models.contract import Model
+from remint.recipe import unknown
+from remint.records import EvaluationReport, Evidence, MetricValue, TrainedModel
+from remint.step import emit
+
+
+def evaluate(
+    bundle: Path, dataset: Dataset, features: Path, settings: EvaluationSettings, metrics: list[str], pipeline: str
+) -> Evidence:
+    """Measures the model of ``bundle`` on the held-out split of ``dataset``.
+
+    Args:
+        bundle: folder of a trained model, sealed.
+        dataset: the data that it is judged on, not necessarily the version that it was trained on.
+        features: folder of the dataset's extractor.
+        settings: numbers of samples, draws and importance samples, and the seed.
+        metrics: names in METRICS.
+        pipeline: the name that the report carries and that errors point to.
+
+    Raises:
+        IntegrityError: a file is not what its digest says.
+        SettingsError: an unknown metric, or one that this model cannot have.
+        DataError: the dataset's images are of another shape than those that the model was trained on.
+        RunError: a weight or a value is not finite.
+    """
+    model, trained = load_model(bundle), TrainedModel.read(bundle / "training.json")
+    if (trained.spec.shape, trained.spec.levels) != (dataset.spec.shape, dataset.spec.levels):
+        raise DataError(
+            f"the model was trained on images of shape {trained.spec.shape} with {trained.spec.levels} levels; "
+            f"dataset {dataset.version.name} now has {dataset.spec.shape} with {dataset.spec.levels}: train again"
+        )
+    _refuse_broken_weights(model)
+    bench = Bench(dataset, feature_step.load(features), settings)
+    measured, context = measure(model, metrics, bench, pipeline)
+    report = EvaluationReport(
+        pipeline=pipeline,
+        model_key=trained.key,
+        weights_sha256=trained.weights_sha256,
+        dataset=dataset.version.digest,
+        metrics={name: _value(name, METRICS[name], measured[name], settings) for name in metrics},
+        context=context,
+    )
+    return Evidence(report, {name: measured[name].values_N for name in metrics})
+
+
+@torch.no_grad()
+def measure(
+    model: object, metrics: list[str], bench: Bench, pipeline: str
+) -> tuple[dict[str, Measurement], dict[str, MetricValue]]:
+    """The measurements of a model by metric, and the context beside them; each pass over the model or the data runs once."""
+    chosen = {name: _metric(name, model, pipeline) for name in metrics}
+    passes = {metric.measure: name for name, metric in chosen.items()}
+    contexts: dict[str, tuple[Metric, Callable[[Bench], Measurement]]] = {
+        name: (metric, compute) for metric in chosen.values() for name, compute in metric.context.items()
+    }
+    steps = len(passes) + len(contexts)
+    measured: dict[str, Measurement] = {}
+    for step, (run, name) in enumerate(passes.items()):
+        emit("progress", step=step, steps=steps, metric=name)
+        measured.update(run(model, bench))
+    context: dict[str, MetricValue] = {}
+    for step, (name, (metric, compute)) in enumerate(contexts.items(), start=len(passes)):
+        emit("progress", step=step, steps=steps, metric=name)
+        context[name] = _value(name, metric, compute(bench), bench.settings)
+    emit("progress", step=steps, steps=steps)
+    return measured, context
+
+
+def _metric(name: str, model: object, pipeline: str) -> Metric:
+    where = f"params.yaml: pipelines.{pipeline}.evaluation.metrics: "
+    metric = METRICS.get(name)
+    if metric is None:
+        raise SettingsError(where + unknown(f"metric '{name}'", name, list(METRICS)))
+    if not isinstance(model, metric.requires):
+        raise SettingsError(f"{where}{name} needs a model that is {metric.requires.__name__}, and this one is not: remove it")
+    return metric
+
+
+def _value(name: str, metric: Metric, measurement: Measurement, settings: EvaluationSettings) -> MetricValue:
+    return MetricValue(
+        name=name,
+        value=float(measurement.values_N.mean()),
+        low=measurement.low,
+        high=measurement.high,
+        n=measurement.n,
+        seed=settings.seed,
+        unit=metric.unit,
+        better=metric.better,
+        fingerprint=measurement.fingerprint,
+    )
+
+
+def _refuse_broken_weights(model: Model) -> None:
+    """A NaN turns into a black pixel in a uint8 sample, where no metric would find it."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RunError(f"weights '{name}' are not finite: training diverged; lower training.learning_rate, train again")

@@ -1,0 +1,194 @@
+"""The features that ``fd_domain`` is measured in, made from the dataset's own training split.
+
+    labels      a small convolutional classifier; its 64 penultimate activations
+    no labels   the first principal components of the pixels, at most 64
+
+    outs/features/NAME/extractor.safetensors    its weights
+    outs/features/NAME/extractor.json           kind, sizes, accuracy, SHA-256 of the weights
+
+The distance moves by some 10% from one classifier to another, so that the SHA-256 is in the fingerprint of
+every value that was measured with it.
+
+Shapes: N examples, C channels, H height, W width, B batch, D features, P pixels = C H W.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from remint.data.arrays import Dataset, Split
+from remint.errors import IntegrityError
+from remint.manifest import sha256_file
+from remint.records import DataSpec
+
+WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
+FEATURES = 64
+BLOCK = 256  # examples at a time
+
+# Of the classifier. The smoothing keeps its features from growing with its confidence, so that a distance says how
+# far two sets are apart and not how long the classifier was trained.
+SEED, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 0, 400, 64, 2e-3, 1e-2, 0.1
+COMPONENT_EXAMPLES = 2000  # that principal components are computed from, evenly spaced over the training split
+
+Array = np.ndarray[Any, Any]
+
+
+class Classifier(nn.Module):
+    """A convolution, then halvings until at most 4 x 4 remain, 64 activations, one logit a class."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        channels, height, width = spec.shape
+        wide = 16
+        layers: list[nn.Module] = [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU()]
+        while max(height, width) > 4:
+            narrow, wide = wide, min(2 * wide, 64)
+            layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.ReLU()]
+            height, width = -(-height // 2), -(-width // 2)
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(wide * height * width, FEATURES), nn.ReLU())
+        self.logits = nn.Linear(FEATURES, spec.classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Features f_BD of pixels scaled to [-1, 1]."""
+        f_BD: Tensor = self.features(x_BCHW)
+        return f_BD
+
+
+class PrincipalComponents(nn.Module):
+    """An affine projection of the pixels."""
+
+    def __init__(self, spec: DataSpec, components: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(spec.dims, components)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Features f_BD of pixels scaled to [-1, 1]."""
+        f_BD: Tensor = self.project(x_BCHW.flatten(1))
+        return f_BD
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Images to features. It computes in float64, so that the batch size does not show in a feature."""
+
+    network: nn.Module
+    levels: int
+    sha256: str  # of the weights
+
+    @torch.no_grad()
+    def __call__(self, x_NCHW: Array) -> Array:
+        """Features f_ND, float64, of uint8 images with values 0 .. levels-1."""
+        blocks = [_scaled(x_NCHW[at : at + BLOCK], self.levels, torch.float64) for at in range(0, len(x_NCHW), BLOCK)]
+        f_ND: Array = np.concatenate([self.network(x_BCHW).numpy() for x_BCHW in blocks])
+        return f_ND
+
+
+def fit(dataset: Dataset, out: Path) -> dict[str, Any]:
+    """Makes the extractor of a dataset and writes its two files to ``out``. Returns what extractor.json says.
+
+    Bit for bit the same on one thread of the same machine; it leaves torch's global generator as it was.
+    """
+    spec = dataset.spec
+    about: dict[str, Any] = {"dataset": dataset.version.digest, "spec": spec.to_json()}
+    if dataset.train.y_N is not None:
+        classifier = _train_classifier(spec, dataset.train)
+        accuracy = {name: _accuracy(classifier, spec, split) for name, split in _labelled(dataset).items()}
+        network: nn.Module = classifier
+        about |= {"kind": "classifier", "features": FEATURES, "accuracy": accuracy}
+    else:
+        components = _principal_components(spec, dataset.train)
+        network = components
+        about |= {"kind": "principal_components", "features": components.project.out_features}
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, out / WEIGHTS)
+    about["sha256"] = sha256_file(out / WEIGHTS)
+    (out / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    return about
+
+
+def load(folder: Path) -> Extractor:
+    """The extractor of ``folder``. Raises IntegrityError where its weights are not those that extractor.json names."""
+    again = "make it again (dvc repro --force)"
+    try:
+        about = json.loads((folder / ABOUT).read_bytes())
+        spec, build, sha256 = DataSpec.model_validate(about["spec"]), KINDS[about["kind"]], about["sha256"]
+        found = sha256_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder} holds no readable extractor ({type(error).__name__}): {again}") from error
+    if found != sha256:
+        raise IntegrityError(f"{folder / WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}: {again}")
+    network = build(spec, about["features"])
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return Extractor(network=network.double().eval().requires_grad_(False), levels=spec.levels, sha256=sha256)
+
+
+KINDS: dict[str, Callable[[DataSpec, int], nn.Module]] = {
+    "classifier": lambda spec, _: Classifier(spec),
+    "principal_components": PrincipalComponents,
+}
+
+
+def _scaled(x_NCHW: Array, levels: int, dtype: torch.dtype) -> Tensor:
+    """Pixels 0 .. levels-1 as -1 .. 1."""
+    return torch.from_numpy(np.array(x_NCHW)).to(dtype) * (2.0 / (levels - 1)) - 1.0
+
+
+def _train_classifier(spec: DataSpec, split: Split) -> Classifier:
+    """Cross-entropy, AdamW, a learning rate that falls along a cosine; batches drawn with replacement."""
+    assert split.y_N is not None
+    x_NCHW = _scaled(split.x_NCHW, spec.levels, torch.float32)
+    y_N = torch.from_numpy(np.array(split.y_N))
+    order = np.random.default_rng(SEED).integers(len(split), size=(STEPS, BATCH))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        network = Classifier(spec)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for index_B in torch.from_numpy(order):
+        logits = network.logits(network(x_NCHW[index_B]))
+        loss = nn.functional.cross_entropy(logits, y_N[index_B], label_smoothing=LABEL_SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def _labelled(dataset: Dataset) -> dict[str, Split]:
+    return {"train": dataset.train, "held_out": dataset.held_out}
+
+
+@torch.no_grad()
+def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
+    """Share of the examples whose greatest logit is that of their label: for information only."""
+    assert split.y_N is not None
+    right = 0
+    for at in range(0, len(split), BLOCK):
+        logits = network.logits(network(_scaled(split.x_NCHW[at : at + BLOCK], spec.levels, torch.float32)))
+        right += int((logits.argmax(dim=1).numpy() == split.y_N[at : at + BLOCK]).sum())
+    return right / len(split)
+
+
+def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
+    """The directions of greatest variance of the pixels, each with the sign that makes its greatest entry positive."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, num=min(len(split), COMPONENT_EXAMPLES)).astype(np.int64))
+    x_NP = _scaled(split.x_NCHW[chosen], spec.levels, torch.float64).flatten(1).numpy()
+    mean_P = x_NP.mean(axis=0)
+    axes_DP = np.linalg.svd(x_NP - mean_P, full_matrices=False)[2][:FEATURES]
+    signs_D = np.sign(np.take_along_axis(axes_DP, np.abs(axes_DP).argmax(axis=1, keepdims=True), axis=1))
+    axes_DP = axes_DP * signs_D
+    network = PrincipalComponents(spec, len(axes_DP)).requires_grad_(False)
+    network.project.weight.copy_(torch.from_numpy(axes_DP))
+    network.project.bias.copy_(torch.from_numpy(-axes_DP @ mean_P))
+    return network
