@@ -1,53 +1,61 @@
-"""A registered model in use, wherever its bundle lies.
+"""What was promoted, in use: a registered bundle that draws samples.
 
-Shapes: N samples, C channels, H height, W width, Z noise numbers that one sample takes.
+Shapes: B block, C channels, H height, W width, N samples asked for; noise numbers are the second axis of ``noise_BD``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from remint.errors import UserError
 from remint.models.bundle import MODEL, load_model
-from remint.models.contract import CanSample, Model, standard_normal
+from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec
 
-BATCH = 1024  # samples that are drawn at a time
+# Samples in one forward pass, always: a matrix product's rounding depends on how many rows it has, so that blocks of
+# one size are what makes sample i the same in a batch of 1 and of 1,000. What is drawn beyond the count is dropped.
+BLOCK = 64
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model in eval mode and what it knows of its data."""
+    """A model that can sample, and what it knows of its data."""
 
-    model: Model
+    model: CanSample
     spec: DataSpec
+    device: str = "cpu"
 
-    def sample(self, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """``count`` samples, uint8, shape (N, C, H, W), values 0 .. levels-1. Sample i depends on ``seed`` and i only."""
-        return self._draw([(seed, index) for index in range(count)])
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """x_NCHW, uint8, values 0 .. levels-1. Sample i is a function of (seed, i) alone, whatever the count."""
+        return self.draw([(seed, index) for index in range(count)])
 
-    def sample_each(self, seeds: list[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """One sample for each seed: the first that ``sample`` draws with it."""
-        return self._draw([(seed, 0) for seed in seeds])
+    def draw(self, places: Sequence[tuple[int, int]]) -> np.ndarray:
+        """x_NCHW, uint8: for each (seed, index) the sample of that index in the series of that seed."""
+        out_NCHW = np.empty((len(places), *self.spec.shape), np.uint8)
+        for start in range(0, len(places), BLOCK):
+            block = places[start : start + BLOCK]
+            noise_BD = torch.zeros(BLOCK, self.model.sample_noise)
+            for row, (seed, index) in enumerate(block):
+                noise_BD[row] = standard_normal((self.model.sample_noise,), seed, index)
+            with torch.inference_mode():
+                x_BCHW = self.model.sample(noise_BD.to(self.device))
+            out_NCHW[start : start + BLOCK] = x_BCHW[: len(block)].cpu().numpy()
+        return out_NCHW
 
-    @torch.no_grad()
-    def _draw(self, keys: list[tuple[int, int]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        if not isinstance(self.model, CanSample):
-            raise UserError(f"a {type(self.model).__name__} draws no samples")
-        parts = []
-        for start in range(0, len(keys), BATCH):
-            noise_NZ = torch.stack([standard_normal((self.model.sample_noise,), "sample", *key) for key in keys[start : start + BATCH]])
-            parts.append(self.model.sample(noise_NZ).numpy())
-        return np.concatenate(parts) if parts else np.empty((0, *self.spec.shape), np.uint8)
 
+def load(folder: Path, device: str = "cpu") -> ServedModel:
+    """The model of a registered bundle, verified against its manifest.
 
-def load(folder: Path) -> ServedModel:
-    """The model of a bundle, every file held against the manifest first. Raises IntegrityError."""
-    model = load_model(folder)
-    return ServedModel(model, DataSpec.model_validate(json.loads((folder / MODEL).read_bytes())["spec"]))
+    Raises IntegrityError where a file is not what the manifest says, UserError where the family cannot sample.
+    """
+    model = load_model(folder, device)
+    if not isinstance(model, CanSample):
+        raise UserError(f"{folder}: its family has no sample; use one that has")
+    spec = DataSpec.model_validate(json.loads((folder / MODEL).read_bytes())["spec"])
+    return ServedModel(model, spec, device)

@@ -1,33 +1,31 @@
-"""The loader that registered models name: ``mlflow.pyfunc.load_model("models:/digits-vae@champion")`` ends up here.
+"""MLflow's door to a registered bundle: ``mlflow.pyfunc.load_model("models:/digits-vae@champion")``.
 
-Knows no MLflow: a pyfunc model is any object with ``predict``, and its loader any module with ``_load_pyfunc``. So what
-is registered holds weights and JSON and no pickled class.
+MLflow imports this module by name and calls ``_load_pyfunc``: no class of ours is pickled, no code travels with the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from remint.errors import UserError
 from remint.serving.model import ServedModel, load
 
-
-class Pyfunc:
-    """``predict(table with an integer column "seed")`` -> one sample a row, uint8, shape (rows, C, H, W)."""
-
-    def __init__(self, model: ServedModel) -> None:
-        self.model = model
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        try:
-            seeds = [int(seed) for seed in model_input["seed"]]
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise UserError('expected a table with one integer column "seed", one row a sample') from None
-        return self.model.sample_each(seeds)
+if TYPE_CHECKING:
+    import numpy as np
 
 
-def _load_pyfunc(path: str) -> Pyfunc:
-    return Pyfunc(load(Path(path)))
+class Sampler:
+    """The object that MLflow calls ``predict`` of."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self.served = served
+
+    def predict(self, rows: Mapping[str, Iterable[int]], params: dict[str, Any] | None = None) -> np.ndarray:
+        """x_NCHW, uint8: one sample a row (of a DataFrame), the first of the series of the row's ``seed``."""
+        return self.served.draw([(int(seed), 0) for seed in rows["seed"]])
+
+
+def _load_pyfunc(path: str) -> Sampler:
+    """Raises IntegrityError where a file of the bundle is not what its manifest says."""
+    return Sampler(load(Path(path)))

@@ -1,0 +1,158 @@
+"""What every call of MLflow goes through: its import, its locks, requests that are not doubled, and its errors made ours."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PREFIX = "remint."  # of our tags in MLflow; our records have them without it
+ATTEMPTS = 8  # times that a request is sent whose reply is lost
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
+LOST = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # MLflow's codes where it does not know whether a request was done
+
+Made = TypeVar("Made")
+
+# MLflow reads these when it is imported, by whomever: so they are set before anybody here can.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+_environment = threading.RLock()
+
+
+@lru_cache(maxsize=8)
+def client(uri: str, lock: Path) -> MlflowClient:
+    """MLflow's client of one address; its database is made under a lock where there is none (seconds, once)."""
+    from mlflow import MlflowClient
+
+    # MLflow prints the traceback of an error and raises it as well; ours is the one line that people should see.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    opened = MlflowClient(uri, registry_uri=uri)
+    with exclusive(lock, "database"):
+        opened.search_experiments(max_results=1)
+    return opened
+
+
+@contextmanager
+def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
+    """Nobody else on this host, nor on any other of the same PostgreSQL, is inside a block of this name."""
+    path = lock.with_name(f"{lock.name}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # freed by the kernel however the process ends
+        if not uri.startswith("postgresql"):
+            yield
+            return
+        import sqlalchemy as sa
+
+        word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
+        engine = sa.create_engine(uri, poolclass=sa.NullPool)
+        with engine.connect() as connection, connection.begin():
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+            yield
+
+
+def once(create: Callable[[], Made], find: Callable[[], Made | None]) -> Made:
+    """What ``create`` makes, made once: where its reply is lost, ``find`` is asked before it is sent again.
+
+    MLflow's own retries are off inside: they send a POST again whose first copy may have been done.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(ATTEMPTS):
+        try:
+            with _no_retries():
+                return create()
+        except MlflowException as error:
+            if error.error_code not in LOST or attempt + 1 == ATTEMPTS:
+                raise
+        time.sleep(0.05 * 2**attempt)
+        found = find()
+        if found is not None:
+            return found
+    raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _no_retries() -> Iterator[None]:
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    with _environment:
+        before = os.environ.get(name)
+        os.environ[name] = "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+@contextmanager
+def door(what: str) -> Iterator[None]:
+    """Turns MLflow's errors, and those of what it stands on, into ours. ``what`` completes "MLflow could not ..."."""
+    try:
+        yield
+    except (RemintError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if not _is_vendor(error):
+            raise
+        line = first_line(error)
+        if getattr(error, "errno", None) in NO_ROOM or any(words in str(error) for words in NO_ROOM_WORDS):
+            raise StorageError(f"no room to {what}: {line}; nothing half-made is left; free space and run again") from error
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            raise NotFoundError(f"MLflow could not {what}: {line}") from error
+        raise TrackingError(f"MLflow could not {what}: {line}") from error
+
+
+def _is_vendor(error: Exception) -> bool:
+    """Whether an error comes from MLflow, its database, its network or its files, and not from a mistake of ours."""
+    root = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or root in (
+        "mlflow",
+        "sqlalchemy",
+        "sqlite3",
+        "psycopg",
+        "requests",
+        "urllib3",
+        "botocore",
+        "boto3",
+        "alembic",
+    )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
+    """Our tags as MLflow holds them."""
+    return {key if key.startswith((PREFIX, "mlflow.")) else PREFIX + key: value for key, value in tags.items()}
+
+
+def pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a paged search finds."""
+    token = None
+    while True:
+        page = search(max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,81 @@
+"""The form in which a bundle lies in MLflow: a pyfunc model that a loader of ours reads. No pickle, no code.
+
+    MLmodel, conda.yaml, python_env.yaml, requirements.txt     written by MLflow
+    data/bundle/                                               the sealed folder of the trained model
+
+What comes back from a store is judged before anything of it is loaded: files outside this list, another loader, a
+code directory or bytes that the version's tags do not vouch for are refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from remint import manifest
+from remint.errors import IntegrityError
+from remint.records import DataSpec, ModelVersion
+
+FOLDER = "model"  # of the run's files
+LOADER = "remint.serving.pyfunc"
+WEIGHTS = "weights.safetensors"
+DATA = "data/bundle"
+AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"})
+KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
+NEEDS = ("remint", "mlflow", "numpy", "pydantic", "safetensors", "torch")
+
+
+def pack(bundle: Path, spec: DataSpec, to: Path) -> Path:
+    """Writes the model that MLflow keeps, at ``to``: one integer ``seed`` a row in, one sample a row out."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    named = shutil.copytree(bundle, to.with_name("bundle"))  # MLflow keeps the folder's own name
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.long, "seed")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]),
+    )
+    needs = [f"{name}=={version(name)}" for name in NEEDS]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example")  # the signature says it all
+        mlflow.pyfunc.save_model(str(to), loader_module=LOADER, data_path=str(named), signature=signature, pip_requirements=needs)
+    return to
+
+
+def unpack(folder: Path) -> Path:
+    """The bundle in what a store gave back. Raises IntegrityError for what ``pack`` does not write."""
+    try:
+        about = YAML(typ="safe", pure=True).load((folder / "MLmodel").read_text())
+        flavors: dict[str, Any] = about["flavors"]
+        flavor = flavors["python_function"]
+        loader, data, code = flavor["loader_module"], flavor["data"], flavor.get("code")
+    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{folder}/MLmodel does not describe a model of remint: {type(error).__name__}") from error
+    if (loader, data, code) != (LOADER, DATA, None) or set(flavors) != {"python_function"}:
+        raise IntegrityError(
+            f"{folder}/MLmodel asks for the loader {loader!r} with code {code!r}: only {LOADER} without code is loaded"
+        )
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        inside = name.is_relative_to(DATA) and path.suffix in KINDS
+        if path.is_symlink() or (path.is_file() and not inside and str(name) not in AROUND):
+            raise IntegrityError(f"{folder}: {name} is not a file of a registered model: nothing of it is loaded")
+    return folder / DATA
+
+
+def check(bundle: Path, version: ModelVersion) -> Path:
+    """``bundle`` again, once its manifest holds and is the one that was registered. Raises IntegrityError."""
+    sealed = manifest.verify(bundle)
+    if manifest.sha256_file(bundle / manifest.NAME) != version.tags.get("manifest_sha256"):
+        raise IntegrityError(f"{version.ref}: its manifest is not the one that was registered")
+    if sealed["files"].get(WEIGHTS) != version.weights_sha256:
+        raise IntegrityError(f"{version.ref}: its weights are not those that were registered")
+    return bundle
