@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run
-from remint.tracking import Tracking
 
 from flows import progress
 from remint import config, jobs, stores, versioning, workspace
 from remint.config import Params, PipelineSettings
+from remint.errors import Interrupted
 from remint.home import Home
 from remint.ledger import Ledger
 from remint.records import DatasetVersion, Evidence, TrainedModel
+from remint.tracking import Tracking
 
 
 @dataclass
@@ -63,6 +64,13 @@ class Retraining:
     def ledger(self) -> Ledger:
         return stores.ledger(self.home)
 
+    def close_run(self, error: BaseException) -> None:
+        """Ends the MLflow run that is still open with the reason why it did not come to its end."""
+        if self.run_id is not None:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+            self.tracking.end_run(self.run_id, "KILLED" if stopped else "FAILED", str(error) or type(error).__name__)
+            self.run_id = None
+
     def tell(self, event: str, **fields: Any) -> None:
         progress.tell(self.pipeline, event, **fields)
 
@@ -95,6 +103,10 @@ def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str |
             )
             job.seconds["workspace"] = time.monotonic() - began
             job.tell("workspace", commit=commit.sha[:10], dirty=commit.dirty)
-            yield job
+            try:
+                yield job
+            except BaseException as error:
+                job.close_run(error)
+                raise
         finally:
             workspace.remove(folder)

@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import champion, show
 from flows.job import Retraining
-from remint import gate, stores, workspace
+from remint import gate, manifest, stores, workspace
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
 
@@ -82,7 +82,7 @@ def learn_features(job: Retraining) -> None:
 
 @step("train")
 def train(job: Retraining) -> None:
-    """Trains, or restores. An MLflow run is open while something trains and is closed whatever happens."""
+    """Trains, or restores. An MLflow run is opened once something trains, and fed from what the trainer says."""
     progress = _progress(job, "train")
 
     def on_event(event: Event) -> None:
@@ -93,12 +93,8 @@ def train(job: Retraining) -> None:
             job.tracking.log_metrics(job.run_id, [{"step": event["step"], **curves}])
         progress(event)
 
-    try:
-        with timed(job, "train"):
-            job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
-    except BaseException as error:
-        close_run(job, error)
-        raise
+    with timed(job, "train"):
+        job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
     job.tell("ran", name="train", trained=job.trained, weights=job.model.weights_sha256[:12])
 
 
@@ -108,23 +104,11 @@ def _open_run(job: Retraining) -> None:
     job.record.note(mlflow_run=job.run_id)
 
 
-def close_run(job: Retraining, error: BaseException) -> None:
-    """Ends the open MLflow run with the reason why it did not come to its end."""
-    if job.run_id:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
-        job.tracking.end_run(job.run_id, "KILLED" if stopped else "FAILED", str(error) or type(error).__name__)
-        job.run_id = None
-
-
 @step("evaluate")
 def evaluate(job: Retraining) -> None:
     """Measures the model on the held-out split."""
-    try:
-        with timed(job, "evaluate"):
-            job.dvc.reproduce("evaluate", job.pipeline, _progress(job, "evaluate"))
-    except BaseException as error:
-        close_run(job, error)
-        raise
+    with timed(job, "evaluate"):
+        job.dvc.reproduce("evaluate", job.pipeline, _progress(job, "evaluate"))
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.evidence.report.metrics.items()})
 
 
@@ -160,17 +144,19 @@ def register(job: Retraining) -> ModelVersion:
 
 def _lineage(job: Retraining) -> dict[str, str]:
     """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
-    lock = (job.dvc.folder / "dvc.lock").read_text()
-    packages = (job.dvc.folder / "constraints.txt").read_text()
+    dataset, report = job.dataset, job.evidence.report
+    data = {"name": dataset.name, "source": dataset.source, "raw_sha256": dataset.raw_sha256, **dataset.counts}
     return {
+        "data": canonical(data),
+        "metrics": canonical({name: value.to_json() for name, value in report.metrics.items()}),
         "commit": job.commit.sha,
         "dirty": str(job.commit.dirty).lower(),
         "changed": "\n".join(job.commit.changed)[:4000],
         "overrides": canonical(job.overrides),
         "reason": job.reason,
-        "dvc_lock_sha256": digest(lock),
-        "packages_sha256": digest(packages),
-        "report_sha256": job.evidence.report.digest,
+        "dvc_lock_sha256": manifest.sha256_file(job.dvc.folder / "dvc.lock"),
+        "packages_sha256": manifest.sha256_file(job.dvc.folder / "constraints.txt"),
+        "report_sha256": report.digest,
         "flow_run": job.record.facts["flow_run"],
     }
 
@@ -268,6 +254,7 @@ def outcome(
         "version": version,
         "champion": holder,
         "trained": job.trained,
+        "levels": job.dataset.spec.levels,
         "unchanged": unchanged,
         "metrics": {name: value.to_json() for name, value in report.metrics.items()},
         "context": {name: value.to_json() for name, value in report.context.items()},
