@@ -82,7 +82,7 @@ def train(
     while not finished():
         step = state.step
         seed_layers(seed, LAYERS, step, world.rank)
-        places = torch.from_numpy(batch_indices(len(x_NCHW), batch_size, seed, step)[rows]).to(world.device)
+        places = torch.tensor(batch_indices(len(x_NCHW), batch_size, seed, step)[rows], device=world.device)
         x_BCHW = x_NCHW.index_select(0, places).float()
         y_B = None if y_N is None else y_N.index_select(0, places)
         factor = learning_rate_factor(step, steps, warmup, final_learning_rate)

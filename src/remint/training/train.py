@@ -28,7 +28,7 @@ from remint.errors import ResourceError
 from remint.manifest import whole_folder
 from remint.models.bundle import save_model
 from remint.models.families import family
-from remint.processes import stopping
+from remint.processes import GRACE, stopping
 from remint.recipe import Recipe
 from remint.records import TrainedModel, digest
 from remint.training.checkpoint import Checkpoints
@@ -86,10 +86,17 @@ def run(
 @contextmanager
 def _heeding_signals() -> Iterator[Callable[[], bool]]:
     """SIGINT and SIGTERM ask to stop, rather than stopping us, while the block runs."""
-    before = {sign: signal.signal(sign, lambda *_: stopping.set()) for sign in (signal.SIGINT, signal.SIGTERM)}
+
+    def heed(*_: object) -> None:
+        stopping.set()
+        if launched():  # a rank that waits for a dead one never comes to the end of its step
+            signal.alarm(int(GRACE))
+
+    before = {sign: signal.signal(sign, heed) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopping.is_set
     finally:
+        signal.alarm(0)
         for sign, handler in before.items():
             signal.signal(sign, handler)
         stopping.clear()
@@ -101,10 +108,10 @@ def _train(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoi
     chosen = family(recipe.family)
     seed_layers(settings.seed, INITIAL)
     model = chosen.build(recipe.model, spec)
-    model.initialise(torch.from_numpy(dataset.train.x_NCHW[:]))
+    x_NCHW, y_N = _on_device(dataset.train, world.device)
+    model.initialise(x_NCHW.cpu())
     model.to(world.device)
     phases = [phase.to(world.device) for phase in chosen.phases(model, recipe.model)]
-    x_NCHW, y_N = _on_device(dataset.train, world.device)
     score = scorer(model, _on_device(dataset.validation, world.device)[0], spec, settings.seed, world)
     machine = fingerprint(world.device, settings.threads, world.size)
     own = settings.model_dump(exclude={"threads", "devices"})

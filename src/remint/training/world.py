@@ -70,18 +70,17 @@ class World:
             return phase
         phase.requires_grad_(True)  # it registers hooks for those that want a gradient now
         wrapped = DistributedDataParallel(phase, device_ids=[self.device] if self.device.type == "cuda" else None)
-        wrapped.register_comm_hook(None, _mean_in_rank_order)
+        wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_rank_order(bucket.buffer()))
         phase.requires_grad_(False)
         return wrapped
 
 
-def _mean_in_rank_order(_: None, bucket: Any) -> Any:
-    """Future of the mean of a gradient bucket (dist.GradBucket) over the ranks, summed in their order.
+def _mean_in_rank_order(mine: Tensor) -> Any:
+    """Future of the mean over the ranks of a bucket of gradients, summed in the order of the ranks.
 
     An all-reduce sums in an order that depends on an element's place in its bucket, and buckets are rebuilt
     after the first step of every process: with 3 and more ranks a resumed run would differ in the last bit.
     """
-    mine: Tensor = bucket.buffer()
     size = dist.get_world_size()
     every = torch.empty(size * mine.numel(), dtype=mine.dtype, device=mine.device)
 
@@ -91,7 +90,7 @@ def _mean_in_rank_order(_: None, bucket: Any) -> Any:
             total += part
         return total.div_(size)
 
-    return dist.all_gather_into_tensor(every, mine, async_op=True).get_future().then(mean)
+    return dist.all_gather_single(every, mine, async_op=True).get_future().then(mean)
 
 
 @contextmanager

@@ -1,0 +1,260 @@
+"""The loop against exact oracles: a hand-written training, closed forms, and phases that look while they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from remint.data.sampler import batch_indices
+from remint.errors import StepError
+from remint.models.contract import Batch, Model, Phase, standard_normal
+from remint.records import DataSpec
+from remint.training.checkpoint import Checkpoints
+from remint.training.ema import AveragedModel
+from remint.training.loop import learning_rate_factor, train
+from remint.training.machine import deterministic
+from remint.training.randomness import BATCH, batch_noise
+from remint.training.state import TrainingState
+from remint.training.validation import scorer
+from remint.training.world import World
+
+ONE = World(0, 1, torch.device("cpu"))
+SETTINGS: dict[str, Any] = {
+    "steps": 8,
+    "batch_size": 4,
+    "learning_rate": 0.05,
+    "warmup": 0.25,
+    "final_learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "gradient_clip": 0.0,
+    "ema": 0.9,
+    "seed": 11,
+    "precision": "fp32",
+    "validate_every": 2,
+    "patience": 0,
+    "checkpoint_every": 100,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with deterministic(threads=1):
+        yield
+
+
+class Line(Model):
+    """y = w x: what all phases here train a part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+        self.register_buffer("seen", torch.zeros(()))
+
+
+class Fit(Phase):
+    """Mean squared distance of w to (pixel, noise)."""
+
+    name: ClassVar[str] = "fit"
+
+    def __init__(self, model: Line) -> None:
+        super().__init__()
+        self.model = model
+        self.noise_size = 1
+        self.watch: Callable[[Batch], None] = lambda batch: None
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.watch(batch)
+        self.model.seen += 1
+        target = torch.stack([batch.x_BCHW.flatten(1)[:, 0], batch.noise_BN[:, 0]], dim=1)
+        return (self.model.weight - target).square().sum(1).mean()
+
+
+X_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size=(10, 1, 1, 1), dtype=np.uint8))
+
+
+def fit(
+    tmp_path: Path, model: Line, phases: list[Phase], score: Any = None, stop: Any = lambda: False, **changed: Any
+) -> TrainingState:
+    checkpoints = Checkpoints(tmp_path, "d")
+    with checkpoints.held("the test"):
+        return train(
+            model, phases, X_NCHW, None, score, **SETTINGS | changed, world=ONE, machine={}, checkpoints=checkpoints, stop=stop
+        )
+
+
+def test_it_is_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) -> None:
+    model = Line()
+    state = fit(tmp_path, model, [Fit(model)], weight_decay=0.01, gradient_clip=1.0, validate_every=1)
+
+    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.01)
+    average, losses = torch.tensor([2.0, -1.0]), []
+    for step in range(8):
+        x = X_NCHW[batch_indices(10, 4, 11, step).tolist()].float().flatten()
+        noise = standard_normal((4, 1), 11, BATCH, step, 0).flatten()
+        loss = ((weight[0] - x).square() + (weight[1] - noise).square()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([weight], 1.0)
+        optimizer.param_groups[0]["lr"] = 0.05 * learning_rate_factor(step, 8, 0.25, 0.1)
+        optimizer.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight.detach()
+        losses.append(loss.item())
+
+    torch.testing.assert_close(model.weight, weight)
+    torch.testing.assert_close(state.average.model.state_dict()["weight"], average)
+    assert [row["fit_loss"] for row in state.rows] == pytest.approx(losses, rel=1e-6)
+    assert state.served().state_dict()["seen"] == 8  # buffers are copied, not averaged
+
+
+def test_rows_hold_the_mean_loss_since_the_row_before(tmp_path: Path) -> None:
+    model, other = Line(), Line()
+    each = [row["fit_loss"] for row in fit(tmp_path / "a", model, [Fit(model)], validate_every=1, steps=7).rows]
+    state = fit(tmp_path / "b", other, [Fit(other)], validate_every=3, steps=7)
+    assert [row["step"] for row in state.rows] == [3, 6, 7]
+    assert [row["fit_loss"] for row in state.rows] == pytest.approx([sum(each[:3]) / 3, sum(each[3:6]) / 3, each[6]])
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine() -> None:
+    factors = [learning_rate_factor(step, 11, warmup=0.2, final=0.1) for step in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.55)  # half way down
+    assert factors[10] == pytest.approx(0.1)
+    assert learning_rate_factor(0, 1, warmup=0.0, final=0.1) == 1.0
+
+
+def test_only_the_running_phase_gets_gradients(tmp_path: Path) -> None:
+    """Two phases share a loss but train one weight each, as a critic and a generator do."""
+    first, second = Line(), Line()
+
+    class Against(Fit):
+        def __init__(self, mine: Line, other: Line) -> None:
+            super().__init__(mine)
+            self.look_through(other=other)
+
+        def forward(self, batch: Batch) -> Tensor:
+            assert self.model.weight.requires_grad
+            assert not self.other.weight.requires_grad
+            assert self.other.weight.grad is None
+            return super().forward(batch) + (self.model.weight * self.other.weight).sum()
+
+    phases: list[Phase] = [Against(first, second), Against(second, first)]
+    phases[1].learning_rate = 1e-9
+    fit(tmp_path, first, phases)
+    assert (second.weight - torch.tensor([2.0, -1.0])).abs().max() < 1e-6
+    assert (first.weight - torch.tensor([2.0, -1.0])).abs().min() > 1e-2
+
+
+def test_a_phase_is_given_its_progress_its_step_and_its_own_noise(tmp_path: Path) -> None:
+    model, batches = Line(), []
+    phases = [Fit(model), Fit(model)]
+    for phase in phases:
+        phase.watch = batches.append
+    fit(tmp_path, model, list(phases), steps=4)
+    assert [batch.step for batch in batches] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [batch.progress for batch in batches[::2]] == [0.0, 0.25, 0.5, 0.75]
+    assert all(batch.x_BCHW.dtype == torch.float32 and batch.x_BCHW.shape == (4, 1, 1, 1) for batch in batches)
+    assert len({batch.noise_BN[0, 0].item() for batch in batches}) == 8
+
+
+def test_ranks_take_their_rows_of_one_noise() -> None:
+    def noise(rows: slice) -> Tensor:
+        return batch_noise(rows, 6, 5, seed=1, step=2, phase=3, device=torch.device("cpu"))
+
+    rows = [World(rank, 3, torch.device("cpu")).rows(6) for rank in range(3)]
+    assert torch.equal(torch.cat([noise(part) for part in rows]), noise(slice(0, 6)))
+
+
+def test_the_best_score_is_served_and_patience_ends_training(tmp_path: Path) -> None:
+    model, kept = Line(), []
+    scores = iter([3.0, 1.0, 2.0, 1.0, 5.0])
+
+    def score(judged: Model) -> float:
+        kept.append(judged.state_dict()["weight"].clone())
+        return next(scores)
+
+    state = fit(tmp_path, model, [Fit(model)], score, steps=20, patience=2)
+    assert [row["validation"] for row in state.rows] == [3.0, 1.0, 2.0, 1.0]  # an equal score is no new best
+    assert state.step == 8
+    assert state.best_row == state.rows[1]
+    assert torch.equal(state.served().state_dict()["weight"], kept[1])
+    assert not torch.equal(kept[1], kept[3])
+
+
+def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
+    model = Line()
+    state = fit(tmp_path, model, [Fit(model)])
+    assert state.best_row is None
+    assert state.waited == 0
+    assert torch.equal(state.served().state_dict()["weight"], state.average.model.state_dict()["weight"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_which(tmp_path: Path) -> None:
+    model = Line()
+    phase = Fit(model)
+
+    def poison(batch: Batch) -> None:
+        if batch.step == 3:
+            batch.x_BCHW.fill_(math.nan)
+
+    phase.watch = poison
+    with pytest.raises(StepError, match=r"fit_loss is nan at step 4: .*training\.learning_rate"):
+        fit(tmp_path, model, [phase])
+    model = Line()
+    with pytest.raises(StepError, match="validation is inf at step 2"):
+        fit(tmp_path, model, [Fit(model)], lambda _: math.inf)
+
+
+def test_the_average_of_a_constant_is_the_constant_and_forgets_where_it_began() -> None:
+    model = Line()
+    average = AveragedModel(model)
+    with torch.no_grad():
+        model.weight.fill_(7.0)
+    for step in range(200):
+        average.update(0.999, step)
+    # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: nothing is left of the first value
+    torch.testing.assert_close(average.model.state_dict()["weight"], torch.tensor([7.0, 7.0]))
+
+
+class Uniform(Model):
+    """HasLogProb: every image is equally likely."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.spec, self.density_noise = spec, spec.dims
+
+    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+        assert noise_BN.shape == (len(x_BCHW), self.spec.dims)
+        return torch.full((len(x_BCHW),), -self.spec.dims * math.log(self.spec.levels))
+
+
+class Bound(Model):
+    """HasElbo: one nat a dimension, and the noise, whose mean over many is 0."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.spec, self.latent_noise = spec, 1
+
+    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+        return noise_KBN[..., 0] - self.spec.dims
+
+
+def test_scores_are_bits_per_dimension() -> None:
+    spec = DataSpec(shape=(1, 2, 2), levels=8)
+    x_NCHW = torch.zeros((600, 1, 2, 2), dtype=torch.uint8)
+    uniform = scorer(Uniform(spec), x_NCHW, spec, 0, ONE)
+    assert uniform is not None
+    assert uniform(Uniform(spec)) == pytest.approx(3.0, abs=1e-6)
+    bound = scorer(Bound(spec), x_NCHW, spec, 0, ONE)
+    assert bound is not None
+    assert bound(Bound(spec)) == pytest.approx(1 / math.log(2), abs=0.03)
+    assert bound(Bound(spec)) == bound(Bound(spec))  # the noise never changes
+    assert scorer(Line(), x_NCHW, spec, 0, ONE) is None

@@ -1,0 +1,145 @@
+"""One training from settings and data to a folder: what is in it, and that it is the same every time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from remint.data.arrays import Dataset
+from remint.manifest import verify
+from remint.models.bundle import load_model
+from remint.records import TrainedModel, digest
+from tests import training_cases as cases
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return cases.prepare(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_the_same_training_gives_the_same_bytes(family: str, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = cases.recipe(family)
+    trained = cases.run(recipe, dataset, tmp_path / "first")
+    assert cases.run(recipe, dataset, tmp_path / "second") == trained
+    assert cases.contents(tmp_path / "first") == cases.contents(tmp_path / "second")
+    other = cases.run(cases.recipe(family, seed=4), dataset, tmp_path / "third")
+    assert other.weights_sha256 != trained.weights_sha256
+    assert other.key != trained.key
+
+
+def test_the_folder_is_a_bundle_that_says_what_it_is(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = cases.recipe("vae")
+    trained = cases.run(recipe, dataset, tmp_path)
+    out = tmp_path / "out"
+    assert set(verify(out)["files"]) == {"weights.safetensors", "model.json", "training.json", "curve.csv"}
+    assert TrainedModel.read(out / "training.json") == trained
+    assert trained.recipe == recipe.resolved()
+    assert trained.dataset == dataset.version.digest
+    assert (trained.steps, trained.world_size, trained.fingerprint["threads"]) == (12, 1, 1)
+    rows = list(csv.DictReader((out / "curve.csv").open()))
+    assert list(rows[0]) == ["step", "elbo_loss", "kl", "validation"]
+    assert [row["step"] for row in rows] == ["5", "10", "12"]
+    best = min(rows, key=lambda row: float(row["validation"]))
+    assert (trained.best_step, trained.validation) == (int(best["step"]), float(best["validation"]))
+    model = load_model(out)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert list((tmp_path / "checkpoints").iterdir()) == [], "what led to a model that is written is deleted"
+
+
+def test_the_served_weights_are_those_that_were_scored_best(dataset: Dataset, tmp_path: Path) -> None:
+    """Training that goes on past its best serves what a training that ended there would have scored."""
+    from remint.training.validation import scorer
+    from remint.training.world import World
+
+    trained = cases.run(
+        cases.recipe("flow", learning_rate=0.2, final_learning_rate=1.0, validate_every=1, steps=12), dataset, tmp_path
+    )
+    assert trained.best_step < 12, "the case must be one that gets worse"
+    model = load_model(tmp_path / "out")
+    score = scorer(model, torch.tensor(dataset.validation.x_NCHW), dataset.spec, 3, World(0, 1, torch.device("cpu")))
+    assert score is not None
+    assert score(model) == pytest.approx(trained.validation, rel=1e-6)
+
+
+def test_a_family_without_a_likelihood_serves_its_last_step(dataset: Dataset, tmp_path: Path) -> None:
+    trained = cases.run(cases.recipe("gan"), dataset, tmp_path)
+    assert (trained.best_step, trained.validation) == (12, None)
+    header = (tmp_path / "out/curve.csv").read_text().splitlines()[0]
+    assert header == "step,critic_loss,generator_loss,r1,r2"
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_bf16_trains_with_weights_in_fp32(family: str, dataset: Dataset, tmp_path: Path) -> None:
+    bf16 = cases.run(cases.recipe(family, precision="bf16"), dataset, tmp_path / "bf16")
+    fp32 = cases.run(cases.recipe(family), dataset, tmp_path / "fp32")
+    assert bf16.weights_sha256 != fp32.weights_sha256
+    assert {p.dtype for p in load_model(tmp_path / "bf16/out").parameters()} == {torch.float32}
+    first = [np.genfromtxt(tmp_path / name / "out/curve.csv", delimiter=",", skip_header=1)[:, 1] for name in ("bf16", "fp32")]
+    np.testing.assert_allclose(*first, rtol=0.05)
+
+
+def test_a_training_learns(dataset: Dataset, tmp_path: Path) -> None:
+    short = cases.run(cases.recipe("vae", steps=5), dataset, tmp_path / "short")
+    long = cases.run(cases.recipe("vae", steps=200, learning_rate=0.01), dataset, tmp_path / "long")
+    assert short.validation is not None
+    assert long.validation is not None
+    assert long.validation < short.validation - 0.1  # bits/dim
+
+
+def test_a_checkpoint_of_other_data_settings_or_code_is_never_taken_up(dataset: Dataset, tmp_path: Path) -> None:
+    from remint.training import train
+
+    seen = set()
+    for code, seed in (("a", 0), ("b", 0), ("a", 1)):
+        recipe = cases.recipe("gan", steps=3, seed=seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train.Checkpoints, "delete", lambda self: seen.add(self.digest))
+            train.run(recipe, "tiny", dataset, checkpoints=tmp_path / "c", out=tmp_path / "out", code_sha256=code, command=[])
+    assert len(seen) == 3
+
+
+PARAMS = """
+datasets:
+  tiny: {source: images.npy, levels: 5}
+pipelines:
+  tiny:
+    dataset: tiny
+    family: gan
+    model: {latent: 4, hidden: 8}
+    training: %s
+    evaluation: {}
+    promotion: {}
+"""
+
+
+def pipelines_train(folder: Path, training: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "params.yaml").write_text(PARAMS % training)
+    command = [sys.executable, "-m", "pipelines.train", "tiny"]
+    return subprocess.run(command, cwd=folder, env=cases.environment() | environment, capture_output=True, text=True, check=False)
+
+
+def test_the_step_reads_params_yaml_and_writes_outs(tmp_path: Path) -> None:
+    cases.prepare(tmp_path)
+    done = pipelines_train(tmp_path, "{steps: 4, batch_size: 8}", REMINT_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    trained = TrainedModel.read(tmp_path / "outs/trained/tiny/training.json")
+    assert trained.steps == 4
+    assert trained.key == digest({"weights": trained.weights_sha256, "dataset": trained.dataset, "recipe": trained.recipe})
+    assert list((tmp_path / "home/checkpoints").iterdir()) == []
+
+    refused = pipelines_train(tmp_path, "{batch_size: 64, devices: 64}", REMINT_EVENTS=str(tmp_path / "events"))
+    assert refused.returncode == 2
+    (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: params.yaml: pipelines.tiny.training.devices: 64 asked, this machine has ")
+    assert ": set devices to at most " in line
+    event = json.loads((tmp_path / "events").read_text().splitlines()[-1])
+    assert (event["event"], event["kind"]) == ("error", "ResourceError")
+    assert not (tmp_path / ".remint").exists()
