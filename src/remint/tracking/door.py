@@ -37,14 +37,25 @@ _environment = threading.RLock()
 
 @lru_cache(maxsize=8)
 def client(uri: str, lock: Path) -> MlflowClient:
-    """MLflow's client of one address; its database is made under a lock where there is none (seconds, once)."""
+    """MLflow's client of one address; its database is made under a lock where there is none (seconds, once).
+
+    A SQLite database is made beside its place and renamed into it: MLflow's migrations are not one transaction, and a
+    file that a killed process left half migrated would be refused for ever.
+    """
     from mlflow import MlflowClient
 
     # MLflow prints the traceback of an error and raises it as well; ours is the one line that people should see.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    opened = MlflowClient(uri, registry_uri=uri)
-    with exclusive(lock, "database"):
+    with exclusive(lock, "database", uri):
+        place = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = place.with_name(f".{place.name}.unfinished")
+            unfinished.unlink(missing_ok=True)
+            MlflowClient(f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
+            unfinished.rename(place)
+        opened = MlflowClient(uri, registry_uri=uri)
         opened.search_experiments(max_results=1)
     return opened
 

@@ -119,16 +119,17 @@ class Runs:
 
     def _experiment(self, name: str) -> str:
         """The id of the experiment of this name, made where there is none."""
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+
+        def find() -> str | None:
+            found = self._client.get_experiment_by_name(name)
+            return str(found.experiment_id) if found else None
+
+        place = None if self.uri.startswith("http") else f"{self.artifacts}/{name}"
+        known = find()
+        if known is None:
             with exclusive(self.lock, "experiments", self.uri):
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    place = None if self.uri.startswith("http") else f"{self.artifacts}/{name}"
-                    self._client.create_experiment(name, artifact_location=place)
-                    found = self._client.get_experiment_by_name(name)
-        assert found is not None
-        return str(found.experiment_id)
+                known = find() or once(lambda: str(self._client.create_experiment(name, artifact_location=place)), find)
+        return known
 
 
 def _this_process() -> str:

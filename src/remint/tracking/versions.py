@@ -122,7 +122,7 @@ class Tracking(Runs):
 
     def _by_key(self, name: str, key: str) -> ModelVersion | None:
         found = self._find(name, key)
-        return _record(found) if found else None
+        return self.version(f"{name}/{found.version}") if found else None  # a search leaves the aliases out
 
     def names(self) -> list[str]:
         """The registered models."""
@@ -133,7 +133,12 @@ class Tracking(Runs):
         """The versions of one model, newest first."""
         with door(f"list versions of {name}"):
             found = pages(lambda **page: self._client.search_model_versions(f"name = '{name}'", **page))
-            return sorted((_record(version) for version in found), key=lambda version: -version.version)
+            numbers = {version.version: version for version in (_record(each) for each in found)}
+        # MLflow's search leaves the aliases out.
+        for alias, number in sorted(self.aliases(name).items()):
+            holder = numbers[number]
+            numbers[number] = holder.model_copy(update={"aliases": (*holder.aliases, alias)})
+        return [numbers[number] for number in sorted(numbers, reverse=True)]
 
     def version(self, ref: str) -> ModelVersion:
         """The version of NAME (its champion), NAME@alias or NAME/7. Raises NotFoundError, which says what there is."""

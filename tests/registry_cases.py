@@ -1,0 +1,107 @@
+"""Small real bundles that tests of the registry share, and a program whose processes register them at the same time.
+
+python -m tests.registry_cases HOME BUNDLE COUNT    COUNT processes register BUNDLE at once; prints each one's version
+python -m tests.registry_cases HOME BUNDLE die      opens a run and kills itself
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remint import manifest
+from remint.models import bundle as bundles
+from remint.models.families import family
+from remint.recipe import FlowSettings, TrainingSettings
+from remint.records import DataSpec, ModelVersion, TrainedModel
+from remint.tracking import Tracking
+
+SPEC = DataSpec(shape=(1, 4, 4), levels=5)
+TAGS = {"commit": "c" * 40, "dirty": "false"}
+
+
+def make(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8) -> TrainedModel:
+    """A sealed bundle at ``folder``, as training leaves it, of a flow with fresh weights drawn from ``seed``."""
+    settings = FlowSettings(couplings=2, hidden=hidden, bins=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = family("flow").build(settings, SPEC)
+    sha256 = bundles.save_model(folder, model, "flow", settings, SPEC)
+    recipe = {
+        "dataset": "digits",
+        "family": "flow",
+        "model": settings.model_dump(mode="json"),
+        "training": TrainingSettings(seed=seed).model_dump(mode="json"),
+    }
+    trained = TrainedModel(
+        pipeline=pipeline,
+        dataset="d" * 64,
+        spec=SPEC,
+        recipe=recipe,
+        weights_sha256=sha256,
+        steps=10,
+        best_step=10,
+        validation=2.0,
+        world_size=1,
+        fingerprint={"threads": 1},
+    )
+    trained.write(folder / "training.json")
+    with (folder / "curve.csv").open("w") as stream:
+        csv.writer(stream).writerows([("step", "loss"), (1, 2.5)])
+    manifest.seal(folder)
+    return trained
+
+
+def tracking(home: Path) -> Tracking:
+    return Tracking(f"sqlite:///{home}/mlflow/mlflow.db", str(home / "mlflow" / "artifacts"), home / "locks" / "registry")
+
+
+def register(store: Tracking, bundle: Path, run_id: str | None = None, **more: Any) -> ModelVersion:
+    trained = TrainedModel.read(bundle / "training.json")
+    return store.register(bundle, trained, trained.pipeline, run_id, more.get("tags", TAGS), more.get("attachments", {}))
+
+
+def whole_life(home: Path, bundle: Path) -> ModelVersion:
+    """What one retraining does with MLflow."""
+    store = tracking(home)
+    trained = TrainedModel.read(bundle / "training.json")
+    run_id = store.start_run(trained.pipeline, {"job": str(os.getpid())}, trained.recipe)
+    for step in range(5):
+        store.log_metrics(run_id, [{"step": step, "loss": 1.0 / (step + 1)}])
+    version = register(store, bundle, run_id, attachments={"training.json": bundle / "training.json"})
+    store.set_tags(version, {"verdict": "promoted"})
+    store.set_alias(version.name, "champion", version.version)
+    return version
+
+
+def _together(home: Path, bundle: Path, count: int) -> int:
+    """Forks before MLflow has opened anything: the database, too, is made by all of them at once."""
+    import mlflow  # noqa: F401 (once, and not by each of them)
+
+    ready, go = os.pipe()
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if not child:
+            os.close(go)
+            os.read(ready, 1)  # ends for all when the parent closes its end
+            os.write(1, f"{whole_life(home, bundle).version}\n".encode())
+            sys.stdout.flush()
+            os._exit(0)
+        children.append(child)
+    os.close(go)
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
+
+
+if __name__ == "__main__":
+    home, bundle, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if what == "die":
+        print(tracking(home).start_run("digits-flow", {}, {}), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit(_together(home, bundle, int(what)))

@@ -1,0 +1,302 @@
+"""MLflow's door on a real SQLite store: runs, versions that exist once, aliases, and bundles that come back whole or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import manifest
+from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
+from remint.records import ModelVersion
+from remint.tracking import Tracking, door
+from tests import registry_cases as cases
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose MLflow database was made and holds nothing: making it takes seconds."""
+    home = tmp_path_factory.mktemp("empty")
+    cases.tracking(home).initialise()
+    return home
+
+
+@pytest.fixture
+def home(empty: Path, tmp_path: Path) -> Path:
+    shutil.copytree(empty, tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def store(home: Path) -> Tracking:
+    return cases.tracking(home)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    cases.make(tmp_path / "trained" / "digits-flow")
+    return tmp_path / "trained" / "digits-flow"
+
+
+def client(store: Tracking) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(store.uri)
+
+
+def test_importing_the_door_does_not_import_mlflow_and_turns_its_telemetry_off() -> None:
+    program = "import os, sys, remint.tracking; print('mlflow' in sys.modules, os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "true"]
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    assert is_telemetry_disabled()
+
+
+def test_a_run_has_its_settings_curves_files_and_an_end_with_a_reason(store: Tracking, tmp_path: Path) -> None:
+    run_id = store.start_run("digits-flow", {"job": "j1"}, {"training": {"steps": 3}, "family": "flow"})
+    store.log_metrics(run_id, [{"step": step, "loss": 3.0 - step, "validation": 2.0} for step in range(1500)])
+    (tmp_path / "grid.png").write_bytes(b"picture")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text("{}")
+    store.log_file(run_id, tmp_path / "grid.png", "pictures/samples.png")
+    store.log_file(run_id, tmp_path / "report")
+    store.end_run(run_id, "FAILED", "no room")
+    store.end_run(run_id, "FINISHED")  # it is closed: its end stays
+    run = client(store).get_run(run_id)
+    assert (run.info.status, run.data.tags["mlflow.note.content"], run.data.tags["remint.job"]) == ("FAILED", "no room", "j1")
+    assert run.data.params == {"training.steps": "3", "family": "flow"}
+    history = client(store).get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, 3.0 - step) for step in range(1500)]
+    files = {item.path for folder in ("pictures", "report") for item in client(store).list_artifacts(run_id, folder)}
+    assert files == {"pictures/samples.png", "report/report.json"}
+
+
+def test_a_version_carries_its_lineage_and_closes_its_run(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    trained = cases.make(tmp_path / "same")
+    run_id = store.start_run("digits-flow", {}, {})
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
+    version = cases.register(
+        store, bundle, run_id, tags={**cases.TAGS, "reason": "nightly"}, attachments={"dvc.lock": tmp_path / "dvc.lock"}
+    )
+    assert (version.ref, version.key, version.run_id, version.dirty) == ("digits-flow/1", trained.key, run_id, False)
+    assert (version.weights_sha256, version.dataset, version.commit) == (trained.weights_sha256, trained.dataset, "c" * 40)
+    assert json.loads(version.tags["recipe"]) == trained.recipe and version.tags["reason"] == "nightly"
+    assert version.tags["manifest_sha256"] == manifest.sha256_file(bundle / manifest.NAME)
+    run = client(store).get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["remint.version"] == "digits-flow/1"
+    kept = Path(run.info.artifact_uri)
+    assert (kept / "dvc.lock").read_text() == "schema: '2.0'\n"
+    assert {path.suffix for path in (kept / "model").rglob("*") if path.is_file()} == {
+        "",
+        ".yaml",
+        ".txt",
+        ".json",
+        ".csv",
+        ".safetensors",
+    }
+    assert not [
+        path for path in kept.rglob("*") if path.is_file() and b"\x80\x04\x95" in path.read_bytes()[:16]
+    ]  # a pickle's first bytes
+
+
+def test_registering_twice_gives_one_version_and_other_weights_another(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    first = cases.register(store, bundle)
+    assert client(store).get_run(first.run_id).info.status == "FINISHED"  # opened for it alone, and closed
+    run_id = store.start_run("digits-flow", {}, {})
+    again = cases.register(store, bundle, run_id)
+    assert again == first and client(store).get_run(run_id).info.status == "FINISHED"
+    cases.make(tmp_path / "other", seed=1)
+    other = cases.register(store, tmp_path / "other")
+    assert [version.version for version in store.versions("digits-flow")] == [other.version, first.version] == [2, 1]
+    assert store.names() == ["digits-flow"]
+
+
+def test_a_clean_commit_clears_the_mark_of_uncommitted_work_and_not_the_other_way_round(store: Tracking, bundle: Path) -> None:
+    assert cases.register(store, bundle, tags={"commit": "dirty", "dirty": "true"}).dirty
+    clean = cases.register(store, bundle, tags={"commit": "clean", "dirty": "false"})
+    assert (clean.version, clean.dirty, clean.commit) == (1, False, "clean")
+    after = cases.register(store, bundle, tags={"commit": "dirty again", "dirty": "true"})
+    assert (after.version, after.dirty, after.commit) == (1, False, "clean")
+
+
+def test_a_damaged_bundle_is_not_registered(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    other = cases.make(tmp_path / "other", seed=1)
+    with pytest.raises(IntegrityError, match=r"not what training.json was written with"):
+        store.register(bundle, other, "digits-flow", None, cases.TAGS, {})
+    weights = bundle / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(IntegrityError, match=r"weights.safetensors is damaged"):
+        cases.register(store, bundle)
+    assert store.names() == []
+
+
+def test_bytes_that_the_store_does_not_give_back_are_not_registered(
+    store: Tracking, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    real = MlflowClient.log_artifacts
+
+    def flips_a_bit(self: Any, run_id: str, folder: str, place: str) -> None:
+        real(self, run_id, folder, place)
+        weights = next(Path(self.get_run(run_id).info.artifact_uri).rglob("weights.safetensors"))
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+
+    with monkeypatch.context() as patch, pytest.raises(IntegrityError, match="gave back other bytes"):
+        patch.setattr(MlflowClient, "log_artifacts", flips_a_bit)
+        cases.register(store, bundle)
+    assert store.names() == [] and store.close_stale() == []
+    assert cases.register(store, bundle).version == 1
+
+
+def test_what_is_not_there_is_said_with_what_is(store: Tracking, bundle: Path) -> None:
+    with pytest.raises(NotFoundError, match="nothing is registered yet"):
+        store.version("digits-flow")
+    cases.register(store, bundle)
+    for ref, says in {
+        "digits-flo": "did you mean 'digits-flow'",
+        "digits-flow": "has no champion: it has no alias yet",
+        "digits-flow/9": "has no version 9",
+        "digits-flow/x": "has no version x",
+        "it's": "unknown model",
+    }.items():
+        with pytest.raises(NotFoundError, match=says):
+            store.version(ref)
+
+
+def test_aliases_are_set_moved_and_taken_away(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    cases.register(store, bundle)
+    cases.make(tmp_path / "other", seed=1)
+    cases.register(store, tmp_path / "other")
+    store.set_alias("digits-flow", "champion", 1)
+    assert store.version("digits-flow") == store.version("digits-flow@champion") == store.version("digits-flow/1")
+    assert store.version("digits-flow").aliases == ("champion",)
+    store.set_alias("digits-flow", "champion", 2)
+    store.set_alias("digits-flow", "challenger", 2)
+    assert store.aliases("digits-flow") == {"champion": 2, "challenger": 2}
+    assert [version.aliases for version in store.versions("digits-flow")] == [("challenger", "champion"), ()]
+    assert cases.register(store, bundle).aliases == () and cases.register(store, tmp_path / "other").aliases == (
+        "challenger",
+        "champion",
+    )
+    store.set_alias("digits-flow", "challenger", None)
+    assert store.aliases("digits-flow") == {"champion": 2} and store.aliases("nobody") == {}
+
+
+def test_tags_and_files_are_added_to_a_version_later(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    version = cases.register(store, bundle)
+    (tmp_path / "decision.json").write_text('{"verdict": "kept"}')
+    store.set_tags(version, {"verdict": "kept"})
+    store.attach(version, {"decision.json": tmp_path / "decision.json"})
+    assert store.version(version.ref).tags["verdict"] == "kept"
+    assert (Path(client(store).get_run(version.run_id).info.artifact_uri) / "decision.json").exists()
+
+
+def test_a_fetched_bundle_is_the_registered_one_and_is_fetched_once(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    version = cases.register(store, bundle)
+    to = store.fetch(version, tmp_path / "cache" / version.key)
+    assert manifest.sha256_tree(to) == manifest.sha256_tree(bundle)
+    shutil.rmtree(_files(store, version))
+    assert store.fetch(version, to) == to  # it is here already, and verified again
+    (to / "model.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        store.fetch(version, to)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def _files(store: Tracking, version: ModelVersion) -> Path:
+    return Path(client(store).get_run(version.run_id).info.artifact_uri) / "model"
+
+
+def _flip(files: Path) -> None:
+    weights = files / "data" / "bundle" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
+
+
+def _reseal(files: Path) -> None:
+    """Other weights with a manifest that fits them: whole in itself, and not what was registered."""
+    shutil.rmtree(files / "data" / "bundle")
+    cases.make(files / "data" / "bundle", seed=5)
+
+
+def _loader(files: Path) -> None:
+    (files / "evil.py").write_text("raise SystemExit('ran')")
+    about = (files / "MLmodel").read_text()
+    (files / "MLmodel").write_text(about.replace("remint.serving.pyfunc", "evil"))
+
+
+def _code(files: Path) -> None:
+    about = (files / "MLmodel").read_text()
+    (files / "MLmodel").write_text(
+        about.replace("code: null", "code: code").replace("loader_module:", "code: code\n    loader_module:", 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_flip, "is damaged"),
+        (_reseal, "not the one that was registered"),
+        (_loader, "only remint.serving.pyfunc without code is loaded"),
+        (_code, "MLmodel"),
+        (lambda files: (files / "python_model.pkl").write_bytes(b"\x80\x04."), "is not a file of a registered model"),
+        (lambda files: (files / "data" / "bundle" / "x.pt").write_bytes(b"\x80\x04."), "is not a file of a registered model"),
+        (lambda files: (files / "data" / "bundle" / "model.json").unlink(), "is missing"),
+        (lambda files: (files / "MLmodel").write_text("]["), "does not describe a model"),
+        (lambda files: (files / "MLmodel").unlink(), "does not describe a model"),
+        (shutil.rmtree, "cannot be read"),
+    ],
+)
+def test_what_was_not_registered_is_not_fetched(store: Tracking, bundle: Path, tmp_path: Path, damage: Any, says: str) -> None:
+    version = cases.register(store, bundle)
+    damage(_files(store, version))
+    with pytest.raises(IntegrityError, match=says):
+        store.fetch(version, tmp_path / "cache" / "got")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_version_of_somebody_else_is_listed_and_not_fetched(store: Tracking, tmp_path: Path) -> None:
+    client(store).create_registered_model("theirs")
+    client(store).create_model_version("theirs", str(tmp_path), await_creation_for=0)
+    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn, data: model.pkl}}")
+    version = store.version("theirs/1")
+    assert version.dirty and version.key == ""
+    with pytest.raises(IntegrityError, match=r"mlflow\.sklearn"):
+        store.fetch(version, tmp_path / "cache" / "theirs")
+
+
+def test_runs_of_the_dead_are_closed_and_those_of_the_living_are_not(store: Tracking, home: Path, bundle: Path) -> None:
+    mine = store.start_run("digits-flow", {}, {})
+    program = [sys.executable, "-m", "tests.registry_cases", str(home), str(bundle), "die"]
+    killed = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9
+    assert store.close_stale() == [killed.stdout.strip()]
+    dead = client(store).get_run(killed.stdout.strip())
+    assert dead.info.status == "KILLED" and "died" in dead.data.tags["mlflow.note.content"]
+    assert client(store).get_run(mine).info.status == "RUNNING" and store.close_stale() == []
+    store.end_run(mine, "FINISHED")
+
+
+def test_errors_of_the_vendor_become_ours(store: Tracking, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        store.end_run("0" * 32, "FINISHED")
+    with pytest.raises(TrackingError, match="could not"):
+        store.log_metrics("not a run", [{"step": 1, "loss": 1.0}])
+    (tmp_path / "text.db").write_text("this is not a database" * 100)
+    with pytest.raises(TrackingError, match="not a database"):
+        Tracking(f"sqlite:///{tmp_path}/text.db", str(tmp_path), tmp_path / "lock").initialise()
+
+
+def test_an_error_of_our_own_making_is_not_hidden() -> None:
+    with pytest.raises(KeyError), door.door("do this"):
+        raise KeyError("a mistake in remint")
+    with pytest.raises(RunError, match="as it was"), door.door("do this"):
+        raise RunError("as it was")
