@@ -1,4 +1,4 @@
-"""python -m pipelines.features DATASET: outs/prepared/DATASET -> outs/features/DATASET, what Frechet distances are measured in."""
+"""python -m pipelines.features DATASET: outs/prepared/DATASET -> outs/features/DATASET, for Frechet distances."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from remint import step
 
 
 def main(dataset: str) -> None:
+    import torch
+
     from remint.data import arrays
     from remint.evaluation import features
 
     here = Path.cwd()
+    torch.set_num_threads(1)  # the weights' SHA-256 is in every fingerprint: it must not depend on the machine's cores
     features.fit(arrays.load(here / "outs/prepared" / dataset), here / "outs/features" / dataset)
 
 

@@ -19,6 +19,7 @@ from remint.errors import RunError
 from remint.evaluation import intervals
 from remint.evaluation.features import Extractor
 from remint.models.contract import CanSample, standard_normal
+from remint.records import DataSpec
 
 BLOCK = 128  # examples at a time: their noise is drawn by (seed, stream, draw, block), so a changed size changes the noise
 
@@ -80,16 +81,14 @@ def finite(values_N: Array, metric: str) -> Array:
     return values_N
 
 
-def samples(model: CanSample, bench: Bench, count: int, *seed: int) -> Array:
-    """``count`` samples x_NCHW, uint8: a pure function of the model, ``settings.seed`` and ``seed``, of which the first number
-    is the stream.
+def samples(model: CanSample, spec: DataSpec, count: int, *seed: int) -> Array:
+    """``count`` samples x_NCHW, uint8: a pure function of the model and ``seed``, of which the second number is the stream.
 
     Raises RunError where they are not images of the dataset's shape and levels.
     """
-    spec = bench.dataset.spec
     blocks = []
     for number, at in enumerate(range(0, count, BLOCK)):
-        noise_BN = standard_normal((min(BLOCK, count - at), model.sample_noise), bench.settings.seed, *seed, number)
+        noise_BN = standard_normal((min(BLOCK, count - at), model.sample_noise), *seed, number)
         blocks.append(model.sample(noise_BN).numpy())
     x_NCHW: Array = np.concatenate(blocks)
     if x_NCHW.dtype != np.uint8 or x_NCHW.shape[1:] != spec.shape or x_NCHW.max() >= spec.levels:

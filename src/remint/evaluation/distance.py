@@ -26,8 +26,9 @@ Array = np.ndarray[Any, Any]
 def domain(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
     """The mean over repeated draws of n samples, each against the same n held-out images."""
     n, real = _reference(bench)
+    seed, spec = bench.settings.seed, bench.dataset.spec
     draws = range(bench.settings.draws)
-    distances = [_distance(samples(model, bench, n, DISTANCE, draw), real, bench) for draw in draws]
+    distances = [_distance(samples(model, spec, n, seed, DISTANCE, draw), real, bench) for draw in draws]
     return {"fd_domain": _measurement(distances, n, bench)}
 
 

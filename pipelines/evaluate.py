@@ -1,0 +1,33 @@
+"""python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE -> outs/reports/PIPELINE, measured on the held-out split.
+
+With REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT set it measures another bundle, the champion's, with the data and
+the settings of this workspace, and writes there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from remint import config, step
+
+
+def main(pipeline: str) -> None:
+    import torch
+
+    from remint.data import arrays
+    from remint.evaluation import evaluate, report
+
+    here = Path.cwd()
+    settings = config.load(here).pipeline(pipeline)
+    torch.set_num_threads(settings.training.threads)
+    bundle = Path(os.environ.get("REMINT_EVALUATE_BUNDLE", here / "outs/trained" / pipeline))
+    out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))
+    dataset = arrays.load(here / "outs/prepared" / settings.dataset)
+    features = here / "outs/features" / settings.dataset
+    evidence = evaluate.evaluate(bundle, dataset, features, settings.evaluation, settings.metrics(), pipeline)
+    report.write(evidence, bundle, dataset, out)
+
+
+if __name__ == "__main__":
+    step.run(main)

@@ -1,0 +1,152 @@
+"""The pictures: samples, real beside sampled, curves, metrics of champion and challenger. Arrays and a path in, a PNG out.
+
+Equal arrays give equal bytes: no date is written, and no state is shared with anybody else who draws (no pyplot).
+
+Shapes: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from remint.records import MetricValue
+
+INK, QUIET, REAL, MODEL, OTHER = "#1f2933", "#8a94a0", "#1f2933", "#2563eb", "#c2410c"
+LINES = ("#2563eb", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
+BOLD, SMALL = 11, 9  # points
+DPI = 150
+GAP = 1  # pixels of an image between two images
+
+Array = np.ndarray[Any, Any]
+
+
+def sample_grid(path: Path, x_NCHW: Array, levels: int, title: str = "") -> None:
+    """``x_NCHW`` (uint8, values 0 .. levels-1; C is 1 or 3, of 4 the last is left out) as a square of images."""
+    tiled = tile(x_NCHW, levels, columns=math.ceil(math.sqrt(len(x_NCHW))))
+    wide = 5.0
+    high = wide * tiled.shape[0] / tiled.shape[1]
+    head = 0.4 if title else 0.0
+    figure = Figure(figsize=(wide, high + head), dpi=DPI)
+    axes = figure.add_axes((0.0, 0.0, 1.0, high / (high + head)))
+    _show(axes, tiled)
+    if title:
+        figure.text(0.02, 1.0 - 0.5 * head / (high + head), title, va="center", size=BOLD, color=INK)
+    _save(figure, path)
+
+
+def comparison(path: Path, real_NCHW: Array, samples: Mapping[str, Array], levels: int) -> None:
+    """Real images and each model's samples side by side, as many of each and in one scale.
+
+    Args:
+        real_NCHW: real images, uint8, values 0 .. levels-1.
+        samples: x_NCHW of each model by its name, in the order of the panels.
+    """
+    panels = {"real": real_NCHW, **samples}
+    count = min(64, *(len(x_NCHW) for x_NCHW in panels.values()))
+    columns = math.ceil(math.sqrt(count))
+    figure = Figure(figsize=(3.2 * len(panels), 3.5), dpi=DPI)
+    for place, (name, x_NCHW) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        _show(axes, tile(x_NCHW[:count], levels, columns))
+        axes.set_title(name, size=BOLD, color=REAL if place == 1 else MODEL, weight="bold", pad=6)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.05)
+    _save(figure, path)
+
+
+def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: int, title: str = "") -> None:
+    """Columns over ``curve["step"]``: losses and the validation score in one panel, all else in a second.
+
+    The line marks ``best_step``, whose averaged weights are served. A value that is not finite is a gap.
+    """
+    names = [name for name in curve if name != "step"]
+    losses = [name for name in names if name.endswith("loss") or name == "validation"]
+    groups = [group for group in (losses, [name for name in names if name not in losses]) if group]
+    figure = Figure(figsize=(8.0, 0.7 + 2.6 * len(groups)), dpi=DPI)
+    for place, group in enumerate(groups, start=1):
+        axes = figure.add_subplot(len(groups), 1, place)
+        for name, colour in zip(group, _cycle(len(group)), strict=True):
+            ink, width = (INK, 1.8) if name == "validation" else (colour, 1.3)
+            axes.plot(curve["step"], curve[name], label=name.replace("_", " "), color=ink, lw=width, marker=_dot(curve))
+        axes.axvline(best_step, color=QUIET, lw=1.0, ls=(0, (4, 3)), label=f"served (step {best_step})")
+        axes.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=min(3, len(group) + 1))
+        axes.margins(y=0.12)
+        axes.set_xlabel("step" if place == len(groups) else "", size=SMALL, color=INK)
+        _plain(axes)
+    if title:
+        figure.suptitle(title, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def metric_intervals(path: Path, challenger: Mapping[str, MetricValue], champion: Mapping[str, MetricValue]) -> None:
+    """Each metric of the challenger with its 95% interval, above the champion's where it has one; one panel a metric."""
+    figure = Figure(figsize=(7.0, 0.5 + 1.35 * len(challenger)), dpi=DPI)
+    for place, (name, value) in enumerate(challenger.items(), start=1):
+        axes = figure.add_subplot(len(challenger), 1, place)
+        rows = [("challenger", value, MODEL), *([("champion", champion[name], INK)] if name in champion else [])]
+        for height, (_, measured, colour) in enumerate(reversed(rows)):
+            _interval(axes, height, measured, colour)
+        axes.set_yticks(range(len(rows)), [who for who, *_ in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.2)
+        axes.margins(x=0.12)
+        unit = f", {value.unit}" if value.unit else ""
+        axes.set_title(f"{name}{unit}: {value.better} is better", loc="left", size=SMALL, color=INK, weight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        _plain(axes)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _interval(axes: Axes, height: float, measured: MetricValue, colour: str) -> None:
+    """A bar from low to high, a dot at the value, the value in figures above it."""
+    axes.plot([measured.low, measured.high], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
+    axes.plot([measured.value], [height], "o", color=colour, ms=6)
+    where = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(f"{measured.value:.3f}", (measured.value, height), size=SMALL, color=colour, **where)
+
+
+def tile(x_NCHW: Array, levels: int, columns: int) -> Array:
+    """Images as one, row by row with a white gap between them: float (rows, columns, 3), values in [0, 1]."""
+    count, channels, height, width = x_NCHW.shape
+    rows = math.ceil(count / columns)
+    sheet = np.ones((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3))
+    for index, image_CHW in enumerate(x_NCHW):
+        top, left = GAP + (index // columns) * (height + GAP), GAP + (index % columns) * (width + GAP)
+        colours = image_CHW[:3] if channels >= 3 else np.repeat(image_CHW[:1], 3, axis=0)
+        sheet[top : top + height, left : left + width] = colours.transpose(1, 2, 0) / (levels - 1)
+    return sheet
+
+
+def _show(axes: Axes, sheet: Array) -> None:
+    axes.imshow(sheet, interpolation="nearest", vmin=0.0, vmax=1.0)
+    axes.set_axis_off()
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.tick_params(colors=INK, labelsize=SMALL)
+    axes.grid(visible=True, axis="both", color="#e4e7eb", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _cycle(count: int) -> list[str]:
+    return [LINES[index % len(LINES)] for index in range(count)]
+
+
+def _dot(curve: Mapping[str, Sequence[float]]) -> str | None:
+    """A marker for curves so short that a line alone may not show."""
+    return "o" if len(curve["step"]) < 3 else None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None}, facecolor="white")
