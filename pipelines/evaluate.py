@@ -1,4 +1,4 @@
-"""python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE -> outs/reports/PIPELINE, measured on the held-out split.
+"""python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE -> outs/{reports,metrics,curves}/PIPELINE, measured on the held-out split.
 
 With REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT set it measures another bundle, the champion's, with the data and
 the settings of this workspace, and writes there.
@@ -7,6 +7,7 @@ the settings of this workspace, and writes there.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from remint import config, step
@@ -27,6 +28,10 @@ def main(pipeline: str) -> None:
     features = here / "outs/features" / settings.dataset
     evidence = evaluate.evaluate(bundle, dataset, features, settings.evaluation, settings.metrics(), pipeline)
     report.write(evidence, bundle, dataset, out)
+    if "REMINT_EVALUATE_OUT" not in os.environ:  # for `dvc metrics show` and `dvc plots show`, which take files of their own
+        for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):
+            (here / "outs" / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, here / "outs" / target)
 
 
 if __name__ == "__main__":
