@@ -82,7 +82,9 @@ def whole_life(home: Path, bundle: Path) -> ModelVersion:
 
 def _together(home: Path, bundle: Path, count: int) -> int:
     """Forks before MLflow has opened anything: the database, too, is made by all of them at once."""
-    import mlflow  # noqa: F401 (once, and not by each of them)
+    import mlflow.pyfunc
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (imported once, and not by each of them)
 
     ready, go = os.pipe()
     children = []

@@ -77,7 +77,7 @@ class _Case:
         return not self.first and (keys or self.challenger_version == self.champion_version)
 
 
-def decide(  # noqa: PLR0917 (the order is that of the sentence: challenger against champion by rules)
+def decide(
     model: str,
     challenger: Evidence,
     challenger_version: int,

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from remint.errors import ChampionChanged, LedgerError
 from remint.ledger import Ledger
+from remint.tracking.door import exclusive
 
 PROCESSES = 16
 fork = multiprocessing.get_context("fork")
@@ -171,6 +173,25 @@ def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
         )
         assert ledger.verify("killed") == []
     assert len(ledger.rows("killed")) >= 12  # what was acknowledged before each kill, and the row after it
+
+
+def count_up(index: int, url: str, folder: Path) -> int:
+    """Reads, waits and writes: two that are inside at once lose a count."""
+    for _ in range(5):
+        with exclusive(
+            folder / f"host{index}" / "lock", "model m", own(url, f"x{index}").replace("postgresql:", "postgresql+psycopg:")
+        ):
+            seen = int((folder / "count").read_text())
+            time.sleep(0.002)
+            (folder / "count").write_text(str(seen + 1))
+    return index
+
+
+def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres: Postgres, tmp_path: Path) -> None:
+    """Each process has a lock file of its own, as on hosts that share only the database."""
+    (tmp_path / "count").write_text("0")
+    assert at_once(count_up, 6, postgres.url, tmp_path) == list(range(6))
+    assert (tmp_path / "count").read_text() == "30"
 
 
 def test_postgres_restarts_between_appends_and_none_is_lost_or_doubled(postgres: Postgres) -> None:

@@ -1,6 +1,7 @@
 """The form in which a bundle lies in MLflow: a pyfunc model that a loader of ours reads. No pickle, no code.
 
-    MLmodel, conda.yaml, python_env.yaml, requirements.txt     written by MLflow
+    MLmodel, conda.yaml, python_env.yaml, requirements.txt     written by MLflow when it is packed
+    registered_model_meta                                      written by MLflow where it loads from a local store
     data/bundle/                                               the sealed folder of the trained model
 
 What comes back from a store is judged before anything of it is loaded: files outside this list, another loader, a
@@ -26,7 +27,7 @@ FOLDER = "model"  # of the run's files
 LOADER = "remint.serving.pyfunc"
 WEIGHTS = "weights.safetensors"
 DATA = "data/bundle"
-AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"})
+AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta"})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
 NEEDS = ("remint", "mlflow", "numpy", "pydantic", "safetensors", "torch")
 

@@ -1,0 +1,115 @@
+"""The served model: sample i is a function of (seed, i), and MLflow serves the very same samples in a fresh process."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from remint.errors import IntegrityError, UserError
+from remint.models import contract
+from remint.serving import model as serving
+from remint.serving.model import BLOCK, ServedModel
+from remint.serving.pyfunc import _load_pyfunc
+from tests import registry_cases as cases
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "bundle"
+    cases.make(folder)
+    return folder
+
+
+class Echo:
+    """Says its noise: the samples are the numbers that went in."""
+
+    sample_noise = 4
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def sample(self, noise_BN: Tensor) -> Tensor:
+        self.sizes.append(len(noise_BN))
+        return ((noise_BN + 8) * 16).clamp(0, 255).to(torch.uint8).reshape(-1, 1, 2, 2)
+
+
+def test_sample_i_is_a_function_of_seed_and_i(bundle: Path) -> None:
+    served = serving.load(bundle)
+    many_NCHW = served.sample(2 * BLOCK + 3, seed=7)
+    assert many_NCHW.shape == (2 * BLOCK + 3, 1, 4, 4) and many_NCHW.dtype == np.uint8 and many_NCHW.max() < cases.SPEC.levels
+    for count in (0, 1, 5, BLOCK, BLOCK + 1):
+        assert np.array_equal(served.sample(count, seed=7), many_NCHW[:count])
+    assert not np.array_equal(served.sample(8, seed=8), many_NCHW[:8])
+    assert len(np.unique(many_NCHW.reshape(len(many_NCHW), -1), axis=0)) > BLOCK  # the indices have noise of their own
+
+
+def test_the_samples_are_of_the_noise_that_the_contract_names() -> None:
+    """Against a reference: one standard_normal of (seed, index) a sample, in blocks of one size."""
+    echo = Echo()
+    spec = contract_spec(shape=(1, 2, 2))
+    x_NCHW = ServedModel(echo, spec).sample(BLOCK + 2, seed=3)
+    noise_ND = torch.stack([contract.standard_normal((4,), 3, index) for index in range(BLOCK + 2)])
+    assert np.array_equal(x_NCHW, Echo().sample(noise_ND).numpy())
+    assert echo.sizes == [BLOCK, BLOCK]
+
+
+def contract_spec(shape: tuple[int, int, int]) -> cases.DataSpec:
+    return cases.DataSpec(shape=shape, levels=256)
+
+
+def test_the_callers_random_numbers_stay_as_they_were(bundle: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    serving.load(bundle).sample(3, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_row_is_the_first_sample_of_its_seed(bundle: Path) -> None:
+    import pandas as pd
+
+    served = serving.load(bundle)
+    x_NCHW = _load_pyfunc(str(bundle)).predict(pd.DataFrame({"seed": [5, 9, 5]}))
+    expected = np.stack([served.sample(1, seed)[0] for seed in (5, 9, 5)])
+    assert np.array_equal(x_NCHW, expected)
+
+
+def test_a_damaged_bundle_is_not_served(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "model.json").write_text("{}")
+    for load in (serving.load, lambda folder: _load_pyfunc(str(folder))):
+        with pytest.raises(IntegrityError, match="damaged"):
+            load(tmp_path / "bundle")
+
+
+def test_a_family_that_cannot_sample_is_said_to_be_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "load_model", lambda folder, device: contract.Model())
+    with pytest.raises(UserError, match="has no sample"):
+        serving.load(bundle)
+
+
+def test_mlflow_serves_the_champion_in_a_fresh_process(bundle: Path, tmp_path: Path) -> None:
+    store = cases.tracking(tmp_path / "home")
+    version = cases.register(store, bundle)
+    store.set_alias(version.name, "champion", version.version)
+    program = "\n".join(
+        [
+            "import sys, mlflow, numpy as np, pandas as pd",
+            "mlflow.set_tracking_uri(sys.argv[1])",
+            "model = mlflow.pyfunc.load_model('models:/digits-flow@champion')",
+            "np.save(sys.argv[2], model.predict(pd.DataFrame({'seed': range(6)})))",
+            "print(model.metadata.signature.outputs.to_json())",
+        ]
+    )
+    command = [sys.executable, "-c", program, store.uri, str(tmp_path / "x.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    served = serving.load(store.fetch(version, tmp_path / "got"))
+    assert np.array_equal(np.load(tmp_path / "x.npy"), np.stack([served.sample(1, seed)[0] for seed in range(6)]))
+    assert '"dtype": "uint8", "shape": [-1, 1, 4, 4]' in done.stdout
