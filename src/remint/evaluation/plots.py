@@ -76,8 +76,10 @@ def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: 
             ink, width = (INK, 1.8) if name == "validation" else (colour, 1.3)
             axes.plot(curve["step"], curve[name], label=name.replace("_", " "), color=ink, lw=width, marker=_dot(curve))
         axes.axvline(best_step, color=QUIET, lw=1.0, ls=(0, (4, 3)), label=f"served (step {best_step})")
-        axes.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=min(3, len(group) + 1))
-        axes.margins(y=0.12)
+        corner = (-0.01, 1.0)
+        axes.legend(
+            frameon=False, fontsize=SMALL, ncols=len(group) + 1, loc="lower left", bbox_to_anchor=corner, borderaxespad=0.2
+        )
         axes.set_xlabel("step" if place == len(groups) else "", size=SMALL, color=INK)
         _plain(axes)
     if title:
@@ -98,8 +100,8 @@ def metric_intervals(path: Path, challenger: Mapping[str, MetricValue], champion
         axes.set_ylim(-0.6, len(rows) - 0.2)
         axes.margins(x=0.12)
         unit = f", {value.unit}" if value.unit else ""
-        axes.set_title(f"{name}{unit}: {value.better} is better", loc="left", size=SMALL, color=INK, weight="bold")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_title(f"{name}{unit}: {value.better} is better, 95% intervals", loc="left", size=SMALL, color=INK, weight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         _plain(axes)
     figure.tight_layout()
     _save(figure, path)
@@ -109,8 +111,8 @@ def _interval(axes: Axes, height: float, measured: MetricValue, colour: str) -> 
     """A bar from low to high, a dot at the value, the value in figures above it."""
     axes.plot([measured.low, measured.high], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
     axes.plot([measured.value], [height], "o", color=colour, ms=6)
-    where = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"{measured.value:.3f}", (measured.value, height), size=SMALL, color=colour, **where)
+    text, at = f"{measured.value:.3f}", (measured.value, height)
+    axes.annotate(text, at, xytext=(0, 6), textcoords="offset points", ha="center", size=SMALL, color=colour)
 
 
 def tile(x_NCHW: Array, levels: int, columns: int) -> Array:
