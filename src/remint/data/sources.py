@@ -114,7 +114,7 @@ def _npz(path: Path) -> Raw:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> str:
-    if "allow_pickle" in str(error):
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
         return f"{path} is not {what} of numbers (object arrays and pickles are refused): save it again with np.save or np.savez"
     return f"{path} is not {what}, or is damaged ({type(error).__name__}): save it again with np.save or np.savez"
 
@@ -155,6 +155,8 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
             f"{raw.where}: x has images of shape {raw.x.shape[1:]}, but params.yaml: datasets.{name}.shape says "
             f"{settings.shape} (C, H, W): correct one of them"
         )
+    if raw.x.ndim == 3:
+        return x
     first, last = x.shape[1] in CHANNELS, x.shape[3] in CHANNELS
     if first == last:
         raise DataError(

@@ -1,0 +1,92 @@
+"""Prepared data: every example in one split, every byte vouched for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from remint.data import arrays, images, sources
+from remint.errors import DataError, IntegrityError
+from remint.recipe import DatasetSettings, SplitSettings
+from remint.records import DatasetVersion
+
+DIGITS = DatasetSettings(source="sklearn:digits")
+
+
+def prepare(folder: Path, settings: DatasetSettings = DIGITS) -> DatasetVersion:
+    sources.snapshot("digits", settings, folder, folder / "raw")
+    return images.prepare("digits", settings, folder / "raw", folder / "prepared")
+
+
+def test_each_example_is_in_one_split_with_its_label(tmp_path: Path) -> None:
+    version, dataset = prepare(tmp_path), arrays.load(tmp_path / "prepared")
+    assert dataset.version == version and version.spec.shape == (1, 8, 8) and version.spec.classes == 10
+    splits = (dataset.train, dataset.validation, dataset.held_out)
+    assert [len(split) for split in splits] == [version.counts[name] for name in arrays.SPLITS]
+    with np.load(tmp_path / "raw/data.npz") as raw:
+        whole = sorted(zip(map(bytes, raw["x"]), raw["y"].tolist(), strict=True))
+    found = sorted((bytes(x), int(y)) for split in splits for x, y in zip(split.x_NCHW, split.y_N, strict=True))
+    assert found == whole
+
+
+def test_shares_are_about_what_was_asked(tmp_path: Path) -> None:
+    counts = prepare(tmp_path).counts
+    # Binomial: three standard deviations of 1,797 examples.
+    assert abs(counts["held_out"] - 359.4) < 3 * (1797 * 0.2 * 0.8) ** 0.5
+    assert abs(counts["validation"] - 179.7) < 3 * (1797 * 0.1 * 0.9) ** 0.5
+
+
+def test_equal_data_is_one_version_and_another_seed_is_another(tmp_path: Path) -> None:
+    first, second = prepare(tmp_path), prepare(tmp_path)
+    other = prepare(tmp_path, DIGITS.model_copy(update={"split": SplitSettings(seed=1)}))
+    assert first.digest == second.digest != other.digest
+    assert first.files["held_out.npy"] != other.files["held_out.npy"]
+
+
+def test_no_labels_no_label_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(256, size=(60, 4, 4)))
+    version = prepare(tmp_path, DatasetSettings(source="a.npy"))
+    assert version.spec.classes == 0 and set(version.files) == {"train.npy", "validation.npy", "held_out.npy"}
+    assert arrays.load(tmp_path / "prepared").train.y_N is None
+
+
+def test_labels_of_an_earlier_preparation_do_not_stay(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(256, size=(60, 4, 4)))
+    prepare(tmp_path, DatasetSettings(source="a.npy"))
+    assert not list((tmp_path / "prepared").glob("*labels*"))
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((100, 4, 4)))  # duplicates: all in one split
+    with pytest.raises(DataError, match=r"datasets\.digits\.split: none of the 100 images falls into \w+"):
+        prepare(tmp_path, DatasetSettings(source="a.npy"))
+
+
+@pytest.mark.parametrize("name", ["train.npy", "validation.npy", "held_out_labels.npy"])
+def test_every_flipped_or_missing_byte_is_found(tmp_path: Path, name: str) -> None:
+    prepare(tmp_path)
+    path = tmp_path / "prepared" / name
+    good = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(good), size=10):
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << int(position % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match=name):
+            arrays.load(tmp_path / "prepared")
+    path.write_bytes(good[:-1])
+    with pytest.raises(IntegrityError, match=name):
+        arrays.load(tmp_path / "prepared")
+    path.unlink()
+    with pytest.raises(IntegrityError, match="is missing"):
+        arrays.load(tmp_path / "prepared")
+
+
+def test_what_was_never_prepared(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"no readable dataset\.json"):
+        arrays.load(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"no readable dataset\.json"):
+        arrays.load(tmp_path)

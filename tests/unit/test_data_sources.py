@@ -1,0 +1,162 @@
+"""Sources: what is accepted becomes one snapshot with one spelling; what is not is refused in one line that helps."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint.data import sources
+from remint.errors import DataError, SettingsError
+from remint.manifest import sha256_file
+from remint.recipe import DatasetSettings
+
+IMAGES = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6) % 17
+
+
+def snapshot(folder: Path, **settings: Any) -> dict[str, np.ndarray]:
+    sources.snapshot("mine", DatasetSettings(**settings), folder, folder / "out")
+    with np.load(folder / "out" / "data.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def refusal(folder: Path, error: type[Exception] = DataError, **settings: Any) -> str:
+    with pytest.raises(error) as caught:
+        snapshot(folder, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not (folder / "out").exists(), "something was written though the source was refused"
+    return message
+
+
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits, arrays = load_digits(), snapshot(tmp_path, source="sklearn:digits")
+    assert arrays["x"].dtype == np.uint8 and arrays["x"].shape == (1797, 1, 8, 8)
+    np.testing.assert_array_equal(arrays["x"][:, 0], digits.images)
+    np.testing.assert_array_equal(arrays["y"], digits.target)
+    assert arrays["levels"] == 17
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        sources.snapshot("mine", DatasetSettings(source="sklearn:digits"), tmp_path, tmp_path / name)
+    assert sha256_file(tmp_path / "first/data.npz") == sha256_file(tmp_path / "second/data.npz")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64, np.uint16])
+def test_integers_in_any_numeric_type(tmp_path: Path, kind: type) -> None:
+    np.save(tmp_path / "a.npy", IMAGES.astype(kind))
+    arrays = snapshot(tmp_path, source="a.npy")
+    np.testing.assert_array_equal(arrays["x"][:, 0], IMAGES)
+    assert arrays["levels"] == 256 and "y" not in arrays
+
+
+def test_labels_of_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0.0, 2.0, 1.0, 1.0, 0.0]))
+    arrays = snapshot(tmp_path, source="a.npz", levels=17)
+    assert arrays["y"].dtype == np.int64 and arrays["y"].tolist() == [0, 2, 1, 1, 0] and arrays["levels"] == 17
+
+
+def test_three_axes_are_grey_images_whatever_their_width(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 4, 3)))
+    assert snapshot(tmp_path, source="a.npy")["x"].shape == (5, 1, 4, 3)
+
+
+@pytest.mark.parametrize("shape", [None, [3, 5, 6]])
+def test_channels_first_and_last_give_the_same(tmp_path: Path, shape: list[int] | None) -> None:
+    x_NCHW = np.random.default_rng(0).integers(256, size=(5, 3, 5, 6), dtype=np.uint8)
+    np.save(tmp_path / "first.npy", x_NCHW)
+    np.save(tmp_path / "last.npy", x_NCHW.transpose(0, 2, 3, 1))
+    for name in ("first.npy", "last.npy"):
+        np.testing.assert_array_equal(snapshot(tmp_path, source=name, shape=shape)["x"], x_NCHW)
+
+
+@pytest.mark.parametrize(
+    ("array", "settings", "expected"),
+    [
+        (np.zeros((0, 8, 8)), {}, "is empty"),
+        (np.zeros((5, 8)), {}, "expected (N, H, W)"),
+        (np.full((5, 8, 8), np.nan), {}, "not a finite number (5 of 5 images, the first at index 0)"),
+        (np.where(np.arange(5)[:, None, None] == 3, np.inf, np.zeros((5, 8, 8))), {}, "1 of 5 images, the first at index 3"),
+        (np.full((5, 8, 8), 0.5), {"levels": 17}, "multiply by 16 and round"),
+        (np.full((5, 8, 8), 1.5), {}, "is not an integer"),
+        (np.full((5, 8, 8), -1), {}, "is not in 0 .. 255"),
+        (np.full((5, 8, 8), 256), {}, "is not in 0 .. 255"),
+        (np.full((5, 8, 8), 17), {"levels": 17}, "datasets.mine.levels"),
+        (np.zeros((5, 8, 8)), {"shape": [1, 16, 16]}, "datasets.mine.shape says [1, 16, 16]"),
+        (np.zeros((5, 3, 8, 3)), {}, "set datasets.mine.shape"),
+        (np.zeros((5, 8, 8, 8)), {}, "set datasets.mine.shape"),
+        (np.full((5, 8, 8), "a"), {}, "not numbers"),
+        (np.zeros((5, 8, 8), dtype=complex), {}, "not numbers"),
+    ],
+)
+def test_bad_images_are_refused(tmp_path: Path, array: np.ndarray, settings: dict[str, Any], expected: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    message = refusal(tmp_path, source="a.npy", **settings)
+    assert "a.npy" in message and expected in message
+
+
+BAD_LABELS = [np.zeros(4), np.zeros((5, 2)), *(np.full(5, bad) for bad in (-1, 0.5, np.nan, 10**6)), np.array(list("abcde"))]
+
+
+@pytest.mark.parametrize("y", BAD_LABELS)
+def test_bad_labels_are_refused(tmp_path: Path, y: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=y)
+    assert "a.npz: y " in refusal(tmp_path, source="a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_a_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path(tmp_path / "ran").touch, ())
+
+    array = np.array([Bomb()], dtype=object)
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "a.npz", x=array, allow_pickle=True)
+    assert "pickles are refused" in refusal(tmp_path, source=name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00", b"PK\x03\x04junk"])
+def test_bytes_that_are_no_array(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} is not a NumPy" in refusal(tmp_path, source=name)
+
+
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=IMAGES)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[250] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    assert "is damaged (BadZipFile)" in refusal(tmp_path, source="a.npz")
+
+
+def test_one_array_called_npz_and_an_archive_called_npy(tmp_path: Path) -> None:
+    with (tmp_path / "a.npz").open("wb") as stream:
+        np.save(stream, IMAGES)
+    with (tmp_path / "a.npy").open("wb") as stream:
+        np.savez(stream, x=IMAGES)
+    assert "a.npz is not a NumPy .npz file" in refusal(tmp_path, source="a.npz")
+    assert "rename it to a.npz" in refusal(tmp_path, source="a.npy")
+
+
+def test_an_archive_without_x_says_what_it_holds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x_train=IMAGES)
+    assert "no array 'x' (it holds x_train)" in refusal(tmp_path, source="a.npz")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w"):
+        pass
+    assert "no array 'x' (it holds nothing)" in refusal(tmp_path, source="b.npz")
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    assert "there is no file" in refusal(tmp_path, source="missing.npz")
+    message = refusal(tmp_path, SettingsError, source="sklearn:digit")
+    assert "datasets.mine.source" in message and "did you mean 'sklearn:digits'?" in message
+    assert "known are sklearn:digits, file.npy and file.npz" in refusal(tmp_path, SettingsError, source="s3://bucket/x")
