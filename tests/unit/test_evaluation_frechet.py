@@ -1,0 +1,101 @@
+"""Frechet distance against closed forms, and what a distance must be whatever the sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remint.evaluation.frechet import Moments, frechet_distance
+
+
+def gaussian(mean_D: np.ndarray, covariance_DD: np.ndarray, count: int = 1000) -> Moments:
+    """The moments of a set with exactly this mean and covariance."""
+    return Moments(count, np.asarray(mean_D, dtype=np.float64), np.asarray(covariance_DD) * (count - 1))
+
+
+def rotation(dims: int, seed: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dims, dims)))[0]
+
+
+def test_of_diagonal_gaussians() -> None:
+    generator = np.random.default_rng(0)
+    ma, mb = generator.normal(size=(2, 7))
+    sa, sb = generator.uniform(0.1, 3.0, size=(2, 7))  # standard deviations
+    expected = ((ma - mb) ** 2).sum() + ((sa - sb) ** 2).sum()
+    found = frechet_distance(gaussian(ma, np.diag(sa**2)), gaussian(mb, np.diag(sb**2)))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dims", [2, 64])
+def test_of_commuting_gaussians_over_ten_orders_of_magnitude(dims: int) -> None:
+    turn = rotation(dims, 1)
+    sa, sb = np.logspace(-5, 5, dims), np.logspace(2, -3, dims)
+    expected = ((sa - sb) ** 2).sum()
+    found = frechet_distance(gaussian(np.zeros(dims), turn * sa**2 @ turn.T), gaussian(np.zeros(dims), turn * sb**2 @ turn.T))
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_two_dimensions_that_do_not_commute(seed: int) -> None:
+    factors = np.random.default_rng(seed).normal(size=(2, 2, 2))
+    sa, sb = (factor @ factor.T for factor in factors)
+    # For 2 x 2 matrices tr (Sa Sb)^1/2 = (tr Sa Sb + 2 (det Sa det Sb)^1/2)^1/2.
+    overlap = np.sqrt(np.trace(sa @ sb) + 2.0 * np.sqrt(np.linalg.det(sa) * np.linalg.det(sb)))
+    expected = np.trace(sa) + np.trace(sb) - 2.0 * overlap
+    assert frechet_distance(gaussian(np.zeros(2), sa), gaussian(np.zeros(2), sb)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_without_full_rank() -> None:
+    """Along orthogonal lines nothing overlaps; along one line the standard deviations subtract."""
+    along_x, along_y = np.diag([4.0, 0.0, 0.0]), np.diag([0.0, 9.0, 0.0])
+    zero = np.zeros(3)
+    assert frechet_distance(gaussian(zero, along_x), gaussian(zero, along_y)) == pytest.approx(13.0, rel=1e-12)
+    turn = rotation(3, 2)
+    oblique = turn @ along_x @ turn.T
+    assert frechet_distance(gaussian(zero, oblique), gaussian(zero, 2.25 * oblique)) == pytest.approx(1.0, rel=1e-10)
+    assert frechet_distance(gaussian(zero, 0.0 * along_x), gaussian(zero, along_y)) == pytest.approx(9.0, rel=1e-12)
+    assert frechet_distance(gaussian(zero, 0.0 * along_x), gaussian(zero + 2.0, 0.0 * along_x)) == pytest.approx(12.0)
+
+
+def test_fewer_examples_than_features() -> None:
+    """A shift moves the distance by its square, to nearly full accuracy, though the covariance has rank 9 of 50."""
+    f_ND = np.random.default_rng(3).normal(size=(10, 50))
+    shift_D = np.random.default_rng(4).normal(size=50)
+    found = frechet_distance(Moments.of(f_ND), Moments.of(f_ND + shift_D))
+    assert found == pytest.approx(float(shift_D @ shift_D), rel=1e-10)
+
+
+sizes = st.tuples(st.integers(2, 40), st.integers(2, 40), st.integers(1, 20), st.integers(0, 10**6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes)
+def test_symmetric_zero_for_equal_and_never_negative(size: tuple[int, int, int, int]) -> None:
+    first, second, dims, seed = size
+    generator = np.random.default_rng(seed)
+    a, b = Moments.of(generator.normal(size=(first, dims))), Moments.of(3.0 * generator.normal(size=(second, dims)) + 1.0)
+    scale = np.trace(a.covariance_DD) + np.trace(b.covariance_DD)
+    assert 0.0 <= frechet_distance(a, a) <= 1e-12 * scale
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9, abs=1e-9 * scale)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 12), st.integers(0, 10**6))
+def test_the_batch_size_does_not_show(batches: list[int], dims: int, seed: int) -> None:
+    """Also far from the origin, where a sum of squares would have lost every digit."""
+    f_ND = 1e4 + np.random.default_rng(seed).normal(size=(sum(batches) + 1, dims))
+    whole = Moments.of(f_ND)
+    parts = np.split(f_ND, np.cumsum(batches))
+    merged = Moments.of(parts[0])
+    for part in parts[1:]:
+        merged = merged + Moments.of(part)
+    assert merged.count == whole.count
+    np.testing.assert_allclose(merged.mean_D, whole.mean_D, rtol=1e-12)
+    np.testing.assert_allclose(merged.scatter_DD, whole.scatter_DD, rtol=1e-10, atol=1e-10 * whole.scatter_DD.max())
+
+
+def test_moments_are_those_of_numpy() -> None:
+    f_ND = np.random.default_rng(0).normal(size=(100, 6))
+    np.testing.assert_allclose(Moments.of(f_ND).covariance_DD, np.cov(f_ND.T), rtol=1e-12)

@@ -1,0 +1,268 @@
+"""Metrics of models whose true values are known: entropies, bounds, and a model that draws the data itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from remint import config
+from remint.config import EvaluationSettings
+from remint.data import arrays, images, sources
+from remint.data.arrays import Dataset
+from remint.errors import DataError, RunError, SettingsError
+from remint.evaluation import distance, features, likelihood
+from remint.evaluation.bench import Bench, Measurement
+from remint.evaluation.evaluate import measure
+from remint.evaluation.metrics import METRICS
+from remint.models import contract
+from remint.recipe import DatasetSettings
+
+LN2 = math.log(2.0)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The digits, and principal components for features (a classifier takes longer and is tested elsewhere)."""
+    folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
+    sources.snapshot("digits", settings, folder, folder / "raw")
+    images.prepare("digits", settings, folder / "raw", folder / "prepared")
+    dataset = arrays.load(folder / "prepared")
+    features.fit(replace(dataset, train=replace(dataset.train, y_N=None)), folder / "features")
+    return Bench(dataset, features.load(folder / "features"), EvaluationSettings(draws=8, importance_samples=50))
+
+
+def run(model: object, metric: str, bench: Bench) -> Measurement:
+    return measure(model, [metric], bench, "digits-test")[0][metric]
+
+
+def counts(dataset: Dataset) -> np.ndarray:
+    """How often each level was seen at each pixel of the training split, one count added: (P, L)."""
+    x_NP = np.array(dataset.train.x_NCHW).reshape(-1, 64)
+    return 1.0 + (x_NP[:, :, None] == np.arange(17)).sum(axis=0)
+
+
+class Factorised:
+    """Independent categorical pixels; the dequantisation adds ``noise`` times a standard normal number, in nats."""
+
+    density_noise, sample_noise = 1, 64
+
+    def __init__(self, dataset: Dataset, noise: float = 0.0) -> None:
+        counts_PL = torch.from_numpy(counts(dataset))
+        self.p_PL, self.noise = counts_PL / counts_PL.sum(dim=1, keepdim=True), noise
+
+    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+        x_BP = x_BCHW.flatten(1).long()
+        return self.p_PL.log()[torch.arange(64), x_BP].sum(dim=1) + self.noise * noise_BN[:, 0]
+
+    def sample(self, noise_BN: Tensor) -> Tensor:
+        uniform_BP = torch.special.ndtr(noise_BN.double())
+        above_BPL = uniform_BP[:, :, None] > self.p_PL.cumsum(dim=1)
+        return above_BPL.sum(dim=2).clamp(max=16).to(torch.uint8).reshape(-1, 1, 8, 8)
+
+
+class TwoCauses:
+    """A latent of two equally likely values, which the encoder does not know: p(x) is the mean of p_0(x) and p_1(x)."""
+
+    latent_noise = 1
+
+    def __init__(self) -> None:
+        self.logits_2L = torch.stack([torch.linspace(0.05, -0.05, 17), torch.linspace(-0.05, 0.05, 17)]).double()
+
+    def log_p_2B(self, x_BCHW: Tensor) -> Tensor:
+        log_p_2L = self.logits_2L.log_softmax(dim=1)
+        return log_p_2L[:, x_BCHW.flatten(1).long()].sum(dim=2)
+
+    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+        log_p_2B = self.log_p_2B(x_BCHW)
+        return torch.where(noise_KBN[:, :, 0] > 0, log_p_2B[1], log_p_2B[0])
+
+
+class Resampler:
+    """Draws training images: as good as a model of this data can look."""
+
+    sample_noise = 1
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.x_NCHW = torch.from_numpy(np.array(dataset.train.x_NCHW))
+
+    def sample(self, noise_BN: Tensor) -> Tensor:
+        return self.x_NCHW[(torch.special.ndtr(noise_BN[:, 0]) * len(self.x_NCHW)).long()]
+
+
+def test_nll_is_the_cross_entropy_of_a_factorised_model(bench: Bench) -> None:
+    p_PL = counts(bench.dataset) / counts(bench.dataset).sum(axis=1, keepdims=True)
+    x_NP = np.array(bench.dataset.held_out.x_NCHW).reshape(-1, 64)
+    expected_N = np.array([np.mean([-math.log2(p_PL[p, level]) for p, level in enumerate(x_P)]) for x_P in x_NP])
+    found = run(Factorised(bench.dataset), "nll", bench)
+    np.testing.assert_allclose(found.values_N, expected_N, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.factorised(bench).values_N, expected_N, rtol=1e-12)
+    assert found.low < expected_N.mean() < found.high and found.n == len(x_NP)
+
+
+def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(bench: Bench) -> None:
+    class Uniform:
+        density_noise = 1
+
+        def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+            return torch.full((len(x_BCHW),), -64 * math.log(17.0), dtype=torch.float64)
+
+    np.testing.assert_allclose(run(Uniform(), "nll", bench).values_N, math.log2(17.0), rtol=1e-14)
+
+
+def test_nll_is_the_mean_over_dequantisations(bench: Bench) -> None:
+    exact, noisy = (run(Factorised(bench.dataset, noise), "nll", bench).values_N for noise in (0.0, 1.0))
+    spread = (noisy - exact).std() * 64 * LN2  # of the mean of the draws' standard normal noise
+    assert spread == pytest.approx(likelihood.DEQUANTISATION_DRAWS**-0.5, rel=0.15)
+
+
+def test_elbo_and_iwae_of_two_causes(bench: Bench) -> None:
+    """ELBO is the mean of the two log probabilities; IWAE-K comes to the log of their mean as K grows."""
+    model = TwoCauses()
+    x_NCHW = torch.from_numpy(np.array(bench.dataset.held_out.x_NCHW))
+    log_p_2N = model.log_p_2B(x_NCHW).numpy()
+    to_bits = -1.0 / (64 * LN2)
+    elbo, log_p = log_p_2N.mean(axis=0) * to_bits, (np.logaddexp(*log_p_2N) - LN2) * to_bits
+    many = replace(bench, settings=EvaluationSettings(importance_samples=4000))
+    found = measure(model, ["elbo", "iwae"], many, "digits-test")[0]
+    # Standard error of a mean of 4,000 signs, with the half distance of the two values.
+    error_N = np.abs(np.subtract(*log_p_2N)) / 2 * -to_bits / 4000**0.5
+    assert (np.abs(found["elbo"].values_N - elbo) < 5 * error_N + 1e-12).all()
+    assert (np.abs(found["iwae"].values_N - log_p) < 5 * error_N + 1e-12).all()
+    assert (elbo - log_p).mean() > 20 * error_N.mean(), "the two bounds must be far enough apart for this test to tell them"
+    one = replace(bench, settings=EvaluationSettings(importance_samples=1))
+    alone = measure(model, ["elbo", "iwae"], one, "digits-test")[0]
+    np.testing.assert_allclose(alone["elbo"].values_N, alone["iwae"].values_N, rtol=1e-14)
+
+
+def test_importance_samples_are_walked_through_in_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(TwoCauses(), "iwae", bench).values_N
+    monkeypatch.setattr(likelihood, "IMPORTANCE_BLOCK", 3 * 128 * 64)
+    shapes = []
+
+    class Watched(TwoCauses):
+        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+            shapes.append(len(noise_KBN))
+            return super().elbo(x_BCHW, noise_KBN)
+
+    np.testing.assert_allclose(run(Watched(), "iwae", bench).values_N, whole, rtol=1e-13)
+    assert max(shapes) <= 3 * 128 and min(shapes) <= 3
+
+
+def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(bench: Bench) -> None:
+    floor = distance.floor(bench)
+    resampled = run(Resampler(bench.dataset), "fd_domain", bench)
+    assert resampled.low < floor.high * 1.1 and floor.low * 0.9 < resampled.high
+    assert run(Factorised(bench.dataset), "fd_domain", bench).values_N.min() > 3.0 * floor.values_N.max()
+    assert len(resampled.values_N) == 8 and resampled.n == floor.n == len(bench.dataset.held_out)
+
+
+def test_fewer_samples_than_features(bench: Bench) -> None:
+    few = replace(bench, settings=EvaluationSettings(samples=20, draws=4))
+    assert np.isfinite(run(Resampler(bench.dataset), "fd_domain", few).values_N).all()
+
+
+@pytest.mark.parametrize("metric", ["nll", "fd_domain"])
+def test_a_measurement_is_a_function_of_its_seed(bench: Bench, metric: str) -> None:
+    model = Factorised(bench.dataset, noise=1.0)
+    first, again = run(model, metric, bench), run(model, metric, bench)
+    other = run(model, metric, replace(bench, settings=bench.settings.model_copy(update={"seed": 1})))
+    np.testing.assert_array_equal(first.values_N, again.values_N)
+    assert not np.array_equal(first.values_N, other.values_N) and first.fingerprint != other.fingerprint
+
+
+def test_draws_are_different_draws(bench: Bench) -> None:
+    assert len(set(run(Resampler(bench.dataset), "fd_domain", bench).values_N)) == 8
+    assert len(set(distance.floor(bench).values_N)) == 8
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: Bench, bad: float) -> None:
+    class Broken(Factorised):
+        def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+            nats_B = super().log_prob(x_BCHW, noise_BN)
+            nats_B[5] = bad  # one of each of the three blocks
+            return nats_B
+
+    with pytest.raises(RunError, match=r"metric nll: 3 of 359 values are not finite"):
+        run(Broken(bench.dataset), "nll", bench)
+
+
+def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: Bench) -> None:
+    class Impossible(TwoCauses):
+        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+            log_w_KB = super().elbo(x_BCHW, noise_KBN)
+            log_w_KB[0] = -math.inf
+            return log_w_KB
+
+    with pytest.raises(RunError, match="metric elbo: 359 of 359"):
+        run(Impossible(), "elbo", bench)
+
+
+@pytest.mark.parametrize("spoil", [lambda x: x.float(), lambda x: x[:, :, :7], lambda x: x + 17])
+def test_samples_must_be_images_of_the_dataset(bench: Bench, spoil: Any) -> None:
+    class Wrong(Resampler):
+        def sample(self, noise_BN: Tensor) -> Tensor:
+            spoiled: Tensor = spoil(super().sample(noise_BN))
+            return spoiled
+
+    with pytest.raises(RunError, match="the model's samples are"):
+        run(Wrong(bench.dataset), "fd_domain", bench)
+
+
+def test_what_a_model_cannot_do_is_not_reported(bench: Bench) -> None:
+    with pytest.raises(SettingsError, match=r"pipelines\.digits-test\.evaluation\.metrics: nll needs a model that is HasLogProb"):
+        run(Resampler(bench.dataset), "nll", bench)
+    with pytest.raises(SettingsError, match="did you mean 'fd_domain'"):
+        run(Resampler(bench.dataset), "fd_domian", bench)
+
+
+def test_one_image_has_no_distance(bench: Bench) -> None:
+    with pytest.raises(DataError, match=r"datasets\.digits\.split\.held_out"):
+        run(Resampler(bench.dataset), "fd_domain", replace(bench, settings=EvaluationSettings(samples=1)))
+
+
+def test_fingerprints_tell_what_may_not_be_compared(bench: Bench) -> None:
+    model = Resampler(bench.dataset)
+    known = run(model, "fd_domain", bench).fingerprint
+    assert known["extractor"] == bench.extractor.sha256 and known["dataset"] == bench.dataset.version.digest
+    changed = [
+        replace(bench, settings=bench.settings.model_copy(update={"samples": 100})),
+        replace(bench, settings=bench.settings.model_copy(update={"draws": 9})),
+        replace(bench, extractor=replace(bench.extractor, sha256="other")),
+    ]
+    assert all(run(model, "fd_domain", other).fingerprint != known for other in changed)
+    fewer = replace(bench, settings=bench.settings.model_copy(update={"importance_samples": 49}))
+    assert run(TwoCauses(), "iwae", fewer).fingerprint != run(TwoCauses(), "iwae", bench).fingerprint
+
+
+def test_settings_and_metrics_agree_on_what_there_is() -> None:
+    assert set(METRICS) == set(config.METRIC_NEEDS)
+    protocols = {"log_prob": contract.HasLogProb, "elbo": contract.HasElbo, "sample": contract.CanSample}
+    assert {name: metric.requires for name, metric in METRICS.items()} == {
+        n: protocols[p] for n, p in config.METRIC_NEEDS.items()
+    }
+
+
+def test_context_is_of_the_data_and_stands_once(bench: Bench) -> None:
+    measured, context = measure(Factorised(bench.dataset), ["nll", "fd_domain"], bench, "digits-test")
+    assert set(measured) == {"nll", "fd_domain"} and set(context) == {"factorised", "fd_domain_floor"}
+    assert context["factorised"].value == pytest.approx(2.44, abs=0.02) and context["factorised"].unit == "bits/dim"
+    assert context["fd_domain_floor"].n == 359
+
+
+def test_each_pass_over_the_model_runs_once(bench: Bench) -> None:
+    passes = []
+
+    class Counted(TwoCauses):
+        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+            passes.append(noise_KBN.shape[:2].numel())
+            return super().elbo(x_BCHW, noise_KBN)
+
+    measure(Counted(), ["elbo", "iwae"], bench, "digits-test")
+    assert sum(passes) == 50 * len(bench.dataset.held_out)
