@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,14 @@ from remint.models import contract
 from remint.recipe import DatasetSettings
 
 LN2 = math.log(2.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +238,12 @@ def test_one_image_has_no_distance(bench: Bench) -> None:
 
 def test_fingerprints_tell_what_may_not_be_compared(bench: Bench) -> None:
     model = Resampler(bench.dataset)
+    bench = replace(bench, settings=EvaluationSettings(samples=60, draws=2))
     known = run(model, "fd_domain", bench).fingerprint
     assert known["extractor"] == bench.extractor.sha256 and known["dataset"] == bench.dataset.version.digest
     changed = [
-        replace(bench, settings=bench.settings.model_copy(update={"samples": 100})),
-        replace(bench, settings=bench.settings.model_copy(update={"draws": 9})),
+        replace(bench, settings=bench.settings.model_copy(update={"samples": 61})),
+        replace(bench, settings=bench.settings.model_copy(update={"draws": 3})),
         replace(bench, extractor=replace(bench.extractor, sha256="other")),
     ]
     assert all(run(model, "fd_domain", other).fingerprint != known for other in changed)

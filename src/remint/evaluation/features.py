@@ -183,12 +183,11 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
 def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
     """The directions of greatest variance of the pixels, each with the sign that makes its greatest entry positive."""
     chosen = np.unique(np.linspace(0, len(split) - 1, num=min(len(split), COMPONENT_EXAMPLES)).astype(np.int64))
-    x_NP = _scaled(split.x_NCHW[chosen], spec.levels, torch.float64).flatten(1).numpy()
-    mean_P = x_NP.mean(axis=0)
-    axes_DP = np.linalg.svd(x_NP - mean_P, full_matrices=False)[2][:FEATURES]
-    signs_D = np.sign(np.take_along_axis(axes_DP, np.abs(axes_DP).argmax(axis=1, keepdims=True), axis=1))
-    axes_DP = axes_DP * signs_D
+    x_NP = _scaled(split.x_NCHW[chosen], spec.levels, torch.float64).flatten(1)
+    mean_P = x_NP.mean(dim=0)
+    axes_DP = torch.linalg.svd(x_NP - mean_P, full_matrices=False).Vh[:FEATURES]
+    axes_DP = axes_DP * axes_DP.gather(1, axes_DP.abs().argmax(dim=1, keepdim=True)).sign()
     network = PrincipalComponents(spec, len(axes_DP)).requires_grad_(False)
-    network.project.weight.copy_(torch.from_numpy(axes_DP))
-    network.project.bias.copy_(torch.from_numpy(-axes_DP @ mean_P))
+    network.project.weight.copy_(axes_DP)
+    network.project.bias.copy_(-axes_DP @ mean_P)
     return network

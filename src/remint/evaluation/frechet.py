@@ -3,7 +3,8 @@
     d(1, 2) = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2
 
 Dowson & Landau, The Frechet distance between multivariate normal distributions, 1982; used on Inception
-features by Heusel et al., GANs trained by a two time-scale update rule, 2017. Everything is float64.
+features by Heusel et al., GANs trained by a two time-scale update rule, 2017. Everything is float64, and computed by
+torch, so that one setting says how many threads there are.
 
 Shapes: N examples, D features, R rank.
 """
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 
@@ -27,24 +30,24 @@ class Moments:
     """
 
     count: int
-    mean_D: Array
-    scatter_DD: Array  # sum over the examples of (f - mean)(f - mean)^T
+    mean_D: Tensor
+    scatter_DD: Tensor  # sum over the examples of (f - mean)(f - mean)^T
 
     @classmethod
     def of(cls, f_ND: Array) -> Moments:
-        f_ND = np.asarray(f_ND, dtype=np.float64)
-        mean_D = f_ND.mean(axis=0)
-        centred_ND = f_ND - mean_D
+        features_ND = torch.from_numpy(np.ascontiguousarray(f_ND, dtype=np.float64))
+        mean_D = features_ND.mean(dim=0)
+        centred_ND = features_ND - mean_D
         return cls(count=len(f_ND), mean_D=mean_D, scatter_DD=centred_ND.T @ centred_ND)
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
         shift_D = other.mean_D - self.mean_D
-        scatter_DD = self.scatter_DD + other.scatter_DD + np.outer(shift_D, shift_D) * (self.count * other.count / count)
+        scatter_DD = self.scatter_DD + other.scatter_DD + torch.outer(shift_D, shift_D) * (self.count * other.count / count)
         return Moments(count, self.mean_D + shift_D * (other.count / count), scatter_DD)
 
     @property
-    def covariance_DD(self) -> Array:
+    def covariance_DD(self) -> Tensor:
         """The unbiased estimate, which needs two examples."""
         assert self.count > 1, "the covariance of one example is not defined"
         return self.scatter_DD / (self.count - 1)
@@ -59,13 +62,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     shift_D = a.mean_D - b.mean_D
     sa_DD, sb_DD = a.covariance_DD, b.covariance_DD
-    overlap = np.linalg.svd(_factor(sa_DD).T @ _factor(sb_DD), compute_uv=False).sum()
-    return max(0.0, float(shift_D @ shift_D + np.trace(sa_DD) + np.trace(sb_DD) - 2.0 * overlap))
+    overlap = torch.linalg.svdvals(_factor(sa_DD).T @ _factor(sb_DD)).sum()
+    return max(0.0, float(shift_D @ shift_D + sa_DD.trace() + sb_DD.trace() - 2.0 * overlap))
 
 
-def _factor(s_DD: Array) -> Array:
+def _factor(s_DD: Tensor) -> Tensor:
     """F_DR with F F^T = S, R the numerical rank of S."""
-    values_D, vectors_DD = np.linalg.eigh(s_DD)
-    kept = values_D > values_D[-1] * len(s_DD) * np.finfo(np.float64).eps
-    factor_DR: Array = vectors_DD[:, kept] * np.sqrt(values_D[kept])
+    values_D, vectors_DD = torch.linalg.eigh(s_DD)
+    kept = values_D > values_D[-1] * len(s_DD) * torch.finfo(torch.float64).eps
+    factor_DR: Tensor = vectors_DD[:, kept] * values_D[kept].sqrt()
     return factor_DR
