@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 from datetime import timedelta
 from typing import Any, cast
 
@@ -32,17 +34,18 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
             _remove(name)
             continue
         remote = cast("Flow[..., Any]", retrain.from_source(source=str(home.repository), entrypoint="flows/retrain.py:retrain"))
-        identity = remote.deploy(
-            name=name,
-            work_pool_name=POOL,
-            schedule=_schedule(pipeline.schedule),
-            parameters={"pipeline": name, "branch": branch, "reason": "scheduled"},
-            job_variables={"env": _environment(home), "working_dir": str(home.repository)},
-            concurrency_limit=1,  # a run that is still going when the next is due: one after the other
-            description=f"Retrains {name} from the head of {branch}.",
-            print_next_steps=False,
-            ignore_warnings=True,
-        )
+        with redirect_stdout(io.StringIO()):  # Prefect prints a table of its own, which --json must not carry
+            identity = remote.deploy(
+                name=name,
+                work_pool_name=POOL,
+                schedule=_schedule(pipeline.schedule),
+                parameters={"pipeline": name, "branch": branch, "reason": "scheduled"},
+                job_variables={"env": _environment(home), "working_dir": str(home.repository)},
+                concurrency_limit=1,  # a run that is still going when the next is due: one after the other
+                description=f"Retrains {name} from the head of {branch}.",
+                print_next_steps=False,
+                ignore_warnings=True,
+            )
         deployed.append(
             {
                 "pipeline": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from flows import server
 from remint.errors import SettingsError
 from remint.home import Home
+
+HONCHO = "from remint.step import die_with_parent; die_with_parent(); from honcho.command import main; main(['start'])"
 
 
 def up(home: Home) -> int:
@@ -36,10 +39,10 @@ def up(home: Home) -> int:
     }
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
-    stack = subprocess.Popen([sys.executable, "-m", "honcho", "start"], cwd=home.repository, env=environment)
+    stack = subprocess.Popen([sys.executable, "-c", HONCHO], cwd=home.repository, env=environment, start_new_session=True)
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda _sign, _frame: stack.terminate())  # honcho stops its children, then itself
     try:
-        return stack.wait()
-    except KeyboardInterrupt:
-        return stack.wait()  # honcho had the Ctrl-C too and stops its children
+        return 0 if stack.wait() in (0, -signal.SIGTERM, 128 + signal.SIGTERM) else 1
     finally:
         note.unlink(missing_ok=True)

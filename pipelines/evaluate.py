@@ -1,4 +1,4 @@
-"""python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE -> outs/{reports,metrics,curves}/PIPELINE, measured on the held-out split.
+"""python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE, on held-out data -> outs/{reports,metrics,curves}/PIPELINE.
 
 With REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT set it measures another bundle, the champion's, with the data and
 the settings of this workspace, and writes there.
