@@ -99,18 +99,35 @@ def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path
     assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_costs_only_its_own_steps(folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_costs_only_its_own_steps(
+    folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cases.run(cases.recipe("gan"), dataset, tmp_path / "whole")
     train_elsewhere(folder, tmp_path / "gan", "die=8")
     (damaged,) = (tmp_path / "gan/checkpoints").glob("*/step-00000006/tensors.safetensors")
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    done = train_elsewhere(folder, tmp_path / "gan")
-    assert done.returncode == 0
-    assert "damaged_checkpoint step=6" in done.stderr
-    assert "resumed step=3" in done.stderr
+    cases.run(cases.recipe("gan"), dataset, tmp_path / "gan")
+    said = capsys.readouterr().err
+    assert "damaged_checkpoint step=6" in said
+    assert "resumed step=3" in said
     assert cases.contents(tmp_path / "gan") == cases.contents(tmp_path / "whole")
+
+
+def test_a_training_that_moved_to_another_machine_says_so(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights may be compared, to the bit, with those of neither machine."""
+    recipe = cases.recipe("gan")
+    here = cases.run(recipe, dataset, tmp_path / "here").fingerprint
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "batch_indices", loop.batch_indices)
+        patch.setattr(train, "fingerprint", lambda *_: {**here, "processor": "another"})
+        cases.at_step(4, signal.SIGTERM)
+        cases.run(recipe, dataset, tmp_path / "moved")
+    moved = cases.run(recipe, dataset, tmp_path / "moved").fingerprint
+    assert moved == here | {"earlier": [here | {"processor": "another"}]}
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])

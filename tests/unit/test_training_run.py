@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
+from pipelines.train import CODE
 from remint.data.arrays import Dataset
 from remint.manifest import verify
 from remint.models.bundle import load_model
@@ -106,6 +108,14 @@ def test_a_checkpoint_of_other_data_settings_or_code_is_never_taken_up(dataset: 
     assert len(seen) == 3
 
 
+def test_the_digest_of_the_code_is_over_what_dvc_watches() -> None:
+    root = Path(__file__).parents[2]
+    stages = YAML(typ="safe").load(root / "dvc.yaml")["stages"]
+    watched = {dependency for dependency in stages["train"]["do"]["deps"] if not dependency.startswith("outs/")}
+    assert set(CODE) == watched
+    assert all((root / path).exists() for path in CODE)
+
+
 PARAMS = """
 datasets:
   tiny: {source: images.npy, levels: 5}
@@ -128,18 +138,24 @@ def pipelines_train(folder: Path, training: str, **environment: str) -> subproce
 
 def test_the_step_reads_params_yaml_and_writes_outs(tmp_path: Path) -> None:
     cases.prepare(tmp_path)
-    done = pipelines_train(tmp_path, "{steps: 4, batch_size: 8}", REMINT_HOME=str(tmp_path / "home"))
+    events = tmp_path / "events"
+    done = pipelines_train(tmp_path, "{steps: 4, batch_size: 8}", REMINT_HOME=str(tmp_path / "home"), REMINT_EVENTS=str(events))
     assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [event["event"] for event in said] == ["started", "progress", "metrics", "progress", "ended"]
+    assert said[2].keys() == {"event", "at", "step", "critic_loss", "generator_loss", "r1", "r2"}
+    assert said[3].keys() == said[2].keys() | {"steps", "seconds"}
+    assert (said[3]["step"], said[3]["steps"]) == (4, 4)
     trained = TrainedModel.read(tmp_path / "outs/trained/tiny/training.json")
     assert trained.steps == 4
     assert trained.key == digest({"weights": trained.weights_sha256, "dataset": trained.dataset, "recipe": trained.recipe})
     assert list((tmp_path / "home/checkpoints").iterdir()) == []
 
-    refused = pipelines_train(tmp_path, "{batch_size: 64, devices: 64}", REMINT_EVENTS=str(tmp_path / "events"))
+    refused = pipelines_train(tmp_path, "{batch_size: 64, devices: 64}", REMINT_EVENTS=str(events))
     assert refused.returncode == 2
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
     assert line.startswith("error: params.yaml: pipelines.tiny.training.devices: 64 asked, this machine has ")
     assert ": set devices to at most " in line
-    event = json.loads((tmp_path / "events").read_text().splitlines()[-1])
+    event = json.loads(events.read_text().splitlines()[-1])
     assert (event["event"], event["kind"]) == ("error", "ResourceError")
     assert not (tmp_path / ".remint").exists()

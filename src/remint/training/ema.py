@@ -22,11 +22,15 @@ class AveragedModel:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._average: list[Tensor] = list(self.model.parameters())
         self._current: list[Tensor] = list(model.parameters())
-        self._source = model
+        self._buffers = [
+            (average, owner, name)
+            for module, owner in zip(self.model.modules(), model.modules(), strict=True)
+            for name, average in module.named_buffers(recurse=False)
+        ]
 
     @torch.no_grad()
     def update(self, decay: float, step: int) -> None:
         """Takes one step's weights in. ``step``: steps already done before it."""
         torch._foreach_lerp_(self._average, self._current, 1.0 - min(decay, (1 + step) / (10 + step)))
-        for average, current in zip(self.model.buffers(), self._source.buffers(), strict=True):
-            average.copy_(current)
+        for average, owner, name in self._buffers:
+            average.copy_(getattr(owner, name))  # looked up anew: a forward may put another tensor in its place

@@ -76,9 +76,9 @@ def _reason(words: Sequence[str]) -> str:
 
 
 def _become_torchrun(count: str, *command: str) -> None:
+    die_with_parent()  # before the import, which takes seconds
     from torch.distributed.run import main
 
-    die_with_parent()
     main(["--standalone", f"--nproc-per-node={count}", *command])
 
 

@@ -89,16 +89,10 @@ def train(
         for index, phase in enumerate(phases):
             noise_BN = batch_noise(rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=world.device)
             batch = Batch(x_BCHW, noise_BN, step / steps, step, y_B)
-            loss = _descend(
-                phase,
-                runners[index],
-                optimizers[index],
-                batch,
-                rate=factor * rates[index],
-                clip=gradient_clip,
-                precision=precision,
+            rate = factor * rates[index]
+            losses_P[index] += _descend(
+                runners[index], optimizers[index], batch, rate=rate, clip=gradient_clip, precision=precision
             )
-            losses_P[index] += loss
         state.average.update(ema, step)
         state.step += 1
 
@@ -126,21 +120,21 @@ def train(
     return state
 
 
-def _descend(
-    phase: Phase, runner: nn.Module, optimizer: Optimizer, batch: Batch, *, rate: float, clip: float, precision: str
-) -> Tensor:
+def _descend(runner: nn.Module, optimizer: Optimizer, batch: Batch, *, rate: float, clip: float, precision: str) -> Tensor:
     """One optimizer step of one phase at learning rate ``rate``; its loss, shape (), without gradients."""
-    phase.requires_grad_(True)
+    (group,) = optimizer.param_groups
+    for parameter in group["params"]:
+        parameter.requires_grad_(True)
     with torch.autocast(batch.x_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
     loss.backward()  # type: ignore[no-untyped-call]
     if clip:
-        nn.utils.clip_grad_norm_(phase.parameters(), clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+        nn.utils.clip_grad_norm_(group["params"], clip)
+    group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    phase.requires_grad_(False)
+    for parameter in group["params"]:
+        parameter.requires_grad_(False)
     return loss.detach()
 
 

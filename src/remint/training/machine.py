@@ -23,7 +23,8 @@ KERNEL_VARIABLES = ("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR"
 
 def check_devices(pipeline: str, asked: int) -> None:
     """Raises ResourceError where this machine has fewer GPUs (without one: CPU cores) than ``asked`` processes."""
-    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
     have = gpus or cores
     if asked > have:
         machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} CPU core{'s' * (cores > 1)} and no GPU"

@@ -23,5 +23,8 @@ def batch_noise(rows: slice, batch_size: int, size: int, *, seed: int, step: int
 
 
 def seed_layers(*where: int) -> None:
-    """Seeds torch's own generators (of every device) by ``where``."""
-    torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0] >> 1))
+    """Seeds torch's own generators, of the CPU and of every GPU in use, by ``where``."""
+    word = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(word)  # torch.manual_seed costs 0.7 ms: it notes a stack trace for GPUs not yet in use
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(word)
