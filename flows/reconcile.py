@@ -20,8 +20,10 @@ def reconcile(home: Home) -> list[str]:
         reason = f"process {facts['pid']} of job {job.id} died; the next run of {facts['pipeline']} goes on from its checkpoint"
         if facts.get("flow_run"):
             _crash(UUID(facts["flow_run"]), reason)
+        store = stores.tracking(home)
         if facts.get("mlflow_run"):
-            stores.tracking(home).end_run(facts["mlflow_run"], "KILLED", reason)
+            store.end_run(facts["mlflow_run"], "KILLED", reason)
+        store.close_stale()  # one that was opened and not yet noted when the process died
         workspace.remove(home.workspaces / job.id)
         job.note(done=True)
         findings.append(reason)

@@ -27,6 +27,18 @@ def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: 
         )
 
 
+def against_champion(verdict: Decision, folder: Path) -> None:
+    """The picture of the comparison, where there was one: each metric's interval beside the champion's."""
+    compared = {rule.metric: rule for rule in verdict.rules if rule.metric and rule.challenger and rule.champion}
+    if not compared:
+        return
+    from remint.evaluation import plots
+
+    challenger = {name: rule.challenger for name, rule in compared.items() if rule.challenger}
+    champion = {name: rule.champion for name, rule in compared.items() if rule.champion}
+    plots.metric_intervals(folder / "against_champion.png", challenger, champion)
+
+
 def decision_markdown(version: ModelVersion, verdict: Decision) -> str:
     """The gate's table: each rule, both numbers, their intervals."""
     against = f"champion {verdict.model}/{verdict.champion}" if verdict.champion is not None else "no champion yet"

@@ -203,7 +203,8 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
         stores.project(job.home, job.pipeline)
         folder = job.home.reports / version.name / str(version.version)
         decision.write(folder / "decision.json")
-        job.tracking.attach(version, {"decision.json": folder / "decision.json"})
+        show.against_champion(decision, folder)
+        job.tracking.attach(version, {path.name: path for path in (folder / "decision.json", *folder.glob("against_*.png"))})
     show.decision(job, version, decision, folder)
     job.tell("decided", verdict=decision.verdict, version=version.ref)
     return outcome(job, version.version, decision.verdict, list(decision.reasons), row.champion_after)
@@ -256,7 +257,7 @@ def outcome(
         "trained": job.trained,
         "levels": job.dataset.spec.levels,
         "unchanged": unchanged,
-        "metrics": {name: value.to_json() for name, value in report.metrics.items()},
+        "metrics": {name: report.metrics[name].to_json() for name in job.settings.metrics()},
         "context": {name: value.to_json() for name, value in report.context.items()},
         "decision": {"verdict": verdict, "reasons": reasons},
         "seconds": job.seconds,

@@ -11,7 +11,7 @@ def main(dataset: str) -> None:
     from remint.data import images
 
     here = Path.cwd()
-    settings = config.load(here).datasets[dataset]
+    settings = config.load(here).dataset(dataset)
     images.prepare(dataset, settings, here / "outs/raw" / dataset, here / "outs/prepared" / dataset)
 
 

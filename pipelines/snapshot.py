@@ -12,7 +12,7 @@ def main(dataset: str) -> None:
     from remint.data import sources
 
     here = Path.cwd()
-    settings = config.load(here).datasets[dataset]
+    settings = config.load(here).dataset(dataset)
     # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
     root = next((root for root in roots if (root / settings.source).exists()), roots[-1])

@@ -190,6 +190,12 @@ class Params(Settings):
                 )
         return self
 
+    def dataset(self, name: str) -> DatasetSettings:
+        """Raises SettingsError with the nearest name where there is no such dataset."""
+        if name not in self.datasets:
+            raise SettingsError(f"{PARAMS}: " + unknown(f"dataset '{name}'", name, list(self.datasets)))
+        return self.datasets[name]
+
     def pipeline(self, name: str) -> PipelineSettings:
         """Raises SettingsError with the nearest name where there is no such pipeline."""
         if name not in self.pipelines:

@@ -95,6 +95,7 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
     """The answer of ``why`` in words, section by section."""
     lineage, former = answer["lineage"], answer["former"]
     before = former["lineage"] if former else None
+    overrides = json.loads(lineage.get("overrides", "{}"))
     state = " (uncommitted work)" if answer["dirty"] else ""
     aliases = f", {' and '.join(answer['aliases'])}" if answer["aliases"] else ""
     beside = f"{former['name']}/{former['version']}" if former else "no champion before it"
@@ -111,6 +112,7 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
             ),
         ),
         ("Settings", _changes(_flat(json.loads(lineage["recipe"])), _flat(json.loads(before["recipe"])) if before else None)),
+        *([("Set by hand", [f"{key}={value}" for key, value in overrides.items()])] if overrides else []),
         ("Code", [f"commit {answer['commit']}{state}", *(answer["code"].splitlines() or (["unchanged"] if former else []))]),
         ("Metrics", _metrics(answer["metrics"], former["metrics"] if former else {})),
         ("Decisions", [line for row in answer["decisions"] for line in _decision(row)]),

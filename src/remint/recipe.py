@@ -85,6 +85,7 @@ class VaeSettings(ModelSettings):
     layers: Positive = 2
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     likelihood: Literal["categorical", "discretised_logistic"] = "discretised_logistic"
+    pixels: Literal["mode", "draw"] = "mode"  # what a sample shows of each pixel given z: its likeliest level, or a draw
     mixtures: Positive = 3  # components of the discretised logistic mixture; 1 is the plain one
     kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0 to 1
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe or a log does not wrap a table
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 
 DOING = {
     "ask": "asks dvc what it remembers",
@@ -110,9 +110,9 @@ def summary(outcomes: list[dict[str, Any]]) -> None:
             interval = f"{value['low']:.3f} .. {value['high']:.3f}"
             table.add_row(*first, value["name"], f"{value['value']:.3f}", interval, value["unit"], *last)
             first, last = ["", ""], ["", "", ""]
-        for value in outcome["context"].values():
+        for value in outcome["context"].values():  # in brackets: not of the model, but what to hold it against
             interval = f"{value['low']:.3f} .. {value['high']:.3f}"
-            row = (value["name"], f"{value['value']:.3f}", interval, value["unit"])
+            row = (f"({value['name']})", f"{value['value']:.3f}", interval, value["unit"])
             table.add_row("", "", *(f"[dim]{cell}[/dim]" for cell in row))
     out.print(table)
 

@@ -54,12 +54,17 @@ def snapshot(name: str, settings: DatasetSettings, root: Path, out: Path) -> Non
     Raises SettingsError for a source that is not known, DataError for one that is missing, empty, broken
     or not of the shape and levels that params.yaml asks for.
     """
-    raw = read(name, settings, root)
-    levels = settings.levels or raw.levels
-    x_NCHW = check_images(name, settings, raw, levels)
-    arrays: dict[str, Any] = {"x": x_NCHW, "levels": np.int64(levels)}
-    if raw.y is not None:
-        arrays["y"] = check_labels(raw, len(x_NCHW))
+    try:
+        raw = read(name, settings, root)
+        levels = settings.levels or raw.levels
+        x_NCHW = check_images(name, settings, raw, levels)
+        arrays: dict[str, Any] = {"x": x_NCHW, "levels": np.int64(levels)}
+        if raw.y is not None:
+            arrays["y"] = check_labels(raw, len(x_NCHW))
+    except DataError as error:  # a reader knows its file; the key it was named by is known here
+        if "params.yaml:" in str(error):
+            raise
+        raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
 

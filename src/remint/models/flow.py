@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from remint.errors import SettingsError
 from remint.models.contract import Batch, Model, Phase
-from remint.models.layers import bits_per_dim, last_linear, mlp, normal_log_density
+from remint.models.layers import at_least_single, bits_per_dim, last_linear, mlp, normal_log_density, running_sums
 from remint.models.splines import parameters, rational_quadratic
 from remint.recipe import FlowSettings
 from remint.records import DataSpec
 
 BOUND = 5.0  # the splines act within this many standard deviations
+SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
 SMOOTHING = 0.5  # counts added to every level of every pixel (Jeffreys)
 
 
@@ -51,14 +52,15 @@ class PixelQuantiles(nn.Module):
         count_DL = torch.bincount(place_BD.flatten(), minlength=self.share_DL.numel()).view_as(self.share_DL).double() + SMOOTHING
         share_DL = count_DL / count_DL.sum(1, keepdim=True)
         self.share_DL.copy_(share_DL)
-        self.edge_DL.copy_(share_DL.cumsum(1) - share_DL)
+        self.edge_DL.copy_(running_sums(share_DL) - share_DL)
 
     def forward(self, x_BD: Tensor, noise_BD: Tensor) -> tuple[Tensor, Tensor]:
         """z and log |dz / dv|, both shape (B, D), in the precision of the noise."""
         level_DB = x_BD.long().T
         share_BD = self.share_DL.gather(1, level_DB).T
         edge_BD = self.edge_DL.gather(1, level_DB).T
-        z_BD = torch.special.ndtri(edge_BD + share_BD * torch.special.ndtr(noise_BD.double()))
+        below_BD = edge_BD + share_BD * torch.special.ndtr(noise_BD.double())
+        z_BD = torch.special.ndtri(below_BD.clamp(SMALLEST, LARGEST))
         log_slope_BD = share_BD.log() - normal_log_density(z_BD)
         return z_BD.to(noise_BD.dtype), log_slope_BD.to(noise_BD.dtype)
 
@@ -90,7 +92,7 @@ class Coupling(nn.Module):
 
     def forward(self, z_BD: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """The transformed point, shape (B, D), and the log-determinant, shape (B,)."""
-        theta = self.net(z_BD[:, self.kept]).to(z_BD.dtype).view(-1, len(self.moved), self.size)
+        theta = at_least_single(self.net(z_BD[:, self.kept])).view(-1, len(self.moved), self.size)
         moved, log_slope = rational_quadratic(z_BD[:, self.moved], theta, BOUND, inverse)
         return z_BD.index_copy(1, self.moved, moved), log_slope.sum(1)
 
@@ -109,21 +111,29 @@ class Flow(Model):
     def initialise(self, x_BCHW: Tensor) -> None:
         self.pixels.fit(x_BCHW)
 
-    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
-        """log p(x + u), u = Phi(noise): nats, shape (B,). See contract.HasLogProb."""
+    def to_base(self, x_BCHW: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """v = x + u, u = Phi(noise), as a point of the base space, shape (B, D), and log |det dz / dv|, shape (B,)."""
         z_BD, log_slope_BD = self.pixels(x_BCHW.flatten(1), noise_BN)
-        log_det_B: Tensor = log_slope_BD.sum(1)
+        log_det_B = log_slope_BD.sum(1)
         for coupling in self.couplings:
             z_BD, log_slope_B = coupling(z_BD)
             log_det_B = log_det_B + log_slope_B
-        return log_det_B + normal_log_density(z_BD).sum(1)
+        return z_BD, log_det_B
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
-        z_BD = noise_BN
+    def from_base(self, z_BD: Tensor) -> Tensor:
+        """The inverse: v, double precision, 0 <= v <= levels, shape (B, D)."""
         for coupling in reversed(self.couplings):
             z_BD, _ = coupling(z_BD, inverse=True)
-        v_BD = self.pixels.inverse(z_BD)
-        return v_BD.floor().clamp(0, self.spec.levels - 1).to(torch.uint8).view(-1, *self.spec.shape)
+        v_BD: Tensor = self.pixels.inverse(z_BD)
+        return v_BD
+
+    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+        z_BD, log_det_B = self.to_base(x_BCHW, noise_BN)
+        return normal_log_density(z_BD).sum(1) + log_det_B
+
+    def sample(self, noise_BN: Tensor) -> Tensor:
+        x_BD = self.from_base(noise_BN).floor().clamp(0, self.spec.levels - 1).to(torch.uint8)
+        return x_BD.view(-1, *self.spec.shape)
 
 
 def partitions(spec: DataSpec, count: int) -> list[Tensor]:

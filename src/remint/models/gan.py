@@ -13,6 +13,7 @@ Shapes: B batch, C channels, H height, W width, D = C H W dimensions, Z latent, 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.models.contract import Batch, Model, Phase
-from remint.models.layers import mlp, to_levels, to_unit
+from remint.models.layers import at_least_single, mlp, to_levels, to_unit
 from remint.recipe import GanSettings
 from remint.records import DataSpec
 
@@ -54,8 +55,7 @@ class Critic(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Shape (B,)."""
-        score_B1: Tensor = self.net(x_BD)
-        return score_B1.squeeze(1)
+        return at_least_single(self.net(x_BD)).squeeze(1)
 
 
 def relativistic(winner_B: Tensor, loser_B: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ class CriticPhase(Phase):
         with torch.no_grad():
             fake_BD = self.generator(batch.noise_BN).to(real_BD.dtype)
         penalised = batch.step % self.settings.penalty_every == 0
-        with torch.autocast(real_BD.device.type, enabled=torch.is_autocast_enabled(real_BD.device.type) and not penalised):
-            real_BD.requires_grad_(penalised)
-            fake_BD.requires_grad_(penalised)
+        real_BD.requires_grad_(penalised)
+        fake_BD.requires_grad_(penalised)
+        with torch.autocast(real_BD.device.type, enabled=False) if penalised else nullcontext():
             real_B, fake_B = self.critic(real_BD), self.critic(fake_BD)
             loss = relativistic(real_B, fake_B)
             if penalised:

@@ -35,6 +35,19 @@ def last_linear(net: nn.Sequential) -> nn.Linear:
     return layer
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision to single; single and double as they are. For what autocast computed, where sums must be exact."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def running_sums(x: Tensor) -> Tensor:
+    """Sums of the first 1, 2, ... numbers along the last dimension, for a few numbers.
+
+    As ``cumsum``, which has no deterministic algorithm for floating point on CUDA.
+    """
+    return torch.stack(list(itertools.accumulate(x.unbind(-1))), dim=-1)
+
+
 def to_unit(x: Tensor, levels: int) -> Tensor:
     """Levels 0 .. levels-1 to [-1, 1]."""
     return x * (2.0 / (levels - 1)) - 1.0

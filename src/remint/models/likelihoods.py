@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from remint.models.layers import to_levels, to_unit
+from remint.models.layers import running_sums, to_levels, to_unit
 
 MIN_LOG_SCALE = -7.0  # of the logistic, on the scale where the levels span [-1, 1]
 
@@ -91,7 +91,7 @@ class DiscretisedLogistic:
 
 def _pick(logit: Tensor, share: Tensor) -> Tensor:
     """Index drawn from softmax(logit), shape (...), by inverting its distribution function at ``share`` in (0, 1)."""
-    reached = logit.softmax(-1).cumsum(-1)[..., :-1]
+    reached = running_sums(logit.softmax(-1)[..., :-1])
     return (share.unsqueeze(-1) >= reached).sum(-1)
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MIN_BIN = 1e-3  # least width and height of a bin, as a share of the interval
-MIN_DERIVATIVE = 1e-3
+from remint.models.layers import running_sums
+
+MIN_BIN = 1e-2  # least width and height of a bin, as a share of the interval: no slope so flat that the inverse loses digits
+MIN_DERIVATIVE = 1e-2
 
 
 def parameters(bins: int) -> int:
@@ -54,8 +56,10 @@ def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = F
         a = h * (s - d0) + rise * bend
         b = h * d0 - rise * bend
         c = -s * rise
-        root = (b.square() - 4 * a * c).clamp(min=0.0)
-        t = 2 * c / (-b - root.sqrt())
+        root = (b.square() - 4 * a * c).clamp(min=0.0).sqrt()
+        # The root in [0, 1], by the form that takes no difference of near numbers; where b < 0, a is positive.
+        rising = b >= 0
+        t = torch.where(rising, 2 * c / (-b - root), (root - b) / torch.where(rising, torch.ones_like(a), 2 * a))
         value = x0 + t * w
     else:
         t = (point - x0) / w
@@ -68,4 +72,4 @@ def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = F
 def _bins(theta: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Left edge and size of each bin of [-bound, bound], each shape (..., K)."""
     size = 2 * bound * (MIN_BIN + (1 - MIN_BIN * theta.shape[-1]) * theta.softmax(-1))
-    return F.pad(size.cumsum(-1)[..., :-1], (1, 0)) - bound, size
+    return F.pad(running_sums(size[..., :-1]), (1, 0)) - bound, size
