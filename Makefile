@@ -31,7 +31,7 @@ check: .venv/installed ## formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 test: setup check ## all checks and all tests but the long ones
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 up: setup ## Prefect server, MLflow server and worker in this terminal
 	$(BIN)/remint up

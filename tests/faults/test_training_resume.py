@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import SafetensorError
 
 from remint.data.arrays import Dataset
 from remint.errors import Interrupted, RunError, StorageError
@@ -171,9 +170,6 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
     assert cases.contents(tmp_path / "full") == cases.contents(tmp_path / "whole")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=SafetensorError, reason="models/bundle.py writes with save_file, whose error for a full disk has no errno"
-)
 def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

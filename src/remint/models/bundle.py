@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from remint import manifest
 from remint.errors import IntegrityError
@@ -29,7 +29,7 @@ def save_model(folder: Path, model: Model, family: str, settings: ModelSettings,
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(weights))  # not save_file, whose error of a full disk has no errno
     about = {"family": family, "model": settings.model_dump(mode="json"), "spec": spec.to_json()}
     (folder / MODEL).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
     return manifest.sha256_file(folder / WEIGHTS)

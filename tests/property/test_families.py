@@ -1,0 +1,209 @@
+"""What every family owes the loop, the evaluation and the shelf, whatever it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remint import manifest
+from remint.errors import IntegrityError, SettingsError
+from remint.models import families
+from remint.models.bundle import MODEL, WEIGHTS, load_model, save_model
+from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, Phase, standard_normal
+from tests.models_cases import CASES, IMAGE, Case, a_batch, examples
+
+PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def descend(phases: list[Phase], steps: int) -> None:
+    """The phase contract as the loop keeps it: only the running phase's parameters take gradients."""
+    for phase in phases:
+        phase.train().requires_grad_(False)
+    optimizers = [torch.optim.AdamW(phase.parameters(), lr=1e-2, betas=phase.betas) for phase in phases]
+    for step in range(steps):
+        for phase, optimizer in zip(phases, optimizers, strict=True):
+            phase.requires_grad_(True)
+            loss = phase(a_batch(phase, IMAGE, step=step))
+            assert loss.shape == () and bool(loss.isfinite())
+            loss.backward()
+            for name, parameter in phase.named_parameters():
+                assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), f"{phase.name}: {name}"
+            optimizer.step()
+            optimizer.zero_grad()
+            phase.requires_grad_(False)
+
+
+def sealed(folder: Path, case: Case, model: Model) -> Path:
+    save_model(folder, model, case.family, case.settings, IMAGE)
+    manifest.seal(folder)
+    return folder
+
+
+def test_can_what_its_settings_promise(case: Case) -> None:
+    model = case.build(IMAGE)
+    assert {name for name, protocol in PROTOCOLS.items() if isinstance(model, protocol)} == case.settings.can
+
+
+def test_every_parameter_is_trained_by_exactly_one_phase(case: Case) -> None:
+    model = families.family(case.family).build(case.settings, IMAGE).double()
+    phases = case.phases(model)
+    owned = [id(parameter) for phase in phases for parameter in phase.parameters()]
+    assert len(owned) == len(set(owned))
+    assert {id(parameter) for parameter in model.parameters()} <= set(owned)
+    assert len({phase.name for phase in phases}) == len(phases)
+    before = [parameter.detach().clone() for phase in phases for parameter in phase.parameters()]
+    descend(phases, steps=4)
+    after = [(name, parameter) for phase in phases for name, parameter in phase.named_parameters()]
+    # The critic's last bias is common to both sides of a relativistic loss: its gradient is zero.
+    still = [
+        name for old, (name, new) in zip(before, after, strict=True) if torch.equal(old, new) and not name.startswith("critic.")
+    ]
+    assert still == []
+    assert all(isinstance(value, float) for phase in phases for value in phase.curves().values())
+
+
+def test_training_is_a_function_of_its_arguments(case: Case) -> None:
+    states = []
+    for _ in range(2):
+        model = case.build(IMAGE)
+        descend(case.phases(model), steps=3)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_loss_under_bfloat16_autocast_is_near(case: Case, step: int) -> None:
+    model = case.build(IMAGE).float()
+    for phase in families.family(case.family).phases(model, case.settings):
+        batch = a_batch(phase.train(), IMAGE, step=step)
+        batch.x_BCHW, batch.noise_BN = batch.x_BCHW.float(), batch.noise_BN.float()
+        full = phase(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = phase(batch)
+        assert half.dtype == torch.float32
+        half.backward()
+        torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.sampled_from(list(CASES)), count=st.integers(1, 9), data=st.data())
+def test_a_sample_depends_on_its_own_noise_only(name: str, count: int, data: st.DataObject) -> None:
+    model = CASES[name].build(IMAGE)
+    assert isinstance(model, CanSample)
+    seed, row = data.draw(st.integers(0, 2**31)), data.draw(st.integers(0, count - 1))
+    noise = standard_normal((count, model.sample_noise), seed).double()
+    others = standard_normal((count, model.sample_noise), seed, 1).double()
+    others[row] = noise[row]
+    with torch.no_grad():
+        x, y, alone = model.sample(noise), model.sample(others), model.sample(noise[row : row + 1])
+    assert x.shape == (count, *IMAGE.shape) and x.dtype == torch.uint8 and int(x.max()) < IMAGE.levels
+    assert torch.equal(x[row], y[row]) and torch.equal(x[row], alone[0])
+
+
+def test_likelihoods_have_one_value_an_example_and_take_bytes(case: Case) -> None:
+    model, x = case.build(IMAGE).requires_grad_(False), examples(IMAGE, 5)
+    if isinstance(model, HasLogProb):
+        noise = standard_normal((5, model.density_noise), 1).double()
+        whole = model.log_prob(x, noise)
+        assert whole.shape == (5,) and bool(whole.isfinite().all())
+        torch.testing.assert_close(model.log_prob(x[3:4].double(), noise[3:4]), whole[3:4])
+    if isinstance(model, HasElbo):
+        noise = standard_normal((4, 5, model.latent_noise), 1).double()
+        whole = model.elbo(x, noise)
+        assert whole.shape == (4, 5) and bool(whole.isfinite().all())
+        torch.testing.assert_close(model.elbo(x[3:4].double(), noise[1:2, 3:4]), whole[1:2, 3:4])
+
+
+def test_saved_and_loaded_is_the_same_model(case: Case, tmp_path: Path) -> None:
+    model = case.build(IMAGE).float()
+    digests = [save_model(tmp_path / name, copy.deepcopy(model), case.family, case.settings, IMAGE) for name in ("a", "b")]
+    assert digests[0] == digests[1] == manifest.sha256_file(tmp_path / "a" / WEIGHTS)
+    assert (tmp_path / "a" / MODEL).read_bytes() == (tmp_path / "b" / MODEL).read_bytes()
+    manifest.seal(tmp_path / "a")
+    before = torch.random.get_rng_state()
+    loaded = load_model(tmp_path / "a")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert isinstance(model, CanSample) and isinstance(loaded, CanSample)
+    noise = standard_normal((5, model.sample_noise), 2)
+    with torch.no_grad():
+        assert torch.equal(loaded.sample(noise), model.sample(noise))
+
+
+def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE))
+    damaged = bytearray((folder / WEIGHTS).read_bytes())
+    damaged[-5] ^= 1
+    (folder / WEIGHTS).write_bytes(damaged)
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors is damaged"):
+        load_model(folder)
+
+
+def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE).float())
+    about = json.loads((folder / MODEL).read_text())
+    about["model"]["hidden"] = 9
+    (folder / MODEL).write_text(json.dumps(about))
+    manifest.seal(folder)
+    with pytest.raises(IntegrityError, match=r"does not hold the weights that model\.json describes"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"family": "vae", "model": {"latnet": 3}, "spec": {}}'])
+def test_a_model_json_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    folder = sealed(tmp_path, CASES["gan"], CASES["gan"].build(IMAGE))
+    (folder / MODEL).write_text(text)
+    manifest.seal(folder)
+    with pytest.raises(IntegrityError, match="does not describe a model"):
+        load_model(folder)
+
+
+def test_an_unknown_family_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'flow'"):
+        families.family("flwo")
+    assert families.names() == ["flow", "gan", "vae"]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plug-in as pip leaves it behind: a module and the entry point in its metadata."""
+    (tmp_path / "house_family-1.dist-info").mkdir()
+    (tmp_path / "house_family-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: house-family\nVersion: 1\n")
+    (tmp_path / "house_family-1.dist-info" / "entry_points.txt").write_text("[remint.families]\nhouse = house_family\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "house_family", raising=False)
+    return tmp_path / "house_family.py"
+
+
+def test_an_installed_plug_in_is_a_family(installed: Path, tmp_path: Path) -> None:
+    installed.write_text(
+        "from remint.models.vae import build, phases\n"
+        "from remint.recipe import VaeSettings\n"
+        "class Settings(VaeSettings):\n    rooms: int = 3\n"
+    )
+    assert families.names() == ["flow", "gan", "house", "vae"]
+    settings_of_house = families.settings_of("house").model_validate({"rooms": 4, "hidden": 8})
+    house = Case("house", settings_of_house)
+    folder = sealed(tmp_path / "trained", house, house.build(IMAGE))
+    assert json.loads((folder / MODEL).read_text())["model"]["rooms"] == 4
+    assert isinstance(load_model(folder), CanSample)
+
+
+def test_a_plug_in_that_lacks_a_part_is_refused(installed: Path) -> None:
+    installed.write_text("def build(settings, spec): ...\n")
+    with pytest.raises(SettingsError, match="'house' of entry point house_family has no phases, Settings"):
+        families.family("house")
