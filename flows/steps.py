@@ -279,7 +279,7 @@ def _progress(job: Retraining, name: str) -> Callable[[Event], None]:
             percent = 100.0 * event["step"] / event["steps"]
             if artifact is None:
                 created = create_progress_artifact(
-                    progress=percent, key=f"{job.pipeline}-{name}", description=f"{name} {job.pipeline}"
+                    progress=percent, key=show.key(job.pipeline, name), description=f"{name} {job.pipeline}"
                 )
                 artifact = created if isinstance(created, UUID) else None
             else:

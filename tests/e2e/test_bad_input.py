@@ -49,7 +49,7 @@ def test_no_repository_and_no_commit(team: Team, tmp_path: Path) -> None:
     ("name", "array", "words"),
     [
         ("empty", np.zeros((0, 1, 8, 8), np.uint8), ["datasets.digits.source", "empty"]),
-        ("nan", np.full((50, 1, 8, 8), np.nan, np.float32), ["datasets.digits.source", "NaN"]),
+        ("nan", np.full((50, 1, 8, 8), np.nan, np.float32), ["datasets.digits.source", "nan is not a finite number"]),
         ("shape", np.zeros((50, 1, 9, 9), np.uint8), ["datasets.digits", "9"]),
     ],
 )

@@ -52,6 +52,28 @@ def test_3_a_worse_challenger_is_refused_with_both_numbers(shared_team: Team) ->
         assert f"{side['value']:.3f}" in row["why"] and f"[{side['low']:.3f}, {side['high']:.3f}]" in row["why"], row["why"]
 
 
+def test_3b_prefect_and_mlflow_show_what_happened(shared_team: Team) -> None:
+    def rows(database: str, query: str) -> list[list[str]]:
+        script = f"import sqlite3, json; print(json.dumps(sqlite3.connect('.remint/{database}').execute({query!r}).fetchall()))"
+        return json.loads(
+            subprocess.run([sys.executable, "-c", script], cwd=shared_team.folder, check=True, capture_output=True).stdout
+        )
+
+    artifacts = {
+        key: (kind, data)
+        for key, kind, data in rows("prefect/prefect.db", "select key, type, data from artifact order by created")
+    }
+    kind, table = artifacts["digits-vae-decision"]
+    assert kind == "markdown" and "digits-vae/2: refused" in table and "| require | iwae |" in table
+    assert artifacts["digits-vae-samples"][0] == "image" and artifacts["digits-vae-against-champion"][0] == "image"
+    assert [state for (state,) in rows("prefect/prefect.db", "select distinct state_type from flow_run")] == ["COMPLETED"]
+    tasks = {name for (name,) in rows("prefect/prefect.db", "select distinct name from task_run where state_type = 'COMPLETED'")}
+    assert {"ask dvc", "version data", "learn features", "train", "evaluate", "push data", "register", "judge", "settle"} <= tasks
+    curves = {name for (name,) in rows("mlflow/mlflow.db", "select distinct key from metrics")}
+    assert {"elbo_loss", "validation", "critic_loss", "likelihood_loss"} <= curves
+    assert {status for (status,) in rows("mlflow/mlflow.db", "select status from runs")} == {"FINISHED"}
+
+
 def test_4_the_registry_and_the_ledger_answer(shared_team: Team) -> None:
     (champion, *_) = [m for m in shared_team.json("models") if m["name"] == "digits-vae" and "champion" in m["aliases"]]
     assert champion["version"] == 1 and not champion["dirty"]
