@@ -99,18 +99,20 @@ class TestFlow:
             torch.testing.assert_close(log_det[i], expected, rtol=0, atol=1e-8)
 
     def test_density_integrates_to_one_and_is_that_of_the_samples(self) -> None:
-        model, side = a_flow(PAIR, spread=0.5), torch.linspace(-8, 8, 161)
+        model, side = a_flow(PAIR, spread=0.3), torch.linspace(-7, 7, 101)
         noise = torch.cartesian_prod(side, side)
         # du = phi(noise) d noise; equal steps of the noise resolve the corners of a level, equal steps of u do not
-        log_weight = normal_log_density(noise).sum(1) + 2 * math.log(0.1)
+        log_weight = normal_log_density(noise).sum(1) + 2 * math.log(0.14)
         mass = torch.stack(
             [(model.log_prob(x.expand(len(noise), -1, -1, -1), noise) + log_weight).exp().sum() for x in every_example(PAIR)]
         )
-        assert float(mass.sum()) == pytest.approx(1.0, abs=1e-4)
+        assert float(mass.sum()) == pytest.approx(1.0, abs=1e-3)
         drawn = model.sample(standard_normal((40_000, PAIR.dims), 8).double()).flatten(1).long() @ torch.tensor([3, 1])
         share = torch.bincount(drawn, minlength=9) / 40_000
         assert float((share - mass).abs().sum()) < 0.02
-        assert float((mass - 1 / 9).abs().max()) > 0.05  # it is not by being uniform that they agree
+        joint = mass.view(3, 3)
+        independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+        assert float((joint - independent).abs().max()) > 0.01  # the couplings took part
 
     def test_starts_as_the_factorised_model(self) -> None:
         x = examples(PAIR, 500)
