@@ -233,11 +233,13 @@ def evidence_key(job: Retraining) -> str:
 @step("look into the ledger")
 def settled_before(job: Retraining) -> dict[str, Any] | None:
     """The answer given before for the same weights, report and rules, while its champion still stands."""
-    evidence = evidence_key(job)
-    rows = [row for row in job.ledger.rows(job.pipeline) if row.evidence == evidence]
-    if not rows or rows[-1].champion_after != job.ledger.champion(job.pipeline):
+    evidence, rows = evidence_key(job), job.ledger.rows(job.pipeline)
+    judged = next((row for row in reversed(rows) if row.evidence == evidence), None)
+    if judged is None:
         return None
-    row = rows[-1]
+    row = [row for row in rows if row.version == judged.version][-1]  # a person may have spoken since
+    if row.champion_after != rows[-1].champion_after:
+        return None
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
     return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -201,6 +201,42 @@ def history(model: Annotated[str, typer.Argument(help="NAME of a model.")], as_j
 
 def _standing(model: str, version: int | None) -> str:
     return f"{model}/{version}" if version is not None else "none"
+
+
+@app.command()
+def promote(
+    model: ModelRef, reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")], as_json: AsJson = False
+) -> None:
+    """Make a version the champion by a person's word: one that awaits approval, or one that the gate refused.
+
+    Example: remint promote digits-vae/3 --reason "looked at the samples"
+    """
+    _decide(model, "promoted", reason, as_json)
+
+
+@app.command()
+def reject(
+    model: ModelRef, reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")], as_json: AsJson = False
+) -> None:
+    """Turn a version down by a person's word; the champion stays.
+
+    Example: remint reject digits-vae/3 --reason "smears the sevens"
+    """
+    _decide(model, "rejected", reason, as_json)
+
+
+def _decide(model: str, action: Literal["promoted", "rejected"], reason: str, as_json: bool) -> None:
+    home, _ = here()
+    from remint import queries
+
+    row = queries.decide(home, model, action, reason)
+    if as_json:
+        print_json(row)
+    else:
+        name = row["model"]
+        terminal.out.print(
+            f"{name}/{row['version']} was {action} by {row['who']}; champion: {_standing(name, row['champion_after'])}"
+        )
 
 
 @app.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from remint import stores, workspace
 from remint.errors import NotFoundError, SettingsError, VersioningError
@@ -57,6 +58,35 @@ def history(home: Home, name: str) -> dict[str, Any]:
             unknown(f"model '{name}'", name, known) if known else f"the ledger is empty: remint run {name} writes its first row"
         )
     return {"model": name, "rows": [row.to_json() for row in rows], "findings": book.verify(name)}
+
+
+def decide(home: Home, ref: str, action: Literal["promoted", "rejected"], reason: str) -> dict[str, Any]:
+    """A person's word on one version: a ledger row by compare-and-swap, which the aliases then follow.
+
+    The bytes are fetched and verified before a promotion. Raises ChampionChanged where somebody else promoted meanwhile.
+    """
+    store, book = stores.tracking(home), stores.ledger(home)
+    version = store.version(ref)
+    champion = book.champion(version.name)
+    if version.version == champion:
+        raise SettingsError(
+            f"{version.ref} is the champion already" + (": promote another in its stead" if action == "rejected" else "")
+        )
+    if action == "promoted":
+        fetched(home, version)
+    row = book.append(
+        version.name,
+        action,
+        version.version,
+        champion_after=version.version if action == "promoted" else champion,
+        who=getpass.getuser(),
+        why=reason,
+        evidence="",
+        expected_champion=champion,
+    )
+    store.set_tags(version, {"verdict": action, "ledger_hash": row.hash})
+    stores.project(home, version.name)
+    return row.to_json()
 
 
 def why(home: Home, ref: str) -> dict[str, Any]:
@@ -179,6 +209,5 @@ def sample(home: Home, ref: str, count: int, seed: int, output: Path) -> dict[st
 
 
 def fetched(home: Home, version: ModelVersion) -> Path:
-    """The version's bundle on this machine, fetched once and verified at each load."""
-    folder = home.path / "models" / version.key
-    return folder if folder.exists() else stores.tracking(home).fetch(version, folder)
+    """The version's bundle on this machine, fetched once and verified each time."""
+    return stores.tracking(home).fetch(version, home.path / "models" / version.key)

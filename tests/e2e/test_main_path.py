@@ -142,6 +142,33 @@ def test_8_a_changed_gate_retrains_nothing_and_a_learning_rate_trains_one(shared
     assert not gan["trained"]
 
 
+def test_8b_a_person_approves_rejects_and_overrules(shared_team: Team) -> None:
+    (outcome,) = shared_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
+    champion = outcome["champion"]
+    assert outcome["decision"]["verdict"] == "awaiting_approval" and outcome["version"] != champion
+    ref = f"digits-flow/{outcome['version']}"
+    assert shared_team.json("reject", ref, "--reason", "not convinced")["champion_after"] == champion
+    (again,) = shared_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
+    assert again["unchanged"] and again["decision"]["verdict"] == "rejected", "what a person rejected is not brought up again"
+    row = shared_team.json("promote", ref, "--reason", "looked again")
+    assert row["champion_after"] == outcome["version"] and row["why"] == "looked again"
+    (now,) = [m for m in shared_team.json("models", "digits-flow") if "champion" in m["aliases"]]
+    assert now["version"] == outcome["version"]
+    assert [r["action"] for r in shared_team.json("history", "digits-flow")["rows"]][-3:] == [
+        "awaiting_approval",
+        "rejected",
+        "promoted",
+    ]
+    assert "is the champion already" in shared_team.remint("promote", ref, "--reason", "again", status=2).stderr
+
+
+def test_8c_two_processes_train_through_the_same_path(shared_team: Team) -> None:
+    (outcome,) = shared_team.json("run", "digits-vae", "--set", "training.devices=2", "--set", "training.steps=10")
+    assert outcome["trained"]
+    why = shared_team.json("why", f"digits-vae/{outcome['version']}")
+    assert why["lineage"]["world_size"] == "2"
+
+
 def test_9_uncommitted_work_is_marked_and_not_promoted(shared_team: Team) -> None:
     source = shared_team.folder / "src/remint/models/vae.py"
     source.write_text(source.read_text() + "\n# an experiment\n")
