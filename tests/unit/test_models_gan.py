@@ -73,7 +73,7 @@ def test_critic_loss_with_its_lazy_penalties(generator: Generator, step: int, pr
     r1, r2 = critic.squared_gradient(real), critic.squared_gradient(fake)
     expected = relativistic(critic(real), critic(fake)) + 4 * weight / 2 * (r1 + r2)
     torch.testing.assert_close(phase(batch), expected, rtol=1e-12, atol=0)
-    assert phase.curves() == pytest.approx({"r1": float(r1), "r2": float(r2)})
+    assert phase.curves() == pytest.approx({"r1": r1.item(), "r2": r2.item()})
 
 
 def test_no_penalty_between_the_lazy_steps(generator: Generator) -> None:

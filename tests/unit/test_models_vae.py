@@ -109,6 +109,20 @@ def test_marginal_probabilities_sum_to_one_and_are_those_of_the_samples(vae: Vae
     assert float((torch.bincount(drawn, minlength=9) / 40_000 - mass).abs().sum()) < 0.025
 
 
+@pytest.mark.parametrize("likelihood", ["categorical", "discretised_logistic"])
+def test_likeliest_levels(likelihood: str) -> None:
+    settings = VaeSettings.model_validate({"latent": 1, "hidden": 8, "likelihood": likelihood, "pixels": "mode"})
+    model = Case("vae", settings).build(PAIR, spread=0.5)
+    assert isinstance(model, Vae) and model.sample_noise == 1
+    z = torch.linspace(-3, 3, 50).unsqueeze(1)
+    with torch.no_grad():
+        all_log_probs = model.log_likelihood(every_example(PAIR), z[:, None].expand(-1, 9, -1))
+        best = all_log_probs.max(dim=1).values
+        shown = model.log_likelihood(model.sample(z), z)
+    torch.testing.assert_close(shown, best, rtol=0, atol=1e-12)
+    assert len(model.sample(z).unique(dim=0)) > 1
+
+
 def test_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> None:
     """E exp(elbo) = p(x) exactly: a constant that was dropped anywhere would show."""
     x = every_example(PAIR)
