@@ -112,7 +112,7 @@ def test_marginal_probabilities_sum_to_one_and_are_those_of_the_samples(vae: Vae
 @pytest.mark.parametrize("likelihood", ["categorical", "discretised_logistic"])
 def test_likeliest_levels(likelihood: str) -> None:
     settings = VaeSettings.model_validate({"latent": 1, "hidden": 8, "likelihood": likelihood, "pixels": "mode"})
-    model = Case("vae", settings).build(PAIR, spread=0.5)
+    model = Case("vae", settings).build(PAIR, spread=1.5)
     assert isinstance(model, Vae) and model.sample_noise == 1
     z = torch.linspace(-3, 3, 50).unsqueeze(1)
     with torch.no_grad():
