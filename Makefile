@@ -38,6 +38,7 @@ up: setup ## Prefect server, MLflow server and worker in this terminal
 
 bench: setup ## the README's claims, measured
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/throughput.py
 
 soak: setup ## the long tests
 	$(BIN)/pytest -m soak
