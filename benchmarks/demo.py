@@ -134,7 +134,7 @@ def quality(folder: Path) -> None:
 
 def bits(folder: Path) -> None:
     """Each pipeline from scratch in two homes: the same SHA-256 of the weights."""
-    first, second = (_weights(folder, folder / f"home{i}") for i in range(2))
+    first, second = (_weights(folder, folder.parent / f"home{i}") for i in range(2))
     for name in PIPELINES:
         claim(f"{name}: weights of two trainings from scratch that differ", float(first[name] != second[name]), "files", 0)
 

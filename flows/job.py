@@ -12,6 +12,7 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from flows import progress
+from flows.reconcile import reconcile
 from remint import config, jobs, stores, versioning, workspace
 from remint.config import Params, PipelineSettings
 from remint.errors import Interrupted
@@ -82,6 +83,7 @@ def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str |
     home = Home.of(repository).ensure()
     began = time.monotonic()
     commit = workspace.commit_of(repository, branch) if branch else workspace.commit_of_tree(repository)
+    reconcile(home)
     with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run=str(flow_run.id or "")) as record:
         folder = workspace.check_out(repository, commit, home.workspaces / record.id)
         try:

@@ -1,4 +1,4 @@
-"""Gives what a killed job left open an end: Prefect's flow run, MLflow's run, its workspace. Every command does it first."""
+"""Gives what a killed job left open an end: Prefect's flow run, MLflow's run, its workspace. Every job does it first."""
 
 from __future__ import annotations
 

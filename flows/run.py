@@ -8,22 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any
 
-from flows.reconcile import reconcile
 from flows.retrain import retrain
 from remint import processes
 from remint.config import Params
 from remint.errors import Interrupted, RemintError
-from remint.home import Home
 
 Result = dict[str, Any] | RemintError
 
 
-def run(home: Home, params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
+def run(params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
     """The outcome of each pipeline, or the error that ended it; one's failure does not stop another.
 
     Ctrl-C and SIGTERM stop the children, which write a checkpoint first, and end each flow with that reason.
     """
-    reconcile(home)
     demand = max(params.pipelines[name].training.threads * params.pipelines[name].training.devices for name in pipelines)
     width = max(1, min(len(pipelines), (os.cpu_count() or 1) // demand))
     former = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}

@@ -76,7 +76,7 @@ def run(
 
         with terminal.Display() as display:
             progress.listeners.append(display)
-            results = run_flows(home, params, list(dict.fromkeys(pipelines)), set_ or [], reason)
+            results = run_flows(params, list(dict.fromkeys(pipelines)), set_ or [], reason)
     errors = [(name, result) for name, result in results.items() if isinstance(result, RemintError)]
     outcomes = [result for result in results.values() if isinstance(result, dict)]
     if as_json:
