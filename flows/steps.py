@@ -261,9 +261,20 @@ def outcome(
         "unchanged": unchanged,
         "metrics": {name: report.metrics[name].to_json() for name in job.settings.metrics()},
         "context": {name: value.to_json() for name, value in report.context.items()},
-        "decision": {"verdict": verdict, "reasons": reasons},
+        "decision": {"verdict": verdict, "reasons": reasons, "rules": _rules(job, version)},
         "seconds": job.seconds,
     }
+
+
+def _rules(job: Retraining, version: int) -> list[dict[str, Any]]:
+    """Each rule of the version's last decision by the gate, held or not, in its own words."""
+    path = job.home.reports / job.pipeline / str(version) / "decision.json"
+    if not path.exists():
+        return []
+    return [
+        {"rule": rule.rule, "metric": rule.metric, "passed": rule.passed, "reason": rule.reason}
+        for rule in Decision.read(path).rules
+    ]
 
 
 def _progress(job: Retraining, name: str) -> Callable[[Event], None]:

@@ -118,10 +118,16 @@ def summary(outcomes: list[dict[str, Any]]) -> None:
 
 
 def reasons(outcome: dict[str, Any]) -> None:
-    """Why a version was not promoted, rule by rule."""
+    """Why a version was not promoted: each rule, with the numbers on both sides."""
     out.print(f"\n{outcome['model']}/{outcome['version']} was {outcome['decision']['verdict'].replace('_', ' ')}:")
-    for reason in outcome["decision"]["reasons"]:
-        out.print(f"  - {escape(reason)}")
+    rules = outcome["decision"]["rules"]
+    for rule in rules:
+        out.print(
+            f"  {'[green]holds[/green]' if rule['passed'] else '[red]fails[/red]'}  {escape(rule['reason'])}", soft_wrap=True
+        )
+    for reason in outcome["decision"]["reasons"]:  # what no rule says: a person's words, or the reason that was given
+        if reason not in {rule["reason"] for rule in rules}:
+            out.print(f"         {escape(reason)}", soft_wrap=True)
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
