@@ -13,12 +13,16 @@ import pytest
 
 from tests.e2e.team import Team
 
-LONG = ["run", "digits-vae", "--set", "training.steps=1200", "--set", "training.checkpoint_every=50"]
+LONG = ["run", "digits-vae", "--set", "training.steps=2000", "--set", "training.checkpoint_every=50"]
 
 
 def wait_for_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> None:
+    """Until the training has written a checkpoint and its MLflow run is open."""
     deadline = time.monotonic() + 120
-    while not list((team.folder / ".remint/checkpoints").glob("*/step-*")):
+    home = team.folder / ".remint"
+    while not (
+        list(home.glob("checkpoints/*/step-*")) and any("mlflow_run" in path.read_text() for path in home.glob("jobs/*/job.json"))
+    ):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
 
