@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
@@ -22,6 +26,34 @@ def tell(pipeline: str, event: str, **fields: Any) -> None:
         listener(pipeline, event, fields)
     if event in _LOGGED:
         _logger().info("%s %s", event, " ".join(f"{key}={value}" for key, value in fields.items()))
+
+
+def reporter(pipeline: str, name: str) -> Callable[[dict[str, Any]], None]:
+    """Takes a step's events: tells the terminal of progress and, at most every two seconds, Prefect's progress artifact."""
+    artifact: UUID | None = None
+    told = 0.0
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal artifact, told
+        if event["event"] != "progress":
+            return
+        tell(pipeline, "progress", name=name, **{key: value for key, value in event.items() if key not in ("event", "at")})
+        if "step" in event and time.monotonic() - told > 2.0:
+            told = time.monotonic()
+            percent = 100.0 * event["step"] / event["steps"]
+            if artifact is None:
+                key, description = artifact_key(pipeline, name), f"{name} {pipeline}"
+                created = create_progress_artifact(progress=percent, key=key, description=description)
+                artifact = created if isinstance(created, UUID) else None
+            else:
+                update_progress_artifact(artifact, progress=percent)
+
+    return on_event
+
+
+def artifact_key(*parts: str) -> str:
+    """An artifact's key as Prefect wants it: lower-case letters, numbers and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:

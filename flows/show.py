@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import base64
-import re
 from pathlib import Path
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from flows.job import Retraining
+from flows.progress import artifact_key
 from remint.records import Decision, ModelVersion
-
-
-def key(*parts: str) -> str:
-    """An artifact's key as Prefect wants it: lower-case letters, numbers and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: Path) -> None:
     """Artifacts of one decision: ``folder`` holds the version's report and pictures."""
     create_markdown_artifact(
         markdown=decision_markdown(version, verdict),
-        key=key(job.pipeline, "decision"),
+        key=artifact_key(job.pipeline, "decision"),
         description=f"{version.ref}: {verdict.verdict}",
     )
     for picture in sorted(folder.glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
         create_image_artifact(
             image_url=f"data:image/png;base64,{data}",
-            key=key(job.pipeline, picture.stem),
+            key=artifact_key(job.pipeline, picture.stem),
             description=f"{version.ref}: {picture.stem}",
         )
 

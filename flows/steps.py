@@ -10,19 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
-from uuid import UUID
 
 from prefect import Task, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows import champion, show
+from flows import champion, progress, show
 from flows.job import Retraining
 from remint import gate, manifest, stores, workspace
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
 
-Event = dict[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -59,7 +56,8 @@ def restore(job: Retraining) -> bool:
     """True where dvc remembers the whole chain: the workspace then holds it."""
     with timed(job, "ask"):
         known = job.dvc.restore(f"evaluate@{job.pipeline}")
-    job.tell("restored" if known else "to_do")
+    if known:
+        job.tell("restored")
     return known
 
 
@@ -68,8 +66,8 @@ def version_data(job: Retraining) -> None:
     """Snapshots the source into dvc and prepares the arrays."""
     name = job.settings.dataset
     with timed(job, "data"):
-        job.dvc.reproduce("snapshot", name, _progress(job, "data"))
-        job.dvc.reproduce("prepare", name, _progress(job, "data"))
+        job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
+        job.dvc.reproduce("prepare", name, progress.reporter(job.pipeline, "data"))
     job.tell("ran", name="data", version=job.dataset.digest[:12], counts=job.dataset.counts)
 
 
@@ -77,21 +75,21 @@ def version_data(job: Retraining) -> None:
 def learn_features(job: Retraining) -> None:
     """Trains the extractor that Frechet distances are measured in, on the training split."""
     with timed(job, "features"):
-        job.dvc.reproduce("features", job.settings.dataset, _progress(job, "features"))
+        job.dvc.reproduce("features", job.settings.dataset, progress.reporter(job.pipeline, "features"))
 
 
 @step("train")
 def train(job: Retraining) -> None:
     """Trains, or restores. An MLflow run is opened once something trains, and fed from what the trainer says."""
-    progress = _progress(job, "train")
+    report = progress.reporter(job.pipeline, "train")
 
-    def on_event(event: Event) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "started":
             _open_run(job)
         elif event["event"] == "metrics" and job.run_id:
             curves = {key: value for key, value in event.items() if isinstance(value, int | float) and key not in ("at", "step")}
             job.tracking.log_metrics(job.run_id, [{"step": event["step"], **curves}])
-        progress(event)
+        report(event)
 
     with timed(job, "train"):
         job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
@@ -108,7 +106,7 @@ def _open_run(job: Retraining) -> None:
 def evaluate(job: Retraining) -> None:
     """Measures the model on the held-out split."""
     with timed(job, "evaluate"):
-        job.dvc.reproduce("evaluate", job.pipeline, _progress(job, "evaluate"))
+        job.dvc.reproduce("evaluate", job.pipeline, progress.reporter(job.pipeline, "evaluate"))
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.evidence.report.metrics.items()})
 
 
@@ -162,7 +160,7 @@ def _lineage(job: Retraining) -> dict[str, str]:
 
 
 def _keep_report(job: Retraining, version: ModelVersion) -> None:
-    folder = job.home.reports / version.name / str(version.version)
+    folder = job.home.report(version.name, version.version)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(job.out("reports"), folder)
 
@@ -201,7 +199,7 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
             )
         job.tracking.set_tags(version, {"verdict": decision.verdict, "decision_sha256": decision.digest, "ledger_hash": row.hash})
         stores.project(job.home, job.pipeline)
-        folder = job.home.reports / version.name / str(version.version)
+        folder = job.home.report(version.name, version.version)
         decision.write(folder / "decision.json")
         show.against_champion(decision, folder)
         job.tracking.attach(version, {path.name: path for path in (folder / "decision.json", *folder.glob("against_*.png"))})
@@ -268,34 +266,10 @@ def outcome(
 
 def _rules(job: Retraining, version: int) -> list[dict[str, Any]]:
     """Each rule of the version's last decision by the gate, held or not, in its own words."""
-    path = job.home.reports / job.pipeline / str(version) / "decision.json"
+    path = job.home.report(job.pipeline, version) / "decision.json"
     if not path.exists():
         return []
     return [
         {"rule": rule.rule, "metric": rule.metric, "passed": rule.passed, "reason": rule.reason}
         for rule in Decision.read(path).rules
     ]
-
-
-def _progress(job: Retraining, name: str) -> Callable[[Event], None]:
-    """Hands a step's progress to the terminal and, at most every two seconds, to Prefect's progress artifact."""
-    artifact: UUID | None = None
-    told = 0.0
-
-    def on_event(event: Event) -> None:
-        nonlocal artifact, told
-        if event["event"] != "progress":
-            return
-        job.tell("progress", name=name, **{key: value for key, value in event.items() if key not in ("event", "at")})
-        if "step" in event and time.monotonic() - told > 2.0:
-            told = time.monotonic()
-            percent = 100.0 * event["step"] / event["steps"]
-            if artifact is None:
-                created = create_progress_artifact(
-                    progress=percent, key=show.key(job.pipeline, name), description=f"{name} {job.pipeline}"
-                )
-                artifact = created if isinstance(created, UUID) else None
-            else:
-                update_progress_artifact(artifact, progress=percent)
-
-    return on_event

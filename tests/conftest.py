@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from remint.data.arrays import Dataset
 
 os.environ.update(
     {
@@ -31,6 +35,38 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
         "REMINT_RESTORE_ONLY",
     ):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The digits as the steps prepare them."""
+    from remint.data import arrays, images, sources
+    from remint.recipe import DatasetSettings
+
+    folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
+    sources.snapshot("digits", settings, folder, folder / "raw")
+    images.prepare("digits", settings, folder / "raw", folder / "prepared")
+    return arrays.load(folder / "prepared")
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose MLflow database was made and holds nothing: making it takes seconds. To be copied."""
+    from tests import registry_cases
+
+    home = tmp_path_factory.mktemp("empty")
+    registry_cases.tracking(home).initialise()
+    return home
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def compare(home: Home, outcomes: list[dict[str, Any]]) -> Path:
 
     from remint.evaluation import plots
 
-    reports = {o["pipeline"]: home.reports / o["model"] / str(o["version"]) for o in outcomes}
+    reports = {o["pipeline"]: home.report(o["model"], o["version"]) for o in outcomes}
     first = next(iter(reports.values()))
     samples = {name: np.load(folder / "samples.npy", allow_pickle=False) for name, folder in reports.items()}
     real_NCHW = np.load(first / "real.npy", allow_pickle=False)

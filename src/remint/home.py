@@ -60,8 +60,11 @@ class Home:
 
     @property
     def reports(self) -> Path:
-        """Reports and pictures of each version: HOME/reports/MODEL/VERSION/."""
         return self.path / "reports"
+
+    def report(self, model: str, version: int) -> Path:
+        """Report and pictures of one version."""
+        return self.reports / model / str(version)
 
     def lock(self, name: str) -> Path:
         return self.path / "locks" / name

@@ -66,13 +66,6 @@ def test_two_processes_with_a_model_each_do_not_lock_each_other_out(tmp_path: Pa
     assert said == {"a": ["1"], "b": ["1"]}
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("empty")
-    cases.tracking(home).initialise()
-    return home
-
-
 @pytest.fixture
 def store(empty: Path, tmp_path: Path) -> Tracking:
     shutil.copytree(empty, tmp_path / "home")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,28 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from remint.data import arrays, images, sources
 from remint.data.arrays import Dataset, Split
 from remint.errors import IntegrityError
 from remint.evaluation import features
-from remint.recipe import DatasetSettings
 from remint.records import DatasetVersion, DataSpec
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
-    sources.snapshot("digits", settings, folder, folder / "raw")
-    images.prepare("digits", settings, folder / "raw", folder / "prepared")
-    return arrays.load(folder / "prepared")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def without_labels(dataset: Dataset) -> Dataset:

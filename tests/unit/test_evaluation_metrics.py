@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from remint import config
 from remint.config import EvaluationSettings
-from remint.data import arrays, images, sources
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import distance, features, likelihood
@@ -22,28 +20,19 @@ from remint.evaluation.bench import Bench, Measurement
 from remint.evaluation.evaluate import measure
 from remint.evaluation.metrics import METRICS
 from remint.models import contract
-from remint.recipe import DatasetSettings
 
 LN2 = math.log(2.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The digits, and principal components for features (a classifier takes longer and is tested elsewhere)."""
-    folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
-    sources.snapshot("digits", settings, folder, folder / "raw")
-    images.prepare("digits", settings, folder / "raw", folder / "prepared")
-    dataset = arrays.load(folder / "prepared")
-    features.fit(replace(dataset, train=replace(dataset.train, y_N=None)), folder / "features")
-    return Bench(dataset, features.load(folder / "features"), EvaluationSettings(draws=8, importance_samples=50))
+    folder = tmp_path_factory.mktemp("bench")
+    features.fit(replace(digits, train=replace(digits.train, y_N=None)), folder / "features")
+    return Bench(digits, features.load(folder / "features"), EvaluationSettings(draws=8, importance_samples=50))
 
 
 def run(model: object, metric: str, bench: Bench) -> Measurement:

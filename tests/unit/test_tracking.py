@@ -18,14 +18,6 @@ from remint.tracking import Tracking, door
 from tests import registry_cases as cases
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose MLflow database was made and holds nothing: making it takes seconds."""
-    home = tmp_path_factory.mktemp("empty")
-    cases.tracking(home).initialise()
-    return home
-
-
 @pytest.fixture
 def home(empty: Path, tmp_path: Path) -> Path:
     shutil.copytree(empty, tmp_path / "home")
