@@ -16,15 +16,20 @@ from tests.e2e.team import Team
 LONG = ["run", "digits-vae", "--set", "training.steps=2000", "--set", "training.checkpoint_every=50"]
 
 
-def wait_for_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> None:
-    """Until the training has written a checkpoint and its MLflow run is open."""
+def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Process:
+    """Stops the trainer once it has written a checkpoint, lest a fast machine finishes before the kill, and waits for its MLflow run."""
     deadline = time.monotonic() + 120
     home = team.folder / ".remint"
-    while not (
-        list(home.glob("checkpoints/*/step-*")) and any("mlflow_run" in path.read_text() for path in home.glob("jobs/*/job.json"))
-    ):
+    while not list(home.glob("checkpoints/*/step-*")):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+    children = psutil.Process(run.pid).children(recursive=True)
+    (trainer,) = (child for child in children if child.cmdline()[1:3] == ["-m", "pipelines.train"])
+    trainer.suspend()
+    while not any("mlflow_run" in path.read_text() for path in home.glob("jobs/*/job.json")):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return trainer
 
 
 def states(team: Team) -> tuple[list[list[str]], list[list[str]]]:
@@ -42,10 +47,10 @@ def states(team: Team) -> tuple[list[list[str]], list[list[str]]]:
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path, sign: signal.Signals) -> None:
     run = team.start(*LONG, log=tmp_path / "log")
-    wait_for_checkpoint(team, run)
+    trainer = hold_at_checkpoint(team, run)
     children = psutil.Process(run.pid).children(recursive=True)
-    assert any("pipelines.train" in " ".join(child.cmdline()) for child in children)
     run.send_signal(sign)
+    trainer.resume()  # it finishes its step, then: whoever asks
     assert run.wait(timeout=60) == (1 if sign == signal.SIGINT else -signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
