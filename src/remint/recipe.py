@@ -63,6 +63,8 @@ class ModelSettings(Settings):
 
     can: ClassVar[frozenset[str]] = frozenset()
 
+    conditional: bool = False  # given the class label: sampled by class, likelihoods of x given y
+
 
 class FlowSettings(ModelSettings):
     """Neural spline coupling flow with uniform dequantisation as its first layer."""
@@ -118,10 +120,11 @@ class TrainingSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0  # greatest norm of a phase's gradient; 0: not clipped
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # decay per step of the averaged weights, which are served
+    ema_images: Positive | None = None  # examples in which the average forgets half, whatever the batch size; in place of ema
     seed: Count = 0
     threads: Positive = 1  # CPU threads of each process
     devices: Positive = 1  # processes: one GPU each, or CPU processes where there is no GPU
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"  # bf16: matrix products only; fp64: everything, for exactness
     validate_every: Positive = 100  # steps between two scores on the validation split
     patience: Count = 0  # scores without a new best after which training stops; 0: never
     checkpoint_every: Positive = 250  # steps between two checkpoints

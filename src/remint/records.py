@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,18 +54,56 @@ class Record(BaseModel):
         return cls.model_validate_json(path.read_text())
 
 
-class DataSpec(Record):
-    """What a model has to know of its data."""
+class Column(Record):
+    """One column of a table, as every version of the data has it: what it is, and its standard form."""
 
-    shape: tuple[int, int, int]  # C, H, W
-    levels: int  # pixel values are the integers 0 .. levels-1
+    name: str
+    categories: tuple[str, ...] = ()  # of a categorical column, whose values are their places 0, 1, ..; none: it is numeric
+    mean: float = 0.0  # of a numeric column at its first import; its values are (original - mean) / scale
+    scale: float = 1.0
+    missing: bool = False  # whether values may be missing (NaN)
+
+    @property
+    def numeric(self) -> bool:
+        return not self.categories
+
+
+class DataSpec(Record):
+    """What a model has to know of its data.
+
+    Images are uint8 (C, H, W), values 0 .. levels-1. A row of a table is float32 (D,): standardised numbers, places of
+    categories, NaN where a value is missing.
+    """
+
+    shape: tuple[int, int, int] | tuple[int]  # C, H, W of an image; D of a table's row
+    levels: int = 0  # of images
     classes: int = 0  # number of labels; 0: there are none
+    columns: tuple[Column, ...] = ()  # of a table, D of them
+
+    @property
+    def is_table(self) -> bool:
+        return bool(self.columns)
 
     @property
     def dims(self) -> int:
         """Dimensions of one example."""
-        c, h, w = self.shape
-        return c * h * w
+        return math.prod(self.shape)
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        c, h, w = self.shape  # type: ignore[misc]  # a row of a table has none
+        return c, h, w
+
+    @property
+    def unit(self) -> str:
+        """What likelihoods are reported in."""
+        return "nats" if self.is_table else "bits/dim"
+
+    @property
+    def nats_per_unit(self) -> float:
+        """Nats of a whole example that make one unit."""
+        return 1.0 if self.is_table else self.dims * math.log(2.0)
 
 
 class DatasetVersion(Record):

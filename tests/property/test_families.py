@@ -88,7 +88,7 @@ def test_loss_under_bfloat16_autocast_is_near(case: Case, step: int) -> None:
     model = case.build(IMAGE).float()
     for phase in families.family(case.family).phases(model, case.settings):
         batch = a_batch(phase.train(), IMAGE, step=step)
-        batch.x_BCHW, batch.noise_BN = batch.x_BCHW.float(), batch.noise_BN.float()
+        batch.x_BX, batch.noise_BN = batch.x_BX.float(), batch.noise_BN.float()
         full = phase(batch)
         with torch.autocast("cpu", torch.bfloat16):
             half = phase(batch)

@@ -27,7 +27,7 @@ def test_each_example_is_in_one_split_with_its_label(tmp_path: Path) -> None:
     assert [len(split) for split in splits] == [version.counts[name] for name in arrays.SPLITS]
     with np.load(tmp_path / "raw/data.npz") as raw:
         whole = sorted(zip(map(bytes, raw["x"]), raw["y"].tolist(), strict=True))
-    found = sorted((bytes(x), int(y)) for split in splits for x, y in zip(split.x_NCHW, split.y_N, strict=True))
+    found = sorted((bytes(x), int(y)) for split in splits for x, y in zip(split.x_NX, split.y_N, strict=True))
     assert found == whole
 
 

@@ -33,7 +33,7 @@ def test_a_classifier_that_is_the_same_twice(digits: Dataset, tmp_path: Path) ->
     assert torch.equal(torch.get_rng_state(), before)
     extractor = features.load(tmp_path / "first")
     assert extractor.sha256 == first["sha256"]
-    f_ND = extractor(digits.held_out.x_NCHW)
+    f_ND = extractor(digits.held_out.x_NX)
     assert f_ND.shape == (len(digits.held_out), 64) and f_ND.dtype == np.float64
 
 
@@ -41,8 +41,8 @@ def test_the_batch_size_does_not_show(digits: Dataset, tmp_path: Path, monkeypat
     monkeypatch.setattr(features, "STEPS", 3)
     features.fit(digits, tmp_path)
     extractor = features.load(tmp_path)
-    whole = extractor(digits.held_out.x_NCHW)
-    one_by_one = np.concatenate([extractor(x_CHW[None]) for x_CHW in digits.held_out.x_NCHW[:40]])
+    whole = extractor(digits.held_out.x_NX)
+    one_by_one = np.concatenate([extractor(x_CHW[None]) for x_CHW in digits.held_out.x_NX[:40]])
     np.testing.assert_allclose(one_by_one, whole[:40], rtol=1e-12, atol=1e-12)
 
 
@@ -51,8 +51,8 @@ def test_principal_components_where_there_are_no_labels(digits: Dataset, tmp_pat
 
     about = features.fit(without_labels(digits), tmp_path)
     assert about["kind"] == "principal_components" and about["features"] == 64 and "accuracy" not in about
-    f_ND = features.load(tmp_path)(digits.train.x_NCHW)
-    x_NP = np.array(digits.train.x_NCHW, dtype=np.float64).reshape(-1, 64) / 8.0 - 1.0
+    f_ND = features.load(tmp_path)(digits.train.x_NX)
+    x_NP = np.array(digits.train.x_NX, dtype=np.float64).reshape(-1, 64) / 8.0 - 1.0
     expected = PCA(svd_solver="full").fit_transform(x_NP)
     np.testing.assert_allclose(f_ND.var(axis=0, ddof=1), expected.var(axis=0, ddof=1), rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(np.abs(f_ND[:, :20]), np.abs(expected[:, :20]), atol=1e-4)
@@ -69,7 +69,7 @@ def test_other_shapes_and_few_images(
     spec = DataSpec(shape=shape, levels=7, classes=4 if labelled else 0)
     version = DatasetVersion(name="x", source="x.npz", raw_sha256="", spec=spec, split={}, counts={}, files={})
     features.fit(Dataset(version, split, split, split), tmp_path)
-    f_ND = features.load(tmp_path)(split.x_NCHW)
+    f_ND = features.load(tmp_path)(split.x_NX)
     assert f_ND.shape == (20, 64 if labelled else min(20, spec.dims)) and np.isfinite(f_ND).all()
 
 

@@ -41,7 +41,7 @@ def run(model: object, metric: str, bench: Bench) -> Measurement:
 
 def counts(dataset: Dataset) -> np.ndarray:
     """How often each level was seen at each pixel of the training split, one count added: (P, L)."""
-    x_NP = np.array(dataset.train.x_NCHW).reshape(-1, 64)
+    x_NP = np.array(dataset.train.x_NX).reshape(-1, 64)
     return 1.0 + (x_NP[:, :, None] == np.arange(17)).sum(axis=0)
 
 
@@ -87,7 +87,7 @@ class Resampler:
     sample_noise = 1
 
     def __init__(self, dataset: Dataset) -> None:
-        self.x_NCHW = torch.from_numpy(np.array(dataset.train.x_NCHW))
+        self.x_NCHW = torch.from_numpy(np.array(dataset.train.x_NX))
 
     def sample(self, noise_BN: Tensor) -> Tensor:
         return self.x_NCHW[(torch.special.ndtr(noise_BN[:, 0]) * len(self.x_NCHW)).long()]
@@ -95,7 +95,7 @@ class Resampler:
 
 def test_nll_is_the_cross_entropy_of_a_factorised_model(bench: Bench) -> None:
     p_PL = counts(bench.dataset) / counts(bench.dataset).sum(axis=1, keepdims=True)
-    x_NP = np.array(bench.dataset.held_out.x_NCHW).reshape(-1, 64)
+    x_NP = np.array(bench.dataset.held_out.x_NX).reshape(-1, 64)
     expected_N = np.array([np.mean([-math.log2(p_PL[p, level]) for p, level in enumerate(x_P)]) for x_P in x_NP])
     found = run(Factorised(bench.dataset), "nll", bench)
     np.testing.assert_allclose(found.values_N, expected_N, rtol=1e-12)
@@ -122,7 +122,7 @@ def test_nll_is_the_mean_over_dequantisations(bench: Bench) -> None:
 def test_elbo_and_iwae_of_two_causes(bench: Bench) -> None:
     """ELBO is the mean of the two log probabilities; IWAE-K comes to the log of their mean as K grows."""
     model = TwoCauses()
-    x_NCHW = torch.from_numpy(np.array(bench.dataset.held_out.x_NCHW))
+    x_NCHW = torch.from_numpy(np.array(bench.dataset.held_out.x_NX))
     log_p_2N = model.log_p_2B(x_NCHW).numpy()
     to_bits = -1.0 / (64 * LN2)
     elbo, log_p = log_p_2N.mean(axis=0) * to_bits, (np.logaddexp(*log_p_2N) - LN2) * to_bits

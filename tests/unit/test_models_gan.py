@@ -69,7 +69,7 @@ def test_critic_loss_with_its_lazy_penalties(generator: Generator, step: int, pr
     critic = Quadratic(IMAGE.dims)
     phase = CriticPhase(critic, generator, SETTINGS)  # type: ignore[arg-type]
     batch = a_batch(generator, step, progress)
-    real, fake = to_unit(batch.x_BCHW.flatten(1), IMAGE.levels), generator(batch.noise_BN).detach()
+    real, fake = to_unit(batch.x_BX.flatten(1), IMAGE.levels), generator(batch.noise_BN).detach()
     r1, r2 = critic.squared_gradient(real), critic.squared_gradient(fake)
     expected = relativistic(critic(real), critic(fake)) + 4 * weight / 2 * (r1 + r2)
     torch.testing.assert_close(phase(batch), expected, rtol=1e-12, atol=0)
@@ -80,7 +80,7 @@ def test_no_penalty_between_the_lazy_steps(generator: Generator) -> None:
     critic = Quadratic(IMAGE.dims)
     phase = CriticPhase(critic, generator, SETTINGS)  # type: ignore[arg-type]
     batch = a_batch(generator, step=3)
-    real, fake = to_unit(batch.x_BCHW.flatten(1), IMAGE.levels), generator(batch.noise_BN)
+    real, fake = to_unit(batch.x_BX.flatten(1), IMAGE.levels), generator(batch.noise_BN)
     torch.testing.assert_close(phase(batch), relativistic(critic(real), critic(fake)), rtol=1e-12, atol=0)
     assert phase.curves() == {}
 
@@ -88,7 +88,7 @@ def test_no_penalty_between_the_lazy_steps(generator: Generator) -> None:
 def test_generator_loss_is_the_critics_with_the_roles_exchanged(generator: Generator) -> None:
     critic = Critic(SETTINGS, IMAGE).double()
     batch = a_batch(generator, step=1)
-    real, fake = critic(to_unit(batch.x_BCHW.flatten(1), IMAGE.levels)), critic(generator(batch.noise_BN))
+    real, fake = critic(to_unit(batch.x_BX.flatten(1), IMAGE.levels)), critic(generator(batch.noise_BN))
     loss = GeneratorPhase(generator, critic)(batch)
     torch.testing.assert_close(loss, relativistic(fake, real), rtol=1e-12, atol=0)
 

@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.0,
     "gradient_clip": 0.0,
     "ema": 0.9,
+    "ema_images": None,
     "seed": 11,
     "precision": "fp32",
     "validate_every": 2,
@@ -72,7 +73,7 @@ class Fit(Phase):
     def forward(self, batch: Batch) -> Tensor:
         self.watch(batch)
         self.model.seen += 1
-        target = torch.stack([batch.x_BCHW.flatten(1)[:, 0], batch.noise_BN[:, 0]], dim=1)
+        target = torch.stack([batch.x_BX.flatten(1)[:, 0], batch.noise_BN[:, 0]], dim=1)
         return (self.model.weight - target).square().sum(1).mean()
 
 
@@ -161,7 +162,7 @@ def test_a_phase_is_given_its_progress_its_step_and_its_own_noise(tmp_path: Path
     fit(tmp_path, model, list(phases), steps=4)
     assert [batch.step for batch in batches] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [batch.progress for batch in batches[::2]] == [0.0, 0.25, 0.5, 0.75]
-    assert all(batch.x_BCHW.dtype == torch.float32 and batch.x_BCHW.shape == (4, 1, 1, 1) for batch in batches)
+    assert all(batch.x_BX.dtype == torch.float32 and batch.x_BX.shape == (4, 1, 1, 1) for batch in batches)
     assert len({batch.noise_BN[0, 0].item() for batch in batches}) == 8
 
 
@@ -203,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_which(tmp_path: Path) -
 
     def poison(batch: Batch) -> None:
         if batch.step == 3:
-            batch.x_BCHW.fill_(math.nan)
+            batch.x_BX.fill_(math.nan)
 
     phase.watch = poison
     with pytest.raises(StepError, match=r"fit_loss is nan at step 4: .*training\.learning_rate"):
@@ -250,11 +251,11 @@ class Bound(Model):
 def test_scores_are_bits_per_dimension() -> None:
     spec = DataSpec(shape=(1, 2, 2), levels=8)
     x_NCHW = torch.zeros((600, 1, 2, 2), dtype=torch.uint8)
-    uniform = scorer(Uniform(spec), x_NCHW, spec, 0, ONE)
+    uniform = scorer(Uniform(spec), x_NCHW, None, spec, 0, ONE)
     assert uniform is not None
     assert uniform(Uniform(spec)) == pytest.approx(3.0, abs=1e-6)
-    bound = scorer(Bound(spec), x_NCHW, spec, 0, ONE)
+    bound = scorer(Bound(spec), x_NCHW, None, spec, 0, ONE)
     assert bound is not None
     assert bound(Bound(spec)) == pytest.approx(1 / math.log(2), abs=0.03)
     assert bound(Bound(spec)) == bound(Bound(spec))  # the noise never changes
-    assert scorer(Line(), x_NCHW, spec, 0, ONE) is None
+    assert scorer(Line(), x_NCHW, None, spec, 0, ONE) is None

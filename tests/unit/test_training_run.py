@@ -66,7 +66,7 @@ def test_the_served_weights_are_those_that_were_scored_best(dataset: Dataset, tm
     )
     assert trained.best_step < 12, "the case must be one that gets worse"
     model = load_model(tmp_path / "out")
-    score = scorer(model, torch.tensor(dataset.validation.x_NCHW), dataset.spec, 3, World(0, 1, torch.device("cpu")))
+    score = scorer(model, torch.tensor(dataset.validation.x_NX), None, dataset.spec, 3, World(0, 1, torch.device("cpu")))
     assert score is not None
     assert score(model) == pytest.approx(trained.validation, rel=1e-6)
 

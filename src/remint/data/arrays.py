@@ -34,11 +34,11 @@ Array = np.ndarray[Any, Any]
 class Split:
     """The examples of one split."""
 
-    x_NCHW: Array  # uint8, values 0 .. levels-1, memory-mapped
+    x_NX: Array  # uint8, values 0 .. levels-1, memory-mapped
     y_N: Array | None  # int64, None: there are no labels
 
     def __len__(self) -> int:
-        return len(self.x_NCHW)
+        return len(self.x_NX)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,6 @@ def load(folder: Path) -> Dataset:
 def _split(folder: Path, version: DatasetVersion, split: str) -> Split:
     labels = f"{split}_labels.npy"
     return Split(
-        x_NCHW=np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False),
+        x_NX=np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False),
         y_N=np.load(folder / labels, mmap_mode="r", allow_pickle=False) if labels in version.files else None,
     )

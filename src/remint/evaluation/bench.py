@@ -42,10 +42,10 @@ class Bench:
         return {"dataset": self.dataset.version.digest, "split": "held_out", "seed": self.settings.seed, **how}
 
     def held_out_blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """The held-out images in blocks x_BCHW (uint8), each with its number."""
-        x_NCHW = self.dataset.held_out.x_NCHW
-        for number, at in enumerate(range(0, len(x_NCHW), BLOCK)):
-            yield number, torch.from_numpy(np.array(x_NCHW[at : at + BLOCK]))
+        """The held-out images in blocks x_BX (uint8), each with its number."""
+        x_NX = self.dataset.held_out.x_NX
+        for number, at in enumerate(range(0, len(x_NX), BLOCK)):
+            yield number, torch.from_numpy(np.array(x_NX[at : at + BLOCK]))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def finite(values_N: Array, metric: str) -> Array:
 
 
 def samples(model: CanSample, spec: DataSpec, count: int, *seed: int) -> Array:
-    """``count`` samples x_NCHW, uint8: a pure function of the model and ``seed``, of which the second number is the stream.
+    """``count`` samples x_NX, uint8: a pure function of the model and ``seed``, of which the second number is the stream.
 
     Raises RunError where they are not images of the dataset's shape and levels.
     """
@@ -90,8 +90,8 @@ def samples(model: CanSample, spec: DataSpec, count: int, *seed: int) -> Array:
     for number, at in enumerate(range(0, count, BLOCK)):
         noise_BN = standard_normal((min(BLOCK, count - at), model.sample_noise), *seed, number)
         blocks.append(model.sample(noise_BN).numpy())
-    x_NCHW: Array = np.concatenate(blocks)
-    if x_NCHW.dtype != np.uint8 or x_NCHW.shape[1:] != spec.shape or x_NCHW.max() >= spec.levels:
-        found = f"{x_NCHW.dtype} {x_NCHW.shape[1:]} up to {x_NCHW.max()}"
+    x_NX: Array = np.concatenate(blocks)
+    if x_NX.dtype != np.uint8 or x_NX.shape[1:] != spec.shape or x_NX.max() >= spec.levels:
+        found = f"{x_NX.dtype} {x_NX.shape[1:]} up to {x_NX.max()}"
         raise RunError(f"the model's samples are {found}; the dataset's images are uint8 {spec.shape} below {spec.levels}")
-    return x_NCHW
+    return x_NX

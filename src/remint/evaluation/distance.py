@@ -58,14 +58,14 @@ def _reference(bench: Bench) -> tuple[int, Moments]:
 
 
 def _drawn(split: Split, n: int, *seed: int) -> Array:
-    """n different images x_NCHW of a split, in its own order."""
+    """n different images x_NX of a split, in its own order."""
     chosen = np.random.default_rng([DISTANCE, *seed]).permutation(len(split))[:n]
-    x_NCHW: Array = np.array(split.x_NCHW[np.sort(chosen)])
-    return x_NCHW
+    x_NX: Array = np.array(split.x_NX[np.sort(chosen)])
+    return x_NX
 
 
-def _distance(x_NCHW: Array, real: Moments, bench: Bench) -> float:
-    return frechet_distance(Moments.of(bench.extractor(x_NCHW)), real)
+def _distance(x_NX: Array, real: Moments, bench: Bench) -> float:
+    return frechet_distance(Moments.of(bench.extractor(x_NX)), real)
 
 
 def _measurement(distances: list[float], n: int, bench: Bench) -> Measurement:

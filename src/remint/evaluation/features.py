@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
-        channels, height, width = spec.shape
+        channels, height, width = spec.image
         wide = 16
         layers: list[nn.Module] = [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU()]
         while max(height, width) > 4:
@@ -147,7 +147,7 @@ def _scaled(x_NCHW: Array, levels: int, dtype: torch.dtype) -> Tensor:
 def _train_classifier(spec: DataSpec, split: Split) -> Classifier:
     """Cross-entropy, AdamW, a learning rate that falls along a cosine; batches drawn with replacement."""
     assert split.y_N is not None
-    x_NCHW = _scaled(split.x_NCHW, spec.levels, torch.float32)
+    x_NCHW = _scaled(split.x_NX, spec.levels, torch.float32)
     y_N = torch.from_numpy(np.array(split.y_N))
     order = np.random.default_rng(SEED).integers(len(split), size=(STEPS, BATCH))
     with torch.random.fork_rng(devices=[]):
@@ -175,7 +175,7 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
     assert split.y_N is not None
     right = 0
     for at in range(0, len(split), BLOCK):
-        logits = network.logits(network(_scaled(split.x_NCHW[at : at + BLOCK], spec.levels, torch.float32)))
+        logits = network.logits(network(_scaled(split.x_NX[at : at + BLOCK], spec.levels, torch.float32)))
         right += int((logits.argmax(dim=1).numpy() == split.y_N[at : at + BLOCK]).sum())
     return right / len(split)
 
@@ -183,7 +183,7 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
 def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
     """The directions of greatest variance of the pixels, each with the sign that makes its greatest entry positive."""
     chosen = np.unique(np.linspace(0, len(split) - 1, num=min(len(split), COMPONENT_EXAMPLES)).astype(np.int64))
-    x_NP = _scaled(split.x_NCHW[chosen], spec.levels, torch.float64).flatten(1)
+    x_NP = _scaled(split.x_NX[chosen], spec.levels, torch.float64).flatten(1)
     mean_P = x_NP.mean(dim=0)
     axes_DP = torch.linalg.svd(x_NP - mean_P, full_matrices=False).Vh[:FEATURES]
     axes_DP = axes_DP * axes_DP.gather(1, axes_DP.abs().argmax(dim=1, keepdim=True)).sign()

@@ -77,7 +77,7 @@ def factorised(bench: Bench) -> Measurement:
     levels, dims = bench.dataset.spec.levels, bench.dataset.spec.dims
     pixel_P = np.arange(dims) * levels
     counts_PL = np.ones(dims * levels)
-    train_NCHW = bench.dataset.train.x_NCHW
+    train_NCHW = bench.dataset.train.x_NX
     for at in range(0, len(train_NCHW), 1024):
         x_BP = train_NCHW[at : at + 1024].reshape(-1, dims)
         counts_PL += np.bincount((pixel_P + x_BP).ravel(), minlength=dims * levels)

@@ -60,7 +60,7 @@ def read_curve(path: Path) -> dict[str, list[float]]:
 @torch.no_grad()
 def _write_samples(bundle: Path, dataset: Dataset, out: Path, pipeline: str) -> None:
     """A model that cannot sample has no picture. Every model and every version is shown with the same noise."""
-    np.save(out / "real.npy", np.array(dataset.held_out.x_NCHW[:SHOWN]), allow_pickle=False)
+    np.save(out / "real.npy", np.array(dataset.held_out.x_NX[:SHOWN]), allow_pickle=False)
     model = load_model(bundle)
     if isinstance(model, CanSample):
         x_NCHW = samples(model, dataset.spec, SHOWN, 0, PICTURE)

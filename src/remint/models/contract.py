@@ -1,6 +1,7 @@
 """What a model family is: a model with capabilities, and the phases that train it.
 
-Shapes: B batch, C channels, H height, W width, N noise numbers, K importance samples.
+Shapes: B batch, N noise numbers or examples, K importance samples, X the axes of one example: C, H, W of an image
+(channels, height, width), D of a table's row.
 
 A family is one module with two functions,
 
@@ -27,8 +28,12 @@ class CanSample(Protocol):
 
     sample_noise: int  # N: standard normal numbers that one sample takes
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
-        """x_BCHW, uint8, values 0 .. levels-1. Row i depends on row i of the noise only."""
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """x_BX: images uint8, values 0 .. levels-1; rows of a table as records.DataSpec says.
+
+        Row i depends on row i of the noise only. ``y_B``: the classes that a conditional model is to draw of; without
+        them it draws each from the training split's shares, by the last of the noise numbers.
+        """
         ...
 
 
@@ -38,8 +43,10 @@ class HasLogProb(Protocol):
 
     density_noise: int  # N: standard normal numbers that place one example within its levels
 
-    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
-        """log p(x) in nats, shape (B,), of discrete x (any dtype, values 0 .. levels-1).
+    def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """log p(x) in nats, shape (B,), of discrete x (any dtype, values 0 .. levels-1) or of a table's rows.
+
+        Of a conditional model log p(x | y), with y given.
 
         With x + u, u in [0, 1) made from the noise: its mean over u is a lower bound of the log of
         the discrete probability (Theis et al., A note on the evaluation of generative models, 2016).
@@ -53,8 +60,8 @@ class HasElbo(Protocol):
 
     latent_noise: int  # N: standard normal numbers that one latent sample takes
 
-    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
-        """log p(x, z_k) - log q(z_k | x) in nats, shape (K, B), no constant dropped.
+    def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """log p(x, z_k) - log q(z_k | x) in nats, shape (K, B), no constant dropped; all given y of a conditional model.
 
         The mean over k estimates the ELBO (Kingma & Welling, 2013); logmeanexp over k is IWAE-K
         (Burda et al., Importance Weighted Autoencoders, 2016).
@@ -65,15 +72,20 @@ class HasElbo(Protocol):
 class Model(nn.Module):
     """The network that is served. It is in eval mode and without gradients wherever a protocol's method is called."""
 
-    def initialise(self, x_BCHW: Tensor) -> None:
-        """Sets buffers from the whole training split (uint8), once, before step 0. By default nothing."""
+    conditional: bool = False  # whether everything is given the class
+
+    def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
+        """Sets buffers, and whatever starts from the data, from the whole training split, once, before step 0.
+
+        By default nothing. Every process calls it with the same examples, in float64 where it trains so.
+        """
 
 
 @dataclass
 class Batch:
     """What a phase is given in one step: this process's slice of the global batch."""
 
-    x_BCHW: Tensor  # float32 on the device, values 0 .. levels-1
+    x_BX: Tensor  # floating point, on the device: pixel values 0 .. levels-1, or a table's rows
     noise_BN: Tensor  # standard normal, N = the phase's noise_size; a function of (seed, step, phase, global position)
     progress: float  # share of the steps already done, 0 <= progress < 1
     step: int  # steps already done
@@ -96,6 +108,9 @@ class Phase(nn.Module):
     def look_through(self, **modules: nn.Module) -> None:
         """Keeps references without registering their parameters."""
         self.__dict__.update(modules)
+
+    def schedule(self, progress: float) -> None:
+        """Sets ``learning_rate`` and ``betas`` of the step to come by the share of steps done. By default neither."""
 
     def curves(self) -> dict[str, float]:
         """Numbers of the last forward that people want to see as curves, by name."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from remint.errors import SettingsError
 from remint.models.contract import Batch, Model, Phase
-from remint.models.layers import at_least_single, bits_per_dim, last_linear, mlp, normal_log_density, running_sums
+from remint.models.layers import at_least_single, in_unit, last_linear, mlp, normal_log_density, running_sums
 from remint.models.splines import parameters, rational_quadratic
 from remint.recipe import FlowSettings
 from remint.records import DataSpec
@@ -108,8 +108,8 @@ class Flow(Model):
         self.couplings = nn.ModuleList(Coupling(part, settings) for part in partitions(spec, settings.couplings))
 
     @torch.no_grad()
-    def initialise(self, x_BCHW: Tensor) -> None:
-        self.pixels.fit(x_BCHW)
+    def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
+        self.pixels.fit(x_NX)
 
     def to_base(self, x_BCHW: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
         """v = x + u, u = Phi(noise), as a point of the base space, shape (B, D), and log |det dz / dv|, shape (B,)."""
@@ -127,11 +127,11 @@ class Flow(Model):
         v_BD: Tensor = self.pixels.inverse(z_BD)
         return v_BD
 
-    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         z_BD, log_det_B = self.to_base(x_BCHW, noise_BN)
         return normal_log_density(z_BD).sum(1) + log_det_B
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         x_BD = self.from_base(noise_BN).floor().clamp(0, self.spec.levels - 1).to(torch.uint8)
         return x_BD.view(-1, *self.spec.shape)
 
@@ -142,7 +142,7 @@ def partitions(spec: DataSpec, count: int) -> list[Tensor]:
     A checkerboard and its complement, so that each pixel is first conditioned on its neighbours; then fixed random
     halves, each followed by its complement.
     """
-    c, h, w = spec.shape
+    c, h, w = spec.image
     board = (torch.arange(c)[:, None, None] + torch.arange(h)[:, None] + torch.arange(w)) % 2 == 0
     generator = torch.Generator().manual_seed(0)
     parts: list[Tensor] = []
@@ -163,7 +163,7 @@ class Likelihood(Phase):
         self.noise_size = model.density_noise
 
     def forward(self, batch: Batch) -> Tensor:
-        return bits_per_dim(-self.model.log_prob(batch.x_BCHW, batch.noise_BN).mean(), self.model.spec)
+        return in_unit(-self.model.log_prob(batch.x_BX, batch.noise_BN).mean(), self.model.spec)
 
 
 def build(settings: FlowSettings, spec: DataSpec) -> Flow:

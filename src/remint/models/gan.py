@@ -42,7 +42,7 @@ class Generator(Model):
         image_BD: Tensor = self.net(noise_BN)
         return image_BD.tanh()
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         return to_levels(self(noise_BN), self.spec.levels).view(-1, *self.spec.shape)
 
 
@@ -92,7 +92,7 @@ class CriticPhase(Phase):
         return self.settings.penalty + ramp * (self.settings.penalty_final - self.settings.penalty)
 
     def forward(self, batch: Batch) -> Tensor:
-        real_BD = to_unit(batch.x_BCHW.flatten(1), self.levels)
+        real_BD = to_unit(batch.x_BX.flatten(1), self.levels)
         with torch.no_grad():
             fake_BD = self.generator(batch.noise_BN).to(real_BD.dtype)
         penalised = batch.step % self.settings.penalty_every == 0
@@ -127,7 +127,7 @@ class GeneratorPhase(Phase):
 
     def forward(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            real_B = self.critic(to_unit(batch.x_BCHW.flatten(1), self.levels))
+            real_B = self.critic(to_unit(batch.x_BX.flatten(1), self.levels))
         return relativistic(self.critic(self.generator(batch.noise_BN)), real_B)
 
 

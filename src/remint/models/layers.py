@@ -63,6 +63,6 @@ def normal_log_density(z: Tensor) -> Tensor:
     return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
 
 
-def bits_per_dim(nats: Tensor, spec: DataSpec) -> Tensor:
-    """Nats per example to bits per dimension."""
-    return nats / (spec.dims * math.log(2.0))
+def in_unit(nats: Tensor, spec: DataSpec) -> Tensor:
+    """Nats per example in the unit that likelihoods of such data are reported in: bits per dimension, or nats of a row."""
+    return nats / spec.nats_per_unit

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.models.contract import Batch, Model, Phase
-from remint.models.layers import at_least_single, bits_per_dim, mlp, normal_log_density, to_unit
+from remint.models.layers import at_least_single, in_unit, mlp, normal_log_density, to_unit
 from remint.models.likelihoods import likelihood
 from remint.recipe import VaeSettings
 from remint.records import DataSpec
@@ -48,14 +48,14 @@ class Vae(Model):
         """log p(x | z) in nats, shape (..., B), of z of shape (..., B, Z)."""
         return self.likelihood.log_prob(x_BCHW.flatten(1), self._theta(z)).sum(-1)
 
-    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
         mean_BZ, scale_BZ = self.posterior(x_BCHW)
         z_KBZ = mean_BZ + scale_BZ * noise_KBN
         log_prior_KB = normal_log_density(z_KBZ).sum(-1)
         log_posterior_KB = (normal_log_density(noise_KBN) - scale_BZ.log()).sum(-1)
         return self.log_likelihood(x_BCHW, z_KBZ) + log_prior_KB - log_posterior_KB
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         z_BZ, pixels_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
         theta_BDP = self._theta(z_BZ)
         x_BD = self.likelihood.sample(theta_BDP, pixels_BN) if self.draws_pixels else self._likeliest(theta_BDP)
@@ -98,12 +98,12 @@ class Elbo(Phase):
         self.kl = torch.zeros(())
 
     def forward(self, batch: Batch) -> Tensor:
-        mean_BZ, scale_BZ = self.model.posterior(batch.x_BCHW)
-        log_likelihood_B = self.model.log_likelihood(batch.x_BCHW, mean_BZ + scale_BZ * batch.noise_BN)
+        mean_BZ, scale_BZ = self.model.posterior(batch.x_BX)
+        log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * batch.noise_BN)
         kl_B = 0.5 * (mean_BZ.square() + scale_BZ.square() - 1 - 2 * scale_BZ.log()).sum(1)
-        self.kl = bits_per_dim(kl_B.detach().mean(), self.model.spec)
+        self.kl = in_unit(kl_B.detach().mean(), self.model.spec)
         weight = min(1.0, batch.progress / self.kl_warmup) if self.kl_warmup else 1.0
-        return bits_per_dim((weight * kl_B - log_likelihood_B).mean(), self.model.spec)
+        return in_unit((weight * kl_B - log_likelihood_B).mean(), self.model.spec)
 
     def curves(self) -> dict[str, float]:
         return {"kl": float(self.kl)}

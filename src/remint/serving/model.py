@@ -32,21 +32,21 @@ class ServedModel:
     device: str = "cpu"
 
     def sample(self, count: int, seed: int) -> np.ndarray:
-        """x_NCHW, uint8, values 0 .. levels-1. Sample i is a function of (seed, i) alone, whatever the count."""
+        """x_NX, uint8, values 0 .. levels-1. Sample i is a function of (seed, i) alone, whatever the count."""
         return self.draw([(seed, index) for index in range(count)])
 
     def draw(self, places: Sequence[tuple[int, int]]) -> np.ndarray:
-        """x_NCHW, uint8: for each (seed, index) the sample of that index in the series of that seed."""
-        out_NCHW = np.empty((len(places), *self.spec.shape), np.uint8)
+        """x_NX, uint8: for each (seed, index) the sample of that index in the series of that seed."""
+        out_NX = np.empty((len(places), *self.spec.shape), np.uint8)
         for start in range(0, len(places), BLOCK):
             block = places[start : start + BLOCK]
             noise_BD = torch.zeros(BLOCK, self.model.sample_noise)
             for row, (seed, index) in enumerate(block):
                 noise_BD[row] = standard_normal((self.model.sample_noise,), seed, index)
             with torch.inference_mode():
-                x_BCHW = self.model.sample(noise_BD.to(self.device))
-            out_NCHW[start : start + BLOCK] = x_BCHW[: len(block)].cpu().numpy()
-        return out_NCHW
+                x_BX = self.model.sample(noise_BD.to(self.device))
+            out_NX[start : start + BLOCK] = x_BX[: len(block)].cpu().numpy()
+        return out_NX
 
 
 def load(folder: Path, device: str = "cpu") -> ServedModel:

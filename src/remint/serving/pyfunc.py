@@ -22,7 +22,7 @@ class Sampler:
         self.served = served
 
     def predict(self, rows: Mapping[str, Iterable[int]], params: dict[str, Any] | None = None) -> np.ndarray:
-        """x_NCHW, uint8: one sample a row (of a DataFrame), the first of the series of the row's ``seed``."""
+        """x_NX, uint8: one sample a row (of a DataFrame), the first of the series of the row's ``seed``."""
         return self.served.draw([(int(seed), 0) for seed in rows["seed"]])
 
 

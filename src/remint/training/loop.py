@@ -32,7 +32,7 @@ from remint.training.world import World
 def train(
     model: Model,  # what is served; on the device, its buffers set
     phases: Sequence[Phase],  # what one step runs, in this order
-    x_NCHW: Tensor,  # uint8 on the device: the training split
+    x_NX: Tensor,  # on the device: the training split, uint8 images or float32 rows
     y_N: Tensor | None,  # int64 on the device: its labels, where there are any
     score: Score | None,  # of the averaged model on the validation split, lower is better; None: it has no likelihood
     *,
@@ -44,8 +44,9 @@ def train(
     weight_decay: float,  # decoupled, per step, times the learning rate
     gradient_clip: float,  # greatest 2-norm of one phase's gradient; 0: not clipped
     ema: float,  # decay per step of the averaged weights
+    ema_images: int | None,  # images (examples) in which the average forgets half; None: as ``ema`` says
     seed: int,  # of order, noise and dropout
-    precision: Literal["fp32", "bf16"],  # of matrix products; weights and optimizers are fp32 always
+    precision: Literal["fp32", "bf16", "fp64"],  # bf16: of matrix products only; fp64: of everything
     validate_every: int,  # steps between two rows of the curve, and scores
     patience: int,  # scores without a new best after which training stops; 0: never
     checkpoint_every: int,  # steps between two checkpoints
@@ -66,11 +67,9 @@ def train(
     for phase in phases:
         phase.train().requires_grad_(False)
     runners = [world.shared(phase) for phase in phases]
-    rates = [learning_rate * phase.learning_rate for phase in phases]
-    optimizers = [
-        AdamW(phase.parameters(), lr=rate, betas=phase.betas, weight_decay=weight_decay, fused=True)
-        for phase, rate in zip(phases, rates, strict=True)
-    ]
+    optimizers = [AdamW(phase.parameters(), betas=phase.betas, weight_decay=weight_decay, fused=True) for phase in phases]
+    decay = ema if ema_images is None else 0.5 ** (batch_size / ema_images)
+    dtype = torch.float64 if precision == "fp64" else torch.float32
     losses_P = torch.zeros(len(phases), dtype=torch.float64, device=world.device)
     state = TrainingState(model, phases, optimizers, AveragedModel(model), losses_P, machines=[machine])
     _resume(state, checkpoints, world)
@@ -82,18 +81,17 @@ def train(
     while not finished():
         step = state.step
         seed_layers(seed, LAYERS, step, world.rank)
-        places = torch.tensor(batch_indices(len(x_NCHW), batch_size, seed, step)[rows], device=world.device)
-        x_BCHW = x_NCHW.index_select(0, places).float()
+        places = torch.tensor(batch_indices(len(x_NX), batch_size, seed, step)[rows], device=world.device)
+        x_BX = x_NX.index_select(0, places).to(dtype)
         y_B = None if y_N is None else y_N.index_select(0, places)
         factor = learning_rate_factor(step, steps, warmup, final_learning_rate)
         for index, phase in enumerate(phases):
             noise_BN = batch_noise(rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=world.device)
-            batch = Batch(x_BCHW, noise_BN, step / steps, step, y_B)
-            rate = factor * rates[index]
-            losses_P[index] += _descend(
-                runners[index], optimizers[index], batch, rate=rate, clip=gradient_clip, precision=precision
-            )
-        state.average.update(ema, step)
+            batch = Batch(x_BX, noise_BN.to(dtype), step / steps, step, y_B)
+            phase.schedule(batch.progress)
+            optimizers[index].param_groups[0].update(lr=factor * learning_rate * phase.learning_rate, betas=phase.betas)
+            losses_P[index] += _descend(runners[index], optimizers[index], batch, clip=gradient_clip, precision=precision)
+        state.average.update(decay, step)
         state.step += 1
 
         if state.step == steps or state.step % validate_every == 0:
@@ -120,17 +118,16 @@ def train(
     return state
 
 
-def _descend(runner: nn.Module, optimizer: Optimizer, batch: Batch, *, rate: float, clip: float, precision: str) -> Tensor:
-    """One optimizer step of one phase at learning rate ``rate``; its loss, shape (), without gradients."""
+def _descend(runner: nn.Module, optimizer: Optimizer, batch: Batch, *, clip: float, precision: str) -> Tensor:
+    """One optimizer step of one phase; its loss, shape (), without gradients."""
     (group,) = optimizer.param_groups
     for parameter in group["params"]:
         parameter.requires_grad_(True)
-    with torch.autocast(batch.x_BCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
     loss.backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_(group["params"], clip)
-    group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for parameter in group["params"]:

@@ -108,19 +108,21 @@ def _train(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoi
     chosen = family(recipe.family)
     seed_layers(settings.seed, INITIAL)
     model = chosen.build(recipe.model, spec)
-    x_NCHW, y_N = _on_device(dataset.train, world.device)
-    model.initialise(x_NCHW.cpu())
+    x_NX, y_N = _on_device(dataset.train, world.device)
+    dtype = torch.float64 if settings.precision == "fp64" else torch.float32
+    model.to(dtype)
+    model.initialise(x_NX.cpu(), None if y_N is None else y_N.cpu())
     model.to(world.device)
-    phases = [phase.to(world.device) for phase in chosen.phases(model, recipe.model)]
-    score = scorer(model, _on_device(dataset.validation, world.device)[0], spec, settings.seed, world)
+    phases = [phase.to(world.device, dtype) for phase in chosen.phases(model, recipe.model)]
+    score = scorer(model, *_on_device(dataset.validation, world.device), spec, settings.seed, world)
     machine = fingerprint(world.device, settings.threads, world.size)
     own = settings.model_dump(exclude={"threads", "devices"})
-    return train(model, phases, x_NCHW, y_N, score, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop)
+    return train(model, phases, x_NX, y_N, score, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop)
 
 
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Examples and labels, copied into memory once."""
-    return torch.tensor(split.x_NCHW, device=device), None if split.y_N is None else torch.tensor(split.y_N, device=device)
+    return torch.tensor(split.x_NX, device=device), None if split.y_N is None else torch.tensor(split.y_N, device=device)
 
 
 def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset, out: Path) -> None:

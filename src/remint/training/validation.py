@@ -1,11 +1,12 @@
-"""The score that chooses the best step: bits per dimension on the validation split, with noise that never changes.
+"""The score that chooses the best step: bits per dimension, or nats of a row, on the validation split.
+
+Its noise never changes, so that two scores differ by the weights alone.
 
 Shapes: N examples, B examples of one chunk, K draws of noise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -22,11 +23,12 @@ CHUNK = 256  # examples; the same at every world size, so that the score is too
 Score = Callable[[Model], float]
 
 
-def scorer(model: Model, x_NCHW: Tensor, spec: DataSpec, seed: int, world: World) -> Score | None:
-    """A function that scores a model of this kind, in bits per dimension, lower is better; None: it has no likelihood.
+def scorer(model: Model, x_NX: Tensor, y_N: Tensor | None, spec: DataSpec, seed: int, world: World) -> Score | None:
+    """A function that scores a model of this kind, in the data's unit, lower is better; None: it has no likelihood.
 
     Minus the ELBO, or minus the log density of the dequantised example, a mean over the examples and over
-    DRAWS fixed draws. ``x_NCHW``: uint8, on the device. The ranks share the chunks, and all must call it.
+    DRAWS fixed draws. ``x_NX``, ``y_N``: the validation split, on the device. The ranks share the chunks, and all must
+    call it.
     """
     if isinstance(model, HasElbo):
         noise_size = model.latent_noise
@@ -35,23 +37,26 @@ def scorer(model: Model, x_NCHW: Tensor, spec: DataSpec, seed: int, world: World
     else:
         return None
 
-    chunks = torch.split(x_NCHW, CHUNK)
-    noise = [standard_normal((DRAWS, len(chunk), noise_size), seed, SCORE, i).to(x_NCHW.device) for i, chunk in enumerate(chunks)]
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    x_chunks = torch.split(x_NX, CHUNK)
+    y_chunks = [None] * len(x_chunks) if y_N is None else list(torch.split(y_N, CHUNK))
+    shapes = [(DRAWS, len(chunk), noise_size) for chunk in x_chunks]
+    noise = [standard_normal(shape, seed, SCORE, i).to(x_NX.device, dtype) for i, shape in enumerate(shapes)]
 
     @torch.no_grad()
     def score(judged: Model) -> float:
-        nats = torch.zeros(len(chunks), dtype=torch.float64)
-        for i in range(world.rank, len(chunks), world.size):
-            nats[i] = _log_likelihood(judged, chunks[i].float(), noise[i])
+        nats = torch.zeros(len(x_chunks), dtype=torch.float64)
+        for i in range(world.rank, len(x_chunks), world.size):
+            nats[i] = _log_likelihood(judged, x_chunks[i].to(dtype), noise[i], y_chunks[i])
         # Each chunk is one rank's and zero elsewhere: the sum over ranks is exact.
-        return -float(world.gather(nats).sum(0).sum()) / (DRAWS * len(x_NCHW) * spec.dims * math.log(2))
+        return -float(world.gather(nats).sum(0).sum()) / (DRAWS * len(x_NX) * spec.nats_per_unit)
 
     return score
 
 
-def _log_likelihood(model: Model, x_BCHW: Tensor, noise_KBN: Tensor) -> float:
+def _log_likelihood(model: Model, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None) -> float:
     """Sum over examples and draws, nats."""
     if isinstance(model, HasElbo):
-        return float(model.elbo(x_BCHW, noise_KBN).double().sum())
+        return float(model.elbo(x_BX, noise_KBN, y_B).double().sum())
     assert isinstance(model, HasLogProb)
-    return sum(float(model.log_prob(x_BCHW, noise_BN).double().sum()) for noise_BN in noise_KBN)
+    return sum(float(model.log_prob(x_BX, noise_BN, y_B).double().sum()) for noise_BN in noise_KBN)

@@ -1,0 +1,63 @@
+"""What a conditional model knows of the classes.
+
+Shapes: B batch, N examples, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from remint.errors import SettingsError
+from remint.models.layers import running_sums
+from remint.records import DataSpec
+
+
+class Labels(nn.Module):
+    """The classes' shares in the training split, and labels as what a network takes in.
+
+    Of an unconditional model ``width`` and ``noise_size`` are 0, and ``drawn`` and ``beside`` hand on what they get, so
+    that a network need not ask.
+    """
+
+    share_K: Tensor
+
+    def __init__(self, conditional: bool, spec: DataSpec) -> None:
+        """Raises SettingsError where a conditional model is asked for and the data have no labels."""
+        super().__init__()
+        if conditional and spec.classes == 0:
+            raise SettingsError("model.conditional: true needs labels, and this dataset has none: leave it out, or add labels")
+        self.conditional = conditional
+        self.width = spec.classes if conditional else 0  # K numbers that ``one_hot`` adds to a network's input
+        self.noise_size = int(conditional)  # the last noise number of a sample, which draws its class
+        if conditional:
+            self.register_buffer("share_K", torch.full((spec.classes,), 1.0 / spec.classes, dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, y_N: Tensor | None) -> None:
+        """Sets the shares from the labels of the training split."""
+        if self.conditional:
+            assert y_N is not None
+            self.share_K.copy_(torch.bincount(y_N, minlength=self.width).double() / len(y_N))
+
+    def drawn(self, noise_BN: Tensor, y_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The noise without the number that draws the class, and the classes: those given, else drawn by that number."""
+        if not self.conditional:
+            return noise_BN, None
+        rest_BN, last_B = noise_BN[:, :-1], noise_BN[:, -1]
+        if y_B is None:
+            reached_K = running_sums(self.share_K)[:-1]
+            y_B = (torch.special.ndtr(last_B.double()).unsqueeze(1) >= reached_K).sum(1)
+        return rest_BN, y_B
+
+    def one_hot(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Shape (B, K)."""
+        assert y_B is not None, "a conditional model is given the class"
+        return F.one_hot(y_B, self.width).to(dtype)
+
+    def beside(self, x: Tensor, y_B: Tensor | None) -> Tensor:
+        """x, shape (..., B, D), with the classes as D + K numbers; of an unconditional model x as it is."""
+        if not self.conditional:
+            return x
+        return torch.cat([x, self.one_hot(y_B, x.dtype).expand(*x.shape[:-1], -1)], dim=-1)
