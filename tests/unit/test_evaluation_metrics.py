@@ -54,11 +54,11 @@ class Factorised:
         counts_PL = torch.from_numpy(counts(dataset))
         self.p_PL, self.noise = counts_PL / counts_PL.sum(dim=1, keepdim=True), noise
 
-    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         x_BP = x_BCHW.flatten(1).long()
         return self.p_PL.log()[torch.arange(64), x_BP].sum(dim=1) + self.noise * noise_BN[:, 0]
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         uniform_BP = torch.special.ndtr(noise_BN.double())
         above_BPL = uniform_BP[:, :, None] > self.p_PL.cumsum(dim=1)
         return above_BPL.sum(dim=2).clamp(max=16).to(torch.uint8).reshape(-1, 1, 8, 8)
@@ -76,7 +76,7 @@ class TwoCauses:
         log_p_2L = self.logits_2L.log_softmax(dim=1)
         return log_p_2L[:, x_BCHW.flatten(1).long()].sum(dim=2)
 
-    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
         log_p_2B = self.log_p_2B(x_BCHW)
         return torch.where(noise_KBN[:, :, 0] > 0, log_p_2B[1], log_p_2B[0])
 
@@ -89,7 +89,7 @@ class Resampler:
     def __init__(self, dataset: Dataset) -> None:
         self.x_NCHW = torch.from_numpy(np.array(dataset.train.x_NX))
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         return self.x_NCHW[(torch.special.ndtr(noise_BN[:, 0]) * len(self.x_NCHW)).long()]
 
 
@@ -107,7 +107,7 @@ def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(bench: Bench) -
     class Uniform:
         density_noise = 1
 
-        def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+        def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return torch.full((len(x_BCHW),), -64 * math.log(17.0), dtype=torch.float64)
 
     np.testing.assert_allclose(run(Uniform(), "nll", bench).values_N, math.log2(17.0), rtol=1e-14)
@@ -144,7 +144,7 @@ def test_importance_samples_are_walked_through_in_parts(bench: Bench, monkeypatc
     shapes = []
 
     class Watched(TwoCauses):
-        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
             shapes.append(len(noise_KBN))
             return super().elbo(x_BCHW, noise_KBN)
 
@@ -182,7 +182,7 @@ def test_draws_are_different_draws(bench: Bench) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: Bench, bad: float) -> None:
     class Broken(Factorised):
-        def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+        def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             nats_B = super().log_prob(x_BCHW, noise_BN)
             nats_B[5] = bad  # one of each of the three blocks
             return nats_B
@@ -193,7 +193,7 @@ def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: Bench, 
 
 def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: Bench) -> None:
     class Impossible(TwoCauses):
-        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
             log_w_KB = super().elbo(x_BCHW, noise_KBN)
             log_w_KB[0] = -math.inf
             return log_w_KB
@@ -205,7 +205,7 @@ def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: Be
 @pytest.mark.parametrize("spoil", [lambda x: x.float(), lambda x: x[:, :, :7], lambda x: x + 17])
 def test_samples_must_be_images_of_the_dataset(bench: Bench, spoil: Any) -> None:
     class Wrong(Resampler):
-        def sample(self, noise_BN: Tensor) -> Tensor:
+        def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             spoiled: Tensor = spoil(super().sample(noise_BN))
             return spoiled
 
@@ -259,7 +259,7 @@ def test_each_pass_over_the_model_runs_once(bench: Bench) -> None:
     passes = []
 
     class Counted(TwoCauses):
-        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+        def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
             passes.append(noise_KBN.shape[:2].numel())
             return super().elbo(x_BCHW, noise_KBN)
 

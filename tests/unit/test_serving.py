@@ -35,7 +35,7 @@ class Echo:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def sample(self, noise_BN: Tensor) -> Tensor:
+    def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         self.sizes.append(len(noise_BN))
         return ((noise_BN + 8) * 16).clamp(0, 255).to(torch.uint8).reshape(-1, 1, 2, 2)
 

@@ -232,7 +232,7 @@ class Uniform(Model):
         super().__init__()
         self.spec, self.density_noise = spec, spec.dims
 
-    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
+    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         assert noise_BN.shape == (len(x_BCHW), self.spec.dims)
         return torch.full((len(x_BCHW),), -self.spec.dims * math.log(self.spec.levels))
 
@@ -244,7 +244,7 @@ class Bound(Model):
         super().__init__()
         self.spec, self.latent_noise = spec, 1
 
-    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor) -> Tensor:
+    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
         return noise_KBN[..., 0] - self.spec.dims
 
 
