@@ -1,0 +1,243 @@
+"""Residual convolutional trunks without normalisation, which the families share.
+
+    block(h) = h + W3 act(W2 * act(W1 h))     1x1, grouped 3x3, 1x1; twice as many channels inside
+
+Huang et al., The GAN is dead; long live the GAN! (R3GAN, 2024). Nothing is normalised, so no example sees another and a
+gradient penalty means what it says; what holds the variance is the initialisation: the last layer of a branch is zero
+and the others are scaled by the number of branches (Zhang et al., Fixup initialization, 2019). Between stages maps are
+resampled bilinearly, by sums that have one order on every device. ``dilation`` spreads the taps of the 3x3 convolutions,
+doubling from block to block of a stage (Yu & Koltun, Multi-scale context aggregation by dilated convolutions, 2016).
+
+Shapes: B batch, C channels, H height, W width, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from remint.errors import SettingsError
+
+Activation = Literal["leaky_relu", "silu"]
+Size = tuple[int, int]  # H, W
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU}
+GAINS: dict[Activation, float] = {"leaky_relu": math.sqrt(2.0 / 1.04), "silu": 1.677}  # 1 / rms of act(standard normal)
+INSIDE = 2  # channels inside a block, times those outside
+GROUP = 16  # channels of a group of the 3x3 convolution
+COARSEST = 8  # greatest side of the map that is flattened
+WIDEST = 4  # channels of a coarse map at most, times those of the finest
+
+
+def stages(size: Size) -> list[Size]:
+    """Sizes of the maps from the finest to the coarsest: halved while both sides are even and stay at 4 or more.
+
+    Raises SettingsError where the coarsest is larger than 8 x 8.
+    """
+    height, width = size
+    sizes = [size]
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        sizes.append((height, width))
+    if max(height, width) > COARSEST:
+        raise SettingsError(
+            f"a convolutional network halves its maps down to 8 x 8 or less, and {size[0]} x {size[1]} stops at "
+            f"{height} x {width}: set datasets.NAME.shape to sides such as 8, 16, 28, 32 or 64, or take network: mlp"
+        )
+    return sizes
+
+
+def widths(width: int, count: int) -> list[int]:
+    """Channels of ``count`` stages from the finest, which has ``width``: doubled at each, up to four times as many."""
+    return [width * min(2**stage, WIDEST) for stage in range(count)]
+
+
+def halved(x_BCHW: Tensor) -> Tensor:
+    """Half the height and width, bilinearly: means of 2 x 2."""
+    b, c, h, w = x_BCHW.shape
+    return x_BCHW.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
+
+
+def doubled(x_BCHW: Tensor) -> Tensor:
+    """Twice the height and width, bilinearly; beyond the edge lies the edge.
+
+    As ``interpolate(scale_factor=2, mode="bilinear")``, whose backward pass on CUDA has no fixed order.
+    """
+    for dim in (2, 3):
+        size = x_BCHW.shape[dim]
+        before = torch.cat([x_BCHW.narrow(dim, 0, 1), x_BCHW.narrow(dim, 0, size - 1)], dim)
+        after = torch.cat([x_BCHW.narrow(dim, 1, size - 1), x_BCHW.narrow(dim, size - 1, 1)], dim)
+        pair = torch.stack([0.75 * x_BCHW + 0.25 * before, 0.75 * x_BCHW + 0.25 * after], dim + 1)
+        x_BCHW = pair.flatten(dim, dim + 1)
+    return x_BCHW
+
+
+class Block(nn.Module):
+    """One residual block of C channels; at initialisation the identity. ``branches``: blocks of the whole trunk."""
+
+    def __init__(self, channels: int, rate: int, branches: int, activation: Activation, dropout: float = 0.0) -> None:
+        super().__init__()
+        inside = INSIDE * channels
+        groups = inside // math.gcd(inside, GROUP)
+        layers: list[nn.Module] = [
+            _started(nn.Conv2d(channels, inside, 1), branches**-0.25),
+            ACTIVATIONS[activation](),
+            _started(
+                nn.Conv2d(inside, inside, 3, padding=rate, dilation=rate, groups=groups), GAINS[activation] * branches**-0.25
+            ),
+            ACTIVATIONS[activation](),
+            _started(nn.Conv2d(inside, channels, 1), 0.0),
+        ]
+        if dropout:
+            layers.insert(4, nn.Dropout(dropout))
+        self.branch = nn.Sequential(*layers)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        moved: Tensor = self.branch(x_BCHW)
+        return x_BCHW + moved
+
+
+def rates(blocks: int, dilation: int, size: Size | None = None) -> list[int]:
+    """Distance of the taps in each block of a stage: 1, 2, 4, .. up to ``dilation``, and to half of the map's side."""
+    greatest = dilation if size is None else max(1, min(dilation, min(size) // 2))
+    return [min(2**block, greatest) for block in range(blocks)]
+
+
+class Downwards(nn.Module):
+    """Image to features: (B, C, H, W), and (B, ``beside``) where it is given more, to (B, ``out_features``)."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: Size,
+        width: int,  # channels of the finest map
+        blocks: int,  # of each stage
+        out_features: int,
+        *,
+        beside: int = 0,  # F: features that come with the image
+        dilation: int = 1,  # greatest
+        activation: Activation = "leaky_relu",
+        dropout: float = 0.0,
+    ) -> None:
+        """Raises SettingsError as ``stages`` does."""
+        super().__init__()
+        sizes = stages(size)
+        wide = widths(width, len(sizes))
+        branches = blocks * len(sizes)
+        self.stem = Stem(channels, wide[0], beside)
+        self.stages = nn.ModuleList()
+        self.changes = nn.ModuleList()  # of channels, after a map is halved
+        for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
+            if stage:
+                self.changes.append(_change(wide[stage - 1], own))
+            places = rates(blocks, dilation, at)
+            self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
+        self.last = _started(nn.Linear(wide[-1] * math.prod(sizes[-1]), out_features), 1.0)
+
+    def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
+        h_BCHW = self.stages[0](self.stem(x_BCHW, beside_BF))
+        for change, stage in zip(self.changes, self.stages[1:], strict=True):
+            h_BCHW = stage(change(halved(h_BCHW)))
+        features_BF: Tensor = self.last(h_BCHW.flatten(1))
+        return features_BF
+
+
+class Upwards(nn.Module):
+    """Features to an image's map: (B, ``in_features``) to (B, C, H, W)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,  # channels of the finest map
+        blocks: int,  # of each stage
+        channels: int,
+        size: Size,
+        *,
+        dilation: int = 1,  # greatest
+        activation: Activation = "leaky_relu",
+        dropout: float = 0.0,
+    ) -> None:
+        """Raises SettingsError as ``stages`` does."""
+        super().__init__()
+        sizes = stages(size)[::-1]
+        wide = widths(width, len(sizes))[::-1]
+        branches = blocks * len(sizes)
+        self.first_map = (wide[0], *sizes[0])
+        self.first = _started(nn.Linear(in_features, math.prod(self.first_map)), 1.0)
+        self.stages = nn.ModuleList()
+        self.changes = nn.ModuleList()  # of channels, after a map is doubled
+        for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
+            if stage:
+                self.changes.append(_change(wide[stage - 1], own))
+            places = rates(blocks, dilation, at)
+            self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
+        self.last = _started(nn.Conv2d(wide[-1], channels, 1), 1.0)
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        h_BCHW = self.stages[0](self.first(features_BF).view(-1, *self.first_map))
+        for change, stage in zip(self.changes, self.stages[1:], strict=True):
+            h_BCHW = stage(change(doubled(h_BCHW)))
+        x_BCHW: Tensor = self.last(h_BCHW)
+        return x_BCHW
+
+
+class SameSize(nn.Module):
+    """Map to map of the same height and width, whatever they are; with ``zero`` the output is 0 at initialisation."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        width: int,  # channels of every block
+        channels_out: int,
+        blocks: int,
+        *,
+        beside: int = 0,  # F: features that come with the map
+        dilation: int = 1,  # greatest
+        activation: Activation = "leaky_relu",
+        dropout: float = 0.0,
+        zero: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(channels_in, width, beside)
+        self.blocks = nn.Sequential(*(Block(width, rate, blocks, activation, dropout) for rate in rates(blocks, dilation)))
+        self.last = _started(nn.Conv2d(width, channels_out, 1), 0.0 if zero else 1.0)
+
+    def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
+        y_BCHW: Tensor = self.last(self.blocks(self.stem(x_BCHW, beside_BF)))
+        return y_BCHW
+
+
+class Stem(nn.Module):
+    """1x1 convolution from a map's channels to a trunk's; features beside the map are added to each of its places."""
+
+    def __init__(self, channels_in: int, channels_out: int, beside: int) -> None:
+        super().__init__()
+        self.map = _started(nn.Conv2d(channels_in, channels_out, 1), 1.0)
+        self.beside = _started(nn.Linear(beside, channels_out, bias=False), 1.0) if beside else None
+
+    def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None) -> Tensor:
+        h_BCHW: Tensor = self.map(x_BCHW)
+        if self.beside is not None:
+            h_BCHW = h_BCHW + self.beside(beside_BF)[:, :, None, None]
+        return h_BCHW
+
+
+def _change(channels_in: int, channels_out: int) -> nn.Module:
+    """1x1 convolution where the number of channels changes."""
+    if channels_in == channels_out:
+        return nn.Identity()
+    return _started(nn.Conv2d(channels_in, channels_out, 1, bias=False), 1.0)
+
+
+def _started(layer: Layer, gain: float) -> Layer:
+    """The layer with normal weights of standard deviation gain / sqrt(fan in), and biases of 0."""
+    fan_in = layer.weight[0].numel()
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
