@@ -10,22 +10,38 @@ from torch import Tensor
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.families import family
 from remint.recipe import FlowSettings, GanSettings, ModelSettings, VaeSettings
-from remint.records import DataSpec
+from remint.records import Column, DataSpec
 
 PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine examples in all: every sum over them can be written out
-IMAGE = DataSpec(shape=(2, 3, 4), levels=17)
+LABELLED_PAIR = PAIR.model_copy(update={"classes": 3})
+IMAGE = DataSpec(shape=(2, 3, 4), levels=17, classes=3)
+NUMBERS = DataSpec(shape=(3,), columns=tuple(Column(name=name) for name in "abc"), classes=3)  # a table, complete
+MIXED = DataSpec(  # a table with everything that one may have
+    shape=(4,),
+    columns=(
+        Column(name="age", mean=40.0, scale=9.0),
+        Column(name="colour", categories=("blue", "green", "red")),
+        Column(name="height", mean=170.0, scale=12.0, missing=True),
+        Column(name="smokes", categories=("no", "yes"), missing=True),
+    ),
+    classes=3,
+)
 
 
 @dataclass(frozen=True)
 class Case:
+    """One family with settings, and the data that the tests of every family show it."""
+
     family: str
     settings: ModelSettings
+    spec: DataSpec = IMAGE
 
-    def build(self, spec: DataSpec, seed: int = 0, spread: float = 0.2) -> Model:
+    def build(self, spec: DataSpec | None = None, seed: int = 0, spread: float = 0.2) -> Model:
         """In float64 and eval mode, initialised from random data; ``spread`` is added to every parameter at random."""
+        spec = spec or self.spec
         torch.manual_seed(seed)
         model = family(self.family).build(self.settings, spec).double().eval()
-        model.initialise(examples(spec, 50))
+        model.initialise(examples(spec, 50), labels(spec, 50))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(spread * torch.randn_like(parameter))
@@ -33,6 +49,10 @@ class Case:
 
     def phases(self, model: Model) -> list[Phase]:
         return [phase.double() for phase in family(self.family).phases(model, self.settings)]
+
+    def y(self, count: int, seed: int = 1) -> Tensor | None:
+        """Classes to give a conditional model; None to others."""
+        return labels(self.spec, count, seed) if self.settings.conditional else None
 
 
 CASES = {
@@ -44,11 +64,33 @@ CASES = {
 
 
 def examples(spec: DataSpec, count: int, seed: int = 1) -> Tensor:
-    """Random examples, uint8, in which no two pixels of one example are independent."""
+    """Random examples, uint8 images or float32 rows, in which no two values of one example are independent."""
     generator = torch.Generator().manual_seed(seed)
+    if spec.is_table:
+        return _rows(spec, count, generator)
     own = torch.randint(spec.levels, (count, *spec.shape), generator=generator)
     shared = torch.randint(spec.levels, (count, 1, 1, 1), generator=generator)
     return torch.minimum(own, shared).to(torch.uint8)
+
+
+def _rows(spec: DataSpec, count: int, generator: torch.Generator) -> Tensor:
+    shared = torch.randn(count, generator=generator)
+    columns = []
+    for column in spec.columns:
+        x = (shared + torch.randn(count, generator=generator)) / 2**0.5
+        if column.categories:
+            x = (torch.special.ndtr(x) * len(column.categories)).floor().clamp(max=len(column.categories) - 1)
+        if column.missing:
+            x[torch.rand(count, generator=generator) < 0.3] = torch.nan
+        columns.append(x)
+    return torch.stack(columns, dim=1)
+
+
+def labels(spec: DataSpec, count: int, seed: int = 1) -> Tensor | None:
+    """Random classes, int64, every one of them among the first few; None where the data have none."""
+    if not spec.classes:
+        return None
+    return (torch.arange(count) + torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed))) % spec.classes
 
 
 def every_example(spec: DataSpec) -> Tensor:
@@ -58,5 +100,6 @@ def every_example(spec: DataSpec) -> Tensor:
 
 
 def a_batch(phase: Phase, spec: DataSpec, count: int = 6, step: int = 0, progress: float = 0.5) -> Batch:
+    """As the loop makes it, in float64, with the labels that the data have."""
     noise = standard_normal((count, phase.noise_size), step, 7).double()
-    return Batch(examples(spec, count).double(), noise, progress=progress, step=step)
+    return Batch(examples(spec, count).double(), noise, progress=progress, step=step, y_B=labels(spec, count))
