@@ -249,13 +249,13 @@ def outcome(
     report = job.evidence.report
     return {
         "pipeline": job.pipeline,
+        "dataset": job.dataset.name,
         "dataset_version": job.dataset.digest,
         "weights_sha256": job.model.weights_sha256,
         "model": job.pipeline,
         "version": version,
         "champion": holder,
         "trained": job.trained,
-        "levels": job.dataset.spec.levels,
         "unchanged": unchanged,
         "metrics": {name: report.metrics[name].to_json() for name in job.settings.metrics()},
         "context": {name: value.to_json() for name, value in report.context.items()},

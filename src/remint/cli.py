@@ -105,9 +105,9 @@ def _tell(home: Home, outcomes: list[dict[str, Any]]) -> None:
             terminal.out.print(f"\n{outcome['pipeline']}: same data, same settings, same code: nothing was trained; {standing}.")
         if outcome["decision"]["verdict"] != "promoted":
             terminal.reasons(outcome)
-    picture = gallery.compare(home, outcomes)
     name = outcomes[0]["model"]
-    terminal.out.print(f"\nSamples beside real data: {picture}", soft_wrap=True)
+    for picture in gallery.compare(home, outcomes):
+        terminal.out.print(f"\nSamples beside real data: {picture}", soft_wrap=True)
     terminal.out.print(
         f"Next: remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up", soft_wrap=True
     )
@@ -243,7 +243,10 @@ def _decide(model: str, action: Literal["promoted", "rejected"], reason: str, as
 def sample(
     model: ModelRef,
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many samples.")] = 64,
-    output: Annotated[Path, typer.Option("-o", help="A .png (a grid) or .npy (uint8, N x C x H x W).")] = Path("samples.png"),
+    output: Annotated[
+        Path, typer.Option("-o", help="A .png (a grid), a .npy (uint8, N x C x H x W), or a .csv of a table.")
+    ] = Path("samples.png"),
+    of_class: Annotated[str | None, typer.Option("--class", help="Of a conditional model: the class to draw.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sample i depends on the seed and i only.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -254,7 +257,7 @@ def sample(
     home, _ = here()
     from remint import queries
 
-    answer = queries.sample(home, model, count, seed, output)
+    answer = queries.sample(home, model, count, seed, of_class, output)
     if as_json:
         print_json(answer)
     else:

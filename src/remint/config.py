@@ -34,8 +34,8 @@ from remint.recipe import (
 
 PARAMS = "params.yaml"
 
-# What a metric asks of a model: a protocol of models/contract.py.
-METRIC_NEEDS = {"nll": "log_prob", "elbo": "elbo", "iwae": "elbo", "fd_domain": "sample"}
+# What a metric asks of a model: a protocol of models/contract.py, or classes: that it is conditional.
+METRIC_NEEDS = {"nll": "log_prob", "elbo": "elbo", "iwae": "elbo", "fd_domain": "sample", "class_agreement": "classes"}
 
 
 class EvaluationSettings(Settings):
@@ -153,8 +153,10 @@ class PipelineSettings(Settings):
 
     @model_validator(mode="after")
     def _metrics_fit(self) -> PipelineSettings:
-        can = self.model.can
+        can = self.model.can | ({"classes"} if self.model.conditional else set())
         for metric in self.evaluation.metrics or []:
+            if METRIC_NEEDS[metric] == "classes" and "classes" not in can:
+                raise ValueError(f"evaluation.metrics: {metric} needs model.conditional: true")
             if METRIC_NEEDS[metric] not in can:
                 raise ValueError(
                     f"evaluation.metrics: family '{self.family}' has no {METRIC_NEEDS[metric]}, which {metric} needs"

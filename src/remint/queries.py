@@ -185,10 +185,15 @@ def _decision(row: dict[str, Any]) -> list[str]:
     return [f"{row['at'][:19]} UTC, {row['who']}: {row['action']}", *(f"  {line}" for line in row["why"].splitlines())]
 
 
-def sample(home: Home, ref: str, count: int, seed: int, output: Path) -> dict[str, Any]:
-    """Draws ``count`` samples and writes them. Raises SettingsError for a file that is neither .png nor .npy."""
-    if output.suffix not in (".png", ".npy"):
-        raise SettingsError(f"-o {output}: expected a name that ends in .png (a grid) or .npy (uint8, N x C x H x W)")
+def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, output: Path) -> dict[str, Any]:
+    """Draws ``count`` samples, of one class where it is named, and writes them.
+
+    Raises SettingsError for a file that is none of .png and .npy (images) or .csv (a table), and for an unknown class.
+    """
+    if output.suffix not in (".png", ".npy", ".csv"):
+        raise SettingsError(
+            f"-o {output}: expected a name that ends in .png (a grid), .npy (uint8, N x C x H x W) or, for a table, .csv"
+        )
     if not output.absolute().parent.is_dir():
         raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
     version = stores.tracking(home).version(ref)
@@ -197,15 +202,28 @@ def sample(home: Home, ref: str, count: int, seed: int, output: Path) -> dict[st
     import numpy as np
 
     from remint.evaluation import plots
-    from remint.serving.model import load
+    from remint.serving.model import load, write_csv
 
     model = load(folder)
-    x_NCHW = model.sample(count, seed)
-    if output.suffix == ".npy":
-        np.save(output, x_NCHW, allow_pickle=False)
+    if model.spec.is_table != (output.suffix == ".csv"):
+        kind, suffix = ("a table", ".csv") if model.spec.is_table else ("images", ".png or .npy")
+        raise SettingsError(f"-o {output}: {version.ref} draws {kind}: give a name that ends in {suffix}")
+    x_NX = model.sample(count, seed, None if of_class is None else model.class_named(of_class))
+    if output.suffix == ".csv":
+        write_csv(output, model.table(x_NX))
+    elif output.suffix == ".npy":
+        np.save(output, x_NX, allow_pickle=False)
     else:
-        plots.sample_grid(output, x_NCHW, model.spec.levels, title=f"{version.ref}, seed {seed}")
-    return {"model": version.ref, "count": count, "seed": seed, "path": str(output), "weights_sha256": version.weights_sha256}
+        named = "" if of_class is None else f", class {of_class}"
+        plots.sample_grid(output, x_NX, model.spec.levels, title=f"{version.ref}{named}, seed {seed}")
+    return {
+        "model": version.ref,
+        "count": count,
+        "seed": seed,
+        "class": of_class,
+        "path": str(output),
+        "weights_sha256": version.weights_sha256,
+    }
 
 
 def fetched(home: Home, version: ModelVersion) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # numpy is not needed to read a report
     import numpy as np
 
 Verdict = Literal["promoted", "kept", "refused", "awaiting_approval"]
+Ended = Literal["finished", "patience", "collapsed", "diverged"]
 
 
 def canonical(value: Any) -> str:
@@ -79,6 +80,7 @@ class DataSpec(Record):
     levels: int = 0  # of images
     classes: int = 0  # number of labels; 0: there are none
     columns: tuple[Column, ...] = ()  # of a table, D of them
+    class_names: tuple[str, ...] = ()  # of the labels, where they have names
 
     @property
     def is_table(self) -> bool:
@@ -94,6 +96,19 @@ class DataSpec(Record):
         """C, H, W."""
         c, h, w = self.shape  # type: ignore[misc]  # a row of a table has none
         return c, h, w
+
+    def fits(self, other: DataSpec, *, conditional: bool) -> bool:
+        """Whether a model of such examples can be held against others: the classes only matter to a conditional one."""
+        same = (self.shape, self.levels, self.columns) == (other.shape, other.levels, other.columns)
+        return same and (not conditional or (self.classes, self.class_names) == (other.classes, other.class_names))
+
+    def text(self) -> str:
+        """What the examples are, in a few words."""
+        labels = f", {self.classes} classes" if self.classes else ""
+        if self.is_table:
+            numeric = sum(column.numeric for column in self.columns)
+            return f"rows of {numeric} numeric and {len(self.columns) - numeric} categorical columns{labels}"
+        return f"images of shape {self.shape} with {self.levels} levels{labels}"
 
     @property
     def unit(self) -> str:
@@ -126,8 +141,10 @@ class TrainedModel(Record):
     spec: DataSpec
     recipe: dict[str, Any]  # Recipe.resolved()
     weights_sha256: str
-    steps: int  # steps that were run (fewer than asked for where patience ran out)
+    steps: int  # steps that were run: fewer than asked for where it was ended early
     best_step: int  # step whose averaged weights are served
+    ended: Ended = "finished"  # collapsed, diverged: it was, and what is served is the best before it
+    reason: str = ""  # one sentence, where it was ended early
     validation: float | None  # score at best_step, bits/dim, lower is better; None: the family has none
     world_size: int
     fingerprint: dict[str, Any]  # hardware, threads and build, within which hashes may be compared
@@ -165,6 +182,7 @@ class EvaluationReport(Record):
     dataset: str  # digest of the DatasetVersion whose held-out split was used
     metrics: dict[str, MetricValue]
     context: dict[str, MetricValue] = {}  # not of the model: the floor of a Frechet distance, a trivial baseline
+    by_class: dict[str, dict[str, MetricValue]] = {}  # metric, class: the same over the held-out examples of one class
     values_sha256: str = ""  # of the per-example values beside the report
 
 

@@ -1,6 +1,6 @@
 """What every metric is measured with, and what a measurement is.
 
-Shapes: N values, B block, C channels, H height, W width.
+Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of a table's row).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remint.records import DataSpec
 BLOCK = 128  # examples at a time: their noise is drawn by (seed, stream, draw, block), so a changed size changes the noise
 
 # Streams: what noise is drawn for, so that no two uses share it.
-DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE = range(4)
+DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT = range(5)
 
 Array = np.ndarray[Any, Any]
 
@@ -41,11 +41,13 @@ class Bench:
         """What two values must have in common to be comparable: the data, the seed and ``how`` it was measured."""
         return {"dataset": self.dataset.version.digest, "split": "held_out", "seed": self.settings.seed, **how}
 
-    def held_out_blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """The held-out images in blocks x_BX (uint8), each with its number."""
-        x_NX = self.dataset.held_out.x_NX
-        for number, at in enumerate(range(0, len(x_NX), BLOCK)):
-            yield number, torch.from_numpy(np.array(x_NX[at : at + BLOCK]))
+    def held_out_blocks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """The held-out examples in blocks x_BX with their labels y_B, where there are any, each with its number."""
+        held_out = self.dataset.held_out
+        for number, at in enumerate(range(0, len(held_out), BLOCK)):
+            chosen = slice(at, at + BLOCK)
+            y_B = None if held_out.y_N is None else torch.from_numpy(np.array(held_out.y_N[chosen]))
+            yield number, torch.from_numpy(np.array(held_out.x_NX[chosen])), y_B
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,25 @@ class Measurement:
     high: float
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def over_examples(cls, bits_N: Array, bench: Bench, **how: Any) -> Measurement:
-        """One value for each held-out example."""
-        low, high = intervals.over_examples(bits_N, bench.settings.seed)
-        return cls(bits_N, len(bits_N), low, high, bench.fingerprint(**how, n=len(bits_N), interval="bootstrap over examples"))
+    by_class: dict[int, Measurement] = field(default_factory=dict)  # the same over the examples of each class
 
     @classmethod
-    def over_draws(cls, values_N: Array, n: int, bench: Bench, **how: Any) -> Measurement:
+    def over_examples(cls, values_N: Array, bench: Bench, y_N: Array | None = None, **how: Any) -> Measurement:
+        """One value for each held-out example; with their labels also class by class."""
+        low, high = intervals.over_examples(values_N, bench.settings.seed)
+        fingerprint = bench.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
+        classes = [] if y_N is None else np.unique(y_N).tolist()
+        by_class = {y: cls.over_examples(values_N[y_N == y], bench, **how, of_class=y) for y in classes}
+        return cls(values_N, len(values_N), low, high, fingerprint, by_class)
+
+    @classmethod
+    def over_draws(
+        cls, values_N: Array, n: int, bench: Bench, by_class: dict[int, Measurement] | None = None, **how: Any
+    ) -> Measurement:
         """One value for each repeated draw of ``n`` samples."""
         low, high = intervals.over_draws(values_N)
-        return cls(values_N, n, low, high, bench.fingerprint(**how, n=n, draws=len(values_N), interval="t over draws"))
+        fingerprint = bench.fingerprint(**how, n=n, draws=len(values_N), interval="t over draws")
+        return cls(values_N, n, low, high, fingerprint, by_class or {})
 
 
 def finite(values_N: Array, metric: str) -> Array:
@@ -81,17 +91,34 @@ def finite(values_N: Array, metric: str) -> Array:
     return values_N
 
 
-def samples(model: CanSample, spec: DataSpec, count: int, *seed: int) -> Array:
-    """``count`` samples x_NX, uint8: a pure function of the model and ``seed``, of which the second number is the stream.
+def samples(model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None) -> Array:
+    """``count`` samples x_NX: a pure function of the model and ``seed``, of which the second number is the stream.
 
-    Raises RunError where they are not images of the dataset's shape and levels.
+    ``y_N``: the classes that a conditional model is to draw of. Raises RunError where they are not examples of ``spec``.
     """
     blocks = []
     for number, at in enumerate(range(0, count, BLOCK)):
         noise_BN = standard_normal((min(BLOCK, count - at), model.sample_noise), *seed, number)
-        blocks.append(model.sample(noise_BN).numpy())
+        blocks.append(model.sample(noise_BN, None if y_N is None else torch.from_numpy(y_N[at : at + BLOCK])).numpy())
     x_NX: Array = np.concatenate(blocks)
-    if x_NX.dtype != np.uint8 or x_NX.shape[1:] != spec.shape or x_NX.max() >= spec.levels:
-        found = f"{x_NX.dtype} {x_NX.shape[1:]} up to {x_NX.max()}"
-        raise RunError(f"the model's samples are {found}; the dataset's images are uint8 {spec.shape} below {spec.levels}")
+    wrong = _wrong_row(x_NX, spec) if spec.is_table else _wrong_image(x_NX, spec)
+    if wrong:
+        raise RunError(f"the model's samples are not examples of the dataset: {wrong}")
     return x_NX
+
+
+def _wrong_image(x_NX: Array, spec: DataSpec) -> str | None:
+    if x_NX.dtype != np.uint8 or x_NX.shape[1:] != spec.shape or x_NX.max() >= spec.levels:
+        return f"{x_NX.dtype} {x_NX.shape[1:]} up to {x_NX.max()}, and its images are uint8 {spec.shape} below {spec.levels}"
+    return None
+
+
+def _wrong_row(x_ND: Array, spec: DataSpec) -> str | None:
+    if x_ND.dtype != np.float32 or x_ND.shape[1:] != spec.shape:
+        return f"{x_ND.dtype} {x_ND.shape[1:]}, and its rows are float32 {spec.shape}"
+    for column, value_N in zip(spec.columns, x_ND.T, strict=True):
+        if not np.isfinite(value_N).all():
+            return f"column '{column.name}' has values that are not finite"
+        if column.categories and not np.isin(value_N, range(len(column.categories))).all():
+            return f"column '{column.name}' has values that are not places of its {len(column.categories)} categories"
+    return None

@@ -36,14 +36,14 @@ def evaluate(
     Raises:
         IntegrityError: a file is not what its digest says.
         SettingsError: an unknown metric, or one that this model cannot have.
-        DataError: the dataset's images are of another shape than those that the model was trained on.
+        DataError: the dataset's examples are of another kind than those that the model was trained on.
         RunError: a weight or a value is not finite.
     """
     model, trained = load_model(bundle), TrainedModel.read(bundle / "training.json")
-    if (trained.spec.shape, trained.spec.levels) != (dataset.spec.shape, dataset.spec.levels):
+    if not trained.spec.fits(dataset.spec, conditional=model.conditional):
         raise DataError(
-            f"the model was trained on images of shape {trained.spec.shape} with {trained.spec.levels} levels; "
-            f"dataset {dataset.version.name} now has {dataset.spec.shape} with {dataset.spec.levels}: train again"
+            f"the model was trained on {trained.spec.text()}; dataset {dataset.version.name} now has {dataset.spec.text()}"
+            " of another schema: train again"
         )
     _refuse_broken_weights(model)
     bench = Bench(dataset, feature_step.load(features), settings)
@@ -53,8 +53,9 @@ def evaluate(
         model_key=trained.key,
         weights_sha256=trained.weights_sha256,
         dataset=dataset.version.digest,
-        metrics={name: _value(name, METRICS[name], measured[name], settings) for name in metrics},
+        metrics={name: _value(name, METRICS[name], measured[name], bench) for name in metrics},
         context=context,
+        by_class=_by_class(measured, metrics, bench),
     )
     return Evidence(report, {name: measured[name].values_N for name in metrics})
 
@@ -77,7 +78,7 @@ def measure(
     context: dict[str, MetricValue] = {}
     for step, (name, (metric, compute)) in enumerate(contexts.items(), start=len(passes)):
         emit("progress", step=step, steps=steps, metric=name)
-        context[name] = _value(name, metric, compute(bench), bench.settings)
+        context[name] = _value(name, metric, compute(bench), bench)
     emit("progress", step=steps, steps=steps)
     return measured, context
 
@@ -92,15 +93,25 @@ def _metric(name: str, model: object, pipeline: str) -> Metric:
     return metric
 
 
-def _value(name: str, metric: Metric, measurement: Measurement, settings: EvaluationSettings) -> MetricValue:
+def _by_class(measured: dict[str, Measurement], metrics: list[str], bench: Bench) -> dict[str, dict[str, MetricValue]]:
+    """Each metric that has a value for each class, by the class's name."""
+    names = bench.dataset.spec.class_names or [str(y) for y in range(bench.dataset.spec.classes)]
+    return {
+        name: {names[y]: _value(name, METRICS[name], value, bench) for y, value in sorted(measured[name].by_class.items())}
+        for name in metrics
+        if measured[name].by_class
+    }
+
+
+def _value(name: str, metric: Metric, measurement: Measurement, bench: Bench) -> MetricValue:
     return MetricValue(
         name=name,
         value=float(measurement.values_N.mean()),
         low=measurement.low,
         high=measurement.high,
         n=measurement.n,
-        seed=settings.seed,
-        unit=metric.unit,
+        seed=bench.settings.seed,
+        unit=bench.dataset.spec.unit if metric.in_unit else "",
         better=metric.better,
         fingerprint=measurement.fingerprint,
     )

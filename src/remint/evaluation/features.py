@@ -1,7 +1,8 @@
 """The features that ``fd_domain`` is measured in, made from the dataset's own training split.
 
-    labels      a small convolutional classifier; its 64 penultimate activations
-    no labels   the first principal components of the pixels, at most 64
+    images with labels      a small convolutional classifier; its 64 penultimate activations
+    images without labels   the first principal components of the pixels, at most 64
+    tables                  the columns: numbers and one-hot categories, standardised; whether a value is missing beside them
 
     outs/features/NAME/extractor.safetensors    its weights
     outs/features/NAME/extractor.json           kind, sizes, accuracy, SHA-256 of the weights
@@ -9,14 +10,14 @@
 The distance moves by some 10% from one classifier to another, so that the SHA-256 is in the fingerprint of
 every value that was measured with it.
 
-Shapes: N examples, C channels, H height, W width, B batch, D features, P pixels = C H W.
+Shapes: N examples, X the axes of one example, C channels, H height, W width, B batch, D features, P pixels = C H W.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from remint.data.arrays import Dataset, Split
 from remint.errors import IntegrityError
 from remint.manifest import sha256_file
-from remint.records import DataSpec
+from remint.records import Column, DataSpec
 
 WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
 FEATURES = 64
@@ -77,20 +78,58 @@ class PrincipalComponents(nn.Module):
         return f_BD
 
 
+class Columns(nn.Module):
+    """A table's columns as numbers of mean 0 and variance 1 over the training split; a constant stays as it is."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, spec: DataSpec, features: int) -> None:
+        super().__init__()
+        self.columns = spec.columns
+        self.register_buffer("mean_D", torch.zeros(features))
+        self.register_buffer("scale_D", torch.ones(features))
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Features f_BD of a table's rows."""
+        return (self.encoded(self.columns, x_BC) - self.mean_D) / self.scale_D
+
+    @staticmethod
+    def encoded(columns: tuple[Column, ...], x_BC: Tensor) -> Tensor:
+        """Numbers, one-hot categories (all zero where missing), and 1 where a value is missing, of columns that may miss any."""
+        parts: list[Tensor] = []
+        for column, x_B in zip(columns, x_BC.unbind(1), strict=True):
+            places = torch.arange(len(column.categories), device=x_B.device)
+            parts += [x_B.nan_to_num().unsqueeze(1)] if column.numeric else [(x_B.unsqueeze(1) == places).to(x_B.dtype)]
+            parts += [x_B.isnan().to(x_B.dtype).unsqueeze(1)] if column.missing else []
+        return torch.cat(parts, dim=1)
+
+
 @dataclass(frozen=True)
 class Extractor:
-    """Images to features. It computes in float64, so that the batch size does not show in a feature."""
+    """Examples to features. It computes in float64, so that the batch size does not show in a feature."""
 
     network: nn.Module
-    levels: int
+    spec: DataSpec
     sha256: str  # of the weights
 
     @torch.no_grad()
-    def __call__(self, x_NCHW: Array) -> Array:
-        """Features f_ND, float64, of uint8 images with values 0 .. levels-1."""
-        blocks = [_scaled(x_NCHW[at : at + BLOCK], self.levels, torch.float64) for at in range(0, len(x_NCHW), BLOCK)]
-        f_ND: Array = np.concatenate([self.network(x_BCHW).numpy() for x_BCHW in blocks])
+    def __call__(self, x_NX: Array) -> Array:
+        """Features f_ND, float64, of examples of the dataset."""
+        f_ND: Array = np.concatenate([self.network(x_BX).numpy() for x_BX in self._blocks(x_NX)])
         return f_ND
+
+    @property
+    def classify(self) -> Callable[[Array], Array] | None:
+        """Images to the classes that they are taken for, int64 (N,); None where the features are not a classifier's."""
+        network = self.network
+        if not isinstance(network, Classifier):
+            return None
+        return lambda x_NX: np.concatenate([network.logits(network(x_BX)).argmax(1).numpy() for x_BX in self._blocks(x_NX)])
+
+    def _blocks(self, x_NX: Array) -> Iterator[Tensor]:
+        for at in range(0, len(x_NX), BLOCK):
+            yield _scaled(x_NX[at : at + BLOCK], self.spec, torch.float64)
 
 
 def fit(dataset: Dataset, out: Path) -> dict[str, Any]:
@@ -100,10 +139,14 @@ def fit(dataset: Dataset, out: Path) -> dict[str, Any]:
     """
     spec = dataset.spec
     about: dict[str, Any] = {"dataset": dataset.version.digest, "spec": spec.to_json()}
-    if dataset.train.y_N is not None:
+    if spec.is_table:
+        columns = _columns(spec, dataset.train)
+        network: nn.Module = columns
+        about |= {"kind": "columns", "features": len(columns.mean_D)}
+    elif dataset.train.y_N is not None:
         classifier = _train_classifier(spec, dataset.train)
         accuracy = {name: _accuracy(classifier, spec, split) for name, split in _labelled(dataset).items()}
-        network: nn.Module = classifier
+        network = classifier
         about |= {"kind": "classifier", "features": FEATURES, "accuracy": accuracy}
     else:
         components = _principal_components(spec, dataset.train)
@@ -130,24 +173,26 @@ def load(folder: Path) -> Extractor:
         raise IntegrityError(f"{folder / WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}: {again}")
     network = build(spec, about["features"])
     network.load_state_dict(load_file(folder / WEIGHTS))
-    return Extractor(network=network.double().eval().requires_grad_(False), levels=spec.levels, sha256=sha256)
+    return Extractor(network=network.double().eval().requires_grad_(False), spec=spec, sha256=sha256)
 
 
 KINDS: dict[str, Callable[[DataSpec, int], nn.Module]] = {
     "classifier": lambda spec, _: Classifier(spec),
     "principal_components": PrincipalComponents,
+    "columns": Columns,
 }
 
 
-def _scaled(x_NCHW: Array, levels: int, dtype: torch.dtype) -> Tensor:
-    """Pixels 0 .. levels-1 as -1 .. 1."""
-    return torch.from_numpy(np.array(x_NCHW)).to(dtype) * (2.0 / (levels - 1)) - 1.0
+def _scaled(x_NX: Array, spec: DataSpec, dtype: torch.dtype) -> Tensor:
+    """Pixels 0 .. levels-1 as -1 .. 1; rows of a table as they are."""
+    values_NX = torch.from_numpy(np.array(x_NX)).to(dtype)
+    return values_NX if spec.is_table else values_NX * (2.0 / (spec.levels - 1)) - 1.0
 
 
 def _train_classifier(spec: DataSpec, split: Split) -> Classifier:
     """Cross-entropy, AdamW, a learning rate that falls along a cosine; batches drawn with replacement."""
     assert split.y_N is not None
-    x_NCHW = _scaled(split.x_NX, spec.levels, torch.float32)
+    x_NCHW = _scaled(split.x_NX, spec, torch.float32)
     y_N = torch.from_numpy(np.array(split.y_N))
     order = np.random.default_rng(SEED).integers(len(split), size=(STEPS, BATCH))
     with torch.random.fork_rng(devices=[]):
@@ -175,7 +220,7 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
     assert split.y_N is not None
     right = 0
     for at in range(0, len(split), BLOCK):
-        logits = network.logits(network(_scaled(split.x_NX[at : at + BLOCK], spec.levels, torch.float32)))
+        logits = network.logits(network(_scaled(split.x_NX[at : at + BLOCK], spec, torch.float32)))
         right += int((logits.argmax(dim=1).numpy() == split.y_N[at : at + BLOCK]).sum())
     return right / len(split)
 
@@ -183,11 +228,20 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
 def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
     """The directions of greatest variance of the pixels, each with the sign that makes its greatest entry positive."""
     chosen = np.unique(np.linspace(0, len(split) - 1, num=min(len(split), COMPONENT_EXAMPLES)).astype(np.int64))
-    x_NP = _scaled(split.x_NX[chosen], spec.levels, torch.float64).flatten(1)
+    x_NP = _scaled(split.x_NX[chosen], spec, torch.float64).flatten(1)
     mean_P = x_NP.mean(dim=0)
     axes_DP = torch.linalg.svd(x_NP - mean_P, full_matrices=False).Vh[:FEATURES]
     axes_DP = axes_DP * axes_DP.gather(1, axes_DP.abs().argmax(dim=1, keepdim=True)).sign()
     network = PrincipalComponents(spec, len(axes_DP)).requires_grad_(False)
     network.project.weight.copy_(axes_DP)
     network.project.bias.copy_(-axes_DP @ mean_P)
+    return network
+
+
+def _columns(spec: DataSpec, split: Split) -> Columns:
+    f_ND = Columns.encoded(spec.columns, _scaled(split.x_NX, spec, torch.float64))
+    network = Columns(spec, f_ND.shape[1]).double()
+    network.mean_D.copy_(f_ND.mean(0))
+    scale_D = f_ND.std(0, correction=0)
+    network.scale_D.copy_(torch.where(scale_D > 0, scale_D, 1.0))
     return network

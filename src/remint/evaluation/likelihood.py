@@ -1,18 +1,19 @@
-"""Likelihoods of the held-out examples, in bits per dimension: lower is better.
+"""Likelihoods of the held-out examples: lower is better.
 
-    bits/dim = -log2 p(x) / dims
+    images   bits/dim = -log2 p(x) / dims of the discrete example x, whose values are 0 .. levels-1
+    tables   nats = -log p(x) of the row x, a density over its standardised numbers and a probability of its categories
 
-of the discrete example x, whose values are 0 .. levels-1. A flow's density of the dequantised example and a
-variational autoencoder's bounds are both bounds from above on it, and so comparable with it (Theis et al., A note
-on the evaluation of generative models, 2016).
+A flow's density of the dequantised example and a variational autoencoder's bounds are both bounds from above on it, and
+so comparable with it (Theis et al., A note on the evaluation of generative models, 2016). Of a conditional model it is
+p(x | y), which knows more than p(x): the fingerprint says so, and the two are not comparable.
 
-Shapes: N examples, B block of examples, C channels, H height, W width, K importance samples, P dims, L levels.
+Shapes: N examples, B block of examples, X the axes of one example, K importance samples, P dims, L levels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from remint.evaluation.bench import DEQUANTISATION, IMPORTANCE, Bench, Measurement, finite
 from remint.models.contract import HasElbo, HasLogProb, standard_normal
+from remint.records import Column
 
 DEQUANTISATION_DRAWS = 8
 IMPORTANCE_BLOCK = 2**19  # pixels decoded at a time, so that K does not cost memory
@@ -30,62 +32,101 @@ Array = np.ndarray[Any, Any]
 
 def exact(model: HasLogProb, bench: Bench) -> Mapping[str, Measurement]:
     """``nll``: the mean over several dequantisations of -log p(x + u)."""
+    draws = DEQUANTISATION_DRAWS if model.density_noise else 1
     sums = []
-    for number, x_BCHW in bench.held_out_blocks():
-        sum_B = torch.zeros(len(x_BCHW), dtype=torch.float64)
-        for draw in range(DEQUANTISATION_DRAWS):
-            shape = (len(x_BCHW), model.density_noise)
+    for number, x_BX, y_B in bench.held_out_blocks():
+        sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
+        for draw in range(draws):
+            shape = (len(x_BX), model.density_noise)
             noise_BN = standard_normal(shape, bench.settings.seed, DEQUANTISATION, draw, number)
-            sum_B += model.log_prob(x_BCHW, noise_BN).double()
+            sum_B += model.log_prob(x_BX, noise_BN, y_B).double()
         sums.append(sum_B)
-    bits_N = _bits_per_dim(torch.cat(sums) / DEQUANTISATION_DRAWS, bench, "nll")
-    return {"nll": Measurement.over_examples(bits_N, bench, dequantisation="uniform", dequantisation_draws=DEQUANTISATION_DRAWS)}
+    how = {"dequantisation": "uniform", "dequantisation_draws": draws} if model.density_noise else {"dequantisation": "none"}
+    return {"nll": _measurement("nll", torch.cat(sums) / draws, bench, **how, **_given(model))}
 
 
 def bounds(model: HasElbo, bench: Bench) -> Mapping[str, Measurement]:
     """``elbo`` and ``iwae`` from the same K importance weights w_k: -mean log w_k and -log mean w_k."""
     samples = bench.settings.importance_samples
-    pairs = [_bounds_of_block(model, x_BCHW, number, bench) for number, x_BCHW in bench.held_out_blocks()]
+    pairs = [_bounds_of_block(model, *block, bench) for block in bench.held_out_blocks()]
     return {
-        name: Measurement.over_examples(_bits_per_dim(torch.cat(nats), bench, name), bench, importance_samples=samples)
+        name: _measurement(name, torch.cat(nats), bench, importance_samples=samples, **_given(model))
         for name, nats in zip(("elbo", "iwae"), zip(*pairs, strict=True), strict=True)
     }
 
 
-def _bounds_of_block(model: HasElbo, x_BCHW: Tensor, number: int, bench: Bench) -> tuple[Tensor, Tensor]:
+def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, bench: Bench) -> tuple[Tensor, Tensor]:
     """ELBO and IWAE-K of a block in nats, each (B,) float64; K is walked through a part at a time."""
     total, seed = bench.settings.importance_samples, bench.settings.seed
-    part = max(1, IMPORTANCE_BLOCK // x_BCHW.numel())
-    sum_B = torch.zeros(len(x_BCHW), dtype=torch.float64)
-    log_sum_B = torch.full((len(x_BCHW),), -math.inf, dtype=torch.float64)
+    part = max(1, IMPORTANCE_BLOCK // x_BX.numel())
+    sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
+    log_sum_B = torch.full((len(x_BX),), -math.inf, dtype=torch.float64)
     for start in range(0, total, part):
-        shape = (len(x_BCHW), model.latent_noise)
+        shape = (len(x_BX), model.latent_noise)
         draws = range(start, min(start + part, total))
         noise_KBN = torch.stack([standard_normal(shape, seed, IMPORTANCE, draw, number) for draw in draws])
-        log_w_KB = model.elbo(x_BCHW, noise_KBN).double()
+        log_w_KB = model.elbo(x_BX, noise_KBN, y_B).double()
         sum_B += log_w_KB.sum(dim=0)
         log_sum_B = torch.logaddexp(log_sum_B, log_w_KB.logsumexp(dim=0))
     return sum_B / total, log_sum_B - math.log(total)
 
 
 def factorised(bench: Bench) -> Measurement:
-    """What a model that has learnt nothing of how pixels hang together reaches.
+    """What a model that has learnt nothing of how an example's dimensions hang together reaches.
 
-    An independent categorical distribution for each pixel, counted on the training split with one count added to each
-    level (Laplace's rule).
+    Pixels and categories: an independent categorical distribution for each, counted on the training split with one count
+    added to each level (Laplace's rule). Numeric columns: an independent normal distribution with the training split's
+    mean and variance. A missing value counts for nothing.
     """
-    levels, dims = bench.dataset.spec.levels, bench.dataset.spec.dims
+    spec, train = bench.dataset.spec, bench.dataset.train
+    if spec.is_table:
+        columns = zip(spec.columns, np.array(train.x_NX, dtype=np.float64).T, strict=True)
+        laws = [_normal(column_N) if column.numeric else _categorical(column_N, column) for column, column_N in columns]
+        blocks = [x_BX.double().numpy() for _, x_BX, _ in bench.held_out_blocks()]
+        nats_N = np.concatenate([sum(law(x_B) for law, x_B in zip(laws, x_BD.T, strict=True)) for x_BD in blocks])
+        return Measurement.over_examples(nats_N, bench)
+    levels, dims = spec.levels, spec.dims
     pixel_P = np.arange(dims) * levels
     counts_PL = np.ones(dims * levels)
-    train_NCHW = bench.dataset.train.x_NX
-    for at in range(0, len(train_NCHW), 1024):
-        x_BP = train_NCHW[at : at + 1024].reshape(-1, dims)
+    for at in range(0, len(train), 1024):
+        x_BP = train.x_NX[at : at + 1024].reshape(-1, dims)
         counts_PL += np.bincount((pixel_P + x_BP).ravel(), minlength=dims * levels)
-    bits_PL = np.log2(len(train_NCHW) + levels) - np.log2(counts_PL)
-    bits_N = np.concatenate([bits_PL[pixel_P + x_BCHW.flatten(1).numpy()].mean(axis=1) for _, x_BCHW in bench.held_out_blocks()])
+    bits_PL = np.log2(len(train) + levels) - np.log2(counts_PL)
+    bits_N = np.concatenate([bits_PL[pixel_P + x_BX.flatten(1).numpy()].mean(axis=1) for _, x_BX, _ in bench.held_out_blocks()])
     return Measurement.over_examples(bits_N, bench)
 
 
-def _bits_per_dim(nats_N: Tensor, bench: Bench, metric: str) -> Array:
-    bits_N: Array = (-nats_N / (bench.dataset.spec.dims * math.log(2.0))).numpy()
-    return finite(bits_N, metric)
+def _normal(train_N: Array) -> Callable[[Array], Array]:
+    """-log density of the normal distribution with the mean and variance of what is observed, which a constant widens."""
+    mean, scale = np.nanmean(train_N), max(float(np.nanstd(train_N)), 1e-3)
+    return lambda x_B: np.nan_to_num(0.5 * ((x_B - mean) / scale) ** 2 + math.log(scale) + 0.5 * math.log(2 * math.pi))
+
+
+def _categorical(train_N: Array, column: Column) -> Callable[[Array], Array]:
+    """-log probability of each category, counted; 0 of a missing one."""
+    counts_L = np.ones(len(column.categories)) + np.bincount(_places(train_N), minlength=len(column.categories) + 1)[1:]
+    nats_L = np.concatenate([[0.0], math.log(counts_L.sum()) - np.log(counts_L)])
+
+    def law(x_B: Array) -> Array:
+        nats_B: Array = nats_L[_places(x_B)]
+        return nats_B
+
+    return law
+
+
+def _places(x_N: Array) -> Array:
+    """A category's place plus one; 0 where it is missing."""
+    place_N: Array = np.nan_to_num(x_N + 1).astype(np.int64)
+    return place_N
+
+
+def _given(model: object) -> dict[str, str]:
+    """What a conditional model's likelihood is given, for the fingerprint."""
+    return {"given": "class"} if getattr(model, "conditional", False) else {}
+
+
+def _measurement(metric: str, log_p_N: Tensor, bench: Bench, **how: Any) -> Measurement:
+    """Nats of each example as the metric's values, in the data's unit."""
+    values_N = finite((-log_p_N / bench.dataset.spec.nats_per_unit).numpy(), metric)
+    y_N = bench.dataset.held_out.y_N
+    return Measurement.over_examples(values_N, bench, None if y_N is None else np.array(y_N), **how)

@@ -17,14 +17,15 @@ class Metric:
 
     requires: type[Any]  # the protocol of models/contract.py that a model must have
     measure: Callable[[Any, Bench], Mapping[str, Measurement]]  # measurements by metric name
-    unit: str = ""
+    in_unit: bool = False  # whether it is in the data's unit (records.DataSpec.unit)
     better: Literal["lower", "higher"] = "lower"
     context: Mapping[str, Callable[[Bench], Measurement]] = field(default_factory=dict)  # not of the model
 
 
 METRICS: dict[str, Metric] = {
-    "nll": Metric(HasLogProb, likelihood.exact, "bits/dim", context={"factorised": likelihood.factorised}),
-    "elbo": Metric(HasElbo, likelihood.bounds, "bits/dim", context={"factorised": likelihood.factorised}),
-    "iwae": Metric(HasElbo, likelihood.bounds, "bits/dim", context={"factorised": likelihood.factorised}),
+    "nll": Metric(HasLogProb, likelihood.exact, in_unit=True, context={"factorised": likelihood.factorised}),
+    "elbo": Metric(HasElbo, likelihood.bounds, in_unit=True, context={"factorised": likelihood.factorised}),
+    "iwae": Metric(HasElbo, likelihood.bounds, in_unit=True, context={"factorised": likelihood.factorised}),
     "fd_domain": Metric(CanSample, distance.domain, context={"fd_domain_floor": distance.floor}),
+    "class_agreement": Metric(CanSample, distance.agreement, better="higher"),
 }

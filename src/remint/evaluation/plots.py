@@ -1,8 +1,8 @@
-"""The pictures: samples, real beside sampled, curves, metrics of champion and challenger. Arrays and a path in, a PNG out.
+"""The pictures: samples, real beside sampled, curves, metrics by class and against the champion. Arrays and a path in, a PNG out.
 
 Equal arrays give equal bytes: no date is written, and no state is shared with anybody else who draws (no pyplot).
 
-Shapes: N images, C channels, H height, W width.
+Shapes: N examples, C channels, H height, W width, D columns of a table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from remint.records import MetricValue
+from remint.records import Column, MetricValue
 
 INK, QUIET, REAL, MODEL, OTHER = "#1f2933", "#8a94a0", "#1f2933", "#2563eb", "#c2410c"
 LINES = ("#2563eb", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
@@ -28,9 +28,9 @@ GAP = 1  # pixels of an image between two images
 Array = np.ndarray[Any, Any]
 
 
-def sample_grid(path: Path, x_NCHW: Array, levels: int, title: str = "") -> None:
-    """``x_NCHW`` (uint8, values 0 .. levels-1; C is 1 or 3, of 4 the last is left out) as a square of images."""
-    tiled = tile(x_NCHW, levels, columns=math.ceil(math.sqrt(len(x_NCHW))))
+def sample_grid(path: Path, x_NCHW: Array, levels: int, title: str = "", columns: int | None = None) -> None:
+    """``x_NCHW`` (uint8, values 0 .. levels-1; C is 1 or 3, of 4 the last is left out) as a square, or in ``columns``."""
+    tiled = tile(x_NCHW, levels, columns or math.ceil(math.sqrt(len(x_NCHW))))
     wide = 5.0
     high = wide * tiled.shape[0] / tiled.shape[1]
     head = 0.4 if title else 0.0
@@ -58,6 +58,76 @@ def comparison(path: Path, real_NCHW: Array, samples: Mapping[str, Array], level
         _show(axes, tile(x_NCHW[:count], levels, columns))
         axes.set_title(name, size=BOLD, color=REAL if place == 1 else MODEL, weight="bold", pad=6)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.05)
+    _save(figure, path)
+
+
+def table_columns(path: Path, real_ND: Array, samples: Mapping[str, Array], columns: Sequence[Column], title: str = "") -> None:
+    """How the values of each column are spread, real ones grey and each model's as a line; the first 12 columns.
+
+    Args:
+        real_ND: real rows, float32, as records.DataSpec says; missing values are left out.
+        samples: rows of each model by its name.
+    """
+    shown = columns[:12]
+    across = min(4, len(shown))
+    down = math.ceil(len(shown) / across)
+    figure = Figure(figsize=(2.4 * across, 0.8 + 1.7 * down), dpi=DPI)
+    for place, column in enumerate(shown):
+        axes = figure.add_subplot(down, across, place + 1)
+        real_N, *others = [_original(x_ND[:, place], column) for x_ND in (real_ND, *samples.values())]
+        edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else _edges([real_N, *others])
+        axes.stairs(_shares(real_N, edges), edges, fill=True, color="#cbd2d9", label="real")
+        for (name, other_N), colour in zip(zip(samples, others, strict=True), _cycle(len(samples)), strict=True):
+            axes.stairs(_shares(other_N, edges), edges, color=colour, lw=1.4, label=name)
+        if column.categories:
+            few = len(column.categories) <= 6
+            axes.set_xticks(range(len(column.categories)), [name[:8] if few else "" for name in column.categories])
+        axes.set_title(column.name, size=SMALL, color=INK, loc="left")
+        axes.set_yticks([])
+        _plain(axes)
+    left_out = f"  (the first {len(shown)} of {len(columns)} columns)" if len(columns) > len(shown) else ""
+    figure.suptitle(title + left_out, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
+    figure.axes[0].legend(frameon=False, fontsize=SMALL - 2)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _original(value_N: Array, column: Column) -> Array:
+    """What is observed of a column, in its original units."""
+    observed_N = value_N[np.isfinite(value_N)].astype(np.float64)
+    return observed_N * column.scale + column.mean if column.numeric else observed_N
+
+
+def _edges(values: list[Array]) -> Array:
+    """25 bins over what lies within the 0.5% and 99.5% points of all."""
+    together_N = np.concatenate(values)
+    low, high = np.quantile(together_N, [0.005, 0.995]) if len(together_N) else (0.0, 1.0)
+    return np.linspace(low, high if high > low else low + 1.0, 26)
+
+
+def _shares(value_N: Array, edges: Array) -> Array:
+    counts: Array = np.histogram(value_N, edges)[0] / max(1, len(value_N))
+    return counts
+
+
+def by_class(path: Path, metrics: Mapping[str, Mapping[str, MetricValue]], title: str = "") -> None:
+    """Each metric over the held-out examples of each class, with its 95% interval; one panel a metric."""
+    most = max(len(classes) for classes in metrics.values())
+    figure = Figure(figsize=(3.4 * len(metrics), 1.1 + 0.28 * most), dpi=DPI)
+    for place, (metric, classes) in enumerate(metrics.items(), start=1):
+        axes = figure.add_subplot(1, len(metrics), place)
+        for height, measured in enumerate(reversed(classes.values())):
+            axes.plot([measured.low, measured.high], [height, height], color=MODEL, lw=2.5, solid_capstyle="butt")
+            axes.plot([measured.value], [height], "o", color=MODEL, ms=5)
+        axes.set_yticks(range(len(classes)), [name[:14] for name in reversed(classes)])
+        first = next(iter(classes.values()))
+        unit = f", {first.unit}" if first.unit else ""
+        axes.set_title(f"{metric}{unit}: {first.better} is better", loc="left", size=SMALL, color=INK, weight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        _plain(axes)
+    if title:
+        figure.suptitle(title, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
+    figure.tight_layout()
     _save(figure, path)
 
 

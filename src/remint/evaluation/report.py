@@ -3,8 +3,10 @@
 report.json, values.npz    records.Evidence
 metrics.json               {name: value}, context included
 curve.csv, curve.png       of the training, step by step
-samples.npy, real.npy      uint8 (N, C, H, W): samples with the same noise for every model, and as many held-out images
-samples.png                the samples as a grid
+spec.json                  records.DataSpec of the examples
+samples.npy, real.npy      samples with the same noise for every model, and as many held-out examples
+samples.png                images as a grid, of a conditional model a row for each class; columns of a table beside the real ones
+by_class.png               the metrics by class, where there are labels
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import Evidence, TrainedModel
 
-SHOWN = 64  # samples in the picture
+SHOWN = 64  # images in the picture
+PER_CLASS = 8  # of a conditional model
+SHOWN_ROWS = 2000  # rows of a table
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +47,8 @@ def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None
     trained = TrainedModel.read(bundle / "training.json")
     if curve["step"]:
         plots.training_curve(out / "curve.png", curve, trained.best_step, title=f"{report.pipeline}: training")
+    if report.by_class:
+        plots.by_class(out / "by_class.png", report.by_class, title=f"{report.pipeline}: by class")
     _write_samples(bundle, dataset, out, report.pipeline)
 
 
@@ -60,9 +66,22 @@ def read_curve(path: Path) -> dict[str, list[float]]:
 @torch.no_grad()
 def _write_samples(bundle: Path, dataset: Dataset, out: Path, pipeline: str) -> None:
     """A model that cannot sample has no picture. Every model and every version is shown with the same noise."""
-    np.save(out / "real.npy", np.array(dataset.held_out.x_NX[:SHOWN]), allow_pickle=False)
+    spec = dataset.spec
+    count = min(SHOWN_ROWS, len(dataset.held_out)) if spec.is_table else SHOWN
+    real_NX = np.array(dataset.held_out.x_NX[:count])
+    spec.write(out / "spec.json")
+    np.save(out / "real.npy", real_NX, allow_pickle=False)
     model = load_model(bundle)
-    if isinstance(model, CanSample):
-        x_NCHW = samples(model, dataset.spec, SHOWN, 0, PICTURE)
-        np.save(out / "samples.npy", x_NCHW, allow_pickle=False)
-        plots.sample_grid(out / "samples.png", x_NCHW, dataset.spec.levels, title=f"{pipeline}: {SHOWN} samples")
+    if not isinstance(model, CanSample):
+        return
+    classes = spec.classes if model.conditional else 0
+    y_N = np.repeat(np.arange(classes), PER_CLASS) if classes and not spec.is_table else None
+    x_NX = samples(model, spec, count if y_N is None else len(y_N), 0, PICTURE, y_N=y_N)
+    np.save(out / "samples.npy", x_NX, allow_pickle=False)
+    title = f"{pipeline}: {len(x_NX)} samples"
+    if spec.is_table:
+        plots.table_columns(out / "samples.png", real_NX, {pipeline: x_NX}, spec.columns, title)
+    elif y_N is None:
+        plots.sample_grid(out / "samples.png", x_NX, spec.levels, title)
+    else:
+        plots.sample_grid(out / "samples.png", x_NX, spec.levels, f"{title}, a row for each class", columns=PER_CLASS)

@@ -1,21 +1,23 @@
 """What was promoted, in use: a registered bundle that draws samples.
 
-Shapes: B block, C channels, H height, W width, N samples asked for; noise numbers are the second axis of ``noise_BD``.
+Shapes: B block, N samples asked for, X the axes of one example (C, H, W of an image, D of a table's row); noise numbers are
+the second axis of ``noise_BD``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from remint.errors import UserError
+from remint.errors import SettingsError, UserError
 from remint.models.bundle import MODEL, load_model
 from remint.models.contract import CanSample, standard_normal
+from remint.recipe import unknown
 from remint.records import DataSpec
 
 # Samples in one forward pass, always: a matrix product's rounding depends on how many rows it has, so that blocks of
@@ -31,22 +33,48 @@ class ServedModel:
     spec: DataSpec
     device: str = "cpu"
 
-    def sample(self, count: int, seed: int) -> np.ndarray:
-        """x_NX, uint8, values 0 .. levels-1. Sample i is a function of (seed, i) alone, whatever the count."""
-        return self.draw([(seed, index) for index in range(count)])
+    def sample(self, count: int, seed: int, of_class: int | None = None) -> np.ndarray:
+        """x_NX: images uint8, rows of a table as records.DataSpec says. Sample i is a function of (seed, i, class) alone."""
+        return self.draw([(seed, index) for index in range(count)], None if of_class is None else [of_class] * count)
 
-    def draw(self, places: Sequence[tuple[int, int]]) -> np.ndarray:
-        """x_NX, uint8: for each (seed, index) the sample of that index in the series of that seed."""
-        out_NX = np.empty((len(places), *self.spec.shape), np.uint8)
+    def draw(self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None) -> np.ndarray:
+        """x_NX: for each (seed, index) the sample of that index in the series of that seed, of its class where given.
+
+        Raises SettingsError for a class of a model that is not conditional.
+        """
+        if classes is not None and not getattr(self.model, "conditional", False):
+            raise SettingsError("this model was not trained by class (model.conditional: true): leave the class out")
+        out_NX = np.empty((len(places), *self.spec.shape), np.float32 if self.spec.is_table else np.uint8)
         for start in range(0, len(places), BLOCK):
             block = places[start : start + BLOCK]
             noise_BD = torch.zeros(BLOCK, self.model.sample_noise)
             for row, (seed, index) in enumerate(block):
                 noise_BD[row] = standard_normal((self.model.sample_noise,), seed, index)
+            y_B = None
+            if classes is not None:
+                y_B = torch.zeros(BLOCK, dtype=torch.int64, device=self.device)
+                y_B[: len(block)] = torch.tensor(classes[start : start + BLOCK])
             with torch.inference_mode():
-                x_BX = self.model.sample(noise_BD.to(self.device))
+                x_BX = self.model.sample(noise_BD.to(self.device), y_B)
             out_NX[start : start + BLOCK] = x_BX[: len(block)].cpu().numpy()
         return out_NX
+
+    def class_named(self, name: str) -> int:
+        """The number of a class by its name, or by the number itself. Raises SettingsError with the nearest name."""
+        names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
+        if name not in names:
+            raise SettingsError(unknown(f"class '{name}'", name, names) if names else "this model's data have no classes")
+        return names.index(name)
+
+    def table(self, x_ND: np.ndarray) -> dict[str, list[float | str]]:
+        """Rows as columns by name, in original units: numbers, and categories by their names."""
+        assert self.spec.is_table
+        return {
+            column.name: (value_N.astype(np.float64) * column.scale + column.mean).tolist()
+            if column.numeric
+            else [column.categories[int(place)] for place in value_N]
+            for column, value_N in zip(self.spec.columns, x_ND.T, strict=True)
+        }
 
 
 def load(folder: Path, device: str = "cpu") -> ServedModel:
@@ -59,3 +87,13 @@ def load(folder: Path, device: str = "cpu") -> ServedModel:
         raise UserError(f"{folder}: its family has no sample; use one that has")
     spec = DataSpec.model_validate(json.loads((folder / MODEL).read_bytes())["spec"])
     return ServedModel(model, spec, device)
+
+
+def write_csv(path: Path, table: Mapping[str, Sequence[float | str]]) -> None:
+    """Columns by name, a line a row; a number's text gives the number back to the bit."""
+    import csv
+
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))

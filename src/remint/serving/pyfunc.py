@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remint.serving.model import ServedModel, load
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Sampler:
@@ -21,9 +18,18 @@ class Sampler:
     def __init__(self, served: ServedModel) -> None:
         self.served = served
 
-    def predict(self, rows: Mapping[str, Iterable[int]], params: dict[str, Any] | None = None) -> np.ndarray:
-        """x_NX, uint8: one sample a row (of a DataFrame), the first of the series of the row's ``seed``."""
-        return self.served.draw([(int(seed), 0) for seed in rows["seed"]])
+    def predict(self, rows: Mapping[str, Iterable[int]], params: dict[str, Any] | None = None) -> Any:
+        """One sample a row (of a DataFrame), the first of the series of the row's ``seed``, of its ``class`` where there is one.
+
+        x_NX, uint8, of images; a DataFrame in original units of a table.
+        """
+        classes = [self.served.class_named(str(name)) for name in rows["class"]] if "class" in rows else None
+        x_NX = self.served.draw([(int(seed), 0) for seed in rows["seed"]], classes)
+        if not self.served.spec.is_table:
+            return x_NX
+        import pandas as pd  # MLflow brings it
+
+        return pd.DataFrame(self.served.table(x_NX))
 
 
 def _load_pyfunc(path: str) -> Sampler:
