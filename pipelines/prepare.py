@@ -8,11 +8,11 @@ from remint import config, step
 
 
 def main(dataset: str) -> None:
-    from remint.data import images
+    from remint.data import splits
 
     here = Path.cwd()
     settings = config.load(here).dataset(dataset)
-    images.prepare(dataset, settings, here / "outs/raw" / dataset, here / "outs/prepared" / dataset)
+    splits.prepare(dataset, settings, here / "outs/raw" / dataset, here / "outs/prepared" / dataset)
 
 
 if __name__ == "__main__":

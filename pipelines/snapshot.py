@@ -1,4 +1,7 @@
-"""python -m pipelines.snapshot DATASET: what its source holds now -> outs/raw/DATASET."""
+"""python -m pipelines.snapshot DATASET: what its source holds now -> outs/raw/DATASET.
+
+What lies at an s3:// source is not fetched here: under a flow it was, into the folder REMINT_FETCHED/DATASET.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ def main(dataset: str) -> None:
     # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
     root = next((root for root in roots if (root / settings.source).exists()), roots[-1])
-    sources.snapshot(dataset, settings, root, here / "outs/raw" / dataset)
+    fetched = Path(os.environ["REMINT_FETCHED"]) / dataset if "REMINT_FETCHED" in os.environ else None
+    sources.snapshot(dataset, settings, root, here / "outs/raw" / dataset, fetched=fetched)
 
 
 if __name__ == "__main__":

@@ -50,12 +50,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The digits as the steps prepare them."""
-    from remint.data import arrays, images, sources
+    from remint.data import arrays, sources, splits
     from remint.recipe import DatasetSettings
 
     folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
     sources.snapshot("digits", settings, folder, folder / "raw")
-    images.prepare("digits", settings, folder / "raw", folder / "prepared")
+    splits.prepare("digits", settings, folder / "raw", folder / "prepared")
     return arrays.load(folder / "prepared")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.data import arrays, images, sources
+from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.errors import Interrupted
 from remint.recipe import MODEL_SETTINGS, DatasetSettings, Recipe, TrainingSettings
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> Dataset:
     np.save(folder / "images.npy", np.clip(np.round(smooth + 2), 0, 4).astype(np.uint8))
     settings = DatasetSettings(source="images.npy", levels=5)
     sources.snapshot("tiny", settings, folder, folder / "outs/raw/tiny")
-    images.prepare("tiny", settings, folder / "outs/raw/tiny", folder / "outs/prepared/tiny")
+    splits.prepare("tiny", settings, folder / "outs/raw/tiny", folder / "outs/prepared/tiny")
     return load(folder)
 
 

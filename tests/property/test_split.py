@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from remint.data.images import assign
+from remint.data.splits import assign
 from remint.recipe import SplitSettings
 
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.just(1), st.just(2), st.just(2)), elements=st.integers(0, 3))

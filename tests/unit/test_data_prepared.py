@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remint.data import arrays, images, sources
+from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError
 from remint.recipe import DatasetSettings, SplitSettings
 from remint.records import DatasetVersion
@@ -17,7 +17,7 @@ DIGITS = DatasetSettings(source="sklearn:digits")
 
 def prepare(folder: Path, settings: DatasetSettings = DIGITS) -> DatasetVersion:
     sources.snapshot("digits", settings, folder, folder / "raw")
-    return images.prepare("digits", settings, folder / "raw", folder / "prepared")
+    return splits.prepare("digits", settings, folder / "raw", folder / "prepared")
 
 
 def test_each_example_is_in_one_split_with_its_label(tmp_path: Path) -> None:

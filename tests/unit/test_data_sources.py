@@ -159,4 +159,14 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path, source="missing.npz")
     message = refusal(tmp_path, SettingsError, source="sklearn:digit")
     assert "datasets.mine.source" in message and "did you mean 'sklearn:digits'?" in message
-    assert "known are sklearn:digits, file.npy and file.npz" in refusal(tmp_path, SettingsError, source="s3://bucket/x")
+    assert "known are sklearn:digits, file.npy and file.npz" in refusal(tmp_path, SettingsError, source="elsewhere:x")
+
+
+def test_a_remote_source_is_read_from_where_it_was_fetched(tmp_path: Path) -> None:
+    assert "s3://bucket/x has not been fetched: `remint run` fetches it" in refusal(tmp_path, source="s3://bucket/x")
+    (tmp_path / "fetched").mkdir()
+    np.save(tmp_path / "fetched/images.npy", IMAGES)
+    settings = DatasetSettings(source="s3://bucket/x")
+    sources.snapshot("mine", settings, tmp_path, tmp_path / "out", fetched=tmp_path / "fetched")
+    with np.load(tmp_path / "out/data.npz") as archive:
+        np.testing.assert_array_equal(archive["x"][:, 0], IMAGES)

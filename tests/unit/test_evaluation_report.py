@@ -15,7 +15,7 @@ import torch
 
 from remint import manifest
 from remint.config import EvaluationSettings
-from remint.data import arrays, images, sources
+from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError, RunError
 from remint.evaluation import features, report
 from remint.evaluation.evaluate import evaluate
@@ -70,7 +70,7 @@ def workspace(tmp_path: Path) -> Path:
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(5, size=(300, 4, 4), dtype=np.uint8))
     settings = DatasetSettings(source="images.npy", levels=5)
     sources.snapshot("tiny", settings, tmp_path, tmp_path / "outs/raw/tiny")
-    images.prepare("tiny", settings, tmp_path / "outs/raw/tiny", tmp_path / "outs/prepared/tiny")
+    splits.prepare("tiny", settings, tmp_path / "outs/raw/tiny", tmp_path / "outs/prepared/tiny")
     dataset = arrays.load(tmp_path / "outs/prepared/tiny")
     features.fit(dataset, tmp_path / "outs/features/tiny")
     make_bundle(tmp_path / "outs/trained/tiny-vae", dataset.spec)

@@ -28,6 +28,7 @@ from remint.errors import DataError, SettingsError
 from remint.recipe import DatasetSettings
 
 SNAPSHOT = "data.npz"
+REMOTE = "s3://"  # what lies there is fetched beforehand, by storage.py
 IMAGE_LEVELS = 256  # of a file source that says nothing: 8-bit images
 MOST_CLASSES = 10_000  # a label above is a mistake (an identifier, a time), not a class number
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length is taken for the channels
@@ -48,14 +49,16 @@ class Raw:
     levels: int
 
 
-def snapshot(name: str, settings: DatasetSettings, root: Path, out: Path) -> None:
+def snapshot(name: str, settings: DatasetSettings, root: Path, out: Path, *, fetched: Path | None = None) -> None:
     """Reads the source of dataset ``name`` (a relative file below ``root``) and writes ``out/data.npz``.
+
+    ``fetched``: the folder that holds what lies at an s3:// source.
 
     Raises SettingsError for a source that is not known, DataError for one that is missing, empty, broken
     or not of the shape and levels that params.yaml asks for.
     """
     try:
-        raw = read(name, settings, root)
+        raw = read(name, settings, root, fetched)
         levels = settings.levels or raw.levels
         x_NCHW = check_images(name, settings, raw, levels)
         arrays: dict[str, Any] = {"x": x_NCHW, "levels": np.int64(levels)}
@@ -69,9 +72,11 @@ def snapshot(name: str, settings: DatasetSettings, root: Path, out: Path) -> Non
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
 
 
-def read(name: str, settings: DatasetSettings, root: Path) -> Raw:
+def read(name: str, settings: DatasetSettings, root: Path, fetched: Path | None = None) -> Raw:
     """The arrays of a source, unchecked. Raises SettingsError where no reader knows the source."""
     source = settings.source
+    if source.startswith(REMOTE):
+        return _only_file(_held(source, fetched))
     if source in BUILT_IN:
         return BUILT_IN[source]()
     reader = FILES.get(Path(source).suffix)
@@ -83,6 +88,20 @@ def read(name: str, settings: DatasetSettings, root: Path) -> Raw:
     if not path.is_file():
         raise DataError(f"params.yaml: datasets.{name}.source: there is no file {path}: put it there or correct the path")
     return reader(path)
+
+
+def _held(source: str, fetched: Path | None) -> Path:
+    """The folder that a remote source was fetched into."""
+    if fetched is None or not fetched.is_dir():
+        raise DataError(f"{source} has not been fetched: `remint run` fetches it, dvc by itself does not")
+    return fetched
+
+
+def _only_file(folder: Path) -> Raw:
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if len(files) == 1 and files[0].suffix in FILES:
+        return FILES[files[0].suffix](files[0])
+    raise DataError(f"{folder} holds {len(files)} files: expected one file.npy or file.npz")
 
 
 def _digits() -> Raw:

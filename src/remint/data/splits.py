@@ -1,4 +1,4 @@
-"""Image preparation: one snapshot in, three splits out.
+"""Preparation: one snapshot in, three splits out.
 
 An example's split is a function of its own pixels and of the split's seed, and of nothing else. So data
 that is appended moves no example from one split to another, equal images never stand on both sides, and
