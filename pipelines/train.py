@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from remint import config, step
+from remint import config, plugins, step
 from remint.manifest import sha256_tree
 
 # What decides the weights beside data and settings, as dvc.yaml lists it for the train step.
@@ -16,6 +16,7 @@ CODE = (
     "src/remint/data/sampler.py",
     "src/remint/models",
     "src/remint/training",
+    "examples",
     "constraints.txt",
 )
 
@@ -26,6 +27,7 @@ def main(pipeline: str) -> None:
 
     here = Path.cwd()
     recipe = config.load(here).pipeline(pipeline).recipe
+    plugins.require_watched_code(recipe.family, here, CODE, here / "constraints.txt")
     train.run(
         recipe,
         pipeline,

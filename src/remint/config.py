@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from remint import plugins
 from remint.errors import SettingsError
 from remint.recipe import (
-    MODEL_SETTINGS,
     Count,
     DatasetSettings,
     ModelSettings,
@@ -136,9 +136,10 @@ class PipelineSettings(Settings):
         """The ``model:`` block is read with the settings of the family."""
         if not isinstance(block, dict) or not isinstance(block.get("family"), str):
             return block
-        settings = MODEL_SETTINGS.get(block["family"])
-        if settings is None:
-            raise ValueError(unknown(f"family '{block['family']}'", block["family"], list(MODEL_SETTINGS)))
+        try:
+            settings = plugins.settings_of(block["family"])
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
         if not isinstance(block.get("model"), dict):
             return block
         try:

@@ -26,12 +26,12 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(*roots: Path) -> str:
-    """One digest over the names and bytes of all files below ``roots`` (compiled files left out)."""
+    """One digest over the names and bytes of all files below ``roots`` (what compiling and installing leave there left out)."""
     state = hashlib.sha256()
     for root in roots:
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         for path in files:
-            if "__pycache__" not in path.parts:
+            if not any(part == "__pycache__" or part.endswith(".egg-info") for part in path.parts):
                 name = path.name if path == root else str(path.relative_to(root))
                 state.update(f"{name} {sha256_file(path)}\n".encode())
     return state.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from remint import manifest
-from remint.errors import IntegrityError, SettingsError
+from remint.errors import IntegrityError
 from remint.models import families
 from remint.models.bundle import MODEL, WEIGHTS, load_model, save_model
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, Phase, standard_normal
@@ -246,40 +245,3 @@ def test_a_model_json_that_is_none_is_refused(tmp_path: Path, text: str) -> None
     manifest.seal(folder)
     with pytest.raises(IntegrityError, match="does not describe a model"):
         load_model(folder)
-
-
-def test_an_unknown_family_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(SettingsError, match="did you mean 'flow'"):
-        families.family("flwo")
-    assert families.names() == ["flow", "gan", "vae"]
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plug-in as pip leaves it behind: a module and the entry point in its metadata."""
-    (tmp_path / "house_family-1.dist-info").mkdir()
-    (tmp_path / "house_family-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: house-family\nVersion: 1\n")
-    (tmp_path / "house_family-1.dist-info" / "entry_points.txt").write_text("[remint.families]\nhouse = house_family\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "house_family", raising=False)
-    return tmp_path / "house_family.py"
-
-
-def test_an_installed_plug_in_is_a_family(installed: Path, tmp_path: Path) -> None:
-    installed.write_text(
-        "from remint.models.vae import build, phases\n"
-        "from remint.recipe import VaeSettings\n"
-        "class Settings(VaeSettings):\n    rooms: int = 3\n"
-    )
-    assert families.names() == ["flow", "gan", "house", "vae"]
-    settings_of_house = families.settings_of("house").model_validate({"rooms": 4, "hidden": 8})
-    house = Case("house", settings_of_house)
-    folder = sealed(tmp_path / "trained", house, house.build(IMAGE))
-    assert json.loads((folder / MODEL).read_text())["model"]["rooms"] == 4
-    assert isinstance(load_model(folder), CanSample)
-
-
-def test_a_plug_in_that_lacks_a_part_is_refused(installed: Path) -> None:
-    installed.write_text("def build(settings, spec): ...\n")
-    with pytest.raises(SettingsError, match="'house' of entry point house_family has no phases, Settings"):
-        families.family("house")

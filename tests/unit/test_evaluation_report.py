@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from remint import manifest
+from remint import manifest, plugins
 from remint.config import EvaluationSettings
 from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError, RunError
@@ -42,7 +42,7 @@ pipelines:
 
 def make_bundle(folder: Path, spec: DataSpec, spoil: Callable[[Model], object] = lambda model: None) -> Path:
     """A VAE as it is before its first step."""
-    settings = families.settings_of("vae").model_validate({"latent": 2, "hidden": 8, "layers": 1})
+    settings = plugins.settings_of("vae").model_validate({"latent": 2, "hidden": 8, "layers": 1})
     torch.manual_seed(0)
     model = families.family("vae").build(settings, spec)
     with torch.no_grad():

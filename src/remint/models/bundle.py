@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from remint import manifest
 from remint.errors import IntegrityError
 from remint.models.contract import Model
-from remint.models.families import family, settings_of
+from remint.models.families import family
+from remint.plugins import settings_of
 from remint.recipe import ModelSettings
 from remint.records import DataSpec
 

@@ -1,0 +1,146 @@
+"""Families by name: what recipe.py lists, and what installed packages offer beside it.
+
+A plug-in is an entry point of the group ``remint.families`` whose value is a module with ``build`` and ``phases``
+(models/contract.py, Family) and ``Settings``, its subclass of recipe.ModelSettings.
+"""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from types import ModuleType
+
+from remint.errors import SettingsError
+from remint.recipe import MODEL_SETTINGS, ModelSettings, unknown
+
+GROUP = "remint.families"
+PARTS = ("build", "phases", "Settings")
+
+
+def names() -> list[str]:
+    """Every family that ``family:`` may name, sorted."""
+    return sorted({*MODEL_SETTINGS, *_entry_points()})
+
+
+def settings_of(name: str) -> type[ModelSettings]:
+    """The class of the family's ``model:`` block. Raises SettingsError: an unknown name, a plug-in that is none."""
+    if name in MODEL_SETTINGS:
+        return MODEL_SETTINGS[name]
+    settings: type[ModelSettings] = module_of(name).Settings
+    return settings
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a plug-in. Raises SettingsError: no such family, one that cannot be imported or lacks a part."""
+    found = _entry_points()
+    if name not in found:
+        raise SettingsError(unknown(f"family '{name}'", name, names()))
+    point = found[name]
+    where = f"family '{name}': its plug-in {point.value}{_origin(point)}"
+    try:
+        module: ModuleType = point.load()
+    except Exception as error:  # a plug-in may raise anything while it is imported
+        words = " ".join(str(error).split()).replace(";", ",")
+        raise SettingsError(f"{where} cannot be imported: {type(error).__name__}: {words}") from error
+    missing = [part for part in PARTS if not hasattr(module, part)]
+    if missing:
+        raise SettingsError(f"{where} has no {', '.join(missing)}: see remint.plugins")
+    if not (isinstance(module.Settings, type) and issubclass(module.Settings, ModelSettings)):
+        raise SettingsError(f"{where}: Settings is not a subclass of remint.recipe.ModelSettings")
+    return module
+
+
+def require_watched_code(name: str, workspace: Path, watched: Sequence[str], constraints: Path) -> None:
+    """Refuses to train a plug-in whose code may change without a retraining.
+
+    Every file that it is made of is either below one of the ``watched`` paths of the workspace, which the train step
+    depends on, or installed; and the plug-in itself, where it is installed, is pinned in ``constraints``, which the
+    train step depends on too. Raises SettingsError. Built-in families are watched as they are.
+    """
+    if name in MODEL_SETTINGS:
+        return
+    point = _entry_points()[name]
+    roots = [(workspace / path).resolve() for path in watched]
+    first, *others = _files(point.module)
+    for file in (first, *others):
+        if not _installed(file) and not any(file.is_relative_to(root) for root in roots):
+            raise SettingsError(
+                f"family '{name}': its code {file} is not among the dependencies of the train step: "
+                "add it to dvc.yaml (stages.train.do.deps) and CODE in pipelines/train.py"
+            )
+    pin = f"{point.dist.name}=={point.dist.version}" if point.dist else point.value
+    if _installed(first) and _folded(pin) not in map(_folded, constraints.read_text().splitlines()):
+        raise SettingsError(
+            f"family '{name}': its package is not among the dependencies of the train step: add {pin} to {constraints.name}"
+        )
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _origin(point: EntryPoint) -> str:
+    return f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+
+
+def _files(module: str) -> list[Path]:
+    """The module's file, then those of all that it imports, found in their text, down to what is installed.
+
+    The library's own are left out: which of those decide weights is the library's affair.
+    """
+    todo, seen, files = [module], {"remint"}, []
+    while todo:
+        name = todo.pop()
+        if name in seen or name.startswith("remint."):
+            continue
+        seen.add(name)
+        spec = _spec(name)
+        if spec is None or not spec.has_location or spec.origin is None:
+            continue  # built into Python, a folder without __init__.py, or not a module but a name in one
+        files.append(Path(spec.origin).resolve())
+        todo.extend(name.rpartition(".")[:1])
+        if not _installed(files[-1]) and files[-1].suffix == ".py":
+            todo.extend(_imported(files[-1], spec.parent or ""))
+    return files
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name) if name else None
+    except (ImportError, ValueError):
+        return None
+
+
+def _imported(file: Path, package: str) -> list[str]:
+    """Names of what a source file imports, wherever in it; of ``from a import b`` both a and a.b."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _installed(file: Path) -> bool:
+    """Whether a package manager put the file where it is."""
+    return any(file.is_relative_to(folder) for folder in _standard_library()) or bool(
+        {"site-packages", "dist-packages"} & set(file.parts)
+    )
+
+
+@cache
+def _standard_library() -> tuple[Path, ...]:
+    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+
+
+def _folded(pin: str) -> str:
+    """One spelling of a pinned package's name (PEP 503)."""
+    return pin.partition("#")[0].strip().lower().replace("_", "-").replace(".", "-")

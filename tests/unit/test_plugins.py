@@ -1,0 +1,161 @@
+"""Families that an installed package offers: found, refused in one line, and trained only where their code is watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.train import CODE
+from remint import config, manifest, plugins, versioning
+from remint.errors import SettingsError
+from remint.home import Home
+from remint.models.bundle import MODEL, load_model, save_model
+from remint.models.contract import CanSample
+from remint.models.families import family
+from remint.records import DataSpec
+
+REPOSITORY = Path(__file__).parents[2]
+SPEC = DataSpec(shape=(1, 2, 2), levels=3)
+SOUND = """
+from remint.models.vae import build, phases
+from remint.recipe import VaeSettings
+class Settings(VaeSettings):
+    rooms: int = 3
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plug-in as pip leaves it behind, a module and the entry point in its metadata; without the module's text."""
+    return install(tmp_path / "lib", monkeypatch)
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    metadata = folder / "house_family-1.2.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: house_family\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text("[remint.families]\nhouse = house_family\n")
+    monkeypatch.syspath_prepend(folder)
+    for name in ("house_family", "house_helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return folder / "house_family.py"
+
+
+def of_house(**model: Any) -> dict[str, Any]:
+    """params.yaml with one pipeline of the family."""
+    content = config.read(REPOSITORY)
+    pipeline = content["pipelines"]["digits-vae"] | {"family": "house", "model": model}
+    return {"datasets": content["datasets"], "pipelines": {"digits-house": pipeline}}
+
+
+def test_params_yaml_may_name_it_and_its_settings_are_its_own(house: Path) -> None:
+    house.write_text(SOUND)
+    assert set(plugins.names()) >= {"flow", "gan", "house", "pixelcnn", "vae"}
+    settings = config.validate(of_house(rooms=4)).pipelines["digits-house"]
+    assert settings.recipe.resolved()["model"]["rooms"] == 4
+    with pytest.raises(SettingsError, match=r"pipelines.digits-house.model: unknown key 'room': did you mean 'rooms'\?"):
+        config.validate(of_house(room=4))
+
+
+def test_it_is_saved_and_loaded_as_any_other(house: Path, tmp_path: Path) -> None:
+    house.write_text(SOUND)
+    settings = plugins.settings_of("house").model_validate({"rooms": 4, "hidden": 8})
+    save_model(tmp_path / "trained", family("house").build(settings, SPEC), "house", settings, SPEC)
+    manifest.seal(tmp_path / "trained")
+    assert json.loads((tmp_path / "trained" / MODEL).read_text())["model"]["rooms"] == 4
+    assert isinstance(load_model(tmp_path / "trained"), CanSample)
+    house.write_text("import not_there\n")
+    del sys.modules["house_family"]
+    with pytest.raises(SettingsError, match="cannot be imported: ModuleNotFoundError: No module named 'not_there'"):
+        load_model(tmp_path / "trained")
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("hous", "house"), ("flwo", "flow"), ("pixelcn", "pixelcnn")])
+def test_an_unknown_family_is_refused_with_the_nearest_name(house: Path, wrong: str, near: str) -> None:
+    for refused in (plugins.settings_of, family):
+        with pytest.raises(SettingsError, match=f"unknown family '{wrong}': did you mean '{near}'"):
+            refused(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import not_there", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
+        ("raise RuntimeError('first; second\\nthird')", "cannot be imported: RuntimeError: first, second third"),
+        ("def build(settings, spec)", "cannot be imported: SyntaxError: expected ':'"),
+        ("def build(settings, spec): ...", "has no phases, Settings"),
+        ("build = phases = print\nclass Settings: ...", "Settings is not a subclass of remint.recipe.ModelSettings"),
+    ],
+)
+def test_a_plug_in_that_is_none_is_one_line(house: Path, text: str, words: str) -> None:
+    house.write_text(text + "\n")
+    with pytest.raises(SettingsError) as caught:
+        config.validate(of_house())
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("params.yaml: pipelines.digits-house: family 'house': its plug-in house_family of house_family 1.2")
+    assert words in line
+
+
+def require(workspace: Path, *watched: str) -> None:
+    plugins.require_watched_code("house", workspace, watched, workspace / "constraints.txt")
+
+
+def test_code_that_the_train_step_does_not_depend_on_is_not_trained(house: Path, tmp_path: Path) -> None:
+    """Neither the module itself nor what it imports, wherever in it."""
+    house.write_text(SOUND)
+    (tmp_path / "constraints.txt").write_text("")
+    require(tmp_path, "src", "lib")
+    require(tmp_path, "lib/house_family.py")
+    told = r"stages.train.do.deps\) and CODE in pipelines/train.py"
+    with pytest.raises(SettingsError, match=f"family 'house': its code .*lib/house_family.py is not among .*{told}"):
+        require(tmp_path, "src", "li")
+    helper = house.with_name("house_helper.py")
+    helper.write_text("THREE = 3\n")
+    house.write_text(SOUND + "def late():\n    from house_helper import THREE\n")
+    require(tmp_path, "lib")
+    with pytest.raises(SettingsError, match=r"its code .*lib/house_helper.py is not among"):
+        require(tmp_path, "lib/house_family.py")
+
+
+def test_an_installed_plug_in_is_trained_where_its_version_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "venv/site-packages", monkeypatch).write_text(SOUND)
+    for other in ("", "house-family==1.1\n", "# house-family==1.2\n"):
+        (tmp_path / "constraints.txt").write_text(other)
+        with pytest.raises(SettingsError, match=r"family 'house': its package .* add house_family==1.2 to constraints.txt"):
+            require(tmp_path, "examples")
+    (tmp_path / "constraints.txt").write_text("torch==2.13.0\nHouse-Family==1.2  # ours\n")
+    require(tmp_path, "examples")
+
+
+def test_the_examples_are_among_what_training_depends_on(tmp_path: Path) -> None:
+    plugins.require_watched_code("pixelcnn", REPOSITORY, CODE, REPOSITORY / "constraints.txt")
+    with pytest.raises(SettingsError, match="examples/pixelcnn/family.py is not among"):
+        plugins.require_watched_code("pixelcnn", tmp_path, CODE, REPOSITORY / "constraints.txt")
+    for name in ("flow", "gan", "vae"):
+        plugins.require_watched_code(name, tmp_path, [], REPOSITORY / "constraints.txt")
+
+
+def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
+    """The entry point of the editable install leads to the person's tree; a job's path comes before it."""
+    shutil.copytree(
+        REPOSITORY / "examples", tmp_path / "job/examples", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+    )
+    with (tmp_path / "job/examples/pixelcnn/family.py").open("a") as stream:
+        stream.write("\n\nSettings.__doc__ = 'of the checkout'\n")
+    script = "from remint import plugins; print(plugins.settings_of('pixelcnn').__doc__)"
+
+    def said(environment: dict[str, str]) -> str:
+        command = [sys.executable, "-c", script]
+        return subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **environment}, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert said(versioning.environment(tmp_path / "job", Home(tmp_path, tmp_path / "home"))) == "of the checkout"
+    assert said({}) == "Gated PixelCNN."
