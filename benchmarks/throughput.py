@@ -86,6 +86,7 @@ def ours(name: str, x_NCHW: np.ndarray[Any, Any], spec: DataSpec) -> None:
             x,
             None,
             None,
+            None,
             **TRAINING.model_dump(exclude={"threads", "devices"}),
             world=World(0, 1, torch.device("cpu")),
             machine={},

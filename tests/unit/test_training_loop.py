@@ -81,12 +81,12 @@ X_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size=(10, 1, 1
 
 
 def fit(
-    tmp_path: Path, model: Line, phases: list[Phase], score: Any = None, stop: Any = lambda: False, **changed: Any
+    tmp_path: Path, model: Line, phases: list[Phase], score: Any = None, stop: Any = lambda: False, guard: Any = None, **changed: Any
 ) -> TrainingState:
     checkpoints = Checkpoints(tmp_path, "d")
     with checkpoints.held("the test"):
         return train(
-            model, phases, X_NCHW, None, score, **SETTINGS | changed, world=ONE, machine={}, checkpoints=checkpoints, stop=stop
+            model, phases, X_NCHW, None, score, guard, **SETTINGS | changed, world=ONE, machine={}, checkpoints=checkpoints, stop=stop
         )
 
 

@@ -61,7 +61,7 @@ class Checkpoints:
         with whole_folder(self.at(step), digest=self.digest, step=step) as folder:
             # Not save_file: it reports a full disk as an error of its own that has no errno.
             (folder / TENSORS).write_bytes(save(dict(tensors)))
-            (folder / NOTES).write_text(json.dumps(notes, allow_nan=False))
+            (folder / NOTES).write_text(json.dumps(notes))  # a curve that is NaN comes back as it was
         for old in self.steps()[:-KEPT]:
             shutil.rmtree(self.at(old))
 

@@ -23,8 +23,9 @@ from remint.models.contract import Batch, Model, Phase
 from remint.step import emit
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
+from remint.training.guard import Guard
 from remint.training.randomness import LAYERS, batch_noise, seed_layers
-from remint.training.state import Row, TrainingState
+from remint.training.state import Ending, Row, TrainingState
 from remint.training.validation import Score
 from remint.training.world import World
 
@@ -35,6 +36,7 @@ def train(
     x_NX: Tensor,  # on the device: the training split, uint8 images or float32 rows
     y_N: Tensor | None,  # int64 on the device: its labels, where there are any
     score: Score | None,  # of the averaged model on the validation split, lower is better; None: it has no likelihood
+    guard: Guard | None,  # what looks for a collapse of the averaged model; None: nothing does
     *,
     steps: int,  # how often each phase's optimizer steps
     batch_size: int,  # examples per step, over all processes together
@@ -57,11 +59,13 @@ def train(
 ) -> TrainingState:
     """Trains, from the newest intact checkpoint on, and returns the state after the last step.
 
-    ``state.served()`` of the result has the averaged weights of the best score. Every process of ``world``
-    calls it with the same arguments. Emits progress about once a second and metrics with each row.
+    ``state.served()`` of the result has the averaged weights of the best score, and ``state.ending`` says why it is
+    over: a model that has collapsed, or a loss or score that is not finite, ends it at the best row so far. Every
+    process of ``world`` calls it with the same arguments. Emits progress about once a second and metrics with each row.
 
     Raises Interrupted, with a checkpoint of the step just finished, where any process is asked to stop;
-    StepError where a loss or score is not finite; StorageError where a checkpoint cannot be written.
+    StepError where a loss or score is not finite before there is a row to go back to; StorageError where a checkpoint
+    cannot be written.
     """
     model.requires_grad_(False)
     for phase in phases:
@@ -73,12 +77,10 @@ def train(
     losses_P = torch.zeros(len(phases), dtype=torch.float64, device=world.device)
     state = TrainingState(model, phases, optimizers, AveragedModel(model), losses_P, machines=[machine])
     _resume(state, checkpoints, world)
+    state.ending = _ending(state, guard, steps=steps, patience=patience)
     rows, began, told = world.rows(batch_size), time.monotonic(), 0.0
 
-    def finished() -> bool:
-        return state.step == steps or (patience > 0 and state.waited >= patience)
-
-    while not finished():
+    while state.ending is None:
         step = state.step
         seed_layers(seed, LAYERS, step, world.rank)
         places = torch.tensor(batch_indices(len(x_NX), batch_size, seed, step)[rows], device=world.device)
@@ -95,23 +97,17 @@ def train(
         state.step += 1
 
         if state.step == steps or state.step % validate_every == 0:
-            row = _row(state, world)
-            if score is not None:
-                row["validation"] = _finite("validation", score(state.average.model), state.step)
-            state.add_row(row)
-            if world.leads:
-                emit("metrics", **row)
-        last = finished()
-        if world.leads and (last or time.monotonic() - told > 1.0):
+            _end_interval(state, world, score, guard, steps=steps, patience=patience)
+        if world.leads and (state.ending or time.monotonic() - told > 1.0):
             told = time.monotonic()
             emit(
                 "progress",
                 **(state.rows[-1] if state.rows else {}) | {"step": state.step, "steps": steps, "seconds": told - began},
             )
         stopped = world.any(stop())
-        if last or stopped or state.step % checkpoint_every == 0:
+        if state.ending or stopped or state.step % checkpoint_every == 0:
             _keep(state, checkpoints, world)
-        if stopped and not last:
+        if stopped and not state.ending:
             if world.leads:
                 emit("interrupted", step=state.step)
             raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to go on from it")
@@ -148,16 +144,53 @@ def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> 
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _row(state: TrainingState, world: World) -> Row:
+def _end_interval(
+    state: TrainingState, world: World, score: Score | None, guard: Guard | None, *, steps: int, patience: int
+) -> None:
+    """Adds a row to the curve and says whether training is over. Raises StepError where it diverged and has no best row."""
+    row = _losses(state, world)
+    if _not_finite(row) is None:  # else there is no saying what a score would do
+        if score is not None:
+            row["validation"] = score(state.average.model)
+        if guard is not None and guard.due(state.step):
+            row |= guard.look(state.average.model)
+    if wrong := _not_finite(row):
+        what = f"{wrong} at step {state.step}: training diverged; lower training.learning_rate or set training.gradient_clip"
+        if state.best_row is None:
+            raise StepError(what)
+        state.ending = Ending("diverged", what)
+    else:
+        state.add_row(row)
+        state.ending = _ending(state, guard, steps=steps, patience=patience)
+        if world.leads:
+            emit("metrics", **row)
+    if world.leads and state.ending and state.served_row and state.ending.failed:
+        emit(state.ending.ended, step=state.step, served=state.served_row["step"], message=state.ending.reason)
+
+
+def _ending(state: TrainingState, guard: Guard | None, *, steps: int, patience: int) -> Ending | None:
+    """Whether the rows so far say that training is over, and why."""
+    if guard is not None and (how := guard.collapsed(state.rows)):
+        return Ending("collapsed", f"{how} at step {state.step}: training collapsed; raise model.penalty, or take another seed")
+    if state.step == steps:
+        return Ending("finished")
+    if patience > 0 and state.waited >= patience:
+        return Ending("patience", f"no better score in {patience} rows of the curve")
+    return None
+
+
+def _losses(state: TrainingState, world: World) -> Row:
     """Step, each phase's mean loss since the last row, and the phases' own numbers, all over the global batch."""
     _look(state, world)
     since = state.step - int(state.rows[-1]["step"] if state.rows else 0)
     losses = (world.gather(state.losses_P).mean(0) / since).tolist()
-    means = {
-        f"{phase.name}_loss": _finite(f"{phase.name}_loss", loss, state.step)
-        for phase, loss in zip(state.phases, losses, strict=True)
-    }
+    means = {f"{phase.name}_loss": loss for phase, loss in zip(state.phases, losses, strict=True)}
     return {"step": state.step, **means, **state.curves}
+
+
+def _not_finite(row: Row) -> str | None:
+    """The first number of a row that is not finite, and what it is."""
+    return next((f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)), None)
 
 
 def _look(state: TrainingState, world: World) -> None:
@@ -167,16 +200,10 @@ def _look(state: TrainingState, world: World) -> None:
     state.curves |= dict(zip(seen, values, strict=True))
 
 
-def _finite(name: str, value: float, step: int) -> float:
-    if not math.isfinite(value):
-        raise StepError(
-            f"{name} is {value} at step {step}: training diverged; lower training.learning_rate or set training.gradient_clip"
-        )
-    return value
-
-
 def _keep(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
-    """Writes a checkpoint of the step just finished."""
+    """Writes a checkpoint of the step just finished, unless it diverged: from the one before, it will again."""
+    if state.ending and state.ending.ended == "diverged":
+        return
     _look(state, world)
     losses_WP = world.gather(state.losses_P)
     if world.leads:

@@ -1,7 +1,7 @@
 """Everything that a step changes, and nothing else: what a checkpoint holds.
 
 Learning rates, the order of the examples and all noise are functions of the step, so they are not here. Best
-score and patience are read off the rows of the curve, so they cannot disagree with it.
+score, patience and the collapse guard's verdict are read off the rows of the curve, so they cannot disagree with it.
 
 Shapes: P phases, W ranks.
 """
@@ -10,16 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from remint.models.contract import Model, Phase
+from remint.records import Ended
 from remint.training.ema import AveragedModel
 
-Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation
+Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and density
+
+
+class Ending(NamedTuple):
+    """Why a training is over."""
+
+    ended: Ended
+    reason: str = ""  # one sentence, where it is not that all steps are done
+
+    @property
+    def failed(self) -> bool:
+        return self.ended in ("collapsed", "diverged")
 
 
 @dataclass
@@ -34,19 +46,34 @@ class TrainingState:
     step: int = 0  # steps done
     rows: list[Row] = field(default_factory=list)
     curves: Row = field(default_factory=dict)  # the phases' own numbers when they were last looked at
-    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, where there is a score
+    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, where there is one
     machines: list[dict[str, Any]] = field(default_factory=list)  # fingerprints of what it has run on, this one last
+    ending: Ending | None = None  # None: it goes on
 
     @property
     def best_row(self) -> Row | None:
-        """The first row with the lowest score; None where nothing has been scored."""
-        scored = [row for row in self.rows if "validation" in row]
-        return min(scored, key=lambda row: row["validation"], default=None)
+        """The first row with the lowest score; of a model without one the last that covers most; None where there is none."""
+        if self.scored:
+            return min((row for row in self.rows if "validation" in row), key=lambda row: row["validation"])
+        return max((row for row in reversed(self.rows) if "coverage" in row), key=lambda row: row["coverage"], default=None)
+
+    @property
+    def served_row(self) -> Row | None:
+        """The row whose averaged weights are served; None: they are those of the last step.
+
+        Coverage is too coarse to choose by, so that a model without a score is served as it is at the end, unless that
+        is ruined.
+        """
+        return self.best_row if self.scored or (self.ending and self.ending.failed) else None
+
+    @property
+    def scored(self) -> bool:
+        return any("validation" in row for row in self.rows)
 
     @property
     def waited(self) -> int:
         """Scores since the best one."""
-        best = self.best_row
+        best = self.best_row if self.scored else None
         return sum(row["step"] > best["step"] for row in self.rows) if best else 0
 
     def add_row(self, row: Row) -> None:
@@ -57,9 +84,9 @@ class TrainingState:
             self.best = {name: tensor.clone() for name, tensor in _named(self.average.model)}
 
     def served(self) -> Model:
-        """The averaged model with the weights of the best row, or as it is where nothing was scored."""
+        """The averaged model with the weights of ``served_row``, or as it is where there is none."""
         with torch.no_grad():
-            for name, tensor in _named(self.average.model) if self.best else ():
+            for name, tensor in _named(self.average.model) if self.served_row else ():
                 tensor.copy_(self.best[name])
         return self.average.model
 

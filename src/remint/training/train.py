@@ -4,7 +4,7 @@
         weights.safetensors   averaged weights of the best score, and buffers
         model.json            family, settings, data spec: what it takes to build the network again
         training.json         records.TrainedModel
-        curve.csv             step, the losses and curves, validation
+        curve.csv             step, the losses and curves, coverage and density, validation
         manifest.json         SHA-256 of each
 
 The same training gives the same bytes: nothing in it tells the time.
@@ -32,6 +32,7 @@ from remint.processes import GRACE, stopping
 from remint.recipe import Recipe
 from remint.records import TrainedModel, digest
 from remint.training.checkpoint import Checkpoints
+from remint.training.guard import guard
 from remint.training.launch import run_ranks
 from remint.training.loop import train
 from remint.training.machine import check_devices, deterministic, fingerprint
@@ -109,15 +110,19 @@ def _train(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoi
     seed_layers(settings.seed, INITIAL)
     model = chosen.build(recipe.model, spec)
     x_NX, y_N = _on_device(dataset.train, world.device)
-    dtype = torch.float64 if settings.precision == "fp64" else torch.float32
-    model.to(dtype)
+    if settings.precision == "fp64":
+        model.double()
     model.initialise(x_NX.cpu(), None if y_N is None else y_N.cpu())
     model.to(world.device)
-    phases = [phase.to(world.device, dtype) for phase in chosen.phases(model, recipe.model)]
-    score = scorer(model, *_on_device(dataset.validation, world.device), spec, settings.seed, world)
+    phases = [phase.to(world.device) for phase in chosen.phases(model, recipe.model)]
+    if settings.precision == "fp64":
+        phases = [phase.double() for phase in phases]
+    validation_NX, labels_N = _on_device(dataset.validation, world.device)
+    score = scorer(model, validation_NX, labels_N, spec, settings.seed, world)
+    watch = guard(model, x_NX, validation_NX, spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
-    own = settings.model_dump(exclude={"threads", "devices"})
-    return train(model, phases, x_NX, y_N, score, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop)
+    own = settings.model_dump(exclude={"threads", "devices", "collapse"})
+    return train(model, phases, x_NX, y_N, score, watch, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop)
 
 
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +131,8 @@ def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | Non
 
 
 def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset, out: Path) -> None:
-    best = state.best_row
+    assert state.ending is not None
+    served = state.served_row
     *earlier, machine = state.machines
     with whole_folder(out) as folder:
         weights_sha256 = save_model(folder, state.served().cpu(), recipe.family, recipe.model, dataset.spec)
@@ -137,8 +143,10 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
             recipe=recipe.resolved(),
             weights_sha256=weights_sha256,
             steps=state.step,
-            best_step=int(best["step"]) if best else state.step,
-            validation=best["validation"] if best else None,
+            best_step=int(served["step"]) if served else state.step,
+            ended=state.ending.ended,
+            reason=state.ending.reason,
+            validation=served.get("validation") if served else None,
             world_size=recipe.training.devices,
             fingerprint={**machine, "earlier": earlier} if earlier else machine,  # resumed elsewhere: comparable to neither
         ).write(folder / RECORD)
