@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 BLOCKS: list[tuple[str, type[Settings]]] = [
     ("datasets.NAME", recipe.DatasetSettings),
+    ("datasets.NAME.resize", recipe.ResizeSettings),
     ("datasets.NAME.split", recipe.SplitSettings),
     ("pipelines.NAME", config.PipelineSettings),
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),

@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
+Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
 
 class Settings(BaseModel):
@@ -48,14 +49,37 @@ class SplitSettings(Settings):
     seed: int = 0
 
 
+class ResizeSettings(Settings):
+    """Every image is made this size: cut around its centre to these proportions, then resampled; or padded with zeros."""
+
+    size: list[Positive] = Field(min_length=2, max_length=2)  # H, W
+    filter: Filter = "lanczos"  # lanczos, bicubic, bilinear, box, nearest: as Pillow has them; pad: zeros around, no resampling
+
+
 class DatasetSettings(Settings):
     """One entry of ``datasets:``."""
 
-    source: str  # sklearn:digits | file.npy | file.npz (arrays x and, where there are labels, y)
-    kind: Literal["image"] = "image"
-    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # C, H, W that every image must have
+    source: str  # sklearn:NAME | a folder | file.npy/.npz/.csv/.parquet/.zip/.tar/.tar.gz | idx:FOLDER | s3://bucket/prefix
+    kind: Literal["image", "table"] = "image"
+    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # images: C, H, W that every one must have
     levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as the source says
+    channels: Literal[1, 3] | None = None  # image files are made grey or RGB; None: as they are, all of them the same
+    resize: ResizeSettings | None = None  # images; None: they must all be of one size
+    undecodable: Fraction = 0.01  # image files that may be set aside as broken, as a share of all
+    label: str | None = None  # tables: the column that holds the class; None: there is none (of sklearn: the target)
+    categorical: list[str] = []  # tables: columns of integers that are categories; text always is
+    drop: list[str] = []  # tables: columns that are left out
+    missing: Literal["keep", "drop_rows"] = "keep"  # tables: what becomes of rows with missing values
+    schema_version: Positive = 1  # raised by one, the next import learns the schema anew in place of refusing what does not fit
     split: SplitSettings = SplitSettings()
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> DatasetSettings:
+        others = {"image": ("label", "categorical", "drop", "missing"), "table": ("shape", "levels", "channels", "resize")}
+        for key in others[self.kind]:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is not for kind: {self.kind}: leave it out, or correct kind")
+        return self
 
 
 class ModelSettings(Settings):
