@@ -91,13 +91,17 @@ class ModelSettings(Settings):
 
 
 class FlowSettings(ModelSettings):
-    """Neural spline coupling flow with uniform dequantisation as its first layer."""
+    """Normalizing flow of coupling layers, with uniform dequantisation of what is discrete as its first layer."""
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob"})
 
+    coupling: Literal["spline", "affine"] = "spline"  # what a coupling does to an element: neural spline, or scale and shift
     couplings: Positive = 6
     hidden: Positive = 128  # units of each hidden layer of a coupling's network
-    bins: Annotated[int, Field(ge=2)] = 6  # spline bins
+    layers: Positive = 2  # hidden layers of a coupling's network
+    bins: Annotated[int, Field(ge=2, le=128)] = 6  # of a spline
+    bound: Rate = 5.0  # a spline acts on -bound .. bound, in standard deviations
+    whiten: bool = False  # tables: starts from uncorrelated columns, not only from standardised ones
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 

@@ -1,11 +1,13 @@
-"""Neural spline coupling flow over discrete pixels.
+"""Normalizing flow: an exact density of images and of tables.
 
-    x  --dequantise-->  x + u  --empirical CDF-->  (0, 1)  --normal quantile-->  z  --couplings-->  base
+    x  --entrance-->  z  --bijections-->  base    log p(x) = log N(base; 0, I) + log |det d base / dv|
 
-Durkan et al., Neural Spline Flows (2019); coupling layers of Dinh et al., Density estimation using Real NVP (2017).
-The first layers are fixed by the training split, so that training starts at the best factorised model.
+The entrance dequantises what is discrete (models/dequantisation.py), and is fixed by the training split. The bijections
+are couplings, whose elements move by neural splines (Durkan et al., Neural Spline Flows, 2019) or by scale and shift
+(Dinh et al., Density estimation using Real NVP, 2017).
 
-Shapes: B batch, C channels, H height, W width, D = C H W dimensions, L levels.
+Shapes: B batch, X axes of one example (C channels, H height, W width of an image), D dimensions of an example,
+N examples or noise numbers, K classes.
 """
 
 from __future__ import annotations
@@ -13,88 +15,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from remint.errors import SettingsError
-from remint.models.contract import Batch, Model, Phase
-from remint.models.layers import at_least_single, in_unit, last_linear, mlp, normal_log_density, running_sums
-from remint.models.splines import parameters, rational_quadratic
+from remint.models.bijections import ActNorm, Bijection, Chain, Coupling, Marginal, Whitening
+from remint.models.contract import Batch, Model, Phase, standard_normal
+from remint.models.dequantisation import Entrance, Quantiles, Rows
+from remint.models.labels import Labels
+from remint.models.layers import in_unit, normal_log_density
 from remint.recipe import FlowSettings
 from remint.records import DataSpec
 
-BOUND = 5.0  # the splines act within this many standard deviations
-SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
-SMOOTHING = 0.5  # counts added to every level of every pixel (Jeffreys)
-
-
-class PixelQuantiles(nn.Module):
-    """Uniform dequantisation, each pixel's empirical CDF, and the normal quantile function.
-
-    v = x + u with u = Phi(noise) in (0, 1) is uniform within its level, so the density of v integrates to
-    the probability of x over [x, x + 1). The CDF is piecewise linear: within a level its slope is the level's
-    smoothed share of the training split, which is positive for levels never seen. In double precision: the
-    tails of a distribution function do not fit into single.
-    """
-
-    share_DL: Tensor
-    edge_DL: Tensor
-
-    def __init__(self, spec: DataSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.register_buffer("share_DL", torch.full((spec.dims, spec.levels), 1.0 / spec.levels, dtype=torch.float64))
-        self.register_buffer("edge_DL", torch.arange(spec.levels, dtype=torch.float64).repeat(spec.dims, 1) / spec.levels)
-
-    def fit(self, x_BCHW: Tensor) -> None:
-        """Sets the shares from the examples of the training split."""
-        levels = self.spec.levels
-        place_BD = x_BCHW.flatten(1).long() + levels * torch.arange(self.spec.dims, device=x_BCHW.device)
-        count_DL = torch.bincount(place_BD.flatten(), minlength=self.share_DL.numel()).view_as(self.share_DL).double() + SMOOTHING
-        share_DL = count_DL / count_DL.sum(1, keepdim=True)
-        self.share_DL.copy_(share_DL)
-        self.edge_DL.copy_(running_sums(share_DL) - share_DL)
-
-    def forward(self, x_BD: Tensor, noise_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """z and log |dz / dv|, both shape (B, D), in the precision of the noise."""
-        level_DB = x_BD.long().T
-        share_BD = self.share_DL.gather(1, level_DB).T
-        edge_BD = self.edge_DL.gather(1, level_DB).T
-        below_BD = edge_BD + share_BD * torch.special.ndtr(noise_BD.double())
-        z_BD = torch.special.ndtri(below_BD.clamp(SMALLEST, LARGEST))
-        log_slope_BD = share_BD.log() - normal_log_density(z_BD)
-        return z_BD.to(noise_BD.dtype), log_slope_BD.to(noise_BD.dtype)
-
-    def inverse(self, z_BD: Tensor) -> Tensor:
-        """v = x + u, double precision, 0 <= v <= levels."""
-        share_DB = torch.special.ndtr(z_BD.double()).T.contiguous()
-        level_DB = (torch.searchsorted(self.edge_DL, share_DB, right=True) - 1).clamp(min=0)
-        within_DB = (share_DB - self.edge_DL.gather(1, level_DB)) / self.share_DL.gather(1, level_DB)
-        v_DB: Tensor = level_DB + within_DB.clamp(0.0, 1.0)
-        return v_DB.T
-
-
-class Coupling(nn.Module):
-    """Transforms one part of the dimensions by splines that a network computes from the rest."""
-
-    kept: Tensor
-    moved: Tensor
-
-    def __init__(self, moved: Tensor, settings: FlowSettings) -> None:
-        """``moved``: which dimensions are transformed, bool, shape (D,). Starts as the identity."""
-        super().__init__()
-        self.register_buffer("kept", (~moved).nonzero().squeeze(1))
-        self.register_buffer("moved", moved.nonzero().squeeze(1))
-        self.size = parameters(settings.bins)
-        sizes = [len(self.kept), settings.hidden, settings.hidden, len(self.moved) * self.size]
-        self.net = mlp(sizes, nn.SiLU, dropout=settings.dropout)
-        nn.init.zeros_(last_linear(self.net).weight)
-        nn.init.zeros_(last_linear(self.net).bias)
-
-    def forward(self, z_BD: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """The transformed point, shape (B, D), and the log-determinant, shape (B,)."""
-        theta = at_least_single(self.net(z_BD[:, self.kept])).view(-1, len(self.moved), self.size)
-        moved, log_slope = rational_quadratic(z_BD[:, self.moved], theta, BOUND, inverse)
-        return z_BD.index_copy(1, self.moved, moved), log_slope.sum(1)
+INITIAL_EXAMPLES = 1024  # of the training split, evenly spaced, that the layers which start from the data are fitted to
 
 
 class Flow(Model):
@@ -103,57 +35,78 @@ class Flow(Model):
     def __init__(self, settings: FlowSettings, spec: DataSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.sample_noise = self.density_noise = spec.dims
-        self.pixels = PixelQuantiles(spec)
-        self.couplings = nn.ModuleList(Coupling(part, settings) for part in partitions(spec, settings.couplings))
+        self.conditional = settings.conditional
+        self.labels = Labels(settings.conditional, spec)
+        self.entrance: Entrance = Rows(spec.columns) if spec.is_table else Quantiles([spec.levels] * spec.dims)
+        self.bijections = Chain(vector_layers(settings, spec, self.labels.width))
+        self.sample_noise = spec.dims + self.labels.noise_size
+        self.density_noise = self.entrance.noise_size
 
     @torch.no_grad()
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
-        self.pixels.fit(x_NX)
+        self.labels.fit(y_N)
+        self.entrance.fit(x_NX.flatten(1))
+        places = torch.linspace(0, len(x_NX) - 1, min(len(x_NX), INITIAL_EXAMPLES), dtype=torch.float64).long()
+        dtype = next(self.parameters()).dtype
+        noise = standard_normal((len(places), self.density_noise), "initialise").to(dtype)
+        z_ND, _ = self.entrance(x_NX[places].flatten(1), noise)
+        was_training = self.training
+        self.eval()  # without dropout
+        self.bijections.fit_through(z_ND, self._classes(None if y_N is None else y_N[places], dtype))
+        self.train(was_training)
 
-    def to_base(self, x_BCHW: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """v = x + u, u = Phi(noise), as a point of the base space, shape (B, D), and log |det dz / dv|, shape (B,)."""
-        z_BD, log_slope_BD = self.pixels(x_BCHW.flatten(1), noise_BN)
-        log_det_B = log_slope_BD.sum(1)
-        for coupling in self.couplings:
-            z_BD, log_slope_B = coupling(z_BD)
-            log_det_B = log_det_B + log_slope_B
-        return z_BD, log_det_B
+    def to_base(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The dequantised example as a point of the base space, shape (B, D), and log |det|, shape (B,)."""
+        z_BD, entered_B = self.entrance(x_BX.flatten(1), noise_BN)
+        base_BD, moved_B = self.bijections(z_BD, self._classes(y_B, z_BD.dtype))
+        return base_BD, entered_B + moved_B
 
-    def from_base(self, z_BD: Tensor) -> Tensor:
-        """The inverse: v, double precision, 0 <= v <= levels, shape (B, D)."""
-        for coupling in reversed(self.couplings):
-            z_BD, _ = coupling(z_BD, inverse=True)
-        v_BD: Tensor = self.pixels.inverse(z_BD)
-        return v_BD
+    def from_base(self, base_BD: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """The inverse: v, double precision, shape (B, D); 0 <= v <= levels where x is discrete."""
+        z_BD, _ = self.bijections(base_BD, self._classes(y_B, base_BD.dtype), inverse=True)
+        return self.entrance.inverse(z_BD)
 
-    def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        z_BD, log_det_B = self.to_base(x_BCHW, noise_BN)
-        return normal_log_density(z_BD).sum(1) + log_det_B
+    def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        base_BD, log_det_B = self.to_base(x_BX, noise_BN, y_B)
+        return normal_log_density(base_BD).sum(1) + log_det_B
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        x_BD = self.from_base(noise_BN).floor().clamp(0, self.spec.levels - 1).to(torch.uint8)
-        return x_BD.view(-1, *self.spec.shape)
+        base_BD, y_B = self.labels.drawn(noise_BN, y_B)
+        return self.entrance.shown(self.from_base(base_BD, y_B)).view(-1, *self.spec.shape)
+
+    def _classes(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return self.labels.one_hot(y_B, dtype) if self.conditional else None
+
+
+def vector_layers(settings: FlowSettings, spec: DataSpec, classes: int) -> list[Bijection]:
+    """The layers of a flow that sees an example as D numbers."""
+    layers: list[Bijection] = []
+    if spec.is_table:
+        layers.append(Whitening(spec.dims) if settings.whiten else ActNorm(spec.dims))
+    if spec.dims == 1:
+        return [*layers, Marginal(settings, classes)]
+    return layers + [Coupling(part, settings, classes) for part in partitions(spec, settings.couplings)]
 
 
 def partitions(spec: DataSpec, count: int) -> list[Tensor]:
     """Which dimensions each coupling transforms, bool, shape (D,).
 
-    A checkerboard and its complement, so that each pixel is first conditioned on its neighbours; then fixed random
-    halves, each followed by its complement.
+    Of an image a checkerboard and its complement, so that each pixel is first conditioned on its neighbours; then fixed
+    random halves, each followed by its complement.
     """
-    c, h, w = spec.image
-    board = (torch.arange(c)[:, None, None] + torch.arange(h)[:, None] + torch.arange(w)) % 2 == 0
     generator = torch.Generator().manual_seed(0)
     parts: list[Tensor] = []
     while len(parts) < count:
-        half = board.flatten() if not parts else torch.randperm(spec.dims, generator=generator) % 2 == 0
+        half = torch.randperm(spec.dims, generator=generator) % 2 == 0
+        if not parts and not spec.is_table:
+            c, h, w = spec.image
+            half = ((torch.arange(c)[:, None, None] + torch.arange(h)[:, None] + torch.arange(w)) % 2 == 0).flatten()
         parts += [half, ~half]
     return parts[:count]
 
 
 class Likelihood(Phase):
-    """Maximum likelihood: the loss is the negative log density, in bits per dimension."""
+    """Maximum likelihood: the loss is the negative log density, in bits per dimension or nats of a row."""
 
     name: ClassVar[str] = "likelihood"
 
@@ -163,13 +116,17 @@ class Likelihood(Phase):
         self.noise_size = model.density_noise
 
     def forward(self, batch: Batch) -> Tensor:
-        return in_unit(-self.model.log_prob(batch.x_BX, batch.noise_BN).mean(), self.model.spec)
+        return in_unit(-self.model.log_prob(batch.x_BX, batch.noise_BN, batch.y_B).mean(), self.model.spec)
 
 
 def build(settings: FlowSettings, spec: DataSpec) -> Flow:
-    """Raises SettingsError where the data have a single dimension, which leaves nothing to condition on."""
-    if spec.dims < 2:
-        raise SettingsError("family flow needs examples of at least 2 dimensions: use another family")
+    """Raises SettingsError where values may be missing: a density of the row needs all of it."""
+    missing = [column.name for column in spec.columns if column.missing]
+    if missing:
+        raise SettingsError(
+            f"family flow needs every value, and column{'s' * (len(missing) > 1)} {', '.join(missing)} may miss some: "
+            "take family: vae, or drop those rows or columns from the source"
+        )
     return Flow(settings, spec)
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from remint.models.layers import running_sums
 
-MIN_BIN = 1e-2  # least width and height of a bin, as a share of the interval: no slope so flat that the inverse loses digits
-MIN_DERIVATIVE = 1e-2
+MIN_BIN = 1e-3  # least width and height of a bin, as a share of the interval: a slope any flatter loses digits in the inverse
+MIN_DERIVATIVE = 1e-3
 
 
 def parameters(bins: int) -> int:

@@ -1,0 +1,178 @@
+"""Invertible layers over vectors, each with its log-determinant, and how they are put together.
+
+Shapes: B batch, D dimensions of a vector, K classes, P numbers that describe one element's transformation, ... any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from remint.models.layers import at_least_single, last_linear, mlp
+from remint.models.splines import parameters, rational_quadratic
+from remint.recipe import FlowSettings
+
+LOG_SCALE = 2.0  # an affine coupling multiplies by exp(-LOG_SCALE) .. exp(LOG_SCALE)
+FLATTEST = 1e-4  # least variance of a direction of the data, as a share of a column's, that whitening stretches to one
+
+Elementwise = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+
+
+class Bijection(nn.Module):
+    """z -> z, both ways. ``c_BK``: the classes that a conditional flow is given, one-hot; of an unconditional one None."""
+
+    def fit(self, z: Tensor) -> None:
+        """Sets what starts from the data, given as this layer sees them. By default nothing."""
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """The value and the log-determinant, shape (B,), of the direction that was asked for."""
+        raise NotImplementedError
+
+
+class Chain(Bijection):
+    """One after the other; backwards for the inverse."""
+
+    def __init__(self, layers: Sequence[Bijection]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def fit_through(self, z: Tensor, c_BK: Tensor | None) -> Tensor:
+        """Fits each layer to what those before it make of the data, and returns what comes out of the last."""
+        for layer in self.layers:
+            assert isinstance(layer, Bijection)
+            layer.fit(z)
+            z, _ = layer(z, c_BK)
+        return z
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        log_det_B = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+        for layer in reversed(self.layers) if inverse else self.layers:
+            z, own_B = layer(z, c_BK, inverse)
+            log_det_B = log_det_B + own_B
+        return z, log_det_B
+
+
+class ActNorm(Bijection):
+    """A trained scale and shift of each channel (dimension 1) that start by making the data zero-mean, unit-variance.
+
+    Kingma & Dhariwal, Glow (2018), with the statistics of the training split in place of those of the first batch.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    @torch.no_grad()
+    def fit(self, z: Tensor) -> None:
+        values = z.double().transpose(0, 1).flatten(1)
+        spread = values.std(1, correction=0).clamp(min=FLATTEST**0.5)
+        self.log_scale.copy_(-spread.log())
+        self.shift.copy_(-values.mean(1) / spread)
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        wide = (-1, *[1] * (z.dim() - 2))
+        log_scale, shift = self.log_scale.view(wide), self.shift.view(wide)
+        log_det = self.log_scale.sum() * math.prod(z.shape[2:])
+        value = (z - shift) * (-log_scale).exp() if inverse else z * log_scale.exp() + shift
+        return value, (-log_det if inverse else log_det).expand(len(z))
+
+
+class Whitening(Bijection):
+    """z = L^-1 (v - mean) with L L' the covariance of the training split: uncorrelated, unit-variance, and fixed.
+
+    In double precision inside: directions in which the data hardly vary are stretched by a hundred.
+    """
+
+    mean_D: Tensor
+    lower_DD: Tensor
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(dims))
+        self.register_buffer("lower_DD", torch.eye(dims))
+
+    def fit(self, z: Tensor) -> None:
+        z_BD = z.double()
+        mean_D = z_BD.mean(0)
+        centred_BD = z_BD - mean_D
+        covariance_DD = centred_BD.T @ centred_BD / len(z_BD)
+        ridge_DD = torch.diag(covariance_DD.diagonal().clamp(min=FLATTEST) * FLATTEST)
+        self.mean_D.copy_(mean_D)
+        self.lower_DD.copy_(torch.linalg.cholesky(covariance_DD + ridge_DD))
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        lower_DD, mean_D = self.lower_DD.double(), self.mean_D.double()
+        log_det = -lower_DD.diagonal().log().sum()
+        if inverse:
+            value = z.double() @ lower_DD.T + mean_D
+        else:
+            value = torch.linalg.solve_triangular(lower_DD, (z.double() - mean_D).T, upper=False).T
+        return value.to(z.dtype), (-log_det if inverse else log_det).to(z.dtype).expand(len(z))
+
+
+class Coupling(Bijection):
+    """Transforms one part of the dimensions, element by element, by what a network makes of the rest.
+
+    Dinh et al., Density estimation using Real NVP (2017). Starts as the identity.
+    """
+
+    kept: Tensor
+    moved: Tensor
+
+    def __init__(self, moved: Tensor, settings: FlowSettings, classes: int) -> None:
+        """``moved``: which dimensions are transformed, bool, shape (D,). ``classes``: K of a conditional flow, else 0."""
+        super().__init__()
+        self.register_buffer("kept", (~moved).nonzero().squeeze(1))
+        self.register_buffer("moved", moved.nonzero().squeeze(1))
+        self.size, self.elementwise = elementwise(settings)
+        sizes = [len(self.kept) + classes, *[settings.hidden] * settings.layers, len(self.moved) * self.size]
+        self.net = mlp(sizes, nn.SiLU, dropout=settings.dropout)
+        nn.init.zeros_(last_linear(self.net).weight)
+        nn.init.zeros_(last_linear(self.net).bias)
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        kept = z[:, self.kept]
+        theta = at_least_single(self.net(kept if c_BK is None else torch.cat([kept, c_BK], dim=1)))
+        value, log_slope = self.elementwise(z[:, self.moved], theta.view(-1, len(self.moved), self.size), inverse)
+        return z.index_copy(1, self.moved, value), log_slope.sum(1)
+
+
+class Marginal(Bijection):
+    """Transforms the only dimension there is: its numbers are parameters, of each class its own. Starts as the identity."""
+
+    def __init__(self, settings: FlowSettings, classes: int) -> None:
+        super().__init__()
+        size, self.elementwise = elementwise(settings)
+        self.theta_KP = nn.Parameter(torch.zeros(max(1, classes), size))
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        theta_BP = self.theta_KP.expand(len(z), -1) if c_BK is None else c_BK @ self.theta_KP
+        value, log_slope = self.elementwise(z, at_least_single(theta_BP).unsqueeze(1), inverse)
+        return value, log_slope.sum(1)
+
+
+def elementwise(settings: FlowSettings) -> tuple[int, Elementwise]:
+    """P and the transformation (value, theta of shape (..., P), inverse) that ``coupling`` names."""
+    if settings.coupling == "affine":
+        return 2, affine
+
+    def spline(x: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return rational_quadratic(x, theta, settings.bound, inverse)
+
+    return parameters(settings.bins), spline
+
+
+def affine(x: Tensor, theta: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """exp(s) x + t, or its inverse, and the log of the slope; (s, t) from ``theta``, |s| held below LOG_SCALE by a tanh.
+
+    A free s grows without bound where a region is empty, and with it the error of the inverse.
+    """
+    raw, shift = theta.unbind(-1)
+    log_scale = LOG_SCALE * torch.tanh(raw / LOG_SCALE)
+    if inverse:
+        return (x - shift) * (-log_scale).exp(), -log_scale
+    return x * log_scale.exp() + shift, log_scale

@@ -1,0 +1,126 @@
+"""From data to real numbers that a flow can act on, and back: uniform dequantisation with its log-determinant.
+
+A discrete value x becomes v = x + u, with u = Phi(noise) uniform in (0, 1), so that the density of v integrates to the
+probability of x over [x, x + 1), and the mean of its log over u is a lower bound of the log of that probability
+(Theis et al., A note on the evaluation of generative models, 2016). Then a fixed function takes v to z.
+
+Shapes: B batch, N noise numbers or examples, D dimensions of an example, Q discrete ones among them, L levels of a
+dimension at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from remint.models.layers import normal_log_density
+from remint.records import Column
+
+SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
+SMOOTHING = 0.5  # counts added to every level of every dimension (Jeffreys)
+
+
+class Entrance(nn.Module):
+    """From examples, flattened, to z and back."""
+
+    noise_size: int  # N: numbers that place one example within its levels
+
+    def fit(self, x_ND: Tensor) -> None:
+        """Sets what depends on the training split. By default nothing."""
+
+    def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """z, shape (B, D), in the precision of the noise, and log |dz / dv|, shape (B,)."""
+        raise NotImplementedError
+
+    def inverse(self, z_BD: Tensor) -> Tensor:
+        """v, double precision: floor(v) is x where x is discrete."""
+        raise NotImplementedError
+
+    def shown(self, v_BD: Tensor) -> Tensor:
+        """The example, in its own type, that v lies in."""
+        raise NotImplementedError
+
+
+class Quantiles(Entrance):
+    """z = the normal quantile of each dimension's empirical CDF at v: a flow that starts here starts factorised.
+
+    The CDF is piecewise linear: within a level its slope is the level's smoothed share of the training split, which is
+    positive for levels never seen. In double precision: the tails of a distribution function do not fit into single.
+    """
+
+    count_QL: Tensor  # whole numbers, which no change of precision touches
+    within_QL: Tensor  # 1 for the levels that a dimension has
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        """``levels``: of each dimension."""
+        super().__init__()
+        self.noise_size = len(levels)
+        levels_Q = torch.tensor(levels, dtype=torch.long)
+        self.register_buffer("within_QL", (torch.arange(max(levels, default=0)) < levels_Q.unsqueeze(1)).long())
+        self.register_buffer("count_QL", torch.zeros_like(self.within_QL))
+
+    def fit(self, x_ND: Tensor) -> None:
+        width = self.count_QL.shape[1]
+        place_ND = x_ND.long() + width * torch.arange(self.noise_size, device=x_ND.device)
+        self.count_QL.copy_(torch.bincount(place_ND.flatten(), minlength=self.count_QL.numel()).view_as(self.count_QL))
+
+    def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
+        share_QL, edge_QL = self._distribution()
+        level_QB = x_BD.long().T
+        share_BQ = share_QL.gather(1, level_QB).T
+        below_BQ = edge_QL.gather(1, level_QB).T + share_BQ * torch.special.ndtr(noise_BN.double())
+        z_BQ = torch.special.ndtri(below_BQ.clamp(SMALLEST, LARGEST))
+        log_slope_BQ = share_BQ.log() - normal_log_density(z_BQ)
+        return z_BQ.to(noise_BN.dtype), log_slope_BQ.to(noise_BN.dtype).sum(1)
+
+    def inverse(self, z_BD: Tensor) -> Tensor:
+        share_QL, edge_QL = self._distribution()
+        below_QB = torch.special.ndtr(z_BD.double()).T.contiguous()
+        level_QB = torch.searchsorted(edge_QL, below_QB, right=True) - 1
+        level_QB = torch.minimum(level_QB, self.within_QL.sum(1, keepdim=True) - 1).clamp(min=0)
+        inside_QB = (below_QB - edge_QL.gather(1, level_QB)) / share_QL.gather(1, level_QB)
+        v_QB: Tensor = level_QB + inside_QB.clamp(0.0, 1.0)
+        return v_QB.T
+
+    def shown(self, v_BD: Tensor) -> Tensor:
+        return torch.minimum(v_BD.floor(), self.within_QL.sum(1) - 1).clamp(min=0).to(torch.uint8)
+
+    def _distribution(self) -> tuple[Tensor, Tensor]:
+        """Share of each level, and of all levels below it, float64, each shape (Q, L)."""
+        weight_QL = self.count_QL.double() + SMOOTHING * self.within_QL
+        below_QL = self.count_QL.cumsum(1) - self.count_QL + SMOOTHING * (self.within_QL.cumsum(1) - self.within_QL).double()
+        total_Q1 = weight_QL.sum(1, keepdim=True)
+        return weight_QL / total_Q1, below_QL / total_Q1
+
+
+class Rows(Entrance):
+    """A table's rows: numbers as they are, places of categories by their quantiles."""
+
+    numeric_D: Tensor  # which columns are, bool
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.register_buffer("numeric_D", torch.tensor([column.numeric for column in columns]))
+        self.categories = Quantiles([len(column.categories) for column in columns if not column.numeric])
+        self.noise_size = self.categories.noise_size
+
+    def fit(self, x_ND: Tensor) -> None:
+        self.categories.fit(x_ND[:, ~self.numeric_D])
+
+    def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
+        z_BQ, log_slope_B = self.categories(x_BD[:, ~self.numeric_D], noise_BN)
+        z_BD = x_BD.to(noise_BN.dtype, copy=True)
+        z_BD[:, ~self.numeric_D] = z_BQ
+        return z_BD, log_slope_B
+
+    def inverse(self, z_BD: Tensor) -> Tensor:
+        v_BD = z_BD.double().clone()
+        v_BD[:, ~self.numeric_D] = self.categories.inverse(z_BD[:, ~self.numeric_D])
+        return v_BD
+
+    def shown(self, v_BD: Tensor) -> Tensor:
+        x_BD = v_BD.float()
+        x_BD[:, ~self.numeric_D] = self.categories.shown(v_BD[:, ~self.numeric_D]).float()
+        return x_BD
