@@ -1,0 +1,93 @@
+"""A pipeline of params.yaml trained and measured in this process, without flow and registry: what several benchmarks share."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from remint import config
+from remint.config import PipelineSettings
+from remint.data import arrays, sources, splits
+from remint.data.arrays import Dataset
+from remint.evaluation import evaluate, features, report
+from remint.records import Evidence, TrainedModel
+from remint.training import train
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training and what it is worth."""
+
+    pipeline: str
+    seed: int
+    cpu_seconds: float  # of the training, all threads
+    trained: TrainedModel
+    evidence: Evidence
+    report: Path  # folder with the pictures and samples.npy
+
+    def value(self, metric: str) -> float:
+        found = self.evidence.report
+        return {**found.metrics, **found.context}[metric].value
+
+
+def prepared(name: str, folder: Path) -> tuple[Dataset, Path]:
+    """Dataset ``name`` of params.yaml, made below ``folder`` as the steps make it, and its features."""
+    os.environ["REMINT_EVENTS"] = os.devnull  # these scripts print tables, not progress
+    os.environ.setdefault("REMINT_HOME", str(folder / "home"))
+    settings = config.load(ROOT).dataset(name)
+    sources.snapshot(name, settings, ROOT, folder / "raw")
+    splits.prepare(name, settings, folder / "raw", folder / "prepared")
+    dataset = arrays.load(folder / "prepared")
+    features.fit(dataset, folder / "features")
+    return dataset, folder / "features"
+
+
+def measured(pipeline: str, dataset: Dataset, extractor: Path, folder: Path, seed: int, **evaluation: Any) -> Result:
+    """Trains the pipeline of params.yaml with ``seed`` into ``folder`` and measures it; ``evaluation`` changes that block."""
+    settings = _changed(config.load(ROOT).pipeline(pipeline), seed, evaluation)
+    began = time.process_time()
+    trained = train.run(
+        settings.recipe,
+        pipeline,
+        dataset,
+        checkpoints=folder / "checkpoints",
+        out=folder / "trained",
+        code_sha256="benchmark",
+        command=[],
+    )
+    cpu_seconds = time.process_time() - began
+    evidence = evaluate.evaluate(folder / "trained", dataset, extractor, settings.evaluation, settings.metrics(), pipeline)
+    report.write(evidence, folder / "trained", dataset, folder / "report")
+    return Result(pipeline, seed, cpu_seconds, trained, evidence, folder / "report")
+
+
+def _changed(settings: PipelineSettings, seed: int, evaluation: dict[str, Any]) -> PipelineSettings:
+    return settings.model_copy(
+        update={
+            "training": settings.training.model_copy(update={"seed": seed}),
+            "evaluation": settings.evaluation.model_copy(update=evaluation),
+        }
+    )
+
+
+def nearest_training_image(x_NX: np.ndarray[Any, Any], dataset: Dataset) -> float:
+    """Mean Euclidean distance, in levels, of each example to the nearest one of the training split."""
+    train_NP, x_NP = (np.asarray(part, dtype=np.float32).reshape(len(part), -1) for part in (dataset.train.x_NX, x_NX))
+    return float(NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_NP).kneighbors(x_NP)[0].mean())
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> Path:
+    """The numbers as docs/results/NAME.json."""
+    path = ROOT / "docs/results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    return path
