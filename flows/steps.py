@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import champion, progress, show
 from flows.job import Retraining
-from remint import gate, manifest, stores, workspace
+from remint import gate, manifest, storage, stores, workspace
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
 
@@ -51,10 +51,27 @@ def timed(job: Retraining, name: str) -> Iterator[None]:
     job.seconds[name] = round(time.monotonic() - began, 2)
 
 
+@step("fetch data")
+def fetch(job: Retraining) -> None:
+    """Brings what an s3:// source holds now under HOME/fetched. Other sources lie where they are."""
+    dataset, source = job.settings.dataset, job.source
+    if not source.startswith(storage.SCHEME):
+        return
+    with timed(job, "fetch"):
+        fetched = storage.fetch(job.home, dataset, source, progress.reporter(job.pipeline, "fetch"))
+    job.tell("ran", name="fetch", objects=fetched.objects, fetched=fetched.fetched, removed=fetched.removed)
+
+
+def _raw(job: Retraining) -> AbstractContextManager[None]:
+    """While dvc takes its snapshot nobody else fetches into the folder that it is taken of."""
+    is_remote = job.source.startswith(storage.SCHEME)
+    return storage.held(job.home, job.settings.dataset, job.source) if is_remote else nullcontext()
+
+
 @step("ask dvc")
 def restore(job: Retraining) -> bool:
     """True where dvc remembers the whole chain: the workspace then holds it."""
-    with timed(job, "ask"):
+    with timed(job, "ask"), _raw(job):
         known = job.dvc.restore(f"evaluate@{job.pipeline}")
     if known:
         job.tell("restored")
@@ -66,7 +83,8 @@ def version_data(job: Retraining) -> None:
     """Snapshots the source into dvc and prepares the arrays."""
     name = job.settings.dataset
     with timed(job, "data"):
-        job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
+        with _raw(job):
+            job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
         job.dvc.reproduce("prepare", name, progress.reporter(job.pipeline, "data"))
     job.tell("ran", name="data", version=job.dataset.digest[:12], counts=job.dataset.counts)
 
@@ -93,7 +111,8 @@ def train(job: Retraining) -> None:
 
     with timed(job, "train"):
         job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
-    job.tell("ran", name="train", trained=job.trained, weights=job.model.weights_sha256[:12])
+    model = job.model
+    job.tell("ran", name="train", trained=job.trained, weights=model.weights_sha256[:12], ended=model.ended, why=model.reason)
 
 
 def _open_run(job: Retraining) -> None:
@@ -170,6 +189,7 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
     """Holds the version against the champion, measured again on today's data with today's settings."""
     with timed(job, "judge"):
         holder = job.ledger.champion(job.pipeline)
+        trained = job.model
         rival, why_not = (None, None) if holder is None else champion.evidence(job, holder)
         return gate.decide(
             job.pipeline,
@@ -180,6 +200,7 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
             comparable=why_not,
+            cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
         )
 
 

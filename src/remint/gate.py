@@ -87,6 +87,7 @@ def decide(
     *,
     dirty: str | None = None,  # what was not committed; None: the challenger was built from a clean commit
     comparable: str | None = None,  # why the champion could not be evaluated; None: it could
+    cut_short: str | None = None,  # how the training went wrong; None: it came to its end
 ) -> Decision:
     """The verdict on one challenger, with every rule and every number that it used.
 
@@ -94,7 +95,7 @@ def decide(
     refusal with its reason, never an exception, and never a promotion.
     """
     case = _Case(model, challenger, challenger_version, champion, champion_version, rules)
-    rulings = _rulings(case, dirty, comparable)
+    rulings = _rulings(case, dirty, comparable, cut_short)
     states = {ruling.state for ruling in rulings}
     worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
     verdict = _VERDICTS[worst]
@@ -116,7 +117,7 @@ def decide(
     )
 
 
-def _rulings(case: _Case, dirty: str | None, comparable: str | None) -> list[_Ruling]:
+def _rulings(case: _Case, dirty: str | None, comparable: str | None, cut_short: str | None) -> list[_Ruling]:
     rules = case.rules
     if not rules.metrics():
         return [
@@ -132,6 +133,8 @@ def _rulings(case: _Case, dirty: str | None, comparable: str | None) -> list[_Ru
     if dirty is not None:
         uncommitted = f"uncommitted changes: {dirty}; commit and run again, or promote it yourself with a reason"
         rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
+    if cut_short is not None:
+        rulings.append(_evidence("broken", f"{cut_short}; a training that went wrong is not promoted by the gate"))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
     if case.first:
         if not rules.require:

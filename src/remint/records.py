@@ -154,6 +154,11 @@ class TrainedModel(Record):
         """What makes a version one and the same: weights, dataset version, model and training settings."""
         return digest({"weights": self.weights_sha256, "dataset": self.dataset, "recipe": self.recipe})
 
+    @property
+    def went_wrong(self) -> bool:
+        """Whether it was ended because it collapsed or diverged."""
+        return self.ended in ("collapsed", "diverged")
+
 
 class MetricValue(Record):
     """One measurement. Never a bare float."""

@@ -16,6 +16,7 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a 
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 
 DOING = {
+    "fetch": "fetches what is new in the bucket",
     "ask": "asks dvc what it remembers",
     "data": "versions the data",
     "features": "learns the features that distances are measured in",
@@ -85,6 +86,8 @@ class Display:
             return f"builds commit {fields['commit']}" + (" (with uncommitted changes)" if fields["dirty"] else "")
         if event == "ran" and fields["name"] == "train" and not fields["trained"]:
             return "restored from dvc's cache: nothing to train"
+        if event == "ran" and fields["name"] == "train" and fields["why"]:
+            return f"training ended early, {fields['ended']}: {fields['why']}"
         if event == "registered":
             return f"registered as {fields['version']}"
         if event == "decided":

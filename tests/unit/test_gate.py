@@ -148,6 +148,12 @@ def test_uncommitted_work_is_refused_and_the_other_rules_are_still_told() -> Non
     assert [(rule.rule, rule.passed) for rule in decision.rules] == [("clean", False), ("require", True), ("improve", True)]
 
 
+def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> None:
+    decision = decide(evidence(1.8), evidence(1.9, key="champion"), cut_short="training collapsed: it covers half")
+    assert decision.verdict == "refused" and decision.reasons[0].startswith("training collapsed: it covers half; a training")
+    assert [(rule.rule, rule.passed) for rule in decision.rules] == [("evidence", False), ("require", True), ("improve", True)]
+
+
 def test_manual_approval_waits_only_for_what_passes() -> None:
     rules = RULES.model_copy(update={"approval": "manual"})
     waiting = decide(evidence(1.8), evidence(1.9, key="champion"), rules)
