@@ -43,7 +43,9 @@ def main(*seeds: str) -> int:
                 result = measured(pipeline, dataset, extractor, folder, int(seed), importance_samples=1000)
                 rows.append(_row(result, held_out, dataset))
                 pictures.setdefault(pipeline, np.load(folder / "report/samples.npy", allow_pickle=False))
-                print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in rows[-1].items()))
+                print(
+                    "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in rows[-1].items())
+                )
         plots.comparison(ROOT / "docs/results/digits.png", np.array(dataset.held_out.x_NX[:64]), pictures, dataset.spec.levels)
     print(f"written: {write('digits', rows)}")
     missed = [f"{row['pipeline']} seed {row['seed']}: {miss}" for row in rows for miss in _missed(row)]
