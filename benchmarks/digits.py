@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pipelines import ROOT, Result, measured, nearest_training_image, prepared, write
+from benchmarks.pipelines import ROOT, Result, line, measured, nearest_training_image, prepared, write
 from remint.evaluation import plots
 from remint.evaluation.bench import samples
 from remint.models.bundle import load_model
@@ -43,9 +43,7 @@ def main(*seeds: str) -> int:
                 result = measured(pipeline, dataset, extractor, folder, int(seed), importance_samples=1000)
                 rows.append(_row(result, held_out, dataset))
                 pictures.setdefault(pipeline, np.load(folder / "report/samples.npy", allow_pickle=False))
-                print(
-                    "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in rows[-1].items())
-                )
+                print(line(rows[-1]), flush=True)
         plots.comparison(ROOT / "docs/results/digits.png", np.array(dataset.held_out.x_NX[:64]), pictures, dataset.spec.levels)
     print(f"written: {write('digits', rows)}")
     missed = [f"{row['pipeline']} seed {row['seed']}: {miss}" for row in rows for miss in _missed(row)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pipelines import ROOT, measured, prepared, write
+from benchmarks.pipelines import ROOT, line, measured, prepared, write
 from remint.evaluation import plots
 
 MOST_SECONDS = 1800.0
@@ -41,7 +41,7 @@ def main(*families: str) -> int:
                 **{metric: value.value for metric, value in values.items()},
             }
             pictures[pipeline] = np.load(result.report / "samples.npy", allow_pickle=False)
-            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in rows[pipeline].items()), flush=True)
+            print(line(rows[pipeline]), flush=True)
             write("fashion", list(rows.values()))
             drawn = {f"fashion-{f}": pictures[f"fashion-{f}"] for f in families or FAMILIES if f"fashion-{f}" in pictures}
             picture = ROOT / f"docs/results/{'fashion' if not families else '-'.join(['fashion', *families])}.png"

@@ -85,6 +85,11 @@ def nearest_training_image(x_NX: np.ndarray[Any, Any], dataset: Dataset) -> floa
     return float(NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_NP).kneighbors(x_NP)[0].mean())
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row of numbers as one line."""
+    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items())
+
+
 def write(name: str, rows: list[dict[str, Any]]) -> Path:
     """The numbers as docs/results/NAME.json."""
     path = ROOT / "docs/results" / f"{name}.json"
