@@ -32,22 +32,27 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
 ]
 
 
+def sources(settings: type[Settings]) -> list[str]:
+    """The code of the class and of those that it inherits settings from, these first."""
+    return [inspect.getsource(part) for part in reversed(settings.__mro__) if issubclass(part, Settings) and part is not Settings]
+
+
 def comments(settings: type[Settings]) -> dict[str, str]:
     """The comment behind each field."""
-    lines = inspect.getsource(settings).splitlines()
     found = {}
-    for line in lines:
-        match = re.match(r"    (\w+):.*?#\s(.*)$", line)
-        if match:
-            found[match[1]] = match[2]
+    for source in sources(settings):
+        for line in source.splitlines():
+            match = re.match(r"    (\w+):.*?#\s(.*)$", line)
+            if match:
+                found[match[1]] = match[2]
     return found
 
 
 def declared(settings: type[Settings]) -> dict[str, tuple[str, str]]:
     """Type and default of each field, as the code says them."""
-    (body,) = [node for node in ast.parse(inspect.getsource(settings)).body if isinstance(node, ast.ClassDef)]
+    bodies = [node for source in sources(settings) for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     fields = {}
-    for node in body.body:
+    for node in [line for body in bodies for line in body.body]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in settings.model_fields:
             kind = re.sub(r"Annotated\[(\w+), Field\((.*?)\)\]", r"\1 (\2)", ast.unparse(node.annotation))
             field = settings.model_fields[node.target.id]

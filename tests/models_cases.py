@@ -26,6 +26,7 @@ MIXED = DataSpec(  # a table with everything that one may have
     ),
     classes=3,
 )
+COMPLETE = MIXED.model_copy(update={"columns": tuple(column.model_copy(update={"missing": False}) for column in MIXED.columns)})
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ CASES = {
     "vae": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, pixels="draw")),
     "vae-categorical": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood="categorical", pixels="draw")),
     "gan": Case("gan", GanSettings(latent=3, hidden=8, layers=2, penalty_every=2)),
+    "gan-residual": Case("gan", GanSettings(latent=3, network="residual", width=4, blocks=2, dilation=2, conditional=True)),
+    "gan-table": Case(
+        "gan",
+        GanSettings(latent=3, network="residual_mlp", hidden=8, layers=2, fourier=2, fourier_scale=1.0, loss="wgan_gp"),
+        COMPLETE,
+    ),
 }
 
 

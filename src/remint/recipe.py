@@ -120,18 +120,36 @@ class VaeSettings(ModelSettings):
     kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0 to 1
 
 
-class GanSettings(ModelSettings):
-    """Relativistic pairing GAN with zero-centred gradient penalties on real and fake (R3GAN)."""
+Loss = Literal["relativistic", "minimax", "non_saturating", "wgan_gp"]
+
+
+class CriticSettings(ModelSettings):
+    """What every family with a critic is told of its networks and of the game between them (models/adversarial.py)."""
+
+    loss: Loss = "relativistic"  # relativistic (R3GAN), minimax or non_saturating (Goodfellow 2014), wgan_gp
+    network: Literal["mlp", "residual_mlp", "dcgan", "residual"] = "mlp"  # dcgan and residual are convolutional, of images
+    hidden: Positive = 256  # units of each hidden layer of an mlp or residual_mlp
+    layers: Positive = 3  # hidden layers of an mlp, blocks of a residual_mlp
+    width: Positive = 32  # channels of the finest map of dcgan and residual; doubled at each halving, up to four times as many
+    blocks: Positive = 1  # of a residual network, at each size of its maps
+    dilation: Positive = 1  # greatest distance of a 3x3 convolution's taps in a residual network, doubling from block to block
+    fourier: Count = 0  # random frequencies whose waves stand beside the critic's input, of tables with few columns
+    fourier_scale: Rate = 5.0  # standard deviation of the frequencies, in radians per standard deviation of a column
+    penalty: Annotated[float, Field(ge=0.0)] = 10.0  # weight of R1 + R2, or of wgan_gp's own penalty, at the start ...
+    penalty_final: Annotated[float, Field(ge=0.0)] = 0.5  # ... and from 70% of the steps on
+    penalty_every: Positive = 4  # lazy: every n-th step, n times the weight
+    critic_learning_rate: Rate = 1.33  # times training.learning_rate
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of Adam, on both sides
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # at the start ...
+    beta2_final: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # ... and from 70% of the steps on; None: as at the start
+
+
+class GanSettings(CriticSettings):
+    """Generative adversarial network; by default relativistic with zero-centred gradient penalties (R3GAN)."""
 
     can: ClassVar[frozenset[str]] = frozenset({"sample"})
 
     latent: Positive = 32
-    hidden: Positive = 256
-    layers: Positive = 3
-    penalty: Annotated[float, Field(ge=0.0)] = 10.0  # weight of R1 + R2 at the start ...
-    penalty_final: Annotated[float, Field(ge=0.0)] = 0.5  # ... and from 70% of the steps on
-    penalty_every: Positive = 4  # lazy: every n-th step, n times the weight
-    critic_learning_rate: Rate = 1.33  # times training.learning_rate
 
 
 MODEL_SETTINGS: dict[str, type[ModelSettings]] = {"flow": FlowSettings, "vae": VaeSettings, "gan": GanSettings}

@@ -24,7 +24,7 @@ from remint.errors import SettingsError
 
 Activation = Literal["leaky_relu", "silu"]
 Size = tuple[int, int]  # H, W
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU}
 GAINS: dict[Activation, float] = {"leaky_relu": math.sqrt(2.0 / 1.04), "silu": 1.677}  # 1 / rms of act(standard normal)
@@ -85,13 +85,13 @@ class Block(nn.Module):
         inside = INSIDE * channels
         groups = inside // math.gcd(inside, GROUP)
         layers: list[nn.Module] = [
-            _started(nn.Conv2d(channels, inside, 1), branches**-0.25),
+            started(nn.Conv2d(channels, inside, 1), branches**-0.25),
             ACTIVATIONS[activation](),
-            _started(
+            started(
                 nn.Conv2d(inside, inside, 3, padding=rate, dilation=rate, groups=groups), GAINS[activation] * branches**-0.25
             ),
             ACTIVATIONS[activation](),
-            _started(nn.Conv2d(inside, channels, 1), 0.0),
+            started(nn.Conv2d(inside, channels, 1), 0.0),
         ]
         if dropout:
             layers.insert(4, nn.Dropout(dropout))
@@ -137,7 +137,7 @@ class Downwards(nn.Module):
                 self.changes.append(_change(wide[stage - 1], own))
             places = rates(blocks, dilation, at)
             self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
-        self.last = _started(nn.Linear(wide[-1] * math.prod(sizes[-1]), out_features), 1.0)
+        self.last = started(nn.Linear(wide[-1] * math.prod(sizes[-1]), out_features), 1.0)
 
     def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
         h_BCHW = self.stages[0](self.stem(x_BCHW, beside_BF))
@@ -168,7 +168,7 @@ class Upwards(nn.Module):
         wide = widths(width, len(sizes))[::-1]
         branches = blocks * len(sizes)
         self.first_map = (wide[0], *sizes[0])
-        self.first = _started(nn.Linear(in_features, math.prod(self.first_map)), 1.0)
+        self.first = started(nn.Linear(in_features, math.prod(self.first_map)), 1.0)
         self.stages = nn.ModuleList()
         self.changes = nn.ModuleList()  # of channels, after a map is doubled
         for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
@@ -176,7 +176,7 @@ class Upwards(nn.Module):
                 self.changes.append(_change(wide[stage - 1], own))
             places = rates(blocks, dilation, at)
             self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
-        self.last = _started(nn.Conv2d(wide[-1], channels, 1), 1.0)
+        self.last = started(nn.Conv2d(wide[-1], channels, 1), 1.0)
 
     def forward(self, features_BF: Tensor) -> Tensor:
         h_BCHW = self.stages[0](self.first(features_BF).view(-1, *self.first_map))
@@ -205,7 +205,7 @@ class SameSize(nn.Module):
         super().__init__()
         self.stem = Stem(channels_in, width, beside)
         self.blocks = nn.Sequential(*(Block(width, rate, blocks, activation, dropout) for rate in rates(blocks, dilation)))
-        self.last = _started(nn.Conv2d(width, channels_out, 1), 0.0 if zero else 1.0)
+        self.last = started(nn.Conv2d(width, channels_out, 1), 0.0 if zero else 1.0)
 
     def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
         y_BCHW: Tensor = self.last(self.blocks(self.stem(x_BCHW, beside_BF)))
@@ -217,8 +217,8 @@ class Stem(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, beside: int) -> None:
         super().__init__()
-        self.map = _started(nn.Conv2d(channels_in, channels_out, 1), 1.0)
-        self.beside = _started(nn.Linear(beside, channels_out, bias=False), 1.0) if beside else None
+        self.map = started(nn.Conv2d(channels_in, channels_out, 1), 1.0)
+        self.beside = started(nn.Linear(beside, channels_out, bias=False), 1.0) if beside else None
 
     def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None) -> Tensor:
         h_BCHW: Tensor = self.map(x_BCHW)
@@ -231,10 +231,10 @@ def _change(channels_in: int, channels_out: int) -> nn.Module:
     """1x1 convolution where the number of channels changes."""
     if channels_in == channels_out:
         return nn.Identity()
-    return _started(nn.Conv2d(channels_in, channels_out, 1, bias=False), 1.0)
+    return started(nn.Conv2d(channels_in, channels_out, 1, bias=False), 1.0)
 
 
-def _started(layer: Layer, gain: float) -> Layer:
+def started(layer: Layer, gain: float) -> Layer:
     """The layer with normal weights of standard deviation gain / sqrt(fan in), and biases of 0."""
     fan_in = layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))

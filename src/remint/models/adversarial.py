@@ -1,0 +1,171 @@
+"""Losses, penalties and phases of a game between a critic D and whatever draws examples G.
+
+    relativistic    critic: mean softplus(D(G(z)) - D(x))                generator: mean softplus(D(x) - D(G(z)))
+    minimax         critic: mean softplus(-D(x)) + softplus(D(G(z)))     generator: -mean softplus(D(G(z)))
+    non_saturating  critic: as minimax                                   generator: mean softplus(-D(G(z)))
+    wgan_gp         critic: mean D(G(z)) - D(x)                          generator: -mean D(G(z))
+
+    penalty of the first three: weight / 2 (R1 + R2), R1 = mean |grad D(x)|^2 over real x, R2 = the same over G(z)
+    of wgan_gp:                 weight mean (|grad D(x')| - 1)^2 over x' = u x + (1 - u) G(z), u uniform
+
+Goodfellow et al., Generative adversarial nets (2014), sigmoid(D) being their discriminator; Gulrajani et al., Improved
+training of Wasserstein GANs (2017); Jolicoeur-Martineau, The relativistic discriminator (2018); Huang et al., The GAN is
+dead; long live the GAN! (R3GAN, 2024), whose pairing loss converges locally with both penalties, so that there is
+nothing else to hold it stable. A penalty is what it says at any precision: it is computed in single or better.
+
+Shapes: B batch, S axes of one example as the critic sees it (models/space.py), N noise numbers.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from remint.models.contract import Batch, Model, Phase
+from remint.models.space import Space
+from remint.recipe import CriticSettings, Loss
+
+PENALTY_RAMP = 0.7  # share of the steps over which the penalty's weight and beta2 go from their first to their last value
+
+
+def relativistic(winner_B: Tensor, loser_B: Tensor) -> Tensor:
+    """Mean of softplus(loser - winner): what the side that wants ``winner`` to be the greater descends."""
+    return F.softplus(loser_B - winner_B).mean()
+
+
+def critic_loss(loss: Loss, real_B: Tensor, fake_B: Tensor) -> Tensor:
+    """What the critic descends, without penalties, of its scores of real and drawn examples."""
+    if loss == "relativistic":
+        return relativistic(real_B, fake_B)
+    if loss == "wgan_gp":
+        return fake_B.mean() - real_B.mean()
+    return F.softplus(-real_B).mean() + F.softplus(fake_B).mean()
+
+
+def generator_loss(loss: Loss, real_B: Tensor | None, fake_B: Tensor) -> Tensor:
+    """What the generator descends. Scores of real examples are asked for by the relativistic loss only."""
+    if loss == "relativistic":
+        assert real_B is not None
+        return relativistic(fake_B, real_B)
+    if loss == "minimax":
+        return -F.softplus(fake_B).mean()
+    return F.softplus(-fake_B).mean() if loss == "non_saturating" else -fake_B.mean()
+
+
+def squared_gradients(score_B: Tensor, x_BS: Tensor) -> Tensor:
+    """|d score_i / d x_i|^2, shape (B,), differentiable again. ``score_B`` was computed from ``x_BS``."""
+    (gradient_BS,) = torch.autograd.grad(score_B.sum(), x_BS, create_graph=True)
+    return gradient_BS.flatten(1).square().sum(1)
+
+
+def gradient_penalty(score_B: Tensor, x_BS: Tensor) -> Tensor:
+    """Mean over the batch of the squared gradients: R1 of real examples, R2 of drawn ones."""
+    return squared_gradients(score_B, x_BS).mean()
+
+
+def lipschitz_penalty(score_B: Tensor, x_BS: Tensor) -> Tensor:
+    """Mean over the batch of (|d score_i / d x_i| - 1)^2, whose own gradient at a slope of 0 is taken as 0."""
+    (gradient_BS,) = torch.autograd.grad(score_B.sum(), x_BS, create_graph=True)
+    slope_B: Tensor = torch.linalg.vector_norm(gradient_BS.flatten(1), dim=1)
+    return (slope_B - 1.0).square().mean()
+
+
+def ramp(first: float, last: float, progress: float) -> float:
+    """From ``first`` to ``last`` in a straight line over the first 70% of the steps."""
+    return first + min(1.0, progress / PENALTY_RAMP) * (last - first)
+
+
+class Draws(Model):
+    """What stands against the critic: ``forward(noise_BN, y_B)`` gives examples as the critic sees them, shape (B, S)."""
+
+    space: Space
+    sample_noise: int
+
+
+class AdversarialPhase(Phase):
+    """What the phases of both sides have in common."""
+
+    def __init__(self, settings: CriticSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.schedule(0.0)
+
+    def schedule(self, progress: float) -> None:
+        first, last = self.settings.beta2, self.settings.beta2_final
+        self.betas = (self.settings.beta1, first if last is None else ramp(first, last, progress))
+
+
+class CriticPhase(AdversarialPhase):
+    """Trains the critic. The penalty is lazy: on every n-th step, n times its weight."""
+
+    name: ClassVar[str] = "critic"
+    generator: Draws
+
+    def __init__(self, critic: nn.Module, generator: Draws, settings: CriticSettings) -> None:
+        super().__init__(settings)
+        self.critic = critic
+        self.look_through(generator=generator)
+        self.learning_rate = settings.critic_learning_rate
+        self.sizes = [generator.sample_noise, int(settings.loss == "wgan_gp")]
+        self.noise_size = sum(self.sizes)
+        self._curves: dict[str, Tensor] = {}
+
+    def penalty_weight(self, progress: float) -> float:
+        """From ``penalty`` to ``penalty_final`` in a straight line."""
+        return ramp(self.settings.penalty, self.settings.penalty_final, progress)
+
+    def forward(self, batch: Batch) -> Tensor:
+        noise_BN, share_B1 = torch.split(batch.noise_BN, self.sizes, dim=1)
+        real_BS = self.generator.space.real(batch.x_BX)
+        with torch.no_grad():
+            fake_BS = self.generator(noise_BN, batch.y_B).to(real_BS.dtype)
+        weight = self.penalty_weight(batch.progress)
+        penalised = weight > 0.0 and batch.step % self.settings.penalty_every == 0
+        with torch.autocast(real_BS.device.type, enabled=False) if penalised else nullcontext():
+            both_BS = torch.cat([real_BS, fake_BS]).requires_grad_(penalised)
+            score_B = self.critic(both_BS, None if batch.y_B is None else batch.y_B.repeat(2))
+            loss = critic_loss(self.settings.loss, *score_B.chunk(2))
+            if not penalised:
+                return loss
+            lazy = self.settings.penalty_every * weight
+            if self.settings.loss == "wgan_gp":
+                return loss + lazy * self._lipschitz(real_BS, fake_BS, share_B1, batch.y_B)
+            real_B, fake_B = squared_gradients(score_B, both_BS).chunk(2)
+            r1, r2 = real_B.mean(), fake_B.mean()
+            self._curves.update(r1=r1.detach(), r2=r2.detach())
+            return loss + 0.5 * lazy * (r1 + r2)
+
+    def _lipschitz(self, real_BS: Tensor, fake_BS: Tensor, share_B1: Tensor, y_B: Tensor | None) -> Tensor:
+        share_BS = torch.special.ndtr(share_B1).view(-1, *[1] * (real_BS.dim() - 1))
+        between_BS = (share_BS * real_BS + (1.0 - share_BS) * fake_BS).requires_grad_(True)
+        penalty = lipschitz_penalty(self.critic(between_BS, y_B), between_BS)
+        self._curves.update(lipschitz=penalty.detach())
+        return penalty
+
+    def curves(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._curves.items()}
+
+
+class GeneratorPhase(AdversarialPhase):
+    """Trains the generator against the critic as it now is."""
+
+    name: ClassVar[str] = "generator"
+    critic: nn.Module  # (B, S) and the classes to scores (B,)
+
+    def __init__(self, generator: Draws, critic: nn.Module, settings: CriticSettings) -> None:
+        super().__init__(settings)
+        self.generator = generator
+        self.look_through(critic=critic)
+        self.noise_size = generator.sample_noise
+
+    def forward(self, batch: Batch) -> Tensor:
+        real_B = None
+        if self.settings.loss == "relativistic":
+            with torch.no_grad():
+                real_B = self.critic(self.generator.space.real(batch.x_BX), batch.y_B)
+        fake_BS = self.generator(batch.noise_BN, batch.y_B)
+        return generator_loss(self.settings.loss, real_B, self.critic(fake_BS, batch.y_B))

@@ -1,0 +1,160 @@
+"""Networks of a generative adversarial game, by name: the same kind on both sides.
+
+    mlp           hidden layers with ReLU
+    residual_mlp  residual blocks of dense layers: h + W2 act(W1 h)
+    dcgan         strided convolutions (Radford et al., Unsupervised representation learning with deep convolutional
+                  generative adversarial networks, 2016), with GroupNorm in the place of BatchNorm in the generator and
+                  without any in the critic, whose score of an example must not depend on the others
+    residual      convolutional residual trunks without normalisation (models/convolutional.py)
+
+Shapes: B batch, S axes of one example (models/space.py), D their numbers, F features, K classes, W frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from remint.errors import SettingsError
+from remint.models.convolutional import GAINS, INSIDE, Downwards, Size, Upwards, stages, started, widths
+from remint.models.labels import Labels
+from remint.models.layers import at_least_single, mlp
+from remint.models.space import Space
+from remint.recipe import CriticSettings
+
+DENSE = ("mlp", "residual_mlp")  # networks that take an example as a row of numbers
+LEAK = 0.2
+NORM_GROUPS = 8  # of the channels of one map, normalised together
+
+
+class ResidualMlp(nn.Module):
+    """(B, D) to (B, F) through residual blocks of dense layers, without normalisation; at first each is the identity."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, blocks: int) -> None:
+        super().__init__()
+        self.first = started(nn.Linear(in_features, hidden), 1.0)
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                started(nn.Linear(hidden, INSIDE * hidden), blocks**-0.5),
+                nn.LeakyReLU(LEAK),
+                started(nn.Linear(INSIDE * hidden, hidden), 0.0),
+            )
+            for _ in range(blocks)
+        )
+        self.last = started(nn.Linear(hidden, out_features), 1.0)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        h_BF: Tensor = self.first(x_BD)
+        for branch in self.branches:
+            h_BF = h_BF + branch(h_BF)
+        y_BF: Tensor = self.last(h_BF)
+        return y_BF
+
+
+def drawing_network(settings: CriticSettings, in_features: int, space: Space) -> nn.Module:
+    """(B, ``in_features``) to (B, S). Raises SettingsError where the data are none that the network can draw."""
+    if settings.network in DENSE:
+        return nn.Sequential(_dense(settings, in_features, math.prod(space.shape)), nn.Unflatten(1, space.shape))
+    channels, size = _map(settings, space)
+    if settings.network == "residual":
+        return Upwards(in_features, settings.width, settings.blocks, channels, size, dilation=settings.dilation)
+    return _dcgan_generator(in_features, settings.width, channels, size)
+
+
+class Critic(nn.Module):
+    """D: one number an example, of which a relativistic loss sees differences only.
+
+    A conditional one gives 1 + K numbers, and the score is the first plus that of the class: a projection (Miyato &
+    Koyama, cGANs with projection discriminator, 2018). In few dimensions a network learns slowly what changes quickly;
+    ``fourier`` frequencies put sin(W x) and cos(W x) beside its input (Tancik et al., Fourier features let networks
+    learn high frequency functions in low dimensional domains, 2020).
+    """
+
+    frequencies_DW: Tensor
+
+    def __init__(self, settings: CriticSettings, space: Space, labels: Labels) -> None:
+        """Raises SettingsError where the data are none that the network can judge."""
+        super().__init__()
+        self.classes = labels.width
+        self.fourier = settings.fourier
+        dims, out_features = math.prod(space.shape), 1 + labels.width
+        if self.fourier:
+            if not space.spec.is_table or settings.network not in DENSE:
+                raise SettingsError("model.fourier is for tables and network: mlp or residual_mlp: leave it out")
+            self.register_buffer("frequencies_DW", settings.fourier_scale * torch.randn(dims, self.fourier))
+        if settings.network in DENSE:
+            self.net: nn.Module = _dense(settings, dims + 2 * self.fourier, out_features)
+            return
+        channels, size = _map(settings, space)
+        if settings.network == "residual":
+            self.net = Downwards(channels, size, settings.width, settings.blocks, out_features, dilation=settings.dilation)
+        else:
+            self.net = _dcgan_critic(channels, size, settings.width, out_features)
+        self.maps = True
+
+    maps: bool = False  # whether the network takes maps, and not rows of numbers
+
+    def forward(self, x_BS: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Shape (B,)."""
+        score_BK = at_least_single(self.net(x_BS if self.maps else self._row(x_BS.flatten(1))))
+        if not self.classes:
+            return score_BK.squeeze(1)
+        assert y_B is not None, "a conditional critic is given the class"
+        of_class_BK = F.one_hot(y_B, self.classes).to(score_BK.dtype)
+        return score_BK[:, 0] + (score_BK[:, 1:] * of_class_BK).sum(1)
+
+    def _row(self, x_BD: Tensor) -> Tensor:
+        if not self.fourier:
+            return x_BD
+        with torch.autocast(x_BD.device.type, enabled=False):  # half precision would lose the phase of a wave
+            waves_BW = at_least_single(x_BD) @ self.frequencies_DW
+        return torch.cat([x_BD, waves_BW.sin(), waves_BW.cos()], dim=1)
+
+
+def _dense(settings: CriticSettings, in_features: int, out_features: int) -> nn.Module:
+    if settings.network == "residual_mlp":
+        return ResidualMlp(in_features, settings.hidden, out_features, settings.layers)
+    return mlp([in_features, *[settings.hidden] * settings.layers, out_features], nn.ReLU)
+
+
+def _map(settings: CriticSettings, space: Space) -> tuple[int, Size]:
+    """Channels and size of the images. Raises SettingsError where the data are none."""
+    if space.spec.is_table:
+        raise SettingsError(f"model.network: {settings.network} is for images, and this is a table: take mlp or residual_mlp")
+    channels, height, width = space.spec.image
+    return channels, (height, width)
+
+
+def _dcgan_sizes(size: Size) -> list[Size]:
+    sizes = stages(size)
+    if len(sizes) == 1:
+        raise SettingsError(
+            f"model.network: dcgan halves its maps, and {size[0]} x {size[1]} cannot be: take mlp or residual_mlp"
+        )
+    return sizes
+
+
+def _dcgan_generator(in_features: int, width: int, channels: int, size: Size) -> nn.Module:
+    sizes = _dcgan_sizes(size)
+    wide = widths(width, len(sizes) - 1)[::-1]
+    height, across = sizes[-1]
+    layers: list[nn.Module] = [started(nn.Linear(in_features, wide[0] * height * across), 1.0)]
+    layers.append(nn.Unflatten(1, (wide[0], height, across)))
+    for own, then in zip(wide, [*wide[1:], channels], strict=True):
+        layers += [nn.GroupNorm(math.gcd(own, NORM_GROUPS), own), nn.ReLU()]
+        layers.append(started(nn.ConvTranspose2d(own, then, 4, stride=2, padding=1), 1.0))
+    return nn.Sequential(*layers)
+
+
+def _dcgan_critic(channels: int, size: Size, width: int, out_features: int) -> nn.Module:
+    sizes = _dcgan_sizes(size)
+    wide = widths(width, len(sizes) - 1)
+    layers: list[nn.Module] = []
+    for before, own in zip([channels, *wide], wide, strict=False):
+        gain = GAINS["leaky_relu"] if layers else 1.0
+        layers += [started(nn.Conv2d(before, own, 4, stride=2, padding=1), gain), nn.LeakyReLU(LEAK)]
+    height, across = sizes[-1]
+    return nn.Sequential(*layers, nn.Flatten(), started(nn.Linear(wide[-1] * height * across, out_features), 1.0))
