@@ -20,17 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from remint import plugins
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.errors import Interrupted
-from remint.recipe import MODEL_SETTINGS, DatasetSettings, Recipe, TrainingSettings
+from remint.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.records import TrainedModel
 from remint.training import loop, train, world
 
-FAMILIES = ("flow", "gan", "vae")
+FAMILIES = ("flow", "gan", "pixelcnn", "vae")
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
     "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4},
+    "pixelcnn": {"hidden": 4, "layers": 2, "dropout": 0.1},
     "vae": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "mixtures": 2},
 }
 # 5 divides no other period, so that rows, checkpoints and the lazy penalty fall on different steps.
@@ -56,11 +58,11 @@ def load(folder: Path) -> Dataset:
 
 
 def recipe(family: str, *, dropout: bool = True, **training: Any) -> Recipe:
-    settings = MODELS[family] if dropout or family == "gan" else MODELS[family] | {"dropout": 0.0}
+    settings = MODELS[family] if dropout or "dropout" not in MODELS[family] else MODELS[family] | {"dropout": 0.0}
     return Recipe(
         dataset="tiny",
         family=family,
-        model=MODEL_SETTINGS[family].model_validate(settings),
+        model=plugins.settings_of(family).model_validate(settings),
         training=TrainingSettings.model_validate(SHORT | training),
     )
 
