@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from examples.pixelcnn import family as pixelcnn
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.families import family
 from remint.recipe import FlowSettings, GanSettings, ModelSettings, VaeSettings
@@ -60,6 +61,8 @@ CASES = {
     "flow": Case("flow", FlowSettings(couplings=4, hidden=8, bins=4, dropout=0.0)),
     "vae": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, pixels="draw")),
     "vae-categorical": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood="categorical", pixels="draw")),
+    "pixelcnn": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0)),
+    "pixelcnn-conditional": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0, conditional=True)),
     "gan": Case("gan", GanSettings(latent=3, hidden=8, layers=2, penalty_every=2)),
     "gan-residual": Case("gan", GanSettings(latent=3, network="residual", width=4, blocks=2, dilation=2, conditional=True)),
     "gan-table": Case(
