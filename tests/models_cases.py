@@ -63,6 +63,21 @@ CASES = {
     "vae-categorical": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood="categorical", pixels="draw")),
     "pixelcnn": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0)),
     "pixelcnn-conditional": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0, conditional=True)),
+    "vae-residual": Case(
+        "vae",
+        VaeSettings(
+            latent=3,
+            network="residual",
+            width=8,
+            blocks=2,
+            dilation=2,
+            dropout=0.0,
+            likelihood="sigma_gaussian",
+            conditional=True,
+        ),
+    ),
+    "vae-table": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, free_bits=0.1, conditional=True), MIXED),
+    "vae-mixture": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, likelihood="gaussian_mixture", mixtures=2), MIXED),
     "gan": Case("gan", GanSettings(latent=3, hidden=8, layers=2, penalty_every=2)),
     "gan-residual": Case("gan", GanSettings(latent=3, network="residual", width=4, blocks=2, dilation=2, conditional=True)),
     "gan-table": Case(

@@ -105,19 +105,31 @@ class FlowSettings(ModelSettings):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 
+Likelihood = Literal["bernoulli", "categorical", "discretised_logistic", "sigma_gaussian", "gaussian_mixture"]
+
+
 class VaeSettings(ModelSettings):
-    """Variational autoencoder with a discrete likelihood."""
+    """Variational autoencoder of images, or of tables, whose values may be missing.
+
+    Unless said otherwise the likelihood is discretised_logistic of images and sigma_gaussian of a table's numeric columns.
+    """
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "elbo"})
 
     latent: Positive = 16
-    hidden: Positive = 256
-    layers: Positive = 2
+    network: Literal["mlp", "residual"] = "mlp"  # residual: convolutional, of images
+    hidden: Positive = 256  # units of each hidden layer of an mlp
+    layers: Count = 2  # hidden layers of an mlp; 0: linear maps
+    width: Positive = 32  # channels of the finest map of a residual network; doubled at each halving, up to four times as many
+    blocks: Positive = 2  # of a residual network, at each size of its maps
+    dilation: Positive = 1  # greatest distance of a 3x3 convolution's taps, doubling from block to block
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    likelihood: Literal["categorical", "discretised_logistic"] = "discretised_logistic"
+    likelihood: Likelihood | None = None  # bernoulli, categorical, discretised_logistic, sigma_gaussian; tables: gaussian_mixture
+    mixtures: Positive = 3  # components of discretised_logistic (1 is the plain one) and of gaussian_mixture
     pixels: Literal["mode", "draw"] = "mode"  # what a sample shows of each pixel given z: its likeliest level, or a draw
-    mixtures: Positive = 3  # components of the discretised logistic mixture; 1 is the plain one
-    kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0 to 1
+    beta: Annotated[float, Field(ge=0.0)] = 1.0  # weight of the KL in the loss; 1: the evidence lower bound
+    kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0
+    free_bits: Annotated[float, Field(ge=0.0)] = 0.0  # nats of KL that each latent has for nothing; 0: none
 
 
 Loss = Literal["relativistic", "minimax", "non_saturating", "wgan_gp"]

@@ -1,7 +1,7 @@
-"""The VAE and its likelihoods against exact oracles, in float64.
+"""The VAE against exact oracles, in float64.
 
-With one latent and two pixels of three levels everything can be integrated: log p(x) on a grid of z, means over
-the noise on a grid of noise.
+With one latent everything can be integrated: log p(x) on a grid of z, means over the noise on a grid of noise. Images are of
+two pixels, so that all of them can be written out.
 """
 
 from __future__ import annotations
@@ -14,16 +14,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from remint.errors import SettingsError
 from remint.models.contract import Batch, standard_normal
 from remint.models.layers import normal_log_density
-from remint.models.likelihoods import Categorical, DiscretisedLogistic, LevelLikelihood
-from remint.models.vae import Elbo, Vae
+from remint.models.vae import Elbo, Vae, build, kl_from_prior
 from remint.recipe import VaeSettings
-from tests.models_cases import CASES, IMAGE, PAIR, Case, every_example
+from remint.records import DataSpec
+from tests.models_cases import IMAGE, MIXED, NUMBERS, PAIR, Case, every_example, examples, labels
 
 GRID = torch.linspace(-9, 9, 1801, dtype=torch.float64)  # trapezoidal weights are equal: the integrands vanish at the ends
 LOG_WEIGHT = normal_log_density(GRID) + math.log(0.01)
 BITS = PAIR.dims * math.log(2)
+BINARY_PAIR = PAIR.model_copy(update={"levels": 2})
+
+KINDS: dict[str, tuple[DataSpec, dict[str, Any]]] = {
+    "logistic": (PAIR, {"mixtures": 2}),
+    "categorical": (PAIR, {"likelihood": "categorical"}),
+    "sigma_gaussian": (PAIR, {"likelihood": "sigma_gaussian"}),
+    "bernoulli": (BINARY_PAIR, {"likelihood": "bernoulli"}),
+    "residual": (PAIR, {"network": "residual", "width": 4, "blocks": 1}),
+    "table": (MIXED, {}),
+    "table-mixture": (MIXED, {"likelihood": "gaussian_mixture", "mixtures": 2}),
+}
+IMAGES = [name for name, (spec, _) in KINDS.items() if not spec.is_table]
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +46,31 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(params=["vae", "vae-categorical"])
-def vae(request: pytest.FixtureRequest) -> Vae:
-    model = CASES[request.param].build(PAIR, seed=2, spread=0.5)
+def make(kind: str) -> Vae:
+    spec, settings = KINDS[kind]
+    small = {"latent": 1, "hidden": 8, "dropout": 0.0, "pixels": "draw"}
+    model = Case("vae", VaeSettings.model_validate(small | settings)).build(spec, seed=2, spread=0.5)
     assert isinstance(model, Vae)
     return model.requires_grad_(False)
+
+
+@pytest.fixture(params=KINDS)
+def vae(request: pytest.FixtureRequest) -> Vae:
+    return make(request.param)
+
+
+@pytest.fixture(params=IMAGES)
+def image_vae(request: pytest.FixtureRequest) -> Vae:
+    return make(request.param)
+
+
+def some_of(vae: Vae) -> Tensor:
+    """Every image, or nine rows of a table, some of which lack values."""
+    if not vae.spec.is_table:
+        return every_example(vae.spec)
+    x = examples(vae.spec, 9)
+    assert bool(x.isnan().any())
+    return x
 
 
 def exact_log_prob(vae: Vae, x: Tensor) -> Tensor:
@@ -51,92 +84,25 @@ def elbo_on_grid(vae: Vae, x: Tensor) -> Tensor:
     return vae.elbo(x, GRID.view(-1, 1, 1).expand(-1, len(x), 1))
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-@pytest.mark.parametrize("kind", ["categorical", "plain", "mixture"])
-def test_probabilities_of_all_levels_sum_to_one(kind: str, levels: int) -> None:
-    kinds: dict[str, LevelLikelihood] = {
-        "categorical": Categorical(levels),
-        "plain": DiscretisedLogistic(levels, 1),
-        "mixture": DiscretisedLogistic(levels, 4),
-    }
-    theta = 4 * standard_normal((100, kinds[kind].parameters_per_dim), 1).double().expand(levels, -1, -1)
-    log_prob = kinds[kind].log_prob(torch.arange(levels).unsqueeze(1).expand(-1, 100), theta)
-    assert bool((log_prob <= 0).all())
-    torch.testing.assert_close(log_prob.exp().sum(0), torch.ones(100), rtol=0, atol=1e-12)
-
-
-def test_discretised_logistic_is_the_difference_of_its_distribution_function() -> None:
-    theta = torch.tensor([0.3, -0.4, 0.2, -0.6, -1.0, -0.5])  # two logits, two means, two log scales
-    edge = (torch.arange(5) + 0.5) * 2 / 4 - 1
-    share = theta[:2].softmax(0)
-    cdf = torch.stack([share[m] * torch.sigmoid((edge - theta[2 + m]) / theta[4 + m].exp()) for m in range(2)]).sum(0)
-    cdf[-1] = 1.0
-    expected = torch.diff(cdf, prepend=torch.zeros(1))
-    log_prob = DiscretisedLogistic(5, 2).log_prob(torch.arange(5), theta.expand(5, -1))
-    torch.testing.assert_close(log_prob.exp(), expected, rtol=0, atol=1e-12)
-
-
-def test_an_impossible_level_keeps_a_finite_likelihood_and_gradient_in_single_precision() -> None:
-    theta = torch.tensor([[0.0, -1.0, -7.0], [0.0, 1.0, -7.0]], dtype=torch.float32, requires_grad=True)
-    log_prob = DiscretisedLogistic(256, 1).log_prob(torch.tensor([200, 3]), theta)
-    (gradient,) = torch.autograd.grad(log_prob.sum(), theta)
-    assert bool(log_prob.isfinite().all()) and bool(gradient.isfinite().all())
-
-
-def test_categorical_draws_have_its_probabilities() -> None:
-    n, theta = 10_000, 2 * standard_normal((1, 1, 5), 2).double()
-    noise = torch.special.ndtri((torch.arange(n) + 0.5) / n).unsqueeze(1)
-    drawn = Categorical(5).sample(theta.expand(n, -1, -1), noise)
-    share = torch.bincount(drawn.flatten().long(), minlength=5) / n
-    torch.testing.assert_close(share, theta.flatten().softmax(0), rtol=0, atol=1.01 / n)
-
-
-def test_logistic_draws_have_its_probabilities() -> None:
-    side, law = 400, DiscretisedLogistic(7, 3)
-    theta = standard_normal((1, 1, law.parameters_per_dim), 3).double()
-    u = torch.special.ndtri((torch.arange(side) + 0.5) / side)
-    noise = torch.cartesian_prod(u, u)
-    drawn = law.sample(theta.expand(len(noise), -1, -1), noise)
-    share = torch.bincount(drawn.flatten().long(), minlength=7) / len(noise)
-    exact = law.log_prob(torch.arange(7), theta[0].expand(7, -1)).exp()
-    torch.testing.assert_close(share, exact, rtol=0, atol=3 / side)
-
-
-def test_marginal_probabilities_sum_to_one_and_are_those_of_the_samples(vae: Vae) -> None:
-    mass = exact_log_prob(vae, every_example(PAIR)).exp()
+def test_marginal_probabilities_sum_to_one_and_are_those_of_the_samples(image_vae: Vae) -> None:
+    levels, mass = image_vae.spec.levels, exact_log_prob(image_vae, every_example(image_vae.spec)).exp()
     assert float(mass.sum()) == pytest.approx(1.0, abs=1e-9)
-    drawn = vae.sample(standard_normal((40_000, vae.sample_noise), 4).double()).flatten(1).long() @ torch.tensor([3, 1])
-    assert float((torch.bincount(drawn, minlength=9) / 40_000 - mass).abs().sum()) < 0.025
-
-
-@pytest.mark.parametrize("likelihood", ["categorical", "discretised_logistic"])
-def test_likeliest_levels(likelihood: str) -> None:
-    settings = VaeSettings.model_validate({"latent": 1, "hidden": 8, "likelihood": likelihood, "pixels": "mode"})
-    model = Case("vae", settings).build(IMAGE, spread=0.5)
-    assert isinstance(model, Vae) and model.sample_noise == 1
-    z = torch.linspace(-3, 3, 20).unsqueeze(1)
-    with torch.no_grad():
-        x = model.sample(z)
-        shown = model.log_likelihood(x, z)
-        for pixel in range(IMAGE.dims):
-            for level in range(IMAGE.levels):
-                other = x.flatten(1).clone()
-                other[:, pixel] = level
-                assert bool((model.log_likelihood(other, z) <= shown + 1e-12).all())
-    assert len(x.unique(dim=0)) > 1
+    drawn = image_vae.sample(standard_normal((40_000, image_vae.sample_noise), 4).double()).flatten(1).long()
+    share = torch.bincount(drawn @ torch.tensor([levels, 1]), minlength=levels**2) / 40_000
+    assert float((share - mass).abs().sum()) < 0.025
 
 
 def test_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> None:
     """E exp(elbo) = p(x) exactly: a constant that was dropped anywhere would show."""
-    x = every_example(PAIR)
-    wide = torch.linspace(-80, 80, 16_001)  # importance weights grow where the posterior is narrower than the prior
-    log_weights = vae.elbo(x, wide.view(-1, 1, 1).expand(-1, 9, 1))
-    marginal = torch.logsumexp(log_weights + normal_log_density(wide)[:, None] + math.log(0.01), 0)
-    torch.testing.assert_close(marginal, exact_log_prob(vae, x), rtol=0, atol=1e-7)
+    x = some_of(vae)
+    mean, scale = vae.posterior(x)
+    noise = (GRID.view(-1, 1, 1) - mean) / scale  # such that z runs over the grid
+    log_weights = vae.elbo(x, noise) + (normal_log_density(noise) - scale.log()).squeeze(-1)
+    torch.testing.assert_close(torch.logsumexp(log_weights + math.log(0.01), 0), exact_log_prob(vae, x), rtol=0, atol=1e-7)
 
 
 def test_elbo_below_iwae_below_the_marginal(vae: Vae) -> None:
-    x, coarse = every_example(PAIR), slice(None, None, 10)
+    x, coarse = some_of(vae), slice(None, None, 10)
     weights = elbo_on_grid(vae, x)
     elbo = (LOG_WEIGHT.exp()[:, None] * weights).sum(0)
     some, share = weights[coarse], (10 * LOG_WEIGHT[coarse].exp())
@@ -146,22 +112,75 @@ def test_elbo_below_iwae_below_the_marginal(vae: Vae) -> None:
     assert bool((elbo < iwae_2 - 1e-6).all()) and bool((iwae_2 < exact - 1e-6).all())
 
 
-def test_the_loss_is_the_negative_elbo_in_bits_per_dim(vae: Vae) -> None:
+def test_the_loss_is_the_negative_elbo_in_the_unit_of_the_data(vae: Vae) -> None:
     """The closed-form KL of the loss and the sampled one of ``elbo`` have one mean."""
-    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), every_example(PAIR)[4:5]
+    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), some_of(vae)[3:4]
     share = 20 * LOG_WEIGHT[::20].exp()
     losses = torch.stack([phase(Batch(x.double(), noise.view(1, 1), 0.0, 0)) for noise in GRID[::20]])
-    expected = -(share * elbo_on_grid(vae, x)[::20, 0]).sum() / BITS
+    expected = -(share * elbo_on_grid(vae, x)[::20, 0]).sum() / (1.0 if vae.spec.is_table else BITS)
     torch.testing.assert_close((share * losses).sum(), expected, rtol=0, atol=1e-9)
 
 
-def test_kl_warm_up(vae: Vae) -> None:
-    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.5)), every_example(PAIR).double()
+@pytest.mark.parametrize("beta", [1.0, 0.3, 4.0])
+def test_kl_warm_up_to_beta(beta: float) -> None:
+    phase, x = Elbo(make("logistic"), VaeSettings(kl_warmup=0.5, beta=beta)), every_example(PAIR).double()
     losses = [phase(Batch(x, torch.zeros(9, 1), progress, 0)) for progress in (0.0, 0.25, 0.5, 0.9)]
     kl = phase.curves()["kl"]
     assert kl > 0.01
     for loss, weight in zip(losses, (0.0, 0.5, 1.0, 1.0), strict=True):
-        assert float(loss - losses[0]) == pytest.approx(weight * kl, abs=1e-12)
+        assert float(loss - losses[0]) == pytest.approx(beta * weight * kl, abs=1e-12)
+
+
+def test_free_bits_are_a_floor_under_the_mean_of_each_latent() -> None:
+    model = Case("vae", VaeSettings(latent=3, hidden=8, dropout=0.0)).build(PAIR, seed=2, spread=0.5)
+    assert isinstance(model, Vae)
+    batch = Batch(every_example(PAIR).double(), standard_normal((9, 3), 1).double(), 0.5, 0)
+    means = kl_from_prior(*model.posterior(batch.x_BX)).mean(0)
+    floor = float(means.detach().sort().values[1]) - 1e-9  # the lowest of three lies below it
+    kept = means[means > floor]
+    assert len(kept) == 2
+
+    def gradient(free_bits: float, progress: float = 0.5) -> tuple[Tensor, Tensor]:
+        batch.progress = progress
+        loss = Elbo(model, VaeSettings(latent=3, kl_warmup=0.5, free_bits=free_bits))(batch)
+        return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    none, without = gradient(0.0, progress=0.0)  # the likelihood alone
+    loss, with_floor = gradient(floor)
+    torch.testing.assert_close(loss - none, (kept.sum() + floor).detach() / BITS)
+    of_kept = torch.cat([g.flatten() for g in torch.autograd.grad(kept.sum() / BITS, list(model.encoder.parameters()))])
+    expected = without.clone()
+    expected[: len(of_kept)] += of_kept
+    torch.testing.assert_close(with_floor, expected)
+
+
+def test_active_units_are_those_whose_mean_varies_over_the_data() -> None:
+    vae = build(VaeSettings(latent=3, layers=0), NUMBERS)
+    first = vae.encoder.get_submodule("0")
+    assert isinstance(first, torch.nn.Linear)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.weight[:3] = torch.diag(torch.tensor([1.0, 0.11, 0.09]))  # variances 1, 0.0121 and 0.0081 of standardised data
+        first.bias[:3] = torch.tensor([0.0, 5.0, 5.0])
+    x = standard_normal((600, 3), 3).double()
+    x = ((x - x.mean(0)) / x.std(0, correction=0)).float()
+    assert vae.active_units(x) == 2
+    phase = Elbo(vae, VaeSettings(latent=3))
+    phase(Batch(x.double(), torch.zeros(600, 3), 0.5, 0))
+    assert phase.curves()["active_units"] == 2.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reconstruction_is_drawn_from_the_posterior_and_whole(kind: str) -> None:
+    vae = make(kind)
+    x = some_of(vae).repeat_interleave(20, dim=0)
+    noise = standard_normal((len(x), vae.sample_noise), 5).double()
+    mean, scale = vae.posterior(x)
+    other = noise.clone()
+    other[:, :1] = mean + scale * noise[:, :1]
+    shown = vae.reconstruct(x, noise)
+    assert torch.equal(shown, vae.sample(other)) and not bool(shown.isnan().any())
+    assert not torch.equal(shown, vae.sample(noise))
 
 
 def test_dropout_only_while_training() -> None:
@@ -174,14 +193,46 @@ def test_dropout_only_while_training() -> None:
         assert not torch.equal(model.elbo(x, noise), model.elbo(x, noise))
 
 
-@pytest.mark.parametrize("kind", ["discretised_logistic", "categorical"])
-def test_the_mode_of_each_pixel_is_the_level_of_its_highest_probability(kind: Any) -> None:
-    model = Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood=kind)).build(PAIR)
-    noise_BN = torch.randn(20, model.sample_noise, generator=torch.Generator().manual_seed(0)).double()
-    assert model.sample_noise == 1, "no noise but the latents'"
-    z_BZ = noise_BN[:, :1]
-    levels = torch.arange(PAIR.levels)
-    x_LDHW = levels.view(-1, 1, 1, 1).expand(-1, *PAIR.shape)
-    theta_BDP = model._theta(z_BZ)
-    by_level_LBD = torch.stack([model.likelihood.log_prob(x_DHW.flatten().double(), theta_BDP) for x_DHW in x_LDHW])
-    assert torch.equal(model.sample(noise_BN).flatten(1).long(), by_level_LBD.argmax(0))
+def test_the_residual_decoder_keeps_each_pixels_parameters_together() -> None:
+    """Its last layer sees one place only: what moves one pixel's map moves that pixel's likelihood alone."""
+    model = Case("vae", VaeSettings(latent=2, network="residual", width=4, blocks=1)).build(IMAGE).requires_grad_(False)
+    assert isinstance(model, Vae)
+    z = standard_normal((3, 2), 1).double()
+    channels, (c, h, w) = 9, IMAGE.image
+    maps = model.decoder(z)
+    theta = model.decode(z).view(3, c, h, w, channels)
+    for place in [(0, 0, 0), (1, 2, 3), (0, 1, 2)]:
+        torch.testing.assert_close(theta[:, *place], maps[:, place[0] * channels : (place[0] + 1) * channels, *place[1:]])
+
+
+def test_a_conditional_one_is_given_the_class_on_both_sides() -> None:
+    for network in ("mlp", "residual"):
+        settings = VaeSettings.model_validate(
+            {"latent": 2, "hidden": 8, "width": 4, "blocks": 1, "network": network, "conditional": True}
+        )
+        model = Case("vae", settings).build(IMAGE, spread=0.5).requires_grad_(False)
+        assert isinstance(model, Vae)
+        x, y, z = examples(IMAGE, 6), labels(IMAGE, 6), standard_normal((6, 2), 1).double()
+        assert y is not None
+        other = (y + 1) % IMAGE.classes
+        assert not torch.allclose(model.posterior(x, y)[0], model.posterior(x, other)[0])
+        assert not torch.allclose(model.decode(z, y), model.decode(z, other))
+        assert not torch.allclose(model.log_likelihood(x, z, y), model.log_likelihood(x, z, other))
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "message"),
+    [
+        (
+            MIXED,
+            {"likelihood": "categorical"},
+            "model.likelihood: categorical .* a table: take sigma_gaussian or gaussian_mixture",
+        ),
+        (MIXED, {"network": "residual"}, "model.network: residual is of images"),
+        (IMAGE, {"likelihood": "gaussian_mixture"}, "model.likelihood: gaussian_mixture .* images: take discretised_logistic"),
+        (IMAGE, {"likelihood": "bernoulli"}, "these have 17"),
+    ],
+)
+def test_what_such_data_cannot_have_is_refused(spec: DataSpec, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        build(VaeSettings.model_validate(settings), spec)

@@ -1,23 +1,25 @@
 """Distributions over the levels of a pixel: their probabilities sum to 1 over 0 .. levels-1, exactly.
 
 Shapes: ... any leading shape, B batch, D dimensions (pixels and channels), P parameters of one dimension,
-M mixture components, L levels, N noise numbers.
+M mixture components, L levels, N noise numbers, X the axes of one image.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from remint.errors import SettingsError
 from remint.models.layers import running_sums, to_levels, to_unit
+from remint.records import DataSpec
 
-MIN_LOG_SCALE = -7.0  # of the logistic, on the scale where the levels span [-1, 1]
+MIN_LOG_SCALE = -7.0  # of logistic and Gaussian, on the scale where the levels span [-1, 1]
 
 
-class LevelLikelihood(Protocol):
+class LevelLikelihood(nn.Module):
     """p(level | theta), independent over dimensions given theta."""
 
     parameters_per_dim: int  # P
@@ -25,19 +27,45 @@ class LevelLikelihood(Protocol):
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
         """Log probability of each level x, shape (...), under theta, shape (..., P); nats."""
-        ...
+        raise NotImplementedError
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         """Levels, uint8, shape (B, D), a function of the noise."""
-        ...
+        raise NotImplementedError
 
 
-class Categorical:
+class Bernoulli(LevelLikelihood):
+    """One logit, of level 1. Of binarised images: two levels and no more."""
+
+    parameters_per_dim = 1
+    noise_per_dim = 1
+
+    def __init__(self, levels: int) -> None:
+        """Raises SettingsError where there are more levels than two (grey values are no probabilities)."""
+        super().__init__()
+        if levels != 2:
+            raise SettingsError(
+                f"model.likelihood: bernoulli is of binarised images, which have 2 levels, and these have {levels}: "
+                "take discretised_logistic, or binarise the images"
+            )
+
+    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
+        logit = theta.squeeze(-1)
+        log_prob: Tensor = F.logsigmoid(torch.where(x == 1, logit, -logit))
+        return log_prob
+
+    def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
+        # As Categorical draws: the upper tail of the noise is level 1.
+        return torch.gt(theta_BDP.squeeze(-1).sigmoid(), torch.special.ndtr(-noise_BN)).to(torch.uint8)
+
+
+class Categorical(LevelLikelihood):
     """One logit a level. Knows no order of the levels."""
 
     noise_per_dim = 1
 
     def __init__(self, levels: int) -> None:
+        super().__init__()
         self.parameters_per_dim = levels
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -45,10 +73,10 @@ class Categorical:
         return theta.log_softmax(-1).gather(-1, level).squeeze(-1)
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
-        return _pick(theta_BDP, torch.special.ndtr(noise_BN)).to(torch.uint8)
+        return pick(theta_BDP, torch.special.ndtr(noise_BN)).to(torch.uint8)
 
 
-class DiscretisedLogistic:
+class DiscretisedLogistic(LevelLikelihood):
     """Mixture of logistic distributions, each integrated over the level; the end levels take the tails.
 
     p(x) = sum_m pi_m [ s((x + h - mu_m) / sigma_m) - s((x - h - mu_m) / sigma_m) ] with s the logistic function, x on
@@ -58,6 +86,7 @@ class DiscretisedLogistic:
     noise_per_dim = 2
 
     def __init__(self, levels: int, mixtures: int) -> None:
+        super().__init__()
         self.levels = levels
         self.mixtures = mixtures
         self.parameters_per_dim = 3 * mixtures
@@ -78,7 +107,7 @@ class DiscretisedLogistic:
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         logit, mean, log_scale = self._components(theta_BDP)
         which_noise, value_noise = noise_BN.chunk(2, dim=1)
-        which_BD1 = _pick(logit, torch.special.ndtr(which_noise)).unsqueeze(-1)
+        which_BD1 = pick(logit, torch.special.ndtr(which_noise)).unsqueeze(-1)
         # The logistic's quantile log u / (1 - u), u = Phi(noise), from both tails so that neither underflows.
         quantile = torch.special.log_ndtr(value_noise) - torch.special.log_ndtr(-value_noise)
         value = mean.gather(-1, which_BD1).squeeze(-1) + quantile * log_scale.gather(-1, which_BD1).squeeze(-1).exp()
@@ -89,15 +118,95 @@ class DiscretisedLogistic:
         return logit, mean, log_scale.clamp(min=MIN_LOG_SCALE)
 
 
-def _pick(logit: Tensor, share: Tensor) -> Tensor:
+class SigmaGaussian(LevelLikelihood):
+    """Gaussian of one learnt scale that all pixels share, integrated over the level; the end levels take the tails.
+
+    p(x) = Phi((x + h - mu) / sigma) - Phi((x - h - mu) / sigma), x on [-1, 1] and h half the distance of two levels. The
+    scale is what balances reconstruction and KL: Rybkin et al., Simple and effective VAE training with calibrated
+    decoders (2021), whose density it integrates, so that it is a probability and comparable with the others.
+    """
+
+    parameters_per_dim = 1
+    noise_per_dim = 1
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
+        half = 1.0 / (self.levels - 1)
+        rate = torch.exp(-self._log_sigma())
+        centre = to_unit(x.to(theta.dtype), self.levels) - theta.squeeze(-1)
+        # By symmetry the difference is taken in the lower tail, where both terms are small and known to all digits.
+        near, far = (half - centre.abs()) * rate, (-half - centre.abs()) * rate
+        log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
+        inner = log_near + torch.log(-torch.expm1(log_far - log_near))
+        above = torch.special.log_ndtr((half + centre) * rate)  # log P(below the level's upper edge)
+        below = torch.special.log_ndtr((half - centre) * rate)  # log P(above the level's lower edge)
+        return torch.where(x == 0, above, torch.where(x == self.levels - 1, below, inner))
+
+    def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
+        return to_levels(theta_BDP.squeeze(-1) + noise_BN * self._log_sigma().exp(), self.levels)
+
+    def _log_sigma(self) -> Tensor:
+        return self.log_sigma.clamp(min=MIN_LOG_SCALE)
+
+
+class PixelLikelihood(nn.Module):
+    """p(image | theta): the pixels are independent given theta, D * P numbers."""
+
+    def __init__(self, law: LevelLikelihood, spec: DataSpec, draws: bool) -> None:
+        """``draws``: whether ``sample`` draws each pixel's level, or shows the likeliest."""
+        super().__init__()
+        self.law, self.spec, self.draws = law, spec, draws
+        self.outputs = spec.dims * law.parameters_per_dim
+        self.noise_size = spec.dims * law.noise_per_dim if draws else 0
+
+    def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
+        """In nats, shape (..., B), of theta of shape (..., B, D * P)."""
+        return self.law.log_prob(x_BX.flatten(1), self._by_pixel(theta)).sum(-1)
+
+    def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
+        """x_BX, uint8."""
+        theta_BDP = self._by_pixel(theta_BP)
+        x_BD = self.law.sample(theta_BDP, noise_BN) if self.draws else self._likeliest(theta_BDP)
+        return x_BD.view(-1, *self.spec.shape)
+
+    def _by_pixel(self, theta: Tensor) -> Tensor:
+        """Shape (..., D, P)."""
+        return theta.view(*theta.shape[:-1], self.spec.dims, self.law.parameters_per_dim)
+
+    def _likeliest(self, theta_BDP: Tensor) -> Tensor:
+        """The level with the highest probability of each pixel, uint8, shape (B, D).
+
+        Given theta the pixels are independent, so a draw adds noise to each that real images do not have: the mode is
+        the picture that the latents describe (on digits its Frechet distance is a quarter lower).
+        """
+        highest_BD = torch.full(theta_BDP.shape[:-1], -torch.inf, device=theta_BDP.device, dtype=theta_BDP.dtype)
+        x_BD = torch.zeros(theta_BDP.shape[:-1], device=theta_BDP.device, dtype=torch.uint8)
+        for level in range(self.spec.levels):  # one at a time: all at once would be as many copies of theta
+            log_prob_BD = self.law.log_prob(torch.full_like(highest_BD, level), theta_BDP)
+            x_BD[log_prob_BD > highest_BD] = level
+            highest_BD = torch.maximum(highest_BD, log_prob_BD)
+        return x_BD
+
+
+def pick(logit: Tensor, share: Tensor) -> Tensor:
     """Index drawn from softmax(logit), shape (...), by inverting its distribution function at ``share`` in (0, 1)."""
     reached = running_sums(logit.softmax(-1)[..., :-1])
     return (share.unsqueeze(-1) >= reached).sum(-1)
 
 
-def likelihood(name: Literal["categorical", "discretised_logistic"], levels: int, mixtures: int) -> LevelLikelihood:
-    kinds: dict[str, LevelLikelihood] = {
-        "categorical": Categorical(levels),
-        "discretised_logistic": DiscretisedLogistic(levels, mixtures),
-    }
-    return kinds[name]
+LevelLaw = Literal["bernoulli", "categorical", "discretised_logistic", "sigma_gaussian"]
+
+
+def level_likelihood(name: LevelLaw, levels: int, mixtures: int) -> LevelLikelihood:
+    """Raises SettingsError as Bernoulli does."""
+    if name == "bernoulli":
+        return Bernoulli(levels)
+    if name == "categorical":
+        return Categorical(levels)
+    if name == "sigma_gaussian":
+        return SigmaGaussian(levels)
+    return DiscretisedLogistic(levels, mixtures)

@@ -1,11 +1,13 @@
-"""Variational autoencoder over discrete pixels.
+"""Variational autoencoder of images and of tables.
 
-    z ~ N(0, I)    x | z ~ product over pixels of a discrete likelihood    q(z | x) = N(mean(x), diag(scale(x))^2)
+    z ~ N(0, I)    x | z ~ a likelihood whose parts are independent    q(z | x) = N(mean(x), diag(scale(x))^2)
 
-Kingma & Welling, Auto-Encoding Variational Bayes (2013); Rezende et al. (2014).
+Kingma & Welling, Auto-Encoding Variational Bayes (2013); Rezende et al. (2014). What is given z are an image's pixels
+(likelihoods.py) or a row's columns (row_likelihoods.py). A conditional one is given the class in encoder and decoder; its
+prior stays N(0, I) (Sohn et al., Learning structured output representation, 2015).
 
-Shapes: B batch, C channels, H height, W width, D = C H W dimensions, Z latent, K importance samples,
-P parameters of one pixel's likelihood, N noise numbers.
+Shapes: X the axes of one example (C channels, H height, W width, or D columns), B batch, K importance samples,
+Z latent, P parameters of one example's likelihood, N noise numbers, or examples.
 """
 
 from __future__ import annotations
@@ -13,79 +15,184 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from remint.errors import SettingsError
 from remint.models.contract import Batch, Model, Phase
+from remint.models.convolutional import Downwards, Upwards
+from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, mlp, normal_log_density, to_unit
-from remint.models.likelihoods import likelihood
+from remint.models.likelihoods import PixelLikelihood, level_likelihood
+from remint.models.row_likelihoods import RowFeatures, RowLikelihood
 from remint.recipe import VaeSettings
 from remint.records import DataSpec
+
+ACTIVE = 0.01  # variance of the posterior mean over the data above which a latent counts as used
+CHUNK = 256  # examples encoded at a time
 
 
 class Vae(Model):
     """CanSample and HasElbo (models/contract.py)."""
 
     def __init__(self, settings: VaeSettings, spec: DataSpec) -> None:
+        """Raises SettingsError where likelihood or network are not of such data."""
         super().__init__()
         self.spec = spec
-        self.likelihood = likelihood(settings.likelihood, spec.levels, settings.mixtures)
+        self.conditional = settings.conditional
+        self.labels = Labels(settings.conditional, spec)
+        self.likelihood = _likelihood(settings, spec)
+        self.rows = RowFeatures(spec) if spec.is_table else None
         self.latent_noise = settings.latent
-        self.draws_pixels = settings.pixels == "draw"
-        self.sample_noise = settings.latent + (spec.dims * self.likelihood.noise_per_dim if self.draws_pixels else 0)
-        hidden = [settings.hidden] * settings.layers
-        self.encoder = mlp([spec.dims, *hidden, 2 * settings.latent], nn.SiLU, norm=True, dropout=settings.dropout)
-        outputs = spec.dims * self.likelihood.parameters_per_dim
-        self.decoder = mlp([settings.latent, *hidden, outputs], nn.SiLU, norm=True, dropout=settings.dropout)
+        self.sample_noise = settings.latent + self.likelihood.noise_size + self.labels.noise_size
+        self.convolutional = settings.network == "residual"
+        build = _residual_networks if self.convolutional else _mlp_networks
+        self.encoder, self.decoder = build(settings, spec, self.labels.width, self.likelihood.outputs)
 
-    def posterior(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
+        self.labels.fit(y_N)
+
+    def posterior(self, x_BX: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and scale of q(z | x), each shape (B, Z)."""
-        x_BD = to_unit(x_BCHW.flatten(1).to(next(self.parameters()).dtype), self.spec.levels)
-        mean_BZ, spread_BZ = at_least_single(self.encoder(x_BD)).chunk(2, dim=1)
+        x_BX = x_BX.to(next(self.parameters()).dtype)
+        if self.convolutional:
+            beside_BF = self.labels.one_hot(y_B, x_BX.dtype) if self.conditional else None
+            features = self.encoder(to_unit(x_BX, self.spec.levels), beside_BF)
+        else:
+            flat_BF = to_unit(x_BX.flatten(1), self.spec.levels) if self.rows is None else self.rows(x_BX)
+            features = self.encoder(self.labels.beside(flat_BF, y_B))
+        mean_BZ, spread_BZ = at_least_single(features).chunk(2, dim=1)
         return mean_BZ, F.softplus(spread_BZ) + 1e-4
 
-    def log_likelihood(self, x_BCHW: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) in nats, shape (..., B), of z of shape (..., B, Z)."""
-        return self.likelihood.log_prob(x_BCHW.flatten(1), self._theta(z)).sum(-1)
+    def decode(self, z: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Parameters of the likelihood, shape (..., B, P), of z of shape (..., B, Z)."""
+        inputs = self.labels.beside(z, y_B)
+        if not self.convolutional:
+            return at_least_single(self.decoder(inputs))
+        maps = at_least_single(self.decoder(inputs.flatten(0, -2)))
+        channels = self.spec.image[0]
+        # The likelihood wants the parameters of one pixel side by side.
+        return maps.view(len(maps), channels, -1, *maps.shape[2:]).movedim(2, -1).reshape(*z.shape[:-1], -1)
 
-    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        mean_BZ, scale_BZ = self.posterior(x_BCHW)
+    def log_likelihood(self, x_BX: Tensor, z: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """log p(x | z) in nats, shape (..., B), of z of shape (..., B, Z); of a row's observed values."""
+        return self.likelihood.log_prob(x_BX, self.decode(z, y_B))
+
+    def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
         z_KBZ = mean_BZ + scale_BZ * noise_KBN
         log_prior_KB = normal_log_density(z_KBZ).sum(-1)
         log_posterior_KB = (normal_log_density(noise_KBN) - scale_BZ.log()).sum(-1)
-        return self.log_likelihood(x_BCHW, z_KBZ) + log_prior_KB - log_posterior_KB
+        return self.log_likelihood(x_BX, z_KBZ, y_B) + log_prior_KB - log_posterior_KB
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        z_BZ, pixels_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
-        theta_BDP = self._theta(z_BZ)
-        x_BD = self.likelihood.sample(theta_BDP, pixels_BN) if self.draws_pixels else self._likeliest(theta_BDP)
-        return x_BD.view(-1, *self.spec.shape)
+        noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
+        z_BZ, shown_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
+        return self.likelihood.sample(self.decode(z_BZ, y_B), shown_BN)
 
-    def _likeliest(self, theta_BDP: Tensor) -> Tensor:
-        """The level with the highest probability of each pixel, uint8, shape (B, D).
+    def reconstruct(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Examples as ``sample`` gives them, whose z is drawn from q(z | x): of a row, also the values that it lacks.
 
-        Given z the pixels are independent, so a draw adds noise to each that real images do not have: the mode is the
-        picture that the latents describe (on digits its Frechet distance is a quarter lower).
+        ``noise_BN``: as many numbers as a sample takes, less the one that draws a class.
         """
-        highest_BD = torch.full(theta_BDP.shape[:-1], -torch.inf, device=theta_BDP.device, dtype=theta_BDP.dtype)
-        x_BD = torch.zeros(theta_BDP.shape[:-1], device=theta_BDP.device, dtype=torch.uint8)
-        for level in range(self.spec.levels):  # one at a time: all at once would be as many copies of theta
-            log_prob_BD = self.likelihood.log_prob(torch.full_like(highest_BD, level), theta_BDP)
-            x_BD[log_prob_BD > highest_BD] = level
-            highest_BD = torch.maximum(highest_BD, log_prob_BD)
-        return x_BD
+        mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
+        z_BZ = mean_BZ + scale_BZ * noise_BN[:, : self.latent_noise]
+        return self.likelihood.sample(self.decode(z_BZ, y_B), noise_BN[:, self.latent_noise :])
 
-    def _theta(self, z: Tensor) -> Tensor:
-        """Parameters of each pixel's likelihood, shape (..., D, P)."""
-        return at_least_single(self.decoder(z)).view(*z.shape[:-1], self.spec.dims, -1)
+    @torch.no_grad()
+    def active_units(self, x_NX: Tensor, y_N: Tensor | None = None) -> int:
+        """Latents whose posterior mean has a variance above 0.01 over the examples.
+
+        Burda et al., Importance Weighted Autoencoders (2016).
+        """
+        x_chunks = torch.split(x_NX, CHUNK)
+        y_chunks = [None] * len(x_chunks) if y_N is None else torch.split(y_N, CHUNK)
+        means = [self.posterior(x_BX, y_B)[0] for x_BX, y_B in zip(x_chunks, y_chunks, strict=True)]
+        return int((torch.cat(means).double().var(0, correction=0) > ACTIVE).sum())
+
+
+def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder: what an example is as a row of numbers to 2 Z numbers, Z numbers to ``outputs``."""
+    features = RowFeatures(spec).width if spec.is_table else spec.dims
+    hidden = [settings.hidden] * settings.layers
+    encoder = mlp([features + classes, *hidden, 2 * settings.latent], nn.SiLU, norm=True, dropout=settings.dropout)
+    return encoder, mlp([settings.latent + classes, *hidden, outputs], nn.SiLU, norm=True, dropout=settings.dropout)
+
+
+def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder: images to 2 Z numbers, Z numbers to maps whose channels are each pixel's parameters."""
+    if spec.is_table:
+        raise SettingsError("model.network: residual is of images, and this dataset is a table: take network: mlp")
+    channels, height, width = spec.image
+    size, maps = (height, width), outputs // (height * width)
+    encoder = Downwards(
+        channels,
+        size,
+        settings.width,
+        settings.blocks,
+        2 * settings.latent,
+        beside=classes,
+        dilation=settings.dilation,
+        activation="silu",
+        dropout=settings.dropout,
+    )
+    decoder = Upwards(
+        settings.latent + classes,
+        settings.width,
+        settings.blocks,
+        maps,
+        size,
+        dilation=settings.dilation,
+        activation="silu",
+        dropout=settings.dropout,
+    )
+    return encoder, decoder
+
+
+def _likelihood(settings: VaeSettings, spec: DataSpec) -> PixelLikelihood | RowLikelihood:
+    """Raises SettingsError where the likelihood is not one of such data."""
+    asked = settings.likelihood
+    if spec.is_table:
+        if asked not in (None, "sigma_gaussian", "gaussian_mixture"):
+            raise SettingsError(
+                f"model.likelihood: {asked} is of an image's levels, and this dataset is a table: "
+                "take sigma_gaussian or gaussian_mixture (categorical columns are categorical in both)"
+            )
+        return RowLikelihood("sigma_gaussian" if asked is None else asked, spec, settings.mixtures)
+    if asked == "gaussian_mixture":
+        raise SettingsError(
+            "model.likelihood: gaussian_mixture is of a table's numeric columns, and this dataset has images: "
+            "take discretised_logistic"
+        )
+    law = level_likelihood(asked or "discretised_logistic", spec.levels, settings.mixtures)
+    return PixelLikelihood(law, spec, draws=settings.pixels == "draw")
+
+
+def kl_from_prior(mean_BZ: Tensor, scale_BZ: Tensor) -> Tensor:
+    """KL(q(z | x) || N(0, I)) of each latent, nats, shape (B, Z): 1/2 (mean^2 + scale^2 - 1 - log scale^2)."""
+    return 0.5 * (mean_BZ.square() + scale_BZ.square() - 1 - 2 * scale_BZ.log())
+
+
+def mean_over_ranks(mine: Tensor) -> Tensor:
+    """Mean of the ranks' tensors without gradient, summed in their order; of one process its own. All ranks must call it."""
+    mine = mine.detach()
+    if not (dist.is_available() and dist.is_initialized()):
+        return mine
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, mine)
+    return torch.stack(every).sum(0) / len(every)
 
 
 class Elbo(Phase):
-    """Minus the evidence lower bound in bits per dimension, with the KL in closed form.
+    """Minus the evidence lower bound, in bits per dimension or nats of a row, with the KL in closed form.
 
-    KL(q(z | x) || N(0, I)) = 1/2 sum(mean^2 + scale^2 - 1 - log scale^2). Its weight rises from 0 to 1 over the
-    first ``kl_warmup`` of the steps, lest the latents be given up before the decoder can read them
-    (Bowman et al., Generating Sentences from a Continuous Space, 2016).
+    The KL's weight rises from 0 to ``beta`` over the first ``kl_warmup`` of the steps, lest the latents be given up before
+    the decoder can read them (Bowman et al., Generating Sentences from a Continuous Space, 2016). For the same reason
+    each latent has ``free_bits`` nats for nothing: sum_z max(free_bits, mean over the batch of KL_z) stands in place of
+    the KL (Kingma et al., Improved variational inference with inverse autoregressive flow, 2016). With beta other than
+    1 it is a beta-VAE (Higgins et al., 2017), and no bound.
     """
 
     name: ClassVar[str] = "elbo"
@@ -93,23 +200,39 @@ class Elbo(Phase):
     def __init__(self, model: Vae, settings: VaeSettings) -> None:
         super().__init__()
         self.model = model
-        self.kl_warmup = settings.kl_warmup
+        self.settings = settings
         self.noise_size = model.latent_noise
         self.kl = torch.zeros(())
+        self.moments_2Z = torch.zeros(2, model.latent_noise)  # of the posterior means over our part of the batch
 
     def forward(self, batch: Batch) -> Tensor:
-        mean_BZ, scale_BZ = self.model.posterior(batch.x_BX)
-        log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * batch.noise_BN)
-        kl_B = 0.5 * (mean_BZ.square() + scale_BZ.square() - 1 - 2 * scale_BZ.log()).sum(1)
-        self.kl = in_unit(kl_B.detach().mean(), self.model.spec)
-        weight = min(1.0, batch.progress / self.kl_warmup) if self.kl_warmup else 1.0
-        return in_unit((weight * kl_B - log_likelihood_B).mean(), self.model.spec)
+        mean_BZ, scale_BZ = self.model.posterior(batch.x_BX, batch.y_B)
+        log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * batch.noise_BN, batch.y_B)
+        kl_Z = kl_from_prior(mean_BZ, scale_BZ).mean(0)
+        self.kl = in_unit(kl_Z.detach().sum(), self.model.spec)
+        self.moments_2Z = torch.stack([mean_BZ.mean(0), mean_BZ.square().mean(0)]).detach()
+        loss = self.kl_weight(batch.progress) * self._charged(kl_Z) - log_likelihood_B.mean()
+        return in_unit(loss, self.model.spec)
+
+    def kl_weight(self, progress: float) -> float:
+        warmup = self.settings.kl_warmup
+        return self.settings.beta * (min(1.0, progress / warmup) if warmup else 1.0)
+
+    def _charged(self, kl_Z: Tensor) -> Tensor:
+        """The KL above the floor. The global batch says which latents are below it, so that any number of ranks agree."""
+        floor = self.settings.free_bits
+        if floor == 0:
+            return kl_Z.sum()
+        return torch.where(mean_over_ranks(kl_Z) > floor, kl_Z, floor).sum()
 
     def curves(self) -> dict[str, float]:
-        return {"kl": float(self.kl)}
+        """``kl``, and ``active_units`` as Vae.active_units has them, of the last batch. All ranks must call it."""
+        mean_Z, square_Z = mean_over_ranks(self.moments_2Z)
+        return {"kl": float(self.kl), "active_units": float((square_Z - mean_Z.square() > ACTIVE).sum())}
 
 
 def build(settings: VaeSettings, spec: DataSpec) -> Vae:
+    """Raises SettingsError as Vae does."""
     return Vae(settings, spec)
 
 

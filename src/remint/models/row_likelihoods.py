@@ -1,0 +1,136 @@
+"""Distributions over the rows of a table, which may lack values, and rows as what a network takes in.
+
+    log p(row | theta) = sum over the observed columns of log p(value | theta of the column)
+
+A value that is missing is summed out: given theta the columns are independent, so its factor is 1 (Nazabal et al.,
+Handling incomplete heterogeneous data using VAEs, 2020). Numeric columns have densities, in nats of the standardised
+value, categorical ones probabilities.
+
+Shapes: ... any leading shape, B batch, D columns, F numbers that a network takes in, P parameters, M mixture
+components, N noise numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from remint.models.layers import normal_log_density
+from remint.models.likelihoods import Categorical, pick
+from remint.records import DataSpec
+
+MIN_LOG_SIGMA = -5.0  # of a column whose standard deviation is 1: a density without a floor grows without bound
+
+
+class SigmaGaussianColumns(nn.Module):
+    """Numeric columns, each a Gaussian about what the decoder says, with one learnt sigma a column.
+
+    Rybkin et al., Simple and effective VAE training with calibrated decoders (2021).
+    """
+
+    parameters_per_dim = 1
+    noise_per_dim = 1
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.log_sigma_D = nn.Parameter(torch.zeros(columns))
+
+    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
+        log_sigma_D = self._log_sigma()
+        return normal_log_density((x - theta.squeeze(-1)) * torch.exp(-log_sigma_D)) - log_sigma_D
+
+    def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
+        return theta_BDP.squeeze(-1) + noise_BN * self._log_sigma().exp()
+
+    def _log_sigma(self) -> Tensor:
+        return self.log_sigma_D.clamp(min=MIN_LOG_SIGMA)
+
+
+class GaussianMixtureColumns(nn.Module):
+    """Numeric columns, each a mixture of Gaussians whose weights, means and sigmas the decoder says."""
+
+    noise_per_dim = 2
+
+    def __init__(self, mixtures: int) -> None:
+        super().__init__()
+        self.parameters_per_dim = 3 * mixtures
+
+    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
+        logit, mean, log_sigma = self._components(theta)
+        component = normal_log_density((x.unsqueeze(-1) - mean) * torch.exp(-log_sigma)) - log_sigma
+        return torch.logsumexp(logit.log_softmax(-1) + component, -1)
+
+    def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
+        logit, mean, log_sigma = self._components(theta_BDP)
+        which_noise, value_noise = noise_BN.chunk(2, dim=1)
+        which_BD1 = pick(logit, torch.special.ndtr(which_noise)).unsqueeze(-1)
+        return mean.gather(-1, which_BD1).squeeze(-1) + value_noise * log_sigma.gather(-1, which_BD1).squeeze(-1).exp()
+
+    def _components(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logit, mean, log_sigma = theta.chunk(3, dim=-1)
+        return logit, mean, log_sigma.clamp(min=MIN_LOG_SIGMA)
+
+
+class RowLikelihood(nn.Module):
+    """p(row | theta). Theta holds the parameters of the numeric columns, then those of each categorical one."""
+
+    def __init__(self, law: Literal["sigma_gaussian", "gaussian_mixture"], spec: DataSpec, mixtures: int) -> None:
+        super().__init__()
+        self.numeric = [place for place, column in enumerate(spec.columns) if column.numeric]
+        self.sizes = {place: len(column.categories) for place, column in enumerate(spec.columns) if not column.numeric}
+        # A table without numbers has no sigma to learn: an empty parameter would never move.
+        shared = law == "sigma_gaussian" and len(self.numeric) > 0
+        self.law = SigmaGaussianColumns(len(self.numeric)) if shared else GaussianMixtureColumns(mixtures)
+        self.categorical = {place: Categorical(size) for place, size in self.sizes.items()}
+        self.parts = [len(self.numeric) * self.law.parameters_per_dim, *self.sizes.values()]
+        self.outputs = sum(self.parts)
+        self.noise_size = len(self.numeric) * self.law.noise_per_dim + len(self.sizes)
+
+    def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
+        """Of the observed values, in nats, shape (..., B), of theta of shape (..., B, P)."""
+        observed_BD, filled_BD = ~x_BX.isnan(), x_BX.nan_to_num(0.0).to(theta.dtype)
+        numbers, *logits = torch.split(theta, self.parts, -1)
+        # A missing value is 0 before its factor is left out, so that no gradient is NaN.
+        log_numeric = self.law.log_prob(filled_BD[:, self.numeric], self._by_column(numbers))
+        total = torch.where(observed_BD[:, self.numeric], log_numeric, 0.0).sum(-1)
+        for (place, law), logit in zip(self.categorical.items(), logits, strict=True):
+            total = total + torch.where(observed_BD[:, place], law.log_prob(filled_BD[:, place], logit), 0.0)
+        return total
+
+    def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
+        """Whole rows, float32, shape (B, D): every value drawn."""
+        x_BD = theta_BP.new_empty(len(theta_BP), len(self.numeric) + len(self.sizes), dtype=torch.float32)
+        numbers_BP, *logits = torch.split(theta_BP, self.parts, -1)
+        numbers_BN, places_BN = torch.split(noise_BN, [noise_BN.shape[1] - len(logits), len(logits)], 1)
+        x_BD[:, self.numeric] = self.law.sample(self._by_column(numbers_BP), numbers_BN).float()
+        for place, logit_BP, noise_B in zip(self.sizes, logits, places_BN.unbind(1), strict=True):
+            x_BD[:, place] = pick(logit_BP, torch.special.ndtr(noise_B)).float()
+        return x_BD
+
+    def _by_column(self, numbers: Tensor) -> Tensor:
+        """Parameters of the numeric columns, shape (..., D, P)."""
+        return numbers.view(*numbers.shape[:-1], len(self.numeric), self.law.parameters_per_dim)
+
+
+class RowFeatures:
+    """Rows as F numbers: numeric values, 0 where missing; categories one-hot, all 0 where missing; 1 where missing.
+
+    The last only of columns that may lack values: of the others it would always be 0.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.numeric = [place for place, column in enumerate(spec.columns) if column.numeric]
+        self.sizes = {place: len(column.categories) for place, column in enumerate(spec.columns) if not column.numeric}
+        self.missing = [place for place, column in enumerate(spec.columns) if column.missing]
+        self.width = len(self.numeric) + sum(self.sizes.values()) + len(self.missing)
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        """Shape (B, F), of the type of the rows."""
+        absent_BD, filled_BD = x_BD.isnan(), x_BD.nan_to_num(0.0)
+        parts = [filled_BD[:, self.numeric]]
+        for place, size in self.sizes.items():
+            parts.append(F.one_hot(filled_BD[:, place].long(), size) * ~absent_BD[:, place, None])
+        return torch.cat([*parts, absent_BD[:, self.missing]], 1)
