@@ -18,9 +18,15 @@ def main(dataset: str) -> None:
     settings = config.load(here).dataset(dataset)
     # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
-    root = next((root for root in roots if (root / settings.source).exists()), roots[-1])
-    fetched = Path(os.environ["REMINT_FETCHED"]) / dataset if "REMINT_FETCHED" in os.environ else None
-    sources.snapshot(dataset, settings, root, here / "outs/raw" / dataset, fetched=fetched)
+    root = next((root for root in roots if (root / sources.local(settings.source)).exists()), roots[-1])
+    sources.snapshot(
+        dataset,
+        settings,
+        root,
+        here / "outs/raw" / dataset,
+        fetched=Path(os.environ["REMINT_FETCHED"]) / dataset if "REMINT_FETCHED" in os.environ else None,
+        schemas=Path(os.environ.get("REMINT_HOME", ".remint")).absolute() / "schemas",
+    )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads the stores of the person who runs it."""
     for name in (
         "REMINT_HOME",
+        "REMINT_SOURCES",
+        "REMINT_FETCHED",
         "REMINT_LEDGER",
         "MLFLOW_TRACKING_URI",
         "PREFECT_API_URL",

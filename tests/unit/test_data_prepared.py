@@ -61,7 +61,7 @@ def test_labels_of_an_earlier_preparation_do_not_stay(tmp_path: Path) -> None:
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((100, 4, 4)))  # duplicates: all in one split
-    with pytest.raises(DataError, match=r"datasets\.digits\.split: none of the 100 images falls into \w+"):
+    with pytest.raises(DataError, match=r"datasets\.digits\.split: none of the 100 examples falls into \w+"):
         prepare(tmp_path, DatasetSettings(source="a.npy"))
 
 

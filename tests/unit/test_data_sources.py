@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from remint.data import sources
+from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
 from remint.manifest import sha256_file
 from remint.recipe import DatasetSettings
+from remint.records import DataSpec
 
 IMAGES = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6) % 17
 
@@ -21,6 +23,10 @@ def snapshot(folder: Path, **settings: Any) -> dict[str, np.ndarray]:
     sources.snapshot("mine", DatasetSettings(**settings), folder, folder / "out")
     with np.load(folder / "out" / "data.npz", allow_pickle=False) as archive:
         return dict(archive)
+
+
+def spec(folder: Path) -> DataSpec:
+    return Schema.read(folder / "out/schema.json").spec
 
 
 def refusal(folder: Path, error: type[Exception] = DataError, **settings: Any) -> str:
@@ -39,7 +45,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
     assert arrays["x"].dtype == np.uint8 and arrays["x"].shape == (1797, 1, 8, 8)
     np.testing.assert_array_equal(arrays["x"][:, 0], digits.images)
     np.testing.assert_array_equal(arrays["y"], digits.target)
-    assert arrays["levels"] == 17
+    assert spec(tmp_path).levels == 17 and spec(tmp_path).classes == 10
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -53,13 +59,13 @@ def test_integers_in_any_numeric_type(tmp_path: Path, kind: type) -> None:
     np.save(tmp_path / "a.npy", IMAGES.astype(kind))
     arrays = snapshot(tmp_path, source="a.npy")
     np.testing.assert_array_equal(arrays["x"][:, 0], IMAGES)
-    assert arrays["levels"] == 256 and "y" not in arrays
+    assert spec(tmp_path).levels == 256 and "y" not in arrays
 
 
 def test_labels_of_an_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0.0, 2.0, 1.0, 1.0, 0.0]))
     arrays = snapshot(tmp_path, source="a.npz", levels=17)
-    assert arrays["y"].dtype == np.int64 and arrays["y"].tolist() == [0, 2, 1, 1, 0] and arrays["levels"] == 17
+    assert arrays["y"].dtype == np.int64 and arrays["y"].tolist() == [0, 2, 1, 1, 0] and spec(tmp_path).levels == 17
 
 
 def test_three_axes_are_grey_images_whatever_their_width(tmp_path: Path) -> None:
@@ -159,7 +165,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path, source="missing.npz")
     message = refusal(tmp_path, SettingsError, source="sklearn:digit")
     assert "datasets.mine.source" in message and "did you mean 'sklearn:digits'?" in message
-    assert "known are sklearn:digits, file.npy and file.npz" in refusal(tmp_path, SettingsError, source="elsewhere:x")
+    assert "known are a folder of images, file.npy" in refusal(tmp_path, SettingsError, source="elsewhere:x")
 
 
 def test_a_remote_source_is_read_from_where_it_was_fetched(tmp_path: Path) -> None:

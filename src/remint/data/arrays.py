@@ -2,13 +2,13 @@
 
     outs/prepared/NAME/
         dataset.json          records.DatasetVersion; its digest is the dataset version
-        SPLIT.npy             uint8 (N, C, H, W) for SPLIT in train, validation, held_out
+        SPLIT.npy             for SPLIT in train, validation, held_out: images uint8 (N, C, H, W), rows float32 (N, D)
         SPLIT_labels.npy      int64 (N,), where there are labels
 
 DVC checks a file when it stores it and not when it links it, so that each is hashed again here, before
 step 1 of a training and before anything is judged.
 
-Shapes: N examples, C channels, H height, W width.
+Shapes: N examples, X the axes of one: C, H, W of an image (channels, height, width), D of a table's row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = np.ndarray[Any, Any]
 class Split:
     """The examples of one split."""
 
-    x_NX: Array  # uint8, values 0 .. levels-1, memory-mapped
+    x_NX: Array  # images uint8, values 0 .. levels-1; rows float32 as records.DataSpec says; memory-mapped
     y_N: Array | None  # int64, None: there are no labels
 
     def __len__(self) -> int:

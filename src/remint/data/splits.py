@@ -1,10 +1,10 @@
 """Preparation: one snapshot in, three splits out.
 
-An example's split is a function of its own pixels and of the split's seed, and of nothing else. So data
-that is appended moves no example from one split to another, equal images never stand on both sides, and
+An example's split is a function of its own content and of the split's seed, and of nothing else. So data
+that is appended moves no example from one split to another, equal examples never stand on both sides, and
 what a champion was trained on is never in the set that judges its successor.
 
-Shapes: N examples, C channels, H height, W width.
+Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
 """
 
 from __future__ import annotations
@@ -17,24 +17,31 @@ from typing import Any
 import numpy as np
 
 from remint.data.arrays import SPLITS, VERSION
-from remint.data.sources import SNAPSHOT
+from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError
 from remint.manifest import sha256_file
 from remint.recipe import DatasetSettings, SplitSettings
-from remint.records import DatasetVersion, DataSpec
+from remint.records import Column, DatasetVersion
 
 Array = np.ndarray[Any, Any]
 
 
 def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> DatasetVersion:
-    """Splits the snapshot ``raw/data.npz`` of dataset ``name`` into the arrays that arrays.load reads from ``out``.
+    """Splits the snapshot in ``raw`` of dataset ``name`` into the arrays that arrays.load reads from ``out``.
 
     Raises DataError where a split would be empty.
     """
+    spec = Schema.read(raw / SCHEMA).spec
     with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
-        x_NCHW, levels = archive["x"], int(archive["levels"])
+        x_NX = archive["x"]
         y_N = archive["y"] if "y" in archive.files else None
-    split_N = assign(x_NCHW, settings.split)
+    if spec.is_table:
+        from remint.data import columns
+
+        split_N = assign(canonical_rows(x_NX, spec.columns), settings.split)
+        x_NX = columns.standard(x_NX, spec.columns)
+    else:
+        split_N = assign(x_NX, settings.split)
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
@@ -43,18 +50,17 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         counts[split] = int(members_N.sum())
         if not counts[split]:
             raise DataError(
-                f"params.yaml: datasets.{name}.split: none of the {len(x_NCHW)} images falls into {split}: "
-                f"use more images, or a larger share for it"
+                f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: "
+                f"use more examples, or a larger share for it"
             )
-        np.save(out / f"{split}.npy", x_NCHW[members_N], allow_pickle=False)
+        np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
         if y_N is not None:
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
-    _, c, h, w = x_NCHW.shape
     version = DatasetVersion(
         name=name,
         source=settings.source,
         raw_sha256=sha256_file(raw / SNAPSHOT),
-        spec=DataSpec(shape=(c, h, w), levels=levels, classes=0 if y_N is None else int(y_N.max()) + 1),
+        spec=spec,
         split=settings.split.model_dump(mode="json"),
         counts=counts,
         files={path.name: sha256_file(path) for path in sorted(out.iterdir())},
@@ -63,21 +69,44 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     return version
 
 
-def assign(x_NCHW: Array, split: SplitSettings) -> Array:
-    """The split of each image as an index into SPLITS, shape (N,).
+def assign(x_NX: Array, split: SplitSettings) -> Array:
+    """The split of each example as an index into SPLITS, shape (N,).
 
-    A uniform number in [0, 1) is made of SHA-256(seed, pixels): below ``held_out`` the image is held
+    A uniform number in [0, 1) is made of SHA-256(seed, content): below ``held_out`` the example is held
     out, in the next ``validation`` it validates, otherwise it trains.
     """
-    uniform_N = np.array([_uniform(image_CHW, split.seed) for image_CHW in x_NCHW])
+    uniform_N = np.array([_uniform(x_X, split.seed) for x_X in x_NX])
     train, validation, held_out = range(len(SPLITS))
-    split_N = np.full(len(x_NCHW), train)
+    split_N = np.full(len(x_NX), train)
     split_N[uniform_N < split.held_out + split.validation] = validation
     split_N[uniform_N < split.held_out] = held_out
     return split_N
 
 
-def _uniform(image_CHW: Array, seed: int) -> float:
-    state = hashlib.sha256(f"split {seed} {image_CHW.shape}\n".encode())
-    state.update(image_CHW.tobytes())
+def canonical_rows(x_ND: Array, columns: tuple[Column, ...]) -> Array:
+    """What of a row decides its split, uint64 (N, D): its values, and neither the order of the columns nor the schema.
+
+    Numbers in single precision, in which models see them, so that rows that are equal there are equal here; of a
+    category the hash of its text, since its place may change with the schema. Columns in the order of their names.
+    """
+    order = sorted(range(len(columns)), key=lambda d: columns[d].name)
+    return np.stack([_canonical(x_ND[:, d], columns[d]) for d in order], axis=1)
+
+
+def _canonical(x_N: Array, column: Column) -> Array:
+    missing_N = np.isnan(x_N)
+    if column.numeric:
+        with np.errstate(over="ignore"):
+            single_N = x_N.astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
+        words_N = single_N.view(np.uint32).astype(np.uint64)
+    else:
+        texts = [hashlib.sha256(category.encode()).digest()[:8] for category in column.categories]
+        word_K = np.array([int.from_bytes(text, "little") for text in texts], dtype=np.uint64)
+        words_N = word_K[np.where(missing_N, 0, x_N).astype(np.int64)]
+    return np.where(missing_N, np.uint64(2**64 - 1), words_N)
+
+
+def _uniform(x_X: Array, seed: int) -> float:
+    state = hashlib.sha256(f"split {seed} {x_X.shape}\n".encode())
+    state.update(x_X.tobytes())
     return (int.from_bytes(state.digest()[:8], "big") >> 11) * 2.0**-53

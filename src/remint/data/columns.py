@@ -1,0 +1,191 @@
+"""One column of a table: what it is, whether a model can learn from it, and its values as numbers.
+
+A column is numeric or categorical. Its values are float64: the numbers themselves, or the places of the categories;
+NaN where one is missing (an empty cell, a null, NaN). ``standard`` is the form that models are given.
+
+Shapes: N rows, D columns.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from remint.records import Column
+
+MOST_CATEGORIES = 256
+FEW_ROWS = 20  # among so few, values that are all different say nothing
+EXACT = 2**53  # integers up to here are float64's
+NAMED = 3  # examples that a message gives
+IDENTIFIER = re.compile(r"(?i:(?:^|[_\-. ])(?:id|ids|uuid|guid|pk|rowid))$|[a-z](?:Id|ID|Uuid|UUID|Guid|GUID)$")
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
+
+Array = np.ndarray[Any, Any]
+
+
+class Unfit(Exception):
+    """Why a column cannot be used, as the rest of a sentence that begins with its name."""
+
+
+def learn(name: str, column: pa.ChunkedArray, categorical: bool) -> Column:
+    """What a column is, from its first values. Raises Unfit for an identifier, a constant, a date and the like."""
+    if categorical or is_text(column):
+        return _categories(name, column, categorical)
+    return _numeric(name, column)
+
+
+def values(column: pa.ChunkedArray, known: Column) -> Array:
+    """The values of a column that is known, float64 (N,). Raises Unfit where it is not what it was."""
+    if known.numeric:
+        if is_text(column):
+            raise Unfit(f"was numbers, is now text such as {_examples(not_numbers(texts(column)[1]))}")
+        x_N = numbers(column)
+        if np.isinf(x_N).any():
+            raise Unfit(f"has {int(np.isinf(x_N).sum())} infinite values")
+        if not np.isfinite(standard(x_N[:, None], (known,))[~np.isnan(x_N)]).all():
+            raise Unfit(f"has values as far off as {np.nanmax(np.abs(x_N)):.3g}; its mean was {known.mean:.3g}")
+    else:
+        code_N, names = texts(column)
+        new = [name for name in names if name not in known.categories]
+        if new:
+            raise Unfit(f"has {len(new)} new categories: {_examples(new)}")
+        place = np.array([known.categories.index(name) for name in names], dtype=np.float64)
+        x_N = np.full(len(code_N), np.nan)
+        x_N[code_N >= 0] = place[code_N[code_N >= 0]]
+    missing = int(np.isnan(x_N).sum())
+    if missing and not known.missing:
+        raise Unfit(f"misses {missing} of {len(x_N)} values; at the first import it missed none")
+    return x_N
+
+
+def standard(x_ND: Array, columns: tuple[Column, ...]) -> Array:
+    """float32 (N, D): (x - mean) / scale of numeric columns, places of categories as they are."""
+    mean_D, scale_D = (np.array([getattr(column, key) for column in columns]) for key in ("mean", "scale"))
+    with np.errstate(over="ignore"):
+        standard_ND: Array = ((x_ND - mean_D) / scale_D).astype(np.float32)
+    return standard_ND
+
+
+def refuse_type(column: pa.ChunkedArray) -> None:
+    """Raises Unfit for what is neither number nor text."""
+    kind = column.type
+    if pa.types.is_temporal(kind):
+        raise Unfit(f"holds dates or times ({kind}): make numbers of them (days since a day, the hour, the weekday), or drop it")
+    if not (_is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
+        raise Unfit(f"holds {kind}, neither numbers nor text: flatten it into columns, or drop it")
+
+
+def is_text(column: pa.ChunkedArray) -> bool:
+    return bool(_is_string(column.type) or pa.types.is_boolean(column.type))
+
+
+def is_missing(column: pa.ChunkedArray) -> Array:
+    """Which values are missing, bool (N,)."""
+    return texts(column)[0] < 0 if is_text(column) else np.isnan(numbers(column))
+
+
+def numbers(column: pa.ChunkedArray) -> Array:
+    """float64 (N,), NaN where a value is missing."""
+    return np.array(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+
+
+def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
+    """The place of each value among the different ones, int64 (N,), -1 where it is missing; and these, in order.
+
+    Whole numbers are ordered as numbers and written as such (3, not 3.0), so that CSV and Parquet agree.
+    """
+    if pa.types.is_floating(column.type):
+        column = _whole(column)
+    encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    code_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    ordered = sorted((name for name in names if name), key=_order(names))
+    place = {name: index for index, name in enumerate(ordered)} | {"": -1}
+    lookup = np.array([*(place[name] for name in names), -1], dtype=np.int64)  # the last: of code -1
+    return lookup[code_N], ordered
+
+
+def not_numbers(names: list[str]) -> list[str]:
+    """Those that are not numbers as people write them."""
+    return [name for name in names if not re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", name)]
+
+
+def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Floats as the integers that they are (pandas makes floats of integers where one is missing)."""
+    x_N = numbers(column)
+    fractions = x_N[x_N != np.floor(x_N)]  # NaN among them, which is unequal to itself
+    fractions = fractions[~np.isnan(fractions)]
+    if len(fractions):
+        raise Unfit(f"is to be categories, and holds numbers such as {fractions[0]:g}")
+    return pa.chunked_array([pa.array(np.nan_to_num(x_N).astype(np.int64), mask=np.isnan(x_N))])
+
+
+def _order(names: list[str | None]) -> Any:
+    whole = all(re.fullmatch(r"-?\d{1,18}", name) for name in names if name)
+    return (lambda name: (int(name), name)) if whole else (lambda name: name)
+
+
+def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
+    code_N, names = texts(column)
+    present = int((code_N >= 0).sum())
+    if len(names) < 2:
+        raise Unfit("has no value at all" if not names else f"has the same value in every row ({names[0]!r})")
+    dates = [text for text in names if DATE.fullmatch(text)]
+    if len(dates) > len(names) / 2:
+        raise Unfit(
+            f"holds dates such as {dates[0]!r}: make numbers of them (days since a day, the hour, the weekday), or drop it"
+        )
+    others = not_numbers(names)
+    if not said and 0 < len(others) < len(names) / 2:
+        raise Unfit(f"holds numbers, and text such as {_examples(others)}: leave a cell empty where a number is missing")
+    if present > FEW_ROWS and len(names) > present / 2 and not said:
+        raise Unfit(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
+    if len(names) > MOST_CATEGORIES:
+        raise Unfit(f"has {len(names)} categories, more than {MOST_CATEGORIES}: merge the rare ones, or drop it")
+    return Column(name=name, categories=tuple(names), missing=present < len(code_N))
+
+
+def _numeric(name: str, column: pa.ChunkedArray) -> Column:
+    x_N = numbers(column)
+    there_N = x_N[~np.isnan(x_N)]
+    if not len(there_N):
+        raise Unfit("has no value at all")
+    if np.isinf(there_N).any():
+        raise Unfit(f"has {int(np.isinf(there_N).sum())} infinite values: leave them empty, or drop it")
+    if there_N.min() == there_N.max():
+        raise Unfit(f"has the same value in every row ({there_N[0]:g})")
+    whole = bool((there_N == np.floor(there_N)).all())
+    if whole and IDENTIFIER.search(name):
+        raise Unfit("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
+    if pa.types.is_integer(column.type):
+        _refuse_counter(there_N)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = float(there_N.mean()), float(there_N.std())
+    if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
+        raise Unfit(f"has values as large as {np.abs(there_N).max():.3g}, whose spread cannot be computed: take their logarithm")
+    return Column(name=name, mean=mean, scale=scale, missing=len(there_N) < len(x_N))
+
+
+def _refuse_counter(there_N: Array) -> None:
+    """Integers that number the rows, or that are too large for a number of a model to tell them apart."""
+    if np.abs(there_N).max() > EXACT:
+        raise Unfit("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
+    step = np.diff(there_N)
+    dense = np.abs(there_N[-1] - there_N[0]) < 10 * len(there_N)
+    if len(there_N) > FEW_ROWS and dense and ((step > 0).all() or (step < 0).all()):
+        raise Unfit("looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)")
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:NAMED]) + (", .." if len(names) > NAMED else "")
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))

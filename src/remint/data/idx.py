@@ -1,0 +1,88 @@
+"""IDX files, as MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017) come in, plain or gzipped.
+
+    FOLDER/train-images-idx3-ubyte.gz    00 00 08 03, then N, H, W as big-endian 32-bit numbers, then N H W bytes
+    FOLDER/train-labels-idx1-ubyte.gz    00 00 08 01, then N, then N bytes
+    FOLDER/t10k-..                       the same: all are pooled, since the split is ours (splits.py)
+
+Shapes: N images, H height, W width.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remint.data.archive import bounded
+from remint.data.folder import visible
+from remint.data.images import IMAGE_LEVELS, Raw
+from remint.errors import DataError
+
+NAME = re.compile(r"(?P<part>.*?)(?P<what>images|labels)[-.]idx(?P<axes>[13])-ubyte(?P<packed>\.gz)?")
+
+Array = np.ndarray[Any, Any]
+
+
+def holds_idx(folder: Path) -> bool:
+    return any(NAME.fullmatch(path.name) for path in visible(folder))
+
+
+def read(folder: Path) -> Raw:
+    """The images of all IDX files in ``folder``, in the order of their names, with labels where there are any.
+
+    Raises DataError, which names the file, for one that is damaged, missing or there twice.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}: put it there or correct the path")
+    found: dict[tuple[str, str], Path] = {}
+    for path in visible(folder):
+        if match := NAME.fullmatch(path.name):
+            before = found.setdefault((match["what"], match["part"]), path)
+            if before != path:
+                raise DataError(f"{before} and {path.name} are the same part: remove one of them")
+    parts = sorted(part for what, part in found if what == "images")
+    if not parts:
+        raise DataError(f"{folder} holds no IDX images (as train-images-idx3-ubyte or train-images-idx3-ubyte.gz)")
+    images = [_array(found["images", part], axes=3) for part in parts]
+    if len({x_NHW.shape[1:] for x_NHW in images}) > 1:
+        sizes = ", ".join(f"{found['images', part].name} {x.shape[1:]}" for part, x in zip(parts, images, strict=True))
+        raise DataError(f"{folder}: the images differ in size: {sizes}")
+    y_N = None
+    if any(what == "labels" for what, _ in found):
+        y_N = np.concatenate([_labels(folder, found, part, len(x)) for part, x in zip(parts, images, strict=True)])
+    return Raw(where=str(folder), x=np.concatenate(images), y=y_N, levels=IMAGE_LEVELS)
+
+
+def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: int) -> Array:
+    if ("labels", part) not in found:
+        raise DataError(f"{folder}: {found['images', part].name} has no labels, though other parts have: add them, or remove all")
+    path = found["labels", part]
+    y_N = _array(path, axes=1)
+    if len(y_N) != count:
+        raise DataError(f"{path} has {len(y_N)} labels for {count} images: one of them is not whole")
+    return y_N
+
+
+def _array(path: Path, axes: int) -> Array:
+    """The bytes of one file, exactly as many as its header says."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            zero, kind, found, *shape = struct.unpack(f">HBB{axes}I", stream.read(4 * (1 + axes)))
+            if (zero, kind, found) != (0, 8, axes):
+                raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it starts with other numbers")
+            size = math.prod(shape)
+            bounded(path, 1, size, path.stat().st_size)
+            content = stream.read(size + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
+        raise DataError(f"{path} is not an IDX file, or is damaged ({type(error).__name__}): fetch it again") from error
+    if len(content) != size:
+        raise DataError(
+            f"{path} holds {'more' if len(content) > size else 'fewer'} than the {size:,} bytes that its header claims"
+        )
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -1,0 +1,57 @@
+"""NumPy's .npy and .npz files: images, and in an .npz also their labels. Pickles are refused."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from remint.data.archive import bounded
+from remint.data.images import IMAGE_LEVELS, Raw
+from remint.errors import DataError
+
+# What numpy raises for bytes that are not the file they claim to be, refused pickles (ValueError) included.
+UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError)
+
+Array = np.ndarray[Any, Any]
+
+
+def npy(path: Path) -> Raw:
+    """One array of images."""
+    try:
+        x = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE as error:
+        raise DataError(_unreadable(path, "a NumPy .npy file", error)) from error
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"{path} holds several arrays: rename it to {path.stem}.npz")
+    return Raw(where=str(path), x=x, y=None, levels=IMAGE_LEVELS)
+
+
+def npz(path: Path) -> Raw:
+    """The arrays x, images, and y, their labels, where there is one."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            _small_enough(path)
+            arrays: Mapping[str, Array] = {key: archive[key] for key in ("x", "y") if key in archive.files}
+            found = ", ".join(archive.files) or "nothing"
+    except (*UNREADABLE, AttributeError, TypeError) as error:  # the last two: it is one array or no archive
+        raise DataError(_unreadable(path, "a NumPy .npz file", error)) from error
+    if "x" not in arrays:
+        raise DataError(f"{path} has no array 'x' (it holds {found}): save the images as x and the labels, if any, as y")
+    return Raw(where=str(path), x=arrays["x"], y=arrays.get("y"), levels=IMAGE_LEVELS)
+
+
+def _small_enough(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    bounded(path, len(members), sum(member.file_size for member in members), None)
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> str:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return f"{path} is not {what} of numbers (object arrays and pickles are refused): save it again with np.save or np.savez"
+    return f"{path} is not {what}, or is damaged ({type(error).__name__}): save it again with np.save or np.savez"

@@ -1,0 +1,196 @@
+"""PNG, JPEG and WebP files -> images of one size.
+
+The folder that a file lies in is its label, and no folders mean no labels; a single folder around everything is only a
+wrapper. A file that cannot be decoded, is too large, or is an image of another format is set aside, counted and named.
+
+What a file becomes: turned as its EXIF entry says; the first frame of an animation; transparent parts laid over white;
+16-bit grey divided by 256; grey or RGB as ``channels`` says; then cut and resampled, or padded, as ``resize`` says.
+
+Shapes: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from remint.data.folder import File
+from remint.data.images import IMAGE_LEVELS, Raw, fitted
+from remint.errors import DataError
+from remint.recipe import DatasetSettings
+from remint.step import emit
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")
+GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
+
+MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. What claims more is a bomb or no training image
+MOST_FILE_BYTES = 64 << 20
+TOLD_EVERY = 256  # files between two reports of progress
+NAMED = 3  # files that an error names
+
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+
+# What Pillow raises for bytes that are not the image they claim to be. They are in memory: no OSError is the disk's.
+UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
+    """The images of ``files``, in the order of their names.
+
+    Raises DataError where there are none, where they differ in size or channels, where their folders are no labels,
+    and where a larger share than ``settings.undecodable`` had to be set aside.
+    """
+    images: dict[str, Array] = {}
+    aside: dict[str, str] = {}
+    ignored = []
+    for count, file in enumerate(files):
+        suffix = file.name[file.name.rfind(".") :].lower()
+        if suffix in OTHERS:
+            aside[file.name] = "is not PNG, JPEG or WebP"
+        elif suffix not in FORMATS:
+            ignored.append(file.name)
+        elif file.size > MOST_FILE_BYTES:
+            aside[file.name] = f"has {file.size:,} bytes, more than {MOST_FILE_BYTES:,}"
+        else:
+            try:
+                images[file.name] = decoded(file.read(), settings)
+            except Undecodable as error:
+                aside[file.name] = str(error)
+            except DataError as error:
+                raise DataError(f"{where}: {file.name}: {error}") from error
+        if count % TOLD_EVERY == TOLD_EVERY - 1:
+            done, whole = file.place
+            emit("progress", step=done, steps=whole)
+    _few_enough(where, len(images), dict(sorted(aside.items())), settings.undecodable)
+    if not images:
+        raise DataError(f"{where} holds no PNG, JPEG or WebP files ({len(ignored)} others)")
+    if ignored:
+        emit("ignored", files=len(ignored), first=min(ignored))
+    names = sorted(images)
+    _alike(where, {name: images[name].shape for name in names})
+    label_N = labels(where, names)
+    classes = tuple(sorted(set(label_N or ())))
+    place = {name: index for index, name in enumerate(classes)}
+    return Raw(
+        where=where,
+        x=np.stack([images.pop(name) for name in names]),
+        y=np.array([place[label] for label in label_N], dtype=np.int64) if label_N else None,
+        levels=IMAGE_LEVELS,
+        channels_first=True,
+        class_names=classes,
+        set_aside=dict(sorted(aside.items())),
+    )
+
+
+class Undecodable(Exception):
+    """A file that is set aside, and why."""
+
+
+def decoded(content: bytes, settings: DatasetSettings) -> Array:
+    """One file as uint8 (C, H, W). Raises Undecodable, which says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF, of sizes that are checked here
+            image: Image.Image = Image.open(io.BytesIO(content), formats=sorted(set(FORMATS.values())))
+            if image.width * image.height > MOST_PIXELS:
+                raise Undecodable(f"claims {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+            image.load()
+            image = _plain(ImageOps.exif_transpose(image), settings.channels)
+    except UNDECODABLE as error:
+        reason = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged or cut off"
+        raise Undecodable(reason if not isinstance(error, Image.DecompressionBombError) else str(error)) from error
+    if settings.resize is not None:
+        image = fitted(image, settings.resize)
+    x_HWC = np.asarray(image)
+    return np.ascontiguousarray(np.atleast_3d(x_HWC).transpose(2, 0, 1))
+
+
+def _plain(image: Image.Image, channels: int | None) -> Image.Image:
+    """The image as 8-bit grey or RGB: as asked for, else as it is (a palette of greys is grey)."""
+    grey = image.mode in GREY
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        below = Image.new("RGBA", image.size, "white")
+        below.alpha_composite(image.convert("RGBA"))
+        image = below
+    rgb = image.convert("RGB")
+    if image.mode == "P":
+        red, green, blue = (np.asarray(band) for band in rgb.split())
+        grey = bool((red == green).all() and (green == blue).all())
+    return rgb.convert("L") if (channels or (1 if grey else 3)) == 1 else rgb
+
+
+def _few_enough(where: str, good: int, aside: dict[str, str], share: float) -> None:
+    if not aside:
+        return
+    named = "; ".join(f"{name} {why}" for name, why in list(aside.items())[:NAMED]) + ("; .." if len(aside) > NAMED else "")
+    total = good + len(aside)
+    if len(aside) > share * total:
+        raise DataError(
+            f"{where}: {len(aside)} of {total} images cannot be used, more than {share:.2%} (setting undecodable): {named}: "
+            f"repair or remove them"
+        )
+    emit("set_aside", files=len(aside), of=total, named=named)
+
+
+def _alike(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises DataError where images differ in channels or size: whether to convert or resample is for a person to say."""
+    for axis, what, remedy in (
+        (slice(0, 1), "channels", "set channels: 1 or 3"),
+        (slice(1, 3), "size", "set resize: {size: [H, W]}"),
+    ):
+        counts = Counter(shape[axis] for shape in shapes.values())
+        if len(counts) > 1:
+            (usual, most), *_ = counts.most_common()
+            odd = next(name for name, shape in shapes.items() if shape[axis] != usual)
+            text = "x".join(map(str, usual)), "x".join(map(str, shapes[odd][axis]))
+            raise DataError(
+                f"{where}: the images differ in {what}: {most} of {len(shapes)} have {text[0]}, {odd} has {text[1]}: {remedy}"
+            )
+
+
+def labels(where: str, names: list[str]) -> list[str] | None:
+    """The folder of each file, or None where no file is in one. Raises DataError where some are, or lie deeper."""
+    parts = [name.split("/") for name in names]
+    while len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
+        parts = [part[1:] for part in parts]  # a wrapper
+    depths = {len(part): name for part, name in zip(parts, names, strict=True)}
+    if set(depths) == {1}:
+        return None
+    if set(depths) != {2}:
+        raise DataError(
+            f"{where}: {depths[max(depths)]} lies {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
+            f"either all images in one folder, or a folder for each label with its images directly in it"
+        )
+    label_N = [part[0] for part in parts]
+    for label in label_N:
+        if not label.isprintable():  # nor can bytes that are no UTF-8 be
+            raise DataError(f"{where}: the folder {label!r} has a name that cannot be printed: rename it")
+    return label_N

@@ -1,0 +1,236 @@
+"""CSV, Parquet and the tables of scikit-learn -> columns of numbers and, where there is a label, classes.
+
+    columns x float64 (N, D), the numbers as they were and the places of categories, NaN where one is missing
+    y       int64 (N,), the place of each row's class among DataSpec.class_names
+
+The same content gives the same arrays, whether it comes as CSV or as Parquet.
+
+Shapes: N rows, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from remint.data import columns, shipped
+from remint.data.columns import MOST_CATEGORIES, Unfit
+from remint.errors import DataError
+from remint.recipe import DatasetSettings, unknown
+from remint.records import Column, DataSpec
+from remint.step import emit
+
+SUFFIXES = (".csv", ".parquet")
+MOST_VALUES = 1 << 28  # 2 GiB in double precision
+BOOLEANS = {"false", "true"}
+FAR = 10.0  # scales by which a column's mean may move before a person is told
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it was read: the columns that are meant, and the one of the label."""
+
+    where: str
+    features: dict[str, pa.ChunkedArray]
+    label: pa.ChunkedArray | None
+    label_name: str
+    class_names: tuple[str, ...]  # of the label where the source says them, in their order
+
+    def __len__(self) -> int:
+        return len(next(iter(self.features.values())))
+
+
+def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSpec | None) -> Table:
+    """The table of a .csv or .parquet file or of a ``sklearn:`` name, with its rows and columns as the settings say.
+
+    Raises DataError for a file that is not a table, and for settings that name columns which it does not have.
+    """
+    where, label, class_names = str(source), settings.label, tuple[str, ...]()
+    if isinstance(source, str):
+        path, header, class_names = shipped.table(source)
+        table, label = _csv(path, set(), header), label or shipped.TARGET
+    elif source.suffix == ".csv":
+        table = _csv(source, {*settings.categorical, *_texts(known, settings.label)})
+    else:
+        table = _parquet(source)
+    _check_names(where, table.column_names)
+    if not table.num_rows:
+        raise DataError(f"{where} has no rows")
+    for key, names in (("label", [label] if label else []), ("categorical", settings.categorical), ("drop", settings.drop)):
+        for column in names:
+            if column not in table.column_names and not (known and key == "drop"):
+                said = unknown(f"column '{column}'", column, table.column_names)
+                raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {said}")
+    kept = {column: _decoded(table[column]) for column in table.column_names if column not in settings.drop}
+    y = kept.pop(label) if label else None
+    if y is not None and class_names:
+        y = pa.chunked_array([[class_names[place] for place in y.to_pylist()]])
+    if not kept:
+        raise DataError(f"{where} has no column beside the label and those that are dropped")
+    found = Table(where, kept, y, label or "", class_names)
+    return _whole_rows(found) if settings.missing == "drop_rows" else found
+
+
+def _texts(known: DataSpec | None, label: str | None) -> set[str]:
+    """Columns that were text at the first import: still text where what is left of it looks like numbers or truth values."""
+    if known is None:
+        return set()
+    names = {column.name: column.categories for column in known.columns} | ({label: known.class_names} if label else {})
+    return {name for name, categories in names.items() if set(columns.not_numbers(list(categories))) - BOOLEANS}
+
+
+def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> pa.Table:
+    """``text``: columns that are read as they are written; ``header``: their names, in place of the first line."""
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in text}),
+        )
+    except (pa.ArrowException, MemoryError) as error:
+        raise DataError(f"{path} is not a CSV table: {_one_line(error)}") from error
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows, width = file.metadata.num_rows, file.metadata.num_columns
+            if rows * width > MOST_VALUES:
+                raise DataError(f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: take fewer")
+            return file.read()
+    except (pa.ArrowException, ValueError, MemoryError) as error:
+        raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
+    except OSError as error:  # Arrow's own have no number; those of the disk have
+        if error.errno is not None:
+            raise
+        raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _check_names(where: str, names: list[str]) -> None:
+    """Raises DataError for a header that is none."""
+    for index, name in enumerate(names):
+        if not name.strip():
+            raise DataError(f"{where}: column {index + 1} has no name: give it one, or leave it out (pandas: index=False)")
+        if name in names[:index]:
+            raise DataError(f"{where}: two columns are named '{name}': rename one of them")
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        raise DataError(f"{where} is separated by {mark!r}: save it with commas")
+    if names and all(not columns.not_numbers([name]) for name in names):
+        raise DataError(f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): put the columns' names above it")
+
+
+def _whole_rows(table: Table) -> Table:
+    """The rows in which nothing is missing."""
+    everything = [*table.features.values(), *([] if table.label is None else [table.label])]
+    missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in everything if not _unusable(column)))
+    if missing_N.all():
+        raise DataError(
+            f"{table.where}: something is missing in every row: set missing: keep, or drop the columns that have gaps"
+        )
+    if not missing_N.any():
+        return table
+    emit("dropped_rows", rows=int(missing_N.sum()), of=len(table))
+    mask = pa.array(~missing_N)
+    features = {name: column.filter(mask) for name, column in table.features.items()}
+    label = None if table.label is None else table.label.filter(mask)
+    return Table(table.where, features, label, table.label_name, table.class_names)
+
+
+def _unusable(column: pa.ChunkedArray) -> bool:
+    try:
+        columns.refuse_type(column)
+    except Unfit:
+        return True
+    return False
+
+
+def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
+    """What the table is. Raises DataError, with a line for each column that no model can learn from."""
+    learnt, problems, unfit = [], [], []
+    for column_name, column in table.features.items():
+        try:
+            columns.refuse_type(column)
+            learnt.append(columns.learn(column_name, column, column_name in settings.categorical))
+        except Unfit as reason:
+            problems.append(f"column '{column_name}' {reason}")
+            unfit.append(column_name)
+    class_names: tuple[str, ...] = ()
+    if table.label is not None:
+        try:
+            class_names = _classes(table, table.label)
+        except Unfit as reason:
+            problems.append(f"label '{table.label_name}' {reason}")
+    if problems:
+        drop = ", ".join([*settings.drop, *unfit])
+        out = [f"to leave them out: datasets.{name}.drop: [{drop}]"] if unfit else []
+        lines = [
+            f"params.yaml: datasets.{name}.source: {table.where} has columns that no model can learn from:",
+            *(f"  {p}" for p in problems),
+        ]
+        raise DataError("\n".join([*lines, *out]))
+    return DataSpec(shape=(len(learnt),), columns=tuple(learnt), classes=len(class_names), class_names=class_names)
+
+
+def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:
+    columns.refuse_type(label)
+    code_N, names = columns.texts(label)
+    if (code_N < 0).any():
+        raise Unfit(f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: fill it in, or set missing: drop_rows")
+    if not 2 <= len(names) <= MOST_CATEGORIES:
+        raise Unfit(f"has {len(names)} classes: expected 2 to {MOST_CATEGORIES}")
+    return table.class_names or tuple(names)
+
+
+def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
+    """x and y as the schema ``spec`` has them, and each difference that is in the way, in words."""
+    if not spec.is_table:
+        return {}, ["was images, is now a table"]
+    differences, x = [], []
+    for known in spec.columns:
+        try:
+            if known.name not in table.features:
+                raise Unfit("is missing")
+            columns.refuse_type(table.features[known.name])
+            x.append(columns.values(table.features[known.name], known))
+            _tell_of_drift(known, x[-1])
+        except Unfit as reason:
+            differences.append(f"column '{known.name}' {reason}")
+    names = {known.name for known in spec.columns}
+    differences += [f"column '{name}' is new" for name in table.features if name not in names]
+    arrays: dict[str, Array] = {}
+    if (table.label is None) != (spec.classes == 0):
+        differences.append("labels: there were none" if table.label is not None else "labels: there are none any more")
+    elif table.label is not None:
+        try:
+            columns.refuse_type(table.label)
+            arrays["y"] = columns.values(table.label, Column(name="", categories=spec.class_names)).astype(np.int64)
+        except Unfit as reason:
+            differences.append(f"label '{table.label_name}' {reason}")
+    return ({} if differences else {"x": np.stack(x, axis=1), **arrays}), differences
+
+
+def _tell_of_drift(known: Column, x_N: Array) -> None:
+    """A mean that moved far is no reason to refuse data, and one to look at them."""
+    if known.numeric and not np.isnan(x_N).all():
+        moved = (float(np.nanmean(x_N)) - known.mean) / known.scale
+        if abs(moved) > FAR:
+            emit("drift", column=known.name, mean=float(np.nanmean(x_N)), before=known.mean, scales=moved)
