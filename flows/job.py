@@ -42,6 +42,10 @@ class Retraining:
     def settings(self) -> PipelineSettings:
         return self.params.pipelines[self.pipeline]
 
+    @property
+    def source(self) -> str:
+        return self.params.datasets[self.settings.dataset].source
+
     def out(self, kind: str, name: str | None = None) -> Path:
         return self.dvc.folder / "outs" / kind / (name or self.pipeline)
 

@@ -19,6 +19,7 @@ def retrain(pipeline: str, overrides: list[str] | None = None, reason: str = "",
     Returns what ``remint run --json`` prints for one pipeline.
     """
     with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
+        steps.fetch(job)  # of an s3:// source what changed since the last time
         if not steps.restore(job):  # dvc is asked once: what it remembers is restored and nothing trains
             steps.version_data(job)
             steps.learn_features(job)

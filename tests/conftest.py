@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
+
 if TYPE_CHECKING:
     from remint.data.arrays import Dataset
 
@@ -31,6 +33,8 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
         "REMINT_SOURCES",
         "REMINT_FETCHED",
         "REMINT_LEDGER",
+        "REMINT_ARTIFACTS",
+        "REMINT_DVC_REMOTE",
         "MLFLOW_TRACKING_URI",
         "PREFECT_API_URL",
         "REMINT_EVENTS",

@@ -2,10 +2,15 @@
 
 Each address can be set to another by the variable that its own tool knows:
 
-    MLflow    MLFLOW_TRACKING_URI    sqlite:///HOME/mlflow/mlflow.db, artifacts in HOME/mlflow/artifacts
-    ledger    REMINT_LEDGER          sqlite:///HOME/ledger.db
-    Prefect   PREFECT_API_URL        a temporary server on HOME/prefect/prefect.db
-    DVC       .dvc/config(.local)    cache and remote in HOME/dvc
+    MLflow       MLFLOW_TRACKING_URI    sqlite:///HOME/mlflow/mlflow.db
+    its files    REMINT_ARTIFACTS       HOME/mlflow/artifacts; a folder or s3://bucket/prefix (an MLflow server has its own)
+    ledger       REMINT_LEDGER          sqlite:///HOME/ledger.db
+    Prefect      PREFECT_API_URL        a temporary server on HOME/prefect/prefect.db
+    DVC          .dvc/config(.local)    cache and remote in HOME/dvc
+    its remote   REMINT_DVC_REMOTE      the one of .dvc/config(.local); a folder or s3://bucket/prefix, for jobs only
+    buckets      (none)                 what s3:// sources held last, in HOME/fetched
+
+What lies on S3 is found with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFILE and so on): docs/how-to/use-s3.md.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ class Home:
 
     @property
     def artifacts(self) -> str:
-        return str(self.path / "mlflow" / "artifacts")
+        return _address("REMINT_ARTIFACTS") or str(self.path / "mlflow" / "artifacts")
 
     @property
     def ledger_url(self) -> str:
@@ -45,6 +50,16 @@ class Home:
     @property
     def dvc(self) -> Path:
         return self.path / "dvc"
+
+    @property
+    def dvc_remote(self) -> str | None:
+        """The remote of jobs where it is not the one of .dvc/config(.local)."""
+        return _address("REMINT_DVC_REMOTE")
+
+    @property
+    def fetched(self) -> Path:
+        """What s3:// sources held when they were fetched last, a folder a dataset."""
+        return self.path / "fetched"
 
     @property
     def checkpoints(self) -> Path:
@@ -74,3 +89,9 @@ class Home:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.path / "locks").mkdir(exist_ok=True)
         return self
+
+
+def _address(variable: str) -> str | None:
+    """A folder, absolute, or an address such as s3://bucket/prefix; None where the variable is not set."""
+    value = os.environ.get(variable, "").rstrip("/")
+    return (value if "://" in value else str(Path(value).expanduser().absolute())) if value else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +26,9 @@ die_with_parent()
 from dvc.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+
+# What a remote's settings may name a file by (dvc's Config._map_dirs).
+FILES = ("url", "credentialpath", "configpath", "keyfile", "cert_path", "key_path")
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -109,6 +111,7 @@ def environment(folder: Path, home: Home) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "REMINT_HOME": str(home.path),
         "REMINT_SOURCES": str(home.repository),
+        "REMINT_FETCHED": str(home.fetched),
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(site),
         "GIT_TERMINAL_PROMPT": "0",
@@ -120,7 +123,7 @@ def addresses(home: Home, folder: Path) -> None:
     """Writes the workspace's ``.dvc/config.local``: the person's own settings, every local address absolute.
 
     In a checkout elsewhere a relative remote would be another folder, and a push would go there
-    without a word. An address inside the repository's ``.remint/`` follows REMINT_HOME.
+    without a word. An address inside the repository's ``.remint/`` follows REMINT_HOME. REMINT_DVC_REMOTE goes before all.
     """
     if not (folder / ".dvc" / "config").exists():
         raise RepositoryError(
@@ -130,13 +133,18 @@ def addresses(home: Home, folder: Path) -> None:
     settings = configparser.ConfigParser(interpolation=None)
     settings.read([folder / ".dvc" / "config", own / "config.local"])
     for section in settings.sections():
-        key = "dir" if section == "cache" else "url" if re.match(r"'?remote ", section) else None
-        value = settings[section].get(key, "") if key else ""
-        if key and value and "://" not in value:
-            settings[section][key] = str(_rooted((own / value).resolve(), home))
-        if section.strip("'").startswith("remote "):
+        is_remote = section.strip("'").startswith("remote ")
+        for key in FILES if is_remote else ("dir",) if section == "cache" else ():
+            value = settings[section].get(key, "")
+            if value and "://" not in value:
+                settings[section][key] = str(_rooted((own / Path(value).expanduser()).resolve(), home))
+        if is_remote:
             settings[section]["verify"] = "true"  # else a pull of a flipped bit ends well
-    with (folder / ".dvc" / "config.local").open("w") as stream:
+    if home.dvc_remote:
+        settings.read_dict({"core": {"remote": "jobs"}, "'remote \"jobs\"'": {"url": home.dvc_remote, "verify": "true"}})
+    config = folder / ".dvc" / "config.local"
+    config.touch(mode=0o600)  # it may hold the keys of a remote
+    with config.open("w") as stream:
         settings.write(stream)
 
 

@@ -292,3 +292,18 @@ def test_an_error_of_our_own_making_is_not_hidden() -> None:
         raise KeyError("a mistake in remint")
     with pytest.raises(RunError, match="as it was"), door.door("do this"):
         raise RunError("as it was")
+
+
+def test_files_go_to_another_store_once_it_is_asked_for_and_the_old_ones_stay(store: Tracking, home: Path) -> None:
+    old = store.start_run("digits-flow", {}, {})
+    store.end_run(old, "FINISHED")
+    moved = Tracking(store.uri, "s3://bucket/mlflow", store.lock)
+    runs = [moved.start_run("digits-flow", {}, {}) for _ in range(2)]
+    for run_id in runs:
+        moved.end_run(run_id, "FINISHED")
+    experiments = {each.name: each for each in client(store).search_experiments()}
+    assert experiments["digits-flow"].artifact_location == "s3://bucket/mlflow/digits-flow"
+    infos = [client(store).get_run(run_id).info for run_id in (old, *runs)]
+    assert {info.experiment_id for info in infos[1:]} == {experiments["digits-flow"].experiment_id}
+    former = experiments[f"digits-flow ({infos[0].experiment_id}, files in {home}/mlflow/artifacts/digits-flow)"]
+    assert infos[0].experiment_id == former.experiment_id and infos[0].artifact_uri.startswith(str(home))

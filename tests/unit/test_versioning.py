@@ -142,6 +142,34 @@ def test_addresses_follow_remint_home_and_the_persons_own_settings_win(
     assert "verify = true" in written
 
 
+def test_a_remote_on_s3_with_its_own_endpoint_and_key_files_stays_what_it_is(repository: Path) -> None:
+    (repository / ".dvc/config.local").write_text(
+        "[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucket/dvc\n    endpointurl = http://127.0.0.1:1\n"
+        "    credentialpath = ../keys\n    configpath = ~/aws\n"
+    )
+    home = Home.of(repository).ensure()
+    folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / "job")
+    versioning.addresses(home, folder)
+    written = (folder / ".dvc/config.local").read_text()
+    for line in ("remote = store", "url = s3://bucket/dvc", "endpointurl = http://127.0.0.1:1"):
+        assert line in written
+    assert f"credentialpath = {repository}/keys" in written and f"configpath = {Path.home()}/aws" in written
+    assert (folder / ".dvc/config.local").stat().st_mode & 0o077 == 0, "it may hold keys"
+
+
+def test_the_remote_of_jobs_can_be_set_by_a_variable(
+    open_workspace: Open, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMINT_DVC_REMOTE", f"{tmp_path}/elsewhere/")
+    job = open_workspace("job")
+    job.reproduce("work", "x", quiet)
+    job.push("work@x")
+    assert any(path.is_file() for path in (tmp_path / "elsewhere").rglob("*"))
+    assert not (repository / ".remint/dvc/remote").exists()
+    monkeypatch.setenv("REMINT_DVC_REMOTE", "s3://bucket/dvc/")
+    assert job.home.dvc_remote == "s3://bucket/dvc"
+
+
 def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path]) -> None:
     bare = make_repository({"params.yaml": ""}, name="bare")
     home = Home.of(bare).ensure()

@@ -118,17 +118,28 @@ class Runs:
         return stale
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment of this name, made where there is none."""
+        """The id of the experiment of this name, made where there is none.
+
+        MLflow never changes where an experiment keeps its files. Where they are to go to another store from now on
+        (REMINT_ARTIFACTS), the old experiment gives up its name and keeps what it has.
+        """
+        place = None if self.uri.startswith("http") else f"{self.artifacts}/{name}"
 
         def find() -> str | None:
             found = self._client.get_experiment_by_name(name)
-            return str(found.experiment_id) if found else None
+            elsewhere = found and place and "://" in place and found.artifact_location != place
+            return str(found.experiment_id) if found and not elsewhere else None
 
-        place = None if self.uri.startswith("http") else f"{self.artifacts}/{name}"
         known = find()
         if known is None:
             with exclusive(self.lock, "experiments", self.uri):
-                known = find() or once(lambda: str(self._client.create_experiment(name, artifact_location=place)), find)
+                known = find()
+                if known is None:
+                    former = self._client.get_experiment_by_name(name)
+                    if former:
+                        new = f"{name} ({former.experiment_id}, files in {former.artifact_location})"
+                        self._client.rename_experiment(former.experiment_id, new)
+                    known = once(lambda: str(self._client.create_experiment(name, artifact_location=place)), find)
         return known
 
 

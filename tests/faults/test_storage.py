@@ -1,0 +1,324 @@
+"""A bucket that fails, refuses, lies or changes while it is read: never a wrong byte, and one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from remint import processes, storage
+from remint.errors import DataError, IntegrityError, Interrupted, RemintError, StorageError
+from remint.home import Home
+from remint.storage import bucket as door
+from remint.storage import folder
+from tests.s3 import PASSWORD, USER, Proxy, Server, free_port
+
+OBJECTS = {f"p/{i}": bytes([i]) * 1000 for i in range(40)}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, tmp_path / "home").ensure()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing helps, twice is enough."""
+    monkeypatch.setattr(door, "REQUESTS", 2)
+
+
+def fetch(home: Home, bucket: str, prefix: str = "p") -> storage.Fetched:
+    return storage.fetch(home, "x", f"s3://{bucket}/{prefix}", lambda _event: None)
+
+
+def refusal(home: Home, bucket: str, kind: type[RemintError]) -> str:
+    """The one line that a fetch ends with, which gives no secret away."""
+    with pytest.raises(kind) as caught:
+        fetch(home, bucket)
+    message = str(caught.value)
+    assert type(caught.value) is kind and "\n" not in message
+    assert message.startswith(f"params.yaml: datasets.x.source: s3://{bucket}/p: ")
+    assert PASSWORD not in message and USER not in message
+    assert caught.value.__suppress_context__, "a log shows what an error came from, and that may hold a secret"
+    return message
+
+
+def held(home: Home) -> dict[str, bytes]:
+    folder = home.fetched / "x"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def everything(count: int = 40) -> dict[str, bytes]:
+    return {str(i): bytes([i]) * 1000 for i in range(count)}
+
+
+def test_a_third_of_the_answers_is_slow_down(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket(OBJECTS)
+    proxy.failing = 0.3
+    fetch(home, bucket)
+    assert held(home) == everything()
+    assert proxy.refused >= 8
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_always_fails_is_one_error(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket({"p/a": b"a"})
+    proxy.failing = 1.0
+    message = refusal(home, bucket, StorageError)
+    assert "S3 failed 2 times (the last time: 503 SlowDown): run again later" in message
+    assert proxy.listings == 2
+
+
+@pytest.mark.usefixtures("s3", "impatient")
+def test_a_server_that_is_away(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://someone:{PASSWORD}@127.0.0.1:{port}")
+    assert f"out of reach at 127.0.0.1:{port} (EndpointConnectionError): check the network" in refusal(home, "any", StorageError)
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("endpoint", [f"http://{PASSWORD} x", PASSWORD, "http://[1"])
+def test_an_endpoint_that_is_no_address(home: Home, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert "AWS_ENDPOINT_URL" in refusal(home, "any", StorageError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [("AWS_SECRET_ACCESS_KEY", "wrong", "SignatureDoesNotMatch"), ("AWS_ACCESS_KEY_ID", "nobody", "InvalidAccessKeyId")],
+)
+def test_wrong_credentials(s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch, name: str, value: str, code: str) -> None:
+    bucket = s3.bucket({"p/a": b"a"})
+    monkeypatch.setenv(name, value)
+    assert f"S3 refuses ({code}): check the credentials" in refusal(home, bucket, StorageError)
+
+
+def test_no_credentials(s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.bucket({"p/a": b"a"})
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "no credentials for S3 (PartialCredentialsError)" in refusal(home, bucket, StorageError)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    assert "no credentials for S3 (NoCredentialsError): set AWS_PROFILE" in refusal(home, bucket, StorageError)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "no credentials for S3 (ProfileNotFound)" in refusal(home, bucket, StorageError)
+
+
+def test_no_such_bucket_and_nothing_in_it(s3: Server, home: Home) -> None:
+    assert "no such bucket at this endpoint" in refusal(home, "there-is-none", DataError)
+    assert "nothing lies there" in refusal(home, s3.bucket({"q/a": b"a"}), DataError)
+
+
+def test_an_emptied_prefix_takes_nothing_away(s3: Server, home: Home) -> None:
+    bucket = s3.bucket({"p/a": b"a", "q": b"q"})
+    fetch(home, bucket)
+    s3.delete(bucket, "p/a")
+    refusal(home, bucket, DataError)
+    assert held(home) == {"a": b"a"}
+
+
+def test_a_flipped_byte_is_mended_by_another_try_and_else_refused(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket(OBJECTS)
+    spoilt: list[str] = []
+
+    def flip(path: str, body: bytes) -> bytes:
+        if path.endswith("p/7"):
+            spoilt.append(path)
+            return bytes([body[0] ^ 1]) + body[1:]
+        return body
+
+    proxy.rewrite = lambda path, body: body if spoilt else flip(path, body)
+    fetch(home, bucket)
+    assert len(spoilt) == 1 and held(home) == everything()
+
+    s3.put(bucket, "p/7", b"new")
+    proxy.rewrite = flip
+    assert "'p/7' came with other bytes than the bucket says, 3 times" in refusal(home, bucket, IntegrityError)
+    assert held(home) == everything(), "what was there is intact"
+    proxy.rewrite = lambda _path, body: body
+    fetch(home, bucket)
+    assert held(home) == everything() | {"7": b"new"}
+
+
+def test_checksums_are_verified_whatever_the_environment_says(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    assert door.Bucket("any", "").s3.meta.config.response_checksum_validation == "when_supported"
+
+
+def test_a_body_that_ends_early(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket({"p/a": b"a" * 1000})
+    proxy.rewrite = lambda path, body: body[:500] if path.endswith("p/a") else body
+    assert "'p/a' came with other bytes" in refusal(home, bucket, IntegrityError)
+    proxy.says_former_length = True
+    assert "'p/a' came cut off, 3 times" in refusal(home, bucket, StorageError)
+    assert held(home) == {} and not list((home.fetched).glob(".x.parts/*"))
+
+
+def test_an_object_that_changes_between_listing_and_reading(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket({"p/a": b"1", "p/b": b"b"})
+    once = iter([b"2"])
+
+    def change(path: str) -> None:
+        if path.endswith("p/a") and (content := next(once, None)):
+            s3.put(bucket, "p/a", content)
+
+    proxy.before = change
+    assert fetch(home, bucket).fetched == 2
+    assert held(home) == {"a": b"2", "b": b"b"} and proxy.listings == 4 and proxy.seen.count("p/b") == 1
+
+
+def test_an_object_that_goes_between_listing_and_reading(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket({"p/a": b"1", "p/b": b"b"})
+    proxy.before = lambda path: s3.delete(bucket, "p/a") if path.endswith("p/a") else None
+    fetch(home, bucket)
+    assert held(home) == {"b": b"b"}
+
+
+def test_an_object_that_always_changes_is_a_clear_error(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket, count = s3.bucket({"p/a": b"0"}), iter(range(100))
+    proxy.before = lambda path: s3.put(bucket, "p/a", str(next(count)).encode() * 9) if path.endswith("p/a") else None
+    assert "'p/a' changed while it was read, 3 times: run again when nobody writes" in refusal(home, bucket, DataError)
+    assert held(home) == {}
+
+
+@pytest.mark.parametrize("key", ["../evil", "/evil", "a//evil", "..\\evil", "./evil", "p/../../evil"])
+def test_a_bucket_with_a_hostile_key_is_refused_before_anything_is_written(
+    proxy: Proxy, s3: Server, home: Home, tmp_path: Path, key: str
+) -> None:
+    bucket = s3.bucket({"p/good": b"good", "p/placeholder": b"evil"})
+    proxy.rewrite = lambda _path, body: body.replace(b"placeholder", key.encode())  # the server itself stores no such key
+    message = refusal(home, bucket, DataError)
+    assert repr(key) in message and "rename the object" in message
+    assert proxy.seen == [] and not list(tmp_path.rglob("*evil*")) and not list(tmp_path.rglob("good"))
+
+
+def test_a_key_that_is_an_object_and_a_folder(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket({"p/a": b"a", "p/placeholder": b"b"})
+    proxy.rewrite = lambda _path, body: body.replace(b"placeholder", b"a/b")
+    assert "'a' is an object and the folder of others" in refusal(home, bucket, DataError)
+
+
+def test_a_server_without_etags(proxy: Proxy, s3: Server, home: Home) -> None:
+    """Then size and time say what changed, to the second, as the server tells it with the object."""
+    bucket = s3.bucket({"p/a": b"1", "p/b": b"b"})
+    etags = [each["ETag"].strip('"').encode() for each in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]
+
+    def without(_path: str, body: bytes) -> bytes:
+        for etag in etags:
+            body = body.replace(b"&#34;" + etag + b"&#34;", b"")
+        return body
+
+    proxy.rewrite = without
+    fetch(home, bucket)
+    assert '"etag": ""' in (home.fetched / ".x.json").read_text()
+    proxy.seen.clear()
+    assert fetch(home, bucket).fetched == 0 and proxy.seen == []
+    time.sleep(1.0)
+    s3.put(bucket, "p/a", b"2")
+    etags += [each["ETag"].strip('"').encode() for each in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert fetch(home, bucket).fetched == 1 and held(home) == {"a": b"2", "b": b"b"}
+
+
+def test_no_room_is_said_before_anything_goes(s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.bucket({"p/a": b"1"})
+    fetch(home, bucket)
+    s3.delete(bucket, "p/a")
+    s3.put(bucket, "p/b", b"b" * 1000)
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: SimpleNamespace(free=999))
+    assert "no room for 0 MiB" in refusal(home, bucket, StorageError)
+    assert held(home) == {"a": b"1"}
+
+
+def test_a_disk_that_fills_up_meanwhile(s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real full disk needs a file system of its own; here flushing fails as it does there."""
+    bucket = s3.bucket({"p/a": b"1"})
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "part")
+
+    monkeypatch.setattr(door.os, "fsync", full)
+    assert "No space left on device" in refusal(home, bucket, StorageError)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from remint import storage
+from remint.home import Home
+from remint.storage import bucket
+
+home, url, count = Home(Path(sys.argv[1]), Path(sys.argv[1]) / "home"), sys.argv[2], int(sys.argv[3])
+real = os.fsync
+
+def fsync(handle):
+    global count
+    real(handle)
+    count -= 1
+    if not count:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = fsync
+storage.fetch(home, "x", url, lambda event: None)
+"""
+
+
+@pytest.mark.parametrize("point", [1, 3, 5, 6])  # of 5 objects and the manifest, each flushed once
+def test_killed_at_any_point_it_goes_on_and_ends_right(s3: Server, home: Home, tmp_path: Path, point: int) -> None:
+    old, new = {f"p/{i}": b"old" for i in range(4)}, {f"p/{i}": b"new" for i in (0, 1, 2, 5, 6)}
+    bucket = s3.bucket(old)
+    fetch(home, bucket)
+    for key, content in new.items():
+        s3.put(bucket, key, content)
+    s3.delete(bucket, "p/3")
+    died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), f"s3://{bucket}/p", str(point)], check=False)
+    assert died.returncode == -9
+    for name, entry in json.loads((home.fetched / ".x.json").read_text())["objects"].items():
+        path = home.fetched / "x" / name
+        if path.exists() and path.stat().st_mtime_ns == entry["mtime_ns"]:
+            assert path.read_bytes() == b"old", "what the manifest vouches for is what it says"
+    fetch(home, bucket)
+    assert held(home) == {key.removeprefix("p/"): content for key, content in new.items()}
+    assert not (home.fetched / ".x.parts").exists()
+
+
+def test_what_was_whole_before_an_error_is_not_fetched_again(proxy: Proxy, s3: Server, home: Home) -> None:
+    bucket = s3.bucket(OBJECTS)
+    proxy.rewrite = lambda path, body: body + b"x" if path.endswith("p/39") else body
+    refusal(home, bucket, IntegrityError)
+    kept = set(held(home))
+    assert len(kept) > 10 and "39" not in kept
+    proxy.rewrite = lambda _path, body: body
+    proxy.seen.clear()
+    assert fetch(home, bucket).fetched == 40 - len(kept)
+    assert held(home) == everything() and set(proxy.seen).isdisjoint(f"p/{name}" for name in kept)
+
+
+def test_ctrl_c_ends_a_fetch_and_a_wait_for_one(proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, stopping = s3.bucket({"p/a": b"a"}), threading.Event()
+    monkeypatch.setattr(processes, "stopping", stopping)
+    ended: list[Any] = []
+
+    def work() -> None:
+        with pytest.raises(Interrupted) as caught:
+            fetch(home, bucket)
+        ended.append(str(caught.value))
+
+    reading, go_on = threading.Event(), threading.Event()
+    proxy.before = lambda path: (reading.set(), go_on.wait(20)) if path.endswith("p/a") else None
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert reading.wait(20)
+    stopping.set()
+    time.sleep(1.0)
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(message.split("interrupted")[1][:6] for message in ended) == [" while", ": what"]

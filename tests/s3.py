@@ -1,0 +1,204 @@
+"""A real S3 server for tests (JuiceFS's gateway, which is MinIO's, over a folder), and a proxy that spoils its answers."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+USER, PASSWORD = "remint-tests", "planted-secret-8d3fb1"
+JUICEFS = str(Path(sys.executable).parent / "juicefs")
+# A server that dies with the tests, also where they are killed.
+SERVE = "import os, sys; from remint.step import die_with_parent; die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])"
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+OWN = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3")
+
+
+@dataclass
+class Server:
+    """Where the server listens."""
+
+    address: str
+
+    def environment(self) -> dict[str, str]:
+        """What a person sets to work with this server and no other."""
+        return {
+            "AWS_ENDPOINT_URL": self.address,
+            "AWS_ACCESS_KEY_ID": USER,
+            "AWS_SECRET_ACCESS_KEY": PASSWORD,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @cached_property
+    def client(self) -> Any:
+        import boto3
+
+        return boto3.client(
+            "s3", endpoint_url=self.address, aws_access_key_id=USER, aws_secret_access_key=PASSWORD, region_name="us-east-1"
+        )
+
+    def bucket(self, objects: Mapping[str, bytes]) -> str:
+        """A new bucket that holds these."""
+        name = f"b{uuid.uuid4().hex}"
+        self.client.create_bucket(Bucket=name)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda key: self.put(name, key, objects[key]), objects))
+        return name
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=bucket, Key=key, Body=content)
+
+    def delete(self, bucket: str, key: str) -> None:
+        self.client.delete_object(Bucket=bucket, Key=key)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The gateway on a free port, until the tests end."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "data").mkdir()
+    meta = f"sqlite3://{folder}/meta.db"
+    environment = {**os.environ, "MINIO_ROOT_USER": USER, "MINIO_ROOT_PASSWORD": PASSWORD, "HOME": str(folder)}
+    make = [JUICEFS, "format", "--storage", "file", "--bucket", f"{folder}/data/", meta, "remint"]
+    subprocess.run(make, check=True, capture_output=True, env=environment)
+    port = free_port()
+    serve = [JUICEFS, "gateway", "--multi-buckets", "--keep-etag", "--no-banner", "--cache-dir", f"{folder}/cache"]
+    with (folder / "log").open("wb") as log:
+        gateway = subprocess.Popen(
+            [sys.executable, "-c", SERVE, *serve, "--log", f"{folder}/log", meta, f"127.0.0.1:{port}"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        server = Server(f"http://127.0.0.1:{port}")
+        _wait(server.address, gateway, folder / "log")
+        yield server
+    finally:
+        os.killpg(gateway.pid, signal.SIGKILL)
+        gateway.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and gateway.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except urllib.error.HTTPError:
+            return  # 403: it answers
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"the S3 server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server, found by boto3 as a person's would be."""
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@dataclass
+class Proxy:
+    """Between boto3 and the server. Keys in ``seen`` and in the hooks are plain text."""
+
+    upstream: str
+    address: str = ""
+    failing: float = 0.0  # share of requests that are answered with 503
+    rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body  # of what a GET brings
+    says_former_length: bool = False  # of a body that was rewritten
+    before: Callable[[str], None] = lambda _path: None  # called with the path before a GET goes on
+    seen: list[str] = field(default_factory=list)  # paths of the GETs of objects
+    listings: int = 0
+    refused: int = 0
+    dice: random.Random = field(default_factory=lambda: random.Random(0))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fails(self) -> bool:
+        with self.lock:
+            failed = self.dice.random() < self.failing
+            self.refused += failed
+            return failed
+
+
+@pytest.fixture
+def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that boto3 goes through."""
+    made = Proxy(s3.address)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            path = unquote(parts.path)
+            with made.lock:
+                if "list-type=" in parts.query:
+                    made.listings += 1
+                else:
+                    made.seen.append(path.split("/", 2)[2])
+            if made.fails():
+                self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+                return
+            made.before(path)
+            connection = http.client.HTTPConnection(urlsplit(made.upstream).netloc)
+            connection.request("GET", self.path, headers=dict(self.headers))  # the host, too, is part of what is signed
+            reply = connection.getresponse()
+            body = reply.read()
+            self._answer(reply.status, dict(reply.headers), made.rewrite(path, body), len(body))
+            connection.close()
+
+        def _answer(self, status: int, headers: Mapping[str, str], body: bytes, former: int = 0) -> None:
+            length = former if made.says_former_length else len(body)
+            self.close_connection = length != len(body)
+            self.send_response(status)
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "date", "server", "connection", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made.address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.address)
+    yield made
+    server.shutdown()
+    server.server_close()
