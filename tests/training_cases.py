@@ -31,7 +31,7 @@ from remint.training import loop, train, world
 FAMILIES = ("flow", "gan", "pixelcnn", "vae")
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
-    "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4},
+    "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.5, "augment_examples": 100},
     "pixelcnn": {"hidden": 4, "layers": 2, "dropout": 0.1},
     "vae": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "mixtures": 2},
 }

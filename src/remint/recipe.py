@@ -133,6 +133,7 @@ class VaeSettings(ModelSettings):
 
 
 Loss = Literal["relativistic", "minimax", "non_saturating", "wgan_gp"]
+Augmentation = Literal["colour", "translation", "cutout"]
 
 
 class CriticSettings(ModelSettings):
@@ -151,6 +152,9 @@ class CriticSettings(ModelSettings):
     penalty_final: Annotated[float, Field(ge=0.0)] = 0.5  # ... and from 70% of the steps on
     penalty_every: Positive = 4  # lazy: every n-th step, n times the weight
     critic_learning_rate: Rate = 1.33  # times training.learning_rate
+    augment: Fraction = 0.0  # small data: how sure of its examples augmentation keeps the critic, 0 .. 1, such as 0.6; 0: none
+    augment_examples: Positive = 100_000  # examples in which its probability can rise from 0 to 1
+    augmentations: list[Augmentation] = ["colour", "translation", "cutout"]  # (models/augment.py)
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of Adam, on both sides
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # at the start ...
     beta2_final: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # ... and from 70% of the steps on; None: as at the start

@@ -18,6 +18,7 @@ from remint.models.adversarial import (
     lipschitz_penalty,
     relativistic,
 )
+from remint.models.augment import Augment
 from remint.models.contract import Batch, standard_normal
 from remint.models.critics import Critic
 from remint.models.gan import Generator, build, phases
@@ -63,6 +64,11 @@ def generator() -> Generator:
 def a_batch(noise_size: int, step: int, progress: float = 0.0) -> Batch:
     noise = standard_normal((5, noise_size), step).double()
     return Batch(examples(IMAGE, 5).double(), noise, progress=progress, step=step, y_B=labels(IMAGE, 5))
+
+
+def critic_phase(critic: nn.Module, generator: Generator, **update: object) -> CriticPhase:
+    settings = SETTINGS.model_copy(update=update)
+    return CriticPhase(critic, generator, Augment(settings, IMAGE), settings)
 
 
 def real_and_fake(generator: Generator, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -132,7 +138,7 @@ def test_lipschitz_penalty_on_a_linear_critic_is_its_closed_form() -> None:
 @pytest.mark.parametrize("loss", LOSSES[:3])
 def test_critic_loss_with_its_lazy_penalties(generator: Generator, loss: Loss, step: int, progress: float, weight: float) -> None:
     critic = Quadratic(IMAGE.dims)
-    phase = CriticPhase(critic, generator, SETTINGS.model_copy(update={"loss": loss}))
+    phase = critic_phase(critic, generator, loss=loss)
     batch = a_batch(phase.noise_size, step, progress)
     real, fake = real_and_fake(generator, batch)
     r1, r2 = critic.squared_gradient(real), critic.squared_gradient(fake)
@@ -143,7 +149,7 @@ def test_critic_loss_with_its_lazy_penalties(generator: Generator, loss: Loss, s
 
 def test_wgan_gp_is_penalised_between_real_and_drawn_examples(generator: Generator) -> None:
     critic = Quadratic(IMAGE.dims)
-    phase = CriticPhase(critic, generator, SETTINGS.model_copy(update={"loss": "wgan_gp"}))
+    phase = critic_phase(critic, generator, loss="wgan_gp")
     assert phase.noise_size == generator.sample_noise + 1
     batch = a_batch(phase.noise_size, step=4)
     real, fake = real_and_fake(generator, batch)
@@ -161,7 +167,7 @@ def test_no_penalty_between_the_lazy_steps_and_none_of_weight_0(
     generator: Generator, loss: Loss, step: int, update: dict[str, float]
 ) -> None:
     critic = Quadratic(IMAGE.dims)
-    phase = CriticPhase(critic, generator, SETTINGS.model_copy(update={"loss": loss, **update}))
+    phase = critic_phase(critic, generator, loss=loss, **update)
     batch = a_batch(phase.noise_size, step)
     real, fake = real_and_fake(generator, batch)
     torch.testing.assert_close(phase(batch), critic_loss(loss, critic(real), critic(fake)), rtol=1e-12, atol=0)
@@ -173,7 +179,8 @@ def test_the_generator_phase_descends_its_loss_on_the_same_critic(generator: Gen
     critic = Critic(SETTINGS, generator.space, generator.labels).double()
     batch = a_batch(generator.sample_noise, step=1)
     expected = generator_loss(loss, critic(to_unit(batch.x_BX, IMAGE.levels)), critic(generator(batch.noise_BN)))
-    phase = GeneratorPhase(generator, critic, SETTINGS.model_copy(update={"loss": loss}))
+    settings = SETTINGS.model_copy(update={"loss": loss})
+    phase = GeneratorPhase(generator, critic, Augment(settings, IMAGE), settings)
     torch.testing.assert_close(phase(batch), expected, rtol=1e-12, atol=0)
 
 
@@ -200,15 +207,15 @@ def test_a_penalty_is_in_single_precision_under_autocast(generator: Generator) -
 
 
 def test_each_phase_reaches_its_own_side_only(generator: Generator) -> None:
-    critic_phase, generator_phase = (phase.double() for phase in phases(generator, SETTINGS))
-    assert isinstance(critic_phase, CriticPhase) and isinstance(generator_phase, GeneratorPhase)
-    assert generator_phase.critic is critic_phase.critic and critic_phase.generator is generator_phase.generator is generator
-    critic_phase(a_batch(critic_phase.noise_size, step=0)).backward()
+    first, second = (phase.double() for phase in phases(generator, SETTINGS))
+    assert isinstance(first, CriticPhase) and isinstance(second, GeneratorPhase)
+    assert second.critic is first.critic and first.generator is second.generator is generator
+    first(a_batch(first.noise_size, step=0)).backward()
     assert all(p.grad is None for p in generator.parameters())
-    assert all(p.grad is not None for name, p in critic_phase.named_parameters() if name != "critic.net.4.bias")
-    critic_phase.requires_grad_(False).zero_grad()
-    generator_phase(a_batch(generator_phase.noise_size, step=0)).backward()
-    assert all(p.grad is None for p in critic_phase.parameters())
+    assert all(p.grad is not None for name, p in first.named_parameters() if name != "critic.net.4.bias")
+    first.requires_grad_(False).zero_grad()
+    second(a_batch(second.noise_size, step=0)).backward()
+    assert all(p.grad is None for p in first.parameters())
     assert all(p.grad is not None for p in generator.parameters())
 
 

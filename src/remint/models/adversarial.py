@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from remint.models.augment import Augment
 from remint.models.contract import Batch, Model, Phase
 from remint.models.space import Space
 from remint.recipe import CriticSettings, Loss
@@ -105,12 +106,13 @@ class CriticPhase(AdversarialPhase):
     name: ClassVar[str] = "critic"
     generator: Draws
 
-    def __init__(self, critic: nn.Module, generator: Draws, settings: CriticSettings) -> None:
+    def __init__(self, critic: nn.Module, generator: Draws, augment: Augment, settings: CriticSettings) -> None:
         super().__init__(settings)
         self.critic = critic
+        self.augment = augment
         self.look_through(generator=generator)
         self.learning_rate = settings.critic_learning_rate
-        self.sizes = [generator.sample_noise, int(settings.loss == "wgan_gp")]
+        self.sizes = [generator.sample_noise, augment.noise_size, augment.noise_size, int(settings.loss == "wgan_gp")]
         self.noise_size = sum(self.sizes)
         self._curves: dict[str, Tensor] = {}
 
@@ -119,16 +121,19 @@ class CriticPhase(AdversarialPhase):
         return ramp(self.settings.penalty, self.settings.penalty_final, progress)
 
     def forward(self, batch: Batch) -> Tensor:
-        noise_BN, share_B1 = torch.split(batch.noise_BN, self.sizes, dim=1)
-        real_BS = self.generator.space.real(batch.x_BX)
+        noise_BN, of_real_BN, of_fake_BN, share_B1 = torch.split(batch.noise_BN, self.sizes, dim=1)
         with torch.no_grad():
-            fake_BS = self.generator(noise_BN, batch.y_B).to(real_BS.dtype)
+            real_BS = self.augment(self.generator.space.real(batch.x_BX), of_real_BN)
+            fake_BS = self.augment(self.generator(noise_BN, batch.y_B).to(real_BS.dtype), of_fake_BN)
         weight = self.penalty_weight(batch.progress)
         penalised = weight > 0.0 and batch.step % self.settings.penalty_every == 0
         with torch.autocast(real_BS.device.type, enabled=False) if penalised else nullcontext():
             both_BS = torch.cat([real_BS, fake_BS]).requires_grad_(penalised)
             score_B = self.critic(both_BS, None if batch.y_B is None else batch.y_B.repeat(2))
             loss = critic_loss(self.settings.loss, *score_B.chunk(2))
+            if self.settings.augment and self.training:
+                self.augment.adapt(*score_B.chunk(2))
+                self._curves.update(augment=self.augment.probability.clone())
             if not penalised:
                 return loss
             lazy = self.settings.penalty_every * weight
@@ -156,16 +161,20 @@ class GeneratorPhase(AdversarialPhase):
     name: ClassVar[str] = "generator"
     critic: nn.Module  # (B, S) and the classes to scores (B,)
 
-    def __init__(self, generator: Draws, critic: nn.Module, settings: CriticSettings) -> None:
+    def __init__(self, generator: Draws, critic: nn.Module, augment: Augment, settings: CriticSettings) -> None:
         super().__init__(settings)
         self.generator = generator
+        self.augment = augment
         self.look_through(critic=critic)
-        self.noise_size = generator.sample_noise
+        real = augment.noise_size if settings.loss == "relativistic" else 0
+        self.sizes = [generator.sample_noise, augment.noise_size, real]
+        self.noise_size = sum(self.sizes)
 
     def forward(self, batch: Batch) -> Tensor:
+        noise_BN, of_fake_BN, of_real_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
         real_B = None
         if self.settings.loss == "relativistic":
             with torch.no_grad():
-                real_B = self.critic(self.generator.space.real(batch.x_BX), batch.y_B)
-        fake_BS = self.generator(batch.noise_BN, batch.y_B)
+                real_B = self.critic(self.augment(self.generator.space.real(batch.x_BX), of_real_BN), batch.y_B)
+        fake_BS = self.augment(self.generator(noise_BN, batch.y_B), of_fake_BN)
         return generator_loss(self.settings.loss, real_B, self.critic(fake_BS, batch.y_B))

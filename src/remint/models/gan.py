@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from remint.models.adversarial import CriticPhase, Draws, GeneratorPhase
+from remint.models.augment import Augment
 from remint.models.contract import Phase
 from remint.models.critics import Critic, drawing_network
 from remint.models.labels import Labels
@@ -54,4 +55,5 @@ def build(settings: GanSettings, spec: DataSpec) -> Generator:
 
 def phases(model: Generator, settings: GanSettings) -> list[Phase]:
     critic = Critic(settings, model.space, model.labels)
-    return [CriticPhase(critic, model, settings), GeneratorPhase(model, critic, settings)]
+    augment = Augment(settings, model.space.spec)
+    return [CriticPhase(critic, model, augment, settings), GeneratorPhase(model, critic, augment, settings)]
