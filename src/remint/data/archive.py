@@ -8,6 +8,7 @@ header of any length that a header claims.) Memory is bounded by the limits belo
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import re
@@ -39,7 +40,6 @@ BLOCK = 1 << 20
 DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
-    gzip.BadGzipFile,
     zlib.error,
     EOFError,
     struct.error,
@@ -75,7 +75,9 @@ def _whole(path: Path) -> Iterator[None]:
     """Damage, whoever finds it, as one error that names the archive."""
     try:
         yield
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the start
+            raise
         raise DataError(f"{path} is not an archive, or is damaged ({type(error).__name__}: {error}): pack it again") from error
 
 
@@ -187,8 +189,8 @@ class _Meter(io.RawIOBase):
         return content
 
     def finish(self) -> None:
-        """An archive ends with a block of zeros; tarfile takes a damaged header in the middle for its end."""
-        if any(self.last):
-            raise ValueError(f"a header at byte {self.position - len(self.last):,} is damaged")
+        """An archive ends with a block of zeros; tarfile also takes a damaged header, or no header at all, for its end."""
+        if not self.last or any(self.last):
+            raise ValueError(f"a header at byte {self.position - len(self.last):,} is damaged or missing")
         while self.empty == 0:  # to the end, where gzip compares its checksum
             self.read(BLOCK)
