@@ -16,6 +16,7 @@ from remint.records import Column, DataSpec
 PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine examples in all: every sum over them can be written out
 LABELLED_PAIR = PAIR.model_copy(update={"classes": 3})
 IMAGE = DataSpec(shape=(2, 3, 4), levels=17, classes=3)
+SQUARE = DataSpec(shape=(1, 4, 4), levels=5, classes=3)  # its sides can be halved twice
 NUMBERS = DataSpec(shape=(3,), columns=tuple(Column(name=name) for name in "abc"), classes=3)  # a table, complete
 MIXED = DataSpec(  # a table with everything that one may have
     shape=(4,),
@@ -59,10 +60,16 @@ class Case:
 
 CASES = {
     "flow": Case("flow", FlowSettings(couplings=4, hidden=8, bins=4, dropout=0.0)),
+    "flow-multiscale": Case(
+        "flow",
+        FlowSettings(network="multiscale", couplings=1, width=4, dilation=2, bins=4, dropout=0.0, conditional=True),
+        SQUARE,
+    ),
+    "flow-affine": Case("flow", FlowSettings(network="multiscale", coupling="affine", couplings=2, width=4, dropout=0.0), SQUARE),
+    "flow-table": Case("flow", FlowSettings(couplings=2, hidden=8, bins=4, dropout=0.0, conditional=True), COMPLETE),
+    "flow-whitened": Case("flow", FlowSettings(coupling="affine", couplings=2, hidden=8, whiten=True, dropout=0.0), NUMBERS),
     "vae": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, pixels="draw")),
     "vae-categorical": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood="categorical", pixels="draw")),
-    "pixelcnn": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0)),
-    "pixelcnn-conditional": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0, conditional=True)),
     "vae-residual": Case(
         "vae",
         VaeSettings(
@@ -78,6 +85,8 @@ CASES = {
     ),
     "vae-table": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, free_bits=0.1, conditional=True), MIXED),
     "vae-mixture": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, likelihood="gaussian_mixture", mixtures=2), MIXED),
+    "pixelcnn": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0)),
+    "pixelcnn-conditional": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0, conditional=True)),
     "gan": Case("gan", GanSettings(latent=3, hidden=8, layers=2, penalty_every=2)),
     "gan-residual": Case("gan", GanSettings(latent=3, network="residual", width=4, blocks=2, dilation=2, conditional=True)),
     "gan-table": Case(

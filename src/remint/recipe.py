@@ -95,10 +95,15 @@ class FlowSettings(ModelSettings):
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob"})
 
+    network: Literal["mlp", "multiscale"] = "mlp"  # multiscale: convolutional, of images (RealNVP, Glow)
     coupling: Literal["spline", "affine"] = "spline"  # what a coupling does to an element: neural spline, or scale and shift
-    couplings: Positive = 6
-    hidden: Positive = 128  # units of each hidden layer of a coupling's network
-    layers: Positive = 2  # hidden layers of a coupling's network
+    couplings: Positive = 6  # of each scale of a multiscale network
+    hidden: Positive = 128  # units of each hidden layer of a coupling's mlp
+    layers: Positive = 2  # hidden layers of a coupling's mlp
+    scales: Positive = 2  # of a multiscale network; each halves the sides of the map that the next one sees
+    width: Positive = 32  # channels of a coupling's residual convolutional network
+    blocks: Positive = 2  # of a coupling's residual convolutional network
+    dilation: Positive = 1  # greatest distance of a 3x3 convolution's taps, doubling from block to block
     bins: Annotated[int, Field(ge=2, le=128)] = 6  # of a spline
     bound: Rate = 5.0  # a spline acts on -bound .. bound, in standard deviations
     whiten: bool = False  # tables: starts from uncorrelated columns, not only from standardised ones

@@ -31,6 +31,12 @@ class Bijection(nn.Module):
         """The value and the log-determinant, shape (B,), of the direction that was asked for."""
         raise NotImplementedError
 
+    def fit_through(self, z: Tensor, c_BK: Tensor | None) -> Tensor:
+        """Fits this layer, or each that it is made of to what those before make of the data, and returns what comes out."""
+        self.fit(z)
+        value: Tensor = self(z, c_BK)[0]
+        return value
+
 
 class Chain(Bijection):
     """One after the other; backwards for the inverse."""
@@ -40,11 +46,9 @@ class Chain(Bijection):
         self.layers = nn.ModuleList(layers)
 
     def fit_through(self, z: Tensor, c_BK: Tensor | None) -> Tensor:
-        """Fits each layer to what those before it make of the data, and returns what comes out of the last."""
         for layer in self.layers:
             assert isinstance(layer, Bijection)
-            layer.fit(z)
-            z, _ = layer(z, c_BK)
+            z = layer.fit_through(z, c_BK)
         return z
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:

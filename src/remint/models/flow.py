@@ -21,6 +21,7 @@ from remint.errors import SettingsError
 from remint.models.bijections import ActNorm, Bijection, Chain, Coupling, Marginal, Whitening
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.dequantisation import Entrance, Quantiles, Rows
+from remint.models.glow import Multiscale
 from remint.models.labels import Labels
 from remint.models.layers import in_unit, normal_log_density
 from remint.recipe import FlowSettings
@@ -38,7 +39,7 @@ class Flow(Model):
         self.conditional = settings.conditional
         self.labels = Labels(settings.conditional, spec)
         self.entrance: Entrance = Rows(spec.columns) if spec.is_table else Quantiles([spec.levels] * spec.dims)
-        self.bijections = Chain(vector_layers(settings, spec, self.labels.width))
+        self.bijections = bijections(settings, spec, self.labels.width)
         self.sample_noise = spec.dims + self.labels.noise_size
         self.density_noise = self.entrance.noise_size
 
@@ -78,14 +79,16 @@ class Flow(Model):
         return self.labels.one_hot(y_B, dtype) if self.conditional else None
 
 
-def vector_layers(settings: FlowSettings, spec: DataSpec, classes: int) -> list[Bijection]:
-    """The layers of a flow that sees an example as D numbers."""
+def bijections(settings: FlowSettings, spec: DataSpec, classes: int) -> Bijection:
+    """What takes the entrance's z, shape (B, D), to the base."""
+    if settings.network == "multiscale":
+        return Multiscale(spec.image, settings, classes)
     layers: list[Bijection] = []
     if spec.is_table:
         layers.append(Whitening(spec.dims) if settings.whiten else ActNorm(spec.dims))
     if spec.dims == 1:
-        return [*layers, Marginal(settings, classes)]
-    return layers + [Coupling(part, settings, classes) for part in partitions(spec, settings.couplings)]
+        return Chain([*layers, Marginal(settings, classes)])
+    return Chain(layers + [Coupling(part, settings, classes) for part in partitions(spec, settings.couplings)])
 
 
 def partitions(spec: DataSpec, count: int) -> list[Tensor]:
@@ -120,7 +123,10 @@ class Likelihood(Phase):
 
 
 def build(settings: FlowSettings, spec: DataSpec) -> Flow:
-    """Raises SettingsError where values may be missing: a density of the row needs all of it."""
+    """Raises SettingsError where values may be missing, as a density of the row needs all of it; where a table is to be
+    seen by a convolutional network; and where an image cannot be halved as often as asked."""
+    if spec.is_table and settings.network == "multiscale":
+        raise SettingsError("model.network: multiscale is for images, and this dataset is a table: take network: mlp")
     missing = [column.name for column in spec.columns if column.missing]
     if missing:
         raise SettingsError(

@@ -1,0 +1,188 @@
+"""Invertible layers over images' maps: the multi-scale flow.
+
+    scale(z) = squeeze, then couplings x (ActNorm, 1x1 convolution, coupling), then half of the channels to the base
+    and the other half to the next scale, which the part that goes is given
+
+Kingma & Dhariwal, Glow (2018); Dinh et al., Density estimation using Real NVP (2017).
+
+Shapes: B batch, C channels, H height, W width, D = C H W dimensions, K classes, P numbers that describe one element's
+transformation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from remint.errors import SettingsError
+from remint.models.bijections import ActNorm, Bijection, Chain, Elementwise, affine, elementwise
+from remint.models.convolutional import SameSize
+from remint.models.layers import at_least_single
+from remint.recipe import FlowSettings
+
+
+class Squeeze(Bijection):
+    """Each 2 x 2 places of a map become one place of four times as many channels."""
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        moved = F.pixel_shuffle(z, 2) if inverse else F.pixel_unshuffle(z, 2)
+        return moved, torch.zeros(len(z), dtype=z.dtype, device=z.device)
+
+
+class InvertibleConvolution(Bijection):
+    """1x1 convolution by the matrix P L (U + diag(s)), which starts as a random rotation.
+
+    P is fixed, and so are the signs of s; L has ones on its diagonal. The log-determinant is H W sum(log |s|), and the
+    inverse takes two triangular systems. Never in half precision.
+    """
+
+    order_C: Tensor
+    sign_C: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        rotation_CC = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
+        permutation_CC, lower_CC, upper_CC = torch.linalg.lu(rotation_CC)
+        self.register_buffer("order_C", permutation_CC.argmax(1))
+        self.register_buffer("sign_C", upper_CC.diagonal().sign().long())
+        self.lower_CC = nn.Parameter(lower_CC.tril(-1).float())
+        self.upper_CC = nn.Parameter(upper_CC.triu(1).float())
+        self.log_scale_C = nn.Parameter(upper_CC.diagonal().abs().log().float())
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            matrix_CC = self._inverse_matrix().to(z.dtype) if inverse else self._matrix()
+            moved = F.conv2d(z, matrix_CC[:, :, None, None])
+        log_det = self.log_scale_C.sum() * math.prod(z.shape[2:])
+        return moved, (-log_det if inverse else log_det).expand(len(z))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        one_CC = torch.eye(len(self.sign_C), dtype=self.lower_CC.dtype, device=self.lower_CC.device)
+        diagonal_CC = torch.diag(self.sign_C * self.log_scale_C.exp())
+        return self.lower_CC.tril(-1) + one_CC, self.upper_CC.triu(1) + diagonal_CC
+
+    def _matrix(self) -> Tensor:
+        lower_CC, upper_CC = self._factors()
+        return (lower_CC @ upper_CC)[self.order_C]
+
+    def _inverse_matrix(self) -> Tensor:
+        """In double precision."""
+        lower_CC, upper_CC = (factor_CC.double() for factor_CC in self._factors())
+        permutation_CC = torch.eye(len(self.order_C), dtype=torch.float64, device=self.order_C.device)[self.order_C]
+        solved_CC = torch.linalg.solve_triangular(lower_CC, permutation_CC.T.contiguous(), upper=False, unitriangular=True)
+        matrix_CC: Tensor = torch.linalg.solve_triangular(upper_CC, solved_CC, upper=True)
+        return matrix_CC
+
+
+class MapCoupling(Bijection):
+    """Transforms the second half of the channels by what a residual convolutional network makes of the first.
+
+    Starts as the identity.
+    """
+
+    def __init__(self, channels: int, settings: FlowSettings, classes: int, kind: tuple[int, Elementwise]) -> None:
+        super().__init__()
+        self.size, self.elementwise = kind
+        self.kept = channels - channels // 2
+        self.net = SameSize(
+            channels_in=self.kept,
+            width=settings.width,
+            channels_out=(channels - self.kept) * self.size,
+            blocks=settings.blocks,
+            beside=classes,
+            dilation=settings.dilation,
+            dropout=settings.dropout,
+            zero=True,
+        )
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        kept_BCHW, moved_BCHW = z[:, : self.kept], z[:, self.kept :]
+        b, c, h, w = moved_BCHW.shape
+        theta = at_least_single(self.net(kept_BCHW, c_BK)).view(b, c, self.size, h, w).movedim(2, -1)
+        value_BCHW, log_slope = self.elementwise(moved_BCHW, theta, inverse)
+        return torch.cat([kept_BCHW, value_BCHW], dim=1), log_slope.flatten(1).sum(1)
+
+
+class Scale(Bijection):
+    """One scale and all coarser ones: maps z, shape (B, C, H, W), to a point of the base, shape (B, D), and back.
+
+    What leaves is standardised by an affine coupling that sees what stays, which is Glow's learnt prior.
+    """
+
+    def __init__(self, image: tuple[int, int, int], settings: FlowSettings, classes: int, scales: int) -> None:
+        """``image``: C, H, W of what this scale is given. ``scales``: how many there are from here on."""
+        super().__init__()
+        channels, self.height, self.width = 4 * image[0], image[1] // 2, image[2] // 2
+        layers: list[Bijection] = [Squeeze()]
+        for _ in range(settings.couplings):
+            coupling = MapCoupling(channels, settings, classes, elementwise(settings))
+            layers += [ActNorm(channels), InvertibleConvolution(channels), coupling]
+        self.leaving, self.coarser = 0, None
+        if scales > 1:
+            layers.append(MapCoupling(channels, settings, classes, (2, affine)))
+            self.leaving = channels // 2 * self.height * self.width  # of the D numbers
+            self.coarser = Scale((channels - channels // 2, self.height, self.width), settings, classes, scales - 1)
+        self.chain = Chain(layers)
+
+    def fit_through(self, z: Tensor, c_BK: Tensor | None) -> Tensor:
+        z = self.chain.fit_through(z, c_BK)
+        if self.coarser is None:
+            return z.flatten(1)
+        staying, leaving = z.chunk(2, dim=1)
+        return torch.cat([leaving.flatten(1), self.coarser.fit_through(staying, c_BK)], dim=1)
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        return self._from_base(z, c_BK) if inverse else self._to_base(z, c_BK)
+
+    def _to_base(self, z: Tensor, c_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, log_det_B = self.chain(z, c_BK)
+        if self.coarser is None:
+            return z.flatten(1), log_det_B
+        staying, leaving = z.chunk(2, dim=1)
+        base_BD, coarser_B = self.coarser(staying, c_BK)
+        return torch.cat([leaving.flatten(1), base_BD], dim=1), log_det_B + coarser_B
+
+    def _from_base(self, base_BD: Tensor, c_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+        maps, coarser_B = [base_BD[:, self.leaving :]], 0.0
+        if self.coarser is not None:
+            staying, coarser_B = self.coarser(base_BD[:, self.leaving :], c_BK, inverse=True)
+            maps = [staying, base_BD[:, : self.leaving]]
+        z = torch.cat([part.reshape(len(base_BD), -1, self.height, self.width) for part in maps], dim=1)
+        z, log_det_B = self.chain(z, c_BK, inverse=True)
+        return z, log_det_B + coarser_B
+
+
+class Multiscale(Bijection):
+    """The scales of a whole image, given flattened."""
+
+    def __init__(self, image: tuple[int, int, int], settings: FlowSettings, classes: int) -> None:
+        """Raises SettingsError where the image cannot be halved once for each scale."""
+        super().__init__()
+        _, height, width = image
+        unit = 2**settings.scales
+        if height % unit or width % unit:
+            fitting = max((s for s in range(1, 10) if height % 2**s == 0 and width % 2**s == 0), default=0)
+            remedy = (
+                f"take at most {fitting}, or resize or pad the images"
+                if fitting
+                else "resize or pad the images, or take network: mlp"
+            )
+            raise SettingsError(
+                f"model.scales: {settings.scales} halves the sides of an image as often, and {height} x {width} are not "
+                f"multiples of {unit}: {remedy}"
+            )
+        self.image = image
+        self.scale = Scale(image, settings, classes, settings.scales)
+
+    def fit_through(self, z: Tensor, c_BK: Tensor | None) -> Tensor:
+        return self.scale.fit_through(z.view(-1, *self.image), c_BK)
+
+    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        if inverse:
+            z_BCHW, log_det_B = self.scale(z, c_BK, inverse=True)
+            return z_BCHW.flatten(1), log_det_B
+        base_BD, log_det_B = self.scale(z.view(-1, *self.image), c_BK)
+        return base_BD, log_det_B
