@@ -139,7 +139,7 @@ def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
             f"holds dates such as {dates[0]!r}: make numbers of them (days since a day, the hour, the weekday), or drop it"
         )
     others = not_numbers(names)
-    if not said and 0 < len(others) < len(names) / 2:
+    if not said and 0 < len(others) <= max(1, len(names) // 10):
         raise Unfit(f"holds numbers, and text such as {_examples(others)}: leave a cell empty where a number is missing")
     if present > FEW_ROWS and len(names) > present / 2 and not said:
         raise Unfit(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
@@ -155,28 +155,28 @@ def _numeric(name: str, column: pa.ChunkedArray) -> Column:
         raise Unfit("has no value at all")
     if np.isinf(there_N).any():
         raise Unfit(f"has {int(np.isinf(there_N).sum())} infinite values: leave them empty, or drop it")
-    if there_N.min() == there_N.max():
+    constant, counts = there_N.min() == there_N.max(), pa.types.is_integer(column.type)
+    if (there_N == np.floor(there_N)).all():
+        if IDENTIFIER.search(name):
+            raise Unfit("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
+        if np.abs(there_N).max() > EXACT and (counts or constant):  # CSV's beyond 2^64 are floats by now, and equal
+            raise Unfit("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
+    if constant:
         raise Unfit(f"has the same value in every row ({there_N[0]:g})")
-    whole = bool((there_N == np.floor(there_N)).all())
-    if whole and IDENTIFIER.search(name):
-        raise Unfit("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
-    if pa.types.is_integer(column.type):
-        _refuse_counter(there_N)
+    if counts and _numbers_the_rows(there_N):
+        raise Unfit("looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)")
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = float(there_N.mean()), float(there_N.std())
     if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
-        raise Unfit(f"has values as large as {np.abs(there_N).max():.3g}, whose spread cannot be computed: take their logarithm")
+        raise Unfit(f"has values up to {np.abs(there_N).max():.3g}, whose spread cannot be computed: rescale it, or drop it")
     return Column(name=name, mean=mean, scale=scale, missing=len(there_N) < len(x_N))
 
 
-def _refuse_counter(there_N: Array) -> None:
-    """Integers that number the rows, or that are too large for a number of a model to tell them apart."""
-    if np.abs(there_N).max() > EXACT:
-        raise Unfit("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
+def _numbers_the_rows(there_N: Array) -> bool:
+    """Whether integers rise or fall from row to row, by small steps: sorted measurements repeat, or lie far apart."""
     step = np.diff(there_N)
     dense = np.abs(there_N[-1] - there_N[0]) < 10 * len(there_N)
-    if len(there_N) > FEW_ROWS and dense and ((step > 0).all() or (step < 0).all()):
-        raise Unfit("looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)")
+    return bool(len(there_N) > FEW_ROWS and dense and ((step > 0).all() or (step < 0).all()))
 
 
 def _examples(names: list[str]) -> str:
