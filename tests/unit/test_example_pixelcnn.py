@@ -1,16 +1,23 @@
-"""The worked example of docs/how-to/add-a-family.md against exact oracles: sums over every image, gradients, samples. float64."""
+"""The worked example of docs/how-to/add-a-family.md against exact oracles in float64, and the page against the file."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from examples.pixelcnn.family import Likelihood, PixelCnn, Settings, build
+from remint import config
 from remint.errors import SettingsError
 from remint.models.contract import standard_normal
 from remint.records import DataSpec
 from tests.models_cases import IMAGE, LABELLED_PAIR, MIXED, PAIR, Case, a_batch, every_example, examples, labels
 
+REPOSITORY = Path(__file__).parents[2]
+EXAMPLE = REPOSITORY / "examples/pixelcnn"
 SMALL = Settings(hidden=6, layers=3, dropout=0.0)
 NONE = torch.zeros(1, 0, dtype=torch.float64)
 SQUARE = DataSpec(shape=(2, 2, 2), levels=2)  # 256 examples; rows, columns and channels
@@ -99,3 +106,28 @@ def test_tables_and_missing_labels_are_refused() -> None:
     with pytest.raises(SettingsError, match="conditional: true needs labels"):
         build(SMALL.model_copy(update={"conditional": True}), PAIR)
     assert labels(PAIR, 3) is None
+
+
+PAGE = (REPOSITORY / "docs/how-to/add-a-family.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+def test_the_page_shows_the_file_whole_and_in_order() -> None:
+    *parts, cases = blocks("python")
+    assert [line for part in parts for line in lines(part)] == lines((EXAMPLE / "family.py").read_text())
+    assert blocks("toml") == [(EXAMPLE / "pyproject.toml").read_text()]
+    assert cases in (REPOSITORY / "tests/models_cases.py").read_text()
+
+
+def test_the_pages_pipeline_is_valid() -> None:
+    content = config.read(REPOSITORY)
+    (pipeline,) = blocks("yaml")
+    content["pipelines"] = YAML(typ="safe").load(pipeline)
+    assert config.validate(content).pipeline("digits-pixelcnn").metrics() == ["nll", "fd_domain"]
