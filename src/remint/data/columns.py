@@ -18,6 +18,7 @@ from remint.records import Column
 
 MOST_CATEGORIES = 256
 FEW_ROWS = 20  # among so few, values that are all different say nothing
+FEW_CATEGORIES = 3  # so few may be called 1, 2 and other
 EXACT = 2**53  # integers up to here are float64's
 NAMED = 3  # examples that a message gives
 IDENTIFIER = re.compile(r"(?i:(?:^|[_\-. ])(?:id|ids|uuid|guid|pk|rowid))$|[a-z](?:Id|ID|Uuid|UUID|Guid|GUID)$")
@@ -139,8 +140,10 @@ def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
             f"holds dates such as {dates[0]!r}: make numbers of them (days since a day, the hour, the weekday), or drop it"
         )
     others = not_numbers(names)
-    if not said and 0 < len(others) <= max(1, len(names) // 10):
-        raise Unfit(f"holds numbers, and text such as {_examples(others)}: leave a cell empty where a number is missing")
+    if not said and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
+        raise Unfit(
+            f"holds numbers, and text such as {_examples(others)}: leave a cell empty where one is missing, or say categorical"
+        )
     if present > FEW_ROWS and len(names) > present / 2 and not said:
         raise Unfit(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
     if len(names) > MOST_CATEGORIES:

@@ -10,6 +10,7 @@ What does not fit is refused with an account of each difference. Raising ``schem
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,13 @@ def keep(schema: Schema, folder: Path) -> Schema:
     """Writes a schema, whole or not at all, and never over another: returns the one that stands (somebody was first)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = address(folder, schema.dataset, schema.version)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    schema.write(temporary)
-    try:
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.link(temporary, path)  # fails where there is one
-    except FileExistsError:
-        return Schema.read(path)
-    finally:
-        temporary.unlink()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as temporary:
+        schema.write(Path(temporary.name))
+        os.fsync(temporary.fileno())
+        try:
+            os.link(temporary.name, path)  # fails where there is one
+        except FileExistsError:
+            return Schema.read(path)
     return schema
 
 
