@@ -17,7 +17,16 @@ Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, what i
 
 listeners: list[Listener] = []
 
-_LOGGED = {"workspace", "step", "ran", "restored", "registered", "decided", "unchanged"}
+# What a person should know of the data that were taken, though nothing is wrong with them as a whole.
+NOTICES = {
+    "set_aside": "{files} of {of} image files could not be used and were set aside: {named}",
+    "ignored": "{files} files that are no images were ignored, the first is {first}",
+    "dropped_rows": "{rows} of {of} rows were dropped, since something in them is missing",
+    "drift": "column {column} has the mean {mean:.4g}; at the first import it had {before:.4g}, {scales:.0f} standard deviations off",
+    "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
+}
+
+_LOGGED = {"notice", "workspace", "step", "ran", "restored", "registered", "decided", "unchanged"}
 
 
 def tell(pipeline: str, event: str, **fields: Any) -> None:
@@ -35,6 +44,8 @@ def reporter(pipeline: str, name: str) -> Callable[[dict[str, Any]], None]:
 
     def on_event(event: dict[str, Any]) -> None:
         nonlocal artifact, told
+        if event["event"] in NOTICES:
+            tell(pipeline, "notice", text=NOTICES[event["event"]].format(**event))
         if event["event"] != "progress":
             return
         tell(pipeline, "progress", name=name, **{key: value for key, value in event.items() if key not in ("event", "at")})

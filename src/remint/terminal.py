@@ -82,6 +82,8 @@ class Display:
             return f"{DOING.get(fields['name'], fields['name'])}{steps}  {'  '.join(numbers)}".rstrip()
         if event == "step":
             return DOING[fields["name"]]
+        if event == "notice":
+            return str(fields["text"])
         if event == "workspace":
             return f"builds commit {fields['commit']}" + (" (with uncommitted changes)" if fields["dirty"] else "")
         if event == "ran" and fields["name"] == "train" and not fields["trained"]:
