@@ -22,7 +22,7 @@ NOTICES = {
     "set_aside": "{files} of {of} image files could not be used and were set aside: {named}",
     "ignored": "{files} files that are no images were ignored, the first is {first}",
     "dropped_rows": "{rows} of {of} rows were dropped, since something in them is missing",
-    "drift": "column {column} has the mean {mean:.4g}; at the first import it had {before:.4g}, {scales:.0f} standard deviations off",
+    "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from that of the first import ({before:.4g})",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
 }
 

@@ -1,0 +1,46 @@
+"""What an import says beside its result reaches a person in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import progress
+from remint.data import sources
+from remint.recipe import DatasetSettings
+from remint.terminal import Display
+from tests.unit.test_data_pictures import tree
+
+
+def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMINT_EVENTS", str(tmp_path / "events.jsonl"))
+
+    def bring(**settings: Any) -> None:
+        sources.snapshot(
+            "mine", DatasetSettings(**settings), tmp_path, tmp_path / "out", schemas=tmp_path / f"of-{settings.get('kind')}"
+        )
+
+    tree(tmp_path / "pets")
+    (tmp_path / "pets/cat/broken.png").write_text("no image")
+    (tmp_path / "pets/notes.txt").touch()
+    bring(source="pets", undecodable=0.5)
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n2,4\n3,3\n,5\n")
+    (tmp_path / "b.csv").write_text("x,y\n101,2\n102,4\n")
+    bring(source="a.csv", kind="table", missing="drop_rows")
+    bring(source="b.csv", kind="table", missing="drop_rows")
+
+    heard: list[dict[str, Any]] = []
+    monkeypatch.setattr(progress, "listeners", [lambda pipeline, event, fields: heard.append({"event": event, **fields})])
+    report = progress.reporter("mine", "data")
+    for line in (tmp_path / "events.jsonl").read_text().splitlines():
+        report(json.loads(line))
+    assert [Display()._text(each.pop("event"), each) for each in heard] == [
+        "1 of 5 image files could not be used and were set aside: cat/broken.png is not an image",
+        "1 files that are no images were ignored, the first is notes.txt",
+        "1 of 4 rows were dropped, since something in them is missing",
+        "column x has mean 101.5, 122 standard deviations from that of the first import (2)",
+        "the schema was learnt from a.csv; b.csv fits it",
+    ]
