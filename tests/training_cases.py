@@ -1,10 +1,10 @@
 """Small real trainings that the tests of several folders share, and a program that runs one (and kills itself).
 
-    python training_cases.py FOLDER FAMILY,.. TRAINING_JSON [die=STEP] [stop=STEP] [rank=R] [twice] [anywhere]
+    python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=STEP] [stop=STEP] [rank=R] [twice] [anywhere] [keep]
 
-trains each FAMILY on the dataset prepared in FOLDER, into HOME/FAMILY. ``die``: SIGKILL itself in that step;
+trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in that step;
 ``stop``: SIGTERM itself; ``rank``: only that rank does so; ``twice``: goes on from where it was stopped, and then trains it once more, in
-one piece, into HOME/FAMILY-whole; ``anywhere``: also with more processes than cores.
+one piece, into HOME/CASE-whole; ``anywhere``: also with more processes than cores; ``keep``: also its checkpoints.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from remint.errors import Interrupted
 from remint.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.records import TrainedModel
 from remint.training import loop, train, world
+from remint.training.checkpoint import Checkpoints
 
-FAMILIES = ("flow", "gan", "pixelcnn", "vae")
+FAMILIES = ("flow", "gan", "pixelcnn", "vae")  # one case of each, which every test takes
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
     "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.5, "augment_examples": 100},
+    "gan-wgan_gp": {"latent": 4, "hidden": 16, "layers": 2, "loss": "wgan_gp", "penalty": 1.0, "conditional": True},
     "pixelcnn": {"hidden": 4, "layers": 2, "dropout": 0.1},
     "vae": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "mixtures": 2},
+    "vae-conditional": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "free_bits": 0.2, "conditional": True},
 }
 # 5 divides no other period, so that rows, checkpoints and the lazy penalty fall on different steps.
 SHORT = {"steps": 12, "batch_size": 12, "validate_every": 5, "checkpoint_every": 3, "seed": 3}
@@ -42,12 +45,13 @@ SIGNALS = {"die": signal.SIGKILL, "stop": signal.SIGTERM}
 
 
 def prepare(folder: Path) -> Dataset:
-    """240 images of 1x5x5 pixels and 5 levels, each a blurred random one, prepared by the real steps."""
+    """240 images of 1x5x5 pixels and 5 levels, each a blurred random one, labelled dark or bright, prepared by the real steps."""
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(240, 6, 6))
     smooth = noise[:, :-1, :-1] + noise[:, 1:, :-1] + noise[:, :-1, 1:] + noise[:, 1:, 1:]
-    np.save(folder / "images.npy", np.clip(np.round(smooth + 2), 0, 4).astype(np.uint8))
-    settings = DatasetSettings(source="images.npy", levels=5)
+    x_NHW = np.clip(np.round(smooth + 2), 0, 4).astype(np.uint8)
+    np.savez(folder / "images.npz", x=x_NHW, y=(x_NHW.mean((1, 2)) > 2).astype(np.int64))
+    settings = DatasetSettings(source="images.npz", levels=5)
     sources.snapshot("tiny", settings, folder, folder / "outs/raw/tiny")
     splits.prepare("tiny", settings, folder / "outs/raw/tiny", folder / "outs/prepared/tiny")
     return load(folder)
@@ -57,8 +61,9 @@ def load(folder: Path) -> Dataset:
     return arrays.load(folder / "outs/prepared/tiny")
 
 
-def recipe(family: str, *, dropout: bool = True, **training: Any) -> Recipe:
-    settings = MODELS[family] if dropout or "dropout" not in MODELS[family] else MODELS[family] | {"dropout": 0.0}
+def recipe(case: str, *, dropout: bool = True, **training: Any) -> Recipe:
+    family = case.partition("-")[0]
+    settings = MODELS[case] if dropout or "dropout" not in MODELS[case] else MODELS[case] | {"dropout": 0.0}
     return Recipe(
         dataset="tiny",
         family=family,
@@ -95,26 +100,28 @@ def at_step(step: int, sign: signal.Signals) -> None:
     loop.batch_indices = batch_indices  # type: ignore[attr-defined]
 
 
-def main(folder: str, families: str, training: str, *options: str) -> None:
+def main(folder: str, names: str, training: str, *options: str) -> None:
     said = dict(option.partition("=")[::2] for option in options)
     if "anywhere" in said:
         train.check_devices = lambda *_: None  # type: ignore[attr-defined]
+    if "keep" in said:
+        Checkpoints.delete = lambda _: None  # type: ignore[method-assign]
     settings = json.loads(training)
     home, dataset = Path(settings.pop("home", folder)), load(Path(folder))
-    command = [__file__, folder, families, training, *options]
+    command = [__file__, folder, names, training, *options]
     with joined_once():
-        for family in families.split(","):
+        for case in names.split(","):
             if said.get("rank") in (None, os.environ.get("RANK")):
                 for option in said.keys() & SIGNALS.keys():
                     at_step(int(said[option]), SIGNALS[option])
             if "twice" not in said:
-                run(recipe(family, **settings), dataset, home / family, command)
+                run(recipe(case, **settings), dataset, home / case, command)
                 continue
             with suppress(Interrupted):
-                run(recipe(family, **settings), dataset, home / family)
-            assert not (home / family / "out").exists(), "it was not stopped"
-            run(recipe(family, **settings), dataset, home / family)
-            run(recipe(family, **settings), dataset, home / f"{family}-whole")
+                run(recipe(case, **settings), dataset, home / case)
+            assert not (home / case / "out").exists(), "it was not stopped"
+            run(recipe(case, **settings), dataset, home / case)
+            run(recipe(case, **settings), dataset, home / f"{case}-whole")
 
 
 @contextmanager

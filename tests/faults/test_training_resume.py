@@ -98,6 +98,38 @@ def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path
     assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
 
 
+# Of a tiny GAN that has hardly begun, whose samples must cover all that real examples do.
+HOPELESS = {"steps": 60, "batch_size": 4, "learning_rate": 1e-4, "validate_every": 2, "collapse": 1.0}
+
+
+@pytest.mark.parametrize("before_the_end", [1, 4, 11])
+def test_a_collapse_survives_a_stop(
+    before_the_end: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = cases.recipe("gan", **HOPELESS)
+    whole = cases.run(recipe, dataset, tmp_path / "whole")
+    assert whole.ended == "collapsed", "the case must be one that the guard ends"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(loop, "batch_indices", loop.batch_indices)
+        cases.at_step(whole.steps - 1 - before_the_end, signal.SIGTERM)
+        cases.run(recipe, dataset, tmp_path / "pieces")
+    assert cases.run(recipe, dataset, tmp_path / "pieces") == whole
+    assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
+
+
+def test_a_training_that_has_ended_is_not_trained_on(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between its last checkpoint and the model: the rows say that it has collapsed."""
+    recipe = cases.recipe("gan", **HOPELESS)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed here"):
+        patch.setattr(train, "_write", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
+        cases.run(recipe, dataset, tmp_path / "pieces")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batch_indices", lambda *_: pytest.fail("it trained on"))
+        again = cases.run(recipe, dataset, tmp_path / "pieces")
+    assert again == cases.run(recipe, dataset, tmp_path / "whole")
+    assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
+
+
 def test_a_damaged_checkpoint_costs_only_its_own_steps(
     folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from remint.data.sampler import batch_indices
-from remint.errors import StepError
+from remint.errors import Interrupted, StepError
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.records import DataSpec
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
+from remint.training.guard import Guard
 from remint.training.loop import learning_rate_factor, train
 from remint.training.machine import deterministic
 from remint.training.randomness import BATCH, batch_noise
-from remint.training.state import TrainingState
+from remint.training.state import Ending, Row, TrainingState
 from remint.training.validation import scorer
 from remint.training.world import World
 
@@ -81,12 +82,28 @@ X_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size=(10, 1, 1
 
 
 def fit(
-    tmp_path: Path, model: Line, phases: list[Phase], score: Any = None, stop: Any = lambda: False, guard: Any = None, **changed: Any
+    tmp_path: Path,
+    model: Line,
+    phases: list[Phase],
+    score: Any = None,
+    stop: Any = lambda: False,
+    guard: Any = None,
+    **changed: Any,
 ) -> TrainingState:
     checkpoints = Checkpoints(tmp_path, "d")
     with checkpoints.held("the test"):
         return train(
-            model, phases, X_NCHW, None, score, guard, **SETTINGS | changed, world=ONE, machine={}, checkpoints=checkpoints, stop=stop
+            model,
+            phases,
+            X_NCHW,
+            None,
+            score,
+            guard,
+            **SETTINGS | changed,
+            world=ONE,
+            machine={},
+            checkpoints=checkpoints,
+            stop=stop,
         )
 
 
@@ -212,6 +229,109 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_which(tmp_path: Path) -
     model = Line()
     with pytest.raises(StepError, match="validation is inf at step 2"):
         fit(tmp_path, model, [Fit(model)], lambda _: math.inf)
+
+
+def poisoned(step: int) -> tuple[Line, Fit]:
+    """A phase whose loss is NaN in one step: everything is from then on."""
+    model = Line()
+    phase = Fit(model)
+    phase.watch = lambda batch: batch.x_BX.fill_(math.nan) if batch.step == step else None
+    return model, phase
+
+
+def test_what_diverges_after_a_score_goes_back_to_the_best_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, phase = poisoned(5)
+    scores, kept = iter([2.0, 1.0, 3.0]), []
+
+    def score(judged: Model) -> float:
+        kept.append(judged.state_dict()["weight"].clone())
+        return next(scores)
+
+    state = fit(tmp_path, model, [phase], score, steps=12)
+    assert state.ending is not None
+    assert state.ending.ended == "diverged"
+    assert state.ending.reason.startswith("fit_loss is nan at step 6; lower training.learning_rate")
+    assert (state.step, state.served_row) == (6, state.rows[1])
+    assert len(kept) == 2, "what is NaN is not scored"
+    assert torch.equal(state.served().state_dict()["weight"], kept[1])
+    assert "diverged step=6 served=4 message=fit_loss is nan at step 6" in capsys.readouterr().err
+
+    model = Line()
+    scores = iter([1.0, math.inf])
+    state = fit(tmp_path / "score", model, [Fit(model)], lambda _: next(scores))
+    assert state.ending is not None
+    assert state.ending.reason.startswith("validation is inf at step 4")
+
+
+@pytest.mark.parametrize("stopped_at", [3, 4, 5])
+def test_what_diverges_does_so_again_from_a_checkpoint_of_it(stopped_at: int, tmp_path: Path) -> None:
+    """Step 4, of five, is NaN, and the row that would show it comes with the sixth."""
+    model, phase = poisoned(4)
+    whole = fit(tmp_path / "whole", model, [phase], lambda _: 1.0)
+    model, phase = poisoned(4)
+    asked = iter([False] * (stopped_at - 1) + [True])
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "pieces", model, [phase], lambda _: 1.0, stop=lambda: next(asked))
+    model, phase = poisoned(4)
+    again = fit(tmp_path / "pieces", model, [phase], lambda _: 1.0)
+    assert whole.step == 6
+    assert (again.step, again.rows, again.ending) == (whole.step, whole.rows, whole.ending)
+    assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
+
+
+def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
+    """A guard that sees the given coverage, and the weights that it was shown."""
+    seen, kept = iter(coverage), list[Tensor]()
+
+    def look(judged: Model) -> Row:
+        kept.append(judged.state_dict()["weight"].clone())
+        share = next(seen)
+        return {"coverage": share, "reached": share}
+
+    return Guard(look, reference=1.0, limit=0.6, every=every, steps=steps), kept
+
+
+def test_a_collapsed_model_ends_training_and_the_one_that_covered_most_is_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Line()
+    guard, kept = watching(0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3, steps=24)
+    state = fit(tmp_path, model, [Fit(model)], guard=guard, steps=24)
+    assert state.ending is not None
+    assert state.ending.ended == "collapsed"
+    assert "its samples reach 30% of what real examples reach, less than 60%, at step 16" in state.ending.reason
+    assert (state.step, state.served_row) == (16, state.rows[2])  # the later of two that cover as much
+    assert torch.equal(state.served().state_dict()["weight"], kept[2])
+    assert "collapsed step=16 served=6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stopped_at", [3, 7, 8, 15])
+def test_a_collapse_and_the_best_before_it_survive_a_stop(stopped_at: int, tmp_path: Path) -> None:
+    covered = [0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3]
+    model = Line()
+    whole = fit(tmp_path / "whole", model, [Fit(model)], guard=watching(*covered, steps=24)[0], steps=24)
+    model, asked = Line(), iter([False] * (stopped_at - 1) + [True])
+    with pytest.raises(Interrupted):
+        guard, kept = watching(*covered, steps=24)
+        fit(tmp_path / "pieces", model, [Fit(model)], guard=guard, steps=24, stop=lambda: next(asked))
+    model = Line()
+    again = fit(tmp_path / "pieces", model, [Fit(model)], guard=watching(*covered[len(kept) :], steps=24)[0], steps=24)
+    assert (again.step, again.rows, again.ending) == (whole.step, whole.rows, whole.ending)
+    assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
+
+
+def test_a_healthy_model_is_served_as_it_is_at_the_end(tmp_path: Path) -> None:
+    model, other = Line(), Line()
+    guard, _ = watching(0.5, 0.9, 0.8, 0.85, steps=8)
+    state = fit(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
+    unwatched = fit(tmp_path / "b", other, [Fit(other)])
+    assert state.ending == unwatched.ending == Ending("finished")
+    assert (state.served_row, state.waited) == (None, 0)
+    assert torch.equal(state.served().state_dict()["weight"], unwatched.served().state_dict()["weight"])
+    guard, _ = watching(0.5, 0.9, steps=8, every=4)
+    assert ["coverage" in row for row in fit(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]
 
 
 def test_the_average_of_a_constant_is_the_constant_and_forgets_where_it_began() -> None:

@@ -1,17 +1,19 @@
 """The collapse guard: how much of the validation split a model's samples cover, looked at while it trains.
 
-    ball      of a real example: all that is as near to it as its k-th nearest among the real examples
-    coverage  share of the real examples whose ball holds at least one sample
-    density   balls that hold a sample, over k, a mean over the samples
+    reached   share of the real examples that are among the k nearest real examples of at least one sample
+    coverage  share of those whose own ball, up to their k-th nearest real neighbour, holds such a sample too
 
-Naeem et al., Reliable fidelity and diversity metrics for generative models (2020). Samples as good as real examples
-have about 1 - 2^-k and 1. A model that has lost half of the modes covers about half, however good each sample is; and
-what it covers is held against what as many training examples cover, so that the verdict does not depend on the data.
-A loss of a GAN says nothing of this: it looks the same while modes are lost.
+``reached`` asks whether samples are everywhere, whatever their quality: a model that has lost half of the modes reaches
+half. The verdict is by it, as a share of what as many training examples reach, so that it does not depend on the data.
+``coverage`` asks for quality too, and chooses what to go back to. It is that of Naeem et al., Reliable fidelity and
+diversity metrics for generative models (2020), but for what makes a sample count for its own neighbours only: in many
+dimensions the mean of all images lies in nearly every ball, so that a generator of grey images would cover everything.
+Neither says how wide a mode is: k is large enough for a generator that has all of them, each a third too narrow.
+A loss of a GAN says nothing of all this: it looks the same while modes are lost.
 
 The verdict is read off the rows of the curve, so that a resumed training comes to the same one.
 
-Shapes: N real examples, M samples, D coordinates, X the axes of one example.
+Shapes: N real examples, M samples, D coordinates, X the axes of one example, 2 for reached and covered.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from remint.training.randomness import LOOK
 from remint.training.state import Row
 from remint.training.world import World
 
-K = 5  # neighbours that a ball holds, as in the paper
-EXAMPLES = 1000  # most validation examples, and samples, that a look takes
-LOOKS = 50  # most looks of a training: at 1,000 examples they cost it a few percent
+EXAMPLES = 500  # most validation examples, and samples, that a look takes
+NEAR = 0.02  # k as a share of the real examples ...
+LEAST = 5  # ... and at least
+LOOKS = 50  # most looks of a training: they cost it about a percent
 CHUNK = 250  # samples; the same at every world size, so that what is seen is too
 
 LIMIT = 0.6  # share of the reference below which a model has lost modes, where the settings name none
 FALL = 0.75  # share of its own best below which it is losing them
-WARMUP = 0.3  # share of the steps in which a model may cover little
+WARMUP = 0.3  # share of the steps in which a model may reach little
 PATIENCE = 5  # looks in a row that must say so
 
 
@@ -44,9 +47,9 @@ PATIENCE = 5  # looks in a row that must say so
 class Guard:
     """Looks at a model that trains, and says whether it has collapsed."""
 
-    look: Callable[[Model], Row]  # coverage and density of its samples
-    reference: float  # what as many training examples cover
-    limit: float  # share of it
+    look: Callable[[Model], Row]  # coverage and reached
+    reference: float  # what as many training examples reach
+    limit: float  # least share of it
     every: int  # steps between two looks
     steps: int  # of the whole training
 
@@ -54,16 +57,16 @@ class Guard:
         return step == self.steps or step % self.every == 0
 
     def collapsed(self, rows: Sequence[Row]) -> str | None:
-        """One clause that says how, or None: the last PATIENCE looks covered too little, and none of them was a new best."""
-        looks = [(row["step"], row["coverage"] / self.reference) for row in rows if "coverage" in row]
+        """One clause that says how, or None: the last PATIENCE looks reached too little, and none of them was a new best."""
+        looks = [(row["step"], row["reached"] / self.reference) for row in rows if "reached" in row]
         late = [share for step, share in looks[-PATIENCE:] if step > WARMUP * self.steps]
         best = max((share for _, share in looks[:-PATIENCE]), default=0.0)
         if len(late) < PATIENCE or max(late) > best:
             return None
         if max(late) < self.limit:
-            return f"its samples cover {late[-1]:.0%} of what real examples cover, less than {self.limit:.0%}"
+            return f"its samples reach {late[-1]:.0%} of what real examples reach, less than {self.limit:.0%}"
         if max(late) < FALL * best:
-            return f"its samples cover {late[-1]:.0%} of what real examples cover, and covered {best:.0%} before"
+            return f"its samples reach {late[-1]:.0%} of what real examples reach, and reached {best:.0%} before"
         return None
 
 
@@ -84,12 +87,20 @@ def guard(
     if limit is None:
         limit = 0.0 if isinstance(model, (HasElbo, HasLogProb)) else LIMIT
     count = min(len(validation_NX), EXAMPLES)
-    if limit == 0.0 or count <= K or not isinstance(model, CanSample):
+    k = max(LEAST, round(NEAR * count))
+    if limit == 0.0 or count <= k or not isinstance(model, CanSample):
         return None
     real_ND = coordinates(spread(validation_NX, count), spec)
-    radius_N = torch.kthvalue(distances(real_ND, real_ND, spec), K + 1, dim=1).values  # itself is the nearest
-    others_MD = coordinates(spread(train_NX, count), spec)
-    reference = float((distances(real_ND, others_MD, spec) <= radius_N.unsqueeze(1)).any(1).double().mean())
+    # Of all that is here the example itself is nearest to it.
+    radius_N1 = distances(real_ND, real_ND, spec).topk(k + 1, dim=1, largest=False).values[:, -1:]
+
+    def cover(sample_MD: Tensor) -> Tensor:
+        """For how many samples each example is reached, and is covered, shape (2, N)."""
+        apart_NM = distances(real_ND, sample_MD, spec)
+        near_NM = apart_NM <= apart_NM.topk(k, dim=0, largest=False).values[-1]
+        return torch.stack([near_NM.sum(1), (near_NM & (apart_NM <= radius_N1)).sum(1)]).cpu()
+
+    reference = float((cover(coordinates(spread(train_NX, count), spec))[0] > 0).double().mean())
     noise = standard_normal((count, model.sample_noise), settings.seed, LOOK)
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     chunks = torch.split(noise.to(validation_NX.device, dtype), CHUNK)
@@ -97,15 +108,14 @@ def guard(
     @torch.no_grad()
     def look(judged: Model) -> Row:
         assert isinstance(judged, CanSample)
-        held_N = torch.zeros(count, dtype=torch.int64)  # samples in each ball: whole numbers, whose sum over ranks is exact
+        counts_2N = torch.zeros((2, count), dtype=torch.int64)  # whole numbers, whose sum over the ranks is exact
         for chunk in chunks[world.rank :: world.size]:
-            sample_MD = coordinates(judged.sample(chunk), spec)
-            held_N += (distances(real_ND, sample_MD, spec) <= radius_N.unsqueeze(1)).sum(1).cpu()
-        held_N = world.gather(held_N).sum(0)
-        return {"coverage": float((held_N > 0).double().mean()), "density": float(held_N.sum()) / (K * count)}
+            counts_2N += cover(coordinates(judged.sample(chunk), spec))
+        reached, covered = (world.gather(counts_2N).sum(0) > 0).double().mean(1).tolist()
+        return {"coverage": covered, "reached": reached}
 
     rows = max(1, -(-settings.steps // (LOOKS * settings.validate_every)))
-    return Guard(look, max(reference, 1 / count), limit, rows * settings.validate_every, settings.steps)
+    return Guard(look, reference, limit, rows * settings.validate_every, settings.steps)
 
 
 def spread(x_NX: Tensor, count: int) -> Tensor:

@@ -155,10 +155,10 @@ def _end_interval(
         if guard is not None and guard.due(state.step):
             row |= guard.look(state.average.model)
     if wrong := _not_finite(row):
-        what = f"{wrong} at step {state.step}: training diverged; lower training.learning_rate or set training.gradient_clip"
+        advice = "lower training.learning_rate or set training.gradient_clip"
         if state.best_row is None:
-            raise StepError(what)
-        state.ending = Ending("diverged", what)
+            raise StepError(f"{wrong} at step {state.step}: training diverged; {advice}")
+        state.ending = Ending("diverged", f"{wrong} at step {state.step}; {advice}")
     else:
         state.add_row(row)
         state.ending = _ending(state, guard, steps=steps, patience=patience)
@@ -171,7 +171,7 @@ def _end_interval(
 def _ending(state: TrainingState, guard: Guard | None, *, steps: int, patience: int) -> Ending | None:
     """Whether the rows so far say that training is over, and why."""
     if guard is not None and (how := guard.collapsed(state.rows)):
-        return Ending("collapsed", f"{how} at step {state.step}: training collapsed; raise model.penalty, or take another seed")
+        return Ending("collapsed", f"{how}, at step {state.step}; take another seed or, of a GAN, raise model.penalty")
     if state.step == steps:
         return Ending("finished")
     if patience > 0 and state.waited >= patience:

@@ -20,7 +20,7 @@ from remint.models.contract import Model, Phase
 from remint.records import Ended
 from remint.training.ema import AveragedModel
 
-Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and density
+Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and reached
 
 
 class Ending(NamedTuple):

@@ -4,7 +4,7 @@
         weights.safetensors   averaged weights of the best score, and buffers
         model.json            family, settings, data spec: what it takes to build the network again
         training.json         records.TrainedModel
-        curve.csv             step, the losses and curves, coverage and density, validation
+        curve.csv             step, the losses and curves, coverage and reached, validation
         manifest.json         SHA-256 of each
 
 The same training gives the same bytes: nothing in it tells the time.
@@ -76,7 +76,7 @@ def run(
             of_this = {"pipeline": pipeline, "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": code_sha256}
             kept = Checkpoints(checkpoints, digest(of_this))
             with kept.held(f"the training of {pipeline}") if world.leads else nullcontext():
-                state = _train(recipe, dataset, world, kept, stop)
+                state = fit(recipe, dataset, world, kept, stop)
                 if world.leads:
                     _write(state, recipe, pipeline, dataset, out)
                     kept.delete()
@@ -103,7 +103,7 @@ def _heeding_signals() -> Iterator[Callable[[], bool]]:
         stopping.clear()
 
 
-def _train(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints, stop: Callable[[], bool]) -> TrainingState:
+def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints, stop: Callable[[], bool]) -> TrainingState:
     """Builds the model, initialises it from the training split, and runs the loop."""
     settings, spec = recipe.training, dataset.spec
     chosen = family(recipe.family)
