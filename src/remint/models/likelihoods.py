@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
-from remint.models.layers import running_sums, to_levels, to_unit
+from remint.models.layers import normal_log_density, running_sums, to_levels, to_unit
+from remint.recipe import Pixels
 from remint.records import DataSpec
 
 MIN_LOG_SCALE = -7.0  # of logistic and Gaussian, on the scale where the levels span [-1, 1]
@@ -31,6 +32,14 @@ class LevelLikelihood(nn.Module):
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         """Levels, uint8, shape (B, D), a function of the noise."""
+        raise NotImplementedError
+
+    def mean(self, theta: Tensor) -> Tensor:
+        """Expected value, shape (...), on the scale where the levels span [-1, 1]; differentiable in theta.
+
+        Of a law that is integrated over levels it is that of the law itself, what lies outside [-1, 1] moved to the nearest
+        end, so that it costs the same for any number of levels: 1 - integral over [-1, 1] of the distribution function.
+        """
         raise NotImplementedError
 
 
@@ -58,6 +67,9 @@ class Bernoulli(LevelLikelihood):
         # As Categorical draws: the upper tail of the noise is level 1.
         return torch.gt(theta_BDP.squeeze(-1).sigmoid(), torch.special.ndtr(-noise_BN)).to(torch.uint8)
 
+    def mean(self, theta: Tensor) -> Tensor:
+        return torch.tanh(theta.squeeze(-1) / 2)
+
 
 class Categorical(LevelLikelihood):
     """One logit a level. Knows no order of the levels."""
@@ -74,6 +86,10 @@ class Categorical(LevelLikelihood):
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         return pick(theta_BDP, torch.special.ndtr(noise_BN)).to(torch.uint8)
+
+    def mean(self, theta: Tensor) -> Tensor:
+        level = torch.arange(self.parameters_per_dim, dtype=theta.dtype, device=theta.device)
+        return (theta.softmax(-1) * to_unit(level, self.parameters_per_dim)).sum(-1)
 
 
 class DiscretisedLogistic(LevelLikelihood):
@@ -113,6 +129,13 @@ class DiscretisedLogistic(LevelLikelihood):
         value = mean.gather(-1, which_BD1).squeeze(-1) + quantile * log_scale.gather(-1, which_BD1).squeeze(-1).exp()
         return to_levels(value, self.levels)
 
+    def mean(self, theta: Tensor) -> Tensor:
+        logit, mean, log_scale = self._components(theta)
+        rate = torch.exp(-log_scale)
+        # The logistic function is the slope of softplus.
+        below = (F.softplus((1 - mean) * rate) - F.softplus((-1 - mean) * rate)) / rate
+        return 1 - (logit.softmax(-1) * below).sum(-1)
+
     def _components(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logit, mean, log_scale = theta.chunk(3, dim=-1)
         return logit, mean, log_scale.clamp(min=MIN_LOG_SCALE)
@@ -149,6 +172,16 @@ class SigmaGaussian(LevelLikelihood):
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         return to_levels(theta_BDP.squeeze(-1) + noise_BN * self._log_sigma().exp(), self.levels)
 
+    def mean(self, theta: Tensor) -> Tensor:
+        centre, sigma = theta.squeeze(-1), self._log_sigma().exp()
+        upper, lower = (1 - centre) / sigma, (-1 - centre) / sigma
+
+        def area(x: Tensor) -> Tensor:  # its slope is the normal distribution function
+            below: Tensor = x * torch.special.ndtr(x)
+            return below + normal_log_density(x).exp()
+
+        return 1 - sigma * (area(upper) - area(lower))
+
     def _log_sigma(self) -> Tensor:
         return self.log_sigma.clamp(min=MIN_LOG_SCALE)
 
@@ -156,12 +189,12 @@ class SigmaGaussian(LevelLikelihood):
 class PixelLikelihood(nn.Module):
     """p(image | theta): the pixels are independent given theta, D * P numbers."""
 
-    def __init__(self, law: LevelLikelihood, spec: DataSpec, draws: bool) -> None:
-        """``draws``: whether ``sample`` draws each pixel's level, or shows the likeliest."""
+    def __init__(self, law: LevelLikelihood, spec: DataSpec, shows: Pixels) -> None:
+        """``shows``: what ``sample`` shows of each pixel: its likeliest level, the one nearest to its mean, or a draw."""
         super().__init__()
-        self.law, self.spec, self.draws = law, spec, draws
+        self.law, self.spec, self.shows = law, spec, shows
         self.outputs = spec.dims * law.parameters_per_dim
-        self.noise_size = spec.dims * law.noise_per_dim if draws else 0
+        self.noise_size = spec.dims * law.noise_per_dim if shows == "draw" else 0
 
     def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
         """In nats, shape (..., B), of theta of shape (..., B, D * P)."""
@@ -169,9 +202,16 @@ class PixelLikelihood(nn.Module):
 
     def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
         """x_BX, uint8."""
+        if self.shows == "mean":
+            return to_levels(self.mean(theta_BP), self.spec.levels)
         theta_BDP = self._by_pixel(theta_BP)
-        x_BD = self.law.sample(theta_BDP, noise_BN) if self.draws else self._likeliest(theta_BDP)
+        x_BD = self.law.sample(theta_BDP, noise_BN) if self.shows == "draw" else self._likeliest(theta_BDP)
         return x_BD.view(-1, *self.spec.shape)
+
+    def mean(self, theta_BP: Tensor) -> Tensor:
+        """Each pixel's expected value in [-1, 1], shape (B, X)."""
+        mean_BD = self.law.mean(self._by_pixel(theta_BP))
+        return mean_BD.view(-1, *self.spec.shape)
 
     def _by_pixel(self, theta: Tensor) -> Tensor:
         """Shape (..., D, P)."""

@@ -167,7 +167,7 @@ def _likelihood(settings: VaeSettings, spec: DataSpec) -> PixelLikelihood | RowL
             "take discretised_logistic"
         )
     law = level_likelihood(asked or "discretised_logistic", spec.levels, settings.mixtures)
-    return PixelLikelihood(law, spec, draws=settings.pixels == "draw")
+    return PixelLikelihood(law, spec, settings.pixels)
 
 
 def kl_from_prior(mean_BZ: Tensor, scale_BZ: Tensor) -> Tensor:

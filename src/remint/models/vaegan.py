@@ -1,0 +1,120 @@
+"""Hybrid of a variational autoencoder and a generative adversarial network: a decoder that also answers to a critic.
+
+    encoder:  -ELBO                                               as in models/vae.py
+    decoder:  -E log p(x | z), z ~ q(z | x)  +  weight * generator's loss of m(z), z ~ N(0, I)
+    critic:   critic's loss of x against m(z), and its penalty     as in models/adversarial.py
+
+with m(z) the mean image of p(x | z), which the critic's gradient can pass, and which a sample shows. Larsen et al.,
+Autoencoding beyond pixels using a learned similarity metric (2016), with the likelihood of the pixels where they
+compare the critic's features: so that the bound stays one, and can be held beside the plain autoencoder's.
+
+Shapes: X the axes of one image, B batch, N noise numbers, Z latent.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from remint.errors import SettingsError
+from remint.models.adversarial import AdversarialPhase, CriticPhase, Draws, generator_loss
+from remint.models.augment import Augment
+from remint.models.contract import Batch, Phase
+from remint.models.critics import Critic
+from remint.models.layers import in_unit
+from remint.models.likelihoods import PixelLikelihood
+from remint.models.space import Space
+from remint.models.vae import Elbo, Vae
+from remint.recipe import VaeGanSettings
+from remint.records import DataSpec
+
+
+class VaeGan(Vae, Draws):
+    """CanSample and HasElbo (models/contract.py), and what the critic judges."""
+
+    likelihood: PixelLikelihood
+
+    def __init__(self, settings: VaeGanSettings, spec: DataSpec) -> None:
+        """Raises SettingsError where the data are a table, and as Vae does."""
+        if spec.is_table:
+            raise SettingsError("family 'vaegan' is for images, and this dataset is a table: use vae, or gan")
+        super().__init__(settings, spec)
+        self.space = Space(spec)
+
+    def forward(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Mean images of z drawn from the prior, as the critic sees them: values in [-1, 1], shape (B, X)."""
+        noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
+        return self.likelihood.mean(self.decode(noise_BN[:, : self.latent_noise], y_B))
+
+
+class EncoderPhase(Phase):
+    """Trains the encoder by the bound, through the decoder as it now is."""
+
+    name: ClassVar[str] = "encoder"
+    bound: Elbo
+
+    def __init__(self, model: VaeGan, settings: VaeGanSettings) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.look_through(bound=Elbo(model, settings))
+        self.noise_size = self.bound.noise_size
+
+    def forward(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.bound(batch)
+        return loss
+
+    def curves(self) -> dict[str, float]:
+        return self.bound.curves()
+
+
+class DecoderPhase(AdversarialPhase):
+    """Trains the decoder by what the encoder sees in the images, and against the critic by what it draws itself."""
+
+    name: ClassVar[str] = "decoder"
+    model: VaeGan
+    critic: Critic
+    augment: Augment
+
+    def __init__(self, model: VaeGan, critic: Critic, augment: Augment, settings: VaeGanSettings) -> None:
+        super().__init__(settings.critic)
+        self.decoder, self.likelihood = model.decoder, model.likelihood
+        self.look_through(model=model, critic=critic, augment=augment)
+        self.weight = settings.adversarial
+        real = augment.noise_size if settings.critic.loss == "relativistic" else 0
+        self.sizes = [model.latent_noise, model.sample_noise, augment.noise_size, real]
+        self.noise_size = sum(self.sizes)
+        self._curves: dict[str, Tensor] = {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        posterior_BZ, noise_BN, of_fake_BN, of_real_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
+        real_B = None
+        with torch.no_grad():
+            mean_BZ, scale_BZ = self.model.posterior(batch.x_BX, batch.y_B)
+            if self.settings.loss == "relativistic":
+                real_B = self.critic(self.augment(self.model.space.real(batch.x_BX), of_real_BN), batch.y_B)
+        log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * posterior_BZ, batch.y_B)
+        reconstruction = -in_unit(log_likelihood_B.mean(), self.model.spec)
+        fake_BX = self.augment(self.model(noise_BN, batch.y_B), of_fake_BN)
+        adversarial = generator_loss(self.settings.loss, real_B, self.critic(fake_BX, batch.y_B))
+        self._curves.update(reconstruction=reconstruction.detach(), adversarial=adversarial.detach())
+        return reconstruction + self.weight * adversarial
+
+    def curves(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._curves.items()}
+
+
+def build(settings: VaeGanSettings, spec: DataSpec) -> VaeGan:
+    """Raises SettingsError as VaeGan does."""
+    return VaeGan(settings, spec)
+
+
+def phases(model: VaeGan, settings: VaeGanSettings) -> list[Phase]:
+    critic = Critic(settings.critic, model.space, model.labels)
+    augment = Augment(settings.critic, model.spec)
+    return [
+        EncoderPhase(model, settings),
+        DecoderPhase(model, critic, augment, settings),
+        CriticPhase(critic, model, augment, settings.critic),
+    ]
