@@ -132,7 +132,7 @@ class VaeSettings(ModelSettings):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     likelihood: Likelihood | None = None  # bernoulli, categorical, discretised_logistic, sigma_gaussian; tables: gaussian_mixture
     mixtures: Positive = 3  # components of discretised_logistic (1 is the plain one) and of gaussian_mixture
-    pixels: Pixels = "mode"  # a sample shows of each pixel given z: mode the likeliest level, mean the one nearest to it, draw a draw
+    pixels: Pixels = "mode"  # each pixel of a sample, given z: its likeliest level, the one nearest to its mean, or a draw
     beta: Annotated[float, Field(ge=0.0)] = 1.0  # weight of the KL in the loss; 1: the evidence lower bound
     kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0
     free_bits: Annotated[float, Field(ge=0.0)] = 0.0  # nats of KL that each latent has for nothing; 0: none
@@ -177,7 +177,7 @@ class GanSettings(CriticSettings):
 class VaeGanSettings(VaeSettings):
     """Variational autoencoder of images whose decoder is also trained against a critic."""
 
-    pixels: Pixels = "mean"  # a sample shows of each pixel given z: mode, mean (which the critic judges) or draw
+    pixels: Pixels = "mean"  # each pixel of a sample, given z; the critic judges the mean
     adversarial: Rate = 0.1  # weight of the critic's part in the decoder's loss, beside the likelihood's in bits/dim
     critic: CriticSettings = CriticSettings()  # the critic's networks, and the game with it
 
