@@ -1,6 +1,6 @@
 """python -m pipelines.snapshot DATASET: what its source holds now -> outs/raw/DATASET.
 
-What lies at an s3:// source is not fetched here: under a flow it was, into the folder REMINT_FETCHED/DATASET.
+What lies at an s3:// source is not fetched here: a flow did it before, into HOME/fetched/DATASET. By hand that is used again.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import os
 from pathlib import Path
 
 from remint import config, step
+from remint.home import Home
 
 
 def main(dataset: str) -> None:
     from remint.data import sources
 
     here = Path.cwd()
+    home = Home.of(here)
     settings = config.load(here).dataset(dataset)
     # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
@@ -24,8 +26,8 @@ def main(dataset: str) -> None:
         settings,
         root,
         here / "outs/raw" / dataset,
-        fetched=Path(os.environ["REMINT_FETCHED"]) / dataset if "REMINT_FETCHED" in os.environ else None,
-        schemas=Path(os.environ.get("REMINT_HOME", ".remint")).absolute() / "schemas",
+        fetched=home.fetched / dataset,
+        schemas=home.path / "schemas",
     )
 
 

@@ -45,8 +45,8 @@ class Server:
             "AWS_ENDPOINT_URL": self.address,
             "AWS_ACCESS_KEY_ID": USER,
             "AWS_SECRET_ACCESS_KEY": PASSWORD,
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_CONFIG_FILE": f"{os.devnull}/none",
+            "AWS_SHARED_CREDENTIALS_FILE": f"{os.devnull}/none",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 

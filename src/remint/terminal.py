@@ -86,6 +86,8 @@ class Display:
             return str(fields["text"])
         if event == "workspace":
             return f"builds commit {fields['commit']}" + (" (with uncommitted changes)" if fields["dirty"] else "")
+        if event == "ran" and fields["name"] == "fetch":
+            return f"{fields['fetched']} of {fields['objects']} objects fetched, {fields['removed']} removed"
         if event == "ran" and fields["name"] == "train" and not fields["trained"]:
             return "restored from dvc's cache: nothing to train"
         if event == "ran" and fields["name"] == "train" and fields["why"]:

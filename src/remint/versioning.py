@@ -111,7 +111,6 @@ def environment(folder: Path, home: Home) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "REMINT_HOME": str(home.path),
         "REMINT_SOURCES": str(home.repository),
-        "REMINT_FETCHED": str(home.fetched),
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(site),
         "GIT_TERMINAL_PROMPT": "0",

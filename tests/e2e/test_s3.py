@@ -1,0 +1,129 @@
+"""A team whose data, DVC remote and MLflow files all lie on one real S3 server. One story in steps."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remint import config
+from tests.e2e.team import Team
+from tests.s3 import OWN, PASSWORD, Server
+
+PIPELINE = {
+    "dataset": "pictures",
+    "family": "flow",
+    "model": {"couplings": 2, "hidden": 16, "bins": 4},
+    "training": {"steps": 20, "validate_every": 10},
+    "evaluation": {"metrics": ["nll"], "samples": 32, "draws": 4},
+    "promotion": {"require": {"nll": {"max": 1.0e6}}},
+    "schedule": {},
+}
+
+
+@dataclass
+class OnS3(Team):
+    """A team that has these in its environment. ``said``: all that its commands printed."""
+
+    server: Server
+    data: str
+    store: str
+    said: list[str] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        own = {name: value for name, value in super().environment().items() if name not in OWN}
+        addresses = {"REMINT_DVC_REMOTE": f"s3://{self.store}/dvc", "REMINT_ARTIFACTS": f"s3://{self.store}/mlflow"}
+        return {**own, **self.server.environment(), **addresses}
+
+    def run(self) -> tuple[dict[str, Any], str]:
+        """The outcome of a run and what it told meanwhile."""
+        done = self.remint("run", "flow", "--json")
+        self.said += [done.stdout, done.stderr]
+        (outcome,) = json.loads(done.stdout)
+        return outcome, done.stderr
+
+    def stored(self, prefix: str) -> list[str]:
+        pages = self.server.client.get_paginator("list_objects_v2").paginate(Bucket=self.store, Prefix=prefix)
+        return [each["Key"] for page in pages for each in page.get("Contents", []) if not each["Key"].endswith("/")]
+
+
+def pictures(first: int, count: int) -> dict[str, bytes]:
+    """Noisy ramps of 8 x 8, in a folder a class."""
+    found = {}
+    for i in range(first, first + count):
+        x_HW = np.linspace(0, 200, 64).reshape(8, 8) + np.random.default_rng(i).normal(0, 15, (8, 8))
+        stream = io.BytesIO()
+        Image.fromarray(np.clip(x_HW.T if i % 2 else x_HW, 0, 255).astype(np.uint8)).save(stream, "png")
+        found[f"nightly/{('across', 'down')[i % 2]}/{i:04d}.png"] = stream.getvalue()
+    return found
+
+
+@pytest.fixture(scope="module")
+def team(template: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> OnS3:
+    folder = tmp_path_factory.mktemp("s3") / "team"
+    shutil.copytree(template, folder, symlinks=True)
+    data, store = s3_server.bucket(pictures(0, 150)), s3_server.bucket({})
+    source = {"source": f"s3://{data}/nightly", "kind": "image"}
+    config.write({"datasets": {"pictures": source}, "pipelines": {"flow": PIPELINE}}, folder)
+    team = OnS3(folder, s3_server, data, store)
+    team.sh("git commit -qam 'Data on S3'")
+    return team
+
+
+def test_1_from_the_bucket_to_production(team: OnS3) -> None:
+    outcome, told = team.run()
+    assert "150 of 150 objects fetched, 0 removed" in told
+    assert outcome["trained"] and outcome["version"] == 1 and outcome["decision"]["verdict"] == "promoted"
+    assert any("/files/md5/" in key for key in team.stored("dvc/")), "data, weights and report went to the remote"
+    assert any(key.endswith("weights.safetensors") for key in team.stored("mlflow/flow/"))
+    home = team.folder / ".remint"
+    assert not (home / "dvc/remote").exists() and not (home / "mlflow/artifacts").exists(), "and nowhere else"
+
+
+def test_2_an_unchanged_bucket_fetches_and_trains_nothing(team: OnS3) -> None:
+    manifest = team.folder / ".remint/fetched/.pictures.json"
+    before = manifest.stat().st_mtime_ns
+    outcome, told = team.run()
+    assert "0 of 150 objects fetched, 0 removed" in told and manifest.stat().st_mtime_ns == before
+    assert outcome["unchanged"] and not outcome["trained"] and outcome["version"] == 1
+
+
+def test_3_new_data_makes_a_new_dataset_version_and_a_new_model_version(team: OnS3) -> None:
+    (former,) = team.json("models", "flow")
+    for key, content in pictures(150, 20).items():
+        team.server.put(team.data, key, content)
+    team.server.delete(team.data, "nightly/across/0000.png")
+    outcome, told = team.run()
+    assert "20 of 169 objects fetched, 1 removed" in told
+    assert outcome["trained"] and outcome["version"] == 2
+    assert outcome["dataset_version"] != former["dataset_version"]
+    assert outcome["weights_sha256"] != former["weights_sha256"]
+    reasons = " ".join(outcome["decision"]["reasons"])
+    assert "could not be measured" not in reasons, "the champion came back from S3 and was measured on the new data"
+
+
+def test_4_the_champion_is_loaded_from_s3(team: OnS3, tmp_path: Path) -> None:
+    shutil.rmtree(team.folder / ".remint/models", ignore_errors=True)
+    team.remint("sample", "flow@champion", "-n", "4", "-o", str(tmp_path / "x.npy"))
+    assert np.load(tmp_path / "x.npy").shape == (4, 1, 8, 8)
+
+
+def test_5_dvc_by_hand_restores_what_the_job_made(team: OnS3) -> None:
+    assert "Running stage 'train@flow'" not in team.sh("dvc repro evaluate@flow 2>&1")
+    assert (team.folder / "outs/trained/flow/weights.safetensors").exists()
+
+
+def test_6_the_secret_is_nowhere(team: OnS3) -> None:
+    left = [str(path) for path in team.folder.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    assert left == [] and not any(PASSWORD in text for text in team.said)
+    kept = [key for prefix in ("dvc/", "mlflow/") for key in team.stored(prefix)]
+    assert kept
+    for key in kept:
+        assert PASSWORD.encode() not in team.server.client.get_object(Bucket=team.store, Key=key)["Body"].read(), key
