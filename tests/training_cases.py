@@ -29,7 +29,7 @@ from remint.records import TrainedModel
 from remint.training import loop, train, world
 from remint.training.checkpoint import Checkpoints
 
-FAMILIES = ("flow", "gan", "pixelcnn", "vae")  # one case of each, which every test takes
+FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, which every test takes
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
     "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.5, "augment_examples": 100},
@@ -37,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "pixelcnn": {"hidden": 4, "layers": 2, "dropout": 0.1},
     "vae": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "mixtures": 2},
     "vae-conditional": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "free_bits": 0.2, "conditional": True},
+    "vaegan": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "critic": {"hidden": 16, "layers": 2}},
 }
 # 5 divides no other period, so that rows, checkpoints and the lazy penalty fall on different steps.
 SHORT = {"steps": 12, "batch_size": 12, "validate_every": 5, "checkpoint_every": 3, "seed": 3}
