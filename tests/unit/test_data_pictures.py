@@ -82,6 +82,12 @@ def test_folders_that_are_no_labels(tmp_path: Path, stray: str) -> None:
     assert stray in message and "a folder for each label" in message
 
 
+def test_a_label_that_is_no_text(tmp_path: Path) -> None:
+    tree(tmp_path / "pets")
+    save(Path(os.fsdecode(os.fsencode(tmp_path / "pets") + b"/\xff/9.png")), picture(9))
+    assert "the folder '\\udcff' has a name that cannot be printed" in refusal(tmp_path)
+
+
 def test_three_formats_with_any_suffix_of_theirs(tmp_path: Path) -> None:
     x_HWC = picture(0)
     save(tmp_path / "pets/a.png", x_HWC)
@@ -226,9 +232,7 @@ def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pyte
     assert "set_aside files=2 of=200" in capsys.readouterr().err
     (tmp_path / "pets/dog/moving.gif").write_bytes(b"GIF89a")
     message = refusal_after(tmp_path)
-    assert (
-        "3 of 201 images cannot be used, more than 1.00% (setting undecodable): cat/broken.png is damaged or cut off" in message
-    )
+    assert "3 of 201 images cannot be used, more than 1% (setting undecodable): cat/broken.png is damaged or cut off" in message
     assert "dog/moving.gif is not PNG, JPEG or WebP" in message
     assert len(snapshot(tmp_path, undecodable=0.02)[0]["x"]) == 198
 

@@ -79,7 +79,7 @@ def changed(**columns: Any) -> dict[str, Any]:
     [
         (changed(city=None), "column 'city' is missing"),
         (changed(size=[1.0, 2.0] * 20), "column 'size' is new"),
-        (changed(city=["Bonn", "Köln", "Trier", "Ulm"] * 10), "column 'city' has 2 new categories: 'Köln', 'Trier'"),
+        (changed(city=["Bonn", "Köln", "Trier", "Ulm"] * 10), "column 'city' has 2 values that it never had: 'Köln', 'Trier'"),
         (changed(city=[0.5, 1.5] * 20), "column 'city' is to be categories, and holds numbers such as 0.5"),
         (changed(age=[None, 30.0] * 20), "column 'age' misses 20 of 40 values; at the first import it missed none"),
         (changed(city=[None, "Ulm"] * 20), "column 'city' misses 20 of 40 values; at the first import it missed none"),
@@ -93,7 +93,7 @@ def changed(**columns: Any) -> dict[str, Any]:
             changed(age=[[30.0]] * 40),
             "column 'age' holds list<element: double>, neither numbers nor text: flatten it into columns, or drop it",
         ),
-        (changed(kind=["a", "c"] * 20), "label 'kind' has 1 new categories: 'c'"),
+        (changed(kind=["a", "c"] * 20), "label 'kind' has 1 value that it never had: 'c'"),
         (changed(kind=["a", None] * 20), "label 'kind' misses 20 of 40 values; at the first import it missed none"),
     ],
 )
@@ -149,7 +149,9 @@ def test_other_settings_do_not_pass_for_other_data(tmp_path: Path) -> None:
     bring(tmp_path, CONTENT)
     lines = refusal(tmp_path, **TABLE | {"label": "city"})
     assert "  column 'city' is missing" in lines and "  column 'kind' is new" in lines
-    assert "  (setting label was kind, is city)" in lines and "  label 'city' has 2 new categories: 'Bonn', 'Ulm'" in lines
+    assert (
+        "  (setting label was kind, is city)" in lines and "  label 'city' has 2 values that it never had: 'Bonn', 'Ulm'" in lines
+    )
     lines = refusal(tmp_path, **TABLE | {"drop": ["city"]})
     assert "  column 'city' is missing" in lines and "  (setting drop was not set, is ['city'])" in lines
     no_label = {key: value for key, value in TABLE.items() if key != "label"}
@@ -250,7 +252,7 @@ def test_the_slower_of_two_first_imports_is_held_against_the_schema_of_the_faste
     np.testing.assert_array_equal(
         bring(tmp_path, changed(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
     )
-    assert "  column 'city' has 1 new categories: 'Köln'" in refusal(tmp_path, changed(city=["Bonn", "Köln"] * 20))
+    assert "  column 'city' has 1 value that it never had: 'Köln'" in refusal(tmp_path, changed(city=["Bonn", "Köln"] * 20))
 
 
 def test_a_damaged_schema_is_named(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from remint.data import sources
+from remint.data import archive, sources
 from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
 from remint.manifest import sha256_file
@@ -176,3 +177,29 @@ def test_a_remote_source_is_read_from_where_it_was_fetched(tmp_path: Path) -> No
     sources.snapshot("mine", settings, tmp_path, tmp_path / "out", fetched=tmp_path / "fetched")
     with np.load(tmp_path / "out/data.npz") as archive:
         np.testing.assert_array_equal(archive["x"][:, 0], IMAGES)
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((100, 64, 64), np.uint8))
+    monkeypatch.setattr(archive, "MOST_BYTES", 100 * 64 * 64)  # and the header of the array makes more
+    assert "a.npz unpacks to more than" in refusal(tmp_path, source="a.npz")
+    monkeypatch.setattr(archive, "MOST_BYTES", 100 * 64 * 64 + 128)
+    assert snapshot(tmp_path, source="a.npz")["x"].shape == (100, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"label": "y"}, "label is not for kind: image"),
+        ({"kind": "table", "resize": {"size": [8, 8]}}, "resize is not for kind: table"),
+        ({"kind": "table", "channels": 3}, "channels is not for kind: table"),
+    ],
+)
+def test_settings_of_the_other_kind(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        DatasetSettings(source="x", **settings)
+
+
+def test_arrays_keep_their_channels(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGES)
+    assert "x has 1 channels, but params.yaml: datasets.mine.channels says 3" in refusal(tmp_path, source="a.npy", channels=3)

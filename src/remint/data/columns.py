@@ -52,7 +52,7 @@ def values(column: pa.ChunkedArray, known: Column) -> Array:
         code_N, names = texts(column)
         new = [name for name in names if name not in known.categories]
         if new:
-            raise Unfit(f"has {len(new)} new categories: {_examples(new)}")
+            raise Unfit(f"has {len(new)} value{'s' * (len(new) > 1)} that it never had: {_examples(new)}")
         place = np.array([known.categories.index(name) for name in names], dtype=np.float64)
         x_N = np.full(len(code_N), np.nan)
         x_N[code_N >= 0] = place[code_N[code_N >= 0]]

@@ -154,7 +154,7 @@ def _few_enough(where: str, good: int, aside: dict[str, str], share: float) -> N
     total = good + len(aside)
     if len(aside) > share * total:
         raise DataError(
-            f"{where}: {len(aside)} of {total} images cannot be used, more than {share:.2%} (setting undecodable): {named}: "
+            f"{where}: {len(aside)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): {named}: "
             f"repair or remove them"
         )
     emit("set_aside", files=len(aside), of=total, named=named)
