@@ -64,13 +64,10 @@ def load(folder: Path) -> Dataset:
 
 def recipe(case: str, *, dropout: bool = True, **training: Any) -> Recipe:
     family = case.partition("-")[0]
-    settings = MODELS[case] if dropout or "dropout" not in MODELS[case] else MODELS[case] | {"dropout": 0.0}
-    return Recipe(
-        dataset="tiny",
-        family=family,
-        model=plugins.settings_of(family).model_validate(settings),
-        training=TrainingSettings.model_validate(SHORT | training),
-    )
+    settings = plugins.settings_of(family).model_validate(MODELS[case])
+    if not dropout and "dropout" in type(settings).model_fields:
+        settings = settings.model_copy(update={"dropout": 0.0})
+    return Recipe(dataset="tiny", family=family, model=settings, training=TrainingSettings.model_validate(SHORT | training))
 
 
 def run(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | None = None) -> TrainedModel:
