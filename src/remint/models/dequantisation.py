@@ -11,6 +11,7 @@ dimension at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from remint.models.layers import normal_log_density
 from remint.records import Column
 
 SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
+FARTHEST = 80.0  # its sinh still fits into single precision
 SMOOTHING = 0.5  # counts added to every level of every dimension (Jeffreys)
 
 
@@ -96,12 +98,17 @@ class Quantiles(Entrance):
 
 
 class Rows(Entrance):
-    """A table's rows: numbers as they are, places of categories by their quantiles."""
+    """A table's rows: places of categories by their quantiles, numbers as they are or as z = asinh(x).
+
+    asinh is nearly x within a standard deviation and a logarithm far out: the outliers of real tables come near, where
+    a network has seen something, and cost a normal base what a power law would charge them.
+    """
 
     numeric_D: Tensor  # which columns are, bool
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: Sequence[Column], tails: Literal["asinh", "linear"]) -> None:
         super().__init__()
+        self.tails = tails
         self.register_buffer("numeric_D", torch.tensor([column.numeric for column in columns]))
         self.categories = Quantiles([len(column.categories) for column in columns if not column.numeric])
         self.noise_size = self.categories.noise_size
@@ -110,14 +117,21 @@ class Rows(Entrance):
         self.categories.fit(x_ND[:, ~self.numeric_D])
 
     def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
+        x_BD = x_BD.to(noise_BN.dtype)
         z_BQ, log_slope_B = self.categories(x_BD[:, ~self.numeric_D], noise_BN)
-        z_BD = x_BD.to(noise_BN.dtype, copy=True)
+        z_BD = x_BD.clone()
         z_BD[:, ~self.numeric_D] = z_BQ
+        if self.tails == "asinh":
+            number_BD = x_BD[:, self.numeric_D]
+            z_BD[:, self.numeric_D] = number_BD.asinh()
+            log_slope_B = log_slope_B - 0.5 * number_BD.square().log1p().sum(1)
         return z_BD, log_slope_B
 
     def inverse(self, z_BD: Tensor) -> Tensor:
         v_BD = z_BD.double().clone()
         v_BD[:, ~self.numeric_D] = self.categories.inverse(z_BD[:, ~self.numeric_D])
+        if self.tails == "asinh":
+            v_BD[:, self.numeric_D] = v_BD[:, self.numeric_D].clamp(-FARTHEST, FARTHEST).sinh()
         return v_BD
 
     def shown(self, v_BD: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Flow(Model):
         self.spec = spec
         self.conditional = settings.conditional
         self.labels = Labels(settings.conditional, spec)
-        self.entrance: Entrance = Rows(spec.columns) if spec.is_table else Quantiles([spec.levels] * spec.dims)
+        self.entrance: Entrance = Rows(spec.columns, settings.tails) if spec.is_table else Quantiles([spec.levels] * spec.dims)
         self.bijections = bijections(settings, spec, self.labels.width)
         self.sample_noise = spec.dims + self.labels.noise_size
         self.density_noise = self.entrance.noise_size
