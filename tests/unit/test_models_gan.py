@@ -328,3 +328,30 @@ def test_levels_there_and_back(levels: int) -> None:
     assert float(unit[0]) == -1.0 and float(unit[-1]) == 1.0
     assert torch.equal(to_levels(unit, levels).long(), x)
     assert to_levels(torch.tensor([-3.0, 3.0]), levels).tolist() == [0, levels - 1]
+
+
+def test_a_table_is_learnt_with_its_categories_and_classes() -> None:
+    """The class sets one number, a category with shares .75 and .25 the other: both are found again in what is drawn."""
+    spec = DataSpec(shape=(3,), columns=(*MIXED.columns[:1], MIXED.columns[2], Column(name="d")), classes=2)
+    settings = GanSettings(latent=4, hidden=32, layers=2, conditional=True, penalty=1.0, penalty_final=0.1, beta2=0.9)
+    torch.manual_seed(0)
+    model = build(settings, spec)
+    sides = phases(model, settings)
+    optimizers = [torch.optim.AdamW(phase.parameters(), lr=5e-3, betas=phase.betas, fused=True) for phase in sides]
+    for step in range(300):
+        numbers = standard_normal((64, 2), step)
+        y, category = labels(spec, 64, step), (numbers[:, 0] > 0.6745).float()
+        assert y is not None
+        x = torch.stack([2.0 * y - 1 + 0.2 * numbers[:, 1], category, 1 - 2 * category + 0.2 * numbers[:, 1]], dim=1)
+        for index, (phase, optimizer) in enumerate(zip(sides, optimizers, strict=True)):
+            optimizer.zero_grad()
+            phase(Batch(x, standard_normal((64, phase.noise_size), step, index), step / 300, step, y)).backward()
+            optimizer.step()
+    with torch.no_grad():
+        y = labels(spec, 2000)
+        assert y is not None
+        drawn = model.sample(standard_normal((2000, model.sample_noise), "drawn"), y)
+    number, category, other = drawn.unbind(1)
+    assert float(((number > 0) == (y == 1)).float().mean()) > 0.95
+    assert float(((other < 0) == (category == 1)).float().mean()) > 0.9
+    assert float(category.mean()) == pytest.approx(0.25, abs=0.1)

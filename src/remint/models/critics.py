@@ -64,6 +64,19 @@ def drawing_network(settings: CriticSettings, in_features: int, space: Space) ->
     return _dcgan_generator(in_features, settings.width, channels, size)
 
 
+def judging_network(settings: CriticSettings, space: Space, beside: int, out_features: int) -> nn.Module:
+    """(B, S), or of a dense network rows of (B, D + ``beside``), to (B, ``out_features``).
+
+    Raises SettingsError where the data are none that the network can judge.
+    """
+    if settings.network in DENSE:
+        return _dense(settings, math.prod(space.shape) + beside, out_features)
+    channels, size = _map(settings, space)
+    if settings.network == "residual":
+        return Downwards(channels, size, settings.width, settings.blocks, out_features, dilation=settings.dilation)
+    return _dcgan_critic(channels, size, settings.width, out_features)
+
+
 class Critic(nn.Module):
     """D: one number an example, of which a relativistic loss sees differences only.
 
@@ -85,21 +98,12 @@ class Critic(nn.Module):
             if not space.spec.is_table or settings.network not in DENSE:
                 raise SettingsError("model.fourier is for tables and network: mlp or residual_mlp: leave it out")
             self.register_buffer("frequencies_DW", settings.fourier_scale * torch.randn(dims, self.fourier))
-        if settings.network in DENSE:
-            self.net: nn.Module = _dense(settings, dims + 2 * self.fourier, out_features)
-            return
-        channels, size = _map(settings, space)
-        if settings.network == "residual":
-            self.net = Downwards(channels, size, settings.width, settings.blocks, out_features, dilation=settings.dilation)
-        else:
-            self.net = _dcgan_critic(channels, size, settings.width, out_features)
-        self.maps = True
-
-    maps: bool = False  # whether the network takes maps, and not rows of numbers
+        self.takes_rows = settings.network in DENSE
+        self.net = judging_network(settings, space, 2 * self.fourier, out_features)
 
     def forward(self, x_BS: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Shape (B,)."""
-        score_BK = at_least_single(self.net(x_BS if self.maps else self._row(x_BS.flatten(1))))
+        score_BK = at_least_single(self.net(self._row(x_BS.flatten(1)) if self.takes_rows else x_BS))
         if not self.classes:
             return score_BK.squeeze(1)
         assert y_B is not None, "a conditional critic is given the class"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
-from remint.models.layers import to_levels, to_unit
+from remint.models.layers import at_least_single, to_levels, to_unit
 from remint.records import DataSpec
 
 TEMPERATURE = 0.2  # t: near enough to one-hot that the critic cannot tell drawn rows by it, far enough for gradients
@@ -55,6 +55,7 @@ class Space:
 
     def drawn(self, out_BS: Tensor, noise_BG: Tensor) -> Tensor:
         """A network's output, of the same shape, as an example that the critic may take for a real one."""
+        out_BS = at_least_single(out_BS)
         if not self.spec.is_table:
             return out_BS.tanh()
         if not self.noise_size:
