@@ -22,7 +22,7 @@ DOWNLOADS = 3  # times that an object is fetched whose bytes come broken or cut 
 PAGE = 1000  # objects in one listing, the most that S3 gives
 CONNECTIONS = 16  # at the same time
 CHUNK = 2**20  # bytes
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")  # of a bucket
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")  # of a bucket
 MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag that is one: that of an object which was not uploaded in parts
 GONE = ("PreconditionFailed", "NoSuchKey", "412", "404")  # S3's codes for an object that is not the one that was listed
 STALE = ("ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")  # refusals that come with other statuses than 403
@@ -201,7 +201,7 @@ def door(where: str) -> Iterator[None]:
 def _answered(where: str, response: Mapping[str, Any]) -> RemintError:
     """What S3 answered, with what to do about it."""
     code, status = response["Error"].get("Code", "?"), response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
+    if code in ("NoSuchBucket", "InvalidBucketName"):
         return DataError(f"{where}: there is no such bucket at this endpoint: correct the source, or AWS_ENDPOINT_URL")
     if code == "InvalidObjectState":
         return StorageError(f"{where}: objects of it are archived (Glacier): restore them first")
