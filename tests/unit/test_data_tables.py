@@ -221,6 +221,11 @@ def test_every_column_that_cannot_be_learnt_is_named_with_a_way_out(tmp_path: Pa
         ([datetime.timedelta(1)] * 3, "when", "holds dates or times (duration"),
         ([{"a": 1}], "nested", "neither numbers nor text"),
         ([b"bytes"], "raw", "neither numbers nor text"),
+        (
+            pa.Array.from_buffers(pa.string(), 1, [*pa.array(["ab"]).buffers()[:2], pa.py_buffer(b"\xff\xfe")]),
+            "raw",
+            "is not UTF-8",
+        ),
     ],
 )
 def test_columns_that_are_refused(values: list[Any], name: str, expected: str) -> None:
@@ -312,6 +317,7 @@ def test_labels_that_are_none(tmp_path: Path, values: list[Any], expected: str) 
         ("a,a\n1,2\n", "two columns are named 'a'"),
         (",a\n0,1\n", "column 1 has no name"),
         (b"a,b\n\xff\xfe,1\n", "holds binary, neither numbers nor text"),
+        (b"a,\xff\n1,2\n", "the columns' names are not UTF-8"),
         (b"PK\x03\x04\x00", "a.csv"),
     ],
 )

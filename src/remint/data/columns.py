@@ -101,7 +101,10 @@ def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     if pa.types.is_floating(column.type):
         column = _whole(column)
     encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
+    try:
+        names = encoded.dictionary.to_pylist()
+    except UnicodeDecodeError as error:
+        raise Unfit("holds text that is not UTF-8: save it so") from error
     code_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     ordered = sorted((name for name in names if name), key=_order(names))
     place = {name: index for index, name in enumerate(ordered)} | {"": -1}

@@ -63,7 +63,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         table = _csv(source, {*settings.categorical, *_texts(known, settings.label)})
     else:
         table = _parquet(source)
-    _check_names(where, table.column_names)
+    _check_names(where, table)
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
     for key, names in (("label", [label] if label else []), ("categorical", settings.categorical), ("drop", settings.drop)):
@@ -125,8 +125,12 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _check_names(where: str, names: list[str]) -> None:
+def _check_names(where: str, table: pa.Table) -> None:
     """Raises DataError for a header that is none."""
+    try:
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: the columns' names are not UTF-8: save it so") from error
     for index, name in enumerate(names):
         if not name.strip():
             raise DataError(f"{where}: column {index + 1} has no name: give it one, or leave it out (pandas: index=False)")
