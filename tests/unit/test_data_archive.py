@@ -139,6 +139,15 @@ def test_limits_on_the_number_of_files_and_on_all_bytes(tmp_path: Path, monkeypa
         assert "holds no PNG, JPEG or WebP files (11 others)" in refusal(tmp_path, name)
 
 
+def test_a_zip_with_too_many_entries_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zipfile makes an object of every entry of its directory, millions of them in a file of a few megabytes."""
+    zipped(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
+    monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
+    monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin at any place of a block, and on two of them
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("opened"))
+    assert "a.zip holds more than 10 files" in refusal(tmp_path, "a.zip")
+
+
 SIZE = 60 << 20  # of a bomb: what is unpacked of it stays far below
 
 

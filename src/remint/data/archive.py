@@ -35,6 +35,7 @@ MOST_RATIO = 100  # bytes unpacked for each byte packed ...
 FREE_BYTES = 16 << 20  # ... beyond these
 LONGEST_READ = 64 << 20  # bytes of one member or header
 BLOCK = 1 << 20
+ENTRY = b"PK\x01\x02"  # what an entry of a zip's directory begins with
 
 # What zipfile, tarfile, gzip and struct raise for bytes that are not what they claim to be; RecursionError: a chain of headers.
 DAMAGED = (
@@ -87,6 +88,7 @@ def _read(path: Path, read: Callable[[], bytes]) -> bytes:
 
 
 def _zip(path: Path) -> Iterator[File]:
+    bounded(path, _entries(path), 0, None)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
@@ -102,6 +104,17 @@ def _zip(path: Path) -> Iterator[File]:
                 raise DataError(f"{path}: member {name!r} is not packed by deflate: pack it again")
             if not member.is_dir():
                 yield File(name, member.file_size, partial(archive.read, member), (place, len(members)))
+
+
+def _entries(path: Path) -> int:
+    """How many entries a zip's directory can have: zipfile makes an object of each, however many there are."""
+    count, rest = 0, b""
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            block = rest + block
+            count += block.count(ENTRY)
+            rest = block[1 - len(ENTRY) :]
+    return count
 
 
 def _tar(path: Path) -> Iterator[File]:
