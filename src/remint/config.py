@@ -184,6 +184,15 @@ class Params(Settings):
     pipelines: dict[str, PipelineSettings]
 
     @model_validator(mode="after")
+    def _names_are_plain(self) -> Params:
+        """They become names of files, artifacts and models."""
+        for block in ("datasets", "pipelines"):
+            for name in getattr(self, block):
+                if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
+                    raise ValueError(f"{block}.{name}: expected a name of letters, digits, '.', '_' and '-'")
+        return self
+
+    @model_validator(mode="after")
     def _datasets_exist(self) -> Params:
         for name, pipeline in self.pipelines.items():
             if pipeline.dataset not in self.datasets:

@@ -47,6 +47,7 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ("pipelines.digits-vae.schedule", {"cron": "0 3 * * *", "interval": 5}, ["schedule", "exactly one of cron"]),
         ("pipelines.digits-vae.schedule", {"cron": "every night"}, ["schedule.cron", "every night"]),
         ("pipelines.digits-vae.schedule", {"interval": 60, "timezone": "Mars/Olympus"}, ["schedule.timezone", "Mars/Olympus"]),
+        ("pipelines.digits-vae.evaluation.metrics", ["class_agreement"], ["class_agreement needs model.conditional: true"]),
         ("datasets.digits.levels", 1000, ["datasets.digits.levels", "256"]),
         ("datasets.digits.split", {"held_out": 0.9}, ["datasets.digits.split.held_out", "0.5"]),
     ],
@@ -67,6 +68,13 @@ def test_a_mistake_is_refused_with_its_key_and_what_was_expected(
     assert lines[0].startswith("params.yaml: ")
     for word in words:
         assert word in lines[0]
+
+
+@pytest.mark.parametrize("name", ["../away", "a/b", ".hidden", "", "a b", "-n"])
+def test_names_that_are_no_names_of_files_are_refused(content: dict[str, Any], name: str) -> None:
+    content["datasets"][name] = content["datasets"]["digits"]
+    with pytest.raises(SettingsError, match="expected a name of letters"):
+        config.validate(content)
 
 
 def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:

@@ -116,10 +116,11 @@ def by_class(path: Path, metrics: Mapping[str, Mapping[str, MetricValue]], title
     figure = Figure(figsize=(3.4 * len(metrics), 1.1 + 0.28 * most), dpi=DPI)
     for place, (metric, classes) in enumerate(metrics.items(), start=1):
         axes = figure.add_subplot(1, len(metrics), place)
-        for height, measured in enumerate(reversed(classes.values())):
+        upwards = list(reversed(list(classes.items())))
+        for height, (_, measured) in enumerate(upwards):
             axes.plot([measured.low, measured.high], [height, height], color=MODEL, lw=2.5, solid_capstyle="butt")
             axes.plot([measured.value], [height], "o", color=MODEL, ms=5)
-        axes.set_yticks(range(len(classes)), [name[:14] for name in reversed(classes)])
+        axes.set_yticks(range(len(classes)), [name[:14] for name, _ in upwards])
         first = next(iter(classes.values()))
         unit = f", {first.unit}" if first.unit else ""
         axes.set_title(f"{metric}{unit}: {first.better} is better", loc="left", size=SMALL, color=INK, weight="bold")
