@@ -7,7 +7,7 @@ TORCH_cpu := torch==2.13.0+cpu
 TORCH_cuda := torch===2.13.0
 TORCH_ := torch==2.13.0
 
-.PHONY: setup demo test check up bench soak clean
+.PHONY: setup demo test check up bench bench-fashion soak clean
 
 setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
 
@@ -40,6 +40,12 @@ up: setup ## Prefect server, MLflow server and worker in this terminal
 bench: setup ## the README's claims, measured
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.modes
+
+bench-fashion: setup ## Fashion-MNIST, half an hour a family
+	$(BIN)/python -m benchmarks.fashion
 
 soak: setup ## the long tests
 	$(BIN)/pytest -m soak
