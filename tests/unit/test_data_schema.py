@@ -196,6 +196,8 @@ def test_drift_of_images(tmp_path: Path) -> None:
         "  levels: was 256, is now 17",
         "  labels: were names, are now numbers",
     ]
+    pyarrow.parquet.write_table(pa.table(CONTENT), tmp_path / "a.parquet")
+    assert "  was images, is now a table" in refusal(tmp_path, **TABLE)
     for index, name in enumerate(("ape", "bee", "elk", "fox")):
         save(tmp_path / f"pets/{name}/1.png", picture(index))
     assert refusal(tmp_path, source="pets") == [head("pets"), "  labels: 4 new: 'ape', 'bee', 'elk', ..", LAST]

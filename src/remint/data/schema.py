@@ -76,11 +76,8 @@ def keep(schema: Schema, folder: Path) -> Schema:
 def refusal(schema: Schema, settings: DatasetSettings, differences: list[str]) -> DataError:
     """The account of what does not fit, and the two ways out."""
     now = learnt(schema.dataset, settings, schema.spec).settings
-    changed = [
-        f"{key} was {_text(schema.settings.get(key))}, is {_text(now[key])}"
-        for key in now
-        if now[key] != schema.settings.get(key)
-    ]
+    before = {key: _text(schema.settings.get(key)) for key in now}
+    changed = [f"{key} was {before[key]}, is {_text(now[key])}" for key in now if _text(now[key]) != before[key]]
     key = f"datasets.{schema.dataset}"
     lines = [
         f"params.yaml: {key}: the data do not fit schema {schema.version}, learnt from {schema.settings['source']}:",
