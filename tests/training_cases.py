@@ -32,7 +32,7 @@ from remint.training.checkpoint import Checkpoints
 FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, which every test takes
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
-    "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.5, "augment_examples": 100},
+    "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.1, "augment_examples": 100},
     "gan-wgan_gp": {"latent": 4, "hidden": 16, "layers": 2, "loss": "wgan_gp", "penalty": 1.0, "conditional": True},
     "pixelcnn": {"hidden": 4, "layers": 2, "dropout": 0.1},
     "vae": {"latent": 4, "hidden": 16, "layers": 1, "dropout": 0.1, "mixtures": 2},
