@@ -31,7 +31,6 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "REMINT_HOME",
         "REMINT_SOURCES",
-        "REMINT_FETCHED",
         "REMINT_LEDGER",
         "REMINT_ARTIFACTS",
         "REMINT_DVC_REMOTE",
