@@ -14,9 +14,9 @@ from remint.models.adversarial import (
     GeneratorPhase,
     critic_loss,
     generator_loss,
-    gradient_penalty,
     lipschitz_penalty,
     relativistic,
+    squared_gradients,
 )
 from remint.models.augment import Augment
 from remint.models.contract import Batch, standard_normal
@@ -115,7 +115,7 @@ def test_a_generator_that_saturates_learns_nothing_and_the_other_does() -> None:
 
 def test_penalty_on_a_quadratic_critic_is_its_closed_form_and_trains_the_critic() -> None:
     critic, x = Quadratic(4), torch.randn(7, 2, 2, dtype=torch.float64, requires_grad=True)
-    penalty, expected = gradient_penalty(critic(x), x), critic.squared_gradient(x)
+    penalty, expected = squared_gradients(critic(x), x).mean(), critic.squared_gradient(x)
     torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
     found = torch.autograd.grad(penalty, [critic.b], retain_graph=True)
     wanted = torch.autograd.grad(expected, [critic.b])
@@ -287,7 +287,7 @@ def test_fourier_features_are_fixed_by_the_initial_seed_and_make_a_critic_steep(
     assert not critics[0].frequencies_DW.requires_grad and "frequencies_DW" in critics[0].state_dict()
     x = torch.zeros(1, 3, requires_grad=True)
     plain = Critic(SETTINGS, model.space, model.labels)
-    assert gradient_penalty(critics[0](x), x) > 100 * gradient_penalty(plain(x), x)
+    assert squared_gradients(critics[0](x), x) > 100 * squared_gradients(plain(x), x)
 
 
 def test_categories_are_drawn_with_the_probabilities_of_the_logits() -> None:

@@ -58,14 +58,12 @@ def generator_loss(loss: Loss, real_B: Tensor | None, fake_B: Tensor) -> Tensor:
 
 
 def squared_gradients(score_B: Tensor, x_BS: Tensor) -> Tensor:
-    """|d score_i / d x_i|^2, shape (B,), differentiable again. ``score_B`` was computed from ``x_BS``."""
+    """|d score_i / d x_i|^2, shape (B,), differentiable again: their mean is R1 of real examples, R2 of drawn ones.
+
+    ``score_B`` was computed from ``x_BS``.
+    """
     (gradient_BS,) = torch.autograd.grad(score_B.sum(), x_BS, create_graph=True)
     return gradient_BS.flatten(1).square().sum(1)
-
-
-def gradient_penalty(score_B: Tensor, x_BS: Tensor) -> Tensor:
-    """Mean over the batch of the squared gradients: R1 of real examples, R2 of drawn ones."""
-    return squared_gradients(score_B, x_BS).mean()
 
 
 def lipschitz_penalty(score_B: Tensor, x_BS: Tensor) -> Tensor:
