@@ -34,7 +34,7 @@ from remint.training.world import World
 EXAMPLES = 500  # most validation examples, and samples, that a look takes
 NEAR = 0.02  # k as a share of the real examples ...
 LEAST = 5  # ... and at least
-LOOKS = 50  # most looks of a training: they cost it about a percent
+LOOKS = 50  # most looks of a training, each of which costs what one or two steps do
 CHUNK = 250  # samples; the same at every world size, so that what is seen is too
 
 LIMIT = 0.6  # share of the reference below which a model has lost modes, where the settings name none
