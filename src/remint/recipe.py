@@ -215,7 +215,7 @@ class TrainingSettings(Settings):
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"  # bf16: matrix products only; fp64: everything, for exactness
     validate_every: Positive = 100  # steps between two scores on the validation split
     patience: Count = 0  # scores without a new best after which training stops; 0: never
-    collapse: Fraction | None = None  # samples that cover less of what real ones do end it; None: 0.6 without likelihood; 0: off
+    collapse: Fraction | None = None  # samples that reach less of what real ones do end it; None: 0.6 without likelihood; 0: off
     checkpoint_every: Positive = 250  # steps between two checkpoints
 
     @model_validator(mode="after")
