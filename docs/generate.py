@@ -23,7 +23,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("datasets.NAME.split", recipe.SplitSettings),
     ("pipelines.NAME", config.PipelineSettings),
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
-    ("pipelines.NAME.model.critic (family: vaegan)", recipe.CriticSettings),
+    ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),
     ("pipelines.NAME.training", recipe.TrainingSettings),
     ("pipelines.NAME.evaluation", config.EvaluationSettings),
     ("pipelines.NAME.promotion", config.PromotionSettings),

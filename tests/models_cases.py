@@ -10,7 +10,7 @@ from torch import Tensor
 from examples.pixelcnn import family as pixelcnn
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.families import family
-from remint.recipe import CriticSettings, FlowSettings, GanSettings, ModelSettings, VaeGanSettings, VaeSettings
+from remint.recipe import FlowSettings, GanSettings, ModelSettings, VaeGanCriticSettings, VaeGanSettings, VaeSettings
 from remint.records import Column, DataSpec
 
 PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine examples in all: every sum over them can be written out
@@ -87,7 +87,7 @@ CASES = {
     "vae-mixture": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, likelihood="gaussian_mixture", mixtures=2), MIXED),
     "pixelcnn": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0)),
     "pixelcnn-conditional": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0, conditional=True)),
-    "vaegan": Case("vaegan", VaeGanSettings(latent=2, hidden=8, dropout=0.0, critic=CriticSettings(hidden=8, layers=2))),
+    "vaegan": Case("vaegan", VaeGanSettings(latent=2, hidden=8, dropout=0.0, critic=VaeGanCriticSettings(hidden=8, layers=2))),
     "vaegan-residual": Case(
         "vaegan",
         VaeGanSettings(
@@ -98,7 +98,7 @@ CASES = {
             dropout=0.0,
             likelihood="sigma_gaussian",
             conditional=True,
-            critic=CriticSettings(network="residual", width=4, loss="wgan_gp"),
+            critic=VaeGanCriticSettings(network="residual", width=4, loss="wgan_gp"),
         ),
     ),
     "gan": Case("gan", GanSettings(latent=3, hidden=8, layers=2, penalty_every=2)),

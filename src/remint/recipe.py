@@ -175,12 +175,20 @@ class GanSettings(CriticSettings):
     latent: Positive = 32
 
 
+class VaeGanCriticSettings(CriticSettings):
+    """The game of a family whose decoder answers to a likelihood as well: the weaker part of it, steady from the start."""
+
+    penalty: Annotated[float, Field(ge=0.0)] = 1.0  # weight of R1 + R2, or of wgan_gp's own penalty, at the start ...
+    penalty_final: Annotated[float, Field(ge=0.0)] = 1.0  # ... and from 70% of the steps on
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5  # of Adam, of decoder and critic
+
+
 class VaeGanSettings(VaeSettings):
     """Variational autoencoder of images whose decoder is also trained against a critic."""
 
     pixels: Pixels = "mean"  # each pixel of a sample, given z; the critic judges the mean
-    adversarial: Rate = 0.1  # weight of the critic's part in the decoder's loss, beside the likelihood's in bits/dim
-    critic: CriticSettings = CriticSettings()  # the critic's networks, and the game with it
+    adversarial: Rate = 4.0  # weight of the critic's part in the decoder's loss, beside the likelihood's in bits/dim
+    critic: VaeGanCriticSettings = VaeGanCriticSettings()  # the critic's networks, and the game with it
 
     @model_validator(mode="after")
     def _one_word_for_classes(self) -> VaeGanSettings:

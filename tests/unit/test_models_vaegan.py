@@ -17,10 +17,10 @@ from remint.models.layers import normal_log_density, to_levels, to_unit
 from remint.models.likelihoods import level_likelihood
 from remint.models.vae import Elbo
 from remint.models.vaegan import DecoderPhase, VaeGan
-from remint.recipe import CriticSettings, VaeGanSettings
+from remint.recipe import VaeGanCriticSettings, VaeGanSettings
 from tests.models_cases import IMAGE, MIXED, PAIR, Case, a_batch, every_example
 
-CRITIC = CriticSettings(hidden=8, layers=2, penalty_every=2)
+CRITIC = VaeGanCriticSettings(hidden=8, layers=2, penalty_every=2)
 SETTINGS = VaeGanSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, adversarial=0.3, critic=CRITIC)
 
 
