@@ -40,7 +40,9 @@ def test_3_a_conditional_model_draws_the_class_asked_for(shared_team: Team, tmp_
     changed = ("--set", "model.conditional=true", "--set", "evaluation.metrics=[elbo, iwae, fd_domain, class_agreement]")
     (outcome,) = shared_team.json("run", "digits-vae", *changed)
     assert outcome["metrics"]["iwae"]["fingerprint"]["given"] == "class"
-    assert 0 <= outcome["metrics"]["class_agreement"]["value"] <= 1 and outcome["metrics"]["class_agreement"]["better"] == "higher"
+    assert (
+        0 <= outcome["metrics"]["class_agreement"]["value"] <= 1 and outcome["metrics"]["class_agreement"]["better"] == "higher"
+    )
     ref = f"digits-vae/{outcome['version']}"
     drawn = {}
     for name in ("3", "8"):
@@ -48,4 +50,3 @@ def test_3_a_conditional_model_draws_the_class_asked_for(shared_team: Team, tmp_
         drawn[name] = np.load(tmp_path / f"{name}.npy", allow_pickle=False)
     assert not np.array_equal(drawn["3"], drawn["8"]), "the same noise, another class"
     assert "known are 0, 1, 2" in shared_team.remint("sample", ref, "--class", "three", status=2).stderr
-
