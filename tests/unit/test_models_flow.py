@@ -231,6 +231,14 @@ class TestTables:
         for place, mass in enumerate(masses):
             assert float((drawn[:, 1] == place).double().mean()) == pytest.approx(float(mass), abs=0.01)
 
+    @pytest.mark.parametrize("name", ["flow-table", "flow-whitened"])
+    def test_far_noise_gives_finite_rows_of_finite_likelihood(self, name: str) -> None:
+        case, model = CASES[name], a_flow(name)
+        noise = torch.tensor([[-30.0], [30.0]]).expand(2, model.sample_noise)
+        x = model.sample(noise, case.y(2))
+        assert bool(x.isfinite().all())
+        assert bool(model.log_prob(x, torch.zeros(2, model.density_noise), case.y(2)).isfinite().all())
+
     def test_missing_values_are_refused_by_name(self) -> None:
         with pytest.raises(SettingsError, match="columns height, smokes may miss .* take family: vae, or drop"):
             build(FlowSettings(), MIXED)

@@ -21,6 +21,7 @@ from remint.records import Column
 
 SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
 FARTHEST = 80.0  # its sinh still fits into single precision
+BLOCK = 4096  # examples that are counted at a time
 SMOOTHING = 0.5  # counts added to every level of every dimension (Jeffreys)
 
 
@@ -60,13 +61,15 @@ class Quantiles(Entrance):
         super().__init__()
         self.noise_size = len(levels)
         levels_Q = torch.tensor(levels, dtype=torch.long)
-        self.register_buffer("within_QL", (torch.arange(max(levels, default=0)) < levels_Q.unsqueeze(1)).long())
+        self.register_buffer("within_QL", (torch.arange(max(levels, default=0)) < levels_Q.unsqueeze(1)).long(), persistent=False)
         self.register_buffer("count_QL", torch.zeros_like(self.within_QL))
 
     def fit(self, x_ND: Tensor) -> None:
-        width = self.count_QL.shape[1]
-        place_ND = x_ND.long() + width * torch.arange(self.noise_size, device=x_ND.device)
-        self.count_QL.copy_(torch.bincount(place_ND.flatten(), minlength=self.count_QL.numel()).view_as(self.count_QL))
+        row_Q = self.count_QL.shape[1] * torch.arange(self.noise_size, device=x_ND.device)
+        self.count_QL.zero_()
+        for part_BD in torch.split(x_ND, BLOCK):
+            place_BD = part_BD.long() + row_Q
+            self.count_QL += torch.bincount(place_BD.flatten(), minlength=self.count_QL.numel()).view_as(self.count_QL)
 
     def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
         share_QL, edge_QL = self._distribution()

@@ -27,7 +27,9 @@ from remint.models.layers import in_unit, normal_log_density
 from remint.recipe import FlowSettings
 from remint.records import DataSpec
 
-INITIAL_EXAMPLES = 1024  # of the training split, evenly spaced, that the layers which start from the data are fitted to
+# The layers that start from the data are fitted to the training split; of a large one to as many examples, evenly spaced,
+# as have so many numbers, or so many examples where that is more.
+INITIAL_NUMBERS, INITIAL_EXAMPLES = 2**20, 1024
 
 
 class Flow(Model):
@@ -47,7 +49,8 @@ class Flow(Model):
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
         self.labels.fit(y_N)
         self.entrance.fit(x_NX.flatten(1))
-        places = torch.linspace(0, len(x_NX) - 1, min(len(x_NX), INITIAL_EXAMPLES), dtype=torch.float64).long()
+        count = min(len(x_NX), max(INITIAL_EXAMPLES, INITIAL_NUMBERS // self.spec.dims))
+        places = torch.linspace(0, len(x_NX) - 1, count, dtype=torch.float64).long()
         dtype = next(self.parameters()).dtype
         noise = standard_normal((len(places), self.density_noise), "initialise").to(dtype)
         z_ND, _ = self.entrance(x_NX[places].flatten(1), noise)
