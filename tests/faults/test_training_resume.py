@@ -15,7 +15,7 @@ import pytest
 from remint.data.arrays import Dataset
 from remint.errors import Interrupted, RunError, StorageError
 from remint.processes import stopping
-from remint.training import loop, train
+from remint.training import guard, loop, train
 from tests import training_cases as cases
 
 
@@ -102,6 +102,13 @@ def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path
 HOPELESS = {"steps": 60, "batch_size": 4, "learning_rate": 1e-4, "validate_every": 2, "collapse": 1.0}
 
 
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard may judge what has hardly begun."""
+    monkeypatch.setattr(guard, "EARLIEST", 0)
+
+
+@pytest.mark.usefixtures("early")
 @pytest.mark.parametrize("before_the_end", [1, 4, 11])
 def test_a_collapse_survives_a_stop(
     before_the_end: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +124,7 @@ def test_a_collapse_survives_a_stop(
     assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("early")
 def test_a_training_that_has_ended_is_not_trained_on(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between its last checkpoint and the model: the rows say that it has collapsed."""
     recipe = cases.recipe("gan", **HOPELESS)

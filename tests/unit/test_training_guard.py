@@ -127,10 +127,9 @@ def test_looks_fall_on_rows_at_most_fifty_times_and_at_the_end() -> None:
 
 
 def rows(*reached: float) -> list[Row]:
-    """Of which every other one had no look."""
-    return [
-        row for step, value in enumerate(reached, start=1) for row in ({"step": step, "reached": value}, {"step": step + 0.5})
-    ]
+    """A look every 100 steps, and a row without one between two."""
+    looks: list[Row] = [{"step": 100 * look, "reached": value} for look, value in enumerate(reached, start=1)]
+    return [row for look in looks for row in (look, {"step": look["step"] + 50})]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +150,12 @@ def rows(*reached: float) -> list[Row]:
 def test_the_verdict_is_of_the_last_five_looks(seen: list[float], collapsed: bool) -> None:
     assert PATIENCE == 5
     assert FALL == 0.75
-    watching = Guard(look=lambda _: {}, reference=0.8, limit=0.6, every=1, steps=20)
+    watching = Guard(look=lambda _: {}, reference=0.8, limit=0.6, every=100, steps=2000)
     said = watching.collapsed(rows(*seen))
     assert (said is not None) == collapsed, said
+
+
+def test_a_model_that_has_hardly_begun_has_not_collapsed() -> None:
+    short = Guard(look=lambda _: {}, reference=1.0, limit=0.6, every=100, steps=1000)
+    assert short.collapsed(rows(*[0.1] * 9)) is None, "the fifth of its looks came at step 500"
+    assert short.collapsed(rows(*[0.1] * 10)) is not None

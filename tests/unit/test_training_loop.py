@@ -16,6 +16,7 @@ from remint.data.sampler import batch_indices
 from remint.errors import Interrupted, StepError
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.records import DataSpec
+from remint.training import guard as guard_module
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
@@ -281,6 +282,12 @@ def test_what_diverges_does_so_again_from_a_checkpoint_of_it(stopped_at: int, tm
     assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
 
 
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard may judge what has hardly begun."""
+    monkeypatch.setattr(guard_module, "EARLIEST", 0)
+
+
 def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
     """A guard that sees the given coverage, and the weights that it was shown."""
     seen, kept = iter(coverage), list[Tensor]()
@@ -293,6 +300,7 @@ def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[
     return Guard(look, reference=1.0, limit=0.6, every=every, steps=steps), kept
 
 
+@pytest.mark.usefixtures("early")
 def test_a_collapsed_model_ends_training_and_the_one_that_covered_most_is_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +315,7 @@ def test_a_collapsed_model_ends_training_and_the_one_that_covered_most_is_served
     assert "collapsed step=16 served=6" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("early")
 @pytest.mark.parametrize("stopped_at", [3, 7, 8, 15])
 def test_a_collapse_and_the_best_before_it_survive_a_stop(stopped_at: int, tmp_path: Path) -> None:
     covered = [0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3]

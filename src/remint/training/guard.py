@@ -39,7 +39,8 @@ CHUNK = 250  # samples; the same at every world size, so that what is seen is to
 
 LIMIT = 0.6  # share of the reference below which a model has lost modes, where the settings name none
 FALL = 0.75  # share of its own best below which it is losing them
-WARMUP = 0.3  # share of the steps in which a model may reach little
+WARMUP = 0.3  # share of the steps in which a model may reach little ...
+EARLIEST = 500  # ... and as many steps at least, for one that has hardly begun has not collapsed
 PATIENCE = 5  # looks in a row that must say so
 
 
@@ -59,7 +60,7 @@ class Guard:
     def collapsed(self, rows: Sequence[Row]) -> str | None:
         """One clause that says how, or None: the last PATIENCE looks reached too little, and none of them was a new best."""
         looks = [(row["step"], row["reached"] / self.reference) for row in rows if "reached" in row]
-        late = [share for step, share in looks[-PATIENCE:] if step > WARMUP * self.steps]
+        late = [share for step, share in looks[-PATIENCE:] if step > max(EARLIEST, WARMUP * self.steps)]
         best = max((share for _, share in looks[:-PATIENCE]), default=0.0)
         if len(late) < PATIENCE or max(late) > best:
             return None
