@@ -125,8 +125,9 @@ def test_draws_have_its_probabilities(kind: str, levels: int) -> None:
     torch.testing.assert_close(share, exact, rtol=0, atol=1.01 / n)
 
 
-def test_logistic_draws_have_its_probabilities() -> None:
-    side, one = 400, DiscretisedLogistic(7, 3)
+@pytest.mark.parametrize("mixtures", [1, 3])
+def test_logistic_draws_have_its_probabilities(mixtures: int) -> None:
+    side, one = 400, DiscretisedLogistic(7, mixtures)
     theta = standard_normal((1, 1, one.parameters_per_dim), 3).double()
     noise = torch.cartesian_prod(quantiles(side), quantiles(side))
     drawn = one.sample(theta.expand(len(noise), -1, -1), noise)
@@ -168,7 +169,7 @@ def test_the_mode_of_each_pixel_is_the_level_of_its_highest_probability(kind: st
     assert torch.equal(shown.flatten(1).long(), by_level.argmax(0))
 
 
-@pytest.mark.parametrize("columns", [SigmaGaussianColumns(2), GaussianMixtureColumns(3)], ids=["sigma", "mixture"])
+@pytest.mark.parametrize("columns", [SigmaGaussianColumns(2), GaussianMixtureColumns(3), GaussianMixtureColumns(1)])
 def test_the_density_of_a_column_integrates_to_one_and_its_draws_are_from_it(
     columns: SigmaGaussianColumns | GaussianMixtureColumns,
 ) -> None:

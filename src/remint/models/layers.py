@@ -45,7 +45,7 @@ def running_sums(x: Tensor) -> Tensor:
 
     As ``cumsum``, which has no deterministic algorithm for floating point on CUDA.
     """
-    return torch.stack(list(itertools.accumulate(x.unbind(-1))), dim=-1)
+    return torch.stack(list(itertools.accumulate(x.unbind(-1))), dim=-1) if x.shape[-1] else x
 
 
 def to_unit(x: Tensor, levels: int) -> Tensor:
