@@ -67,7 +67,9 @@ CASES = {
     ),
     "flow-affine": Case("flow", FlowSettings(network="multiscale", coupling="affine", couplings=2, width=4, dropout=0.0), SQUARE),
     "flow-table": Case("flow", FlowSettings(couplings=2, hidden=8, bins=4, dropout=0.0, conditional=True), COMPLETE),
-    "flow-whitened": Case("flow", FlowSettings(coupling="affine", couplings=2, hidden=8, whiten=True, dropout=0.0), NUMBERS),
+    "flow-affine-table": Case(
+        "flow", FlowSettings(coupling="affine", couplings=2, hidden=8, tails="linear", dropout=0.0), NUMBERS
+    ),
     "vae": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, pixels="draw")),
     "vae-categorical": Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.0, likelihood="categorical", pixels="draw")),
     "vae-residual": Case(

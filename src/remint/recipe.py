@@ -107,7 +107,6 @@ class FlowSettings(ModelSettings):
     bins: Annotated[int, Field(ge=2, le=128)] = 6  # of a spline
     bound: Rate = 5.0  # a spline acts on -bound .. bound, in standard deviations
     tails: Literal["asinh", "linear"] = "asinh"  # tables: numbers as their asinh, so that outliers come near, or as they are
-    whiten: bool = False  # tables: starts from uncorrelated columns, not only from standardised ones
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 

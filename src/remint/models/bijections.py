@@ -16,7 +16,7 @@ from remint.models.splines import parameters, rational_quadratic
 from remint.recipe import FlowSettings
 
 LOG_SCALE = 2.0  # an affine coupling multiplies by exp(-LOG_SCALE) .. exp(LOG_SCALE)
-FLATTEST = 1e-4  # least variance of a direction of the data, as a share of a column's, that whitening stretches to one
+FLATTEST = 1e-2  # least standard deviation of a channel that is stretched to one
 
 Elementwise = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
@@ -73,7 +73,7 @@ class ActNorm(Bijection):
     @torch.no_grad()
     def fit(self, z: Tensor) -> None:
         values = z.double().transpose(0, 1).flatten(1)
-        spread = values.std(1, correction=0).clamp(min=FLATTEST**0.5)
+        spread = values.std(1, correction=0).clamp(min=FLATTEST)
         self.log_scale.copy_(-spread.log())
         self.shift.copy_(-values.mean(1) / spread)
 
@@ -83,39 +83,6 @@ class ActNorm(Bijection):
         log_det = self.log_scale.sum() * math.prod(z.shape[2:])
         value = (z - shift) * (-log_scale).exp() if inverse else z * log_scale.exp() + shift
         return value, (-log_det if inverse else log_det).expand(len(z))
-
-
-class Whitening(Bijection):
-    """z = L^-1 (v - mean) with L L' the covariance of the training split: uncorrelated, unit-variance, and fixed.
-
-    In double precision inside: directions in which the data hardly vary are stretched by a hundred.
-    """
-
-    mean_D: Tensor
-    lower_DD: Tensor
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.register_buffer("mean_D", torch.zeros(dims))
-        self.register_buffer("lower_DD", torch.eye(dims))
-
-    def fit(self, z: Tensor) -> None:
-        z_BD = z.double()
-        mean_D = z_BD.mean(0)
-        centred_BD = z_BD - mean_D
-        covariance_DD = centred_BD.T @ centred_BD / len(z_BD)
-        ridge_DD = torch.diag(covariance_DD.diagonal().clamp(min=FLATTEST) * FLATTEST)
-        self.mean_D.copy_(mean_D)
-        self.lower_DD.copy_(torch.linalg.cholesky(covariance_DD + ridge_DD))
-
-    def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        lower_DD, mean_D = self.lower_DD.double(), self.mean_D.double()
-        log_det = -lower_DD.diagonal().log().sum()
-        if inverse:
-            value = z.double() @ lower_DD.T + mean_D
-        else:
-            value = torch.linalg.solve_triangular(lower_DD, (z.double() - mean_D).T, upper=False).T
-        return value.to(z.dtype), (-log_det if inverse else log_det).to(z.dtype).expand(len(z))
 
 
 class Coupling(Bijection):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from remint.errors import SettingsError
-from remint.models.bijections import ActNorm, Bijection, Chain, Coupling, Marginal, Whitening
+from remint.models.bijections import ActNorm, Bijection, Chain, Coupling, Marginal
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.dequantisation import Entrance, Quantiles, Rows
 from remint.models.glow import Multiscale
@@ -86,9 +86,7 @@ def bijections(settings: FlowSettings, spec: DataSpec, classes: int) -> Bijectio
     """What takes the entrance's z, shape (B, D), to the base."""
     if settings.network == "multiscale":
         return Multiscale(spec.image, settings, classes)
-    layers: list[Bijection] = []
-    if spec.is_table:
-        layers.append(Whitening(spec.dims) if settings.whiten else ActNorm(spec.dims))
+    layers: list[Bijection] = [ActNorm(spec.dims)] if spec.is_table else []
     if spec.dims == 1:
         return Chain([*layers, Marginal(settings, classes)])
     return Chain(layers + [Coupling(part, settings, classes) for part in partitions(spec, settings.couplings)])
