@@ -30,7 +30,7 @@ def test_2_rows_come_in_the_units_of_the_source(shared_team: Team, tmp_path: Pat
     with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 200 and len(rows[0]) == 30
-    area = np.mean([float(row["mean area"]) for row in rows])
+    area = np.mean([float(row["mean_area"]) for row in rows])
     assert 300 < area < 1200, "the source's mean is 655"
     refused = shared_team.remint("sample", "cancer-vae", "-o", str(tmp_path / "rows.png"), status=2).stderr
     assert "draws a table: give a name that ends in .csv" in refused
