@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import Interrupted
+from remint.step import PARENT
 
 GRACE = 30.0  # seconds that a child has to write its checkpoint after SIGTERM
 
@@ -38,7 +39,7 @@ def run(
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
-            env=dict(env),
+            env={**env, PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

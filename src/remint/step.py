@@ -20,6 +20,7 @@ from typing import Any
 from remint.errors import RemintError, StorageError
 
 EVENTS = "REMINT_EVENTS"  # file that a flow reads along
+PARENT = "REMINT_PARENT"  # pid of the process that started this one and must not be outlived
 RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether anything is to do: a step that would run says so
 WOULD_RUN = 75  # exit status of a step under RESTORE_ONLY
 
@@ -40,10 +41,17 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def die_with_parent() -> None:
-    """Asks the kernel to send SIGTERM to this process when its parent dies (Linux; elsewhere nothing)."""
+    """Asks the kernel to send SIGTERM to this process when its parent dies (Linux; elsewhere nothing).
+
+    Ends at once where the parent was killed before the kernel was asked.
+    """
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        parent = os.environ.get(PARENT)
+        if parent and not Path(f"/proc/{parent}").exists():
+            raise SystemExit(128 + signal.SIGTERM)
+    os.environ[PARENT] = str(os.getpid())  # for our own children
 
 
 def run(main: Callable[[str], None], *, always: bool = False) -> None:

@@ -25,7 +25,8 @@ class Team:
 
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("REMINT_", "PREFECT_", "MLFLOW_TRACKING"))}
-        return {**kept, "COLUMNS": "200", "PATH": f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"}
+        # /bin/sh stays as a parent of what it runs, where bash would be replaced by it: what dvc starts must die all the same.
+        return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def remint(self, *arguments: str, status: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs one command to its end and holds its exit status against the one expected."""

@@ -61,6 +61,19 @@ def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     assert gone(child)
 
 
+def test_a_child_whose_parent_was_killed_before_it_could_ask_ends_at_once(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    status = processes.run(
+        [sys.executable, "-c", f"import os; os.environ['REMINT_PARENT'] = '{dead.pid}'; {CHILD}"],
+        cwd=tmp_path,
+        env=os.environ,
+        log=tmp_path / "log",
+    )
+    assert status == 128 + signal.SIGTERM
+    assert not (tmp_path / "pid").exists()
+
+
 def test_ctrl_c_stops_the_group_and_says_so(tmp_path: Path) -> None:
     def stop_soon() -> None:
         wait_for(tmp_path / "pid")
