@@ -35,14 +35,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.pipelines import ROOT, line, write
 from remint.data.arrays import Dataset, Split
+from remint.distributed.machine import deterministic
+from remint.distributed.world import World
 from remint.evaluation import plots
 from remint.models.contract import HasLogProb, Model, standard_normal
 from remint.recipe import MODEL_SETTINGS, Recipe, TrainingSettings
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.training import train
 from remint.training.checkpoint import Checkpoints
-from remint.training.machine import deterministic
-from remint.training.world import World
 
 Array = np.ndarray[Any, Any]
 

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from remint.distributed.machine import deterministic
+from remint.distributed.world import World
 from remint.models.contract import Batch
 from remint.models.families import family
 from remint.recipe import MODEL_SETTINGS, TrainingSettings
 from remint.records import DataSpec
 from remint.training.checkpoint import Checkpoints
 from remint.training.loop import train
-from remint.training.machine import deterministic
-from remint.training.world import World
 
 STEPS, TURNS = 200, 5
 TRAINING = TrainingSettings(steps=STEPS, validate_every=STEPS, checkpoint_every=STEPS)

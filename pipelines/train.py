@@ -15,6 +15,7 @@ CODE = (
     "src/remint/data/arrays.py",
     "src/remint/data/sampler.py",
     "src/remint/models",
+    "src/remint/distributed",
     "src/remint/training",
     "examples",
     "constraints.txt",

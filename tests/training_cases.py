@@ -23,10 +23,11 @@ import numpy as np
 from remint import plugins
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
+from remint.distributed import world
 from remint.errors import Interrupted
 from remint.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.records import TrainedModel
-from remint.training import loop, train, world
+from remint.training import loop, train
 from remint.training.checkpoint import Checkpoints
 
 FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, which every test takes

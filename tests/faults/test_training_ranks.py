@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from remint.distributed.launch import run_ranks
 from remint.errors import DataError, Interrupted, StepError
 from remint.records import TrainedModel
 from remint.training import train
-from remint.training.launch import run_ranks
 from tests import training_cases as cases
 
 # Each rank draws its own dropout. In float64 the order of a sum is far below 1e-10; but Adam divides the rounding of a
@@ -100,7 +100,7 @@ def test_one_and_four_processes_train_the_same_parameters(folder: Path, one: Pat
 
 
 def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_bytes(folder: Path, two: Path, tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="one of 2 training processes failed"):
+    with pytest.raises(StepError, match="one of 2 processes failed"):
         train_ranks(folder, tmp_path, 2, "gan", "die=8", "rank=1", **EXACT)
     assert not (tmp_path / "gan/out").exists()
     assert sorted(path.name for path in (tmp_path / "gan/checkpoints").glob("*/step-*")) == ["step-00000003", "step-00000006"]
@@ -167,7 +167,7 @@ step.run(main)
     ("error", "kind", "message"),
     [
         ("DataError('the data of ' + key + ' are broken')", DataError, "^the data of tiny are broken$"),
-        ("ValueError('a bug')", StepError, r"^one of 2 training processes failed \(status 1\): ValueError: a bug$"),
+        ("ValueError('a bug')", StepError, r"^one of 2 processes failed \(status 1\): ValueError: a bug$"),
     ],
 )
 def test_what_a_rank_raises_arrives(

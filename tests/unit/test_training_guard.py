@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from remint.distributed.world import World
 from remint.models.contract import Model
 from remint.recipe import TrainingSettings
 from remint.records import Column, DataSpec
 from remint.training.guard import FALL, PATIENCE, Guard, coordinates, guard
 from remint.training.state import Row
-from remint.training.world import World
 
 ONE = World(0, 1, torch.device("cpu"))
 LINE = DataSpec(shape=(1,), columns=(Column(name="place"),))

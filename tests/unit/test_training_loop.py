@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from remint.data.sampler import batch_indices
+from remint.distributed.machine import deterministic
+from remint.distributed.world import World
 from remint.errors import Interrupted, StepError
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.records import DataSpec
@@ -21,11 +23,9 @@ from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
 from remint.training.loop import learning_rate_factor, train
-from remint.training.machine import deterministic
 from remint.training.randomness import BATCH, batch_noise
 from remint.training.state import Ending, Row, TrainingState
 from remint.training.validation import scorer
-from remint.training.world import World
 
 ONE = World(0, 1, torch.device("cpu"))
 SETTINGS: dict[str, Any] = {

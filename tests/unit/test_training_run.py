@@ -62,8 +62,8 @@ def test_the_folder_is_a_bundle_that_says_what_it_is(dataset: Dataset, tmp_path:
 
 def test_the_served_weights_are_those_that_were_scored_best(dataset: Dataset, tmp_path: Path) -> None:
     """Training that goes on past its best serves what a training that ended there would have scored."""
+    from remint.distributed.world import World
     from remint.training.validation import scorer
-    from remint.training.world import World
 
     trained = cases.run(
         cases.recipe("flow", learning_rate=0.2, final_learning_rate=1.0, validate_every=1, steps=12), dataset, tmp_path

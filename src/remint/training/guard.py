@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from remint.distributed.world import World
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.recipe import TrainingSettings
 from remint.records import DataSpec
 from remint.training.randomness import LOOK
 from remint.training.state import Row
-from remint.training.world import World
 
 EXAMPLES = 500  # most validation examples, and samples, that a look takes
 NEAR = 0.02  # k as a share of the real examples ...

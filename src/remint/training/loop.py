@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from remint.data.sampler import batch_indices
+from remint.distributed.world import World
 from remint.errors import Interrupted, StepError
 from remint.models.contract import Batch, Model, Phase
 from remint.step import emit
@@ -27,7 +28,6 @@ from remint.training.guard import Guard
 from remint.training.randomness import LAYERS, batch_noise, seed_layers
 from remint.training.state import Ending, Row, TrainingState
 from remint.training.validation import Score
-from remint.training.world import World
 
 
 def train(

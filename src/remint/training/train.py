@@ -24,6 +24,9 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Dataset, Split
+from remint.distributed.launch import run_ranks
+from remint.distributed.machine import check_devices, deterministic, fingerprint
+from remint.distributed.world import World, join, launched
 from remint.errors import ResourceError
 from remint.manifest import whole_folder
 from remint.models.bundle import save_model
@@ -33,13 +36,10 @@ from remint.recipe import Recipe
 from remint.records import TrainedModel, digest
 from remint.training.checkpoint import Checkpoints
 from remint.training.guard import guard
-from remint.training.launch import run_ranks
 from remint.training.loop import train
-from remint.training.machine import check_devices, deterministic, fingerprint
 from remint.training.randomness import INITIAL, seed_layers
 from remint.training.state import Row, TrainingState
 from remint.training.validation import scorer
-from remint.training.world import World, join, launched
 
 RECORD, CURVE = "training.json", "curve.csv"
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from remint.distributed.world import World
 from remint.models.contract import HasElbo, HasLogProb, Model, standard_normal
 from remint.records import DataSpec
 from remint.training.randomness import SCORE
-from remint.training.world import World
 
 DRAWS = 4  # of noise, for each example
 CHUNK = 256  # examples; the same at every world size, so that the score is too

@@ -1,4 +1,4 @@
-"""N processes on this machine: torchrun starts this same training N times, and dies with us.
+"""N processes on this machine: torchrun starts this same program N times, and dies with us.
 
 ``run`` (remint.processes) starts this file as a program, which asks the kernel for a signal at its parent's death
 and becomes torchrun; each rank asks the same of torchrun (step.run). So whoever is killed, however, the ranks get
@@ -44,7 +44,7 @@ def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
     with tempfile.TemporaryDirectory(prefix="remint-ranks-") as folder:
         log, events = Path(folder) / "log", Path(folder) / "events.jsonl"
         env = {**os.environ, EVENTS: str(events), "OMP_NUM_THREADS": str(threads)}
-        program = [sys.executable, "-m", "remint.training.launch", str(count), *command]
+        program = [sys.executable, "-m", "remint.distributed.launch", str(count), *command]
         try:
             status = processes.run(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=hand_on)
         except Interrupted:
@@ -57,11 +57,7 @@ def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
             words = log.read_text(errors="replace").splitlines()
             if not failures:
                 print("\n".join(words[-60:]), file=sys.stderr)
-            raise (
-                failures[0]
-                if failures
-                else StepError(f"one of {count} training processes failed (status {status}): {_reason(words)}")
-            )
+            raise (failures[0] if failures else StepError(f"one of {count} processes failed (status {status}): {_reason(words)}"))
 
 
 def _reason(words: Sequence[str]) -> str:
