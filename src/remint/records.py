@@ -178,6 +178,60 @@ class MetricValue(Record):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{unit}"
 
 
+class Leakage(Record):
+    """Held-out examples that also stand in a training split, whose model would be judged by what it has seen."""
+
+    checked: int  # held-out examples
+    exact: int  # of them, those that are byte for byte an example of the training split
+    near: int  # of the others, those within the tolerance of one
+    tolerance: str  # a sentence: what near is
+
+    @property
+    def share(self) -> float:
+        """Of the held-out examples, exact and near."""
+        return (self.exact + self.near) / self.checked
+
+    def text(self) -> str:
+        found = f"{self.exact} exact and {self.near} near" if self.exact + self.near else "none"
+        return f"{found} of {self.checked} held-out examples in the training split"
+
+
+class Change(Record):
+    """One statistic of a training split that is not what it was."""
+
+    of: str  # a column, "label", or what was taken of each image: brightness, contrast, a channel's brightness
+    statistic: Literal["mean", "spread", "missing", "share"]
+    category: str = ""  # of a share: the category that moved most
+    before: float  # in the column's own units; a share of 1
+    after: float
+    change: float  # standardised: of a mean in former deviations, of a spread the log of the ratio, of a share Cohen's h
+    low: float  # limits of its 95% interval
+    high: float
+    p: float  # of the test that nothing changed, corrected for all tests (Holm)
+
+    def text(self) -> str:
+        what = f"{self.statistic} of {self.of}" + (f" = {self.category}" if self.category else "")
+        return f"{what} {self.before:.4g} -> {self.after:.4g} ({self.change:+.2f} [{self.low:+.2f}, {self.high:+.2f}])"
+
+
+class Drift(Record):
+    """What changed in the training data since a model was trained."""
+
+    former: str  # digest of the DatasetVersion that it was trained on
+    present: str  # of the one that it is judged with
+    comparable: bool  # whether the two could be held against each other; the summary says why not
+    summary: str  # one sentence
+    before: dict[str, int] = {}  # examples in train, validation, held_out
+    after: dict[str, int] = {}
+    kept: int = 0  # examples that stand in both training splits
+    added: int = 0  # that are in the present one only
+    removed: int = 0  # that were in the former one only
+    tested: int = 0  # statistics that were held against each other
+    changed: tuple[Change, ...] = ()  # those that changed at 5%, corrected for all, the largest first
+    distance: MetricValue | None = None  # Frechet distance between the two training splits in today's features
+    floor: MetricValue | None = None  # the same where the same examples are shuffled between the two: nothing changed
+
+
 class EvaluationReport(Record):
     """All measurements of one model on one dataset version."""
 
@@ -188,6 +242,7 @@ class EvaluationReport(Record):
     metrics: dict[str, MetricValue]
     context: dict[str, MetricValue] = {}  # not of the model: the floor of a Frechet distance, a trivial baseline
     by_class: dict[str, dict[str, MetricValue]] = {}  # metric, class: the same over the held-out examples of one class
+    leakage: Leakage | None = None  # of the held-out split into the training split of the same version
     values_sha256: str = ""  # of the per-example values beside the report
 
 
@@ -232,6 +287,16 @@ def values_digest(values: Mapping[str, np.ndarray]) -> str:
     return state.hexdigest()
 
 
+class SeedSpread(Record):
+    """What the seed alone makes of a pipeline: the metrics of one recipe, trained with several seeds on one dataset version."""
+
+    pipeline: str
+    recipe: str  # digest of the recipe without its seed
+    dataset: str  # digest of the DatasetVersion
+    seeds: tuple[int, ...]
+    values: dict[str, tuple[float, ...]]  # by metric, one a seed
+
+
 class ModelVersion(Record):
     """One registered version, as MLflow holds it."""
 
@@ -255,7 +320,7 @@ class ModelVersion(Record):
 class RuleResult(Record):
     """One rule of the gate, with every number that it used."""
 
-    rule: Literal["require", "improve", "never_worse", "evidence", "clean", "approval"]
+    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "approval"]
     passed: bool
     reason: str  # one sentence a person can act on
     metric: str | None = None
