@@ -5,36 +5,26 @@ One row a decision. ``hash`` is over all other fields of the row, ``previous`` i
 who is champion. A chain that was written anew from its start, or cut short at its end, looks whole from within: pass
 ``verify`` the hashes that are kept elsewhere (each promoted version's tag ``ledger_hash``), and it shows too.
 
-SQLite is the default; PostgreSQL takes the driver psycopg 3. Appends to one model are serialised by the database:
-BEGIN IMMEDIATE on SQLite, an advisory lock on PostgreSQL; the unique key stands behind both.
+Appends to one model are serialised by the database (remint.database); the unique key stands behind that.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from pydantic import ValidationError
-from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from remint.errors import ChampionChanged, LedgerError, SettingsError
+from remint.database import Database
+from remint.errors import ChampionChanged, LedgerError
 from remint.records import LedgerRow, digest
 
 SCHEMA = 1
-BUSY = 60.0  # seconds that a writer waits for others
-ATTEMPTS = 4  # times that a lost connection is made again
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
 
 Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
-Result = TypeVar("Result")
 
 _metadata = sa.MetaData()
 _schema = sa.Table("ledger_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
@@ -59,13 +49,12 @@ _rows = sa.Table(
 class Ledger:
     """The ledger at one database address, its schema made where there is none.
 
-    Raises SettingsError for an address that is neither sqlite:///FILE nor postgresql://.., LedgerError where the database
-    cannot be reached or was written by a newer remint.
+    Raises what remint.database raises.
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
-        self._again(self._make_schema)
+        self._database = Database(url)
+        self._database.make(_metadata, _schema, SCHEMA)
 
     def append(
         self,
@@ -95,7 +84,7 @@ class Ledger:
 
         def once() -> LedgerRow:
             nonlocal tried
-            with self._write(model) as connection:
+            with self._database.write(model) as connection:
                 last = self._last(connection, model)
                 if tried and last is not None and said.items() <= last.to_json().items():
                     return last  # the reply to our commit was lost, not the commit
@@ -104,7 +93,7 @@ class Ledger:
                 connection.execute(_rows.insert().values(**row.to_json()))
                 return row
 
-        return self._again(once)
+        return self._database.again(once)
 
     def rows(self, model: str | None = None) -> list[LedgerRow]:
         """The rows of one model, oldest first; of all models without one. Raises LedgerError for a row that is no row."""
@@ -152,112 +141,23 @@ class Ledger:
             query = query.where(_rows.c.model == model)
 
         def read() -> list[dict[str, Any]]:
-            with self._engine.begin() as connection:
+            with self._database.read() as connection:
                 return [dict(row) for row in connection.execute(query).mappings()]
 
-        return self._again(read)
+        return self._database.again(read)
 
     def _newest(self, model: str) -> LedgerRow | None:
         def read() -> LedgerRow | None:
-            with self._engine.begin() as connection:
+            with self._database.read() as connection:
                 return self._last(connection, model)
 
-        return self._again(read)
+        return self._database.again(read)
 
     @staticmethod
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:
         query = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence.desc()).limit(1)
         fields = connection.execute(query).mappings().first()
         return _row(dict(fields)) if fields else None
-
-    @contextmanager
-    def _write(self, what: str) -> Iterator[sa.Connection]:
-        """A transaction that nobody else's writing transaction about ``what`` overlaps."""
-        with self._engine.connect().execution_options(remint_write=True) as connection, connection.begin():
-            if connection.dialect.name == "postgresql":
-                word = int.from_bytes(hashlib.sha256(f"remint ledger {what}".encode()).digest()[:8], "big", signed=True)
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
-            yield connection
-
-    def _make_schema(self) -> None:
-        if sa.inspect(self._engine).has_table(_rows.name):
-            with self._engine.begin() as connection:
-                found = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar()
-        else:
-            with self._write("schema") as connection:
-                _metadata.create_all(connection)
-                found = connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar()
-                if found is None:
-                    connection.execute(_schema.insert().values(version=SCHEMA))
-                    found = SCHEMA
-        if found != SCHEMA:
-            raise LedgerError(
-                f"the ledger at {self._engine.url} has schema {found}, this remint knows {SCHEMA}: use the one that wrote it"
-            )
-
-    def _again(self, work: Callable[[], Result]) -> Result:
-        """Runs one transaction, again where the connection was lost under it. The vendor's errors become ours here."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return work()
-            except DBAPIError as error:
-                if isinstance(error, IntegrityError):
-                    raise LedgerError(
-                        f"the ledger at {self._engine.url} was written past its lock: run again ({error.orig})"
-                    ) from error
-                lost = error.connection_invalidated or self._engine.dialect.is_disconnect(error.orig, None, None)  # type: ignore[arg-type]
-                if not (lost or _starting(error)) or attempt == ATTEMPTS:
-                    raise LedgerError(f"the ledger at {self._engine.url} failed: {_first_line(error.orig)}") from error
-                time.sleep(0.25 * 2**attempt)
-            except SQLAlchemyError as error:
-                raise LedgerError(f"the ledger at {self._engine.url} failed: {_first_line(error)}") from error
-        raise AssertionError("the last attempt returns or raises")
-
-
-@lru_cache(maxsize=8)
-def _engine(url: str) -> sa.Engine:
-    try:
-        address = sa.make_url(url)
-        if address.drivername == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")
-        if address.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
-            raise SettingsError(f"REMINT_LEDGER {address}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
-        if address.get_backend_name() == "postgresql":
-            return sa.create_engine(address, pool_pre_ping=True)
-        if address.database:
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(address, connect_args={"timeout": BUSY}, poolclass=sa.NullPool)
-    except (ArgumentError, NoSuchModuleError):
-        raise SettingsError("REMINT_LEDGER: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE") from None
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"REMINT_LEDGER: PostgreSQL needs {error.name}: pip install 'psycopg[binary]'") from None
-
-    # The driver opens a transaction only at the first write, too late for a compare-and-swap: begin it ourselves
-    # (SQLAlchemy, "Serializable isolation, savepoints, transactional DDL" of the SQLite dialect's page).
-    @event.listens_for(engine, "connect")
-    def _no_implicit_begin(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        immediate = connection.get_execution_options().get("remint_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-    return engine
-
-
-def _starting(error: DBAPIError) -> bool:
-    """Whether PostgreSQL cannot be reached for the moment: it refuses, starts or stops (SQLSTATE classes 08 and 57P)."""
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    return (
-        state.startswith(("08", "57P"))
-        or "connection failed" in str(error.orig)
-        or "connection refused" in str(error.orig).lower()
-    )
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _following(last: LedgerRow | None, said: dict[str, Any], expected: int | None, champion_after: int | None) -> LedgerRow:
