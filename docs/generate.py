@@ -26,6 +26,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),
     ("pipelines.NAME.training", recipe.TrainingSettings),
     ("pipelines.NAME.evaluation", config.EvaluationSettings),
+    ("pipelines.NAME.evaluation.inception, .program", config.FeatureFile),
     ("pipelines.NAME.promotion", config.PromotionSettings),
     ("pipelines.NAME.promotion.require.METRIC", config.Bound),
     ("pipelines.NAME.promotion.improve", config.Improve),

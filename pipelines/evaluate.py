@@ -10,7 +10,10 @@ import os
 import shutil
 from pathlib import Path
 
-from remint import config, step
+from remint import config, plugins, step
+
+# Where the code of a plug-in metric may lie: what dvc.yaml lists for the evaluate step.
+CODE = ("src/remint/evaluation", "src/remint/models", "examples")
 
 
 def main(pipeline: str) -> None:
@@ -21,6 +24,8 @@ def main(pipeline: str) -> None:
 
     here = Path.cwd()
     settings = config.load(here).pipeline(pipeline)
+    for metric in settings.metrics():
+        plugins.require_watched_code(metric, here, CODE, here / "constraints.txt", "metric")
     torch.set_num_threads(settings.training.threads)
     bundle = Path(os.environ.get("REMINT_EVALUATE_BUNDLE", here / "outs/trained" / pipeline))
     out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from remint import plugins
+from remint import metrics, plugins
 from remint.errors import SettingsError
 from remint.recipe import (
     Count,
@@ -34,8 +34,18 @@ from remint.recipe import (
 
 PARAMS = "params.yaml"
 
-# What a metric asks of a model: a protocol of models/contract.py, or classes: that it is conditional.
-METRIC_NEEDS = {"nll": "log_prob", "elbo": "elbo", "iwae": "elbo", "fd_domain": "sample", "class_agreement": "classes"}
+# What features other than the dataset's own are made from, for the person whose params.yaml does not say.
+FEATURE_FILES = {
+    "inception": "the weights file weights-inception-2015-12-05-6726825d.pth, as torch-fidelity publishes it",
+    "program": "a torch.export program, with its sha256",
+}
+
+
+class FeatureFile(Settings):
+    """A file that features are made from."""
+
+    path: str  # of a file, from the repository's folder, or s3://bucket/key
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # inception: None is as published; program: required
 
 
 class EvaluationSettings(Settings):
@@ -47,14 +57,33 @@ class EvaluationSettings(Settings):
     importance_samples: Positive = 500  # K of IWAE-K
     seed: Count = 0
 
+    inception: FeatureFile | None = None  # weights of the 2015 Inception network, for fid and the metrics named _inception
+    program: FeatureFile | None = None  # a torch.export program of examples to features, for the metrics named _program
     @field_validator("metrics")
     @classmethod
     def _known(cls, metrics: list[str] | None) -> list[str] | None:
-        for metric in metrics or []:
-            if metric not in METRIC_NEEDS:
-                raise ValueError(unknown(f"metric '{metric}'", metric, list(METRIC_NEEDS)))
+        try:
+            for metric in metrics or []:
+                plugins.facts_of(metric)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
         return metrics
 
+
+    @field_validator("program")
+    @classmethod
+    def _pinned(cls, program: FeatureFile | None) -> FeatureFile | None:
+        if program is not None and program.sha256 is None:
+            raise ValueError("sha256: missing: a program is used only where its SHA-256 is the one that is written here")
+        return program
+
+    @model_validator(mode="after")
+    def _feature_files(self) -> EvaluationSettings:
+        for metric in self.metrics or []:
+            features = plugins.facts_of(metric).features
+            if features in FEATURE_FILES and getattr(self, features) is None:
+                raise ValueError(f"metrics: {metric} needs evaluation.{features}.path: {FEATURE_FILES[features]}")
+        return self
 
 class Bound(Settings):
     """An absolute bound on a metric's value."""
@@ -156,12 +185,11 @@ class PipelineSettings(Settings):
     def _metrics_fit(self) -> PipelineSettings:
         can = self.model.can | ({"classes"} if self.model.conditional else set())
         for metric in self.evaluation.metrics or []:
-            if METRIC_NEEDS[metric] == "classes" and "classes" not in can:
+            needs = plugins.facts_of(metric).needs
+            if needs == "classes" and "classes" not in can:
                 raise ValueError(f"evaluation.metrics: {metric} needs model.conditional: true")
-            if METRIC_NEEDS[metric] not in can:
-                raise ValueError(
-                    f"evaluation.metrics: family '{self.family}' has no {METRIC_NEEDS[metric]}, which {metric} needs"
-                )
+            if needs not in can:
+                raise ValueError(f"evaluation.metrics: family '{self.family}' has no {needs}, which {metric} needs")
         for metric in sorted(self.promotion.metrics() - set(self.metrics())):
             raise ValueError(
                 f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})"
@@ -170,7 +198,7 @@ class PipelineSettings(Settings):
 
     def metrics(self) -> list[str]:
         """The metrics that are measured: those asked for, else all that the family promises."""
-        return self.evaluation.metrics or [metric for metric, need in METRIC_NEEDS.items() if need in self.model.can]
+        return self.evaluation.metrics or metrics.by_default(self.model.can)
 
     @property
     def recipe(self) -> Recipe:
@@ -216,6 +244,18 @@ class Params(Settings):
 
 
 def load(folder: Path) -> Params:
+    @model_validator(mode="after")
+    def _inception_sees_images(self) -> Params:
+        for name, pipeline in self.pipelines.items():
+            table = pipeline.dataset in self.datasets and self.datasets[pipeline.dataset].kind == "table"
+            for metric in pipeline.evaluation.metrics or []:
+                if table and plugins.facts_of(metric).features == "inception":
+                    raise ValueError(
+                        f"pipelines.{name}.evaluation.metrics: {metric} needs images, and dataset '{pipeline.dataset}' is a "
+                        "table: measure it in the dataset's own features, as fd_domain"
+                    )
+        return self
+
     """Reads params.yaml of ``folder``. Raises SettingsError: one line a mistake, each with its key."""
     return validate(read(folder))
 

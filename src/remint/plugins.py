@@ -1,31 +1,41 @@
-"""Families by name: what recipe.py lists, and what installed packages offer beside it.
+"""Families and metrics by name: what recipe.py and metrics.py list, and what installed packages offer beside it.
 
-A plug-in is an entry point of the group ``remint.families`` whose value is a module with ``build`` and ``phases``
-(models/contract.py, Family) and ``Settings``, its subclass of recipe.ModelSettings.
+A plug-in is an entry point whose value is a module:
+
+    remint.families   ``build`` and ``phases`` (models/contract.py, Family), ``Settings``, its subclass of recipe.ModelSettings
+    remint.metrics    ``measure(model, bench)`` (evaluation/metrics.py, Metric), ``FACTS``, a metrics.Facts
+
+Its module is imported only where params.yaml names it.
 """
 
 from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from remint.errors import SettingsError
+from remint.metrics import METRICS, Facts
 from remint.recipe import MODEL_SETTINGS, ModelSettings, unknown
 
-GROUP = "remint.families"
-PARTS = ("build", "phases", "Settings")
+Kind = Literal["family", "metric"]
+
+GROUPS: dict[Kind, str] = {"family": "remint.families", "metric": "remint.metrics"}
+PARTS: dict[Kind, tuple[str, ...]] = {"family": ("build", "phases", "Settings"), "metric": ("FACTS", "measure")}
+BUILT_IN: dict[Kind, Collection[str]] = {"family": MODEL_SETTINGS, "metric": METRICS}
+STEPS: dict[Kind, str] = {"family": "train", "metric": "evaluate"}  # whose result its code decides
 
 
-def names() -> list[str]:
-    """Every family that ``family:`` may name, sorted."""
-    return sorted({*MODEL_SETTINGS, *_entry_points()})
+def names(kind: Kind = "family") -> list[str]:
+    """Every family that ``family:``, or metric that ``metrics:``, may name, sorted."""
+    return sorted({*BUILT_IN[kind], *_entry_points(kind)})
 
 
 def settings_of(name: str) -> type[ModelSettings]:
@@ -36,53 +46,64 @@ def settings_of(name: str) -> type[ModelSettings]:
     return settings
 
 
-def module_of(name: str) -> ModuleType:
-    """The module of a plug-in. Raises SettingsError: no such family, one that cannot be imported or lacks a part."""
-    found = _entry_points()
+def facts_of(name: str) -> Facts:
+    """What the metric asks for and what its numbers mean. Raises SettingsError: an unknown name, a plug-in that is none."""
+    if name in METRICS:
+        return METRICS[name]
+    facts: Facts = module_of(name, "metric").FACTS
+    return facts
+
+
+def module_of(name: str, kind: Kind = "family") -> ModuleType:
+    """The module of a plug-in. Raises SettingsError: none of that name, one that cannot be imported or lacks a part."""
+    found = _entry_points(kind)
     if name not in found:
-        raise SettingsError(unknown(f"family '{name}'", name, names()))
+        raise SettingsError(unknown(f"{kind} '{name}'", name, names(kind)))
     point = found[name]
-    where = f"family '{name}': its plug-in {point.value}{_origin(point)}"
+    where = f"{kind} '{name}': its plug-in {point.value}{_origin(point)}"
     try:
         module: ModuleType = point.load()
     except Exception as error:  # a plug-in may raise anything while it is imported
         words = " ".join(str(error).split()).replace(";", ",")
         raise SettingsError(f"{where} cannot be imported: {type(error).__name__}: {words}") from error
-    missing = [part for part in PARTS if not hasattr(module, part)]
+    missing = [part for part in PARTS[kind] if not hasattr(module, part)]
     if missing:
         raise SettingsError(f"{where} has no {', '.join(missing)}: see remint.plugins")
-    if not (isinstance(module.Settings, type) and issubclass(module.Settings, ModelSettings)):
+    if kind == "family" and not (isinstance(module.Settings, type) and issubclass(module.Settings, ModelSettings)):
         raise SettingsError(f"{where}: Settings is not a subclass of remint.recipe.ModelSettings")
+    if kind == "metric" and not isinstance(module.FACTS, Facts):
+        raise SettingsError(f"{where}: FACTS is not a remint.metrics.Facts")
     return module
 
 
-def require_watched_code(name: str, workspace: Path, watched: Sequence[str], constraints: Path) -> None:
-    """Refuses to train a plug-in whose code may change without a retraining.
+def require_watched_code(name: str, workspace: Path, watched: Sequence[str], constraints: Path, kind: Kind = "family") -> None:
+    """Refuses a plug-in whose code may change without its step being run again.
 
-    Every file that it is made of is either below one of the ``watched`` paths of the workspace, which the train step
+    Every file that it is made of is either below one of the ``watched`` paths of the workspace, which the step
     depends on, or installed; and the plug-in itself, where it is installed, is pinned in ``constraints``, which the
-    train step depends on too. Raises SettingsError. Built-in families are watched as they are.
+    step depends on too. Raises SettingsError. What is built in is watched as it is.
     """
-    if name in MODEL_SETTINGS:
+    if name in BUILT_IN[kind]:
         return
-    point = _entry_points()[name]
+    step = STEPS[kind]
+    point = _entry_points(kind)[name]
     roots = [(workspace / path).resolve() for path in watched]
     first, *others = _files(point.module)
     for file in (first, *others):
         if not _installed(file) and not any(file.is_relative_to(root) for root in roots):
             raise SettingsError(
-                f"family '{name}': its code {file} is not among the dependencies of the train step: "
-                "add it to dvc.yaml (stages.train.do.deps) and CODE in pipelines/train.py"
+                f"{kind} '{name}': its code {file} is not among the dependencies of the {step} step: "
+                f"add it to dvc.yaml (stages.{step}.do.deps) and CODE in pipelines/{step}.py"
             )
     pin = f"{point.dist.name}=={point.dist.version}" if point.dist else point.value
     if _installed(first) and _folded(pin) not in map(_folded, constraints.read_text().splitlines()):
         raise SettingsError(
-            f"family '{name}': its package is not among the dependencies of the train step: add {pin} to {constraints.name}"
+            f"{kind} '{name}': its package is not among the dependencies of the {step} step: add {pin} to {constraints.name}"
         )
 
 
-def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUPS[kind])}
 
 
 def _origin(point: EntryPoint) -> str:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
+from remint import plugins
 from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import features as feature_step
 from remint.evaluation.bench import Bench, Measurement
-from remint.evaluation.metrics import METRICS, Metric
+from remint.evaluation.metrics import PROTOCOLS, Metric, metric_of
+from remint.metrics import Facts
 from remint.models.bundle import load_model
 from remint.models.contract import Model
-from remint.recipe import unknown
 from remint.records import EvaluationReport, Evidence, MetricValue, TrainedModel
 from remint.step import emit
 
@@ -30,7 +31,7 @@ def evaluate(
         dataset: the data that it is judged on, not necessarily the version that it was trained on.
         features: folder of the dataset's extractor.
         settings: numbers of samples, draws and importance samples, and the seed.
-        metrics: names in METRICS.
+        metrics: their names, built in or of plug-ins.
         pipeline: the name that the report carries and that errors point to.
 
     Raises:
@@ -53,7 +54,7 @@ def evaluate(
         model_key=trained.key,
         weights_sha256=trained.weights_sha256,
         dataset=dataset.version.digest,
-        metrics={name: _value(name, METRICS[name], measured[name], bench) for name in metrics},
+        metrics={name: _value(name, plugins.facts_of(name), measured[name], bench) for name in metrics},
         context=context,
         by_class=_by_class(measured, metrics, bench),
     )
@@ -67,8 +68,8 @@ def measure(
     """The measurements of a model by metric, and the context beside them; each pass over the model or the data runs once."""
     chosen = {name: _metric(name, model, pipeline) for name in metrics}
     passes = {metric.measure: name for name, metric in chosen.items()}
-    contexts: dict[str, tuple[Metric, Callable[[Bench], Measurement]]] = {
-        name: (metric, compute) for metric in chosen.values() for name, compute in metric.context.items()
+    contexts: dict[str, tuple[Facts, Callable[[Bench], Measurement]]] = {
+        name: (plugins.facts_of(metric), compute) for metric in metrics for name, compute in chosen[metric].context.items()
     }
     steps = len(passes) + len(contexts)
     measured: dict[str, Measurement] = {}
@@ -76,20 +77,22 @@ def measure(
         emit("progress", step=step, steps=steps, metric=name)
         measured.update(run(model, bench))
     context: dict[str, MetricValue] = {}
-    for step, (name, (metric, compute)) in enumerate(contexts.items(), start=len(passes)):
+    for step, (name, (facts, compute)) in enumerate(contexts.items(), start=len(passes)):
         emit("progress", step=step, steps=steps, metric=name)
-        context[name] = _value(name, metric, compute(bench), bench)
+        context[name] = _value(name, facts, compute(bench), bench)
     emit("progress", step=steps, steps=steps)
     return measured, context
 
 
 def _metric(name: str, model: object, pipeline: str) -> Metric:
     where = f"params.yaml: pipelines.{pipeline}.evaluation.metrics: "
-    metric = METRICS.get(name)
-    if metric is None:
-        raise SettingsError(where + unknown(f"metric '{name}'", name, list(METRICS)))
-    if not isinstance(model, metric.requires):
-        raise SettingsError(f"{where}{name} needs a model that is {metric.requires.__name__}, and this one is not: remove it")
+    try:
+        needs = PROTOCOLS[plugins.facts_of(name).needs]
+        metric = metric_of(name)
+    except SettingsError as error:
+        raise SettingsError(f"{where}{error}") from None
+    if not isinstance(model, needs):
+        raise SettingsError(f"{where}{name} needs a model that is {needs.__name__}, and this one is not: remove it")
     return metric
 
 
@@ -97,13 +100,15 @@ def _by_class(measured: dict[str, Measurement], metrics: list[str], bench: Bench
     """Each metric that has a value for each class, by the class's name."""
     names = bench.dataset.spec.class_names or [str(y) for y in range(bench.dataset.spec.classes)]
     return {
-        name: {names[y]: _value(name, METRICS[name], value, bench) for y, value in sorted(measured[name].by_class.items())}
+        name: {
+            names[y]: _value(name, plugins.facts_of(name), value, bench) for y, value in sorted(measured[name].by_class.items())
+        }
         for name in metrics
         if measured[name].by_class
     }
 
 
-def _value(name: str, metric: Metric, measurement: Measurement, bench: Bench) -> MetricValue:
+def _value(name: str, facts: Facts, measurement: Measurement, bench: Bench) -> MetricValue:
     return MetricValue(
         name=name,
         value=float(measurement.values_N.mean()),
@@ -111,8 +116,8 @@ def _value(name: str, metric: Metric, measurement: Measurement, bench: Bench) ->
         high=measurement.high,
         n=measurement.n,
         seed=bench.settings.seed,
-        unit=bench.dataset.spec.unit if metric.in_unit else "",
-        better=metric.better,
+        unit=bench.dataset.spec.unit if facts.in_unit else "",
+        better=facts.better,
         fingerprint=measurement.fingerprint,
     )
 
