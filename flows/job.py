@@ -18,7 +18,7 @@ from remint.config import Params, PipelineSettings
 from remint.errors import Interrupted
 from remint.home import Home
 from remint.ledger import Ledger
-from remint.records import DatasetVersion, Evidence, TrainedModel
+from remint.records import DatasetVersion, Evidence, SeedSpread, TrainedModel
 from remint.tracking import Tracking
 
 
@@ -66,8 +66,20 @@ class Retraining:
         return stores.tracking(self.home)
 
     @property
+    def spread(self) -> SeedSpread | None:
+        """What seeds alone make of this pipeline; None where nobody has measured it, or the gate does not ask."""
+        improve = self.settings.promotion.improve
+        return stores.spreads(self.home).newest(self.pipeline) if improve and improve.margin == "auto" else None
+
+    @property
     def ledger(self) -> Ledger:
         return stores.ledger(self.home)
+
+    def finish_run(self) -> None:
+        """Ends the MLflow run of a training that nothing is registered of."""
+        if self.run_id is not None:
+            self.tracking.end_run(self.run_id, "FINISHED")
+            self.run_id = None
 
     def close_run(self, error: BaseException) -> None:
         """Ends the MLflow run that is still open with the reason why it did not come to its end."""

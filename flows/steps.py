@@ -199,8 +199,10 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
             holder,
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
-            comparable=why_not,
+            incomparable=why_not,
             cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
+            spread=job.spread,
+            recipe=digest(job.settings.recipe.but_seed()),
         )
 
 
@@ -244,9 +246,10 @@ def _append(job: Retraining, decision: Decision) -> LedgerRow:
 
 
 def evidence_key(job: Retraining) -> str:
-    """What a decision rests on, apart from who is champion: same weights, report and rules -> same key."""
-    rules = job.settings.promotion.model_dump(mode="json")
-    return digest({"key": job.model.key, "report": job.evidence.report.digest, "rules": rules, "dirty": job.commit.dirty})
+    """What a decision rests on, apart from who is champion: same weights, report, rules and spread -> same key."""
+    rules, spread = job.settings.promotion.model_dump(mode="json"), job.spread
+    rests_on = {"key": job.model.key, "report": job.evidence.report.digest, "rules": rules, "dirty": job.commit.dirty}
+    return digest(rests_on | ({"spread": spread.digest} if spread else {}))
 
 
 @step("look into the ledger")

@@ -265,6 +265,46 @@ def sample(
 
 
 @app.command()
+def spread(
+    pipeline: Annotated[str, typer.Argument(help="A name below pipelines: in params.yaml.")],
+    seeds: Annotated[int, typer.Option(min=3, max=100, help="How many seeds, from training.seed upwards.")] = 5,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value below the pipeline's name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one recipe with several seeds and record what its metrics differ by: margin: auto asks for more than that.
+
+    Example: remint spread digits-flow --seeds 5
+    """
+    home, params = here()
+    params.pipeline(pipeline)
+    settings = config.validate(config.override(config.read(home.repository), pipeline, set_ or [])).pipeline(pipeline)
+    first = settings.training.seed
+    from flows import server
+
+    with server.api(home, terminal.say):
+        from flows import progress
+        from flows.run import interruptible
+        from flows.spread import measure
+
+        with terminal.Display() as display, interruptible():
+            progress.listeners.append(display)
+            measured = measure(home, pipeline, list(range(first, first + seeds)), set_ or [])
+    from remint.paired import seed_margin
+
+    confidence = settings.promotion.improve.confidence if settings.promotion.improve else 0.95
+    margins = {metric: seed_margin(values, confidence) for metric, values in measured.values.items()}
+    if as_json:
+        print_json({**measured.to_json(), "margins": margins})
+        return
+    rows = [
+        [metric, "  ".join(f"{value:.4f}" for value in values), f"{margins[metric]:.4f}"]
+        for metric, values in measured.values.items()
+    ]
+    terminal.table(["metric", f"with seeds {first} to {first + seeds - 1}", f"two differ by less at {confidence:.0%}"], rows)
+    terminal.out.print(f"\nRecorded: with improve: {{margin: auto}} a challenger of {pipeline} must be better by more than that.")
+
+
+@app.command()
 def deploy(
     branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "",
     as_json: AsJson = False,

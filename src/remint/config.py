@@ -24,6 +24,7 @@ from remint.errors import SettingsError
 from remint.recipe import (
     Count,
     DatasetSettings,
+    Fraction,
     ModelSettings,
     Positive,
     Recipe,
@@ -56,9 +57,9 @@ class EvaluationSettings(Settings):
     draws: Annotated[int, Field(ge=2)] = 20  # repeated draws, for the interval
     importance_samples: Positive = 500  # K of IWAE-K
     seed: Count = 0
-
     inception: FeatureFile | None = None  # weights of the 2015 Inception network, for fid and the metrics named _inception
     program: FeatureFile | None = None  # a torch.export program of examples to features, for the metrics named _program
+
     @field_validator("metrics")
     @classmethod
     def _known(cls, metrics: list[str] | None) -> list[str] | None:
@@ -68,7 +69,6 @@ class EvaluationSettings(Settings):
         except SettingsError as error:
             raise ValueError(str(error)) from None
         return metrics
-
 
     @field_validator("program")
     @classmethod
@@ -84,6 +84,7 @@ class EvaluationSettings(Settings):
             if features in FEATURE_FILES and getattr(self, features) is None:
                 raise ValueError(f"metrics: {metric} needs evaluation.{features}.path: {FEATURE_FILES[features]}")
         return self
+
 
 class Bound(Settings):
     """An absolute bound on a metric's value."""
@@ -101,9 +102,21 @@ class Bound(Settings):
 class Improve(Settings):
     """The challenger must be better by more than ``margin`` with this confidence."""
 
-    metric: str
-    margin: float = 0.0
+    metric: str | list[str]  # of several one is enough
+    margin: float | Literal["auto"] = 0.0  # auto: more than two seeds differ by, as remint spread measured it
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+    @property
+    def metrics(self) -> list[str]:
+        return [self.metric] if isinstance(self.metric, str) else self.metric
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Improve:
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ValueError("metric: name at least one, and each one once")
+        if len(self.metrics) > 1 and self.margin not in ("auto", 0.0):
+            raise ValueError("margin: one number is no margin for several metrics, which have units of their own: auto, or 0")
+        return self
 
 
 class PromotionSettings(Settings):
@@ -112,10 +125,11 @@ class PromotionSettings(Settings):
     require: dict[str, Bound] = {}
     improve: Improve | None = None
     never_worse: dict[str, Annotated[float, Field(ge=0.0)]] = {}  # guard metric: how much worse it may be
+    leakage: Fraction = 0.01  # held-out examples that may stand, exactly or nearly, in the training split, as a share of all
     approval: Literal["auto", "manual"] = "auto"
 
     def metrics(self) -> set[str]:
-        return {*self.require, *self.never_worse, *([self.improve.metric] if self.improve else [])}
+        return {*self.require, *self.never_worse, *(self.improve.metrics if self.improve else [])}
 
 
 class ScheduleSettings(Settings):
@@ -230,6 +244,18 @@ class Params(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _inception_sees_images(self) -> Params:
+        for name, pipeline in self.pipelines.items():
+            table = pipeline.dataset in self.datasets and self.datasets[pipeline.dataset].kind == "table"
+            for metric in pipeline.evaluation.metrics or []:
+                if table and plugins.facts_of(metric).features == "inception":
+                    raise ValueError(
+                        f"pipelines.{name}.evaluation.metrics: {metric} needs images, and dataset '{pipeline.dataset}' is a "
+                        "table: measure it in the dataset's own features, as fd_domain"
+                    )
+        return self
+
     def dataset(self, name: str) -> DatasetSettings:
         """Raises SettingsError with the nearest name where there is no such dataset."""
         if name not in self.datasets:
@@ -244,18 +270,6 @@ class Params(Settings):
 
 
 def load(folder: Path) -> Params:
-    @model_validator(mode="after")
-    def _inception_sees_images(self) -> Params:
-        for name, pipeline in self.pipelines.items():
-            table = pipeline.dataset in self.datasets and self.datasets[pipeline.dataset].kind == "table"
-            for metric in pipeline.evaluation.metrics or []:
-                if table and plugins.facts_of(metric).features == "inception":
-                    raise ValueError(
-                        f"pipelines.{name}.evaluation.metrics: {metric} needs images, and dataset '{pipeline.dataset}' is a "
-                        "table: measure it in the dataset's own features, as fd_domain"
-                    )
-        return self
-
     """Reads params.yaml of ``folder``. Raises SettingsError: one line a mistake, each with its key."""
     return validate(read(folder))
 

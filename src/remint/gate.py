@@ -13,9 +13,18 @@ repetitions, and an interval that is wide for want of examples must not open the
 worse on the metric that it should improve is refused and not kept: something broke, and a person should look. Missing,
 broken or incomparable evidence refuses, whatever the numbers.
 
-"Shown" is one-sided at ``improve.confidence`` (0.95 for guards where there is no ``improve``), by the studentised
-bootstrap over pairs (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5): over examples for
-likelihoods, over repeated draws for Frechet distances. The plain percentile bootstrap is too narrow for 20 draws.
+"Shown" is one-sided at ``improve.confidence`` (0.95 for guards where there is no ``improve``), by a bootstrap over pairs
+(remint.paired): over examples for likelihoods, over repeated draws for what is measured of samples. Chance has as many
+tries as there are comparisons, so each is held to its share of the level (Bonferroni): one of several ``improve.metric``
+is enough to promote, which divides the level among them; any comparison that shows the challenger worse refuses it, which
+divides that level among all. That every guard holds needs no correction: chance would have to pass them all.
+
+An interval over examples knows nothing of the training's own chance. Two trainings that differ by the seed alone do differ,
+and with ``margin: 0`` the luckier one is promoted, time and again. ``margin: auto`` asks for more than two seeds differ by,
+as ``remint spread`` recorded it (paired.seed_margin); where nothing is recorded nothing is shown to be better.
+
+``leakage``: held-out examples that stand in a training split as well say nothing of what was learnt. Above a share the
+challenger is refused; where it is the champion that has seen them, the two are not comparable.
 """
 
 from __future__ import annotations
@@ -26,11 +35,12 @@ from typing import Literal
 
 import numpy as np
 
+from remint import comparable
 from remint.config import Improve, PromotionSettings
-from remint.records import Decision, Evidence, MetricValue, RuleResult, Verdict, digest, values_digest
+from remint.paired import Difference, difference, seed_margin
+from remint.records import Decision, Evidence, Leakage, RuleResult, SeedSpread, Verdict, digest
 
-RESAMPLES = 9_999
-FEWEST = 8  # values behind a comparison; with fewer, a resample of one value repeated is too likely
+FEWEST_SEEDS = 3  # behind an automatic margin
 GUARD_CONFIDENCE = 0.95
 
 State = Literal["holds", "open", "broken"]
@@ -44,18 +54,6 @@ class _Ruling:
 
 
 @dataclass(frozen=True)
-class _Difference:
-    """How much better the challenger is. Above 0 is better, whichever direction the metric has."""
-
-    value: float
-    low: float  # one-sided limits, each at the confidence asked for
-    high: float
-
-    def text(self) -> str:
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-
-
-@dataclass(frozen=True)
 class _Case:
     """What the rules are held against."""
 
@@ -65,6 +63,17 @@ class _Case:
     champion: Evidence | None
     champion_version: int | None
     rules: PromotionSettings
+    spread: SeedSpread | None
+    recipe: str  # SeedSpread.recipe of the challenger
+
+    @property
+    def level(self) -> float:
+        """How often, at most, chance alone may be taken for a difference, over all comparisons together."""
+        return 1.0 - (self.rules.improve.confidence if self.rules.improve else GUARD_CONFIDENCE)
+
+    @property
+    def comparisons(self) -> int:
+        return len(self.rules.never_worse) + (len(self.rules.improve.metrics) if self.rules.improve else 0)
 
     @property
     def first(self) -> bool:
@@ -86,16 +95,19 @@ def decide(
     rules: PromotionSettings,
     *,
     dirty: str | None = None,  # what was not committed; None: the challenger was built from a clean commit
-    comparable: str | None = None,  # why the champion could not be evaluated; None: it could
+    incomparable: str | None = None,  # why the champion could not be evaluated; None: it could
     cut_short: str | None = None,  # how the training went wrong; None: it came to its end
+    spread: SeedSpread | None = None,  # what seeds make of this pipeline; None: nobody has measured it
+    recipe: str = "",  # of the challenger, as in SeedSpread
+    champion_leakage: Leakage | None = None,  # of the champion's training split, where it was another than the challenger's
 ) -> Decision:
     """The verdict on one challenger, with every rule and every number that it used.
 
     ``champion`` is the champion's evidence on the challenger's data, measured with today's settings. Bad evidence is a
     refusal with its reason, never an exception, and never a promotion.
     """
-    case = _Case(model, challenger, challenger_version, champion, champion_version, rules)
-    rulings = _rulings(case, dirty, comparable, cut_short)
+    case = _Case(model, challenger, challenger_version, champion, champion_version, rules, spread, recipe)
+    rulings = _rulings(case, dirty, incomparable, cut_short, champion_leakage)
     states = {ruling.state for ruling in rulings}
     worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
     verdict = _VERDICTS[worst]
@@ -105,7 +117,11 @@ def decide(
         wait = f"promotion.approval is manual: remint promote {model}/{challenger_version} --reason '..', or remint reject"
         rulings.append(_Ruling("open", RuleResult(rule="approval", passed=False, reason=wait)))
         reasons.append(wait)
-    sources = {"challenger": _digest(challenger), **({"champion": _digest(champion)} if champion else {})}
+    sources = {
+        "challenger": comparable.digest_of(challenger),
+        **({"champion": comparable.digest_of(champion)} if champion else {}),
+    }
+    sources |= {"spread": spread.digest} if spread else {}
     return Decision(
         model=model,
         verdict=verdict,
@@ -117,7 +133,9 @@ def decide(
     )
 
 
-def _rulings(case: _Case, dirty: str | None, comparable: str | None, cut_short: str | None) -> list[_Ruling]:
+def _rulings(
+    case: _Case, dirty: str | None, incomparable: str | None, cut_short: str | None, champion_leakage: Leakage | None
+) -> list[_Ruling]:
     rules = case.rules
     if not rules.metrics():
         return [
@@ -135,6 +153,8 @@ def _rulings(case: _Case, dirty: str | None, comparable: str | None, cut_short: 
         rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
     if cut_short is not None:
         rulings.append(_evidence("broken", f"{cut_short}; a training that went wrong is not promoted by the gate"))
+    if case.challenger.report.leakage is not None:
+        rulings.append(_leakage(case.challenger.report.leakage, rules.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
     if case.first:
         if not rules.require:
@@ -142,10 +162,15 @@ def _rulings(case: _Case, dirty: str | None, comparable: str | None, cut_short: 
                 _evidence("broken", "no champion, and no requirement to hold a first version against: write promotion.require")
             )
         return rulings
-    if comparable is not None:
-        return [*rulings, _evidence("broken", f"not comparable: {comparable}")]
+    if incomparable is not None:
+        return [*rulings, _evidence("broken", f"not comparable: {incomparable}")]
+    if champion_leakage is not None and champion_leakage.share > rules.leakage:
+        seen = (
+            f"not comparable: the champion was trained on examples that judge it now: {_leaked(champion_leakage, rules.leakage)}"
+        )
+        return [*rulings, _evidence("broken", seen)]
     if rules.improve is not None:
-        rulings.append(_improve(case, rules.improve))
+        rulings += _improve(case, rules.improve)
     return rulings + [_never_worse(case, metric) for metric in sorted(rules.never_worse)]
 
 
@@ -158,7 +183,7 @@ def _require(case: _Case, metric: str) -> _Ruling:
     limits = [f"at least {bound.min:g}"] if bound.min is not None else []
     limits += [f"at most {bound.max:g}"] if bound.max is not None else []
     words = " and ".join(limits)
-    value, problem = _measured(case.challenger, metric, "the challenger")
+    value, problem = comparable.measured(case.challenger, metric, "the challenger")
     met = value is not None and (bound.min is None or value.low >= bound.min) and (bound.max is None or value.high <= bound.max)
     if value is None:
         seen = problem
@@ -169,119 +194,104 @@ def _require(case: _Case, metric: str) -> _Ruling:
     return _Ruling("holds" if met else "broken", result)
 
 
-def _improve(case: _Case, rule: Improve) -> _Ruling:
-    def judge(difference: _Difference) -> tuple[State, str]:
-        more = f" by more than {rule.margin:g}" if rule.margin else ""
-        if difference.low > rule.margin:
-            return "holds", f"shown to be better{more}"
-        if difference.high < min(rule.margin, 0.0):
-            return "broken", "shown to be worse"
-        return "open", f"not shown to be better{more}"
+def _leakage(leakage: Leakage | None, limit: float) -> _Ruling:
+    if leakage is None:
+        return _evidence("broken", "nobody has looked for held-out examples in the training split: evaluate again")
+    passed = leakage.share <= limit
+    result = RuleResult(rule="leakage", passed=passed, reason=_leaked(leakage, limit))
+    return _Ruling("holds" if passed else "broken", result)
 
-    return _paired(case, "improve", rule.metric, rule.confidence, judge)
+
+def _leaked(leakage: Leakage, limit: float) -> str:
+    count = leakage.exact + leakage.near
+    return (
+        f"{count} of {leakage.checked} held-out examples stand in the training split ({leakage.exact} exactly,"
+        f" {leakage.near} nearly: {leakage.tolerance}), and {limit:.2%} may"
+    )
+
+
+def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
+    """A ruling on each metric; where one is shown to be better, those that are not shown to be worse hold nothing up."""
+    rulings = [_improve_one(case, rule, metric) for metric in rule.metrics]
+    if not any(ruling.state == "holds" for ruling in rulings):
+        return rulings
+    return [_Ruling("holds", ruling.result) if ruling.state == "open" else ruling for ruling in rulings]
+
+
+def _improve_one(case: _Case, rule: Improve, metric: str) -> _Ruling:
+    level = case.level / len(rule.metrics)
+    margin, words = _margin(case, rule, metric, 1.0 - level)
+
+    def judge(gain: Difference) -> tuple[State, str]:
+        if margin is not None and gain.low > margin:
+            return "holds", f"shown to be better{words}"
+        if gain.high < min(margin or 0.0, 0.0):
+            return "broken", "shown to be worse"
+        return "open", f"not shown to be better{words}"
+
+    return _paired(case, "improve", metric, level, judge)
+
+
+def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple[float | None, str]:
+    """By how much the challenger must be better, in words too; None where that is not known."""
+    if rule.margin != "auto":
+        return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
+    seeds = case.spread.values.get(metric, ()) if case.spread else ()
+    if len(seeds) < FEWEST_SEEDS:
+        missing = f": nobody has measured what seeds alone make of {metric}: remint spread {case.model}"
+        return None, f" than by the luck of a seed{missing}"
+    margin = seed_margin(seeds, confidence)
+    measured = "" if case.spread and case.spread.recipe == case.recipe else ", of other settings than today's"
+    return margin, f" by more than {margin:.4f}, which two of {len(seeds)} seeds differ by{measured}"
 
 
 def _never_worse(case: _Case, metric: str) -> _Ruling:
     tolerance = case.rules.never_worse[metric]
 
-    def judge(difference: _Difference) -> tuple[State, str]:
-        if difference.low >= -tolerance:
+    def judge(gain: Difference) -> tuple[State, str]:
+        if gain.low >= -tolerance:
             return "holds", f"shown to be worse by no more than {tolerance:g}"
-        if difference.high < -tolerance:
+        if gain.high < -tolerance:
             return "broken", f"shown to be worse by more than {tolerance:g}"
         return "open", f"not shown to be within {tolerance:g} (more samples or a wider tolerance would tell)"
 
-    confidence = case.rules.improve.confidence if case.rules.improve else GUARD_CONFIDENCE
-    return _paired(case, "never_worse", metric, confidence, judge)
+    return _paired(case, "never_worse", metric, case.level, judge)
 
 
 def _paired(
     case: _Case,
     rule: Literal["improve", "never_worse"],
     metric: str,
-    confidence: float,
-    judge: Callable[[_Difference], tuple[State, str]],
+    level: float,  # of the lower limit, which says that the challenger is good enough
+    judge: Callable[[Difference], tuple[State, str]],
 ) -> _Ruling:
     """One rule that holds the two sides against each other, with the numbers of both."""
-    ours, problem = _measured(case.challenger, metric, "the challenger")
+    ours, problem = comparable.measured(case.challenger, metric, "the challenger")
     if case.champion is None:
         theirs, missing = None, "the champion was not evaluated on this data"
     else:
-        theirs, missing = _measured(case.champion, metric, "the champion")
+        theirs, missing = comparable.measured(case.champion, metric, "the champion")
     result = RuleResult(rule=rule, passed=False, reason="", metric=metric, challenger=ours, champion=theirs)
     if ours is None or theirs is None or case.champion is None:
         return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {problem or missing}"}))
-    unlike = _unlike(case.challenger, case.champion, metric)
+    unlike = comparable.unlike(case.challenger, case.champion, metric)
     if unlike:
         return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {unlike}"}))
-    gain_N = np.subtract(case.champion.values[metric], case.challenger.values[metric], dtype=np.float64)
-    difference = _bootstrap(-gain_N if ours.better == "higher" else gain_N, confidence)
-    state, words = judge(difference)
+    sign = -1.0 if ours.better == "higher" else 1.0
+    gain_N, gain_J = (_gain(case.challenger, case.champion, key, sign) for key in (metric, comparable.reference_of(metric)))
+    assert gain_N is not None, "both sides were measured"
+    gain = difference(gain_N, 1.0 - level, 1.0 - case.level / case.comparisons, gain_J)
+    state, words = judge(gain)
     sides = f"{metric} {ours.text()} against the champion's {theirs.text()}"
-    reason = f"{sides}: {words}, difference {difference.text()} at {confidence:.0%}"
-    numbers = (difference.value, difference.low, difference.high)
+    tries = f", one of {case.comparisons} comparisons" if case.comparisons > 1 else ""
+    reason = f"{sides}: {words}, difference {gain.text()} at {1.0 - case.level:.0%}{tries}"
+    numbers = (gain.value, gain.low, gain.high)
     return _Ruling(state, result.model_copy(update={"passed": state == "holds", "reason": reason, "difference": numbers}))
 
 
-def _unlike(challenger: Evidence, champion: Evidence, metric: str) -> str:
-    """Why one metric of two reports may not be compared; "" where it may."""
-    if challenger.report.dataset != champion.report.dataset:
-        return "was measured on different dataset versions"
-    ours, theirs = challenger.report.metrics[metric], champion.report.metrics[metric]
-    for what, a, b in (("n", ours.n, theirs.n), ("unit", ours.unit, theirs.unit), ("direction", ours.better, theirs.better)):
-        if a != b:
-            return f"has {what} {a} for the challenger and {b} for the champion"
-    if ours.fingerprint != theirs.fingerprint:
-        keys = {k for k in {*ours.fingerprint, *theirs.fingerprint} if ours.fingerprint.get(k) != theirs.fingerprint.get(k)}
-        return f"was measured differently: {', '.join(sorted(keys))}"
-    a_count, b_count = np.size(challenger.values[metric]), np.size(champion.values[metric])
-    if a_count != b_count:
-        return f"has {a_count} values for the challenger and {b_count} for the champion"
-    return f"has {a_count} values and needs {FEWEST}: raise evaluation.draws or the data" if a_count < FEWEST else ""
-
-
-def _measured(evidence: Evidence, metric: str, side: str) -> tuple[MetricValue | None, str]:
-    """A metric that can be believed; or None and what is wrong with it."""
-    value = evidence.report.metrics.get(metric)
-    if value is None or metric not in evidence.values:
-        return None, f"{metric} is missing for {side}: evaluate again"
-    numbers = np.array([value.value, value.low, value.high])
-    values_N = np.asarray(evidence.values[metric])
-    if values_N.ndim != 1 or values_N.size == 0 or values_N.dtype.kind not in "fiu":
-        return None, f"{metric} of {side} has no list of numbers behind it"
-    bad = int((~np.isfinite(values_N)).sum())
-    if bad or not np.isfinite(numbers).all():
-        return None, f"{metric} of {side} is not finite ({bad} of {values_N.size} values)"
-    if value.low > value.high:
-        return None, f"{metric} of {side} has an interval from {value.low:g} down to {value.high:g}"
-    if evidence.report.values_sha256 not in ("", values_digest(evidence.values)):
-        return None, f"the values of {side} are not those that its report was written with"
-    return value, ""
-
-
-def _bootstrap(better_N: np.ndarray, confidence: float) -> _Difference:
-    """Mean of paired differences with one-sided studentised bootstrap limits. The same input gives the same limits."""
-    n = better_N.size
-    mean, error = float(better_N.mean()), float(better_N.std(ddof=1)) / np.sqrt(n)
-    # Differences that are all alike, but for rounding, have no spread to resample.
-    if error <= 1e-12 * float(np.abs(better_N).max()):
-        return _Difference(mean, mean, mean)
-    centred_N = (better_N - mean) / error  # so that t below is free of units, and of under- and overflow
-    generator = np.random.default_rng(0)
-    t = np.empty(RESAMPLES)
-    rows = max(1, 2_000_000 // n)  # resamples at a time: bounds the memory
-    for start in range(0, RESAMPLES, rows):
-        count = min(rows, RESAMPLES - start)
-        drawn_BN = centred_N[generator.integers(0, n, (count, n))]
-        spread_B = np.maximum(drawn_BN.std(axis=1, ddof=1) / np.sqrt(n), 1e-9)
-        t[start : start + count] = drawn_BN.mean(axis=1) / spread_B
-    below, above = np.quantile(t, [1.0 - confidence, confidence])
-    return _Difference(mean, mean - float(above) * error, mean - float(below) * error)
-
-
-def _digest(evidence: Evidence) -> str:
-    """Of the report with the values that were really used. "" where it holds a number that JSON has not (NaN)."""
-    try:
-        return evidence.report.model_copy(update={"values_sha256": values_digest(evidence.values)}).digest
-    except ValueError:
-        return ""
+def _gain(challenger: Evidence, champion: Evidence, key: str, sign: float) -> np.ndarray | None:
+    """How much better each value of the challenger is; None where there are none."""
+    if key not in challenger.values or key not in champion.values:
+        return None
+    gain: np.ndarray = sign * np.subtract(champion.values[key], challenger.values[key], dtype=np.float64)
+    return gain

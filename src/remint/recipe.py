@@ -248,3 +248,9 @@ class Recipe(Settings):
             "model": self.model.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
         }
+
+    def but_seed(self) -> dict[str, Any]:
+        """``resolved`` without the seed: what trainings have in common that differ by chance alone."""
+        resolved = self.resolved()
+        del resolved["training"]["seed"]
+        return resolved

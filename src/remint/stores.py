@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from remint.home import Home
 from remint.ledger import Ledger
+from remint.spreads import Spreads
 from remint.tracking import Tracking
 
 
@@ -13,6 +14,10 @@ def tracking(home: Home) -> Tracking:
 
 def ledger(home: Home) -> Ledger:
     return Ledger(home.ledger_url)
+
+
+def spreads(home: Home) -> Spreads:
+    return Spreads(home.ledger_url)
 
 
 def project(home: Home, model: str) -> int | None:

@@ -73,6 +73,7 @@ def quick(content: dict[str, Any]) -> dict[str, Any]:
             pipeline["evaluation"]["importance_samples"] = 20
         for bound in pipeline["promotion"]["require"].values():
             bound["max"] = 1e6
+        pipeline["promotion"]["improve"].pop("margin", None)  # of so few steps better ones are soon made
         pipeline.pop("schedule", None)
     return content
 

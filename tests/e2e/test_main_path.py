@@ -169,6 +169,21 @@ def test_8c_two_processes_train_through_the_same_path(shared_team: Team) -> None
     assert why["lineage"]["world_size"] == "2"
 
 
+def test_8d_an_automatic_margin_asks_for_more_than_seeds_differ_by(shared_team: Team) -> None:
+    auto = ("run", "digits-flow", "--set", "promotion.improve.margin=auto", "--set", "training.steps=121")
+    (outcome,) = shared_team.json(*auto)
+    assert outcome["decision"]["verdict"] in ("kept", "refused")
+    assert "remint spread digits-flow" in json.dumps(outcome["decision"])
+    versions = len(shared_team.json("models", "digits-flow"))
+    spread = shared_team.json("spread", "digits-flow", "--seeds", "3", "--set", "training.steps=121")
+    assert spread["seeds"] == [0, 1, 2] and len(set(spread["values"]["nll"])) == 3
+    assert spread["values"]["nll"][0] == outcome["metrics"]["nll"]["value"], "the first seed is the pipeline's own"
+    assert len(shared_team.json("models", "digits-flow")) == versions, "nothing is registered"
+    (again,) = shared_team.json(*auto)
+    assert not again["trained"] and not again["unchanged"], "the gate has something new to go by"
+    assert f"by more than {spread['margins']['nll']:.4f}, which two of 3 seeds differ by" in json.dumps(again["decision"])
+
+
 def test_9_uncommitted_work_is_marked_and_not_promoted(shared_team: Team) -> None:
     source = shared_team.folder / "src/remint/models/vae.py"
     source.write_text(source.read_text() + "\n# an experiment\n")

@@ -19,6 +19,8 @@ import pytest
 
 from remint.errors import ChampionChanged, LedgerError
 from remint.ledger import Ledger
+from remint.records import SeedSpread
+from remint.spreads import Spreads
 from remint.tracking.door import exclusive
 
 PROCESSES = 16
@@ -133,6 +135,22 @@ def test_sixteen_promote_at_once_and_one_wins(url: str) -> None:
     assert ledger.verify("race") == []
 
 
+def record(index: int, url: str) -> str:
+    spread = SeedSpread(pipeline="m", recipe="r", dataset="d", seeds=(index,), values={"nll": (float(index),)})
+    Spreads(own(url, f"s{index}")).record(spread, f"p{index}")
+    return "done"
+
+
+def test_seed_spreads_of_sixteen_at_once_are_all_kept_and_the_newest_counts(url: str) -> None:
+    assert at_once(record, PROCESSES, url) == ["done"] * PROCESSES
+    spreads = Spreads(own(url, "reader"))
+    assert spreads.newest("another") is None
+    last = SeedSpread(pipeline="m", recipe="r", dataset="d", seeds=(0, 1, 2), values={"nll": (1.9, 1.91, 1.89)})
+    spreads.record(last, "ada")
+    assert spreads.newest("m") == last and Spreads(own(url, "other")).newest("m") == last
+    assert Ledger(own(url, "reader")).rows("m") == []  # beside the promotions, in the same database
+
+
 def refuse(index: int, url: str) -> str:
     ledger = Ledger(own(url, f"r{index}"))
     for turn in range(5):
@@ -223,6 +241,6 @@ def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str,
 
 def test_a_database_that_is_away_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psycopg")
-    monkeypatch.setattr("remint.ledger.time.sleep", lambda _: None)
+    monkeypatch.setattr("remint.database.time.sleep", lambda _: None)
     with pytest.raises(LedgerError, match="failed"):
         Ledger(f"postgresql://remint:hunter2@/postgres?host={tmp_path}")

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remint import gate
+from remint import comparable, gate, paired
 from remint.config import PromotionSettings
-from remint.records import Decision, EvaluationReport, Evidence, MetricValue
+from remint.records import Decision, EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread
 
 RULES = PromotionSettings.model_validate(
     {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll", "margin": 0.0, "confidence": 0.95}}
 )
 GUARDED = RULES.model_copy(update={"never_worse": {"fd_domain": 1.0}})
 N = 360
+CLEAN = Leakage(checked=N, exact=0, near=0, tolerance="equal")
 
 
 def evidence(
@@ -37,7 +38,12 @@ def evidence(
     }
     value = MetricValue(**{**fields, "fingerprint": {"K": 500}, **{k: v for k, v in how.items() if k != "dataset"}})
     report = EvaluationReport(
-        pipeline="m", model_key=key, weights_sha256=key, dataset=how.get("dataset", "d"), metrics={metric: value}
+        pipeline="m",
+        model_key=key,
+        weights_sha256=key,
+        dataset=how.get("dataset", "d"),
+        metrics={metric: value},
+        leakage=CLEAN,
     )
     return Evidence(report, {metric: values_N})
 
@@ -53,14 +59,14 @@ def decide(challenger: Evidence, champion: Evidence | None, rules: PromotionSett
 def test_a_first_version_that_meets_the_requirements_is_promoted() -> None:
     decision = decide(evidence(1.9), None)
     assert decision.verdict == "promoted" and decision.champion is None
-    assert [rule.rule for rule in decision.rules] == ["require"] and decision.rules[0].passed
+    assert [rule.rule for rule in decision.rules] == ["leakage", "require"] and decision.rules[1].passed
 
 
 def test_a_first_version_that_does_not_is_refused_with_the_numbers() -> None:
     decision = decide(evidence(2.6), None)
     assert decision.verdict == "refused"
     assert decision.reasons[0].startswith("no champion, and requirement nll not met: 2.600 [2.56")
-    assert "at most 2.43" in decision.reasons[0] and decision.rules[0].challenger is not None
+    assert "at most 2.43" in decision.reasons[0] and decision.rules[1].challenger is not None
 
 
 def test_a_requirement_holds_for_the_whole_interval_or_not_at_all() -> None:
@@ -92,7 +98,7 @@ def test_worse_beyond_chance_is_refused_with_both_numbers_and_their_intervals() 
     """``remint run digits-vae --set training.steps=20`` after a good champion."""
     ours, theirs = evidence(2.3), evidence(1.9, key="champion", noise=2)
     decision = decide(ours, theirs)
-    assert decision.verdict == "refused" and decision.rules[0].passed  # the bound holds; it is the comparison that fails
+    assert decision.verdict == "refused" and decision.rules[1].passed  # the bound holds; it is the comparison that fails
     assert all(side.report.metrics["nll"].text() in decision.reasons[0] for side in (ours, theirs))
     assert "shown to be worse, difference -0.4000 [-0.40" in decision.reasons[0]
 
@@ -121,7 +127,7 @@ def test_a_guard_within_its_tolerance(distance: float, verdict: str) -> None:
 
     decision = decide(of(distance, 1.8, "challenger", 1), of(8.0, 1.9, "champion", 2), GUARDED)
     assert decision.verdict == verdict, decision.reasons
-    assert [rule.rule for rule in decision.rules] == ["require", "improve", "never_worse"]
+    assert [rule.rule for rule in decision.rules] == ["leakage", "require", "improve", "never_worse"]
 
 
 def test_without_rules_there_is_no_gate() -> None:
@@ -145,13 +151,23 @@ def test_uncommitted_work_is_refused_and_the_other_rules_are_still_told() -> Non
     decision = decide(evidence(1.8), evidence(1.9, key="champion"), dirty="src/model.py")
     assert decision.verdict == "refused" and decision.reasons == (decision.rules[0].reason,)
     assert decision.reasons[0].startswith("uncommitted changes: src/model.py")
-    assert [(rule.rule, rule.passed) for rule in decision.rules] == [("clean", False), ("require", True), ("improve", True)]
+    assert [(rule.rule, rule.passed) for rule in decision.rules] == [
+        ("clean", False),
+        ("leakage", True),
+        ("require", True),
+        ("improve", True),
+    ]
 
 
 def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> None:
     decision = decide(evidence(1.8), evidence(1.9, key="champion"), cut_short="training collapsed: it covers half")
     assert decision.verdict == "refused" and decision.reasons[0].startswith("training collapsed: it covers half; a training")
-    assert [(rule.rule, rule.passed) for rule in decision.rules] == [("evidence", False), ("require", True), ("improve", True)]
+    assert [(rule.rule, rule.passed) for rule in decision.rules] == [
+        ("evidence", False),
+        ("leakage", True),
+        ("require", True),
+        ("improve", True),
+    ]
 
 
 def test_manual_approval_waits_only_for_what_passes() -> None:
@@ -219,13 +235,13 @@ def test_what_is_not_comparable_is_refused(what: str) -> None:
 
 
 def test_a_champion_that_cannot_be_measured_refuses() -> None:
-    decision = gate.decide("m", evidence(1.0), 2, None, 1, RULES, comparable="its bundle is damaged")
+    decision = gate.decide("m", evidence(1.0), 2, None, 1, RULES, incomparable="its bundle is damaged")
     assert (decision.verdict, decision.reasons) == ("refused", ("not comparable: its bundle is damaged",))
     assert gate.decide("m", evidence(1.0), 2, None, 1, RULES).verdict == "refused"
 
 
 def test_too_few_draws_cannot_tell() -> None:
-    decision = decide(evidence(1.0, count=gate.FEWEST - 1), evidence(1.9, key="champion", count=gate.FEWEST - 1))
+    decision = decide(evidence(1.0, count=comparable.FEWEST - 1), evidence(1.9, key="champion", count=comparable.FEWEST - 1))
     assert decision.verdict == "refused" and "raise evaluation.draws" in decision.reasons[0]
 
 
@@ -250,7 +266,7 @@ def test_the_same_evidence_gives_the_same_decision_and_other_evidence_another_di
 def test_two_draws_of_one_model_are_promoted_at_most_at_the_stated_level(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A/A: 600 pairs at 95%. Binomial: more than 45 of 600 at a rate of 5% has probability 0.003. Half of all differ by point value."""
     rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
-    monkeypatch.setattr(gate, "RESAMPLES", 999)
+    monkeypatch.setattr(paired, "RESAMPLES", 999)
     generator = np.random.default_rng(42)
     promoted = better = 0
     frame = evidence(count=count), evidence(key="champion", count=count)
@@ -277,3 +293,160 @@ def test_a_planted_improvement_is_found() -> None:
             == "promoted"
         )
     assert found >= 90, found
+
+
+def several(nll: float, fd: float, key: str, noise: int) -> Evidence:
+    """Two metrics, each with a noise of its own."""
+    return both(
+        evidence(nll, key=key, noise=noise), evidence(fd, key=key, metric="fd_domain", noise=noise + 10, spread=0.02, count=40)
+    )
+
+
+EITHER = PromotionSettings.model_validate({"improve": {"metric": ["nll", "fd_domain"]}, "require": {"nll": {"max": 9.0}}})
+
+
+@pytest.mark.parametrize(
+    ("nll", "fd", "verdict"),
+    [(1.8, 8.0, "promoted"), (1.9, 7.8, "promoted"), (1.9, 8.0, "kept"), (1.8, 8.3, "refused"), (2.0, 7.0, "refused")],
+)
+def test_one_of_several_metrics_is_enough_and_none_may_be_worse(nll: float, fd: float, verdict: str) -> None:
+    decision = decide(several(nll, fd, "challenger", 1), several(1.9, 8.0, "champion", 2), EITHER)
+    assert decision.verdict == verdict, decision.reasons
+    assert "one of 2 comparisons" in decision.rules[-1].reason
+
+
+def test_each_of_several_comparisons_is_held_to_its_share_of_the_level() -> None:
+    challenger, champion = several(1.89, 8.0, "challenger", 1), several(1.9, 8.0, "champion", 2)
+    alone = decide(
+        challenger, champion, PromotionSettings.model_validate({"improve": {"metric": "nll"}, "require": {"nll": {"max": 9}}})
+    )
+    shared = decide(challenger, champion, EITHER)
+    (_, low, high), (_, low_of_two, high_of_two) = (
+        next(rule.difference for rule in decision.rules if rule.difference) or (0.0, 0.0, 0.0) for decision in (alone, shared)
+    )
+    assert low_of_two < low and high_of_two > high
+    strict = decide(
+        challenger,
+        champion,
+        PromotionSettings.model_validate({"improve": {"metric": "nll", "confidence": 0.975}, "require": {"nll": {"max": 9}}}),
+    )
+    assert (strict.rules[-1].difference or (0, 0, 0))[1:] == pytest.approx((low_of_two, high_of_two))
+
+
+def test_any_of_several_metrics_of_two_draws_of_one_model_is_promoted_at_most_at_the_stated_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A/A over 4 independent metrics; uncorrected, 18.5% would be promoted (1 - 0.95^4), which the same draws show."""
+    names = ["a", "b", "c", "d"]
+    monkeypatch.setattr(paired, "RESAMPLES", 999)
+    frames = [evidence(key=key).report for key in ("challenger", "champion")]
+    frames = [
+        f.model_copy(update={"metrics": {n: f.metrics["nll"].model_copy(update={"name": n}) for n in names}}) for f in frames
+    ]
+    generator = np.random.default_rng(3)
+    together = alone = 0
+    for _ in range(300):
+        sides = [Evidence(frame, {name: generator.standard_normal(40) for name in names}) for frame in frames]
+        sides = [Evidence(_counted(side.report, 40), side.values) for side in sides]
+        rules = [PromotionSettings.model_validate({"improve": {"metric": names}})]
+        rules += [PromotionSettings.model_validate({"improve": {"metric": name}}) for name in names]
+        better, *each = (
+            any(rule.passed for rule in decide(*sides, rule_set).rules if rule.rule == "improve") for rule_set in rules
+        )
+        together, alone = together + better, alone + any(each)
+    assert together <= 26, together  # binomial: more than 26 of 300 at 5% has probability 0.003
+    assert alone > 40, alone
+
+
+def _counted(report: EvaluationReport, n: int) -> EvaluationReport:
+    return report.model_copy(update={"metrics": {k: v.model_copy(update={"n": n}) for k, v in report.metrics.items()}})
+
+
+AUTO = PromotionSettings.model_validate({"improve": {"metric": "nll", "margin": "auto"}, "require": {"nll": {"max": 9.0}}})
+
+
+def spread(*values: float, recipe: str = "r") -> SeedSpread:
+    return SeedSpread(pipeline="m", recipe=recipe, dataset="d", seeds=tuple(range(len(values))), values={"nll": values})
+
+
+def test_an_automatic_margin_is_what_two_seeds_differ_by() -> None:
+    seeds = spread(1.90, 1.91, 1.89, 1.92, 1.88)
+    deviation = np.std([1.90, 1.91, 1.89, 1.92, 1.88], ddof=1)
+    margin = 2.131847 * np.sqrt(2.0) * deviation  # t at 0.95 with 4 degrees of freedom
+    champion = evidence(1.9, key="champion", noise=2)
+    lucky, better = (decide(evidence(1.9 - share * margin), champion, AUTO, spread=seeds, recipe="r") for share in (0.9, 1.2))
+    assert lucky.verdict == "kept" and f"by more than {margin:.4f}, which two of 5 seeds differ by," in lucky.reasons[0]
+    assert better.verdict == "promoted" and better.evidence["spread"] == seeds.digest
+    assert decide(evidence(1.9 - 0.9 * margin), champion, RULES).verdict == "promoted"  # what margin 0 makes of luck
+    other = decide(evidence(1.8), champion, AUTO, spread=spread(1.90, 1.91, 1.89, recipe="before"), recipe="r")
+    assert "of other settings than today's" in other.rules[-1].reason
+
+
+@pytest.mark.parametrize("seeds", [None, spread(1.9, 1.91), spread()], ids=["none", "two", "of no seed"])
+def test_without_a_spread_nothing_is_shown_to_be_better_and_worse_is_worse_still(seeds: SeedSpread | None) -> None:
+    champion = evidence(1.9, key="champion", noise=2)
+    decision = decide(evidence(1.5), champion, AUTO, spread=seeds)
+    assert decision.verdict == "kept" and "remint spread m" in decision.reasons[0]
+    assert decide(evidence(2.1), champion, AUTO, spread=seeds).verdict == "refused"
+    assert decide(evidence(1.9), None, AUTO, spread=seeds).verdict == "promoted"  # a first version is held to its requirements
+
+
+def test_pairs_of_seeds_are_promoted_at_most_at_the_stated_level_and_without_a_margin_far_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two trainings that differ by their seeds alone, 0.01 bits/dim each, on the same 360 examples; 5 other seeds recorded."""
+    monkeypatch.setattr(paired, "RESAMPLES", 499)
+    generator = np.random.default_rng(11)
+    frames = evidence(1.9), evidence(1.9, key="champion")
+    promoted = {"auto": 0, "0": 0}
+    for _ in range(200):
+        seeds = spread(*(1.9 + 0.01 * generator.standard_normal(5)).tolist())
+        sides = []
+        for frame in frames:
+            values_N = 1.9 + 0.01 * generator.standard_normal() + 0.02 * generator.standard_normal(N)
+            sides.append(Evidence(frame.report, {"nll": values_N}))
+        promoted["auto"] += decide(*sides, AUTO, spread=seeds, recipe="r").verdict == "promoted"
+        promoted["0"] += decide(*sides, RULES).verdict == "promoted"
+    assert promoted["auto"] <= 19, promoted  # binomial: more than 19 of 200 at 5% has probability 0.003
+    assert promoted["0"] > 60, promoted
+
+
+def test_the_choice_of_reference_examples_widens_a_distance_and_pairing_takes_out_what_is_common() -> None:
+    def of(mean: float, key: str, noise: int, reference_J: np.ndarray) -> Evidence:
+        plain = evidence(mean, key=key, noise=noise, metric="fd_domain", count=40)
+        return Evidence(plain.report, {**plain.values, comparable.reference_of("fd_domain"): reference_J})
+
+    rules = PromotionSettings.model_validate({"improve": {"metric": "fd_domain"}})
+    common_J, own_J = np.random.default_rng(5).standard_normal((2, 20))
+    champion = of(1.9, "champion", 2, common_J)
+    alike, unlike = (decide(of(1.8, "challenger", 1, reference), champion, rules) for reference in (common_J, own_J))
+    (value, low, _), (_, wide, _) = (decision.rules[-1].difference or (0, 0, 0) for decision in (alike, unlike))
+    plain = decide(
+        evidence(1.8, metric="fd_domain", count=40), evidence(1.9, key="champion", noise=2, metric="fd_domain", count=40), rules
+    )
+    assert low == (plain.rules[-1].difference or (0, 0, 0))[1]
+    error = 1.729133 * np.std(common_J - own_J, ddof=1) / np.sqrt(20)  # t at 0.95 with 19 degrees of freedom
+    assert value - wide == pytest.approx(np.hypot(value - low, error))
+    one_sided = decide(evidence(1.8, metric="fd_domain", count=40), champion, rules)
+    assert one_sided.verdict == "refused" and "has 0 values for the challenger and 20" in one_sided.reasons[0]
+
+
+def test_examples_that_stand_in_a_training_split_refuse() -> None:
+    def seen(exact: int, near: int) -> Leakage:
+        return Leakage(checked=N, exact=exact, near=near, tolerance="within 2% of the range")
+
+    def of(leakage: Leakage | None) -> Evidence:
+        plain = evidence(1.8)
+        return Evidence(plain.report.model_copy(update={"leakage": leakage}), plain.values)
+
+    champion = evidence(1.9, key="champion", noise=2)
+    assert decide(of(seen(1, 2)), champion).verdict == "promoted"
+    leaked = decide(of(seen(2, 3)), champion)
+    assert leaked.verdict == "refused"
+    assert leaked.reasons[0] == (
+        "5 of 360 held-out examples stand in the training split (2 exactly, 3 nearly: within 2% of the range), and 1.00% may"
+    )
+    assert decide(of(seen(2, 3)), champion, RULES.model_copy(update={"leakage": 0.02})).verdict == "promoted"
+    theirs = decide(of(CLEAN), champion, champion_leakage=seen(30, 0))
+    assert theirs.verdict == "refused" and theirs.reasons[0].startswith("not comparable: the champion was trained on examples")
+    assert decide(of(CLEAN), champion, champion_leakage=seen(3, 0)).verdict == "promoted"
