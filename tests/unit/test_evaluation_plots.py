@@ -21,6 +21,7 @@ def value(at: float) -> MetricValue:
 
 
 CURVE = {"step": [1.0, 2.0, 3.0], "loss": [3.0, float("nan"), 1.0], "validation": [2.0, 1.5, 1.7], "kl": [0.1, 0.2, 0.3]}
+VALUE_N = np.random.default_rng(2).normal(2.0, 0.3, size=80)
 PICTURES: dict[str, Callable[[Path], None]] = {
     "grid": lambda path: plots.sample_grid(path, X_NCHW, 17, title="ten digits"),
     "grid without a title": lambda path: plots.sample_grid(path, X_NCHW, 17),
@@ -29,6 +30,11 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "comparison": lambda path: plots.comparison(path, X_NCHW, {"a": X_NCHW[:4], "b": X_NCHW}, 17),
     "curve": lambda path: plots.training_curve(path, CURVE, best_step=2, title="a: training"),
     "one step": lambda path: plots.training_curve(path, {"step": [1.0], "loss": [2.0]}, best_step=1),
+    "curves": lambda path: plots.curves(path, {"a/2": (CURVE, 2), "a/1": (CURVE, 3)}),
+    "likelihoods": lambda path: plots.likelihoods(path, value(2.0), {"a/2": VALUE_N, "a/1": VALUE_N[::-1] + 0.1}),
+    "one likelihood": lambda path: plots.likelihoods(path, value(2.0), {"a": VALUE_N}),
+    "equal likelihoods": lambda path: plots.likelihoods(path, value(2.0), {"a": np.ones(8), "b": np.ones(8)}),
+    "neighbours": lambda path: plots.neighbours(path, X_NCHW, X_NCHW[::-1], np.arange(9.0), 17),
     "intervals": lambda path: plots.metric_intervals(path, {"nll": value(2.0), "elbo": value(2.1)}, {"nll": value(1.9)}),
 }
 

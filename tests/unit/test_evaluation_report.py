@@ -128,7 +128,9 @@ def test_a_report_comes_back_as_it_was_written(workspace: Path) -> None:
 def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere(workspace: Path) -> None:
     assert run_step(workspace, "evaluate", "tiny-vae").returncode == 0
     first = contents(workspace / "outs/reports/tiny-vae")
-    assert {"report.json", "values.npz", "metrics.json", "curve.csv", "curve.png", "samples.png"} <= set(first)
+    pictures = {f"{name}.png" for name in ("curve", "samples", "likelihood", "nearest", "failures")}
+    records = {"report.json", "values.npz", "metrics.json", "curve.csv", "training.json", "nearest.npz", "failures.npz"}
+    assert pictures | records <= set(first)
     champion = make_bundle(workspace / "champion", DataSpec(shape=(1, 4, 4), levels=5))
     events = workspace / "events"
     elsewhere = {"REMINT_EVALUATE_BUNDLE": str(champion), "REMINT_EVALUATE_OUT": str(workspace / "elsewhere")}

@@ -159,6 +159,96 @@ def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: 
     _save(figure, path)
 
 
+def curves(path: Path, sides: Mapping[str, tuple[Mapping[str, Sequence[float]], int]]) -> None:
+    """Each column of the training curves in a panel of its own, the first side's blue and in front, the second's dark.
+
+    Args:
+        sides: the curve of each side, as ``training_curve`` takes it, and the step whose weights are served; by its name.
+    """
+    names = list(dict.fromkeys(name for curve, _ in sides.values() for name in curve if name != "step"))
+    across = min(3, len(names))
+    down = math.ceil(len(names) / across)
+    figure = Figure(figsize=(3.0 * max(across, 2), 0.5 + 1.9 * down), dpi=DPI)
+    inks = dict(zip(sides, (MODEL, INK), strict=False))
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(down, max(across, 2), place)
+        for side, (curve, best_step) in reversed(list(sides.items())):
+            if name in curve:
+                axes.plot(curve["step"], curve[name], color=inks[side], lw=1.2, label=side, marker=_dot(curve))
+                axes.axvline(best_step, color=inks[side], lw=0.9, ls=(0, (4, 3)))
+        axes.set_title(name.replace("_", " "), size=SMALL, color=INK, loc="left", weight="bold")
+        axes.set_xlabel("step" if place > len(names) - across else "", size=SMALL, color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        _plain(axes)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def likelihoods(path: Path, measured: MetricValue, sides: Mapping[str, Array]) -> None:
+    """How the values of one likelihood are spread over the held-out examples, and of two sides how their pairs differ.
+
+    What lies beyond the 0.5% and 99.5% points is counted in the outermost bins. The marks below are the means.
+
+    Args:
+        measured: the metric, for its name and unit.
+        sides: value of each example (N,), the first side's blue; one side or two, by name.
+    """
+    (first, value_N), *others = sides.items()
+    figure = Figure(figsize=(9.0, 2.9) if others else (6.0, 2.9), dpi=DPI)
+    axes = figure.add_subplot(1, 1 + len(others), 1)
+    edges = _edges([*sides.values()])
+    axes.stairs(_held(value_N, edges), edges, fill=True, color="#bfd3fb")
+    for (name, side_N), ink in zip(sides.items(), (MODEL, INK), strict=False):
+        axes.stairs(_held(side_N, edges), edges, color=ink, lw=1.5, label=f"{name}, mean {side_N.mean():.3f}")
+        axes.plot([side_N.mean()], [0.0], marker="^", ms=8, color=ink, clip_on=False, zorder=3)
+    axes.set_xlabel(f"{measured.name}, {measured.unit}: {measured.better} is better", size=SMALL, color=INK)
+    axes.set_title("held-out examples", size=SMALL, color=INK, loc="left", weight="bold")
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=SMALL - 1)
+    for name, other_N in others:
+        _pairs(figure.add_subplot(1, 2, 2), other_N - value_N, measured, (first, name))
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _pairs(axes: Axes, gain_N: Array, measured: MetricValue, names: tuple[str, str]) -> None:
+    """How much better the first is on each example: what lies right of 0 is its gain."""
+    reach = max(float(np.quantile(np.abs(gain_N), 0.99)), 1e-9)
+    edges = np.linspace(-reach, reach, 30 + 1)
+    shares = _held(gain_N, edges)
+    better, worse = edges[:-1] >= -1e-12 * reach, edges[1:] <= 1e-12 * reach
+    axes.stairs(np.where(worse, shares, 0.0), edges, fill=True, color="#8a94a0")
+    axes.stairs(np.where(better, shares, 0.0), edges, fill=True, color=MODEL)
+    axes.axvline(0.0, color=INK, lw=1.0)
+    axes.plot([gain_N.mean()], [0.0], marker="^", ms=8, color=OTHER, clip_on=False, zorder=3, label=f"mean {gain_N.mean():+.4f}")
+    won = float((gain_N > 0).mean())
+    axes.set_title(f"pairs: {names[0]} is better on {won:.0%} of them", size=SMALL, color=INK, loc="left", weight="bold")
+    axes.set_xlabel(f"{names[1]} minus {names[0]}, {measured.unit}", size=SMALL, color=INK)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=SMALL - 1, loc="upper left")
+
+
+def _held(value_N: Array, edges: Array) -> Array:
+    """Shares of all values; what lies outside is in the outermost bins."""
+    return _shares(np.clip(value_N, edges[0], edges[-1]), edges)
+
+
+def neighbours(path: Path, sample_NCHW: Array, near_NCHW: Array, distance_N: Array, levels: int) -> None:
+    """Each sample above the training image nearest to it, with their distance in levels; as many as there are distances."""
+    across = min(8, len(distance_N))
+    down = math.ceil(len(distance_N) / across)
+    figure = Figure(figsize=(1.1 * across, 0.2 + 2.5 * down), dpi=DPI)
+    for place, (sample_CHW, near_CHW, distance) in enumerate(zip(sample_NCHW, near_NCHW, distance_N, strict=False), start=1):
+        axes = figure.add_subplot(down, across, place)
+        _show(axes, tile(np.stack([sample_CHW, near_CHW]), levels, columns=1))
+        axes.set_title(f"{distance:.2f}", size=SMALL, color=INK, pad=3)
+    figure.suptitle(
+        "samples, each above its nearest training image; distance in levels", x=0.02, ha="left", size=SMALL, color=INK
+    )
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.86, wspace=0.08, hspace=0.18)
+    _save(figure, path)
+
+
 def metric_intervals(path: Path, challenger: Mapping[str, MetricValue], champion: Mapping[str, MetricValue]) -> None:
     """Each metric of the challenger with its 95% interval, above the champion's where it has one; one panel a metric."""
     figure = Figure(figsize=(7.0, 0.5 + 1.35 * len(challenger)), dpi=DPI)

@@ -4,8 +4,12 @@ report.json, values.npz    records.Evidence
 metrics.json               {name: value}, context included
 curve.csv, curve.png       of the training, step by step
 spec.json                  records.DataSpec of the examples
+training.json              records.TrainedModel
 samples.npy, real.npy      samples with the same noise for every model, and as many held-out examples
 samples.png                images as a grid, of a conditional model a row for each class; columns of a table beside the real ones
+likelihood.png             how the likelihoods of the held-out examples are spread, where the model has one
+nearest.npz, nearest.png   the training examples nearest to samples (evaluation/exhibits.py); the picture is of images
+failures.npz, failures.png the held-out examples that the model fails
 by_class.png               the metrics by class, where there are labels
 """
 
@@ -22,7 +26,7 @@ import numpy as np
 import torch
 
 from remint.data.arrays import Dataset
-from remint.evaluation import plots
+from remint.evaluation import exhibits, plots
 from remint.evaluation.bench import PICTURE, samples
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
@@ -42,14 +46,25 @@ def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None
     evidence.save(out)
     values = {name: value.value for name, value in {**report.metrics, **report.context}.items()}
     (out / "metrics.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-    shutil.copyfile(bundle / "curve.csv", out / "curve.csv")
+    for name in ("curve.csv", "training.json"):
+        shutil.copyfile(bundle / name, out / name)
     curve = read_curve(bundle / "curve.csv")
     trained = TrainedModel.read(bundle / "training.json")
     if curve["step"]:
         plots.training_curve(out / "curve.png", curve, trained.best_step, title=f"{report.pipeline}: training")
     if report.by_class:
         plots.by_class(out / "by_class.png", report.by_class, title=f"{report.pipeline}: by class")
-    _write_samples(bundle, dataset, out, report.pipeline)
+    likelihood = next((name for name in exhibits.LIKELIHOODS if name in report.metrics), None)
+    if likelihood is not None:
+        measured = report.metrics[likelihood]
+        plots.likelihoods(out / "likelihood.png", measured, {report.pipeline: np.asarray(evidence.values[likelihood])})
+    model = load_model(bundle)
+    dataset.spec.write(out / "spec.json")
+    _write_failures(evidence, model, dataset, out)
+    if isinstance(model, CanSample):
+        _write_samples(model, dataset, out, report.pipeline)
+    else:
+        np.save(out / "real.npy", _real(dataset, None), allow_pickle=False)
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
@@ -64,24 +79,46 @@ def read_curve(path: Path) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def _write_samples(bundle: Path, dataset: Dataset, out: Path, pipeline: str) -> None:
-    """A model that cannot sample has no picture. Every model and every version is shown with the same noise."""
+def _write_samples(model: CanSample, dataset: Dataset, out: Path, pipeline: str) -> None:
+    """Samples, real examples beside them, and the nearest training examples: with the same noise for every version."""
     spec = dataset.spec
-    count = min(SHOWN_ROWS, len(dataset.held_out)) if spec.is_table else SHOWN
-    real_NX = np.array(dataset.held_out.x_NX[:count])
-    spec.write(out / "spec.json")
-    np.save(out / "real.npy", real_NX, allow_pickle=False)
-    model = load_model(bundle)
-    if not isinstance(model, CanSample):
-        return
-    classes = spec.classes if model.conditional else 0
+    classes = spec.classes if getattr(model, "conditional", False) else 0
     y_N = np.repeat(np.arange(classes), PER_CLASS) if classes and not spec.is_table else None
-    x_NX = samples(model, spec, count if y_N is None else len(y_N), 0, PICTURE, y_N=y_N)
+    real_NX = _real(dataset, y_N)
+    count = len(real_NX) if spec.is_table else SHOWN if y_N is None else len(y_N)
+    x_NX = samples(model, spec, count, 0, PICTURE, y_N=y_N)
+    np.save(out / "real.npy", real_NX, allow_pickle=False)
     np.save(out / "samples.npy", x_NX, allow_pickle=False)
+    nearest = exhibits.nearest(x_NX, dataset)
+    np.savez(out / "nearest.npz", allow_pickle=False, **nearest)
     title = f"{pipeline}: {len(x_NX)} samples"
     if spec.is_table:
         plots.table_columns(out / "samples.png", real_NX, {pipeline: x_NX}, spec.columns, title)
-    elif y_N is None:
+        return
+    plots.neighbours(out / "nearest.png", x_NX, nearest["near_NX"], nearest["distance_N"], spec.levels)
+    if y_N is None:
         plots.sample_grid(out / "samples.png", x_NX, spec.levels, title)
     else:
         plots.sample_grid(out / "samples.png", x_NX, spec.levels, f"{title}, a row for each class", columns=PER_CLASS)
+
+
+def _real(dataset: Dataset, y_N: Array | None) -> Array:
+    """The first held-out examples; in the order of the classes ``y_N`` where there are enough of each."""
+    held_out = dataset.held_out
+    if y_N is not None and held_out.y_N is not None:
+        label_N = np.array(held_out.y_N)
+        places = [np.flatnonzero(label_N == y)[:PER_CLASS] for y in np.unique(y_N)]
+        if all(len(found) == PER_CLASS for found in places):
+            return np.array(held_out.x_NX[np.concatenate(places)])
+    return np.array(held_out.x_NX[: SHOWN_ROWS if dataset.spec.is_table else SHOWN])
+
+
+@torch.no_grad()
+def _write_failures(evidence: Evidence, model: object, dataset: Dataset, out: Path) -> None:
+    failed = exhibits.failures(evidence.values, model, dataset)
+    if failed is None:
+        return
+    np.savez(out / "failures.npz", allow_pickle=False, **failed)
+    if not dataset.spec.is_table:
+        title = f"{evidence.report.pipeline}: held-out examples with the worst {failed['metric']}"
+        plots.sample_grid(out / "failures.png", failed["x_NX"], dataset.spec.levels, title, columns=8)

@@ -1,0 +1,95 @@
+"""What people look at beside samples: the training examples nearest to them, and the held-out examples that a model fails.
+
+Every array is small and a pure function of the model and the dataset version, with the same noise for every version.
+
+    nearest.npz    near_NX       the training example nearest to each of the first samples
+                   distance_N    how far it is
+                   real_M        how far the nearest training example is from each of M held-out examples, for comparison
+    failures.npz   metric        what they were chosen by: a likelihood, or "uncovered" where the model has none
+                   place_N       their places in the held-out split, the worst first
+                   x_NX, y_N     the examples themselves and, where there are any, their labels
+                   value_N       their values
+                   all_M         of "uncovered": the values of the first M held-out examples (a likelihood's are in values.npz)
+
+``uncovered`` is the distance of a held-out example to the nearest of many samples. Distances are Euclidean: between
+images the root of the mean square over pixels and channels, in levels; between rows over standardised columns.
+
+Shapes: N, M examples, X the axes of one example, D coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remint.data.arrays import Dataset
+from remint.evaluation.bench import PICTURE, samples
+from remint.models.contract import CanSample
+from remint.records import DataSpec
+
+SHOWN = 16  # samples with their neighbours, and failures
+REAL = 256  # most held-out examples whose neighbours the samples' are compared with
+JUDGED = 4096  # most held-out examples that are looked for among samples
+DRAWN = 512  # samples that they are looked for among
+COORDINATES = 2**23  # of a block of examples, float64: 64 MiB
+LIKELIHOODS = ("nll", "iwae", "elbo")  # the best known of a model first
+
+Array = np.ndarray[Any, Any]
+
+
+def nearest(sample_NX: Array, dataset: Dataset) -> dict[str, Array]:
+    """The arrays of nearest.npz."""
+    train_NX, spec = dataset.train.x_NX, dataset.spec
+    distance_N, place_N = _nearest(sample_NX[:SHOWN], train_NX, spec)
+    real_M, _ = _nearest(np.array(dataset.held_out.x_NX[:REAL]), train_NX, spec)
+    return {"near_NX": np.stack([np.array(train_NX[place]) for place in place_N]), "distance_N": distance_N, "real_M": real_M}
+
+
+def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> dict[str, Array] | None:
+    """The arrays of failures.npz; None of a model that has no likelihood and cannot sample."""
+    metric = next((name for name in LIKELIHOODS if name in values), None)
+    if metric is not None:
+        value_M, kept = values[metric], {}
+    elif isinstance(model, CanSample):
+        drawn_NX = samples(model, dataset.spec, DRAWN, 0, PICTURE, 1)
+        value_M, _ = _nearest(np.array(dataset.held_out.x_NX[:JUDGED]), drawn_NX, dataset.spec)
+        metric, kept = "uncovered", {"all_M": value_M}
+    else:
+        return None
+    place_N = np.argsort(-value_M, kind="stable")[:SHOWN]
+    held_out = dataset.held_out
+    labels = {} if held_out.y_N is None else {"y_N": np.array(held_out.y_N[place_N])}
+    shown = {"place_N": place_N, "x_NX": np.array(held_out.x_NX[place_N]), "value_N": value_M[place_N]}
+    return {"metric": np.array(metric), **shown, **labels, **kept}
+
+
+def _nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Array, Array]:
+    """Distance and place of the nearest of the others, of equal ones the first; the others are walked through in blocks."""
+    a_ND = _coordinates(x_NX, spec)
+    best_N, place_N = np.full(len(a_ND), np.inf), np.zeros(len(a_ND), dtype=np.int64)
+    size = max(1, COORDINATES // max(a_ND.shape))
+    for at in range(0, len(others_MX), size):
+        b_MD = _coordinates(others_MX[at : at + size], spec)
+        square_NM = (a_ND**2).sum(axis=1)[:, None] + (b_MD**2).sum(axis=1) - 2.0 * (a_ND @ b_MD.T)
+        found_N = square_NM.argmin(axis=1)
+        here_N = square_NM[np.arange(len(a_ND)), found_N]
+        closer_N = here_N < best_N
+        best_N[closer_N], place_N[closer_N] = here_N[closer_N], at + found_N[closer_N]
+    parts = 1 if spec.is_table else spec.dims
+    return np.sqrt(np.maximum(best_N, 0.0) / parts), place_N
+
+
+def _coordinates(x_NX: Array, spec: DataSpec) -> Array:
+    """Where an example lies, float64 (N, D): its pixels; its numbers, a missing one at the mean; a corner for each category."""
+    if not spec.is_table:
+        flat_ND: Array = x_NX.reshape(len(x_NX), -1).astype(np.float64)
+        return flat_ND
+    parts: list[Array] = []
+    for value_N, column in zip(np.asarray(x_NX, dtype=np.float64).T, spec.columns, strict=True):
+        if column.numeric:
+            parts.append(np.nan_to_num(value_N)[:, None])
+        else:
+            parts.append((value_N[:, None] == np.arange(len(column.categories))) * 0.5**0.5)
+    return np.concatenate(parts, axis=1)
