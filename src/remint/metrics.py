@@ -7,7 +7,6 @@ torch.export program. Only the Frechet distance in Inception's features is calle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,20 +34,30 @@ def in_features(metric: str, features: Features) -> str:
     return special.get((metric, features), f"{metric}_{features}")
 
 
+_SAMPLES: dict[str, Better] = {
+    "fd": "lower",
+    "fd_infinity": "lower",
+    "kid": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "density": "higher",
+    "coverage": "higher",
+}
+
 METRICS: dict[str, Facts] = {
     "nll": Facts("log_prob", in_unit=True, default=True),
     "elbo": Facts("elbo", in_unit=True, default=True),
     "iwae": Facts("elbo", in_unit=True, default=True),
-    "fd_domain": Facts("sample", "domain", default=True),
     "class_agreement": Facts("classes", "domain", better="higher"),
+    "novelty": Facts("sample", better="higher"),
+    **{
+        in_features(metric, features): Facts("sample", features, better, default=(metric, features) == ("fd", "domain"))
+        for metric, better in _SAMPLES.items()
+        for features in FEATURES
+    },
 }
 
 
 def by_default(can: frozenset[str]) -> list[str]:
     """What is measured of a model that has these protocols where params.yaml names no metrics."""
     return [name for name, facts in METRICS.items() if facts.default and facts.needs in can]
-
-
-def features_of(facts: Sequence[Facts]) -> list[Features]:
-    """The features that metrics are measured in, each once."""
-    return [features for features in FEATURES if any(one.features == features for one in facts)]

@@ -53,7 +53,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     dataset = Dataset(version=DatasetVersion(spec=SPEC, counts=counts, **facts), **parts)
     folder = tmp_path_factory.mktemp("rows") / "features"
     features.fit(dataset, folder)
-    return Bench(dataset, features.load(folder), EvaluationSettings(samples=300, draws=6))
+    return Bench(dataset, {"domain": features.load(folder)}, EvaluationSettings(samples=300, draws=6))
 
 
 class Law(Model):
@@ -103,11 +103,11 @@ def test_factorised_rows_are_normal_and_counted_columns(bench: Bench) -> None:
 
 
 def test_features_of_a_table_are_its_columns_standardised(bench: Bench) -> None:
-    f_ND = bench.extractor(bench.dataset.train.x_NX)
+    f_ND = bench.extractors["domain"](bench.dataset.train.x_NX)
     assert f_ND.shape == (3000, 1 + 2 + 3), "a number; a number and whether it is missing; three categories"
     np.testing.assert_allclose(f_ND.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(f_ND.std(0), 1, atol=1e-5)
-    assert bench.extractor.classify is None
+    assert bench.extractors["domain"].classify is None
 
 
 def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_shifts_does_not(bench: Bench) -> None:
@@ -117,7 +117,7 @@ def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_sh
 
     observed = replace(bench.dataset, **{name: _complete(getattr(bench.dataset, name)) for name in ("train", "held_out")})
     complete = replace(bench, dataset=observed)
-    floor = distance.floor(complete).values_N.mean()
+    floor = distance.floor("domain", complete).values_N.mean()
     own, shifted = (run(model, "fd_domain", complete).values_N.mean() for model in (Law(), Shifted()))
     assert own < 3 * floor < shifted, (floor, own, shifted)
 
@@ -131,7 +131,7 @@ def _complete(part: Split) -> Split:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda x: torch.where(x > 2, math.nan, x), "column 'length' has values that are not finite"),
+        (lambda x: torch.where(x > 2, math.nan, x), "column 'length' has 18 of 200 values that are not finite"),
         (lambda x: x + torch.tensor([0.0, 0.0, 1.0]), "column 'colour' has values that are not places of its 3 categories"),
         (lambda x: x.double(), "float64"),
         (lambda x: x[:, :2], r"\(2,\)"),
@@ -169,7 +169,7 @@ class ByClass(Model):
 
 def test_class_agreement_is_the_share_that_is_of_the_class_asked_for(digits: Dataset, tmp_path: Path) -> None:
     features.fit(digits, tmp_path / "features")
-    bench = Bench(digits, features.load(tmp_path / "features"), EvaluationSettings(samples=200, draws=3))
+    bench = Bench(digits, {"domain": features.load(tmp_path / "features")}, EvaluationSettings(samples=200, draws=3))
     right = run(ByClass(digits), "class_agreement", bench)
     assert right.values_N.mean() > 0.97 and right.n == 200
     assert {y: value.n for y, value in right.by_class.items()} == dict.fromkeys(range(10), 20)

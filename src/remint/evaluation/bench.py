@@ -1,12 +1,17 @@
 """What every metric is measured with, and what a measurement is.
 
-Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of a table's row).
+Metrics of samples are means over repeated draws of n samples, each against the same n held-out examples, which are chosen
+by the seed. A draw is sampled once, and its features are computed once, for all of them.
+
+Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of a table's row), D features, J groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,9 +20,10 @@ from torch import Tensor
 
 from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
-from remint.errors import RunError
-from remint.evaluation import intervals
+from remint.errors import DataError, RunError
+from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
+from remint.metrics import Features
 from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec
 
@@ -29,17 +35,100 @@ DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT = range(5)
 Array = np.ndarray[Any, Any]
 
 
+class Shelf:
+    """Arrays that are made once and kept in files: twenty draws of thousands of features need not fit in memory."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="remint-")
+        self._paths: dict[Hashable, Path] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
+        """The array of ``key``, which ``make`` makes where it is not there yet."""
+        if key not in self._paths:
+            path = Path(self._folder.name) / f"{len(self._paths)}.npy"
+            np.save(path, make(), allow_pickle=False)
+            self._paths[key] = path
+        array: Array = np.load(self._paths[key], allow_pickle=False)
+        return array
+
+
 @dataclass(frozen=True)
 class Bench:
-    """The dataset version, the features and the settings that a model is measured with."""
+    """The dataset version, the features by name and the settings that a model is measured with."""
 
     dataset: Dataset
-    extractor: Extractor
+    extractors: Mapping[str, Extractor]
     settings: EvaluationSettings
+    _shelf: Shelf = field(default_factory=Shelf, init=False, repr=False, compare=False)
+
+    @property
+    def draws(self) -> range:
+        return range(self.settings.draws)
+
+    def size(self, metric: str, least: int) -> int:
+        """n: what settings.samples asks for, as far as held-out and training examples suffice.
+
+        Raises DataError where it is below what the metric needs.
+        """
+        n = min(self.settings.samples, len(self.dataset.held_out), len(self.dataset.train))
+        if n < least:
+            name = self.dataset.version.name
+            raise DataError(
+                f"{metric} needs {least} examples on each side, and {n} can be had: use more data, or raise "
+                f"datasets.{name}.split.held_out and evaluation.samples in params.yaml"
+            )
+        return n
+
+    def reference(self) -> Array:
+        """Places in the held-out split of the n examples that samples are held against, in order, int64 (N,)."""
+        return self._chosen("held_out", self.settings.seed)
+
+    def real(self, features: Features) -> Array:
+        """Features f_ND of the reference."""
+        return self._features_of(features, "held_out", self.reference())
+
+    def training(self, features: Features, draw: int) -> Array:
+        """Features f_ND of n different training examples, others in each draw."""
+        return self._features_of(features, "train", self._chosen("train", self.settings.seed, draw))
+
+    def sampled(self, model: CanSample, draw: int) -> Array:
+        """Samples x_NX of one draw."""
+        n, seed = self.size("a metric of samples", 1), self.settings.seed
+        # The key holds the model itself, lest another one comes to lie where it lay.
+        return self._shelf.get((model, draw), lambda: samples(model, self.dataset.spec, n, seed, DISTANCE, draw))
+
+    def drawn(self, features: Features, model: CanSample, draw: int) -> Array:
+        """Features f_ND of the samples of one draw. Raises RunError where one is not finite."""
+
+        def make() -> Array:
+            f_ND = self.extractors[features](self.sampled(model, draw))
+            return _finite_rows(f_ND, f"features '{features}' of", "samples", "this model cannot be judged, train again")
+
+        return self._shelf.get((model, draw, features), make)
+
+    def _chosen(self, split: str, *seed: int) -> Array:
+        """Places of n different examples of a split, in its own order."""
+        count = len(getattr(self.dataset, split))
+        chosen_N = np.random.default_rng([DISTANCE, *seed]).permutation(count)
+        return np.sort(chosen_N[: self.size("a metric of samples", 1)])
+
+    def _features_of(self, features: Features, split: str, chosen_N: Array) -> Array:
+        extractor, x_NX = self.extractors[features], getattr(self.dataset, split).x_NX
+
+        def make() -> Array:
+            wrong = "this extractor cannot be used here, choose another"
+            return _finite_rows(extractor(np.array(x_NX[chosen_N])), f"features '{features}' of", f"{split} examples", wrong)
+
+        return cache.features(self.dataset.version.digest, split, chosen_N, extractor, make)
 
     def fingerprint(self, **how: Any) -> dict[str, Any]:
         """What two values must have in common to be comparable: the data, the seed and ``how`` it was measured."""
         return {"dataset": self.dataset.version.digest, "split": "held_out", "seed": self.settings.seed, **how}
+
+    def measured_in(self, features: Features, **how: Any) -> dict[str, Any]:
+        """What a fingerprint says of features, and ``how``."""
+        extractor = self.extractors[features]
+        return {"extractor": extractor.sha256, "resize": extractor.resize, **how}
 
     def held_out_blocks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """The held-out examples in blocks x_BX with their labels y_B, where there are any, each with its number."""
@@ -59,6 +148,7 @@ class Measurement:
     low: float  # limits of the 95% interval of the mean
     high: float
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    reference_J: Array | None = None  # jackknife pseudo-values over groups of the reference, as deviations from their mean
 
     by_class: dict[int, Measurement] = field(default_factory=dict)  # the same over the examples of each class
 
@@ -69,16 +159,25 @@ class Measurement:
         fingerprint = bench.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
         classes = [] if y_N is None else np.unique(y_N).tolist()
         by_class = {y: cls.over_examples(values_N[y_N == y], bench, **how, of_class=y) for y in classes}
-        return cls(values_N, len(values_N), low, high, fingerprint, by_class)
+        return cls(values_N, len(values_N), low, high, fingerprint, by_class=by_class)
 
     @classmethod
     def over_draws(
-        cls, values_N: Array, n: int, bench: Bench, by_class: dict[int, Measurement] | None = None, **how: Any
+        cls,
+        values_N: Array,
+        n: int,
+        bench: Bench,
+        by_class: dict[int, Measurement] | None = None,
+        reference_J: Array | None = None,
+        **how: Any,
     ) -> Measurement:
-        """One value for each repeated draw of ``n`` samples."""
-        low, high = intervals.over_draws(values_N)
-        fingerprint = bench.fingerprint(**how, n=n, draws=len(values_N), interval="t over draws")
-        return cls(values_N, n, low, high, fingerprint, by_class or {})
+        """One value for each repeated draw of ``n`` samples; with ``reference_J`` the interval covers the reference too."""
+        low, high = intervals.over_draws(values_N, reference_J)
+        covers = (
+            "t over draws" if reference_J is None else f"t over draws and over {len(reference_J)} jackknife groups of held-out"
+        )
+        fingerprint = bench.fingerprint(**how, n=n, draws=len(values_N), interval=covers)
+        return cls(values_N, n, low, high, fingerprint, reference_J, by_class or {})
 
 
 def finite(values_N: Array, metric: str) -> Array:
@@ -89,6 +188,13 @@ def finite(values_N: Array, metric: str) -> Array:
             f"metric {metric}: {bad} of {len(values_N)} values are not finite: this model cannot be judged, train again"
         )
     return values_N
+
+
+def _finite_rows(f_ND: Array, what: str, of: str, so: str) -> Array:
+    bad = int((~np.isfinite(f_ND).all(axis=1)).sum())
+    if bad:
+        raise RunError(f"{what} {bad} of {len(f_ND)} {of} are not finite: {so}")
+    return f_ND
 
 
 def samples(model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None) -> Array:
@@ -117,8 +223,9 @@ def _wrong_row(x_ND: Array, spec: DataSpec) -> str | None:
     if x_ND.dtype != np.float32 or x_ND.shape[1:] != spec.shape:
         return f"{x_ND.dtype} {x_ND.shape[1:]}, and its rows are float32 {spec.shape}"
     for column, value_N in zip(spec.columns, x_ND.T, strict=True):
-        if not np.isfinite(value_N).all():
-            return f"column '{column.name}' has values that are not finite"
+        bad = int((~np.isfinite(value_N)).sum())
+        if bad:
+            return f"column '{column.name}' has {bad} of {len(value_N)} values that are not finite"
         if column.categories and not np.isin(value_N, range(len(column.categories))).all():
             return f"column '{column.name}' has values that are not places of its {len(column.categories)} categories"
     return None

@@ -1,103 +1,103 @@
-"""What samples say of a model, in the features of the dataset itself.
+"""Frechet distances of samples to held-out examples, in any features. Lower is better.
 
-``fd_domain``        the Frechet distance of samples to held-out examples; lower is better
-``class_agreement``  the share of a conditional model's samples that a classifier takes for the class that was asked for
+``fd``            between n samples and n held-out examples: the mean over repeated draws
+``fd_infinity``   what it would be of infinitely many on both sides
 
-The distance of finite sets is biased upwards, the more the fewer they are (Chong & Forsyth, Effectively unbiased FID,
-2020). So every distance here is between the same number n of examples on both sides, and the floor beside it says
-what real ones reach.
+The distance of finite sets is biased upwards, the more the fewer they are, and about linear in 1/n (Chong & Forsyth,
+Effectively unbiased FID and Inception Score and where to find them, 2020). So every ``fd`` here is between the same number
+of examples on both sides, and the floor beside it says what real ones reach; ``fd_infinity`` is the intercept of a straight
+line through the distances of nested subsets.
 
-Shapes: N examples, X the axes of one example, D features, M draws, K classes.
+All draws are held against the same held-out examples. What another choice of these would change is found by leaving out one
+group of them at a time and measuring against all draws together (evaluation/intervals.py).
+
+Shapes: N examples, D features, J groups, S sizes, of nested subsets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 
-from remint.data.arrays import Split
-from remint.errors import DataError, SettingsError
-from remint.evaluation.bench import AGREEMENT, DISTANCE, Bench, Measurement, finite, samples
+from remint.evaluation import intervals
+from remint.evaluation.bench import DISTANCE, Bench, Measurement, finite
 from remint.evaluation.frechet import Moments, frechet_distance
+from remint.metrics import Features, in_features
 from remint.models.contract import CanSample
+
+GROUPS = 20  # J, at most
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
+LEAST = 3  # examples: the two that are left when one is taken away have a covariance
+LEAST_NESTED = 4 * GROUPS  # two of every group in the smallest subset
+ORDER = 1  # beside the seed, of the order of the reference
 
 Array = np.ndarray[Any, Any]
 
 
-def domain(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
-    """The mean over repeated draws of n samples, each against the same n held-out examples."""
-    n, real = _reference(bench)
-    seed, spec = bench.settings.seed, bench.dataset.spec
-    draws = range(bench.settings.draws)
-    distances = [_distance(samples(model, spec, n, seed, DISTANCE, draw), real, bench) for draw in draws]
-    return {"fd_domain": _measurement(distances, n, bench)}
+def frechet(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """``fd``: the mean over repeated draws of n samples, each against the same n held-out examples."""
+    name = in_features("fd", features)
+    return {name: _measurement(name, features, lambda draw: bench.drawn(features, model, draw), bench)}
 
 
-def floor(bench: Bench) -> Measurement:
+def floor(features: Features, bench: Bench) -> Measurement:
     """The same with n training examples, drawn without replacement, in place of the samples: what real ones reach."""
-    n, real = _reference(bench)
-    train = bench.dataset.train
-    draws = range(bench.settings.draws)
-    distances = [_distance(_drawn(train, n, bench.settings.seed, draw), real, bench) for draw in draws]
-    return _measurement(distances, n, bench)
+    return _measurement(in_features("fd", features), features, lambda draw: bench.training(features, draw), bench)
 
 
-def agreement(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
-    """As many samples of each class, in each draw, held against what the features' classifier takes them for.
+def infinity(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """``fd_infinity``: the mean over repeated draws of the intercept over nested subsets of both sides."""
+    name = in_features("fd_infinity", features)
+    return {name: _measurement(name, features, lambda draw: bench.drawn(features, model, draw), bench, SHARES)}
 
-    Raises SettingsError where the model is not conditional or the features are not a classifier's.
-    """
-    if not getattr(model, "conditional", False):
-        raise SettingsError("class_agreement needs a model with conditional: true: set it, or remove the metric")
-    if bench.extractor.classify is None:
-        raise SettingsError("class_agreement needs images with labels, whose features are a classifier's: remove it")
-    spec, settings = bench.dataset.spec, bench.settings
-    each = max(1, settings.samples // spec.classes)
-    asked_N = np.repeat(np.arange(spec.classes), each)
-    hit_MN = np.array(
-        [
-            bench.extractor.classify(samples(model, spec, len(asked_N), settings.seed, AGREEMENT, draw, y_N=asked_N)) == asked_N
-            for draw in range(settings.draws)
-        ],
-        dtype=np.float64,
+
+def _measurement(
+    name: str, features: Features, side: Callable[[int], Array], bench: Bench, shares: Sequence[float] = (1.0,)
+) -> Measurement:
+    """The intercept over nested subsets of these shares; of one share, the distance itself. ``side``: features of a draw."""
+    n = bench.size(name, LEAST if len(shares) == 1 else LEAST_NESTED)
+    sizes_S = [round(share * n) for share in shares]
+    weight_S = _weights(sizes_S)
+    real_ND = _shuffled(bench.real(features), bench.settings.seed)
+    real_S = _nested(real_ND, sizes_S)
+    values, merged = [], None
+    for draw in bench.draws:
+        drawn_S = _nested(side(draw), sizes_S)
+        values.append(float(weight_S @ list(map(frechet_distance, drawn_S, real_S))))
+        merged = drawn_S[-1] if merged is None else merged + drawn_S[-1]
+    assert merged is not None, "there are at least two draws"
+    groups = min(GROUPS, n)
+    without = []
+    for group in range(groups):  # a share of every subset, so that the line has the same intercept
+        left_S = [real - Moments.of(real_ND[group:size:groups]) for real, size in zip(real_S, sizes_S, strict=True)]
+        without.append(float(weight_S @ [frechet_distance(merged, left) for left in left_S]))
+    how = bench.measured_in(features, **({"sizes": sizes_S} if len(shares) > 1 else {}))
+    return Measurement.over_draws(
+        finite(np.array(values, dtype=np.float64), name),
+        n,
+        bench,
+        reference_J=finite(intervals.pseudo_values(without), name),
+        **how,
     )
-    how: dict[str, Any] = {"extractor": bench.extractor.sha256}
-    by_class = {
-        y: Measurement.over_draws(hit_MN[:, asked_N == y].mean(axis=1), each, bench, **how, of_class=y)
-        for y in range(spec.classes)
-    }
-    return {"class_agreement": Measurement.over_draws(hit_MN.mean(axis=1), len(asked_N), bench, by_class=by_class, **how)}
 
 
-def _reference(bench: Bench) -> tuple[int, Moments]:
-    """n, and the moments of n held-out examples, which are chosen by the seed.
-
-    n is what settings.samples asks for, as far as held-out and training examples suffice.
-    """
-    dataset, settings = bench.dataset, bench.settings
-    n = min(settings.samples, len(dataset.held_out), len(dataset.train))
-    if n < 2:
-        name = dataset.version.name
-        raise DataError(
-            f"fd_domain needs 2 examples on each side, and {n} can be had: use more data, or raise "
-            f"datasets.{name}.split.held_out and evaluation.samples in params.yaml"
-        )
-    return n, Moments.of(bench.extractor(_drawn(dataset.held_out, n, settings.seed)))
+def _nested(f_ND: Array, sizes_S: Sequence[int]) -> list[Moments]:
+    """Moments of the first so many of the features, for each size, in rising order."""
+    parts = [Moments.of(f_ND[start:stop]) for start, stop in pairwise([0, *sizes_S])]
+    return list(accumulate(parts))
 
 
-def _drawn(split: Split, n: int, *seed: int) -> Array:
-    """n different examples x_NX of a split, in its own order."""
-    chosen = np.random.default_rng([DISTANCE, *seed]).permutation(len(split))[:n]
-    x_NX: Array = np.array(split.x_NX[np.sort(chosen)])
-    return x_NX
+def _weights(sizes_S: Sequence[int]) -> Array:
+    """What the least-squares intercept of values over 1/size is a sum of the values with; 1 of a single size."""
+    line_S2 = np.array([[1.0, 1.0 / size] for size in sizes_S])
+    weight_S: Array = np.linalg.pinv(line_S2)[0] if len(sizes_S) > 1 else np.ones(1)
+    return weight_S
 
 
-def _distance(x_NX: Array, real: Moments, bench: Bench) -> float:
-    return frechet_distance(Moments.of(bench.extractor(x_NX)), real)
-
-
-def _measurement(distances: list[float], n: int, bench: Bench) -> Measurement:
-    values_M = finite(np.array(distances, dtype=np.float64), "fd_domain")
-    return Measurement.over_draws(values_M, n, bench, extractor=bench.extractor.sha256)
+def _shuffled(f_ND: Array, seed: int) -> Array:
+    """In an order that has nothing to do with that of the data, so that groups and subsets are drawn by chance."""
+    shuffled_ND: Array = f_ND[np.random.default_rng([DISTANCE, ORDER, seed]).permutation(len(f_ND))]
+    return shuffled_ND

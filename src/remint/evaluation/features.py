@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from remint.data.arrays import Dataset, Split
 from remint.errors import IntegrityError
 from remint.manifest import sha256_file
+from remint.metrics import Features
 from remint.records import Column, DataSpec
 
 WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
@@ -112,6 +113,8 @@ class Extractor:
     network: nn.Module
     spec: DataSpec
     sha256: str  # of the weights
+    name: Features = "domain"
+    resize: str = "none"  # what is done to an image's size before, for the fingerprint
 
     @torch.no_grad()
     def __call__(self, x_NX: Array) -> Array:

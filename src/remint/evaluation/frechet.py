@@ -50,6 +50,14 @@ class Moments:
     def covariance_DD(self) -> Tensor:
         """The unbiased estimate, which needs two examples."""
         assert self.count > 1, "the covariance of one example is not defined"
+    def __sub__(self, part: Moments) -> Moments:
+        """Of what remains when a part is taken away: the inverse of the sum."""
+        count = self.count - part.count
+        mean_D = self.mean_D + (self.mean_D - part.mean_D) * (part.count / count)
+        shift_D = part.mean_D - mean_D
+        scatter_DD = self.scatter_DD - part.scatter_DD - torch.outer(shift_D, shift_D) * (count * part.count / self.count)
+        return Moments(count, mean_D, scatter_DD)
+
         return self.scatter_DD / (self.count - 1)
 
 

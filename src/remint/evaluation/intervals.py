@@ -2,12 +2,19 @@
 
     over examples   the choice of the held-out examples: another held-out set of this size, same model
     over draws      the model's sampling noise: other samples, same held-out examples, same extractor
+                    with the deviations of a jackknife also the choice of the held-out examples that samples are held against
 
-Shapes: N values, R resamples.
+All draws are held against the same examples, so that their spread says nothing of these. What they add is estimated by
+leaving out one group of them at a time (delete-a-group jackknife; Kott, The delete-a-group jackknife, Journal of Official
+Statistics, 2001). The two half widths are added in quadrature.
+
+Shapes: N values, R resamples, M draws, J groups.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +43,28 @@ def over_examples(values_N: Array, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def over_draws(values_N: Array) -> tuple[float, float]:
-    """Student's t interval of the mean of independent draws. Their number is small, for which a bootstrap is too narrow."""
-    count = len(values_N)
-    mean = float(values_N.mean())
-    half = float(stdtrit(count - 1, (1.0 + CONFIDENCE) / 2.0)) * float(values_N.std(ddof=1)) / count**0.5
+def over_draws(values_M: Array, reference_J: Array | None = None) -> tuple[float, float]:
+    """Student's t interval of the mean of independent draws. Their number is small, for which a bootstrap is too narrow.
+
+    ``reference_J``: the jackknife's deviations over groups of the reference (``pseudo_values``), whose t interval widens it.
+    """
+    mean, half = float(values_M.mean()), _half(values_M)
+    if reference_J is not None:
+        half = math.hypot(half, _half(reference_J))
     return mean - half, mean + half
+
+
+def pseudo_values(without_J: Sequence[float]) -> Array:
+    """Deviations from their mean of J theta - (J - 1) theta_j, float64 (J,), of an estimate without each group in turn.
+
+    Their variance over J estimates that of the estimate; the estimate with all groups, theta, cancels.
+    """
+    theta_J = np.array(without_J, dtype=np.float64)
+    deviation_J: Array = (len(theta_J) - 1) * (theta_J.mean() - theta_J)
+    return deviation_J
+
+
+def _half(values_N: Array) -> float:
+    """Half the width of Student's t interval of a mean."""
+    count = len(values_N)
+    return float(stdtrit(count - 1, (1.0 + CONFIDENCE) / 2.0)) * float(values_N.std(ddof=1)) / math.sqrt(count)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from remint import plugins
-from remint.evaluation import distance, likelihood
+from remint.evaluation import agreement, distance, kernel, likelihood, neighbours
 from remint.evaluation.bench import Bench, Measurement
-from remint.metrics import Need
+from remint.metrics import Features, Need, in_features
 from remint.models.contract import CanSample, HasElbo, HasLogProb
 
 PROTOCOLS: dict[Need, type[Any]] = {"log_prob": HasLogProb, "elbo": HasElbo, "sample": CanSample, "classes": CanSample}
@@ -26,13 +27,29 @@ class Metric:
     context: Mapping[str, Callable[[Bench], Measurement]] = field(default_factory=dict)  # beside it, and not of the model
 
 
+def _of_samples(features: Features) -> dict[str, Metric]:
+    """The metrics of samples in these features."""
+    fidelity = Metric(partial(neighbours.fidelity, features))
+    fd = in_features("fd", features)
+    return {
+        fd: Metric(partial(distance.frechet, features), {f"{fd}_floor": partial(distance.floor, features)}),
+        in_features("fd_infinity", features): Metric(partial(distance.infinity, features)),
+        in_features("kid", features): Metric(partial(kernel.kid, features)),
+        **{in_features(metric, features): fidelity for metric in ("precision", "density", "coverage")},
+        in_features("recall", features): Metric(partial(neighbours.recall, features)),
+    }
+
+
 _LIKELIHOOD = {"factorised": likelihood.factorised}
 METRICS: dict[str, Metric] = {
     "nll": Metric(likelihood.exact, _LIKELIHOOD),
     "elbo": Metric(likelihood.bounds, _LIKELIHOOD),
     "iwae": Metric(likelihood.bounds, _LIKELIHOOD),
-    "fd_domain": Metric(distance.domain, {"fd_domain_floor": distance.floor}),
-    "class_agreement": Metric(distance.agreement),
+    "class_agreement": Metric(agreement.agreement),
+    "novelty": Metric(neighbours.novelty),
+    **_of_samples("domain"),
+    **_of_samples("inception"),
+    **_of_samples("program"),
 }
 
 

@@ -1,0 +1,44 @@
+"""``class_agreement``: the share of a conditional model's samples that a classifier takes for the class that was asked for.
+
+The classifier is the one whose activations are the dataset's own features. Higher is better.
+
+Shapes: N samples, M draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from remint.errors import SettingsError
+from remint.evaluation.bench import AGREEMENT, Bench, Measurement, samples
+from remint.models.contract import CanSample
+
+
+def agreement(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """As many samples of each class, in each draw.
+
+    Raises SettingsError where the model is not conditional or the features are not a classifier's.
+    """
+    if not getattr(model, "conditional", False):
+        raise SettingsError("class_agreement needs a model with conditional: true: set it, or remove the metric")
+    extractor = bench.extractors["domain"]
+    if extractor.classify is None:
+        raise SettingsError("class_agreement needs images with labels, whose features are a classifier's: remove it")
+    spec, settings = bench.dataset.spec, bench.settings
+    each = max(1, settings.samples // spec.classes)
+    asked_N = np.repeat(np.arange(spec.classes), each)
+    hit_MN = np.array(
+        [
+            extractor.classify(samples(model, spec, len(asked_N), settings.seed, AGREEMENT, draw, y_N=asked_N)) == asked_N
+            for draw in bench.draws
+        ],
+        dtype=np.float64,
+    )
+    how = bench.measured_in("domain")
+    by_class = {
+        y: Measurement.over_draws(hit_MN[:, asked_N == y].mean(axis=1), each, bench, **how, of_class=y)
+        for y in range(spec.classes)
+    }
+    return {"class_agreement": Measurement.over_draws(hit_MN.mean(axis=1), len(asked_N), bench, by_class=by_class, **how)}

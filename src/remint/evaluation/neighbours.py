@@ -1,0 +1,143 @@
+"""What nearest neighbours say of samples: whether they look real, whether they reach all that is real, whether they are copies.
+
+With B_i the ball around held-out example i up to its k-th nearest among the held-out ones, in features:
+
+``precision``  looks real: the share of the samples that lie in at least one B_i
+``density``    looks real: the mean over the samples of the number of B_i that hold it, over k; 1 for equal sets
+``coverage``   reaches all that is real: the share of the held-out examples whose B_i holds at least one sample
+``recall``     reaches all that is real: the share of the held-out examples in at least one such ball around the samples
+``novelty``    mean distance of a sample to the nearest training example over that of a held-out example, in data space;
+               0: all are copies, 1: as new as the held-out ones
+
+Higher is better. Precision and recall: Kynkaanniemi et al., Improved precision and recall metric for assessing generative
+models, 2019 (there k = 3 for tens of thousands of samples). Density and coverage: Naeem et al., Reliable fidelity and
+diversity metrics for generative models, 2020 (k = 5). A single k = 5 is used here for all four, so that they speak of the
+same balls. Novelty alone is highest for noise: read it beside the others.
+
+Shapes: N held-out examples and as many samples, M training examples, X the axes of one example, D features or coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from remint.data.arrays import Split
+from remint.errors import DataError
+from remint.evaluation import pairs
+from remint.evaluation.bench import Bench, Measurement, finite
+from remint.evaluation.features import Columns
+from remint.metrics import Features, in_features
+from remint.models.contract import CanSample
+from remint.records import DataSpec
+
+NEIGHBOURS = 5  # k
+
+Array = np.ndarray[Any, Any]
+
+
+def fidelity(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """``precision``, ``density`` and ``coverage``, the last also by class where there are labels."""
+    names = [in_features(metric, features) for metric in ("precision", "density", "coverage")]
+    bench.size(names[0], NEIGHBOURS + 1)
+    centre_D, real_ND = _centred(bench.real(features))
+    radius_N = pairs.radii(real_ND, NEIGHBOURS)
+    values, reached = [], []
+    for draw in bench.draws:
+        drawn_ND = torch.from_numpy(bench.drawn(features, model, draw)) - centre_D
+        within_N, reached_N = _within(drawn_ND, real_ND, radius_N)
+        values.append(((within_N > 0).double().mean(), within_N.double().mean() / NEIGHBOURS, reached_N.double().mean()))
+        reached.append(reached_N.double())
+    precision, density, coverage = (
+        _measurement(name, np.array(values_M), features, bench)
+        for name, values_M in zip(names, zip(*values, strict=True), strict=True)
+    )
+    by_class = _by_class(torch.stack(reached).numpy(), features, bench)
+    return dict(zip(names, (precision, density, replace(coverage, by_class=by_class)), strict=True))
+
+
+def recall(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """``recall``: the held-out examples in balls around the samples of a draw."""
+    name = in_features("recall", features)
+    bench.size(name, NEIGHBOURS + 1)
+    centre_D, real_ND = _centred(bench.real(features))
+    values = []
+    for draw in bench.draws:
+        drawn_ND = torch.from_numpy(bench.drawn(features, model, draw)) - centre_D
+        within_N, _ = _within(real_ND, drawn_ND, pairs.radii(drawn_ND, NEIGHBOURS))
+        values.append((within_N > 0).double().mean())
+    return {name: _measurement(name, np.array(values), features, bench)}
+
+
+def novelty(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """``novelty``. Raises DataError where every held-out example is a copy of a training example."""
+    n, train = bench.size("novelty", 2), bench.dataset.train
+    held_out_NX = np.array(bench.dataset.held_out.x_NX[bench.reference()])
+    usual = _to_nearest(held_out_NX, train, bench.dataset.spec)
+    if usual == 0.0:
+        name = bench.dataset.version.name
+        raise DataError(f"novelty: every held-out example of {name} also stands in its training split: remove the metric")
+    values = [_to_nearest(bench.sampled(model, draw), train, bench.dataset.spec) / usual for draw in bench.draws]
+    return {"novelty": Measurement.over_draws(finite(np.array(values), "novelty"), n, bench, space="data")}
+
+
+def coordinates(x_NX: Array, spec: DataSpec) -> Tensor:
+    """Where examples lie in data space, float64 (N, D).
+
+    Pixels in levels. Of a table its standardised numbers and one-hot categories, between two of which the squared distance
+    is 2, as it is on the mean between two numbers; beside them 1 where a value is missing, which itself is then 0.
+    """
+    x_ND = torch.from_numpy(np.array(x_NX, dtype=np.float64).reshape(len(x_NX), -1))
+    return Columns.encoded(spec.columns, x_ND) if spec.is_table else x_ND
+
+
+def _to_nearest(x_NX: Array, train: Split, spec: DataSpec) -> float:
+    """Mean distance of examples to the nearest training example."""
+    x_ND = coordinates(x_NX, spec)
+    nearest_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype)
+    for at in range(0, len(train), pairs.BLOCK):
+        distance_N, _ = pairs.nearest(x_ND, coordinates(train.x_NX[at : at + pairs.BLOCK], spec))
+        nearest_N = torch.minimum(nearest_N, distance_N)
+    return float(nearest_N.mean())
+
+
+def _centred(f_ND: Array) -> tuple[Tensor, Tensor]:
+    """The mean of features and what is left without it: short vectors, of whose distances little is lost by rounding."""
+    real_ND = torch.from_numpy(f_ND)
+    centre_D = real_ND.mean(dim=0)
+    return centre_D, real_ND - centre_D
+
+
+def _within(a_ND: Tensor, centre_MD: Tensor, radius_M: Tensor) -> tuple[Tensor, Tensor]:
+    """In how many balls each of a lies, int64 (N,), and which balls hold any of them, bool (M,). Radii are squared."""
+    count_N = torch.zeros(len(a_ND), dtype=torch.int64)
+    holds_M = torch.zeros(len(centre_MD), dtype=torch.bool)
+    granted_N, reach_M = pairs.granted(a_ND), radius_M + pairs.granted(centre_MD)
+    for rows, columns, d_AB in pairs.blocks(a_ND, centre_MD):
+        inside_AB = d_AB <= reach_M[columns] + granted_N[rows, None]
+        count_N[rows] += inside_AB.sum(dim=1)
+        holds_M[columns] |= inside_AB.any(dim=0)
+    return count_N, holds_M
+
+
+def _by_class(reached_MN: Array, features: Features, bench: Bench) -> dict[int, Measurement]:
+    """Coverage of the held-out examples of each class."""
+    y_N = bench.dataset.held_out.y_N
+    if y_N is None:
+        return {}
+    y_N = np.array(y_N)[bench.reference()]
+    how = bench.measured_in(features, neighbours=NEIGHBOURS)
+    return {
+        y: Measurement.over_draws(reached_MN[:, y_N == y].mean(axis=1), int((y_N == y).sum()), bench, **how, of_class=y)
+        for y in np.unique(y_N).tolist()
+    }
+
+
+def _measurement(name: str, values_M: Array, features: Features, bench: Bench) -> Measurement:
+    how = bench.measured_in(features, neighbours=NEIGHBOURS)
+    return Measurement.over_draws(finite(values_M, name), bench.size(name, 1), bench, **how)
