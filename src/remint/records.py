@@ -242,7 +242,7 @@ class EvaluationReport(Record):
     metrics: dict[str, MetricValue]
     context: dict[str, MetricValue] = {}  # not of the model: the floor of a Frechet distance, a trivial baseline
     by_class: dict[str, dict[str, MetricValue]] = {}  # metric, class: the same over the held-out examples of one class
-    leakage: Leakage | None = None  # of the held-out split into the training split of the same version
+    leakage: Leakage | None = None  # into the split that the model was trained on; None: that cannot be had
     values_sha256: str = ""  # of the per-example values beside the report
 
 

@@ -1,0 +1,202 @@
+"""Held-out examples that also stand in a training split: a model that has seen what judges it is judged too well.
+
+    exact   the same decoded array, by its digest
+    near    not the same, and the root-mean-square difference to some training example is within a tolerance
+
+An example's split is a function of its content (data/splits.py), so that within one dataset version exact copies cannot
+stand on both sides. This check is what proves it, and what finds the rest: near copies, whose content and so whose split
+differs; and a champion that was trained on other data, with another split.
+
+Near copies are found exactly. The sums over the boxes of a grid of at most 8 x 8, each divided by the square root of its
+number of pixels, are an orthogonal projection of an image: their distance is never above that of the images. So pairs are
+sought among these, along the axis on which they spread most, and what comes near is held against each other in full.
+
+Shapes: N held-out examples, M training examples, X the axes of one example, P numbers that pairs are sought by, B block.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from remint.data.arrays import Split
+from remint.evaluation import plots
+from remint.records import DataSpec, Leakage
+from remint.step import emit
+
+TOLERANCE = 0.02  # of the range of an image's values, or of a column's deviation: root-mean-square difference of a near copy
+CLOSER = 0.1  # rows of a table: and of the median distance between neighbours, since few columns bring any two rows near
+NEIGHBOURS = 512  # training rows whose distance to their neighbour is taken for it
+GRID = 8  # boxes on each side of an image
+BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs that are held in memory at a time
+SHOWN = 16  # pairs in the picture
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What of one split stands in another, and where."""
+
+    leakage: Leakage
+    pairs: tuple[tuple[int, int], ...]  # held-out, training: exact ones first
+
+
+def find(held_out: Split, train: Split, spec: DataSpec) -> Found:
+    """The held-out examples that the training split holds exactly or nearly; labels do not matter.
+
+    Memory is bounded by P numbers an example and by blocks, whatever the size of an example.
+    """
+    place = {content(x_X): index for index, x_X in enumerate(train.x_NX)}
+    exact = {index: place[digest] for index, digest in enumerate(map(content, held_out.x_NX)) if digest in place}
+    others_N = np.setdiff1d(np.arange(len(held_out)), list(exact))
+    metric = _Rows(spec, train) if spec.is_table else _Images(spec)
+    near = _near(held_out.x_NX, others_N, train.x_NX, metric)
+    leakage = Leakage(checked=len(held_out), exact=len(exact), near=len(near), tolerance=metric.words)
+    if exact or near:
+        emit("leakage", exact=len(exact), near=len(near), checked=len(held_out))
+    return Found(leakage, (*sorted(exact.items()), *sorted(near.items())))
+
+
+def write(found: Found, held_out: Split, train: Split, spec: DataSpec, out: Path, name: str = "leakage") -> None:
+    """A few pairs, where there are any: NAME.png, each held-out image with the training one to its right, or NAME.csv."""
+    if not found.pairs:
+        return
+    pairs = np.array(found.pairs[:SHOWN])
+    x_NX = np.stack([held_out.x_NX[pairs[:, 0]], train.x_NX[pairs[:, 1]]], axis=1).reshape(-1, *spec.shape)
+    if not spec.is_table:
+        title = f"{len(found.pairs)} held-out images, each with a training one to its right"
+        plots.sample_grid(out / f"{name}.png", x_NX, spec.levels, title, columns=min(8, len(x_NX)))
+        return
+    with (out / f"{name}.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["split", *(column.name for column in spec.columns)])
+        for index, x_D in enumerate(x_NX):
+            writer.writerow([("held_out", "train")[index % 2], *map(_cell, spec.columns, x_D)])
+
+
+def _cell(column: Any, value: float) -> str:
+    """A value of a table in original units; nothing where it is missing."""
+    if not np.isfinite(value):
+        return ""
+    return column.categories[int(value)] if column.categories else f"{value * column.scale + column.mean:.9g}"
+
+
+def content(x_X: Array) -> bytes:
+    """The digest of an example: SHA-256 of its values, where one NaN is as good as another and -0.0 is 0.0."""
+    if x_X.dtype.kind == "f":
+        x_X = np.where(np.isnan(x_X), np.float32(np.nan), x_X + np.float32(0.0))
+    return hashlib.sha256(np.ascontiguousarray(x_X).tobytes()).digest()
+
+
+class _Images:
+    """Levels as they are. Distances are Euclidean over all values."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        _, *sides = spec.image
+        self.rows, self.columns = (np.arange(min(GRID, side)) * side // min(GRID, side) for side in sides)
+        sizes = [np.diff(starts, append=side) for starts, side in zip((self.rows, self.columns), sides, strict=True)]
+        self.root = np.sqrt(np.outer(*sizes)).astype(np.float32)
+        self.limit = TOLERANCE * (spec.levels - 1) * spec.dims**0.5
+        self.words = f"root-mean-square difference of at most {TOLERANCE:.0%} of the range of values"
+
+    def full(self, x_BX: Array) -> Array:
+        return x_BX.reshape(len(x_BX), -1).astype(np.float64)
+
+    def reduced(self, x_BX: Array) -> Array:
+        """The projection of images x_BX onto the boxes, float32 (B, P)."""
+        sums = np.add.reduceat(np.add.reduceat(x_BX.astype(np.float32), self.rows, axis=2), self.columns, axis=3)
+        p_BP: Array = (sums / self.root).reshape(len(x_BX), -1)
+        return p_BP
+
+
+class _Rows:
+    """Standardised numbers; categories, and whether a value is missing, so far apart that unequal ones are never near."""
+
+    def __init__(self, spec: DataSpec, train: Split) -> None:
+        self.numeric_D = np.array([column.numeric for column in spec.columns])
+        numbers = max(1, int(self.numeric_D.sum()))
+        self.limit = TOLERANCE * numbers**0.5
+        self.apart = 2.0 * self.limit
+        typical = _median_neighbour(self, train)
+        self.limit = min(self.limit, CLOSER * typical) if typical is not None else self.limit
+        self.words = (
+            f"equal categories, and a root-mean-square difference of the numbers of at most {self.limit / numbers**0.5:.2g} "
+            f"standard deviations ({TOLERANCE:g}, or {CLOSER:g} of the median between neighbours where that is less)"
+        )
+
+    def full(self, x_BX: Array) -> Array:
+        missing_BD = np.isnan(x_BX)
+        known_BD = np.where(missing_BD, 0.0, x_BX.astype(np.float64))
+        return np.concatenate([np.where(self.numeric_D, known_BD, known_BD * self.apart), missing_BD * self.apart], axis=1)
+
+    reduced = full
+
+
+def _median_neighbour(rows: _Rows, train: Split) -> float | None:
+    """The median over training rows, evenly spaced, of the distance to the nearest that is not equal; None: all are equal."""
+    chosen = np.unique(np.linspace(0, len(train) - 1, num=min(len(train), NEIGHBOURS)).astype(np.int64))
+    from_BP = torch.from_numpy(rows.full(train.x_NX[chosen]))
+    nearest_B = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
+    for at in range(0, len(train), WIDE):
+        apart_BM = torch.cdist(from_BP, torch.from_numpy(rows.full(train.x_NX[at : at + WIDE])))
+        nearest_B = torch.minimum(nearest_B, apart_BM.masked_fill_(apart_BM < 1e-6, torch.inf).amin(dim=1))
+    found_B = nearest_B[nearest_B.isfinite()]
+    return float(found_B.median()) if len(found_B) else None
+
+
+def _near(x_NX: Array, others_N: Array, x_MX: Array, metric: _Images | _Rows) -> dict[int, int]:
+    """For each of ``others_N`` that has a near copy among x_MX, the nearest of them."""
+    if not len(others_N):
+        return {}
+    p_MP = _reduced(x_MX, np.arange(len(x_MX)), metric)
+    p_NP = _reduced(x_NX, others_N, metric)
+    centre_P = p_MP.mean(dim=0)
+    p_MP, p_NP = p_MP - centre_P, p_NP - centre_P
+    axis_P = torch.linalg.eigh((p_MP.T @ p_MP).double()).eigenvectors[:, -1].to(p_MP.dtype)
+    (p_NP, along_N, order_N), (p_MP, along_M, order_M) = _sorted(p_NP, axis_P), _sorted(p_MP, axis_P)
+    nearest: dict[int, tuple[float, int]] = {}
+    for i_B, j_B in _candidates(p_NP, along_N, p_MP, along_M, metric.limit):
+        left, right = others_N[order_N[i_B]], order_M[j_B]
+        apart_B = np.sqrt(((metric.full(x_NX[left]) - metric.full(x_MX[right])) ** 2).sum(axis=1))
+        for held_out, training, apart in zip(left.tolist(), right.tolist(), apart_B.tolist(), strict=True):
+            if apart <= metric.limit and (apart, training) < nearest.get(held_out, (np.inf, -1)):
+                nearest[held_out] = (apart, training)
+    return {held_out: training for held_out, (_, training) in nearest.items()}
+
+
+def _reduced(x_NX: Array, chosen_N: Array, metric: _Images | _Rows) -> Tensor:
+    blocks = [metric.reduced(x_NX[chosen_N[at : at + BLOCK]]) for at in range(0, len(chosen_N), BLOCK)]
+    return torch.from_numpy(np.concatenate(blocks))
+
+
+def _sorted(p_NP: Tensor, axis_P: Tensor) -> tuple[Tensor, Array, Array]:
+    """Projections in the order of where they lie on an axis; where; and that order."""
+    along_N = p_NP @ axis_P
+    order_N = torch.argsort(along_N, stable=True)
+    return p_NP[order_N], along_N[order_N].numpy(), order_N.numpy()
+
+
+def _candidates(p_NP: Tensor, along_N: Array, p_MP: Tensor, along_M: Array, limit: float) -> Iterator[tuple[Array, Array]]:
+    """Blocks of pairs, as places in the two sorted lists: all within ``limit``, and few others."""
+    square_N, square_M = p_NP.square().sum(dim=1), p_MP.square().sum(dim=1)
+    # |a|^2 + |b|^2 - 2 a b loses digits where a and b are long: so much is granted.
+    slack = 16.0 * torch.finfo(p_NP.dtype).eps * float(square_N.max() + square_M.max())
+    reach = limit + slack**0.5
+    for at in range(0, len(p_NP), BLOCK):
+        rows = slice(at, at + BLOCK)
+        first, last = np.searchsorted(along_M, [along_N[rows][0] - reach, along_N[rows][-1] + reach])
+        for start in range(int(first), int(last), WIDE):
+            columns = slice(start, min(start + WIDE, int(last)))
+            apart_BM = torch.addmm(square_M[columns], p_NP[rows], p_MP[columns].T, alpha=-2.0)
+            i_B, j_B = (apart_BM <= (limit**2 + slack - square_N[rows, None])).nonzero().T.numpy()
+            for chunk in range(0, len(i_B), PAIRS):
+                yield i_B[chunk : chunk + PAIRS] + at, j_B[chunk : chunk + PAIRS] + start

@@ -1,0 +1,125 @@
+"""Held-out examples that stand in the training split are counted, against every pair held by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint.data.arrays import Split
+from remint.evaluation import leakage
+from remint.records import Column, DataSpec
+
+IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # sides that no grid of 8 divides
+TABLE = DataSpec(
+    shape=(5,),
+    columns=(
+        Column(name="a"),
+        Column(name="b", mean=10.0, scale=2.0, missing=True),
+        Column(name="colour", categories=("blue", "green", "red"), missing=True),
+        Column(name="c"),
+        Column(name="d"),
+    ),
+)
+Array = np.ndarray[Any, Any]
+
+
+def pictures(count: int, seed: int) -> Array:
+    """Smooth ones, whose neighbours differ by little: their box sums are near each other too."""
+    generator = np.random.default_rng(seed)
+    base = generator.uniform(90, 130, size=(count, 1, 1, 1))
+    return np.clip(base + generator.normal(scale=3.85, size=(count, *IMAGES.shape)), 0, 255).astype(np.uint8)
+
+
+def rows(count: int, seed: int) -> Array:
+    generator = np.random.default_rng(seed)
+    x_ND = generator.normal(size=(count, 5)).astype(np.float32)
+    x_ND[:, 2] = generator.integers(3, size=count)
+    x_ND[generator.random(count) < 0.2, 1] = np.nan
+    x_ND[generator.random(count) < 0.1, 2] = np.nan
+    return x_ND
+
+
+def by_hand(held_NX: Array, train_MX: Array, limit: float) -> set[tuple[int, int]]:
+    """Every pair whose root-mean-square difference is within the limit and that is not equal."""
+    apart_NM = np.sqrt(
+        ((held_NX.reshape(len(held_NX), 1, -1).astype(float) - train_MX.reshape(1, len(train_MX), -1)) ** 2).mean(2)
+    )
+    return {(int(n), int(m)) for n, m in zip(*np.nonzero((apart_NM <= limit) & (apart_NM > 0)), strict=True)}
+
+
+def test_images_are_found_as_a_search_of_every_pair_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leakage, "BLOCK", 50)
+    monkeypatch.setattr(leakage, "WIDE", 70)
+    monkeypatch.setattr(leakage, "PAIRS", 30)
+    train, held = pictures(400, 0), pictures(120, 1)
+    held[7] = train[3]
+    expected = by_hand(held, train, 0.02 * 255)
+    near = {n for n, _ in expected} - {7}
+    assert 10 < len(near) < 110, "the case is worth nothing where all are near or none"
+    found = leakage.find(Split(held, None), Split(train, None), IMAGES)
+    assert (found.leakage.checked, found.leakage.exact, found.leakage.near) == (120, 1, len(near))
+    assert found.leakage.share == (1 + len(near)) / 120
+    assert found.pairs[0] == (7, 3) and {n for n, _ in found.pairs[1:]} == near
+    assert set(found.pairs[1:]) <= expected
+
+
+def test_what_is_a_little_beyond_the_tolerance_is_not_near() -> None:
+    train = np.full((1, *IMAGES.shape), 100, np.uint8)
+    held = np.stack([train[0] + 5, train[0] + 6])  # 5 of 255 is 1.96%, 6 is 2.35%
+    assert leakage.find(Split(held, None), Split(train, None), IMAGES).pairs == ((0, 0),)
+
+
+def test_rows_are_near_with_equal_categories_and_equal_gaps_only() -> None:
+    train, held = rows(600, 0), rows(200, 1)
+    observed = {n: int(n) for n in range(600) if np.isfinite(train[n]).all()}
+    first, second, third, fourth = list(observed)[:4]
+    for place, source in enumerate((first, second, third, fourth)):
+        held[place] = train[source]
+    held[1, [0, 1, 3, 4]] += 0.01  # within 0.02
+    held[2, 2] = (held[2, 2] + 1) % 3  # another category
+    held[3, 1] = np.nan  # missing here only
+    held[4], train[5] = (np.array([0.5, np.nan, 1.0, -0.0, 2.0], np.float32) for _ in range(2))
+    train[5, 3] = 0.0
+    found = leakage.find(Split(held, None), Split(train, None), TABLE)
+    assert dict(found.pairs) == {0: first, 1: second, 4: 5}
+    assert (found.leakage.exact, found.leakage.near) == (2, 1)
+
+
+def test_few_columns_that_bring_any_two_rows_near_are_no_leak() -> None:
+    spec = DataSpec(shape=(2,), columns=(Column(name="x"), Column(name="y")))
+    generator = np.random.default_rng(0)
+    train, held = (generator.normal(size=(count, 2)).astype(np.float32) for count in (5000, 1000))
+    apart = np.sqrt(((held[:, None] - train[None]) ** 2).sum(2)).min(1)
+    assert (apart < 0.02 * 2**0.5).mean() > 0.5, "with a fixed tolerance most would be near"
+    assert leakage.find(Split(held, None), Split(train, None), spec).leakage.share < 0.02
+
+
+def test_categories_alone_are_never_near() -> None:
+    spec = DataSpec(shape=(2,), columns=tuple(Column(name=name, categories=("no", "yes")) for name in "ab"))
+    train = np.array([[0, 0], [0, 1]], np.float32)
+    held = np.array([[1, 0], [1, 1], [0, 1]], np.float32)
+    found = leakage.find(Split(held, None), Split(train, None), spec)
+    assert found.pairs == ((2, 1),) and found.leakage.exact == 1
+
+
+def test_the_pairs_are_shown(tmp_path: Path) -> None:
+    train, held = pictures(30, 0), pictures(10, 1)
+    held[4] = train[9]
+    splits = Split(held, None), Split(train, None)
+    leakage.write(leakage.find(*splits, IMAGES), *splits, IMAGES, tmp_path)
+    assert (tmp_path / "leakage.png").read_bytes()[:4] == b"\x89PNG"
+    x_ND, y_ND = rows(30, 0), rows(10, 1)
+    y_ND[3] = x_ND[8] = [1.0, 0.5, 2.0, 0.0, -1.0]
+    tables = Split(y_ND, None), Split(x_ND, None)
+    leakage.write(leakage.find(*tables, TABLE), *tables, TABLE, tmp_path)
+    assert (tmp_path / "leakage.csv").read_text().splitlines() == [
+        "split,a,b,colour,c,d",
+        "held_out,1,11,red,0,-1",
+        "train,1,11,red,0,-1",
+    ]
+    none = leakage.Found(leakage.find(Split(held[:1], None), Split(train[:1] // 2, None), IMAGES).leakage, ())
+    leakage.write(none, *splits, IMAGES, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
