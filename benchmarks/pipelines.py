@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,20 @@ def prepared(name: str, folder: Path) -> tuple[Dataset, Path]:
     return dataset, folder / "features"
 
 
-def measured(pipeline: str, dataset: Dataset, extractor: Path, folder: Path, seed: int, **evaluation: Any) -> Result:
-    """Trains the pipeline of params.yaml with ``seed`` into ``folder`` and measures it; ``evaluation`` changes that block."""
-    settings = _changed(config.load(ROOT).pipeline(pipeline), seed, evaluation)
+def measured(
+    pipeline: str,
+    dataset: Dataset,
+    extractor: Path,
+    folder: Path,
+    seed: int,
+    training: Mapping[str, Any] | None = None,
+    **evaluation: Any,
+) -> Result:
+    """Trains the pipeline of params.yaml with ``seed`` into ``folder`` and measures it.
+
+    ``training`` and ``evaluation`` change these blocks.
+    """
+    settings = _changed(config.load(ROOT).pipeline(pipeline), {**(training or {}), "seed": seed}, evaluation)
     began = time.process_time()
     trained = train.run(
         settings.recipe,
@@ -70,10 +82,10 @@ def measured(pipeline: str, dataset: Dataset, extractor: Path, folder: Path, see
     return Result(pipeline, seed, cpu_seconds, trained, evidence, folder / "report")
 
 
-def _changed(settings: PipelineSettings, seed: int, evaluation: dict[str, Any]) -> PipelineSettings:
+def _changed(settings: PipelineSettings, training: dict[str, Any], evaluation: dict[str, Any]) -> PipelineSettings:
     return settings.model_copy(
         update={
-            "training": settings.training.model_copy(update={"seed": seed}),
+            "training": settings.training.model_copy(update=training),
             "evaluation": settings.evaluation.model_copy(update=evaluation),
         }
     )
