@@ -184,6 +184,17 @@ def test_8d_an_automatic_margin_asks_for_more_than_seeds_differ_by(shared_team: 
     assert f"by more than {spread['margins']['nll']:.4f}, which two of 3 seeds differ by" in json.dumps(again["decision"])
 
 
+def test_8e_a_champion_whose_bytes_are_gone_is_not_compared_and_nothing_is_promoted(shared_team: Team) -> None:
+    weights = list((shared_team.folder / ".remint/mlflow/artifacts/digits-gan").rglob("*.safetensors"))
+    assert weights
+    for path in weights:
+        path.unlink()
+    (outcome,) = shared_team.json("run", "digits-gan", "--set", "training.steps=61")
+    assert outcome["trained"] and outcome["champion"] == 1 and outcome["decision"]["verdict"] == "refused"
+    (reason,) = outcome["decision"]["reasons"]
+    assert reason.startswith("not comparable: champion digits-gan/1 could not be measured again: ")
+
+
 def test_9_uncommitted_work_is_marked_and_not_promoted(shared_team: Team) -> None:
     source = shared_team.folder / "src/remint/models/vae.py"
     source.write_text(source.read_text() + "\n# an experiment\n")
