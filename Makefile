@@ -11,12 +11,12 @@ TORCH_ := torch==2.13.0
 
 setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
 
-.venv/installed: constraints.txt pyproject.toml examples/pixelcnn/pyproject.toml
+.venv/installed: constraints.txt pyproject.toml examples/pixelcnn/pyproject.toml examples/diversity/pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH: install Python 3.11, or give PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed "$(TORCH_$(TORCH))" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable examples/pixelcnn
+	$(BIN)/python -m pip install --quiet --no-deps --editable examples/pixelcnn --editable examples/diversity
 	touch $@
 
 .remint/prefect/prefect.db: | .venv/installed

@@ -17,7 +17,8 @@ CODE = (
     "src/remint/models",
     "src/remint/distributed",
     "src/remint/training",
-    "examples",
+    "examples/__init__.py",
+    "examples/pixelcnn",
     "constraints.txt",
 )
 

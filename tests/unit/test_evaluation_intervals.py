@@ -19,6 +19,20 @@ def test_over_draws_covers_the_mean_95_times_in_100() -> None:
     assert 0.935 < np.mean(covered) < 0.965  # three standard deviations of 2,000 trials
 
 
+def test_the_deviations_of_a_mean_are_those_of_its_groups() -> None:
+    """Of four groups of equal size the pseudo-values of the mean are the groups' own means."""
+    groups = np.random.default_rng(4).normal(size=(4, 25))
+    without = [np.delete(groups, j, axis=0).mean() for j in range(4)]
+    np.testing.assert_allclose(intervals.pseudo_values(without), groups.mean(axis=1) - groups.mean(), rtol=0, atol=1e-14)
+
+
+def test_draws_and_reference_add_in_quadrature() -> None:
+    draws, reference = np.array([1.0, 2.0, 3.0]), np.array([-1.5, 0.0, 1.5])
+    half = 4.302652729911275 / 3**0.5 * (1.0 + 1.5**2) ** 0.5
+    assert intervals.over_draws(draws, reference) == pytest.approx((2.0 - half, 2.0 + half))
+    assert intervals.over_draws(draws, np.zeros(3)) == intervals.over_draws(draws)
+
+
 def test_over_examples_covers_the_mean_95_times_in_100() -> None:
     values = np.random.default_rng(1).gumbel(size=(300, 200))
     covered = [low <= np.euler_gamma <= high for low, high in (intervals.over_examples(v, 0) for v in values)]

@@ -85,7 +85,7 @@ class Bench:
 
     def real(self, features: Features) -> Array:
         """Features f_ND of the reference."""
-        return self._features_of(features, "held_out", self.reference())
+        return self._shelf.get(features, lambda: self._features_of(features, "held_out", self.reference()))
 
     def training(self, features: Features, draw: int) -> Array:
         """Features f_ND of n different training examples, others in each draw."""

@@ -1,0 +1,33 @@
+"""Diversity: how far samples lie from each other, over how far held-out examples do. Higher is better, 1 as they do.
+
+    sum over the features of the variance over samples / the same over held-out examples
+
+That is the ratio of the mean squared distances between two of them. A model that draws one example over and over has 0.
+
+Shapes: N examples, D features, M draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remint.evaluation.bench import Bench, Measurement, finite
+from remint.metrics import Facts
+from remint.models.contract import CanSample
+
+FACTS = Facts(needs="sample", features="domain", better="higher")
+
+
+def measure(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+    """The mean over repeated draws of n samples, each against the same n held-out examples."""
+    n = bench.size("diversity", 2)
+    usual = spread(bench.real("domain"))
+    ratio_M = np.array([spread(bench.drawn("domain", model, draw)) / usual for draw in bench.draws])
+    return {"diversity": Measurement.over_draws(finite(ratio_M, "diversity"), n, bench, **bench.measured_in("domain"))}
+
+
+def spread(f_ND: np.ndarray[Any, Any]) -> float:
+    return float(f_ND.var(axis=0, ddof=1).sum())

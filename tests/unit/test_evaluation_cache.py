@@ -1,0 +1,91 @@
+"""Features of real examples are kept below REMINT_HOME: whole, verified, and only for what they were made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from remint.data.arrays import Dataset
+from remint.evaluation.bench import Bench
+from remint.records import DatasetVersion
+from tests.evaluation_cases import Itself, bench_of, normal, rows
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return rows(normal(30, 2, 0), normal(20, 2, 1))
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REMINT_HOME", str(tmp_path))
+    return tmp_path / "features"
+
+
+def fresh(dataset: Dataset, **extractor: str) -> tuple[Bench, list[int]]:
+    """As another process would have it, and what its extractor is given from now on."""
+    itself = Itself(**extractor)
+    return bench_of(dataset, itself), itself.seen
+
+
+def test_they_are_computed_once(dataset: Dataset, kept: Path) -> None:
+    bench, seen = fresh(dataset)
+    real_ND, train_ND = bench.real("domain"), bench.training("domain", 0)
+    assert seen == [20, 20] and len(list(kept.iterdir())) == 2
+    again, unseen = fresh(dataset)
+    np.testing.assert_array_equal(again.real("domain"), real_ND)
+    np.testing.assert_array_equal(again.training("domain", 0), train_ND)
+    assert unseen == [] and real_ND.dtype == np.float64
+
+
+def test_without_a_home_nothing_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    for _ in range(2):
+        bench, seen = fresh(dataset)
+        bench.real("domain")
+        assert seen == [20]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_they_are_made_of_decides(dataset: Dataset, kept: Path) -> None:
+    fresh(dataset)[0].real("domain")
+    other_data = replace(dataset, version=DatasetVersion.model_validate({**dataset.version.to_json(), "raw_sha256": "other"}))
+    for bench, seen in (fresh(dataset, sha256="1" * 64), fresh(dataset, resize="bilinear 299"), fresh(other_data)):
+        bench.real("domain")
+        assert seen == [20]
+    bench, seen = fresh(dataset)
+    replace(bench, settings=bench.settings.model_copy(update={"samples": 19})).real("domain")
+    bench.training("domain", 0)
+    bench.training("domain", 1)
+    assert seen == [19, 20, 20] and len(list(kept.iterdir())) == 7
+
+
+@pytest.mark.parametrize("place", [0, 90, -1])
+def test_a_damaged_file_is_computed_again(dataset: Dataset, kept: Path, place: int) -> None:
+    real_ND = fresh(dataset)[0].real("domain")
+    (path,) = kept.iterdir()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    bench, seen = fresh(dataset)
+    np.testing.assert_array_equal(bench.real("domain"), real_ND)
+    assert seen == [20] and list(kept.iterdir()) == [path]
+    bench, seen = fresh(dataset)
+    bench.real("domain")
+    assert seen == []
+
+
+def test_a_file_that_was_cut_short_is_computed_again_and_one_that_was_never_finished_is_not_read(
+    dataset: Dataset, kept: Path
+) -> None:
+    fresh(dataset)[0].real("domain")
+    (path,) = kept.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    assert len(fresh(dataset)[0].real("domain")) == 20 and path.read_bytes() == whole
+    path.rename(kept / f".{path.stem.partition('-')[0]}.1.tmp")
+    bench, seen = fresh(dataset)
+    bench.real("domain")
+    assert seen == [20]

@@ -1,0 +1,49 @@
+"""The kernel distance: by hand, without bias, and block by block."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from remint.evaluation import kernel
+from remint.evaluation.evaluate import measure
+from tests.evaluation_cases import Sampler, always, bench_of, normal, rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_of_two_and_two_numbers_by_hand() -> None:
+    """k(0, 1) = 1, k(1, 2) = 27, and between them (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
+    a, b = np.array([[0.0], [1.0]], dtype=np.float32), np.array([[1.0], [2.0]], dtype=np.float32)
+    measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], bench_of(rows(b, b)), "test")
+    assert measured["kid_domain"].values_N.tolist() == [9.5, 9.5]
+
+
+def test_it_is_the_definition_over_all_pairs_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (torch.from_numpy(normal(n, 5, n).astype(np.float64)) for n in (23, 31))
+    k_AA, k_AB = ((x @ y.T / 5 + 1) ** 3 for x, y in ((a, a), (a, b)))
+    among = float(k_AA[~torch.eye(23, dtype=torch.bool)].mean())
+    for block in (2048, 4):
+        monkeypatch.setattr(kernel, "BLOCK", block)
+        assert kernel.among(a) == pytest.approx(among, rel=1e-12)
+        assert kernel.between(a, b) == pytest.approx(float(k_AB.mean()), rel=1e-12)
+
+
+def test_of_equal_laws_it_is_zero_on_the_mean_and_of_others_above() -> None:
+    """2,000 pairs of sets of 20: without a bias of either sign. The biased estimate is some 30 standard errors above."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sets() -> torch.Tensor:
+        return torch.randn(20, 3, generator=generator, dtype=torch.float64)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return kernel.among(a) + kernel.among(b) - 2.0 * kernel.between(a, b)
+
+    equal = np.array([distance(sets(), sets()) for _ in range(2000)])
+    error = equal.std(ddof=1) / 2000**0.5
+    assert abs(equal.mean()) < 3.0 * error and (equal < 0).mean() > 0.3
+    biased = np.mean([kernel.between(a, a) - kernel.among(a) for a in (sets() for _ in range(200))])
+    assert 2.0 * biased > 10.0 * error, "what leaving out the pairs of one with itself takes away would be seen"
+    shifted = np.array([distance(sets() + 0.5, sets()) for _ in range(200)])
+    assert shifted.mean() > 10.0 * shifted.std(ddof=1) / 200**0.5

@@ -1,0 +1,181 @@
+"""What nearest neighbours say of samples, against the definitions written out, and against models whose faults are known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from remint.data.arrays import Dataset
+from remint.errors import DataError, RunError
+from remint.evaluation import neighbours, pairs
+from remint.evaluation.bench import Bench
+from remint.evaluation.evaluate import measure
+from remint.records import Column
+from tests.evaluation_cases import Array, Itself, Sampler, always, bench_of, normal, rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+K = neighbours.NEIGHBOURS
+OF_SAMPLES = ["precision_domain", "recall_domain", "density_domain", "coverage_domain"]
+
+
+def values(model: object, bench: Bench, *metrics: str) -> dict[str, float]:
+    measured, _ = measure(model, list(metrics), bench, "test")
+    return {name: float(measured[name].values_N.mean()) for name in metrics}
+
+
+def within(point: Array, centres: Array) -> list[bool]:
+    """Whether a point lies in each centre's ball up to its K-th nearest: whole numbers, so that ties are ties."""
+    inside = []
+    for i, centre in enumerate(centres):
+        others = sorted(int(((centre - other) ** 2).sum()) for j, other in enumerate(centres) if j != i)
+        inside.append(int(((point - centre) ** 2).sum()) <= others[K - 1])
+    return inside
+
+
+@pytest.mark.parametrize("far", [0.0, 3.0])
+def test_the_four_are_what_their_papers_define(far: float) -> None:
+    """On a lattice, where many distances are equal and many points are doubled; and far from the origin, where digits go."""
+    generator = np.random.default_rng(0)
+    real, drawn = (generator.integers(-4, 5, size=(40, 2)) + shift for shift in (0, 4))
+    y_N = np.arange(40) % 3
+    in_real = np.array([within(point, real) for point in drawn])
+    in_drawn = np.array([within(point, drawn) for point in real])
+
+    class Lattice(Itself):
+        def __call__(self, x_NX: Array) -> Array:
+            return super().__call__(x_NX) * 0.1 + 10.0**far
+
+    bench = bench_of(rows(real, real, y_N), Lattice())
+    measured, _ = measure(Sampler(always(drawn.astype(np.float32)), 2), OF_SAMPLES, bench, "test")
+    found = {name: measured[name].values_N[0] for name in OF_SAMPLES}
+    assert found == pytest.approx(
+        {
+            "precision_domain": in_real.any(axis=1).mean(),
+            "recall_domain": in_drawn.any(axis=1).mean(),
+            "density_domain": in_real.sum() / (K * 40),
+            "coverage_domain": in_real.any(axis=0).mean(),
+        },
+        abs=1e-12,
+    )
+    assert all(0.1 < value < 0.9 for value in found.values()), "none is at an end, where it would be right by luck"
+    by_class = measured["coverage_domain"].by_class
+    assert {y: one.values_N[0] for y, one in by_class.items()} == pytest.approx(
+        {y: in_real.any(axis=0)[y_N == y].mean() for y in range(3)}
+    )
+    assert [one.n for one in by_class.values()] == [14, 13, 13]
+    assert not measured["precision_domain"].by_class
+
+
+def test_a_collapsed_model_looks_real_and_reaches_little_and_a_noisy_one_the_other_way_round() -> None:
+    """Real: two clusters. So precision and recall, density and coverage cannot be swapped."""
+    side = np.sign(np.arange(300) % 2 - 0.5)
+    y_N = (side > 0).astype(np.int64)
+
+    def real(seed: int) -> Array:
+        return normal(300, 4, seed) + 4.0 * side[:, None].astype(np.float32)
+
+    bench = bench_of(rows(real(1), real(0), y_N))
+    measured, _ = measure(Sampler(lambda z: 0.3 * z + 4.0, 4), OF_SAMPLES, bench, "test")
+    collapsed = {name: float(one.values_N.mean()) for name, one in measured.items() if name in OF_SAMPLES}
+    noisy = values(Sampler(lambda z: 7.0 * z, 4), bench, *OF_SAMPLES)
+    good = values(Sampler(lambda z: z + 4.0 * torch.sign(torch.arange(len(z))[:, None] % 2 - 0.5), 4), bench, *OF_SAMPLES)
+    assert collapsed["precision_domain"] > 0.95 > 0.2 > collapsed["recall_domain"]
+    assert collapsed["density_domain"] > 0.95 > 0.4 > collapsed["coverage_domain"]
+    assert noisy["recall_domain"] > 0.9 > 0.4 > noisy["precision_domain"]
+    assert noisy["density_domain"] < 0.2 and noisy["coverage_domain"] < 0.5
+    assert min(good.values()) > 0.85
+    by_class = {y: one.values_N.mean() for y, one in measured["coverage_domain"].by_class.items()}
+    assert by_class[0] == 0.0 < 0.3 < by_class[1], "it never draws the first class"
+
+
+def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, other = normal(60, 3, 0), normal(70, 3, 1)
+    model, metrics = Sampler(lambda z: 1.2 * z, 3), [*OF_SAMPLES, "novelty"]
+    whole = values(model, bench_of(rows(other, real)), *metrics)
+    monkeypatch.setattr(pairs, "BLOCK", 7)
+    assert values(model, bench_of(rows(other, real)), *metrics) == pytest.approx(whole, rel=1e-12)
+
+
+def test_novelty_of_the_training_split_itself_is_nothing(digits: Dataset) -> None:
+    images = torch.from_numpy(np.array(digits.train.x_NX))
+
+    class Memory(Sampler):
+        def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+            return images[(torch.special.ndtr(noise_BN[:, 0]) * len(images)).long()]
+
+    bench = Bench(digits, {}, bench_of(digits).settings)
+    assert values(Memory(torch.clone, 1), bench, "novelty") == {"novelty": 0.0}
+
+
+def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> None:
+    """Numbers, a missing one among them, and categories: each pair written out."""
+    columns = (
+        Column(name="length", missing=True),
+        Column(name="colour", categories=("red", "green", "blue")),
+        Column(name="mass"),
+    )
+
+    def squared(a: Array, b: Array) -> float:
+        numbers = sum((np.nan_to_num(float(a[d])) - np.nan_to_num(float(b[d]))) ** 2 for d in (0, 2))
+        return float(numbers + (np.isnan(a[0]) != np.isnan(b[0])) + 2.0 * (a[1] != b[1]))
+
+    def to_nearest(x: Array) -> float:
+        return float(np.mean([min(math.sqrt(squared(a, b)) for b in train) for a in x]))
+
+    def table(seed: int, miss: bool) -> Array:
+        x = normal(30, 3, seed)
+        x[:, 1] = np.arange(30) * 7 % 3
+        if miss:
+            x[::4, 0] = np.nan
+        return x
+
+    train, held_out, drawn = table(0, True), table(1, True), table(2, False)
+    found = values(Sampler(always(drawn), 3), bench_of(rows(train, held_out, columns=columns)), "novelty")
+    assert found["novelty"] == pytest.approx(to_nearest(drawn) / to_nearest(held_out), rel=1e-12)
+    copies = values(
+        Sampler(always(train[np.isfinite(train[:, 0])]), 3),
+        bench_of(rows(train, held_out, columns=columns), samples=20),
+        "novelty",
+    )
+    assert copies == {"novelty": 0.0}
+
+
+def test_novelty_of_the_same_law_is_about_one_and_of_noise_above() -> None:
+    bench = bench_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
+    same, noise = (values(Sampler(lambda z, s=scale: s * z, 3), bench, "novelty")["novelty"] for scale in (1.0, 4.0))
+    assert same == pytest.approx(1.0, abs=0.15) and noise > 2.0
+
+
+def test_held_out_examples_that_are_all_copies_have_no_novelty() -> None:
+    x = normal(20, 2, 0)
+    with pytest.raises(DataError, match="every held-out example of rows also stands in its training split"):
+        values(Sampler(torch.clone, 2), bench_of(rows(x, x)), "novelty")
+
+
+@pytest.mark.parametrize("metric", ["fd_domain", "kid_domain", "precision_domain", "recall_domain"])
+def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str) -> None:
+    class Broken(Itself):
+        def __call__(self, x_NX: Array) -> Array:
+            f_ND = super().__call__(x_NX)
+            f_ND[(f_ND > 50.0).any(axis=1), 0] = np.nan
+            return f_ND
+
+    def far(z: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(z))[:, None] < 3, 100.0, z)
+
+    bench = bench_of(rows(normal(90, 2, 0), normal(90, 2, 1)), Broken())
+    with pytest.raises(RunError, match="features 'domain' of 3 of 90 samples are not finite"):
+        values(Sampler(far, 2), bench, metric)
+
+
+@pytest.mark.parametrize(("metric", "least"), [("precision_domain", 6), ("recall_domain", 6), ("kid_domain", 2), ("novelty", 2)])
+def test_too_few_examples_are_refused(metric: str, least: int) -> None:
+    x: Any = normal(30, 2, 0)
+    with pytest.raises(DataError, match=f"{metric} needs {least} examples on each side, and {least - 1} can be had"):
+        values(Sampler(torch.clone, 2), bench_of(rows(x, x), samples=least - 1), metric)
