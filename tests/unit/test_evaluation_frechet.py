@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remint.evaluation import frechet
 from remint.evaluation.frechet import Moments, frechet_distance
 
 
@@ -66,6 +67,49 @@ def test_fewer_examples_than_features() -> None:
     shift_D = np.random.default_rng(4).normal(size=50)
     found = frechet_distance(Moments.of(f_ND), Moments.of(f_ND + shift_D))
     assert found == pytest.approx(float(shift_D @ shift_D), rel=1e-10)
+
+
+def spectrum(kind: str, condition: float, dims: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Two covariances whose smallest variances are 1 / ``condition`` of the greatest, and their distance in closed form."""
+    turn = rotation(dims, 5)
+    sa, sb = np.geomspace(1.0, condition**-0.5, (2 * dims)).reshape(dims, 2).T  # standard deviations
+    if kind == "two levels":
+        sa = np.where(np.arange(dims) < dims // 2, 1.0, condition**-0.5)
+        sb = 1.5 * sa
+    if kind == "opposed":
+        sb = sb[::-1]
+    return turn * sa**2 @ turn.T, turn * sb**2 @ turn.T, float(((sa - sb) ** 2).sum())
+
+
+@pytest.mark.parametrize("kind", ["falling", "two levels", "opposed"])
+@pytest.mark.parametrize("condition", 10.0 ** np.arange(1, 13))
+def test_both_ways_agree_wherever_the_short_one_is_taken(kind: str, condition: float) -> None:
+    """Down to variances of 1e-12, over which the choice changes; 300 features, more than one block."""
+    sa_DD, sb_DD, expected = spectrum(kind, condition, 300)
+    zero_D = np.zeros(300)
+    a, b = gaussian(zero_D, sa_DD), gaussian(zero_D, sb_DD)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
+    overlap, error = frechet._short_overlap(a.covariance_DD, b.covariance_DD)
+    if error <= frechet.ACCURACY * expected:
+        longer = frechet._long_overlap(a.covariance_DD, b.covariance_DD)
+        assert 2.0 * abs(overlap - longer) <= max(error, 1e-13 * overlap)
+    well, ill = (condition <= 1e2, kind == "two levels" and condition >= 1e10)
+    assert (not well or error <= frechet.ACCURACY * expected) and (not ill or error > frechet.ACCURACY * expected)
+
+
+@pytest.mark.parametrize(("count", "dims"), [(10, 50), (4, 4), (300, 300), (2, 1)])
+def test_the_short_way_is_left_to_full_rank(count: int, dims: int) -> None:
+    """As many examples as features leave a rank of one less, which rounding may hide from a Cholesky factorisation."""
+    f_ND = np.random.default_rng(0).normal(size=(2, count, dims))
+    sa_DD, sb_DD = (Moments.of(f).covariance_DD for f in f_ND)
+    assert np.isinf(frechet._short_overlap(sa_DD, sb_DD)[1]) == (count <= dims)
+
+
+def test_of_equal_sets_with_full_rank() -> None:
+    """Takes the long way, though the short one could be gone: there it would be exact to its roundings only."""
+    a = Moments.of(np.random.default_rng(0).normal(size=(500, 40)))
+    assert 0.0 <= frechet_distance(a, a) <= 1e-13 * float(a.covariance_DD.trace())
 
 
 sizes = st.tuples(st.integers(2, 40), st.integers(2, 40), st.integers(1, 20), st.integers(0, 10**6))
