@@ -1,4 +1,4 @@
-"""Families that an installed package offers: found, refused in one line, and trained only where their code is watched."""
+"""Families and metrics that installed packages offer: found, refused in one line, and used only where their code is watched."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipelines import evaluate
 from pipelines.train import CODE
 from remint import config, manifest, plugins, versioning
 from remint.errors import SettingsError
@@ -159,3 +160,91 @@ def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
 
     assert said(versioning.environment(tmp_path / "job", Home(tmp_path, tmp_path / "home"))) == "of the checkout"
     assert said({}) == "Gated PixelCNN."
+
+
+METRIC = """
+from remint.metrics import Facts
+FACTS = Facts(needs="sample", better="higher")
+def measure(model, bench): ...
+"""
+
+
+@pytest.fixture
+def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A metric as pip leaves it behind; without the module's text."""
+    metadata = tmp_path / "lib/house_rule-2.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: house_rule\nVersion: 2.0\n")
+    (metadata / "entry_points.txt").write_text("[remint.metrics]\nrule = house_rule\nelbo = house_rule\n")
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    monkeypatch.delitem(sys.modules, "house_rule", raising=False)
+    return tmp_path / "lib/house_rule.py"
+
+
+def measured_by(*metrics: str) -> dict[str, Any]:
+    """params.yaml with one pipeline that asks for these."""
+    content = config.read(REPOSITORY)
+    pipeline = content["pipelines"]["digits-gan"] | {"evaluation": {"metrics": list(metrics)}, "promotion": {}}
+    return {"datasets": content["datasets"], "pipelines": {"digits-gan": pipeline}}
+
+
+def test_params_yaml_may_name_a_metric_of_a_plug_in_and_rules_may_too(rule: Path) -> None:
+    rule.write_text(METRIC)
+    content = measured_by("fd_domain", "rule")
+    content["pipelines"]["digits-gan"]["promotion"] = {"require": {"rule": {"min": 0.5}}}
+    assert config.validate(content).pipelines["digits-gan"].metrics() == ["fd_domain", "rule"]
+    assert set(plugins.names("metric")) >= {"fd_domain", "nll", "rule", "diversity"}
+    with pytest.raises(SettingsError, match=r"unknown metric 'rul': did you mean 'rule'\?"):
+        config.validate(measured_by("rul"))
+
+
+def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_refused(rule: Path) -> None:
+    rule.write_text(METRIC.replace('"sample"', '"log_prob"'))
+    with pytest.raises(SettingsError, match="family 'gan' has no log_prob, which rule needs"):
+        config.validate(measured_by("rule"))
+    rule.write_text(METRIC.replace('"sample"', '"sample", features="inception"'))
+    del sys.modules["house_rule"]
+    with pytest.raises(SettingsError, match=r"rule needs evaluation\.inception\.path"):
+        config.validate(measured_by("rule"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import not_there", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
+        ("FACTS = 3", "has no measure"),
+        ("FACTS = 3\ndef measure(model, bench): ...", "FACTS is not a remint.metrics.Facts"),
+    ],
+)
+def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) -> None:
+    rule.write_text(text + "\n")
+    with pytest.raises(SettingsError) as caught:
+        config.validate(measured_by("rule"))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(
+        "params.yaml: pipelines.digits-gan.evaluation.metrics: metric 'rule': its plug-in house_rule of house_rule 2.0"
+    )
+    assert words in line
+
+
+def test_a_plug_in_is_imported_only_where_it_is_named_and_does_not_take_a_built_in_name(rule: Path) -> None:
+    rule.write_text("raise RuntimeError('imported')\n")
+    config.validate(measured_by("fd_domain", "kid_domain"))
+    assert plugins.facts_of("elbo").needs == "elbo" and "house_rule" not in sys.modules
+
+
+def test_code_that_the_evaluate_step_does_not_depend_on_is_not_measured_with(rule: Path, tmp_path: Path) -> None:
+    rule.write_text(METRIC)
+    (tmp_path / "constraints.txt").write_text("")
+
+    def require(*watched: str) -> None:
+        plugins.require_watched_code("rule", tmp_path, watched, tmp_path / "constraints.txt", "metric")
+
+    require("lib")
+    told = r"stages.evaluate.do.deps\) and CODE in pipelines/evaluate.py"
+    with pytest.raises(
+        SettingsError, match=f"metric 'rule': its code .*lib/house_rule.py is not among .*evaluate step: .*{told}"
+    ):
+        require("examples")
+    plugins.require_watched_code("diversity", REPOSITORY, evaluate.CODE, REPOSITORY / "constraints.txt", "metric")
+    plugins.require_watched_code("fd_domain", tmp_path, [], tmp_path / "constraints.txt", "metric")
