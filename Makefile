@@ -40,6 +40,7 @@ up: setup ## Prefect server, MLflow server and worker in this terminal
 bench: setup ## the README's claims, measured
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/frechet.py
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.modes
