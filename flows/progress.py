@@ -23,6 +23,7 @@ NOTICES = {
     "ignored": "{files} files that are no images were ignored, the first is {first}",
     "dropped_rows": "{rows} of {of} rows were dropped, since something in them is missing",
     "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from that of the first import ({before:.4g})",
+    "leakage": "of the {checked} held-out examples {exact} exactly and {near} nearly stand in the training split",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
 }
 

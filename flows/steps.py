@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import champion, progress, show
+from flows import champion, page, progress, show
 from flows.job import Retraining
 from remint import gate, manifest, storage, stores, workspace
 from remint.errors import ChampionChanged, Interrupted, UserError
@@ -190,16 +190,19 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
     with timed(job, "judge"):
         holder = job.ledger.champion(job.pipeline)
         trained = job.model
-        rival, why_not = (None, None) if holder is None else champion.evidence(job, holder)
+        rival = champion.Rival() if holder is None else champion.evidence(job, holder)
+        champion.keep(job, rival, job.home.report(version.name, version.version))
+        job.rival = rival.folder
         return gate.decide(
             job.pipeline,
             job.evidence,
             version.version,
-            rival,
+            rival.evidence,
             holder,
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
-            incomparable=why_not,
+            incomparable=rival.why_not,
+            champion_leakage=rival.leakage if rival.drift else None,
             cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
             recipe=digest(job.settings.recipe.but_seed()),
@@ -225,7 +228,9 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
         folder = job.home.report(version.name, version.version)
         decision.write(folder / "decision.json")
         show.against_champion(decision, folder)
-        job.tracking.attach(version, {path.name: path for path in (folder / "decision.json", *folder.glob("against_*.png"))})
+        written = page.write(job, version, decision, row, folder)
+        kept = (folder / "decision.json", written, *folder.glob("against_*.png"), *folder.glob("drift.*"))
+        job.tracking.attach(version, {path.name: path for path in kept})
     show.decision(job, version, decision, folder)
     job.tell("decided", verdict=decision.verdict, version=version.ref)
     return outcome(job, version.version, decision.verdict, list(decision.reasons), row.champion_after)
@@ -284,6 +289,7 @@ def outcome(
         "metrics": {name: report.metrics[name].to_json() for name in job.settings.metrics()},
         "context": {name: value.to_json() for name, value in report.context.items()},
         "decision": {"verdict": verdict, "reasons": reasons, "rules": _rules(job, version)},
+        "report": str(job.home.report(job.pipeline, version) / page.NAME),
         "seconds": job.seconds,
     }
 

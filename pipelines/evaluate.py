@@ -1,7 +1,9 @@
 """python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE, on held-out data -> outs/{reports,metrics,curves}/PIPELINE.
 
 With REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT set it measures another bundle, the champion's, with the data and
-the settings of this workspace, and writes there.
+the settings of this workspace, and writes there. REMINT_EVALUATE_FORMER is then the folder of the prepared data that the
+champion was trained on, where they are others and can be had: what drifted since and what of today's held-out split stands in
+them is written, too.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ def main(pipeline: str) -> None:
     import torch
 
     from remint.data import arrays
-    from remint.evaluation import evaluate, report
+    from remint.evaluation import evaluate, origin, report
 
     here = Path.cwd()
     settings = config.load(here).pipeline(pipeline)
@@ -32,7 +34,10 @@ def main(pipeline: str) -> None:
     dataset = arrays.load(here / "outs/prepared" / settings.dataset)
     features = here / "outs/features" / settings.dataset
     evidence = evaluate.evaluate(bundle, dataset, features, settings.evaluation, settings.metrics(), pipeline)
-    report.write(evidence, bundle, dataset, out)
+    former = os.environ.get("REMINT_EVALUATE_FORMER")
+    origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
+    report.write(origins.sealed(evidence), bundle, dataset, out)
+    origins.write(features, out)
     if "REMINT_EVALUATE_OUT" not in os.environ:  # for `dvc metrics show` and `dvc plots show`, which take files of their own
         for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):
             (here / "outs" / target).parent.mkdir(parents=True, exist_ok=True)

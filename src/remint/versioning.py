@@ -7,11 +7,15 @@ same settings, same code -> restored from the run cache, nothing trained.
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from remint import processes
 from remint.errors import RemintError, RepositoryError, VersioningError, by_name
@@ -29,6 +33,8 @@ sys.exit(main(sys.argv[1:]))
 
 # What a remote's settings may name a file by (dvc's Config._map_dirs).
 FILES = ("url", "credentialpath", "configpath", "keyfile", "cert_path", "key_path")
+
+FORMER = "remint-former"  # folder of a workspace for what an older dvc.lock names
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -76,6 +82,20 @@ class Workspace:
     def push(self, *targets: str) -> None:
         """Copies the outputs of these steps to the remote. Raises VersioningError where it is out of reach."""
         self._dvc("push", "push", *targets)
+
+    def former(self, lock: Path, stage: str) -> Path:
+        """What ``stage`` had made when ``lock`` (a dvc.lock) was written, in a folder of this workspace: cache, else remote.
+
+        Raises VersioningError where the lock does not name it, or neither has it whole.
+        """
+        try:
+            (out,) = YAML(typ="safe", pure=True).load(lock.read_text())["stages"][stage]["outs"]
+            known = {key: out[key] for key in ("md5", "size", "nfiles", "hash")}
+        except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
+            raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
+        (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**known, "path": FORMER}]}))
+        self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
+        return self.folder / FORMER
 
     def _dvc(self, label: str, *arguments: str, on_event: OnEvent | None = None, env: Mapping[str, str] | None = None) -> None:
         log, events = self.logs / f"{label}.log", self.logs / f"{label}.jsonl"

@@ -100,6 +100,7 @@ def test_3_new_data_makes_a_new_dataset_version_and_a_new_model_version(team: On
     for key, content in pictures(150, 20).items():
         team.server.put(team.data, key, content)
     team.server.delete(team.data, "nightly/across/0000.png")
+    shutil.rmtree(team.folder / ".remint/dvc/cache/files")  # what the champion was trained on comes from the remote
     outcome, told = team.run()
     assert "20 of 169 objects fetched, 1 removed" in told
     assert outcome["trained"] and outcome["version"] == 2
@@ -107,6 +108,17 @@ def test_3_new_data_makes_a_new_dataset_version_and_a_new_model_version(team: On
     assert outcome["weights_sha256"] != former["weights_sha256"]
     reasons = " ".join(outcome["decision"]["reasons"])
     assert "could not be measured" not in reasons, "the champion came back from S3 and was measured on the new data"
+    report = team.folder / ".remint/reports/flow/2"
+    drift = json.loads((report / "drift.json").read_text())
+    assert drift["comparable"] and (drift["former"], drift["present"]) == (former["dataset_version"], outcome["dataset_version"])
+    assert drift["kept"] + drift["removed"] == drift["before"]["train"] and drift["removed"] <= 1
+    assert drift["kept"] + drift["added"] == drift["after"]["train"] and sum(drift["after"].values()) == 169
+    assert drift["distance"]["low"] <= drift["distance"]["value"] <= drift["distance"]["high"] and drift["floor"]
+    assert drift["summary"] in " ".join(told.split()) and (report / "drift.png").exists()
+    assert json.loads((report / "report.json").read_text())["leakage"]["exact"] == 0
+    (again,) = (team.folder / ".remint/evaluations").iterdir()
+    leakage = json.loads((again / "report.json").read_text())["leakage"]
+    assert leakage["exact"] == leakage["near"] == 0 and leakage["checked"] == drift["after"]["held_out"]
 
 
 def test_4_the_champion_is_loaded_from_s3(team: OnS3, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,35 @@ def test_the_remote_of_jobs_can_be_set_by_a_variable(
     assert not (repository / ".remint/dvc/remote").exists()
     monkeypatch.setenv("REMINT_DVC_REMOTE", "s3://bucket/dvc/")
     assert job.home.dvc_remote == "s3://bucket/dvc"
+
+
+def test_what_an_older_lock_names_comes_back_from_the_cache_or_the_remote(
+    open_workspace: Open, repository: Path, tmp_path: Path
+) -> None:
+    old = open_workspace("old", mode="before")
+    old.reproduce("work", "x", quiet)
+    old.push("work@x")
+    lock = shutil.copy(old.folder / "dvc.lock", tmp_path / "dvc.lock")
+    stores = repository / ".remint/dvc"
+
+    def made(name: str) -> str:
+        job = open_workspace(name, mode="now")
+        job.reproduce("work", "x", quiet)
+        folder = job.former(lock, "work@x")
+        assert (job.folder / "outs/x/made").read_text() == "now", "what the job itself made stays"
+        return (folder / "made").read_text()
+
+    (stores / "remote").rename(stores / "remote-away")
+    assert made("from the cache") == "before"
+    (stores / "remote-away").rename(stores / "remote")
+    shutil.rmtree(stores / "cache/files")
+    assert made("from the remote") == "before"
+    shutil.rmtree(stores / "cache/files")
+    shutil.rmtree(stores / "remote")
+    with pytest.raises(VersioningError, match="pull"):
+        made("from neither")
+    with pytest.raises(VersioningError, match="dvc.lock names no output of work@y"):
+        open_workspace("other").former(lock, "work@y")
 
 
 def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path]) -> None:

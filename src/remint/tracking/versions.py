@@ -190,6 +190,20 @@ class Tracking(Runs):
         for name, path in files.items():
             self.log_file(version.run_id, path, name)
 
+    def attachment(self, version: ModelVersion, name: str, to: Path) -> Path:
+        """A file that is kept with the run of a version, fetched into the folder ``to``.
+
+        Raises IntegrityError where it cannot be read.
+        """
+        to.mkdir(parents=True, exist_ok=True)
+        with door(f"fetch {name} of {version.ref}"):
+            from mlflow.exceptions import MlflowException
+
+            try:
+                return Path(self._client.download_artifacts(version.run_id, name, str(to)))
+            except (OSError, MlflowException) as error:
+                raise IntegrityError(f"{version.ref}: {name} cannot be read: {first_line(error)}") from error
+
     def fetch(self, version: ModelVersion, to: Path) -> Path:
         """The bundle of a version at ``to``, whole and verified, or not there at all. One that is there already is verified.
 

@@ -1,0 +1,125 @@
+"""What a model was trained on is held against what judges it: from prepared data on disk, as the evaluate step does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint.data import arrays, sources, splits
+from remint.errors import IntegrityError
+from remint.evaluation import features
+from remint.evaluation.origin import Origin
+from remint.recipe import DatasetSettings, SplitSettings
+from remint.records import Drift, EvaluationReport, Evidence, TrainedModel
+
+Array = np.ndarray[Any, Any]
+
+
+def prepared(folder: Path, x_NHW: Array, seed: int = 0) -> Path:
+    folder.mkdir()
+    np.savez(folder / "images.npz", x=x_NHW)
+    settings = DatasetSettings(source="images.npz", levels=256, split=SplitSettings(held_out=0.3, seed=seed))
+    sources.snapshot("tiny", settings, folder, folder / "raw", schemas=folder / "schemas")
+    splits.prepare("tiny", settings, folder / "raw", folder / "prepared")
+    return folder / "prepared"
+
+
+def images(count: int, seed: int) -> Array:
+    return np.random.default_rng(seed).integers(256, size=(count, 9, 9)).astype(np.uint8)
+
+
+def bundle(folder: Path, dataset: Path) -> Path:
+    """All that is read of a trained model: what it was trained on."""
+    folder.mkdir()
+    data = arrays.load(dataset)
+    TrainedModel(
+        pipeline="p",
+        dataset=data.version.digest,
+        spec=data.spec,
+        recipe={},
+        weights_sha256="",
+        steps=1,
+        best_step=1,
+        validation=None,
+        world_size=1,
+        fingerprint={},
+    ).write(folder / "training.json")
+    return folder
+
+
+def sealed(origin: Origin) -> EvaluationReport:
+    report = EvaluationReport(pipeline="p", model_key="", weights_sha256="", dataset="", metrics={})
+    return origin.sealed(Evidence(report, {})).report
+
+
+def test_a_near_copy_that_stands_on_both_sides_is_counted_and_shown(tmp_path: Path) -> None:
+    x_NHW = images(120, 0)
+    start = arrays.load(prepared(tmp_path / "without", x_NHW))
+    assert sealed(Origin.of(bundle(tmp_path / "b", tmp_path / "without/prepared"), start, None)).leakage is not None
+    copy_NHW = np.where(x_NHW < 255, x_NHW + 1, x_NHW - 1)  # of each image one, whose split is another at times
+    data = arrays.load(prepared(tmp_path / "with", np.concatenate([x_NHW, copy_NHW])))
+    at_random = {x.tobytes(): split for split in ("train", "held_out") for x in getattr(data, split).x_NX}
+    straddling = sum(
+        {at_random.get(x.tobytes()), at_random.get(y.tobytes())} == {"train", "held_out"}
+        for x, y in zip(x_NHW, copy_NHW, strict=True)
+    )
+    assert straddling > 10
+    origin = Origin.of(bundle(tmp_path / "c", tmp_path / "with/prepared"), data, None)
+    leakage = sealed(origin).leakage
+    assert leakage is not None and (leakage.exact, leakage.near) == (0, straddling)
+    origin.write(tmp_path / "no features are needed", tmp_path)
+    assert (tmp_path / "leakage.png").exists() and not (tmp_path / "drift.json").exists()
+
+
+def test_data_that_grew_drift_and_do_not_leak(tmp_path: Path) -> None:
+    before, added = images(150, 0), images(50, 1) // 2
+    former = prepared(tmp_path / "former", before)
+    today = arrays.load(prepared(tmp_path / "today", np.concatenate([before, added])))
+    features.fit(today, tmp_path / "features")
+    origin = Origin.of(bundle(tmp_path / "b", former), today, former)
+    leakage = sealed(origin).leakage
+    assert leakage is not None and leakage.share == 0.0 and leakage.checked == len(today.held_out)
+    origin.write(tmp_path / "features", tmp_path)
+    drift = Drift.read(tmp_path / "drift.json")
+    assert drift.comparable and drift.removed == 0 and drift.kept == drift.before["train"]
+    assert {(change.of, change.statistic) for change in drift.changed} >= {("brightness", "mean")}
+    assert drift.present == today.version.digest and drift.former == arrays.load(former).version.digest
+    assert not (tmp_path / "leakage.png").exists()
+
+
+def test_another_seed_of_the_split_puts_what_was_trained_on_into_what_judges(tmp_path: Path) -> None:
+    x_NHW = images(200, 0)
+    former, today = prepared(tmp_path / "former", x_NHW, seed=0), arrays.load(prepared(tmp_path / "today", x_NHW, seed=1))
+    leakage = sealed(Origin.of(bundle(tmp_path / "b", former), today, former)).leakage
+    trained_on = {x.tobytes() for x in arrays.load(former).train.x_NX}
+    assert leakage is not None
+    assert leakage.exact == sum(x.tobytes() in trained_on for x in today.held_out.x_NX) > 0.4 * leakage.checked
+
+
+def test_without_the_former_data_nothing_is_known(tmp_path: Path) -> None:
+    former, today = prepared(tmp_path / "former", images(60, 0)), arrays.load(prepared(tmp_path / "today", images(70, 0)))
+    origin = Origin.of(bundle(tmp_path / "b", former), today, None)
+    assert sealed(origin).leakage is None
+    origin.write(tmp_path / "no features are needed", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_data_than_the_model_names_are_refused(tmp_path: Path) -> None:
+    former, other = prepared(tmp_path / "former", images(60, 0)), prepared(tmp_path / "other", images(70, 0))
+    today = arrays.load(prepared(tmp_path / "today", images(80, 0)))
+    with pytest.raises(IntegrityError, match="is dataset version"):
+        Origin.of(bundle(tmp_path / "b", former), today, other)
+
+
+def test_images_of_another_size_are_not_comparable_and_nothing_fails(tmp_path: Path) -> None:
+    former = prepared(tmp_path / "former", images(60, 0))
+    today = arrays.load(prepared(tmp_path / "today", images(60, 0)[:, :8, :8]))
+    features.fit(today, tmp_path / "features")
+    origin = Origin.of(bundle(tmp_path / "b", former), today, former)
+    assert sealed(origin).leakage is None
+    origin.write(tmp_path / "features", tmp_path)
+    assert "not comparable" in json.loads((tmp_path / "drift.json").read_text())["summary"]
