@@ -36,6 +36,7 @@ class Retraining:
     dvc: versioning.Workspace
     trained: bool = False
     run_id: str | None = None  # MLflow's, while it is open
+    rival: Path | None = None  # report folder of the champion on this job's data, once it is measured
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
+from flows import page
 from flows.job import Retraining
 from flows.progress import artifact_key
 from remint.records import Decision, ModelVersion
@@ -15,7 +16,7 @@ from remint.records import Decision, ModelVersion
 def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: Path) -> None:
     """Artifacts of one decision: ``folder`` holds the version's report and pictures."""
     create_markdown_artifact(
-        markdown=decision_markdown(version, verdict),
+        markdown=decision_markdown(version, verdict, folder),
         key=artifact_key(job.pipeline, "decision"),
         description=f"{version.ref}: {verdict.verdict}",
     )
@@ -40,8 +41,8 @@ def against_champion(verdict: Decision, folder: Path) -> None:
     plots.metric_intervals(folder / "against_champion.png", challenger, champion)
 
 
-def decision_markdown(version: ModelVersion, verdict: Decision) -> str:
-    """The gate's table: each rule, both numbers, their intervals."""
+def decision_markdown(version: ModelVersion, verdict: Decision, folder: Path) -> str:
+    """The gate's table: each rule, both numbers, their intervals; and where the page with everything else lies."""
     against = f"champion {verdict.model}/{verdict.champion}" if verdict.champion is not None else "no champion yet"
     lines = [f"## {version.ref}: {verdict.verdict}", "", f"Held against {against}.", ""]
     lines += ["| rule | metric | challenger | champion | passed | why |", "|---|---|---|---|---|---|"]
@@ -49,4 +50,6 @@ def decision_markdown(version: ModelVersion, verdict: Decision) -> str:
         numbers = [value.text() if value else "" for value in (rule.challenger, rule.champion)]
         cells = [rule.rule, rule.metric or "", *numbers, "yes" if rule.passed else "**no**", rule.reason]
         lines.append(f"| {' | '.join(cells)} |")
+    place = folder / page.NAME
+    lines += ["", f"The report with pictures: [{place}]({place.as_uri()}), and {page.NAME} of MLflow's run {version.run_id}."]
     return "\n".join(lines) + "\n"

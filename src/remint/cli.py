@@ -106,8 +106,11 @@ def _tell(home: Home, outcomes: list[dict[str, Any]]) -> None:
         if outcome["decision"]["verdict"] != "promoted":
             terminal.reasons(outcome)
     name = outcomes[0]["model"]
+    terminal.out.print()
     for picture in gallery.compare(home, outcomes):
-        terminal.out.print(f"\nSamples beside real data: {picture}", soft_wrap=True)
+        terminal.out.print(f"Samples beside real data: {picture}", soft_wrap=True)
+    for outcome in outcomes:
+        terminal.out.print(f"Report: {outcome['report']}", soft_wrap=True)
     terminal.out.print(
         f"Next: remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up", soft_wrap=True
     )

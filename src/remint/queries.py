@@ -96,8 +96,10 @@ def why(home: Home, ref: str) -> dict[str, Any]:
     decisions = [row for row in stores.ledger(home).rows(version.name) if row.version == version.version]
     before = _champion_before(decisions, version.version)
     former = store.version(f"{version.name}/{before}") if before is not None else None
+    page = home.report(version.name, version.version) / "report.html"
     return {
         **_entry(version),
+        "report": str(page) if page.exists() else f"report.html of MLflow's run {version.run_id}",
         "lineage": version.tags,
         "former": {**_entry(former), "lineage": former.tags} if former else None,
         "code": _code_change(home, former, version),
@@ -132,7 +134,12 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
     return [
         (
             f"{answer['name']}/{answer['version']}{aliases}",
-            [f"registered {answer['created'][:19]} UTC", f"weights SHA-256 {answer['weights_sha256']}", f"beside {beside}"],
+            [
+                f"registered {answer['created'][:19]} UTC",
+                f"weights SHA-256 {answer['weights_sha256']}",
+                f"beside {beside}",
+                f"report {answer['report']}",
+            ],
         ),
         (
             "Data",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remint.data.arrays import Dataset, Split
-from remint.evaluation import exhibits
+from remint.evaluation import exhibits, pairs
 from remint.records import Column, DatasetVersion, DataSpec
 
 IMAGES = DataSpec(shape=(1, 4, 4), levels=17)
@@ -25,9 +25,9 @@ def images(count: int, seed: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(17, size=(count, 1, 4, 4), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("coordinates", [exhibits.COORDINATES, 16 * 7, 1])
-def test_the_nearest_image_is_the_nearest_of_all_whatever_the_block(monkeypatch: pytest.MonkeyPatch, coordinates: int) -> None:
-    monkeypatch.setattr(exhibits, "COORDINATES", coordinates)
+@pytest.mark.parametrize("block", [2048, 7, 1])
+def test_the_nearest_image_is_the_nearest_of_all_whatever_the_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(pairs, "BLOCK", block)
     train_NX, sample_NX, held_NX = images(50, 0), images(20, 1), images(30, 2)
     sample_NX[3] = train_NX[31]
     found = exhibits.nearest(sample_NX, dataset(IMAGES, train_NX, held_NX))
@@ -43,7 +43,7 @@ def test_rows_are_near_by_numbers_and_categories() -> None:
     train_ND = np.array([[0.0, 0.0, 0.0], [0.0, 3.0, 1.0], [5.0, np.nan, 0.0]], dtype=np.float32)
     sample_ND = np.array([[0.0, 3.0, 0.0], [5.0, 0.0, 0.0]], dtype=np.float32)
     found = exhibits.nearest(sample_ND, dataset(TABLE, train_ND, sample_ND))
-    np.testing.assert_allclose(found["distance_N"], [1.0, 0.0], atol=1e-12)  # another category is 1 away; missing is the mean
+    np.testing.assert_allclose(found["distance_N"], [2**0.5, 1.0])  # by another category; by one being missing
     np.testing.assert_array_equal(found["near_NX"], train_ND[[1, 2]])
 
 
@@ -58,7 +58,7 @@ def test_failures_are_the_worst_first_with_their_labels() -> None:
     np.testing.assert_array_equal(failed["y_N"], failed["place_N"])
 
 
-def test_without_a_likelihood_the_uncovered_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_likelihood_the_uncovered_fail() -> None:
     import torch
 
     blank = np.zeros((1, 4, 4), dtype=np.uint8)

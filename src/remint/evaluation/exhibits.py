@@ -12,7 +12,8 @@ Every array is small and a pure function of the model and the dataset version, w
                    all_M         of "uncovered": the values of the first M held-out examples (a likelihood's are in values.npz)
 
 ``uncovered`` is the distance of a held-out example to the nearest of many samples. Distances are Euclidean: between
-images the root of the mean square over pixels and channels, in levels; between rows over standardised columns.
+images the root of the mean square over pixels and channels, in levels; between rows in the coordinates
+of ``novelty`` (evaluation/neighbours.py).
 
 Shapes: N, M examples, X the axes of one example, D coordinates.
 """
@@ -23,9 +24,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from remint.data.arrays import Dataset
+from remint.evaluation import pairs
 from remint.evaluation.bench import PICTURE, samples
+from remint.evaluation.neighbours import coordinates
 from remint.models.contract import CanSample
 from remint.records import DataSpec
 
@@ -33,7 +37,6 @@ SHOWN = 16  # samples with their neighbours, and failures
 REAL = 256  # most held-out examples whose neighbours the samples' are compared with
 JUDGED = 4096  # most held-out examples that are looked for among samples
 DRAWN = 512  # samples that they are looked for among
-COORDINATES = 2**23  # of a block of examples, float64: 64 MiB
 LIKELIHOODS = ("nll", "iwae", "elbo")  # the best known of a model first
 
 Array = np.ndarray[Any, Any]
@@ -67,29 +70,11 @@ def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> di
 
 def _nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Array, Array]:
     """Distance and place of the nearest of the others, of equal ones the first; the others are walked through in blocks."""
-    a_ND = _coordinates(x_NX, spec)
-    best_N, place_N = np.full(len(a_ND), np.inf), np.zeros(len(a_ND), dtype=np.int64)
-    size = max(1, COORDINATES // max(a_ND.shape))
-    for at in range(0, len(others_MX), size):
-        b_MD = _coordinates(others_MX[at : at + size], spec)
-        square_NM = (a_ND**2).sum(axis=1)[:, None] + (b_MD**2).sum(axis=1) - 2.0 * (a_ND @ b_MD.T)
-        found_N = square_NM.argmin(axis=1)
-        here_N = square_NM[np.arange(len(a_ND)), found_N]
-        closer_N = here_N < best_N
-        best_N[closer_N], place_N[closer_N] = here_N[closer_N], at + found_N[closer_N]
+    x_ND = coordinates(x_NX, spec)
+    best_N, place_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype), torch.zeros(len(x_ND), dtype=torch.int64)
+    for at in range(0, len(others_MX), pairs.BLOCK):
+        distance_N, found_N = pairs.nearest(x_ND, coordinates(others_MX[at : at + pairs.BLOCK], spec))
+        closer_N = distance_N < best_N
+        best_N, place_N = torch.where(closer_N, distance_N, best_N), torch.where(closer_N, at + found_N, place_N)
     parts = 1 if spec.is_table else spec.dims
-    return np.sqrt(np.maximum(best_N, 0.0) / parts), place_N
-
-
-def _coordinates(x_NX: Array, spec: DataSpec) -> Array:
-    """Where an example lies, float64 (N, D): its pixels; its numbers, a missing one at the mean; a corner for each category."""
-    if not spec.is_table:
-        flat_ND: Array = x_NX.reshape(len(x_NX), -1).astype(np.float64)
-        return flat_ND
-    parts: list[Array] = []
-    for value_N, column in zip(np.asarray(x_NX, dtype=np.float64).T, spec.columns, strict=True):
-        if column.numeric:
-            parts.append(np.nan_to_num(value_N)[:, None])
-        else:
-            parts.append((value_N[:, None] == np.arange(len(column.categories))) * 0.5**0.5)
-    return np.concatenate(parts, axis=1)
+    return (best_N / parts**0.5).numpy(), place_N.numpy()

@@ -7,6 +7,7 @@ Shapes: N examples, C channels, H height, W width, D columns of a table.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,12 +62,20 @@ def comparison(path: Path, real_NCHW: Array, samples: Mapping[str, Array], level
     _save(figure, path)
 
 
-def table_columns(path: Path, real_ND: Array, samples: Mapping[str, Array], columns: Sequence[Column], title: str = "") -> None:
+def table_columns(
+    path: Path,
+    real_ND: Array,
+    samples: Mapping[str, Array],
+    columns: Sequence[Column],
+    title: str = "",
+    inks: Sequence[str] = LINES,
+) -> None:
     """How the values of each column are spread, real ones grey and each model's as a line; the first 12 columns.
 
     Args:
         real_ND: real rows, float32, as records.DataSpec says; missing values are left out.
         samples: rows of each model by its name.
+        inks: colours of the models, in their order.
     """
     shown = columns[:12]
     across = min(4, len(shown))
@@ -77,7 +86,7 @@ def table_columns(path: Path, real_ND: Array, samples: Mapping[str, Array], colu
         real_N, *others = [_original(x_ND[:, place], column) for x_ND in (real_ND, *samples.values())]
         edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else _edges([real_N, *others])
         axes.stairs(_shares(real_N, edges), edges, fill=True, color="#cbd2d9", label="real")
-        for (name, other_N), colour in zip(zip(samples, others, strict=True), _cycle(len(samples)), strict=True):
+        for (name, other_N), colour in zip(zip(samples, others, strict=True), itertools.cycle(inks), strict=False):
             axes.stairs(_shares(other_N, edges), edges, color=colour, lw=1.4, label=name)
         if column.categories:
             few = len(column.categories) <= 6
@@ -162,19 +171,22 @@ def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: 
 def curves(path: Path, sides: Mapping[str, tuple[Mapping[str, Sequence[float]], int]]) -> None:
     """Each column of the training curves in a panel of its own, the first side's blue and in front, the second's dark.
 
+    Not every column has a value in every row; those that are known are joined.
+
     Args:
         sides: the curve of each side, as ``training_curve`` takes it, and the step whose weights are served; by its name.
     """
     names = list(dict.fromkeys(name for curve, _ in sides.values() for name in curve if name != "step"))
-    across = min(3, len(names))
+    across = 4 if len(names) in (4, 7, 8) else 3
     down = math.ceil(len(names) / across)
-    figure = Figure(figsize=(3.0 * max(across, 2), 0.5 + 1.9 * down), dpi=DPI)
+    figure = Figure(figsize=(11.0, 0.4 + 2.0 * down), dpi=DPI)
     inks = dict(zip(sides, (MODEL, INK), strict=False))
     for place, name in enumerate(names, start=1):
-        axes = figure.add_subplot(down, max(across, 2), place)
+        axes = figure.add_subplot(down, across, place)
         for side, (curve, best_step) in reversed(list(sides.items())):
             if name in curve:
-                axes.plot(curve["step"], curve[name], color=inks[side], lw=1.2, label=side, marker=_dot(curve))
+                known = [(step, value) for step, value in zip(curve["step"], curve[name], strict=True) if math.isfinite(value)]
+                axes.plot(*zip(*known, strict=True) if known else ([], []), color=inks[side], lw=1.2, marker=_dot(curve))
                 axes.axvline(best_step, color=inks[side], lw=0.9, ls=(0, (4, 3)))
         axes.set_title(name.replace("_", " "), size=SMALL, color=INK, loc="left", weight="bold")
         axes.set_xlabel("step" if place > len(names) - across else "", size=SMALL, color=INK)
@@ -194,7 +206,7 @@ def likelihoods(path: Path, measured: MetricValue, sides: Mapping[str, Array]) -
         sides: value of each example (N,), the first side's blue; one side or two, by name.
     """
     (first, value_N), *others = sides.items()
-    figure = Figure(figsize=(9.0, 2.9) if others else (6.0, 2.9), dpi=DPI)
+    figure = Figure(figsize=(11.0 if others else 7.0, 3.0), dpi=DPI)
     axes = figure.add_subplot(1, 1 + len(others), 1)
     edges = _edges([*sides.values()])
     axes.stairs(_held(value_N, edges), edges, fill=True, color="#bfd3fb")

@@ -1,0 +1,53 @@
+"""Arrays as pictures in the page itself: PNG files as data addresses, no pixel of an image lost that the eye could see.
+
+Shapes: N examples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from remint.evaluation import plots
+
+SHARP = 640  # a sheet is magnified by whole numbers up to so many pixels, so that no browser blurs it
+WIDEST = 1280  # and made smaller where it is wider: the page stays small
+
+Array = np.ndarray[Any, Any]
+
+
+def png(data: bytes) -> str:
+    """A data address of a PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def sheet(x_NCHW: Array, levels: int, columns: int) -> str:
+    """Images row by row, with a white gap between them."""
+    tiled = plots.tile(x_NCHW, levels, columns)
+    image = Image.fromarray(np.round(255.0 * tiled).astype(np.uint8))
+    factor = max(1, SHARP // image.width)
+    size = (image.width * factor, image.height * factor)
+    if image.width > WIDEST:
+        size = (WIDEST, round(image.height * WIDEST / image.width))
+    resized = image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
+    grey = resized.convert("L") if x_NCHW.shape[1] < 3 else resized
+    stream = io.BytesIO()
+    grey.save(stream, "PNG", optimize=True)
+    return png(stream.getvalue())
+
+
+def one(x_CHW: Array, levels: int) -> str:
+    """One image without a frame."""
+    colours = np.asarray(x_CHW[:3] if len(x_CHW) >= 3 else np.repeat(x_CHW[:1], 3, axis=0))
+    image = Image.fromarray(np.round(255.0 * colours.transpose(1, 2, 0) / (levels - 1)).astype(np.uint8))
+    factor = max(1, SHARP // 5 // max(image.size))
+    if max(image.size) > SHARP // 5:
+        image.thumbnail((SHARP // 5, SHARP // 5), Image.Resampling.BOX)
+    resized = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    stream = io.BytesIO()
+    (resized.convert("L") if len(x_CHW) < 3 else resized).save(stream, "PNG", optimize=True)
+    return png(stream.getvalue())

@@ -1,0 +1,51 @@
+"""Headless Chromium, where there is one: what a person would see of a page."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+
+# Runs in a copy of the page: the page itself has no script.
+COUNT = """<script>addEventListener("load", () => { const all = [...document.images];
+document.body.dataset.images = all.length; document.body.dataset.broken = all.filter(i => !i.complete || !i.naturalWidth).length;
+document.body.dataset.wide = document.documentElement.scrollWidth; document.body.dataset.fetched =
+performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length; })</script></body>"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of a page in a window 1280 pixels wide."""
+
+    images: int
+    broken: int
+    width: int  # of the content: more than 1280 needs scrolling sideways
+    fetched: int  # what was asked of anything but the page itself
+    errors: list[str]
+    screenshot: Path
+
+
+def look(page: Path, folder: Path) -> Seen:
+    """Opens a page, counts its pictures and writes FOLDER/NAME.png."""
+    assert CHROMIUM is not None
+    copy, screenshot = folder / f"counted-{page.name}", folder / f"{page.stem}.png"
+    copy.write_text(page.read_text().replace("</body>", COUNT))
+    dom = _run(folder, "--dump-dom", "--enable-logging=stderr", copy.as_uri())
+    _run(folder, f"--screenshot={screenshot}", page.as_uri())
+    found = {key: int(value) for key, value in re.findall(r'data-(\w+)="(\d+)"', dom.stdout)}
+    errors = [line for line in dom.stderr.splitlines() if "CONSOLE" in line]
+    return Seen(found["images"], found["broken"], found["wide"], found["fetched"], errors, screenshot)
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking"]
+    window = ["--window-size=1280,6000", f"--user-data-dir={folder / 'profile'}"]
+    assert CHROMIUM is not None
+    return subprocess.run([CHROMIUM, *quiet, *window, *arguments], check=True, capture_output=True, text=True, timeout=120)
