@@ -4,8 +4,8 @@
 
 flow   bits/dim of the exact likelihood, at most 1.93
 VAE    bits/dim of IWAE-1000, at most 1.88
-GAN    Frechet distance over the floor of real images, at most 2; mean distance of a sample to the nearest training image
-       over that of the held-out images, at least 0.9, so that memorising does not win
+GAN    Frechet distance over the floor of real images, at most 2; novelty, the mean distance of a sample to the nearest
+       training image over that of the held-out images, at least 0.9, so that memorising does not win
 
 Each trains within 180 seconds of processor time. Prints a table, writes docs/results/digits.json and digits.png, and ends
 with status 1 where a bound is missed.
@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pipelines import ROOT, Result, line, measured, nearest_training_image, prepared, write
+from benchmarks.pipelines import ROOT, Result, line, measured, prepared, write
+from remint import config
 from remint.evaluation import plots
-from remint.evaluation.bench import samples
-from remint.models.bundle import load_model
 
 PIPELINES = ("digits-flow", "digits-vae", "digits-gan")
 MOST_SECONDS = 180.0
@@ -36,12 +35,12 @@ def main(*seeds: str) -> int:
     pictures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         dataset, extractor = prepared("digits", Path(name))
-        held_out = nearest_training_image(dataset.held_out.x_NX, dataset)
         for pipeline in PIPELINES:
+            metrics = list(dict.fromkeys([*config.load(ROOT).pipeline(pipeline).metrics(), "novelty"]))
             for seed in seeds or ("0", "1", "2"):
                 folder = Path(name) / f"{pipeline}-{seed}"
-                result = measured(pipeline, dataset, extractor, folder, int(seed), importance_samples=1000)
-                rows.append(_row(result, held_out, dataset))
+                result = measured(pipeline, dataset, extractor, folder, int(seed), metrics=metrics, importance_samples=1000)
+                rows.append(_row(result))
                 pictures.setdefault(pipeline, np.load(folder / "report/samples.npy", allow_pickle=False))
                 print(line(rows[-1]), flush=True)
         plots.comparison(ROOT / "docs/results/digits.png", np.array(dataset.held_out.x_NX[:64]), pictures, dataset.spec.levels)
@@ -51,16 +50,13 @@ def main(*seeds: str) -> int:
     return int(bool(missed))
 
 
-def _row(result: Result, held_out: float, dataset: Any) -> dict[str, Any]:
-    metrics = result.evidence.report.metrics
-    drawn = samples(load_model(result.report.parent / "trained"), dataset.spec, len(dataset.held_out), 1, 9)
+def _row(result: Result) -> dict[str, Any]:
     return {
         "pipeline": result.pipeline,
         "seed": result.seed,
         "cpu_seconds": result.cpu_seconds,
-        **{name: value.value for name, value in metrics.items()},
+        **{name: value.value for name, value in result.evidence.report.metrics.items()},
         "over_floor": result.value("fd_domain") / result.value("fd_domain_floor"),
-        "novelty": nearest_training_image(drawn, dataset) / held_out,
     }
 
 

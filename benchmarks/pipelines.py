@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.neighbors import NearestNeighbors
-
 from remint import config
 from remint.config import PipelineSettings
 from remint.data import arrays, sources, splits
@@ -89,12 +86,6 @@ def _changed(settings: PipelineSettings, training: dict[str, Any], evaluation: d
             "evaluation": settings.evaluation.model_copy(update=evaluation),
         }
     )
-
-
-def nearest_training_image(x_NX: np.ndarray[Any, Any], dataset: Dataset) -> float:
-    """Mean Euclidean distance, in levels, of each example to the nearest one of the training split."""
-    train_NP, x_NP = (np.asarray(part, dtype=np.float32).reshape(len(part), -1) for part in (dataset.train.x_NX, x_NX))
-    return float(NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_NP).kneighbors(x_NP)[0].mean())
 
 
 def line(row: dict[str, Any]) -> str:

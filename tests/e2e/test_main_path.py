@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.image import imread
 
+from tests.browser import look, needs_chromium
 from tests.e2e.team import Team
 
 DESIGN_KEYS = {"pipeline", "dataset_version", "weights_sha256", "model", "version", "trained", "metrics", "decision", "seconds"}
@@ -26,7 +28,8 @@ def test_1_three_families_from_data_to_production(shared_team: Team) -> None:
         for value in outcome["metrics"].values():
             assert value["low"] <= value["value"] <= value["high"]
             assert value["n"] > 0 and value["fingerprint"]
-    assert [set(o["metrics"]) for o in outcomes] == [{"elbo", "iwae", "fd_domain"}, {"fd_domain"}, {"nll", "fd_domain"}]
+    of_gan = {"fd_domain", "precision_domain", "coverage_domain", "novelty"}
+    assert [set(o["metrics"]) for o in outcomes] == [{"elbo", "iwae", "fd_domain"}, of_gan, {"nll", "fd_domain"}]
     assert len({o["dataset_version"] for o in outcomes}) == 1
 
 
@@ -72,6 +75,20 @@ def test_3b_prefect_and_mlflow_show_what_happened(shared_team: Team) -> None:
     curves = {name for (name,) in rows("mlflow/mlflow.db", "select distinct key from metrics")}
     assert {"elbo_loss", "validation", "critic_loss", "likelihood_loss"} <= curves
     assert {status for (status,) in rows("mlflow/mlflow.db", "select status from runs")} == {"FINISHED"}
+
+
+@needs_chromium
+def test_3c_the_page_of_the_decision_opens_in_a_browser(shared_team: Team, tmp_path: Path) -> None:
+    page = Path(shared_team.json("why", "digits-vae/2")["report"])
+    assert page == shared_team.folder / ".remint/reports/digits-vae/2/report.html"
+    assert any(kept.read_bytes() == page.read_bytes() for kept in (shared_team.folder / ".remint/mlflow").rglob("report.html"))
+    seen = look(page, tmp_path)
+    assert seen.errors == [] and seen.fetched == 0 and seen.broken == 0 and seen.width <= 1280
+    assert seen.images == 3 + 64 + 16 + 2, "three grids, neighbours of both sides, failures, curves and likelihoods"
+    assert imread(seen.screenshot)[:, :, :3].std() > 0.05, "the page is blank"
+    text = page.read_text()
+    for word in ("Refused", "digits-vae/1", "digits-vae/2", "training.steps", "fd_domain", "to see it refused"):
+        assert word in text, word
 
 
 def test_4_the_registry_and_the_ledger_answer(shared_team: Team) -> None:

@@ -99,6 +99,24 @@ def test_metrics_share_the_draws_and_their_features() -> None:
     assert len(extractor.seen) == 2 * (1 + 3) + 3, "and the floor's"
 
 
+def test_samples_stay_samples_where_their_features_are_others() -> None:
+    """Each metric alone, and all together in either order, where features are ten times the columns."""
+
+    class Tenfold(Itself):
+        def __call__(self, x_NX: np.ndarray) -> np.ndarray:
+            return 10.0 * super().__call__(x_NX)
+
+    metrics = ["fd_domain", "kid_domain", "recall_domain", "novelty"]
+
+    def found(*asked: str) -> dict[str, list[float]]:
+        bench = bench_of(rows(normal(100, 2, 0), normal(90, 2, 1)), Tenfold())
+        measured, _ = measure(Sampler(lambda z: 1.1 * z, 2), list(asked), bench, "test")
+        return {name: measured[name].values_N.tolist() for name in asked}
+
+    alone = {name: found(name)[name] for name in metrics}
+    assert found(*metrics) == alone and found(*reversed(metrics)) == alone
+
+
 def test_too_few_for_nested_subsets() -> None:
     x_ND = normal(79, 2, 0)
     with pytest.raises(DataError, match="fd_infinity_domain needs 80 examples on each side, and 79 can be had"):

@@ -45,8 +45,9 @@ class Shelf:
     def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
         """The array of ``key``, which ``make`` makes where it is not there yet."""
         if key not in self._paths:
+            made = make()  # which may put something here itself
             path = Path(self._folder.name) / f"{len(self._paths)}.npy"
-            np.save(path, make(), allow_pickle=False)
+            np.save(path, made, allow_pickle=False)
             self._paths[key] = path
         array: Array = np.load(self._paths[key], allow_pickle=False)
         return array
