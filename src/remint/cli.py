@@ -308,6 +308,31 @@ def spread(
 
 
 @app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Each NAME (its champion), NAME@challenger or NAME/7.")],
+    output: Annotated[Path, typer.Option("-o", help="The picture, a .png.")] = Path("compare.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Models side by side: metrics, seconds to draw and to score, size, and how each grows with the data.
+
+    Example: remint compare digits-vae digits-gan digits-flow
+    """
+    home, _ = here()
+    from remint import comparison
+
+    answer = comparison.compare(home, names, output)
+    if as_json:
+        print_json(answer)
+        return
+    for title, columns, rows in comparison.tables(answer):
+        terminal.out.print(f"\n[bold]{title}[/bold]")
+        terminal.table(columns, rows)
+    for note in answer["notes"]:
+        terminal.out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+    terminal.out.print(f"\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+
+
+@app.command()
 def deploy(
     branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "",
     as_json: AsJson = False,

@@ -124,6 +124,19 @@ def test_5_samples_from_the_champion(shared_team: Team, tmp_path: Path) -> None:
     assert np.array_equal(a[:3], b), "sample i depends on seed and i only"
 
 
+def test_5b_what_a_model_costs_and_how_it_grows(shared_team: Team, tmp_path: Path) -> None:
+    answer = shared_team.json("compare", "digits-gan", "-o", str(tmp_path / "compare.png"))
+    (model,) = answer["models"]
+    assert model["model"] == "digits-gan/1" and model["parameters"] > 0 and model["score"] is None
+    assert 0 < model["draw"]["low"] <= model["draw"]["value"] <= model["draw"]["high"] and model["draw"]["fingerprint"]["machine"]
+    assert [(row["grows"], row["value"]) for row in answer["growth"]] == [
+        *(("size", times) for times in (1, 2, 4)),
+        *(("examples", count) for count in (100, 1_000, 10_000)),
+    ]
+    assert (tmp_path / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    assert "unknown model" in shared_team.remint("compare", "digits-gam", status=2).stderr
+
+
 def test_6_a_service_loads_the_champion_with_mlflow_alone(shared_team: Team) -> None:
     script = (
         "import mlflow, pandas, json\n"

@@ -8,15 +8,16 @@ Shapes: N examples, D columns of a table, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from remint.evaluation.plots import BOLD, DPI, INK, MODEL, SMALL, _edges, _original, _plain, _save, _shares
+from remint.evaluation.plots import BOLD, DPI, INK, LINES, MODEL, SMALL, _edges, _original, _plain, _save, _shares
 from remint.records import Column, Drift
 
 MOST_COLUMNS = 12
@@ -68,6 +69,84 @@ def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, colu
     figure.axes[0].legend(frameon=False, fontsize=SMALL - 2)
     _title(figure, drift)
     _save(figure, path)
+
+
+def comparison(
+    path: Path, models: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> None:
+    """Quality against the seconds of 1,000 samples, and how seconds and parameters grow.
+
+    Args:
+        models, growth: rows of remint.comparison.
+        metrics: those that may be compared, the first of which is drawn.
+    """
+    colours = {row["model"]: LINES[place % len(LINES)] for place, row in enumerate(models)}
+    figure = Figure(figsize=(9.6, 7.0), dpi=DPI)
+    _quality(figure.add_subplot(2, 2, 1), models, metrics, colours)
+    wider = " or ".join(sorted({"the columns" if len(row["shape"]) == 1 else "the sides" for row in growth}, reverse=True))
+    by_size = [row for row in growth if row["grows"] == "size"]
+    by_count = [row for row in growth if row["grows"] == "examples"]
+    _seconds(figure.add_subplot(2, 2, 2), by_size, colours, f"times {wider}, 1,000 examples")
+    _seconds(figure.add_subplot(2, 2, 3), by_count, colours, "examples")
+    axes = figure.add_subplot(2, 2, 4)
+    for model, colour in colours.items():
+        known = [(row["value"], row["parameters"]) for row in by_size if row["model"] == model and row["parameters"]]
+        axes.plot([x for x, _ in known], [count for _, count in known], color=colour, marker="o", ms=4, lw=1.4)
+    _log(axes, [row["value"] for row in by_size], f"times {wider}", "parameters")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _quality(axes: Axes, models: Sequence[Mapping[str, Any]], metrics: Sequence[str], colours: Mapping[str, str]) -> None:
+    """A cross a model: its intervals of quality and of time. Without a metric that may be compared it stands at the bottom."""
+    name = metrics[0] if metrics else None
+    for row in models:
+        if row["draw"] is None:
+            continue
+        colour, seconds = colours[row["model"]], row["draw"]
+        value = row["metrics"].get(name) if name else None
+        height = value["value"] if value else 0.0
+        axes.plot([seconds["low"], seconds["high"]], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
+        if value:
+            axes.plot([seconds["value"]] * 2, [value["low"], value["high"]], color=colour, lw=2.5, solid_capstyle="butt")
+        axes.plot([seconds["value"]], [height], "o", color=colour, ms=6, label=row["model"])
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.25)
+    axes.set_xlabel("seconds to draw 1,000", size=SMALL, color=INK)
+    better = next((row["metrics"][name]["better"] for row in models if name in row["metrics"]), "") if name else ""
+    title = f"{name}, {better} is better" if name else "no metric that all were measured in the same way"
+    axes.set_title(title, size=SMALL, color=INK, loc="left", weight="bold")
+    if not name:
+        axes.set_yticks([])
+    axes.legend(frameon=False, fontsize=SMALL - 1)
+    _plain(axes)
+
+
+def _seconds(axes: Axes, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str], label: str) -> None:
+    """Seconds of drawing, solid, and of scoring, dashed, with their intervals."""
+    for model, colour in colours.items():
+        for what, dashes in (("draw", "-"), ("score", "--")):
+            known = [(row["value"], row[what]) for row in rows if row["model"] == model and row[what]]
+            if known:
+                axes.plot(
+                    [x for x, _ in known], [v["value"] for _, v in known], color=colour, ls=dashes, lw=1.4, marker="o", ms=4
+                )
+                axes.vlines(
+                    [x for x, _ in known], [v["low"] for _, v in known], [v["high"] for _, v in known], color=colour, lw=2.5
+                )
+    _log(axes, [row["value"] for row in rows], label, "seconds (solid: draw, dashed: score)")
+
+
+def _log(axes: Axes, ticks: Sequence[int], label: str, title: str) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sorted(set(ticks)), [f"{tick:,}" for tick in sorted(set(ticks))])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1e3 else f"{value:g}")
+    axes.minorticks_off()
+    axes.set_xlabel(label, size=SMALL, color=INK)
+    axes.set_title(title, size=SMALL, color=INK, loc="left", weight="bold")
+    _plain(axes)
 
 
 def _frame(axes: Axes, title: str) -> None:

@@ -1,0 +1,247 @@
+"""Models side by side: quality with its interval, what drawing and scoring cost, and how that grows with the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remint import queries, stores
+from remint.errors import SettingsError
+from remint.home import Home
+from remint.records import DataSpec, MetricValue, ModelVersion
+
+if TYPE_CHECKING:  # torch is imported once something is measured
+    from remint.evaluation.cost import Task
+    from remint.models.contract import Model
+
+Row = dict[str, Any]
+SIZE, COUNT = "size", "examples"  # what grows: the sides of images or the columns of a table; how many are drawn or scored
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered version, loaded."""
+
+    version: ModelVersion
+    model: Model
+    family: str
+    settings: dict[str, Any]
+    spec: DataSpec
+    threads: int
+    bytes: int
+    metrics: dict[str, MetricValue]
+
+    @property
+    def ref(self) -> str:
+        return self.version.ref
+
+
+def compare(home: Home, refs: list[str], picture: Path) -> Row:
+    """What ``remint compare --json`` prints; draws ``picture``.
+
+    Raises SettingsError for a picture that is no .png or whose folder does not exist.
+    """
+    if picture.suffix != ".png":
+        raise SettingsError(f"-o {picture}: expected a name that ends in .png")
+    if not picture.absolute().parent.is_dir():
+        raise SettingsError(f"-o {picture}: the folder {picture.absolute().parent} does not exist")
+    store = stores.tracking(home)
+    versions = {version.ref: version for version in map(store.version, refs)}  # each once, in the order that they are named
+    entries = [_loaded(home, version) for version in versions.values()]
+    models, growth, shared = _costs(entries), [row for entry in entries for row in _growth(entry)], comparable(entries)
+    answer = {
+        "models": models,
+        "growth": growth,
+        "comparable": shared,
+        "notes": notes(entries),
+        "picture": str(picture),
+    }
+
+    from remint.evaluation import charts
+
+    charts.comparison(picture, models, growth, shared)
+    return answer
+
+
+def _loaded(home: Home, version: ModelVersion) -> Entry:
+    bundle = queries.fetched(home, version)
+
+    from remint.models.bundle import MODEL, WEIGHTS, load_model
+
+    about = json.loads((bundle / MODEL).read_bytes())
+    recipe = json.loads(version.tags["recipe"])
+    return Entry(
+        version=version,
+        model=load_model(bundle),
+        family=about["family"],
+        settings=about["model"],
+        spec=DataSpec.model_validate(about["spec"]),
+        threads=recipe["training"]["threads"],
+        bytes=(bundle / WEIGHTS).stat().st_size,
+        metrics={
+            name: MetricValue.model_validate(value) for name, value in json.loads(version.tags.get("metrics", "{}")).items()
+        },
+    )
+
+
+def comparable(entries: list[Entry]) -> list[str]:
+    """The metrics that two models at least have, and all that have them measured in one and the same way."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.metrics))
+    holders = {name: [entry.metrics[name] for entry in entries if name in entry.metrics] for name in names}
+    return [
+        name
+        for name, values in holders.items()
+        if len(values) > 1 and all(value.fingerprint == values[0].fingerprint for value in values)
+    ]
+
+
+def notes(entries: list[Entry]) -> list[str]:
+    """Which numbers must not be held against each other, and why."""
+    lines = []
+    datasets = {entry.version.dataset[:10] for entry in entries}
+    if len(datasets) > 1:
+        lines.append(
+            f"the models were measured on {len(datasets)} dataset versions ({', '.join(sorted(datasets))}): "
+            "their metrics are not comparable; run the pipelines again on one dataset"
+        )
+    shared = comparable(entries)
+    for name in dict.fromkeys(name for entry in entries for name in entry.metrics):
+        values = [entry.metrics[name] for entry in entries if name in entry.metrics]
+        if len(values) > 1 and name not in shared and len(datasets) == 1:
+            keys = {key for value in values for key in value.fingerprint}
+            differing = sorted(
+                key for key in keys if any(value.fingerprint.get(key) != values[0].fingerprint.get(key) for value in values)
+            )
+            lines.append(f"{name} was measured differently ({', '.join(differing)}): not comparable")
+    return lines
+
+
+def _costs(entries: list[Entry]) -> list[Row]:
+    """Each model with its metrics, its size, and the seconds of drawing and of scoring."""
+    from remint.evaluation import cost
+
+    tasks: dict[str, Task] = {}
+    for entry in entries:
+        tasks |= _tasks(entry.ref, entry.model, entry.spec, cost.EXAMPLES, entry.threads)
+    seconds = cost.timed(tasks, cost.REPEATS)
+    return [
+        {
+            "model": entry.ref,
+            "family": entry.family,
+            "dataset": json.loads(entry.version.tags.get("data", "{}")).get("name", ""),
+            "dataset_version": entry.version.dataset,
+            "examples": entry.spec.text(),
+            "metrics": {name: value.to_json() for name, value in entry.metrics.items()},
+            **_seconds(entry.ref, seconds),
+            "parameters": cost.parameters(entry.model),
+            "bytes": entry.bytes,
+        }
+        for entry in entries
+    ]
+
+
+def _tasks(name: str, model: Model, spec: DataSpec, count: int, threads: int) -> dict[str, Task]:
+    """Drawing and scoring, as far as the model can, by ``NAME draw`` and ``NAME score``."""
+    from remint.evaluation import cost
+
+    both = {"draw": cost.drawing(model, count, threads), "score": cost.scoring(model, spec, count, threads)}
+    return {f"{name} {what}": task for what, task in both.items() if task is not None}
+
+
+def _seconds(name: str, seconds: dict[str, MetricValue | None]) -> Row:
+    found = {what: seconds.get(f"{name} {what}") for what in ("draw", "score")}
+    return {what: value.to_json() if value else None for what, value in found.items()}
+
+
+def _growth(entry: Entry) -> list[Row]:
+    """The recipe built anew for larger examples, and the model as it is for fewer and more of them: a row a step."""
+    from remint import plugins
+    from remint.evaluation import cost
+
+    settings = plugins.settings_of(entry.family).model_validate(entry.settings)
+    sizes = {times: cost.grown(entry.family, settings, entry.spec, times) for times in cost.TIMES}
+    tasks: dict[str, Task] = {}
+    for times, larger in sizes.items():
+        if larger.model is not None:
+            tasks |= _tasks(f"{SIZE} {times}", larger.model, larger.spec, cost.EXAMPLES, entry.threads)
+    for count in cost.COUNTS:
+        tasks |= _tasks(f"{COUNT} {count}", entry.model, entry.spec, count, entry.threads)
+    seconds = cost.timed(tasks, cost.FEWER)
+    shared: Row = {"model": entry.ref, "family": entry.family}
+    by_size = [
+        {
+            **shared,
+            "grows": SIZE,
+            "value": times,
+            "shape": list(larger.spec.shape),
+            "parameters": larger.parameters,
+            "why_not": larger.why_not,
+            **_seconds(f"{SIZE} {times}", seconds),
+        }
+        for times, larger in sizes.items()
+    ]
+    by_count = [
+        {
+            **shared,
+            "grows": COUNT,
+            "value": count,
+            "shape": list(entry.spec.shape),
+            "parameters": cost.parameters(entry.model),
+            "why_not": "",
+            **_seconds(f"{COUNT} {count}", seconds),
+        }
+        for count in cost.COUNTS
+    ]
+    return by_size + by_count
+
+
+def tables(answer: Row) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The answer in words: (title, columns, rows) of each table."""
+    models = answer["models"]
+    measured = [
+        [name, *(_metric(row["metrics"].get(name)) for row in models)]
+        for name in dict.fromkeys(name for row in models for name in row["metrics"])
+    ]
+    rows = [
+        [
+            row["model"],
+            row["family"],
+            f"{row['dataset']} {row['dataset_version'][:10]}",
+            _time(row["draw"]),
+            _time(row["score"]),
+            f"{row['parameters']:,}",
+            f"{row['bytes'] / 2**20:.2f} MiB",
+        ]
+        for row in models
+    ]
+    growing = [
+        [
+            row["model"],
+            f"{row['value']} x {'sides' if len(row['shape']) == 3 else 'columns'} ({' x '.join(map(str, row['shape']))})"
+            if row["grows"] == SIZE
+            else f"{row['value']:,} examples",
+            row["why_not"] or _time(row["draw"]),
+            "" if row["why_not"] else _time(row["score"]),
+            f"{row['parameters']:,}" if row["parameters"] is not None else "",
+        ]
+        for row in answer["growth"]
+    ]
+    return [
+        ("Quality", ["metric", *(row["model"] for row in models)], measured),
+        ("Cost", ["model", "family", "data", "draws 1,000", "scores 1,000", "parameters", "weights"], rows),
+        ("Growth", ["model", "of", "draws", "scores", "parameters"], growing),
+    ]
+
+
+def _metric(value: Row | None) -> str:
+    return "-" if value is None else MetricValue.model_validate(value).text()
+
+
+def _time(value: Row | None) -> str:
+    """Milliseconds below a second; a dash where the model cannot, or where it takes too long to be measured."""
+    if value is None:
+        return "-"
+    scale, unit = (1.0, "s") if value["value"] >= 1.0 else (1e3, "ms")
+    return f"{value['value'] * scale:.3g} [{value['low'] * scale:.3g}, {value['high'] * scale:.3g}] {unit}"

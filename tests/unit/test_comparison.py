@@ -1,0 +1,91 @@
+"""Which numbers may be held against each other, and how they are told. The whole way is in tests/e2e/test_main_path.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from remint import comparison
+from remint.errors import SettingsError
+from remint.evaluation import charts
+from remint.home import Home
+from remint.records import DataSpec, MetricValue, ModelVersion
+
+SPEC = DataSpec(shape=(1, 8, 8), levels=17)
+
+
+def value(name: str, number: float, **fingerprint: Any) -> MetricValue:
+    return MetricValue(name=name, value=number, low=number - 0.1, high=number + 0.1, n=10, seed=0, fingerprint=fingerprint)
+
+
+def entry(name: str, dataset: str = "d" * 64, **metrics: MetricValue) -> comparison.Entry:
+    version = ModelVersion(
+        name=name, version=1, key="", run_id="", weights_sha256="", dataset=dataset, commit="", dirty=False, created=""
+    )
+    return comparison.Entry(version, cast(Any, None), "gan", {}, SPEC, 1, 1000, metrics)
+
+
+def test_only_metrics_that_were_measured_in_one_way_are_comparable() -> None:
+    entries = [
+        entry("a", fd=value("fd", 1.0, extractor="x"), iwae=value("iwae", 1.0, k=5), nll=value("nll", 2.0)),
+        entry("b", fd=value("fd", 2.0, extractor="x"), iwae=value("iwae", 1.0, k=50)),
+    ]
+    assert comparison.comparable(entries) == ["fd"]
+    assert comparison.notes(entries) == ["iwae was measured differently (k): not comparable"]
+
+
+def test_models_of_different_data_get_one_refusal_for_all_metrics() -> None:
+    entries = [entry("a", "1" * 64, fd=value("fd", 1.0, dataset="1")), entry("b", "2" * 64, fd=value("fd", 1.0, dataset="2"))]
+    assert comparison.comparable(entries) == []
+    (note,) = comparison.notes(entries)
+    assert "2 dataset versions (1111111111, 2222222222)" in note and "not comparable" in note
+
+
+def row(model: str, metrics: dict[str, MetricValue], score: bool) -> dict[str, Any]:
+    seconds = MetricValue(name="t", value=0.0123, low=0.012, high=0.013, n=15, seed=0, unit="s").to_json()
+    return {
+        "model": model,
+        "family": "gan",
+        "dataset": "digits",
+        "dataset_version": "d" * 64,
+        "metrics": {name: metric.to_json() for name, metric in metrics.items()},
+        "draw": seconds,
+        "score": seconds if score else None,
+        "parameters": 12345,
+        "bytes": 2**20,
+    }
+
+
+def growth(model: str) -> list[dict[str, Any]]:
+    shared = row(model, {}, score=False) | {"shape": [1, 8, 8], "why_not": ""}
+    too_odd = {"parameters": None, "draw": None, "why_not": "sides must halve"}
+    return [
+        shared | {"grows": "size", "value": 1},
+        shared | {"grows": "size", "value": 2, "shape": [1, 16, 16]} | too_odd,
+        shared | {"grows": "examples", "value": 10_000},
+    ]
+
+
+def test_the_tables_say_what_is_missing_and_why(tmp_path: Path) -> None:
+    models = [row("a/1", {"fd": value("fd", 1.0)}, True), row("b/1", {"nll": value("nll", 2.0)}, False)]
+    answer = {"models": models, "growth": growth("a/1"), "notes": []}
+    (_, head, quality), (_, _, cost), (_, _, growing) = comparison.tables(answer)
+    assert head == ["metric", "a/1", "b/1"]
+    assert quality == [["fd", "1.000 [0.900, 1.100]", "-"], ["nll", "-", "2.000 [1.900, 2.100]"]]
+    assert cost[0][3:] == ["12.3 [12, 13] ms", "12.3 [12, 13] ms", "12,345", "1.00 MiB"] and cost[1][4] == "-"
+    assert [line[1:3] for line in growing] == [
+        ["1 x sides (1 x 8 x 8)", "12.3 [12, 13] ms"],
+        ["2 x sides (1 x 16 x 16)", "sides must halve"],
+        ["10,000 examples", "12.3 [12, 13] ms"],
+    ]
+    for name, shared in (("with", ["fd"]), ("without", [])):
+        charts.comparison(tmp_path / f"{name}.png", models, growth("a/1"), shared)
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("picture", "why"), [("x.jpg", "ends in .png"), ("nowhere/x.png", "does not exist")])
+def test_a_picture_that_cannot_be_written_is_refused_first(picture: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=why):
+        comparison.compare(Home(tmp_path, tmp_path), ["a"], tmp_path / picture)
