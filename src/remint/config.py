@@ -53,7 +53,7 @@ class EvaluationSettings(Settings):
     """How a model is measured on the held-out split."""
 
     metrics: list[str] | None = None  # None: everything that the family promises
-    samples: Positive = 360  # samples in one draw for Frechet distances; at most the held-out examples
+    samples: Positive = 360  # in one draw, against as many held-out examples; at most as many as there are
     draws: Annotated[int, Field(ge=2)] = 20  # repeated draws, for the interval
     importance_samples: Positive = 500  # K of IWAE-K
     seed: Count = 0

@@ -18,7 +18,7 @@ from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import distance, features, likelihood
 from remint.evaluation.bench import Bench, Measurement
 from remint.evaluation.evaluate import measure
-from remint.evaluation.metrics import METRICS
+from remint.evaluation.metrics import METRICS, Metric
 
 LN2 = math.log(2.0)
 
@@ -241,6 +241,12 @@ def test_fingerprints_tell_what_may_not_be_compared(bench: Bench) -> None:
 
 def test_settings_and_metrics_agree_on_what_there_is() -> None:
     assert set(METRICS) == set(metrics.METRICS)
+
+
+def test_a_plug_in_that_measures_something_else_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "novelty", Metric(lambda model, bench: {"nolevty": distance.floor("domain", bench)}))
+    with pytest.raises(SettingsError, match="metric 'novelty': its plug-in's measure returns nolevty and not novelty itself"):
+        run(Resampler(bench.dataset), "novelty", bench)
 
 
 def test_context_is_of_the_data_and_stands_once(bench: Bench) -> None:
