@@ -53,13 +53,23 @@ def timed(job: Retraining, name: str) -> Iterator[None]:
 
 @step("fetch data")
 def fetch(job: Retraining) -> None:
-    """Brings what an s3:// source holds now under HOME/fetched. Other sources lie where they are."""
+    """Brings what an s3:// source holds now under HOME/fetched, and files of features. What is not remote lies where it is."""
     dataset, source = job.settings.dataset, job.source
+    _fetch_feature_files(job)
     if not source.startswith(storage.SCHEME):
         return
     with timed(job, "fetch"):
         fetched = storage.fetch(job.home, dataset, source, progress.reporter(job.pipeline, "fetch"))
     job.tell("ran", name="fetch", objects=fetched.objects, fetched=fetched.fetched, removed=fetched.removed)
+
+
+def _fetch_feature_files(job: Retraining) -> None:
+    """Brings the files under HOME/files that metrics are measured with, where they lie at an s3:// address."""
+    for name, (file, sha256) in job.settings.evaluation.feature_files(job.settings.metrics()).items():
+        if file.path.startswith(storage.SCHEME):
+            key = f"params.yaml: pipelines.{job.pipeline}.evaluation.{name}.path"
+            with timed(job, f"fetch {name}"):
+                storage.fetch_file(job.home, key, file.path, sha256, progress.reporter(job.pipeline, "fetch"))
 
 
 def _raw(job: Retraining) -> AbstractContextManager[None]:

@@ -42,6 +42,10 @@ FEATURE_FILES = {
 }
 
 
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of that file
+PUBLISHED_ONLY = ("fid", "fid_infinity")  # numbers that are held against published ones
+
+
 class FeatureFile(Settings):
     """A file that features are made from."""
 
@@ -83,7 +87,18 @@ class EvaluationSettings(Settings):
             features = plugins.facts_of(metric).features
             if features in FEATURE_FILES and getattr(self, features) is None:
                 raise ValueError(f"metrics: {metric} needs evaluation.{features}.path: {FEATURE_FILES[features]}")
+            if metric in PUBLISHED_ONLY and self.inception and self.inception.sha256 not in (None, INCEPTION_SHA256):
+                raise ValueError(
+                    f"metrics: {metric} is said of the published weights only (SHA-256 {INCEPTION_SHA256[:8]}..), and "
+                    "inception.sha256 names others: leave sha256 out, or the metric"
+                )
         return self
+
+    def feature_files(self, metrics: Sequence[str]) -> dict[str, tuple[FeatureFile, str]]:
+        """The files whose features these metrics are measured in, by name, each with the SHA-256 that it must have."""
+        wanted = {plugins.facts_of(metric).features for metric in metrics}
+        files = {"inception": self.inception, "program": self.program}
+        return {name: (file, file.sha256 or INCEPTION_SHA256) for name, file in files.items() if file and name in wanted}
 
 
 class Bound(Settings):

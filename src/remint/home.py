@@ -8,7 +8,7 @@ Each address can be set to another by the variable that its own tool knows:
     Prefect      PREFECT_API_URL        a temporary server on HOME/prefect/prefect.db
     DVC          .dvc/config(.local)    cache and remote in HOME/dvc
     its remote   REMINT_DVC_REMOTE      the one of .dvc/config(.local); a folder or s3://bucket/prefix, for jobs only
-    buckets      (none)                 what s3:// sources held last, in HOME/fetched
+    buckets      (none)                 what s3:// sources held last, in HOME/fetched; single files, in HOME/files
 
 What lies on S3 is found with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFILE and so on): docs/how-to/use-s3.md.
 """
@@ -60,6 +60,11 @@ class Home:
     def fetched(self) -> Path:
         """What s3:// sources held when they were fetched last, a folder a dataset."""
         return self.path / "fetched"
+
+    @property
+    def files(self) -> Path:
+        """Files that settings name by an s3:// address, each under its SHA-256."""
+        return self.path / "files"
 
     @property
     def checkpoints(self) -> Path:

@@ -57,6 +57,11 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ("pipelines.digits-gan.evaluation.metrics", ["fd_domain", "kid_program"], ["kid_program needs evaluation.program.path"]),
         ("pipelines.digits-gan.evaluation.program", {"path": "net.pt2"}, ["evaluation.program", "sha256: missing"]),
         ("pipelines.digits-gan.evaluation.program", {"path": "p", "sha256": "12"}, ["evaluation.program.sha256", "pattern"]),
+        (
+            "pipelines.digits-gan.evaluation",
+            {"metrics": ["fd_domain", "fid"], "inception": {"path": "w.pth", "sha256": "0" * 64}},
+            ["digits-gan.evaluation", "fid is said of the published weights only (SHA-256 6726825d..)"],
+        ),
         ("pipelines.digits-gan.evaluation.inception", {"pth": "x"}, ["evaluation.inception", "did you mean 'path'?"]),
         (
             "pipelines.cancer-flow.evaluation",

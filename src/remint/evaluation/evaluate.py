@@ -12,7 +12,7 @@ from remint import plugins
 from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
-from remint.evaluation import features as feature_step
+from remint.evaluation import extractors
 from remint.evaluation.bench import Bench, Measurement
 from remint.evaluation.metrics import PROTOCOLS, Metric, metric_of
 from remint.metrics import Facts
@@ -48,7 +48,7 @@ def evaluate(
             " of another schema: train again"
         )
     _refuse_broken_weights(model)
-    bench = Bench(dataset, {"domain": feature_step.load(features)}, settings)
+    bench = Bench(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings)
     measured, context = measure(model, metrics, bench, pipeline)
     report = EvaluationReport(
         pipeline=pipeline,

@@ -3,6 +3,7 @@
     HOME/fetched/NAME/           the objects, each at its key below the prefix, and nothing else
     HOME/fetched/.NAME.json      manifest: what the bucket said of each (size, ETag), and what lies here (SHA-256, time)
     HOME/fetched/.NAME.parts/    objects on their way
+    HOME/files/SHA-256           single objects that settings name together with their SHA-256 (file.py)
 
 Only what changed is fetched. An object is verified before it takes its name, and the manifest is written after the files
 that it vouches for: whenever a process dies, the next one goes on from what is whole. Endpoint and credentials are boto3's
@@ -10,6 +11,7 @@ own affair (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on): neither is written
 """
 
 from remint.storage.bucket import SCHEME
+from remint.storage.file import fetch_file
 from remint.storage.folder import Fetched, fetch, held
 
-__all__ = ["SCHEME", "Fetched", "fetch", "held"]
+__all__ = ["SCHEME", "Fetched", "fetch", "fetch_file", "held"]

@@ -1,0 +1,70 @@
+"""The features that a pipeline's metrics are measured in, each an extractor by its name (remint.metrics, FEATURES).
+
+    domain       of the dataset itself, outs/features/NAME (features.py)
+    inception    the 2015 Inception network, from the file of evaluation.inception (inception.py)
+    program      a torch.export program, from the file of evaluation.program (program.py)
+
+A file is looked for in the job's own checkout, then in the person's tree (REMINT_SOURCES), like a dataset's source. One at
+an s3:// address was fetched by a flow before, to HOME/files/SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from remint.config import FEATURE_FILES, EvaluationSettings
+from remint.errors import DataError, IntegrityError
+from remint.evaluation import features, inception, program
+from remint.evaluation.features import Extractor
+from remint.home import Home
+from remint.records import DataSpec
+
+REMOTE = "s3://"
+LOADERS = {"inception": inception.load, "program": program.load}
+
+
+def load(
+    domain: Path, spec: DataSpec, settings: EvaluationSettings, metrics: Sequence[str], pipeline: str
+) -> Mapping[str, Extractor]:
+    """The extractors that ``metrics`` are measured in, and the dataset's own.
+
+    Args:
+        domain: folder of the dataset's own extractor.
+        spec: of the dataset's examples.
+        pipeline: the name that errors point to.
+
+    Raises:
+        DataError: a file is not there, or not of the form that it must have.
+        IntegrityError: a file is not the one whose SHA-256 is asked for; nothing of it was loaded then.
+    """
+    found = {"domain": features.load(domain)}
+    for name, (file, sha256) in settings.feature_files(metrics).items():
+        where = f"params.yaml: pipelines.{pipeline}.evaluation.{name}.path: {file.path}"
+        found[name] = LOADERS[name](_read(file.path, sha256, FEATURE_FILES[name], where), sha256, spec, where)
+    return found
+
+
+def _read(address: str, sha256: str, what: str, where: str) -> bytes:
+    """The content of a file, verified: what is loaded are these bytes and no others."""
+    here = Path.cwd()
+    if address.startswith(REMOTE):
+        path = Home.of(here).files / sha256
+        missing = "it has not been fetched: `remint run` fetches it, dvc by itself does not"
+    else:
+        paths = [root / Path(address).expanduser() for root in (here, Path(os.environ.get("REMINT_SOURCES", here)))]
+        path = next((path for path in paths if path.is_file()), paths[-1])
+        missing = f"there is no such file: put {what} there or correct the path"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{where}: {missing}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise IntegrityError(
+            f"{where}: its SHA-256 is {found}, expected {sha256}: it was not opened; get that file, or, where it is the one you "
+            "mean, write its own as sha256: beside path"
+        )
+    return content

@@ -1,0 +1,111 @@
+"""Features by a program of the user's own: what torch.export wrote, whatever network it was made from.
+
+Loading a program unpickles, so that a file which is not the pinned one is never opened (files.read verifies it first).
+
+A program takes a block of examples, with a dynamic batch: images as they are stored, uint8 (B, C, H, W) with values
+0 .. levels-1, or rows of a table, float32 (B, D); what it wants of sizes and scales it does itself. It returns features f_BD,
+floating point. Examples are handed to it in blocks of one size, the last one filled up with zeros, so that the rounding of a
+feature does not depend on how many examples there are.
+
+Shapes: N examples, B block, X the axes of one example (C, H, W of an image, D of a table's row), D features.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from remint.errors import DataError
+from remint.evaluation.features import Extractor
+from remint.records import DataSpec
+
+BLOCK = 64  # examples at a time
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ProgramExtractor(Extractor):
+    """Examples to what the program makes of them."""
+
+    where: str = ""
+
+    @torch.no_grad()
+    def __call__(self, x_NX: Array) -> Array:
+        """Features f_ND, float64. Raises DataError where the program fails or returns something else."""
+        blocks = []
+        for at in range(0, len(x_NX), BLOCK):
+            x_BX = torch.from_numpy(np.array(x_NX[at : at + BLOCK]))
+            full = torch.zeros(BLOCK, *x_BX.shape[1:], dtype=x_BX.dtype)
+            full[: len(x_BX)] = x_BX
+            blocks.append(_features(self.network, full, self.spec, self.where)[: len(x_BX)].double().cpu().numpy())
+        f_ND: Array = np.concatenate(blocks)
+        return f_ND
+
+
+def load(content: bytes, sha256: str, spec: DataSpec, where: str) -> Extractor:
+    """The extractor of a program.
+
+    Args:
+        content: of a .pt2 file, which is the one that ``sha256`` names: it was verified.
+        spec: of the examples.
+        where: what errors begin with.
+
+    Raises DataError where it is no program, or one of other examples, or of a fixed batch.
+    """
+    try:
+        program = torch.export.load(io.BytesIO(content))
+    except Exception as error:  # an archive's reader and an unpickler may raise anything
+        raise DataError(f"{where}: it is no torch.export program ({type(error).__name__}): {_how(spec)}") from error
+    inputs = program.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    taken = [value for value in (values.get(str(name)) for name in inputs) if isinstance(value, Tensor)]
+    if len(inputs) != 1 or len(taken) != 1:
+        raise DataError(f"{where}: the program takes {len(inputs)} arguments, expected one: {_how(spec)}")
+    batch, *shape = taken[0].shape
+    if taken[0].dtype != _dtype(spec) or tuple(shape) != spec.shape:
+        raise DataError(f"{where}: the program takes {_text(taken[0])}: {_how(spec)}")
+    if not isinstance(batch, torch.SymInt):
+        raise DataError(f"{where}: the program takes batches of {batch} only: {_how(spec)}")
+    extractor = ProgramExtractor(program.module(), spec, sha256, "program", "by the program", where)
+    _features(extractor.network, torch.zeros(BLOCK, *spec.shape, dtype=_dtype(spec)), spec, where)
+    return extractor
+
+
+def _features(network: nn.Module, x_BX: Tensor, spec: DataSpec, where: str) -> Tensor:
+    try:
+        with torch.no_grad():
+            f_BD = network(x_BX)
+    except Exception as error:  # another's program may raise anything
+        words = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: the program fails on {_text(x_BX)} ({type(error).__name__}: {words}): {_how(spec)}") from error
+    if not isinstance(f_BD, Tensor) or f_BD.dim() != 2 or len(f_BD) != len(x_BX) or not f_BD.is_floating_point():
+        returned = _text(f_BD) if isinstance(f_BD, Tensor) else f"a {type(f_BD).__name__}"
+        raise DataError(
+            f"{where}: the program returns {returned} of {len(x_BX)} examples, expected features (B, D): {_how(spec)}"
+        )
+    return f_BD
+
+
+def _dtype(spec: DataSpec) -> torch.dtype:
+    return torch.float32 if spec.is_table else torch.uint8
+
+
+def _text(tensor: Tensor) -> str:
+    sizes = ", ".join("B" if isinstance(size, torch.SymInt) else str(size) for size in tensor.shape)
+    return f"{str(tensor.dtype).removeprefix('torch.')} ({sizes})"
+
+
+def _how(spec: DataSpec) -> str:
+    """How a program of these examples is exported."""
+    sizes = ", ".join(map(str, (2, *spec.shape)))
+    example = f"(torch.zeros({sizes}, dtype={_dtype(spec)}),)"
+    return (
+        f"export it with torch.export.export(model.eval(), {example}, dynamic_shapes=({{0: torch.export.Dim('batch')}},)) "
+        "and torch.export.save"
+    )

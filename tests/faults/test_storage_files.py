@@ -1,0 +1,72 @@
+"""One object by its SHA-256, from a real S3 server: fetched once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from remint import storage
+from remint.errors import DataError, IntegrityError, RemintError, StorageError
+from remint.home import Home
+from remint.storage import bucket as door
+from tests.s3 import PASSWORD, USER, Proxy, Server
+
+CONTENT = bytes(range(256)) * 8192
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+KEY = "params.yaml: pipelines.x.evaluation.inception.path"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, tmp_path / "home").ensure()
+
+
+def fetch(home: Home, url: str, sha256: str = SHA256) -> Path:
+    return storage.fetch_file(home, KEY, url, sha256, lambda _event: None)
+
+
+def refused(home: Home, url: str, kind: type[RemintError], sha256: str = SHA256) -> str:
+    with pytest.raises(kind) as caught:
+        fetch(home, url, sha256)
+    message = str(caught.value)
+    assert type(caught.value) is kind and message.startswith(KEY) and "\n" not in message
+    assert PASSWORD not in message and USER not in message
+    assert not list(home.files.glob("*")) and not list(home.files.glob(".*"))
+    return message
+
+
+def test_it_is_fetched_once(home: Home, s3: Server, proxy: Proxy) -> None:
+    url = f"s3://{s3.bucket({'nets/weights.pth': CONTENT, 'nets/other.pth': b'other'})}/nets/weights.pth"
+    assert fetch(home, url) == home.files / SHA256
+    assert (home.files / SHA256).read_bytes() == CONTENT
+    asked = (len(proxy.seen), proxy.listings)
+    assert fetch(home, url) == home.files / SHA256 and (len(proxy.seen), proxy.listings) == asked
+    (home.files / SHA256).write_bytes(CONTENT[:-1])
+    assert fetch(home, url).read_bytes() == CONTENT
+    assert [path.name for path in home.files.iterdir()] == [SHA256]
+
+
+def test_another_file_is_not_kept(home: Home, s3: Server) -> None:
+    url = f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth"
+    assert f"its SHA-256 is {SHA256}, expected {'0' * 64}: nothing of it was kept" in refused(home, url, IntegrityError, "0" * 64)
+
+
+def test_bytes_that_change_on_their_way_are_not_kept(home: Home, s3: Server, proxy: Proxy) -> None:
+    url = f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth"
+    proxy.rewrite = lambda _path, body: body[:-1] + b"?" if len(body) == len(CONTENT) else body
+    assert "came with other bytes" in refused(home, url, IntegrityError)
+
+
+@pytest.mark.parametrize("place", ["", "/nets", "/nothing"])
+def test_the_address_is_of_one_file(home: Home, s3: Server, place: str) -> None:
+    url = f"s3://{s3.bucket({'nets/a': CONTENT, 'nets/b': CONTENT})}{place}"
+    message = refused(home, url, DataError)
+    assert ("expected the address of one file" in message) == (place != "/nothing")
+
+
+def test_a_server_that_is_away(home: Home, s3: Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "REQUESTS", 2)
+    proxy.failing = 1.0
+    assert "S3 failed 2 times" in refused(home, f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth", StorageError)
