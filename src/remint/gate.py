@@ -153,8 +153,7 @@ def _rulings(
         rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
     if cut_short is not None:
         rulings.append(_evidence("broken", f"{cut_short}; a training that went wrong is not promoted by the gate"))
-    if case.challenger.report.leakage is not None:
-        rulings.append(_leakage(case.challenger.report.leakage, rules.leakage))
+    rulings.append(_leakage(case.challenger.report.leakage, rules.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
     if case.first:
         if not rules.require:

@@ -447,6 +447,7 @@ def test_examples_that_stand_in_a_training_split_refuse() -> None:
         "5 of 360 held-out examples stand in the training split (2 exactly, 3 nearly: within 2% of the range), and 1.00% may"
     )
     assert decide(of(seen(2, 3)), champion, RULES.model_copy(update={"leakage": 0.02})).verdict == "promoted"
+    assert decide(of(None), champion).verdict == "refused"
     theirs = decide(of(CLEAN), champion, champion_leakage=seen(30, 0))
     assert theirs.verdict == "refused" and theirs.reasons[0].startswith("not comparable: the champion was trained on examples")
     assert decide(of(CLEAN), champion, champion_leakage=seen(3, 0)).verdict == "promoted"
