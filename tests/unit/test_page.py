@@ -283,6 +283,7 @@ def test_drift_and_leakage_are_told() -> None:
     assert "75 training examples stayed, 25 came and 5 went" in text and "1 of 9 statistics changed" in text
     assert "one thing changed" in text and "mean of <script>" in text and "[+1.20, +1.80]" in text
     assert "None of 60 held-out examples in the training split (0.00%)" in text
+    assert "None of 60 held-out examples in the training split of the champion" in text
     assert "the champion was trained on the same version" in Page(render(story())).words["Data"]
 
 

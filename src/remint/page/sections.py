@@ -13,7 +13,7 @@ import numpy as np
 
 from remint.page import bars, pictures, words
 from remint.page.story import Array, Side, Story
-from remint.records import Column, DataSpec, MetricValue
+from remint.records import Column, DataSpec, MetricValue, RuleResult
 
 ROWS = 8  # of a table that are shown with their neighbours
 COLUMNS = 7  # of a wide table that are shown of each row
@@ -32,19 +32,21 @@ def verdict(story: Story) -> View:
     title, meaning = words.VERDICTS[decision.verdict]
     old = f"{decision.model}/{decision.champion}" if decision.champion is not None else "nothing"
     trained = story.challenger.trained
+    rules = sorted(decision.rules, key=lambda rule: list(words.RULES).index(rule.rule))
+    told = [rule.reason for rule in rules if rule.reason in decision.reasons]
     return {
         "kind": decision.verdict,
         "title": title,
         "meaning": meaning.format(new=f"{decision.model}/{decision.challenger}", old=old),
-        "reasons": decision.reasons,
-        "rules": [_rule(story, place) for place in range(len(decision.rules))],
+        "reasons": [*told, *(reason for reason in decision.reasons if reason not in told)],
+        "rules": [_rule(story, rule) for rule in rules],
         "alarm": trained.ended if trained.went_wrong else "",
         "trained": trained,
     }
 
 
-def _rule(story: Story, place: int) -> View:
-    rule = story.decision.rules[place]
+def _rule(story: Story, rule: RuleResult) -> View:
+    asked = words.asked(rule, story.rules)
     champion = rule.champion
     if champion is None and story.champion is not None and rule.metric is not None:
         champion = story.champion.report.metrics.get(rule.metric)
@@ -53,12 +55,12 @@ def _rule(story: Story, place: int) -> View:
         "name": words.RULES[rule.rule],
         "metric": rule.metric or "",
         "unit": rule.challenger.unit if rule.challenger else "",
-        "asked": words.asked(rule, story.rules),
+        "asked": asked,
         "challenger": _value(rule.challenger, places),
         "champion": _value(champion, places),
         "difference": _difference(rule.difference),
         "passed": rule.passed,
-        "reason": "" if rule.metric and rule.reason in story.decision.reasons else rule.reason,
+        "reason": "" if asked and rule.reason in story.decision.reasons else rule.reason,
     }
 
 
@@ -263,6 +265,7 @@ def data(story: Story) -> View:
     places = words.decimals(*distances)
     return {
         "leakage": story.challenger.report.leakage,
+        "theirs": story.champion.report.leakage if story.champion and drift else None,
         "drift": drift,
         "same": story.holder is not None and story.holder.dataset == story.challenger.report.dataset,
         "holder": story.holder,

@@ -15,14 +15,15 @@ VERDICTS = {
     "awaiting_approval": ("Awaiting approval", "{new} holds every rule, and a person has the last word."),
 }
 
+# In the order in which the page tells of them: what is wrong with the evidence, then what was asked of the model.
 RULES = {
-    "require": "required",
-    "improve": "must be better",
-    "never_worse": "must not be worse",
-    "leakage": "leakage",
     "evidence": "evidence",
     "clean": "committed code",
     "approval": "approval",
+    "improve": "must be better",
+    "require": "required",
+    "never_worse": "must not be worse",
+    "leakage": "leakage",
 }
 
 # By the beginning of a metric's name, the longest first.
