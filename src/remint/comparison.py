@@ -50,7 +50,7 @@ def compare(home: Home, refs: list[str], picture: Path) -> Row:
     store = stores.tracking(home)
     versions = {version.ref: version for version in map(store.version, refs)}  # each once, in the order that they are named
     entries = [_loaded(home, version) for version in versions.values()]
-    models, growth, shared = _costs(entries), [row for entry in entries for row in _growth(entry)], comparable(entries)
+    models, growth, shared = _costs(entries), _growth(entries), comparable(entries)
     answer = {
         "models": models,
         "growth": growth,
@@ -155,46 +155,39 @@ def _seconds(name: str, seconds: dict[str, MetricValue | None]) -> Row:
     return {what: value.to_json() if value else None for what, value in found.items()}
 
 
-def _growth(entry: Entry) -> list[Row]:
-    """The recipe built anew for larger examples, and the model as it is for fewer and more of them: a row a step."""
+def _growth(entries: list[Entry]) -> list[Row]:
+    """Each recipe built anew for larger examples, and each model as it is for fewer and more of them: a row a step."""
     from remint import plugins
     from remint.evaluation import cost
 
-    settings = plugins.settings_of(entry.family).model_validate(entry.settings)
-    sizes = {times: cost.grown(entry.family, settings, entry.spec, times) for times in cost.TIMES}
+    rows: list[Row] = []
     tasks: dict[str, Task] = {}
-    for times, larger in sizes.items():
+
+    def step(entry: Entry, grows: str, value: int, larger: cost.Grown, count: int) -> None:
+        name = f"{entry.ref} {grows} {value}"
         if larger.model is not None:
-            tasks |= _tasks(f"{SIZE} {times}", larger.model, larger.spec, cost.EXAMPLES, entry.threads)
-    for count in cost.COUNTS:
-        tasks |= _tasks(f"{COUNT} {count}", entry.model, entry.spec, count, entry.threads)
+            tasks.update(_tasks(name, larger.model, larger.spec, count, entry.threads))
+        rows.append(
+            {
+                "model": entry.ref,
+                "family": entry.family,
+                "grows": grows,
+                "value": value,
+                "shape": list(larger.spec.shape),
+                "parameters": larger.parameters,
+                "why_not": larger.why_not,
+                "name": name,
+            }
+        )
+
+    for entry in entries:
+        settings = plugins.settings_of(entry.family).model_validate(entry.settings)
+        for times in cost.TIMES:
+            step(entry, SIZE, times, cost.grown(entry.family, settings, entry.spec, times), cost.EXAMPLES)
+        for count in cost.COUNTS:
+            step(entry, COUNT, count, cost.Grown(entry.spec, entry.model), count)
     seconds = cost.timed(tasks, cost.FEWER)
-    shared: Row = {"model": entry.ref, "family": entry.family}
-    by_size = [
-        {
-            **shared,
-            "grows": SIZE,
-            "value": times,
-            "shape": list(larger.spec.shape),
-            "parameters": larger.parameters,
-            "why_not": larger.why_not,
-            **_seconds(f"{SIZE} {times}", seconds),
-        }
-        for times, larger in sizes.items()
-    ]
-    by_count = [
-        {
-            **shared,
-            "grows": COUNT,
-            "value": count,
-            "shape": list(entry.spec.shape),
-            "parameters": cost.parameters(entry.model),
-            "why_not": "",
-            **_seconds(f"{COUNT} {count}", seconds),
-        }
-        for count in cost.COUNTS
-    ]
-    return by_size + by_count
+    return [{**{key: row[key] for key in row if key != "name"}, **_seconds(row["name"], seconds)} for row in rows]
 
 
 def tables(answer: Row) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -240,8 +233,8 @@ def _metric(value: Row | None) -> str:
 
 
 def _time(value: Row | None) -> str:
-    """Milliseconds below a second; a dash where the model cannot, or where it takes too long to be measured."""
+    """Milliseconds where all is below a second; a dash where the model cannot, or where it takes too long to be measured."""
     if value is None:
         return "-"
-    scale, unit = (1.0, "s") if value["value"] >= 1.0 else (1e3, "ms")
+    scale, unit = (1.0, "s") if value["high"] >= 1.0 else (1e3, "ms")
     return f"{value['value'] * scale:.3g} [{value['low'] * scale:.3g}, {value['high'] * scale:.3g}] {unit}"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from remint.evaluation.plots import BOLD, DPI, INK, LINES, MODEL, SMALL, _edges, _original, _plain, _save, _shares
 from remint.records import Column, Drift
@@ -111,6 +111,9 @@ def _quality(axes: Axes, models: Sequence[Mapping[str, Any]], metrics: Sequence[
             axes.plot([seconds["value"]] * 2, [value["low"], value["high"]], color=colour, lw=2.5, solid_capstyle="butt")
         axes.plot([seconds["value"]], [height], "o", color=colour, ms=6, label=row["model"])
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("seconds to draw 1,000", size=SMALL, color=INK)
     better = next((row["metrics"][name]["better"] for row in models if name in row["metrics"]), "") if name else ""
@@ -156,6 +159,6 @@ def _frame(axes: Axes, title: str) -> None:
 
 def _title(figure: Figure, drift: Drift) -> None:
     rows = f"{drift.added:,} examples added, {drift.removed:,} removed, {drift.kept:,} stayed"
-    words = f"Training data since the champion: {rows}; {len(drift.changed)} of {drift.tested} statistics changed"
+    words = f"Training data since the champion: {len(drift.changed)} of {drift.tested} statistics changed\n{rows}"
     figure.suptitle(words, x=0.02, ha="left", size=BOLD - 2, color=INK, weight="bold")
     figure.tight_layout()
