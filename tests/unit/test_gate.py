@@ -262,6 +262,12 @@ def test_the_same_evidence_gives_the_same_decision_and_other_evidence_another_di
     assert Decision.model_validate_json(first.model_dump_json()) == first
 
 
+def test_a_copy_of_a_record_with_other_values_has_another_digest() -> None:
+    report = evidence(1.9).report
+    before = report.digest
+    assert report.model_copy(update={"values_sha256": "0" * 64}).digest != before == report.digest
+
+
 @pytest.mark.parametrize("count", [20, 360])
 def test_two_draws_of_one_model_are_promoted_at_most_at_the_stated_level(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A/A: 600 pairs at 95%. Binomial: more than 45 of 600 at a rate of 5% has probability 0.003. Half of all differ by point value."""
