@@ -4,6 +4,8 @@ With REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT set it measures another bund
 the settings of this workspace, and writes there. REMINT_EVALUATE_FORMER is then the folder of the prepared data that the
 champion was trained on, where they are others and can be had: what drifted since and what of today's held-out split stands in
 them is written, too.
+
+With training.devices: N it is measured by N processes, or as many as this machine has devices for: no number depends on it.
 """
 
 from __future__ import annotations
@@ -22,18 +24,26 @@ def main(pipeline: str) -> None:
     import torch
 
     from remint.data import arrays
+    from remint.distributed import launch, machine, world
     from remint.evaluation import evaluate, origin, report
 
     here = Path.cwd()
     settings = config.load(here).pipeline(pipeline)
     for metric in settings.metrics():
         plugins.require_watched_code(metric, here, CODE, here / "constraints.txt", "metric")
+    ranks = min(settings.training.devices, machine.devices())  # fewer measure the same numbers
+    if ranks > 1 and not world.launched():
+        launch.run_ranks(["-m", "pipelines.evaluate", pipeline], ranks, settings.training.threads)
+        return
     torch.set_num_threads(settings.training.threads)
     bundle = Path(os.environ.get("REMINT_EVALUATE_BUNDLE", here / "outs/trained" / pipeline))
     out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))
     dataset = arrays.load(here / "outs/prepared" / settings.dataset)
     features = here / "outs/features" / settings.dataset
-    evidence = evaluate.evaluate(bundle, dataset, features, settings.evaluation, settings.metrics(), pipeline)
+    with world.join() as joined:
+        evidence = evaluate.evaluate(bundle, dataset, features, settings.evaluation, settings.metrics(), pipeline, joined)
+    if not joined.leads:
+        return
     former = os.environ.get("REMINT_EVALUATE_FORMER")
     origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
     report.write(origins.sealed(evidence), bundle, dataset, out)

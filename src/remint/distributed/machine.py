@@ -21,12 +21,17 @@ from remint.errors import ResourceError
 KERNEL_VARIABLES = ("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 
 
-def check_devices(pipeline: str, asked: int) -> None:
-    """Raises ResourceError where this machine has fewer GPUs (without one: CPU cores) than ``asked`` processes."""
-    gpus = torch.cuda.device_count()
+def devices() -> int:
+    """How many processes this machine can run side by side: one a GPU, without one: one a CPU core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
-    have = gpus or cores
+    return torch.cuda.device_count() or cores
+
+
+def check_devices(pipeline: str, asked: int) -> None:
+    """Raises ResourceError where this machine has fewer devices than ``asked`` processes."""
+    have = devices()
     if asked > have:
+        gpus, cores = torch.cuda.device_count(), have
         machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} CPU core{'s' * (cores > 1)} and no GPU"
         raise ResourceError(
             f"params.yaml: pipelines.{pipeline}.training.devices: {asked} asked, this machine has {machine}: "

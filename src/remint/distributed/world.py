@@ -6,8 +6,9 @@ order of the ranks, so that the same run gives the same bits however the backend
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,6 +57,20 @@ class World:
         dist.all_gather(every, mine, group=self.control)
         return torch.stack(every)
 
+    def blocks(self, total: int, size: int, make: Callable[[int], Tensor]) -> Tensor:
+        """``total`` rows, made in blocks of ``size`` by their number, of which rank r makes r, r + world size and so on.
+
+        All ranks must call it, and all get all rows, in order, on the CPU: what a row is does not depend on the number of ranks.
+        """
+        count = math.ceil(total / size)
+        if self.control is None:
+            return torch.cat([make(number).detach().cpu() for number in range(count)])
+        turns = math.ceil(count / self.size)
+        # Where a block is wanting for the last turn, the last of all is made once more.
+        mine = [make(min(turn * self.size + self.rank, count - 1)).detach().cpu() for turn in range(turns)]
+        full = [torch.cat([block, block.new_zeros(size - len(block), *block.shape[1:])]) for block in mine]
+        return self.gather(torch.stack(full)).transpose(0, 1).flatten(0, 2)[:total]
+
     def any(self, mine: bool) -> bool:
         """Whether any rank says so. All ranks must call it, and all get one answer."""
         return mine if self.control is None else bool(self.gather(torch.tensor([mine])).any())
@@ -91,6 +106,9 @@ def _mean_in_rank_order(mine: Tensor) -> Any:
         return total.div_(size)
 
     return dist.all_gather_single(every, mine, async_op=True).get_future().then(mean)
+
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @contextmanager

@@ -29,13 +29,10 @@ def agreement(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
     spec, settings = bench.dataset.spec, bench.settings
     each = max(1, settings.samples // spec.classes)
     asked_N = np.repeat(np.arange(spec.classes), each)
-    hit_MN = np.array(
-        [
-            extractor.classify(samples(model, spec, len(asked_N), settings.seed, AGREEMENT, draw, y_N=asked_N)) == asked_N
-            for draw in bench.draws
-        ],
-        dtype=np.float64,
-    )
+    hit_MN = np.empty((settings.draws, len(asked_N)))
+    for draw in bench.draws:
+        x_NX = samples(model, spec, len(asked_N), settings.seed, AGREEMENT, draw, y_N=asked_N, world=bench.world)
+        hit_MN[draw] = extractor.classify(x_NX) == asked_N
     how = bench.measured_in("domain")
     by_class = {
         y: Measurement.over_draws(hit_MN[:, asked_N == y].mean(axis=1), each, bench, **how, of_class=y)

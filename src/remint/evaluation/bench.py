@@ -1,14 +1,15 @@
 """What every metric is measured with, and what a measurement is.
 
 Metrics of samples are means over repeated draws of n samples, each against the same n held-out examples, which are chosen
-by the seed. A draw is sampled once, and its features are computed once, for all of them.
+by the seed. A draw is sampled once, and its features are computed once, for all of them. Among N processes each computes its
+share of the blocks of samples, features and held-out examples, and gets the others' from them: no value depends on N.
 
 Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of a table's row), D features, J groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
+from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError
 from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
@@ -28,6 +30,7 @@ from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec
 
 BLOCK = 128  # examples at a time: their noise is drawn by (seed, stream, draw, block), so a changed size changes the noise
+FEATURE_BLOCK = 256  # examples whose features one process computes at a time: whole blocks of every extractor
 
 # Streams: what noise is drawn for, so that no two uses share it.
 DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT = range(5)
@@ -60,6 +63,7 @@ class Bench:
     dataset: Dataset
     extractors: Mapping[str, Extractor]
     settings: EvaluationSettings
+    world: World = ALONE
     _shelf: Shelf = field(default_factory=Shelf, init=False, repr=False, compare=False)
 
     @property
@@ -96,13 +100,15 @@ class Bench:
         """Samples x_NX of one draw."""
         n, seed = self.size("a metric of samples", 1), self.settings.seed
         # The key holds the model itself, lest another one comes to lie where it lay.
-        return self._shelf.get((model, draw), lambda: samples(model, self.dataset.spec, n, seed, DISTANCE, draw))
+        return self._shelf.get(
+            (model, draw), lambda: samples(model, self.dataset.spec, n, seed, DISTANCE, draw, world=self.world)
+        )
 
     def drawn(self, features: Features, model: CanSample, draw: int) -> Array:
         """Features f_ND of the samples of one draw. Raises RunError where one is not finite."""
 
         def make() -> Array:
-            f_ND = self.extractors[features](self.sampled(model, draw))
+            f_ND = self._features(features, self.sampled(model, draw))
             return _finite_rows(f_ND, f"features '{features}' of", "samples", "this model cannot be judged, train again")
 
         return self._shelf.get((model, draw, features), make)
@@ -113,14 +119,21 @@ class Bench:
         chosen_N = np.random.default_rng([DISTANCE, *seed]).permutation(count)
         return np.sort(chosen_N[: self.size("a metric of samples", 1)])
 
+    def _features(self, features: Features, x_NX: Array) -> Array:
+        def make(number: int) -> Tensor:
+            return torch.from_numpy(self.extractors[features](x_NX[number * FEATURE_BLOCK : (number + 1) * FEATURE_BLOCK]))
+
+        return self.world.blocks(len(x_NX), FEATURE_BLOCK, make).numpy()
+
     def _features_of(self, features: Features, split: str, chosen_N: Array) -> Array:
         extractor, x_NX = self.extractors[features], getattr(self.dataset, split).x_NX
 
         def make() -> Array:
+            f_ND = self._features(features, np.array(x_NX[chosen_N]))
             wrong = "this extractor cannot be used here, choose another"
-            return _finite_rows(extractor(np.array(x_NX[chosen_N])), f"features '{features}' of", f"{split} examples", wrong)
+            return _finite_rows(f_ND, f"features '{features}' of", f"{split} examples", wrong)
 
-        return cache.features(self.dataset.version.digest, split, chosen_N, extractor, make)
+        return cache.features(self.dataset.version.digest, split, chosen_N, extractor, make, self.world)
 
     def fingerprint(self, **how: Any) -> dict[str, Any]:
         """What two values must have in common to be comparable: the data, the seed and ``how`` it was measured."""
@@ -131,13 +144,16 @@ class Bench:
         extractor = self.extractors[features]
         return {"extractor": extractor.sha256, "resize": extractor.resize, **how}
 
-    def held_out_blocks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """The held-out examples in blocks x_BX with their labels y_B, where there are any, each with its number."""
+    def over_held_out(self, make: Callable[[int, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """What ``make`` gives for each held-out example: of a block's number, its x_BX and its labels y_B, if any."""
         held_out = self.dataset.held_out
-        for number, at in enumerate(range(0, len(held_out), BLOCK)):
-            chosen = slice(at, at + BLOCK)
+
+        def of_block(number: int) -> Tensor:
+            chosen = slice(number * BLOCK, (number + 1) * BLOCK)
             y_B = None if held_out.y_N is None else torch.from_numpy(np.array(held_out.y_N[chosen]))
-            yield number, torch.from_numpy(np.array(held_out.x_NX[chosen])), y_B
+            return make(number, torch.from_numpy(np.array(held_out.x_NX[chosen])), y_B)
+
+        return self.world.blocks(len(held_out), BLOCK, of_block)
 
 
 @dataclass(frozen=True)
@@ -198,16 +214,18 @@ def _finite_rows(f_ND: Array, what: str, of: str, so: str) -> Array:
     return f_ND
 
 
-def samples(model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None) -> Array:
+def samples(model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None, world: World = ALONE) -> Array:
     """``count`` samples x_NX: a pure function of the model and ``seed``, of which the second number is the stream.
 
     ``y_N``: the classes that a conditional model is to draw of. Raises RunError where they are not examples of ``spec``.
     """
-    blocks = []
-    for number, at in enumerate(range(0, count, BLOCK)):
+
+    def make(number: int) -> Tensor:
+        at = number * BLOCK
         noise_BN = standard_normal((min(BLOCK, count - at), model.sample_noise), *seed, number)
-        blocks.append(model.sample(noise_BN, None if y_N is None else torch.from_numpy(y_N[at : at + BLOCK])).numpy())
-    x_NX: Array = np.concatenate(blocks)
+        return model.sample(noise_BN, None if y_N is None else torch.from_numpy(y_N[at : at + BLOCK]))
+
+    x_NX: Array = world.blocks(count, BLOCK, make).numpy()
     wrong = _wrong_row(x_NX, spec) if spec.is_table else _wrong_image(x_NX, spec)
     if wrong:
         raise RunError(f"the model's samples are not examples of the dataset: {wrong}")

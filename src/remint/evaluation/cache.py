@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from remint.distributed.world import ALONE, World
 from remint.errors import StorageError
 from remint.evaluation.features import Extractor
 from remint.manifest import sha256_file
@@ -26,13 +27,16 @@ from remint.records import digest
 Array = np.ndarray[Any, Any]
 
 
-def features(dataset: str, split: str, chosen_N: Array, extractor: Extractor, make: Callable[[], Array]) -> Array:
+def features(
+    dataset: str, split: str, chosen_N: Array, extractor: Extractor, make: Callable[[], Array], world: World = ALONE
+) -> Array:
     """What ``make`` computes, from the file where there is one.
 
     Args:
         dataset: digest of the DatasetVersion.
         split: of the examples.
         chosen_N: their places in the split, int64.
+        world: its ranks compute together, so that all do where one of them finds no file.
 
     Raises StorageError where the disk is full.
     """
@@ -44,9 +48,10 @@ def features(dataset: str, split: str, chosen_N: Array, extractor: Extractor, ma
     key = digest({"dataset": dataset, "split": split, "chosen": chosen, **how})
     folder = Path(home).absolute() / "features"
     found = _read(folder, key)
-    if found is None:
+    if world.any(found is None) or found is None:
         found = make()
-        _write(found, folder, key)
+        if world.leads:
+            _write(found, folder, key)
     return found
 
 

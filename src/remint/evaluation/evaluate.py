@@ -11,6 +11,7 @@ import torch
 from remint import plugins
 from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
+from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors
 from remint.evaluation.bench import Bench, Measurement
@@ -23,7 +24,13 @@ from remint.step import emit
 
 
 def evaluate(
-    bundle: Path, dataset: Dataset, features: Path, settings: EvaluationSettings, metrics: list[str], pipeline: str
+    bundle: Path,
+    dataset: Dataset,
+    features: Path,
+    settings: EvaluationSettings,
+    metrics: list[str],
+    pipeline: str,
+    world: World = ALONE,
 ) -> Evidence:
     """Measures the model of ``bundle`` on the held-out split of ``dataset``.
 
@@ -34,6 +41,7 @@ def evaluate(
         settings: numbers of samples, draws and importance samples, and the seed.
         metrics: their names, built in or of plug-ins.
         pipeline: the name that the report carries and that errors point to.
+        world: the processes that measure it together, on their CPUs; all get the same evidence.
 
     Raises:
         IntegrityError: a file is not what its digest says.
@@ -48,7 +56,7 @@ def evaluate(
             " of another schema: train again"
         )
     _refuse_broken_weights(model)
-    bench = Bench(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings)
+    bench = Bench(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
     measured, context = measure(model, metrics, bench, pipeline)
     report = EvaluationReport(
         pipeline=pipeline,
@@ -77,17 +85,22 @@ def measure(
     }
     steps = len(passes) + len(contexts)
     measured: dict[str, Measurement] = {}
+    tell = emit if bench.world.leads else _say_nothing
     for step, (run, name) in enumerate(passes.items()):
-        emit("progress", step=step, steps=steps, metric=name)
+        tell("progress", step=step, steps=steps, metric=name)
         measured.update(run(model, bench))
         if name not in measured:
             raise SettingsError(f"metric '{name}': its plug-in's measure returns {', '.join(measured)} and not {name} itself")
     context: dict[str, MetricValue] = {}
     for step, (name, (facts, compute)) in enumerate(contexts.items(), start=len(passes)):
-        emit("progress", step=step, steps=steps, metric=name)
+        tell("progress", step=step, steps=steps, metric=name)
         context[name] = _value(name, facts, compute(bench), bench)
-    emit("progress", step=steps, steps=steps)
+    tell("progress", step=steps, steps=steps)
     return measured, context
+
+
+def _say_nothing(_event: str, **_: object) -> None:
+    """Of what the first process says for all."""
 
 
 def _metric(name: str, model: object, pipeline: str) -> Metric:

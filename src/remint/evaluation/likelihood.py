@@ -33,30 +33,31 @@ Array = np.ndarray[Any, Any]
 def exact(model: HasLogProb, bench: Bench) -> Mapping[str, Measurement]:
     """``nll``: the mean over several dequantisations of -log p(x + u)."""
     draws = DEQUANTISATION_DRAWS if model.density_noise else 1
-    sums = []
-    for number, x_BX, y_B in bench.held_out_blocks():
+
+    def summed(number: int, x_BX: Tensor, y_B: Tensor | None) -> Tensor:
         sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
         for draw in range(draws):
             shape = (len(x_BX), model.density_noise)
             noise_BN = standard_normal(shape, bench.settings.seed, DEQUANTISATION, draw, number)
             sum_B += model.log_prob(x_BX, noise_BN, y_B).double()
-        sums.append(sum_B)
+        return sum_B
+
     how = {"dequantisation": "uniform", "dequantisation_draws": draws} if model.density_noise else {"dequantisation": "none"}
-    return {"nll": _measurement("nll", torch.cat(sums) / draws, bench, **how, **_given(model))}
+    return {"nll": _measurement("nll", bench.over_held_out(summed) / draws, bench, **how, **_given(model))}
 
 
 def bounds(model: HasElbo, bench: Bench) -> Mapping[str, Measurement]:
     """``elbo`` and ``iwae`` from the same K importance weights w_k: -mean log w_k and -log mean w_k."""
     samples = bench.settings.importance_samples
-    pairs = [_bounds_of_block(model, *block, bench) for block in bench.held_out_blocks()]
+    nats_N2 = bench.over_held_out(lambda number, x_BX, y_B: _bounds_of_block(model, number, x_BX, y_B, bench))
     return {
-        name: _measurement(name, torch.cat(nats), bench, importance_samples=samples, **_given(model))
-        for name, nats in zip(("elbo", "iwae"), zip(*pairs, strict=True), strict=True)
+        name: _measurement(name, nats_N, bench, importance_samples=samples, **_given(model))
+        for name, nats_N in zip(("elbo", "iwae"), nats_N2.unbind(1), strict=True)
     }
 
 
-def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, bench: Bench) -> tuple[Tensor, Tensor]:
-    """ELBO and IWAE-K of a block in nats, each (B,) float64; K is walked through a part at a time."""
+def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, bench: Bench) -> Tensor:
+    """ELBO and IWAE-K of a block in nats, (B, 2) float64; K is walked through a part at a time."""
     total, seed = bench.settings.importance_samples, bench.settings.seed
     part = max(1, IMPORTANCE_BLOCK // x_BX.numel())
     sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
@@ -68,7 +69,7 @@ def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | No
         log_w_KB = model.elbo(x_BX, noise_KBN, y_B).double()
         sum_B += log_w_KB.sum(dim=0)
         log_sum_B = torch.logaddexp(log_sum_B, log_w_KB.logsumexp(dim=0))
-    return sum_B / total, log_sum_B - math.log(total)
+    return torch.stack([sum_B / total, log_sum_B - math.log(total)], dim=1)
 
 
 def factorised(bench: Bench) -> Measurement:
@@ -82,8 +83,8 @@ def factorised(bench: Bench) -> Measurement:
     if spec.is_table:
         columns = zip(spec.columns, np.array(train.x_NX, dtype=np.float64).T, strict=True)
         laws = [_normal(column_N) if column.numeric else _categorical(column_N, column) for column, column_N in columns]
-        blocks = [x_BX.double().numpy() for _, x_BX, _ in bench.held_out_blocks()]
-        nats_N = np.concatenate([sum(law(x_B) for law, x_B in zip(laws, x_BD.T, strict=True)) for x_BD in blocks])
+        held_DN = np.array(bench.dataset.held_out.x_NX, dtype=np.float64).T
+        nats_N = np.array(sum(law(x_N) for law, x_N in zip(laws, held_DN, strict=True)))
         return Measurement.over_examples(nats_N, bench)
     levels, dims = spec.levels, spec.dims
     pixel_P = np.arange(dims) * levels
@@ -92,8 +93,8 @@ def factorised(bench: Bench) -> Measurement:
         x_BP = train.x_NX[at : at + 1024].reshape(-1, dims)
         counts_PL += np.bincount((pixel_P + x_BP).ravel(), minlength=dims * levels)
     bits_PL = np.log2(len(train) + levels) - np.log2(counts_PL)
-    bits_N = np.concatenate([bits_PL[pixel_P + x_BX.flatten(1).numpy()].mean(axis=1) for _, x_BX, _ in bench.held_out_blocks()])
-    return Measurement.over_examples(bits_N, bench)
+    bits_N = bench.over_held_out(lambda _, x_BX, __: torch.from_numpy(bits_PL[pixel_P + x_BX.flatten(1).numpy()].mean(axis=1)))
+    return Measurement.over_examples(bits_N.numpy(), bench)
 
 
 def _normal(train_N: Array) -> Callable[[Array], Array]:

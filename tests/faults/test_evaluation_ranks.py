@@ -1,0 +1,160 @@
+"""N processes measure what one does: every metric, every value behind it, whoever computes which block."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from remint import config
+from remint.config import EvaluationSettings
+from remint.data.arrays import Dataset
+from remint.distributed import launch, machine
+from remint.distributed.world import ALONE, World
+from remint.errors import IntegrityError
+from remint.evaluation import bench as benches
+from remint.evaluation import features
+from remint.evaluation.bench import Bench
+from remint.evaluation.evaluate import measure
+from remint.evaluation.frechet import Moments
+from remint.models.families import family
+from tests import training_cases as cases
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+REPOSITORY = Path(__file__).parents[2]
+OF_SAMPLES = ["fd_domain", "kid_domain", "precision_domain", "coverage_domain", "novelty"]
+METRICS = {"flow": ["nll", *OF_SAMPLES], "vae": ["elbo", "iwae"], "vae-conditional": ["iwae", "class_agreement"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tiny")
+    dataset = cases.prepare(made)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "STEPS", 20)
+        features.fit(dataset, made / "features")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out examples and samples make several blocks, the last of which is not full."""
+    monkeypatch.setattr(benches, "BLOCK", 7)
+    monkeypatch.setattr(benches, "FEATURE_BLOCK", 11)
+
+
+def together(size: int, folder: Path, work: Callable[[World], dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """What ``work`` gives on each of ``size`` ranks."""
+
+    def rank(number: int) -> None:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=size)
+        np.savez(folder / f"{number}.npz", **work(World(number, size, torch.device("cpu"), dist.group.WORLD)))
+        dist.destroy_process_group()
+
+    forked = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in range(size)]
+    for each in forked:
+        each.start()
+    for each in forked:
+        each.join(timeout=120)
+    assert [each.exitcode for each in forked] == [0] * size
+    return [dict(np.load(folder / f"{number}.npz")) for number in range(size)]
+
+
+def model(name: str, dataset: Dataset) -> Any:
+    settings = cases.recipe(name).model
+    torch.manual_seed(0)
+    made = family(name.partition("-")[0]).build(settings, dataset.spec)
+    made.initialise(torch.tensor(dataset.train.x_NX), torch.tensor(dataset.train.y_N))
+    return made.eval()
+
+
+def values(folder: Path, world: World) -> dict[str, np.ndarray]:
+    """Every number of every measurement."""
+    dataset = cases.load(folder)
+    settings = EvaluationSettings(samples=40, draws=3, importance_samples=5)
+    bench = Bench(dataset, {"domain": features.load(folder / "features")}, settings, world)
+    found = {}
+    for name, metrics in METRICS.items():
+        measured, context = measure(model(name, dataset), metrics, bench, "tiny")
+        for metric in metrics:
+            one = measured[metric]
+            found[f"{name} {metric}"] = np.concatenate([one.values_N, [one.low, one.high]])
+            found[f"{name} {metric} reference"] = np.zeros(0) if one.reference_J is None else one.reference_J
+        found |= {f"{name} {key}": np.array([value.value, value.low, value.high]) for key, value in context.items()}
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("kept", [True, False])
+def test_processes_measure_what_one_does(
+    size: int, kept: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With features of real examples kept on disk or not."""
+    alone = values(folder, ALONE)
+    assert {len(value) for value in alone.values()} >= {3 + 2, 49 + 2}  # draws; held-out examples
+    if kept:
+        monkeypatch.setenv("REMINT_HOME", str(tmp_path))
+    for found in together(size, tmp_path, lambda world: values(folder, world)):
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_moments_do_not_depend_on_batches_or_processes(size: int, tmp_path: Path) -> None:
+    f_ND = 1e3 + np.random.default_rng(0).normal(size=(101, 12))
+    whole = Moments.of(f_ND)
+
+    def share(world: World) -> dict[str, np.ndarray]:
+        batches = np.array_split(np.array_split(f_ND, world.size)[world.rank], 4)
+        mine = Moments.of(batches[0])
+        for batch in batches[1:]:
+            mine = mine + Moments.of(batch)
+        every = mine.gathered(world)
+        return {"count": np.array([every.count]), "mean": every.mean_D.numpy(), "scatter": every.scatter_DD.numpy()}
+
+    for found in together(size, tmp_path, share):
+        assert int(found["count"][0]) == 101
+        np.testing.assert_allclose(found["mean"], whole.mean_D, rtol=1e-10)
+        np.testing.assert_allclose(found["scatter"], whole.scatter_DD, rtol=1e-10, atol=1e-10 * float(whole.scatter_DD.max()))
+
+
+@pytest.mark.parametrize("total", [1, 7, 20, 21, 22])
+def test_blocks_come_in_order(total: int, tmp_path: Path) -> None:
+    """Also where there are fewer blocks than ranks."""
+
+    def work(world: World) -> dict[str, np.ndarray]:
+        rows = torch.arange(total).unsqueeze(1).repeat(1, 2)
+        return {"rows": world.blocks(total, 7, lambda number: rows[7 * number : 7 * number + 7]).numpy()}
+
+    for found in together(3, tmp_path, work):
+        np.testing.assert_array_equal(found["rows"], np.arange(total)[:, None].repeat(2, axis=1))
+
+
+@pytest.mark.parametrize(("asked", "have", "ranks"), [(4, 2, 2), (2, 8, 2), (4, 1, None), (1, 8, None)])
+def test_the_step_asks_for_as_many_processes_as_the_machine_has_devices(
+    asked: int, have: int, ranks: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a training, whose weights depend on their number."""
+    from pipelines import evaluate
+
+    content = config.override(config.read(REPOSITORY), "digits-vae", [f"training.devices={asked}", "training.threads=1"])
+    config.write(content, tmp_path)
+    (tmp_path / "constraints.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "devices", lambda: have)
+    seen: list[Any] = []
+    monkeypatch.setattr(launch, "run_ranks", lambda *arguments: seen.append(arguments))
+    if ranks is None:
+        with pytest.raises(IntegrityError, match="outs/prepared/digits"):  # it goes to work itself
+            evaluate.main("digits-vae")
+    else:
+        evaluate.main("digits-vae")
+    assert seen == ([(["-m", "pipelines.evaluate", "digits-vae"], ranks, 1)] if ranks else [])
