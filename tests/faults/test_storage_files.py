@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from remint import storage
+from remint import config, storage
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 from remint.home import Home
 from remint.storage import bucket as door
@@ -70,3 +72,33 @@ def test_a_server_that_is_away(home: Home, s3: Server, proxy: Proxy, monkeypatch
     monkeypatch.setattr(door, "REQUESTS", 2)
     proxy.failing = 1.0
     assert "S3 failed 2 times" in refused(home, f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth", StorageError)
+
+
+def test_a_flow_fetches_what_metrics_are_measured_with_and_nothing_else(
+    home: Home, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its first step; the file of a metric that is not asked for may be out of reach."""
+    from flows import steps
+
+    monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
+    bucket = s3.bucket({"net.pt2": CONTENT})
+    content = config.read(Path(__file__).parents[2])
+    content["pipelines"]["digits-gan"]["evaluation"] = {
+        "metrics": ["fd_domain", "fd_program"],
+        "program": {"path": f"s3://{bucket}/net.pt2", "sha256": SHA256},
+        "inception": {"path": "s3://no-such-bucket/weights.pth"},
+    }
+    content["pipelines"]["digits-gan"]["promotion"] = {}
+    settings = config.validate(content).pipeline("digits-gan")
+    told: list[str] = []
+    job: Any = SimpleNamespace(
+        home=home,
+        pipeline="digits-gan",
+        settings=settings,
+        source="sklearn:digits",
+        seconds={},
+        tell=lambda event, **_: told.append(event),
+    )
+    steps.fetch.fn(job)
+    assert [path.name for path in home.files.iterdir()] == [SHA256]
+    assert set(job.seconds) == {"fetch program"} and told == ["step"]
