@@ -228,7 +228,7 @@ def _improve_one(case: _Case, rule: Improve, metric: str) -> _Ruling:
             return "broken", "shown to be worse"
         return "open", f"not shown to be better{words}"
 
-    return _paired(case, "improve", metric, level, judge)
+    return _paired(case, "improve", metric, level, margin, judge)
 
 
 def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple[float | None, str]:
@@ -254,7 +254,7 @@ def _never_worse(case: _Case, metric: str) -> _Ruling:
             return "broken", f"shown to be worse by more than {tolerance:g}"
         return "open", f"not shown to be within {tolerance:g} (more samples or a wider tolerance would tell)"
 
-    return _paired(case, "never_worse", metric, case.level, judge)
+    return _paired(case, "never_worse", metric, case.level, -tolerance, judge)
 
 
 def _paired(
@@ -262,6 +262,7 @@ def _paired(
     rule: Literal["improve", "never_worse"],
     metric: str,
     level: float,  # of the lower limit, which says that the challenger is good enough
+    margin: float | None,  # what that limit is held against
     judge: Callable[[Difference], tuple[State, str]],
 ) -> _Ruling:
     """One rule that holds the two sides against each other, with the numbers of both."""
@@ -284,8 +285,8 @@ def _paired(
     sides = f"{metric} {ours.text()} against the champion's {theirs.text()}"
     tries = f", one of {case.comparisons} comparisons" if case.comparisons > 1 else ""
     reason = f"{sides}: {words}, difference {gain.text()} at {1.0 - case.level:.0%}{tries}"
-    numbers = (gain.value, gain.low, gain.high)
-    return _Ruling(state, result.model_copy(update={"passed": state == "holds", "reason": reason, "difference": numbers}))
+    found = {"reason": reason, "difference": (gain.value, gain.low, gain.high), "margin": margin}
+    return _Ruling(state, result.model_copy(update={"passed": state == "holds", **found}))
 
 
 def _gain(challenger: Evidence, champion: Evidence, key: str, sign: float) -> np.ndarray | None:

@@ -333,6 +333,7 @@ class RuleResult(Record):
     challenger: MetricValue | None = None
     champion: MetricValue | None = None
     difference: tuple[float, float, float] | None = None  # champion minus challenger, low, high: above 0 is better
+    margin: float | None = None  # what the difference is held against; None: not known, or there is none
 
 
 class Decision(Record):

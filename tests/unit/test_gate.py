@@ -383,6 +383,7 @@ def test_an_automatic_margin_is_what_two_seeds_differ_by() -> None:
     lucky, better = (decide(evidence(1.9 - share * margin), champion, AUTO, spread=seeds, recipe="r") for share in (0.9, 1.2))
     assert lucky.verdict == "kept" and f"by more than {margin:.4f}, which two of 5 seeds differ by," in lucky.reasons[0]
     assert better.verdict == "promoted" and better.evidence["spread"] == seeds.digest
+    assert better.rules[-1].margin == pytest.approx(margin)
     assert decide(evidence(1.9 - 0.9 * margin), champion, RULES).verdict == "promoted"  # what margin 0 makes of luck
     other = decide(evidence(1.8), champion, AUTO, spread=spread(1.90, 1.91, 1.89, recipe="before"), recipe="r")
     assert "of other settings than today's" in other.rules[-1].reason

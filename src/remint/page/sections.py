@@ -97,7 +97,7 @@ def metrics(story: Story) -> list[View]:
                 "champion": _value(theirs, places),
                 "chart": bars.intervals(both, _marks(story, name, ours)),
                 "difference": _difference(rule.difference if rule else None),
-                "gain": bars.difference(rule.difference, words.margin(rule, story.rules)) if rule and rule.difference else None,
+                "gain": bars.difference(rule.difference, rule.margin) if rule and rule.difference else None,
             }
         )
     return rows

@@ -58,22 +58,13 @@ def asked(rule: RuleResult, rules: PromotionSettings) -> str:
         limits = [f"at least {bound.min:g}"] if bound.min is not None else []
         return " and ".join(limits + ([f"at most {bound.max:g}"] if bound.max is not None else []))
     if rule.rule == "improve" and rules.improve is not None:
-        by = {"auto": " by more than seeds differ", 0.0: ""}.get(rules.improve.margin, f" by more than {rules.improve.margin}")
-        return f"shown better{by}"
+        known = f" by more than {rule.margin:.4g}" if rule.margin else ""
+        return f"shown better{known}" + (", which seeds differ by" if rules.improve.margin == "auto" else "")
     if rule.rule == "never_worse" and rule.metric in rules.never_worse:
         return f"shown worse by at most {rules.never_worse[rule.metric]:g}"
     if rule.rule == "leakage":
         return f"at most {rules.leakage:.2%} of the examples"
     return ""
-
-
-def margin(rule: RuleResult, rules: PromotionSettings) -> float | None:
-    """How much better, at least, the challenger must be shown to be; below 0: how much worse it may be. None: not known."""
-    if rule.rule == "never_worse" and rule.metric in rules.never_worse:
-        return -rules.never_worse[rule.metric]
-    if rule.rule == "improve" and rules.improve is not None and rules.improve.margin != "auto":
-        return float(rules.improve.margin)
-    return None
 
 
 def decimals(*values: MetricValue | None) -> int:
