@@ -33,7 +33,7 @@ from benchmarks.pipelines import ROOT, line, measured, prepared, write
 from remint import comparable, config, gate
 from remint.config import PromotionSettings
 from remint.data.arrays import Dataset
-from remint.evaluation import distance, features, plots
+from remint.evaluation import distance, drawing, features
 from remint.evaluation.bench import Bench, Measurement
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
@@ -197,8 +197,8 @@ def _row(case: Case) -> dict[str, Any]:
 
 def _picture(path: Path, rows: list[dict[str, Any]]) -> None:
     """The share of pairs that each rule promotes, with its 95% interval; the bound as a tick."""
-    rules = {"point comparison": plots.QUIET, "gate": plots.OTHER, "margin auto": plots.MODEL}
-    figure = Figure(figsize=(8.0, 0.9 + 0.75 * len(rows)), dpi=plots.DPI)
+    rules = {"point comparison": drawing.QUIET, "gate": drawing.OTHER, "margin auto": drawing.MODEL}
+    figure = Figure(figsize=(8.0, 0.9 + 0.75 * len(rows)), dpi=drawing.DPI)
     axes = figure.add_subplot()
     for place, row in enumerate(reversed(rows)):
         shown = [rule for rule in rules if rule in row]
@@ -207,15 +207,15 @@ def _picture(path: Path, rows: list[dict[str, Any]]) -> None:
             axes.plot([low, high], [place + offset] * 2, color=rules[rule], lw=2.5, solid_capstyle="butt")
             axes.plot([row[rule]], [place + offset], "o", color=rules[rule], ms=5)
         bound = float(row["bound"].split()[-1].rstrip("%")) / 100
-        axes.plot([bound] * 2, [place - 0.36, place + 0.36], color=plots.INK, lw=1.0, ls=(0, (3, 2)))
+        axes.plot([bound] * 2, [place - 0.36, place + 0.36], color=drawing.INK, lw=1.0, ls=(0, (3, 2)))
     axes.set_yticks(range(len(rows)), [f"{row['case']}\n({row['bound']})" for row in reversed(rows)])
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("share of pairs that are promoted, 95% interval", size=plots.SMALL, color=plots.INK)
+    axes.set_xlabel("share of pairs that are promoted, 95% interval", size=drawing.SMALL, color=drawing.INK)
     for rule, colour in rules.items():
         axes.plot([], [], color=colour, lw=2.5, label="gate, margin 0" if rule == "gate" else rule)
-    axes.legend(frameon=False, fontsize=plots.SMALL, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    axes.legend(frameon=False, fontsize=drawing.SMALL, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=plots.INK, labelsize=plots.SMALL)
+    axes.tick_params(colors=drawing.INK, labelsize=drawing.SMALL)
     axes.grid(visible=True, axis="x", color="#e4e7eb", lw=0.6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None}, facecolor="white")

@@ -37,7 +37,7 @@ from benchmarks.pipelines import ROOT, line, write
 from remint.data.arrays import Dataset, Split
 from remint.distributed.machine import deterministic
 from remint.distributed.world import World
-from remint.evaluation import plots
+from remint.evaluation import drawing
 from remint.models.contract import HasLogProb, Model, standard_normal
 from remint.recipe import MODEL_SETTINGS, Recipe, TrainingSettings
 from remint.records import Column, DatasetVersion, DataSpec
@@ -204,21 +204,21 @@ def missed(row: dict[str, Any], modes: Modes) -> list[str]:
 def picture(drawn: dict[tuple[str, str], tuple[dict[str, Any], Array]], densities: dict[str, Modes]) -> None:
     """One row of panels a density, one panel a training, its samples beside real points."""
     names = ["real", *dict.fromkeys(name for _, name in drawn)]
-    figure = Figure(figsize=(2.6 * len(names), 3.2 * len(densities)), dpi=plots.DPI)
+    figure = Figure(figsize=(2.6 * len(names), 3.2 * len(densities)), dpi=drawing.DPI)
     for index, modes in enumerate(densities.values()):
         for place, name in enumerate(names):
             axes = figure.add_subplot(len(densities), len(names), index * len(names) + place + 1)
             row, x_N2 = ({}, modes.draw(SAMPLES, 9)) if name == "real" else drawn[modes.name, name]
-            axes.scatter(*x_N2.T, s=1.5, lw=0, color=plots.REAL if name == "real" else plots.MODEL, rasterized=True)
+            axes.scatter(*x_N2.T, s=1.5, lw=0, color=drawing.REAL if name == "real" else drawing.MODEL, rasterized=True)
             told = [
                 name.replace("_", "-"),
                 f"{row['modes']} of {len(modes.centre_M2)} modes, {row['quality']:.0%} on them" if row else modes.name,
             ]
             told.append(f"{row['ended']} at step {row['steps']:,}" if row and row["ended"] != "finished" else "")
-            axes.set_title("\n".join(told), size=plots.SMALL - 1, color=plots.INK, va="bottom")
+            axes.set_title("\n".join(told), size=drawing.SMALL - 1, color=drawing.INK, va="bottom")
             edge = 1.25 * np.abs(modes.centre_M2).max()
             axes.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
-            axes.spines[:].set_color(plots.QUIET)
+            axes.spines[:].set_color(drawing.QUIET)
     figure.tight_layout()
     figure.savefig(ROOT / "docs/results/modes.png", metadata={"Software": None}, facecolor="white")
 

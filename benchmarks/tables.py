@@ -37,7 +37,7 @@ from benchmarks.pipelines import ROOT, line, write
 from remint.data.arrays import Dataset, Split
 from remint.distributed.machine import deterministic
 from remint.distributed.world import World
-from remint.evaluation import plots
+from remint.evaluation import drawing
 from remint.models.contract import HasLogProb, standard_normal
 from remint.recipe import FlowSettings, Recipe, TrainingSettings
 from remint.records import Column, DatasetVersion, DataSpec
@@ -117,18 +117,18 @@ def advantage(rows: list[dict[str, Any]], name: str, over: str) -> tuple[float, 
 
 def picture(rows: list[dict[str, Any]]) -> None:
     """A panel a table; each split a thin line from model to model, each mean a bar."""
-    figure = Figure(figsize=(8.0, 3.4), dpi=plots.DPI)
+    figure = Figure(figsize=(8.0, 3.4), dpi=drawing.DPI)
     for place, name in enumerate(SOURCES, start=1):
         axes = figure.add_subplot(1, len(SOURCES), place)
         nats_MS = np.array([[row["nats"] for row in rows if (row["data"], row["model"]) == (name, what)] for what in NAMES])
-        axes.plot(range(len(NAMES)), nats_MS, color=plots.QUIET, lw=0.8, marker="o", ms=3.5)
+        axes.plot(range(len(NAMES)), nats_MS, color=drawing.QUIET, lw=0.8, marker="o", ms=3.5)
         for at, (what, mean) in enumerate(zip(NAMES, nats_MS.mean(1), strict=True)):
-            axes.hlines(mean, at - 0.2, at + 0.2, color=plots.MODEL if what == FLOW else plots.INK, lw=3)
-            axes.text(at + 0.24, mean, f"{mean:.2f}", va="center", size=plots.SMALL, color=plots.INK)
-        axes.set_xticks(range(len(NAMES)), [what.replace(" of", "\nof") for what in NAMES], size=plots.SMALL)
+            axes.hlines(mean, at - 0.2, at + 0.2, color=drawing.MODEL if what == FLOW else drawing.INK, lw=3)
+            axes.text(at + 0.24, mean, f"{mean:.2f}", va="center", size=drawing.SMALL, color=drawing.INK)
+        axes.set_xticks(range(len(NAMES)), [what.replace(" of", "\nof") for what in NAMES], size=drawing.SMALL)
         axes.set(xlim=(-0.4, len(NAMES) - 0.4), ylabel="held-out nats of a row (lower is better)" if place == 1 else "")
-        axes.set_title(name.replace("_", " "), size=plots.BOLD, color=plots.INK, weight="bold")
-        axes.tick_params(labelsize=plots.SMALL, colors=plots.INK)
+        axes.set_title(name.replace("_", " "), size=drawing.BOLD, color=drawing.INK, weight="bold")
+        axes.tick_params(labelsize=drawing.SMALL, colors=drawing.INK)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(ROOT / "docs/results/tables.png", metadata={"Software": None}, facecolor="white")

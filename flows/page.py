@@ -58,7 +58,7 @@ def _beside(story: Story, folder: Path, rival: Path) -> None:
     """Pictures of the challenger beside the champion."""
     import numpy as np
 
-    from remint.evaluation import exhibits, plots
+    from remint.evaluation import drawing, exhibits, plots
     from remint.evaluation.report import read_curve
 
     assert story.champion is not None
@@ -74,5 +74,5 @@ def _beside(story: Story, folder: Path, rival: Path) -> None:
     drawn = {name: side.samples_NX for name, (side, _) in both.items() if side.samples_NX is not None}
     if story.spec.is_table and drawn:
         title = f"{story.decision.model}: samples among held-out rows"
-        inks = (plots.MODEL, plots.INK)
+        inks = (drawing.MODEL, drawing.INK)
         plots.table_columns(folder / "against_columns.png", story.real_NX, drawn, story.spec.columns, title, inks)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from remint.evaluation import plots
+from remint.evaluation import drawing, plots
 from remint.evaluation.report import read_curve
 from remint.records import MetricValue
 
@@ -49,7 +49,7 @@ def test_equal_arrays_give_equal_files(tmp_path: Path, draw: Callable[[Path], No
 
 
 def test_every_image_is_where_it_belongs() -> None:
-    sheet = plots.tile(X_NCHW, 17, columns=4)
+    sheet = drawing.tile(X_NCHW, 17, columns=4)
     assert sheet.shape == (3 * 9 + 1, 4 * 9 + 1, 3)
     for index, image_CHW in enumerate(X_NCHW):
         row, column = divmod(index, 4)
@@ -61,7 +61,7 @@ def test_every_image_is_where_it_belongs() -> None:
 
 def test_colours_are_kept_and_transparency_is_left_out() -> None:
     x_NCHW = np.random.default_rng(1).integers(256, size=(1, 4, 2, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(plots.tile(x_NCHW, 256, 1)[1:3, 1:4], x_NCHW[0, :3].transpose(1, 2, 0) / 255)
+    np.testing.assert_array_equal(drawing.tile(x_NCHW, 256, 1)[1:3, 1:4], x_NCHW[0, :3].transpose(1, 2, 0) / 255)
 
 
 def test_an_empty_field_of_a_curve_is_a_gap(tmp_path: Path) -> None:

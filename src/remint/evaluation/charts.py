@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from remint.evaluation.plots import BOLD, DPI, INK, LINES, MODEL, SMALL, _edges, _original, _plain, _save, _shares
+from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, original, plain, save, shares
 from remint.records import Column, Drift
 
 MOST_COLUMNS = 12
@@ -41,7 +41,7 @@ def images_before_and_after(path: Path, before_CHW: Array, after_CHW: Array, dri
     axes.imshow(difference_HW, cmap="RdBu_r", interpolation="nearest", vmin=-most, vmax=most)
     _frame(axes, f"after - before, ±{most:.2g} of the range")
     _title(figure, drift)
-    _save(figure, path)
+    save(figure, path)
 
 
 def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, columns: Sequence[Column], drift: Drift) -> None:
@@ -55,20 +55,20 @@ def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, colu
     figure = Figure(figsize=(max(5.0, 2.4 * across), 0.9 + 1.7 * down), dpi=DPI)
     for place, d in enumerate(shown, start=1):
         axes, column = figure.add_subplot(down, across, place), columns[d]
-        before_N, after_N = (_original(x_ND[:, d], column) for x_ND in (before_ND, after_ND))
-        edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else _edges([before_N, after_N])
-        axes.stairs(_shares(before_N, edges), edges, fill=True, color="#cbd2d9", label="before")
-        axes.stairs(_shares(after_N, edges), edges, color=AFTER, lw=1.4, label="after")
+        before_N, after_N = (original(x_ND[:, d], column) for x_ND in (before_ND, after_ND))
+        edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else bin_edges([before_N, after_N])
+        axes.stairs(shares(before_N, edges), edges, fill=True, color="#cbd2d9", label="before")
+        axes.stairs(shares(after_N, edges), edges, color=AFTER, lw=1.4, label="after")
         if column.categories:
             few = len(column.categories) <= 6
             axes.set_xticks(range(len(column.categories)), [name[:8] if few else "" for name in column.categories])
         bold = "bold" if column.name in changed else "normal"
         axes.set_title(column.name, size=SMALL, color=INK, loc="left", weight=bold)
         axes.set_yticks([])
-        _plain(axes)
+        plain(axes)
     figure.axes[0].legend(frameon=False, fontsize=SMALL - 2)
     _title(figure, drift)
-    _save(figure, path)
+    save(figure, path)
 
 
 def comparison(
@@ -94,7 +94,7 @@ def comparison(
         axes.plot([x for x, _ in known], [count for _, count in known], color=colour, marker="o", ms=4, lw=1.4)
     _log(axes, [row["value"] for row in by_size], f"times {wider}", "parameters")
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _quality(axes: Axes, models: Sequence[Mapping[str, Any]], metrics: Sequence[str], colours: Mapping[str, str]) -> None:
@@ -122,7 +122,7 @@ def _quality(axes: Axes, models: Sequence[Mapping[str, Any]], metrics: Sequence[
     if not name:
         axes.set_yticks([])
     axes.legend(frameon=False, fontsize=SMALL - 1)
-    _plain(axes)
+    plain(axes)
 
 
 def _seconds(axes: Axes, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str], label: str) -> None:
@@ -149,7 +149,7 @@ def _log(axes: Axes, ticks: Sequence[int], label: str, title: str) -> None:
     axes.minorticks_off()
     axes.set_xlabel(label, size=SMALL, color=INK)
     axes.set_title(title, size=SMALL, color=INK, loc="left", weight="bold")
-    _plain(axes)
+    plain(axes)
 
 
 def _frame(axes: Axes, title: str) -> None:

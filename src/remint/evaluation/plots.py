@@ -18,13 +18,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from remint.evaluation.drawing import (
+    BOLD,
+    DPI,
+    INK,
+    LINES,
+    MODEL,
+    OTHER,
+    QUIET,
+    REAL,
+    SMALL,
+    bin_edges,
+    cycle,
+    dot,
+    interval,
+    original,
+    plain,
+    save,
+    shares,
+    show,
+    tile,
+)
 from remint.records import Column, MetricValue
-
-INK, QUIET, REAL, MODEL, OTHER = "#1f2933", "#8a94a0", "#1f2933", "#2563eb", "#c2410c"
-LINES = ("#2563eb", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
-BOLD, SMALL = 11, 9  # points
-DPI = 150
-GAP = 1  # pixels of an image between two images
 
 Array = np.ndarray[Any, Any]
 
@@ -37,10 +52,10 @@ def sample_grid(path: Path, x_NCHW: Array, levels: int, title: str = "", columns
     head = 0.4 if title else 0.0
     figure = Figure(figsize=(wide, high + head), dpi=DPI)
     axes = figure.add_axes((0.0, 0.0, 1.0, high / (high + head)))
-    _show(axes, tiled)
+    show(axes, tiled)
     if title:
         figure.text(0.02, 1.0 - 0.5 * head / (high + head), title, va="center", size=BOLD, color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def comparison(path: Path, real_NCHW: Array, samples: Mapping[str, Array], levels: int) -> None:
@@ -56,10 +71,10 @@ def comparison(path: Path, real_NCHW: Array, samples: Mapping[str, Array], level
     figure = Figure(figsize=(3.2 * len(panels), 3.5), dpi=DPI)
     for place, (name, x_NCHW) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
-        _show(axes, tile(x_NCHW[:count], levels, columns))
+        show(axes, tile(x_NCHW[:count], levels, columns))
         axes.set_title(name, size=BOLD, color=REAL if place == 1 else MODEL, weight="bold", pad=6)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.05)
-    _save(figure, path)
+    save(figure, path)
 
 
 def table_columns(
@@ -83,40 +98,22 @@ def table_columns(
     figure = Figure(figsize=(2.4 * across, 0.8 + 1.7 * down), dpi=DPI)
     for place, column in enumerate(shown):
         axes = figure.add_subplot(down, across, place + 1)
-        real_N, *others = [_original(x_ND[:, place], column) for x_ND in (real_ND, *samples.values())]
-        edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else _edges([real_N, *others])
-        axes.stairs(_shares(real_N, edges), edges, fill=True, color="#cbd2d9", label="real")
+        real_N, *others = [original(x_ND[:, place], column) for x_ND in (real_ND, *samples.values())]
+        edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else bin_edges([real_N, *others])
+        axes.stairs(shares(real_N, edges), edges, fill=True, color="#cbd2d9", label="real")
         for (name, other_N), colour in zip(zip(samples, others, strict=True), itertools.cycle(inks), strict=False):
-            axes.stairs(_shares(other_N, edges), edges, color=colour, lw=1.4, label=name)
+            axes.stairs(shares(other_N, edges), edges, color=colour, lw=1.4, label=name)
         if column.categories:
             few = len(column.categories) <= 6
             axes.set_xticks(range(len(column.categories)), [name[:8] if few else "" for name in column.categories])
         axes.set_title(column.name, size=SMALL, color=INK, loc="left")
         axes.set_yticks([])
-        _plain(axes)
+        plain(axes)
     left_out = f"  (the first {len(shown)} of {len(columns)} columns)" if len(columns) > len(shown) else ""
     figure.suptitle(title + left_out, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
     figure.axes[0].legend(frameon=False, fontsize=SMALL - 2)
     figure.tight_layout()
-    _save(figure, path)
-
-
-def _original(value_N: Array, column: Column) -> Array:
-    """What is observed of a column, in its original units."""
-    observed_N = value_N[np.isfinite(value_N)].astype(np.float64)
-    return observed_N * column.scale + column.mean if column.numeric else observed_N
-
-
-def _edges(values: list[Array]) -> Array:
-    """25 bins over what lies within the 0.5% and 99.5% points of all."""
-    together_N = np.concatenate(values)
-    low, high = np.quantile(together_N, [0.005, 0.995]) if len(together_N) else (0.0, 1.0)
-    return np.linspace(low, high if high > low else low + 1.0, 26)
-
-
-def _shares(value_N: Array, edges: Array) -> Array:
-    counts: Array = np.histogram(value_N, edges)[0] / max(1, len(value_N))
-    return counts
+    save(figure, path)
 
 
 def by_class(path: Path, metrics: Mapping[str, Mapping[str, MetricValue]], title: str = "") -> None:
@@ -134,11 +131,11 @@ def by_class(path: Path, metrics: Mapping[str, Mapping[str, MetricValue]], title
         unit = f", {first.unit}" if first.unit else ""
         axes.set_title(f"{metric}{unit}: {first.better} is better", loc="left", size=SMALL, color=INK, weight="bold")
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        _plain(axes)
+        plain(axes)
     if title:
         figure.suptitle(title, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: int, title: str = "") -> None:
@@ -152,20 +149,20 @@ def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: 
     figure = Figure(figsize=(8.0, 0.7 + 2.6 * len(groups)), dpi=DPI)
     for place, group in enumerate(groups, start=1):
         axes = figure.add_subplot(len(groups), 1, place)
-        for name, colour in zip(group, _cycle(len(group)), strict=True):
+        for name, colour in zip(group, cycle(len(group)), strict=True):
             ink, width = (INK, 1.8) if name == "validation" else (colour, 1.3)
-            axes.plot(curve["step"], curve[name], label=name.replace("_", " "), color=ink, lw=width, marker=_dot(curve))
+            axes.plot(curve["step"], curve[name], label=name.replace("_", " "), color=ink, lw=width, marker=dot(curve))
         axes.axvline(best_step, color=QUIET, lw=1.0, ls=(0, (4, 3)), label=f"served (step {best_step})")
         corner = (-0.01, 1.0)
         axes.legend(
             frameon=False, fontsize=SMALL, ncols=len(group) + 1, loc="lower left", bbox_to_anchor=corner, borderaxespad=0.2
         )
         axes.set_xlabel("step" if place == len(groups) else "", size=SMALL, color=INK)
-        _plain(axes)
+        plain(axes)
     if title:
         figure.suptitle(title, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(path: Path, sides: Mapping[str, tuple[Mapping[str, Sequence[float]], int]]) -> None:
@@ -186,14 +183,14 @@ def curves(path: Path, sides: Mapping[str, tuple[Mapping[str, Sequence[float]], 
         for side, (curve, best_step) in reversed(list(sides.items())):
             if name in curve:
                 known = [(step, value) for step, value in zip(curve["step"], curve[name], strict=True) if math.isfinite(value)]
-                axes.plot(*zip(*known, strict=True) if known else ([], []), color=inks[side], lw=1.2, marker=_dot(curve))
+                axes.plot(*zip(*known, strict=True) if known else ([], []), color=inks[side], lw=1.2, marker=dot(curve))
                 axes.axvline(best_step, color=inks[side], lw=0.9, ls=(0, (4, 3)))
         axes.set_title(name.replace("_", " "), size=SMALL, color=INK, loc="left", weight="bold")
         axes.set_xlabel("step" if place > len(names) - across else "", size=SMALL, color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        _plain(axes)
+        plain(axes)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def likelihoods(path: Path, measured: MetricValue, sides: Mapping[str, Array]) -> None:
@@ -208,19 +205,19 @@ def likelihoods(path: Path, measured: MetricValue, sides: Mapping[str, Array]) -
     (first, value_N), *others = sides.items()
     figure = Figure(figsize=(11.0 if others else 7.0, 3.0), dpi=DPI)
     axes = figure.add_subplot(1, 1 + len(others), 1)
-    edges = _edges([*sides.values()])
+    edges = bin_edges([*sides.values()])
     axes.stairs(_held(value_N, edges), edges, fill=True, color="#bfd3fb")
     for (name, side_N), ink in zip(sides.items(), (MODEL, INK), strict=False):
         axes.stairs(_held(side_N, edges), edges, color=ink, lw=1.5, label=f"{name}, mean {side_N.mean():.3f}")
         axes.plot([side_N.mean()], [0.0], marker="^", ms=8, color=ink, clip_on=False, zorder=3)
     axes.set_xlabel(f"{measured.name}, {measured.unit}: {measured.better} is better", size=SMALL, color=INK)
     axes.set_title("held-out examples", size=SMALL, color=INK, loc="left", weight="bold")
-    _plain(axes)
+    plain(axes)
     axes.legend(frameon=False, fontsize=SMALL - 1)
     for name, other_N in others:
         _pairs(figure.add_subplot(1, 2, 2), other_N - value_N, measured, (first, name))
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _pairs(axes: Axes, gain_N: Array, measured: MetricValue, names: tuple[str, str]) -> None:
@@ -236,13 +233,13 @@ def _pairs(axes: Axes, gain_N: Array, measured: MetricValue, names: tuple[str, s
     won = float((gain_N > 0).mean())
     axes.set_title(f"pairs: {names[0]} is better on {won:.0%} of them", size=SMALL, color=INK, loc="left", weight="bold")
     axes.set_xlabel(f"{names[1]} minus {names[0]}, {measured.unit}", size=SMALL, color=INK)
-    _plain(axes)
+    plain(axes)
     axes.legend(frameon=False, fontsize=SMALL - 1, loc="upper left")
 
 
 def _held(value_N: Array, edges: Array) -> Array:
     """Shares of all values; what lies outside is in the outermost bins."""
-    return _shares(np.clip(value_N, edges[0], edges[-1]), edges)
+    return shares(np.clip(value_N, edges[0], edges[-1]), edges)
 
 
 def neighbours(path: Path, sample_NCHW: Array, near_NCHW: Array, distance_N: Array, levels: int) -> None:
@@ -252,13 +249,13 @@ def neighbours(path: Path, sample_NCHW: Array, near_NCHW: Array, distance_N: Arr
     figure = Figure(figsize=(1.1 * across, 0.2 + 2.5 * down), dpi=DPI)
     for place, (sample_CHW, near_CHW, distance) in enumerate(zip(sample_NCHW, near_NCHW, distance_N, strict=False), start=1):
         axes = figure.add_subplot(down, across, place)
-        _show(axes, tile(np.stack([sample_CHW, near_CHW]), levels, columns=1))
+        show(axes, tile(np.stack([sample_CHW, near_CHW]), levels, columns=1))
         axes.set_title(f"{distance:.2f}", size=SMALL, color=INK, pad=3)
     figure.suptitle(
         "samples, each above its nearest training image; distance in levels", x=0.02, ha="left", size=SMALL, color=INK
     )
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.86, wspace=0.08, hspace=0.18)
-    _save(figure, path)
+    save(figure, path)
 
 
 def metric_intervals(path: Path, challenger: Mapping[str, MetricValue], champion: Mapping[str, MetricValue]) -> None:
@@ -268,60 +265,13 @@ def metric_intervals(path: Path, challenger: Mapping[str, MetricValue], champion
         axes = figure.add_subplot(len(challenger), 1, place)
         rows = [("challenger", value, MODEL), *([("champion", champion[name], INK)] if name in champion else [])]
         for height, (_, measured, colour) in enumerate(reversed(rows)):
-            _interval(axes, height, measured, colour)
+            interval(axes, height, measured, colour)
         axes.set_yticks(range(len(rows)), [who for who, *_ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.2)
         axes.margins(x=0.12)
         unit = f", {value.unit}" if value.unit else ""
         axes.set_title(f"{name}{unit}: {value.better} is better, 95% intervals", loc="left", size=SMALL, color=INK, weight="bold")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        _plain(axes)
+        plain(axes)
     figure.tight_layout()
-    _save(figure, path)
-
-
-def _interval(axes: Axes, height: float, measured: MetricValue, colour: str) -> None:
-    """A bar from low to high, a dot at the value, the value in figures above it."""
-    axes.plot([measured.low, measured.high], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
-    axes.plot([measured.value], [height], "o", color=colour, ms=6)
-    text, at = f"{measured.value:.3f}", (measured.value, height)
-    axes.annotate(text, at, xytext=(0, 6), textcoords="offset points", ha="center", size=SMALL, color=colour)
-
-
-def tile(x_NCHW: Array, levels: int, columns: int) -> Array:
-    """Images as one, row by row with a white gap between them: float (rows, columns, 3), values in [0, 1]."""
-    count, channels, height, width = x_NCHW.shape
-    rows = math.ceil(count / columns)
-    sheet = np.ones((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3))
-    for index, image_CHW in enumerate(x_NCHW):
-        top, left = GAP + (index // columns) * (height + GAP), GAP + (index % columns) * (width + GAP)
-        colours = image_CHW[:3] if channels >= 3 else np.repeat(image_CHW[:1], 3, axis=0)
-        sheet[top : top + height, left : left + width] = colours.transpose(1, 2, 0) / (levels - 1)
-    return sheet
-
-
-def _show(axes: Axes, sheet: Array) -> None:
-    axes.imshow(sheet, interpolation="nearest", vmin=0.0, vmax=1.0)
-    axes.set_axis_off()
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(colors=INK, labelsize=SMALL)
-    axes.grid(visible=True, axis="both", color="#e4e7eb", lw=0.6)
-    axes.set_axisbelow(True)
-
-
-def _cycle(count: int) -> list[str]:
-    return [LINES[index % len(LINES)] for index in range(count)]
-
-
-def _dot(curve: Mapping[str, Sequence[float]]) -> str | None:
-    """A marker for curves so short that a line alone may not show."""
-    return "o" if len(curve["step"]) < 3 else None
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None}, facecolor="white")
+    save(figure, path)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from remint.evaluation import plots
+from remint.evaluation import drawing
 
 SHARP = 640  # a sheet is magnified by whole numbers up to so many pixels, so that no browser blurs it
 WIDEST = 1280  # and made smaller where it is wider: the page stays small
@@ -27,7 +27,7 @@ def png(data: bytes) -> str:
 
 def sheet(x_NCHW: Array, levels: int, columns: int) -> str:
     """Images row by row, with a white gap between them."""
-    tiled = plots.tile(x_NCHW, levels, columns)
+    tiled = drawing.tile(x_NCHW, levels, columns)
     image = Image.fromarray(np.round(255.0 * tiled).astype(np.uint8))
     factor = max(1, SHARP // image.width)
     size = (image.width * factor, image.height * factor)
