@@ -31,10 +31,10 @@ from scipy.stats import binom, binomtest
 
 from benchmarks.pipelines import ROOT, line, measured, prepared, write
 from remint import comparable, config, gate
-from remint.config import PromotionSettings
 from remint.data.arrays import Dataset
 from remint.evaluation import distance, drawing, features
 from remint.evaluation.bench import Bench, Measurement
+from remint.judging import PromotionSettings
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread

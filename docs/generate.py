@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer.main
 
-from remint import cli, config, recipe
+from remint import cli, config, judging, recipe
 from remint.recipe import Settings
 
 HERE = Path(__file__).parent
@@ -25,11 +25,11 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
     ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),
     ("pipelines.NAME.training", recipe.TrainingSettings),
-    ("pipelines.NAME.evaluation", config.EvaluationSettings),
-    ("pipelines.NAME.evaluation.inception, .program", config.FeatureFile),
-    ("pipelines.NAME.promotion", config.PromotionSettings),
-    ("pipelines.NAME.promotion.require.METRIC", config.Bound),
-    ("pipelines.NAME.promotion.improve", config.Improve),
+    ("pipelines.NAME.evaluation", judging.EvaluationSettings),
+    ("pipelines.NAME.evaluation.inception, .program", judging.FeatureFile),
+    ("pipelines.NAME.promotion", judging.PromotionSettings),
+    ("pipelines.NAME.promotion.require.METRIC", judging.Bound),
+    ("pipelines.NAME.promotion.improve", judging.Improve),
     ("pipelines.NAME.schedule", config.ScheduleSettings),
 ]
 

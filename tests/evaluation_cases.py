@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset, Split
 from remint.evaluation.bench import Bench
+from remint.judging import EvaluationSettings
 from remint.records import Column, DatasetVersion, DataSpec
 
 Array = np.ndarray[Any, Any]

@@ -36,7 +36,7 @@ from typing import Literal
 import numpy as np
 
 from remint import comparable
-from remint.config import Improve, PromotionSettings
+from remint.judging import Improve, PromotionSettings
 from remint.paired import Difference, difference, seed_margin
 from remint.records import Decision, Evidence, Leakage, RuleResult, SeedSpread, Verdict, digest
 

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from remint import config
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.distributed import launch, machine
 from remint.distributed.world import ALONE, World
@@ -23,6 +22,7 @@ from remint.evaluation import features
 from remint.evaluation.bench import Bench
 from remint.evaluation.evaluate import measure
 from remint.evaluation.frechet import Moments
+from remint.judging import EvaluationSettings
 from remint.models.families import family
 from tests import training_cases as cases
 

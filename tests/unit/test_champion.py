@@ -14,8 +14,8 @@ import pytest
 
 from flows import champion
 from remint import manifest
-from remint.config import EvaluationSettings
 from remint.errors import RunError, VersioningError
+from remint.judging import EvaluationSettings
 from remint.records import DatasetVersion, DataSpec, Drift, EvaluationReport, Evidence, Leakage, ModelVersion, canonical
 
 SPEC = DataSpec(shape=(1, 2, 2), levels=2)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from remint import metrics
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import distance, features, likelihood
 from remint.evaluation.bench import Bench, Measurement
 from remint.evaluation.evaluate import measure
 from remint.evaluation.metrics import METRICS, Metric
+from remint.judging import EvaluationSettings
 
 LN2 = math.log(2.0)
 

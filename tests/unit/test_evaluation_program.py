@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.errors import DataError, IntegrityError
 from remint.evaluation import extractors, features, program
+from remint.judging import EvaluationSettings
 from remint.metrics import FEATURES
 from remint.records import Column, DataSpec
 

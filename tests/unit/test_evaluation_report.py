@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from remint import manifest, plugins
-from remint.config import EvaluationSettings
 from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError, RunError
 from remint.evaluation import features, report
 from remint.evaluation.evaluate import evaluate
+from remint.judging import EvaluationSettings
 from remint.models import bundle, families
 from remint.models.contract import Model
 from remint.recipe import DatasetSettings

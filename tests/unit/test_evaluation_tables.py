@@ -13,12 +13,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset, Split
 from remint.errors import RunError, SettingsError
 from remint.evaluation import distance, features, likelihood, plots
 from remint.evaluation.bench import Bench, Measurement, samples
 from remint.evaluation.evaluate import measure
+from remint.judging import EvaluationSettings
 from remint.models.contract import Model
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.serving.model import ServedModel, write_csv

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from remint import comparable, gate, paired
-from remint.config import PromotionSettings
+from remint.judging import PromotionSettings
 from remint.records import Decision, EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread
 
 RULES = PromotionSettings.model_validate(

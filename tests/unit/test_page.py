@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from remint import gate
-from remint.config import Bound, Improve, PromotionSettings
+from remint.judging import Bound, Improve, PromotionSettings
 from remint.page import bars, lineage, pictures, sections, words
 from remint.page.render import render
 from remint.page.story import Side, Story

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError
 from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
+from remint.judging import EvaluationSettings
 from remint.metrics import Features
 from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec

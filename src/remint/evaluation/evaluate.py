@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from remint import plugins
-from remint.config import EvaluationSettings
 from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors
 from remint.evaluation.bench import Bench, Measurement
 from remint.evaluation.metrics import PROTOCOLS, Metric, metric_of
+from remint.judging import EvaluationSettings
 from remint.metrics import Facts
 from remint.models.bundle import load_model
 from remint.models.contract import Model

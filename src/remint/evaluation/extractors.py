@@ -15,11 +15,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from remint.config import FEATURE_FILES, EvaluationSettings
 from remint.errors import DataError, IntegrityError
 from remint.evaluation import features, inception, program
 from remint.evaluation.features import Extractor
 from remint.home import Home
+from remint.judging import FEATURE_FILES, EvaluationSettings
 from remint.records import DataSpec
 
 REMOTE = "s3://"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.config import PromotionSettings
+from remint.judging import PromotionSettings
 from remint.records import DataSpec, Decision, Drift, EvaluationReport, LedgerRow, ModelVersion, TrainedModel
 
 Array = np.ndarray[Any, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from remint.config import PromotionSettings
+from remint.judging import PromotionSettings
 from remint.records import MetricValue, RuleResult
 
 # Verdict -> what it means; {new} and {old} are versions.
