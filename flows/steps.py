@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import champion, page, progress, show
 from flows.job import Retraining
+from flows.outcome import outcome
 from remint import gate, manifest, storage, stores, workspace
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
@@ -279,37 +280,3 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
         return None
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
     return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
-
-
-def outcome(
-    job: Retraining, version: int, verdict: str, reasons: list[str], holder: int | None, unchanged: bool = False
-) -> dict[str, Any]:
-    """What ``remint run --json`` prints for this pipeline."""
-    report = job.evidence.report
-    return {
-        "pipeline": job.pipeline,
-        "dataset": job.dataset.name,
-        "dataset_version": job.dataset.digest,
-        "weights_sha256": job.model.weights_sha256,
-        "model": job.pipeline,
-        "version": version,
-        "champion": holder,
-        "trained": job.trained,
-        "unchanged": unchanged,
-        "metrics": {name: report.metrics[name].to_json() for name in job.settings.metrics()},
-        "context": {name: value.to_json() for name, value in report.context.items()},
-        "decision": {"verdict": verdict, "reasons": reasons, "rules": _rules(job, version)},
-        "report": str(job.home.report(job.pipeline, version) / page.NAME),
-        "seconds": job.seconds,
-    }
-
-
-def _rules(job: Retraining, version: int) -> list[dict[str, Any]]:
-    """Each rule of the version's last decision by the gate, held or not, in its own words."""
-    path = job.home.report(job.pipeline, version) / "decision.json"
-    if not path.exists():
-        return []
-    return [
-        {"rule": rule.rule, "metric": rule.metric, "passed": rule.passed, "reason": rule.reason}
-        for rule in Decision.read(path).rules
-    ]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from remint import config, terminal, workspace
+from remint import config, screens, terminal, workspace
 from remint.errors import RemintError
 from remint.home import Home
 
@@ -82,38 +82,11 @@ def run(
     if as_json:
         print_json(outcomes)
     elif outcomes:
-        _tell(home, outcomes)
+        screens.outcomes(home, outcomes)
     for name, error in errors:
         terminal.err.print(f"[red]error:[/red] {name}: {escape(str(error))}", soft_wrap=True)
     if errors:
         raise SystemExit(min(error.exit_status for _, error in errors))
-
-
-def _tell(home: Home, outcomes: list[dict[str, Any]]) -> None:
-    """The summary of a run in words: the table, why not, the picture, what to do next."""
-    from remint import gallery
-
-    terminal.out.print()
-    terminal.summary(outcomes)
-    for outcome in outcomes:
-        if outcome["unchanged"]:
-            standing = (
-                f"{outcome['model']}/{outcome['champion']} is in production"
-                if outcome["champion"]
-                else "nothing is in production"
-            )
-            terminal.out.print(f"\n{outcome['pipeline']}: same data, same settings, same code: nothing was trained; {standing}.")
-        if outcome["decision"]["verdict"] != "promoted":
-            terminal.reasons(outcome)
-    name = outcomes[0]["model"]
-    terminal.out.print()
-    for picture in gallery.compare(home, outcomes):
-        terminal.out.print(f"Samples beside real data: {picture}", soft_wrap=True)
-    for outcome in outcomes:
-        terminal.out.print(f"Report: {outcome['report']}", soft_wrap=True)
-    terminal.out.print(
-        f"Next: remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up", soft_wrap=True
-    )
 
 
 @app.command()
@@ -130,24 +103,8 @@ def models(
     answer = queries.models(home, name)
     if as_json:
         print_json(answer)
-        return
-    rows = [
-        [
-            f"{m['name']}/{m['version']}",
-            ", ".join(m["aliases"]),
-            m["verdict"],
-            m["dataset_version"][:10],
-            m["commit"][:10] + (" dirty" if m["dirty"] else ""),
-            m["created"][:19],
-            _metrics_text(m["metrics"]),
-        ]
-        for m in answer
-    ]
-    terminal.table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
-
-
-def _metrics_text(metrics: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" for name, value in metrics.items())
+    else:
+        screens.models(answer)
 
 
 @app.command()
@@ -163,10 +120,7 @@ def why(model: ModelRef, as_json: AsJson = False) -> None:
     if as_json:
         print_json(answer)
     else:
-        for title, lines in queries.why_text(answer):
-            terminal.out.print(f"[bold]{escape(title)}[/bold]")
-            for line in lines:
-                terminal.out.print(f"  {escape(line)}", soft_wrap=True)
+        screens.why(answer)
 
 
 @app.command()
@@ -181,29 +135,8 @@ def history(model: Annotated[str, typer.Argument(help="NAME of a model.")], as_j
     answer = queries.history(home, model)
     if as_json:
         print_json(answer)
-        return
-    rows = [
-        [
-            str(r["sequence"]),
-            r["at"][:19],
-            r["who"],
-            r["action"],
-            f"{model}/{r['version']}",
-            _standing(model, r["champion_after"]),
-            r["why"],
-        ]
-        for r in answer["rows"]
-    ]
-    terminal.table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
-    for finding in answer["findings"]:
-        terminal.out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
-    terminal.out.print(
-        f"\nThe chain of {len(answer['rows'])} rows " + ("verifies." if not answer["findings"] else "does NOT verify.")
-    )
-
-
-def _standing(model: str, version: int | None) -> str:
-    return f"{model}/{version}" if version is not None else "none"
+    else:
+        screens.history(model, answer)
 
 
 @app.command()
@@ -238,7 +171,7 @@ def _decide(model: str, action: Literal["promoted", "rejected"], reason: str, as
     else:
         name = row["model"]
         terminal.out.print(
-            f"{name}/{row['version']} was {action} by {row['who']}; champion: {_standing(name, row['champion_after'])}"
+            f"{name}/{row['version']} was {action} by {row['who']}; champion: {screens.standing(name, row['champion_after'])}"
         )
 
 
@@ -298,13 +231,8 @@ def spread(
     margins = {metric: seed_margin(values, confidence) for metric, values in measured.values.items()}
     if as_json:
         print_json({**measured.to_json(), "margins": margins})
-        return
-    rows = [
-        [metric, "  ".join(f"{value:.4f}" for value in values), f"{margins[metric]:.4f}"]
-        for metric, values in measured.values.items()
-    ]
-    terminal.table(["metric", f"with seeds {first} to {first + seeds - 1}", f"two differ by less at {confidence:.0%}"], rows)
-    terminal.out.print(f"\nRecorded: with improve: {{margin: auto}} a challenger of {pipeline} must be better by more than that.")
+    else:
+        screens.spread(measured, margins, confidence)
 
 
 @app.command()
@@ -320,16 +248,11 @@ def compare(
     home, _ = here()
     from remint import comparison
 
-    answer = comparison.compare(home, names, output)
+    answer = comparison.compare(home, names, output, terminal.say)
     if as_json:
         print_json(answer)
-        return
-    for title, columns, rows in comparison.tables(answer):
-        terminal.out.print(f"\n[bold]{title}[/bold]")
-        terminal.table(columns, rows)
-    for note in answer["notes"]:
-        terminal.out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-    terminal.out.print(f"\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+    else:
+        screens.comparison(answer)
 
 
 @app.command()

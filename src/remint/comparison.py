@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,8 @@ class Entry:
         return self.version.ref
 
 
-def compare(home: Home, refs: list[str], picture: Path) -> Row:
-    """What ``remint compare --json`` prints; draws ``picture``.
+def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], None]) -> Row:
+    """What ``remint compare --json`` prints; draws ``picture``. ``say`` hears how far it is: it takes about a minute.
 
     Raises SettingsError for a picture that is no .png or whose folder does not exist.
     """
@@ -50,7 +51,7 @@ def compare(home: Home, refs: list[str], picture: Path) -> Row:
     store = stores.tracking(home)
     versions = {version.ref: version for version in map(store.version, refs)}  # each once, in the order that they are named
     entries = [_loaded(home, version) for version in versions.values()]
-    models, growth, shared = _costs(entries), _growth(entries), comparable(entries)
+    models, growth, shared = _costs(entries, say), _growth(entries, say), comparable(entries)
     answer = {
         "models": models,
         "growth": growth,
@@ -118,14 +119,14 @@ def notes(entries: list[Entry]) -> list[str]:
     return lines
 
 
-def _costs(entries: list[Entry]) -> list[Row]:
+def _costs(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
     """Each model with its metrics, its size, and the seconds of drawing and of scoring."""
     from remint.evaluation import cost
 
     tasks: dict[str, Task] = {}
     for entry in entries:
         tasks |= _tasks(entry.ref, entry.model, entry.spec, cost.EXAMPLES, entry.threads)
-    seconds = cost.timed(tasks, cost.REPEATS)
+    seconds = cost.timed(tasks, cost.REPEATS, lambda how_far: say(f"takes the time of each model: {how_far}"))
     return [
         {
             "model": entry.ref,
@@ -155,7 +156,7 @@ def _seconds(name: str, seconds: dict[str, MetricValue | None]) -> Row:
     return {what: value.to_json() if value else None for what, value in found.items()}
 
 
-def _growth(entries: list[Entry]) -> list[Row]:
+def _growth(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
     """Each recipe built anew for larger examples, and each model as it is for fewer and more of them: a row a step."""
     from remint import plugins
     from remint.evaluation import cost
@@ -186,7 +187,7 @@ def _growth(entries: list[Entry]) -> list[Row]:
             step(entry, SIZE, times, cost.grown(entry.family, settings, entry.spec, times), cost.EXAMPLES)
         for count in cost.COUNTS:
             step(entry, COUNT, count, cost.Grown(entry.spec, entry.model), count)
-    seconds = cost.timed(tasks, cost.FEWER)
+    seconds = cost.timed(tasks, cost.FEWER, lambda how_far: say(f"takes the time of larger and of more examples: {how_far}"))
     return [{**{key: row[key] for key in row if key != "name"}, **_seconds(row["name"], seconds)} for row in rows]
 
 

@@ -160,11 +160,12 @@ def grown(name: str, settings: ModelSettings, spec: DataSpec, times: int) -> Gro
     return Grown(larger, model.eval().requires_grad_(False))
 
 
-def timed(tasks: Mapping[str, Task], repeats: int) -> dict[str, MetricValue | None]:
-    """The seconds of each task by its name; None for one that would take longer than LONGEST."""
+def timed(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -> dict[str, MetricValue | None]:
+    """The seconds of each task by its name; None for one that would take longer than LONGEST. ``say`` hears how far it is."""
     machines = {threads: fingerprint(torch.device("cpu"), threads, 1) for threads in {task.threads for task in tasks.values()}}
     taken: dict[str, list[float]] = {name: [] for name, task in tasks.items() if _foreseen(task) <= LONGEST}
-    for _ in range(repeats):
+    for repeat in range(repeats):
+        say(f"repeat {repeat + 1} of {repeats}")
         for name, seconds in taken.items():
             seconds.append(_seconds(tasks[name], tasks[name].examples))
     return {

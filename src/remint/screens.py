@@ -1,0 +1,102 @@
+"""What the commands print in words: one function a command, each given what ``--json`` would print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+
+from remint import comparison as side_by_side
+from remint import gallery, queries
+from remint.home import Home
+from remint.records import SeedSpread
+from remint.terminal import out, reasons, summary, table
+
+
+def outcomes(home: Home, done: list[dict[str, Any]]) -> None:
+    """The summary of a run: the table, why not, the pictures and pages, what to do next."""
+    out.print()
+    summary(done)
+    for outcome in done:
+        if outcome["unchanged"]:
+            holder = f"{outcome['model']}/{outcome['champion']}" if outcome["champion"] else "nothing"
+            same = "same data, same settings, same code: nothing was trained"
+            out.print(f"\n{outcome['pipeline']}: {same}; {holder} is in production.")
+        if outcome["decision"]["verdict"] != "promoted":
+            reasons(outcome)
+    name = done[0]["model"]
+    out.print()
+    for picture in gallery.compare(home, done):
+        out.print(f"Samples beside real data: {picture}", soft_wrap=True)
+    for outcome in done:
+        out.print(f"Report: {outcome['report']}", soft_wrap=True)
+    next_ones = f"remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up"
+    out.print(f"Next: {next_ones}", soft_wrap=True)
+
+
+def models(found: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            f"{m['name']}/{m['version']}",
+            ", ".join(m["aliases"]),
+            m["verdict"],
+            m["dataset_version"][:10],
+            m["commit"][:10] + (" dirty" if m["dirty"] else ""),
+            m["created"][:19],
+            "  ".join(f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in m["metrics"].items()),
+        ]
+        for m in found
+    ]
+    table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
+
+
+def why(answer: dict[str, Any]) -> None:
+    for title, lines in queries.why_text(answer):
+        out.print(f"[bold]{escape(title)}[/bold]")
+        for line in lines:
+            out.print(f"  {escape(line)}", soft_wrap=True)
+
+
+def history(model: str, answer: dict[str, Any]) -> None:
+    rows = [
+        [
+            str(r["sequence"]),
+            r["at"][:19],
+            r["who"],
+            r["action"],
+            f"{model}/{r['version']}",
+            standing(model, r["champion_after"]),
+            r["why"],
+        ]
+        for r in answer["rows"]
+    ]
+    table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
+    for finding in answer["findings"]:
+        out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
+    out.print(f"\nThe chain of {len(answer['rows'])} rows " + ("verifies." if not answer["findings"] else "does NOT verify."))
+
+
+def standing(model: str, version: int | None) -> str:
+    return f"{model}/{version}" if version is not None else "none"
+
+
+def spread(measured: SeedSpread, margins: dict[str, float], confidence: float) -> None:
+    rows = [
+        [metric, "  ".join(f"{value:.4f}" for value in values), f"{margins[metric]:.4f}"]
+        for metric, values in measured.values.items()
+    ]
+    seeds = f"with seeds {measured.seeds[0]} to {measured.seeds[-1]}"
+    table(["metric", seeds, f"two differ by less at {confidence:.0%}"], rows)
+    out.print(
+        f"\nRecorded: with improve: {{margin: auto}} a challenger of {measured.pipeline} must be better by more than that.",
+        soft_wrap=True,
+    )
+
+
+def comparison(answer: dict[str, Any]) -> None:
+    for title, columns, rows in side_by_side.tables(answer):
+        out.print(f"\n[bold]{title}[/bold]")
+        table(columns, rows)
+    for note in answer["notes"]:
+        out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+    out.print(f"\nThe same as a picture: {answer['picture']}", soft_wrap=True)
