@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows import page
 from flows.job import Retraining
 from remint.records import Decision
 
