@@ -88,4 +88,4 @@ def test_the_tables_say_what_is_missing_and_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("picture", "why"), [("x.jpg", "ends in .png"), ("nowhere/x.png", "does not exist")])
 def test_a_picture_that_cannot_be_written_is_refused_first(picture: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=why):
-        comparison.compare(Home(tmp_path, tmp_path), ["a"], tmp_path / picture)
+        comparison.compare(Home(tmp_path, tmp_path), ["a"], tmp_path / picture, print)

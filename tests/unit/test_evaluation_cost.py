@@ -42,19 +42,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_the_median_and_its_order_statistics(clock: Clock) -> None:
     times = [9.0, 9.0, *[float(n) for n in (5, 1, 15, 3, 2, 14, 4, 6, 13, 7, 8, 12, 9, 10, 11)]]
-    found = cost.timed({"a": clock.task("a", lambda n: times[n], threads=2)}, 15)["a"]
+    found = cost.timed({"a": clock.task("a", lambda n: times[n], threads=2)}, 15, print)["a"]
     assert found is not None
     assert (found.value, found.low, found.high, found.n, found.unit) == (8.0, 4.0, 12.0, 15, "s")
     assert 2 * binom.cdf(3, 15, 0.5) <= 0.05 < 2 * binom.cdf(4, 15, 0.5), "the 4th of 15 is the last with 95%"
     assert found.fingerprint["machine"]["threads"] == 2 and found.fingerprint["interval"].startswith("of the median")
-    few = cost.timed({"a": clock.task("a", lambda n: times[n])}, 5)["a"]
+    few = cost.timed({"a": clock.task("a", lambda n: times[n])}, 5, print)["a"]
     assert few is not None and (few.low, few.high, few.fingerprint["interval"]) == (1.0, 15.0, "least to greatest")
 
 
 def test_repeats_are_interleaved_after_a_block_that_does_not_count(clock: Clock) -> None:
     threads = torch.get_num_threads()
     tasks = {name: clock.task(name, lambda n: 0.5, count=300) for name in "ab"}
-    cost.timed(tasks, 2)
+    cost.timed(tasks, 2, print)
     first, whole = 128, 300
     assert clock.order == [("a", first)] * 2 + [("b", first)] * 2 + [("a", whole), ("b", whole)] * 2
     assert torch.get_num_threads() == threads
@@ -62,8 +62,8 @@ def test_repeats_are_interleaved_after_a_block_that_does_not_count(clock: Clock)
 
 def test_what_would_take_too_long_is_not_measured(clock: Clock) -> None:
     slow = clock.task("slow", lambda n: 1.0, count=128 * 31)
-    assert cost.timed({"slow": slow, "quick": clock.task("quick", lambda n: 1.0)}, 3).keys() == {"slow", "quick"}
-    assert cost.timed({"slow": slow}, 3)["slow"] is None and ("slow", 128 * 31) not in clock.order
+    assert cost.timed({"slow": slow, "quick": clock.task("quick", lambda n: 1.0)}, 3, print).keys() == {"slow", "quick"}
+    assert cost.timed({"slow": slow}, 3, print)["slow"] is None and ("slow", 128 * 31) not in clock.order
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -81,7 +81,7 @@ def test_every_family_draws_and_scores_what_it_can_at_every_size(case: Case) -> 
         }
         assert (tasks["draw"] is not None) == isinstance(each.model, CanSample)
         assert (tasks["score"] is not None) == isinstance(each.model, HasLogProb | HasElbo)
-        for found in cost.timed({name: task for name, task in tasks.items() if task}, 1).values():
+        for found in cost.timed({name: task for name, task in tasks.items() if task}, 1, print).values():
             assert found is not None and found.fingerprint["examples"] == 3
 
 
