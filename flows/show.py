@@ -20,13 +20,16 @@ def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: 
         key=artifact_key(job.pipeline, "decision"),
         description=f"{version.ref}: {verdict.verdict}",
     )
-    for picture in sorted(folder.glob("*.png")):
-        data = base64.b64encode(picture.read_bytes()).decode()
-        create_image_artifact(
-            image_url=f"data:image/png;base64,{data}",
-            key=artifact_key(job.pipeline, picture.stem),
-            description=f"{version.ref}: {picture.stem}",
-        )
+    for path in sorted(folder.glob("*.png")):
+        picture(path, job.pipeline, f"{version.ref}: {path.stem}")
+
+
+def picture(path: Path, pipeline: str, description: str) -> None:
+    """One picture as an artifact of the flow that runs."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    create_image_artifact(
+        image_url=f"data:image/png;base64,{data}", key=artifact_key(pipeline, path.stem), description=description
+    )
 
 
 def against_champion(verdict: Decision, folder: Path) -> None:

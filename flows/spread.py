@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import getpass
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows import progress, steps
+from flows import progress, show, steps
 from flows.job import open_job
-from remint import stores
+from remint import stores, workspace
 from remint.home import Home
+from remint.paired import seed_margin
 from remint.records import SeedSpread, digest
 
 
@@ -32,25 +34,29 @@ def train_seed(pipeline: str, seed: int, overrides: list[str]) -> dict[str, Any]
 
 
 @flow(name="seed spread", flow_run_name="{pipeline}", persist_result=False)
-def seed_spread(pipeline: str, seeds: list[int], overrides: list[str]) -> dict[str, Any]:
-    """Trains once with each of the seeds, one after the other, and records what they differ by."""
+def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidence: float) -> dict[str, Any]:
+    """Trains once with each of the seeds, one after the other, and records what they differ by, where the gate looks for it.
+
+    ``confidence``: of the margins in the picture. Returns SeedSpread as JSON, with the margins and the picture's path.
+    """
     trained = []
     for place, seed in enumerate(seeds, start=1):
         progress.tell(pipeline, "notice", text=f"seed {seed}, {place} of {len(seeds)}")
         trained.append(train_seed(pipeline, seed, overrides))
-    return {key: [each[key] for each in trained] for key in trained[0]}
-
-
-def measure(home: Home, pipeline: str, seeds: list[int], overrides: list[str]) -> SeedSpread:
-    """The spread over these seeds, recorded in the ledger's database, where the gate looks for it."""
-    found = seed_spread(pipeline, seeds, overrides)
-    names = found["metrics"][0]
     spread = SeedSpread(
         pipeline=pipeline,
-        recipe=found["recipe"][0],
-        dataset=found["dataset"][0],
+        recipe=trained[0]["recipe"],
+        dataset=trained[0]["dataset"],
         seeds=tuple(seeds),
-        values={name: tuple(metrics[name] for metrics in found["metrics"]) for name in names},
+        values={name: tuple(each["metrics"][name] for each in trained) for name in trained[0]["metrics"]},
     )
+    home = Home.of(workspace.repository_of(Path.cwd()))
     stores.spreads(home).record(spread, getpass.getuser())
-    return spread
+    margins = {metric: seed_margin(values, confidence) for metric, values in spread.values.items()}
+    picture = home.reports / pipeline / "seed-spread.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    from remint.evaluation import charts
+
+    charts.seed_spread(picture, spread, margins)
+    show.picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
+    return {**spread.to_json(), "confidence": confidence, "margins": margins, "picture": str(picture)}

@@ -215,24 +215,21 @@ def spread(
     params.pipeline(pipeline)
     settings = config.validate(config.override(config.read(home.repository), pipeline, set_ or [])).pipeline(pipeline)
     first = settings.training.seed
+    confidence = settings.promotion.improve.confidence if settings.promotion.improve else 0.95
     from flows import server
 
     with server.api(home, terminal.say):
         from flows import progress
         from flows.run import interruptible
-        from flows.spread import measure
+        from flows.spread import seed_spread
 
         with terminal.Display() as display, interruptible():
             progress.listeners.append(display)
-            measured = measure(home, pipeline, list(range(first, first + seeds)), set_ or [])
-    from remint.paired import seed_margin
-
-    confidence = settings.promotion.improve.confidence if settings.promotion.improve else 0.95
-    margins = {metric: seed_margin(values, confidence) for metric, values in measured.values.items()}
+            answer = seed_spread(pipeline, list(range(first, first + seeds)), set_ or [], confidence)
     if as_json:
-        print_json({**measured.to_json(), "margins": margins})
+        print_json(answer)
     else:
-        screens.spread(measured, margins, confidence)
+        screens.spread(answer)
 
 
 @app.command()

@@ -9,7 +9,6 @@ from rich.markup import escape
 from remint import comparison as side_by_side
 from remint import gallery, queries
 from remint.home import Home
-from remint.records import SeedSpread
 from remint.terminal import out, reasons, summary, table
 
 
@@ -80,17 +79,15 @@ def standing(model: str, version: int | None) -> str:
     return f"{model}/{version}" if version is not None else "none"
 
 
-def spread(measured: SeedSpread, margins: dict[str, float], confidence: float) -> None:
+def spread(answer: dict[str, Any]) -> None:
     rows = [
-        [metric, "  ".join(f"{value:.4f}" for value in values), f"{margins[metric]:.4f}"]
-        for metric, values in measured.values.items()
+        [metric, "  ".join(f"{value:.4f}" for value in values), f"{answer['margins'][metric]:.4f}"]
+        for metric, values in answer["values"].items()
     ]
-    seeds = f"with seeds {measured.seeds[0]} to {measured.seeds[-1]}"
-    table(["metric", seeds, f"two differ by less at {confidence:.0%}"], rows)
-    out.print(
-        f"\nRecorded: with improve: {{margin: auto}} a challenger of {measured.pipeline} must be better by more than that.",
-        soft_wrap=True,
-    )
+    seeds = f"with seeds {answer['seeds'][0]} to {answer['seeds'][-1]}"
+    table(["metric", seeds, f"two differ by less at {answer['confidence']:.0%}"], rows)
+    with_margin = "with improve: {margin: auto} a challenger must be better by more than that"
+    out.print(f"\nRecorded for {answer['pipeline']}: {with_margin}.\nThe same as a picture: {answer['picture']}", soft_wrap=True)
 
 
 def comparison(answer: dict[str, Any]) -> None:

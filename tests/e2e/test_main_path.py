@@ -207,6 +207,7 @@ def test_8d_an_automatic_margin_asks_for_more_than_seeds_differ_by(shared_team: 
     versions = len(shared_team.json("models", "digits-flow"))
     spread = shared_team.json("spread", "digits-flow", "--seeds", "3", "--set", "training.steps=121")
     assert spread["seeds"] == [0, 1, 2] and len(set(spread["values"]["nll"])) == 3
+    assert Path(spread["picture"]).read_bytes()[:4] == b"\x89PNG"
     assert spread["values"]["nll"][0] == outcome["metrics"]["nll"]["value"], "the first seed is the pipeline's own"
     assert len(shared_team.json("models", "digits-flow")) == versions, "nothing is registered"
     (again,) = shared_team.json(*auto)

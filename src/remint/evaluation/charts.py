@@ -1,4 +1,4 @@
-"""The pictures of data and of cost: before and after a drift, quality against latency, growth. Arrays and a path in, a PNG out.
+"""The pictures of data, of cost and of chance: drift, quality against latency, growth, seeds. Arrays and a path in, a PNG out.
 
 Drawn as evaluation/plots.py draws, in its colours.
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, original, plain, save, shares
-from remint.records import Column, Drift
+from remint.records import Column, Drift, SeedSpread
 
 MOST_COLUMNS = 12
 BEFORE, AFTER = INK, MODEL
@@ -150,6 +150,31 @@ def _log(axes: Axes, ticks: Sequence[int], label: str, title: str) -> None:
     axes.set_xlabel(label, size=SMALL, color=INK)
     axes.set_title(title, size=SMALL, color=INK, loc="left", weight="bold")
     plain(axes)
+
+
+def seed_spread(path: Path, spread: SeedSpread, margins: Mapping[str, float]) -> None:
+    """Each metric of each seed as a dot, and from their mean how far two seeds differ; one panel a metric."""
+    figure = Figure(figsize=(7.0, 0.6 + 0.95 * len(spread.values)), dpi=DPI)
+    for place, (name, values) in enumerate(spread.values.items(), start=1):
+        axes = figure.add_subplot(len(spread.values), 1, place)
+        mean = float(np.mean(values))
+        axes.plot([mean, mean + margins[name]], [-0.4, -0.4], color=INK, lw=2.0, solid_capstyle="butt")
+        axes.annotate("auto margin", (mean, -0.4), xytext=(0, -11), textcoords="offset points", size=SMALL - 2, color=INK)
+        axes.plot(values, [0.0] * len(values), "o", color=MODEL, ms=6, alpha=0.75, mew=0)
+        for seed, value in zip(spread.seeds, values, strict=True):
+            above = (0, 6)
+            axes.annotate(
+                str(seed), (value, 0.0), xytext=above, textcoords="offset points", ha="center", size=SMALL - 2, color=MODEL
+            )
+        axes.set_ylim(-1.3, 1.0)
+        axes.set_yticks([])
+        axes.margins(x=0.08)
+        axes.set_title(
+            f"{name} of seeds {spread.seeds[0]} to {spread.seeds[-1]}", loc="left", size=SMALL, color=INK, weight="bold"
+        )
+        plain(axes)
+    figure.tight_layout()
+    save(figure, path)
 
 
 def _frame(axes: Axes, title: str) -> None:
