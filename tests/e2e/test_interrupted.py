@@ -13,7 +13,10 @@ import pytest
 
 from tests.e2e.team import Team
 
-LONG = ["run", "digits-vae", "--set", "training.steps=2000", "--set", "training.checkpoint_every=50"]
+LONG = [
+    *("run", "digits-vae", "--set", "training.steps=2000", "--set", "training.checkpoint_every=50"),
+    *("--set", "model.hidden=64", "--set", "model.layers=1"),  # many steps in little time
+]
 
 
 def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Process:
