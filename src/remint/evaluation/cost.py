@@ -165,7 +165,8 @@ def timed(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -
     machines = {threads: fingerprint(torch.device("cpu"), threads, 1) for threads in {task.threads for task in tasks.values()}}
     taken: dict[str, list[float]] = {name: [] for name, task in tasks.items() if _foreseen(task) <= LONGEST}
     for repeat in range(repeats):
-        say(f"repeat {repeat + 1} of {repeats}")
+        if repeat % 5 == 0:
+            say(f"repeat {repeat + 1} of {repeats}")
         for name, seconds in taken.items():
             seconds.append(_seconds(tasks[name], tasks[name].examples))
     return {
