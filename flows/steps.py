@@ -14,12 +14,12 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import champion, page, progress, show
+from flows import champion, lineage, page, progress, show
 from flows.job import Retraining
 from flows.outcome import outcome
-from remint import gate, manifest, storage, stores, workspace
+from remint import gate, storage, stores
 from remint.errors import ChampionChanged, Interrupted, UserError
-from remint.records import Decision, LedgerRow, ModelVersion, canonical, digest
+from remint.records import Decision, LedgerRow, ModelVersion, digest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -154,39 +154,12 @@ def push(job: Retraining) -> None:
 def register(job: Retraining) -> ModelVersion:
     """Registers the weights, exactly once a key, with everything needed to build them again."""
     with timed(job, "register"):
-        attachments = {
-            "report": job.out("reports"),
-            "dvc.lock": job.dvc.folder / "dvc.lock",
-            "params.yaml": job.dvc.folder / "params.yaml",
-        }
-        if job.commit.dirty:
-            attachments["uncommitted.bundle"] = workspace.bundle(
-                job.home.repository, job.commit, job.record.folder / "uncommitted.bundle"
-            )
-        version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, _lineage(job), attachments)
+        tags, files = lineage.tags(job), lineage.files(job)
+        version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files)
         job.run_id = None
     _keep_report(job, version)
     job.tell("registered", version=version.ref)
     return version
-
-
-def _lineage(job: Retraining) -> dict[str, str]:
-    """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
-    dataset, report = job.dataset, job.evidence.report
-    data = {"name": dataset.name, "source": dataset.source, "raw_sha256": dataset.raw_sha256, **dataset.counts}
-    return {
-        "data": canonical(data),
-        "metrics": canonical({name: value.to_json() for name, value in report.metrics.items()}),
-        "commit": job.commit.sha,
-        "dirty": str(job.commit.dirty).lower(),
-        "changed": "\n".join(job.commit.changed)[:4000],
-        "overrides": canonical(job.overrides),
-        "reason": job.reason,
-        "dvc_lock_sha256": manifest.sha256_file(job.dvc.folder / "dvc.lock"),
-        "packages_sha256": manifest.sha256_file(job.dvc.folder / "constraints.txt"),
-        "report_sha256": report.digest,
-        "flow_run": job.record.facts["flow_run"],
-    }
 
 
 def _keep_report(job: Retraining, version: ModelVersion) -> None:

@@ -1,8 +1,4 @@
-"""The only caller of dvc: steps, their memory, and the data's way to the remote.
-
-DVC remembers; remint asks. A step runs as ``dvc repro --single-item step@name`` in a workspace: same data,
-same settings, same code -> restored from the run cache, nothing trained.
-"""
+"""dvc in one checkout: its addresses, its steps, and what it holds of former ones."""
 
 from __future__ import annotations
 

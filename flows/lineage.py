@@ -1,0 +1,41 @@
+"""What a version carries so that it can be built again: tags, and files beside the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.job import Retraining
+from remint import manifest, workspace
+from remint.records import canonical
+
+
+def tags(job: Retraining) -> dict[str, str]:
+    """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
+    dataset, report = job.dataset, job.evidence.report
+    data = {"name": dataset.name, "source": dataset.source, "raw_sha256": dataset.raw_sha256, **dataset.counts}
+    return {
+        "data": canonical(data),
+        "metrics": canonical({name: value.to_json() for name, value in report.metrics.items()}),
+        "commit": job.commit.sha,
+        "dirty": str(job.commit.dirty).lower(),
+        "changed": "\n".join(job.commit.changed)[:4000],
+        "overrides": canonical(job.overrides),
+        "reason": job.reason,
+        "dvc_lock_sha256": manifest.sha256_file(job.dvc.folder / "dvc.lock"),
+        "packages_sha256": manifest.sha256_file(job.dvc.folder / "constraints.txt"),
+        "report_sha256": report.digest,
+        "flow_run": job.record.facts["flow_run"],
+    }
+
+
+def files(job: Retraining) -> dict[str, Path]:
+    """The files that are kept with a version, by name."""
+    kept = {
+        "report": job.out("reports"),
+        "dvc.lock": job.dvc.folder / "dvc.lock",
+        "params.yaml": job.dvc.folder / "params.yaml",
+    }
+    if job.commit.dirty:
+        bundle = job.record.folder / "uncommitted.bundle"
+        kept["uncommitted.bundle"] = workspace.bundle(job.home.repository, job.commit, bundle)
+    return kept

@@ -1,0 +1,14 @@
+"""The command line, on top of flows/.
+
+Exit status: 0 the command did what it says (a refusal to promote is a result), 1 a run failed, 2 the input is wrong.
+With ``--json`` exactly one JSON document goes to standard output; progress goes to standard error.
+"""
+
+# ruff: noqa: F401, I001 (each adds its commands to the application, in the order in which --help lists them)
+from remint.cli.app import app, main
+from remint.cli import retrain
+from remint.cli import registry
+from remint.cli import use
+from remint.cli import stack
+
+__all__ = ["app", "main"]

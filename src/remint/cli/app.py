@@ -1,0 +1,47 @@
+"""The application that the commands are added to, and what they share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from remint import config, terminal, workspace
+from remint.errors import RemintError
+from remint.home import Home
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+ModelRef = Annotated[str, typer.Argument(help="NAME (its champion), NAME@champion, NAME@challenger or NAME/7.")]
+
+
+def main() -> None:
+    """Entry point: our errors become one or two lines and an exit status, never a traceback."""
+    try:
+        app()
+    except RemintError as error:
+        terminal.err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(error.exit_status) from None
+    except KeyboardInterrupt:
+        terminal.err.print("interrupted", soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+@app.callback()
+def _about() -> None:
+    """Retrains generative models on schedule and promotes only what is proven better."""
+
+
+def here() -> tuple[Home, config.Params]:
+    """The home of the repository around the current folder, and its settings, both checked."""
+    repository = workspace.repository_of(Path.cwd())
+    return Home.of(repository).ensure(), config.load(repository)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,82 @@
+"""Commands that train: run and spread."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from remint import config, screens, terminal
+from remint.cli.app import AsJson, app, here, print_json
+from remint.errors import RemintError
+
+
+@app.command()
+def run(
+    pipelines: Annotated[list[str], typer.Argument(help="Names below pipelines: in params.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value below the pipeline's name; recorded with the version.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Retrain now: version the data, train, judge, register, and promote what is proven better.
+
+    Example: remint run digits-vae --set training.steps=20
+    """
+    home, params = here()
+    for name in pipelines:
+        params.pipeline(name)
+        config.validate(config.override(config.read(home.repository), name, set_ or []))
+    from flows import server
+
+    with server.api(home, terminal.say):
+        from flows import progress
+        from flows.run import run as run_flows
+
+        with terminal.Display() as display:
+            progress.listeners.append(display)
+            results = run_flows(params, list(dict.fromkeys(pipelines)), set_ or [], reason)
+    errors = [(name, result) for name, result in results.items() if isinstance(result, RemintError)]
+    outcomes = [result for result in results.values() if isinstance(result, dict)]
+    if as_json:
+        print_json(outcomes)
+    elif outcomes:
+        screens.outcomes(home, outcomes)
+    for name, error in errors:
+        terminal.err.print(f"[red]error:[/red] {name}: {escape(str(error))}", soft_wrap=True)
+    if errors:
+        raise SystemExit(min(error.exit_status for _, error in errors))
+
+
+@app.command()
+def spread(
+    pipeline: Annotated[str, typer.Argument(help="A name below pipelines: in params.yaml.")],
+    seeds: Annotated[int, typer.Option(min=3, max=100, help="How many seeds, from training.seed upwards.")] = 5,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value below the pipeline's name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one recipe with several seeds and record what its metrics differ by: margin: auto asks for more than that.
+
+    Example: remint spread digits-flow --seeds 5
+    """
+    home, params = here()
+    params.pipeline(pipeline)
+    settings = config.validate(config.override(config.read(home.repository), pipeline, set_ or [])).pipeline(pipeline)
+    first = settings.training.seed
+    confidence = settings.promotion.improve.confidence if settings.promotion.improve else 0.95
+    from flows import server
+
+    with server.api(home, terminal.say):
+        from flows import progress
+        from flows.run import interruptible
+        from flows.spread import seed_spread
+
+        with terminal.Display() as display, interruptible():
+            progress.listeners.append(display)
+            answer = seed_spread(pipeline, list(range(first, first + seeds)), set_ or [], confidence)
+    if as_json:
+        print_json(answer)
+    else:
+        screens.spread(answer)

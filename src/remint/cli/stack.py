@@ -1,0 +1,63 @@
+"""Commands about schedules and the local stack: deploy, up and init."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from remint import terminal, workspace
+from remint.cli.app import AsJson, app, here, print_json
+
+
+@app.command()
+def deploy(
+    branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give each pipeline with a schedule a Prefect deployment; take away those of pipelines without one.
+
+    Example: remint deploy --branch main
+    """
+    home, params = here()
+    branch = branch or workspace.branch_of(home.repository)
+    workspace.commit_of(home.repository, branch)
+    from flows import server
+
+    with server.api(home, terminal.say):
+        from flows.deploy import deploy as deploy_flows
+
+        deployed = deploy_flows(home, params, branch)
+    if as_json:
+        print_json(deployed)
+        return
+    for entry in deployed:
+        schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
+        terminal.out.print(f"{entry['deployment']}: {schedule}, from the head of {branch}", soft_wrap=True)
+    terminal.out.print(
+        "Schedules fire while a server and a worker run: remint up" if deployed else "No pipeline has a schedule: in params.yaml."
+    )
+
+
+@app.command()
+def up() -> None:
+    """Start the local stack in this terminal: Prefect server, MLflow server, and a worker that runs the schedules.
+
+    Example: remint up
+    """
+    home, _ = here()
+    from flows.stack import up as start
+
+    raise SystemExit(start(home))
+
+
+@app.command()
+def init() -> None:
+    """Make the databases of Prefect, MLflow and the ledger, so that the first run need not wait for it.
+
+    Example: remint init
+    """
+    home, _ = here()
+    from flows import server
+
+    server.initialise(home, terminal.say)

@@ -1,0 +1,56 @@
+"""Commands that use what was registered: sample and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from remint import screens, terminal
+from remint.cli.app import AsJson, ModelRef, app, here, print_json
+
+
+@app.command()
+def sample(
+    model: ModelRef,
+    count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many samples.")] = 64,
+    output: Annotated[
+        Path, typer.Option("-o", help="A .png (a grid), a .npy (uint8, N x C x H x W), or a .csv of a table.")
+    ] = Path("samples.png"),
+    of_class: Annotated[str | None, typer.Option("--class", help="Of a conditional model: the class to draw.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sample i depends on the seed and i only.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw from a registered model, the champion unless another is named.
+
+    Example: remint sample digits-vae -n 64 -o grid.png
+    """
+    home, _ = here()
+    from remint import queries
+
+    answer = queries.sample(home, model, count, seed, of_class, output)
+    if as_json:
+        print_json(answer)
+    else:
+        terminal.out.print(f"{answer['count']} samples of {answer['model']} with seed {seed}: {answer['path']}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Each NAME (its champion), NAME@challenger or NAME/7.")],
+    output: Annotated[Path, typer.Option("-o", help="The picture, a .png.")] = Path("compare.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Models side by side: metrics, seconds to draw and to score, size, and how each grows with the data.
+
+    Example: remint compare digits-vae digits-gan digits-flow
+    """
+    home, _ = here()
+    from remint import comparison
+
+    answer = comparison.compare(home, names, output, terminal.say)
+    if as_json:
+        print_json(answer)
+    else:
+        screens.comparison(answer)

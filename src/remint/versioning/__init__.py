@@ -1,0 +1,9 @@
+"""The only caller of dvc: steps and their memory, and the data's way to the remote and back.
+
+DVC remembers; remint asks. A step runs as ``dvc repro --single-item step@name`` in a workspace: same data,
+same settings, same code -> restored from the run cache, nothing trained.
+"""
+
+from remint.versioning.workspace import FORMER, OnEvent, Workspace, addresses, environment, last_words
+
+__all__ = ["FORMER", "OnEvent", "Workspace", "addresses", "environment", "last_words"]
