@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.postgres import postgres  # noqa: F401 (a fixture)
 from tests.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pwd
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,66 +16,10 @@ from remint.ledger import Ledger
 from remint.records import SeedSpread
 from remint.spreads import Spreads
 from remint.tracking.door import exclusive
+from tests.postgres import Postgres
 
 PROCESSES = 16
 fork = multiprocessing.get_context("fork")
-
-
-@dataclass
-class Postgres:
-    """A server of its own on a Unix socket, run by an account that is not root (it refuses to run as root)."""
-
-    folder: Path
-    bin: Path
-    user: str | None  # None: the account that runs the tests
-
-    @property
-    def url(self) -> str:
-        return f"postgresql://remint@/postgres?host={self.folder}"
-
-    def control(self, *arguments: str) -> None:
-        log = str(self.folder / "log")
-        command = [str(self.bin / "pg_ctl"), "-D", str(self.folder / "data"), "-l", log, "-w", *arguments]
-        subprocess.run(command, check=True, capture_output=True, user=self.user, cwd="/")
-
-    def start(self) -> None:
-        self.control("-o", f"-k {self.folder} -c listen_addresses= -c fsync=off", "start")
-
-    def stop(self) -> None:
-        self.control("-m", "immediate", "stop")
-
-
-def _binaries() -> Path | None:
-    found = shutil.which("initdb")
-    candidates = [Path(found).resolve().parent] if found else []
-    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in candidates if (folder / "initdb").exists() and (folder / "pg_ctl").exists()), None)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
-    binaries = _binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed: apt-get install postgresql")
-    user = None
-    if os.geteuid() == 0:
-        accounts = {entry.pw_name for entry in pwd.getpwall()}
-        user = next((name for name in ("postgres", "nobody") if name in accounts), None)
-        if user is None:
-            pytest.skip("PostgreSQL does not run as root, and there is no account postgres or nobody to run it as")
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path has at most 107 characters
-    if user:
-        shutil.chown(folder, user)
-    server = Postgres(folder, binaries, user)
-    try:
-        initdb = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "remint", "-A", "trust", "--no-sync"]
-        subprocess.run(initdb, check=True, capture_output=True, user=user, cwd="/")
-        server.start()
-        yield server
-        server.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
