@@ -363,3 +363,16 @@ class LedgerRow(Record):
     at: str  # ISO 8601, UTC
     previous: str  # hash of the row before, "" for the first
     hash: str
+
+
+class Finding(Record):
+    """One thing that the stores do not agree about, as ``remint audit`` names it."""
+
+    kind: str  # a word: alias, bytes, ledger, remote, run, flow_run, workspace, orphan, ..
+    thing: str  # what is wrong: a version, an alias, a row, a run, a folder
+    what: str  # a sentence: what is wrong with it
+    risk: str  # a sentence: what can come of it
+    repair: str  # a sentence: what mends it, with the command to type
+    safe: bool  # `remint audit --repair` does it
+    damages: str | None = None  # NAME/7 of the root version that it damages; None: none
+    repaired: bool = False
