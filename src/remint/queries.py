@@ -16,8 +16,11 @@ from remint.records import LedgerRow, ModelVersion
 Section = tuple[str, list[str]]
 
 
-def models(home: Home, name: str | None) -> list[dict[str, Any]]:
-    """One entry a version, newest first. Raises NotFoundError for a name that nothing is registered under."""
+def models(home: Home, name: str | None, newest: int | None = None) -> list[dict[str, Any]]:
+    """One entry a version, newest first: all, or of each model the ``newest`` ones and those that have an alias.
+
+    Raises NotFoundError for a name that nothing is registered under.
+    """
     store = stores.tracking(home)
     names = store.names()
     if name is not None:
@@ -30,7 +33,7 @@ def models(home: Home, name: str | None) -> list[dict[str, Any]]:
         names = [name]
     for each in names:
         stores.project(home, each)
-    return [_entry(version) for each in names for version in store.versions(each)]
+    return [_entry(version) for each in names for version in store.versions(each, newest)]
 
 
 def _entry(version: ModelVersion) -> dict[str, Any]:

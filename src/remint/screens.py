@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.markup import escape
@@ -33,7 +34,8 @@ def outcomes(home: Home, done: list[dict[str, Any]]) -> None:
     out.print(f"Next: {next_ones}", soft_wrap=True)
 
 
-def models(found: list[dict[str, Any]]) -> None:
+def models(found: list[dict[str, Any]], newest: int | None) -> None:
+    """``newest``: versions of each model that were asked for; None: all."""
     rows = [
         [
             f"{m['name']}/{m['version']}",
@@ -47,6 +49,10 @@ def models(found: list[dict[str, Any]]) -> None:
         for m in found
     ]
     table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
+    counts = Counter(m["name"] for m in found)
+    cut = [name for name, count in counts.items() if newest is not None and count >= newest]
+    if cut:
+        out.print(f"The newest {newest} of {', '.join(cut)}, and those with an alias: --all lists every version.", soft_wrap=True)
 
 
 def why(answer: dict[str, Any]) -> None:

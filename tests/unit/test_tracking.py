@@ -181,6 +181,12 @@ def test_aliases_are_set_moved_and_taken_away(store: Tracking, bundle: Path, tmp
     )
     store.set_alias("digits-flow", "challenger", None)
     assert store.aliases("digits-flow") == {"champion": 2} and store.aliases("nobody") == {}
+    assert [version.version for version in store.versions("digits-flow", newest=1)] == [2]
+    store.set_alias("digits-flow", "champion", 1)  # older than the newest, and yet among them
+    assert [(version.version, version.aliases) for version in store.versions("digits-flow", newest=1)] == [
+        (2, ()),
+        (1, ("champion",)),
+    ]
 
 
 def test_tags_and_files_are_added_to_a_version_later(store: Tracking, bundle: Path, tmp_path: Path) -> None:

@@ -9,10 +9,16 @@ import typer
 from remint import screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 
+NEWEST = 50  # versions of a model that are listed
+
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="One model; all of them where left out.")] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="One model; all of them where left out.")] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every version, not only a model's newest 50 and those with an alias.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What is registered, and what is champion.
 
@@ -21,11 +27,11 @@ def models(
     home, _ = here()
     from remint import queries
 
-    answer = queries.models(home, name)
+    answer = queries.models(home, name, None if all_ else NEWEST)
     if as_json:
         print_json(answer)
     else:
-        screens.models(answer)
+        screens.models(answer, None if all_ else NEWEST)
 
 
 @app.command()

@@ -129,15 +129,22 @@ class Tracking(Runs):
         with door("list models"):
             return sorted(model.name for model in pages(self._client.search_registered_models))
 
-    def versions(self, name: str) -> list[ModelVersion]:
-        """The versions of one model, newest first."""
+    def versions(self, name: str, newest: int | None = None) -> list[ModelVersion]:
+        """The versions of one model, newest first: all, or the ``newest`` ones and those that have an alias."""
         with door(f"list versions of {name}"):
-            found = pages(lambda **page: self._client.search_model_versions(f"name = '{name}'", **page))
+            ours, newest_first = f"name = '{name}'", ["version_number DESC"]
+            if newest is None:
+                found = list(pages(lambda **page: self._client.search_model_versions(ours, **page)))
+            else:
+                found = list(self._client.search_model_versions(ours, newest, newest_first))
             numbers = {version.version: version for version in (_record(each) for each in found)}
         # MLflow's search leaves the aliases out.
         for alias, number in sorted(self.aliases(name).items()):
-            holder = numbers[number]
-            numbers[number] = holder.model_copy(update={"aliases": (*holder.aliases, alias)})
+            holder = numbers.get(number)
+            if holder is None:
+                numbers[number] = self.version(f"{name}/{number}")
+            else:
+                numbers[number] = holder.model_copy(update={"aliases": (*holder.aliases, alias)})
         return [numbers[number] for number in sorted(numbers, reverse=True)]
 
     def version(self, ref: str) -> ModelVersion:
@@ -164,12 +171,17 @@ class Tracking(Runs):
 
     def aliases(self, name: str) -> dict[str, int]:
         """The version that each alias of a model stands for; none where there is no such model."""
+        return self.standing(name)[0]
+
+    def standing(self, name: str) -> tuple[dict[str, int], dict[str, str]]:
+        """The version that each alias of a model stands for, and the model's own tags; nothing where there is no such model."""
         try:
             with door(f"read the aliases of {name}"):
-                found = self._client.get_registered_model(name).aliases
+                found = self._client.get_registered_model(name)
         except NotFoundError:
-            return {}
-        return {alias: int(version) for alias, version in found.items()}
+            return {}, {}
+        tags = {key.removeprefix(PREFIX): value for key, value in found.tags.items() if key.startswith(PREFIX)}
+        return {alias: int(version) for alias, version in found.aliases.items()}, tags
 
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
         """Makes an alias stand for a version, or for nothing (None)."""
@@ -184,6 +196,11 @@ class Tracking(Runs):
         with door(f"tag {version.ref}"):
             for key, value in prefixed(tags).items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        """Sets one tag of a model itself."""
+        with door(f"tag {name}"):
+            self._client.set_registered_model_tag(name, PREFIX + key, value)
 
     def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:
         """Keeps more files with the run of a version, by name."""
