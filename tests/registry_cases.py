@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from remint import manifest
+from remint.distributed.machine import deterministic, fingerprint
 from remint.models import bundle as bundles
+from remint.models import probe
 from remint.models.families import family
 from remint.recipe import FlowSettings, TrainingSettings
 from remint.records import DataSpec, ModelVersion, TrainedModel
@@ -54,6 +56,8 @@ def make(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int
     trained.write(folder / "training.json")
     with (folder / "curve.csv").open("w") as stream:
         csv.writer(stream).writerows([("step", "loss"), (1, 2.5)])
+    with deterministic(1):
+        probe.record(folder, fingerprint(torch.device("cpu"), 1, 1))
     manifest.seal(folder)
     return trained
 

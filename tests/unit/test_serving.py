@@ -14,8 +14,9 @@ from torch import Tensor
 
 from remint.errors import IntegrityError, UserError
 from remint.models import contract
+from remint.models.draw import BLOCK
 from remint.serving import model as serving
-from remint.serving.model import BLOCK, ServedModel
+from remint.serving.model import ServedModel
 from remint.serving.pyfunc import _load_pyfunc
 from tests import registry_cases as cases
 

@@ -45,7 +45,13 @@ def test_the_folder_is_a_bundle_that_says_what_it_is(dataset: Dataset, tmp_path:
     recipe = cases.recipe("vae")
     trained = cases.run(recipe, dataset, tmp_path)
     out = tmp_path / "out"
-    assert set(verify(out)["files"]) == {"weights.safetensors", "model.json", "training.json", "curve.csv"}
+    assert set(verify(out)["files"]) == {
+        "weights.safetensors",
+        "model.json",
+        "training.json",
+        "curve.csv",
+        "samples.safetensors",
+    }
     assert TrainedModel.read(out / "training.json") == trained
     assert trained.recipe == recipe.resolved()
     assert trained.dataset == dataset.version.digest

@@ -55,6 +55,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     return model.to(device).eval().requires_grad_(False)
 
 
+def spec_of(folder: Path) -> DataSpec:
+    """The data that the model of a folder is of. Raises IntegrityError."""
+    return _about(folder)[2]
+
+
 def _about(folder: Path) -> tuple[str, ModelSettings, DataSpec]:
     try:
         about: dict[str, Any] = json.loads((folder / MODEL).read_bytes())

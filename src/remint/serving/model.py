@@ -1,7 +1,6 @@
 """What was promoted, in use: a registered bundle that draws samples.
 
-Shapes: B block, N samples asked for, X the axes of one example (C, H, W of an image, D of a table's row); noise numbers are
-the second axis of ``noise_BD``.
+Shapes: N samples asked for, X the axes of one example (C, H, W of an image, D of a table's row).
 """
 
 from __future__ import annotations
@@ -12,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from remint.errors import SettingsError, UserError
 from remint.models.bundle import MODEL, load_model
-from remint.models.contract import CanSample, standard_normal
+from remint.models.contract import CanSample
+from remint.models.draw import draw
 from remint.recipe import unknown
 from remint.records import DataSpec
-
-# Samples in one forward pass, always: a matrix product's rounding depends on how many rows it has, so that blocks of
-# one size are what makes sample i the same in a batch of 1 and of 1,000. What is drawn beyond the count is dropped.
-BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -44,20 +39,7 @@ class ServedModel:
         """
         if classes is not None and not getattr(self.model, "conditional", False):
             raise SettingsError("this model was not trained by class (model.conditional: true): leave the class out")
-        out_NX = np.empty((len(places), *self.spec.shape), np.float32 if self.spec.is_table else np.uint8)
-        for start in range(0, len(places), BLOCK):
-            block = places[start : start + BLOCK]
-            noise_BD = torch.zeros(BLOCK, self.model.sample_noise)
-            for row, (seed, index) in enumerate(block):
-                noise_BD[row] = standard_normal((self.model.sample_noise,), seed, index)
-            y_B = None
-            if classes is not None:
-                y_B = torch.zeros(BLOCK, dtype=torch.int64, device=self.device)
-                y_B[: len(block)] = torch.tensor(classes[start : start + BLOCK])
-            with torch.inference_mode():
-                x_BX = self.model.sample(noise_BD.to(self.device), y_B)
-            out_NX[start : start + BLOCK] = x_BX[: len(block)].cpu().numpy()
-        return out_NX
+        return draw(self.model, self.spec, places, classes, self.device)
 
     def class_named(self, name: str) -> int:
         """The number of a class by its name, or by the number itself. Raises SettingsError with the nearest name."""

@@ -4,6 +4,7 @@
         weights.safetensors   averaged weights of the best score, and buffers
         model.json            family, settings, data spec: what it takes to build the network again
         training.json         records.TrainedModel
+        samples.safetensors   what it draws for a fixed seed (models/probe.py)
         curve.csv             step, the losses and curves, coverage and reached, validation
         manifest.json         SHA-256 of each
 
@@ -29,6 +30,7 @@ from remint.distributed.machine import check_devices, deterministic, fingerprint
 from remint.distributed.world import World, join, launched
 from remint.errors import ResourceError
 from remint.manifest import whole_folder
+from remint.models import probe
 from remint.models.bundle import save_model
 from remint.models.families import family
 from remint.processes import GRACE, stopping
@@ -151,6 +153,7 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
             fingerprint={**machine, "earlier": earlier} if earlier else machine,  # resumed elsewhere: comparable to neither
         ).write(folder / RECORD)
         _write_curve(state.rows, folder / CURVE)
+        probe.record(folder, fingerprint(torch.device("cpu"), recipe.training.threads, 1))
 
 
 def _write_curve(rows: Sequence[Row], path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Samples as they are served: in blocks of one size, each a function of its seed, its index and its class alone.
+
+Shapes: B block, N samples asked for, X the axes of one example (C, H, W of an image, D of a table's row); noise numbers are
+the second axis of ``noise_BD``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from remint.models.contract import CanSample, standard_normal
+from remint.records import DataSpec
+
+# Samples in one forward pass, always: a matrix product's rounding depends on how many rows it has, so that blocks of
+# one size are what makes sample i the same in a batch of 1 and of 1,000. What is drawn beyond the count is dropped.
+BLOCK = 64
+
+
+def draw(
+    model: CanSample,
+    spec: DataSpec,
+    places: Sequence[tuple[int, int]],
+    classes: Sequence[int] | None = None,  # of a conditional model
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """x_NX: for each (seed, index) the sample of that index in the series of that seed, of its class where given.
+
+    Images are uint8, rows of a table float32 as records.DataSpec says.
+    """
+    out_NX = np.empty((len(places), *spec.shape), np.float32 if spec.is_table else np.uint8)
+    for start in range(0, len(places), BLOCK):
+        block = places[start : start + BLOCK]
+        noise_BD = torch.zeros(BLOCK, model.sample_noise)
+        for row, (seed, index) in enumerate(block):
+            noise_BD[row] = standard_normal((model.sample_noise,), seed, index)
+        y_B = None
+        if classes is not None:
+            y_B = torch.zeros(BLOCK, dtype=torch.int64, device=device)
+            y_B[: len(block)] = torch.tensor(classes[start : start + BLOCK])
+        with torch.inference_mode():
+            x_BX = model.sample(noise_BD.to(device), y_B)
+        out_NX[start : start + BLOCK] = x_BX[: len(block)].cpu().numpy()
+    return out_NX

@@ -1,0 +1,151 @@
+"""Samples that are drawn once, at the end of training, and kept with the weights: whoever loads the bundle can draw them again.
+
+    samples.safetensors   ``samples``, or ``log_prob`` or ``elbo`` of a family that cannot sample; ``class`` of each, of a
+                          conditional model; nothing of a family that can do none of the three
+
+Its metadata are the seed and the machine that they were drawn on. They are drawn on the CPU from the bundle as it was
+written, in the way that serving draws.
+
+Shapes: N samples, X the axes of one example.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from remint import manifest
+from remint.errors import IntegrityError
+from remint.models.bundle import load_model, spec_of
+from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
+from remint.models.draw import BLOCK, draw
+from remint.records import DataSpec, canonical
+
+FILE = "samples.safetensors"
+COUNT = 16
+LARGEST = 2**20  # bytes of all samples: fewer than COUNT of large images, one at least
+SEED = 0
+
+# Where the machine is not the one that they were drawn on, sums are taken in another order.
+SHARE = 0.01  # of an image's values that may be one level away
+RELATIVE = 1e-4  # of numbers, and absolute below 1
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a bundle keeps of its own samples."""
+
+    seed: int
+    machine: dict[str, Any]
+    arrays: Arrays
+
+    @property
+    def count(self) -> int:
+        return max((len(array) for array in self.arrays.values()), default=0)
+
+
+def record(folder: Path, machine: Mapping[str, Any]) -> None:
+    """Draws from the complete bundle in ``folder``, and adds what was drawn; the caller seals the folder.
+
+    ``machine``: the fingerprint within which the bytes may be compared (distributed.machine.fingerprint of the CPU).
+    """
+    manifest.seal(folder)
+    spec = spec_of(folder)
+    arrays = drawn(load_model(folder), spec, SEED, affordable(spec))
+    about = canonical({"seed": SEED, "machine": here(machine)})  # one entry: several are written in no order
+    (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"about": about}))
+
+
+def here(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """A machine's fingerprint with the size of a block, on which the last bits depend as well."""
+    return {**machine, "block": BLOCK}
+
+
+def affordable(spec: DataSpec) -> int:
+    return max(1, min(COUNT, LARGEST // (spec.dims * (4 if spec.is_table else 1))))
+
+
+def read(folder: Path) -> Recorded | None:
+    """What was recorded in a sealed bundle; None in one from before samples were recorded.
+
+    Raises IntegrityError for a file that does not hold it.
+    """
+    if not (folder / FILE).exists():
+        return None
+    try:
+        with safe_open(folder / FILE, framework="numpy") as stored:  # type: ignore[no-untyped-call]
+            about = json.loads(stored.metadata()["about"])
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
+        return Recorded(about["seed"], about["machine"], arrays)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{folder / FILE} does not hold recorded samples: {type(error).__name__}") from error
+
+
+def drawn(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
+    """What the model says for a seed: ``count`` samples; without that ability the density, or its bound, of zeros.
+
+    A conditional model is given the classes 0, 1, .. in turn.
+    """
+    y_N = np.arange(count) % spec.classes if model.conditional else None
+    kept: dict[str, np.ndarray[Any, Any]] = {} if y_N is None else {"class": y_N}
+    if isinstance(model, CanSample):
+        kept["samples"] = draw(model, spec, [(seed, index) for index in range(count)], None if y_N is None else y_N.tolist())
+        return kept
+    labels_N = None if y_N is None else torch.from_numpy(y_N)
+    zeros_NX = torch.zeros(count, *spec.shape)
+    with torch.inference_mode():
+        if isinstance(model, HasLogProb):
+            noise_ND = torch.stack([standard_normal((model.density_noise,), seed, index) for index in range(count)])
+            kept["log_prob"] = model.log_prob(zeros_NX, noise_ND, labels_N).numpy()
+        elif isinstance(model, HasElbo):
+            noise_ND = torch.stack([standard_normal((model.latent_noise,), seed, index) for index in range(count)])
+            kept["elbo"] = model.elbo(zeros_NX, noise_ND.unsqueeze(0), labels_N)[0].numpy()
+    return kept
+
+
+def not_finite(model: Model, spec: DataSpec, arrays: Arrays) -> str | None:
+    """What of the weights or of what was drawn is not finite; None where all is. Values that may be missing may be NaN."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weights {name} hold values that are not finite"
+    for name, array in arrays.items():
+        fine = np.isfinite(array)
+        if name == "samples" and spec.is_table:
+            fine |= np.isnan(array) & np.array([column.missing for column in spec.columns])
+        if not fine.all():
+            return f"{int((~fine).sum())} of {array.size} values of {name} are not finite"
+    return None
+
+
+def different(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
+    """How what was drawn again differs from the record; None where it does not.
+
+    ``exact``: where it differs in one bit, else where it differs by more than SHARE and RELATIVE.
+    """
+    if {name: array.shape for name, array in recorded.items()} != {name: array.shape for name, array in again.items()}:
+        return f"{', '.join(recorded) or 'nothing'} was recorded, {', '.join(again) or 'nothing'} drawn"
+    for name, before in recorded.items():
+        now = again[name]
+        if before.dtype != now.dtype:
+            return f"{name} is {now.dtype}, not {before.dtype}"
+        if before.tobytes() == now.tobytes():
+            continue
+        if exact:
+            return f"{int((before != now).sum())} of {before.size} values of {name} are others"
+        if before.dtype == np.uint8:
+            off = np.abs(before.astype(np.int64) - now)
+            if off.max() > 1 or (off > 0).mean() > SHARE:
+                return f"{(off > 0).mean():.1%} of the values of {name} are others, by up to {off.max()} levels"
+        elif not np.allclose(before, now, rtol=RELATIVE, atol=RELATIVE, equal_nan=True):
+            return f"{name} differ by more than {RELATIVE} of themselves"
+    return None

@@ -1,0 +1,90 @@
+"""A bundle that loads here may not load elsewhere: a fresh process loads it, draws what training recorded, and compares.
+
+python -m remint.serving.fresh BUNDLE    the process; what it says is read through remint.step
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from remint import processes, step
+from remint.errors import IntegrityError, RemintError, RunError, by_name
+
+
+def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Loads a sealed bundle in a fresh process and draws the samples recorded at training again; what was compared, a sentence.
+
+    ``log``: file that the process's words are appended to. ``environment``: variables beside our own, with the PYTHONPATH
+    of the code that is to load it; None: the code that we run.
+
+    Raises IntegrityError where a file is damaged, or what is drawn is not finite or not what was recorded; RunError where
+    the process ended otherwise.
+    """
+    events = log.with_suffix(".jsonl")
+    events.unlink(missing_ok=True)
+    errors: list[RemintError] = []
+    said: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "error":
+            errors.append(by_name(event["kind"], event["message"]))
+        elif event["event"] == "checked":
+            said.append(event["how"])
+
+    ours = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    status = processes.run(
+        [sys.executable, "-P", "-m", "remint.serving.fresh", str(bundle.absolute())],  # -P: nothing of the folder it starts in
+        cwd=log.absolute().parent,
+        env={**os.environ, **(ours if environment is None else environment), step.EVENTS: str(events.absolute())},
+        log=log,
+        events=events,
+        on_event=listen,
+    )
+    if errors:
+        raise errors[0]
+    if status or not said:
+        raise RunError(f"{bundle} could not be drawn from in a fresh process: {_last_line(log, status)} (all of it: {log})")
+    return said[0]
+
+
+def _last_line(log: Path, status: int) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if status > 0 and lines else f"it ended with status {status}"
+
+
+def _main(folder: str) -> None:
+    import torch
+
+    from remint.distributed.machine import deterministic, fingerprint
+    from remint.models import probe
+    from remint.models.bundle import load_model, spec_of
+    from remint.records import TrainedModel
+
+    bundle = Path(folder)
+    model, spec, recorded = load_model(bundle), spec_of(bundle), probe.read(bundle)
+    threads = int(TrainedModel.read(bundle / "training.json").fingerprint["threads"])
+    with deterministic(threads):
+        machine = probe.here(fingerprint(torch.device("cpu"), threads, 1))
+        count = recorded.count if recorded else probe.affordable(spec)
+        again = probe.drawn(model, spec, recorded.seed if recorded else probe.SEED, count)
+    wrong = probe.not_finite(model, spec, again)
+    if wrong:
+        raise IntegrityError(f"{bundle}: {wrong}: train again")
+    if recorded is None:
+        step.emit("checked", how="loaded and drew finite samples; nothing was recorded at training that they could equal")
+        return
+    exact = machine == recorded.machine
+    wrong = probe.different(recorded.arrays, again, exact=exact)
+    how = "to the bit" if exact else f"within {probe.SHARE:.0%} of pixels by one level and {probe.RELATIVE} of numbers"
+    if wrong:
+        raise IntegrityError(f"{bundle} does not draw what was recorded at training ({how}): {wrong}")
+    kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"
+    step.emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
+
+
+if __name__ == "__main__":
+    step.run(_main)
