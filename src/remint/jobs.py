@@ -69,6 +69,12 @@ def dead(home: Home) -> list[Job]:
     return found
 
 
+def alive(home: Home) -> list[Job]:
+    """Jobs whose process runs."""
+    folders = (folder for folder in sorted(home.jobs.glob("*")) if (folder / "lock").exists())
+    return [Job(folder) for folder in folders if not _is_free(folder / "lock")]
+
+
 def _is_free(path: Path) -> bool:
     with path.open("w") as lock:
         try:

@@ -1,0 +1,58 @@
+"""Versions that remint gc removed, in the ledger's database: the ledger names versions that are gone, and these are not lost.
+
+A version is written down before it is removed. A process that dies between the two leaves one that is written down and
+still there, which the next gc removes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from remint.database import Database
+
+SCHEMA = 1
+
+_metadata = sa.MetaData()
+_schema = sa.Table("collected_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+_rows = sa.Table(
+    "collected_versions",
+    _metadata,
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.String(40), nullable=False),
+)
+
+
+class Collected:
+    """The collected versions at one database address. Raises what remint.database raises."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._database.make(_metadata, _schema, SCHEMA)
+
+    def record(self, model: str, numbers: Iterable[int]) -> None:
+        """Writes down that these versions of a model are collected."""
+        wanted = set(numbers)
+
+        def once() -> None:
+            with self._database.write(f"collected {model}") as connection:
+                known = set(connection.execute(sa.select(_rows.c.number).where(_rows.c.model == model)).scalars())
+                at = datetime.now(UTC).isoformat(timespec="seconds")
+                new = [{"model": model, "number": number, "at": at} for number in sorted(wanted - known)]
+                if new:
+                    connection.execute(_rows.insert(), new)
+
+        self._database.again(once)
+
+    def versions(self, model: str) -> frozenset[int]:
+        """The versions of a model that were collected."""
+        query = sa.select(_rows.c.number).where(_rows.c.model == model)
+
+        def read() -> frozenset[int]:
+            with self._database.read() as connection:
+                return frozenset(connection.execute(query).scalars())
+
+        return self._database.again(read)

@@ -1,0 +1,92 @@
+"""Which versions must never be lost, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remint import jobs, stores
+from remint.collected import Collected
+from remint.home import Home
+from remint.ledger import Ledger
+from remint.roots import Root, awaiting, champions, named, roots
+from tests import registry_cases as cases
+
+
+def decide(book: Ledger, action: str, version: int, after: int | None, before: int | None) -> None:
+    book.append(
+        "m", action, version, champion_after=after, who="w", why="y", evidence=f"{action}{version}", expected_champion=before
+    )
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+def test_the_champions_stand_newest_first_each_once(book: Ledger) -> None:
+    for version in (1, 2, 3):
+        decide(book, "promoted", version, version, version - 1 or None)
+    decide(book, "kept", 4, 3, 3)
+    assert champions(book.rows("m")) == [3, 2, 1]
+
+
+def test_a_champion_that_was_rolled_back_or_rejected_is_none_to_go_back_to(book: Ledger) -> None:
+    decide(book, "promoted", 1, 1, None)
+    decide(book, "promoted", 2, 2, 1)
+    decide(book, "promoted", 3, 3, 2)
+    decide(book, "rejected", 1, 3, 3)
+    book.append("m", "rolled_back", 3, champion_after=2, who="w", why="y", evidence="", expected_champion=3)
+    assert champions(book.rows("m")) == [2]
+
+
+def test_a_champion_that_was_collected_does_not_take_a_place_in_the_window(book: Ledger) -> None:
+    for version in (1, 2, 3):
+        decide(book, "promoted", version, version, version - 1 or None)
+    assert champions(book.rows("m"), {2}) == [3, 1]
+    assert champions(book.rows("m"), {3}) == [3, 2, 1], "the present champion is one even so"
+
+
+def test_an_approval_is_awaited_until_somebody_spoke_or_another_was_promoted(book: Ledger) -> None:
+    decide(book, "promoted", 1, 1, None)
+    decide(book, "awaiting_approval", 2, 1, 1)
+    decide(book, "awaiting_approval", 3, 1, 1)
+    assert awaiting(book.rows("m")) == [2, 3]
+    decide(book, "rejected", 3, 1, 1)
+    assert awaiting(book.rows("m")) == [2]
+    decide(book, "promoted", 4, 4, 1)
+    assert awaiting(book.rows("m")) == []
+
+
+def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
+    gone = Collected(f"sqlite:///{tmp_path}/ledger.db")
+    gone.record("m", [1, 3])
+    gone.record("m", [3, 4])
+    gone.record("other", [9])
+    assert Collected(f"sqlite:///{tmp_path}/ledger.db").versions("m") == {1, 3, 4}
+
+
+def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = Home(tmp_path, tmp_path / "home").ensure()
+    store, book = stores.tracking(home), stores.ledger(home)
+    for seed in range(6):
+        cases.make(tmp_path / f"bundle{seed}", seed, pipeline="m")
+        cases.register(store, tmp_path / f"bundle{seed}")
+    for version in (1, 2, 3):
+        decide(book, "promoted", version, version, version - 1 or None)
+    store.set_tags(store.version("m/5"), {"keep": "a paper cites it"})
+    store.set_alias("m", "shadow", 6)
+    with jobs.live(home, pipeline="m") as job:
+        found = roots(home, window=2)
+        assert [type(root) for root in found] == [Root] * 4
+        assert {root.version.ref: root.why for root in found} == {
+            "m/2": "champion 1 before, to roll back to",
+            "m/3": f"champion of the ledger, job {job.id} runs and judges against it",
+            "m/5": "kept by tag: a paper cites it",
+            "m/6": "@shadow",
+        }
+    store._client.delete_model_version("m", "3")
+    assert set(named(home)) == {"m/1", "m/2", "m/3", "m/5", "m/6"}, "the ledger's champion is one, though MLflow has lost it"
+    assert {root.version.ref for root in roots(home)} == {"m/1", "m/2", "m/5", "m/6"}
