@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from flows.job import Retraining
-from remint import manifest, workspace
-from remint.records import canonical
+from remint import manifest, stores, workspace
+from remint.rebuild.tolerance import tolerances
+from remint.records import canonical, digest
 
 
 def tags(job: Retraining) -> dict[str, str]:
     """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
     dataset, report = job.dataset, job.evidence.report
+    spread = stores.spreads(job.home).newest(job.pipeline)
     data = {"name": dataset.name, "source": dataset.source, "raw_sha256": dataset.raw_sha256, **dataset.counts}
     return {
         "data": canonical(data),
@@ -22,8 +25,12 @@ def tags(job: Retraining) -> dict[str, str]:
         "overrides": canonical(job.overrides),
         "reason": job.reason,
         "dvc_lock_sha256": manifest.sha256_file(job.dvc.folder / "dvc.lock"),
+        "params_sha256": manifest.sha256_file(job.dvc.folder / "params.yaml"),
+        "repository": workspace.origin(job.home.repository),
+        "python": platform.python_version(),
         "packages_sha256": manifest.sha256_file(job.dvc.folder / "constraints.txt"),
         "report_sha256": report.digest,
+        "tolerance": canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.but_seed()))),
         "flow_run": job.record.facts["flow_run"],
     }
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from flows.retrain import retrain
@@ -25,27 +21,12 @@ def run(params: Params, pipelines: list[str], overrides: list[str], reason: str)
     """
     demand = max(params.pipelines[name].training.threads * params.pipelines[name].training.devices for name in pipelines)
     width = max(1, min(len(pipelines), (os.cpu_count() or 1) // demand))
-    with interruptible(), ThreadPoolExecutor(width, thread_name_prefix="retrain") as pool:
+    with processes.interruptible(), ThreadPoolExecutor(width, thread_name_prefix="retrain") as pool:
         futures: dict[str, Future[dict[str, Any]]] = {
             name: pool.submit(retrain, name, overrides=overrides, reason=reason) for name in pipelines
         }
         wait(futures.values())
     return {name: _result(future) for name, future in futures.items()}
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside the block Ctrl-C and SIGTERM stop the children and let the flow end with that reason."""
-    former = {sign: signal.signal(sign, _stop) for sign in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for sign, handler in former.items():
-            signal.signal(sign, handler)
-
-
-def _stop(_sign: int, _frame: FrameType | None) -> None:
-    processes.stopping.set()
 
 
 def _result(future: Future[dict[str, Any]]) -> Result:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from remint.errors import Interrupted
@@ -18,6 +20,21 @@ from remint.step import PARENT
 GRACE = 30.0  # seconds that a child has to write its checkpoint after SIGTERM
 
 stopping = threading.Event()  # set by Ctrl-C: every wait below ends with Interrupted
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside the block Ctrl-C and SIGTERM stop the children and let whoever waits for them end with that reason."""
+
+    def stop_all(_sign: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    former = {sign: signal.signal(sign, stop_all) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sign, handler in former.items():
+            signal.signal(sign, handler)
 
 
 def run(

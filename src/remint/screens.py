@@ -103,3 +103,30 @@ def comparison(answer: dict[str, Any]) -> None:
     for note in answer["notes"]:
         out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     out.print(f"\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+
+
+def rebuild(answer: dict[str, Any]) -> None:
+    """Both sides, thing by thing; what differs in the environment; the verdict and the rule that it follows."""
+    recorded, rebuilt = answer["recorded"], answer["rebuilt"]
+    differing = {each["thing"]: each["why"] for each in answer["differences"]}
+    digests = {"data": "dataset", "features": "features", "weights": "weights_sha256"}
+    digests |= {"training": "manifest_sha256", "report": "report_sha256"}
+    rows = [[word, recorded[key][:12], rebuilt[key][:12], differing.get(key, "identical")] for word, key in digests.items()]
+    for name in recorded["metrics"]:
+        sides = [f"{side['metrics'][name]['value']:.6g}" if name in side["metrics"] else "" for side in (recorded, rebuilt)]
+        rows.append([name, *sides, differing.get(f"metric {name}", "identical")])
+    rows += [
+        [each["thing"], str(each["recorded"]), str(each["rebuilt"]), each["why"]]
+        for each in answer["differences"]
+        if each["thing"].startswith("settings ")
+    ]
+    out.print(f"[bold]{answer['model']}[/bold], built again from commit {answer['commit'][:10]}\n")
+    table(["", "recorded", "rebuilt", ""], rows)
+    for each in answer["environment"]:
+        out.print(escape(f"here {each['name']} is {each['here']}, it was {each['recorded']}"), soft_wrap=True)
+    for note in answer["notes"]:
+        out.print(escape(note), soft_wrap=True)
+    machine = "the same machine and build" if answer["rule"] == "identity" else "another machine or build"
+    word = "identical" if answer["identical"] else "within tolerance" if answer["reproduced"] else "NOT reproduced"
+    demand = "every byte must be the same" if answer["rule"] == "identity" else "each metric must be within its tolerance"
+    out.print(f"\n{answer['model']}: {word}. On {machine} {demand}.", soft_wrap=True)

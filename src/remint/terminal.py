@@ -19,6 +19,7 @@ DOING = {
     "fetch": "fetches what is new in the bucket",
     "ask": "asks dvc what it remembers",
     "data": "versions the data",
+    "prepare": "prepares the data",
     "features": "learns the features that distances are measured in",
     "train": "trains",
     "evaluate": "evaluates on held-out data",

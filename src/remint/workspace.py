@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from remint.errors import RepositoryError, VersioningError
@@ -155,10 +157,51 @@ def _refuse_unfit(path: Path, name: str) -> None:
         )
 
 
-def check_out(repository: Path, commit: Commit, folder: Path) -> Path:
-    """A checkout of ``commit`` in the new ``folder``, its objects shared with the repository."""
+def holds(repository: Path, sha: str) -> bool:
+    """Whether this clone has a commit, on a branch or not."""
+    try:
+        git(repository, "cat-file", "-e", f"{sha}^{{commit}}")
+    except VersioningError:
+        return False
+    return True
+
+
+def obtain(repository: Path, sha: str) -> bool:
+    """Whether this clone has a commit, fetched from its origin where it had not.
+
+    Fetches objects only: no branch, tag or file of the person's changes.
+    """
+    quiet = ("fetch", "--quiet", "--no-tags", "--no-auto-gc", "--no-write-fetch-head", "--refmap=", "origin")
+    for wanted in (sha, "refs/heads/*"):  # an old server gives branches only
+        if holds(repository, sha):
+            return True
+        with suppress(VersioningError):  # the answer says it
+            git(repository, *quiet, wanted, env={"GIT_TERMINAL_PROMPT": "0"})
+    return holds(repository, sha)
+
+
+def origin(repository: Path) -> str:
+    """The address that this clone was made from, without user, password and query; "" where there is none."""
+    try:
+        address = git(repository, "remote", "get-url", "origin").strip()
+    except VersioningError:
+        return ""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address  # a path, or the short form of ssh, which holds no password
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0].partition('#')[0]}"
+
+
+def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | None = None) -> Path:
+    """A checkout of ``commit`` in the new ``folder``, its objects shared with the repository.
+
+    ``bundled``: a bundle that holds the commit, where the repository has no more than what it stands on.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     git(folder.parent, "clone", "--quiet", "--shared", "--no-checkout", str(repository), str(folder))
+    if bundled:
+        git(folder, "bundle", "unbundle", str(bundled))
     git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", commit.sha)
     return folder
 
@@ -167,6 +210,13 @@ def bundle(repository: Path, commit: Commit, file: Path) -> Path:
     """A git bundle of a dirty commit upon its base, so that it can be built elsewhere."""
     git(repository, "bundle", "create", "--quiet", str(file), f"refs/remint/{commit.sha}", f"^{commit.base}")
     return file
+
+
+def stands_on(bundle: Path) -> list[str]:
+    """The commits that a git bundle needs and does not hold, as its header names them (gitformat-bundle)."""
+    with bundle.open("rb") as stream:
+        header = iter(stream.readline, b"\n")
+        return [line[1:].split()[0].decode() for line in takewhile(bool, header) if line.startswith(b"-")]
 
 
 def remove(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from remint import config, screens, terminal
+from remint import config, processes, screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import RemintError
 
@@ -70,10 +70,9 @@ def spread(
 
     with server.api(home, terminal.say):
         from flows import progress
-        from flows.run import interruptible
         from flows.spread import seed_spread
 
-        with terminal.Display() as display, interruptible():
+        with terminal.Display() as display, processes.interruptible():
             progress.listeners.append(display)
             answer = seed_spread(pipeline, list(range(first, first + seeds)), set_ or [], confidence)
     if as_json:

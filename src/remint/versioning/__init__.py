@@ -4,6 +4,6 @@ DVC remembers; remint asks. A step runs as ``dvc repro --single-item step@name``
 same settings, same code -> restored from the run cache, nothing trained.
 """
 
-from remint.versioning.workspace import FORMER, OnEvent, Workspace, addresses, environment, last_words
+from remint.versioning.workspace import FORMER, OnEvent, Workspace, addresses, environment, last_words, locked
 
-__all__ = ["FORMER", "OnEvent", "Workspace", "addresses", "environment", "last_words"]
+__all__ = ["FORMER", "OnEvent", "Workspace", "addresses", "environment", "last_words", "locked"]

@@ -39,13 +39,15 @@ class Workspace:
     """dvc in one checkout.
 
     Arguments: ``folder`` the checkout, ``home`` where cache, remote and checkpoints are, ``logs`` a folder for
-    what dvc and the steps print.
+    what dvc and the steps print, ``scratch`` a folder that stands for the home's in all but the remote: steps then find
+    no cache and no checkpoint of anybody's, and leave none.
     """
 
-    def __init__(self, folder: Path, home: Home, logs: Path) -> None:
-        self.folder, self.home, self.logs = folder, home, logs
+    def __init__(self, folder: Path, home: Home, logs: Path, scratch: Path | None = None) -> None:
+        self.folder, self.logs = folder, logs
+        self.home = Home(home.repository, scratch) if scratch else home
         logs.mkdir(parents=True, exist_ok=True)
-        addresses(home, folder)
+        addresses(home, folder, cache=self.home.dvc / "cache" if scratch else None)
 
     def restore(self, target: str) -> bool:
         """Restores ``target`` and all before it from the run cache. False where a step would have to run."""
@@ -75,6 +77,14 @@ class Workspace:
         self._dvc(step, "repro", "--single-item", f"{step}@{name}", on_event=watch)
         return ran
 
+    def renew(self, step: str, name: str, on_event: OnEvent) -> None:
+        """Runs one step whatever dvc remembers; it remembers nothing of it. Raises the error that ended the step."""
+        self._dvc(step, "repro", "--force", "--no-run-cache", "--no-commit", "--single-item", f"{step}@{name}", on_event=on_event)
+
+    def pull(self, *targets: str) -> None:
+        """Brings what the checkout's dvc.lock says that these steps made: cache, else remote. Raises VersioningError."""
+        self._dvc("pull", "pull", "--force", *targets)
+
     def push(self, *targets: str) -> None:
         """Copies the outputs of these steps to the remote. Raises VersioningError where it is out of reach."""
         self._dvc("push", "push", *targets)
@@ -84,12 +94,7 @@ class Workspace:
 
         Raises VersioningError where the lock does not name it, or neither has it whole.
         """
-        try:
-            (out,) = YAML(typ="safe", pure=True).load(lock.read_text())["stages"][stage]["outs"]
-            known = {key: out[key] for key in ("md5", "size", "nfiles", "hash")}
-        except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
-            raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
-        (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**known, "path": FORMER}]}))
+        (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**locked(lock, stage), "path": FORMER}]}))
         self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
         return self.folder / FORMER
 
@@ -118,6 +123,18 @@ class Workspace:
             raise VersioningError(f"dvc {' '.join(arguments)} failed: {last_words(log)} (all of it: {log})")
 
 
+def locked(lock: Path, stage: str) -> dict[str, Any]:
+    """What a dvc.lock says of the one output of a stage: ``md5``, ``size``, ``nfiles``, ``hash``.
+
+    Raises VersioningError where it names none.
+    """
+    try:
+        (out,) = YAML(typ="safe", pure=True).load(lock.read_text())["stages"][stage]["outs"]
+        return {key: out[key] for key in ("md5", "size", "nfiles", "hash")}
+    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
+        raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
+
+
 def environment(folder: Path, home: Home) -> dict[str, str]:
     """A job runs its own commit's code with this environment's programs, and dvc calls nobody."""
     site = home.dvc / "site"
@@ -134,11 +151,12 @@ def environment(folder: Path, home: Home) -> dict[str, str]:
     }
 
 
-def addresses(home: Home, folder: Path) -> None:
+def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
     """Writes the workspace's ``.dvc/config.local``: the person's own settings, every local address absolute.
 
     In a checkout elsewhere a relative remote would be another folder, and a push would go there
     without a word. An address inside the repository's ``.remint/`` follows REMINT_HOME. REMINT_DVC_REMOTE goes before all.
+    ``cache``: a folder in place of the cache that is set.
     """
     if not (folder / ".dvc" / "config").exists():
         raise RepositoryError(
@@ -157,6 +175,8 @@ def addresses(home: Home, folder: Path) -> None:
             settings[section]["verify"] = "true"  # else a pull of a flipped bit ends well
     if home.dvc_remote:
         settings.read_dict({"core": {"remote": "jobs"}, "'remote \"jobs\"'": {"url": home.dvc_remote, "verify": "true"}})
+    if cache:
+        settings.read_dict({"cache": {"dir": str(cache)}})
     config = folder / ".dvc" / "config.local"
     config.touch(mode=0o600)  # it may hold the keys of a remote
     with config.open("w") as stream:
