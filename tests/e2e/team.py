@@ -22,11 +22,13 @@ class Team:
     """A repository and the command line in it."""
 
     folder: Path
+    api: str | None = None  # of a Prefect server that is up; None: each run starts a temporary one
 
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("REMINT_", "PREFECT_", "MLFLOW_TRACKING"))}
         # /bin/sh stays as a parent of what it runs, where bash would be replaced by it: what dvc starts must die all the same.
-        return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"}
+        path = f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": path, **({"PREFECT_API_URL": self.api} if self.api else {})}
 
     def remint(self, *arguments: str, status: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Runs one command to its end and holds its exit status against the one expected."""

@@ -150,91 +150,91 @@ def test_6_a_service_loads_the_champion_with_mlflow_alone(shared_team: Team) -> 
     assert json.loads(done.stdout.splitlines()[-1]) == [3, True, False]
 
 
-def test_7_dvc_by_hand_restores_what_was_trained(shared_team: Team) -> None:
-    output = shared_team.sh("dvc repro evaluate@digits-flow 2>&1")
+def test_7_dvc_by_hand_restores_what_was_trained(served_team: Team) -> None:
+    output = served_team.sh("dvc repro evaluate@digits-flow 2>&1")
     assert "Running stage 'train@digits-flow'" not in output
-    bundle = shared_team.folder / "outs/trained/digits-flow"
-    registered = shared_team.json("models", "digits-flow")[0]["weights_sha256"]
+    bundle = served_team.folder / "outs/trained/digits-flow"
+    registered = served_team.json("models", "digits-flow")[0]["weights_sha256"]
     assert json.loads((bundle / "training.json").read_text())["weights_sha256"] == registered
-    assert "digits-flow" in shared_team.sh("dvc metrics show 2>/dev/null")
-    assert "train@digits-flow" in shared_team.sh("dvc dag")
-    shared_team.sh("dvc plots show 2>/dev/null")
-    assert (shared_team.folder / "dvc_plots/index.html").exists()
-    assert not shared_team.json("run", "digits-flow")[0]["trained"], "and what dvc left behind is no dirt"
+    assert "digits-flow" in served_team.sh("dvc metrics show 2>/dev/null")
+    assert "train@digits-flow" in served_team.sh("dvc dag")
+    served_team.sh("dvc plots show 2>/dev/null")
+    assert (served_team.folder / "dvc_plots/index.html").exists()
+    assert not served_team.json("run", "digits-flow")[0]["trained"], "and what dvc left behind is no dirt"
 
 
-def test_8_a_changed_gate_retrains_nothing_and_a_learning_rate_trains_one(shared_team: Team) -> None:
-    (outcome,) = shared_team.json("run", "digits-vae", "--set", "promotion.improve.confidence=0.9")
+def test_8_a_changed_gate_retrains_nothing_and_a_learning_rate_trains_one(served_team: Team) -> None:
+    (outcome,) = served_team.json("run", "digits-vae", "--set", "promotion.improve.confidence=0.9")
     assert not outcome["trained"] and outcome["version"] == 1
-    vae, flow = shared_team.json("run", "digits-vae", "digits-flow", "--set", "training.learning_rate=1.0e-3")
+    vae, flow = served_team.json("run", "digits-vae", "digits-flow", "--set", "training.learning_rate=1.0e-3")
     assert vae["trained"] and flow["trained"]
-    (gan,) = shared_team.json("run", "digits-gan")
+    (gan,) = served_team.json("run", "digits-gan")
     assert not gan["trained"]
 
 
-def test_8b_a_person_approves_rejects_and_overrules(shared_team: Team) -> None:
-    (outcome,) = shared_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
+def test_8b_a_person_approves_rejects_and_overrules(served_team: Team) -> None:
+    (outcome,) = served_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
     champion = outcome["champion"]
     assert outcome["decision"]["verdict"] == "awaiting_approval" and outcome["version"] != champion
     ref = f"digits-flow/{outcome['version']}"
-    assert shared_team.json("reject", ref, "--reason", "not convinced")["champion_after"] == champion
-    (again,) = shared_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
+    assert served_team.json("reject", ref, "--reason", "not convinced")["champion_after"] == champion
+    (again,) = served_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
     assert again["unchanged"] and again["decision"]["verdict"] == "rejected", "what a person rejected is not brought up again"
-    row = shared_team.json("promote", ref, "--reason", "looked again")
+    row = served_team.json("promote", ref, "--reason", "looked again")
     assert row["champion_after"] == outcome["version"] and row["why"] == "looked again"
-    (now,) = [m for m in shared_team.json("models", "digits-flow") if "champion" in m["aliases"]]
+    (now,) = [m for m in served_team.json("models", "digits-flow") if "champion" in m["aliases"]]
     assert now["version"] == outcome["version"]
-    assert [r["action"] for r in shared_team.json("history", "digits-flow")["rows"]][-3:] == [
+    assert [r["action"] for r in served_team.json("history", "digits-flow")["rows"]][-3:] == [
         "awaiting_approval",
         "rejected",
         "promoted",
     ]
-    assert "is the champion already" in shared_team.remint("promote", ref, "--reason", "again", status=2).stderr
+    assert "is the champion already" in served_team.remint("promote", ref, "--reason", "again", status=2).stderr
 
 
-def test_8c_two_processes_train_through_the_same_path(shared_team: Team) -> None:
-    (outcome,) = shared_team.json("run", "digits-vae", "--set", "training.devices=2", "--set", "training.steps=10")
+def test_8c_two_processes_train_through_the_same_path(served_team: Team) -> None:
+    (outcome,) = served_team.json("run", "digits-vae", "--set", "training.devices=2", "--set", "training.steps=10")
     assert outcome["trained"]
-    why = shared_team.json("why", f"digits-vae/{outcome['version']}")
+    why = served_team.json("why", f"digits-vae/{outcome['version']}")
     assert why["lineage"]["world_size"] == "2"
 
 
-def test_8d_an_automatic_margin_asks_for_more_than_seeds_differ_by(shared_team: Team) -> None:
+def test_8d_an_automatic_margin_asks_for_more_than_seeds_differ_by(served_team: Team) -> None:
     auto = ("run", "digits-flow", "--set", "promotion.improve.margin=auto", "--set", "training.steps=121")
-    (outcome,) = shared_team.json(*auto)
+    (outcome,) = served_team.json(*auto)
     assert outcome["decision"]["verdict"] in ("kept", "refused")
     assert "remint spread digits-flow" in json.dumps(outcome["decision"])
-    versions = len(shared_team.json("models", "digits-flow"))
-    spread = shared_team.json("spread", "digits-flow", "--seeds", "3", "--set", "training.steps=121")
+    versions = len(served_team.json("models", "digits-flow"))
+    spread = served_team.json("spread", "digits-flow", "--seeds", "3", "--set", "training.steps=121")
     assert spread["seeds"] == [0, 1, 2] and len(set(spread["values"]["nll"])) == 3
     assert Path(spread["picture"]).read_bytes()[:4] == b"\x89PNG"
     assert spread["values"]["nll"][0] == outcome["metrics"]["nll"]["value"], "the first seed is the pipeline's own"
-    assert len(shared_team.json("models", "digits-flow")) == versions, "nothing is registered"
-    (again,) = shared_team.json(*auto)
+    assert len(served_team.json("models", "digits-flow")) == versions, "nothing is registered"
+    (again,) = served_team.json(*auto)
     assert not again["trained"] and not again["unchanged"], "the gate has something new to go by"
     assert f"by more than {spread['margins']['nll']:.4f}, which two of 3 seeds differ by" in json.dumps(again["decision"])
 
 
-def test_8e_a_champion_whose_bytes_are_gone_is_not_compared_and_nothing_is_promoted(shared_team: Team) -> None:
-    weights = list((shared_team.folder / ".remint/mlflow/artifacts/digits-gan").rglob("*.safetensors"))
+def test_8e_a_champion_whose_bytes_are_gone_is_not_compared_and_nothing_is_promoted(served_team: Team) -> None:
+    weights = list((served_team.folder / ".remint/mlflow/artifacts/digits-gan").rglob("*.safetensors"))
     assert weights
     for path in weights:
         path.unlink()
-    (outcome,) = shared_team.json("run", "digits-gan", "--set", "training.steps=61")
+    (outcome,) = served_team.json("run", "digits-gan", "--set", "training.steps=61")
     assert outcome["trained"] and outcome["champion"] == 1 and outcome["decision"]["verdict"] == "refused"
     (reason,) = outcome["decision"]["reasons"]
     assert reason.startswith("not comparable: champion digits-gan/1 could not be measured again: ")
 
 
-def test_9_uncommitted_work_is_marked_and_not_promoted(shared_team: Team) -> None:
-    source = shared_team.folder / "src/remint/models/vae.py"
+def test_9_uncommitted_work_is_marked_and_not_promoted(served_team: Team) -> None:
+    source = served_team.folder / "src/remint/models/vae.py"
     source.write_text(source.read_text() + "\n# an experiment\n")
-    (outcome,) = shared_team.json("run", "digits-vae", "--set", "training.steps=80")
+    (outcome,) = served_team.json("run", "digits-vae", "--set", "training.steps=80")
     assert outcome["decision"]["verdict"] == "refused"
     assert any("uncommitted changes in src/remint/models/vae.py" in reason for reason in outcome["decision"]["reasons"])
-    marked = shared_team.json("models", "digits-vae")[0]
+    marked = served_team.json("models", "digits-vae")[0]
     assert marked["version"] == outcome["version"] and marked["dirty"]
-    shared_team.sh("git commit -qam 'the experiment, kept'")
-    (again,) = shared_team.json("run", "digits-vae", "--set", "training.steps=80")
+    served_team.sh("git commit -qam 'the experiment, kept'")
+    (again,) = served_team.json("run", "digits-vae", "--set", "training.steps=80")
     assert again["version"] == outcome["version"] and not again["trained"]
-    assert not shared_team.json("models", "digits-vae")[0]["dirty"], "a clean commit that gives the same key clears the mark"
+    assert not served_team.json("models", "digits-vae")[0]["dirty"], "a clean commit that gives the same key clears the mark"
