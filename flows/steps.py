@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
@@ -17,9 +18,10 @@ from prefect.cache_policies import NO_CACHE
 from flows import champion, lineage, page, progress, show
 from flows.job import Retraining
 from flows.outcome import outcome
-from remint import gate, storage, stores
+from remint import gate, promotion, storage, stores, versioning
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, digest
+from remint.serving import fresh
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -153,9 +155,14 @@ def push(job: Retraining) -> None:
 @step("register", retries=1)
 def register(job: Retraining) -> ModelVersion:
     """Registers the weights, exactly once a key, with everything needed to build them again."""
+    log, environment = job.record.folder / "fresh.log", versioning.environment(job.dvc.folder, job.home)
+
+    def verify(bundle: Path) -> str:
+        return fresh.check(bundle, log, environment)
+
     with timed(job, "register"):
         tags, files = lineage.tags(job), lineage.files(job)
-        version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files)
+        version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files, verify)
         job.run_id = None
     _keep_report(job, version)
     job.tell("registered", version=version.ref)
@@ -172,6 +179,8 @@ def _keep_report(job: Retraining, version: ModelVersion) -> None:
 def judge(job: Retraining, version: ModelVersion) -> Decision:
     """Holds the version against the champion, measured again on today's data with today's settings."""
     with timed(job, "judge"):
+        for mended in stores.project(job.home, job.pipeline):
+            job.tell("notice", text=mended)
         holder = job.ledger.champion(job.pipeline)
         trained = job.model
         rival = champion.Rival() if holder is None else champion.evidence(job, holder)
@@ -185,6 +194,7 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
             holder,
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
+            person=promotion.objection(job.ledger.rows(job.pipeline, version.version)),
             incomparable=rival.why_not,
             champion_leakage=rival.leakage if rival.drift else None,
             cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
@@ -201,14 +211,14 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
             try:
                 row = _append(job, decision)
                 break
-            except ChampionChanged:  # somebody promoted while we judged: hold it against the new champion
+            except ChampionChanged:  # somebody promoted, or spoke against it, while we judged: judge it again
                 decision = judge.fn(job, version)
         else:
             raise ChampionChanged(
                 f"{job.pipeline}: the champion changed three times while version {version.version} was judged: run again"
             )
-        job.tracking.set_tags(version, {"verdict": decision.verdict, "decision_sha256": decision.digest, "ledger_hash": row.hash})
         stores.project(job.home, job.pipeline)
+        job.tracking.set_tags(version, {"decision_sha256": decision.digest})
         folder = job.home.report(version.name, version.version)
         decision.write(folder / "decision.json")
         show.against_champion(decision, folder)

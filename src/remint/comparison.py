@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from remint import queries, stores
+from remint import stores
 from remint.errors import SettingsError
 from remint.home import Home
 from remint.records import DataSpec, MetricValue, ModelVersion
@@ -48,8 +48,9 @@ def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], Non
         raise SettingsError(f"-o {picture}: expected a name that ends in .png")
     if not picture.absolute().parent.is_dir():
         raise SettingsError(f"-o {picture}: the folder {picture.absolute().parent} does not exist")
-    store = stores.tracking(home)
-    versions = {version.ref: version for version in map(store.version, refs)}  # each once, in the order that they are named
+    versions = {
+        version.ref: version for version in (stores.version(home, ref) for ref in refs)
+    }  # each once, in the order that they are named
     entries = [_loaded(home, version) for version in versions.values()]
     models, growth, shared = _costs(entries, say), _growth(entries, say), comparable(entries)
     answer = {
@@ -67,7 +68,7 @@ def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], Non
 
 
 def _loaded(home: Home, version: ModelVersion) -> Entry:
-    bundle = queries.fetched(home, version)
+    bundle = stores.fetched(home, version)
 
     from remint.models.bundle import MODEL, WEIGHTS, load_model
 

@@ -14,7 +14,8 @@
         |-- VersioningError      git or DVC
         |-- TrackingError        MLflow
         |-- LedgerError          the promotion ledger
-        |   `-- ChampionChanged    the compare-and-swap was lost: somebody promoted first
+        |   |-- ChampionChanged    the compare-and-swap was lost: somebody promoted first
+        |   `-- ApprovalExpired    the data changed since the approval was asked for
         |-- OrchestrationError   Prefect
         `-- Interrupted          Ctrl-C or SIGTERM: children stopped, work so far kept
 
@@ -83,6 +84,10 @@ class LedgerError(RunError):
 
 
 class ChampionChanged(LedgerError):
+    pass
+
+
+class ApprovalExpired(LedgerError):
     pass
 
 

@@ -23,6 +23,8 @@ An interval over examples knows nothing of the training's own chance. Two traini
 and with ``margin: 0`` the luckier one is promoted, time and again. ``margin: auto`` asks for more than two seeds differ by,
 as ``remint spread`` recorded it (paired.seed_margin); where nothing is recorded nothing is shown to be better.
 
+A version that a person rejected or rolled back is refused whatever its numbers, until a person promotes it.
+
 ``leakage``: held-out examples that stand in a training split as well say nothing of what was learnt. Above a share the
 challenger is refused; where it is the champion that has seen them, the two are not comparable.
 """
@@ -65,6 +67,11 @@ class _Case:
     rules: PromotionSettings
     spread: SeedSpread | None
     recipe: str  # SeedSpread.recipe of the challenger
+    dirty: str | None
+    person: str | None
+    incomparable: str | None
+    cut_short: str | None
+    champion_leakage: Leakage | None
 
     @property
     def level(self) -> float:
@@ -95,6 +102,7 @@ def decide(
     rules: PromotionSettings,
     *,
     dirty: str | None = None,  # what was not committed; None: the challenger was built from a clean commit
+    person: str | None = None,  # by which words a person took this version out of the running; None: nobody did
     incomparable: str | None = None,  # why the champion could not be evaluated; None: it could
     cut_short: str | None = None,  # how the training went wrong; None: it came to its end
     spread: SeedSpread | None = None,  # what seeds make of this pipeline; None: nobody has measured it
@@ -106,8 +114,9 @@ def decide(
     ``champion`` is the champion's evidence on the challenger's data, measured with today's settings. Bad evidence is a
     refusal with its reason, never an exception, and never a promotion.
     """
-    case = _Case(model, challenger, challenger_version, champion, champion_version, rules, spread, recipe)
-    rulings = _rulings(case, dirty, incomparable, cut_short, champion_leakage)
+    sides = (model, challenger, challenger_version, champion, champion_version)
+    case = _Case(*sides, rules, spread, recipe, dirty, person, incomparable, cut_short, champion_leakage)
+    rulings = _rulings(case)
     states = {ruling.state for ruling in rulings}
     worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
     verdict = _VERDICTS[worst]
@@ -133,9 +142,7 @@ def decide(
     )
 
 
-def _rulings(
-    case: _Case, dirty: str | None, incomparable: str | None, cut_short: str | None, champion_leakage: Leakage | None
-) -> list[_Ruling]:
+def _rulings(case: _Case) -> list[_Ruling]:
     rules = case.rules
     if not rules.metrics():
         return [
@@ -148,11 +155,14 @@ def _rulings(
             _evidence("open", f"it is the champion {case.model}/{case.champion_version} itself: same weights, data and settings")
         ]
     rulings = []
-    if dirty is not None:
-        uncommitted = f"uncommitted changes: {dirty}; commit and run again, or promote it yourself with a reason"
+    if case.dirty is not None:
+        uncommitted = f"uncommitted changes: {case.dirty}; commit and run again, or promote it yourself with a reason"
         rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
-    if cut_short is not None:
-        rulings.append(_evidence("broken", f"{cut_short}; a training that went wrong is not promoted by the gate"))
+    if case.person is not None:
+        by_hand = f"{case.person}; promote it by hand"
+        rulings.append(_Ruling("broken", RuleResult(rule="person", passed=False, reason=by_hand)))
+    if case.cut_short is not None:
+        rulings.append(_evidence("broken", f"{case.cut_short}; a training that went wrong is not promoted by the gate"))
     rulings.append(_leakage(case.challenger.report.leakage, rules.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
     if case.first:
@@ -161,12 +171,11 @@ def _rulings(
                 _evidence("broken", "no champion, and no requirement to hold a first version against: write promotion.require")
             )
         return rulings
-    if incomparable is not None:
-        return [*rulings, _evidence("broken", f"not comparable: {incomparable}")]
-    if champion_leakage is not None and champion_leakage.share > rules.leakage:
-        seen = (
-            f"not comparable: the champion was trained on examples that judge it now: {_leaked(champion_leakage, rules.leakage)}"
-        )
+    if case.incomparable is not None:
+        return [*rulings, _evidence("broken", f"not comparable: {case.incomparable}")]
+    if case.champion_leakage is not None and case.champion_leakage.share > rules.leakage:
+        leaked = _leaked(case.champion_leakage, rules.leakage)
+        seen = f"not comparable: the champion was trained on examples that judge it now: {leaked}"
         return [*rulings, _evidence("broken", seen)]
     if rules.improve is not None:
         rulings += _improve(case, rules.improve)

@@ -10,7 +10,7 @@ Appends to one model are serialised by the database (remint.database); the uniqu
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from remint.records import LedgerRow, digest
 
 SCHEMA = 1
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
+AGAINST = frozenset({"rejected", "rolled_back"})  # a person's word against a version, until a person promotes it
 
 Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
 
@@ -71,7 +72,8 @@ class Ledger:
     ) -> LedgerRow:
         """Appends one row if ``expected_champion`` is still champion, as one step that nobody can come between.
 
-        Raises ChampionChanged, which names the present champion, where it is not: nothing was written, decide again.
+        Raises ChampionChanged, which names the present champion, where it is not: nothing was written, decide again. So it
+        does where the gate would promote a version that a person spoke against meanwhile.
         Raises ValueError where ``champion_after`` does not follow from the action.
         """
         if action not in CHAMPION_ACTIONS and champion_after != expected_champion:
@@ -89,32 +91,67 @@ class Ledger:
                 if tried and last is not None and said.items() <= last.to_json().items():
                     return last  # the reply to our commit was lost, not the commit
                 tried = True
+                if evidence and action in ("promoted", "awaiting_approval"):
+                    _refuse_withdrawn(connection, model, version)
                 row = _following(last, said, expected_champion, champion_after)
                 connection.execute(_rows.insert().values(**row.to_json()))
                 return row
 
         return self._database.again(once)
 
-    def rows(self, model: str | None = None) -> list[LedgerRow]:
-        """The rows of one model, oldest first; of all models without one. Raises LedgerError for a row that is no row."""
-        return [_row(fields) for fields in self._raw(model)]
+    def rows(self, model: str | None = None, version: int | None = None) -> list[LedgerRow]:
+        """The rows of one model, oldest first, about one version where it is given; of all models without either.
+
+        Raises LedgerError for a row that is no row.
+        """
+        return [_row(fields) for fields in self._read(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
+
+    def about(self, model: str, version: int) -> list[LedgerRow]:
+        """The rows about one version and those that went back to it, oldest first."""
+        back = sa.and_(_rows.c.action == "rolled_back", _rows.c.champion_after == version)
+        query = _of(model).where(sa.or_(_rows.c.version == version, back)).order_by(_rows.c.sequence)
+        return [_row(fields) for fields in self._read(query)]
+
+    def raw(self, model: str) -> list[dict[str, Any]]:
+        """The rows of one model as they are stored, oldest first: for those who look for damage."""
+        return self._read(_of(model).order_by(_rows.c.sequence))
+
+    def newest(self, model: str, count: int) -> list[LedgerRow]:
+        """The last rows of one model, at most ``count``, oldest first."""
+        found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(count))
+        return [_row(fields) for fields in reversed(found)]
+
+    def since(self, model: str, sequence: int) -> list[LedgerRow]:
+        """The rows of one model from that number on, oldest first."""
+        query = _of(model).where(_rows.c.sequence >= sequence).order_by(_rows.c.sequence)
+        return [_row(fields) for fields in self._read(query)]
+
+    def models(self) -> list[str]:
+        """The models that have rows."""
+        return [fields["model"] for fields in self._read(sa.select(_rows.c.model).distinct().order_by(_rows.c.model))]
+
+    def last(self, model: str) -> LedgerRow | None:
+        """The model's newest row, None where there is none."""
+        found = self.newest(model, 1)
+        return found[0] if found else None
 
     def champion(self, model: str) -> int | None:
         """The version that is champion, None where there is none."""
-        last = self._newest(model)
+        last = self.last(model)
         return last.champion_after if last else None
 
     def head(self, model: str) -> str:
         """Hash of the model's last row, "" where there is none."""
-        last = self._newest(model)
+        last = self.last(model)
         return last.hash if last else ""
 
     def verify(self, model: str, known: Collection[str] = ()) -> list[str]:
         """What is wrong with the chain of one model, one line a finding; nothing where it is as it was written.
 
-        ``known``: hashes of rows that are kept elsewhere, each of which must be in the chain.
+        ``known``: hashes of rows that are kept elsewhere, each of which must be in the chain; a mapping says of each what
+        carries it ("row 5, which digits-vae/3 names").
         """
-        rows = self._raw(model)
+        rows = self.raw(model)
         findings: list[str] = []
         previous, champion, expected = "", None, 1
         for row in rows:
@@ -124,40 +161,69 @@ class Ledger:
                 findings.append(f"{model}: {gone} removed")
             elif row["previous"] != previous and not findings:
                 findings.append(f"{name} does not follow row {expected - 1}: one of them was replaced")
-            if digest(_content(row)) != row["hash"]:
+            if _digest(row) != row["hash"]:
                 findings.append(f"{name} " + _moved_or_changed(row, rows))
             elif row["sequence"] == expected and row["champion_before"] != champion:
                 findings.append(f"{name} starts from champion {row['champion_before']}, though the row before left {champion}")
             previous, champion, expected = row["hash"], row["champion_after"], row["sequence"] + 1
         present = {row["hash"] for row in rows}
+        named = known if isinstance(known, Mapping) else dict.fromkeys(known, "a row that a version names")
         findings += [
-            f"{model}: the row with hash {lost[:12]} is gone, though a version names it" for lost in sorted(set(known) - present)
+            f"{model}: {named[lost]} is gone or was rewritten: no row has its hash {lost[:12]}"
+            for lost in sorted(set(known) - present)
         ]
         return findings
 
-    def _raw(self, model: str | None) -> list[dict[str, Any]]:
-        query = _rows.select().order_by(_rows.c.model, _rows.c.sequence)
-        if model is not None:
-            query = query.where(_rows.c.model == model)
-
+    def _read(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         def read() -> list[dict[str, Any]]:
             with self._database.read() as connection:
                 return [dict(row) for row in connection.execute(query).mappings()]
 
         return self._database.again(read)
 
-    def _newest(self, model: str) -> LedgerRow | None:
-        def read() -> LedgerRow | None:
-            with self._database.read() as connection:
-                return self._last(connection, model)
-
-        return self._database.again(read)
-
     @staticmethod
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:
-        query = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence.desc()).limit(1)
-        fields = connection.execute(query).mappings().first()
+        fields = connection.execute(_of(model).order_by(_rows.c.sequence.desc()).limit(1)).mappings().first()
         return _row(dict(fields)) if fields else None
+
+
+def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
+    """The version that each alias of a model stands for (None: it stands for nothing), by its rows: the last one tells.
+
+    ``champion`` is the ledger's champion. ``challenger`` is the version that the last row is about, where that row left
+    the champion as it was and is not about the champion itself.
+    """
+    if not rows:
+        return {"champion": None, "challenger": None}
+    last = rows[-1]
+    left = last.action not in CHAMPION_ACTIONS and last.version != last.champion_after
+    return {"champion": last.champion_after, "challenger": last.version if left else None}
+
+
+def withdrawn(rows: Sequence[LedgerRow]) -> LedgerRow | None:
+    """Of the rows about one version: the one by which a person took it out of the running, unless promoted since."""
+    spoken = [row for row in rows if row.action in AGAINST or row.action == "promoted"]
+    return spoken[-1] if spoken and spoken[-1].action in AGAINST else None
+
+
+def words(row: LedgerRow) -> str:
+    """What a row says, in a few words: digits-vae/3 was rolled back on 2026-05-01 by ada: it blurs."""
+    why = f": {row.why.splitlines()[0]}" if row.why else ""
+    return f"{row.model}/{row.version} was {row.action.replace('_', ' ')} on {row.at[:10]} by {row.who}{why}"
+
+
+def _refuse_withdrawn(connection: sa.Connection, model: str, version: int) -> None:
+    query = _of(model, version).where(_rows.c.action.in_([*AGAINST, "promoted"])).order_by(_rows.c.sequence)
+    row = withdrawn([_row(dict(fields)) for fields in connection.execute(query).mappings()])
+    if row is not None:
+        raise ChampionChanged(f"{words(row)}: nothing was written; judge it again")
+
+
+def _of(model: str | None, version: int | None = None) -> sa.Select[Any]:
+    query = _rows.select()
+    if model is not None:
+        query = query.where(_rows.c.model == model)
+    return query if version is None else query.where(_rows.c.version == version)
 
 
 def _following(last: LedgerRow | None, said: dict[str, Any], expected: int | None, champion_after: int | None) -> LedgerRow:
@@ -182,6 +248,14 @@ def _content(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "hash"}
 
 
+def _digest(row: dict[str, Any]) -> str:
+    """The hash of what a stored row says; "" for what was never written by us (SQLite takes bytes for text)."""
+    try:
+        return digest(_content(row))
+    except (TypeError, ValueError):
+        return ""
+
+
 def _row(fields: dict[str, Any]) -> LedgerRow:
     try:
         return LedgerRow.model_validate(fields)
@@ -194,6 +268,6 @@ def _row(fields: dict[str, Any]) -> LedgerRow:
 def _moved_or_changed(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """What became of a row whose hash is not of its content."""
     for other in rows:
-        if other is not row and digest({**_content(row), "sequence": other["sequence"]}) == row["hash"]:
+        if other is not row and _digest({**row, "sequence": other["sequence"]}) == row["hash"]:
             return f"was written as row {other['sequence']}: the rows were reordered"
     return "was changed: its hash is not of what it says"

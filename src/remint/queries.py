@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from remint import stores, workspace
-from remint.errors import NotFoundError, SettingsError, VersioningError
+from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError, VersioningError
 from remint.home import Home
+from remint.ledger import CHAMPION_ACTIONS
 from remint.recipe import unknown
-from remint.records import LedgerRow, ModelVersion
+from remint.records import LedgerRow, MetricValue, ModelVersion
 
 Section = tuple[str, list[str]]
 
@@ -51,69 +53,83 @@ def _entry(version: ModelVersion) -> dict[str, Any]:
     }
 
 
-def history(home: Home, name: str) -> dict[str, Any]:
-    """The ledger's rows of one model, oldest first, and what is wrong with the chain (nothing, as it should be)."""
-    book = stores.ledger(home)
-    rows = book.rows(name)
-    if not rows:
-        known = sorted({row.model for row in book.rows()})
-        raise NotFoundError(
-            unknown(f"model '{name}'", name, known) if known else f"the ledger is empty: remint run {name} writes its first row"
-        )
-    return {"model": name, "rows": [row.to_json() for row in rows], "findings": book.verify(name)}
+def history(home: Home, name: str, *, verify: bool = False) -> dict[str, Any]:
+    """The ledger's rows of one model, oldest first, and what is wrong with the chain (nothing, as it should be).
 
-
-def decide(home: Home, ref: str, action: Literal["promoted", "rejected"], reason: str) -> dict[str, Any]:
-    """A person's word on one version: a ledger row by compare-and-swap, which the aliases then follow.
-
-    The bytes are fetched and verified before a promotion. Raises ChampionChanged where somebody else promoted meanwhile.
+    ``verify``: the hashes that MLflow keeps of rows (remint.stores) are held against it, too, so that a ledger that was cut
+    short or written anew shows.
     """
-    store, book = stores.tracking(home), stores.ledger(home)
-    version = store.version(ref)
-    champion = book.champion(version.name)
-    if version.version == champion:
-        raise SettingsError(
-            f"{version.ref} is the champion already" + (": promote another in its stead" if action == "rejected" else "")
+    book = stores.ledger(home)
+    rows, known = book.raw(name), _kept_hashes(home, name) if verify else {}
+    if not rows and not known:
+        others = book.models()
+        raise NotFoundError(
+            unknown(f"model '{name}'", name, others) if others else f"the ledger is empty: remint run {name} writes its first row"
         )
-    if action == "promoted":
-        fetched(home, version)
-    row = book.append(
-        version.name,
-        action,
-        version.version,
-        champion_after=version.version if action == "promoted" else champion,
-        who=getpass.getuser(),
-        why=reason,
-        evidence="",
-        expected_champion=champion,
-    )
-    store.set_tags(version, {"verdict": action, "ledger_hash": row.hash})
-    stores.project(home, version.name)
-    return row.to_json()
+    findings = book.verify(name, known)
+    with suppress(LedgerError):  # a damaged row: the findings name it
+        stores.project(home, name)
+    return {"model": name, "rows": rows, "findings": findings, "kept_hashes": len(known)}
+
+
+def _kept_hashes(home: Home, name: str) -> dict[str, str]:
+    """Each hash of a ledger row that MLflow keeps of a model, and what carries it."""
+    store = stores.tracking(home)
+    sequence, _, head = store.standing(name)[1].get("ledger_head", "").partition(" ")
+    known = {head: f"row {sequence}, the newest that the aliases of {name} followed,"} if head else {}
+    for version in reversed(store.versions(name)):
+        kept = version.tags.get("ledger_hash")
+        if kept:
+            known[kept] = f"row {version.tags.get('ledger_row', '?')}, which {version.ref} carries the hash of,"
+    return known
 
 
 def why(home: Home, ref: str) -> dict[str, Any]:
     """The lineage of a version beside that of the champion before it, and every decision about it."""
-    store = stores.tracking(home)
-    version = store.version(ref)
-    decisions = [row for row in stores.ledger(home).rows(version.name) if row.version == version.version]
-    before = _champion_before(decisions, version.version)
-    former = store.version(f"{version.name}/{before}") if before is not None else None
+    version, store = stores.version(home, ref), stores.tracking(home)
+    rows = stores.ledger(home).about(version.name, version.version)
+    before = _champion_before(rows, version.version)
+    former = None
+    if before is not None:
+        with suppress(NotFoundError):  # somebody deleted it: what it was is no longer known
+            former = store.version(f"{version.name}/{before}")
     page = home.report(version.name, version.version) / "report.html"
+    drift, decision = _kept(home, version, "drift.json"), _kept(home, version, "decision.json")
     return {
         **_entry(version),
         "report": str(page) if page.exists() else f"report.html of MLflow's run {version.run_id}",
         "lineage": version.tags,
+        "serving_sha256": version.tags.get("manifest_sha256", ""),
         "former": {**_entry(former), "lineage": former.tags} if former else None,
         "code": _code_change(home, former, version),
-        "decisions": [row.to_json() for row in decisions],
+        "drift": drift["summary"] if drift and before is not None else None,
+        "compared": [rule for rule in (decision or {}).get("rules", []) if rule["metric"]],
+        "approver": _approver(rows, version.version),
+        "decisions": [row.to_json() for row in rows],
     }
 
 
-def _champion_before(decisions: list[LedgerRow], version: int) -> int | None:
+def _champion_before(rows: list[LedgerRow], version: int) -> int | None:
     """The champion that stood when the version was judged for the first time."""
-    earlier = [row.champion_before for row in decisions if row.champion_before not in (None, version)]
+    earlier = [row.champion_before for row in rows if row.version == version and row.champion_before not in (None, version)]
     return earlier[0] if earlier else None
+
+
+def _approver(rows: list[LedgerRow], version: int) -> dict[str, str] | None:
+    """Who made the version champion the last time, when and why; None where nobody ever did."""
+    made = [row for row in rows if row.action in CHAMPION_ACTIONS and row.champion_after == version]
+    return {key: getattr(made[-1], key) for key in ("who", "action", "at", "why")} if made else None
+
+
+def _kept(home: Home, version: ModelVersion, name: str) -> dict[str, Any] | None:
+    """What a file of a version's decision says, from this machine or from MLflow; None where there is none."""
+    path = home.report(version.name, version.version) / name
+    with tempfile.TemporaryDirectory() as folder, suppress(IntegrityError):
+        if not path.exists():
+            path = stores.tracking(home).attachment(version, name, Path(folder))
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    return None
 
 
 def _code_change(home: Home, former: ModelVersion | None, version: ModelVersion) -> str:
@@ -140,6 +156,7 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
             [
                 f"registered {answer['created'][:19]} UTC",
                 f"weights SHA-256 {answer['weights_sha256']}",
+                f"everything that is served, SHA-256 of its manifest {answer['serving_sha256']}",
                 f"beside {beside}",
                 f"report {answer['report']}",
             ],
@@ -147,17 +164,33 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
         (
             "Data",
             _changes(
-                {"version": answer["dataset_version"], **json.loads(lineage["data"])},
-                {"version": former["dataset_version"], **json.loads(before["data"])} if former and before else None,
-            ),
+                {"version": answer["dataset_version"], **json.loads(lineage.get("data", "{}"))},
+                {"version": former["dataset_version"], **json.loads(before.get("data", "{}"))} if former and before else None,
+            )
+            + ([answer["drift"]] if answer["drift"] else []),
         ),
-        ("Settings", _changes(_flat(json.loads(lineage["recipe"])), _flat(json.loads(before["recipe"])) if before else None)),
+        ("Settings", _changes(_recipe(lineage), _recipe(before) if before else None)),
         *([("Set by hand", [f"{key}={value}" for key, value in overrides.items()])] if overrides else []),
         ("Code", [f"commit {answer['commit']}{state}", *(answer["code"].splitlines() or (["unchanged"] if former else []))]),
-        ("Metrics", _metrics(answer["metrics"], former["metrics"] if former else {})),
+        ("Metrics", _metrics(answer["metrics"], former["metrics"] if former else {}, answer["compared"])),
+        ("Approved", _approval(answer)),
         ("Decisions", [line for row in answer["decisions"] for line in _decision(row)]),
-        ("Made on", [f"{key}: {value}" for key, value in json.loads(lineage["fingerprint"]).items()]),
+        ("Made on", [f"{key}: {value}" for key, value in json.loads(lineage.get("fingerprint", "{}")).items()]),
     ]
+
+
+def _recipe(lineage: dict[str, str]) -> dict[str, Any]:
+    return _flat(json.loads(lineage.get("recipe", "{}")))
+
+
+def _approval(answer: dict[str, Any]) -> list[str]:
+    """Who made it champion, or that nobody did."""
+    approver = answer["approver"]
+    if approver is None:
+        verdict = answer["decisions"][-1]["action"].replace("_", " ") if answer["decisions"] else "not judged yet"
+        return [f"by nobody: {verdict}"]
+    how = "promoted" if approver["action"] == "promoted" else "rolled back to"
+    return [f"by {approver['who']}, {approver['at'][:19]} UTC ({how})", *(f"  {line}" for line in approver["why"].splitlines())]
 
 
 def _flat(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -177,18 +210,18 @@ def _changes(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
     return changed or ["unchanged"]
 
 
-def _metrics(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    def text(value: dict[str, Any] | None) -> str:
-        return (
-            f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] {value['unit']}".rstrip()
-            if value
-            else "not measured"
-        )
+def _metrics(now: dict[str, Any], before: dict[str, Any], compared: list[dict[str, Any]]) -> list[str]:
+    """Each metric; beside it the champion's on the same data, where the gate measured it, else as it was registered."""
 
-    return [
-        f"{name}: {text(now.get(name))}" + (f"   champion then: {text(before.get(name))}" if before else "")
-        for name in sorted({*now, *before})
-    ]
+    def text(value: dict[str, Any] | None) -> str:
+        return MetricValue.model_validate(value).text() if value else "not measured"
+
+    lines = []
+    for name in sorted({*now, *before}):
+        rival = next((rule["champion"] for rule in compared if rule["metric"] == name and rule["champion"]), None)
+        beside = f"   champion, same data: {text(rival)}" if rival else f"   champion then: {text(before.get(name))}"
+        lines.append(f"{name}: {text(now.get(name))}" + (beside if rival or before else ""))
+    return lines
 
 
 def _decision(row: dict[str, Any]) -> list[str]:
@@ -206,8 +239,8 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
         )
     if not output.absolute().parent.is_dir():
         raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
-    version = stores.tracking(home).version(ref)
-    folder = fetched(home, version)
+    version = stores.version(home, ref)
+    folder = stores.fetched(home, version)
 
     import numpy as np
 
@@ -234,8 +267,3 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
         "path": str(output),
         "weights_sha256": version.weights_sha256,
     }
-
-
-def fetched(home: Home, version: ModelVersion) -> Path:
-    """The version's bundle on this machine, fetched once and verified each time."""
-    return stores.tracking(home).fetch(version, home.path / "models" / version.key)

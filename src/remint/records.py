@@ -326,7 +326,7 @@ class ModelVersion(Record):
 class RuleResult(Record):
     """One rule of the gate, with every number that it used."""
 
-    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "approval"]
+    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval"]
     passed: bool
     reason: str  # one sentence a person can act on
     metric: str | None = None

@@ -66,19 +66,22 @@ def history(model: str, answer: dict[str, Any]) -> None:
     rows = [
         [
             str(r["sequence"]),
-            r["at"][:19],
-            r["who"],
-            r["action"],
+            str(r["at"])[:19],
+            str(r["who"]),
+            str(r["action"]),
             f"{model}/{r['version']}",
             standing(model, r["champion_after"]),
-            r["why"],
+            str(r["why"]),
         ]
         for r in answer["rows"]
     ]
     table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
     for finding in answer["findings"]:
         out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
-    out.print(f"\nThe chain of {len(answer['rows'])} rows " + ("verifies." if not answer["findings"] else "does NOT verify."))
+    kept = f", against {answer['kept_hashes']} hashes that MLflow keeps," if answer["kept_hashes"] else ""
+    out.print(
+        f"\nThe chain of {len(answer['rows'])} rows{kept} " + ("verifies." if not answer["findings"] else "does NOT verify.")
+    )
 
 
 def standing(model: str, version: int | None) -> str:

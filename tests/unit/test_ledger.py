@@ -99,7 +99,7 @@ def damage(path: Path, *statements: str) -> None:
         (["UPDATE ledger SET action = 'blessed' WHERE sequence = 2"], "row 2 was changed"),
         (["DELETE FROM ledger WHERE sequence = 1"], "row 1 removed"),
         (["DELETE FROM ledger WHERE sequence IN (2, 3)"], "rows 2 to 3 removed"),
-        (["DELETE FROM ledger WHERE sequence = 5"], "is gone, though a version names it"),
+        (["DELETE FROM ledger WHERE sequence = 5"], "a row that a version names is gone or was rewritten: no row has its hash"),
         (
             [
                 "UPDATE ledger SET sequence = -1 WHERE sequence = 2",

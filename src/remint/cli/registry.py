@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from remint import screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
+from remint.errors import SettingsError
+
+Reason = Annotated[str, typer.Option(help="Why; goes into the ledger.")]
 
 NEWEST = 50  # versions of a model that are listed
 
@@ -51,52 +55,88 @@ def why(model: ModelRef, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def history(model: Annotated[str, typer.Argument(help="NAME of a model.")], as_json: AsJson = False) -> None:
+def history(
+    model: Annotated[str, typer.Argument(help="NAME of a model.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold the hashes that MLflow keeps against it, too; exit status 1 where it fails.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """The ledger of one model: every decision, who took it, when and why, and whether the chain verifies.
 
-    Example: remint history digits-vae
+    Example: remint history digits-vae --verify
     """
     home, _ = here()
     from remint import queries
 
-    answer = queries.history(home, model)
+    answer = queries.history(home, model, verify=verify)
     if as_json:
         print_json(answer)
     else:
         screens.history(model, answer)
+    if verify and answer["findings"]:
+        raise SystemExit(1)
 
 
 @app.command()
 def promote(
-    model: ModelRef, reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")], as_json: AsJson = False
+    model: ModelRef,
+    reason: Reason,
+    against: Annotated[
+        str,
+        typer.Option(help="Version that you believe is champion, or none; left out, the one that MODEL was judged against."),
+    ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Make a version the champion by a person's word: one that awaits approval, or one that the gate refused.
 
-    Example: remint promote digits-vae/3 --reason "looked at the samples"
+    Example: remint promote digits-vae/3 --reason "looked at the samples" --against 2
     """
-    _decide(model, "promoted", reason, as_json)
+    expected = _against(against)
+    home, _ = here()
+    from remint import promotion
+
+    _say(promotion.promote(home, model, reason, expected), as_json)
 
 
 @app.command()
-def reject(
-    model: ModelRef, reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")], as_json: AsJson = False
-) -> None:
-    """Turn a version down by a person's word; the champion stays.
+def reject(model: ModelRef, reason: Reason, as_json: AsJson = False) -> None:
+    """Turn a version down by a person's word; the champion stays, and the gate alone never promotes the version again.
 
     Example: remint reject digits-vae/3 --reason "smears the sevens"
     """
-    _decide(model, "rejected", reason, as_json)
-
-
-def _decide(model: str, action: Literal["promoted", "rejected"], reason: str, as_json: bool) -> None:
     home, _ = here()
-    from remint import queries
+    from remint import promotion
 
-    row = queries.decide(home, model, action, reason)
+    _say(promotion.reject(home, model, reason), as_json)
+
+
+@app.command()
+def rollback(model: Annotated[str, typer.Argument(help="NAME of a model.")], reason: Reason, as_json: AsJson = False) -> None:
+    """Make the last champion before the present one, which still loads, the champion again.
+
+    Example: remint rollback digits-vae --reason "the sevens blur"
+    """
+    home, _ = here()
+    from remint import promotion
+
+    _say(promotion.rollback(home, model, reason), as_json)
+
+
+def _against(text: str) -> int | Literal["judged", "none"]:
+    number = text.rpartition("/")[2]  # NAME/7 is understood, too
+    if number.isdecimal():
+        return int(number)
+    if text in ("", "none"):
+        return "none" if text else "judged"
+    raise SettingsError(f"--against {text}: expected the number of a version, or none")
+
+
+def _say(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(row)
-    else:
-        name = row["model"]
-        terminal.out.print(
-            f"{name}/{row['version']} was {action} by {row['who']}; champion: {screens.standing(name, row['champion_after'])}"
-        )
+        return
+    name, now = row["model"], screens.standing(row["model"], row["champion_after"])
+    said = f"{name}/{row['version']} was {row['action'].replace('_', ' ')} by {row['who']}; champion: {now}"
+    passed_over = row["why"].splitlines()[1:] if row["action"] == "rolled_back" else []
+    terminal.out.print("\n".join(map(escape, [said, *passed_over])), soft_wrap=True)

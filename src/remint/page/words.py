@@ -19,6 +19,7 @@ VERDICTS = {
 RULES = {
     "evidence": "evidence",
     "clean": "committed code",
+    "person": "a person's word",
     "approval": "approval",
     "improve": "must be better",
     "require": "required",

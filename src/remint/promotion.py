@@ -1,0 +1,203 @@
+"""A person's word on a version: promote, reject, roll back. Each is one row of the ledger, by compare-and-swap.
+
+What a person decides is decided against the champion that the person believes stands. Where another stands by now
+nothing is written, and the error says who. Before a version becomes champion its bytes are fetched from the store, held
+against its digests, and loaded in a fresh process. MLflow follows the ledger (remint.stores).
+"""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from remint import expiry, stores
+from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
+from remint.home import Home
+from remint.ledger import CHAMPION_ACTIONS, Ledger, withdrawn, words
+from remint.records import LedgerRow, ModelVersion
+from remint.serving import fresh
+
+Against = int | Literal["judged", "none"]  # judged: the champion that the version was judged against; none: there is none
+Row = dict[str, Any]
+
+
+def promote(home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None) -> Row:
+    """Makes a version the champion by a person's word; the ledger row. ``who``: None is the person who runs this.
+
+    Raises ChampionChanged where another champion stands than ``against``, ApprovalExpired where the version awaits an
+    approval that was asked for with other data (an explicit ``against`` overrules that), IntegrityError where its bytes are
+    gone or damaged, SettingsError where it is the champion already. Nothing was written then.
+    """
+    version, book = stores.version(home, ref), stores.ledger(home)
+    rows, present = book.rows(version.name, version.version), book.champion(version.name)
+    if version.version == present:
+        raise SettingsError(f"{version.ref} is the champion already")
+    believed = _believed(version, rows, present, against)
+    if believed != present:
+        raise _changed(book, version, believed)
+    if against == "judged":
+        changed = expiry.data_changed(home, version, rows)
+        if changed:
+            again = f"run {version.name} again, or promote it on what is known of it with --against {_name(present)}"
+            raise ApprovalExpired(f"the approval of {version.ref} expired: {changed}; nothing was written: {again}")
+    _load(home, version)
+    try:
+        row = book.append(
+            version.name,
+            "promoted",
+            version.version,
+            champion_after=version.version,
+            who=who or getpass.getuser(),
+            why=reason,
+            evidence="",
+            expected_champion=believed,
+        )
+    except ChampionChanged:
+        raise _changed(book, version, believed) from None
+    stores.project(home, version.name)
+    return row.to_json()
+
+
+def reject(home: Home, ref: str, reason: str, who: str | None = None) -> Row:
+    """Turns a version down by a person's word, whoever is champion; the ledger row. The gate alone never promotes it again.
+
+    Raises SettingsError where it is the champion.
+    """
+    version, book = stores.version(home, ref), stores.ledger(home)
+    while True:
+        present = book.champion(version.name)
+        if version.version == present:
+            raise SettingsError(f"{version.ref} is the champion already: remint rollback {version.name} goes back from it")
+        try:
+            row = book.append(
+                version.name,
+                "rejected",
+                version.version,
+                champion_after=present,
+                who=who or getpass.getuser(),
+                why=reason,
+                evidence="",
+                expected_champion=present,
+            )
+        except ChampionChanged:
+            continue  # a rejection leaves the champion as it is, whoever that is by now
+        stores.project(home, version.name)
+        return row.to_json()
+
+
+def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Row:
+    """Makes the last champion before the present one, which still loads, the champion again; the ledger row.
+
+    Champions that were rolled back or rejected since are passed over, and those whose bytes are gone or damaged: the row
+    says which and why. Raises NotFoundError where there is no former champion, IntegrityError where none can be gone back
+    to, ChampionChanged where somebody else changed the champion meanwhile. Nothing was written then.
+    """
+    stores.project(home, name)
+    book = stores.ledger(home)
+    rows = book.rows(name)
+    present = rows[-1].champion_after if rows else None
+    if present is None:
+        raise NotFoundError(f"{name} has no champion to roll back from: remint models {name} lists its versions")
+    skipped: list[str] = []
+    for former in _former_champions(rows, present):
+        why_not = _unfit(home, name, former, rows)
+        if why_not is None:
+            break
+        skipped.append(why_not)
+    else:
+        if not skipped:
+            raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is none before it to roll back to")
+        raise IntegrityError(f"no former champion of {name} can be rolled back to; nothing was written: {'; '.join(skipped)}")
+    try:
+        row = book.append(
+            name,
+            "rolled_back",
+            present,
+            champion_after=former,
+            who=who or getpass.getuser(),
+            why="\n".join([reason, *(f"passed over: {each}" for each in skipped)]),
+            evidence="",
+            expected_champion=present,
+        )
+    except ChampionChanged:
+        now = _standing(book, name)
+        raise ChampionChanged(f"{now}, no longer {name}/{present}: nothing was written; look, and roll back again") from None
+    stores.project(home, name)
+    return row.to_json()
+
+
+def judged(rows: list[LedgerRow]) -> LedgerRow | None:
+    """Of the rows about one version: what the gate said last."""
+    return next((row for row in reversed(rows) if row.evidence), None)
+
+
+def objection(rows: list[LedgerRow]) -> str | None:
+    """Of the rows about one version: why the gate alone must not promote it; None where no person spoke against it."""
+    row = withdrawn(rows)
+    return words(row) if row else None
+
+
+def _believed(version: ModelVersion, rows: list[LedgerRow], present: int | None, against: Against) -> int | None:
+    """The champion that the person decides against."""
+    if against == "none":
+        return None
+    if isinstance(against, int):
+        return against
+    row = judged(rows)
+    if row is None:
+        raise SettingsError(
+            f"{version.ref} was never judged: run {version.name} again, or name the champion that it is promoted against with "
+            f"--against {_name(present)}"
+        )
+    return row.champion_before
+
+
+def _changed(book: Ledger, version: ModelVersion, believed: int | None) -> ChampionChanged:
+    """Who is champion now, and what to do."""
+    present = book.champion(version.name)
+    was = f"{version.name}/{believed}" if believed is not None else "none"
+    return ChampionChanged(
+        f"{_standing(book, version.name)}, and {version.ref} was to be promoted against {was}: nothing was written; run "
+        f"{version.name} again to have it judged, or give --against {_name(present)}"
+    )
+
+
+def _standing(book: Ledger, name: str) -> str:
+    """Who is champion now, since when and by whom."""
+    rows = book.rows(name)
+    present = rows[-1].champion_after if rows else None
+    if present is None:
+        return f"{name} has no champion now"
+    made = next(row for row in reversed(rows) if row.action in CHAMPION_ACTIONS)
+    return f"the champion is now {name}/{present} (by {made.who}, {made.at[:19]} UTC)"
+
+
+def _name(champion: int | None) -> str:
+    return "none" if champion is None else str(champion)
+
+
+def _former_champions(rows: list[LedgerRow], present: int) -> list[int]:
+    """The champions before the present one, the last first, each once."""
+    stood = [row.champion_after for row in reversed(rows) if row.action in CHAMPION_ACTIONS]
+    return list(dict.fromkeys(version for version in stood if version is not None and version != present))
+
+
+def _unfit(home: Home, name: str, version: int, rows: list[LedgerRow]) -> str | None:
+    """Why one does not go back to a former champion; None where one can."""
+    why = objection([row for row in rows if row.version == version])
+    if why is not None:
+        return why
+    try:
+        _load(home, stores.tracking(home).version(f"{name}/{version}"))
+    except (IntegrityError, NotFoundError) as error:
+        return f"{name}/{version} does not load: {error}"
+    return None
+
+
+def _load(home: Home, version: ModelVersion) -> None:
+    """Fetches the bytes from the store, not from this machine's copies, verifies them, and loads them in a fresh process."""
+    with tempfile.TemporaryDirectory(prefix=".promote-", dir=home.path) as folder:
+        bundle = stores.tracking(home).fetch(version, Path(folder) / "bundle")
+        fresh.check(bundle, Path(folder) / "log")
