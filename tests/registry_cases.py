@@ -10,8 +10,8 @@ import csv
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -66,9 +66,17 @@ def tracking(home: Path) -> Tracking:
     return Tracking(f"sqlite:///{home}/mlflow/mlflow.db", str(home / "mlflow" / "artifacts"), home / "locks" / "registry")
 
 
-def register(store: Tracking, bundle: Path, run_id: str | None = None, **more: Any) -> ModelVersion:
+def register(
+    store: Tracking,
+    bundle: Path,
+    run_id: str | None = None,
+    tags: Mapping[str, str] = TAGS,
+    attachments: Mapping[str, Path] | None = None,
+    verify: Callable[[Path], str] = lambda bundle: "not looked at",
+) -> ModelVersion:
+    """Most tests are about other things than whether the model loads in a fresh process (seconds)."""
     trained = TrainedModel.read(bundle / "training.json")
-    return store.register(bundle, trained, trained.pipeline, run_id, more.get("tags", TAGS), more.get("attachments", {}))
+    return store.register(bundle, trained, trained.pipeline, run_id, tags, attachments or {}, verify)
 
 
 def whole_life(home: Path, bundle: Path) -> ModelVersion:

@@ -120,7 +120,7 @@ def test_a_clean_commit_clears_the_mark_of_uncommitted_work_and_not_the_other_wa
 def test_a_damaged_bundle_is_not_registered(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     other = cases.make(tmp_path / "other", seed=1)
     with pytest.raises(IntegrityError, match=r"not what training.json was written with"):
-        store.register(bundle, other, "digits-flow", None, cases.TAGS, {})
+        store.register(bundle, other, "digits-flow", None, cases.TAGS, {}, str)
     weights = bundle / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
     with pytest.raises(IntegrityError, match=r"weights.safetensors is damaged"):

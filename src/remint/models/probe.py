@@ -83,7 +83,7 @@ def read(folder: Path) -> Recorded | None:
     if not (folder / FILE).exists():
         return None
     try:
-        with safe_open(folder / FILE, framework="numpy") as stored:  # type: ignore[no-untyped-call]
+        with safe_open(folder / FILE, framework="numpy") as stored:
             about = json.loads(stored.metadata()["about"])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
         return Recorded(about["seed"], about["machine"], arrays)

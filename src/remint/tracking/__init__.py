@@ -6,6 +6,6 @@ were uploaded, read back and compared; no request that makes something is sent a
 a projection of the ledger. MLflow takes a second to import and is imported at the first call.
 """
 
-from remint.tracking.versions import Tracking
+from remint.tracking.registration import Tracking
 
 __all__ = ["Tracking"]

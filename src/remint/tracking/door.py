@@ -73,7 +73,10 @@ def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
         import sqlalchemy as sa
 
         word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
-        engine = sa.create_engine(uri, poolclass=sa.NullPool)
+        address = sa.make_url(uri)
+        if address.drivername == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(address, poolclass=sa.NullPool)
         with engine.connect() as connection, connection.begin():
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
             yield

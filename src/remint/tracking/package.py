@@ -27,7 +27,8 @@ FOLDER = "model"  # of the run's files
 LOADER = "remint.serving.pyfunc"
 WEIGHTS = "weights.safetensors"
 DATA = "data/bundle"
-AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta"})
+MARK = "registered_model_meta"
+AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
 NEEDS = ("remint", "mlflow", "numpy", "pydantic", "safetensors", "torch")
 

@@ -10,16 +10,18 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from remint.tracking.door import client, door, exclusive, once, prefixed
+from remint.tracking.door import client, door, exclusive, once, pages, prefixed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BATCH = 1000  # points of curves in one request
 PARAMS = 100  # parameters in one request
+DIED = "its process died without closing it"  # reason of a run that is closed by another process
 LOAD_EVERY = 5  # seconds between two samples of this machine's load
 
 
@@ -27,18 +29,25 @@ class Runs:
     """The runs of one MLflow.
 
     ``uri``: sqlite:///FILE, postgresql+psycopg://.. or a server's http(s)://..; ``artifacts``: folder or address below which
-    a database's runs keep their files (a server has its own); ``lock``: file beside which this host's locks lie.
+    a database's runs keep their files (a server has its own); ``lock``: file beside which this host's locks lie;
+    ``lock_url``: a PostgreSQL database in which hosts exclude each other where ``uri`` is none (any other address: this host
+    alone).
     """
 
-    def __init__(self, uri: str, artifacts: str, lock: Path) -> None:
+    def __init__(self, uri: str, artifacts: str, lock: Path, lock_url: str = "") -> None:
         self.uri = uri
         self.artifacts = artifacts
         self.lock = lock
+        self.lock_url = uri if uri.startswith("postgresql") else lock_url
 
     def initialise(self) -> None:
         """Makes MLflow's database where there is none (seconds, once). Every other method does so by itself."""
         with door("open its database"):
             self._client.search_experiments(max_results=1)
+
+    def exclusively(self, name: str) -> AbstractContextManager[None]:
+        """Nobody else of those who share this MLflow is inside a block of this name."""
+        return exclusive(self.lock, name, self.lock_url)
 
     @property
     def _client(self) -> MlflowClient:
@@ -106,15 +115,19 @@ class Runs:
                 self._client.set_tag(run_id, "mlflow.note.content", reason[:5000])
             self._client.set_terminated(run_id, status)
 
+    def stale_runs(self) -> list[str]:
+        """The ids of the runs that a process of this host opened and died without closing."""
+        with door("look for stale runs"):
+            experiments = [experiment.experiment_id for experiment in pages(self._client.search_experiments)]
+            filters = f"attributes.status = 'RUNNING' and tags.`remint.process` LIKE '{socket.gethostname()}/%'"
+            running = pages(lambda **page: self._client.search_runs(experiments, filters, **page))
+            return [run.info.run_id for run in running if not _is_alive(run.data.tags["remint.process"])]
+
     def close_stale(self) -> list[str]:
         """Closes, as KILLED, the runs that a process of this host opened and died without closing; their ids."""
-        with door("look for stale runs"):
-            experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
-            filters = f"attributes.status = 'RUNNING' and tags.`remint.process` LIKE '{socket.gethostname()}/%'"
-            running = self._client.search_runs(experiments, filters, max_results=BATCH)
-            stale = [run.info.run_id for run in running if not _is_alive(run.data.tags["remint.process"])]
+        stale = self.stale_runs()
         for run_id in stale:
-            self.end_run(run_id, "KILLED", "its process died without closing it")
+            self.end_run(run_id, "KILLED", DIED)
         return stale
 
     def _experiment(self, name: str) -> str:
@@ -132,7 +145,7 @@ class Runs:
 
         known = find()
         if known is None:
-            with exclusive(self.lock, "experiments", self.uri):
+            with self.exclusively("experiments"):
                 known = find()
                 if known is None:
                     former = self._client.get_experiment_by_name(name)

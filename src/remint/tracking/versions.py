@@ -1,119 +1,27 @@
-"""MLflow's model registry: versions that exist once, verified before anybody sees them."""
+"""MLflow's model registry: what there is, what is kept with it, and its bytes, verified before anybody loads them."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remint import manifest
-from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.errors import IntegrityError, NotFoundError
 from remint.recipe import unknown
-from remint.records import ModelVersion, TrainedModel, canonical
+from remint.records import ModelVersion
 from remint.tracking import package
-from remint.tracking.door import PREFIX, door, exclusive, first_line, once, pages, prefixed
+from remint.tracking.door import PREFIX, door, first_line, pages, prefixed
 from remint.tracking.runs import Runs
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 
-class Tracking(Runs):
-    """The runs of one MLflow, and on top of them its models, versions and aliases."""
-
-    def register(
-        self,
-        bundle: Path,  # sealed folder of the trained model
-        trained: TrainedModel,
-        name: str,  # of the registered model
-        run_id: str | None,  # open run that trained it; None: it was restored, and a run is opened just for this
-        tags: Mapping[str, str],  # lineage; commit and dirty ("true" or "false") at least
-        attachments: Mapping[str, Path],  # files and folders to keep with the run, by name
-    ) -> ModelVersion:
-        """The version of ``trained.key``: the one that exists, or a new one. Closes the run as FINISHED.
-
-        The bytes are in the store, read back and compared, before the version exists; where anything fails there is no
-        version and the run stays open. A version that came from uncommitted work loses that mark, and takes the tags, when a
-        clean commit gives the same key.
-
-        Raises IntegrityError where the bundle or what the store gives back is damaged, StorageError where it is full.
-        """
-        sealed = manifest.verify(bundle)
-        if sealed["files"].get(package.WEIGHTS) != trained.weights_sha256:
-            raise IntegrityError(f"{bundle}/{package.WEIGHTS} is not what training.json was written with: train again")
-        with door(f"register {name}"), exclusive(self.lock, f"model {name}", self.uri):
-            version = self._by_key(name, trained.key)
-            if version is None:
-                lineage = {**_facts(trained, bundle), **tags}
-                with self._run_of(run_id, trained) as open_run:
-                    version = self._make(bundle, trained, name, open_run, lineage, attachments)
-                run_id = open_run
-            elif version.dirty and tags.get("dirty") == "false":
-                self.attach(version, attachments)
-                self.set_tags(version, tags)
-                version = self.version(version.ref)
-            if run_id:
-                self._client.set_tag(run_id, "remint.version", version.ref)
-                self.end_run(run_id, "FINISHED")
-        return version
-
-    @contextmanager
-    def _run_of(self, run_id: str | None, trained: TrainedModel) -> Iterator[str]:
-        """The run that trained the model, or one that is opened in its stead and closed where the block fails."""
-        if run_id is not None:
-            yield run_id
-            return
-        run_id = self.start_run(trained.pipeline, {"restored": "true"}, trained.recipe)
-        try:
-            yield run_id
-        except BaseException as error:
-            with suppress(RemintError):  # the first error is the one to tell
-                self.end_run(run_id, "FAILED" if isinstance(error, RemintError) else "KILLED", str(error) or type(error).__name__)
-            raise
-
-    def _make(
-        self,
-        bundle: Path,
-        trained: TrainedModel,
-        name: str,
-        run_id: str,
-        lineage: Mapping[str, str],
-        attachments: Mapping[str, Path],
-    ) -> ModelVersion:
-        """Uploads, reads back, compares, and then makes the version with all its tags in one request."""
-        client = self._client
-        with door(f"upload {name}"), tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-            packed = package.pack(bundle, trained.spec, Path(temporary) / package.FOLDER)
-            client.log_artifacts(run_id, str(packed), package.FOLDER)
-            (Path(temporary) / "back").mkdir()
-            back = Path(client.download_artifacts(run_id, package.FOLDER, str(Path(temporary) / "back")))
-            if manifest.sha256_tree(back) != manifest.sha256_tree(packed):
-                raise IntegrityError(
-                    f"{name}: the store gave back other bytes than were uploaded: nothing was registered; run again"
-                )
-            for attachment, path in attachments.items():
-                self.log_file(run_id, path, attachment)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
-        with door(f"register {name}"):
-            self._ensure_model(name)
-            made = once(
-                lambda: client.create_model_version(name, source, run_id, tags=prefixed(lineage), await_creation_for=0),
-                lambda: self._find(name, trained.key),
-            )
-            return _record(made)
-
-    def _ensure_model(self, name: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            once(lambda: self._client.create_registered_model(name), lambda: None)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+class Registry(Runs):
+    """The models of one MLflow, their versions and aliases, on top of its runs."""
 
     def _find(self, name: str, key: str) -> MlflowVersion | None:
         """The version with this key; the first, were there ever two."""
@@ -137,7 +45,7 @@ class Tracking(Runs):
                 found = list(pages(lambda **page: self._client.search_model_versions(ours, **page)))
             else:
                 found = list(self._client.search_model_versions(ours, newest, newest_first))
-            numbers = {version.version: version for version in (_record(each) for each in found)}
+            numbers = {version.version: version for version in (record_of(each) for each in found)}
         # MLflow's search leaves the aliases out.
         for alias, number in sorted(self.aliases(name).items()):
             holder = numbers.get(number)
@@ -157,7 +65,7 @@ class Tracking(Runs):
         if number.isdecimal():
             try:
                 with door(f"look for {ref}"):
-                    return _record(self._client.get_model_version(name, number))
+                    return record_of(self._client.get_model_version(name, number))
             except NotFoundError:
                 pass  # the one below says what there is instead
         names = self.names()
@@ -243,23 +151,7 @@ class Tracking(Runs):
         return to
 
 
-def _facts(trained: TrainedModel, bundle: Path) -> dict[str, str]:
-    """The part of a version's lineage that the training itself knows."""
-    return {
-        "key": trained.key,
-        "weights_sha256": trained.weights_sha256,
-        "manifest_sha256": manifest.sha256_file(bundle / manifest.NAME),
-        "dataset": trained.dataset,
-        "pipeline": trained.pipeline,
-        "recipe": canonical(trained.recipe),
-        "seed": str(trained.recipe.get("training", {}).get("seed", "")),
-        "world_size": str(trained.world_size),
-        "best_step": str(trained.best_step),
-        "fingerprint": canonical(trained.fingerprint),
-    }
-
-
-def _record(version: MlflowVersion) -> ModelVersion:
+def record_of(version: MlflowVersion) -> ModelVersion:
     tags = {key.removeprefix(PREFIX): value for key, value in version.tags.items() if key.startswith(PREFIX)}
     return ModelVersion(
         name=version.name,

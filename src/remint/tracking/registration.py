@@ -1,0 +1,187 @@
+"""Registration: versions that exist once a key, and only once their bytes were seen to be loadable."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remint import manifest
+from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.records import ModelVersion, TrainedModel, canonical
+from remint.tracking import package
+from remint.tracking.door import door, once, prefixed
+from remint.tracking.versions import Registry, record_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+Verify = Callable[[Path], str]  # loads a bundle elsewhere and says in a sentence what it saw; raises where it does not load
+
+
+class Tracking(Registry):
+    """MLflow, whole: runs, models, and the making of versions."""
+
+    def register(
+        self,
+        bundle: Path,  # sealed folder of the trained model
+        trained: TrainedModel,
+        name: str,  # of the registered model
+        run_id: str | None,  # open run that trained it; None: it was restored, and a run is opened just for this
+        tags: Mapping[str, str],  # lineage; commit and dirty ("true" or "false") at least
+        attachments: Mapping[str, Path],  # files and folders to keep with the run, by name
+        verify: Verify,  # called with the bundle that was read back from the store
+    ) -> ModelVersion:
+        """The version of ``trained.key``: the one that exists, or a new one. Closes the run as FINISHED.
+
+        The bytes are in the store, read back, compared and verified, before the version exists; where anything fails there
+        is no version and the run stays open. One that exists is read back too, and what its run has lost is uploaded again.
+        A version that came from uncommitted work loses that mark, and takes the tags, when a clean commit gives the same key.
+
+        Raises IntegrityError where the bundle or what the store gives back is damaged, StorageError where it is full, and
+        what ``verify`` raises.
+        """
+        sealed = manifest.verify(bundle)
+        if sealed["files"].get(package.WEIGHTS) != trained.weights_sha256:
+            raise IntegrityError(f"{bundle}/{package.WEIGHTS} is not what training.json was written with: train again")
+        with door(f"register {name}"), self.exclusively(f"model {name}"):
+            version = self._by_key(name, trained.key)
+            if version is None:
+                lineage = {**_facts(trained, bundle), **tags}
+                with self._run_of(run_id, trained) as open_run:
+                    version = self._make(bundle, trained, name, open_run, lineage, attachments, verify)
+                run_id = open_run
+            else:
+                self._make_whole(version, bundle, trained, verify)
+                if self._is_told_better(version, tags, attachments):
+                    self.attach(version, attachments)
+                    self.set_tags(version, tags)
+                version = self.version(version.ref)
+            if run_id:
+                self._client.set_tag(run_id, "remint.version", version.ref)
+                self.end_run(run_id, "FINISHED")
+        return version
+
+    @contextmanager
+    def _run_of(self, run_id: str | None, trained: TrainedModel) -> Iterator[str]:
+        """The run that trained the model, or one that is opened in its stead and closed where the block fails."""
+        if run_id is not None:
+            yield run_id
+            return
+        run_id = self.start_run(trained.pipeline, {"restored": "true"}, trained.recipe)
+        try:
+            yield run_id
+        except BaseException as error:
+            with suppress(RemintError):  # the first error is the one to tell
+                self.end_run(run_id, "FAILED" if isinstance(error, RemintError) else "KILLED", str(error) or type(error).__name__)
+            raise
+
+    def _make(
+        self,
+        bundle: Path,
+        trained: TrainedModel,
+        name: str,
+        run_id: str,
+        lineage: Mapping[str, str],
+        attachments: Mapping[str, Path],
+        verify: Verify,
+    ) -> ModelVersion:
+        """Uploads, reads back, verifies, and then makes the version with all its tags in one request."""
+        client = self._client
+        verified = self._upload(bundle, trained, name, run_id, verify)
+        with door(f"upload {name}"):
+            for attachment, path in attachments.items():
+                self.log_file(run_id, path, attachment)
+            source = f"{client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
+        with door(f"register {name}"):
+            self._ensure_model(name)
+            made = once(
+                lambda: client.create_model_version(
+                    name, source, run_id, tags=prefixed({**lineage, "verified": verified}), await_creation_for=0
+                ),
+                lambda: self._find(name, trained.key),
+            )
+            return record_of(made)
+
+    def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> str:
+        """Puts the bundle where the run keeps its model, and reads it back; what ``verify`` says of what came back."""
+        with door(f"upload {name}"), tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+            packed = package.pack(bundle, trained.spec, Path(temporary) / package.FOLDER)
+            self._client.log_artifacts(run_id, str(packed), package.FOLDER)
+            (Path(temporary) / "back").mkdir()
+            back = Path(self._client.download_artifacts(run_id, package.FOLDER, str(Path(temporary) / "back")))
+            (back / package.MARK).unlink(missing_ok=True)
+            if manifest.sha256_tree(back) != manifest.sha256_tree(packed):
+                raise IntegrityError(
+                    f"{name}: the store gave back other bytes than were uploaded: nothing was registered; run again"
+                )
+            return verify(package.unpack(back))
+
+    def _make_whole(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
+        """Makes a version that exists loadable from the same weights.
+
+        A run that is still open was left by a process that died after it made the version; a deleted one is restored, lest
+        `mlflow gc` takes the bytes. Raises IntegrityError where the bytes are gone and their run with them.
+        """
+        run = self._run(version)
+        if run is not None:
+            if run.info.lifecycle_stage == "deleted":
+                with door(f"restore the run of {version.ref}"):
+                    self._client.restore_run(version.run_id)
+            self.end_run(version.run_id, "FINISHED")
+        with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+            try:
+                self.fetch(version, Path(temporary) / "bundle")
+                return
+            except IntegrityError as lost:
+                if run is None:
+                    raise IntegrityError(
+                        f"{lost}; nor is there its MLflow run {version.run_id}, which would take them: delete the version in "
+                        "MLflow and run again, which registers these weights anew"
+                    ) from lost
+        facts = {**_facts(trained, bundle), "verified": self._upload(bundle, trained, version.name, version.run_id, verify)}
+        self.set_tags(version, {key: value for key, value in facts.items() if version.tags.get(key) != value})
+        with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+            self.fetch(self.version(version.ref), Path(temporary) / "bundle")
+
+    def _is_told_better(self, version: ModelVersion, tags: Mapping[str, str], attachments: Mapping[str, Path]) -> bool:
+        """Whether this registration's lineage goes before that of the version: it is clean, or has files that were lost."""
+        dirty = tags.get("dirty") != "false"
+        if version.dirty != dirty:
+            return version.dirty
+        kept = {item.path for item in self._client.list_artifacts(version.run_id)}
+        return not kept >= {name.partition("/")[0] for name in attachments}
+
+    def _run(self, version: ModelVersion) -> Run | None:
+        try:
+            with door(f"look for the run of {version.ref}"):
+                return self._client.get_run(version.run_id)
+        except NotFoundError:
+            return None
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            once(lambda: self._client.create_registered_model(name), lambda: None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _facts(trained: TrainedModel, bundle: Path) -> dict[str, str]:
+    """The part of a version's lineage that the training itself knows."""
+    return {
+        "key": trained.key,
+        "weights_sha256": trained.weights_sha256,
+        "manifest_sha256": manifest.sha256_file(bundle / manifest.NAME),
+        "dataset": trained.dataset,
+        "pipeline": trained.pipeline,
+        "recipe": canonical(trained.recipe),
+        "seed": str(trained.recipe.get("training", {}).get("seed", "")),
+        "world_size": str(trained.world_size),
+        "best_step": str(trained.best_step),
+        "fingerprint": canonical(trained.fingerprint),
+    }
