@@ -200,6 +200,30 @@ def test_what_an_older_lock_names_comes_back_from_the_cache_or_the_remote(
         open_workspace("other").former(lock, "work@y")
 
 
+def test_a_step_is_really_run_apart_from_what_the_home_has_and_leaves_nothing_there(
+    open_workspace: Open, repository: Path
+) -> None:
+    first = open_workspace("first")
+    first.reproduce("work", "x", quiet)
+    first.push("work@x")
+    stores = repository / ".remint/dvc"
+    before = set(stores.rglob("*"))
+    (stores / "cache").rename(repository / "cache-away")
+    folder = open_workspace("apart").folder
+    job = versioning.Workspace(folder, Home.of(repository), first.logs, scratch=folder / "scratch")
+    shutil.copyfile(first.folder / "dvc.lock", folder / "dvc.lock")
+    job.pull("work@x")
+    assert (folder / "outs/x/made").read_text() == "good", "from the remote"
+    ran: list[str] = []
+    for _ in range(2):
+        job.renew("work", "x", lambda event: ran.append(event["event"]))
+    assert ran.count("started") == 2, "dvc remembers nothing of it"
+    assert versioning.locked(folder / "dvc.lock", "work@x") == versioning.locked(first.folder / "dvc.lock", "work@x")
+    assert not (stores / "cache").exists()
+    (repository / "cache-away").rename(stores / "cache")
+    assert {path for path in stores.rglob("*") if path.is_file() and "site" not in path.parts} <= before
+
+
 def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path]) -> None:
     bare = make_repository({"params.yaml": ""}, name="bare")
     home = Home.of(bare).ensure()

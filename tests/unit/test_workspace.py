@@ -115,3 +115,48 @@ def test_a_branch_that_does_not_exist_is_refused(repository: Path) -> None:
     run(repository, "git", "checkout", "-q", "--detach")
     with pytest.raises(RepositoryError, match="is on no branch"):
         workspace.branch_of(repository)
+
+
+def test_a_commit_is_fetched_from_the_origin_without_a_trace(repository: Path, tmp_path: Path) -> None:
+    run(tmp_path, "git", "clone", "-q", str(repository), "clone")
+    clone = tmp_path / "clone"
+    (repository / "params.yaml").write_text("a: 2\n")
+    run(repository, "git", "commit", "-qam", "second")
+    run(repository, "git", "reset", "-q", "--hard", "HEAD^")  # on no branch any more
+    lost = run(repository, "git", "rev-parse", "HEAD@{1}").strip()
+    before = state(clone), run(clone, "git", "for-each-ref"), sorted(path.name for path in (clone / ".git").iterdir())
+    assert not workspace.holds(clone, lost) and workspace.obtain(clone, lost) and workspace.holds(clone, lost)
+    assert before == (
+        state(clone),
+        run(clone, "git", "for-each-ref"),
+        sorted(path.name for path in (clone / ".git").iterdir()),
+    )
+    assert not workspace.obtain(clone, "0" * 40) and not workspace.obtain(repository, "0" * 40)
+
+
+def test_uncommitted_work_is_built_in_a_fresh_clone_from_its_bundle(repository: Path, tmp_path: Path) -> None:
+    run(tmp_path, "git", "clone", "-q", str(repository), "clone")
+    (repository / "params.yaml").write_text("a: 2\n")
+    commit = workspace.commit_of_tree(repository)
+    file = workspace.bundle(repository, commit, tmp_path / "work.bundle")
+    assert workspace.stands_on(file) == [commit.base]
+    folder = workspace.check_out(tmp_path / "clone", commit, tmp_path / "job", bundled=file)
+    assert (folder / "params.yaml").read_text() == "a: 2\n"
+    assert not workspace.holds(tmp_path / "clone", commit.sha), "the clone has no part in it"
+
+
+@pytest.mark.parametrize(
+    ("address", "kept"),
+    [
+        ("https://ann:SECRET@example.org/team/models.git", "https://example.org/team/models.git"),
+        ("https://SECRET@example.org:8443/models.git?token=SECRET#SECRET", "https://example.org:8443/models.git"),
+        ("ssh://git:SE@CRET@example.org/models.git", "ssh://example.org/models.git"),
+        ("git@example.org:team/models.git", "git@example.org:team/models.git"),
+        ("file:///srv/models.git", "file:///srv/models.git"),
+        ("../models.git", "../models.git"),
+    ],
+)
+def test_the_origin_is_named_without_its_secrets(repository: Path, address: str, kept: str) -> None:
+    assert workspace.origin(repository) == ""
+    run(repository, "git", "remote", "add", "origin", address)
+    assert workspace.origin(repository) == kept

@@ -17,7 +17,7 @@ from typing import Any
 
 from remint import config, manifest, storage, versioning, workspace
 from remint.data.schema import SNAPSHOT
-from remint.errors import IntegrityError, RepositoryError, ResourceError
+from remint.errors import IntegrityError, RepositoryError, ResourceError, VersioningError
 from remint.home import Home
 from remint.rebuild.compare import Facts
 from remint.rebuild.record import BUNDLE, Recorded
@@ -99,13 +99,17 @@ def check_out(build: Build, store: Tracking) -> None:
 def run(build: Build) -> Facts:
     """Brings the data and runs prepare, features, train and evaluate; what came of them.
 
-    Raises IntegrityError where the data are not those that were registered, and what the steps raise.
+    Raises VersioningError where the data cannot be had, IntegrityError where they are not those that were registered, and what
+    the steps raise.
     """
     recorded = build.recorded
     dataset, pipeline = recorded.dataset, recorded.pipeline
     dvc = versioning.Workspace(build.folder, build.home, build.logs, scratch=build.folder / SCRATCH)
     with build.timed("pull", "fetches its data from the DVC remote"):
-        dvc.pull(f"snapshot@{dataset}")
+        try:
+            dvc.pull(f"snapshot@{dataset}")
+        except VersioningError as error:
+            raise VersioningError(f"{recorded.version.ref}: its data cannot be had: {error}") from error
         snapshot = build.out("raw", dataset) / SNAPSHOT
         if not snapshot.exists() or manifest.sha256_file(snapshot) != recorded.raw_sha256:
             raise IntegrityError(f"{recorded.version.ref}: what the DVC remote gave back is not the data that it was made from")

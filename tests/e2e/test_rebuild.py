@@ -1,0 +1,129 @@
+"""A version of uncommitted work is built again in a fresh clone, from nothing but what it carries. One story in steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint import config
+from tests.e2e.team import Team
+
+PIPELINE = {
+    "dataset": "ramps",
+    "family": "flow",
+    "model": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
+    "training": {"steps": 30, "validate_every": 10},
+    "evaluation": {"metrics": ["nll", "fd_domain"], "samples": 32, "draws": 4},
+    "promotion": {"require": {"nll": {"max": 1.0e6}}},
+    "schedule": {},
+}
+
+
+@dataclass(kw_only=True)
+class Elsewhere(Team):
+    """A clone with a home of its own, and the stores of the team that it was cloned from."""
+
+    stores: Path
+    home: Path
+
+    def environment(self) -> dict[str, str]:
+        addresses = {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.stores}/mlflow/mlflow.db",
+            "REMINT_ARTIFACTS": f"{self.stores}/mlflow/artifacts",
+            "REMINT_LEDGER": f"sqlite:///{self.stores}/ledger.db",
+            "REMINT_DVC_REMOTE": f"{self.stores}/dvc/remote",
+            "REMINT_HOME": str(self.home),
+        }
+        return {**super().environment(), **addresses}
+
+
+@dataclass
+class Story:
+    team: Team
+    elsewhere: Elsewhere
+    outcome: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def story(shared_team: Team, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """One training of uncommitted work; then its source, its cache and its checkpoints are gone, and so is the work itself."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    generator = np.random.default_rng(0)
+    x_NHW = np.linspace(0, 200, 64).reshape(8, 8) + generator.normal(0, 15, (300, 8, 8))
+    source = folder / "ramps.npz"
+    np.savez(source, x=np.clip(x_NHW, 0, 255).astype(np.uint8))
+    config.write(
+        {"datasets": {"ramps": {"source": str(source), "kind": "image"}}, "pipelines": {"flow": PIPELINE}}, shared_team.folder
+    )
+    shared_team.api = prefect_server
+    (outcome,) = shared_team.json("run", "flow")
+    source.unlink()
+    shared_team.sh("git checkout -q params.yaml")
+    stores = shared_team.folder / ".remint"
+    shutil.rmtree(stores / "dvc/cache")
+    for name in ("checkpoints", "schemas", "features"):
+        shutil.rmtree(stores / name, ignore_errors=True)
+    shared_team.sh(f"git clone -q . {folder}/clone")
+    return Story(shared_team, Elsewhere(folder=folder / "clone", stores=stores, home=folder / "home"), outcome)
+
+
+def test_1_it_is_identical_and_neither_side_is_touched(story: Story) -> None:
+    stores, home = story.elsewhere.stores, story.elsewhere.home
+    remote = {path: path.stat().st_mtime_ns for path in (stores / "dvc/remote").rglob("*")}
+    before = story.team.state(), story.elsewhere.state(), (stores / "ledger.db").read_bytes()
+    done = story.elsewhere.remint("rebuild", "flow/1", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["dirty"], "the commit came from the bundle that the version carries"
+    assert answer["identical"] and answer["reproduced"] and answer["rule"] == "identity" and answer["differences"] == []
+    assert answer["recorded"] == answer["rebuilt"] and answer["notes"] == []
+    assert answer["rebuilt"]["weights_sha256"] == story.outcome["weights_sha256"]
+    assert answer["rebuilt"]["metrics"] == story.outcome["metrics"]
+    assert answer["tolerance"]["nll"]["from"] == "95% interval" and answer["tolerance"]["nll"]["within"] > 0
+    assert set(answer["seconds"]) == {"commit", "pull", "prepare", "features", "train", "evaluate"}
+    assert "trains" in done.stderr
+    after = story.team.state(), story.elsewhere.state(), (stores / "ledger.db").read_bytes()
+    assert before == after, "nothing of the person's, and no decision"
+    assert {path: path.stat().st_mtime_ns for path in (stores / "dvc/remote").rglob("*")} == remote
+    assert not (stores / "dvc/cache").exists() and not (stores / "checkpoints").exists()
+    assert sorted(path.name for path in home.iterdir()) == ["jobs", "locks", "workspaces"]
+    assert list((home / "workspaces").iterdir()) == []
+    with sqlite3.connect(stores / "mlflow/mlflow.db") as database:
+        (tag,) = database.execute("select value from model_version_tags where key = 'remint.rebuilt'").fetchone()
+    assert tag.endswith(" identical")
+    (kept,) = (stores / "mlflow/artifacts").rglob("rebuild.json")
+    assert json.loads(kept.read_text())["rebuilt"] == answer["rebuilt"]
+
+
+def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting_is_found(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite3.connect(story.elsewhere.stores / "mlflow/mlflow.db") as database:
+        edited = (
+            "update model_version_tags set value = replace(value, '\"steps\":30', '\"steps\":31') where key = 'remint.recipe'"
+        )
+        assert database.execute(edited).rowcount == 1
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # other kernels, as on an older processor
+    answer = json.loads(story.elsewhere.remint("rebuild", "flow/1", "--json", status=1).stdout)
+    assert answer["rule"] == "tolerance" and not answer["identical"] and not answer["reproduced"]
+    assert {"environment": {"ATEN_CPU_CAPABILITY": "default"}}.items() <= {
+        each["name"]: each["here"] for each in answer["environment"]
+    }.items()
+    refused = [(each["thing"], each["recorded"], each["rebuilt"]) for each in answer["differences"] if not each["allowed"]]
+    assert refused == [("settings training.steps", 31, 30)], "what the other kernels change is allowed"
+    metrics = [each for each in answer["differences"] if each["thing"].startswith("metric")]
+    assert metrics and all("within" in each["why"] for each in metrics)
+
+
+def test_3_data_that_are_gone_are_one_clear_error(story: Story) -> None:
+    stores = story.elsewhere.stores
+    (stores / "dvc/remote").rename(stores / "dvc/away")
+    told = story.elsewhere.remint("rebuild", "flow/1", status=1).stderr
+    assert "error: flow/1: its data cannot be had: dvc pull" in told
+    assert list((story.elsewhere.home / "workspaces").iterdir()) == []
