@@ -1,7 +1,7 @@
 """Small real bundles that tests of the registry share, and a program whose processes register them at the same time.
 
-python -m tests.registry_cases HOME BUNDLE COUNT    COUNT processes register BUNDLE at once; prints each one's version
-python -m tests.registry_cases HOME BUNDLE die      opens a run and kills itself
+python -m tests.registry_cases HOME BUNDLE COUNT [URI]    COUNT processes register BUNDLE at once; prints each one's version
+python -m tests.registry_cases HOME BUNDLE die            opens a run and kills itself
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from remint.models import probe
 from remint.models.families import family
 from remint.recipe import FlowSettings, TrainingSettings
 from remint.records import DataSpec, ModelVersion, TrainedModel
+from remint.serving import fresh
 from remint.tracking import Tracking
 
 SPEC = DataSpec(shape=(1, 4, 4), levels=5)
@@ -62,8 +63,9 @@ def make(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int
     return trained
 
 
-def tracking(home: Path) -> Tracking:
-    return Tracking(f"sqlite:///{home}/mlflow/mlflow.db", str(home / "mlflow" / "artifacts"), home / "locks" / "registry")
+def tracking(home: Path, uri: str = "") -> Tracking:
+    address = uri or f"sqlite:///{home}/mlflow/mlflow.db"
+    return Tracking(address, str(home / "mlflow" / "artifacts"), home / "locks" / "registry")
 
 
 def register(
@@ -79,20 +81,21 @@ def register(
     return store.register(bundle, trained, trained.pipeline, run_id, tags, attachments or {}, verify)
 
 
-def whole_life(home: Path, bundle: Path) -> ModelVersion:
+def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
     """What one retraining does with MLflow."""
-    store = tracking(home)
+    store = tracking(home, uri)
     trained = TrainedModel.read(bundle / "training.json")
     run_id = store.start_run(trained.pipeline, {"job": str(os.getpid())}, trained.recipe)
     for step in range(5):
         store.log_metrics(run_id, [{"step": step, "loss": 1.0 / (step + 1)}])
-    version = register(store, bundle, run_id, attachments={"training.json": bundle / "training.json"})
+    attachments, log = {"training.json": bundle / "training.json"}, home / f"{os.getpid()}.log"
+    version = register(store, bundle, run_id, attachments=attachments, verify=lambda back: fresh.check(back, log))
     store.set_tags(version, {"verdict": "promoted"})
     store.set_alias(version.name, "champion", version.version)
     return version
 
 
-def _together(home: Path, bundle: Path, count: int) -> int:
+def _together(home: Path, bundle: Path, count: int, uri: str = "") -> int:
     """Forks before MLflow has opened anything: the database, too, is made by all of them at once."""
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
@@ -105,7 +108,7 @@ def _together(home: Path, bundle: Path, count: int) -> int:
         if not child:
             os.close(go)
             os.read(ready, 1)  # ends for all when the parent closes its end
-            os.write(1, f"{whole_life(home, bundle).version}\n".encode())
+            os.write(1, f"{whole_life(home, bundle, uri).version}\n".encode())
             sys.stdout.flush()
             os._exit(0)
         children.append(child)
@@ -118,4 +121,4 @@ if __name__ == "__main__":
     if what == "die":
         print(tracking(home).start_run("digits-flow", {}, {}), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    raise SystemExit(_together(home, bundle, int(what)))
+    raise SystemExit(_together(home, bundle, int(what), *sys.argv[4:]))

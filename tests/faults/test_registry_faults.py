@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from remint.errors import StorageError, TrackingError
+from remint.serving import fresh
 from remint.tracking import Tracking, door
 from tests import registry_cases as cases
 
@@ -32,19 +33,27 @@ def client(store: Tracking) -> Any:
     return MlflowClient(store.uri)
 
 
-def together(home: Path, bundle: Path, count: int) -> list[str]:
-    program = [sys.executable, "-m", "tests.registry_cases", str(home), str(bundle), str(count)]
+def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
+    program = [sys.executable, "-m", "tests.registry_cases", str(home), str(bundle), str(count), uri]
     done = subprocess.run(program, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
-def test_sixteen_processes_on_no_database_register_one_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_sixteen_processes_on_no_database_register_one_version(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    uri = ""
+    if database == "postgresql":
+        uri = request.getfixturevalue("postgres").database("sixteen").replace("postgresql:", "postgresql+psycopg:")
     cases.make(tmp_path / "bundle")
-    assert together(tmp_path / "home", tmp_path / "bundle", 16) == ["1"] * 16
-    store = cases.tracking(tmp_path / "home")
+    assert together(tmp_path / "home", tmp_path / "bundle", 16, uri) == ["1"] * 16
+    store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
-    store.fetch(version, tmp_path / "got")
+    assert version.tags["verified"] == "16 samples as recorded at training, to the bit"
+    assert len(list((tmp_path / "home").glob("*.log"))) == 1  # one process had to look
+    fresh.check(store.fetch(version, tmp_path / "got"), tmp_path / "log")
     experiment = client(store).get_experiment_by_name("digits-flow").experiment_id
     runs = client(store).search_runs([experiment])
     assert Counter(run.info.status for run in runs) == {"FINISHED": 16}

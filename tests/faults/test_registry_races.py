@@ -15,7 +15,7 @@ from remint.errors import ChampionChanged, LedgerError
 from remint.ledger import Ledger
 from remint.records import SeedSpread
 from remint.spreads import Spreads
-from remint.tracking.door import exclusive
+from remint.tracking import Tracking
 from tests.postgres import Postgres
 
 PROCESSES = 16
@@ -131,22 +131,24 @@ def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
     assert len(ledger.rows("killed")) >= 12  # what was acknowledged before each kill, and the row after it
 
 
-def count_up(index: int, url: str, folder: Path) -> int:
+def count_up(index: int, uri: str, lock_url: str, folder: Path) -> int:
     """Reads, waits and writes: two that are inside at once lose a count."""
+    store = Tracking(uri, "", folder / f"host{index}" / "lock", lock_url)
     for _ in range(5):
-        with exclusive(
-            folder / f"host{index}" / "lock", "model m", own(url, f"x{index}").replace("postgresql:", "postgresql+psycopg:")
-        ):
+        with store.exclusively("model m"):
             seen = int((folder / "count").read_text())
             time.sleep(0.002)
             (folder / "count").write_text(str(seen + 1))
     return index
 
 
-def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres: Postgres, tmp_path: Path) -> None:
-    """Each process has a lock file of its own, as on hosts that share only the database."""
+@pytest.mark.parametrize("tracked", ["on PostgreSQL", "by a server"])
+def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres: Postgres, tmp_path: Path, tracked: str) -> None:
+    """Each process has a lock file of its own, as on hosts that share only MLflow's database, or a server and the ledger's."""
     (tmp_path / "count").write_text("0")
-    assert at_once(count_up, 6, postgres.url, tmp_path) == list(range(6))
+    direct = (postgres.url.replace("postgresql:", "postgresql+psycopg:"), f"sqlite:///{tmp_path}/ledger.db")
+    addresses = direct if tracked == "on PostgreSQL" else ("http://mlflow.example.org", postgres.url)
+    assert at_once(count_up, 6, *addresses, tmp_path) == list(range(6))
     assert (tmp_path / "count").read_text() == "30"
 
 

@@ -113,9 +113,11 @@ class Tracking(Registry):
             (Path(temporary) / "back").mkdir()
             back = Path(self._client.download_artifacts(run_id, package.FOLDER, str(Path(temporary) / "back")))
             (back / package.MARK).unlink(missing_ok=True)
-            if manifest.sha256_tree(back) != manifest.sha256_tree(packed):
+            others = _others(packed, back)
+            if others:
                 raise IntegrityError(
-                    f"{name}: the store gave back other bytes than were uploaded: nothing was registered; run again"
+                    f"{name}: the store gave back other bytes than were uploaded to run {run_id} ({', '.join(others)}): nothing "
+                    "was registered; run again, and remove from there what is none of ours"
                 )
             return verify(package.unpack(back))
 
@@ -148,6 +150,8 @@ class Tracking(Registry):
 
     def _is_told_better(self, version: ModelVersion, tags: Mapping[str, str], attachments: Mapping[str, Path]) -> bool:
         """Whether this registration's lineage goes before that of the version: it is clean, or has files that were lost."""
+        if self._run(version) is None:
+            return False  # nothing can be kept with it any more
         dirty = tags.get("dirty") != "false"
         if version.dirty != dirty:
             return version.dirty
@@ -169,6 +173,18 @@ class Tracking(Registry):
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def _others(packed: Path, back: Path) -> list[str]:
+    """The files, at most three, that are not the same in both folders."""
+    ours, theirs = ({str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()} for root in (packed, back))
+    names = sorted({*ours, *theirs})
+    same = {name for name in names if name in ours and name in theirs and _equal(ours[name], theirs[name])}
+    return [name for name in names if name not in same][:3]
+
+
+def _equal(path: Path, other: Path) -> bool:
+    return manifest.sha256_file(path) == manifest.sha256_file(other)
 
 
 def _facts(trained: TrainedModel, bundle: Path) -> dict[str, str]:

@@ -1,0 +1,205 @@
+"""A version is visible once it was loaded elsewhere, and one whose bytes were lost is made whole again or refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from remint import manifest
+from remint.errors import IntegrityError, RunError
+from remint.models import probe
+from remint.records import ModelVersion
+from remint.serving import fresh
+from remint.tracking import Tracking
+from tests import registry_cases as cases
+
+
+@pytest.fixture
+def store(empty: Path, tmp_path: Path) -> Tracking:
+    shutil.copytree(empty, tmp_path / "home")
+    return cases.tracking(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "bundle"
+    cases.make(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "bundle")
+
+
+def client(store: Tracking) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(store.uri)
+
+
+def run_of(store: Tracking, version: ModelVersion) -> Path:
+    return Path(client(store).get_run(version.run_id).info.artifact_uri)
+
+
+def draws_nan(bundle: Path) -> None:
+    """Weights that are not numbers, and a manifest and record that know of nothing else."""
+    weights = load_file(bundle / "weights.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 8)
+    weights[name].flatten()[3] = torch.nan
+    save_file(weights, bundle / "weights.safetensors")
+    trained = cases.TrainedModel.read(bundle / "training.json")
+    sha256 = manifest.sha256_file(bundle / "weights.safetensors")
+    trained.model_copy(update={"weights_sha256": sha256}).write(bundle / "training.json")
+
+
+def draws_others(bundle: Path) -> None:
+    """Samples that another model drew, each byte of them sealed."""
+    recorded = probe.read(bundle)
+    assert recorded is not None
+    samples = np.array(recorded.arrays["samples"])
+    samples[5, 0, 2, 1] = (samples[5, 0, 2, 1] + 1) % cases.SPEC.levels
+    (bundle / probe.FILE).write_bytes(
+        probe.save({"samples": samples}, {"about": probe.canonical({"seed": recorded.seed, "machine": recorded.machine})})
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(draws_nan, "values that are not finite"), (draws_others, "does not draw what was recorded at training")],
+)
+def test_a_model_that_does_not_draw_as_it_did_is_no_version(
+    store: Tracking, bundle: Path, tmp_path: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    spoil(bundle)
+    manifest.seal(bundle)
+    run_id = store.start_run("digits-flow", {}, {})
+    with pytest.raises(IntegrityError, match=says) as caught:
+        cases.register(store, bundle, run_id, verify=lambda back: fresh.check(back, tmp_path / "log"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"
+
+
+def test_what_is_looked_at_is_what_came_back_and_nobody_sees_a_version_meanwhile(store: Tracking, bundle: Path) -> None:
+    seen: list[Path] = []
+
+    def verify(back: Path) -> str:
+        assert manifest.verify(back) == manifest.verify(bundle) and not back.is_relative_to(bundle)
+        assert store.names() == []
+        seen.append(back)
+        return "seen"
+
+    version = cases.register(store, bundle, verify=verify)
+    assert len(seen) == 1 and version.tags["verified"] == "seen"
+    assert cases.register(store, bundle, verify=verify) == version
+    assert len(seen) == 1  # the bytes are those that were looked at
+
+
+def test_a_process_that_cannot_load_it_at_all_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "none/remint").mkdir(parents=True)
+    (tmp_path / "none/remint/__init__.py").write_text("raise ImportError('the code of this commit is broken')")
+    with pytest.raises(RunError, match=r"ImportError: the code of this commit is broken \(all of it: .*log\)") as caught:
+        fresh.check(bundle, tmp_path / "log", {"PYTHONPATH": str(tmp_path / "none")})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def remove(kept: Path) -> None:
+    shutil.rmtree(kept / "model")
+
+
+def flip(kept: Path) -> None:
+    weights = next(kept.rglob("weights.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def lose_all(kept: Path) -> None:
+    shutil.rmtree(kept)
+
+
+@pytest.mark.parametrize("lose", [remove, flip, lose_all])
+def test_bytes_that_were_lost_come_back_with_the_next_registration(
+    store: Tracking, bundle: Path, tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    (tmp_path / "dvc.lock").write_text("first")
+    locks = {"dvc.lock": tmp_path / "dvc.lock"}
+    version = cases.register(store, bundle, attachments=locks, tags={**cases.TAGS, "dvc_lock_sha256": "of the first"})
+    store.fetch(version, tmp_path / "before")
+    lose(run_of(store, version))
+    with pytest.raises(IntegrityError):
+        store.fetch(version, tmp_path / "lost")
+    (tmp_path / "dvc.lock").write_text("second")
+    looked: list[Path] = []
+
+    def verify(back: Path) -> str:
+        looked.append(back)
+        return "again"
+
+    again = cases.register(
+        store, bundle, attachments=locks, tags={**cases.TAGS, "dvc_lock_sha256": "of the second"}, verify=verify
+    )
+    assert again.ref == version.ref and len(looked) == 1 and again.tags["verified"] == "again"
+    store.fetch(again, tmp_path / "after")
+    assert manifest.sha256_tree(tmp_path / "after") == manifest.sha256_tree(tmp_path / "before")
+    which = "second" if lose is lose_all else "first"  # what the version says and what its run keeps belong together
+    assert store.attachment(again, "dvc.lock", tmp_path / "kept").read_text() == which
+    assert again.tags["dvc_lock_sha256"] == f"of the {which}"
+    assert [each.version for each in store.versions("digits-flow")] == [1]
+
+
+def test_the_same_weights_with_another_record_replace_what_was_lost(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    version = cases.register(store, bundle)
+    remove(run_of(store, version))
+    (bundle / "curve.csv").write_text("step,loss,more\n")
+    manifest.seal(bundle)
+    again = cases.register(store, bundle)
+    assert again.ref == version.ref and again.tags["manifest_sha256"] != version.tags["manifest_sha256"]
+    assert (store.fetch(again, tmp_path / "got") / "curve.csv").read_text() == "step,loss,more\n"
+
+
+def test_a_file_of_somebody_else_in_the_store_is_named(store: Tracking, bundle: Path) -> None:
+    version = cases.register(store, bundle)
+    (run_of(store, version) / "model" / "evil.py").write_text("raise SystemExit")
+    with pytest.raises(IntegrityError, match=rf"other bytes than were uploaded to run {version.run_id} \(evil.py\)"):
+        cases.register(store, bundle)
+
+
+def test_a_run_in_the_trash_is_taken_out_of_it(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    version = cases.register(store, bundle)
+    client(store).delete_run(version.run_id)
+    assert cases.register(store, bundle).ref == version.ref
+    assert client(store).get_run(version.run_id).info.lifecycle_stage == "active"
+    store.fetch(version, tmp_path / "got")
+
+
+def test_a_run_that_was_purged_with_its_bytes_says_what_to_do(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    version = cases.register(store, bundle)
+    kept = run_of(store, version)
+    client(store).delete_run(version.run_id)
+    SqlAlchemyStore(store.uri, str(tmp_path / "unused"))._hard_delete_run(version.run_id)  # as `mlflow gc` does
+    assert cases.register(store, bundle).ref == version.ref  # its bytes are there: it is as good as it was
+    lose_all(kept)
+    with pytest.raises(IntegrityError, match="delete the version in MLflow and run again"):
+        cases.register(store, bundle)
+    client(store).delete_model_version(version.name, str(version.version))
+    store.fetch(cases.register(store, bundle), tmp_path / "got")
+
+
+def test_a_run_that_its_process_left_open_after_the_version_was_made_is_closed(store: Tracking, bundle: Path) -> None:
+    run_id = store.start_run("digits-flow", {}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracking, "end_run", lambda *_: None)
+        version = cases.register(store, bundle, run_id)
+    assert client(store).get_run(version.run_id).info.status == "RUNNING"
+    cases.register(store, bundle)
+    assert client(store).get_run(version.run_id).info.status == "FINISHED"

@@ -1,0 +1,153 @@
+"""Samples that a bundle keeps of its own: the same when they are drawn again, in every family, and what is said where not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from remint import manifest, step
+from remint.distributed.machine import deterministic, fingerprint
+from remint.errors import IntegrityError
+from remint.models import bundle as bundles
+from remint.models import probe
+from remint.models.contract import Model
+from remint.records import Column, DataSpec
+from remint.serving import fresh
+from tests import registry_cases
+from tests.models_cases import CASES, MIXED
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_draws_again_what_it_recorded(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    bundles.save_model(tmp_path, case.build().float(), case.family, case.settings, case.spec)
+    with deterministic(1):
+        probe.record(tmp_path, fingerprint(CPU, 1, 1))
+        manifest.seal(tmp_path)
+        recorded = probe.read(tmp_path)
+        assert recorded is not None and recorded.machine == probe.here(fingerprint(CPU, 1, 1))
+        model = bundles.load_model(tmp_path)
+        torch.manual_seed(7)  # nothing is drawn from it
+        again = probe.drawn(model, case.spec, recorded.seed, recorded.count)
+    assert recorded.count == 16 and set(recorded.arrays) == {"samples"} | ({"class"} if case.settings.conditional else set())
+    assert probe.different(recorded.arrays, again, exact=True) is None
+    assert probe.not_finite(model, case.spec, again) is None
+    assert len(np.unique(again["samples"].reshape(16, -1), axis=0)) > 1
+    other = probe.drawn(model, case.spec, recorded.seed + 1, recorded.count)
+    assert probe.different(recorded.arrays, other, exact=False) is not None
+
+
+class Dense(Model):
+    """Knows a density, or its bound, and no sample; or neither."""
+
+    def __init__(self, ability: str) -> None:
+        super().__init__()
+        setattr(self, {"log_prob": "density_noise", "elbo": "latent_noise"}.get(ability, "nothing"), 2)
+        if ability != "none":
+            setattr(self, ability, self.of_noise)
+
+    def of_noise(self, x_BX: Tensor, noise: Tensor, y_B: Tensor | None = None) -> Tensor:
+        assert x_BX.shape == (5, 1, 4, 4) and not x_BX.any()
+        return noise.sum(-1)
+
+
+@pytest.mark.parametrize("ability", ["log_prob", "elbo", "none"])
+def test_a_family_that_cannot_sample_is_asked_for_what_it_can(ability: str) -> None:
+    model = Dense(ability)
+    arrays = probe.drawn(model, registry_cases.SPEC, seed=0, count=5)
+    assert {name: array.shape for name, array in arrays.items()} == ({} if ability == "none" else {ability: (5,)})
+    assert probe.not_finite(model, registry_cases.SPEC, arrays) is None
+
+
+def test_large_images_are_few() -> None:
+    assert [probe.affordable(DataSpec(shape=(3, side, side), levels=256)) for side in (32, 256, 2048)] == [16, 5, 1]
+
+
+def test_what_is_not_finite_is_named() -> None:
+    model = Dense("none")
+    holes = MIXED.model_copy(update={"columns": (Column(name="a"), Column(name="b", missing=True)), "shape": (2,)})
+    rows = np.array([[0.0, np.nan], [1.0, 2.0]], np.float32)
+    assert probe.not_finite(model, holes, {"samples": rows}) is None
+    assert probe.not_finite(model, holes, {"samples": rows[:, ::-1].copy()}) == "1 of 4 values of samples are not finite"
+    assert probe.not_finite(model, holes, {"samples": np.array([[0.0, np.inf]])}) is not None
+    model.bias = torch.nn.Parameter(torch.tensor([0.0, torch.nan]))
+    assert probe.not_finite(model, holes, {}) == "the weights bias hold values that are not finite"
+
+
+def test_what_is_the_same_elsewhere() -> None:
+    image = np.full((16, 1, 10, 10), 3, np.uint8)
+    near, far, many = image.copy(), image.copy(), image.copy()
+    near.flat[:16] += 1
+    far.flat[0] += 2
+    many.flat[:17] -= 1
+    for drawn, exact, same in (
+        (image, True, True),
+        (near, True, False),
+        (near, False, True),
+        (far, False, False),
+        (many, False, False),
+    ):
+        assert (probe.different({"samples": image}, {"samples": drawn}, exact=exact) is None) == same
+    row = np.array([[1000.0, 0.0, np.nan]], np.float32)
+    for change, same in ((0.09, True), (0.2, False)):
+        assert (
+            probe.different({"samples": row}, {"samples": row + np.float32(change) * (row == 1000)}, exact=False) is None
+        ) == same
+    assert probe.different({"samples": row}, {"samples": np.zeros_like(row)}, exact=False) is not None
+    assert probe.different({"samples": image}, {"samples": image[:3]}, exact=False) is not None
+    assert probe.different({"samples": image}, {}, exact=False) == "samples was recorded, nothing drawn"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    registry_cases.make(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(step.EVENTS, str(tmp_path / "events"))
+    return tmp_path / "events"
+
+
+def test_a_bundle_from_before_samples_were_recorded_only_has_to_draw(bundle: Path, said: Path) -> None:
+    (bundle / probe.FILE).unlink()
+    manifest.seal(bundle)
+    fresh._main(str(bundle))
+    assert (
+        json.loads(said.read_text())["how"]
+        == "loaded and drew finite samples; nothing was recorded at training that they could equal"
+    )
+
+
+def test_on_another_machine_it_says_how_near_they_are(bundle: Path, said: Path) -> None:
+    recorded = probe.read(bundle)
+    assert recorded is not None
+    elsewhere = {"seed": 0, "machine": {**recorded.machine, "processor": "another"}}
+    (bundle / probe.FILE).write_bytes(probe.save(dict(recorded.arrays), {"about": probe.canonical(elsewhere)}))
+    manifest.seal(bundle)
+    fresh._main(str(bundle))
+    assert json.loads(said.read_text())["how"].startswith("16 samples as recorded at training, within 1% of pixels by one level")
+
+
+def test_a_record_that_is_none_is_damage(bundle: Path) -> None:
+    for content in (b"", b"not safetensors", probe.save({}, {"about": "[]"}), probe.save({})):
+        (bundle / probe.FILE).write_bytes(content)
+        with pytest.raises(IntegrityError, match="does not hold recorded samples"):
+            probe.read(bundle)
+
+
+def test_the_process_that_looks_needs_no_mlflow() -> None:
+    """It would take as long as the rest."""
+    program = "import sys; from remint.serving import fresh; from remint.models import probe; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded and not {"mlflow", "prefect", "dvc", "boto3", "pandas", "scipy"} & set(loaded)
