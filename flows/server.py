@@ -58,7 +58,7 @@ def stack(home: Home) -> dict[str, Any] | None:
         addresses: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return addresses if _healthy(addresses["prefect"]) else None
+    return addresses if healthy(addresses["prefect"]) else None
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
 def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:
     """Waits for an API to answer. Raises OrchestrationError with the server's last words, or after ``limit`` seconds."""
     deadline = time.monotonic() + limit
-    while not _healthy(url):
+    while not healthy(url):
         if server.poll() is not None:
             raise OrchestrationError(f"Prefect's server ended while it started: {last_words(log)} (all of it: {log})")
         if time.monotonic() > deadline:
@@ -140,7 +140,7 @@ def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: fl
         time.sleep(0.1)
 
 
-def _healthy(url: str) -> bool:
+def healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310  http to this machine
             return bool(answer.status == 200)

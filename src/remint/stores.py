@@ -13,6 +13,7 @@ short or written anew. So none is ever written over where the ledger no longer h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from remint.errors import NotFoundError
@@ -97,7 +98,7 @@ def _set_tags(store: Tracking, book: Ledger, last: LedgerRow, head: str) -> list
     rows = book.since(last.model, int(followed)) if followed else book.newest(last.model, RECENT)
     lost = bool(followed) and (not rows or rows[0].hash != known)
     said = []
-    for number, tags in _wanted([last] if lost else rows).items():
+    for number, tags in tags_of([last] if lost else rows).items():
         found = _version(store, last.model, number)
         if found is None:
             continue
@@ -111,8 +112,8 @@ def _set_tags(store: Tracking, book: Ledger, last: LedgerRow, head: str) -> list
     return said
 
 
-def _wanted(rows: list[LedgerRow]) -> dict[int, dict[str, str]]:
-    """The tags of each version that the rows name."""
+def tags_of(rows: Sequence[LedgerRow]) -> dict[int, dict[str, str]]:
+    """The tags of each version that the rows of a model name, as they must be."""
     wanted: dict[int, dict[str, str]] = {}
     for row in rows:
         place = {"ledger_hash": row.hash, "ledger_row": str(row.sequence)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from remint.errors import RemintError
 from remint.records import Finding
 
 Mend = Callable[[], object]
@@ -24,3 +25,14 @@ def fault(
     """A fault in one call: it is safe to repair where ``mend`` is given."""
     found = Finding(kind=kind, thing=thing, what=what, risk=risk, repair=repair, safe=mend is not None, damages=damages)
     return Fault(found, mend)
+
+
+def unreachable(thing: str, error: RemintError) -> Fault:
+    """A store that could not be asked: what it holds was not audited."""
+    return fault(
+        "unreachable",
+        thing,
+        f"{error}.",
+        "Nothing of it could be checked: what is wrong there is not in this list.",
+        "Bring it back within reach, and run remint audit again.",
+    )

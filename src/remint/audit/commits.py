@@ -1,0 +1,77 @@
+"""git against the versions that were built from it: their commits, bundles of uncommitted work, and refs that nothing needs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from remint import workspace
+from remint.audit.fault import Fault, fault
+from remint.errors import IntegrityError, NotFoundError
+from remint.home import Home
+from remint.records import ModelVersion
+from remint.tracking import Tracking
+
+BUNDLE = "uncommitted.bundle"
+RISK = "It cannot be built again."
+
+
+def present(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fault]:
+    """Whether the commit of a version can be had: here, at origin, or (uncommitted work) from the bundle that it carries."""
+    if version.dirty:
+        yield from _bundled(home, store, version)
+    elif not workspace.obtain(home.repository, version.commit):
+        yield _lost(version, f"Its commit {version.commit[:10]} is neither in {home.repository} nor at its origin.")
+
+
+def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fault]:
+    here = workspace.holds(home.repository, version.commit)
+    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+        try:
+            base = workspace.stands_on(store.attachment(version, BUNDLE, Path(temporary)))
+        except (IntegrityError, NotFoundError):
+            if not here:
+                yield _lost(version, f"It was built from uncommitted work, and the {BUNDLE} that holds it is gone.")
+                return
+            yield fault(
+                "commit",
+                version.ref,
+                f"It was built from uncommitted work, and the {BUNDLE} that it carried is gone; this clone has the commit.",
+                "It can be built again in this clone only.",
+                "remint audit --repair makes the bundle anew and keeps it with the version.",
+                damages=version.ref,
+                mend=lambda: _bundle(home, store, version),
+            )
+            return
+    gone = [sha[:10] for sha in base if not workspace.obtain(home.repository, sha)]
+    if gone and not here:
+        yield _lost(version, f"Its uncommitted work stands on {', '.join(gone)}, which is neither here nor at origin.")
+
+
+def _bundle(home: Home, store: Tracking, version: ModelVersion) -> None:
+    base = workspace.git(home.repository, "rev-parse", f"{version.commit}^").strip()
+    workspace.git(home.repository, "update-ref", f"refs/remint/{version.commit}", version.commit)
+    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+        commit = workspace.Commit(version.commit, dirty=True, base=base)
+        store.attach(version, {BUNDLE: workspace.bundle(home.repository, commit, Path(temporary) / BUNDLE)})
+
+
+def _lost(version: ModelVersion, what: str) -> Fault:
+    repair = "Push the commit to origin from a clone that has it, or fetch it into this one."
+    return fault("commit", version.ref, what, RISK, repair, damages=version.ref)
+
+
+def refs(home: Home, needed: Collection[str]) -> Iterator[Fault]:
+    """Commits of uncommitted work that no version and no running job was built from. ``needed``: those that one was."""
+    listed = workspace.git(home.repository, "for-each-ref", "--format=%(refname)", "refs/remint").split()
+    for ref in listed:
+        sha = ref.removeprefix("refs/remint/")
+        if sha not in needed:
+            yield fault(
+                "orphan",
+                ref,
+                "No version was built from this uncommitted work.",
+                "It keeps room in the clone, and work that somebody threw away.",
+                f"remint gc --apply removes it (git update-ref -d {ref}).",
+            )

@@ -1,0 +1,163 @@
+"""All checks together, each store's failure a finding of its own, and the repair of what is safe to repair."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from remint import jobs, roots, stores
+from remint.audit import commits, data, ledger, places, registry, runs
+from remint.audit.fault import Fault, unreachable
+from remint.errors import LedgerError, RemintError
+from remint.home import Home
+from remint.ledger import Ledger
+from remint.records import Finding
+from remint.tracking import Tracking, inventory
+from remint.tracking.inventory import Held, Run
+
+SETTLE = 2.0  # seconds that a job has to let MLflow follow the row that it has just written
+
+Say = Callable[[str], None]
+
+
+def quiet(_text: str) -> None:
+    """Tells nobody."""
+
+
+def findings(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Finding]:
+    """Everything that is wrong in this home's stores. Changes nothing. Prefect's part is in flows/audit.py."""
+    return [found.finding for found in faults(home, deep=deep, say=say)]
+
+
+def faults(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Fault]:
+    """The same, each with how it is mended.
+
+    ``deep``: the bytes of all versions are read, not of the roots only, roots are loaded in a fresh process, and the bytes
+    on DVC's remote are held against their digests.
+    """
+    book, found = _ledger(home)
+    store = stores.tracking(home)
+    try:
+        say("asking MLflow for its runs and versions")
+        folders, known = list(inventory.run_folders(store)), inventory.runs(store)
+        names = store.names()
+        held = [each for name in names for each in inventory.versions(store, name)]
+    except RemintError as error:
+        return [*found, unreachable("MLflow", error), *_of_this_machine(home)]
+    why, unknown = _roots(home, held)
+    found += [*unknown, *registry.lost(why, held)]
+    found += _versions(home, store, held, known, why, deep=deep, say=say)
+    found += _guarded("MLflow's runs", runs.stale(store))
+    found += _guarded("MLflow's files", registry.orphans(store, folders, known, held))
+    if book is not None:
+        for model in sorted({*names, *book.models()}):
+            found += _decisions(home, store, book, model)
+    found += _guarded("git", commits.refs(home, _built_from(home, held)))
+    return [*found, *_of_this_machine(home)]
+
+
+def _built_from(home: Home, held: Sequence[Held]) -> set[str]:
+    """The commits that versions were built from, and jobs that are alive are building."""
+    alive = jobs.alive(home)
+    if any("commit" not in job.facts for job in alive):
+        time.sleep(SETTLE)  # it is making its commit
+    return {each.version.commit for each in held} | {job.facts.get("commit", "") for job in alive}
+
+
+def _ledger(home: Home) -> tuple[Ledger | None, list[Fault]]:
+    try:
+        return stores.ledger(home), []
+    except RemintError as error:
+        return None, [unreachable("the ledger", error)]
+
+
+def _roots(home: Home, held: Sequence[Held]) -> tuple[dict[str, str], list[Fault]]:
+    """Why each root is one. Where the ledger cannot be read, every version is taken for a root: none is looked at less."""
+    try:
+        return roots.named(home), []
+    except RemintError as error:
+        everything = {each.version.ref: "a version, which may be the champion" for each in held}
+        return everything, [unreachable("what is served and may be gone back to", error)]
+
+
+def _versions(
+    home: Home, store: Tracking, held: Sequence[Held], known: Mapping[str, Run], why: Mapping[str, str], *, deep: bool, say: Say
+) -> list[Fault]:
+    """Versions against their runs, files, data and commits: roots by their bytes, the others by what is listed."""
+    needed = [each for each in held if each.version.ref in why]
+    others = [each for each in held if each.version.ref not in why]
+    found = [*registry.keys(held, why), *_guarded("MLflow's runs", registry.runs_of(store, held, known, why))]
+    began = time.monotonic()
+    for place, each in enumerate(held if deep else needed, start=1):
+        version, root = each.version, why.get(each.version.ref, "")
+        say(f"verifying {version.ref}, {place} of {len(held if deep else needed)}")
+        found += registry.whole(home, store, each, root, load=deep and bool(root))
+        if root:
+            found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version))
+    if others and not deep:
+        say(f"listing the files of {len(others)} more versions")
+        found += registry.listed(home, store, others)
+    outputs, unread = data.locks(store, [each.version for each in needed])
+    say(f"looking for {len(outputs)} outputs on DVC's remote")
+    found += [*unread, *_guarded("DVC's remote", data.missing(home, outputs, read=deep))]
+    if held:
+        spent = time.monotonic() - began
+        say(f"{len(held)} versions in {spent:.1f} s, {spent / len(held):.2f} s each; {len(needed)} of them by their bytes")
+    return found
+
+
+def _decisions(home: Home, store: Tracking, book: Ledger, model: str) -> list[Fault]:
+    """The ledger of one model against itself and MLflow; looked at again where a job may be between the two."""
+    found = _guarded(f"the ledger of {model}", _followed(store, book, model))
+    if found and jobs.alive(home):
+        time.sleep(SETTLE)
+        found = _guarded(f"the ledger of {model}", _followed(store, book, model))
+    return found
+
+
+def _followed(store: Tracking, book: Ledger, model: str) -> Iterator[Fault]:
+    try:
+        rows = book.rows(model)
+    except LedgerError:
+        rows = None  # one of them is no row: the chain tells which
+    versions = [each.version for each in inventory.versions(store, model)]
+    damaged = list(ledger.chain(book, model, versions))
+    yield from damaged
+    if rows is not None:
+        for found in (*ledger.aliases(store, model, rows, versions), *ledger.tags(store, rows, versions)):
+            yield ledger.held_back(found) if damaged else found
+
+
+def _of_this_machine(home: Home) -> list[Fault]:
+    return [*places.workspaces(home), *places.temporary(home)]
+
+
+def _guarded(thing: str, check: Iterable[Fault]) -> list[Fault]:
+    """What a check finds; where its store is out of reach, that."""
+    found: list[Fault] = []
+    try:
+        found.extend(check)
+    except RemintError as error:
+        found.append(unreachable(thing, error))
+    return found
+
+
+def repair(found: Sequence[Fault], again: Callable[[], list[Fault]], say: Say = quiet) -> list[Finding]:
+    """Mends what is safe to mend, looks again, and says what was repaired and what is left.
+
+    ``again``: the same audit once more.
+    """
+    mended = []
+    for each in found:
+        if each.mend is None:
+            continue
+        try:
+            each.mend()
+        except RemintError as error:
+            say(f"{each.finding.thing} was not repaired: {error}")
+        else:
+            mended.append(each.finding)
+    left = [each.finding for each in (again() if mended else found)]
+    still = {(each.kind, each.thing) for each in left}
+    repaired = [each.model_copy(update={"repaired": True}) for each in mended if (each.kind, each.thing) not in still]
+    return [*repaired, *left]

@@ -1,0 +1,123 @@
+"""A small home in which everything agrees: git, DVC's cache and remote, MLflow, its files and the ledger, all real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+
+from remint import audit, manifest, stores
+from remint.home import Home
+from remint.records import Finding, ModelVersion, canonical
+from remint.tracking import Tracking
+from tests import registry_cases
+
+MODEL = "digits-flow"
+CONFIG = (
+    "[core]\n    remote = local\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"local\"']\n    url = ../.remint/dvc/remote\n"
+)
+
+
+def place(store: str, home: Home, md5: str) -> Path:
+    """Where the cache, or the remote, keeps a file of dvc's."""
+    return home.dvc / store / "files/md5" / md5[:2] / md5[2:]
+
+
+def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("cache", "remote")) -> str:
+    """A folder as dvc keeps it, in cache and remote; the MD5 of its listing."""
+    listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
+    text = json.dumps(listing, sort_keys=True).encode()
+    files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}
+    files[hashlib.md5(text).hexdigest() + ".dir"] = text
+    for md5, content in files.items():
+        for store in stores:
+            place(store, home, md5).parent.mkdir(parents=True, exist_ok=True)
+            place(store, home, md5).write_bytes(content)
+    return next(md5 for md5 in files if md5.endswith(".dir"))
+
+
+@dataclass
+class World:
+    """The home, and what is in it: version 1 was champion, 2 was refused, 3 is champion, 4 is challenger."""
+
+    home: Home
+    raw: str  # MD5 of the listing of the raw data
+    prepared: str
+
+    @property
+    def store(self) -> Tracking:
+        return stores.tracking(self.home)
+
+    @property
+    def mlflow(self) -> MlflowClient:
+        return MlflowClient(self.home.tracking_uri)
+
+    def version(self, number: int) -> ModelVersion:
+        return self.store.version(f"{MODEL}/{number}")
+
+    def files(self, number: int) -> Path:
+        """The folder in which MLflow keeps the files of a version's run."""
+        return Path(self.mlflow.get_run(self.version(number).run_id).info.artifact_uri.removeprefix("file://"))
+
+    def audit(self, **more: Any) -> list[Finding]:
+        return audit.findings(self.home, **more)
+
+    def repaired(self) -> list[Finding]:
+        return audit.repair(audit.faults(self.home), lambda: audit.faults(self.home))
+
+    def git(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=self.home.repository, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+
+def make(repository: Path, empty: Path) -> World:
+    """A world in the folder ``repository``; ``empty`` is a home whose MLflow database is made."""
+    (repository / ".dvc").mkdir(parents=True)
+    (repository / ".dvc/config").write_text(CONFIG)
+    (repository / ".gitignore").write_text("/.remint/\n")
+    commit = "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
+    subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
+    shutil.copytree(empty, repository / ".remint")
+    home = Home.of(repository).ensure()
+    world = World(home, output(home, {"x.npy": b"raw", "y.npy": b"labels"}), output(home, {"train.npy": b"prepared"}))
+    for number, verdict in ((1, "promoted"), (2, "refused"), (3, "promoted"), (4, "refused")):
+        register(world, number, verdict)
+    return world
+
+
+def register(world: World, seed: int, verdict: Any) -> ModelVersion:
+    """One more version, with all that it needs to be built again, and the ledger's row about it."""
+    folder = world.home.path / "made" / str(seed)
+    registry_cases.make(folder / "bundle", seed, MODEL)
+    lock = folder / "dvc.lock"
+    outs = {"snapshot": world.raw, "prepare": world.prepared}
+    stages = {
+        f"{stage}@digits": {"outs": [{"path": stage, "hash": "md5", "md5": md5, "size": 9, "nfiles": 2}]}
+        for stage, md5 in outs.items()
+    }
+    with lock.open("w") as stream:
+        YAML().dump({"schema": "2.0", "stages": stages}, stream)
+    tags = {
+        "commit": world.git("rev-parse", "HEAD"),
+        "dirty": "false",
+        "data": canonical({"name": "digits", "source": "sklearn:digits"}),
+        "dvc_lock_sha256": manifest.sha256_file(lock),
+    }
+    version = registry_cases.register(world.store, folder / "bundle", tags=tags, attachments={"dvc.lock": lock})
+    book = stores.ledger(world.home)
+    before = book.champion(MODEL)
+    after = version.version if verdict == "promoted" else before
+    book.append(
+        MODEL, verdict, version.version, champion_after=after, who="gate", why="", evidence="e" * 64, expected_champion=before
+    )
+    stores.project(world.home, MODEL)
+    shutil.rmtree(folder)
+    return version
