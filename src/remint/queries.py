@@ -159,6 +159,7 @@ def why_text(answer: dict[str, Any]) -> list[Section]:
                 f"everything that is served, SHA-256 of its manifest {answer['serving_sha256']}",
                 f"beside {beside}",
                 f"report {answer['report']}",
+                *([f"rebuilt {lineage['rebuilt']}"] if "rebuilt" in lineage else []),
             ],
         ),
         (
