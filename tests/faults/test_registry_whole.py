@@ -83,7 +83,7 @@ def test_a_model_that_does_not_draw_as_it_did_is_no_version(
     run_id = store.start_run("digits-flow", {}, {})
     with pytest.raises(IntegrityError, match=says) as caught:
         cases.register(store, bundle, run_id, verify=lambda back: fresh.check(back, tmp_path / "log"))
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value).splitlines()) == 1 and str(caught.value).startswith("digits-flow: ")
     assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"
 
 

@@ -47,7 +47,7 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
     if errors:
         raise errors[0]
     if status or not said:
-        raise RunError(f"{bundle} could not be drawn from in a fresh process: {_last_line(log, status)} (all of it: {log})")
+        raise RunError(f"the model could not be drawn from in a fresh process: {_last_line(log, status)} (all of it: {log})")
     return said[0]
 
 
@@ -73,7 +73,7 @@ def _main(folder: str) -> None:
         again = probe.drawn(model, spec, recorded.seed if recorded else probe.SEED, count)
     wrong = probe.not_finite(model, spec, again)
     if wrong:
-        raise IntegrityError(f"{bundle}: {wrong}: train again")
+        raise IntegrityError(f"{wrong}: train again")
     if recorded is None:
         step.emit("checked", how="loaded and drew finite samples; nothing was recorded at training that they could equal")
         return
@@ -81,7 +81,7 @@ def _main(folder: str) -> None:
     wrong = probe.different(recorded.arrays, again, exact=exact)
     how = "to the bit" if exact else f"within {probe.SHARE:.0%} of pixels by one level and {probe.RELATIVE} of numbers"
     if wrong:
-        raise IntegrityError(f"{bundle} does not draw what was recorded at training ({how}): {wrong}")
+        raise IntegrityError(f"the model does not draw what was recorded at training ({how}): {wrong}")
     kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"
     step.emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
 

@@ -119,7 +119,10 @@ class Tracking(Registry):
                     f"{name}: the store gave back other bytes than were uploaded to run {run_id} ({', '.join(others)}): nothing "
                     "was registered; run again, and remove from there what is none of ours"
                 )
-            return verify(package.unpack(back))
+            try:
+                return verify(package.unpack(back))
+            except IntegrityError as error:
+                raise IntegrityError(f"{name}: {error}; nothing was registered") from error
 
     def _make_whole(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
         """Makes a version that exists loadable from the same weights.

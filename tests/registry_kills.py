@@ -1,0 +1,281 @@
+"""Kills a process at each boundary of a registration and promotion, and looks at what the next command makes of it.
+
+python -m tests.registry_kills FOLDER COUNT SEED [POSTGRES]    COUNT kills, at moments drawn by SEED; at every moment first
+
+A boundary is the moment before, and the one after, each call that leaves something behind: MLflow's writing methods, the
+copy of each file into its store, commits that wrote, renames, and the check in another process. Their order is recorded
+from one undisturbed run; then a process is run for each, which kills itself (SIGKILL) when it gets there. Processes are
+forked after the imports and open every store anew. One line of JSON a kill: where, and what was found wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remint import promotion, stores
+from remint.errors import IntegrityError, SettingsError
+from remint.home import Home
+from remint.ledger import projection
+from remint.records import TrainedModel
+from remint.serving import fresh
+from tests import registry_cases as cases
+
+NAME = "digits-flow"
+WRITES = (  # of MlflowClient
+    "create_experiment",
+    "create_run",
+    "log_batch",
+    "log_artifact",
+    "log_artifacts",
+    "set_tag",
+    "set_terminated",
+    "restore_run",
+    "create_registered_model",
+    "set_registered_model_tag",
+    "create_model_version",
+    "set_model_version_tag",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+)
+SCENES = {"first": 0, "next": 1}  # registered and promoted on an empty registry, or beside a champion: its seed
+
+
+@dataclass(frozen=True)
+class Moment:
+    scene: str
+    place: int  # in the scene's trace
+    name: str
+
+
+class Boundaries:
+    """Puts itself around everything that leaves something behind, and kills this process when it gets to ``deadly``."""
+
+    def __init__(self, home: Path, deadly: Moment | None) -> None:
+        self.home, self.deadly = home, deadly
+        self.trace: list[str] = []
+        import mlflow
+        import sqlalchemy as sa
+
+        for method in WRITES:
+            self._around(mlflow.MlflowClient, method, lambda *_, method=method, **__: method)
+        self._around(shutil, "copyfile", lambda source, to, **_: "copy of a file" if self._ours(to) else None)
+        self._around(os, "rename", lambda source, to, **_: "rename" if self._ours(to) else None)
+        self._around(os, "replace", lambda source, to, **_: "rename" if self._ours(to) else None)
+        self._around(fresh, "check", lambda *_, **__: "check in another process")
+        self._around(sa.engine.RootTransaction, "commit", self._wrote)
+        sa.event.listen(sa.engine.Engine, "after_cursor_execute", self._note)
+
+    def _around(self, owner: Any, method: str, name: Callable[..., str | None]) -> None:
+        real = getattr(owner, method)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            what = name(*arguments, **named) if threading.current_thread() is threading.main_thread() else None
+            if what is None:
+                return real(*arguments, **named)
+            self._reached(f"before {what}")
+            answer = real(*arguments, **named)
+            self._reached(f"after {what}")
+            return answer
+
+        setattr(owner, method, call)
+
+    def _reached(self, name: str) -> None:
+        self.trace.append(name)
+        if self.deadly is not None and len(self.trace) == self.deadly.place + 1:
+            assert name == self.deadly.name, f"{name} came where {self.deadly} was expected"
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _ours(self, path: object) -> bool:
+        return Path(str(path)).is_relative_to(self.home)
+
+    @staticmethod
+    def _note(connection: Any, _cursor: Any, statement: str, *_: object) -> None:
+        connection.info["wrote"] = connection.info.get("wrote") or statement.lstrip().startswith(("INSERT", "UPDATE", "DELETE"))
+
+    @staticmethod
+    def _wrote(transaction: Any) -> str | None:
+        info = transaction.connection.info
+        return f"commit of {Path(transaction.connection.engine.url.database).stem[:6]}" if info.pop("wrote", False) else None
+
+
+class Stage:
+    """Homes to be killed in, each a copy of one where a scene begins. ``postgres``: address of a server, else SQLite."""
+
+    def __init__(self, folder: Path, postgres: str = "") -> None:
+        self.folder, self.postgres = folder, postgres
+        for scene, seed in SCENES.items():
+            cases.make(folder / scene, seed)
+        in_a_fork(lambda: self._begin("template-first"))
+        self.copy("template-first", "template-next")
+        in_a_fork(lambda: self._command("template-next", "first"))
+
+    def copy(self, template: str, name: str) -> None:
+        shutil.copytree(self.folder / "homes" / template, self.folder / "homes" / name)
+        if self.postgres:
+            for database in ("mlflow", "ledger"):
+                self._sql(f'CREATE DATABASE "{database}-{name}" TEMPLATE "{database}-{template}"')
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.folder / "homes" / name)
+        if self.postgres:
+            for database in ("mlflow", "ledger"):
+                self._sql(f'DROP DATABASE "{database}-{name}" WITH (FORCE)')
+
+    def _sql(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.postgres, autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _home(self, name: str) -> Home:
+        path = self.folder / "homes" / name
+        os.environ["REMINT_ARTIFACTS"] = str(path / "files")  # MLflow remembers where an experiment keeps them
+        if self.postgres:
+            for variable, database in (("MLFLOW_TRACKING_URI", "mlflow"), ("REMINT_LEDGER", "ledger")):
+                address = self.postgres.replace("/postgres?", f"/{database}-{name}?")
+                os.environ[variable] = address.replace("postgresql:", "postgresql+psycopg:")
+        return Home(path, path).ensure()
+
+    def _begin(self, template: str) -> None:
+        if self.postgres:
+            for database in ("mlflow", "ledger"):
+                self._sql(f'CREATE DATABASE "{database}-{template}"')
+        home = self._home(template)
+        stores.tracking(home).initialise()
+        stores.ledger(home)
+
+    def _command(self, name: str, scene: str) -> None:
+        """What a job and then a person do. It may be the second time, after a kill."""
+        home = self._home(name)
+        store, book = stores.tracking(home), stores.ledger(home)
+        store.close_stale()  # every job begins with it
+        trained = TrainedModel.read(self.folder / scene / "training.json")
+        run_id = store.start_run(NAME, {}, trained.recipe)
+        attachments = {"training.json": self.folder / scene / "training.json"}
+        version = cases.register(store, self.folder / scene, run_id, attachments=attachments, verify=lambda b: fresh.check(b, b))
+        try:
+            promotion.promote(home, version.ref, "it is better", against=book.champion(NAME) or "none")
+        except SettingsError as error:
+            assert "is the champion already" in str(error), error
+
+    def trace(self, scene: str) -> list[Moment]:
+        """The boundaries of one undisturbed run."""
+        self.copy(f"template-{scene}", f"trace-{scene}")
+
+        def run() -> list[str]:
+            around = Boundaries(self.folder, None)
+            self._command(f"trace-{scene}", scene)
+            return around.trace
+
+        names = in_a_fork(run)
+        self.remove(f"trace-{scene}")
+        return [Moment(scene, place, name) for place, name in enumerate(names)]
+
+    def kill(self, moment: Moment, name: str) -> list[str]:
+        """What is wrong after a kill at this moment and one more command; nothing where all is as it should be."""
+        self.copy(f"template-{moment.scene}", name)
+
+        def dies() -> None:
+            Boundaries(self.folder, moment)
+            self._command(name, moment.scene)
+
+        if in_a_fork(dies, dies=True) != -signal.SIGKILL:
+            return ["it was not killed"]
+        in_a_fork(lambda: self._command(name, moment.scene))
+        findings: list[str] = in_a_fork(lambda: self._findings(name, moment.scene))
+        self.remove(name)
+        return findings
+
+    def _findings(self, name: str, scene: str) -> list[str]:
+        home = self._home(name)
+        store, book = stores.tracking(home), stores.ledger(home)
+        found = [f"stale run {run}" for run in store.close_stale()]
+        versions = store.versions(NAME)
+        keys = [TrainedModel.read(self.folder / each / "training.json").key for each in SCENES][: SCENES[scene] + 1]
+        if [version.key for version in reversed(versions)] != keys:
+            found.append(f"versions {[(version.version, version.key[:8]) for version in versions]}")
+        for version in versions:
+            try:
+                fresh.check(store.fetch(version, home.path / "models" / version.key), home.path / "log")
+            except IntegrityError as error:
+                found.append(str(error))
+        rows = book.rows(NAME)
+        if store.aliases(NAME) != {alias: number for alias, number in projection(rows).items() if number is not None}:
+            found.append(f"aliases {store.aliases(NAME)}, ledger {projection(rows)}")
+        if [row.version for row in rows] != list(range(1, len(keys) + 1)):
+            found.append(f"rows {[(row.action, row.version) for row in rows]}")
+        hashes = {version.tags.get("ledger_hash", "none") for version in versions}
+        found += book.verify(NAME, hashes)
+        experiment = store._client.get_experiment_by_name(NAME).experiment_id
+        running = store._client.search_runs([experiment], "attributes.status = 'RUNNING'")
+        return found + [f"run {run.info.run_id} is RUNNING" for run in running]
+
+
+def forked_check(bundle: Path, log: Path, environment: object = None) -> str:
+    """fresh.check in a fork of this process, which has torch already: 100 kills would wait for torch 300 times."""
+    in_a_fork(lambda: fresh._main(str(bundle)))
+    return "loaded in a fork"
+
+
+def in_a_fork(work: Callable[[], Any], dies: bool = False) -> Any:
+    """What ``work`` returns in a child process. ``dies``: the signal that ended it, negative, or 0. Raises what it raised."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(receive)
+        try:
+            said = json.dumps({"answer": work()})
+        except BaseException:
+            said = json.dumps({"error": traceback.format_exc()})
+        with os.fdopen(send, "w") as stream:
+            stream.write(said)
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive) as stream:
+        said = stream.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    answer = json.loads(said or "{}")
+    if "error" in answer:
+        raise IntegrityError(answer["error"])
+    return status if dies else answer["answer"]
+
+
+def chosen(moments: list[Moment], count: int, seed: int) -> list[Moment]:
+    """``count`` of them in random order; each once before any comes again."""
+    order, generator = [], random.Random(seed)
+    while len(order) < count:
+        order += generator.sample(moments, len(moments))
+    return order[:count]
+
+
+def main(folder: Path, count: int, seed: int, postgres: str = "") -> None:
+    import mlflow.pyfunc
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (imported once, and not by each of them)
+
+    torch.set_num_threads(1)
+    fresh.check = forked_check
+    stage = Stage(folder, postgres)
+    moments = [moment for scene in SCENES for moment in stage.trace(scene)]
+    print(json.dumps({"moments": [(moment.scene, moment.name) for moment in moments]}), flush=True)
+    for number, moment in enumerate(chosen(moments, count or len(moments), seed)):
+        found = stage.kill(moment, f"k{number}")
+        print(json.dumps({"scene": moment.scene, "place": moment.place, "name": moment.name, "found": found}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
