@@ -258,7 +258,8 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
     judged = next((row for row in reversed(rows) if row.evidence == evidence), None)
     if judged is None:
         return None
-    row = [row for row in rows if row.version == judged.version][-1]  # a person may have spoken since
+    since = [row for row in rows if row.version == judged.version and row.sequence > judged.sequence and not row.evidence]
+    row = since[-1] if since else judged  # a person may have spoken of it since
     if row.champion_after != rows[-1].champion_after:
         return None
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)

@@ -15,6 +15,7 @@ from tests.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
 
 if TYPE_CHECKING:
     from remint.data.arrays import Dataset
+    from remint.home import Home
 
 os.environ.update(
     {
@@ -73,6 +74,14 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("empty")
     registry_cases.tracking(home).initialise()
     return home
+
+
+@pytest.fixture(scope="session")
+def registered(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home with four small versions of one model that nobody judged. To be copied (promotion_cases.copied)."""
+    from tests import promotion_cases
+
+    return promotion_cases.filled(empty, tmp_path_factory.mktemp("registered"), versions=4)
 
 
 @pytest.fixture

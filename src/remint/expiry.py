@@ -31,7 +31,7 @@ def data_changed(home: Home, version: ModelVersion, rows: list[LedgerRow]) -> st
         return None
     store, last = stores.tracking(home), stores.ledger(home).last(version.name)
     assert last is not None, "there is a row that asked for approval"
-    since = store.versions(version.name, newest=1)
+    since = store.versions(version.name, newest=1)[:1]  # those with an alias follow it
     if last != asked:
         with suppress(NotFoundError):  # what was judged last may have been deleted
             since.append(store.version(f"{version.name}/{last.version}"))

@@ -101,7 +101,7 @@ def decide(
     champion_version: int | None,
     rules: PromotionSettings,
     *,
-    dirty: str | None = None,  # what was not committed; None: the challenger was built from a clean commit
+    dirty: str | None = None,  # which changes were not committed; None: the challenger was built from a clean commit
     person: str | None = None,  # by which words a person took this version out of the running; None: nobody did
     incomparable: str | None = None,  # why the champion could not be evaluated; None: it could
     cut_short: str | None = None,  # how the training went wrong; None: it came to its end
@@ -156,7 +156,7 @@ def _rulings(case: _Case) -> list[_Ruling]:
         ]
     rulings = []
     if case.dirty is not None:
-        uncommitted = f"uncommitted changes: {case.dirty}; commit and run again, or promote it yourself with a reason"
+        uncommitted = f"{case.dirty}; commit and run again, or promote it yourself with a reason"
         rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
     if case.person is not None:
         by_hand = f"{case.person}; promote it by hand"

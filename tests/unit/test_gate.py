@@ -148,15 +148,25 @@ def test_the_champion_itself_is_kept() -> None:
 
 
 def test_uncommitted_work_is_refused_and_the_other_rules_are_still_told() -> None:
-    decision = decide(evidence(1.8), evidence(1.9, key="champion"), dirty="src/model.py")
+    decision = decide(evidence(1.8), evidence(1.9, key="champion"), dirty="uncommitted changes in src/model.py")
     assert decision.verdict == "refused" and decision.reasons == (decision.rules[0].reason,)
-    assert decision.reasons[0].startswith("uncommitted changes: src/model.py")
+    assert decision.reasons[0].startswith("uncommitted changes in src/model.py; commit")
     assert [(rule.rule, rule.passed) for rule in decision.rules] == [
         ("clean", False),
         ("leakage", True),
         ("require", True),
         ("improve", True),
     ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_person_took_out_of_the_running_is_refused_and_the_other_rules_are_still_told(first: bool) -> None:
+    champion = None if first else evidence(1.9, key="champion")
+    decision = decide(evidence(1.8), champion, person="m/2 was rolled back on 2026-05-01 by ada: it blurs")
+    assert decision.verdict == "refused"
+    assert decision.reasons == ("m/2 was rolled back on 2026-05-01 by ada: it blurs; promote it by hand",)
+    told = [(rule.rule, rule.passed) for rule in decision.rules]
+    assert told == [("person", False), ("leakage", True), ("require", True), ("improve", True)][: 3 if first else 4]
 
 
 def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> None:

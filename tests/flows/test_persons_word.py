@@ -1,0 +1,188 @@
+"""A person's word stands when the schedule comes round again: judge, settle and the look into the ledger, without training.
+
+Ledger, MLflow and gate are real. The evidence is given, as training and evaluation would leave it; Prefect's artifacts and
+the page are left out (tests/e2e has them).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows import champion, steps
+from remint import promotion, stores
+from remint.home import Home
+from remint.judging import PromotionSettings
+from remint.ledger import Ledger
+from remint.records import EvaluationReport, Evidence, Leakage, MetricValue, ModelVersion, TrainedModel
+from remint.tracking import Tracking
+from remint.workspace import Commit
+from tests import promotion_cases as cases
+from tests.promotion_cases import MODEL
+
+RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
+MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before
+
+
+@pytest.fixture
+def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    def page(job: Job, version: ModelVersion, decision: Any, row: Any, folder: Path) -> Path:
+        (folder / "report.html").write_text(decision.verdict)
+        return folder / "report.html"
+
+    def rival(job: Job, holder: int) -> champion.Rival:
+        return champion.Rival(Job(job.home, holder).evidence)
+
+    monkeypatch.setattr(steps.page, "write", page)
+    monkeypatch.setattr(steps.show, "decision", lambda *_: None)
+    monkeypatch.setattr(steps.show, "against_champion", lambda *_: None)
+    monkeypatch.setattr(champion, "evidence", rival)
+    monkeypatch.setattr("remint.promotion.fresh.check", lambda *_: "not looked at")
+    return cases.copied(registered, tmp_path / "home")
+
+
+class Job:
+    """As much of flows.job.Retraining as judge, settle and settled_before ask for, of the training that gave a version."""
+
+    def __init__(self, home: Home, version: int, commit: Commit | None = None, **rules: Any) -> None:
+        self.home, self.pipeline, self.trained, self.reason, self.rival = home, MODEL, False, "", None
+        self.number, self.commit, self.spread = version, commit or Commit("c" * 40, dirty=False), None
+        promotion_rules = PromotionSettings.model_validate({**RULES, **rules})
+        recipe = SimpleNamespace(but_seed=dict)
+        self.settings = SimpleNamespace(promotion=promotion_rules, recipe=recipe, metrics=lambda: ["nll"])
+        self.dataset, self.seconds = SimpleNamespace(name="digits", digest="d" * 64), dict[str, float]()
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def model(self) -> TrainedModel:
+        return TrainedModel.read(self.home.path / "bundles" / str(self.number - 1) / "training.json")
+
+    @property
+    def evidence(self) -> Evidence:
+        values_N = 0.1 * np.random.default_rng(self.number).standard_normal(300)
+        values_N += MEAN[self.number] - values_N.mean()
+        near = {"low": MEAN[self.number] - 0.02, "high": MEAN[self.number] + 0.02}
+        value = MetricValue(name="nll", value=MEAN[self.number], n=300, seed=0, fingerprint={"K": 1}, **near)
+        report = EvaluationReport(
+            pipeline=MODEL,
+            model_key=self.model.key,
+            weights_sha256=self.model.weights_sha256,
+            dataset="d" * 64,
+            metrics={"nll": value},
+            leakage=Leakage(checked=300, exact=0, near=0, tolerance="equal"),
+        )
+        return Evidence(report, {"nll": values_N})
+
+    @property
+    def ledger(self) -> Ledger:
+        return stores.ledger(self.home)
+
+    @property
+    def tracking(self) -> Tracking:
+        return stores.tracking(self.home)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.told.append((event, fields))
+
+
+def run(home: Home, version: int, commit: Commit | None = None, **rules: Any) -> dict[str, Any]:
+    """The end of flows/retrain.py, of a training that gave this version."""
+    job: Any = Job(home, version, commit, **rules)
+    found = steps.settled_before.fn(job)
+    if found is None:
+        registered = cases.add(home, version - 1, dirty=str(job.commit.dirty).lower(), commit=job.commit.sha)
+        home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
+        found = steps.settle.fn(job, registered, steps.judge.fn(job, registered))
+    answer: dict[str, Any] = found
+    return answer
+
+
+def verdict(answer: dict[str, Any]) -> tuple[str, bool, int | None]:
+    return answer["decision"]["verdict"], answer["unchanged"], answer["champion"]
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(home: Home) -> None:
+    assert verdict(run(home, 1)) == ("promoted", False, 1)
+    assert verdict(run(home, 2)) == ("promoted", False, 2)
+    promotion.rollback(home, MODEL, "the sevens blur", who="ada")
+    count = len(stores.ledger(home).rows(MODEL))
+    for _ in range(2):
+        assert verdict(run(home, 2)) == ("rolled_back", True, 1), "the same evidence: nothing is judged again"
+    assert len(stores.ledger(home).rows(MODEL)) == count
+
+    other = run(home, 2, require={"nll": {"max": 2.5}})  # other rules: it is judged again, and is better than the champion
+    assert verdict(other) == ("refused", False, 1)
+    (reason,) = other["decision"]["reasons"]
+    assert reason.startswith(f"{MODEL}/2 was rolled back on 20") and reason.endswith(
+        " by ada: the sevens blur; promote it by hand"
+    )
+    assert [(rule["rule"], rule["passed"]) for rule in other["decision"]["rules"]] == [
+        ("person", False),
+        ("leakage", True),
+        ("require", True),
+        ("improve", True),
+    ]
+    assert verdict(run(home, 2)) == ("rolled_back", True, 1), "and the first rules are no way around it"
+
+    assert verdict(run(home, 3)) == ("promoted", False, 3), "a version that nobody spoke against"
+    assert verdict(run(home, 2, require={"nll": {"max": 2.6}}))[0] == "refused"
+    promotion.promote(home, f"{MODEL}/2", "looked again", against=3, who="eve")
+    assert promotion.objection(stores.ledger(home).rows(MODEL, 2)) is None, "a person's promotion clears it"
+    assert stores.tracking(home).aliases(MODEL) == {"champion": 2}
+
+
+def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> None:
+    run(home, 1)
+    job: Any = Job(home, 2)
+    registered = job.tracking.version(f"{MODEL}/2")
+    home.report(MODEL, 2).mkdir(parents=True)
+    decision = steps.judge.fn(job, registered)
+    assert decision.verdict == "promoted"
+    promotion.reject(home, f"{MODEL}/2", "smears", who="ada")
+    answer = steps.settle.fn(job, registered, decision)
+    assert verdict(answer) == ("refused", False, 1) and "was rejected on" in answer["decision"]["reasons"][0]
+
+
+def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
+    assert verdict(run(home, 1)) == ("promoted", False, 1)
+    assert verdict(run(home, 2, approval="manual")) == ("awaiting_approval", False, 1)
+    assert verdict(run(home, 2, approval="manual")) == ("awaiting_approval", True, 1)
+    promotion.promote(home, f"{MODEL}/2", "looked", who="ada")
+    assert verdict(run(home, 2, approval="manual")) == ("promoted", True, 2)
+    assert [row.who for row in stores.ledger(home).rows(MODEL)] == ["gate", "gate", "ada"]
+
+
+def test_an_approval_that_was_asked_for_against_another_champion_is_judged_again(home: Home) -> None:
+    run(home, 1)
+    assert verdict(run(home, 3, approval="manual")) == ("awaiting_approval", False, 1)
+    assert verdict(run(home, 2)) == ("promoted", False, 2)
+    assert verdict(run(home, 3, approval="manual")) == ("awaiting_approval", False, 2)
+
+
+def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_takes_it(home: Home) -> None:
+    run(home, 1)
+    dirty = Commit("f" * 40, dirty=True, changed=("src/model.py",))
+    answer = run(home, 2, dirty)
+    assert verdict(answer) == ("refused", False, 1)
+    assert answer["decision"]["reasons"][0].startswith("uncommitted changes in src/model.py;")
+    assert verdict(run(home, 2, dirty)) == ("refused", True, 1)
+    assert verdict(run(home, 2)) == ("promoted", False, 2), "a clean commit that gives the same key clears the mark"
+    assert verdict(run(home, 1, dirty))[0] == "refused"
+    assert verdict(run(home, 1))[1:] == (False, 2), "what was said of uncommitted work is not said of the clean commit"
+    assert verdict(run(home, 3, dirty))[0] == "refused"
+    promotion.promote(home, f"{MODEL}/3", "an emergency", who="ada")
+    assert stores.tracking(home).aliases(MODEL) == {"champion": 3}
+
+
+def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Home) -> None:
+    run(home, 1)
+    cases.append(home, "promoted", 2)
+    job: Any = Job(home, 3)
+    home.report(MODEL, 3).mkdir(parents=True)
+    assert steps.judge.fn(job, job.tracking.version(f"{MODEL}/3")).champion == 2
+    assert job.tracking.aliases(MODEL) == {"champion": 2}
+    assert any(event == "notice" and f"stands for {MODEL}/2 now" in fields["text"] for event, fields in job.told)

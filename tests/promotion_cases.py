@@ -1,0 +1,99 @@
+"""Homes with a few small registered versions, made once and copied; and the gate's part of a decision in one call."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from remint import stores
+from remint.home import Home
+from remint.ledger import Action
+from remint.records import LedgerRow, ModelVersion, canonical
+from tests import registry_cases
+
+MODEL = "digits-flow"
+TAGS = {
+    **registry_cases.TAGS,
+    "data": canonical({"name": "digits", "source": "sklearn:digits", "raw_sha256": "0" * 64}),
+    "metrics": canonical({}),
+}
+
+
+def filled(empty: Path, to: Path, versions: int) -> Home:
+    """A home with so many versions of one model, which nobody judged yet; their bundles lie in ``bundles``."""
+    home = copied(Home(to, empty), to)
+    for seed in range(versions):
+        add(home, seed)
+    return home
+
+
+def copied(template: Home, to: Path) -> Home:
+    """A copy of a home, with the absolute addresses in MLflow's database made its own."""
+    shutil.copytree(template.path, to, dirs_exist_ok=True)
+    columns = {
+        "experiments": ("artifact_location",),
+        "runs": ("artifact_uri",),
+        "model_versions": ("source", "storage_location"),
+    }
+    with sqlite3.connect(to / "mlflow/mlflow.db") as database:
+        for table, names in columns.items():
+            for name in names:
+                database.execute(f"UPDATE {table} SET {name} = replace({name}, ?, ?)", (str(template.path), str(to)))
+    database.close()
+    return Home(to, to)
+
+
+def add(home: Home, seed: int, **tags: str) -> ModelVersion:
+    """Registers the model of one seed, or finds it registered."""
+    bundle = home.path / "bundles" / str(seed)
+    if not bundle.exists():
+        registry_cases.make(bundle, seed)
+    return registry_cases.register(stores.tracking(home), bundle, tags={**TAGS, **tags})
+
+
+def append(home: Home, action: Action, version: int, *, evidence: str = "e", who: str = "gate") -> LedgerRow:
+    """The ledger's row of a decision, and nothing else: what a process leaves that dies right after it."""
+    book = stores.ledger(home)
+    champion = book.champion(MODEL)
+    after = version if action == "promoted" else champion
+    return book.append(
+        MODEL, action, version, champion_after=after, who=who, why="as it is", evidence=evidence, expected_champion=champion
+    )
+
+
+def judge(home: Home, action: Action, version: int) -> LedgerRow:
+    """What the gate does once it has decided."""
+    row = append(home, action, version)
+    stores.project(home, MODEL)
+    return row
+
+
+def files(home: Home, version: int) -> Path:
+    """Where the bytes of a version lie in the store."""
+    run = stores.tracking(home).version(f"{MODEL}/{version}").run_id
+    (found,) = (home.path / "mlflow/artifacts").glob(f"*/{run}/artifacts/model")
+    return found
+
+
+def flip(home: Home, version: int) -> None:
+    """One byte of the weights, in the store."""
+    weights = files(home, version) / "data/bundle/weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def sql(home: Home, *statements: str) -> None:
+    """Done to the ledger's database, past remint."""
+    with sqlite3.connect(home.path / "ledger.db") as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+def delete(home: Home, version: int) -> None:
+    """Takes a version out of MLflow, past remint."""
+    store: Any = stores.tracking(home)
+    store._client.delete_model_version(MODEL, str(version))

@@ -1,0 +1,203 @@
+"""MLflow follows the ledger, whatever was left half done; and the hashes that it keeps tell of a ledger that lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from remint import queries, stores
+from remint.database import Database
+from remint.errors import NotFoundError
+from remint.home import Home
+from remint.ledger import projection
+from remint.records import digest
+from tests import promotion_cases as cases
+from tests.promotion_cases import MODEL
+
+
+@pytest.fixture
+def home(registered: Home, tmp_path: Path) -> Home:
+    return cases.copied(registered, tmp_path / "home")
+
+
+def tags(home: Home, version: int) -> dict[str, str]:
+    found = stores.tracking(home).version(f"{MODEL}/{version}").tags
+    return {key: found.get(key, "") for key in ("verdict", "ledger_hash", "ledger_row")}
+
+
+def test_aliases_are_what_the_last_row_says(home: Home) -> None:
+    book = stores.ledger(home)
+    assert projection([]) == {"champion": None, "challenger": None}
+    said = []
+    for action, version in (
+        ("promoted", 1),
+        ("kept", 2),
+        ("awaiting_approval", 3),
+        ("rejected", 3),
+        ("promoted", 3),
+        ("kept", 3),
+    ):
+        cases.append(home, action, version, evidence="" if action == "rejected" or version == 3 else "e")  # type: ignore[arg-type]
+        said.append(tuple(projection(book.rows(MODEL)).values()))
+    book.append(MODEL, "rolled_back", 3, champion_after=1, who="ada", why="", evidence="", expected_champion=3)
+    said.append(tuple(projection(book.rows(MODEL)).values()))
+    assert said == [(1, None), (1, 2), (1, 3), (1, 3), (3, None), (3, None), (1, None)]
+
+
+def test_what_a_crash_left_behind_is_mended_at_the_next_touch(home: Home) -> None:
+    """Three processes that died between the ledger and MLflow, one after the other."""
+    first, second, third = (cases.append(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
+    assert stores.tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
+    said = stores.project(home, MODEL)
+    assert f"{MODEL}@champion stood for nothing and stands for {MODEL}/3 now, as the ledger says" in said and len(said) == 4
+    assert stores.tracking(home).aliases(MODEL) == {"champion": 3}
+    for version, row in ((1, first), (2, second), (3, third)):
+        assert tags(home, version) == {"verdict": row.action, "ledger_hash": row.hash, "ledger_row": str(row.sequence)}
+    assert stores.project(home, MODEL) == []
+
+
+@pytest.mark.parametrize("touch", ["models", "why", "history", "sample", "version"])
+def test_each_question_mends_first(home: Home, tmp_path: Path, touch: str) -> None:
+    cases.judge(home, "promoted", 1)
+    row = cases.append(home, "promoted", 2)
+    asked = {
+        "models": lambda: queries.models(home, MODEL),
+        "why": lambda: queries.why(home, f"{MODEL}@champion"),
+        "history": lambda: queries.history(home, MODEL),
+        "sample": lambda: queries.sample(home, MODEL, 2, 0, None, tmp_path / "x.npy"),
+        "version": lambda: stores.version(home, MODEL),
+    }
+    asked[touch]()
+    assert stores.tracking(home).aliases(MODEL) == {"champion": 2} and tags(home, 2)["ledger_hash"] == row.hash
+
+
+@pytest.mark.parametrize(("alias", "to"), [("champion", 2), ("champion", None), ("challenger", 3)])
+def test_an_edited_alias_follows_the_ledger_again(home: Home, alias: str, to: int | None) -> None:
+    cases.judge(home, "promoted", 1)
+    stores.tracking(home).set_alias(MODEL, alias, to)
+    (said,) = stores.project(home, MODEL)
+    assert said.startswith(f"{MODEL}@{alias} stood for ") and stores.tracking(home).aliases(MODEL) == {"champion": 1}
+
+
+def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    for version in (1, 2, 3):
+        cases.judge(home, "promoted", version)
+    made: list[str] = []
+    asked: list[str] = []
+
+    def count(*arguments: object) -> None:
+        made.append(str(arguments[2]))
+
+    engine = Database(home.ledger_url)._engine
+    sa.event.listen(engine, "before_cursor_execute", count)
+    for name in [each for each in dir(MlflowClient) if not each.startswith("_")]:
+        real = getattr(MlflowClient, name)
+        if callable(real):
+            monkeypatch.setattr(
+                MlflowClient, name, lambda *a, _name=name, _real=real, **k: (asked.append(_name), _real(*a, **k))[1]
+            )
+    assert stores.project(home, MODEL) == []
+    sa.event.remove(engine, "before_cursor_execute", count)
+    (query,) = [each for each in made if "FROM ledger" in each and "ledger_schema" not in each]
+    assert "LIMIT" in query
+    assert asked.count("get_registered_model") == 1 and not [name for name in asked if "version" in name]
+
+
+def test_a_model_that_nobody_judged_is_left_alone(home: Home) -> None:
+    stores.tracking(home).set_alias(MODEL, "champion", 1)  # somebody else's model, served by MLflow alone
+    assert stores.project(home, MODEL) == [] and stores.project(home, "nobody") == []
+    assert stores.tracking(home).aliases(MODEL) == {"champion": 1}
+
+
+def findings(home: Home) -> list[str]:
+    found: list[str] = queries.history(home, MODEL, verify=True)["findings"]
+    return found
+
+
+def test_history_that_is_whole_verifies_against_the_hashes_of_mlflow(home: Home) -> None:
+    for action, version in (("promoted", 1), ("refused", 2), ("promoted", 3)):
+        cases.judge(home, action, version)  # type: ignore[arg-type]
+    answer = queries.history(home, MODEL, verify=True)
+    assert answer["findings"] == [] and answer["kept_hashes"] == 3 and len(answer["rows"]) == 3
+    assert queries.history(home, MODEL)["kept_hashes"] == 0
+    with pytest.raises(NotFoundError, match="unknown model"):
+        queries.history(home, "digits-flo", verify=True)
+
+
+def test_a_ledger_that_was_cut_short_shows_and_goes_on_showing(home: Home) -> None:
+    for version in (1, 2, 3):
+        cases.judge(home, "promoted", version)
+    cases.sql(home, "DELETE FROM ledger WHERE sequence = 3")
+    assert queries.history(home, MODEL)["findings"] == [], "from within it looks whole"
+    for _ in range(2):  # and no command writes over what tells of it
+        (said,) = findings(home)
+        assert said.startswith(
+            f"{MODEL}: row 3, which {MODEL}/3 carries the hash of, is gone or was rewritten: no row has its hash "
+        )
+        queries.models(home, MODEL)
+    cases.judge(home, "promoted", 2 if stores.ledger(home).champion(MODEL) != 2 else 1)
+    assert len(findings(home)) == 1
+
+
+def test_what_a_version_carries_of_a_row_that_is_gone_is_not_written_over(home: Home) -> None:
+    cases.judge(home, "promoted", 1)
+    lost = cases.judge(home, "kept", 1)
+    cases.sql(home, "DELETE FROM ledger WHERE sequence = 2")
+    stores.project(home, MODEL)
+    assert tags(home, 1)["ledger_hash"] == lost.hash
+
+
+def test_a_cut_that_takes_rows_of_no_promotion_shows_too(home: Home) -> None:
+    cases.judge(home, "promoted", 1)
+    cases.judge(home, "refused", 2)
+    cases.delete(home, 2)
+    cases.sql(home, "DELETE FROM ledger WHERE sequence = 2")
+    assert findings(home)[0].startswith(
+        f"{MODEL}: row 2, the newest that the aliases of {MODEL} followed, is gone or was rewritten"
+    )
+
+
+def test_a_ledger_that_was_written_anew_from_its_start_shows(home: Home) -> None:
+    for version in (1, 2, 3):
+        cases.judge(home, "promoted", version)
+    forged, previous = [], ""
+    for row in stores.ledger(home).rows(MODEL):
+        said = {**row.to_json(), "why": "the committee agreed", "previous": previous}
+        said.pop("hash")
+        previous = digest(said)
+        forged.append(
+            f"UPDATE ledger SET why = '{said['why']}', previous = '{said['previous']}', hash = '{previous}' WHERE sequence = {row.sequence}"
+        )
+    cases.sql(home, *forged)
+    assert queries.history(home, MODEL)["findings"] == []
+    said = findings(home)
+    assert len(said) == 3 and all(any(f"row {number}, which {MODEL}/{number} " in line for line in said) for number in (1, 2, 3))
+
+
+def test_a_ledger_that_was_emptied_shows(home: Home) -> None:
+    cases.judge(home, "promoted", 1)
+    cases.sql(home, "DELETE FROM ledger")
+    with pytest.raises(NotFoundError):
+        queries.history(home, MODEL)
+    (said,) = findings(home)
+    assert f"row 1, which {MODEL}/1 carries the hash of, is gone" in said
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ("UPDATE ledger SET why = 'bribed' WHERE sequence = 2", "row 2 was changed"),
+        ("UPDATE ledger SET action = 'blessed' WHERE sequence = 3", "row 3 was changed"),
+        ("UPDATE ledger SET why = x'00ff' WHERE sequence = 1", "row 1 was changed"),
+        ("DELETE FROM ledger WHERE sequence = 2", "row 2 removed"),
+    ],
+)
+def test_a_row_that_was_edited_is_named_and_the_history_is_shown_all_the_same(home: Home, edit: str, says: str) -> None:
+    for version in (1, 2, 3):
+        cases.judge(home, "promoted", version)
+    cases.sql(home, edit)
+    assert any(says in line for line in findings(home)), findings(home)
