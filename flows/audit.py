@@ -9,7 +9,7 @@ from typing import Any
 
 from flows import server
 from remint import audit
-from remint.audit import Fault, fault, unreachable
+from remint.audit import Audit, Fault, fault, unreachable
 from remint.errors import OrchestrationError
 from remint.home import Home
 from remint.records import Finding
@@ -17,18 +17,19 @@ from remint.records import Finding
 RISK = "It looks as if it were still at work, and a limit on runs of its schedule counts it: the next one waits."
 
 
-def run(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> list[Finding]:
-    """Everything that is wrong in this home's stores, after the repair of what is safe where ``repair`` is asked for.
+def run(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> tuple[list[Finding], Audit]:
+    """Everything that is wrong in this home's stores, after the repair of what is safe where ``repair`` is asked for; and
+    what was looked at.
 
-    ``deep``: see remint.audit.faults. ``prefect``: whether Prefect is asked; a temporary server is started where none is up.
+    ``deep``: see remint.audit. ``prefect``: whether Prefect is asked; a temporary server is started where none is up.
     """
     with _prefect(home, say, prefect) as ask:
 
-        def look() -> list[Fault]:
-            return [*audit.faults(home, deep=deep, say=say), *ask()]
+        def look() -> Audit:
+            return audit.audit(home, deep=deep, say=say).and_(ask())
 
         found = look()
-        return audit.repair(found, look, say) if repair else [each.finding for each in found]
+        return audit.repair(found, look, say) if repair else found.findings, found
 
 
 @contextmanager

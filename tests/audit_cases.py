@@ -70,7 +70,7 @@ class World:
         return audit.findings(self.home, **more)
 
     def repaired(self) -> list[Finding]:
-        return audit.repair(audit.faults(self.home), lambda: audit.faults(self.home))
+        return audit.repair(audit.audit(self.home), lambda: audit.audit(self.home))
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(

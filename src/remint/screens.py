@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from remint import comparison as side_by_side
 from remint import gallery, queries
 from remint.home import Home
+from remint.records import Finding
 from remint.terminal import out, reasons, summary, table
+
+if TYPE_CHECKING:
+    from remint.audit import Audit
 
 
 def outcomes(home: Home, done: list[dict[str, Any]]) -> None:
@@ -133,3 +137,23 @@ def rebuild(answer: dict[str, Any]) -> None:
     word = "identical" if answer["identical"] else "within tolerance" if answer["reproduced"] else "NOT reproduced"
     demand = "every byte must be the same" if answer["rule"] == "identity" else "each metric must be within its tolerance"
     out.print(f"\n{answer['model']}: {word}. On {machine} {demand}.", soft_wrap=True)
+
+
+def audit(found: list[Finding], looked: Audit) -> None:
+    """Each finding in three lines, those of a kind together, and how many there are."""
+    kinds = list(dict.fromkeys(finding.kind for finding in found))
+    for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
+        state = " [green](repaired)[/green]" if finding.repaired else ""
+        out.print(f"[bold]{finding.kind}[/bold]  {escape(finding.thing)}{state}\n  {escape(finding.what)}", soft_wrap=True)
+        out.print(
+            f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
+        )
+    left = [finding for finding in found if not finding.repaired]
+    seen = f"{looked.versions} versions of {looked.models} models, {looked.roots} of them read to the last byte"
+    if not found:
+        out.print(f"nothing wrong: {seen}", soft_wrap=True)
+        return
+    safe = sum(finding.safe for finding in left)
+    mended = f"{len(found) - len(left)} repaired, " if len(found) > len(left) else ""
+    advice = f"; remint audit --repair mends {safe} of them" if safe else ""
+    out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)

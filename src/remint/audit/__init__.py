@@ -4,6 +4,6 @@ A store that is out of reach is a finding too, and the rest is audited all the s
 """
 
 from remint.audit.fault import Fault, fault, unreachable
-from remint.audit.together import faults, findings, repair
+from remint.audit.together import Audit, audit, findings, repair
 
-__all__ = ["Fault", "fault", "faults", "findings", "repair", "unreachable"]
+__all__ = ["Audit", "Fault", "audit", "fault", "findings", "repair", "unreachable"]

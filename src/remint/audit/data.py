@@ -19,7 +19,7 @@ from remint.versioning.presence import Presence
 
 # What a rebuild needs, by stage of dvc.lock: what it is, and what is lost with it.
 NEEDED = {
-    "snapshot": ("raw data", "It cannot be built again"),
+    "snapshot": ("raw data", "No version of it can be built again"),
     "prepare": ("prepared data", "What changed since it was trained, and whether its data leak into today's, cannot be told"),
 }
 
@@ -63,22 +63,23 @@ def missing(home: Home, outputs: Outputs, *, read: bool) -> Iterator[Fault]:
         return
     for found in presence.look(home, sorted(outputs), read=read):
         if found.remote_lacks or found.damaged:
-            yield from (_missing(home, found, version, stage) for version, stage in outputs[found.md5])
+            yield _missing(home, found, [version for version, _ in outputs[found.md5]], outputs[found.md5][0][1])
 
 
-def _missing(home: Home, found: Presence, version: ModelVersion, stage: str) -> Fault:
+def _missing(home: Home, found: Presence, needing: Sequence[ModelVersion], stage: str) -> Fault:
     what, risk = NEEDED[stage]
+    version = needing[-1]
     data = json.loads(version.tags["data"])
-    name = f"{what} of {data['name']} ({found.md5[:10]})"
+    thing = f"{what} {data['name']} {found.md5[:10]} of {', '.join(each.ref for each in needing)}"
     lacks = f"the remote lacks {len(found.remote_lacks)} of its {found.files} files"
     if found.damaged:
         lacks += f", and {len(found.damaged)} have other bytes than their MD5 says"
     if not found.lost:
         return fault(
             "remote",
-            f"{name} of {version.ref}",
+            thing,
             f"{lacks[0].upper()}{lacks[1:]}; the cache of this machine has them.",
-            f"{risk} from anywhere else, and not here once dvc gc has run.",
+            f"{risk} from anywhere else, nor here once dvc gc has run.",
             "remint audit --repair sends them again (dvc push takes a folder for whole whose listing is there).",
             damages=version.ref,
             mend=lambda: presence.send(home, found),
@@ -92,7 +93,7 @@ def _missing(home: Home, found: Presence, version: ModelVersion, stage: str) -> 
         repair = f"remint rebuild {version.ref} prepares them again from the raw data."
     return fault(
         "remote",
-        f"{name} of {version.ref}",
+        thing,
         f"{lacks[0].upper()}{lacks[1:]}, and the cache of this machine has them not either.",
         f"{risk}.",
         repair,

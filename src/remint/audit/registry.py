@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from remint.audit.fault import Fault, fault, unreachable
-from remint.errors import IntegrityError, RemintError, RunError
+from remint.errors import IntegrityError, RemintError, RunError, StorageError, TrackingError
 from remint.home import Home
 from remint.records import digest
 from remint.serving import fresh
@@ -20,6 +20,7 @@ from remint.tracking.inventory import Held, Run
 
 ABREAST = 8  # versions whose files are listed at a time
 NEEDED = ("manifest.json", package.WEIGHTS)
+CHAMPION = "champion of the ledger"  # as roots.named says it
 
 Say = Callable[[str], None]
 
@@ -47,18 +48,17 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
     """
     ref = held.version.ref
     with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+        place = Path(temporary)
         try:
-            bundle = store.fetch(held.version, Path(temporary) / "bundle")
+            bundle = store.fetch(held.version, place / "bundle")
             if load:
-                fresh.check(bundle, Path(temporary) / "log")
-        except IntegrityError as error:
-            place = Path(temporary)
-            yield _bytes(home, store, held, str(error).replace(str(place / "bundle"), ref).replace(f"{place}/", ""), why)
-        except RemintError as error:
-            if load and isinstance(error, RunError):
-                yield _bytes(home, store, held, str(error), why)
-            else:
-                yield unreachable(f"the files of {ref}", error)
+                fresh.check(bundle, place / "log")
+        except (TrackingError, StorageError):
+            raise  # the store is out of reach, which says nothing of the bytes
+        except RunError as error:
+            lacks = _lacks(store, held)
+            said = str(error).replace(str(place / "bundle"), ref).replace(f"{place}/", "").removeprefix(f"{ref}: ")
+            yield _bytes(home, store, held, _without(held, lacks) if isinstance(lacks, list) and lacks else said, why)
 
 
 def listed(home: Home, store: Tracking, versions: Sequence[Held]) -> Iterator[Fault]:
@@ -69,7 +69,7 @@ def listed(home: Home, store: Tracking, versions: Sequence[Held]) -> Iterator[Fa
                 yield unreachable(f"the files of {held.version.ref}", lacks)
                 return  # one store holds them all: it is asked once
             if lacks:
-                yield _bytes(home, store, held, f"{held.source} lacks {' and '.join(lacks)}", "")
+                yield _bytes(home, store, held, _without(held, lacks), "")
 
 
 def _lacks(store: Tracking, held: Held) -> list[str] | RemintError:
@@ -80,26 +80,26 @@ def _lacks(store: Tracking, held: Held) -> list[str] | RemintError:
     return [name for name in NEEDED if not files.get(name)]
 
 
+def _without(held: Held, lacks: Sequence[str]) -> str:
+    return f"{held.source} lacks {' and '.join(lacks)}"
+
+
 def _bytes(home: Home, store: Tracking, held: Held, what: str, why: str) -> Fault:
     """A version whose bytes are gone, damaged, or not what was registered."""
     version, copy = held.version, home.path / "models" / held.version.key
-    risk = "It cannot be loaded, and is not promoted."
-    if why:
-        risk = f"It is {why}: who loads it gets an error, or what nobody judged."
-    if why and _is_copy(copy, held):
-        again = f"remint audit --repair writes it again from the verified copy {copy}."
-        return fault(
-            "bytes", version.ref, f"{what}.", risk, again, damages=version.ref, mend=lambda: inventory.put_back(store, held, copy)
-        )
+    ref = version.ref
+    risk = f"It is {why}: who loads it gets an error." if why else "It cannot be loaded, and is not promoted."
     if _is_copy(copy, held):
-        again = f"remint audit --repair writes it again from the verified copy {copy}."
-        return fault("bytes", version.ref, f"{what}.", risk, again, mend=lambda: inventory.put_back(store, held, copy))
-    if not why:
-        repair = f"remint rebuild {version.ref} makes the same weights again; remint gc takes the version away."
-        return fault("bytes", version.ref, f"{what}.", risk, repair)
-    back = f"remint rollback {version.name} --reason .. goes back to the last champion that loads; " if "champion" in why else ""
-    repair = f"{back}remint rebuild {version.ref} makes the same weights again, to compare with."
-    return fault("bytes", version.ref, f"{what}.", risk, repair, damages=version.ref)
+        mend = partial(inventory.put_back, store, held, copy)
+        repair = f"remint audit --repair writes it again from {copy}, whose digests are those that were registered."
+    else:
+        mend = None
+        repair = f"remint rebuild {ref} makes the same weights again, to compare with."
+        if CHAMPION in why:
+            repair = f"remint rollback {version.name} --reason .. goes back to the last champion that loads; {repair}"
+        elif not why:
+            repair = f"remint gc takes it away; {repair}"
+    return fault("bytes", ref, f"{what}.", risk, repair, damages=ref if why else None, mend=mend)
 
 
 def _is_copy(copy: Path, held: Held) -> bool:

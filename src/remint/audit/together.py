@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from remint import jobs, roots, stores
 from remint.audit import commits, data, ledger, places, registry, runs
@@ -24,13 +25,31 @@ def quiet(_text: str) -> None:
     """Tells nobody."""
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What was looked at, and what is wrong with it."""
+
+    faults: list[Fault]
+    models: int = 0
+    versions: int = 0
+    roots: int = 0  # of them, those whose bytes were read
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [found.finding for found in self.faults]
+
+    def and_(self, more: Iterable[Fault]) -> Audit:
+        """The same with what was found elsewhere."""
+        return replace(self, faults=[*self.faults, *more])
+
+
 def findings(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Finding]:
     """Everything that is wrong in this home's stores. Changes nothing. Prefect's part is in flows/audit.py."""
-    return [found.finding for found in faults(home, deep=deep, say=say)]
+    return audit(home, deep=deep, say=say).findings
 
 
-def faults(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Fault]:
-    """The same, each with how it is mended.
+def audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
+    """The same, each with how it is mended, and what was looked at.
 
     ``deep``: the bytes of all versions are read, not of the roots only, roots are loaded in a fresh process, and the bytes
     on DVC's remote are held against their digests.
@@ -43,7 +62,7 @@ def faults(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Fault]:
         names = store.names()
         held = [each for name in names for each in inventory.versions(store, name)]
     except RemintError as error:
-        return [*found, unreachable("MLflow", error), *_of_this_machine(home)]
+        return Audit([*found, unreachable("MLflow", error), *_of_this_machine(home)])
     why, unknown = _roots(home, held)
     found += [*unknown, *registry.lost(why, held)]
     found += _versions(home, store, held, known, why, deep=deep, say=say)
@@ -53,7 +72,8 @@ def faults(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Fault]:
         for model in sorted({*names, *book.models()}):
             found += _decisions(home, store, book, model)
     found += _guarded("git", commits.refs(home, _built_from(home, held)))
-    return [*found, *_of_this_machine(home)]
+    roots_held = sum(each.version.ref in why for each in held)
+    return Audit([*found, *_of_this_machine(home)], len(names), len(held), roots_held)
 
 
 def _built_from(home: Home, held: Sequence[Held]) -> set[str]:
@@ -91,7 +111,7 @@ def _versions(
     for place, each in enumerate(held if deep else needed, start=1):
         version, root = each.version, why.get(each.version.ref, "")
         say(f"verifying {version.ref}, {place} of {len(held if deep else needed)}")
-        found += registry.whole(home, store, each, root, load=deep and bool(root))
+        found += _guarded(f"the files of {version.ref}", registry.whole(home, store, each, root, load=deep and bool(root)))
         if root:
             found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version))
     if others and not deep:
@@ -142,13 +162,13 @@ def _guarded(thing: str, check: Iterable[Fault]) -> list[Fault]:
     return found
 
 
-def repair(found: Sequence[Fault], again: Callable[[], list[Fault]], say: Say = quiet) -> list[Finding]:
+def repair(found: Audit, again: Callable[[], Audit], say: Say = quiet) -> list[Finding]:
     """Mends what is safe to mend, looks again, and says what was repaired and what is left.
 
     ``again``: the same audit once more.
     """
     mended = []
-    for each in found:
+    for each in found.faults:
         if each.mend is None:
             continue
         try:
@@ -157,7 +177,7 @@ def repair(found: Sequence[Fault], again: Callable[[], list[Fault]], say: Say = 
             say(f"{each.finding.thing} was not repaired: {error}")
         else:
             mended.append(each.finding)
-    left = [each.finding for each in (again() if mended else found)]
+    left = (again() if mended else found).findings
     still = {(each.kind, each.thing) for each in left}
     repaired = [each.model_copy(update={"repaired": True}) for each in mended if (each.kind, each.thing) not in still]
     return [*repaired, *left]
