@@ -99,9 +99,12 @@ def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str |
     repository = workspace.repository_of(Path.cwd())
     home = Home.of(repository).ensure()
     began = time.monotonic()
-    commit = workspace.commit_of(repository, branch) if branch else workspace.commit_of_tree(repository)
     reconcile(home)
-    with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run=str(flow_run.id or "")) as record:
+    if jobs.is_collecting(home):
+        progress.tell(pipeline, "notice", text="remint gc is at work: the job begins when it is over")
+    with jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")) as record:
+        commit = workspace.commit_of(repository, branch) if branch else workspace.commit_of_tree(repository)
+        record.note(commit=commit.sha)
         folder = workspace.check_out(repository, commit, home.workspaces / record.id)
         try:
             content = config.read(folder)

@@ -14,13 +14,14 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from remint.home import Home
 
 KEPT = 20  # finished jobs whose logs are kept
+COLLECT = "collect"  # name of the lock that jobs begin under, shared, and remint gc removes under, alone
 
 
 class Job:
@@ -45,13 +46,15 @@ class Job:
 
 @contextmanager
 def live(home: Home, **facts: Any) -> Iterator[Job]:
-    """A new job, alive inside the block."""
+    """A new job, alive inside the block. It waits for a collection that is at work to end."""
     folder = home.jobs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-    folder.mkdir(parents=True)
     job = Job(folder)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        job.note(pid=os.getpid(), **facts)
+    with ExitStack() as stack:
+        with _collection(home, fcntl.LOCK_SH):
+            folder.mkdir(parents=True)
+            lock = stack.enter_context((folder / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            job.note(pid=os.getpid(), **facts)
         try:
             yield job
         finally:
@@ -73,6 +76,25 @@ def alive(home: Home) -> list[Job]:
     """Jobs whose process runs."""
     folders = (folder for folder in sorted(home.jobs.glob("*")) if (folder / "lock").exists())
     return [Job(folder) for folder in folders if not _is_free(folder / "lock")]
+
+
+@contextmanager
+def collecting(home: Home) -> Iterator[None]:
+    """Inside the block no job begins; ``alive`` tells those that had begun before. Two collections do not overlap."""
+    with _collection(home, fcntl.LOCK_EX):
+        yield
+
+
+def is_collecting(home: Home) -> bool:
+    """Whether a new job would have to wait."""
+    return not _is_free(home.lock(COLLECT))
+
+
+@contextmanager
+def _collection(home: Home, how: int) -> Iterator[None]:
+    with home.ensure().lock(COLLECT).open("w") as lock:
+        fcntl.flock(lock, how)
+        yield
 
 
 def _is_free(path: Path) -> bool:

@@ -16,6 +16,8 @@ from remint.terminal import out, reasons, summary, table
 if TYPE_CHECKING:
     from remint.audit import Audit
 
+SHOWN = 10  # things of a store that remint gc shows, the largest
+
 
 def outcomes(home: Home, done: list[dict[str, Any]]) -> None:
     """The summary of a run: the table, why not, the pictures and pages, what to do next."""
@@ -157,3 +159,40 @@ def audit(found: list[Finding], looked: Audit) -> None:
     mended = f"{len(found) - len(left)} repaired, " if len(found) > len(left) else ""
     advice = f"; remint audit --repair mends {safe} of them" if safe else ""
     out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)
+
+
+def collected(answer: dict[str, Any]) -> None:
+    """Store by store what nothing needs, with bytes; what stays and why; what to do."""
+    stores: dict[str, list[dict[str, Any]]] = {}
+    for each in answer["garbage"]:
+        stores.setdefault(each["store"], []).append(each)
+    for store, things in stores.items():
+        out.print(f"\n[bold]{store}[/bold]: {len(things)} things, {_size(sum(each['bytes'] for each in things))}")
+        shown = sorted(things, key=lambda each: -int(each["bytes"]))[:SHOWN]
+        table(["thing", "size", ""], [[each["thing"], _size(each["bytes"]), each["why"]] for each in shown])
+        if len(things) > SHOWN:
+            out.print(f"and {len(things) - SHOWN} more, which --json lists")
+    for note in answer["notes"]:
+        out.print(f"\n[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+    total, count = _size(answer["bytes"]), len(answer["garbage"])
+    out.print(f"\nKept: {', '.join(root['version'] for root in answer['roots']) or 'no version is a root'}.", soft_wrap=True)
+    if not answer["applied"]:
+        remove = "to remove them: remint gc --apply, with the same options"
+        out.print(f"{count} things that nothing needs, {total}; {remove}." if count else "There is nothing to remove.")
+        return
+    out.print(f"Removed: {count} things, {total}.")
+    if answer["damaged"]:
+        for found in answer["damaged"]:
+            out.print(f"[red]damaged now:[/red] {escape(found['thing'])}: {escape(found['what'])}", soft_wrap=True)
+    else:
+        out.print("Audited before and after: no root is damaged.")
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    number, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

@@ -54,3 +54,34 @@ def audit(
         screens.audit(found, looked)
     if any(not finding.repaired for finding in found):
         raise SystemExit(1)
+
+
+@app.command()
+def gc(
+    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed; refused where a root is damaged.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0.0, help="Days; what is younger stays, with all that it needs.")
+    ] = 7.0,
+    keep_champions: Annotated[
+        int,
+        typer.Option("--keep-champions", min=1, help="Of each model, the present one among them: a roll back can go to these."),
+    ] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """List what nothing needs in MLflow, DVC's cache and remote, REMINT_HOME and refs/remint; with --apply remove it.
+
+    Needed are champions, what a roll back can go to, other aliases, what awaits approval, versions with the tag remint.keep,
+    what running jobs use, and all that a rebuild of these takes.
+
+    Example: remint gc --older-than 30 --apply
+    """
+    home, _ = here()
+    from remint.collect import collect
+
+    answer = collect(home, remove=apply, older_than=older_than, window=keep_champions, say=terminal.say)
+    if as_json:
+        print_json(answer)
+    else:
+        screens.collected(answer)
+    if answer["damaged"]:
+        raise SystemExit(1)

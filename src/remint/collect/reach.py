@@ -1,0 +1,60 @@
+"""What is reached from the roots and what is not: pure, no store, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+MLFLOW, HOME, GIT = "MLflow", "home", "git"  # stores; dvc's are "DVC cache", "DVC remote" and "DVC run cache"
+
+Node = tuple[str, str]  # store and name of a thing
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing that takes room in a store and may be removed by itself."""
+
+    store: str
+    name: str
+    since: float  # Unix time at which it was made, or used last
+    why: str  # what it is, and why nothing needs it where nothing does; a clause
+    bytes: int = 0
+
+    @property
+    def node(self) -> Node:
+        return (self.store, self.name)
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing that nothing reaches."""
+
+    store: str
+    thing: str
+    bytes: int
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"store": self.store, "thing": self.thing, "bytes": self.bytes, "why": self.why}
+
+
+def reached(roots: Iterable[Node], needs: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """The roots, what they need, what that needs, and so on. ``needs`` is asked once of each that is reached."""
+    found, open_ = set(), list(roots)
+    while open_:
+        node = open_.pop()
+        if node not in found:
+            found.add(node)
+            open_.extend(needs(node))
+    return found
+
+
+def unreached(
+    things: Iterable[Thing], roots: Iterable[Node], needs: Callable[[Node], Iterable[Node]], before: float
+) -> tuple[list[Thing], set[Node]]:
+    """The things that are older than ``before`` and that neither a root nor a younger thing needs; and what was reached."""
+    everything = list(things)
+    young = [thing.node for thing in everything if thing.since >= before]
+    marked = reached([*roots, *young], needs)
+    return [thing for thing in everything if thing.node not in marked], marked

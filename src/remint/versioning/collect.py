@@ -1,0 +1,216 @@
+"""What lies in dvc's cache, run cache and remote that nothing needs: found, and taken away, through dvc's own stores.
+
+Not by `dvc gc`: it stops at a commit whose dvc.yaml it cannot read, forgets the files of a folder whose listing is out of
+reach (`--force`, which its dry run implies), knows no ages and counts no bytes. What it does right is done here too: the
+listing of a folder goes before its files, since dvc takes the files for granted where it finds the listing.
+
+An entry of the run cache is of use while every output that it names is kept. What is younger than a moment is kept, with
+what it names: another host may have put it there for a version that it is about to register.
+
+python -m remint.versioning.collect FOLDER    the process that imports dvc; the question comes on standard input, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from remint.errors import VersioningError
+from remint.home import Home
+from remint.step import PARENT, die_with_parent
+from remint.versioning.presence import SUFFIX, _folder, _md5
+from remint.versioning.workspace import environment
+
+MD5 = re.compile(r"\bmd5[\"']?\s*:\s*[\"']?([0-9a-f]{32}(?:\.dir)?)\b")
+BATCH = 500  # objects in one request
+MODIFIED = ("mtime", "LastModified", "last_modified", "updated")  # what file systems call the time of an object's last change
+
+Place = Literal["run cache", "cache", "remote"]
+
+
+@dataclass(frozen=True)
+class Object:
+    """One file of dvc's that nothing needs. ``name``: its MD5, of an entry of the run cache its path below that."""
+
+    place: Place
+    name: str
+    bytes: int
+
+
+def named(text: str) -> set[str]:
+    """The MD5 of everything that a dvc.lock or .dvc file names, dependencies too: more than dvc keeps for it, never less."""
+    return set(MD5.findall(text))
+
+
+def unneeded(home: Home, wanted: Collection[str], before: float) -> list[Object]:
+    """What is older than ``before`` (Unix time) and needed by nobody, in the order in which it is to be removed.
+
+    ``wanted``: MD5 that are kept, of folders with their files. Raises VersioningError where the remote is out of reach.
+    Changes nothing.
+    """
+    question = {"wanted": sorted(wanted), "before": before}
+    return [Object(**each) for each in _ask(home, question)]
+
+
+def remove(home: Home, objects: Sequence[Object]) -> None:
+    """Takes these away, in this order; what is gone already is passed over. Raises VersioningError."""
+    _ask(home, {"remove": [asdict(each) for each in objects]})
+
+
+def _ask(home: Home, question: dict[str, Any]) -> Any:
+    with _folder(home) as folder:
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", __name__, str(folder)],
+            input=json.dumps(question),
+            env={
+                **os.environ,
+                **environment(folder, home),
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                PARENT: str(os.getpid()),
+            },
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if child.returncode:
+        words = [line.strip() for line in child.stderr.splitlines() if line.strip()]
+        raise VersioningError(f"dvc could not be asked: {words[-1] if words else f'exit status {child.returncode}'}")
+    return json.loads(child.stdout)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    path: str
+    bytes: int
+    modified: float
+
+
+class _Stores:
+    """Cache, remote (None: there is none) and run cache of a folder's dvc."""
+
+    def __init__(self, folder: Path) -> None:
+        from dvc.config import NoRemoteError
+        from dvc.repo import Repo
+
+        repo = Repo(str(folder))
+        self.odbs: dict[Place, Any] = {"cache": repo.cache.local}
+        self.runs = Path(repo.stage_cache.cache_dir)
+        with suppress(NoRemoteError):
+            self.odbs["remote"] = repo.cloud.get_remote_odb()
+
+    def unneeded(self, wanted: set[str], before: float) -> list[Object]:
+        listed = {place: _listed(odb) for place, odb in self.odbs.items()}
+        entries = self._entries()
+        young = {md5 for found in listed.values() for md5, each in found.items() if each.modified >= before}
+        young |= {md5 for names, each in entries.values() if each.modified >= before for md5 in names}
+        kept = self._with_files(wanted | young, listed)
+        runs = [Object("run cache", name, each.bytes) for name, (names, each) in sorted(entries.items()) if not names <= kept]
+        objects = [
+            Object(place, md5, each.bytes)
+            for place, found in listed.items()
+            for md5, each in sorted(found.items(), key=lambda item: (not item[0].endswith(SUFFIX), item[0]))
+            if md5 not in kept
+        ]
+        return runs + objects
+
+    def _entries(self) -> dict[str, tuple[set[str], _Listed]]:
+        """Each entry of the run cache: the outputs that it names, and its file."""
+        found = {}
+        for path in sorted(self.runs.glob("*/*/*")):
+            state, outs = path.stat(), path.read_text(errors="replace").partition("\nouts:")[2]
+            found[str(path.relative_to(self.runs))] = (named(outs), _Listed(str(path), state.st_size, state.st_mtime))
+        return found
+
+    def _with_files(self, outputs: set[str], listed: dict[Place, dict[str, _Listed]]) -> set[str]:
+        """The outputs, and of folders their files, as the first whole listing of them tells."""
+        kept = set(outputs)
+        for output in outputs:
+            if output.endswith(SUFFIX):
+                odbs = [self.odbs[place] for place, found in listed.items() if output in found]
+                kept.update(next((_files(odb, output) for odb in odbs if _md5(odb, output) == output), ()))
+        return kept
+
+    def remove(self, objects: Iterable[Object]) -> None:
+        paths: dict[Place, list[str]] = {}
+        for each in objects:
+            if each.place == "run cache":
+                (self.runs / each.name).unlink(missing_ok=True)
+            else:
+                paths.setdefault(each.place, []).append(self.odbs[each.place].oid_to_path(each.name))
+        # Listings come first in the order that they are given in, and a batch ends before the next begins.
+        for place, of_place in paths.items():
+            fs = self.odbs[place].fs
+            for start in range(0, len(of_place), BATCH):
+                there = [path for path in of_place[start : start + BATCH] if fs.exists(path)]
+                if there:
+                    fs.remove(there)
+
+
+def _listed(odb: Any) -> dict[str, _Listed]:
+    """Every object of a store by its MD5. What dvc did not put there is not one."""
+    found = {}
+    for path, info in _infos(odb):
+        try:
+            md5 = odb.path_to_oid(path)
+        except ValueError:
+            continue
+        if re.fullmatch(r"[0-9a-f]{32}(\.dir)?", md5):
+            found[md5] = _Listed(path, int(info.get("size") or 0), _modified(info))
+    return found
+
+
+def _infos(odb: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a store's file system knows of each of its files."""
+    if odb.fs.protocol != "local":
+        yield from odb.fs.fs.find(odb.path, detail=True).items()
+        return
+    for path in odb.fs.find(odb.path):
+        with suppress(FileNotFoundError):
+            yield path, odb.fs.info(path)
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """When an object changed last (Unix time); now where its store does not tell."""
+    for key in MODIFIED:
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return time.time()
+
+
+def _files(odb: Any, output: str) -> set[str]:
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    return {str(info.value) for _, _, info in Tree.load(odb, HashInfo("md5", output))}
+
+
+def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
+    stores = _Stores(folder)
+    if "remove" in question:
+        stores.remove(Object(**each) for each in question["remove"])
+        return []
+    return [asdict(each) for each in stores.unneeded(set(question["wanted"]), question["before"])]
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    try:
+        answer = _answer(Path(sys.argv[1]), json.load(sys.stdin))
+    except Exception as error:  # noqa: BLE001  the parent turns it into ours
+        text = str(error).strip() or type(error).__name__
+        raise SystemExit(text.splitlines()[0]) from None
+    json.dump(answer, sys.stdout)

@@ -1,0 +1,179 @@
+"""A small real world to collect in: a git repository with dvc, its cache and remote, MLflow on SQLite, versions with data.
+
+python -m tests.collect_cases REPOSITORY POINT    collects everything that no root needs, and kills itself at POINT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remint import manifest, stores, versioning, workspace
+from remint.collect import collect
+from remint.home import Home
+from remint.ledger import Ledger
+from remint.records import ModelVersion, TrainedModel
+from tests import registry_cases
+
+FILES = {
+    "params.yaml": "datasets:\n  kept: {source: s3://bucket/kept}\n",
+    ".dvc/config": "[core]\n    remote = local\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"local\"']\n    url = ../.remint/dvc/remote\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n",
+    ".gitignore": "/outs/\n/.remint/\n",
+}
+PERSONS = ("thesis.csv", "old.csv")
+POINTS = ("written down", "version", "run", "files", "home", "listings")  # of a collection, where it can be killed
+
+
+@dataclass(frozen=True)
+class World:
+    home: Home
+    versions: dict[int, ModelVersion]
+    outputs: dict[int, list[str]]  # of each version: MD5 of what dvc keeps of it
+
+    def objects(self, place: str) -> set[str]:
+        """MD5 of every object in dvc's cache or remote."""
+        folder = self.home.dvc / place / "files" / "md5"
+        return {path.parent.name + path.name for path in folder.glob("??/*")}
+
+    def gc(self, *, apply: bool = False, older_than: float = 0.0, window: int = 1) -> dict[str, Any]:
+        return collect(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
+
+
+def make(repository: Path, count: int) -> World:
+    """Versions 1 to ``count`` of one model, each with data of its own beside what all share; the last one is champion."""
+    home = Home.of(repository).ensure()
+    outputs = data(home, repository, count)
+    store, book = stores.tracking(home), stores.ledger(home)
+    versions = {number: register(home, number, outputs[number]) for number in range(1, count + 1)}
+    for number in versions:
+        promote(book, number, number - 1 or None)
+    stores.project(home, "m")
+    assert store.version("m").version == count
+    return World(home, versions, outputs)
+
+
+def promote(book: Ledger, number: int, before: int | None, action: Any = "promoted") -> None:
+    after = number if action == "promoted" else before
+    book.append("m", action, number, champion_after=after, who="w", why="y", evidence=f"{number}", expected_champion=before)
+
+
+def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
+    """Raw and prepared data of each version in dvc's cache and remote, and two files that a person tracks.
+
+    One of these is not committed yet, the other is in an old commit only.
+    """
+    from dvc.repo import Repo
+
+    folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / "made")
+    versioning.addresses(home, folder)
+    for number in range(1, count + 1):
+        for kind in ("raw", "prepared"):
+            (folder / f"{kind}{number}").mkdir()
+            (folder / f"{kind}{number}" / "shared").write_text("what all versions share")
+            (folder / f"{kind}{number}" / "own").write_text(f"{kind} of {number}")
+    added = [f"{kind}{number}" for number in range(1, count + 1) for kind in ("raw", "prepared")]
+    for name in PERSONS:
+        (folder / name).write_text(f"{name}, a person's own\n")
+    os.environ["DVC_SITE_CACHE_DIR"] = versioning.environment(folder, home)["DVC_SITE_CACHE_DIR"]
+    with contextlib.chdir(folder):
+        repo = Repo(str(folder))
+        stages = {stage.outs[0].def_path: str(stage.outs[0].hash_info.value) for stage in repo.add([*added, *PERSONS])}
+        repo.push()
+        repo.close()
+    for name in PERSONS:
+        shutil.copy(folder / f"{name}.dvc", repository)
+    old = f"{PERSONS[1]}.dvc"
+    workspace.git(repository, "add", old)
+    workspace.git(repository, "commit", "-q", "-m", "tracks it", env=PERSON)
+    workspace.git(repository, "rm", "-q", old)
+    workspace.git(repository, "commit", "-q", "-m", "no longer tracks it", env=PERSON)
+    workspace.remove(folder)
+    return {number: [stages[f"raw{number}"], stages[f"prepared{number}"]] for number in range(1, count + 1)}
+
+
+def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
+    """A version that carries its dvc.lock, a copy and a report in HOME, an entry in the run cache, a ref of its own."""
+    folder = home.path / "made" / str(number)
+    registry_cases.make(folder / "bundle", number, pipeline="m")
+    trained = TrainedModel.read(folder / "bundle" / "training.json")
+    lock = folder / "dvc.lock"
+    outs = {
+        stage: {"cmd": "x", "outs": [{"path": f"outs/{stage}", "hash": "md5", "md5": md5, "size": 1, "nfiles": 2}]}
+        for stage, md5 in zip(("snapshot@digits", "prepare@digits"), outputs, strict=True)
+    }
+    lock.write_text(json.dumps({"schema": "2.0", "stages": outs}, indent=1))
+    remembered = home.dvc / "cache" / "runs" / "ab" / f"{number:064x}" / "entry"
+    remembered.parent.mkdir(parents=True)
+    remembered.write_text(
+        f"cmd: x\ndeps:\n- path: a\n  md5: {'0' * 32}\nouts:\n- path: outs/x\n  hash: md5\n  md5: {outputs[1]}\n"
+    )
+    head = workspace.git(home.repository, "rev-parse", "HEAD").strip()
+    sha = workspace.git(home.repository, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", str(number), env=PERSON).strip()
+    workspace.git(home.repository, "update-ref", f"refs/remint/{sha}", sha)
+    tags = {
+        "commit": sha,
+        "dirty": "false",
+        "dvc_lock_sha256": manifest.sha256_file(lock),
+        "data": json.dumps({"name": "digits", "source": "x"}),
+    }
+    store = stores.tracking(home)
+    version = registry_cases.register(store, folder / "bundle", tags=tags, attachments={"dvc.lock": lock})
+    store.fetch(version, home.path / "models" / version.key)
+    home.report("m", version.version).mkdir(parents=True)
+    (home.report("m", version.version) / "report.html").write_text("a page")
+    evaluation = home.path / "evaluations" / f"of{number}"
+    evaluation.mkdir(parents=True)
+    (evaluation / "report.json").write_text(json.dumps({"model_key": trained.key}))
+    return version
+
+
+PERSON = {f"GIT_{role}_{field}": "someone@localhost" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
+
+
+def _die(*_arguments: Any, **_named: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def kill_at(point: str) -> None:
+    """Makes this process die at a point of a collection: right after what is named was done for the first time."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    from remint.collect import places
+    from remint.collected import Collected
+    from remint.tracking import removal
+    from remint.versioning import collect as sweep
+
+    def after(owner: Any, name: str) -> None:
+        real: Callable[..., Any] = getattr(owner, name)
+        setattr(owner, name, lambda *given, **named: (real(*given, **named), _die())[0])
+
+    if point == "written down":
+        after(Collected, "record")
+    elif point == "version":
+        after(removal, "remove_version")
+    elif point == "run":
+        after(SqlAlchemyStore, "delete_run")
+    elif point == "files":
+        after(LocalArtifactRepository, "delete_artifacts")
+    elif point == "home":
+        after(places, "remove")
+    elif point == "listings":
+        real = sweep.remove
+        sweep.remove = lambda home, objects: (real(home, [each for each in objects if each.name.endswith(".dir")]), _die())[0]
+
+
+if __name__ == "__main__":
+    kill_at(sys.argv[2])
+    collect(Home.of(Path(sys.argv[1])).ensure(), remove=True, older_than=0.0, window=1, say=lambda _text: None)

@@ -1,0 +1,169 @@
+"""remint gc on real stores: what no root needs goes, what one needs stays, also where the process is killed in between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import audit, jobs, stores, versioning, workspace
+from remint.collected import Collected
+from remint.errors import IntegrityError, NotFoundError
+from tests import collect_cases as cases
+from tests.collect_cases import World
+
+Make = Callable[[int], World]
+
+
+@pytest.fixture
+def make(make_repository: Callable[[dict[str, str]], Path], empty: Path) -> Make:
+    def make_(count: int) -> World:
+        repository = make_repository(cases.FILES)
+        shutil.copytree(empty, repository / ".remint")
+        return cases.make(repository, count)
+
+    return make_
+
+
+def things(answer: dict[str, Any], store: str) -> set[str]:
+    return {each["thing"] for each in answer["garbage"] if each["store"] == store}
+
+
+def assert_roots_are_whole(world: World, *numbers: int) -> None:
+    """They load, their data come from cache or remote, and audit finds none of them damaged."""
+    store = stores.tracking(world.home)
+    for number in numbers:
+        version = store.version(f"m/{number}")
+        store.fetch(version, world.home.path / "fresh" / str(number))
+        shutil.rmtree(world.home.path / "fresh")
+        lock = store.attachment(version, "dvc.lock", world.home.path / "lock")
+        for stage in ("snapshot@digits", "prepare@digits"):
+            md5 = versioning.locked(lock, stage)["md5"]
+            assert md5 in world.objects("cache") | world.objects("remote")
+    assert [found for found in audit.findings(world.home) if found.damages] == []
+
+
+def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
+    world = make(3)
+    home, store = world.home, stores.tracking(world.home)
+    store.set_tags(store.version("m/1"), {"keep": "a paper cites it"})
+    theirs = store._client.create_run(store._client.create_experiment("theirs")).info.run_id
+    store._client.set_terminated(theirs)
+    failed = store.start_run("m", {}, {})
+    store.end_run(failed, "FAILED", "no luck")
+    workspace.git(home.repository, "update-ref", "refs/heads/theirs", world.versions[2].commit)
+    (home.fetched / "kept").mkdir(parents=True)
+    (home.fetched / "gone").mkdir()
+    (home.fetched / ".gone.json").write_text("{}")
+    before = {place: world.objects(place) for place in ("cache", "remote")}
+
+    answer = world.gc()
+    gone, version = world.outputs[2], world.versions[2]
+    assert {root["version"] for root in answer["roots"]} == {"m/1", "m/3"}
+    assert things(answer, "MLflow") == {"m/2", f"run {version.run_id}", f"run {failed}"}
+    assert things(answer, "git") == {f"refs/remint/{version.commit}"}
+    assert things(answer, "DVC run cache") == {f"ab/{2:064x}/entry"}
+    for place in ("cache", "remote"):
+        assert {md5 for md5 in things(answer, f"DVC {place}") if md5.endswith(".dir")} == set(gone)
+        assert len(things(answer, f"DVC {place}")) == 4, "two folders, and in each the one file that no other version has"
+    assert things(answer, "home") == {
+        f"models/{version.key}",
+        "reports/m/2",
+        "evaluations/of2",
+        "fetched/gone",
+        "fetched/.gone.json",
+    }
+    assert answer["bytes"] == sum(each["bytes"] for each in answer["garbage"])
+    assert min(each["bytes"] for each in answer["garbage"] if each["store"].startswith("DVC")) > 0
+    assert next(each["bytes"] for each in answer["garbage"] if each["thing"] == f"run {version.run_id}") > 1000
+    assert {place: world.objects(place) for place in before} == before, "a list removes nothing"
+
+    applied = world.gc(apply=True)
+    assert applied["garbage"] == answer["garbage"] and applied["damaged"] == []
+    assert_roots_are_whole(world, 1, 3)
+    with pytest.raises(NotFoundError):
+        store.version("m/2")
+    assert Collected(home.ledger_url).versions("m") == {2}
+    assert [row.version for row in stores.ledger(home).rows("m")] == [1, 2, 3], "the ledger stays"
+    assert not (home.path / "mlflow" / "artifacts" / "m" / version.run_id).exists()
+    assert store._client.get_run(theirs).info.lifecycle_stage == "active"
+    assert workspace.git(home.repository, "rev-parse", "refs/heads/theirs").strip() == version.commit
+    for place, was in before.items():
+        assert was - world.objects(place) == things(answer, f"DVC {place}")
+    assert (home.fetched / "kept").exists()
+    again = world.gc()
+    assert again["garbage"] == [] and again["bytes"] == 0
+
+
+def test_what_is_young_stays_with_all_that_it_needs(make: Make) -> None:
+    world = make(2)
+    assert world.gc(older_than=1.0)["garbage"] == []
+
+
+def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
+    world = make(2)
+    place = world.home.path / "mlflow" / "artifacts" / "m" / world.versions[2].run_id
+    shutil.rmtree(world.home.path / "models" / world.versions[2].key)
+    (next(place.rglob("weights.safetensors"))).write_bytes(b"other")
+    before = world.objects("cache")
+    with pytest.raises(IntegrityError, match=r"m/2, which must not be lost, is damaged: m/2: .*nothing was removed"):
+        world.gc(apply=True)
+    assert stores.tracking(world.home).version("m/1").version == 1
+    assert world.objects("cache") == before
+
+
+def test_while_a_job_runs_what_it_may_use_is_left_alone(make: Make) -> None:
+    world = make(2)
+    (world.home.workspaces / "of-a-dead-job").mkdir(parents=True)
+    before = {place: world.objects(place) for place in ("cache", "remote")}
+    with jobs.live(world.home, pipeline="m", flow_run="") as job:
+        (world.home.workspaces / job.id).mkdir()
+        answer = world.gc(apply=True)
+        assert [(each["store"], each["thing"]) for each in answer["garbage"]] == [("home", "workspaces/of-a-dead-job")]
+        assert "jobs run (m): DVC" in answer["notes"][0]
+        assert {path.name for path in world.home.workspaces.iterdir()} == {job.id}
+    assert {place: world.objects(place) for place in before} == before
+    with jobs.live(world.home, pipeline="other", flow_run=""):
+        assert things(world.gc(), "MLflow") == {"m/1"}, "a model that no job is of; its run waits, as all runs do"
+
+
+def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[str, str]], Path]) -> None:
+    from remint.home import Home
+
+    home = Home.of(make_repository({"a": "b"})).ensure()
+    program = "import sys; from pathlib import Path; from remint import jobs; from remint.home import Home\nwith jobs.live(Home(Path(), Path(sys.argv[1]))): print('begun')"
+    with jobs.collecting(home):
+        assert jobs.is_collecting(home)
+        child = subprocess.Popen([sys.executable, "-c", program, str(home.path)], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(2)
+        assert jobs.alive(home) == [] and not list(home.jobs.glob("*"))
+    assert child.communicate(timeout=20)[0] == "begun\n"
+    assert not jobs.is_collecting(home)
+
+
+def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishes(make: Make) -> None:
+    world = make(3)
+    for point in cases.POINTS:
+        killed = subprocess.run(
+            [sys.executable, "-m", "tests.collect_cases", str(world.home.repository), point],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ},
+            capture_output=True,
+            text=True,
+        )
+        assert killed.returncode == -signal.SIGKILL, f"{point}: {killed.stderr}"
+        for version in stores.tracking(world.home).versions("m"):
+            stores.tracking(world.home).fetch(version, world.home.path / "models" / version.key)
+    world.gc(apply=True)
+    assert_roots_are_whole(world, 3)
+    assert world.gc()["garbage"] == []
+    assert {version.version for version in stores.tracking(world.home).versions("m")} == {3}
+    assert {md5 for md5 in world.objects("remote") if md5.endswith(".dir")} == set(world.outputs[3])
