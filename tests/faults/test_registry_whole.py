@@ -155,6 +155,51 @@ def test_bytes_that_were_lost_come_back_with_the_next_registration(
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
+class Killed(BaseException):
+    """Nothing of ours catches it."""
+
+
+@pytest.mark.parametrize(("lost", "moments"), [(False, (1, 3, 5)), (True, (1, 4, 5))])
+def test_lineage_that_was_half_replaced_is_replaced_by_the_next_registration(
+    store: Tracking, bundle: Path, tmp_path: Path, lost: bool, moments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a version that a clean commit made as well, or whose files were lost: broken off among tags and files, and done again."""
+    from mlflow import MlflowClient
+
+    for name in ("dvc.lock", "params.yaml"):
+        (tmp_path / name).write_text("old")
+    files = {name: tmp_path / name for name in ("dvc.lock", "params.yaml")}
+    old = {"dirty": "false" if lost else "true", "commit": "old", "params": "old", "dvc_lock_sha256": "old"}
+    new = {"dirty": "false", "commit": "new", "params": "new", "dvc_lock_sha256": "new"}
+    for breaks_at in moments:  # writes before it
+        (tmp_path / "dvc.lock").write_text("old")
+        name = f"m{breaks_at}"
+        trained = cases.TrainedModel.read(bundle / "training.json")
+        version = store.register(bundle, trained, name, None, old, files, str)
+        if lost:
+            lose_all(run_of(store, version))
+        (tmp_path / "dvc.lock").write_text("new")
+        left = [breaks_at]
+        with monkeypatch.context() as patch:
+            for method in ("set_model_version_tag", "log_artifact"):
+                patch.setattr(MlflowClient, method, breaking(getattr(MlflowClient, method), left))
+            with pytest.raises(Killed):
+                store.register(bundle, trained, name, None, new, files, str)
+        whole = store.register(bundle, trained, name, None, new, files, str)
+        assert (whole.dirty, whole.commit, whole.tags["dvc_lock_sha256"]) == (False, "new", "new"), breaks_at
+        assert store.attachment(whole, "dvc.lock", tmp_path / "kept" / name).read_text() == "new"
+
+
+def breaking(real: Any, left: list[int]) -> Any:
+    def write(*arguments: Any) -> Any:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return real(*arguments)
+
+    return write
+
+
 def test_the_same_weights_with_another_record_replace_what_was_lost(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     version = cases.register(store, bundle)
     remove(run_of(store, version))

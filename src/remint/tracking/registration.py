@@ -56,8 +56,10 @@ class Tracking(Registry):
             else:
                 self._make_whole(version, bundle, trained, verify)
                 if self._is_told_better(version, tags, attachments):
+                    # In this order, so that a process that dies in between leaves what asks the next one to do it again.
+                    self.set_tags(version, {key: value for key, value in tags.items() if key != "dirty"})
                     self.attach(version, attachments)
-                    self.set_tags(version, tags)
+                    self.set_tags(version, {"dirty": tags.get("dirty", "true")})
                 version = self.version(version.ref)
             if run_id:
                 self._client.set_tag(run_id, "remint.version", version.ref)
