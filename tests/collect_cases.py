@@ -1,6 +1,6 @@
 """A small real world to collect in: a git repository with dvc, its cache and remote, MLflow on SQLite, versions with data.
 
-python -m tests.collect_cases REPOSITORY POINT    collects everything that no root needs, and kills itself at POINT
+python -m tests.collect_cases REPOSITORY    for each of POINTS a process that collects what no root needs and kills itself there
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remint import collect as collection
 from remint import manifest, stores, versioning, workspace
-from remint.collect import collect
 from remint.home import Home
 from remint.ledger import Ledger
 from remint.records import ModelVersion, TrainedModel
@@ -46,7 +46,7 @@ class World:
         return {path.parent.name + path.name for path in folder.glob("??/*")}
 
     def gc(self, *, apply: bool = False, older_than: float = 0.0, window: int = 1) -> dict[str, Any]:
-        return collect(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
+        return collection.collect(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
 
 
 def make(repository: Path, count: int) -> World:
@@ -174,6 +174,21 @@ def kill_at(point: str) -> None:
         sweep.remove = lambda home, objects: (real(home, [each for each in objects if each.name.endswith(".dir")]), _die())[0]
 
 
+def _killed_at_each_point(home: Home) -> None:
+    """Forks before MLflow has opened anything, so that it is imported once; prints how each process ended."""
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    collection._damaged = lambda _home: []  # what it refuses is tested by itself, and takes seconds
+    for point in POINTS:
+        child = os.fork()
+        if not child:
+            kill_at(point)
+            collection.collect(home, remove=True, older_than=0.0, window=1, say=lambda _text: None)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(point, os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    kill_at(sys.argv[2])
-    collect(Home.of(Path(sys.argv[1])).ensure(), remove=True, older_than=0.0, window=1, say=lambda _text: None)
+    _killed_at_each_point(Home.of(Path(sys.argv[1])).ensure())

@@ -1,7 +1,7 @@
 """Versions that remint gc removed, in the ledger's database: the ledger names versions that are gone, and these are not lost.
 
-A version is written down before it is removed. A process that dies between the two leaves one that is written down and
-still there, which the next gc removes.
+A version is written down before it is removed, and from then on the ledger refuses to make it champion: nobody promotes what
+is about to go. A process that dies between the two leaves one that is written down and still there, which the next gc removes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from remint.database import Database
+from remint.errors import NotFoundError
 
 SCHEMA = 1
 
@@ -38,12 +39,24 @@ class Collected:
         wanted = set(numbers)
 
         def once() -> None:
-            with self._database.write(f"collected {model}") as connection:
+            with self._database.write(model) as connection:
                 known = set(connection.execute(sa.select(_rows.c.number).where(_rows.c.model == model)).scalars())
                 at = datetime.now(UTC).isoformat(timespec="seconds")
                 new = [{"model": model, "number": number, "at": at} for number in sorted(wanted - known)]
                 if new:
                     connection.execute(_rows.insert(), new)
+
+        self._database.again(once)
+
+    def forget(self, model: str, numbers: Iterable[int]) -> None:
+        """Takes back that these are collected: none of them was removed."""
+        wanted = sorted(set(numbers))
+        if not wanted:
+            return
+
+        def once() -> None:
+            with self._database.write(model) as connection:
+                connection.execute(_rows.delete().where(_rows.c.model == model, _rows.c.number.in_(wanted)))
 
         self._database.again(once)
 
@@ -56,3 +69,13 @@ class Collected:
                 return frozenset(connection.execute(query).scalars())
 
         return self._database.again(read)
+
+
+def refuse(connection: sa.Connection, model: str, version: int) -> None:
+    """Raises NotFoundError for a version that was collected. Within a writing transaction about the model."""
+    query = sa.select(_rows.c.at).where(_rows.c.model == model, _rows.c.number == version)
+    at = connection.execute(query).scalar()
+    if at is not None:
+        raise NotFoundError(
+            f"{model}/{version} was removed by remint gc on {at[:10]}: nothing was written; remint models {model}"
+        )

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from pydantic import ValidationError
 
+from remint import collected
 from remint.database import Database
 from remint.errors import ChampionChanged, LedgerError
 from remint.records import LedgerRow, digest
@@ -56,6 +57,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._database = Database(url)
         self._database.make(_metadata, _schema, SCHEMA)
+        collected.Collected(url)  # its table is looked into by ``append``
 
     def append(
         self,
@@ -74,7 +76,8 @@ class Ledger:
 
         Raises ChampionChanged, which names the present champion, where it is not: nothing was written, decide again. So it
         does where the gate would promote a version that a person spoke against meanwhile.
-        Raises ValueError where ``champion_after`` does not follow from the action.
+        Raises NotFoundError where the champion to be was removed by remint gc, ValueError where ``champion_after`` does not
+        follow from the action.
         """
         if action not in CHAMPION_ACTIONS and champion_after != expected_champion:
             raise ValueError(f"{action} leaves the champion {expected_champion} as it is, and cannot make it {champion_after}")
@@ -91,6 +94,8 @@ class Ledger:
                 if tried and last is not None and said.items() <= last.to_json().items():
                     return last  # the reply to our commit was lost, not the commit
                 tried = True
+                if action in CHAMPION_ACTIONS and champion_after is not None:
+                    collected.refuse(connection, model, champion_after)
                 if evidence and action in ("promoted", "awaiting_approval"):
                     _refuse_withdrawn(connection, model, version)
                 row = _following(last, said, expected_champion, champion_after)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -14,10 +16,17 @@ from typing import Any
 import pytest
 
 from remint import audit, jobs, stores, versioning, workspace
+from remint import collect as collection
 from remint.collected import Collected
-from remint.errors import IntegrityError, NotFoundError
+from remint.errors import IntegrityError, NotFoundError, RunError
+from remint.home import Home
+from remint.ledger import Ledger
+from remint.tracking import Tracking, removal
+from remint.versioning import collect as sweep
+from remint.versioning.collect import Object
 from tests import collect_cases as cases
 from tests.collect_cases import World
+from tests.s3 import Server
 
 Make = Callable[[int], World]
 
@@ -135,8 +144,6 @@ def test_while_a_job_runs_what_it_may_use_is_left_alone(make: Make) -> None:
 
 
 def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[str, str]], Path]) -> None:
-    from remint.home import Home
-
     home = Home.of(make_repository({"a": "b"})).ensure()
     program = "import sys; from pathlib import Path; from remint import jobs; from remint.home import Home\nwith jobs.live(Home(Path(), Path(sys.argv[1]))): print('begun')"
     with jobs.collecting(home):
@@ -151,19 +158,135 @@ def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[st
 
 def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishes(make: Make) -> None:
     world = make(3)
-    for point in cases.POINTS:
-        killed = subprocess.run(
-            [sys.executable, "-m", "tests.collect_cases", str(world.home.repository), point],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ},
-            capture_output=True,
-            text=True,
-        )
-        assert killed.returncode == -signal.SIGKILL, f"{point}: {killed.stderr}"
-        for version in stores.tracking(world.home).versions("m"):
-            stores.tracking(world.home).fetch(version, world.home.path / "models" / version.key)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.collect_cases", str(world.home.repository)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [f"{point} {-signal.SIGKILL}" for point in cases.POINTS], done.stderr
+    assert {md5 for md5 in world.objects("remote") if md5.endswith(".dir")} == set(world.outputs[3]), "listings went first"
+    assert len(world.objects("remote")) > len(world.outputs[3]) + 5, "and their files were left"
     world.gc(apply=True)
     assert_roots_are_whole(world, 3)
     assert world.gc()["garbage"] == []
     assert {version.version for version in stores.tracking(world.home).versions("m")} == {3}
-    assert {md5 for md5 in world.objects("remote") if md5.endswith(".dir")} == set(world.outputs[3])
+    assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.PERSONS)
+
+
+def test_a_version_that_was_promoted_meanwhile_stops_it(make: Make) -> None:
+    world = make(2)
+    planned = collection.plan(world.home, 0.0, 1, lambda _text: None)
+    assert "m/1" in {each.thing for each in planned.garbage}
+    before = world.objects("cache")
+    cases.promote(stores.ledger(world.home), 1, 2)
+    with pytest.raises(RunError, match="m/1 became a root while this was under way: nothing was removed"):
+        collection.apply(planned, lambda _text: None)
+    assert stores.tracking(world.home).version("m/1").version == 1 and world.objects("cache") == before
+    assert Collected(world.home.ledger_url).versions("m") == frozenset()
+
+
+def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) -> None:
+    book, gone = Ledger(f"sqlite:///{tmp_path}/ledger.db"), Collected(f"sqlite:///{tmp_path}/ledger.db")
+    cases.promote(book, 1, None)
+    gone.record("m", [2])
+    with pytest.raises(NotFoundError, match=r"m/2 was removed by remint gc on \d{4}-\d\d-\d\d: nothing was written"):
+        cases.promote(book, 2, 1)
+    gone.forget("m", [2])
+    cases.promote(book, 2, 1)
+    gone.record("m", [1])
+    with pytest.raises(NotFoundError, match="m/1 was removed by remint gc"):
+        book.append("m", "rolled_back", 2, champion_after=1, who="w", why="y", evidence="", expected_champion=2)
+    cases.promote(book, 1, 2, "kept")
+    assert book.champion("m") == 2
+
+
+def mlflow_gc(world: World) -> None:
+    import mlflow
+    from click.testing import CliRunner
+    from mlflow.cli import gc
+
+    uri = world.home.tracking_uri
+    try:
+        done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri], catch_exceptions=False)
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert done.exit_code == 0, done.output
+
+
+def dvc_gc(world: World, *, cloud: bool) -> None:
+    from dvc.repo import Repo
+
+    with contextlib.chdir(world.home.repository):
+        Repo().gc(workspace=True, cloud=cloud, force=True)
+
+
+def damages(world: World) -> set[str | None]:
+    return {found.damages for found in audit.findings(world.home)} - {None}
+
+
+def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make: Make) -> None:
+    world = make(2)
+    champion = world.versions[2]
+    world.gc(apply=True)
+    mlflow_gc(world)
+    dvc_gc(world, cloud=False)
+    assert_roots_are_whole(world, 2)
+    assert not world.objects("cache") & set(world.outputs[2]), "dvc gc knows of no version; the remote has its data"
+
+    store = stores.tracking(world.home)
+    store._client.delete_run(champion.run_id)
+    assert damages(world) == {"m/2"}
+    with pytest.raises(IntegrityError, match="m/2, which must not be lost, is damaged"):
+        world.gc(apply=True)
+    store._client.restore_run(champion.run_id)
+    assert damages(world) == set()
+
+    dvc_gc(world, cloud=True)
+    assert damages(world) == {"m/2"}, "its data are gone"
+    with pytest.raises(IntegrityError, match="m/2, which must not be lost, is damaged"):
+        world.gc(apply=True)
+    store._client.delete_run(champion.run_id)
+    mlflow_gc(world)
+    assert damages(world) == {"m/2"}, "and now its bytes"
+
+
+def test_runs_free_their_bytes_on_s3(s3: Server, empty: Path, tmp_path: Path) -> None:
+    shutil.copytree(empty, tmp_path / "home")
+    store = Tracking(f"sqlite:///{tmp_path}/home/mlflow/mlflow.db", f"s3://{s3.bucket({})}/runs", tmp_path / "home" / "lock")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "page").write_bytes(b"x" * 1000)
+    ids = [store.start_run("m", {}, {}) for _ in range(2)]
+    for run_id in ids:
+        store.log_file(run_id, tmp_path / "report")
+        store.end_run(run_id, "FAILED")
+    first, second = sorted(removal.ended_runs(store), key=lambda run: ids.index(run.id))
+    assert removal.size(store, first.place) == 1000
+    assert removal.remove_run(store, first)
+    assert [run.id for run in removal.ended_runs(store)] == [second.id]
+    assert removal.size(store, first.place) == 0 and removal.size(store, second.place) == 1000
+
+
+def test_a_remote_on_s3_loses_what_nothing_names_and_nothing_else(
+    s3: Server, make_repository: Callable[[dict[str, str]], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.of(make_repository(cases.FILES)).ensure()
+    md5 = {text: hashlib.md5(text.encode()).hexdigest() for text in ("kept", "gone")}
+    tree = json.dumps([{"md5": md5["kept"], "relpath": "file"}])
+    listing = f"{hashlib.md5(tree.encode()).hexdigest()}.dir"
+    files = {md5["kept"]: b"kept", md5["gone"]: b"gone", listing: tree.encode()}
+    bucket = s3.bucket({f"data/files/md5/{name[:2]}/{name[2:]}": content for name, content in files.items()})
+    s3.put(bucket, "data/readme", b"nothing of dvc's")
+    monkeypatch.setenv("REMINT_DVC_REMOTE", f"s3://{bucket}/data")
+    for name, content in files.items():
+        place = home.dvc / "cache" / "files" / "md5" / name[:2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name[2:]).write_bytes(content)
+    found = sweep.unneeded(home, {listing}, float("inf"))
+    assert found == [Object("cache", md5["gone"], 4), Object("remote", md5["gone"], 4)]
+    assert sweep.unneeded(home, set(), 0.0) == [], "all is young"
+    sweep.remove(home, found)
+    sweep.remove(home, found)
+    left = {each["Key"] for each in s3.client.list_objects_v2(Bucket=bucket)["Contents"]}
+    assert left == {"data/readme", *(f"data/files/md5/{name[:2]}/{name[2:]}" for name in files if name != md5["gone"])}

@@ -12,7 +12,7 @@ from remint.home import Home
 from remint.records import Finding
 from remint.roots import WINDOW
 
-__all__ = ["OLDER_THAN", "WINDOW", "Garbage", "Plan", "Say", "Thing", "collect", "plan", "unreached"]
+__all__ = ["OLDER_THAN", "WINDOW", "Garbage", "Plan", "Say", "Thing", "apply", "collect", "plan", "unreached"]
 
 
 def collect(home: Home, *, remove: bool, older_than: float, window: int, say: Say) -> dict[str, Any]:

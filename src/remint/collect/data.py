@@ -25,7 +25,7 @@ POINTERS = ("*.dvc", f"*{LOCK}")  # files by which dvc knows what it keeps
 def garbage(
     home: Home, roots: Iterable[ModelVersion], others: Iterable[ModelVersion], before: float
 ) -> tuple[list[Object], list[str]]:
-    """What lies in dvc's stores that nothing needs, in the order in which it goes; and what there is to say.
+    """What lies in dvc's stores that nothing needs; and what there is to say.
 
     Arguments: ``roots`` versions whose data must be whole, ``others`` versions that stay as well, ``before`` a Unix time: what
     is younger stays. Raises IntegrityError where a root's dvc.lock is gone or damaged, VersioningError where dvc fails.

@@ -37,6 +37,7 @@ class Plan:
     """What nothing reaches, why the rest stays, and what there is to say."""
 
     home: Home
+    window: int  # champions of each model that a roll back can go to
     roots: tuple[Root, ...]
     garbage: tuple[Garbage, ...]
     notes: tuple[str, ...]
@@ -88,14 +89,14 @@ def plan(home: Home, older_than: float, window: int, say: Say) -> Plan:
             home, [root.version for root in roots], [version for version in staying if version.ref not in refs], before
         )
         garbage += [Garbage(f"DVC {each.place}", each.name, each.bytes, WHY[each.place]) for each in objects]
-    return Plan(home, tuple(roots), tuple(garbage), tuple(notes), shelf, tuple(objects))
+    return Plan(home, window, tuple(roots), tuple(garbage), tuple(notes), shelf, tuple(objects))
 
 
 def apply(plan: Plan, say: Say) -> list[str]:
     """Removes what was planned; what there is to say of it. Raises what the stores' doors raise."""
     say("removing versions, runs and their files from MLflow")
     names = {store: [each.thing for each in plan.garbage if each.store == store] for store in (MLFLOW, HOME, GIT)}
-    said = plan._shelf.remove(set(names[MLFLOW]))
+    said = plan._shelf.remove(set(names[MLFLOW]), plan.window)
     say("removing what lies in REMINT_HOME")
     for name in names[HOME]:
         places.remove(plan.home, name)

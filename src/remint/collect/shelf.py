@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from remint import stores
+from remint import roots, stores
 from remint.collect.reach import GIT, HOME, MLFLOW, Node, Thing
 from remint.collected import Collected
+from remint.errors import RunError
 from remint.home import Home
 from remint.records import ModelVersion
 from remint.tracking import removal
@@ -49,7 +50,12 @@ class Shelf:
     def things(self) -> list[Thing]:
         """Versions and runs, without their bytes: these are asked for where they matter (``bytes_of``)."""
         versions = [
-            Thing(MLFLOW, ref, datetime.fromisoformat(version.created).timestamp(), "a version that no root is")
+            Thing(
+                MLFLOW,
+                ref,
+                datetime.fromisoformat(version.created).timestamp(),
+                "a version that nothing needs: no alias, no window, no tag, no job",
+            )
             for ref, version in self.versions.items()
         ]
         registered = {version.run_id for version in self.versions.values()}
@@ -78,18 +84,29 @@ class Shelf:
             sizes = pool.map(lambda run: removal.size(store, run.place), chosen)
             return dict(zip((_name(run) for run in chosen), sizes, strict=True))
 
-    def remove(self, names: Collection[str]) -> list[str]:
+    def remove(self, names: Collection[str], window: int) -> list[str]:
         """Takes versions and runs away, versions first; what there is to say of it.
 
-        A version is written down as collected before it goes, so that nobody takes it for lost.
+        A version is written down as collected before it goes: from then on the ledger makes it no champion, and nobody takes
+        it for lost. Raises RunError where one of them has become a root since this was looked at: nothing is removed then.
         """
         store, book = stores.tracking(self.home), Collected(self.home.ledger_url)
-        versions = [self.versions[name] for name in names if name in self.versions]
-        for model in sorted({version.name for version in versions}):
-            of_model = [version for version in versions if version.name == model]
-            book.record(model, [version.version for version in of_model])
+        models: dict[str, list[ModelVersion]] = defaultdict(list)
+        for version in (self.versions[name] for name in sorted(names) if name in self.versions):
+            models[version.name].append(version)
+        for model in {version.name for version in self.versions.values()}:
+            staying = {each.version for ref, each in self.versions.items() if each.name == model and ref not in names}
+            book.forget(model, staying & book.versions(model))  # that a gc which was killed meant to remove
+        for model, versions in models.items():
+            book.record(model, [version.version for version in versions])
+        late = sorted(set(names) & set(roots.named(self.home, window)))
+        if late:
+            for model, versions in models.items():
+                book.forget(model, [version.version for version in versions])
+            raise RunError(f"{', '.join(late)} became a root while this was under way: nothing was removed; run remint gc again")
+        for model, versions in models.items():
             with store.exclusively(f"model {model}"):  # nobody registers, and so finds one of them, meanwhile
-                for version in of_model:
+                for version in versions:
                     removal.remove_version(store, version)
         left = [run for run in self.runs.values() if _name(run) in names and not removal.remove_run(store, run)]
         if not left:
@@ -105,7 +122,7 @@ def _name(run: Run) -> str:
 
 def _why(run: Run, versions: Mapping[str, ModelVersion], registered: bool) -> str:
     if registered or run.version in versions:
-        return f"the run of {run.version or 'a version'} that no root is"
+        return f"the run of {run.version or 'a version'}, which nothing needs"
     if run.version:
         return f"a run of {run.version}, which is gone"
     return f"a run of {run.pipeline} that ended {run.status} without a version"

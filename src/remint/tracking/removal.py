@@ -7,6 +7,8 @@ bytes. In a database a run is then purged, as `mlflow gc --run-ids` does; a serv
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +105,7 @@ def remove_run(store: Tracking, run: Run) -> bool:
         mlflow = _client(store)
         if not run.deleted:
             mlflow.delete_run(run.id)
-        files: Any = _repository(store, run.place)
-        files.delete_artifacts()
+        clear(store, run.place)
         local = _local(run.place)
         if local is not None and local.parent.name == run.id:
             with suppress(OSError):  # not empty: it holds what is not ours
@@ -114,6 +115,22 @@ def remove_run(store: Tracking, run: Run) -> bool:
             return False
         database._hard_delete_run(run.id)
         return True
+
+
+def clear(store: Tracking, place: str) -> None:
+    """Removes every file at an address. Nothing where there are none."""
+    files: Any = _repository(store, place)
+    with door(f"remove the files at {place}"):
+        if hasattr(files, "_get_s3_client"):
+            events = files._get_s3_client().meta.events
+            events.register("before-sign.s3.DeleteObjects", _sign_md5, unique_id="remint-md5")
+        files.delete_artifacts()
+
+
+def _sign_md5(request: Any, **_named: Any) -> None:
+    """What servers that speak an older S3 ask of a request that deletes several objects; boto3 sends a CRC32 instead."""
+    digest = hashlib.md5(request.data, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _local(place: str) -> Path | None:

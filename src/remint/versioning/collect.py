@@ -18,7 +18,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -32,7 +33,7 @@ from remint.versioning.presence import SUFFIX, _folder, _md5
 from remint.versioning.workspace import environment
 
 MD5 = re.compile(r"\bmd5[\"']?\s*:\s*[\"']?([0-9a-f]{32}(?:\.dir)?)\b")
-BATCH = 500  # objects in one request
+ABREAST = 16  # objects that are removed at a time
 MODIFIED = ("mtime", "LastModified", "last_modified", "updated")  # what file systems call the time of an object's last change
 
 Place = Literal["run cache", "cache", "remote"]
@@ -53,7 +54,7 @@ def named(text: str) -> set[str]:
 
 
 def unneeded(home: Home, wanted: Collection[str], before: float) -> list[Object]:
-    """What is older than ``before`` (Unix time) and needed by nobody, in the order in which it is to be removed.
+    """What is older than ``before`` (Unix time) and needed by nobody.
 
     ``wanted``: MD5 that are kept, of folders with their files. Raises VersioningError where the remote is out of reach.
     Changes nothing.
@@ -63,7 +64,7 @@ def unneeded(home: Home, wanted: Collection[str], before: float) -> list[Object]
 
 
 def remove(home: Home, objects: Sequence[Object]) -> None:
-    """Takes these away, in this order; what is gone already is passed over. Raises VersioningError."""
+    """Takes these away; what is gone already is passed over. Raises VersioningError."""
     _ask(home, {"remove": [asdict(each) for each in objects]})
 
 
@@ -141,20 +142,20 @@ class _Stores:
                 kept.update(next((_files(odb, output) for odb in odbs if _md5(odb, output) == output), ()))
         return kept
 
-    def remove(self, objects: Iterable[Object]) -> None:
-        paths: dict[Place, list[str]] = {}
+    def remove(self, objects: Sequence[Object]) -> None:
+        """Entries of the run cache, then listings, then files. One by one: s3fs does not tell what a bulk request left."""
         for each in objects:
             if each.place == "run cache":
                 (self.runs / each.name).unlink(missing_ok=True)
-            else:
-                paths.setdefault(each.place, []).append(self.odbs[each.place].oid_to_path(each.name))
-        # Listings come first in the order that they are given in, and a batch ends before the next begins.
-        for place, of_place in paths.items():
-            fs = self.odbs[place].fs
-            for start in range(0, len(of_place), BATCH):
-                there = [path for path in of_place[start : start + BATCH] if fs.exists(path)]
-                if there:
-                    fs.remove(there)
+        for listings in (True, False):
+            chosen = [each for each in objects if each.place != "run cache" and each.name.endswith(SUFFIX) == listings]
+            with ThreadPoolExecutor(ABREAST) as pool:
+                list(pool.map(self._remove, chosen))
+
+    def _remove(self, one: Object) -> None:
+        odb = self.odbs[one.place]
+        with suppress(FileNotFoundError):
+            odb.fs.fs.rm_file(odb.oid_to_path(one.name))
 
 
 def _listed(odb: Any) -> dict[str, _Listed]:
@@ -201,7 +202,7 @@ def _files(odb: Any, output: str) -> set[str]:
 def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
     stores = _Stores(folder)
     if "remove" in question:
-        stores.remove(Object(**each) for each in question["remove"])
+        stores.remove([Object(**each) for each in question["remove"]])
         return []
     return [asdict(each) for each in stores.unneeded(set(question["wanted"]), question["before"])]
 
