@@ -1,4 +1,8 @@
-"""Schedules into Prefect: one deployment for each pipeline that has a ``schedule:``, run by a worker of the pool "remint"."""
+"""Schedules and forms into Prefect, run by a worker of the pool "remint".
+
+retrain/NAME    of each pipeline that has a ``schedule:``
+approve/NAME    of each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
+"""
 
 from __future__ import annotations
 
@@ -25,37 +29,61 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
 
     A scheduled job builds the head of ``branch``. The calls are idempotent.
     """
+    from flows.approval import approve
     from flows.retrain import retrain
 
     _pool()
     deployed = []
     for name, pipeline in params.pipelines.items():
         if pipeline.schedule is None:
-            _remove(name)
-            continue
-        remote = cast("Flow[..., Any]", retrain.from_source(source=str(home.repository), entrypoint="flows/retrain.py:retrain"))
-        with redirect_stdout(io.StringIO()):  # Prefect prints a table of its own, which --json must not carry
-            identity = remote.deploy(
-                name=name,
-                work_pool_name=POOL,
+            _remove(f"retrain/{name}")
+        else:
+            identity = _deploy(
+                home,
+                retrain,
+                "flows/retrain.py:retrain",
+                name,
                 schedule=_schedule(pipeline.schedule),
                 parameters={"pipeline": name, "branch": branch, "reason": "scheduled"},
-                job_variables={"env": _environment(home), "working_dir": str(home.repository)},
                 concurrency_limit=1,  # a run that is still going when the next is due: one after the other
                 description=f"Retrains {name} from the head of {branch}.",
-                print_next_steps=False,
-                ignore_warnings=True,
             )
-        deployed.append(
-            {
-                "pipeline": name,
-                "deployment": f"retrain/{name}",
-                "id": str(identity),
-                "schedule": pipeline.schedule.model_dump(exclude_none=True),
-                "branch": branch,
-            }
-        )
+            schedule = pipeline.schedule.model_dump(exclude_none=True)
+            deployed.append(_entry(name, f"retrain/{name}", identity, schedule=schedule, branch=branch))
+        if pipeline.promotion.approval != "manual":
+            _remove(f"approve/{name}")
+        else:
+            about = f"Asks a person whether a version of {name} is to be promoted. Retrainings start it."
+            form = _deploy(home, approve, "flows/approval.py:approve", name, parameters={"model": name}, description=about)
+            deployed.append(_entry(name, f"approve/{name}", form))
     return deployed
+
+
+def said(entry: dict[str, Any]) -> str:
+    """One of the entries of ``deploy`` in words."""
+    if entry["schedule"] is None:
+        return f"{entry['deployment']}: the form for what awaits approval"
+    schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
+    return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}"
+
+
+def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
+    """Makes or changes one deployment; its id."""
+    remote = cast("Flow[..., Any]", what.from_source(source=str(home.repository), entrypoint=entrypoint))
+    with redirect_stdout(io.StringIO()):  # Prefect prints a table of its own, which --json must not carry
+        identity = remote.deploy(
+            name=name,
+            work_pool_name=POOL,
+            job_variables={"env": _environment(home), "working_dir": str(home.repository)},
+            print_next_steps=False,
+            ignore_warnings=True,
+            **settings,
+        )
+    return str(identity)
+
+
+def _entry(pipeline: str, deployment: str, identity: str, *, schedule: Any = None, branch: str | None = None) -> dict[str, Any]:
+    return {"pipeline": pipeline, "deployment": deployment, "id": identity, "schedule": schedule, "branch": branch}
 
 
 def _environment(home: Home) -> dict[str, str]:
@@ -72,10 +100,10 @@ def _pool() -> None:
             return
 
 
-def _remove(name: str) -> None:
+def _remove(deployment: str) -> None:
     with get_client(sync_client=True) as client:
         try:
-            client.delete_deployment(client.read_deployment_by_name(f"retrain/{name}").id)
+            client.delete_deployment(client.read_deployment_by_name(deployment).id)
         except ObjectNotFound:
             return
 

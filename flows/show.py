@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.events import emit_event
 
 from flows import page
 from flows.job import Retraining
@@ -22,6 +24,37 @@ def decision(job: Retraining, version: ModelVersion, verdict: Decision, folder: 
     )
     for path in sorted(folder.glob("*.png")):
         picture(path, job.pipeline, f"{version.ref}: {path.stem}")
+
+
+def awaiting(verdict: Decision) -> None:
+    """An event for those who are to be told that a person is waited for: automations take it to mail, chat and so on."""
+    emit_event(
+        event="remint.approval.awaited",
+        resource={"prefect.resource.id": f"remint.model.{verdict.model}", "prefect.resource.name": verdict.model},
+        payload=comparison(verdict),
+    )
+
+
+def comparison(verdict: Decision) -> dict[str, Any]:
+    """Challenger beside champion, with intervals, and what to type."""
+    ref = f"{verdict.model}/{verdict.challenger}"
+    metrics: dict[str, dict[str, Any]] = {}
+    for rule in verdict.rules:
+        if rule.metric is None:
+            continue
+        sides = {"challenger": rule.challenger, "champion": rule.champion}
+        said: dict[str, Any] = {side: value.to_json() for side, value in sides.items() if value is not None}
+        said |= {"difference": rule.difference} if rule.difference else {}
+        metrics[rule.metric] = {**metrics.get(rule.metric, {}), **said}
+    return {
+        "verdict": verdict.verdict,
+        "version": ref,
+        "champion": f"{verdict.model}/{verdict.champion}" if verdict.champion is not None else None,
+        "reasons": list(verdict.reasons),
+        "metrics": metrics,
+        "promote": f'remint promote {ref} --reason ".."',
+        "reject": f'remint reject {ref} --reason ".."',
+    }
 
 
 def picture(path: Path, pipeline: str, description: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import champion, lineage, page, progress, show
+from flows import approval, champion, lineage, page, progress, show
 from flows.job import Retraining
 from flows.outcome import outcome
 from remint import gate, promotion, storage, stores, versioning
@@ -227,6 +227,13 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
         job.tracking.attach(version, {path.name: path for path in kept})
     show.decision(job, version, decision, folder)
     job.tell("decided", verdict=decision.verdict, version=version.ref)
+    if decision.verdict == "awaiting_approval":
+        show.awaiting(decision)
+        form = approval.ask(row)
+        if form is not None:
+            job.tell(
+                "notice", text=f"{version.ref} can be approved in Prefect, too: resume the run {form} of approve/{row.model}"
+            )
     return outcome(job, version.version, decision.verdict, list(decision.reasons), row.champion_after)
 
 

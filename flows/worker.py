@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from flows import server
-from flows.deploy import POOL, deploy
+from flows.deploy import POOL, deploy, said
 from remint import config, workspace
 from remint.home import Home
 
@@ -21,7 +21,7 @@ def main() -> None:
         time.sleep(0.5)
     branch = workspace.branch_of(repository)
     for entry in deploy(home, config.load(repository), branch):
-        print(f"{entry['deployment']}: {entry['schedule']} from the head of {branch}", flush=True)
+        print(said(entry), flush=True)
     # The worker takes this process over, so that a signal to it meets the worker and nobody between.
     worker = ["-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
     os.execv(sys.executable, [sys.executable, *worker])  # noqa: S606

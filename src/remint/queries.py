@@ -13,7 +13,7 @@ from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsEr
 from remint.home import Home
 from remint.ledger import CHAMPION_ACTIONS
 from remint.recipe import unknown
-from remint.records import LedgerRow, MetricValue, ModelVersion
+from remint.records import Decision, LedgerRow, MetricValue, ModelVersion
 
 Section = tuple[str, list[str]]
 
@@ -94,7 +94,7 @@ def why(home: Home, ref: str) -> dict[str, Any]:
         with suppress(NotFoundError):  # somebody deleted it: what it was is no longer known
             former = store.version(f"{version.name}/{before}")
     page = home.report(version.name, version.version) / "report.html"
-    drift, decision = _kept(home, version, "drift.json"), _kept(home, version, "decision.json")
+    drift, judged = _kept(home, version, "drift.json"), decision(home, version)
     return {
         **_entry(version),
         "report": str(page) if page.exists() else f"report.html of MLflow's run {version.run_id}",
@@ -103,10 +103,16 @@ def why(home: Home, ref: str) -> dict[str, Any]:
         "former": {**_entry(former), "lineage": former.tags} if former else None,
         "code": _code_change(home, former, version),
         "drift": drift["summary"] if drift and before is not None else None,
-        "compared": [rule for rule in (decision or {}).get("rules", []) if rule["metric"]],
+        "compared": [rule.to_json() for rule in judged.rules if rule.metric] if judged else [],
         "approver": _approver(rows, version.version),
         "decisions": [row.to_json() for row in rows],
     }
+
+
+def decision(home: Home, version: ModelVersion) -> Decision | None:
+    """What the gate said last of a version, with every number; None where nothing is kept."""
+    kept = _kept(home, version, "decision.json")
+    return Decision.model_validate(kept) if kept else None
 
 
 def _champion_before(rows: list[LedgerRow], version: int) -> int | None:

@@ -39,6 +39,8 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
 
     monkeypatch.setattr(steps.page, "write", page)
     monkeypatch.setattr(steps.show, "decision", lambda *_: None)
+    monkeypatch.setattr(steps.show, "awaiting", lambda *_: None)
+    monkeypatch.setattr(steps.approval, "ask", lambda row: f"form {row.sequence}")
     monkeypatch.setattr(steps.show, "against_champion", lambda *_: None)
     monkeypatch.setattr(champion, "evidence", rival)
     monkeypatch.setattr("remint.promotion.fresh.check", lambda *_: "not looked at")
@@ -91,7 +93,11 @@ class Job:
 
 def run(home: Home, version: int, commit: Commit | None = None, **rules: Any) -> dict[str, Any]:
     """The end of flows/retrain.py, of a training that gave this version."""
-    job: Any = Job(home, version, commit, **rules)
+    return finish(Job(home, version, commit, **rules))
+
+
+def finish(job: Any) -> dict[str, Any]:
+    home, version = job.home, job.number
     found = steps.settled_before.fn(job)
     if found is None:
         registered = cases.add(home, version - 1, dirty=str(job.commit.dirty).lower(), commit=job.commit.sha)
@@ -149,8 +155,11 @@ def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> No
 
 def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
     assert verdict(run(home, 1)) == ("promoted", False, 1)
-    assert verdict(run(home, 2, approval="manual")) == ("awaiting_approval", False, 1)
-    assert verdict(run(home, 2, approval="manual")) == ("awaiting_approval", True, 1)
+    asked, again = (Job(home, 2, approval="manual") for _ in range(2))
+    assert verdict(finish(asked)) == ("awaiting_approval", False, 1)
+    assert verdict(finish(again)) == ("awaiting_approval", True, 1)
+    form = f"{MODEL}/2 can be approved in Prefect, too: resume the run form 2 of approve/{MODEL}"
+    assert ("notice", {"text": form}) in asked.told and not [event for event, _ in again.told if event == "notice"]
     promotion.promote(home, f"{MODEL}/2", "looked", who="ada")
     assert verdict(run(home, 2, approval="manual")) == ("promoted", True, 2)
     assert [row.who for row in stores.ledger(home).rows(MODEL)] == ["gate", "gate", "ada"]

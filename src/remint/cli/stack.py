@@ -15,7 +15,7 @@ def deploy(
     branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give each pipeline with a schedule a Prefect deployment; take away those of pipelines without one.
+    """Give each pipeline with a schedule a Prefect deployment, and each with approval: manual its form; take away others.
 
     Example: remint deploy --branch main
     """
@@ -26,17 +26,16 @@ def deploy(
 
     with server.api(home, terminal.say):
         from flows.deploy import deploy as deploy_flows
+        from flows.deploy import said
 
         deployed = deploy_flows(home, params, branch)
     if as_json:
         print_json(deployed)
         return
     for entry in deployed:
-        schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
-        terminal.out.print(f"{entry['deployment']}: {schedule}, from the head of {branch}", soft_wrap=True)
-    terminal.out.print(
-        "Schedules fire while a server and a worker run: remint up" if deployed else "No pipeline has a schedule: in params.yaml."
-    )
+        terminal.out.print(said(entry), soft_wrap=True)
+    nothing = "No pipeline has a schedule: or approval: manual in params.yaml."
+    terminal.out.print("These run while a server and a worker run: remint up" if deployed else nothing)
 
 
 @app.command()

@@ -1,0 +1,164 @@
+"""Prefect's form: a real server, a real worker, runs that are suspended until somebody answers. Nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from remint import config, stores
+from remint.home import Home
+from remint.records import Decision, LedgerRow, MetricValue, RuleResult
+from tests import promotion_cases as cases
+from tests.e2e.team import Team
+from tests.promotion_cases import MODEL
+
+PROGRAM = """
+import json, sys
+from remint.records import Decision, LedgerRow
+from flows import approval, show
+from prefect.events.worker import EventsWorker
+for decision, row in json.load(sys.stdin):
+    show.awaiting(Decision.model_validate(decision))
+    print(approval.ask(LedgerRow.model_validate(row)), approval.ask(LedgerRow.model_validate(row)))
+EventsWorker.drain_all(timeout=10)
+"""
+
+
+class Prefect:
+    """What a browser would ask of the server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=20) as answer:
+            return json.load(answer)
+
+    def until(self, name: str, *states: str) -> Any:
+        """The flow run of this name, once it is in one of these states."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            (run,) = self.post("flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+            if run["state_name"] in states:
+                return run
+            time.sleep(0.25)
+        raise AssertionError(f"{name} is {run['state']}")
+
+    def events(self, name: str, count: int) -> dict[str, Any]:
+        """The events of this name by the version that they are about; the server takes seconds to keep them."""
+        deadline, found = time.monotonic() + 60, []
+        while len(found) < count and time.monotonic() < deadline:
+            found = self.post("events/filter", {"filter": {"event": {"name": [name]}}})["events"]
+            time.sleep(0.25)
+        return {event["payload"]["version"]: event for event in found}
+
+
+def decision(version: int) -> Decision:
+    sides = [MetricValue(name="nll", value=value, low=value - 0.1, high=value + 0.1, n=9, seed=0) for value in (1.8, 1.9)]
+    better = RuleResult(
+        rule="improve",
+        passed=True,
+        reason="better",
+        metric="nll",
+        challenger=sides[0],
+        champion=sides[1],
+        difference=(0.1, 0.05, 0.15),
+    )
+    return Decision(
+        model=MODEL,
+        verdict="awaiting_approval",
+        challenger=version,
+        champion=1,
+        rules=(better,),
+        reasons=("better",),
+        evidence={},
+    )
+
+
+def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
+    team: Team, registered: Home, prefect_server: str, tmp_path: Path
+) -> None:
+    home = Home(team.folder, team.folder / ".remint")
+    cases.copied(registered, home.path)
+    content = config.read(team.folder)
+    content["pipelines"][MODEL]["promotion"]["approval"] = "manual"
+    config.write(content, team.folder)
+    team.sh("git commit -qam 'a person has the last word'")
+    team.api = prefect_server
+    assert [entry["deployment"] for entry in team.json("deploy")] == [f"approve/{MODEL}"]
+
+    asked: list[tuple[Decision, LedgerRow]] = []
+    cases.judge(home, "promoted", 1)
+    for version in (2, 3):
+        asked.append((decision(version), cases.judge(home, "awaiting_approval", version)))
+        home.report(MODEL, version).mkdir(parents=True)
+        asked[-1][0].write(home.report(MODEL, version) / "decision.json")
+    environment = {
+        **team.environment(),
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_HOME": str(tmp_path),
+        "PYTHONPATH": f"{team.folder}/src:{team.folder}",
+    }
+    said = json.dumps([[part.to_json() for part in each] for each in asked])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=team.folder, env=environment, input=said, text=True, capture_output=True, check=True
+    )
+    second, third = (line.split() for line in done.stdout.splitlines())
+    assert second[0] == second[1] and third[0] == third[1], "the same row is asked about once"
+
+    prefect = Prefect(prefect_server)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "remint", "--type", "process"]
+    with (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(
+            command, cwd=team.folder, env={**environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5"}, stdout=log, stderr=log
+        )
+    try:
+        for name in (second[0], third[0]):
+            run = prefect.until(name, "Suspended", "Failed", "Crashed")
+            assert run["state_name"] == "Suspended", (tmp_path / "log").read_text()
+        keys = prefect.until(second[0], "Suspended")["state"]["state_details"]["run_input_keyset"]
+        question = prefect.get(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/input/{keys['description']}")
+        assert (
+            f"## {MODEL}/2: awaiting_approval" in question
+            and "1.800 [1.700, 1.900]" in question
+            and "1.900 [1.800, 2.000]" in question
+        )
+
+        answer = {"decision": "promote", "reason": "looked at the samples", "your_name": "ada"}
+        refused = prefect.post(
+            f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": {**answer, "decision": "perhaps"}}
+        )
+        assert refused["status"] == "REJECT" and stores.ledger(home).champion(MODEL) == 1
+        prefect.post(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": answer})
+        assert prefect.until(second[0], "Completed", "Failed", "Crashed")["state_name"] == "Completed"
+        row = stores.ledger(home).rows(MODEL)[-1]
+        assert (row.action, row.version, row.who, row.why) == ("promoted", 2, "ada via Prefect", "looked at the samples")
+        assert stores.tracking(home).aliases(MODEL) == {"champion": 2}
+
+        prefect.post(f"flow_runs/{prefect.until(third[0], 'Suspended')['id']}/resume", {"run_input": answer})
+        late = prefect.until(third[0], "Completed", "Failed", "Crashed")
+        assert late["state_name"] == "Failed"
+        assert (
+            late["state"]["message"].startswith(f"the champion is now {MODEL}/2 (by ada via Prefect, ")
+            and "\n" not in late["state"]["message"]
+        )
+        assert len(stores.ledger(home).rows(MODEL)) == 4
+        told = prefect.events("remint.approval.awaited", 2)
+        assert told[f"{MODEL}/2"]["resource"]["prefect.resource.id"] == f"remint.model.{MODEL}"
+        payload = told[f"{MODEL}/2"]["payload"]
+        assert payload["champion"] == f"{MODEL}/1" and payload["promote"] == f'remint promote {MODEL}/2 --reason ".."'
+        nll = payload["metrics"]["nll"]
+        assert nll["challenger"]["value"] == 1.8 and nll["champion"]["high"] == 2.0 and nll["difference"] == [0.1, 0.05, 0.15]
+    finally:
+        worker.terminate()
+        worker.wait(timeout=60)
