@@ -46,7 +46,9 @@ def reconcile(home: Home) -> list[str]:
 def end(home: Home, job: Job) -> str:
     """Ends what one dead job left open; the reason that stands in Prefect and MLflow."""
     facts = job.facts
-    reason = f"process {facts['pid']} of job {job.id} died; the next run of {facts['pipeline']} goes on from its checkpoint"
+    retrained, rebuilt = f"the next run of {facts['pipeline']} goes on from its checkpoint", facts.get("rebuild")
+    what_next = f"remint rebuild {rebuilt} starts again from its first step" if rebuilt else retrained
+    reason = f"process {facts['pid']} of job {job.id} died; {what_next}"
     if facts.get("flow_run"):
         crash(UUID(facts["flow_run"]), reason)
     store = stores.tracking(home)
