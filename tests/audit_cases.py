@@ -78,7 +78,14 @@ class World:
         ).stdout.strip()
 
 
-def make(repository: Path, empty: Path) -> World:
+def bundles(folder: Path) -> Path:
+    """The bundles of the four versions, to make many worlds of."""
+    for seed in range(1, 5):
+        registry_cases.make(folder / str(seed), seed, MODEL)
+    return folder
+
+
+def make(repository: Path, empty: Path, bundles: Path) -> World:
     """A world in the folder ``repository``; ``empty`` is a home whose MLflow database is made."""
     (repository / ".dvc").mkdir(parents=True)
     (repository / ".dvc/config").write_text(CONFIG)
@@ -89,15 +96,13 @@ def make(repository: Path, empty: Path) -> World:
     home = Home.of(repository).ensure()
     world = World(home, output(home, {"x.npy": b"raw", "y.npy": b"labels"}), output(home, {"train.npy": b"prepared"}))
     for number, verdict in ((1, "promoted"), (2, "refused"), (3, "promoted"), (4, "refused")):
-        register(world, number, verdict)
+        register(world, bundles / str(number), verdict)
     return world
 
 
-def register(world: World, seed: int, verdict: Any) -> ModelVersion:
+def register(world: World, bundle: Path, verdict: Any) -> ModelVersion:
     """One more version, with all that it needs to be built again, and the ledger's row about it."""
-    folder = world.home.path / "made" / str(seed)
-    registry_cases.make(folder / "bundle", seed, MODEL)
-    lock = folder / "dvc.lock"
+    lock = world.home.path / "dvc.lock"
     outs = {"snapshot": world.raw, "prepare": world.prepared}
     stages = {
         f"{stage}@digits": {"outs": [{"path": stage, "hash": "md5", "md5": md5, "size": 9, "nfiles": 2}]}
@@ -111,7 +116,7 @@ def register(world: World, seed: int, verdict: Any) -> ModelVersion:
         "data": canonical({"name": "digits", "source": "sklearn:digits"}),
         "dvc_lock_sha256": manifest.sha256_file(lock),
     }
-    version = registry_cases.register(world.store, folder / "bundle", tags=tags, attachments={"dvc.lock": lock})
+    version = registry_cases.register(world.store, bundle, tags=tags, attachments={"dvc.lock": lock})
     book = stores.ledger(world.home)
     before = book.champion(MODEL)
     after = version.version if verdict == "promoted" else before
@@ -119,5 +124,5 @@ def register(world: World, seed: int, verdict: Any) -> ModelVersion:
         MODEL, verdict, version.version, champion_after=after, who="gate", why="", evidence="e" * 64, expected_champion=before
     )
     stores.project(world.home, MODEL)
-    shutil.rmtree(folder)
+    lock.unlink()
     return version

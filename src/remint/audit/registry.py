@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
             raise  # the store is out of reach, which says nothing of the bytes
         except RunError as error:
             lacks = _lacks(store, held)
-            said = str(error).replace(str(place / "bundle"), ref).replace(f"{place}/", "").removeprefix(f"{ref}: ")
+            said = re.sub(rf"{re.escape(temporary)}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
             yield _bytes(home, store, held, _without(held, lacks) if isinstance(lacks, list) and lacks else said, why)
 
 
@@ -184,7 +185,7 @@ def orphans(
     """Files of no run, and models of no version."""
     risk = "Nothing reaches these bytes: they take room."
     for run_id, place in folders:
-        if run_id not in runs and not inventory.has_run(store, run_id):
+        if run_id not in runs and inventory.has_files(store, place) and not inventory.has_run(store, run_id):
             yield fault(
                 "orphan", place, "No run of MLflow has these files.", risk, "remint gc lists it, remint gc --apply removes it."
             )

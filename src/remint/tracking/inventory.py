@@ -99,6 +99,18 @@ def keeps_model(store: Tracking, run: Run) -> bool:
         return any(each.path == package.FOLDER for each in _repository(store, run.place).list_artifacts() or [])
 
 
+def has_files(store: Tracking, place: str) -> bool:
+    """Whether any file lies below this address: `mlflow gc` leaves empty folders behind."""
+    with door(f"list {place}"):
+        repository, folders = _repository(store, place), [""]
+        while folders:
+            listed = repository.list_artifacts(folders.pop() or None) or []
+            if any(not each.is_dir for each in listed):
+                return True
+            folders += [each.path for each in listed if each.is_dir]
+    return False
+
+
 def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
     """Each folder of a run's files that the artifact stores of all experiments list: the run's id and its address."""
     from mlflow.entities import ViewType
