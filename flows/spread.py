@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows import progress, show, steps
 from flows.job import open_job
-from remint import stores, workspace
+from remint import jobs, stores, workspace
 from remint.home import Home
 from remint.paired import seed_margin
 from remint.records import SeedSpread, digest
@@ -39,24 +40,26 @@ def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidenc
 
     ``confidence``: of the margins in the picture. Returns SeedSpread as JSON, with the margins and the picture's path.
     """
-    trained = []
-    for place, seed in enumerate(seeds, start=1):
-        progress.tell(pipeline, "notice", text=f"seed {seed}, {place} of {len(seeds)}")
-        trained.append(train_seed(pipeline, seed, overrides))
-    spread = SeedSpread(
-        pipeline=pipeline,
-        recipe=trained[0]["recipe"],
-        dataset=trained[0]["dataset"],
-        seeds=tuple(seeds),
-        values={name: tuple(each["metrics"][name] for each in trained) for name in trained[0]["metrics"]},
-    )
-    home = Home.of(workspace.repository_of(Path.cwd()))
-    stores.spreads(home).record(spread, getpass.getuser())
-    margins = {metric: seed_margin(values, confidence) for metric, values in spread.values.items()}
-    picture = home.reports / pipeline / "seed-spread.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    from remint.evaluation import charts
+    home = Home.of(workspace.repository_of(Path.cwd())).ensure()
+    # Between two seeds, too, a process is at work on this run.
+    with jobs.live(home, pipeline=pipeline, commit="", flow_run=str(flow_run.id or "")):
+        trained = []
+        for place, seed in enumerate(seeds, start=1):
+            progress.tell(pipeline, "notice", text=f"seed {seed}, {place} of {len(seeds)}")
+            trained.append(train_seed(pipeline, seed, overrides))
+        spread = SeedSpread(
+            pipeline=pipeline,
+            recipe=trained[0]["recipe"],
+            dataset=trained[0]["dataset"],
+            seeds=tuple(seeds),
+            values={name: tuple(each["metrics"][name] for each in trained) for name in trained[0]["metrics"]},
+        )
+        stores.spreads(home).record(spread, getpass.getuser())
+        margins = {metric: seed_margin(values, confidence) for metric, values in spread.values.items()}
+        picture = home.reports / pipeline / "seed-spread.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        from remint.evaluation import charts
 
-    charts.seed_spread(picture, spread, margins)
-    show.picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
-    return {**spread.to_json(), "confidence": confidence, "margins": margins, "picture": str(picture)}
+        charts.seed_spread(picture, spread, margins)
+        show.picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
+        return {**spread.to_json(), "confidence": confidence, "margins": margins, "picture": str(picture)}
