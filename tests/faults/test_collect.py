@@ -71,14 +71,18 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     (home.fetched / "kept").mkdir(parents=True)
     (home.fetched / "gone").mkdir()
     (home.fetched / ".gone.json").write_text("{}")
+    stray = home.path / "mlflow" / "artifacts" / "m" / ("f" * 32)
+    (stray / "artifacts").mkdir(parents=True)
+    (stray / "artifacts" / "page").write_text("ten bytes!")
     before = {place: world.objects(place) for place in ("cache", "remote")}
 
+    assert world.gc(older_than=1.0)["garbage"] == [], "what is young stays, with all that it needs"
     answer = world.gc()
     gone, version = world.outputs[2], world.versions[2]
     assert {root["version"] for root in answer["roots"]} == {"m/1", "m/3"}
-    assert things(answer, "MLflow") == {"m/2", f"run {version.run_id}", f"run {failed}"}
+    assert things(answer, "MLflow") == {"m/2", f"run {version.run_id}", f"run {failed}", f"files {'f' * 32}"}
     assert things(answer, "git") == {f"refs/remint/{version.commit}"}
-    assert things(answer, "DVC run cache") == {f"ab/{2:064x}/entry"}
+    assert things(answer, "DVC run cache") == {f"ab/{2:064x}"}
     for place in ("cache", "remote"):
         assert {md5 for md5 in things(answer, f"DVC {place}") if md5.endswith(".dir")} == set(gone)
         assert len(things(answer, f"DVC {place}")) == 4, "two folders, and in each the one file that no other version has"
@@ -102,6 +106,8 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     assert Collected(home.ledger_url).versions("m") == {2}
     assert [row.version for row in stores.ledger(home).rows("m")] == [1, 2, 3], "the ledger stays"
     assert not (home.path / "mlflow" / "artifacts" / "m" / version.run_id).exists()
+    assert not stray.exists()
+    assert not (home.dvc / "cache" / "runs" / "ab" / f"{2:064x}").exists(), "at a key's empty folder dvc fails"
     assert store._client.get_run(theirs).info.lifecycle_stage == "active"
     assert workspace.git(home.repository, "rev-parse", "refs/heads/theirs").strip() == version.commit
     for place, was in before.items():
@@ -109,11 +115,6 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     assert (home.fetched / "kept").exists()
     again = world.gc()
     assert again["garbage"] == [] and again["bytes"] == 0
-
-
-def test_what_is_young_stays_with_all_that_it_needs(make: Make) -> None:
-    world = make(2)
-    assert world.gc(older_than=1.0)["garbage"] == []
 
 
 def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
@@ -128,7 +129,7 @@ def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
     assert world.objects("cache") == before
 
 
-def test_while_a_job_runs_what_it_may_use_is_left_alone(make: Make) -> None:
+def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make: Make) -> None:
     world = make(2)
     (world.home.workspaces / "of-a-dead-job").mkdir(parents=True)
     before = {place: world.objects(place) for place in ("cache", "remote")}
@@ -141,6 +142,15 @@ def test_while_a_job_runs_what_it_may_use_is_left_alone(make: Make) -> None:
     assert {place: world.objects(place) for place in before} == before
     with jobs.live(world.home, pipeline="other", flow_run=""):
         assert things(world.gc(), "MLflow") == {"m/1"}, "a model that no job is of; its run waits, as all runs do"
+
+    planned = collection.plan(world.home, 0.0, 1, lambda _text: None)
+    assert "m/1" in {each.thing for each in planned.garbage}
+    cases.promote(stores.ledger(world.home), 1, 2)
+    with pytest.raises(RunError, match="m/1 became a root while this was under way: nothing was removed"):
+        collection.apply(planned, lambda _text: None)
+    assert stores.tracking(world.home).version("m/1").version == 1
+    assert {place: world.objects(place) for place in before} == before
+    assert Collected(world.home.ledger_url).versions("m") == frozenset()
 
 
 def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[str, str]], Path]) -> None:
@@ -173,18 +183,6 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
     assert world.gc()["garbage"] == []
     assert {version.version for version in stores.tracking(world.home).versions("m")} == {3}
     assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.PERSONS)
-
-
-def test_a_version_that_was_promoted_meanwhile_stops_it(make: Make) -> None:
-    world = make(2)
-    planned = collection.plan(world.home, 0.0, 1, lambda _text: None)
-    assert "m/1" in {each.thing for each in planned.garbage}
-    before = world.objects("cache")
-    cases.promote(stores.ledger(world.home), 1, 2)
-    with pytest.raises(RunError, match="m/1 became a root while this was under way: nothing was removed"):
-        collection.apply(planned, lambda _text: None)
-    assert stores.tracking(world.home).version("m/1").version == 1 and world.objects("cache") == before
-    assert Collected(world.home.ledger_url).versions("m") == frozenset()
 
 
 def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) -> None:

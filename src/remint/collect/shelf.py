@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 
 from remint import roots, stores
 from remint.collect.reach import GIT, HOME, MLFLOW, Node, Thing
@@ -15,7 +16,7 @@ from remint.collected import Collected
 from remint.errors import RunError
 from remint.home import Home
 from remint.records import ModelVersion
-from remint.tracking import removal
+from remint.tracking import inventory, removal
 from remint.tracking.removal import Run
 
 ABREAST = 8  # runs whose files are listed at a time
@@ -28,12 +29,14 @@ class Shelf:
     home: Home
     versions: Mapping[str, ModelVersion]  # by NAME/7
     runs: Mapping[str, Run]  # by id, the ended ones of remint's
+    strays: Mapping[str, str]  # addresses of files of no run, by name
 
     @classmethod
     def look(cls, home: Home) -> Shelf:
         store = stores.tracking(home)
+        strays = dict(_strays(home))
         versions = {version.ref: version for version in removal.all_versions(store)}
-        return cls(home, versions, {run.id: run for run in removal.ended_runs(store)})
+        return cls(home, versions, {run.id: run for run in removal.ended_runs(store)}, strays)
 
     @cached_property
     def of_version(self) -> dict[str, list[str]]:
@@ -59,9 +62,14 @@ class Shelf:
             for ref, version in self.versions.items()
         ]
         registered = {version.run_id for version in self.versions.values()}
-        return versions + [
+        strays = [
+            Thing(MLFLOW, name, Path(place).stat().st_mtime, "files that no run of MLflow has")
+            for name, place in self.strays.items()
+        ]
+        runs = [
             Thing(MLFLOW, _name(run), run.ended, _why(run, self.versions, run.id in registered)) for run in self.runs.values()
         ]
+        return versions + runs + strays
 
     def needs(self, node: Node) -> list[Node]:
         """What a version needs besides dvc's part."""
@@ -77,12 +85,11 @@ class Shelf:
         ]
 
     def bytes_of(self, things: Sequence[Thing]) -> dict[str, int]:
-        """Bytes of the files of the runs among these, by name."""
-        store, runs = stores.tracking(self.home), {_name(run): run for run in self.runs.values()}
-        chosen = [runs[thing.name] for thing in things if thing.name in runs]
+        """Bytes of the files of the runs among these, and of those of no run, by name."""
+        store, places = stores.tracking(self.home), {**{_name(run): run.place for run in self.runs.values()}, **self.strays}
+        chosen = [thing.name for thing in things if thing.name in places]
         with ThreadPoolExecutor(ABREAST) as pool:
-            sizes = pool.map(lambda run: removal.size(store, run.place), chosen)
-            return dict(zip((_name(run) for run in chosen), sizes, strict=True))
+            return dict(zip(chosen, pool.map(lambda name: removal.size(store, places[name]), chosen), strict=True))
 
     def remove(self, names: Collection[str], window: int) -> list[str]:
         """Takes versions and runs away, versions first; what there is to say of it.
@@ -109,11 +116,23 @@ class Shelf:
                 for version in versions:
                     removal.remove_version(store, version)
         left = [run for run in self.runs.values() if _name(run) in names and not removal.remove_run(store, run)]
+        for name in sorted(set(names) & set(self.strays)):
+            removal.clear(store, self.strays[name])
         if not left:
             return []
         return [
             f"{len(left)} runs are marked as deleted, their files are gone: mlflow gc beside the MLflow server purges their rows"
         ]
+
+
+def _strays(home: Home) -> Iterator[tuple[str, str]]:
+    """Folders of files whose run MLflow does not know. Only where database and files are HOME's own: all there is remint's."""
+    store = stores.tracking(home)
+    if not Path(store.uri.removeprefix("sqlite:///")).is_relative_to(home.path):
+        return
+    for run_id, place in list(inventory.run_folders(store)):
+        if Path(place).is_relative_to(home.path) and not inventory.has_run(store, run_id):
+            yield f"files {run_id}", place
 
 
 def _name(run: Run) -> str:

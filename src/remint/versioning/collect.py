@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ Place = Literal["run cache", "cache", "remote"]
 
 @dataclass(frozen=True)
 class Object:
-    """One file of dvc's that nothing needs. ``name``: its MD5, of an entry of the run cache its path below that."""
+    """One file of dvc's that nothing needs. ``name``: its MD5; of the run cache a key, or one entry of a key."""
 
     place: Place
     name: str
@@ -97,6 +98,13 @@ class _Listed:
     modified: float
 
 
+@dataclass(frozen=True)
+class _Entry(_Listed):
+    """One entry of the run cache: what it says that a step made."""
+
+    outputs: frozenset[str]
+
+
 class _Stores:
     """Cache, remote (None: there is none) and run cache of a folder's dvc."""
 
@@ -113,10 +121,17 @@ class _Stores:
     def unneeded(self, wanted: set[str], before: float) -> list[Object]:
         listed = {place: _listed(odb) for place, odb in self.odbs.items()}
         entries = self._entries()
+        remembered = [each for of_key in entries.values() for each in of_key]
         young = {md5 for found in listed.values() for md5, each in found.items() if each.modified >= before}
-        young |= {md5 for names, each in entries.values() if each.modified >= before for md5 in names}
+        young |= {md5 for each in remembered if each.modified >= before for md5 in each.outputs}
         kept = self._with_files(wanted | young, listed)
-        runs = [Object("run cache", name, each.bytes) for name, (names, each) in sorted(entries.items()) if not names <= kept]
+        runs = []
+        for key, of_key in sorted(entries.items()):
+            gone = [each for each in of_key if not each.outputs <= kept]
+            if len(gone) == len(of_key) or "/." in key:  # the latter: what a gc that was killed left
+                runs.append(Object("run cache", key, sum(each.bytes for each in gone)))
+            else:
+                runs += [Object("run cache", f"{key}/{each.path}", each.bytes) for each in gone]
         objects = [
             Object(place, md5, each.bytes)
             for place, found in listed.items()
@@ -125,12 +140,14 @@ class _Stores:
         ]
         return runs + objects
 
-    def _entries(self) -> dict[str, tuple[set[str], _Listed]]:
-        """Each entry of the run cache: the outputs that it names, and its file."""
-        found = {}
-        for path in sorted(self.runs.glob("*/*/*")):
-            state, outs = path.stat(), path.read_text(errors="replace").partition("\nouts:")[2]
-            found[str(path.relative_to(self.runs))] = (named(outs), _Listed(str(path), state.st_size, state.st_mtime))
+    def _entries(self) -> dict[str, list[_Entry]]:
+        """The entries of each key of the run cache. A key without any is one too: dvc fails at its empty folder."""
+        found: dict[str, list[_Entry]] = {}
+        for folder in sorted(self.runs.glob("*/*")):
+            of_key = found.setdefault(str(folder.relative_to(self.runs)), [])
+            for path in sorted(folder.glob("*")):
+                state, outs = path.stat(), path.read_text(errors="replace").partition("\nouts:")[2]
+                of_key.append(_Entry(path.name, state.st_size, state.st_mtime, frozenset(named(outs))))
         return found
 
     def _with_files(self, outputs: set[str], listed: dict[Place, dict[str, _Listed]]) -> set[str]:
@@ -146,7 +163,7 @@ class _Stores:
         """Entries of the run cache, then listings, then files. One by one: s3fs does not tell what a bulk request left."""
         for each in objects:
             if each.place == "run cache":
-                (self.runs / each.name).unlink(missing_ok=True)
+                _forget(self.runs / each.name)
         for listings in (True, False):
             chosen = [each for each in objects if each.place != "run cache" and each.name.endswith(SUFFIX) == listings]
             with ThreadPoolExecutor(ABREAST) as pool:
@@ -156,6 +173,16 @@ class _Stores:
         odb = self.odbs[one.place]
         with suppress(FileNotFoundError):
             odb.fs.fs.rm_file(odb.oid_to_path(one.name))
+
+
+def _forget(path: Path) -> None:
+    """Removes an entry of the run cache, or a key with its entries: at once, since dvc fails at a key's empty folder."""
+    if path.is_dir():
+        aside = path.with_name(f".{path.name.lstrip('.')}")
+        path.rename(aside)
+        shutil.rmtree(aside)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _listed(odb: Any) -> dict[str, _Listed]:
