@@ -67,16 +67,17 @@ def deterministic(threads: int) -> Iterator[None]:
     """Deterministic kernels on ``threads`` CPU threads while the block runs."""
     torch_wide: Any = torch.utils.deterministic  # a module with a property, which its stubs do not say
     threads_before, fill_before = torch.get_num_threads(), torch_wide.fill_uninitialized_memory
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    mode_before = torch.get_deterministic_debug_mode()
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
     torch.set_num_threads(threads)
     # CUDA has no deterministic form of some operations (a cumulative sum): there a warning, or nothing would train.
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Not use_deterministic_algorithms: it imports torch's compiler, which nothing here uses and which takes a second.
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     torch_wide.fill_uninitialized_memory = False  # finds bugs in kernels, at the price of time
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(deterministic_before)
+        torch.set_deterministic_debug_mode(mode_before)
         torch_wide.fill_uninitialized_memory = fill_before
