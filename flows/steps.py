@@ -19,6 +19,7 @@ from flows import approval, champion, lineage, page, progress, show
 from flows.job import Retraining
 from flows.outcome import outcome
 from remint import gate, promotion, storage, stores, versioning
+from remint.collected import Collected
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, digest
 from remint.serving import fresh
@@ -267,6 +268,8 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
         return None
     since = [row for row in rows if row.version == judged.version and row.sequence > judged.sequence and not row.evidence]
     row = since[-1] if since else judged  # a person may have spoken of it since
+    if not since and judged.version in Collected(job.home.ledger_url).versions(job.pipeline):
+        return None  # remint gc removed that version: it is registered and judged anew, unless a person has spoken of it
     if row.champion_after != rows[-1].champion_after:
         return None
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)

@@ -19,7 +19,7 @@ def collect(home: Home, *, remove: bool, older_than: float, window: int, say: Sa
     """What ``remint gc --json`` prints: ``garbage`` and ``bytes``, what is kept as a root, and whether it was removed.
 
     Arguments: ``older_than`` days, ``window`` champions of each model that a roll back can go to.
-    Raises IntegrityError where the stores do not hold a root whole: nothing is removed then.
+    Raises IntegrityError where the stores do not hold a root whole, or cannot be asked: nothing is removed then.
     """
     if not remove:
         return _answer(plan(home, older_than, window, say), [], None)
@@ -29,10 +29,8 @@ def collect(home: Home, *, remove: bool, older_than: float, window: int, say: Sa
         if damaged:
             first = damaged[0]
             more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-            raise IntegrityError(
-                f"{first.damages}, which must not be lost, is damaged: {first.thing}: {first.what}{more}; nothing was removed; "
-                f"{first.repair}"
-            )
+            root = f"{first.damages}, which must not be lost, is damaged" if first.damages else "not all could be audited"
+            raise IntegrityError(f"{root}: {first.thing}: {first.what}{more}; nothing was removed; {first.repair}")
         planned = plan(home, older_than, window, say)
         said = apply(planned, say)
         say("auditing the roots again")
@@ -40,7 +38,8 @@ def collect(home: Home, *, remove: bool, older_than: float, window: int, say: Sa
 
 
 def _damaged(home: Home) -> list[Finding]:
-    return [finding for finding in audit.findings(home) if finding.damages]
+    """Findings of damaged roots, and of stores that could not be asked whether they hold them."""
+    return [finding for finding in audit.findings(home) if finding.damages or finding.kind == "unreachable"]
 
 
 def _answer(planned: Plan, said: list[str], damaged: list[Finding] | None) -> dict[str, Any]:
