@@ -272,5 +272,6 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
         return None  # remint gc removed that version: it is registered and judged anew, unless a person has spoken of it
     if row.champion_after != rows[-1].champion_after:
         return None
+    job.finish_run()  # it was trained again where dvc's memory of it is gone, and came out the same
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
     return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
