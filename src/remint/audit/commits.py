@@ -51,7 +51,7 @@ def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fau
 
 def _bundle(home: Home, store: Tracking, version: ModelVersion) -> None:
     base = workspace.git(home.repository, "rev-parse", f"{version.commit}^").strip()
-    workspace.git(home.repository, "update-ref", f"refs/remint/{version.commit}", version.commit)
+    workspace.pin(home.repository, version.commit)
     with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
         commit = workspace.Commit(version.commit, dirty=True, base=base)
         store.attach(version, {BUNDLE: workspace.bundle(home.repository, commit, Path(temporary) / BUNDLE)})
@@ -63,7 +63,7 @@ def _lost(version: ModelVersion, what: str) -> Fault:
 
 
 def refs(home: Home, needed: Collection[str]) -> Iterator[Fault]:
-    """Commits of uncommitted work that no version and no running job was built from. ``needed``: those that one was."""
+    """Commits that are kept though no version and no running job was built from them. ``needed``: those that one was."""
     listed = workspace.git(home.repository, "for-each-ref", "--format=%(refname)", "refs/remint").split()
     for ref in listed:
         sha = ref.removeprefix("refs/remint/")
@@ -71,7 +71,7 @@ def refs(home: Home, needed: Collection[str]) -> Iterator[Fault]:
             yield fault(
                 "orphan",
                 ref,
-                "No version was built from this uncommitted work.",
-                "It keeps room in the clone, and work that somebody threw away.",
+                "No version was built from this commit.",
+                "It takes room in the clone; of uncommitted work it keeps what somebody may have thrown away.",
                 f"remint gc --apply removes it (git update-ref -d {ref}).",
             )

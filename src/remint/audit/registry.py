@@ -55,11 +55,13 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
             if load:
                 fresh.check(bundle, place / "log")
         except (TrackingError, StorageError):
-            raise  # the store is out of reach, which says nothing of the bytes
+            raise
         except RunError as error:
             lacks = _lacks(store, held)
+            if isinstance(lacks, RemintError):
+                raise lacks from error  # the store is out of reach, which says nothing of the bytes
             said = re.sub(rf"{re.escape(temporary)}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
-            yield _bytes(home, store, held, _without(held, lacks) if isinstance(lacks, list) and lacks else said, why)
+            yield _bytes(home, store, held, _without(held, lacks) if lacks else said, why)
 
 
 def listed(home: Home, store: Tracking, versions: Sequence[Held]) -> Iterator[Fault]:

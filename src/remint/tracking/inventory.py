@@ -125,16 +125,14 @@ def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
 
 
 def put_back(store: Tracking, held: Held, bundle: Path) -> None:
-    """Writes the files of a version again, from a verified bundle of it, and reads them back.
+    """Writes the files of a version again, from a verified bundle of it, and reads them back. Removes nothing.
 
     Raises IntegrityError where the store gives back other bytes than were registered.
     """
     with door(f"put {held.version.ref} back"), tempfile.TemporaryDirectory(prefix="remint-") as temporary:
         package.check(bundle, held.version)
         packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, Path(temporary) / package.FOLDER)
-        place = _repository(store, held.source)
-        place.delete_artifacts()
-        place.log_artifacts(str(packed))
+        _repository(store, held.source).log_artifacts(str(packed))
         store.fetch(held.version, Path(temporary) / "back")
 
 
