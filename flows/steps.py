@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import approval, champion, lineage, page, progress, show
 from flows.job import Retraining
 from flows.outcome import outcome
-from remint import gate, promotion, storage, stores, versioning
+from remint import gate, promotion, storage, stores, versioning, workspace
 from remint.collected import Collected
 from remint.errors import ChampionChanged, Interrupted, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, digest
@@ -163,6 +163,7 @@ def register(job: Retraining) -> ModelVersion:
 
     with timed(job, "register"):
         tags, files = lineage.tags(job), lineage.files(job)
+        workspace.pin(job.home.repository, job.commit.sha)
         version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files, verify)
         job.run_id = None
     _keep_report(job, version)

@@ -127,8 +127,13 @@ def commit_of_tree(repository: Path) -> Commit:
         for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))
     }
     sha = git(repository, "commit-tree", tree, "-p", head, "-m", "Uncommitted work, as a remint job found it", env=person).strip()
-    git(repository, "update-ref", f"refs/remint/{sha}", sha)
+    pin(repository, sha)
     return Commit(sha, dirty=True, changed=tuple(changed), base=head)
+
+
+def pin(repository: Path, sha: str) -> None:
+    """Keeps a commit from git's own collection, whatever becomes of the branches that lead to it."""
+    git(repository, "update-ref", f"refs/remint/{sha}", sha)
 
 
 def _changed(repository: Path) -> list[str]:

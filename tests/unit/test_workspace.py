@@ -71,6 +71,19 @@ def test_a_bundle_of_uncommitted_work_can_be_built_elsewhere(repository: Path, t
     assert run(elsewhere, "git", "show", f"{commit.sha}:params.yaml") == "a: 4\n"
 
 
+def test_a_commit_that_is_pinned_outlives_its_branch(repository: Path) -> None:
+    shas = []
+    for text in ("a: 5\n", "a: 6\n"):
+        (repository / "params.yaml").write_text(text)
+        run(repository, "git", "commit", "-qam", text)
+        shas.append(run(repository, "git", "rev-parse", "HEAD").strip())
+        run(repository, "git", "reset", "-q", "--hard", "HEAD~1")
+    workspace.pin(repository, shas[0])
+    run(repository, "git", "reflog", "expire", "--expire=now", "--all")
+    run(repository, "git", "gc", "-q", "--prune=now")
+    assert [workspace.holds(repository, sha) for sha in shas] == [True, False]
+
+
 def test_renames_and_deletions_are_named(repository: Path) -> None:
     run(repository, "git", "mv", "params.yaml", "settings.yaml")
     assert workspace.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
