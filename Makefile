@@ -45,6 +45,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.modes
 	$(BIN)/python -m benchmarks.gate
+	$(BIN)/python -m benchmarks.registry
 
 bench-fashion: setup ## Fashion-MNIST, half an hour a family
 	$(BIN)/python -m benchmarks.fashion
