@@ -42,6 +42,9 @@ def copied(template: Home, to: Path) -> Home:
             for name in names:
                 database.execute(f"UPDATE {table} SET {name} = replace({name}, ?, ?)", (str(template.path), str(to)))
     database.close()
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()  # by run: it would go on writing into the home that was copied
     return Home(to, to)
 
 

@@ -1,0 +1,299 @@
+"""Whatever is registered, promoted, rejected, rolled back, damaged, deleted, collected or cut off, in whatever order, the
+registry agrees with a model of it in a few lines, once the next command has touched it.
+
+MLflow and the ledger are real, on SQLite; the versions are small flows; git and DVC hold what gc and audit ask them for.
+A process that dies between the ledger and MLflow is one that only appends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from remint import audit, collect, manifest, promotion, queries, stores, workspace
+from remint.errors import ChampionChanged, IntegrityError, NotFoundError, SettingsError
+from remint.home import Home
+from remint.ledger import Action, projection
+from remint.models.bundle import load_model
+from remint.records import LedgerRow
+from tests import collect_cases, registry_cases
+from tests import promotion_cases as cases
+from tests.promotion_cases import MODEL
+
+REGISTERED = 3  # versions that are there at the start
+VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not be there
+SEEDS = st.integers(0, REGISTERED)
+GATES = ("promoted", "kept", "refused", "awaiting_approval")
+COMMIT = "git init -q -b main && git add -A && git -c user.email=a@example.org -c user.name=A commit -qm first"
+
+
+@cache
+def template() -> Home:
+    """A repository with an empty MLflow, data in DVC's remote, and versions; made once, to be copied."""
+    folder = Path(tempfile.mkdtemp(prefix="remint-lives-"))
+    for name, text in collect_cases.FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    subprocess.run(["sh", "-c", COMMIT], cwd=folder, check=True)
+    home = Home(folder, folder / ".remint").ensure()
+    stores.tracking(home).initialise()
+    for seed in range(REGISTERED):
+        register(home, seed)
+    return home
+
+
+def register(home: Home, seed: int) -> int:
+    """One training's end: its data are on DVC's remote, its dvc.lock goes with the version."""
+    file = b"the same for all"
+    listing = json.dumps([{"md5": hashlib.md5(file).hexdigest(), "relpath": "own"}]).encode()
+    held = {hashlib.md5(file).hexdigest(): file, f"{hashlib.md5(listing).hexdigest()}.dir": listing}
+    for place in ("cache", "remote"):
+        for name, content in held.items():
+            path = home.dvc / place / "files/md5" / name[:2] / name[2:]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    out = {"path": "x", "hash": "md5", "md5": list(held)[1], "size": len(file), "nfiles": 1}
+    outs = {stage: {"cmd": "x", "outs": [out]} for stage in ("snapshot@digits", "prepare@digits")}
+    lock = home.path / "dvc.lock"
+    lock.write_text(json.dumps({"schema": "2.0", "stages": outs}))
+    bundle = home.path / "bundles" / str(seed)
+    if not bundle.exists():
+        registry_cases.make(bundle, seed)
+    commit = workspace.git(home.repository, "rev-parse", "HEAD").strip()
+    tags = {**cases.TAGS, "commit": commit, "dvc_lock_sha256": manifest.sha256_file(lock)}
+    return registry_cases.register(stores.tracking(home), bundle, tags=tags, attachments={"dvc.lock": lock}).version
+
+
+class Lives(RuleBasedStateMachine):
+    """What was done to each version, and the rows that must come of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory(prefix="remint-lives-")
+        source, folder = template(), Path(self.folder.name) / "team"
+        shutil.copytree(source.repository, folder, ignore=shutil.ignore_patterns("mlflow"))
+        self.home = Home(folder, folder / ".remint")
+        cases.copied(source, self.home.path)
+        self.registered = {seed + 1: seed for seed in range(REGISTERED)}  # version: seed
+        self.damaged: set[int] = set()
+        self.collected = False
+        self.rows: list[tuple[str, int, int | None]] = []  # action, version, champion after it
+        self.patch = pytest.MonkeyPatch()  # a fresh process takes seconds: the bundle is loaded in this one
+        self.patch.setattr("remint.promotion.fresh.check", lambda bundle, log: load_model(bundle))
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        self.folder.cleanup()
+
+    @property
+    def champion(self) -> int | None:
+        return self.rows[-1][2] if self.rows else None
+
+    def against(self, version: int) -> bool:
+        """Whether a person took it out of the running."""
+        said = [
+            action for action, about, _ in self.rows if about == version and action in ("promoted", "rejected", "rolled_back")
+        ]
+        return bool(said) and said[-1] != "promoted"
+
+    def loads(self, version: int) -> bool:
+        return version in self.registered and version not in self.damaged
+
+    # What people and processes do.
+
+    @rule(seed=SEEDS)
+    def train(self, seed: int) -> None:
+        """The same weights again, or new ones: a version that lost its bytes is made whole, one that is gone is another."""
+        known = {kept: version for version, kept in self.registered.items()}
+        number = register(self.home, seed)
+        if seed in known:
+            assert number == known[seed]
+            self.damaged.discard(number)
+        else:
+            assert all(number != about for _, about, _ in self.rows) and number not in self.registered, "no number comes twice"
+            self.registered[number] = seed
+
+    @rule(decided=st.lists(st.tuples(VERSIONS, st.sampled_from(GATES)), min_size=1, max_size=3), dies=st.booleans())
+    def gate(self, decided: list[tuple[int, Action]], dies: bool) -> None:
+        """Decisions one after the other; each process may die right after its row."""
+        for version, action in decided:
+            if version not in self.registered or (version == self.champion and action != "kept"):
+                continue
+            try:
+                cases.append(self.home, action, version)
+            except ChampionChanged:
+                assert self.against(version) and action in ("promoted", "awaiting_approval")
+                continue
+            assert not (self.against(version) and action in ("promoted", "awaiting_approval"))
+            self.rows.append((action, version, version if action == "promoted" else self.champion))
+            if not dies:
+                stores.project(self.home, MODEL)
+
+    @rule(version=VERSIONS, against=st.sampled_from(["judged", "none", "present"]) | VERSIONS)
+    def promote(self, version: int, against: str | int) -> None:
+        gate_rows = [row for row in stores.ledger(self.home).rows(MODEL, version) if row.evidence]
+        judged = gate_rows[-1].champion_before if gate_rows else None
+        present: Any = self.champion if self.champion is not None else "none"
+        given: Any = present if against == "present" else against
+        believed = judged if given == "judged" else None if given == "none" else given
+        try:
+            promotion.promote(self.home, f"{MODEL}/{version}", "a word", given, who="ada")
+        except NotFoundError:
+            assert version not in self.registered
+        except SettingsError:
+            assert version == self.champion or (given == "judged" and not gate_rows)
+        except ChampionChanged:
+            assert believed != self.champion
+        except IntegrityError:
+            assert version in self.damaged
+        else:
+            assert believed == self.champion and self.loads(version)
+            self.rows.append(("promoted", version, version))
+
+    @rule(version=VERSIONS)
+    def reject(self, version: int) -> None:
+        try:
+            promotion.reject(self.home, f"{MODEL}/{version}", "a word", who="ada")
+        except NotFoundError:
+            assert version not in self.registered
+        except SettingsError:
+            assert version == self.champion
+        else:
+            assert version != self.champion
+            self.rows.append(("rejected", version, self.champion))
+
+    @rule()
+    def roll_back(self) -> None:
+        stood = [
+            after for action, _, after in reversed(self.rows) if action in ("promoted", "rolled_back") and after != self.champion
+        ]
+        fit = [version for version in stood if version is not None and self.loads(version) and not self.against(version)]
+        left = self.champion
+        try:
+            row = promotion.rollback(self.home, MODEL, "a word", who="ada")
+        except NotFoundError:
+            assert left is None or not stood
+        except IntegrityError:
+            assert stood and not fit
+        else:
+            assert row["champion_after"] == fit[0]
+            self.rows.append(("rolled_back", cast("int", left), fit[0]))
+
+    # What befalls them.
+
+    @rule(version=VERSIONS, gone=st.booleans())
+    def damage(self, version: int, gone: bool) -> None:
+        if self.loads(version):
+            if gone:
+                shutil.rmtree(cases.files(self.home, version))
+            else:
+                cases.flip(self.home, version)
+            self.damaged.add(version)
+
+    @rule(version=VERSIONS)
+    def delete(self, version: int) -> None:
+        if version in self.registered:
+            cases.delete(self.home, version)
+            del self.registered[version]
+            self.damaged.discard(version)
+
+    @rule(alias=st.sampled_from(["champion", "challenger"]), version=VERSIONS)
+    def edit_alias(self, alias: str, version: int) -> None:
+        if version in self.registered and self.rows:
+            stores.tracking(self.home).set_alias(MODEL, alias, version)
+
+    @precondition(lambda self: self.champion is not None)
+    @rule()
+    def audit(self) -> None:
+        damages = {found.damages for found in audit.findings(self.home)}
+        assert (f"{MODEL}/{self.champion}" in damages) == (not self.loads(cast("int", self.champion)))
+
+    @precondition(lambda self: self.rows and not self.collected)  # once a life: dvc takes seconds
+    @rule()
+    def gc(self) -> None:
+        self.collected = True
+        try:
+            answer = collect.collect(self.home, remove=True, older_than=0, window=3, say=lambda text: None)
+        except IntegrityError:
+            return  # a root is damaged, and nothing was removed: the invariants below find every version in its place
+        kept = {version.version for version in stores.tracking(self.home).versions(MODEL)}
+        assert self.champion in kept and self.loads(cast("int", self.champion)) if self.champion is not None else True
+        assert kept <= set(self.registered), answer
+        self.damaged &= kept
+        self.registered = {version: seed for version, seed in self.registered.items() if version in kept}
+
+    # What holds once the next command has touched it.
+
+    @invariant()
+    def mlflow_follows_the_ledger(self) -> None:
+        stores.project(self.home, MODEL)
+        rows = stores.ledger(self.home).rows(MODEL)
+        assert [(row.action, row.version, row.champion_after) for row in rows] == self.rows
+        wanted = {alias: number for alias, number in projection(rows).items() if number in self.registered}
+        store = stores.tracking(self.home)
+        assert store.aliases(MODEL) == wanted and stores.project(self.home, MODEL) == []
+        versions = store.versions(MODEL) if MODEL in store.names() else []
+        assert {version.version for version in versions} == set(self.registered)
+        assert len({version.key for version in versions}) == len(versions), "one version a key"
+        tags = stores.tags_of(rows)
+        for version in versions:
+            assert tags.get(version.version, {}).items() <= version.tags.items()
+        if rows:
+            assert queries.history(self.home, MODEL, verify=True)["findings"] == []
+
+    @invariant()
+    def nothing_that_a_person_spoke_against_is_champion_by_the_gate(self) -> None:
+        rows = stores.ledger(self.home).rows(MODEL)
+        for place, row in enumerate(rows):
+            if row.action == "promoted" and row.evidence:
+                assert promotion.objection(about(rows[:place], row.version)) is None
+
+    @invariant()
+    def the_champion_loads_unless_it_was_damaged(self) -> None:
+        """Read from the store, and not from this machine's copies."""
+        if self.champion is None:
+            return
+        ref = f"{MODEL}/{self.champion}"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                store = stores.tracking(self.home)
+                load_model(store.fetch(store.version(ref), Path(folder) / "bundle"))
+        except (NotFoundError, IntegrityError):
+            assert not self.loads(self.champion)
+        else:
+            assert self.loads(self.champion)
+
+
+def about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
+    return [row for row in rows if row.version == version]
+
+
+HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
+TestLives = Lives.TestCase
+TestLives.settings = settings(
+    max_examples=8, stateful_step_count=10, deadline=None, suppress_health_check=HEALTH, derandomize=True
+)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_two_thousand_lives() -> None:
+    """REMINT_LIVES sets another number; what hypothesis finds is kept in its database and shrunk."""
+    from hypothesis.stateful import run_state_machine_as_test
+
+    count = int(os.environ.get("REMINT_LIVES", "2000"))
+    run_state_machine_as_test(
+        Lives, settings=settings(max_examples=count, stateful_step_count=12, deadline=None, suppress_health_check=HEALTH)
+    )
