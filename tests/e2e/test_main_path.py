@@ -190,6 +190,12 @@ def test_8b_a_person_approves_rejects_and_overrules(served_team: Team) -> None:
         "promoted",
     ]
     assert "is the champion already" in served_team.remint("promote", ref, "--reason", "again", status=2).stderr
+    back = served_team.json("rollback", "digits-flow", "--reason", "the sevens blur")
+    assert (back["action"], back["version"], back["champion_after"]) == ("rolled_back", outcome["version"], champion)
+    (same,) = served_team.json("run", "digits-flow", "--set", "training.steps=120")  # by other rules: the gate may promote alone
+    assert same["champion"] == champion and same["decision"]["verdict"] == "refused" and not same["trained"]
+    assert f"{ref} was rolled back on" in same["decision"]["reasons"][0] and "the sevens blur" in same["decision"]["reasons"][0]
+    assert served_team.json("history", "digits-flow", "--verify")["findings"] == []
 
 
 def test_8c_two_processes_train_through_the_same_path(served_team: Team) -> None:

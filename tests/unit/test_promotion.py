@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from remint import expiry, promotion, queries, stores
+from remint import config, expiry, promotion, queries, stores
+from remint.data import sources
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
 from remint.home import Home
-from remint.records import LedgerRow
+from remint.manifest import sha256_file
+from remint.records import LedgerRow, canonical
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
 
@@ -234,3 +237,27 @@ def test_what_no_approval_was_asked_for_does_not_expire(home: Home, quick: list[
     store = stores.tracking(home)
     store.set_tags(store.version(f"{MODEL}/4"), {"dataset": "e" * 64})
     assert promotion.promote(home, f"{MODEL}/2", "over the gate")["champion_after"] == 2
+
+
+def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) -> None:
+    (home.repository / "params.yaml").write_text(
+        "datasets:\n  digits: {source: x.npy, kind: image, shape: [1, 4, 4], levels: 5}\npipelines: {}\n"
+    )
+    x_NCHW = np.random.default_rng(0).integers(0, 5, (20, 1, 4, 4), dtype=np.uint8)
+    np.save(home.repository / "x.npy", x_NCHW)
+    sources.snapshot("digits", config.load(home.repository).datasets["digits"], home.repository, home.path / "raw")
+    data = canonical({"name": "digits", "source": "x.npy", "raw_sha256": sha256_file(home.path / "raw" / "data.npz")})
+    store = stores.tracking(home)
+    store.set_tags(store.version(f"{MODEL}/4"), {"data": data})
+    cases.judge(home, "awaiting_approval", 4)
+
+    def changed() -> str | None:
+        return expiry.data_changed(home, store.version(f"{MODEL}/4"), stores.ledger(home).rows(MODEL, 4))
+
+    assert changed() is None
+    np.save(home.repository / "x.npy", x_NCHW[::-1])
+    assert changed() == "x.npy holds other data since"
+    (home.repository / "x.npy").write_bytes(b"no array")
+    assert (changed() or "").startswith("its data cannot be read any more: ")
+    (home.repository / "params.yaml").write_text("datasets: nonsense")
+    assert changed() is None, "settings that are broken tell nothing of the data"
