@@ -196,7 +196,7 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
             holder,
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
-            person=promotion.objection(job.ledger.rows(job.pipeline, version.version)),
+            person=promotion.spoken_against(job.home, version),
             incomparable=rival.why_not,
             champion_leakage=rival.leakage if rival.drift else None,
             cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,

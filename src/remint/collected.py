@@ -6,7 +6,7 @@ is about to go. A process that dies between the two leaves one that is written d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ _rows = sa.Table(
     _metadata,
     sa.Column("model", sa.String(256), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("key", sa.String(64), nullable=False),
     sa.Column("at", sa.String(40), nullable=False),
 )
 
@@ -34,15 +35,14 @@ class Collected:
         self._database = Database(url)
         self._database.make(_metadata, _schema, SCHEMA)
 
-    def record(self, model: str, numbers: Iterable[int]) -> None:
-        """Writes down that these versions of a model are collected."""
-        wanted = set(numbers)
+    def record(self, model: str, keys: Mapping[int, str]) -> None:
+        """Writes down that these versions of a model are collected, each by its number with its key."""
 
         def once() -> None:
             with self._database.write(model) as connection:
                 known = set(connection.execute(sa.select(_rows.c.number).where(_rows.c.model == model)).scalars())
                 at = datetime.now(UTC).isoformat(timespec="seconds")
-                new = [{"model": model, "number": number, "at": at} for number in sorted(wanted - known)]
+                new = [{"model": model, "number": number, "key": keys[number], "at": at} for number in sorted(set(keys) - known)]
                 if new:
                     connection.execute(_rows.insert(), new)
 
@@ -60,9 +60,11 @@ class Collected:
 
         self._database.again(once)
 
-    def versions(self, model: str) -> frozenset[int]:
-        """The versions of a model that were collected."""
+    def versions(self, model: str, key: str | None = None) -> frozenset[int]:
+        """The versions of a model that were collected; of one key, which the same weights made again have, too."""
         query = sa.select(_rows.c.number).where(_rows.c.model == model)
+        if key is not None:
+            query = query.where(_rows.c.key == key)
 
         def read() -> frozenset[int]:
             with self._database.read() as connection:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remint import expiry, stores
+from remint.collected import Collected
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
 from remint.home import Home
 from remint.ledger import CHAMPION_ACTIONS, Ledger, withdrawn, words
@@ -137,6 +138,13 @@ def objection(rows: list[LedgerRow]) -> str | None:
     """Of the rows about one version: why the gate alone must not promote it; None where no person spoke against it."""
     row = withdrawn(rows)
     return words(row) if row else None
+
+
+def spoken_against(home: Home, version: ModelVersion) -> str | None:
+    """The same of a version and of those with its key that remint gc removed: the same weights, made again, are no others."""
+    book, former = stores.ledger(home), Collected(home.ledger_url).versions(version.name, version.key)
+    rows = [row for number in {version.version, *former} for row in book.rows(version.name, number)]
+    return objection(sorted(rows, key=lambda row: row.sequence))
 
 
 def _believed(version: ModelVersion, rows: list[LedgerRow], present: int | None, against: Against) -> int | None:

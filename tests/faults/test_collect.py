@@ -188,12 +188,12 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
 def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) -> None:
     book, gone = Ledger(f"sqlite:///{tmp_path}/ledger.db"), Collected(f"sqlite:///{tmp_path}/ledger.db")
     cases.promote(book, 1, None)
-    gone.record("m", [2])
+    gone.record("m", {2: "k"})
     with pytest.raises(NotFoundError, match=r"m/2 was removed by remint gc on \d{4}-\d\d-\d\d: nothing was written"):
         cases.promote(book, 2, 1)
     gone.forget("m", [2])
     cases.promote(book, 2, 1)
-    gone.record("m", [1])
+    gone.record("m", {1: "k"})
     with pytest.raises(NotFoundError, match="m/1 was removed by remint gc"):
         book.append("m", "rolled_back", 2, champion_after=1, who="w", why="y", evidence="", expected_champion=2)
     cases.promote(book, 1, 2, "kept")

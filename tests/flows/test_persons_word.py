@@ -87,6 +87,9 @@ class Job:
     def tracking(self) -> Tracking:
         return stores.tracking(self.home)
 
+    def finish_run(self) -> None:
+        """No run of MLflow is open: nothing was trained."""
+
     def tell(self, event: str, **fields: Any) -> None:
         self.told.append((event, fields))
 

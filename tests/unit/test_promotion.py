@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from remint import config, expiry, promotion, queries, stores
+from remint.collected import Collected
 from remint.data import sources
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
 from remint.home import Home
@@ -145,6 +146,21 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
     assert promotion.objection(stores.ledger(home).rows(MODEL, 2)) is None
     cases.append(home, "promoted", 1)
     cases.append(home, "promoted", 2)
+
+
+def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_again(home: Home) -> None:
+    cases.judge(home, "promoted", 1)
+    promotion.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
+    first = stores.tracking(home).version(f"{MODEL}/2")
+    cases.delete(home, 2)
+    Collected(home.ledger_url).record(MODEL, {2: first.key})
+    again = cases.add(home, seed=1)
+    assert again.key == first.key and again.version not in (1, 2), "a number is given once"
+    why = promotion.spoken_against(home, again)
+    assert why is not None and why.startswith(f"{MODEL}/2 was rejected on ") and why.endswith(" by ada: smears the sevens")
+    assert promotion.spoken_against(home, stores.tracking(home).version(f"{MODEL}/1")) is None
+    cases.append(home, "promoted", again.version, evidence="", who="eve")
+    assert promotion.spoken_against(home, again) is None
 
 
 def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) -> None:

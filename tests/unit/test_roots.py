@@ -61,10 +61,11 @@ def test_an_approval_is_awaited_until_somebody_spoke_or_another_was_promoted(boo
 
 def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
     gone = Collected(f"sqlite:///{tmp_path}/ledger.db")
-    gone.record("m", [1, 3])
-    gone.record("m", [3, 4])
-    gone.record("other", [9])
+    gone.record("m", {1: "a", 3: "b"})
+    gone.record("m", {3: "b", 4: "a"})
+    gone.record("other", {9: "a"})
     assert Collected(f"sqlite:///{tmp_path}/ledger.db").versions("m") == {1, 3, 4}
+    assert gone.versions("m", "a") == {1, 4} and gone.versions("m", "c") == frozenset()
 
 
 def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

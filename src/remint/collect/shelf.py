@@ -105,7 +105,7 @@ class Shelf:
             staying = {each.version for ref, each in self.versions.items() if each.name == model and ref not in names}
             book.forget(model, staying & book.versions(model))  # that a gc which was killed meant to remove
         for model, versions in models.items():
-            book.record(model, [version.version for version in versions])
+            book.record(model, {version.version: version.key for version in versions})
         late = sorted(set(names) & set(roots.named(self.home, window)))
         if late:
             for model, versions in models.items():
