@@ -96,6 +96,12 @@ def sql(home: Home, *statements: str) -> None:
     database.close()
 
 
+def unverified(home: Home, version: int) -> None:
+    """Makes a version one of an older remint, which loaded it nowhere when it was registered."""
+    store: Any = stores.tracking(home)
+    store._client.delete_model_version_tag(MODEL, str(version), "remint.verified")
+
+
 def delete(home: Home, version: int) -> None:
     """Takes a version out of MLflow, past remint."""
     store: Any = stores.tracking(home)

@@ -1,8 +1,9 @@
 """A person's word on a version: promote, reject, roll back. Each is one row of the ledger, by compare-and-swap.
 
 What a person decides is decided against the champion that the person believes stands. Where another stands by now
-nothing is written, and the error says who. Before a version becomes champion its bytes are fetched from the store, held
-against its digests, and loaded in a fresh process. MLflow follows the ledger (remint.stores).
+nothing is written, and the error says who. Before a version becomes champion its bytes are fetched from the store and held
+against its digests: they are those that a fresh process loaded when it was registered. To go back to a former champion, which
+may be of another torch, a fresh process loads it again. MLflow follows the ledger (remint.stores).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
         if changed:
             again = f"run {version.name} again, or promote it on what is known of it with --against {_name(present)}"
             raise ApprovalExpired(f"the approval of {version.ref} expired: {changed}; nothing was written: {again}")
-    _load(home, version)
+    _verify(home, version, load="verified" not in version.tags)  # one of an older remint, which loaded it nowhere
     try:
         row = book.append(
             version.name,
@@ -198,14 +199,15 @@ def _unfit(home: Home, name: str, version: int, rows: list[LedgerRow]) -> str | 
     if why is not None:
         return why
     try:
-        _load(home, stores.tracking(home).version(f"{name}/{version}"))
+        _verify(home, stores.tracking(home).version(f"{name}/{version}"), load=True)
     except (IntegrityError, NotFoundError) as error:
         return f"{name}/{version} does not load: {error}"
     return None
 
 
-def _load(home: Home, version: ModelVersion) -> None:
-    """Fetches the bytes from the store, not from this machine's copies, verifies them, and loads them in a fresh process."""
+def _verify(home: Home, version: ModelVersion, *, load: bool) -> None:
+    """Fetches the bytes from the store, not from this machine's copies, and verifies them; loads them in a fresh process."""
     with tempfile.TemporaryDirectory(prefix=".promote-", dir=home.path) as folder:
         bundle = stores.tracking(home).fetch(version, Path(folder) / "bundle")
-        fresh.check(bundle, Path(folder) / "log")
+        if load:
+            fresh.check(bundle, Path(folder) / "log")

@@ -11,7 +11,7 @@ from remint import comparison as side_by_side
 from remint import gallery, queries
 from remint.home import Home
 from remint.records import Finding
-from remint.terminal import out, reasons, summary, table
+from remint.terminal import counted, out, reasons, summary, table
 
 if TYPE_CHECKING:
     from remint.audit import Audit
@@ -84,10 +84,10 @@ def history(model: str, answer: dict[str, Any]) -> None:
     table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
     for finding in answer["findings"]:
         out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
-    kept = f", against {answer['kept_hashes']} hashes that MLflow keeps," if answer["kept_hashes"] else ""
-    out.print(
-        f"\nThe chain of {len(answer['rows'])} rows{kept} " + ("verifies." if not answer["findings"] else "does NOT verify.")
-    )
+    kept = answer["kept_hashes"]
+    against = f", against {kept} {'hash' if kept == 1 else 'hashes'} that MLflow keeps," if kept else ""
+    verdict = "verifies." if not answer["findings"] else "does NOT verify."
+    out.print(f"\nThe chain of {counted(len(answer['rows']), 'row')}{against} {verdict}")
 
 
 def standing(model: str, version: int | None) -> str:
@@ -151,7 +151,7 @@ def audit(found: list[Finding], looked: Audit) -> None:
             f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
         )
     left = [finding for finding in found if not finding.repaired]
-    seen = f"{looked.versions} versions of {looked.models} models, {looked.roots} of them read to the last byte"
+    seen = f"{counted(looked.versions, 'version')} of {counted(looked.models, 'model')}, {looked.roots} read to the last byte"
     if not found:
         out.print(f"nothing wrong: {seen}", soft_wrap=True)
         return

@@ -125,9 +125,16 @@ def summary(outcomes: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def reasons(outcome: dict[str, Any]) -> None:
     """Why a version was not promoted: each rule, with the numbers on both sides."""
-    out.print(f"\n{outcome['model']}/{outcome['version']} was {outcome['decision']['verdict'].replace('_', ' ')}:")
+    verdict = outcome["decision"]["verdict"]
+    said = "awaits approval" if verdict == "awaiting_approval" else f"was {verdict.replace('_', ' ')}"
+    out.print(f"\n{outcome['model']}/{outcome['version']} {said}:")
     rules = outcome["decision"]["rules"]
     for rule in rules:
         out.print(

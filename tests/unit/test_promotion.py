@@ -46,9 +46,10 @@ def rows(home: Home) -> list[LedgerRow]:
 
 
 def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
-    """With the fresh process that loads what was promoted."""
+    """With the fresh process that loads what was promoted, since nothing says that one loaded it before."""
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
+    cases.unverified(home, 2)
     row = promotion.promote(home, f"{MODEL}/2", "looked at the samples", who="ada")
     assert (row["action"], row["champion_before"], row["champion_after"], row["who"]) == ("promoted", 1, 2, "ada")
     assert row["why"] == "looked at the samples" and row["evidence"] == ""
@@ -76,7 +77,7 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
             promotion.promote(home, f"{MODEL}/2", "it is fine", against=stale)  # type: ignore[arg-type]
     assert rows(home) == before and quick == []
     promotion.promote(home, f"{MODEL}/2", "knowingly", against=3)
-    assert aliases(home) == {"champion": 2} and len(quick) == 1
+    assert aliases(home) == {"champion": 2} and quick == [], "a fresh process loaded these bytes when they were registered"
 
 
 def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, quick: list[Path]) -> None:
@@ -97,6 +98,7 @@ def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, mo
         cases.append(home, "promoted", 3, who="eve")
         return ""
 
+    cases.unverified(home, 2)
     monkeypatch.setattr("remint.promotion.fresh.check", meanwhile)
     with pytest.raises(ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by eve"):
         promotion.promote(home, f"{MODEL}/2", "mine")
@@ -120,6 +122,7 @@ def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Hom
     def check(bundle: Path, log: Path) -> str:
         raise IntegrityError("it draws other samples")
 
+    cases.unverified(home, 1)
     monkeypatch.setattr("remint.promotion.fresh.check", check)
     with pytest.raises(IntegrityError, match="other samples"):
         promotion.promote(home, f"{MODEL}/1", "first", against="none")
