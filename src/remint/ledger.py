@@ -136,9 +136,9 @@ class Ledger:
         return [fields["model"] for fields in self._read(sa.select(_rows.c.model).distinct().order_by(_rows.c.model))]
 
     def last(self, model: str) -> LedgerRow | None:
-        """The model's newest row, None where there is none."""
-        found = self.newest(model, 1)
-        return found[0] if found else None
+        """The model's newest row, None where there is none. Raises LedgerError for one that was changed: nothing follows it."""
+        found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(1))
+        return _unchanged(found[0]) if found else None
 
     def champion(self, model: str) -> int | None:
         """The version that is champion, None where there is none."""
@@ -189,7 +189,7 @@ class Ledger:
     @staticmethod
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:
         fields = connection.execute(_of(model).order_by(_rows.c.sequence.desc()).limit(1)).mappings().first()
-        return _row(dict(fields)) if fields else None
+        return _unchanged(dict(fields)) if fields else None
 
 
 def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
@@ -268,6 +268,16 @@ def _row(fields: dict[str, Any]) -> LedgerRow:
         raise LedgerError(
             f"row {fields['sequence']} of {fields['model']} in the ledger is damaged: remint history {fields['model']}"
         ) from error
+
+
+def _unchanged(fields: dict[str, Any]) -> LedgerRow:
+    """The row that the next one and MLflow's aliases stand on: somebody who edits it makes no champion by it."""
+    if _digest(fields) != fields["hash"]:
+        raise LedgerError(
+            f"row {fields['sequence']} of {fields['model']} in the ledger was changed past remint, and nothing follows it: "
+            f"remint history {fields['model']} --verify"
+        )
+    return _row(fields)
 
 
 def _moved_or_changed(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from remint import queries, stores
 from remint.database import Database
-from remint.errors import NotFoundError
+from remint.errors import LedgerError, NotFoundError
 from remint.home import Home
 from remint.ledger import projection
 from remint.records import digest
@@ -105,6 +105,22 @@ def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, mon
     (query,) = [each for each in made if "FROM ledger" in each and "ledger_schema" not in each]
     assert "LIMIT" in query
     assert asked.count("get_registered_model") == 1 and not [name for name in asked if "version" in name]
+
+
+def test_a_last_row_that_was_edited_makes_no_champion_and_is_not_built_upon(home: Home) -> None:
+    cases.judge(home, "promoted", 1)
+    cases.judge(home, "kept", 2)
+    before = stores.tracking(home).aliases(MODEL)
+    cases.sql(home, "UPDATE ledger SET champion_after = 2, action = 'promoted' WHERE sequence = 2")
+    for touch in (
+        lambda: stores.project(home, MODEL),
+        lambda: queries.models(home, MODEL),
+        lambda: cases.append(home, "kept", 3),
+        lambda: stores.ledger(home).champion(MODEL),
+    ):
+        with pytest.raises(LedgerError, match=f"row 2 of {MODEL} in the ledger was changed past remint"):
+            touch()
+    assert stores.tracking(home).aliases(MODEL) == before and len(stores.ledger(home).rows(MODEL)) == 2
 
 
 def test_a_model_that_nobody_judged_is_left_alone(home: Home) -> None:

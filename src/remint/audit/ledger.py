@@ -42,7 +42,7 @@ def _known(versions: Sequence[ModelVersion]) -> dict[str, str]:
 def _champion(book: Ledger, model: str) -> str | None:
     """The champion that a damaged ledger names, as far as it can be read."""
     with suppress(LedgerError):
-        number = book.champion(model)
+        number = next((row.champion_after for row in book.newest(model, 1)), None)
         return f"{model}/{number}" if number is not None else None
     return None
 
