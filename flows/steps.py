@@ -271,8 +271,14 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
     row = since[-1] if since else judged  # a person may have spoken of it since
     if not since and judged.version in Collected(job.home.ledger_url).versions(job.pipeline):
         return None  # remint gc removed that version: it is registered and judged anew, unless a person has spoken of it
-    if row.champion_after != rows[-1].champion_after:
+    if row.champion_after != rows[-1].champion_after or (not since and _lacked_evidence(job, row.version)):
         return None
     job.finish_run()  # it was trained again where dvc's memory of it is gone, and came out the same
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
     return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
+
+
+def _lacked_evidence(job: Retraining, version: int) -> bool:
+    """Whether the gate refused a version for want of evidence, which may be there by now: bytes that were put back, say."""
+    path = job.home.report(job.pipeline, version) / "decision.json"
+    return path.exists() and any(rule.rule == "evidence" and not rule.passed for rule in Decision.read(path).rules)

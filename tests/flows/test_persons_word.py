@@ -144,6 +144,16 @@ def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(ho
     assert stores.tracking(home).aliases(MODEL) == {"champion": 2}
 
 
+def test_what_was_refused_for_want_of_evidence_is_judged_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(home, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "evidence", lambda *_: champion.Rival(why_not="champion digits-flow/1: its files are gone"))
+        for _ in range(2):
+            assert verdict(run(home, 2)) == ("refused", False, 1)
+    assert verdict(run(home, 2)) == ("promoted", False, 2), "its files were put back, and nothing else changed"
+    assert verdict(run(home, 2)) == ("promoted", True, 2)
+
+
 def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> None:
     run(home, 1)
     job: Any = Job(home, 2)

@@ -90,7 +90,7 @@ def _missing(home: Home, found: Presence, needing: Sequence[ModelVersion], stage
             f"remint run {version.name} registers a version on the data that {data.get('source', 'the source')} holds now."
         )
     else:
-        repair = f"remint rebuild {version.ref} prepares them again from the raw data."
+        repair = f"remint run {version.name} prepares them again; remint rebuild {version.ref} needs the raw data only."
     return fault(
         "remote",
         thing,
