@@ -22,6 +22,7 @@ from remint.errors import IntegrityError, VersioningError
 from remint.home import Home
 from remint.records import Finding
 from remint.versioning import presence
+from remint.versioning.ask import folder as dvc_folder
 from tests import audit_cases
 from tests.audit_cases import MODEL, World, place
 
@@ -35,14 +36,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(tmp_path: Path, empty: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """dvc is asked in this process: to import it for each audit takes most of an audit's time (tests/unit/test_presence.py)."""
 
-    def ask(home: Home, question: dict[str, Any]) -> Any:
+    def ask(_module: str, home: Home, question: dict[str, Any]) -> Any:
         try:
-            with presence._folder(home) as folder:
+            with dvc_folder(home) as folder:
                 return presence._answer(folder, question)
         except DvcException as error:
             raise VersioningError(str(error)) from error
 
-    monkeypatch.setattr(presence, "_ask", ask)
+    monkeypatch.setattr(presence, "ask", ask)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     return audit_cases.make(tmp_path / "team", empty, bundles)
 

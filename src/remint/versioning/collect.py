@@ -12,12 +12,8 @@ python -m remint.versioning.collect FOLDER    the process that imports dvc; the 
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from remint.errors import VersioningError
 from remint.home import Home
-from remint.step import PARENT, die_with_parent
-from remint.versioning.presence import SUFFIX, _folder, _md5
-from remint.versioning.workspace import environment
+from remint.versioning.ask import SUFFIX, answering, ask, md5_of
 
 MD5 = re.compile(r"\bmd5[\"']?\s*:\s*[\"']?([0-9a-f]{32}(?:\.dir)?)\b")
 ABREAST = 16  # objects that are removed at a time
@@ -61,34 +54,12 @@ def unneeded(home: Home, wanted: Collection[str], before: float) -> list[Object]
     Changes nothing.
     """
     question = {"wanted": sorted(wanted), "before": before}
-    return [Object(**each) for each in _ask(home, question)]
+    return [Object(**each) for each in ask(__name__, home, question)]
 
 
 def remove(home: Home, objects: Sequence[Object]) -> None:
     """Takes these away; what is gone already is passed over. Raises VersioningError."""
-    _ask(home, {"remove": [asdict(each) for each in objects]})
-
-
-def _ask(home: Home, question: dict[str, Any]) -> Any:
-    with _folder(home) as folder:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(folder)],
-            input=json.dumps(question),
-            env={
-                **os.environ,
-                **environment(folder, home),
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                PARENT: str(os.getpid()),
-            },
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if child.returncode:
-        words = [line.strip() for line in child.stderr.splitlines() if line.strip()]
-        raise VersioningError(f"dvc could not be asked: {words[-1] if words else f'exit status {child.returncode}'}")
-    return json.loads(child.stdout)
+    ask(__name__, home, {"remove": [asdict(each) for each in objects]})
 
 
 @dataclass(frozen=True)
@@ -156,7 +127,7 @@ class _Stores:
         for output in outputs:
             if output.endswith(SUFFIX):
                 odbs = [self.odbs[place] for place, found in listed.items() if output in found]
-                kept.update(next((_files(odb, output) for odb in odbs if _md5(odb, output) == output), ()))
+                kept.update(next((_files(odb, output) for odb in odbs if md5_of(odb, output) == output), ()))
         return kept
 
     def remove(self, objects: Sequence[Object]) -> None:
@@ -235,10 +206,4 @@ def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    die_with_parent()
-    try:
-        answer = _answer(Path(sys.argv[1]), json.load(sys.stdin))
-    except Exception as error:  # noqa: BLE001  the parent turns it into ours
-        text = str(error).strip() or type(error).__name__
-        raise SystemExit(text.splitlines()[0]) from None
-    json.dump(answer, sys.stdout)
+    answering(_answer)

@@ -8,24 +8,14 @@ python -m remint.versioning.presence FOLDER    the process that imports dvc; the
 
 from __future__ import annotations
 
-import configparser
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from remint.errors import VersioningError
 from remint.home import Home
 from remint.records import Record
-from remint.step import PARENT, die_with_parent
-from remint.versioning.workspace import addresses, environment
-
-SUFFIX = ".dir"  # of the digest of a folder's listing
+from remint.versioning.ask import SUFFIX, answering, ask, md5_of
 
 
 class Presence(Record):
@@ -48,7 +38,7 @@ def look(home: Home, outputs: Sequence[str], *, read: bool = False) -> list[Pres
 
     Raises VersioningError where there is no remote, or it is out of reach.
     """
-    return [Presence.model_validate(each) for each in _ask(home, {"outputs": list(outputs), "read": read})]
+    return [Presence.model_validate(each) for each in ask(__name__, home, {"outputs": list(outputs), "read": read})]
 
 
 def send(home: Home, found: Presence) -> None:
@@ -56,44 +46,7 @@ def send(home: Home, found: Presence) -> None:
 
     Raises VersioningError where the cache has not all of it: nothing was sent then.
     """
-    _ask(home, {"send": [*found.remote_lacks, *found.damaged]})
-
-
-def _ask(home: Home, question: dict[str, Any]) -> Any:
-    with _folder(home) as folder:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(folder)],
-            input=json.dumps(question),
-            env={
-                **os.environ,
-                **environment(folder, home),
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                PARENT: str(os.getpid()),
-            },
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if child.returncode:
-        words = [line.strip() for line in child.stderr.splitlines() if line.strip()]
-        raise VersioningError(f"dvc could not be asked: {words[-1] if words else f'exit status {child.returncode}'}")
-    return json.loads(child.stdout)
-
-
-@contextmanager
-def _folder(home: Home) -> Iterator[Path]:
-    """A folder in which dvc has the addresses of a job's workspace."""
-    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-        folder = Path(temporary)
-        (folder / ".dvc").mkdir()
-        settings = configparser.ConfigParser(interpolation=None)
-        settings.read(home.repository / ".dvc" / "config")
-        settings.read_dict({"core": {"no_scm": "true"}})  # there is no git around this folder
-        with (folder / ".dvc" / "config").open("w") as stream:
-            settings.write(stream)
-        addresses(home, folder)
-        yield folder
+    ask(__name__, home, {"send": [*found.remote_lacks, *found.damaged]})
 
 
 def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +60,7 @@ def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
     trees = {md5: _files(md5, cache, remote) for md5 in question["outputs"]}
     everything = sorted({md5 for files in trees.values() for md5 in files})
     cached, kept = (set(odb.list_oids_exists(everything)) for odb in (cache, remote))
-    damaged = {md5 for md5 in sorted(kept) if _md5(remote, md5) != md5} if question["read"] else set()
+    damaged = {md5 for md5 in sorted(kept) if md5_of(remote, md5) != md5} if question["read"] else set()
     return [
         Presence(
             md5=output,
@@ -127,7 +80,7 @@ def _files(output: str, *stores: Any) -> list[str]:
 
     if output.endswith(SUFFIX):
         for odb in stores:
-            if odb.exists(output) and _md5(odb, output) == output:
+            if odb.exists(output) and md5_of(odb, output) == output:
                 tree = Tree.load(odb, HashInfo("md5", output))
                 return [*sorted({str(info.value) for _, _, info in tree}), output]
     return [output]
@@ -135,7 +88,7 @@ def _files(output: str, *stores: Any) -> list[str]:
 
 def _send(cache: Any, remote: Any, lacking: list[str]) -> None:
     for md5 in lacking:
-        if not cache.exists(md5) or _md5(cache, md5) != md5:
+        if not cache.exists(md5) or md5_of(cache, md5) != md5:
             raise VersioningError(f"the cache does not have {md5} whole either")
     for md5 in lacking:
         if remote.exists(md5):
@@ -146,19 +99,5 @@ def _send(cache: Any, remote: Any, lacking: list[str]) -> None:
         raise VersioningError(f"the remote did not take {', '.join(sorted(left))}")
 
 
-def _md5(odb: Any, md5: str) -> str:
-    """The MD5 of the bytes that lie under this one, with its suffix."""
-    from dvc_data.hashfile.hash import file_md5
-
-    suffix = SUFFIX if md5.endswith(SUFFIX) else ""
-    return str(file_md5(odb.oid_to_path(md5), odb.fs)) + suffix
-
-
 if __name__ == "__main__":
-    die_with_parent()
-    try:
-        answer = _answer(Path(sys.argv[1]), json.load(sys.stdin))
-    except Exception as error:  # noqa: BLE001  the parent turns it into ours
-        text = str(error).strip() or type(error).__name__
-        raise SystemExit(text.splitlines()[0]) from None
-    json.dump(answer, sys.stdout)
+    answering(_answer)
