@@ -106,3 +106,17 @@ def delete(home: Home, version: int) -> None:
     """Takes a version out of MLflow, past remint."""
     store: Any = stores.tracking(home)
     store._client.delete_model_version(MODEL, str(version))
+
+
+def mlflow_gc(home: Home) -> None:
+    """`mlflow gc`, as a person types it."""
+    import mlflow
+    from click.testing import CliRunner
+    from mlflow.cli import gc
+
+    uri = home.tracking_uri
+    try:
+        done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri], catch_exceptions=False)
+    finally:
+        mlflow.set_tracking_uri(None)  # the command leaves it in the environment, for every later test
+    assert done.exit_code == 0, done.output

@@ -28,7 +28,7 @@ PIPELINE = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OnS3(Team):
     """A team that has these in its environment. ``said``: all that its commands printed."""
 
@@ -72,7 +72,7 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: Se
     data, store = s3_server.bucket(pictures(0, 150)), s3_server.bucket({})
     source = {"source": f"s3://{data}/nightly", "kind": "image"}
     config.write({"datasets": {"pictures": source}, "pipelines": {"flow": PIPELINE}}, folder)
-    team = OnS3(folder, s3_server, data, store)
+    team = OnS3(folder=folder, server=s3_server, data=data, store=store)
     team.sh("git commit -qam 'Data on S3'")
     return team
 

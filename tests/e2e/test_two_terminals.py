@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tests.e2e.team import Team
@@ -21,8 +22,8 @@ def test_a_job_runs_its_own_commits_code(team: Team, tmp_path: Path) -> None:
     """Editing the sources while a job runs changes nothing for that job."""
     run = team.start("run", "digits-vae", log=tmp_path / "log")
     jobs = team.folder / ".remint/jobs"
-    while run.poll() is None and not list(jobs.glob("*/job.json")):
-        pass
+    while run.poll() is None and not any('"commit"' in each.read_text() for each in jobs.glob("*/job.json")):
+        time.sleep(0.001)
     for path in (
         team.folder / "src/remint/models/vae.py",
         team.folder / "pipelines/train.py",

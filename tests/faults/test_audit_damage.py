@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from dvc.exceptions import DvcException
-from mlflow.cli import gc
 
 from remint import audit, jobs, promotion, stores
 from remint.errors import IntegrityError, VersioningError
@@ -25,6 +23,7 @@ from remint.versioning import presence
 from remint.versioning.ask import folder as dvc_folder
 from tests import audit_cases
 from tests.audit_cases import MODEL, World, place
+from tests.promotion_cases import mlflow_gc
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +56,6 @@ def only(found: list[Finding]) -> Finding:
     return found[0]
 
 
-def mlflow_gc(world: World) -> None:
-    """`mlflow gc`, as a person types it."""
-    uri = world.home.tracking_uri
-    done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-
-
 def test_a_home_in_which_all_agrees_is_silent_also_while_a_job_runs(world: World) -> None:
     looked = audit.audit(world.home)
     assert looked.findings == [] and (looked.models, looked.versions, looked.roots) == (1, 4, 3)
@@ -88,7 +80,7 @@ def test_mlflow_gc_after_a_deleted_run_takes_a_champion_and_audit_says_so_before
     assert "next mlflow gc removes" in found.risk and f"mlflow runs restore --run-id {champion.run_id}" in found.repair
     assert [each.repaired for each in world.repaired()] == [True] and world.audit() == []
     world.mlflow.delete_run(champion.run_id)
-    mlflow_gc(world)
+    mlflow_gc(world.home)
     found = world.audit()
     assert named(found) == {("run", "digits-flow/3"), ("bytes", "digits-flow/3"), ("lineage", "digits-flow/3")}
     assert all(each.damages == "digits-flow/3" and not each.safe for each in found)
@@ -100,7 +92,7 @@ def test_a_deleted_run_of_a_version_that_nobody_serves_is_the_persons_to_restore
     world.mlflow.delete_run(world.version(2).run_id)
     found = only(world.audit())
     assert (found.kind, found.thing, found.damages, found.safe) == ("run", "digits-flow/2", None, False)
-    mlflow_gc(world)
+    mlflow_gc(world.home)
     assert named(world.audit()) == {("run", "digits-flow/2"), ("bytes", "digits-flow/2")}
     with pytest.raises(IntegrityError):
         promotion.promote(world.home, "digits-flow/2", "I want it", against=3)

@@ -26,6 +26,7 @@ from remint.versioning import collect as sweep
 from remint.versioning.collect import Object
 from tests import collect_cases as cases
 from tests.collect_cases import World
+from tests.promotion_cases import mlflow_gc
 from tests.s3 import Server
 
 Make = Callable[[int], World]
@@ -200,19 +201,6 @@ def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) ->
     assert book.champion("m") == 2
 
 
-def mlflow_gc(world: World) -> None:
-    import mlflow
-    from click.testing import CliRunner
-    from mlflow.cli import gc
-
-    uri = world.home.tracking_uri
-    try:
-        done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri], catch_exceptions=False)
-    finally:
-        mlflow.set_tracking_uri(None)
-    assert done.exit_code == 0, done.output
-
-
 def dvc_gc(world: World, *, cloud: bool) -> None:
     from dvc.repo import Repo
 
@@ -228,7 +216,7 @@ def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make
     world = make(2)
     champion = world.versions[2]
     world.gc(apply=True)
-    mlflow_gc(world)
+    mlflow_gc(world.home)
     dvc_gc(world, cloud=False)
     assert_roots_are_whole(world, 2)
     assert not world.objects("cache") & set(world.outputs[2]), "dvc gc knows of no version; the remote has its data"
@@ -246,7 +234,7 @@ def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make
     with pytest.raises(IntegrityError, match="m/2, which must not be lost, is damaged"):
         world.gc(apply=True)
     store._client.delete_run(champion.run_id)
-    mlflow_gc(world)
+    mlflow_gc(world.home)
     assert damages(world) == {"m/2"}, "and now its bytes"
 
 
