@@ -12,6 +12,7 @@ import pytest
 
 from tests.postgres import postgres  # noqa: F401 (a fixture)
 from tests.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
+from tests.trials import Trials
 
 if TYPE_CHECKING:
     from remint.data.arrays import Dataset
@@ -25,6 +26,38 @@ os.environ.update(
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="counted cases in full, and the long tests")
+    parser.addoption("--case", type=int, help="this one of the counted cases only")
+    parser.addoption("--seed", type=int, default=0, help="of the counted cases")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make test` leaves the long tests out; `make soak` runs them and the counted cases, or one case of these."""
+    soak, case = config.getoption("--soak"), config.getoption("--case")
+
+    def chosen(item: pytest.Item) -> bool:
+        mark = item.get_closest_marker("case")
+        if case is not None:
+            return mark is not None and mark.args[0] == case
+        return (item.get_closest_marker("soak") is None) if not soak else bool(mark or item.get_closest_marker("soak"))
+
+    left_out = [item for item in items if not chosen(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if chosen(item)]
+    if soak:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture
+def trials(request: pytest.FixtureRequest) -> Trials:
+    """The trials of a counted case: a few, or in a soak all of them."""
+    (case,) = request.node.get_closest_marker("case").args
+    return Trials(case, request.node.nodeid, request.config.getoption("--seed"), soak=request.config.getoption("--soak"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,49 @@
+"""Counted cases: few or all, the same by their seed, and taken up after the last one that went well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import trials
+from tests.trials import Trials
+
+TEST = "tests/faults/test_x.py::test_x"
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(trials, "RECORDS", tmp_path / "soak")
+    monkeypatch.setattr(trials, "RESULTS", tmp_path / "soak.json")
+    monkeypatch.setattr(trials, "PAGE", tmp_path / "page.md")
+    return tmp_path
+
+
+def test_few_of_them_leave_no_record_and_are_the_first_of_all(records: Path) -> None:
+    short = [trial.random.random() for trial in Trials(7, TEST, 3, soak=False)(2, 5)]
+    full = [trial.random.random() for trial in Trials(7, TEST, 3, soak=True)(2, 5)]
+    other = [trial.random.random() for trial in Trials(7, TEST, 4, soak=False)(2, 5)]
+    assert len(full) == 5 and short == full[:2] and not set(other) & set(full)
+    (record,) = (records / "soak").iterdir()
+    assert [json.loads(line)["trial"] for line in record.read_text().splitlines()] == [0, 1, 2, 3, 4]
+
+
+def test_a_soak_goes_on_at_the_trial_that_failed(records: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        for trial in Trials(7, TEST, 3, soak=True)(1, 4):
+            trial.note(lost=1 / (trial.number - 2))
+    assert [trial.number for trial in Trials(7, TEST, 3, soak=True)(1, 4)] == [2, 3]
+    assert list(Trials(7, TEST, 3, soak=True)(1, 4)) == []
+
+
+def test_what_was_counted_stands_in_the_page(records: Path) -> None:
+    page = records / "page.md"
+    page.write_text(f"before\n{trials.BEGIN}old\n{trials.END}after\n")
+    for trial in Trials(7, TEST, 3, soak=True)(1, 4):
+        trial.note(kills=2, lost=0)
+    for _ in range(2):
+        trials.main()
+        before, row, after = page.read_text().partition("| 7 | `test_x` | 4 | kills 8, lost 0 | 3 |")
+        assert before.startswith("before\n") and row and after.endswith("after\n") and "old" not in page.read_text()
