@@ -19,16 +19,22 @@
         |-- OrchestrationError   Prefect
         `-- Interrupted          Ctrl-C or SIGTERM: children stopped, work so far kept
 
-The message of each says what is wrong, where (file and key), and what to do.
+The message of each says what is wrong, where (file and key), and what to do. A secret in it is taken out (remint.redaction):
+vendors' words may hold an address with its password.
 """
 
 from __future__ import annotations
+
+from remint.redaction import redacted
 
 
 class RemintError(Exception):
     """Anything that remint says on purpose. ``exit_status`` is that of the command line."""
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class UserError(RemintError):

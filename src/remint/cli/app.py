@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 from remint import config, terminal, workspace
 from remint.errors import RemintError
 from remint.home import Home
+from remint.redaction import redacted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -29,6 +31,9 @@ def main() -> None:
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         terminal.err.print("interrupted", soft_wrap=True)
+        raise SystemExit(1) from None
+    except Exception:  # noqa: BLE001  a mistake of ours: Python's own words of it, but for the secrets
+        sys.stderr.write(redacted(traceback.format_exc()))
         raise SystemExit(1) from None
 
 
