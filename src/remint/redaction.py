@@ -30,7 +30,7 @@ SETTING = re.compile(
     r"(\"[^\"]*\"|'[^']*'|[^&\s\"',;#)]+)",
     re.IGNORECASE,
 )
-HEADER = re.compile(r"\b(basic|bearer)\s+[A-Za-z0-9+/_.~-]{8,}={0,2}", re.IGNORECASE)
+HEADER = re.compile(r"\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer)\s+)?[^\s'\",}]+", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
@@ -39,7 +39,7 @@ def redacted(text: str) -> str:
         if secret in text:
             text = _pattern(secret).sub(HIDDEN, text)
     text = ADDRESS.sub(_address, text)
-    return HEADER.sub(rf"\1 {HIDDEN}", SETTING.sub(rf"\1\2{HIDDEN}", text))
+    return HEADER.sub(rf"\1{HIDDEN}", SETTING.sub(rf"\1\2{HIDDEN}", text))
 
 
 def redact_file(path: Path) -> None:

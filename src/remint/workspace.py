@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from remint import redaction
 from remint.errors import RepositoryError, VersioningError
 
 LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
 SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
+SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # a commit's whole name, SHA-1 or SHA-256
 NOT_DIRT = ("dvc.lock",)  # what `dvc repro` by hand leaves behind; a job makes its own and the version carries it
 
 
@@ -88,6 +91,8 @@ def branch_of(repository: Path) -> str:
 
 def commit_of(repository: Path, revision: str) -> Commit:
     """The commit that a branch, tag or SHA names. Raises RepositoryError where it names none."""
+    if revision.startswith("-") or not revision.isprintable():  # git would take the first for an option
+        raise RepositoryError(f"{revision[:100]!r} is no branch, tag or commit: git branch --all shows what {repository} has")
     try:
         return Commit(git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip(), dirty=False)
     except VersioningError:
@@ -160,10 +165,22 @@ def _refuse_unfit(path: Path, name: str) -> None:
         raise RepositoryError(
             f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and name it as a dataset's source if it is data"
         )
+    variable = redaction.variable_in(path.read_bytes())
+    if variable is not None:
+        raise RepositoryError(
+            f"{name} holds the secret of {variable} and would be committed with your uncommitted work: take it out of the file"
+        )
+
+
+def is_commit(sha: str) -> bool:
+    """Whether this is the whole name of a commit, and so nothing that git could take for an option or a path."""
+    return SHA.fullmatch(sha) is not None
 
 
 def holds(repository: Path, sha: str) -> bool:
     """Whether this clone has a commit, on a branch or not."""
+    if not is_commit(sha):
+        return False
     try:
         git(repository, "cat-file", "-e", f"{sha}^{{commit}}")
     except VersioningError:
@@ -176,6 +193,8 @@ def obtain(repository: Path, sha: str) -> bool:
 
     Fetches objects only: no branch, tag or file of the person's changes.
     """
+    if not is_commit(sha):
+        return False
     quiet = ("fetch", "--quiet", "--no-tags", "--no-auto-gc", "--no-write-fetch-head", "--refmap=", "origin")
     for wanted in (sha, "refs/heads/*"):  # an old server gives branches only
         if holds(repository, sha):
