@@ -263,11 +263,10 @@ def test_a_decompression_bomb_is_never_decoded(monkeypatch: pytest.MonkeyPatch, 
         one(png_bomb(*size))
 
 
-def test_a_bomb_in_a_text_chunk_is_refused() -> None:
+def test_a_bomb_in_a_text_chunk_is_never_unpacked() -> None:
     good = encoded(Image.fromarray(picture(0)))
     text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(80 << 20), 9))
-    with pytest.raises(pictures.Undecodable):
-        one(good[:33] + text + good[33:])
+    np.testing.assert_array_equal(one(good[:33] + text + good[33:]), one(good))
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

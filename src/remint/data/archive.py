@@ -2,19 +2,18 @@
 
 Nothing is written anywhere, so a member can do no harm by its name; one whose name would lead out of a folder is refused
 all the same, since whoever packed it meant harm or made a mistake. Members are regular files: links, devices, sparse
-files and encrypted ones are refused by name. (tarfile's own filter can be bypassed before Python 3.11.13, and reads a
-header of any length that a header claims.) Memory is bounded by the limits below, whatever a header says.
+files and encrypted ones are refused by name. Memory is bounded by the limits below, whatever a header says, and members are
+counted before the first of them is read. (tarfile reads a header of any length, and takes 25 microseconds for each; its own
+filter can be bypassed before Python 3.11.13. So tars are read by tar.py.)
 """
 
 from __future__ import annotations
 
 import errno
 import gzip
-import io
 import re
 import stat
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from remint.data import tar
 from remint.data.folder import File, hidden
 from remint.errors import DataError
 
@@ -33,14 +33,14 @@ MOST_MEMBERS = 250_000
 MOST_BYTES = 8 << 30  # of all members together
 MOST_RATIO = 100  # bytes unpacked for each byte packed ...
 FREE_BYTES = 16 << 20  # ... beyond these
-LONGEST_READ = 64 << 20  # bytes of one member or header
+LONGEST_NAME = 4_096  # characters, folders and all
+LONGEST_READ = 64 << 20  # bytes of one member
 BLOCK = 1 << 20
 ENTRY = b"PK\x01\x02"  # what an entry of a zip's directory begins with
 
-# What zipfile, tarfile, gzip and struct raise for bytes that are not what they claim to be; RecursionError: a chain of headers.
+# What zipfile, gzip, struct and tar.py raise for bytes that are not what they claim to be.
 DAMAGED = (
     zipfile.BadZipFile,
-    tarfile.TarError,
     zlib.error,
     EOFError,
     struct.error,
@@ -48,7 +48,6 @@ DAMAGED = (
     IndexError,
     OverflowError,
     NotImplementedError,
-    RecursionError,
 )
 
 
@@ -88,7 +87,7 @@ def _read(path: Path, read: Callable[[], bytes]) -> bytes:
 
 
 def _zip(path: Path) -> Iterator[File]:
-    bounded(path, _entries(path), 0, None)
+    bounded(path, entries(path), 0, None)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
@@ -103,10 +102,21 @@ def _zip(path: Path) -> Iterator[File]:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"{path}: member {name!r} is not packed by deflate: pack it again")
             if not member.is_dir():
-                yield File(name, member.file_size, partial(archive.read, member), (place, len(members)))
+                yield File(name, member.file_size, partial(_member, archive, member), (place, len(members)))
 
 
-def _entries(path: Path) -> int:
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of one member. ZipFile.read would unpack all that there is, however few it says there are."""
+    if member.file_size > LONGEST_READ:
+        raise ValueError(f"a member of {member.file_size:,} bytes")
+    with archive.open(member) as stream:
+        content = stream.read(member.file_size)
+        if len(content) < member.file_size or stream.read(1):
+            raise EOFError("a member has another size than the archive says")
+    return content
+
+
+def entries(path: Path) -> int:
     """How many entries a zip's directory can have: zipfile makes an object of each, however many there are."""
     count, rest = 0, b""
     with path.open("rb") as stream:
@@ -118,24 +128,21 @@ def _entries(path: Path) -> int:
 
 
 def _tar(path: Path) -> Iterator[File]:
-    """Members of type regular file; headers are tarfile's to read, the bytes come through a meter."""
+    """Members of type regular file."""
+    count = 0
+    with path.open("rb") as packed:
+        for _ in tar.members(_Meter(path, packed), trusting=True):
+            count += 1
+            bounded(path, count, 0, None)
     with path.open("rb") as packed:
         meter = _Meter(path, packed)
-        with tarfile.open(fileobj=meter, mode="r:") as archive:
-            count = 0
-            while (member := archive.next()) is not None:
-                vars(archive)["members"] = []  # which grows by each member that was ever seen
-                name, count = _inside(path, member.name), count + 1
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
-                    raise DataError(
-                        f"{path}: member {name!r} is a link, a device or sparse, not a file: pack the files themselves"
-                    )
-                bounded(path, count, meter.tell() + max(member.size, 0), None)
-                if member.size < 0:
-                    raise DataError(f"{path}: member {name!r} has a size below 0: pack it again")
-                if not member.isdir():
-                    place = (packed.tell(), meter.size)
-                    yield File(name, member.size, partial(meter.take, member.offset_data, member.size), place)
+        for place, member in enumerate(tar.members(meter)):
+            name = _inside(path, member.name)
+            if not (member.is_file or member.is_folder):
+                raise DataError(f"{path}: member {name!r} is a link, a device or sparse, not a file: pack the files themselves")
+            bounded(path, place + 1, meter.tell() + member.size, None)
+            if member.is_file:
+                yield File(name, member.size, partial(meter.take, member.size), (place, count))
         meter.finish()
 
 
@@ -152,58 +159,51 @@ def bounded(path: Path, count: int, total: int, packed: int | None) -> None:
 def _inside(path: Path, name: str) -> str:
     """The member's name, its parts separated by /. Raises DataError for one that would lie outside of a folder."""
     parts = re.split(r"[\\/]", name)
+    if len(name) > LONGEST_NAME:
+        raise DataError(f"{path}: member {name[:40]!r}.. has a name of {len(name):,} characters: pack it again")
     if "\0" in name or parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:", name):
         raise DataError(f"{path}: member {name!r} would be written outside of the folder it is unpacked in: pack it again")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-class _Meter(io.RawIOBase):
-    """The bytes of a tar, unpacked, forwards only, which stops where they are more than they may be.
-
-    It stands between tarfile, which believes every header, and the file.
-    """
+class _Meter:
+    """The bytes of a tar, unpacked, forwards only, which stops where they are more than they may be."""
 
     def __init__(self, path: Path, packed: BinaryIO) -> None:
         self.path, self.packed = path, packed
         self.size = path.stat().st_size
-        zipped = path.name.lower().endswith("gz")
-        self.unpacked: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=packed) if zipped else packed
+        self.gzipped = path.name.lower().endswith("gz")
+        self.unpacked: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=packed) if self.gzipped else packed
         self.position = 0
-        self.last = b""  # what was read last: the block that ended the archive
-        self.empty = 0  # reads at the end, where tarfile may go on asking for ever
 
     def tell(self) -> int:
         return self.position
 
-    def seek(self, position: int, whence: int = 0) -> int:
-        while self.position < position and self.read(min(BLOCK, position - self.position)):
-            pass
-        if whence or self.position != position:
-            raise EOFError("it ends in the middle of a member")
-        return position
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= LONGEST_READ:
-            raise ValueError(f"a header claims {size:,} bytes")
-        self.last = self.unpacked.read(size)
-        self.position += len(self.last)
-        self.empty = 0 if self.last or not size else self.empty + 1
-        if self.empty > 2:
-            raise EOFError("it ends in the middle of a header")
-        bounded(self.path, 0, self.position, self.packed.tell())
-        return self.last
-
-    def take(self, start: int, size: int) -> bytes:
-        """The bytes of one member."""
-        self.seek(start)
-        content = self.read(size)
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes. Raises EOFError where there are fewer, ValueError for more than one member may have."""
+        if size > LONGEST_READ:
+            raise ValueError(f"a member of {size:,} bytes")
+        content = self.unpacked.read(size)
+        self._moved(len(content))
         if len(content) < size:
             raise EOFError("it ends in the middle of a member")
         return content
 
+    def skip(self, to: int) -> None:
+        """Goes on to a place. Raises EOFError where it ends before."""
+        if not self.gzipped:
+            self.unpacked.seek(to)
+            self._moved(to - self.position)
+            if to > self.size:
+                raise EOFError("it ends in the middle of a member")
+        while self.position < to:
+            self.take(min(BLOCK, to - self.position))
+
     def finish(self) -> None:
-        """An archive ends with a block of zeros; tarfile also takes a damaged header, or no header at all, for its end."""
-        if not self.last or any(self.last):
-            raise ValueError(f"a header at byte {self.position - len(self.last):,} is damaged or missing")
-        while self.empty == 0:  # to the end, where gzip compares its checksum
-            self.read(BLOCK)
+        """To the end, where gzip compares its checksum."""
+        while content := self.unpacked.read(BLOCK):
+            self._moved(len(content))
+
+    def _moved(self, by: int) -> None:
+        self.position += by
+        bounded(self.path, 0, self.position, self.packed.tell())

@@ -83,6 +83,11 @@ def is_text(column: pa.ChunkedArray) -> bool:
     return bool(_is_string(column.type) or pa.types.is_boolean(column.type))
 
 
+def is_text_type(kind: pa.DataType) -> bool:
+    """Whether values of this type have lengths of their own."""
+    return _is_string(kind) or bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def is_missing(column: pa.ChunkedArray) -> Array:
     """Which values are missing, bool (N,)."""
     return texts(column)[0] < 0 if is_text(column) else np.isnan(numbers(column))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from remint.data.archive import bounded
-from remint.data.folder import visible
+from remint.data.folder import regular, visible
 from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
@@ -43,6 +43,7 @@ def read(folder: Path) -> Raw:
     found: dict[tuple[str, str], Path] = {}
     for path in visible(folder):
         if match := NAME.fullmatch(path.name):
+            regular(path, folder)
             before = found.setdefault((match["what"], match["part"]), path)
             if before != path:
                 raise DataError(f"{before} and {path.name} are the same part: remove one of them")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.data.archive import bounded
+from remint.data.archive import bounded, entries
 from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
@@ -34,21 +34,25 @@ def npy(path: Path) -> Raw:
 def npz(path: Path) -> Raw:
     """The arrays x, images, and y, their labels, where there is one."""
     try:
+        _small_enough(path)
         with np.load(path, allow_pickle=False) as archive:
-            _small_enough(path)
             arrays: Mapping[str, Array] = {key: archive[key] for key in ("x", "y") if key in archive.files}
             found = ", ".join(archive.files) or "nothing"
     except (*UNREADABLE, AttributeError, TypeError) as error:  # the last two: it is one array or no archive
         raise DataError(_unreadable(path, "a NumPy .npz file", error)) from error
     if "x" not in arrays:
-        raise DataError(f"{path} has no array 'x' (it holds {found}): save the images as x and the labels, if any, as y")
+        raise DataError(f"{path} has no array 'x' (it holds {found[:200]}): save the images as x and the labels, if any, as y")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no array
+            raise DataError(f"{path}: {key} is not an array: save it again with np.savez")
     return Raw(where=str(path), x=arrays["x"], y=arrays.get("y"), levels=IMAGE_LEVELS)
 
 
 def _small_enough(path: Path) -> None:
+    bounded(path, entries(path), 0, None)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    bounded(path, len(members), sum(member.file_size for member in members), None)
+    bounded(path, len(members), sum(member.file_size for member in members), path.stat().st_size)
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> str:

@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from remint.data.container import Hostile, essence
 from remint.data.folder import File
 from remint.data.images import IMAGE_LEVELS, Raw, fitted
 from remint.errors import DataError
@@ -33,9 +34,23 @@ OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 
 MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. What claims more is a bomb or no training image
+MOST_RATIO = 1_000  # pixels for each byte of the file: more than any JPEG has, and most of what deflate can do ...
+FREE_PIXELS = 1 << 22  # ... beyond these
 MOST_FILE_BYTES = 64 << 20
 TOLD_EVERY = 256  # files between two reports of progress
 NAMED = 3  # files that an error names
+MANY = 1_000  # files that cannot be used, of which no more are looked at where they are too large a share of all
+
+# How an image is turned, by EXIF's orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
@@ -84,8 +99,10 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
                 aside[file.name] = str(error)
             except DataError as error:
                 raise DataError(f"{where}: {file.name}: {error}") from error
+        done, whole = file.place
+        if len(aside) > max(MANY, settings.undecodable * whole):
+            _few_enough(where, whole - len(aside), aside, settings.undecodable, "at least ")
         if count % TOLD_EVERY == TOLD_EVERY - 1:
-            done, whole = file.place
             emit("progress", step=done, steps=whole)
     _few_enough(where, len(images), dict(sorted(aside.items())), settings.undecodable)
     if not images:
@@ -116,12 +133,15 @@ def decoded(content: bytes, settings: DatasetSettings) -> Array:
     """One file as uint8 (C, H, W). Raises Undecodable, which says why."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF, of sizes that are checked here
-            image: Image.Image = Image.open(io.BytesIO(content), formats=sorted(set(FORMATS.values())))
-            if image.width * image.height > MOST_PIXELS:
-                raise Undecodable(f"claims {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+            warnings.simplefilter("ignore")  # of damage, of sizes that are checked here
+            essential, turned = essence(content)
+            image: Image.Image = Image.open(io.BytesIO(essential), formats=sorted(set(FORMATS.values())))
+            _bounded(image.width, image.height, len(content))
             image.load()
-            image = _plain(ImageOps.exif_transpose(image), settings.channels)
+            image = image if turned == 1 else image.transpose(TURNS[turned])
+            image = _plain(image, settings.channels)
+    except Hostile as error:
+        raise Undecodable(str(error)) from error
     except UNDECODABLE as error:
         reason = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged or cut off"
         raise Undecodable(reason if not isinstance(error, Image.DecompressionBombError) else str(error)) from error
@@ -129,6 +149,14 @@ def decoded(content: bytes, settings: DatasetSettings) -> Array:
         image = fitted(image, settings.resize)
     x_HWC = np.asarray(image)
     return np.ascontiguousarray(np.atleast_3d(x_HWC).transpose(2, 0, 1))
+
+
+def _bounded(width: int, height: int, size: int) -> None:
+    """Raises Undecodable for an image that claims more pixels than are read, or than so many bytes can hold."""
+    if width * height > MOST_PIXELS:
+        raise Undecodable(f"claims {width} x {height} pixels, more than {MOST_PIXELS:,}")
+    if width * height > MOST_RATIO * size + FREE_PIXELS:
+        raise Undecodable(f"claims {width} x {height} pixels in {size:,} bytes: that is a bomb, or damaged")
 
 
 def _plain(image: Image.Image, channels: int | None) -> Image.Image:
@@ -147,14 +175,14 @@ def _plain(image: Image.Image, channels: int | None) -> Image.Image:
     return rgb.convert("L") if (channels or (1 if grey else 3)) == 1 else rgb
 
 
-def _few_enough(where: str, good: int, aside: dict[str, str], share: float) -> None:
+def _few_enough(where: str, good: int, aside: dict[str, str], share: float, so_far: str = "") -> None:
     if not aside:
         return
     named = "; ".join(f"{name} {why}" for name, why in list(aside.items())[:NAMED]) + ("; .." if len(aside) > NAMED else "")
     total = good + len(aside)
     if len(aside) > share * total:
         raise DataError(
-            f"{where}: {len(aside)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): {named}: "
+            f"{where}: {so_far}{len(aside)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): {named}: "
             f"repair or remove them"
         )
     emit("set_aside", files=len(aside), of=total, named=named)

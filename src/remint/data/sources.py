@@ -112,7 +112,10 @@ def _only_file(path: Path) -> Path:
         return path
     found = folder.visible(path)
     alone = len(found) == 1 and (found[0].suffix in (*FILES, *TABLES) or archive.is_archive(found[0]))
-    return found[0] if alone else path
+    if not alone:
+        return path
+    folder.regular(found[0], path)
+    return found[0]
 
 
 def _table(

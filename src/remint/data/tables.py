@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -30,6 +31,10 @@ from remint.step import emit
 
 SUFFIXES = (".csv", ".parquet")
 MOST_VALUES = 1 << 28  # 2 GiB in double precision
+MOST_BYTES = 2 << 30  # of a CSV file, and of a Parquet file's text when it is written out
+MOST_COLUMNS = 10_000
+LONGEST_NAME = 200  # characters
+ROWS = 1 << 16  # of Parquet that are looked at at a time
 BOOLEANS = {"false", "true"}
 FAR = 10.0  # scales by which a column's mean may move before a person is told
 
@@ -91,6 +96,8 @@ def _texts(known: DataSpec | None, label: str | None) -> set[str]:
 
 def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> pa.Table:
     """``text``: columns that are read as they are written; ``header``: their names, in place of the first line."""
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: take fewer rows, or save it as Parquet")
     try:
         return pyarrow.csv.read_csv(
             path,
@@ -108,6 +115,7 @@ def _parquet(path: Path) -> pa.Table:
             rows, width = file.metadata.num_rows, file.metadata.num_columns
             if rows * width > MOST_VALUES:
                 raise DataError(f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: take fewer")
+            _small_enough(path, file)
             return file.read()
     except (pa.ArrowException, ValueError, MemoryError) as error:
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
@@ -115,6 +123,32 @@ def _parquet(path: Path) -> pa.Table:
         if error.errno is not None:
             raise
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
+
+
+def _small_enough(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
+    """Raises DataError where what is packed, or said once for many rows, is too much when it is written out."""
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    total = sum(group.total_byte_size for group in groups)
+    if total > MOST_BYTES:
+        raise DataError(f"{path} unpacks to {total >> 20:,} MiB, more than {MOST_BYTES >> 20:,}: take fewer rows")
+    texts = [field.name for field in file.schema_arrow if columns.is_text_type(field.type)]
+    if not texts:
+        return
+    total = 0
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as packed:
+        for batch in packed.iter_batches(ROWS, columns=texts):
+            total += sum(_written_out(batch.column(name)) for name in texts)
+            if total > MOST_BYTES:
+                raise DataError(f"{path} holds more than {MOST_BYTES >> 20:,} MiB of text: drop its longest columns")
+
+
+def _written_out(column: pa.Array) -> int:
+    """Bytes of a column's texts, each as often as it occurs."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    length_K = pyarrow.compute.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+    code_N = column.indices.drop_null().to_numpy(zero_copy_only=False)
+    return int(length_K[code_N].sum())
 
 
 def _one_line(error: BaseException) -> str:
@@ -131,10 +165,15 @@ def _check_names(where: str, table: pa.Table) -> None:
         names = table.column_names
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: the columns' names are not UTF-8: save it so") from error
+    if len(names) > MOST_COLUMNS:
+        raise DataError(f"{where} has {len(names):,} columns, more than {MOST_COLUMNS:,}: take fewer")
+    place: dict[str, int] = {}
     for index, name in enumerate(names):
         if not name.strip():
             raise DataError(f"{where}: column {index + 1} has no name: give it one, or leave it out (pandas: index=False)")
-        if name in names[:index]:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise DataError(f"{where}: column {index + 1} has a name that cannot be printed, or is too long: {name[:40]!r}")
+        if place.setdefault(name, index) < index:
             raise DataError(f"{where}: two columns are named '{name}': rename one of them")
     if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise DataError(f"{where} is separated by {mark!r}: save it with commas")

@@ -1,0 +1,128 @@
+"""Of an image file, what its pixels follow from: its parts are walked before Pillow sees any of them.
+
+Pillow reads each part of a file in Python, keeps all text, and copies every entry of EXIF however often two entries claim the
+same bytes: so a file of a few megabytes can take it minutes, or gigabytes. Here parts are counted, scans are counted, EXIF is
+read for the one entry that matters, and of PNG and JPEG nothing else goes on that no pixel depends on. WebP is read by its own
+library, in C, and goes on as it is.
+
+    PNG     signature, then parts: length, kind, content, CRC-32 (W3C, PNG, third edition, 2025)
+    JPEG    markers FF xx, each with its length; after SOS the coded data, in which FF is followed by 00 or D0 .. D7 (ITU-T T.81)
+    WebP    RIFF: kind, length, content padded to an even number of bytes
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+MOST_PARTS = 100_000  # of one file: a PNG of the largest size that is read, in parts of a kilobyte, has no more
+MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
+MOST_WORK = 1 << 30  # pixels times scans: each scan goes over all of them
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+MARKER = re.compile(rb"\xff([^\x00\xff])")  # the next marker, whatever lies before it
+AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # the same in coded data, which restarts do not end
+ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+START, END, SCAN, APP0, APP1, APP14, LAST_APP, COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+EXIF = b"Exif\0\0"
+ORIENTATION, SHORT = 0x0112, 3  # a tag of EXIF, and the type of its value
+
+
+class Hostile(ValueError):
+    """A file that no camera or program writes; why, as the rest of a sentence."""
+
+
+def essence(content: bytes) -> tuple[bytes, int]:
+    """The file without what no pixel depends on, and how it is to be turned: EXIF's orientation, 1 to 8.
+
+    What is damaged goes on for the decoder to judge. Raises Hostile for more parts or scans than an image has.
+    """
+    if content.startswith(PNG):
+        return _png(content)
+    if content.startswith(b"\xff\xd8"):
+        return _jpeg(content)
+    return content, _webp_orientation(content)
+
+
+def _png(content: bytes) -> tuple[bytes, int]:
+    kept, turned, at = [PNG], 1, len(PNG)
+    for _ in range(MOST_PARTS):
+        if len(content) < at + 8:
+            break
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 12 + length
+        if kind in PNG_PARTS:
+            kept.append(content[at:end])
+        elif kind == b"eXIf":
+            turned = orientation(content[at + 8 : end - 4])
+        if kind == b"IEND":
+            break
+        at = end
+    else:
+        raise Hostile(f"has more than {MOST_PARTS:,} parts")
+    return b"".join(kept), turned
+
+
+def _jpeg(content: bytes) -> tuple[bytes, int]:
+    """The markers up to the first scan without comments and the applications' own, then all scans as they are."""
+    kept, turned, at, scans, pixels = [b"\xff\xd8"], None, 2, 0, 0
+    for _ in range(MOST_PARTS):
+        found = (AFTER_SCAN if scans else MARKER).search(content, at)
+        if found is None:
+            kept += [content[at:]] if scans else []
+            break
+        marker, start = found[1][0], found.start()
+        if scans:
+            kept.append(content[at:start])
+        at = found.end()
+        if marker == END:
+            kept.append(b"\xff\xd9")
+            break
+        if marker not in ALONE:
+            at += max(2, int.from_bytes(content[at : at + 2], "big"))
+        part = content[start:at]
+        if marker in FRAMES:
+            height, width = struct.unpack(">HH", part[5:9].ljust(4, b"\0"))
+            pixels = max(pixels, height * width)
+        scans += marker == SCAN
+        if scans > MOST_SCANS or scans * pixels > MOST_WORK:
+            raise Hostile(f"has {scans} scans of {pixels:,} pixels")
+        if marker == APP1 and turned is None and part[4:].startswith(EXIF):
+            turned = orientation(part[4:])
+        if marker not in (START, COMMENT) and (not APP0 <= marker <= LAST_APP or marker in (APP0, APP14)):
+            kept.append(part)
+    else:
+        raise Hostile(f"has more than {MOST_PARTS:,} parts")
+    return b"".join(kept), turned or 1
+
+
+def _webp_orientation(content: bytes) -> int:
+    at = 12
+    for _ in range(MOST_PARTS):
+        if len(content) < at + 8:
+            return 1
+        kind, length = struct.unpack_from("<4sI", content, at)
+        if kind == b"EXIF":
+            return orientation(content[at + 8 : at + 8 + length])
+        at += 8 + length + length % 2
+    raise Hostile(f"has more than {MOST_PARTS:,} parts")
+
+
+def orientation(exif: bytes) -> int:
+    """What EXIF says of how the image is to be turned (JEITA CP-3451, table 4); 1, as it is, where it says nothing."""
+    exif = exif.removeprefix(EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, directory)
+        for index in range(count):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, directory + 2 + 12 * index)
+            if tag == ORIENTATION:
+                return int(value) if kind == SHORT and 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # cut off
+    return 1

@@ -1,0 +1,41 @@
+"""Archives and folders that mean harm: refused in one line, soon, in little memory, with nothing written beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hostile_archives import ARCHIVES, HARMLESS
+from tests.measured import Reader, reader
+from tests.trials import Trials
+
+MOST_GROWN = 200 << 20  # bytes
+SOON = 2.0  # seconds of the processor
+
+
+@pytest.fixture(scope="module")
+def read() -> Iterator[Reader]:
+    with reader() as process:
+        yield process
+
+
+@pytest.mark.case(27)
+def test_hostile_archives_and_folders(trials: Trials, read: Reader, tmp_path: Path) -> None:
+    names = list(ARCHIVES)
+    for trial in trials(short=8, full=len(names)):
+        name = names[trial.number]
+        path = tmp_path / str(trial.number) / name
+        path.parent.mkdir()
+        ARCHIVES[name](path)
+        before = sorted(tmp_path.rglob("*"))
+        (found,) = read("source", path)
+        if name in HARMLESS:
+            assert found.ended == "read", (name, found)
+        else:
+            assert found.ended == "refused" and len(found.said.splitlines()) == 1, (name, found)
+            assert str(path) in found.said and sorted(tmp_path.rglob("*")) == before, name
+        assert found.grown < MOST_GROWN, (name, found)
+        trial.note(written_outside=0, slower_than_2_s=int(found.seconds > SOON))
+    assert not Path("/tmp/out.png").exists() and not list(tmp_path.rglob("out.png"))

@@ -1,0 +1,138 @@
+"""What reading hostile files costs: each is read in a forked process of its own, whose memory and time are measured.
+
+python -m tests.measured    a line of JSON on standard input: {"kind": .., "paths": [..]}; a line for each path on standard output
+
+A process that crashes, hangs or fills the memory ends alone, and its line says how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from remint.errors import RemintError
+
+LIMIT = 30  # seconds after which a process that reads is taken for one that hangs
+
+
+@dataclass(frozen=True)
+class Read:
+    """How one file was read."""
+
+    ended: str  # "read", "refused" (by an error of ours), "raised" (another's error), "signal 11" (crashed, or hung: 14)
+    said: str
+    seconds: float  # of the processor
+    grown: int  # bytes by which the peak of its memory rose above what the process began with
+    notes: dict[str, Any]
+
+
+class Reader:
+    """The process that forks."""
+
+    def __init__(self, stdin: IO[str], stdout: IO[str]) -> None:
+        self.stdin, self.stdout = stdin, stdout
+
+    def __call__(self, kind: str, *paths: Path) -> list[Read]:
+        self.stdin.write(json.dumps({"kind": kind, "paths": [str(path) for path in paths]}) + "\n")
+        self.stdin.flush()
+        return [Read(**json.loads(self.stdout.readline())) for _ in paths]
+
+
+@contextmanager
+def reader() -> Iterator[Reader]:
+    arguments = [sys.executable, "-m", "tests.measured"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        try:
+            yield Reader(process.stdin, process.stdout)
+        finally:
+            process.stdin.close()
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """A dataset's source, of whatever kind it is, down to the checked arrays."""
+    from remint.data import sources
+    from remint.recipe import DatasetSettings
+
+    kind = "table" if path.suffix in sources.TABLES else "image"
+    sources.snapshot("x", DatasetSettings(source=path.name, kind=kind), path.parent, path.parent / "out")
+    return {}
+
+
+def _images(path: Path) -> dict[str, Any]:
+    """A folder of image files, each decoded by itself: how many could be, why not, and the slowest, in seconds."""
+    from remint.data import folder, pictures
+    from remint.recipe import DatasetSettings, ResizeSettings
+
+    settings = DatasetSettings(source="x", channels=3, resize=ResizeSettings(size=[8, 8]))
+    good, slowest, aside = 0, ("", 0.0), dict[str, str]()
+    for file in folder.files(path):
+        began = time.process_time()
+        try:
+            good += pictures.decoded(file.read(), settings).shape == (3, 8, 8)
+        except pictures.Undecodable as error:
+            aside[file.name] = str(error)
+        slowest = max(slowest, (file.name, time.process_time() - began), key=lambda each: each[1])
+    return {"good": good, "aside": aside, "slowest": slowest[0], "seconds": slowest[1]}
+
+
+KINDS = {"source": _source, "images": _images}
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _child(kind: str, path: Path, out: int) -> None:
+    """Reads one file and says what came of it. Never returns."""
+    signal.alarm(LIMIT)
+    before, began = _peak(), time.process_time()
+    notes: dict[str, Any] = {}
+    try:
+        ended, said, notes = "read", "", KINDS[kind](path)
+    except RemintError as error:
+        ended, said = "refused", str(error)
+    except BaseException as error:
+        ended, said = "raised", f"{type(error).__name__}: {error}"
+    line = {"ended": ended, "said": said, "seconds": time.process_time() - began, "grown": _peak() - before, "notes": notes}
+    with os.fdopen(out, "w") as stream:
+        stream.write(json.dumps(line))
+    os._exit(0)
+
+
+def _read(kind: str, path: Path) -> str:
+    readable, writable = os.pipe()
+    child = os.fork()
+    if not child:
+        _child(kind, path, writable)
+    os.close(writable)
+    with os.fdopen(readable) as stream:
+        line = stream.read()
+    _, status, usage = os.wait4(child, 0)
+    if line:
+        return line
+    died = {"ended": f"signal {os.WTERMSIG(status)}", "said": "", "seconds": usage.ru_utime + usage.ru_stime}
+    return json.dumps({**died, "grown": usage.ru_maxrss * 1024 - _peak(), "notes": {}})
+
+
+def main() -> None:
+    from remint.data import idx, pictures, sources, tables  # noqa: F401 (once, and not in each process)
+
+    for line in sys.stdin:
+        asked = json.loads(line)
+        for path in asked["paths"]:
+            print(_read(asked["kind"], Path(path)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
