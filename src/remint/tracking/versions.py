@@ -83,11 +83,12 @@ class Registry(Runs):
 
     def standing(self, name: str) -> tuple[dict[str, int], dict[str, str]]:
         """The version that each alias of a model stands for, and the model's own tags; nothing where there is no such model."""
-        try:
-            with door(f"read the aliases of {name}"):
-                found = self._client.get_registered_model(name)
-        except NotFoundError:
+        # get_registered_model would load every version of it, of 10,000 in 0.3 s.
+        with door(f"read the aliases of {name}"):
+            models = self._client.search_registered_models(f"name = '{name}'") if "'" not in name else []
+        if not models:
             return {}, {}
+        (found,) = models
         tags = {key.removeprefix(PREFIX): value for key, value in found.tags.items() if key.startswith(PREFIX)}
         return {alias: int(version) for alias, version in found.aliases.items()}, tags
 
@@ -147,7 +148,7 @@ class Registry(Runs):
                 back = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=self.uri)
             except (FileNotFoundError, NotADirectoryError, mlflow.MlflowException) as error:
                 raise IntegrityError(f"{version.ref}: its files cannot be read from {source}: {first_line(error)}") from error
-            package.check(package.unpack(Path(back)), version).rename(to)
+            package.opened(Path(back), version).rename(to)
         return to
 
 
