@@ -14,7 +14,7 @@ from remint.errors import OrchestrationError
 from remint.home import Home
 from remint.records import Finding
 
-RISK = "It looks as if it were still at work, and a limit on runs of its schedule counts it: the next one waits."
+RISK = "It looks as if it were still at work."
 
 
 def run(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> tuple[list[Finding], Audit]:

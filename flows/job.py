@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
-from flows import progress
+from flows import handover, progress
 from flows.reconcile import reconcile
-from remint import config, jobs, stores, versioning, workspace
+from remint import config, jobs, leases, stores, versioning, workspace
 from remint.config import Params, PipelineSettings
-from remint.errors import Interrupted
+from remint.errors import Busy, Interrupted
 from remint.home import Home
 from remint.ledger import Ledger
 from remint.records import DatasetVersion, Evidence, SeedSpread, TrainedModel
@@ -34,6 +36,7 @@ class Retraining:
     reason: str
     commit: workspace.Commit
     dvc: versioning.Workspace
+    lease: leases.Lease
     trained: bool = False
     run_id: str | None = None  # MLflow's, while it is open
     rival: Path | None = None  # report folder of the champion on this job's data, once it is measured
@@ -85,8 +88,9 @@ class Retraining:
     def close_run(self, error: BaseException) -> None:
         """Ends the MLflow run that is still open with the reason why it did not come to its end."""
         if self.run_id is not None:
-            stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
-            self.tracking.end_run(self.run_id, "KILLED" if stopped else "FAILED", str(error) or type(error).__name__)
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit | TerminationSignal)
+            reason = handover.STOPPED if isinstance(error, TerminationSignal) else str(error) or type(error).__name__
+            self.tracking.end_run(self.run_id, "KILLED" if stopped else "FAILED", reason)
             self.run_id = None
 
     def tell(self, event: str, **fields: Any) -> None:
@@ -95,40 +99,61 @@ class Retraining:
 
 @contextmanager
 def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str | None) -> Iterator[Retraining]:
-    """A commit, a checkout of it with the overrides applied, and a lock that says that the job lives."""
+    """A commit, a checkout of it with the overrides applied, a lock that says that the job lives, the pipeline's lease."""
     repository = workspace.repository_of(Path.cwd())
     home = Home.of(repository).ensure()
-    began = time.monotonic()
-    reconcile(home)
     if jobs.is_collecting(home):
         progress.tell(pipeline, "notice", text="remint gc is at work: the job begins when it is over")
-    with jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")) as record:
+    with ExitStack() as stack:
+        stack.enter_context(handover.preemptible())
+        record = stack.enter_context(jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")))
+        lease = stack.enter_context(_alone(home, pipeline, record))
+        began = time.monotonic()
+        reconcile(home)
         commit = workspace.commit_of(repository, branch) if branch else workspace.commit_of_tree(repository)
         record.note(commit=commit.sha)
+        stack.callback(workspace.remove, home.workspaces / record.id)
         folder = workspace.check_out(repository, commit, home.workspaces / record.id)
+        content = config.read(folder)
+        config.validate(content).pipeline(pipeline)
+        if overrides:
+            content = config.override(content, pipeline, overrides)
+            config.write(content, folder)
+        job = Retraining(
+            home=home,
+            record=record,
+            pipeline=pipeline,
+            params=config.validate(content),
+            overrides=config.overrides_as_dict(overrides),
+            reason=reason,
+            commit=commit,
+            dvc=versioning.Workspace(folder, home, logs=record.folder),
+            lease=lease,
+        )
+        job.seconds["workspace"] = time.monotonic() - began
+        job.tell("workspace", commit=commit.sha[:10], dirty=commit.dirty)
         try:
-            content = config.read(folder)
-            config.validate(content).pipeline(pipeline)
-            if overrides:
-                content = config.override(content, pipeline, overrides)
-                config.write(content, folder)
-            params = config.validate(content)
-            job = Retraining(
-                home=home,
-                record=record,
-                pipeline=pipeline,
-                params=params,
-                overrides=config.overrides_as_dict(overrides),
-                reason=reason,
-                commit=commit,
-                dvc=versioning.Workspace(folder, home, logs=record.folder),
-            )
-            job.seconds["workspace"] = time.monotonic() - began
-            job.tell("workspace", commit=commit.sha[:10], dirty=commit.dirty)
-            try:
-                yield job
-            except BaseException as error:
-                job.close_run(error)
-                raise
-        finally:
-            workspace.remove(folder)
+            yield job
+        except BaseException as error:
+            job.close_run(error)
+            raise
+
+
+@contextmanager
+def _alone(home: Home, pipeline: str, record: jobs.Job) -> Iterator[leases.Lease]:
+    """The lease of the pipeline, waited for; but no two scheduled runs of it queue up: the later leaves as Skipped."""
+    holder = leases.Holder.of(pipeline, record)
+
+    def say(text: str) -> None:
+        progress.tell(pipeline, "notice", text=text)
+
+    with ExitStack() as stack:
+        if handover.is_deployed():
+            try:  # a process of this very flow run is on its way out, or was thought dead
+                mine = leases.held(
+                    home, f"schedule of {pipeline}", holder, say, waits=lambda other: other.flow_run == holder.flow_run
+                )
+                stack.enter_context(mine)
+            except Busy as busy:
+                handover.end_as(Cancelled(name="Skipped", message=str(busy)), otherwise=busy)
+        yield stack.enter_context(leases.held(home, pipeline, holder, say))

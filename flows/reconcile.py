@@ -1,10 +1,12 @@
 """Gives what a killed job left open an end: Prefect's flow run, MLflow's run, its workspace. Every job does it first.
 
+A worker does it when it starts and when Prefect has it do so (flows/tidy.py), and lets deployed runs go on besides.
 ``remint audit`` asks the same of Prefect without changing anything: which flow runs are open and have no process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +14,19 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import AwaitingRetry, Crashed
 
 from remint import jobs, stores, workspace
 from remint.home import Home
@@ -23,7 +34,8 @@ from remint.jobs import Job
 
 FLOWS = ["retrain", "train seed", "seed spread"]  # ours; a shared server has others
 OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
-UNATTENDED = 300.0  # seconds after which a flow run without a job has no process: starting one takes less
+UNATTENDED = 120.0  # seconds after which a flow run without a job has no process: starting one takes less
+RESTARTS = 5  # deaths of its processes after which a deployed run is left to a person
 SETTLE = 3.0  # seconds between two looks, lest a run that is just ending is taken for one without a process
 PAGE = 200  # flow runs in one request
 
@@ -43,6 +55,46 @@ def reconcile(home: Home) -> list[str]:
     return [end(home, job) for job in jobs.dead(home)]
 
 
+def sweep(home: Home, *, own: bool) -> list[str]:
+    """Reconciles, ends the open flow runs that have no process, and lets deployed runs go on; a line each. ``own``: see left."""
+    with home.lock("sweep").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = reconcile(home)
+        for each in left(home, own=own):
+            crash(each.id, "no process was at work on it")
+            said.append(f"flow run {each.name} ({each.id}) was {each.state}, and no process was at work on it")
+        return said + restart(home)
+
+
+def restart(home: Home) -> list[str]:
+    """Hands the newest run of each schedule of this home back to Prefect where it crashed; a line each."""
+    alive = {job.facts.get("flow_run") for job in jobs.alive(home)}
+    said = []
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"]))):
+            run = _newest(client, deployment.id)
+            ours = deployment.job_variables.get("working_dir") == str(home.repository)
+            if not ours or run is None or run.state_type != StateType.CRASHED or str(run.id) in alive:
+                continue
+            deaths = sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
+            if deaths <= RESTARTS:
+                why = f"its process died ({deaths} of at most {RESTARTS} times): a worker goes on from the checkpoint"
+                client.set_flow_run_state(run.id, AwaitingRetry(message=why))
+                said.append(f"{deployment.name}: {why}")
+    return said
+
+
+def _newest(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
+    """The run of a deployment that was due last, of those that were begun."""
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.SCHEDULED]))),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=1,
+    )
+    return runs[0] if runs else None
+
+
 def end(home: Home, job: Job) -> str:
     """Ends what one dead job left open; the reason that stands in Prefect and MLflow."""
     facts = job.facts
@@ -55,7 +107,9 @@ def end(home: Home, job: Job) -> str:
     if facts.get("mlflow_run"):
         store.end_run(facts["mlflow_run"], "KILLED", reason)
     store.close_stale()  # one that was opened and not yet noted when the process died
-    workspace.remove(home.workspaces / job.id)
+    copies = (job.folder / "champion", *job.folder.glob(".fetch-*"), *home.path.glob(f"evaluations/.*.{job.id}"))
+    for folder in (home.workspaces / job.id, *copies):
+        workspace.remove(folder)
     job.note(done=True)
     return reason
 

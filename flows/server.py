@@ -23,11 +23,20 @@ from typing import Any
 from remint import processes
 from remint.errors import OrchestrationError
 from remint.home import Home
+from remint.step import PARENT, lineage
 from remint.versioning import last_words
 
 START_LIMIT = 180.0  # seconds; the first start on an empty folder migrates Prefect's database
 
 SERVER = "import sys; from remint.step import die_with_parent; die_with_parent(); import uvicorn; uvicorn.main(sys.argv[1:])"
+
+HEARTBEAT = 30  # seconds between two signs of life of a flow run; Prefect takes none that is shorter
+
+# What lets a run live through a server that is away, and the server know that it lives.
+STEADY = {
+    "PREFECT_CLIENT_MAX_RETRIES": "7",  # four minutes, each wait twice the one before
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
+}
 
 # What a server that lives for one command does not need: block types for a UI that nobody opens, schedules, late runs.
 ONE_SHOT = {
@@ -48,6 +57,7 @@ def environment(home: Home) -> dict[str, str]:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        **STEADY,
     }
 
 
@@ -109,7 +119,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         with log.open("wb") as output:
             server = subprocess.Popen(
                 [sys.executable, "-c", SERVER, *arguments],
-                env={**os.environ, **ONE_SHOT},
+                env={**os.environ, **ONE_SHOT, PARENT: lineage()},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

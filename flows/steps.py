@@ -116,6 +116,7 @@ def train(job: Retraining) -> None:
     report = progress.reporter(job.pipeline, "train")
 
     def on_event(event: dict[str, Any]) -> None:
+        job.lease.check()
         if event["event"] == "started":
             _open_run(job)
         elif event["event"] == "metrics" and job.run_id:
@@ -162,6 +163,7 @@ def register(job: Retraining) -> ModelVersion:
         return fresh.check(bundle, log, environment)
 
     with timed(job, "register"):
+        job.lease.confirm()
         tags, files = lineage.tags(job), lineage.files(job)
         workspace.pin(job.home.repository, job.commit.sha)
         version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files, verify)
@@ -240,6 +242,7 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
 
 
 def _append(job: Retraining, decision: Decision) -> LedgerRow:
+    job.lease.confirm()
     why = "\n".join([*decision.reasons, *([f"reason given: {job.reason}"] if job.reason else [])])
     return job.ledger.append(
         model=job.pipeline,

@@ -15,8 +15,10 @@
         |-- TrackingError        MLflow
         |-- LedgerError          the promotion ledger
         |   |-- ChampionChanged    the compare-and-swap was lost: somebody promoted first
+        |   |-- LeaseLost          another job took the pipeline over while this one slept
         |   `-- ApprovalExpired    the data changed since the approval was asked for
         |-- OrchestrationError   Prefect
+        |-- Busy                 another run of the same pipeline is at work
         `-- Interrupted          Ctrl-C or SIGTERM: children stopped, work so far kept
 
 The message of each says what is wrong, where (file and key), and what to do. A secret in it is taken out (remint.redaction):
@@ -93,11 +95,19 @@ class ChampionChanged(LedgerError):
     pass
 
 
+class LeaseLost(LedgerError):
+    pass
+
+
 class ApprovalExpired(LedgerError):
     pass
 
 
 class OrchestrationError(RunError):
+    pass
+
+
+class Busy(RunError):
     pass
 
 

@@ -1,7 +1,8 @@
-"""Which jobs are alive. A job holds a lock on its folder; one whose lock is free and that never said done has died.
+"""Which jobs are alive. A job holds a lock on its folder; one whose locks are free and that never said done has died.
 
 HOME/jobs/ID/job.json    what it is: pipeline, process, Prefect's flow run, MLflow's run
 HOME/jobs/ID/lock        held while the job lives; the kernel frees it however the process ends
+HOME/jobs/ID/children    held by each process that the job started: a trainer may outlive its flow by some seconds
 HOME/jobs/ID/*.log       what dvc and the steps printed
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.home import Home
+from remint.processes import CHILDREN
 
 KEPT = 20  # finished jobs whose logs are kept
 COLLECT = "collect"  # name of the lock that jobs begin under, shared, and remint gc removes under, alone
@@ -67,15 +69,20 @@ def dead(home: Home) -> list[Job]:
     found = []
     for folder in sorted(home.jobs.glob("*")):
         job = Job(folder)
-        if (folder / "job.json").exists() and not job.facts.get("done") and _is_free(folder / "lock"):
+        if (folder / "job.json").exists() and not job.facts.get("done") and is_over(folder):
             found.append(job)
     return found
 
 
 def alive(home: Home) -> list[Job]:
-    """Jobs whose process runs."""
+    """Jobs whose process runs, or one that it started."""
     folders = (folder for folder in sorted(home.jobs.glob("*")) if (folder / "lock").exists())
-    return [Job(folder) for folder in folders if not _is_free(folder / "lock")]
+    return [Job(folder) for folder in folders if not is_over(folder)]
+
+
+def is_over(folder: Path) -> bool:
+    """Whether of the job of this folder no process is left."""
+    return _is_free(folder / "lock") and _is_free(folder / CHILDREN)
 
 
 @contextmanager

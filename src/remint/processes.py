@@ -15,9 +15,13 @@ from types import FrameType
 from typing import Any
 
 from remint.errors import Interrupted
-from remint.step import PARENT
+from remint.redaction import redact_file
+from remint.step import HELD, PARENT, lineage
 
+CHILDREN = "children"  # file in a job's folder that each child keeps a lock on while it lives
 GRACE = 30.0  # seconds that a child has to write its checkpoint after SIGTERM
+
+AGAIN = "interrupted: the children were stopped and what was done is kept; run the same command again to go on"
 
 stopping = threading.Event()  # set by Ctrl-C: every wait below ends with Interrupted
 
@@ -48,15 +52,15 @@ def run(
 ) -> int:
     """Runs a command in a process group of its own until it ends; its exit status.
 
-    Output goes to ``log`` (appended). Each line that the child appends to ``events`` is handed to
-    ``on_event`` as it comes. Whatever ends the wait, the whole group is stopped: SIGTERM, then
-    SIGKILL after GRACE seconds. Raises Interrupted where ``stopping`` was set.
+    Output goes to ``log`` (appended); its folder is the job's, which is not over while the child lives (remint.jobs).
+    Each line that the child appends to ``events`` is handed to ``on_event`` as it comes. Whatever ends the wait,
+    the whole group is stopped: SIGTERM, then SIGKILL after GRACE seconds. Raises Interrupted where ``stopping`` was set.
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
-            env={**env, PARENT: str(os.getpid())},
+            env={**env, PARENT: lineage(), HELD: env.get(HELD) or str(log.absolute().parent / CHILDREN)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -66,14 +70,13 @@ def run(
     try:
         while child.poll() is None:
             if stopping.wait(0.05):
-                raise Interrupted(
-                    "interrupted: the children were stopped and what was done is kept; run the same command again to go on"
-                )
+                raise Interrupted(AGAIN)
             offset = _read(events, offset, on_event)
         _read(events, offset, on_event)
         return child.returncode
     finally:
         stop(child)
+        redact_file(log)
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

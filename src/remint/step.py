@@ -8,10 +8,13 @@ error that ended it), and the flow reads along. By hand the same lines go to sta
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,9 @@ from typing import Any
 from remint.errors import RemintError, StorageError
 
 EVENTS = "REMINT_EVENTS"  # file that a flow reads along
-PARENT = "REMINT_PARENT"  # pid of the process that started this one and must not be outlived
+PARENT = "REMINT_PARENT"  # pids, oldest first, of the processes that this one stands below and must not outlive
+HELD = "REMINT_HELD"  # file that this process keeps a lock on while it lives: until then its job is not over (remint.jobs)
+ORPHANED = 4.0  # seconds that a process has to write its checkpoint once one of them has died; then it is killed
 RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether anything is to do: a step that would run says so
 WOULD_RUN = 75  # exit status of a step under RESTORE_ONLY
 
@@ -40,18 +45,45 @@ def emit(event: str, **fields: Any) -> None:
         print(" ".join([event, *words]), file=sys.stderr)
 
 
-def die_with_parent() -> None:
-    """Asks the kernel to send SIGTERM to this process when its parent dies (Linux; elsewhere nothing).
+def lineage() -> str:
+    """The value of PARENT for a child of this process."""
+    own = str(os.getpid())
+    return ",".join([*(pid for pid in os.environ.get(PARENT, "").split(",") if pid not in ("", own)), own])
 
-    Ends at once where the parent was killed before the kernel was asked.
+
+def die_with_parent() -> None:
+    """Ends this process with those that it stands below: SIGTERM when one dies, however, SIGKILL ORPHANED seconds later (Linux).
+
+    Each process watches all that it stands below, so that a whole tree ends at once and not link after link; a shell in
+    between, which asks for nothing, is no gap. Ends at once where one has died before.
     """
+    if os.environ.get(HELD):
+        fcntl.flock(os.open(os.environ[HELD], os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_SH)  # the kernel closes it
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        parent = os.environ.get(PARENT)
-        if parent and not Path(f"/proc/{parent}").exists():
-            raise SystemExit(128 + signal.SIGTERM)
-    os.environ[PARENT] = str(os.getpid())  # for our own children
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # outlives exec, and needs no thread that gets its turn
+        _watch([int(pid) for pid in os.environ.get(PARENT, "").split(",") if pid not in ("", str(os.getpid()))])
+    os.environ[PARENT] = lineage()
+
+
+def _watch(pids: list[int]) -> None:
+    ends = select.poll()
+    for pid in pids:
+        try:
+            ends.register(os.pidfd_open(pid), select.POLLIN)
+        except ProcessLookupError:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except OSError:
+            return  # a kernel before 5.3: the nearest parent's death alone is noticed
+
+    def follow() -> None:
+        ends.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHANED)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if pids:
+        threading.Thread(target=follow, name="die with parent", daemon=True).start()
 
 
 def run(main: Callable[[str], None], *, always: bool = False) -> None:

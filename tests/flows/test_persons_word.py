@@ -57,6 +57,7 @@ class Job:
         recipe = SimpleNamespace(but_seed=dict)
         self.settings = SimpleNamespace(promotion=promotion_rules, recipe=recipe, metrics=lambda: ["nll"])
         self.dataset, self.seconds = SimpleNamespace(name="digits", digest="d" * 64), dict[str, float]()
+        self.lease = SimpleNamespace(confirm=lambda: None)
         self.told: list[tuple[str, dict[str, Any]]] = []
 
     @property

@@ -1,0 +1,216 @@
+"""One retraining of a pipeline at a time: real holders, killed and stopped, on real databases; clocks that jump."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from remint import jobs, leases, processes
+from remint.errors import Busy, Interrupted, LeaseLost
+from remint.home import Home
+from tests.postgres import Postgres
+from tests.trials import Trials
+
+# Takes the lease of "m" and keeps it; what it is told, it writes; where it loses the lease, it says so.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from remint import jobs, leases
+from remint.errors import LeaseLost
+from remint.home import Home
+place, machine = sys.argv[1:3]
+leases.BEAT, leases.LOOK, leases.SILENT = 0.1, 0.1, 600.0
+if machine:
+    leases.machine = lambda: machine
+out = open("said", "a", buffering=1)
+home = Home(Path("."), Path(place))
+with jobs.live(home, pipeline="m", flow_run="") as job:
+    with leases.held(home, "m", leases.Holder.of("m", job), lambda text: out.write(f"waits {text}\\n")) as lease:
+        out.write(f"has {lease.term}\\n")
+        while True:
+            time.sleep(0.05)
+            try:
+                lease.check()
+            except LeaseLost as error:
+                out.write(f"lost {error}\\n")
+                break
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundredth of a lease's patience; the full trials of case 16 have all of it."""
+    monkeypatch.setattr(leases, "BEAT", 0.1)
+    monkeypatch.setattr(leases, "LOOK", 0.1)
+    monkeypatch.setattr(leases, "SILENT", 1.5)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, tmp_path / "home").ensure()
+
+
+@pytest.fixture
+def start(home: Home, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts a holder in a folder of its own, and waits until it has said ``word``."""
+    with ExitStack() as stack:
+
+        def begin(name: str, machine: str = "", word: str = "has") -> subprocess.Popen[bytes]:
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            process = subprocess.Popen([sys.executable, "-c", HOLDER, str(home.path), machine], cwd=folder)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            heard(folder, word)
+            return process
+
+        yield begin
+
+
+def heard(folder: Path, word: str) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        lines = (folder / "said").read_text().splitlines() if (folder / "said").exists() else []
+        for line in lines:
+            if line.startswith(word):
+                return line
+        time.sleep(0.02)
+    raise AssertionError(f"{folder.name} did not say {word!r}")
+
+
+def take(home: Home, told: list[str] | None = None, **options: object) -> int:
+    """Takes the lease of "m" as a job of this process and gives it back; its term."""
+    with jobs.live(home, pipeline="m", flow_run="") as job:
+        holder = leases.Holder.of("m", job)
+        with leases.held(home, "m", holder, (told if told is not None else []).append, **options) as lease:  # type: ignore[arg-type]
+            lease.confirm()
+            return lease.term
+
+
+def test_what_is_given_back_is_taken_again(home: Home) -> None:
+    assert [take(home) for _ in range(3)] == [1, 2, 3]
+
+
+def test_different_pipelines_do_not_wait(home: Home) -> None:
+    with ExitStack() as stack:
+        for name in ("a", "b", "c"):
+            job = stack.enter_context(jobs.live(home, pipeline=name, flow_run=""))
+            refuse = lambda _: False  # noqa: E731
+            stack.enter_context(leases.held(home, name, leases.Holder.of(name, job), print, waits=refuse))
+
+
+def test_the_second_waits_for_the_first_and_names_it(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    first = start("first")
+    told: list[str] = []
+    terms: list[int] = []
+    second = threading.Thread(target=lambda: terms.append(take(home, told)))
+    second.start()
+    time.sleep(3 * leases.SILENT)  # a live holder of this host is not broken, however long it takes
+    assert not terms
+    (line,) = told
+    assert f"process {first.pid} on {leases.Holder.of('m', jobs.Job(home.jobs / 'x')).host}" in line and "since" in line
+    first.kill()
+    second.join(timeout=10)
+    assert terms == [2]
+
+
+def test_the_second_leaves_where_it_does_not_wait(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    first = start("first")
+    with pytest.raises(Busy, match=rf"m is being retrained by job .* \(process {first.pid} on"):
+        take(home, waits=lambda _: False)
+
+
+def test_ctrl_c_ends_the_waiting(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    start("first")
+    threading.Timer(0.3, processes.stopping.set).start()
+    try:
+        with pytest.raises(Interrupted, match="while it waited: m is being retrained by job"):
+            take(home)
+    finally:
+        processes.stopping.clear()
+
+
+def test_a_stopped_holder_of_this_host_is_alive(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    first = start("first")
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(2 * leases.SILENT)
+    with pytest.raises(Busy):
+        take(home, waits=lambda _: False)
+
+
+def test_a_holder_that_slept_on_another_host_finds_its_lease_gone(
+    home: Home, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    first = start("first", "elsewhere")
+    first.send_signal(signal.SIGSTOP)
+    assert take(home) == 2
+    first.send_signal(signal.SIGCONT)
+    assert "its lease was taken over" in heard(tmp_path / "first", "lost")
+
+
+def test_a_lost_lease_is_noticed_before_an_effect(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the thread had no turn yet: ``confirm`` asks the database."""
+    monkeypatch.setattr(leases, "BEAT", 600.0)
+    with jobs.live(home, pipeline="m", flow_run="") as job:
+        holder = leases.Holder.of("m", job)
+        with leases.held(home, "m", holder, print) as lease:
+            lease.confirm()
+            book = leases.Leases(home.ledger_url)
+            other = leases.Holder.of("m", jobs.Job(home.jobs / "other"))
+            assert book.take("m", other, book.look("m")) == 2
+            lease.check()  # nobody has told it yet
+            with pytest.raises(LeaseLost, match="taken over: m is being retrained by job other"):
+                lease.confirm()
+        assert book.look("m").holder == other, "a job that lost its lease does not give away another's"
+
+
+def test_only_one_of_many_waiters_takes_over(home: Home) -> None:
+    """Compare-and-swap: of those who saw the same dead holder one wins."""
+    book = leases.Leases(home.ledger_url)
+    dead = leases.Holder.of("m", jobs.Job(home.jobs / "gone"))
+    book.take("m", dead, book.look("m"))
+    seen, won = book.look("m"), []
+    rivals = [leases.Holder.of("m", jobs.Job(home.jobs / str(number))) for number in range(8)]
+    threads = [threading.Thread(target=lambda each=each: won.append(book.take("m", each, seen))) for each in rivals]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(term for term in won if term) == [2] and won.count(None) == 7
+
+
+@pytest.mark.case(16)
+@pytest.mark.parametrize("machine", ["", "elsewhere"])
+def test_free_again_when_holder_and_server_were_killed(
+    postgres: Postgres,
+    trials: Trials,
+    tmp_path: Path,
+    machine: str,
+    start: Callable[..., subprocess.Popen[bytes]],
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if trials.soak:
+        monkeypatch.setattr(leases, "SILENT", 60.0)
+        monkeypatch.setattr(leases, "BEAT", 5.0)
+    for trial in trials(short=1, full=5):
+        name = f"lease{trial.number}{machine}"
+        monkeypatch.setenv("REMINT_LEDGER", postgres.database(name))
+        holder = start(name, machine)
+        time.sleep(trial.random.uniform(0.0, 0.3))
+        postgres.stop()
+        holder.kill()
+        holder.wait()
+        began = time.monotonic()
+        postgres.start()
+        assert take(home) == 2
+        assert time.monotonic() - began < 120.0
+        trial.note(taken_over=1, after_120_s=0)
