@@ -13,6 +13,10 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from flows import discretion
+
+discretion.install()
+
 Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, what is said of it
 
 listeners: list[Listener] = []
@@ -25,6 +29,12 @@ NOTICES = {
     "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from that of the first import ({before:.4g})",
     "leakage": "of the {checked} held-out examples {exact} exactly and {near} nearly stand in the training split",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
+    # ... and of a training that met with something and goes on.
+    "damaged_checkpoint": "{message}; it was set aside as {kept}, and the checkpoint before it is used",
+    "skipped": "step {step} was skipped, {skipped} in all so far: {message}",
+    "rolled_back": "at step {step} {message}: back to step {to} with {learning_rate:.3g} times the learning rate ({time} of {times})",
+    "diverged_before": "this training diverged before (what is known of it: {record}); it is tried again from step {step}",
+    "restarted": "{message}: it was killed, and all {processes} go on from the last checkpoint",
 }
 
 _LOGGED = {"notice", "workspace", "step", "ran", "restored", "registered", "decided", "unchanged"}

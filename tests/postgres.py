@@ -37,6 +37,19 @@ class Postgres:
     def stop(self) -> None:
         self.control("-m", "immediate", "stop")
 
+    def lock(self, role: str, password: str) -> None:
+        """Makes a role that may make databases, and must give its password."""
+        import psycopg
+        from psycopg import sql
+
+        rules = self.folder / "data/pg_hba.conf"
+        rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{rules.read_text()}")
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
+            )
+            connection.execute("SELECT pg_reload_conf()")
+
     def database(self, name: str) -> str:
         """The address of a new, empty database."""
         import psycopg

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from remint.errors import LedgerError, SettingsError
 
 BUSY = 60.0  # seconds that a writer waits for others
-ATTEMPTS = 4  # times that a lost connection is made again
+ATTEMPTS = 6  # times that a lost connection is made again: for 15 seconds
 
 Result = TypeVar("Result")
 
@@ -102,7 +102,7 @@ def _engine(url: str) -> sa.Engine:
         if address.database:
             Path(address.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(address, connect_args={"timeout": BUSY}, poolclass=sa.NullPool)
-    except (ArgumentError, NoSuchModuleError):
+    except (ArgumentError, NoSuchModuleError, ValueError):
         raise SettingsError("REMINT_LEDGER: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE") from None
     except ModuleNotFoundError as error:
         raise SettingsError(f"REMINT_LEDGER: PostgreSQL needs {error.name}: pip install 'psycopg[binary]'") from None

@@ -16,8 +16,17 @@ What lies on S3 is found with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFIL
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from remint.errors import IntegrityError, NotFoundError, SettingsError
+
+# What datasets, pipelines and models may be called: they become names of files, artifacts and branches of a tree, words of
+# commands that dvc gives to a shell, and parts of MLflow's queries.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+KEY = re.compile(r"[0-9a-f]{64}")  # of a version, TrainedModel.key
+CREDENTIALS = re.compile(r"://[^/]*:(?!\d*(/|$))")  # in an address: what follows its host's colon is no port
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,9 @@ class Home:
 
     @property
     def tracking_uri(self) -> str:
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow/mlflow.db"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow/mlflow.db"
+        # Which driver the bare name means changes with SQLAlchemy's version; psycopg 3 is the one that is tested.
+        return uri.replace("postgresql://", "postgresql+psycopg://", 1) if uri.startswith("postgresql://") else uri
 
     @property
     def artifacts(self) -> str:
@@ -82,8 +93,16 @@ class Home:
     def reports(self) -> Path:
         return self.path / "reports"
 
+    def copy(self, key: str) -> Path:
+        """This machine's copy of the version with that key. Raises IntegrityError for what is no key: MLflow's tags say it."""
+        if KEY.fullmatch(key) is None:
+            raise IntegrityError(f"the tag remint.key says {key[:100]!r}, which is no key: remint did not write it")
+        return self.path / "models" / key
+
     def report(self, model: str, version: int) -> Path:
-        """Report and pictures of one version."""
+        """Report and pictures of one version. Raises NotFoundError for a model that no pipeline can be called like."""
+        if not is_name(model):
+            raise NotFoundError(f"{model[:100]!r} is not the name of a model of remint's: it has no report")
         return self.reports / model / str(version)
 
     def lock(self, name: str) -> Path:
@@ -96,7 +115,19 @@ class Home:
         return self
 
 
+def is_name(text: str) -> bool:
+    """Whether a dataset, pipeline or model may be called this."""
+    return NAME.fullmatch(text) is not None
+
+
 def _address(variable: str) -> str | None:
-    """A folder, absolute, or an address such as s3://bucket/prefix; None where the variable is not set."""
+    """A folder, absolute, or an address such as s3://bucket/prefix; None where the variable is not set.
+
+    Raises SettingsError for one with credentials in it: it is written down, with every run that keeps files there.
+    """
     value = os.environ.get(variable, "").rstrip("/")
+    if CREDENTIALS.search(value):
+        raise SettingsError(
+            f"{variable}: expected s3://bucket/prefix, without credentials (those belong into ~/.aws or the environment)"
+        )
     return (value if "://" in value else str(Path(value).expanduser().absolute())) if value else None

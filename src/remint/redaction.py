@@ -24,6 +24,8 @@ WORD = 12  # characters: a shorter one is only hidden where it stands as a word 
 
 # scheme://user:password@host; http has tokens in the user's place as well. A @ behind a / belongs to a path.
 ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*)://([^\s/\"'<>]*)@", re.IGNORECASE)
+# The value of a variable as a whole, where a key with a / in it can be told from a path.
+OWN_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(\S*)@\S*", re.IGNORECASE)
 # password=.. of a query or of libpq's settings, aws_secret_access_key = ..
 SETTING = re.compile(
     r"\b([\w.-]*(?:password|passwd|secret|token|signature|credential|api_?key|access_?key)[\w.-]*)(\s*=\s*)"
@@ -70,7 +72,8 @@ def _of(name: str, value: str) -> Iterator[str]:
         if separator and name.endswith("AUTH_STRING"):
             plain.append(password)
             yield base64.b64encode(value.encode()).decode()  # as a header has it
-    plain += [who.partition(":")[2] for _, who in ADDRESS.findall(value)]
+    own = OWN_ADDRESS.fullmatch(value)
+    plain += [own[1].partition(":")[2]] if own else [who.partition(":")[2] for _, who in ADDRESS.findall(value)]
     plain += [setting for _, _, setting in SETTING.findall(value)]
     for secret in plain:
         yield from (secret, unquote(secret), quote(unquote(secret), safe=""))

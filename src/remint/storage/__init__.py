@@ -10,8 +10,8 @@ that it vouches for: whenever a process dies, the next one goes on from what is 
 own affair (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on): neither is written down, nor repeated in an error.
 """
 
-from remint.storage.bucket import SCHEME
+from remint.storage.bucket import SCHEME, answers
 from remint.storage.file import fetch_file
 from remint.storage.folder import Fetched, fetch, held
 
-__all__ = ["SCHEME", "Fetched", "fetch", "fetch_file", "held"]
+__all__ = ["SCHEME", "Fetched", "answers", "fetch", "fetch_file", "held"]

@@ -50,9 +50,9 @@ class _Broken(Exception):
 class Bucket:
     """What lies below ``prefix``. One for all threads of a fetch."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, requests: int = REQUESTS) -> None:
         self.bucket, self.prefix = bucket, prefix
-        self.s3 = _client()
+        self.s3 = _client(requests)
 
     def objects(self) -> dict[str, Listed]:
         """Everything below the prefix, by its path in the folder; or the one object that the prefix itself names.
@@ -160,12 +160,19 @@ def _listed(name: str, entry: Mapping[str, Any]) -> Listed:
     return Listed(name, entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), entry["LastModified"])
 
 
-def _client() -> Any:
+def answers(where: str, url: str) -> None:
+    """Asks once whether these credentials may list what lies at an address. Raises as ``door`` does."""
+    with door(f"{where}: {url}"):
+        asked = Bucket(*parse(where, url), requests=1)
+        asked.s3.list_objects_v2(Bucket=asked.bucket, Prefix=asked.prefix, MaxKeys=1)
+
+
+def _client(requests: int) -> Any:
     import boto3.session
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": REQUESTS},
+        retries={"mode": "standard", "total_max_attempts": requests},
         response_checksum_validation="when_supported",  # whatever the environment says: with when_required flipped bytes pass
         max_pool_connections=CONNECTIONS,
         connect_timeout=10,

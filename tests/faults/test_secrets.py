@@ -1,0 +1,317 @@
+"""Thirty secrets, each planted where a person has one, and made to fail: none is in what is said, logged or written (case 29).
+
+What a whole run leaves behind is searched in tests/e2e/test_access.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import http.server
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import urllib.parse
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows import doctor
+from flows.discretion import Discretion
+from remint import cli, database, ledger, processes, storage, workspace
+from remint.errors import RemintError, RepositoryError
+from remint.home import Home
+from remint.storage import bucket as s3_door
+from remint.tracking import Tracking
+from remint.versioning import reach as remote
+from tests.leaks import Search, secrets
+from tests.postgres import Postgres
+from tests.s3 import Server
+from tests.trials import Trials
+
+NOBODY = "127.0.0.1:9"  # the port "discard", where nobody listens
+
+
+@dataclass
+class Place:
+    """Where a trial takes place. ``said``: all that was said in it."""
+
+    repository: Path
+    home: Home
+    postgres: Postgres
+    s3: Server
+    environment: pytest.MonkeyPatch
+    said: list[str]
+
+    def set(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self.environment.setenv(name, value)
+
+    def fails(self, act: Callable[[], object], kind: type[RemintError] = RemintError) -> None:
+        """Does what fails with an error of ours, and takes down what a person and Prefect's log would have of it."""
+        stream = io.StringIO()
+        handler, logger = logging.StreamHandler(stream), logging.Logger("as of Prefect")
+        handler.addFilter(Discretion())
+        logger.addHandler(handler)
+        with pytest.raises(kind) as caught:
+            act()
+        logger.error("Encountered an exception: %s", caught.value, exc_info=caught.value)
+        self.said += [str(caught.value), repr(caught.value), stream.getvalue()]
+
+    def git(self, *arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=self.repository, check=True, capture_output=True)
+
+    def tracking(self, uri: str) -> Tracking:
+        return Tracking(uri, self.home.artifacts, self.home.lock("registry"))
+
+    def push(self, url: str = "s3://bucket/dvc") -> None:
+        """What dvc says of a remote that it cannot use."""
+        self.set(REMINT_DVC_REMOTE=url)
+        self.fails(lambda: remote.reach(self.home))
+
+
+def _ledger(place: Place, url: str) -> None:
+    place.environment.setattr(database, "ATTEMPTS", 1)
+    place.set(REMINT_LEDGER=url)
+    place.fails(lambda: ledger.Ledger(place.home.ledger_url))
+
+
+def _mlflow(place: Place, uri: str) -> None:
+    place.set(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    place.fails(lambda: place.tracking(place.home.tracking_uri).names())
+
+
+def _echoed(place: Place, **variables: str) -> None:
+    """A server that says in its answer what it was sent."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"error_code": "UNAUTHENTICATED", "message": " ".join(str(self.headers).split())}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    echo = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=echo.serve_forever, daemon=True).start()
+    try:
+        place.set(**variables)
+        _mlflow(place, f"http://127.0.0.1:{echo.server_port}")
+        assert "uthorization" in place.said[0], "it did say what it was sent"
+    finally:
+        echo.shutdown()
+        echo.server_close()
+
+
+def _s3(place: Place, url: str = "s3://bucket/data", **variables: str) -> None:
+    place.environment.setattr(s3_door, "REQUESTS", 1)
+    place.set(**variables)
+    place.fails(lambda: storage.fetch(place.home, "scans", url, lambda _event: None))
+
+
+def _remote_of_ones_own(place: Place, secret: str) -> None:
+    own = place.repository / ".dvc/config.local"
+    endpoint = f"    endpointurl = {place.s3.address}\n    access_key_id = ada\n    secret_access_key = {secret}\n"
+    own.write_text(f"[core]\n    remote = own\n['remote \"own\"']\n    url = s3://bucket/dvc\n{endpoint}")
+    place.fails(lambda: remote.reach(place.home))
+    own.unlink()
+
+
+def _uncommitted(place: Place, name: str, content: str) -> None:
+    (place.repository / name).write_text(content)
+    place.fails(lambda: workspace.commit_of_tree(place.repository), RepositoryError)
+    (place.repository / name).unlink()
+
+
+def _origin(place: Place, address: str) -> None:
+    """The address of the clone, as a version has it among its tags; and a fetch from it that fails."""
+    place.git("remote", "add", "origin", address)
+    place.said.append(workspace.origin(place.repository))
+    assert place.said[-1] == f"https://{NOBODY}/team/remint.git"
+    assert not workspace.obtain(place.repository, "1" * 40)
+    place.fails(lambda: workspace.git(place.repository, "fetch", "origin"))
+    place.git("remote", "remove", "origin")
+
+
+def _prefect(place: Place, url: str) -> None:
+    place.set(PREFECT_API_URL=url)
+    found = doctor.run(place.home, None)
+    assert [each.about for each in found if each.about == "prefect"] == ["prefect"]
+    place.said += [each.what for each in found]
+
+
+def _mistake(place: Place, secret: str) -> None:
+    """An error that is none of ours comes out of the command line."""
+
+    def mistaken() -> None:
+        raise KeyError(f"no {secret} here")
+
+    place.environment.setattr(sys.modules["remint.cli.app"], "app", mistaken)
+    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1 and "KeyError" in said.getvalue()
+    place.said.append(said.getvalue())
+
+
+def _child(place: Place, secret: str) -> None:
+    """A step that prints its environment, or what a vendor said of it."""
+    log = place.home.path / "child.log"
+    command = [sys.executable, "-c", f"print('before'); print('''{secret}'''); print('after')"]
+    assert processes.run(command, cwd=place.repository, env=dict(os.environ), log=log) == 0
+    place.said.append(log.read_text())
+    assert place.said[-1].split()[0] == "before" and place.said[-1].split()[-1] == "after"
+
+
+def _logged(place: Place, secret: str) -> None:
+    """Somebody's own line in Prefect's log."""
+    stream = io.StringIO()
+    handler, logger = logging.StreamHandler(stream), logging.Logger("own")
+    handler.addFilter(Discretion())
+    logger.addHandler(handler)
+    logger.warning("signs in with %s", secret)
+    assert "signs in with" in stream.getvalue()
+    place.said.append(stream.getvalue())
+
+
+def _pw(url: str) -> Callable[[Place, str], str]:
+    """An address of the real PostgreSQL with a wrong password, or of something else."""
+    return lambda place, secret: url.format(secret=urllib.parse.quote(secret, safe=""), host=place.postgres.folder, nobody=NOBODY)
+
+
+def _at(act: Callable[..., None], url: str) -> Callable[[Place, str], None]:
+    return lambda place, secret: act(place, _pw(url)(place, secret))
+
+
+def _set(act: Callable[..., None], **variables: str) -> Callable[[Place, str], None]:
+    def do(place: Place, secret: str) -> None:
+        act(place, **{name: value.format(secret=secret, s3=place.s3.address, nobody=NOBODY) for name, value in variables.items()})
+
+    return do
+
+
+KEYS = {"AWS_ENDPOINT_URL": "{s3}", "AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "nothing of worth"}
+
+WAYS: dict[str, Callable[[Place, str], None]] = {
+    "the ledger, a wrong password": _at(_ledger, "postgresql://locked:{secret}@/postgres?host={host}"),
+    "the ledger, a wrong password in the query": _at(_ledger, "postgresql://locked@/postgres?host={host}&password={secret}"),
+    "the ledger, a server that is away": _at(_ledger, "postgresql://locked:{secret}@{nobody}/postgres"),
+    "the ledger, a database that is none of ours": _at(_ledger, "mysql://ada:{secret}@{nobody}/db"),
+    "the ledger, an address that is none": _at(_ledger, "postgresql://ada:{secret}@host:port/db"),
+    "the ledger, a setting that is none": _at(_ledger, "postgresql://locked:{secret}@/postgres?host={host}&no_such={secret}"),
+    "MLflow's database, a wrong password": _at(_mlflow, "postgresql+psycopg://locked:{secret}@/postgres?host={host}"),
+    "MLflow's database, no such driver": _at(_mlflow, "mysql://ada:{secret}@{nobody}/db"),
+    "MLflow's server, away": _at(_mlflow, "http://ada:{secret}@{nobody}"),
+    "MLflow's server, by TLS, away": _at(_mlflow, "https://ada:{secret}@{nobody}"),
+    "MLflow's password, said back": _set(_echoed, MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD="{secret}"),
+    "MLflow's token, said back": _set(_echoed, MLFLOW_TRACKING_TOKEN="{secret}"),
+    "MLflow's files on S3, by credentials in the address": lambda place, secret: (
+        place.set(REMINT_ARTIFACTS=f"s3://ada:{secret}@bucket/mlflow"),
+        place.fails(lambda: place.home.artifacts),
+    )[-1],
+    "S3, a wrong key": _set(_s3, **{**KEYS, "AWS_SECRET_ACCESS_KEY": "{secret}"}),
+    "S3, a wrong name of a key": _set(_s3, **{**KEYS, "AWS_ACCESS_KEY_ID": "{secret}"}),
+    "S3, a wrong session": _set(_s3, **{**KEYS, "AWS_SESSION_TOKEN": "{secret}"}),
+    "S3, an endpoint with a password": _set(_s3, **{**KEYS, "AWS_ENDPOINT_URL": "http://ada:{secret}@{nobody}"}),
+    "S3, a proxy with a password": _set(
+        _s3, **{**KEYS, "AWS_ENDPOINT_URL": "http://s3.test", "HTTP_PROXY": "http://ada:{secret}@{nobody}"}
+    ),
+    "S3, a source with credentials": lambda place, secret: _s3(place, f"s3://ada:{secret}@bucket/data"),
+    "DVC's remote, by credentials in the address": lambda place, secret: place.push(f"s3://ada:{secret}@bucket/dvc"),
+    "DVC's remote, a wrong key in its settings": _remote_of_ones_own,
+    "DVC's remote, an endpoint with a password": lambda place, secret: (
+        place.set(**{**KEYS, "AWS_ENDPOINT_URL": f"http://ada:{secret}@{NOBODY}"} | {"AWS_ACCESS_KEY_ID": "ada"}),
+        place.push(),
+    )[-1],
+    "git, a token for origin": lambda place, secret: _origin(
+        place, f"https://{urllib.parse.quote(secret, safe='')}@{NOBODY}/team/remint.git"
+    ),
+    "git, a password for origin": lambda place, secret: _origin(
+        place, f"https://ada:{urllib.parse.quote(secret, safe='')}@{NOBODY}/team/remint.git"
+    ),
+    "uncommitted work": lambda place, secret: (
+        place.set(AWS_SECRET_ACCESS_KEY=secret),
+        _uncommitted(place, "notes.txt", f"the key is {secret}\n"),
+    )[-1],
+    "an uncommitted file of variables": lambda place, secret: _uncommitted(place, ".env", f"AWS_SECRET_ACCESS_KEY={secret}\n"),
+    "Prefect's address with a password": _at(_prefect, "http://ada:{secret}@{nobody}/api"),
+    "a line of Prefect's log": lambda place, secret: (
+        place.set(PREFECT_API_AUTH_STRING=f"ada:{secret}"),
+        _logged(place, secret),
+    )[-1],
+    "a mistake of ours": lambda place, secret: (place.set(PREFECT_API_KEY=secret), _mistake(place, secret))[-1],
+    "what a child prints": lambda place, secret: (place.set(AWS_SESSION_TOKEN=secret), _child(place, secret))[-1],
+}
+
+
+@pytest.fixture(scope="module")
+def locked(postgres: Postgres) -> Postgres:
+    """PostgreSQL with a role that needs its password."""
+    postgres.lock("locked", "the right one")
+    return postgres
+
+
+@pytest.mark.case(29)
+def test_a_planted_secret_is_found_nowhere(
+    trials: Trials,
+    tmp_path: Path,
+    make_repository: Callable[[dict[str, str]], Path],
+    locked: Postgres,
+    s3_server: Server,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert len(WAYS) == 30
+    repository = make_repository(
+        {"params.yaml": "datasets: {}\npipelines: {}\n", ".dvc/config": "[core]\n    analytics = false\n"}
+    )
+    for trial in trials(short=30, full=30):
+        name, act = list(WAYS.items())[trial.number]
+        (secret,) = secrets(trial.random, [name]).values()
+        with pytest.MonkeyPatch.context() as environment:
+            home = Home(repository, tmp_path / f"home {trial.number}").ensure()
+            place = Place(repository, home, locked, s3_server, environment, [])
+            act(place, secret)
+        search = Search([secret])
+        shown = capsys.readouterr()
+        search.texts("what was said", *place.said, shown.out, shown.err)
+        search.tree(tmp_path)
+        search.git(repository)
+        assert place.said and not any(search.found.values()), (name, search.found, place.said)
+        trial.note(found=sum(len(places) for places in search.found.values()))
+
+
+def test_the_search_finds_what_is_there(
+    tmp_path: Path, make_repository: Callable[[dict[str, str]], Path], postgres: Postgres
+) -> None:
+    """In a file, an archive in an archive, git, a table, and as a header has it: a search that finds nothing would prove nothing."""
+    import psycopg
+
+    word = "planted/word-of-some-length"
+    search = Search([word, "another word"])
+    (tmp_path / "plain").write_text(f"x{word}y")
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("inner.gz", gzip.compress(word.encode()))
+    search.tree(tmp_path)
+    search.git(make_repository({"file": word}))
+    url = postgres.database("searched")
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE words AS SELECT %s::text AS word", (word,))
+    search.postgres(url)
+    for user in ("a", "ad", "ada"):
+        search.texts(f"header of {user}", base64.b64encode(f"{user}:{word}".encode()).decode())
+    search.texts("address", urllib.parse.quote(word, safe=""))
+    places = search.found[word]
+    assert len(places) == 8, places
+    assert search.found["another word"] == []
