@@ -1,0 +1,128 @@
+"""Image files of every format that Pillow writes, and mutations of them, each a function of a generator of random numbers."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+READ = (".png", ".jpg", ".webp")  # what we read; what has another ending is set aside unread
+OTHERS = (".bmp", ".gif", ".tiff")
+NUMBERS = (0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def _picture(size: tuple[int, int], channels: int) -> np.ndarray[Any, Any]:
+    x_HWC = np.random.default_rng(size[0]).integers(256, size=(*size, channels), dtype=np.uint8)
+    x_HWC[: size[0] // 2] //= 64  # half of it is noise, the other half packs well
+    return x_HWC if channels > 1 else x_HWC[:, :, 0]
+
+
+def _written(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@cache
+def whole() -> list[tuple[str, bytes]]:
+    """(ending, content) of whole files: grey, colour, palettes, transparency, 16 bits, animations, EXIF, text, scans."""
+    grey, colour, alpha = (Image.fromarray(_picture((24, 20), channels)) for channels in (1, 3, 4))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "somewhere"
+    text = {"exif": exif.tobytes(), "icc_profile": bytes(300)}
+    frames = {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)]}
+    deep = Image.fromarray(_picture((24, 20), 1).astype(np.uint16) * 257)
+    return [
+        *((".png", _written(image, "PNG")) for image in (grey, colour, alpha, deep, grey.convert("1"), grey.convert("LA"))),
+        (".png", _written(colour.quantize(16), "PNG", transparency=3)),
+        (".png", _written(colour, "PNG", **text)),
+        (".png", _written(colour, "PNG", **frames)),
+        *((".jpg", _written(image, "JPEG")) for image in (grey, colour, colour.convert("CMYK"))),
+        (".jpg", _written(colour, "JPEG", progressive=True, comment=b"said", **text)),
+        (".jpg", _written(colour, "JPEG", quality=30, subsampling=2, optimize=True, restart_marker_blocks=2)),
+        *((".webp", _written(image, "WEBP", lossless=lossless)) for image in (colour, alpha) for lossless in (False, True)),
+        (".webp", _written(colour, "WEBP", **text)),
+        (".webp", _written(colour, "WEBP", **frames)),
+        *((".bmp", _written(image, "BMP")) for image in (grey, colour)),
+        (".gif", _written(colour, "GIF", **frames)),
+        *((".tiff", _written(colour, "TIFF", compression=how)) for how in ("raw", "tiff_lzw", "jpeg", "tiff_deflate")),
+    ]
+
+
+def mutated(choose: random.Random) -> tuple[str, bytes]:
+    """(ending, content) of one file: a whole one with one to four things done to it; one in five under another's ending."""
+    ending, content = choose.choice([each for each in whole() if each[0] in READ or choose.random() < 0.3])
+    out = bytearray(content)
+    for _ in range(choose.choice((1, 1, 2, 4))):
+        choose.choice(WAYS)(out, choose)
+    if choose.random() < 0.7:
+        _seal(out)
+    return (choose.choice((*READ, *READ, *OTHERS)) if choose.random() < 0.2 else ending), bytes(out)
+
+
+def _seal(out: bytearray) -> None:
+    """Makes the checksums of a PNG's parts right again, without which nothing behind the first change is read."""
+    at = 8
+    while out.startswith(b"\x89PNG") and at + 12 <= len(out):
+        end = at + 8 + int.from_bytes(out[at : at + 4], "big")
+        if end + 4 <= len(out):
+            out[end : end + 4] = struct.pack(">I", zlib.crc32(out[at + 4 : end]))
+        at = end + 4
+
+
+def _place(out: bytearray, choose: random.Random) -> int:
+    """Any place, or, as often, one among the first hundred bytes, where headers are."""
+    return choose.randrange(min(len(out), choose.choice((100, len(out)))) or 1)
+
+
+def _flip(out: bytearray, choose: random.Random) -> None:
+    for _ in range(choose.choice((1, 1, 4, 30))):
+        if out:
+            out[_place(out, choose)] ^= 1 << choose.randrange(8)
+
+
+def _overwrite(out: bytearray, choose: random.Random) -> None:
+    at = _place(out, choose)
+    out[at : at + choose.randint(1, 8)] = choose.randbytes(choose.randint(1, 8))
+
+
+def _number(out: bytearray, choose: random.Random) -> None:
+    """A length, a size or an offset that is at the border of what fits."""
+    number, form = choose.choice(NUMBERS), choose.choice("<>") + choose.choice("BHI")
+    size = struct.calcsize(form)
+    at = _place(out, choose)
+    out[at : at + size] = struct.pack(form, number & (256**size - 1))
+
+
+def _cut(out: bytearray, choose: random.Random) -> None:
+    del out[_place(out, choose) :]
+
+
+def _drop(out: bytearray, choose: random.Random) -> None:
+    at = _place(out, choose)
+    del out[at : at + choose.randint(1, 64)]
+
+
+def _repeat(out: bytearray, choose: random.Random) -> None:
+    at, length = _place(out, choose), choose.choice((1, 12, 100, len(out)))
+    out[at:at] = bytes(out[at : at + length]) * choose.choice((1, 2, 50))
+
+
+def _splice(out: bytearray, choose: random.Random) -> None:
+    _, other = choose.choice(whole())
+    at, there = _place(out, choose), choose.randrange(len(other))
+    out[at : at + choose.choice((0, 40, len(out)))] = other[there : there + choose.choice((40, len(other)))]
+
+
+def _blank(out: bytearray, choose: random.Random) -> None:
+    at = _place(out, choose)
+    out[at : at + 40] = choose.choice((b"\0", b"\xff")) * 40
+
+
+WAYS = (_flip, _flip, _overwrite, _number, _number, _cut, _drop, _repeat, _splice, _blank)
