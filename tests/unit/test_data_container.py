@@ -1,0 +1,134 @@
+"""What of an image file goes on to the decoder: all that its pixels follow from, and none of what would keep it busy."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from remint.data import container, pictures
+from remint.recipe import DatasetSettings
+from tests.hostile_images import READ, whole
+from tests.measured import Reader, reader
+from tests.unit.test_data_pictures import encoded, picture
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def read() -> Iterator[Reader]:
+    with reader() as process:
+        yield process
+
+
+def plain(content: bytes) -> np.ndarray:
+    """What Pillow makes of the file as it is."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA"))
+
+
+@pytest.mark.parametrize("index", [index for index, (ending, _) in enumerate(whole()) if ending in READ])
+def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
+    _, content = whole()[index]
+    essential, turned = container.essence(content)
+    assert len(essential) <= len(content)
+    image = Image.open(io.BytesIO(essential)).convert("RGBA")
+    np.testing.assert_array_equal(np.asarray(image if turned == 1 else image.transpose(pictures.TURNS[turned])), plain(content))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_every_orientation_of_every_format(kind: str, order: str, orientation: int) -> None:
+    entries = [(0x0100, 4, 1, 24, 0), (0x0112, 3, 1, orientation, 0)]
+    exif = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HIH", 42, 8, len(entries))
+    exif += struct.pack(f"{order}HHII", *entries[0][:4]) + struct.pack(f"{order}HHIHH", *entries[1]) + bytes(4)
+    exact = {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
+    np.testing.assert_array_equal(
+        plain(content)[..., :3], pictures.decoded(content, DatasetSettings(source="x")).transpose(1, 2, 0)
+    )
+    assert container.essence(content)[1] == orientation
+
+
+def test_exif_that_is_cut_off_or_says_nothing_turns_nothing() -> None:
+    whole_exif = b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 6, 0)
+    assert container.orientation(whole_exif) == 6
+    for length in range(20):
+        assert container.orientation(whole_exif[:length]) == 1
+    assert container.orientation(b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 9, 0)) == 1
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+PNG = encoded(Image.fromarray(picture(0, (24, 24))))
+JPEG = encoded(Image.fromarray(picture(0, (24, 24))), "JPEG")
+
+
+def exif_of_many_copies() -> bytes:
+    """Ten thousand entries that each mean the same half megabyte: five gigabytes, for a reader that keeps them."""
+    entries = b"".join(struct.pack("<HHII", tag, 1, MIB // 2, 8) for tag in range(10_000))
+    return b"II" + struct.pack("<HIH", 42, 8, 10_000) + entries + bytes(MIB)
+
+
+def scans(count: int, size: int) -> bytes:
+    """A progressive JPEG of ``size`` x ``size`` pixels whose every scan is a few bytes."""
+    table = b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1]) * 64
+    frame = b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, size, size, 1) + bytes([1, 0x11, 0])
+    huffman = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # the one code: EOBRUN of 2^14
+    scan = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, 1, 63, 0]) + bytes((size // 8) ** 2 // 2**14 * 2 + 2)
+    return b"\xff\xd8" + table + frame + huffman + scan * count + b"\xff\xd9"
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "five million parts.png": lambda: PNG[:33] + b"\0\0\0\0abcd\0\0\0\0" * 5_000_000 + PNG[33:],
+    "five million empty parts of pixels.png": lambda: PNG[:33] + chunk(b"IDAT", b"") * 5_000_000 + PNG[33:],
+    "copies in exif.png": lambda: PNG[:33] + chunk(b"eXIf", exif_of_many_copies()) + PNG[33:],
+    "text.png": lambda: PNG[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60 * MIB))) * 20 + PNG[33:],
+    "profile.png": lambda: PNG[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(60 * MIB))) + PNG[33:],
+    "fill.jpg": lambda: JPEG[:2] + b"\xff" * (60 * MIB) + b"\0" + JPEG[2:],
+    "junk.jpg": lambda: JPEG[:2] + b"\x11" * (60 * MIB) + JPEG[2:],
+    "comments.jpg": lambda: JPEG[:2] + b"\xff\xfe\0\2" * 5_000_000 + JPEG[2:],
+    "copies in exif.jpg": lambda: (
+        JPEG[:2]
+        + b"".join(
+            b"\xff\xe1" + struct.pack(">H", 60_008) + b"Exif\0\0" + exif_of_many_copies()[at : at + 60_000]
+            for at in range(0, MIB, 60_000)
+        )
+        + JPEG[2:]
+    ),
+    "a million scans.jpg": lambda: scans(1_000_000, 64),
+    "scans of many pixels.jpg": lambda: scans(99, 8_000),
+    "claims.jpg": lambda: scans(1, 8_000),
+    "frames.webp": lambda: _riff(5_000_000),
+}
+UNTOUCHED = {
+    "copies in exif.png",
+    "text.png",
+    "profile.png",
+    "copies in exif.jpg",
+    "fill.jpg",
+    "junk.jpg",
+}  # decoded all the same
+
+
+def _riff(count: int) -> bytes:
+    parts = b"ABCD\0\0\0\0" * count
+    return b"RIFF" + struct.pack("<I", len(parts) + 4) + b"WEBP" + parts
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_that_would_keep_a_decoder_busy(read: Reader, tmp_path: Path, name: str) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets/good.png").write_bytes(PNG)
+    (tmp_path / "pets" / name).write_bytes(HOSTILE[name]())
+    (found,) = read("images", tmp_path / "pets")
+    assert found.ended == "read" and set(found.notes["aside"]) == ({name} - UNTOUCHED), found
+    assert found.grown < 300 * MIB, found
