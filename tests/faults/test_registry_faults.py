@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import errno
-import http.client
-import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +19,7 @@ from remint.errors import StorageError, TrackingError
 from remint.serving import fresh
 from remint.tracking import Tracking, door
 from tests import registry_cases as cases
+from tests.s3 import free_port
 
 
 def client(store: Tracking) -> Any:
@@ -146,100 +141,8 @@ def test_a_database_that_cannot_grow_is_a_full_disk_too(store: Tracking, tmp_pat
     assert cases.register(store, tmp_path / "bundle").version == 1
 
 
-class _LosesReplies(BaseHTTPRequestHandler):
-    """Hands every request on and gives the answer back, but for the first reply to each POST that makes something."""
-
-    target: int
-    lost: Counter[str]
-
-    def _forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        server = http.client.HTTPConnection("127.0.0.1", self.target, timeout=60)
-        headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
-        server.request(self.command, self.path, body, headers)
-        reply = server.getresponse()
-        content = reply.read()
-        server.close()
-        made = self.path.rsplit("/", 2)[-2]
-        if self.command == "POST" and self.path.endswith("/create") and self.lost[made] % 3 < 2:
-            self.lost[made] += 1
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self.lost[made] += self.command == "POST" and self.path.endswith("/create")
-        self.send_response(reply.status)
-        for key, value in reply.getheaders():
-            if key.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
-                self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def server(empty: Path, tmp_path: Path) -> Iterator[int]:
-    """A real MLflow server; its port."""
-    shutil.copytree(empty, tmp_path / "served")
-    port = _free_port()
-    stores = [
-        f"--backend-store-uri=sqlite:///{tmp_path}/served/mlflow/mlflow.db",
-        f"--artifacts-destination={tmp_path}/served/files",
-    ]
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *stores]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            try:
-                probe = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                probe.request("GET", "/health")
-                if probe.getresponse().status == 200:
-                    break
-            except OSError:
-                time.sleep(0.1)
-        yield port
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-def test_replies_that_are_lost_after_the_server_did_it_double_nothing(server: int, tmp_path: Path) -> None:
-    lost: Counter[str] = Counter()
-    handler = type("Handler", (_LosesReplies,), {"target": server, "lost": lost})
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    store = Tracking(f"http://127.0.0.1:{proxy.server_port}", "", tmp_path / "locks" / "registry")
-    try:
-        for seed in range(3):
-            cases.make(tmp_path / f"bundle{seed}", seed)
-            assert cases.register(store, tmp_path / f"bundle{seed}").version == seed + 1
-        assert cases.register(store, tmp_path / "bundle0").version == 1
-    finally:
-        proxy.shutdown()
-    direct = Tracking(f"http://127.0.0.1:{server}", "", tmp_path / "locks" / "registry")
-    versions = direct.versions("digits-flow")
-    assert [version.version for version in versions] == [3, 2, 1] and len({version.key for version in versions}) == 3
-    runs = client(direct).search_runs([client(direct).get_experiment_by_name("digits-flow").experiment_id])
-    assert Counter(run.info.status for run in runs) == {"FINISHED": 3}
-    for version in versions:
-        assert json.loads((direct.fetch(version, tmp_path / "got" / version.key) / "training.json").read_text())["steps"] == 10
-    assert lost["model-versions"] >= 3 and lost["runs"] >= 3 and lost["registered-models"] >= 1
-
-
 def test_a_server_that_is_not_there_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     door.client.cache_clear()
     with pytest.raises(TrackingError, match="could not"):
-        Tracking(f"http://127.0.0.1:{_free_port()}", "", tmp_path / "lock").names()
+        Tracking(f"http://127.0.0.1:{free_port()}", "", tmp_path / "lock").names()

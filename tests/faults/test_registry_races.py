@@ -152,16 +152,6 @@ def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres:
     assert (tmp_path / "count").read_text() == "30"
 
 
-def test_postgres_restarts_between_appends_and_none_is_lost_or_doubled(postgres: Postgres) -> None:
-    ledger = Ledger(own(postgres.url, "restart"))
-    for version in range(1, 4):
-        ledger.append("restart", "refused", version, champion_after=None, who="w", why="", evidence="", expected_champion=None)
-        postgres.stop()
-        postgres.start()
-    assert [row.version for row in ledger.rows("restart")] == [1, 2, 3]
-    assert ledger.verify("restart") == []
-
-
 def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlalchemy as sa
 

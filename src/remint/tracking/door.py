@@ -10,28 +10,32 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy import Connection
 
 PREFIX = "remint."  # of our tags in MLflow; our records have them without it
-ATTEMPTS = 8  # times that a request is sent whose reply is lost
+ATTEMPTS = 9  # times that a request is sent whose reply is lost: for 13 seconds
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
-LOST = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # MLflow's codes where it does not know whether a request was done
+AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code where its database refused, or went away
+LOST = ("INTERNAL_ERROR", AWAY)  # its codes where it does not know whether a request was done
 
 Made = TypeVar("Made")
+Answer = TypeVar("Answer")
 
 # MLflow reads these when it is imported, by whomever: so they are set before anybody here can.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing of ours is a pickle
 _environment = threading.RLock()
 
 
@@ -55,14 +59,46 @@ def client(uri: str, lock: Path) -> MlflowClient:
             unfinished.unlink(missing_ok=True)
             MlflowClient(f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
             unfinished.rename(place)
-        opened = MlflowClient(uri, registry_uri=uri)
+        opened = cast("MlflowClient", _Patient(MlflowClient(uri, registry_uri=uri)))
         opened.search_experiments(max_results=1)
     return opened
 
 
+class _Patient:
+    """MLflow's client, which asks again where a database went away: one that restarts ends no training.
+
+    What makes something is not sent again (``once`` does, after a look); to do the rest twice is to do it once. For a server
+    MLflow's own retries do this.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._patient = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._patient, name)
+        return found if name.startswith(("_", "create_")) or not callable(found) else partial(_again, found)
+
+
+def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer:
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(ATTEMPTS):
+        try:
+            return call(*arguments, **named)
+        except MlflowException as error:
+            if error.error_code != AWAY or _is_full(error) or attempt + 1 == ATTEMPTS:
+                raise
+        time.sleep(0.05 * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
 @contextmanager
 def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
-    """Nobody else on this host, nor on any other of the same PostgreSQL, is inside a block of this name."""
+    """Nobody else on this host, nor on any other of the same PostgreSQL, is inside a block of this name.
+
+    Raises TrackingError where PostgreSQL is out of reach, or went away during the block: what was done in it is done, and other
+    hosts may have come in meanwhile.
+    """
     path = lock.with_name(f"{lock.name}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
@@ -70,16 +106,50 @@ def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
         if not uri.startswith("postgresql"):
             yield
             return
-        import sqlalchemy as sa
+        from sqlalchemy.exc import DBAPIError
 
-        word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
-        address = sa.make_url(uri)
-        if address.drivername == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")
-        engine = sa.create_engine(address, poolclass=sa.NullPool)
-        with engine.connect() as connection, connection.begin():
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+        connection = _locked(uri, name)
+        try:
             yield
+        except BaseException:
+            _let_go(connection)
+            raise
+        try:
+            connection.commit()
+        except DBAPIError as error:
+            raise TrackingError(
+                f"the lock on {name} was lost, its PostgreSQL went away: run again ({first_line(error)})"
+            ) from error
+        finally:
+            _let_go(connection)
+
+
+def _locked(uri: str, name: str) -> Connection:
+    """A connection that holds the lock of this name until it is closed, or its PostgreSQL goes away."""
+    import sqlalchemy as sa
+
+    word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
+    address = sa.make_url(uri)
+    if address.drivername == "postgresql":
+        address = address.set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(address, poolclass=sa.NullPool)
+    for attempt in range(ATTEMPTS):
+        try:
+            connection = engine.connect()
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+            return connection
+        except sa.exc.OperationalError as error:
+            if attempt + 1 == ATTEMPTS:
+                raise TrackingError(f"the lock on {name} cannot be had, its PostgreSQL is away: {first_line(error)}") from error
+        time.sleep(0.05 * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _let_go(connection: Connection) -> None:
+    from sqlalchemy.exc import DBAPIError
+
+    with suppress(DBAPIError):  # it is gone already
+        connection.close()
 
 
 def once(create: Callable[[], Made], find: Callable[[], Made | None]) -> Made:
@@ -94,7 +164,7 @@ def once(create: Callable[[], Made], find: Callable[[], Made | None]) -> Made:
             with _no_retries():
                 return create()
         except MlflowException as error:
-            if error.error_code not in LOST or attempt + 1 == ATTEMPTS:
+            if error.error_code not in LOST or _is_full(error) or attempt + 1 == ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
         found = find()
@@ -129,17 +199,21 @@ def door(what: str) -> Iterator[None]:
         if not _is_vendor(error):
             raise
         line = first_line(error)
-        if getattr(error, "errno", None) in NO_ROOM or any(words in str(error) for words in NO_ROOM_WORDS):
+        if _is_full(error):
             raise StorageError(f"no room to {what}: {line}; nothing half-made is left; free space and run again") from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"MLflow could not {what}: {line}") from error
         raise TrackingError(f"MLflow could not {what}: {line}") from error
 
 
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in NO_ROOM or any(words in str(error) for words in NO_ROOM_WORDS)
+
+
 def _is_vendor(error: Exception) -> bool:
     """Whether an error comes from MLflow, its database, its network or its files, and not from a mistake of ours."""
     root = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or root in (
+    return isinstance(error, OSError | ModuleNotFoundError) or root in (  # a driver that is not installed
         "mlflow",
         "sqlalchemy",
         "sqlite3",

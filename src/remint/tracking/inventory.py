@@ -133,7 +133,8 @@ def put_back(store: Tracking, held: Held, bundle: Path) -> None:
         package.check(bundle, held.version)
         packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, Path(temporary) / package.FOLDER)
         _repository(store, held.source).log_artifacts(str(packed))
-        store.fetch(held.version, Path(temporary) / "back")
+        store.set_tags(held.version, {"package_sha256": package.sha256(packed)})  # MLmodel tells the time of its packing
+        store.fetch(store.version(held.version.ref), Path(temporary) / "back")
 
 
 def _repository(store: Tracking, place: str) -> Any:  # its methods have no types

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from remint import manifest
 from remint.errors import IntegrityError
-from remint.records import DataSpec, ModelVersion
+from remint.records import DataSpec, ModelVersion, digest
 
 FOLDER = "model"  # of the run's files
 LOADER = "remint.serving.pyfunc"
@@ -71,6 +71,21 @@ def unpack(folder: Path) -> Path:
         if path.is_symlink() or (path.is_file() and not inside and str(name) not in AROUND):
             raise IntegrityError(f"{folder}: {name} is not a file of a registered model: nothing of it is loaded")
     return folder / DATA
+
+
+def sha256(folder: Path) -> str:
+    """One digest over all that ``pack`` wrote at ``folder``: the bundle, and what MLflow and people read around it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARK)
+    return digest({str(path.relative_to(folder)): manifest.sha256_file(path) for path in files})
+
+
+def opened(folder: Path, version: ModelVersion) -> Path:
+    """The bundle in what a store gave back of a version, each file the one that was registered. Raises IntegrityError."""
+    bundle, registered = unpack(folder), version.tags.get("package_sha256")
+    if registered is not None and sha256(folder) != registered:  # an older remint wrote down the bundle's digest only
+        check(bundle, version)  # which names a file of the bundle
+        raise IntegrityError(f"{version.ref}: MLmodel or a file beside it is not the one that was registered")
+    return check(bundle, version)
 
 
 def check(bundle: Path, version: ModelVersion) -> Path:

@@ -92,7 +92,7 @@ class Tracking(Registry):
     ) -> ModelVersion:
         """Uploads, reads back, verifies, and then makes the version with all its tags in one request."""
         client = self._client
-        verified = self._upload(bundle, trained, name, run_id, verify)
+        uploaded = self._upload(bundle, trained, name, run_id, verify)
         with door(f"upload {name}"):
             for attachment, path in attachments.items():
                 self.log_file(run_id, path, attachment)
@@ -101,14 +101,18 @@ class Tracking(Registry):
             self._ensure_model(name)
             made = once(
                 lambda: client.create_model_version(
-                    name, source, run_id, tags=prefixed({**lineage, "verified": verified}), await_creation_for=0
+                    name, source, run_id, tags=prefixed({**lineage, **uploaded}), await_creation_for=0
                 ),
                 lambda: self._find(name, trained.key),
             )
+            first = self._find(name, trained.key)
+            if first is not None and first.version != made.version:  # a host came in when a PostgreSQL took our lock with it
+                client.delete_model_version(name, made.version)
+                made = first
             return record_of(made)
 
-    def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> str:
-        """Puts the bundle where the run keeps its model, and reads it back; what ``verify`` says of what came back."""
+    def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> dict[str, str]:
+        """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""
         with door(f"upload {name}"), tempfile.TemporaryDirectory(prefix="remint-") as temporary:
             packed = package.pack(bundle, trained.spec, Path(temporary) / package.FOLDER)
             self._client.log_artifacts(run_id, str(packed), package.FOLDER)
@@ -122,7 +126,7 @@ class Tracking(Registry):
                     "was registered; run again, and remove from there what is none of ours"
                 )
             try:
-                return verify(package.unpack(back))
+                return {"verified": verify(package.unpack(back)), "package_sha256": package.sha256(back)}
             except IntegrityError as error:
                 raise IntegrityError(f"{name}: {error}; nothing was registered") from error
 
@@ -148,7 +152,7 @@ class Tracking(Registry):
                         f"{lost}; nor is there its MLflow run {version.run_id}, which would take them: delete the version in "
                         "MLflow and run again, which registers these weights anew"
                     ) from lost
-        facts = {**_facts(trained, bundle), "verified": self._upload(bundle, trained, version.name, version.run_id, verify)}
+        facts = {**_facts(trained, bundle), **self._upload(bundle, trained, version.name, version.run_id, verify)}
         self.set_tags(version, {key: value for key, value in facts.items() if version.tags.get(key) != value})
         with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
             self.fetch(self.version(version.ref), Path(temporary) / "bundle")

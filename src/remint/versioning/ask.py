@@ -8,54 +8,52 @@ from __future__ import annotations
 import configparser
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from remint import processes
 from remint.errors import VersioningError
 from remint.home import Home
-from remint.step import PARENT, die_with_parent
-from remint.versioning.workspace import addresses, environment
+from remint.step import die_with_parent
+from remint.versioning.lock import SUFFIX
+from remint.versioning.settings import addresses, environment
 
-SUFFIX = ".dir"  # of the digest of a folder's listing
 
+def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None = None, log: Path | None = None) -> Any:
+    """What ``answering`` of that module answers, with the stores of a job's checkout, and its words in a log, where one is given.
 
-def ask(module: str, home: Home, question: dict[str, Any]) -> Any:
-    """What ``answering`` of that module answers. Raises VersioningError with dvc's own words where it fails."""
-    with folder(home) as place:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", module, str(place)],
-            input=json.dumps(question),
-            env={
-                **os.environ,
-                **environment(place, home),
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                PARENT: str(os.getpid()),
-            },
+    Raises VersioningError with dvc's own words where it fails, Interrupted as remint.processes does.
+    """
+    with tempfile.TemporaryDirectory(prefix="remint-") as temporary, nullcontext(checkout) if checkout else folder(home) as place:
+        asked, answered = (Path(temporary) / name for name in ("question.json", "answer.json"))
+        log = log or Path(temporary) / "log"
+        asked.write_text(json.dumps(question))
+        status = processes.run(
+            [sys.executable, "-P", "-m", module, str(place), str(asked), str(answered)],
             cwd=place,
-            capture_output=True,
-            text=True,
-            check=False,
+            env={**os.environ, **environment(place, home), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            log=log,
         )
-    if child.returncode:
-        words = [line.strip() for line in child.stderr.splitlines() if line.strip()]
-        raise VersioningError(f"dvc could not be asked: {words[-1] if words else f'exit status {child.returncode}'}")
-    return json.loads(child.stdout)
+        if status:
+            words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise VersioningError(f"dvc could not be asked: {words[-1] if words else f'exit status {status}'}")
+        return json.loads(answered.read_bytes())
 
 
 def answering(answer: Callable[[Path, dict[str, Any]], Any]) -> None:
-    """The process that is asked: the folder is its argument, the question comes on standard input."""
+    """The process that is asked. Its arguments: a folder of dvc's, the file of the question, the file of the answer."""
     die_with_parent()
+    place, asked, answered = map(Path, sys.argv[1:])
     try:
-        said = answer(Path(sys.argv[1]), json.load(sys.stdin))
+        said = answer(place, json.loads(asked.read_bytes()))
     except Exception as error:  # noqa: BLE001  the parent turns it into ours
         text = str(error).strip() or type(error).__name__
         raise SystemExit(text.splitlines()[0]) from None
-    json.dump(said, sys.stdout)
+    answered.write_text(json.dumps(said))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ listing of a folder goes before its files, since dvc takes the files for granted
 An entry of the run cache is of use while every output that it names is kept. What is younger than a moment is kept, with
 what it names: another host may have put it there for a version that it is about to register.
 
-python -m remint.versioning.collect FOLDER    the process that imports dvc; the question comes on standard input, as JSON
+python -m remint.versioning.collect FOLDER QUESTION ANSWER    the process that imports dvc; question and answer are files of JSON
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remint.home import Home
-from remint.versioning.ask import SUFFIX, answering, ask, md5_of
+from remint.versioning.ask import answering, ask, md5_of
+from remint.versioning.lock import SUFFIX
 
 MD5 = re.compile(r"\bmd5[\"']?\s*:\s*[\"']?([0-9a-f]{32}(?:\.dir)?)\b")
 ABREAST = 16  # objects that are removed at a time

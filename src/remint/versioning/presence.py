@@ -1,9 +1,10 @@
-"""Where the files of dvc's outputs lie: each one asked for, in the cache and on the remote, and sent again.
+"""Where the files of dvc's outputs lie: each one asked for, in the cache and on the remote, sent, and brought back.
 
 dvc's own `status --cloud` and `push` look for the listing of a folder and take its files for granted, so that a remote
-which lost one is "in sync" for ever. Here every file is asked for by its own digest, and nothing is changed but by ``send``.
+which lost one is "in sync" for ever; `push` sends what a flipped cache holds, and ends well where the remote took it not;
+`checkout` takes the cache for whole. Here every file is asked for by its own digest, and read before it is copied.
 
-python -m remint.versioning.presence FOLDER    the process that imports dvc; the question comes on standard input, as JSON
+python -m remint.versioning.presence FOLDER QUESTION ANSWER    the process that imports dvc; question and answer are files of JSON
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from remint.errors import VersioningError
 from remint.home import Home
 from remint.records import Record
-from remint.versioning.ask import SUFFIX, answering, ask, md5_of
+from remint.versioning.ask import answering, ask, md5_of
+from remint.versioning.lock import SUFFIX
 
 
 class Presence(Record):
@@ -49,17 +51,48 @@ def send(home: Home, found: Presence) -> None:
     ask(__name__, home, {"send": [*found.remote_lacks, *found.damaged]})
 
 
-def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
+def complete(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> int:
+    """Copies what the remote lacks of these outputs from the cache, listings last; how many files.
+
+    Raises VersioningError where there is no remote, it is out of reach, or the cache has not all of it whole: nothing was
+    sent then.
+    """
+    return int(ask(__name__, home, {"complete": list(outputs)}, checkout, log))
+
+
+class Mended(Record):
+    """What ``mend`` did: MD5 of files."""
+
+    damaged: tuple[str, ...]  # that lay in the cache with other bytes than their MD5 says, and are gone from there
+    brought: tuple[str, ...]  # that came from the remote, whole
+    why_not: str = ""  # the remote could not be asked
+
+
+def mend(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> Mended:
+    """Reads every file of these outputs in the cache, takes the damaged ones away, and brings what is lacking from the remote."""
+    return Mended.model_validate(ask(__name__, home, {"mend": list(outputs)}, checkout, log))
+
+
+def _answer(folder: Path, question: dict[str, Any]) -> Any:
     from dvc.repo import Repo
 
     repo = Repo(str(folder))
-    cache, remote = repo.cache.local, repo.cloud.get_remote_odb()
+    cache = repo.cache.local
+    if "mend" in question:
+        return _mend(cache, repo, question["mend"]).to_json()
+    remote = repo.cloud.get_remote_odb()
     if "send" in question:
         _send(cache, remote, question["send"])
-        return []
-    trees = {md5: _files(md5, cache, remote) for md5 in question["outputs"]}
-    everything = sorted({md5 for files in trees.values() for md5 in files})
-    cached, kept = (set(odb.list_oids_exists(everything)) for odb in (cache, remote))
+        return None
+    named: list[str] = question["complete"] if "complete" in question else question["outputs"]
+    trees = {md5: _files(md5, cache, remote) for md5 in named}
+    everything = list(dict.fromkeys(md5 for files in trees.values() for md5 in files))
+    kept = set(remote.list_oids_exists(everything))
+    if "complete" in question:
+        lacking = [md5 for md5 in everything if md5 not in kept]
+        _send(cache, remote, lacking)
+        return len(lacking)
+    cached = set(cache.list_oids_exists(everything))
     damaged = {md5 for md5 in sorted(kept) if md5_of(remote, md5) != md5} if question["read"] else set()
     return [
         Presence(
@@ -71,6 +104,35 @@ def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
         ).to_json()
         for output, files in trees.items()
     ]
+
+
+def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> Mended:
+    damaged = _take_away(cache, outputs)  # of folders whose listing is damaged that one alone, until it is here again
+    try:
+        remote = repo.cloud.get_remote_odb()
+        listings = _bring(cache, remote, [output for output in outputs if output.endswith(SUFFIX)])
+        damaged += _take_away(cache, outputs)
+        brought = _bring(cache, remote, sorted({md5 for output in outputs for md5 in _files(output, cache)}))
+    except Exception as error:  # noqa: BLE001  whatever keeps the remote away: what is damaged must be gone all the same
+        return Mended(damaged=tuple(damaged), brought=(), why_not=(str(error).strip() or type(error).__name__).splitlines()[0])
+    return Mended(damaged=tuple(damaged), brought=(*listings, *brought))
+
+
+def _take_away(cache: Any, outputs: Sequence[str]) -> list[str]:
+    everything = sorted({md5 for output in outputs for md5 in (*_files(output, cache), output)})
+    damaged = [md5 for md5 in everything if cache.exists(md5) and md5_of(cache, md5) != md5]
+    for md5 in damaged:
+        cache.delete(md5)
+    return damaged
+
+
+def _bring(cache: Any, remote: Any, wanted: Sequence[str]) -> list[str]:
+    """Copies those that the cache lacks and the remote has whole; which."""
+    lacking = [md5 for md5 in wanted if not cache.exists(md5)]
+    whole = [md5 for md5 in lacking if remote.exists(md5) and md5_of(remote, md5) == md5]
+    for md5 in whole:
+        cache.add(remote.oid_to_path(md5), remote.fs, md5, verify=True)
+    return whole
 
 
 def _files(output: str, *stores: Any) -> list[str]:
@@ -86,15 +148,18 @@ def _files(output: str, *stores: Any) -> list[str]:
     return [output]
 
 
-def _send(cache: Any, remote: Any, lacking: list[str]) -> None:
+def _send(cache: Any, remote: Any, lacking: Sequence[str]) -> None:
     for md5 in lacking:
         if not cache.exists(md5) or md5_of(cache, md5) != md5:
             raise VersioningError(f"the cache does not have {md5} whole either")
-    for md5 in lacking:
-        if remote.exists(md5):
-            remote.delete(md5)
-        remote.add(cache.oid_to_path(md5), cache.fs, md5)
-    left = set(lacking) - set(remote.list_oids_exists(lacking))
+    for listings in (False, True):  # whoever finds a listing takes its files for granted
+        chosen = [md5 for md5 in lacking if md5.endswith(SUFFIX) == listings]
+        for md5 in chosen:
+            if remote.exists(md5):
+                remote.delete(md5)
+        if chosen:
+            remote.add([cache.oid_to_path(md5) for md5 in chosen], cache.fs, chosen, check_exists=False)
+    left = set(lacking) - set(remote.list_oids_exists(list(lacking)))
     if left:
         raise VersioningError(f"the remote did not take {', '.join(sorted(left))}")
 

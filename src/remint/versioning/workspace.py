@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from remint import processes
-from remint.errors import RemintError, RepositoryError, VersioningError, by_name
+from remint.errors import IntegrityError, RemintError, VersioningError, by_name
 from remint.home import Home
 from remint.step import EVENTS, RESTORE_ONLY
+from remint.versioning import presence
+from remint.versioning.lock import locked, md5_on_disk, outputs
+from remint.versioning.settings import addresses, environment
 
 # dvc in a process of its own that dies with us: a flow killed by force leaves no trainer behind.
 DVC = """
@@ -26,9 +27,6 @@ die_with_parent()
 from dvc.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-
-# What a remote's settings may name a file by (dvc's Config._map_dirs).
-FILES = ("url", "credentialpath", "configpath", "keyfile", "cert_path", "key_path")
 
 FORMER = "remint-former"  # folder of a workspace for what an older dvc.lock names
 
@@ -85,20 +83,66 @@ class Workspace:
         """Brings what the checkout's dvc.lock says that these steps made: cache, else remote. Raises VersioningError."""
         self._dvc("pull", "pull", "--force", *targets)
 
-    def push(self, *targets: str) -> None:
-        """Copies the outputs of these steps to the remote. Raises VersioningError where it is out of reach."""
-        self._dvc("push", "push", *targets)
+    def push(self, *stages: str) -> None:
+        """Copies what the remote lacks of the outputs of these steps, file by file (dvc's own push looks for listings only).
+
+        Raises VersioningError where it is out of reach, or where the cache has not all of it whole.
+        """
+        presence.complete(self.home, [md5 for stage in stages for md5 in self._made(stage).values()], *self._place("push"))
+
+    def whole(self, *stages: str) -> list[str]:
+        """Holds every byte that these steps made against this checkout's dvc.lock; what had to be mended, a sentence each.
+
+        What is damaged goes from checkout and cache, and comes back from whichever of cache and remote has it whole. Raises
+        IntegrityError where neither has: the next run makes it again.
+        """
+        mended = []
+        for stage in stages:
+            damaged = {path: md5 for path, md5 in self._made(stage).items() if md5_on_disk(self.folder / path) != md5}
+            if damaged:
+                mended.append(self._mend(stage, damaged))
+        return mended
+
+    def _mend(self, stage: str, damaged: Mapping[str, str]) -> str:
+        named = " and ".join(damaged)
+        found = presence.mend(self.home, list(damaged.values()), *self._place("mend"))
+        for path in damaged:
+            place = self.folder / path
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        why_not = f" (the remote: {found.why_not})" if found.why_not else ""
+        with suppress(VersioningError):  # what it did not bring is seen below
+            self._dvc("mend", "checkout", "--force", stage)
+        if any(md5_on_disk(self.folder / path) != md5 for path, md5 in damaged.items()):
+            raise IntegrityError(
+                f"{named} was damaged after {stage} made it, and neither cache nor remote has it whole{why_not}: what is damaged "
+                "was taken away; run again, which makes it again"
+            )
+        whence = "remote" if found.brought else "cache"
+        return f"{named} was damaged after {stage} made it, and was brought back whole from the {whence}"
+
+    def _place(self, label: str) -> tuple[Path, Path]:
+        """Whose stores dvc is asked about, and where it writes its words."""
+        return self.folder, self.logs / f"{label}.log"
+
+    def _made(self, stage: str) -> dict[str, str]:
+        return outputs(self.folder / "dvc.lock", stage)
 
     def former(self, lock: Path, stage: str) -> Path:
         """What ``stage`` had made when ``lock`` (a dvc.lock) was written, in a folder of this workspace: cache, else remote.
 
         Raises VersioningError where the lock does not name it, or neither has it whole.
         """
-        (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**locked(lock, stage), "path": FORMER}]}))
+        made, place = locked(lock, stage), self.folder / FORMER
+        (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**made, "path": FORMER}]}))
         self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
-        return self.folder / FORMER
+        if md5_on_disk(place) != made["md5"]:  # the cache is damaged, which dvc takes for whole
+            presence.mend(self.home, [made["md5"]], *self._place("former"))
+            shutil.rmtree(place, ignore_errors=True)
+            self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
+        return place
 
     def _dvc(self, label: str, *arguments: str, on_event: OnEvent | None = None, env: Mapping[str, str] | None = None) -> None:
+        self._free()
         log, events = self.logs / f"{label}.log", self.logs / f"{label}.jsonl"
         events.unlink(missing_ok=True)
         errors: list[RemintError] = []
@@ -122,70 +166,18 @@ class Workspace:
         if status:
             raise VersioningError(f"dvc {' '.join(arguments)} failed: {last_words(log)} (all of it: {log})")
 
+    def _free(self) -> None:
+        """Takes away a lock file that a killed dvc left half written, at which every later one fails.
 
-def locked(lock: Path, stage: str) -> dict[str, Any]:
-    """What a dvc.lock says of the one output of a stage: ``md5``, ``size``, ``nfiles``, ``hash``.
-
-    Raises VersioningError where it names none.
-    """
-    try:
-        (out,) = YAML(typ="safe", pure=True).load(lock.read_text())["stages"][stage]["outs"]
-        return {key: out[key] for key in ("md5", "size", "nfiles", "hash")}
-    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
-        raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
-
-
-def environment(folder: Path, home: Home) -> dict[str, str]:
-    """A job runs its own commit's code with this environment's programs, and dvc calls nobody."""
-    site = home.dvc / "site"
-    site.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return {
-        "PYTHONPATH": f"{folder}/src:{folder}",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "REMINT_HOME": str(home.path),
-        "REMINT_SOURCES": str(home.repository),
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(site),
-        "GIT_TERMINAL_PROMPT": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
-    """Writes the workspace's ``.dvc/config.local``: the person's own settings, every local address absolute.
-
-    In a checkout elsewhere a relative remote would be another folder, and a push would go there
-    without a word. An address inside the repository's ``.remint/`` follows REMINT_HOME. REMINT_DVC_REMOTE goes before all.
-    ``cache``: a folder in place of the cache that is set.
-    """
-    if not (folder / ".dvc" / "config").exists():
-        raise RepositoryError(
-            f"{home.repository} has no .dvc/config in its commit: run dvc init and commit, or clone a remint repository"
-        )
-    own = home.repository / ".dvc"
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read([folder / ".dvc" / "config", own / "config.local"])
-    for section in settings.sections():
-        is_remote = section.strip("'").startswith("remote ")
-        for key in FILES if is_remote else ("dir",) if section == "cache" else ():
-            value = settings[section].get(key, "")
-            if value and "://" not in value:
-                settings[section][key] = str(_rooted((own / Path(value).expanduser()).resolve(), home))
-        if is_remote:
-            settings[section]["verify"] = "true"  # else a pull of a flipped bit ends well
-    if home.dvc_remote:
-        settings.read_dict({"core": {"remote": "jobs"}, "'remote \"jobs\"'": {"url": home.dvc_remote, "verify": "true"}})
-    if cache:
-        settings.read_dict({"cache": {"dir": str(cache)}})
-    config = folder / ".dvc" / "config.local"
-    config.touch(mode=0o600)  # it may hold the keys of a remote
-    with config.open("w") as stream:
-        settings.write(stream)
-
-
-def _rooted(path: Path, home: Home) -> Path:
-    default = home.repository.resolve() / ".remint"
-    return home.path / path.relative_to(default) if path.is_relative_to(default) else path
+        A checkout is one job's, which calls dvc once at a time: nobody holds it.
+        """
+        path = self.folder / ".dvc/tmp/rwlock"
+        try:
+            json.loads(path.read_bytes())
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            path.unlink()
 
 
 def last_words(log: Path) -> str:

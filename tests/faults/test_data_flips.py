@@ -1,0 +1,309 @@
+"""Bits that flip in prepared data after they were versioned: in the checkout, in dvc's cache, on its remote. None is trained on.
+
+The steps are the flow's own, on real dvc; the training is a few lines that load the data as every training does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows import steps
+from remint import versioning, workspace
+from remint.data import arrays
+from remint.errors import IntegrityError, VersioningError
+from remint.home import Home
+from remint.records import DatasetVersion
+from tests.trials import Trials
+
+STEP = """
+import json, pathlib, sys
+from remint import step
+from remint.data import arrays, sources, splits
+from remint.evaluation import features
+from remint.recipe import DatasetSettings
+
+def main(key):
+    what, here = "{what}", pathlib.Path("outs")
+    settings = DatasetSettings(source="images.npz", levels=5)
+    if what == "snapshot":
+        sources.snapshot("x", settings, pathlib.Path.cwd(), here / "raw/x")
+    elif what == "prepare":
+        splits.prepare("x", settings, here / "raw/x", here / "prepared/x")
+    elif what == "features":
+        features.fit(arrays.load(here / "prepared/x"), here / "features/x")
+    else:
+        dataset = arrays.load(here / "prepared/x")
+        step.emit("progress", step=1, steps=1)
+        (here / "trained/x").mkdir(parents=True)
+        (here / "trained/x/dataset").write_text(dataset.version.digest)
+
+step.run(main, always="{what}" == "snapshot")
+"""
+DVC_YAML = """
+stages:
+  snapshot:
+    foreach: &each {x: {mode: good}}
+    do: {cmd: "exec python snapshot.py ${key}", always_changed: true, outs: ["outs/raw/${key}"]}
+  prepare:
+    foreach: *each
+    do: {cmd: "exec python prepare.py ${key}", deps: ["outs/raw/${key}", prepare.py], outs: ["outs/prepared/${key}"]}
+  features:
+    foreach: *each
+    do: {cmd: "exec python features.py ${key}", deps: ["outs/prepared/${key}", features.py], outs: ["outs/features/${key}"]}
+  train:
+    foreach: *each
+    do: {cmd: "exec python train.py ${key}", deps: ["outs/prepared/${key}", train.py], outs: ["outs/trained/${key}"]}
+"""
+FILES = {
+    "dvc.yaml": DVC_YAML,
+    ".dvc/config": '[core]\n    remote = local\n[cache]\n    dir = ../.remint/dvc/cache\n    type = "reflink,hardlink,copy"\n'
+    "['remote \"local\"']\n    url = ../.remint/dvc/remote\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n",
+    ".gitignore": "/outs/\n/.remint/\n",
+    **{f"{what}.py": STEP.replace("{what}", what) for what in ("snapshot", "prepare", "features", "train")},
+}
+STAGES = {"raw": "snapshot@x", "prepared": "prepare@x", "features": "features@x"}
+
+
+class Job:
+    """As much of flows.job.Retraining as the steps up to training ask for."""
+
+    pipeline, source, run_id = "x", "images.npz", None
+    settings = SimpleNamespace(dataset="x", metrics=list, evaluation=SimpleNamespace(feature_files=lambda _: {}))
+    model = SimpleNamespace(weights_sha256="", ended="finished", reason="")
+    trained = False
+    lease = SimpleNamespace(check=lambda: None)
+
+    def __init__(self, home: Home, name: str) -> None:
+        folder = workspace.check_out(home.repository, workspace.commit_of_tree(home.repository), home.workspaces / name)
+        self.home, self.seconds, self.told = home, dict[str, float](), list[tuple[str, dict[str, Any]]]()
+        self.dvc = versioning.Workspace(folder, home, logs=home.path / "logs" / name)
+
+    @property
+    def dataset(self) -> DatasetVersion:
+        return DatasetVersion.read(self.dvc.folder / "outs/prepared/x/dataset.json")
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.told.append((event, fields))
+
+    def out(self, kind: str) -> Path:
+        return self.dvc.folder / "outs" / kind / "x"
+
+    def run(self) -> None:
+        """The flow's steps up to training."""
+        job: Any = self
+        steps.version_data.fn(job)
+        steps.learn_features.fn(job)
+        steps.train.fn(job)
+
+    def push(self) -> None:
+        self.dvc.push(*STAGES.values())
+
+    @property
+    def notices(self) -> list[str]:
+        return [fields["text"] for event, fields in self.told if event == "notice"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A team's repository with 240 small images."""
+    repository = tmp_path_factory.mktemp("team")
+    for path, text in FILES.items():
+        (repository / path).parent.mkdir(parents=True, exist_ok=True)
+        (repository / path).write_text(text)
+    generator = np.random.default_rng(0)
+    np.savez(repository / "images.npz", allow_pickle=False, x=generator.integers(0, 5, size=(240, 5, 5)).astype(np.uint8))
+    commit = "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
+    subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
+    source, real = str(Path(versioning.__file__).parents[2]), versioning.workspace.environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REMINT_HOME", raising=False)
+        patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
+        patch.setattr(steps, "_open_run", lambda _: None)  # of MLflow
+        patch.setattr(versioning.workspace, "environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
+        yield Home.of(repository).ensure()
+
+
+def flip(path: Path, dice: random.Random, also: Path | None = None) -> None:
+    """One bit of a file, and of its twin in dvc's cache where that is given, as though one were a link of the other."""
+    content = bytearray(path.read_bytes())
+    at = dice.randrange(8 * len(content))
+    content[at // 8] ^= 1 << at % 8
+    for each in (path, *([also] if also else [])):
+        each.unlink()  # it may really be a link
+        each.write_bytes(content)
+        each.chmod(0o444)  # as dvc leaves them: it does not look at what is protected
+
+
+def objects(home: Home, store: str) -> dict[str, Path]:
+    """The files of a store of dvc's, by their MD5."""
+    root = home.dvc / store / "files/md5"
+    return {"".join(path.relative_to(root).parts): path for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def refused(home: Home) -> dict[str, str]:
+    """What ends the first jobs, whose data are damaged after a step, and in the cache too, before anything was pushed."""
+    said = {}
+    for kind in ("raw", "prepared"):
+        spoilt, real = Job(home, kind), versioning.Workspace.reproduce
+
+        def reproduce(self: versioning.Workspace, step: str, name: str, on_event: Any) -> bool:
+            ran = real(self, step, name, on_event)  # noqa: B023
+            if f"{step}@{name}" == STAGES[kind]:  # noqa: B023
+                path = next((self.folder / "outs" / kind / "x").glob("*.np[yz]"))  # noqa: B023
+                flip(path, random.Random(0), objects(self.home, "cache")[md5_of(path)])
+            return ran
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(IntegrityError) as caught:
+            patch.setattr(versioning.Workspace, "reproduce", reproduce)
+            spoilt.run()
+        assert not spoilt.out("trained").exists()
+        said[kind] = str(caught.value)
+    return said
+
+
+@pytest.fixture(scope="module")
+def job(home: Home, refused: dict[str, str]) -> Job:
+    """The job after those, which came to its end."""
+    job = Job(home, "first")
+    job.run()
+    job.push()
+    return job
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
+@pytest.mark.case(20)
+def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Job, trials: Trials) -> None:
+    """In the checkout (and through a link in the cache), in the cache, in the cache without a remote, and on the remote."""
+    whole = {kind: content(job.out(kind)) for kind in STAGES}
+    kept = {path: path.read_bytes() for store in ("cache", "remote") for path in objects(job.home, store).values()}
+    places = ("linked", "cache alone", "remote", "checkout", "cache")
+    for trial in trials(short=3, full=300):
+        kind, place = trial.random.choice(sorted(STAGES)), places[trial.number % len(places)]
+        stage, out = STAGES[kind], job.out(kind)
+        spoil(job, kind, place, trial.random)
+        try:
+            (said,) = job.dvc.whole(stage)
+        except IntegrityError as error:
+            assert place in ("cache alone", "remote") and "was damaged" in str(error), error
+            assert not out.exists() or content(out).items() <= whole[kind].items(), "what is damaged was taken away"
+            trial.note(refused=1, mended=0, trained_on=0)
+        else:
+            assert place not in ("cache alone", "remote") and "brought back whole" in said
+            assert content(out) == whole[kind]
+            trial.note(refused=0, mended=1, trained_on=0)
+        for md5, path in objects(job.home, "cache").items():
+            assert kept.get(path) == path.read_bytes(), f"{md5} is still damaged in the cache"
+        put_right(job, kept, stage)
+        assert content(out) == whole[kind]
+
+
+def spoil(job: Job, kind: str, place: str, dice: random.Random) -> None:
+    out, stores = job.out(kind), {store: objects(job.home, store) for store in ("cache", "remote")}
+    if place in ("checkout", "linked"):
+        path = dice.choice(sorted(out.iterdir()))
+        flip(path, dice, stores["cache"][md5_of(path)] if place == "linked" else None)
+        return
+    named = [md5_of(path) for path in out.iterdir()]
+    md5 = dice.choice(sorted(named))
+    if place == "remote":  # the checkout is another machine's, which has no cache yet
+        for each in named:
+            stores["cache"][each].unlink()
+        shutil.rmtree(out)
+        flip(stores["remote"][md5], dice)
+        return
+    flip(stores["cache"][md5], dice)
+    if place == "cache alone":
+        stores["remote"][md5].unlink()
+    shutil.rmtree(out)
+    job.dvc._dvc("checkout", "checkout", "--force", STAGES[kind])  # as a later job restores it
+
+
+def md5_of(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def put_right(job: Job, kept: dict[Path, bytes], stage: str) -> None:
+    for path, before in kept.items():
+        if not path.exists() or path.read_bytes() != before:
+            path.unlink(missing_ok=True)
+            path.write_bytes(before)
+            path.chmod(0o444)
+    job.dvc._dvc("checkout", "checkout", "--force", stage)
+
+
+def test_data_that_are_damaged_between_two_steps_are_not_trained_on(job: Job, refused: dict[str, str]) -> None:
+    """Refused where there is no whole copy; the next job makes them again, and trains on those."""
+    for kind, said in refused.items():
+        assert said.startswith(
+            f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has it whole"
+        )
+    assert (job.out("trained") / "dataset").read_text() == job.dataset.digest and job.notices == []
+    assert arrays.load(job.out("prepared")).version == job.dataset
+
+
+def test_a_flipped_record_of_the_data_is_found_too(job: Job) -> None:
+    """Nothing in dataset.json says that it is whole; its digest is the dataset version."""
+    path = job.out("prepared") / "dataset.json"
+    before = path.read_text()
+    path.unlink()
+    path.write_text(before.replace('"levels": 5', '"levels": 7'))
+    assert arrays.load(job.out("prepared")).spec.levels == 7
+    (said,) = job.dvc.whole(STAGES["prepared"])
+    assert said == "outs/prepared/x was damaged after prepare@x made it, and was brought back whole from the cache"
+    assert path.read_text() == before
+
+
+def test_what_the_remote_lost_is_sent_again_by_the_next_push(job: Job) -> None:
+    """dvc's own push looks for the listing of a folder, finds it, and sends nothing."""
+    remote = objects(job.home, "remote")
+    lost = md5_of(job.out("prepared") / "train.npy")
+    remote[lost].unlink()
+    job.push()
+    assert objects(job.home, "remote").keys() == remote.keys() and md5_of(remote[lost]) == lost
+
+
+def test_a_push_does_not_send_what_is_damaged_here(job: Job) -> None:
+    lost = md5_of(job.out("prepared") / "train.npy")
+    cached = objects(job.home, "cache")[lost]
+    before = cached.read_bytes()
+    objects(job.home, "remote")[lost].unlink()
+    flip(cached, random.Random(1))
+    with pytest.raises(VersioningError, match=f"the cache does not have {lost} whole"):
+        job.push()
+    assert lost not in objects(job.home, "remote")
+    put_right(job, {cached: before}, STAGES["prepared"])
+    job.push()
+
+
+def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = job.dvc.folder / ".dvc/tmp/rwlock"
+    assert lock.exists()
+    lock.write_text('{"write": {"/a')
+    with monkeypatch.context() as patch, pytest.raises(VersioningError, match="rwlock"):
+        patch.setattr(versioning.Workspace, "_free", lambda _: None)
+        job.dvc.reproduce("prepare", "x", lambda _event: None)
+    job.dvc.reproduce("prepare", "x", lambda _event: None)
+
+
+def test_dvcs_site_cache_is_nobody_elses_to_write(tmp_path: Path) -> None:
+    home = Home.of(tmp_path)
+    site = home.dvc / "site"
+    site.mkdir(parents=True)
+    site.chmod(0o777)
+    assert versioning.environment(home.repository, home)["DVC_SITE_CACHE_DIR"] == str(site)
+    assert site.stat().st_mode & 0o777 == 0o700

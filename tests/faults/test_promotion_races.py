@@ -1,0 +1,87 @@
+"""Two promote at once, a better version and a worse one, in processes of their own: one wins, the other is told, and both stores agree."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import promotion, stores
+from remint.errors import ChampionChanged
+from remint.home import Home
+from remint.promotion import Against
+from tests import promotion_cases as cases
+from tests.promotion_cases import MODEL
+from tests.trials import Trials
+
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def home(registered: Home, tmp_path: Path) -> Home:
+    return cases.copied(registered, tmp_path / "home")
+
+
+@contextmanager
+def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
+    """Two processes that live for all races; each race is what both are told, and what they answer, in their order."""
+    start = fork.Barrier(2)
+    pipes = [fork.Pipe() for _ in range(2)]
+
+    def body(pipe: Any) -> None:
+        while True:
+            arguments = pipe.recv()
+            if arguments is None:
+                return
+            start.wait(60)
+            pipe.send(work(home, *arguments))
+
+    racers = [fork.Process(target=body, args=(theirs,), daemon=True) for _, theirs in pipes]
+    for racer in racers:
+        racer.start()
+
+    def race(told: list[tuple[Any, ...]]) -> list[str]:
+        for (ours, _), arguments in zip(pipes, told, strict=True):
+            ours.send(arguments)
+        for ours, _ in pipes:
+            assert ours.poll(120), "a promoter died"
+        return [ours.recv() for ours, _ in pipes]
+
+    yield race
+    for (ours, _), racer in zip(pipes, racers, strict=True):
+        ours.send(None)
+        racer.join(60)
+
+
+def promote(home: Home, version: int, against: Against) -> str:
+    try:
+        promotion.promote(home, f"{MODEL}/{version}", "race", against=against, who=f"p{version}")
+    except ChampionChanged as error:
+        return str(error)
+    return "won"
+
+
+@pytest.mark.case(15)
+def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials: Trials) -> None:
+    """Each decided against the champion that stands: whoever is second decided against one that stands no more."""
+    with promoters(home, promote) as race:
+        for trial in trials(short=8, full=500):
+            champion = stores.ledger(home).champion(MODEL)
+            better, worse = trial.random.sample([number for number in (1, 2, 3, 4) if number != champion], 2)
+            against: Against = "none" if champion is None else champion
+            told = [(better, against), (worse, against)]
+            answers = race(told)
+            assert sorted(answer == "won" for answer in answers) == [False, True], answers
+            winner = (better, worse)[answers.index("won")]
+            (loser,) = (answer for answer in answers if answer != "won")
+            assert loser.startswith(f"the champion is now {MODEL}/{winner} (by p{winner}")
+            last = stores.ledger(home).rows(MODEL)[-1]
+            stores.project(home, MODEL)
+            assert (last.version, last.champion_before) == (winner, champion)
+            assert stores.tracking(home).aliases(MODEL) == {"champion": winner}
+            trial.note(races=1, two_winners=0, alias_not_of_the_ledger=0)
+    assert stores.ledger(home).verify(MODEL) == []

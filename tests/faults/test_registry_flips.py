@@ -1,0 +1,100 @@
+"""Bits that flip and files that are cut short in the store of registered models: each is found before anything is loaded."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from remint.errors import IntegrityError
+from remint.models.bundle import load_model
+from remint.records import ModelVersion
+from remint.tracking import Tracking
+from tests import registry_cases as cases
+from tests.trials import Trials
+
+
+@pytest.fixture
+def store(empty: Path, tmp_path: Path) -> Tracking:
+    shutil.copytree(empty, tmp_path / "home")
+    return cases.tracking(tmp_path / "home")
+
+
+@pytest.fixture
+def version(store: Tracking, tmp_path: Path) -> ModelVersion:
+    cases.make(tmp_path / "bundle")
+    return cases.register(store, tmp_path / "bundle")
+
+
+def files(store: Tracking, version: ModelVersion) -> list[Path]:
+    """Every file of a registered version: weights, records and manifest, and what MLflow and people read around them."""
+    folder = Path(store._client.get_run(version.run_id).info.artifact_uri) / "model"
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert {"weights.safetensors", "manifest.json", "training.json", "samples.safetensors", "MLmodel"} <= {p.name for p in found}
+    return found
+
+
+def flip(content: bytes, dice: random.Random) -> bytes:
+    at = dice.randrange(8 * len(content))
+    spoilt = bytearray(content)
+    spoilt[at // 8] ^= 1 << at % 8
+    return bytes(spoilt)
+
+
+def cut(content: bytes, dice: random.Random) -> bytes:
+    return content[: dice.randrange(len(content))]
+
+
+def refused(store: Tracking, version: ModelVersion, to: Path) -> bool:
+    """Whether the version cannot be fetched, and nothing of it lies where it would be loaded from."""
+    try:
+        store.fetch(version, to)
+    except IntegrityError as error:
+        assert len(str(error).splitlines()) == 1
+        return not to.exists()
+    return False
+
+
+@pytest.mark.case(18)
+def test_a_flipped_bit_in_a_registered_model_is_found(
+    store: Tracking, version: ModelVersion, trials: Trials, tmp_path: Path
+) -> None:
+    spoil_each(store, version, trials, tmp_path, short=40, full=500)
+
+
+@pytest.mark.case(19)
+def test_a_registered_model_that_was_cut_short_is_found(
+    store: Tracking, version: ModelVersion, trials: Trials, tmp_path: Path
+) -> None:
+    spoil_each(store, version, trials, tmp_path, short=20, full=500)
+
+
+def spoil_each(store: Tracking, version: ModelVersion, trials: Trials, tmp_path: Path, short: int, full: int) -> None:
+    spoil = flip if trials.case == 18 else cut
+    found = files(store, version)
+    whole = {path: path.read_bytes() for path in found}
+    for trial in trials(short, full):
+        path = trial.random.choice(found)
+        path.write_bytes(spoil(whole[path], trial.random))
+        assert refused(store, version, tmp_path / "got"), f"{path.name} was fetched though it was spoilt"
+        path.write_bytes(whole[path])
+        trial.note(found=1, loaded=0)
+    store.fetch(version, tmp_path / "got")
+
+
+@pytest.mark.parametrize("case", [18, 19])
+def test_a_spoilt_bundle_on_this_machine_is_not_loaded(store: Tracking, version: ModelVersion, tmp_path: Path, case: int) -> None:
+    """What was fetched before is verified each time, and by the loader itself, which MLflow calls past us."""
+    spoil, dice = flip if case == 18 else cut, random.Random(case)
+    folder = store.fetch(version, tmp_path / "got")
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(spoil(whole, dice))
+        with pytest.raises(IntegrityError):
+            load_model(folder)
+        path.write_bytes(whole)
+    (folder / "weights.safetensors").write_bytes(b"")
+    store.fetch(version, folder)  # it is fetched again
+    load_model(folder)
