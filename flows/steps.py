@@ -89,7 +89,14 @@ def restore(job: Retraining) -> bool:
         known = job.dvc.restore(f"evaluate@{job.pipeline}")
     if known:
         job.tell("restored")
+        _hold_whole(job, f"train@{job.pipeline}", f"evaluate@{job.pipeline}")
     return known
+
+
+def _hold_whole(job: Retraining, *stages: str) -> None:
+    """What dvc takes for whole is read and held against its digests, before anybody learns from it or judges by it."""
+    for mended in job.dvc.whole(*stages):
+        job.tell("notice", text=mended)
 
 
 @step("version data")
@@ -99,6 +106,7 @@ def version_data(job: Retraining) -> None:
     with timed(job, "data"):
         with _raw(job):
             job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
+        _hold_whole(job, f"snapshot@{name}")
         job.dvc.reproduce("prepare", name, progress.reporter(job.pipeline, "data"))
     job.tell("ran", name="data", version=job.dataset.digest[:12], counts=job.dataset.counts)
 
@@ -107,6 +115,7 @@ def version_data(job: Retraining) -> None:
 def learn_features(job: Retraining) -> None:
     """Trains the extractor that Frechet distances are measured in, on the training split."""
     with timed(job, "features"):
+        _hold_whole(job, f"prepare@{job.settings.dataset}")
         job.dvc.reproduce("features", job.settings.dataset, progress.reporter(job.pipeline, "features"))
 
 
@@ -125,6 +134,7 @@ def train(job: Retraining) -> None:
         report(event)
 
     with timed(job, "train"):
+        _hold_whole(job, f"prepare@{job.settings.dataset}")
         job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
     model = job.model
     job.tell("ran", name="train", trained=job.trained, weights=model.weights_sha256[:12], ended=model.ended, why=model.reason)
@@ -140,6 +150,7 @@ def _open_run(job: Retraining) -> None:
 def evaluate(job: Retraining) -> None:
     """Measures the model on the held-out split."""
     with timed(job, "evaluate"):
+        _hold_whole(job, f"features@{job.settings.dataset}", f"train@{job.pipeline}")
         job.dvc.reproduce("evaluate", job.pipeline, progress.reporter(job.pipeline, "evaluate"))
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.evidence.report.metrics.items()})
 
