@@ -159,7 +159,7 @@ def measured(modes: Modes, name: str, seed: int) -> tuple[dict[str, Any], Array]
         raw, averaged = state.model.eval(), state.served()
         if name == "flow":
             row["nats_above_entropy"] = nats(averaged, dataset.held_out.x_NX, modes) - modes.entropy
-        x_N2 = samples(averaged if name == "flow" or state.ending.failed else raw, modes)
+        x_N2 = samples(averaged if name == "flow" or state.ending.collapsed else raw, modes)
         row |= modes.judge(x_N2)
         if name != "flow":
             row |= {f"averaged_{key}": value for key, value in modes.judge(samples(averaged, modes)).items()}

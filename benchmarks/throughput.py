@@ -87,7 +87,7 @@ def ours(name: str, x_NCHW: np.ndarray[Any, Any], spec: DataSpec) -> None:
             None,
             None,
             None,
-            **TRAINING.model_dump(exclude={"threads", "devices"}),
+            **TRAINING.model_dump(exclude={"threads", "devices", "collapse"}),
             world=World(0, 1, torch.device("cpu")),
             machine={},
             checkpoints=Checkpoints(Path(folder), "benchmark"),

@@ -32,7 +32,7 @@ NOTICES = {
     # ... and of a training that met with something and goes on.
     "damaged_checkpoint": "{message}; it was set aside as {kept}, and the checkpoint before it is used",
     "skipped": "step {step} was skipped, {skipped} in all so far: {message}",
-    "rolled_back": "at step {step} {message}: back to step {to} with {learning_rate:.3g} times the learning rate ({time} of {times})",
+    "rolled_back": "at step {step} {message}: back to step {to}, learning rate times {learning_rate:.3g} ({time} of {times})",
     "diverged_before": "this training diverged before (what is known of it: {record}); it is tried again from step {step}",
     "restarted": "{message}: it was killed, and all {processes} go on from the last checkpoint",
 }

@@ -1,15 +1,19 @@
 """Small real trainings that the tests of several folders share, and a program that runs one (and kills itself).
 
-    python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=STEP] [stop=STEP] [rank=R] [twice] [anywhere] [keep]
+    python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=N] [stop=N] [freeze=N] [rank=R] [ruin=STEP] [twice|every=FIRST]
+                             [anywhere] [keep] [stock]
 
-trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in that step;
-``stop``: SIGTERM itself; ``rank``: only that rank does so; ``twice``: goes on from where it was stopped, and then trains it once more, in
-one piece, into HOME/CASE-whole; ``anywhere``: also with more processes than cores; ``keep``: also its checkpoints.
+trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step that it runs (from 0);
+``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``: see there; ``twice``: goes
+on from where it was stopped, and then trains it once more, in one piece, into HOME/CASE-whole; ``every``: the whole into
+HOME/CASE-whole, and from FIRST on one that is stopped after each of its steps and goes on, into HOME/CASE-STEP; ``anywhere``: also
+with more processes than cores; ``keep``: also its checkpoints; ``stock``: with the all-reduce of DDP itself.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.nn.parallel import DistributedDataParallel
 
 from remint import plugins
 from remint.data import arrays, sources, splits
@@ -27,8 +32,9 @@ from remint.distributed import world
 from remint.errors import Interrupted
 from remint.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.records import TrainedModel
-from remint.training import loop, train
+from remint.training import divergence, loop, train
 from remint.training.checkpoint import Checkpoints
+from remint.training.state import TrainingState
 
 FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, which every test takes
 MODELS: dict[str, dict[str, Any]] = {
@@ -43,7 +49,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # 5 divides no other period, so that rows, checkpoints and the lazy penalty fall on different steps.
 SHORT = {"steps": 12, "batch_size": 12, "validate_every": 5, "checkpoint_every": 3, "seed": 3}
 
-SIGNALS = {"die": signal.SIGKILL, "stop": signal.SIGTERM}
+SIGNALS = {"die": signal.SIGKILL, "stop": signal.SIGTERM, "freeze": signal.SIGSTOP}
 
 
 def prepare(folder: Path) -> Dataset:
@@ -87,16 +93,31 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
 
 
-def at_step(step: int, sign: signal.Signals) -> None:
-    """This process will send itself ``sign``, once, in the middle of the given step (counted from 0)."""
-    real, todo = loop.batch_indices, [sign]
+def at_step(number: int, sign: signal.Signals) -> None:
+    """This process will send itself ``sign``, once, in the middle of the given step of those that it runs from now on."""
+    real, run = loop.batch_indices, iter(range(10**9))
 
-    def batch_indices(count: int, batch_size: int, seed: int, now: int) -> Any:
-        if now == step and todo:
-            os.kill(os.getpid(), todo.pop())
-        return real(count, batch_size, seed, now)
+    def batch_indices(*arguments: Any) -> Any:
+        if next(run) == number:
+            os.kill(os.getpid(), sign)
+        return real(*arguments)
 
     loop.batch_indices = batch_indices  # type: ignore[attr-defined]
+
+
+def ruin(step: int) -> None:
+    """An infinite learning rate in that step, until the training has been back once: a function of its state alone."""
+    real = divergence.Tolerance.learning_rate
+
+    def learning_rate(self: divergence.Tolerance, state: TrainingState) -> float:
+        return math.inf if state.step == step and not state.rollbacks else real(self, state)
+
+    divergence.Tolerance.learning_rate = learning_rate  # type: ignore[method-assign]
+
+
+def stock() -> None:
+    """DDP as it comes: all-reduce in place of the sum in the order of the ranks."""
+    DistributedDataParallel.register_comm_hook = lambda *_: None  # type: ignore[method-assign]
 
 
 def main(folder: str, names: str, training: str, *options: str) -> None:
@@ -105,14 +126,23 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
         train.check_devices = lambda *_: None  # type: ignore[attr-defined]
     if "keep" in said:
         Checkpoints.delete = lambda _: None  # type: ignore[method-assign]
+    if "stock" in said:
+        stock()
+    if "ruin" in said:
+        ruin(int(said["ruin"]))
     settings = json.loads(training)
     home, dataset = Path(settings.pop("home", folder)), load(Path(folder))
     command = [__file__, folder, names, training, *options]
     with joined_once():
         for case in names.split(","):
-            if said.get("rank") in (None, os.environ.get("RANK")):
-                for option in said.keys() & SIGNALS.keys():
+            mine = said.get("rank") in (None, os.environ.get("RANK"))
+            if "every" in said:
+                stopped_everywhere(recipe(case, **settings), dataset, home, int(said["every"]), mine=mine)
+                continue
+            for option in said.keys() & SIGNALS.keys() if mine else ():
+                if option != "freeze" or not (home / "frozen").exists():
                     at_step(int(said[option]), SIGNALS[option])
+                (home / "frozen").touch()
             if "twice" not in said:
                 run(recipe(case, **settings), dataset, home / case, command)
                 continue
@@ -121,6 +151,21 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
             assert not (home / case / "out").exists(), "it was not stopped"
             run(recipe(case, **settings), dataset, home / case)
             run(recipe(case, **settings), dataset, home / f"{case}-whole")
+
+
+def stopped_everywhere(recipe: Recipe, dataset: Dataset, home: Path, first: int, *, mine: bool) -> None:
+    """The training in one piece, and in two, for each place where it may be stopped. ``mine``: it is this rank that is told to."""
+    case = recipe.family
+    run(recipe, dataset, home / f"{case}-whole")
+    for step in range(first, recipe.training.steps):
+        real = loop.batch_indices
+        if mine:
+            at_step(step - 1, signal.SIGTERM)
+        with suppress(Interrupted):
+            run(recipe, dataset, home / f"{case}-{step}")
+        loop.batch_indices = real  # type: ignore[attr-defined]
+        assert not (home / f"{case}-{step}/out").exists(), "it was not stopped"
+        run(recipe, dataset, home / f"{case}-{step}")
 
 
 @contextmanager

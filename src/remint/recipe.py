@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
+LONGEST = 200  # characters of a name that is compared with others: the time grows with the square
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
 
@@ -37,7 +38,7 @@ class Settings(BaseModel):
 
 def unknown(what: str, name: str, known: set[str] | list[str]) -> str:
     """One clause that refuses a name: the nearest known one where there is one, else all of them."""
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:LONGEST], sorted(known), n=1, cutoff=0.5)
     return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}")
 
 
@@ -72,6 +73,13 @@ class DatasetSettings(Settings):
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: what becomes of rows with missing values
     schema_version: Positive = 1  # raised by one, the next import learns the schema anew in place of refusing what does not fit
     split: SplitSettings = SplitSettings()
+
+    @field_validator("source")
+    @classmethod
+    def _a_path(cls, source: str) -> str:
+        if not source.strip() or not source.isprintable() or any(len(part.encode()) > 255 for part in source.split("/")):
+            raise ValueError(f"expected a path or an address, not {source[:100]!r}")
+        return source
 
     @model_validator(mode="after")
     def _keys_of_the_kind(self) -> DatasetSettings:
@@ -224,6 +232,10 @@ class TrainingSettings(Settings):
     patience: Count = 0  # scores without a new best after which training stops; 0: never
     collapse: Fraction | None = None  # samples that reach less of what real ones do end it; None: 0.6 without likelihood; 0: off
     checkpoint_every: Positive = 250  # steps between two checkpoints
+    skip_limit: Count = 5  # steps in a row that are skipped, whose loss or gradient is not finite; one more: it goes back
+    skip_share: Fraction = 0.05  # of all steps, likewise, where that is more than skip_limit
+    rollbacks: Count = 2  # times that it goes back to the last good checkpoint; once more: the run fails
+    rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # times the learning rate, each time that it goes back
 
     @model_validator(mode="after")
     def _even_split(self) -> TrainingSettings:

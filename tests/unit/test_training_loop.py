@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,97 +13,23 @@ from torch import Tensor, nn
 from remint.data.sampler import batch_indices
 from remint.distributed.machine import deterministic
 from remint.distributed.world import World
-from remint.errors import Interrupted, StepError
+from remint.errors import Interrupted
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.records import DataSpec
 from remint.training import guard as guard_module
-from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
-from remint.training.loop import learning_rate_factor, train
+from remint.training.loop import learning_rate_factor
 from remint.training.randomness import BATCH, batch_noise
-from remint.training.state import Ending, Row, TrainingState
+from remint.training.state import Ending, Row
 from remint.training.validation import scorer
-
-ONE = World(0, 1, torch.device("cpu"))
-SETTINGS: dict[str, Any] = {
-    "steps": 8,
-    "batch_size": 4,
-    "learning_rate": 0.05,
-    "warmup": 0.25,
-    "final_learning_rate": 0.1,
-    "weight_decay": 0.0,
-    "gradient_clip": 0.0,
-    "ema": 0.9,
-    "ema_images": None,
-    "seed": 11,
-    "precision": "fp32",
-    "validate_every": 2,
-    "patience": 0,
-    "checkpoint_every": 100,
-}
+from tests.loop_cases import ONE, X_NCHW, Fit, Line, fit
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     with deterministic(threads=1):
         yield
-
-
-class Line(Model):
-    """y = w x: what all phases here train a part of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
-        self.register_buffer("seen", torch.zeros(()))
-
-
-class Fit(Phase):
-    """Mean squared distance of w to (pixel, noise)."""
-
-    name: ClassVar[str] = "fit"
-
-    def __init__(self, model: Line) -> None:
-        super().__init__()
-        self.model = model
-        self.noise_size = 1
-        self.watch: Callable[[Batch], None] = lambda batch: None
-
-    def forward(self, batch: Batch) -> Tensor:
-        self.watch(batch)
-        self.model.seen += 1
-        target = torch.stack([batch.x_BX.flatten(1)[:, 0], batch.noise_BN[:, 0]], dim=1)
-        return (self.model.weight - target).square().sum(1).mean()
-
-
-X_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size=(10, 1, 1, 1), dtype=np.uint8))
-
-
-def fit(
-    tmp_path: Path,
-    model: Line,
-    phases: list[Phase],
-    score: Any = None,
-    stop: Any = lambda: False,
-    guard: Any = None,
-    **changed: Any,
-) -> TrainingState:
-    checkpoints = Checkpoints(tmp_path, "d")
-    with checkpoints.held("the test"):
-        return train(
-            model,
-            phases,
-            X_NCHW,
-            None,
-            score,
-            guard,
-            **SETTINGS | changed,
-            world=ONE,
-            machine={},
-            checkpoints=checkpoints,
-            stop=stop,
-        )
 
 
 def test_it_is_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) -> None:
@@ -214,72 +138,6 @@ def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
     assert state.best_row is None
     assert state.waited == 0
     assert torch.equal(state.served().state_dict()["weight"], state.average.model.state_dict()["weight"])
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_which(tmp_path: Path) -> None:
-    model = Line()
-    phase = Fit(model)
-
-    def poison(batch: Batch) -> None:
-        if batch.step == 3:
-            batch.x_BX.fill_(math.nan)
-
-    phase.watch = poison
-    with pytest.raises(StepError, match=r"fit_loss is nan at step 4: .*training\.learning_rate"):
-        fit(tmp_path, model, [phase])
-    model = Line()
-    with pytest.raises(StepError, match="validation is inf at step 2"):
-        fit(tmp_path, model, [Fit(model)], lambda _: math.inf)
-
-
-def poisoned(step: int) -> tuple[Line, Fit]:
-    """A phase whose loss is NaN in one step: everything is from then on."""
-    model = Line()
-    phase = Fit(model)
-    phase.watch = lambda batch: batch.x_BX.fill_(math.nan) if batch.step == step else None
-    return model, phase
-
-
-def test_what_diverges_after_a_score_goes_back_to_the_best_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model, phase = poisoned(5)
-    scores, kept = iter([2.0, 1.0, 3.0]), []
-
-    def score(judged: Model) -> float:
-        kept.append(judged.state_dict()["weight"].clone())
-        return next(scores)
-
-    state = fit(tmp_path, model, [phase], score, steps=12)
-    assert state.ending is not None
-    assert state.ending.ended == "diverged"
-    assert state.ending.reason.startswith("fit_loss is nan at step 6; lower training.learning_rate")
-    assert (state.step, state.served_row) == (6, state.rows[1])
-    assert len(kept) == 2, "what is NaN is not scored"
-    assert torch.equal(state.served().state_dict()["weight"], kept[1])
-    assert "diverged step=6 served=4 message=fit_loss is nan at step 6" in capsys.readouterr().err
-
-    model = Line()
-    scores = iter([1.0, math.inf])
-    state = fit(tmp_path / "score", model, [Fit(model)], lambda _: next(scores))
-    assert state.ending is not None
-    assert state.ending.reason.startswith("validation is inf at step 4")
-
-
-@pytest.mark.parametrize("stopped_at", [3, 4, 5])
-def test_what_diverges_does_so_again_from_a_checkpoint_of_it(stopped_at: int, tmp_path: Path) -> None:
-    """Step 4, of five, is NaN, and the row that would show it comes with the sixth."""
-    model, phase = poisoned(4)
-    whole = fit(tmp_path / "whole", model, [phase], lambda _: 1.0)
-    model, phase = poisoned(4)
-    asked = iter([False] * (stopped_at - 1) + [True])
-    with pytest.raises(Interrupted):
-        fit(tmp_path / "pieces", model, [phase], lambda _: 1.0, stop=lambda: next(asked))
-    model, phase = poisoned(4)
-    again = fit(tmp_path / "pieces", model, [phase], lambda _: 1.0)
-    assert whole.step == 6
-    assert (again.step, again.rows, again.ending) == (whole.step, whole.rows, whole.ending)
-    assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
 
 
 @pytest.fixture

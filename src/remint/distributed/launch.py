@@ -3,6 +3,7 @@
 ``run`` (remint.processes) starts this file as a program, which asks the kernel for a signal at its parent's death
 and becomes torchrun; each rank asks the same of torchrun (step.run). So whoever is killed, however, the ranks get
 SIGTERM, finish their step, write a checkpoint and end. What the ranks say comes back through a file of events.
+A rank that was stopped, and for which all others wait, is killed (watchdog.py), and the ranks are started again.
 """
 
 from __future__ import annotations
@@ -16,18 +17,33 @@ from pathlib import Path
 from typing import Any
 
 from remint import processes
+from remint.distributed import watchdog
 from remint.errors import Interrupted, RemintError, StepError, by_name
 from remint.step import EVENTS, die_with_parent, emit
 
 OWN = {"started", "ended", "error"}  # events that this process speaks for itself
+PROGRAM = "remint.distributed.launch"
+RESTARTS = 3  # times that ranks are started again since one was stopped
 
 
 def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
     """Runs ``python *command`` as ``count`` ranks of ``threads`` CPU threads, until all have ended.
 
-    Their progress is handed on. Raises what a rank raised, if that was one of ours (a user's mistake stays
-    one); StepError where one ended otherwise; Interrupted where this process was asked to stop.
+    Their progress is handed on. Where one was stopped all are started again: a training goes on from its last checkpoint.
+    Raises what a rank raised, if that was one of ours (a user's mistake stays one); StepError where one ended otherwise;
+    Interrupted where this process was asked to stop.
     """
+    for restart in range(RESTARTS + 1):
+        with watchdog.watched(PROGRAM) as killed:
+            try:
+                return _run_once(command, count, threads)
+            except RemintError:  # the other ranks' words are about the one that was killed
+                if not killed or restart == RESTARTS or processes.stopping.is_set():
+                    raise
+        emit("restarted", processes=count, message=f"process {killed[0]} was stopped, and all others waited for it")
+
+
+def _run_once(command: Sequence[str], count: int, threads: int) -> None:
     failures: list[RemintError] = []
     seen = 0
 
@@ -44,7 +60,7 @@ def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
     with tempfile.TemporaryDirectory(prefix="remint-ranks-") as folder:
         log, events = Path(folder) / "log", Path(folder) / "events.jsonl"
         env = {**os.environ, EVENTS: str(events), "OMP_NUM_THREADS": str(threads)}
-        program = [sys.executable, "-m", "remint.distributed.launch", str(count), *command]
+        program = [sys.executable, "-m", PROGRAM, str(count), *command]
         try:
             status = processes.run(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=hand_on)
         except Interrupted:

@@ -2,8 +2,14 @@
 
 DIGEST is that of everything which decides the weights (data, recipe, code), so that no training ever takes up
 another's. One process writes in a folder at a time. The last two checkpoints are kept: a damaged one is found by
-its manifest, and the one before is used. When the model that they led to is safely written they are deleted,
-so that a training which is asked for again is a training and not a memory.
+its manifest and set aside under another name, for a person to look at, and the one before is used. When the model that
+they led to is safely written they are deleted, so that a training which is asked for again is a training and not a memory.
+
+    step-00000500/     a checkpoint
+    damaged-00000500/  one that was set aside
+    diverged/          what is known of a training that failed (divergence.py)
+    PREEMPTED          it was stopped by a signal, in good order: JSON, the step and the seconds that it took
+    lock               who writes here
 """
 
 from __future__ import annotations
@@ -13,8 +19,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +34,7 @@ from remint.step import emit
 
 KEPT = 2
 TENSORS, NOTES, LOCK = "tensors.safetensors", "notes.json", "lock"
+DIVERGED, PREEMPTED, DAMAGED = "diverged", "PREEMPTED", "damaged-"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,14 @@ class Checkpoints:
     @property
     def folder(self) -> Path:
         return self.root / self.digest
+
+    @property
+    def diverged(self) -> Path:
+        return self.folder / DIVERGED
+
+    @property
+    def preempted(self) -> Path:
+        return self.folder / PREEMPTED
 
     def at(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -56,26 +71,55 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
             yield
 
-    def write(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Raises StorageError where the disk is full; the checkpoints before are then as they were."""
+    def write(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], keep: Collection[int] = ()) -> None:
+        """Writes one, and deletes all but the last two and those of the steps ``keep``.
+
+        Raises StorageError where the disk is full; the checkpoints before are then as they were.
+        """
         with whole_folder(self.at(step), digest=self.digest, step=step) as folder:
             # Not save_file: it reports a full disk as an error of its own that has no errno.
             (folder / TENSORS).write_bytes(save(dict(tensors)))
             (folder / NOTES).write_text(json.dumps(notes))  # a curve that is NaN comes back as it was
         for old in self.steps()[:-KEPT]:
-            shutil.rmtree(self.at(old))
+            if old not in keep:
+                self._remove(self.at(old))
 
-    def newest(self) -> int | None:
-        """The step of the newest checkpoint that is intact, None where there is none. Damaged ones are reported and deleted."""
+    def newest(self, among: Collection[int] | None = None) -> int | None:
+        """The step of the newest checkpoint (of these steps) that is intact, None where there is none.
+
+        Damaged ones are set aside, and named to whoever watches.
+        """
         for step in reversed(self.steps()):
-            try:
-                self._verify(step)
-            except IntegrityError as error:
-                emit("damaged_checkpoint", step=step, message=str(error))
-                shutil.rmtree(self.at(step))
-            else:
-                return step
+            if among is None or step in among:
+                try:
+                    self._verify(step)
+                except IntegrityError as error:
+                    emit("damaged_checkpoint", step=step, kept=str(self._set_aside(step)), message=str(error))
+                else:
+                    return step
         return None
+
+    def _set_aside(self, step: int) -> Path:
+        """Renames a damaged checkpoint. The last two of them are kept, and outlive the training."""
+        aside = self.folder / f"{DAMAGED}{step:08d}"
+        if aside.exists():
+            self._remove(aside)
+        self.at(step).rename(aside)
+        for old in sorted(self.folder.glob(f"{DAMAGED}*"))[:-KEPT]:
+            self._remove(old)
+        return aside
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._remove(self.at(later))
+
+    def _remove(self, path: Path) -> None:
+        """Deletes a folder, which is never seen with half of its files: ``held`` takes care of what a kill leaves."""
+        going = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path.rename(going)
+        shutil.rmtree(going)
 
     def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors (on the CPU) and notes. Raises IntegrityError where a byte is not as it was written."""
@@ -90,9 +134,18 @@ class Checkpoints:
                 f"{self.at(step)} belongs to another training or step: its manifest says {manifest.get('digest')}"
             )
 
+    def mark_preempted(self, seconds: float | None) -> None:
+        """Says that the newest checkpoint is that of a stop in good order, so many seconds after the signal, if it came here."""
+        about = {"step": self.steps()[-1], "seconds": None if seconds is None else round(seconds, 3)}
+        self.preempted.write_text(json.dumps(about) + "\n")
+
     def delete(self) -> None:
-        """Deletes the folder. Only while it is held."""
-        shutil.rmtree(self.folder)
+        """Deletes the folder, but for what was set aside. Only while it is held."""
+        for path in self.folder.iterdir():
+            if not path.name.startswith(DAMAGED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):  # something was set aside
+            self.folder.rmdir()
 
 
 @contextmanager

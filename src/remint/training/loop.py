@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,15 @@ from torch.optim import AdamW, Optimizer
 
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World
-from remint.errors import Interrupted, StepError
+from remint.errors import Interrupted
 from remint.models.contract import Batch, Model, Phase
 from remint.step import emit
+from remint.training import curve, divergence
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
 from remint.training.randomness import LAYERS, batch_noise, seed_layers
-from remint.training.state import Ending, Row, TrainingState
+from remint.training.state import TrainingState
 from remint.training.validation import Score
 
 
@@ -52,6 +54,10 @@ def train(
     validate_every: int,  # steps between two rows of the curve, and scores
     patience: int,  # scores without a new best after which training stops; 0: never
     checkpoint_every: int,  # steps between two checkpoints
+    skip_limit: int,  # steps in a row that may be skipped since their loss or gradient is not finite ...
+    skip_share: float,  # ... and share of all steps, where that is more
+    rollbacks: int,  # times that it goes back to a checkpoint when more were skipped, after which it fails
+    rollback_learning_rate: float,  # what the learning rate is multiplied by each time
     world: World,  # this process among the others
     machine: dict[str, Any],  # its fingerprint
     checkpoints: Checkpoints,  # where to go on from; held by rank 0
@@ -60,12 +66,12 @@ def train(
     """Trains, from the newest intact checkpoint on, and returns the state after the last step.
 
     ``state.served()`` of the result has the averaged weights of the best score, and ``state.ending`` says why it is
-    over: a model that has collapsed, or a loss or score that is not finite, ends it at the best row so far. Every
-    process of ``world`` calls it with the same arguments. Emits progress about once a second and metrics with each row.
+    over: a model that has collapsed ends it at the best row so far. Every process of ``world`` calls it with the same
+    arguments. Emits progress about once a second, metrics with each row, and what divergence.py does.
 
     Raises Interrupted, with a checkpoint of the step just finished, where any process is asked to stop;
-    StepError where a loss or score is not finite before there is a row to go back to; StorageError where a checkpoint
-    cannot be written.
+    StepError, with a record on disk, where it diverged more often than it may; StorageError where a checkpoint cannot
+    be written.
     """
     model.requires_grad_(False)
     for phase in phases:
@@ -74,61 +80,82 @@ def train(
     optimizers = [AdamW(phase.parameters(), betas=phase.betas, weight_decay=weight_decay, fused=True) for phase in phases]
     decay = ema if ema_images is None else 0.5 ** (batch_size / ema_images)
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    losses_P = torch.zeros(len(phases), dtype=torch.float64, device=world.device)
+    losses_P, step_P = torch.zeros((2, len(phases)), dtype=torch.float64, device=world.device)
     state = TrainingState(model, phases, optimizers, AveragedModel(model), losses_P, machines=[machine])
+    initial = state.tensors(world.gather(losses_P)), state.notes()
     _resume(state, checkpoints, world)
-    state.ending = _ending(state, guard, steps=steps, patience=patience)
-    rows, began, told = world.rows(batch_size), time.monotonic(), 0.0
+    state.ending = curve.ending(state, guard, steps=steps, patience=patience)
+    tolerance = divergence.Tolerance(steps, skip_limit, skip_share, rollbacks, rollback_learning_rate)
+    before = divergence.Before([model, *phases], optimizers)
+    rows, tell = world.rows(batch_size), _Progress(steps, world)
 
     while state.ending is None:
         step = state.step
         seed_layers(seed, LAYERS, step, world.rank)
-        places = torch.tensor(batch_indices(len(x_NX), batch_size, seed, step)[rows], device=world.device)
+        indices = batch_indices(len(x_NX), batch_size, seed, step)
+        places = torch.tensor(indices[rows], device=world.device)
         x_BX = x_NX.index_select(0, places).to(dtype)
         y_B = None if y_N is None else y_N.index_select(0, places)
-        factor = learning_rate_factor(step, steps, warmup, final_learning_rate)
+        rate = learning_rate * learning_rate_factor(step, steps, warmup, final_learning_rate) * tolerance.learning_rate(state)
+        before.take()
         for index, phase in enumerate(phases):
             noise_BN = batch_noise(rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=world.device)
             batch = Batch(x_BX, noise_BN.to(dtype), step / steps, step, y_B)
             phase.schedule(batch.progress)
-            optimizers[index].param_groups[0].update(lr=factor * learning_rate * phase.learning_rate, betas=phase.betas)
-            losses_P[index] += _descend(runners[index], optimizers[index], batch, clip=gradient_clip, precision=precision)
-        state.average.update(decay, step)
+            optimizers[index].param_groups[0].update(lr=rate * phase.learning_rate, betas=phase.betas)
+            with _training(phase):
+                step_P[index], norm = _gradient(runners[index], phase, batch, precision)
+                if not norm.isfinite():
+                    divergence.skip(state, divergence.broken(phase, step_P[index], norm, step, indices, world), world)
+                    before.put_back()
+                    break
+                _descend(optimizers[index], norm, gradient_clip)
+        else:
+            state.take(step_P)
+            state.average.update(decay, step)
         state.step += 1
 
-        if state.step == steps or state.step % validate_every == 0:
-            _end_interval(state, world, score, guard, steps=steps, patience=patience)
-        if world.leads and (state.ending or time.monotonic() - told > 1.0):
-            told = time.monotonic()
-            emit(
-                "progress",
-                **(state.rows[-1] if state.rows else {}) | {"step": state.step, "steps": steps, "seconds": told - began},
-            )
-        stopped = world.any(stop())
-        if state.ending or stopped or state.step % checkpoint_every == 0:
-            _keep(state, checkpoints, world)
+        why = tolerance.exceeded(state)
+        if why is None and (state.step == steps or state.step % validate_every == 0):
+            why = curve.end_interval(state, world, score, guard, steps=steps, patience=patience)
+        if why is not None:
+            divergence.go_back(state, why, initial, tolerance, checkpoints, world)
+            continue
+        tell(state)
+        stopped, regular = world.any(stop()), state.step % checkpoint_every == 0
+        if state.ending or stopped or regular:
+            _keep(state, checkpoints, world, regular=regular)
         if stopped and not state.ending:
-            if world.leads:
-                emit("interrupted", step=state.step)
-            raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to go on from it")
+            _interrupt(state, steps, world)
     return state
 
 
-def _descend(runner: nn.Module, optimizer: Optimizer, batch: Batch, *, clip: float, precision: str) -> Tensor:
-    """One optimizer step of one phase; its loss, shape (), without gradients."""
-    (group,) = optimizer.param_groups
-    for parameter in group["params"]:
-        parameter.requires_grad_(True)
+@contextmanager
+def _training(phase: Phase) -> Iterator[None]:
+    """The phase's parameters, and no others, have gradients while the block runs."""
+    phase.requires_grad_(True)
+    yield
+    phase.zero_grad(set_to_none=True)
+    phase.requires_grad_(False)
+
+
+def _gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
+    """The loss of one phase, and the 2-norm of its gradient, which its parameters have then; each of shape ().
+
+    The norm is not finite where the gradient is not, and where the loss of any rank is not.
+    """
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 where the loss is not finite
+    return loss.detach(), nn.utils.get_total_norm([p.grad for p in phase.parameters() if p.grad is not None])
+
+
+def _descend(optimizer: Optimizer, norm: Tensor, clip: float) -> None:
+    """One step of a phase's optimizer, the gradient brought to a norm of ``clip`` first where it is greater."""
+    (group,) = optimizer.param_groups
     if clip:
-        nn.utils.clip_grad_norm_(group["params"], clip)
+        nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for parameter in group["params"]:
-        parameter.requires_grad_(False)
-    return loss.detach()
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> float:
@@ -144,70 +171,35 @@ def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> 
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _end_interval(
-    state: TrainingState, world: World, score: Score | None, guard: Guard | None, *, steps: int, patience: int
-) -> None:
-    """Adds a row to the curve and says whether training is over. Raises StepError where it diverged and has no best row."""
-    row = _losses(state, world)
-    if _not_finite(row) is None:  # else there is no saying what a score would do
-        if score is not None:
-            row["validation"] = score(state.average.model)
-        if guard is not None and guard.due(state.step):
-            row |= guard.look(state.average.model)
-    if wrong := _not_finite(row):
-        advice = "lower training.learning_rate or set training.gradient_clip"
-        if state.best_row is None:
-            raise StepError(f"{wrong} at step {state.step}: training diverged; {advice}")
-        state.ending = Ending("diverged", f"{wrong} at step {state.step}; {advice}")
-    else:
-        state.add_row(row)
-        state.ending = _ending(state, guard, steps=steps, patience=patience)
-        if world.leads:
-            emit("metrics", **row)
-    if world.leads and state.ending and state.served_row and state.ending.failed:
-        emit(state.ending.ended, step=state.step, served=state.served_row["step"], message=state.ending.reason)
+class _Progress:
+    """Tells of the last row and the step, about once a second and at the end."""
+
+    def __init__(self, steps: int, world: World) -> None:
+        self.steps, self.world, self.began, self.told = steps, world, time.monotonic(), 0.0
+
+    def __call__(self, state: TrainingState) -> None:
+        if self.world.leads and (state.ending or time.monotonic() - self.told > 1.0):
+            self.told = time.monotonic()
+            row = state.rows[-1] if state.rows else {}
+            emit("progress", **row | {"step": state.step, "steps": self.steps, "seconds": self.told - self.began})
 
 
-def _ending(state: TrainingState, guard: Guard | None, *, steps: int, patience: int) -> Ending | None:
-    """Whether the rows so far say that training is over, and why."""
-    if guard is not None and (how := guard.collapsed(state.rows)):
-        return Ending("collapsed", f"{how}, at step {state.step}; take another seed or, of a GAN, raise model.penalty")
-    if state.step == steps:
-        return Ending("finished")
-    if patience > 0 and state.waited >= patience:
-        return Ending("patience", f"no better score in {patience} rows of the curve")
-    return None
+def _interrupt(state: TrainingState, steps: int, world: World) -> NoReturn:
+    """Raises Interrupted, in every process once the checkpoint is written."""
+    if world.leads:
+        emit("interrupted", step=state.step)
+    world.first(0)
+    raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to go on from it")
 
 
-def _losses(state: TrainingState, world: World) -> Row:
-    """Step, each phase's mean loss since the last row, and the phases' own numbers, all over the global batch."""
-    _look(state, world)
-    since = state.step - int(state.rows[-1]["step"] if state.rows else 0)
-    losses = (world.gather(state.losses_P).mean(0) / since).tolist()
-    means = {f"{phase.name}_loss": loss for phase, loss in zip(state.phases, losses, strict=True)}
-    return {"step": state.step, **means, **state.curves}
-
-
-def _not_finite(row: Row) -> str | None:
-    """The first number of a row that is not finite, and what it is."""
-    return next((f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)), None)
-
-
-def _look(state: TrainingState, world: World) -> None:
-    """Notes the phases' own numbers, a mean over the ranks. A number that some step did not give stays as it was."""
-    seen = {name: value for phase in state.phases for name, value in phase.curves().items()}
-    values = world.gather(torch.tensor(list(seen.values()), dtype=torch.float64)).mean(0).tolist()
-    state.curves |= dict(zip(seen, values, strict=True))
-
-
-def _keep(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
-    """Writes a checkpoint of the step just finished, unless it diverged: from the one before, it will again."""
-    if state.ending and state.ending.ended == "diverged":
-        return
-    _look(state, world)
+def _keep(state: TrainingState, checkpoints: Checkpoints, world: World, *, regular: bool) -> None:
+    """Writes a checkpoint of the step just finished. ``regular``: one that may be gone back to, if no step is being skipped."""
+    curve.look(state, world)
+    if regular and not state.in_a_row:
+        state.sound = [*state.sound[-1:], state.step]
     losses_WP = world.gather(state.losses_P)
     if world.leads:
-        checkpoints.write(state.step, state.tensors(losses_WP), state.notes())
+        checkpoints.write(state.step, state.tensors(losses_WP), state.notes(), keep=state.sound)
 
 
 def _resume(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
@@ -216,5 +208,9 @@ def _resume(state: TrainingState, checkpoints: Checkpoints, world: World) -> Non
     step = world.first(newest or 0)
     if step:
         state.restore(*checkpoints.read(step), rank=world.rank)
-        if world.leads:
+    if world.leads:
+        checkpoints.preempted.unlink(missing_ok=True)
+        if checkpoints.diverged.exists():
+            emit("diverged_before", step=step, record=str(checkpoints.diverged))
+        if step:
             emit("resumed", step=step)

@@ -1,13 +1,15 @@
 """Everything that a step changes, and nothing else: what a checkpoint holds.
 
-Learning rates, the order of the examples and all noise are functions of the step, so they are not here. Best
-score, patience and the collapse guard's verdict are read off the rows of the curve, so they cannot disagree with it.
+The order of the examples and all noise are functions of the step, learning rates of it and of ``rollbacks``, so they are
+not here. Best score, patience and the collapse guard's verdict are read off the rows of the curve, so they cannot
+disagree with it.
 
 Shapes: P phases, W ranks.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ from remint.models.contract import Model, Phase
 from remint.records import Ended
 from remint.training.ema import AveragedModel
 
+NOTED = ("step", "taken", "skipped", "in_a_row", "breaks", "sound", "rollbacks", "rows", "curves")  # what JSON holds
+
 Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and reached
 
 
@@ -30,8 +34,8 @@ class Ending(NamedTuple):
     reason: str = ""  # one sentence, where it is not that all steps are done
 
     @property
-    def failed(self) -> bool:
-        return self.ended in ("collapsed", "diverged")
+    def collapsed(self) -> bool:
+        return self.ended == "collapsed"
 
 
 @dataclass
@@ -42,8 +46,14 @@ class TrainingState:
     phases: Sequence[Phase]
     optimizers: Sequence[Optimizer]  # one a phase
     average: AveragedModel
-    losses_P: Tensor  # float64: this rank's losses, summed since the last row
-    step: int = 0  # steps done
+    losses_P: Tensor  # float64: this rank's losses, summed over ``taken``
+    step: int = 0  # steps done, those that were skipped among them
+    taken: int = 0  # steps since the last row that were not skipped
+    skipped: int = 0  # steps that were skipped, since the start ...
+    in_a_row: int = 0  # ... and since the last that was not
+    breaks: list[dict[str, Any]] = field(default_factory=list)  # the last of what made it skip (divergence.broken)
+    sound: list[int] = field(default_factory=list)  # steps of the last two checkpoints that it may go back to
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # from where to where it went back, and why
     rows: list[Row] = field(default_factory=list)
     curves: Row = field(default_factory=dict)  # the phases' own numbers when they were last looked at
     best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, where there is one
@@ -64,7 +74,7 @@ class TrainingState:
         Coverage is too coarse to choose by, so that a model without a score is served as it is at the end, unless that
         is ruined.
         """
-        return self.best_row if self.scored or (self.ending and self.ending.failed) else None
+        return self.best_row if self.scored or (self.ending and self.ending.collapsed) else None
 
     @property
     def scored(self) -> bool:
@@ -76,10 +86,17 @@ class TrainingState:
         best = self.best_row if self.scored else None
         return sum(row["step"] > best["step"] for row in self.rows) if best else 0
 
+    def take(self, losses_P: Tensor) -> None:
+        """Counts a step that was not skipped."""
+        self.losses_P += losses_P
+        self.taken += 1
+        self.in_a_row = 0
+
     def add_row(self, row: Row) -> None:
         """Ends an interval of the curve: its row is kept, and the averaged weights are if they are the best so far."""
         self.rows.append(row)
         self.losses_P.zero_()
+        self.taken = 0
         if self.best_row is row:
             self.best = {name: tensor.clone() for name, tensor in _named(self.average.model)}
 
@@ -100,7 +117,7 @@ class TrainingState:
 
     def notes(self) -> dict[str, Any]:
         """The rest, as JSON holds it (a float comes back as it was, to the bit)."""
-        return {"step": self.step, "rows": self.rows, "curves": self.curves, "machines": self.machines}
+        return {name: copy.copy(getattr(self, name)) for name in (*NOTED, "machines")}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], rank: int) -> None:
         """Becomes the state that ``tensors`` and ``notes`` were taken of, on rank ``rank``."""
@@ -119,7 +136,8 @@ class TrainingState:
                     _, parameter, key = rest.split(".")
                     entries.setdefault(int(parameter), {})[key] = tensor
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.step, self.rows, self.curves = notes["step"], list(notes["rows"]), dict(notes["curves"])
+        for name in NOTED:
+            setattr(self, name, copy.copy(notes[name]))
         self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines
 
     def _live(self) -> Iterable[tuple[str, Tensor]]:

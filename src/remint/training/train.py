@@ -13,13 +13,12 @@ The same training gives the same bytes: nothing in it tells the time.
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from remint.data.arrays import Dataset, Split
 from remint.distributed.launch import run_ranks
 from remint.distributed.machine import check_devices, deterministic, fingerprint
 from remint.distributed.world import World, join, launched
-from remint.errors import ResourceError
+from remint.errors import Interrupted, ResourceError
 from remint.manifest import whole_folder
 from remint.models import probe
 from remint.models.bundle import save_model
@@ -36,11 +35,12 @@ from remint.models.families import family
 from remint.processes import GRACE, stopping
 from remint.recipe import Recipe
 from remint.records import TrainedModel, digest
+from remint.training import curve
 from remint.training.checkpoint import Checkpoints
 from remint.training.guard import guard
 from remint.training.loop import train
 from remint.training.randomness import INITIAL, seed_layers
-from remint.training.state import Row, TrainingState
+from remint.training.state import TrainingState
 from remint.training.validation import scorer
 
 RECORD, CURVE = "training.json", "curve.csv"
@@ -78,7 +78,12 @@ def run(
             of_this = {"pipeline": pipeline, "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": code_sha256}
             kept = Checkpoints(checkpoints, digest(of_this))
             with kept.held(f"the training of {pipeline}") if world.leads else nullcontext():
-                state = fit(recipe, dataset, world, kept, stop)
+                try:
+                    state = fit(recipe, dataset, world, kept, stop)
+                except Interrupted:
+                    if world.leads:
+                        kept.mark_preempted(stop.seconds)
+                    raise
                 if world.leads:
                     _write(state, recipe, pipeline, dataset, out)
                     kept.delete()
@@ -86,18 +91,35 @@ def run(
             return TrainedModel.read(out / RECORD)
 
 
-@contextmanager
-def _heeding_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask to stop, rather than stopping us, while the block runs."""
+class Stop:
+    """Whether this process was asked to stop, and how long ago."""
 
-    def heed(*_: object) -> None:
+    def __init__(self) -> None:
+        self._asked: float | None = None
+
+    def heed(self, *_: object) -> None:
+        """A handler of signals."""
+        self._asked = self._asked or time.monotonic()
         stopping.set()
         if launched():  # a rank that waits for a dead one never comes to the end of its step
             signal.alarm(int(GRACE))
 
-    before = {sign: signal.signal(sign, heed) for sign in (signal.SIGINT, signal.SIGTERM)}
+    def __call__(self) -> bool:
+        return stopping.is_set()
+
+    @property
+    def seconds(self) -> float | None:
+        """Since the first signal; None: it was another rank that had it."""
+        return None if self._asked is None else time.monotonic() - self._asked
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop, rather than stopping us, while the block runs."""
+    stop = Stop()
+    before = {sign: signal.signal(sign, stop.heed) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopping.is_set
+        yield stop
     finally:
         signal.alarm(0)
         for sign, handler in before.items():
@@ -152,16 +174,5 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
             world_size=recipe.training.devices,
             fingerprint={**machine, "earlier": earlier} if earlier else machine,  # resumed elsewhere: comparable to neither
         ).write(folder / RECORD)
-        _write_curve(state.rows, folder / CURVE)
+        curve.write(state.rows, folder / CURVE)
         probe.record(folder, fingerprint(torch.device("cpu"), recipe.training.threads, 1))
-
-
-def _write_curve(rows: Sequence[Row], path: Path) -> None:
-    """One line a row; a column that only some rows have is empty in the others."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    if "validation" in columns:  # last, whatever a phase reports beside it
-        columns.append(columns.pop(columns.index("validation")))
-    with path.open("w", newline="") as stream:
-        writer: Any = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,0 +1,198 @@
+"""What is done about a loss or a gradient that is not a finite number.
+
+    the step is skipped     nothing of the model, its average or the optimizers moves, whichever phase broke
+    too many were skipped   back to the last good checkpoint, with a lower learning rate from there on
+    too often back          the run fails, and leaves a record: the curve, the batches, the parameters
+
+Skipping is what mixed precision has always done (Micikevicius et al., Mixed precision training, 2018); to go back to an
+earlier checkpoint with a lower learning rate is how OPT-175B was brought to its end (Zhang et al., OPT, 2022).
+
+All ranks come to one verdict without a word: it is that of the gradient's norm, and they share one gradient. A loss
+that is not finite makes every gradient so (``loop._gradient``), of whichever rank it is. And all of it is a function of
+the state, so that a training that was killed between any two steps goes back, or fails, where it would have done before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from remint.distributed.world import World
+from remint.errors import StepError
+from remint.manifest import whole_folder
+from remint.models.contract import Phase
+from remint.step import emit
+from remint.training import curve
+from remint.training.checkpoint import Checkpoints
+from remint.training.state import TrainingState
+
+RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
+NAMED = 10  # most broken parameters of a step, and most steps, that are written down
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
+
+
+class Before:
+    """What a step may change before one of its phases breaks, as it was: buffers, and all that earlier phases train.
+
+    The last phase's parameters and moments are not in it: once it is known to be sound nothing can break.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+        every = {id(part): part for module in modules for part in module.modules()}
+        self._buffers = [(part._buffers, name) for part in every.values() for name, _ in part.named_buffers(recurse=False)]
+        self._seen: list[tuple[Tensor, int, Tensor] | None] = [None] * len(self._buffers)  # tensor, its version, a copy
+        self._optimizers = optimizers[:-1]
+        self._trained: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._optimizers]  # live, copies
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Notes what is. A buffer is copied only where something was written to it, or another stands in its place."""
+        for index, (buffers, name) in enumerate(self._buffers):
+            tensor, seen = buffers[name], self._seen[index]
+            assert tensor is not None
+            if seen is None or seen[0] is not tensor or seen[1] != tensor._version:
+                self._seen[index] = (tensor, tensor._version, tensor.clone())
+        for index, optimizer in enumerate(self._optimizers):
+            live, (known, copies) = _trained(optimizer), self._trained[index]
+            if len(live) != len(known) or any(one is not other for one, other in zip(live, known, strict=True)):
+                copies = [torch.empty_like(tensor) for tensor in live]  # moments come with the first step, others with a restore
+                self._trained[index] = (live, copies)
+            torch._foreach_copy_(copies, live)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for (buffers, name), seen in zip(self._buffers, self._seen, strict=True):
+            assert seen is not None
+            tensor, version, copy = seen
+            if tensor._version != version:
+                tensor.copy_(copy)
+            buffers[name] = tensor
+        for optimizer, (live, copies) in zip(self._optimizers, self._trained, strict=True):
+            if len(_trained(optimizer)) != len(live):
+                optimizer.state.clear()
+            torch._foreach_copy_(live, copies)
+        self._seen = [None] * len(self._seen)
+
+
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    (group,) = optimizer.param_groups
+    return [*group["params"], *(tensor for entries in optimizer.state.values() for tensor in entries.values())]
+
+
+def broken(phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterable[int], world: World) -> dict[str, Any]:
+    """What there is to say of a phase whose loss or gradient is not finite, as JSON holds it. Every rank calls it.
+
+    ``indices``: the global batch, as places in the training split.
+    """
+    every = world.gather(loss).flatten().tolist()
+    finite = all(map(math.isfinite, every))
+    weights = {name: parameter.detach() for name, parameter in phase.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in phase.named_parameters() if parameter.grad is not None}
+    names = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if finite:  # else all gradients are broken with the loss
+        names += [name for name, gradient in gradients.items() if name not in names and not gradient.isfinite().all()]
+        # Where each is finite their norm is beyond the greatest number.
+        names = names or [max(gradients, key=lambda name: float(gradients[name].abs().max()))]
+        why = f"the gradient of {names[0]} in phase {phase.name} is not finite"
+    else:
+        why = f"the loss of phase {phase.name} is {next(value for value in every if not math.isfinite(value))}"
+    return {
+        "step": step,
+        "phase": phase.name,
+        "why": why,
+        "losses": [str(value) for value in every],  # of each rank; JSON has no NaN
+        "gradient_norm": str(float(norm)),
+        "parameters": names[:NAMED],
+        "examples": [int(index) for index in indices],
+    }
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a training puts up with, and what it does then. The fields as in recipe.TrainingSettings."""
+
+    steps: int
+    skip_limit: int
+    skip_share: float
+    rollbacks: int
+    rollback_learning_rate: float
+
+    def learning_rate(self, state: TrainingState) -> float:
+        """What the learning rate is multiplied by after so many times back."""
+        return self.rollback_learning_rate ** len(state.rollbacks)
+
+    def exceeded(self, state: TrainingState) -> str | None:
+        """How too much was skipped, or None."""
+        if state.in_a_row > self.skip_limit:
+            return f"{state.in_a_row} steps in a row were skipped, the last since {state.breaks[-1]['why']}"
+        if state.in_a_row and state.skipped > self.skip_share * self.steps and state.skipped > self.skip_limit:
+            return f"{state.skipped} of {state.step} steps were skipped, the last since {state.breaks[-1]['why']}"
+        return None
+
+
+def skip(state: TrainingState, what: dict[str, Any], world: World) -> None:
+    """Counts a step that was left out. People are told of the first, the second, the fourth and so on."""
+    state.skipped += 1
+    state.in_a_row += 1
+    state.breaks = [*state.breaks[1 - NAMED :], what]
+    if world.leads and state.skipped & (state.skipped - 1) == 0:
+        emit("skipped", step=state.step + 1, skipped=state.skipped, message=what["why"])
+
+
+def go_back(state: TrainingState, why: str, initial: Saved, tolerance: Tolerance, checkpoints: Checkpoints, world: World) -> None:
+    """Becomes the last good state on disk, or the first of all, with a lower learning rate from there on.
+
+    Good is one of before the steps that were skipped in a row: from the state between it and them no step was
+    possible. Raises StepError, with a record on disk, where it has been back as often as it may.
+    """
+    if len(state.rollbacks) == tolerance.rollbacks:
+        _fail(state, why, tolerance, checkpoints, world)
+    sound = [step for step in state.sound if step < state.step - state.in_a_row]
+    target = world.first((checkpoints.newest(sound) or 0) if world.leads else 0)
+    rollbacks = [*state.rollbacks, {"step": state.step, "to": target, "why": why, "breaks": state.breaks}]
+    state.restore(*(checkpoints.read(target) if target else initial), rank=world.rank)
+    state.rollbacks = rollbacks
+    if world.leads:
+        checkpoints.forget_after(target)  # of the way that led nowhere
+        emit(
+            "rolled_back",
+            step=rollbacks[-1]["step"],
+            to=target,
+            message=why,
+            learning_rate=tolerance.learning_rate(state),
+            time=len(rollbacks),
+            times=tolerance.rollbacks,
+        )
+
+
+def _fail(state: TrainingState, why: str, tolerance: Tolerance, checkpoints: Checkpoints, world: World) -> NoReturn:
+    """Writes down all that is known of a training that diverged, and raises StepError, which names the folder."""
+    rows = [*state.rows, curve.losses(state, world)] if state.taken else state.rows
+    if world.leads:
+        record = {
+            "step": state.step,
+            "why": why,
+            "learning_rate_factor": tolerance.learning_rate(state),
+            "skipped": state.skipped,
+            "breaks": state.breaks,
+            "rollbacks": state.rollbacks,
+        }
+        with whole_folder(checkpoints.diverged) as folder:
+            (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            curve.write(rows or [{"step": state.step}], folder / CURVE)
+        if state.taken:
+            emit("metrics", **rows[-1])
+    world.first(0)  # nobody ends the run before rank 0 has written
+    back = f", after going back {len(state.rollbacks)} times" if state.rollbacks else ""
+    raise StepError(
+        f"training diverged at step {state.step}{back}: {why}; lower training.learning_rate or set training.gradient_clip "
+        f"(curve, batches and parameters: {checkpoints.diverged})"
+    )

@@ -1,0 +1,110 @@
+"""A model of two weights and the phases that train it, small enough for exact oracles of the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from remint.distributed.world import World
+from remint.models.contract import Batch, Model, Phase
+from remint.training.checkpoint import Checkpoints
+from remint.training.loop import train
+from remint.training.state import TrainingState
+
+ONE = World(0, 1, torch.device("cpu"))
+SETTINGS: dict[str, Any] = {
+    "steps": 8,
+    "batch_size": 4,
+    "learning_rate": 0.05,
+    "warmup": 0.25,
+    "final_learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "gradient_clip": 0.0,
+    "ema": 0.9,
+    "ema_images": None,
+    "seed": 11,
+    "precision": "fp32",
+    "validate_every": 2,
+    "patience": 0,
+    "checkpoint_every": 100,
+    "skip_limit": 5,
+    "skip_share": 1.0,
+    "rollbacks": 2,
+    "rollback_learning_rate": 0.5,
+}
+X_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size=(10, 1, 1, 1), dtype=np.uint8))
+
+
+class Line(Model):
+    """y = w x: what all phases here train a part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+        self.register_buffer("seen", torch.zeros(()))
+
+
+class Fit(Phase):
+    """Mean squared distance of w to (pixel, noise)."""
+
+    name: ClassVar[str] = "fit"
+
+    def __init__(self, model: Line) -> None:
+        super().__init__()
+        self.model = model
+        self.noise_size = 1
+        self.watch: Callable[[Batch], None] = lambda batch: None
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.watch(batch)
+        self.model.seen += 1
+        target = torch.stack([batch.x_BX.flatten(1)[:, 0], batch.noise_BN[:, 0]], dim=1)
+        return (self.model.weight - target).square().sum(1).mean()
+
+
+class Cliff(Fit):
+    """Is NaN once a step has moved a weight by more than ``bound``: too high a learning rate leads there, and none back."""
+
+    name: ClassVar[str] = "cliff"
+
+    def __init__(self, model: Line, bound: float) -> None:
+        super().__init__(model)
+        self.bound = bound
+        self.register_buffer("last", model.weight.detach().clone())
+
+    def forward(self, batch: Batch) -> Tensor:
+        moved = (self.model.weight.detach() - self.last).abs().max()
+        self.last.copy_(self.model.weight.detach())
+        return super().forward(batch) + torch.where(moved > self.bound, math.nan, 0.0)
+
+
+def fit(
+    folder: Path,
+    model: Line,
+    phases: list[Phase],
+    score: Any = None,
+    stop: Any = lambda: False,
+    guard: Any = None,
+    **changed: Any,
+) -> TrainingState:
+    checkpoints = Checkpoints(folder, "d")
+    with checkpoints.held("the test"):
+        return train(
+            model,
+            phases,
+            X_NCHW,
+            None,
+            score,
+            guard,
+            **SETTINGS | changed,
+            world=ONE,
+            machine={},
+            checkpoints=checkpoints,
+            stop=stop,
+        )
