@@ -2,15 +2,23 @@
 
 retrain/NAME    of each pipeline that has a ``schedule:``
 approve/NAME    of each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
+tidy/remint     looks after runs whose process is gone, when Prefect's automations start it (flows/tidy.py)
+
+That one pipeline is retrained once at a time is kept by our own lease (remint.leases), not by a limit of the deployment.
+Prefect keeps its slots by wall clocks and kills a run that cannot renew one: a clock that jumps, or a server that is away
+at the wrong moment, would end a healthy training.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import shlex
+import sys
 from contextlib import redirect_stdout
 from datetime import timedelta
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
@@ -18,6 +26,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron, Interval, RRule, Schedule
 
+from flows import server
 from remint.config import Params, ScheduleSettings
 from remint.home import Home
 
@@ -29,10 +38,13 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
 
     A scheduled job builds the head of ``branch``. The calls are idempotent.
     """
+    from flows import tidy
     from flows.approval import approve
     from flows.retrain import retrain
 
     _pool()
+    about = "Gives runs whose process is gone an end, and lets scheduled ones go on. Automations start it."
+    tidy.install(UUID(_deploy(home, tidy.tidy, "flows/tidy.py:tidy", "remint", description=about)))
     deployed = []
     for name, pipeline in params.pipelines.items():
         if pipeline.schedule is None:
@@ -45,7 +57,6 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
                 name,
                 schedule=_schedule(pipeline.schedule),
                 parameters={"pipeline": name, "branch": branch, "reason": "scheduled"},
-                concurrency_limit=1,  # a run that is still going when the next is due: one after the other
                 description=f"Retrains {name} from the head of {branch}.",
             )
             schedule = pipeline.schedule.model_dump(exclude_none=True)
@@ -74,7 +85,11 @@ def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **sett
         identity = remote.deploy(
             name=name,
             work_pool_name=POOL,
-            job_variables={"env": _environment(home), "working_dir": str(home.repository)},
+            job_variables={
+                "command": f"{shlex.quote(sys.executable)} -m flows.engine",
+                "env": _environment(home),
+                "working_dir": str(home.repository),
+            },
             print_next_steps=False,
             ignore_warnings=True,
             **settings,
@@ -89,7 +104,7 @@ def _entry(pipeline: str, deployment: str, identity: str, *, schedule: Any = Non
 def _environment(home: Home) -> dict[str, str]:
     """What a scheduled run needs to find the same stores as this command."""
     own = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "REMINT_LEDGER") if key in os.environ}
-    return {"REMINT_HOME": str(home.path), "MLFLOW_DISABLE_TELEMETRY": "true", **own}
+    return {"REMINT_HOME": str(home.path), "MLFLOW_DISABLE_TELEMETRY": "true", **server.STEADY, **own}
 
 
 def _pool() -> None:

@@ -23,6 +23,7 @@ from remint.errors import Interrupted
 from remint.processes import AGAIN
 
 STOPPED = "stopped by SIGTERM: a worker goes on from the checkpoint"
+SKIPPED = "Skipped"  # the name of the state of a scheduled run that left the field to another
 PATIENCE = 10.0  # seconds that Prefect's server has to answer a process that is to go
 
 

@@ -155,5 +155,5 @@ def _alone(home: Home, pipeline: str, record: jobs.Job) -> Iterator[leases.Lease
                 )
                 stack.enter_context(mine)
             except Busy as busy:
-                handover.end_as(Cancelled(name="Skipped", message=str(busy)), otherwise=busy)
+                handover.end_as(Cancelled(name=handover.SKIPPED, message=str(busy)), otherwise=busy)
         yield stack.enter_context(leases.held(home, pipeline, holder, say))

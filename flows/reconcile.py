@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -28,6 +29,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Crashed
 
+from flows import handover
 from remint import jobs, stores, workspace
 from remint.home import Home
 from remint.jobs import Job
@@ -85,10 +87,13 @@ def restart(home: Home) -> list[str]:
 
 
 def _newest(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
-    """The run of a deployment that was due last, of those that were begun."""
+    """The run of a deployment that was due last, of those that were begun and did not leave the field to another."""
+    begun = FlowRunFilterState(
+        type=FlowRunFilterStateType(not_any_=[StateType.SCHEDULED]), name=FlowRunFilterStateName(not_any_=[handover.SKIPPED])
+    )
     runs = client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.SCHEDULED]))),
+        flow_run_filter=FlowRunFilter(state=begun),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=1,
     )

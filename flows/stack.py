@@ -1,4 +1,8 @@
-"""The local stack in one terminal: Prefect server, MLflow server and worker, as the Procfile says."""
+"""The local stack in one terminal: Prefect server, MLflow server and worker, as the Procfile says.
+
+It is stopped from its far end: the worker first, whose flows get their grace and tell the servers where they stand; when
+it is gone, honcho ends the rest.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from flows import server
 from remint.errors import SettingsError
@@ -40,9 +47,28 @@ def up(home: Home) -> int:
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
     stack = subprocess.Popen([sys.executable, "-c", HONCHO], cwd=home.repository, env=environment, start_new_session=True)
+    asked = 0
+
+    def stop(_sign: int, _frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        workers = _workers(stack.pid) if asked == 1 else []
+        for worker in workers:
+            worker.terminate()
+        if not workers:
+            stack.terminate()  # honcho stops all its children, with five seconds of grace, and itself
+
     for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda _sign, _frame: stack.terminate())  # honcho stops its children, then itself
+        signal.signal(sign, stop)
     try:
-        return 0 if stack.wait() in (0, -signal.SIGTERM, 128 + signal.SIGTERM) else 1
+        return 0 if stack.wait() == 0 or asked else 1
     finally:
         note.unlink(missing_ok=True)
+
+
+def _workers(honcho: int) -> list[psutil.Process]:
+    """The worker's process, where it has come up."""
+    with suppress(psutil.Error):  # one that ends while it is looked at
+        children = psutil.Process(honcho).children(recursive=True)
+        return [child for child in children if child.cmdline()[1:] == ["-m", "flows.worker"]]
+    return []
