@@ -1,0 +1,272 @@
+"""MLflow's server is killed, its replies are lost, its PostgreSQL goes away: what was acknowledged is there, and there once."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import manifest
+from remint.errors import TrackingError
+from remint.ledger import Ledger
+from remint.records import TrainedModel
+from remint.tracking import Tracking, door, registration
+from tests import registry_cases as cases
+from tests.mlflow_server import Server, losing, serving
+from tests.postgres import Postgres
+from tests.trials import Trials
+
+WRITES = 10  # of one trial that are counted: a version, tags, metrics, an alias
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "bundle"
+    cases.make(folder)
+    return folder
+
+
+@pytest.fixture
+def server(empty: Path, tmp_path: Path) -> Iterator[Server]:
+    shutil.copytree(empty, tmp_path / "served")
+    with serving(tmp_path / "served") as started:
+        yield started
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client waits seconds before it asks again; half a second is enough for a server beside it."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.5")
+
+
+def another(made: Path, to: Path, seed: int) -> Path:
+    """The bundle under another key: a training of the same weights by another seed."""
+    shutil.copytree(made, to)
+    trained = TrainedModel.read(to / "training.json")
+    recipe = {**trained.recipe, "training": {**trained.recipe["training"], "seed": seed}}
+    trained.model_copy(update={"recipe": recipe}).write(to / "training.json")
+    manifest.seal(to)
+    return to
+
+
+def client(store: Tracking) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(store.uri)
+
+
+def until_acknowledged(write: Callable[[], Any]) -> Any:
+    """As a flow and its next run do: what failed is done again. What it returned is acknowledged."""
+    for _ in range(20):
+        with contextlib.suppress(TrackingError):
+            return write()
+    raise AssertionError("it never succeeded")
+
+
+class Writer(threading.Thread):
+    """What one retraining writes into MLflow, noting what was acknowledged."""
+
+    def __init__(self, store: Tracking, name: str, bundle: Path) -> None:
+        super().__init__(daemon=True)
+        self.store, self.model, self.bundle = store, name, bundle
+        self.tags: dict[str, str] = {}
+        self.steps: list[int] = []
+        self.run_id = ""
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._write()
+        except BaseException as error:  # the test raises it
+            self.error = error
+
+    def _write(self) -> None:
+        store, trained = self.store, TrainedModel.read(self.bundle / "training.json")
+        self.run_id = until_acknowledged(lambda: store.start_run(self.model, {"trial": self.model}, {"steps": 4}))
+        for step in range(4):
+            until_acknowledged(lambda at=step: store.log_metrics(self.run_id, [{"step": at, "loss": at / 8}]))
+            self.steps.append(step)
+        version = until_acknowledged(
+            lambda: store.register(self.bundle, trained, self.model, self.run_id, cases.TAGS, {}, lambda _: "not looked at")
+        )
+        for number in range(4):
+            until_acknowledged(lambda tag=f"tag{number}": store.set_tags(version, {tag: "set"}))
+            self.tags[f"tag{number}"] = "set"
+        until_acknowledged(lambda: store.set_alias(self.model, "champion", version.version))
+
+    def check(self, fetched: Path) -> dict[str, int]:
+        """Waits for the end; what was lost, what was doubled."""
+        self.join(300)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+        versions = self.store.versions(self.model)
+        points = Counter(point.step for point in client(self.store).get_metric_history(self.run_id, "loss"))
+        runs = client(self.store).search_runs([client(self.store).get_experiment_by_name(self.model).experiment_id])
+        alias = self.store.aliases(self.model)
+        assert versions[0].tags.items() >= {**self.tags, **cases.TAGS}.items() and alias == {"champion": versions[0].version}
+        self.store.fetch(versions[0], fetched)
+        lost = (not versions) + len(set(self.steps) - set(points))
+        doubled = len(versions) - 1 + sum(count - 1 for count in points.values())
+        assert len({run.data.tags["remint.start"] for run in runs}) == len(runs), "no run was opened twice by one call"
+        return {"acknowledged": WRITES, "lost": lost, "doubled": doubled}
+
+
+@pytest.mark.case(11)
+@pytest.mark.usefixtures("eager")
+def test_a_server_that_is_killed_loses_and_doubles_nothing(server: Server, made: Path, trials: Trials, tmp_path: Path) -> None:
+    store = Tracking(server.address, "", tmp_path / "locks" / "registry")
+    for trial in trials(short=3, full=100):
+        writer = Writer(store, f"killed-{trial.number}", another(made, tmp_path / f"b{trial.number}", trial.number))
+        writer.start()
+        time.sleep(trial.random.uniform(0.0, 1.5))
+        server.kill()
+        time.sleep(trial.random.uniform(0.0, 0.3))
+        server.start()
+        found = writer.check(tmp_path / "got" / str(trial.number))
+        assert (found["lost"], found["doubled"]) == (0, 0)
+        trial.note(kills=1, **found)
+
+
+@pytest.mark.case(12)
+@pytest.mark.usefixtures("eager")
+def test_half_of_all_replies_lost_double_no_version(
+    server: Server, made: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each trial: twenty keys (five in the short form), four of them registered by two of the four workers; twenty versions."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.02")
+    direct = Tracking(server.address, "", tmp_path / "locks" / "registry")
+    for trial in trials(short=1, full=25):
+        name, count = f"lost-{trial.number}", 20 if trials.soak else 5
+        with losing(server.port, 0.5, random.Random(trial.random.random())) as proxy:
+            store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
+            bundles = [another(made, tmp_path / name / str(seed), 1000 * trial.number + seed) for seed in range(count)]
+            todo: queue.SimpleQueue[Path] = queue.SimpleQueue()
+            for bundle in trial.random.sample([*bundles, *bundles[:4]], count + 4):
+                todo.put(bundle)
+            answers = at_once(4, partial(register_all, store, name, todo))
+        versions = direct.versions(name)
+        assert {ref for said in answers for ref in said} == {version.ref for version in versions}
+        assert len({version.key for version in versions}) == len(versions) == count
+        for version in versions:
+            direct.fetch(version, tmp_path / "got" / version.key)
+        trial.note(registrations=count + 4, keys=count, replies_lost=proxy.lost, versions=len(versions))
+
+
+def register_all(store: Tracking, name: str, todo: queue.SimpleQueue[Path]) -> list[str]:
+    refs = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            bundle = todo.get_nowait()
+            trained = TrainedModel.read(bundle / "training.json")
+            version = until_acknowledged(
+                lambda: store.register(bundle, trained, name, None, cases.TAGS, {}, lambda _: "not looked at")  # noqa: B023
+            )
+            refs.append(version.ref)
+    return refs
+
+
+def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
+    answers: list[Any] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            answers.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=body) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return answers
+
+
+@pytest.mark.case(13)
+def test_postgres_that_restarts_loses_and_doubles_nothing(postgres: Postgres, made: Path, trials: Trials, tmp_path: Path) -> None:
+    """Stopped at once, as by a power cut, while the ledger and MLflow write into it."""
+    uri, url = postgres.database("mlflow13"), postgres.database("ledger13")
+    store = Tracking(uri.replace("postgresql:", "postgresql+psycopg:"), str(tmp_path / "files"), tmp_path / "locks" / "registry")
+    store.initialise()
+    ledger = Ledger(url)
+    for trial in trials(short=2, full=10):
+        model = f"restarted-{trial.number}-{trial.random.randrange(10**6)}"
+        writer = Writer(store, model, another(made, tmp_path / f"b{trial.number}", trial.number))
+        over = threading.Event()
+        rows: list[int] = []
+        decide = threading.Thread(target=lambda: append(ledger, model, rows, over), daemon=True)  # noqa: B023
+        writer.start()
+        decide.start()
+        time.sleep(trial.random.uniform(0.0, 1.5))
+        postgres.stop()
+        time.sleep(trial.random.uniform(0.0, 0.3))
+        postgres.start()
+        found = writer.check(tmp_path / "got" / str(trial.number))
+        over.set()
+        decide.join(60)
+        kept = [row.version for row in ledger.rows(model)]
+        assert (
+            kept == rows == list(range(1, len(rows) + 1))
+            and ledger.verify(model) == []
+            and (found["lost"], found["doubled"]) == (0, 0)
+        )
+        trial.note(restarts=1, rows=len(rows), **found)
+
+
+def append(ledger: Ledger, model: str, rows: list[int], over: threading.Event) -> None:
+    while not over.is_set():
+        said = {"who": "w", "why": "", "evidence": ""}
+        row = ledger.append(model, "refused", len(rows) + 1, champion_after=None, expected_champion=None, **said)
+        rows.append(row.version)
+        time.sleep(0.005)
+
+
+def test_a_host_that_comes_in_where_the_lock_was_lost_doubles_no_version(
+    empty: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PostgreSQL that restarts takes its locks with it. Here nobody has any: both hosts look before either makes."""
+    shutil.copytree(empty, tmp_path / "home")
+    store = cases.tracking(tmp_path / "home")
+    store.initialise()
+    cases.register(store, another(made, tmp_path / "first", 1))  # the experiment and the model are there
+    looked, real = threading.Barrier(2), registration.once
+
+    def once(create: Any, find: Any) -> Any:
+        if create.__qualname__.startswith("Tracking._make."):
+            assert find() is None
+            looked.wait(60)
+        return real(create, find)
+
+    monkeypatch.setattr(registration, "once", once)
+    monkeypatch.setattr(Tracking, "exclusively", lambda *_: contextlib.nullcontext())
+    bundle = another(made, tmp_path / "bundle", 2)
+    versions = at_once(2, lambda: cases.register(store, bundle))
+    assert len({version.ref for version in versions}) == 1
+    assert [version.version for version in store.versions("digits-flow")] == [2, 1]
+
+
+def test_a_lock_that_was_lost_is_one_error_of_ours(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.database("lock")
+    inside = False
+    with pytest.raises(TrackingError, match="the lock on model m was lost"), door.exclusive(tmp_path / "lock", "model m", url):
+        inside = True
+        postgres.stop()
+        postgres.start()
+    assert inside
+    with door.exclusive(tmp_path / "lock", "model m", url):
+        pass
