@@ -25,7 +25,7 @@ from remint.errors import RemintError, StorageError
 EVENTS = "REMINT_EVENTS"  # file that a flow reads along
 PARENT = "REMINT_PARENT"  # pids, oldest first, of the processes that this one stands below and must not outlive
 HELD = "REMINT_HELD"  # file that this process keeps a lock on while it lives: until then its job is not over (remint.jobs)
-ORPHANED = 4.0  # seconds that a process has to write its checkpoint once one of them has died; then it is killed
+ORPHANED = 3.0  # seconds that a process has to write its checkpoint once one of them has died; then it is killed
 RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether anything is to do: a step that would run says so
 WOULD_RUN = 75  # exit status of a step under RESTORE_ONLY
 

@@ -1,0 +1,94 @@
+"""A flow or its worker is killed: of the whole tree below nothing is left after five seconds, and nobody begins before that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from remint import jobs
+from remint.home import Home
+from tests.faults.test_processes import is_alive
+from tests.trials import Trials
+
+DEADLINE = 5.0  # seconds
+PROCESSES = 7
+
+# worker -> flow -> dvc -> a shell that stays -> trainer -> torchrun -> ranks. The lowest hold on where they are asked to end.
+TREE = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from remint import jobs, leases, processes
+from remint.home import Home
+from remint.step import PARENT, die_with_parent, lineage
+
+def below(*who):
+    return [sys.executable, __file__, *who]
+
+def run(*command):
+    folder = Path(os.environ["JOB"]) if "JOB" in os.environ else Path(".")
+    processes.run(command, cwd=Path.cwd(), env=os.environ, log=folder / "log")
+
+who = sys.argv[1]
+if who != "worker":
+    die_with_parent()
+if who in ("trainer", "rank"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path("pids", f"{who}-{os.getpid()}").touch()
+if who == "worker":
+    subprocess.run(below("flow"), env={**os.environ, PARENT: lineage()})
+elif who == "flow":
+    home = Home(Path.cwd(), Path("home").absolute())
+    with jobs.live(home, pipeline="m", flow_run="") as job, leases.held(home, "m", leases.Holder.of("m", job), print):
+        os.environ["JOB"] = str(job.folder)
+        run(*below("dvc"))
+elif who == "dvc":
+    subprocess.run(["/bin/sh", "-c", f"{sys.executable} {__file__} trainer; true"])
+elif who == "trainer":
+    run(*below("torchrun"))
+elif who == "torchrun":
+    for rank in [subprocess.Popen(below("rank"), start_new_session=True) for _ in range(2)]:
+        rank.wait()
+else:
+    time.sleep(600)
+"""
+
+
+@pytest.mark.case(6)
+def test_nothing_outlives_a_flow_or_its_worker_for_five_seconds(trials: Trials, tmp_path: Path) -> None:
+    for trial in trials(short=2, full=50):
+        victim = ("flow", "worker")[trial.number % 2]
+        folder = tmp_path / str(trial.number)
+        (folder / "pids").mkdir(parents=True)
+        (folder / "tree.py").write_text(TREE)
+        home = Home(folder, folder / "home").ensure()
+        worker = subprocess.Popen([sys.executable, str(folder / "tree.py"), "worker"], cwd=folder)
+        while len(list((folder / "pids").iterdir())) < PROCESSES:
+            assert worker.poll() is None
+            time.sleep(0.02)
+        pids = _pids(folder)
+        time.sleep(trial.random.uniform(0.0, 0.2))
+        (job,) = jobs.alive(home)
+        os.kill(pids[victim][0], 9)
+        killed = time.monotonic()
+        below = [pid for who, each in pids.items() if who != "worker" for pid in each]
+        while any(map(is_alive, below)):
+            assert time.monotonic() - killed < DEADLINE, [who for who, each in pids.items() if any(map(is_alive, each))]
+            writers = [pid for who in ("trainer", "rank") for pid in pids[who] if is_alive(pid)]
+            assert not (jobs.is_over(job.folder) and any(map(is_alive, writers))), "a job is not over while its trainer lives"
+            time.sleep(0.02)
+        worker.wait()
+        assert [each.id for each in jobs.dead(home)] == [job.id]
+        trial.note(killed=1, alive_after_5_s=0, two_writers=0)
+
+
+def _pids(folder: Path) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for path in (folder / "pids").iterdir():
+        who, pid = path.name.split("-")
+        found.setdefault(who, []).append(int(pid))
+    return found
