@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import re
+import reprlib
+import stat
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +19,10 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from remint import metrics, plugins
+from remint import metrics, plain, plugins
 from remint.errors import SettingsError
+from remint.home import is_name
 from remint.judging import EvaluationSettings, PromotionSettings
 from remint.recipe import (
     DatasetSettings,
@@ -33,6 +35,10 @@ from remint.recipe import (
 )
 
 PARAMS = "params.yaml"
+MISTAKES = 20  # that are told at a time
+
+_short = reprlib.Repr()  # of what somebody wrote, in an error
+_short.maxstring = _short.maxother = 100
 
 
 class ScheduleSettings(Settings):
@@ -47,7 +53,7 @@ class ScheduleSettings(Settings):
     @classmethod
     def _cron(cls, cron: str | None) -> str | None:
         # Five fields of the cron alphabet; Prefect's own parser has the last word when it is deployed.
-        if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[\dA-Za-z*/,\-?#\s]+", cron) is None):
+        if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[0-9A-Za-z*/,\-?# ]+", cron) is None):
             raise ValueError(f"expected five cron fields, as in '0 3 * * *', not '{cron}'")
         return cron
 
@@ -133,8 +139,8 @@ class Params(Settings):
         """They become names of files, artifacts and models."""
         for block in ("datasets", "pipelines"):
             for name in getattr(self, block):
-                if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
-                    raise ValueError(f"{block}.{name}: expected a name of letters, digits, '.', '_' and '-'")
+                if not is_name(name):
+                    raise ValueError(f"{block}.{_short.repr(name)}: expected a name of letters, digits, '.', '_' and '-'")
         return self
 
     @model_validator(mode="after")
@@ -181,12 +187,13 @@ def read(folder: Path) -> dict[str, Any]:
     """params.yaml as plain values, by the YAML 1.2 rules that dvc reads it with."""
     path = folder / PARAMS
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > plain.LARGEST:
+            raise SettingsError(f"{path} is not a file of settings: expected a file of at most {plain.LARGEST >> 10} KiB")
+        content = plain.values(path.read_text())
     except FileNotFoundError:
         raise SettingsError(f"there is no {PARAMS} in {folder}: run inside a clone of your remint repository") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not YAML: {problem}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected the blocks datasets: and pipelines:")
     return content
@@ -204,7 +211,9 @@ def validate(content: Mapping[str, Any]) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{PARAMS}: {line}" for line in _lines(error))) from None
+        lines = _lines(error)
+        more = [f"{PARAMS}: and {len(lines) - MISTAKES} mistakes more"] if len(lines) > MISTAKES else []
+        raise SettingsError("\n".join([*(f"{PARAMS}: {line}" for line in lines[:MISTAKES]), *more])) from None
 
 
 def override(content: dict[str, Any], pipeline: str, assignments: Sequence[str]) -> dict[str, Any]:
@@ -214,14 +223,13 @@ def override(content: dict[str, Any], pipeline: str, assignments: Sequence[str])
     value fits is for ``validate`` to say. Raises SettingsError for what is not ``key=value``.
     """
     content = copy.deepcopy(content)
-    yaml = YAML(typ="safe", pure=True)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise SettingsError(f"--set {assignment}: expected key=value, as in --set training.steps=20")
         try:
-            value = yaml.load(text)
-        except YAMLError:
+            value = plain.values(text)
+        except ValueError:
             raise SettingsError(f"--set {assignment}: the value is not YAML") from None
         block: Any = content["pipelines"][pipeline]
         *parents, last = key.split(".")
@@ -247,7 +255,7 @@ def _lines(error: ValidationError, prefix: tuple[str, ...] = ()) -> list[str]:
         if mistake["type"] == "missing":
             message = "missing: every block is written, if only as {}"
         elif not mistake["type"].startswith("value_error"):
-            message = f"{message[0].lower()}{message[1:]}, not {mistake['input']!r}"
+            message = f"{message[0].lower()}{message[1:]}, not {_short.repr(mistake['input'])}"
         # A family's own lines already carry their key.
         for part in message.split("; "):
             own_key = part.startswith(("model.", "model:"))

@@ -18,6 +18,7 @@ from typing import Any
 from remint.errors import IntegrityError, StorageError
 
 NAME = "manifest.json"
+LARGEST = 1 << 20  # bytes of a manifest: of some ten thousand files
 
 
 def sha256_file(path: Path) -> str:
@@ -59,9 +60,9 @@ def seal(folder: Path, **about: Any) -> dict[str, Any]:
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of ``folder``, every file checked against it. Raises IntegrityError, which names the file."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / NAME).read_bytes())
-        files: dict[str, str] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest: dict[str, Any] = json.loads(_read(folder / NAME))
+        files = dict[str, str](manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{folder} has no readable {NAME}: {type(error).__name__}") from error
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {NAME}
     for name in sorted(present | set(files)):
@@ -72,6 +73,15 @@ def verify(folder: Path) -> dict[str, Any]:
         if sha256_file(folder / name) != files[name]:
             raise IntegrityError(f"{folder}/{name} is damaged: its SHA-256 is not the one in {NAME}")
     return manifest
+
+
+def _read(path: Path) -> bytes:
+    """A manifest's bytes, and no more than one has."""
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"more than {LARGEST:,} bytes")
+    return content
 
 
 @contextmanager

@@ -142,6 +142,8 @@ def _code_change(home: Home, former: ModelVersion | None, version: ModelVersion)
     """`git diff --stat` between the two commits; "" where they are one, or where this clone lacks one."""
     if former is None or former.commit == version.commit:
         return ""
+    if not (workspace.is_commit(former.commit) and workspace.is_commit(version.commit)):
+        return "(what MLflow says of their commits names none)"
     try:
         return workspace.git(home.repository, "diff", "--stat", former.commit, version.commit).rstrip()
     except VersioningError:
@@ -259,13 +261,16 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
         kind, suffix = ("a table", ".csv") if model.spec.is_table else ("images", ".png or .npy")
         raise SettingsError(f"-o {output}: {version.ref} draws {kind}: give a name that ends in {suffix}")
     x_NX = model.sample(count, seed, None if of_class is None else model.class_named(of_class))
-    if output.suffix == ".csv":
-        write_csv(output, model.table(x_NX))
-    elif output.suffix == ".npy":
-        np.save(output, x_NX, allow_pickle=False)
-    else:
-        named = "" if of_class is None else f", class {of_class}"
-        plots.sample_grid(output, x_NX, model.spec.levels, title=f"{version.ref}{named}, seed {seed}")
+    try:
+        if output.suffix == ".csv":
+            write_csv(output, model.table(x_NX))
+        elif output.suffix == ".npy":
+            np.save(output, x_NX, allow_pickle=False)
+        else:
+            named = "" if of_class is None else f", class {of_class}"
+            plots.sample_grid(output, x_NX, model.spec.levels, title=f"{version.ref}{named}, seed {seed}")
+    except OSError as error:
+        raise SettingsError(f"-o {output}: it cannot be written: {error.strerror or error}") from error
     return {
         "model": version.ref,
         "count": count,

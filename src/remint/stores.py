@@ -46,7 +46,7 @@ def version(home: Home, ref: str) -> ModelVersion:
 
 def fetched(home: Home, version: ModelVersion) -> Path:
     """The version's bundle on this machine, fetched once and verified each time."""
-    return tracking(home).fetch(version, home.path / "models" / version.key)
+    return tracking(home).fetch(version, home.copy(version.key))
 
 
 def project(home: Home, model: str) -> list[str]:

@@ -44,11 +44,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """
     manifest.verify(folder)
     name, settings, spec = _about(folder)
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away: the caller's numbers stay as they were
-        model = family(name).build(settings, spec)
     try:
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away: the caller's numbers stay as they were
+            model = family(name).build(settings, spec)
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
         raise IntegrityError(
             f"{folder / WEIGHTS} does not hold the weights that {MODEL} describes: {_first_line(error)}"
         ) from error
@@ -65,7 +65,7 @@ def _about(folder: Path) -> tuple[str, ModelSettings, DataSpec]:
         about: dict[str, Any] = json.loads((folder / MODEL).read_bytes())
         settings = settings_of(about["family"]).model_validate(about["model"])
         return about["family"], settings, DataSpec.model_validate(about["spec"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise IntegrityError(f"{folder / MODEL} does not describe a model: {_first_line(error)}") from error
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint import manifest, versioning
+from remint import manifest, versioning, workspace
 from remint.errors import IntegrityError
+from remint.home import is_name
 from remint.rebuild.compare import Facts
 from remint.rebuild.tolerance import tolerances
 from remint.records import MetricValue, ModelVersion
@@ -75,6 +76,19 @@ class Recorded:
         return self._json("tolerance") if "tolerance" in self.version.tags else tolerances(self.facts.metrics, None, "")
 
 
+def _check_names(version: ModelVersion) -> None:
+    """Raises IntegrityError for tags that name what nothing of ours is called: they become words of git's and dvc's commands."""
+    try:
+        names = [version.tags.get("pipeline", version.name), json.loads(version.tags["recipe"])["dataset"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{version.ref} cannot be built again: its tag recipe is none ({type(error).__name__})") from error
+    for name in names:
+        if not isinstance(name, str) or not is_name(name):
+            raise IntegrityError(f"{version.ref} cannot be built again: its tags name {str(name)[:100]!r}, which is no name")
+    if not workspace.is_commit(version.commit):
+        raise IntegrityError(f"{version.ref} cannot be built again: its tag commit is {version.commit[:100]!r}, which is none")
+
+
 def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
     """Brings the files of a version into the folder ``to``.
 
@@ -83,6 +97,7 @@ def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
     missing = [tag for tag in NEEDED if tag not in version.tags]
     if missing:
         raise IntegrityError(f"{version.ref} cannot be built again: it carries no {', '.join(missing)}")
+    _check_names(version)
     files = {name: store.attachment(version, name, to) for name in (LOCK, PARAMS)}
     for name, tag in ((LOCK, "dvc_lock_sha256"), (PARAMS, "params_sha256")):
         if version.tags.get(tag, sha256 := manifest.sha256_file(files[name])) != sha256:
