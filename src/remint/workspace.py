@@ -12,11 +12,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from remint import redaction
 from remint.errors import RepositoryError, VersioningError
@@ -24,6 +27,7 @@ from remint.errors import RepositoryError, VersioningError
 LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
 SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
 SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # a commit's whole name, SHA-1 or SHA-256
+STALE = 2.0  # seconds after which a lock on one of remint's refs is looked at
 NOT_DIRT = ("dvc.lock",)  # what `dvc repro` by hand leaves behind; a job makes its own and the version carries it
 
 
@@ -138,7 +142,39 @@ def commit_of_tree(repository: Path) -> Commit:
 
 def pin(repository: Path, sha: str) -> None:
     """Keeps a commit from git's own collection, whatever becomes of the branches that lead to it."""
-    git(repository, "update-ref", f"refs/remint/{sha}", sha)
+    update = ("update-ref", f"refs/remint/{sha}", sha)
+    try:
+        git(repository, *update)
+    except VersioningError:
+        _free(repository / git(repository, "rev-parse", "--git-path", f"refs/remint/{sha}.lock").strip(), repository)
+        git(repository, *update)
+
+
+def _free(lock: Path, repository: Path) -> None:
+    """Takes away the lock of one of remint's refs that a killed git has left, at which every later one would fail.
+
+    Git says of its locks neither who holds them nor since when, and holds one of these for milliseconds. So one is stale that
+    is the same after STALE seconds, while no git is at work in this repository.
+    """
+    deadline, first = time.monotonic() + STALE, _inode(lock)
+    while first is not None and _inode(lock) == first:
+        if time.monotonic() > deadline:
+            if not _git_works_in(repository):
+                lock.unlink(missing_ok=True)
+            return
+        time.sleep(0.05)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_ino, path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _git_works_in(repository: Path) -> bool:
+    places = (each.info["cwd"] for each in psutil.process_iter(["name", "cwd"]) if each.info["name"] == "git")
+    return any(Path(place).is_relative_to(repository.resolve()) for place in places if place)
 
 
 def _changed(repository: Path) -> list[str]:

@@ -1,0 +1,119 @@
+"""Locks that a killed process left, of four kinds: whoever comes next goes on unaided, and a live holder is never broken.
+
+The kinds: git's (a ref, the index), dvc's (tests/faults/test_data_flips.py), those of the kernel, and leases.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from remint import jobs, leases, workspace
+from remint.errors import Busy, VersioningError
+from remint.home import Home
+from tests.faults.test_processes import wait_for
+from tests.trials import Trials
+
+# Holds all that a job holds: its own locks, the registry's, its pipeline's lease; says so, and sleeps.
+HOLDER = """
+import time
+from pathlib import Path
+from remint import jobs, leases
+from remint.home import Home
+from remint.tracking.door import exclusive
+home = Home(Path.cwd(), Path("home").absolute())
+with jobs.live(home, pipeline="m", flow_run="") as job, exclusive(home.lock("registry"), "m"):
+    with leases.held(home, "m", leases.Holder.of("m", job), print):
+        Path("held").write_text(job.id)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def repository(make_repository: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(workspace, "STALE", 0.3)
+    return make_repository({"file": "a\n"})
+
+
+@pytest.mark.case(23)
+def test_a_lock_that_git_left(trials: Trials, repository: Path) -> None:
+    (repository / ".git/index.lock").touch()  # a person's own git stumbles over it; a job needs no index of theirs
+    for trial in trials(short=2, full=20):
+        (repository / "file").write_text(f"{trial.random.random()}\n")
+        tree = workspace.commit_of_tree(repository).sha
+        workspace.git(repository, "update-ref", "-d", f"refs/remint/{tree}")
+        lock = repository / f".git/refs/remint/{tree}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.write_text(trial.random.choice(["", tree[:17], f"{tree}\n"]))
+        commit = workspace.commit_of_tree(repository)
+        assert commit.sha == tree and workspace.git(repository, "rev-parse", f"refs/remint/{tree}").strip() == tree
+        assert not lock.exists()
+        trial.note(recovered=1)
+
+
+@pytest.mark.case(23)
+def test_a_lock_that_a_live_git_holds(trials: Trials, repository: Path) -> None:
+    """``git update-ref --stdin`` holds the lock from ``prepare`` to ``commit``."""
+    for trial in trials(short=1, full=10):
+        (repository / "file").write_text(f"live {trial.random.random()}\n")
+        commit = workspace.commit_of_tree(repository).sha
+        workspace.git(repository, "update-ref", "-d", f"refs/remint/{commit}")
+        holder = subprocess.Popen(
+            ["git", "update-ref", "--stdin"], cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdin and holder.stdout
+        holder.stdin.write(f"start\nupdate refs/remint/{commit} {commit}\nprepare\n")
+        holder.stdin.flush()
+        assert [holder.stdout.readline() for _ in range(2)] == ["start: ok\n", "prepare: ok\n"]
+        with pytest.raises(VersioningError, match="lock"):
+            workspace.pin(repository, commit)
+        holder.stdin.write("commit\n")
+        holder.stdin.close()
+        assert holder.wait() == 0
+        workspace.pin(repository, commit)
+        trial.note(live_holders_broken=0)
+
+
+@pytest.mark.case(23)
+def test_locks_of_the_kernel_and_the_lease_of_a_killed_job(
+    trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LOOK", 0.05)
+    for trial in trials(short=2, full=20):
+        folder = tmp_path / str(trial.number)
+        folder.mkdir()
+        home = Home(folder, folder / "home").ensure()
+        holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=folder)
+        name = wait_for(folder / "held")
+        with pytest.raises(Busy):  # it lives
+            _take(home, waits=False)
+        assert jobs.dead(home) == [] and _registry_is_held(home)
+        time.sleep(trial.random.uniform(0.0, 0.2))
+        holder.kill()
+        holder.wait()
+        assert _take(home, waits=True) == 2
+        assert [job.id for job in jobs.dead(home)] == [name] and not _registry_is_held(home)
+        trial.note(recovered=1, live_holders_broken=0)
+
+
+def _take(home: Home, *, waits: bool) -> int:
+    with jobs.live(home, pipeline="m", flow_run="") as job:
+        holder = leases.Holder.of("m", job)
+        with leases.held(home, "m", holder, print, waits=lambda _: waits) as lease:
+            return lease.term
+
+
+def _registry_is_held(home: Home) -> bool:
+    (path,) = home.lock("registry").parent.glob("registry-*")
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
