@@ -1,10 +1,10 @@
 """Small real trainings that the tests of several folders share, and a program that runs one (and kills itself).
 
-    python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=N] [stop=N] [freeze=N] [rank=R] [ruin=STEP] [twice|every=FIRST]
-                             [anywhere] [keep] [stock]
+    python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=N] [stop=N] [freeze=N] [rank=R] [ruin=STEP] [spoil=STEP]
+                             [twice|every=FIRST] [anywhere] [keep] [stock]
 
 trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step that it runs (from 0);
-``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``: see there; ``twice``: goes
+``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``, ``spoil``: see there; ``twice``: goes
 on from where it was stopped, and then trains it once more, in one piece, into HOME/CASE-whole; ``every``: the whole into
 HOME/CASE-whole, and from FIRST on one that is stopped after each of its steps and goes on, into HOME/CASE-STEP; ``anywhere``: also
 with more processes than cores; ``keep``: also its checkpoints; ``stock``: with the all-reduce of DDP itself.
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from remint import plugins
@@ -30,6 +32,7 @@ from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.distributed import world
 from remint.errors import Interrupted
+from remint.models.contract import Batch, Phase
 from remint.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.records import TrainedModel
 from remint.training import divergence, loop, train
@@ -115,6 +118,22 @@ def ruin(step: int) -> None:
     divergence.Tolerance.learning_rate = learning_rate  # type: ignore[method-assign]
 
 
+def spoil(step: int) -> None:
+    """Inf in one parameter's gradient in that step, and in the loss alone, whose gradient is finite, two steps later."""
+    real = loop._gradient
+
+    def gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: str) -> Any:
+        if batch.step != step:
+            return real((lambda of: runner(of) + math.inf) if batch.step == step + 2 else runner, phase, batch, precision)  # type: ignore[arg-type]
+        hook = next(phase.parameters()).register_hook(lambda gradient: torch.full_like(gradient, math.inf))  # type: ignore[no-untyped-call]
+        try:
+            return real(runner, phase, batch, precision)
+        finally:
+            hook.remove()
+
+    loop._gradient = gradient
+
+
 def stock() -> None:
     """DDP as it comes: all-reduce in place of the sum in the order of the ranks."""
     DistributedDataParallel.register_comm_hook = lambda *_: None  # type: ignore[method-assign]
@@ -136,13 +155,17 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
     with joined_once():
         for case in names.split(","):
             mine = said.get("rank") in (None, os.environ.get("RANK"))
+            if "spoil" in said and mine and case == names.split(",", maxsplit=1)[0]:
+                spoil(int(said["spoil"]))
             if "every" in said:
                 stopped_everywhere(recipe(case, **settings), dataset, home, int(said["every"]), mine=mine)
                 continue
             for option in said.keys() & SIGNALS.keys() if mine else ():
                 if option != "freeze" or not (home / "frozen").exists():
                     at_step(int(said[option]), SIGNALS[option])
-                (home / "frozen").touch()
+                if option == "freeze":
+                    home.mkdir(exist_ok=True)
+                    (home / "frozen").touch()
             if "twice" not in said:
                 run(recipe(case, **settings), dataset, home / case, command)
                 continue

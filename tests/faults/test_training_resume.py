@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 
 from remint.data.arrays import Dataset
-from remint.errors import Interrupted, RunError, StorageError
+from remint.errors import Interrupted, RunError, StepError, StorageError
 from remint.processes import stopping
-from remint.training import guard, loop, train
+from remint.records import TrainedModel
+from remint.training import divergence, guard, loop, train
+from remint.training.checkpoint import Checkpoints
 from tests import training_cases as cases
+from tests.trials import Trials
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(folder: Path) -> Dataset:
     return cases.load(folder)
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """What cases.at_step and cases.ruin change is put back at the end."""
+    monkeypatch.setattr(loop, "batch_indices", loop.batch_indices)
+    monkeypatch.setattr(divergence.Tolerance, "learning_rate", divergence.Tolerance.learning_rate)
+    return monkeypatch
 
 
 def train_elsewhere(folder: Path, home: Path, *options: str, **training: object) -> subprocess.CompletedProcess[str]:
@@ -48,36 +60,87 @@ def only_checkpoints(home: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("step-*"))
 
 
-@pytest.mark.parametrize("family", cases.FAMILIES)
-def test_a_killed_training_resumes_to_the_same_bytes(family: str, folder: Path, dataset: Dataset, tmp_path: Path) -> None:
-    whole = cases.run(cases.recipe(family), dataset, tmp_path / "whole")
-    killed = train_elsewhere(folder, tmp_path / family, "die=7")
+@pytest.mark.parametrize(
+    ("family", "count", "ruined"),
+    [
+        ("flow", 7, False),
+        ("gan", 7, False),
+        ("pixelcnn", 9, True),  # among the steps that it skips
+        ("vae", 16, True),  # after it went back
+        ("vaegan", 7, False),
+    ],
+)
+def test_a_killed_training_resumes_to_the_same_bytes(
+    family: str, count: int, ruined: bool, folder: Path, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 20, "validate_every": 20} if ruined else {}
+    killed = train_elsewhere(folder, tmp_path / family, f"die={count}", *(["ruin=7"] if ruined else []), **settings)
     assert killed.returncode == -signal.SIGKILL
-    assert only_checkpoints(tmp_path / family) == ["step-00000003", "step-00000006"]
+    assert ("rolled_back" in killed.stderr) == (count == 16)
+    assert only_checkpoints(tmp_path / family)[:2] == ["step-00000003", "step-00000006"]
     assert not (tmp_path / family / "out").exists()
-    assert cases.run(cases.recipe(family), dataset, tmp_path / family) == whole
+    if ruined:
+        cases.ruin(7)
+    whole = cases.run(cases.recipe(family, **settings), dataset, tmp_path / "whole")
+    assert cases.run(cases.recipe(family, **settings), dataset, tmp_path / family) == whole
     assert cases.contents(tmp_path / family) == cases.contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("family", cases.FAMILIES)
-def test_resume_at_every_step(family: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run that is stopped after every single step, so that every step begins from a checkpoint."""
-    recipe = cases.recipe(family)
-    cases.run(recipe, dataset, tmp_path / "whole")
-    real, resumed = loop.batch_indices, []
+@pytest.mark.case(3)
+def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch) -> None:
+    """A run of 30 steps of every family, stopped after each of its steps in turn."""
+    wholes: dict[str, TrainedModel] = {}
+    for trial in trials(short=5, full=5 * 29):
+        family, place = cases.FAMILIES[trial.number % 5], trial.number // 5
+        step = (7 * place + 6) % 29 + 1  # each of 1 .. 29 once
+        recipe = cases.recipe(family, steps=30)
+        if family not in wholes:
+            wholes[family] = cases.run(recipe, dataset, tmp_path / f"{family}-whole")
+        home = tmp_path / f"{family}-{step}"
+        with restored.context() as patch, pytest.raises(Interrupted, match=f"after step {step} of 30"):
+            patch.setattr(loop, "batch_indices", loop.batch_indices)
+            cases.at_step(step - 1, signal.SIGTERM)
+            cases.run(recipe, dataset, home)
+        assert cases.run(recipe, dataset, home) == wholes[family]
+        assert cases.contents(home) == cases.contents(tmp_path / f"{family}-whole")
+        trial.note(different=0)
 
-    def batch_indices(count: int, batch_size: int, seed: int, step: int) -> object:
-        resumed.append(step)
-        stopping.set()
-        return real(count, batch_size, seed, step)
 
-    monkeypatch.setattr(loop, "batch_indices", batch_indices)
-    for step in range(1, recipe.training.steps):
-        with pytest.raises(Interrupted, match=f"after step {step} of 12"):
-            cases.run(recipe, dataset, tmp_path / "pieces")
-    cases.run(recipe, dataset, tmp_path / "pieces")
-    assert resumed == list(range(recipe.training.steps)), "no step was run twice and none left out"
-    assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
+CHAINS = [("gan", False), ("flow", True), *((family, ruined) for ruined in (False, True) for family in cases.FAMILIES)]
+
+
+@pytest.mark.case(5)
+def test_twenty_resumes_within_one_run(trials: Trials, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch) -> None:
+    """Stopped after every single step, so that every step begins from a checkpoint; also where it skips and goes back."""
+    for trial in trials(short=2, full=len(CHAINS)):
+        family, ruined = CHAINS[trial.number]
+        recipe = cases.recipe(family, steps=21)
+        whole, home = tmp_path / f"{trial.number}-whole", tmp_path / f"{trial.number}-pieces"
+        with restored.context() as patch:
+            patch.setattr(divergence.Tolerance, "learning_rate", divergence.Tolerance.learning_rate)
+            if ruined:
+                cases.ruin(7)
+            cases.run(recipe, dataset, whole)
+            real, run = loop.batch_indices, list[int]()
+
+            def batch_indices(count: int, batch_size: int, seed: int, step: int, real: Any = real, run: list[int] = run) -> Any:
+                run.append(step)
+                stopping.set()
+                return real(count, batch_size, seed, step)
+
+            patch.setattr(loop, "batch_indices", batch_indices)
+            resumes = 0
+            while True:
+                try:
+                    cases.run(recipe, dataset, home)
+                    break
+                except Interrupted:
+                    resumes += 1
+        assert resumes >= 20
+        assert ruined or run == list(range(21)), "no step was run twice and none left out"
+        assert cases.contents(home) == cases.contents(whole)
+        assert ("skipped" in (home / "out/curve.csv").read_text()) == (ruined and family in ("gan", "vaegan"))
+        trial.note(resumes=resumes, different=0)
 
 
 def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +212,7 @@ def test_a_damaged_checkpoint_costs_only_its_own_steps(
     damaged.write_bytes(content)
     cases.run(cases.recipe("gan"), dataset, tmp_path / "gan")
     said = capsys.readouterr().err
-    assert "damaged_checkpoint step=6" in said
+    assert "damaged_checkpoint step=6 kept=" in said
     assert "resumed step=3" in said
     assert cases.contents(tmp_path / "gan") == cases.contents(tmp_path / "whole")
 
@@ -169,45 +232,104 @@ def test_a_training_that_moved_to_another_machine_says_so(
     assert moved == here | {"earlier": [here | {"processor": "another"}]}
 
 
+@pytest.mark.case(7)
+def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
+    trials: Trials, folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """A real process, at any of its steps; what it leaves is gone on from to the same bytes."""
+    wholes: set[str] = set()
+    for trial in trials(short=1, full=50):
+        family, step = trial.random.choice(cases.FAMILIES), trial.random.randrange(12)
+        if family not in wholes:
+            cases.run(cases.recipe(family), dataset, tmp_path / "whole" / family)
+            wholes.add(family)
+        home = tmp_path / str(trial.number) / family
+        stopped = train_elsewhere(folder, home, f"stop={step}")
+        if step == 11:  # its last: it is through
+            assert stopped.returncode == 0
+        else:
+            assert f"Interrupted: interrupted after step {step + 1} of 12: a checkpoint is kept" in stopped.stderr
+            (kept,) = (home / "checkpoints").iterdir()
+            marker = json.loads((kept / "PREEMPTED").read_text())
+            assert (marker["step"], marker["seconds"] < 20) == (step + 1, True)
+            assert Checkpoints(kept.parent, kept.name).newest() == step + 1
+            cases.run(cases.recipe(family), dataset, home)
+        assert cases.contents(home) == cases.contents(tmp_path / "whole" / family)
+        trial.note(lost_steps=0)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_keeps_it(
-    sign: signal.Signals, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sign: signal.Signals, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch
 ) -> None:
-    cases.run(cases.recipe("vae"), dataset, tmp_path / "whole")
     before = signal.getsignal(sign)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 5 of 12: a checkpoint is kept"):
-        patch.setattr(loop, "batch_indices", loop.batch_indices)
+    with pytest.raises(Interrupted, match="after step 5 of 12: a checkpoint is kept"):
         cases.at_step(4, sign)
         cases.run(cases.recipe("vae"), dataset, tmp_path / "stopped")
     assert signal.getsignal(sign) is before
     assert not stopping.is_set()
     assert only_checkpoints(tmp_path / "stopped") == ["step-00000003", "step-00000005"]
-    cases.run(cases.recipe("vae"), dataset, tmp_path / "stopped")
-    assert cases.contents(tmp_path / "stopped") == cases.contents(tmp_path / "whole")
+    (marker,) = (tmp_path / "stopped/checkpoints").glob("*/PREEMPTED")
+    with restored.context() as patch, pytest.raises(StepError, match="looked"):
+        patch.setattr(loop, "seed_layers", lambda *_: (_ for _ in ()).throw(StepError(f"looked: {marker.exists()}")))
+        cases.run(cases.recipe("vae"), dataset, tmp_path / "stopped")
+    assert not marker.exists(), "it goes on"
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def small_disk(place: Path, pages: int) -> bool:
+    """Mounts a file system of so many pages, where that is permitted."""
+    place.mkdir()
+    size = f"size={4 * pages}k"
+    return (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", str(place)], capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.case(17)
+def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_written(
+    trials: Trials, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch
 ) -> None:
-    recipe = cases.recipe("vae")
-    cases.run(recipe, dataset, tmp_path / "whole")
-    real = loop.batch_indices
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """Every other one really full, where such a disk may be made; the rest by a limit on the size of a file, to the byte."""
+    restored.setenv("REMINT_EVENTS", os.devnull)  # the limit is for whatever this process writes
+    recipe, sizes = cases.recipe("vae"), list[int]()
+    with restored.context() as patch:
+        patch.setattr(Checkpoints, "delete", lambda self: sizes.extend(f.stat().st_size for f in self.at(12).iterdir()))
+        cases.run(recipe, dataset, tmp_path / "whole")
+    pages = sum(-(-size // 4096) for size in sizes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for trial in trials(short=4, full=50):
+        home, offset = tmp_path / str(trial.number), trial.random.randrange(max(sizes))
+        home.mkdir()
+        mounted = trial.number % 2 == 0 and small_disk(home / "checkpoints", trial.random.randrange(4, 3 * pages))
+        if not mounted:
+            step = 3 * trial.random.randrange(1, 5)
+            real = loop.batch_indices
 
-    def batch_indices(count: int, batch_size: int, seed: int, step: int) -> object:
-        if step == 7:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        return real(count, batch_size, seed, step)
+            def batch_indices(*arguments: Any, step: int = step, offset: int = offset, real: Any = real) -> Any:
+                if arguments[3] == step - 1:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
+                return real(*arguments)
 
-    try:
-        with monkeypatch.context() as patch, pytest.raises(StorageError, match="no room to write .*step-00000009"):
-            patch.setattr(loop, "batch_indices", batch_indices)
-            cases.run(recipe, dataset, tmp_path / "full")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert only_checkpoints(tmp_path / "full") == ["step-00000003", "step-00000006"]
-    cases.run(recipe, dataset, tmp_path / "full")
-    assert cases.contents(tmp_path / "full") == cases.contents(tmp_path / "whole")
+            restored.setattr(loop, "batch_indices", batch_indices)
+        try:
+            with pytest.raises(StorageError, match="no room to write .*step-000000"):
+                cases.run(recipe, dataset, home)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            (kept,) = (home / "checkpoints").iterdir()
+            steps = Checkpoints(kept.parent, kept.name).steps()
+            assert Checkpoints(kept.parent, kept.name).newest() == (steps[-1] if steps else None), "what is there loads"
+            if mounted:
+                subprocess.run(["mount", "-o", "remount,size=10m", str(home / "checkpoints")], check=True)
+            else:
+                assert steps == [before for before in (3, 6, 9) if before < step][-2:]
+                restored.setattr(loop, "batch_indices", real)
+            cases.run(recipe, dataset, home)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            if mounted:
+                subprocess.run(["umount", str(home / "checkpoints")], check=True)
+        assert cases.contents(home) == cases.contents(tmp_path / "whole")
+        trial.note(checkpoints_lost=0, **{"on a full disk" if mounted else "at a limit": 1})
 
 
 def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(

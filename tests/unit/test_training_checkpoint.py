@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from remint.errors import IntegrityError, RunError, StorageError
 from remint.training.checkpoint import Checkpoints
 from tests.training_cases import environment
+from tests.trials import Trials
 
 TENSORS = {
     "weight": torch.tensor([1 / 3, -0.0, float("inf")]),
@@ -49,35 +50,64 @@ def test_the_last_two_are_kept(checkpoints: Checkpoints) -> None:
     assert checkpoints.newest() == 1000
 
 
-def test_every_flipped_bit_is_found_and_the_one_before_is_used(
-    checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    choose = random.Random(seed)
-    whole = checkpoints.folder / "whole"
-    shutil.copytree(checkpoints.at(4), whole)
-    for path in sorted(whole.iterdir()):
-        for _ in range(20):
-            damaged = bytearray(path.read_bytes())
-            damaged[choose.randrange(len(damaged))] ^= 1 << choose.randrange(8)
-            (checkpoints.at(4) / path.name).write_bytes(damaged)
-            assert checkpoints.newest() == 2
-            assert not checkpoints.at(4).exists()
-            shutil.copytree(whole, checkpoints.at(4))
-    assert checkpoints.newest() == 4
-    assert "damaged_checkpoint step=4" in capsys.readouterr().err
+FILES = ("manifest.json", "notes.json", "tensors.safetensors")
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "notes.json", "manifest.json"])
-def test_every_truncation_is_found(checkpoints: Checkpoints, name: str) -> None:
+def damaged(checkpoints: Checkpoints, name: str, damage: Callable[[bytes], bytes]) -> None:
+    """A file of checkpoint 4 is damaged: it is set aside as it is, 2 is used, and 4 is put back."""
     path = checkpoints.at(4) / name
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(IntegrityError, match=name):
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    with pytest.raises(IntegrityError):
         checkpoints.read(4)
     assert checkpoints.newest() == 2
-    (checkpoints.at(2) / name).unlink()
+    aside = checkpoints.folder / "damaged-00000004"
+    assert (checkpoints.steps(), (aside / name).read_bytes()) == ([2], damage(before))
+    aside.rename(checkpoints.at(4))
+    path.write_bytes(before)
+    assert checkpoints.newest() == 4
+
+
+@pytest.mark.case(18)
+def test_every_flipped_bit_of_a_checkpoint_is_found_and_the_one_before_is_used(
+    trials: Trials, checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trial in trials(short=60, full=1000):
+        name = FILES[trial.number % 3]
+        place, bit = trial.random.randrange((checkpoints.at(4) / name).stat().st_size), trial.random.randrange(8)
+        damaged(checkpoints, name, lambda content, i=place, b=bit: content[:i] + bytes([content[i] ^ 1 << b]) + content[i + 1 :])
+        trial.note(missed=0)
+    assert f"damaged_checkpoint step=4 kept={checkpoints.folder}/damaged-00000004 message=" in capsys.readouterr().err
+
+
+@pytest.mark.case(19)
+def test_every_truncation_of_a_checkpoint_is_found_and_the_one_before_is_used(trials: Trials, checkpoints: Checkpoints) -> None:
+    for trial in trials(short=30, full=1000):
+        name = FILES[trial.number % 3]
+        length = trial.random.randrange((checkpoints.at(4) / name).stat().st_size)
+        damaged(checkpoints, name, lambda content, n=length: content[:n])
+        trial.note(missed=0)
+
+
+def test_a_file_that_is_gone_is_found_and_what_was_set_aside_outlives_the_training(checkpoints: Checkpoints) -> None:
+    for step in (2, 4):
+        (checkpoints.at(step) / FILES[step % 3]).unlink()
+    checkpoints.write(6, TENSORS, NOTES, keep=(2, 4))
+    (checkpoints.at(6) / FILES[0]).write_bytes(b"")
     assert checkpoints.newest() is None
+    with checkpoints.held("me"):
+        checkpoints.delete()
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == [f"damaged-0000000{step}" for step in (2, 4, 6)]
+
+
+def test_those_to_go_back_to_are_kept_and_later_ones_forgotten(checkpoints: Checkpoints) -> None:
+    for step in (6, 8, 10):
+        checkpoints.write(step, TENSORS, NOTES, keep=(2, 6))
+    assert checkpoints.steps() == [2, 6, 8, 10]
+    assert checkpoints.newest((2, 6)) == 6
+    checkpoints.forget_after(6)
+    assert checkpoints.steps() == [2, 6]
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000002", "step-00000006"]
 
 
 def test_another_trainings_checkpoint_is_refused(checkpoints: Checkpoints) -> None:

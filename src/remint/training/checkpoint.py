@@ -100,13 +100,11 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> Path:
-        """Renames a damaged checkpoint. The last two of them are kept, and outlive the training."""
+        """Renames a damaged checkpoint, in place of one of the same step. It outlives the training, until ``remint gc``."""
         aside = self.folder / f"{DAMAGED}{step:08d}"
         if aside.exists():
             self._remove(aside)
         self.at(step).rename(aside)
-        for old in sorted(self.folder.glob(f"{DAMAGED}*"))[:-KEPT]:
-            self._remove(old)
         return aside
 
     def forget_after(self, step: int) -> None:
