@@ -20,12 +20,14 @@ from flows.job import Retraining
 from flows.outcome import outcome
 from remint import gate, promotion, storage, stores, versioning, workspace
 from remint.collected import Collected
-from remint.errors import ChampionChanged, Interrupted, UserError
+from remint.errors import ChampionChanged, Interrupted, NotFoundError, UserError
 from remint.records import Decision, LedgerRow, ModelVersion, digest
 from remint.serving import fresh
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+DECISION = "decision.json"  # in the report of a version, and with its run
 
 
 def step(name: str, *, retries: int = 0) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -220,10 +222,11 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
 
 @step("settle")
 def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[str, Any]:
-    """Writes the decision to the ledger, which is the truth, and lets MLflow's aliases follow it."""
+    """Writes the decision to the ledger, which is the truth, and lets MLflow, the report and Prefect follow it."""
     with timed(job, "settle"):
         for _ in range(3):
             try:
+                decision.write(_undone(job, version.version))  # first: where we die, the next run follows the row by it
                 row = _append(job, decision)
                 break
             except ChampionChanged:  # somebody promoted, or spoke against it, while we judged: judge it again
@@ -232,24 +235,35 @@ def settle(job: Retraining, version: ModelVersion, decision: Decision) -> dict[s
             raise ChampionChanged(
                 f"{job.pipeline}: the champion changed three times while version {version.version} was judged: run again"
             )
-        stores.project(job.home, job.pipeline)
-        job.tracking.set_tags(version, {"decision_sha256": decision.digest})
-        folder = job.home.report(version.name, version.version)
-        decision.write(folder / "decision.json")
-        show.against_champion(decision, folder)
-        written = page.write(job, version, decision, row, folder)
-        kept = (folder / "decision.json", written, *folder.glob("against_*.png"), *folder.glob("drift.*"))
-        job.tracking.attach(version, {path.name: path for path in kept})
+        _follow(job, version, decision, row)
+    return outcome(job, version.version, decision.verdict, list(decision.reasons), row.champion_after)
+
+
+def _undone(job: Retraining, version: int) -> Path:
+    """The decision on a version until everything has followed its row; then it is decision.json."""
+    return job.home.report(job.pipeline, version) / "undone.json"
+
+
+def _follow(job: Retraining, version: ModelVersion, decision: Decision, row: LedgerRow) -> None:
+    """What comes of a row. All of it can be done again."""
+    stores.project(job.home, job.pipeline)
+    folder = job.home.report(version.name, version.version)
+    show.against_champion(decision, folder)
+    written = page.write(job, version, decision, row, folder)
+    kept = (written, *folder.glob("against_*.png"), *folder.glob("drift.*"))
+    undone = _undone(job, version.version)
+    job.tracking.attach(version, {DECISION: undone, **{path.name: path for path in kept}})
+    job.tracking.set_tags(version, {"decision_sha256": decision.digest})
     show.decision(job, version, decision, folder)
     job.tell("decided", verdict=decision.verdict, version=version.ref)
-    if decision.verdict == "awaiting_approval":
+    if decision.verdict == "awaiting_approval" and row == job.ledger.last(row.model):
         show.awaiting(decision)
         form = approval.ask(row)
         if form is not None:
             job.tell(
                 "notice", text=f"{version.ref} can be approved in Prefect, too: resume the run {form} of approve/{row.model}"
             )
-    return outcome(job, version.version, decision.verdict, list(decision.reasons), row.champion_after)
+    undone.rename(folder / DECISION)
 
 
 def _append(job: Retraining, decision: Decision) -> LedgerRow:
@@ -287,12 +301,31 @@ def settled_before(job: Retraining) -> dict[str, Any] | None:
         return None  # remint gc removed that version: it is registered and judged anew, unless a person has spoken of it
     if row.champion_after != rows[-1].champion_after or (not since and _lacked_evidence(job, row.version)):
         return None
+    if _undone(job, judged.version).exists() and not _followed(job, judged):
+        return None
     job.finish_run()  # it was trained again where dvc's memory of it is gone, and came out the same
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
     return outcome(job, row.version, row.action, row.why.splitlines(), row.champion_after, unchanged=True)
 
 
+def _followed(job: Retraining, row: LedgerRow) -> bool:
+    """Lets everything follow a row whose process died right after it. False where the version is gone, or nothing is known of
+    that decision."""
+    try:
+        decision = Decision.read(_undone(job, row.version))
+        version = job.tracking.version(f"{row.model}/{row.version}")
+    except (NotFoundError, ValueError):
+        return False
+    if decision.verdict != row.action or not row.why.startswith("\n".join(decision.reasons)):
+        return False
+    with timed(job, "settle"):
+        if decision.champion is not None:
+            job.rival = champion.evidence(job, decision.champion).folder
+        _follow(job, version, decision, row)
+    return True
+
+
 def _lacked_evidence(job: Retraining, version: int) -> bool:
     """Whether the gate refused a version for want of evidence, which may be there by now: bytes that were put back, say."""
-    path = job.home.report(job.pipeline, version) / "decision.json"
+    path = job.home.report(job.pipeline, version) / DECISION
     return path.exists() and any(rule.rule == "evidence" and not rule.passed for rule in Decision.read(path).rules)

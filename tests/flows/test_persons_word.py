@@ -6,6 +6,8 @@ the page are left out (tests/e2e has them).
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from remint.tracking import Tracking
 from remint.workspace import Commit
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
+from tests.trials import Trials
 
 RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
 MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before
@@ -209,3 +212,82 @@ def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Hom
     assert steps.judge.fn(job, job.tracking.version(f"{MODEL}/3")).champion == 2
     assert job.tracking.aliases(MODEL) == {"champion": 2}
     assert any(event == "notice" and f"stands for {MODEL}/2 now" in fields["text"] for event, fields in job.told)
+
+
+@pytest.mark.parametrize("point", ["project", "page", "attach", "set_tags", "artifacts"])
+def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_died(
+    home: Home, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    run(home, 1)
+    job: Any = Job(home, 2)
+    registered = job.tracking.version(f"{MODEL}/2")
+    home.report(MODEL, 2).mkdir(parents=True)
+    decision = steps.judge.fn(job, registered)
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    owner, name = {
+        "project": (stores, "project"),
+        "page": (steps.page, "write"),
+        "attach": (Tracking, "attach"),
+        "set_tags": (Tracking, "set_tags"),
+        "artifacts": (steps.show, "decision"),
+    }[point]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, dies)
+        steps.settle.fn(job, registered, decision)
+    assert verdict(run(home, 2)) == ("promoted", True, 2)
+    assert [row.version for row in stores.ledger(home).rows(MODEL)] == [1, 2]
+    assert job.tracking.aliases(MODEL) == {"champion": 2}
+    version = job.tracking.version(f"{MODEL}/2")
+    assert version.tags["decision_sha256"] == decision.digest
+    kept = [job.tracking.attachment(version, name, home.path / "got") for name in ("decision.json", "report.html")]
+    assert [path.read_text() for path in kept] == [(home.report(MODEL, 2) / path.name).read_text() for path in kept]
+    assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
+
+
+def test_a_decision_that_was_not_written_down_is_not_taken_for_one(home: Home) -> None:
+    """Its process died before the row, and an older row has the same evidence."""
+    run(home, 1)
+    run(home, 2)
+    decision = steps.judge.fn(Job(home, 2), stores.version(home, f"{MODEL}/2"))
+    decision.model_copy(update={"verdict": "refused"}).write(home.report(MODEL, 2) / "undone.json")
+    assert verdict(run(home, 2)) == ("kept", False, 2), "judged again"
+    assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
+
+
+@pytest.mark.case(15)
+def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, trials: Trials) -> None:
+    """Both are better than the champion, and each was judged against it. Whoever is second is judged again, against the first."""
+    run(home, 1)
+    versions = {number: run_registered(home, number) for number in (2, 3)}
+    for trial in trials(short=5, full=500):
+        found = {number: Job(home, number) for number in (2, 3)}
+        decisions = {number: steps.judge.fn(job, versions[number]) for number, job in found.items()}
+        assert {decision.verdict for decision in decisions.values()} == {"promoted"}
+        start, verdicts = threading.Barrier(2), dict[int, str]()
+
+        def settle(number: int) -> None:
+            start.wait(60)  # noqa: B023
+            time.sleep(delays[number])  # noqa: B023
+            answer = steps.settle.fn(found[number], versions[number], decisions[number])  # noqa: B023
+            verdicts[number] = answer["decision"]["verdict"]  # noqa: B023
+
+        delays = {number: trial.random.uniform(0.0, 0.01) for number in (2, 3)}
+        threads = [threading.Thread(target=settle, args=(number,)) for number in (2, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert verdicts[3] == "promoted" and verdicts[2] in ("promoted", "refused", "kept")
+        stores.project(home, MODEL)
+        assert stores.ledger(home).champion(MODEL) == 3 and stores.tracking(home).aliases(MODEL)["champion"] == 3
+        trial.note(races=1, wins_of_the_worse=0, worse_came_first=verdicts[2] == "promoted")
+        promotion.promote(home, f"{MODEL}/1", "the next race", against=3, who="ada")
+
+
+def run_registered(home: Home, version: int) -> ModelVersion:
+    """What stands registered before it is judged."""
+    home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
+    return stores.tracking(home).version(f"{MODEL}/{version}")
