@@ -1,11 +1,12 @@
 """Kills a process at each boundary of a registration and promotion, and looks at what the next command makes of it.
 
-python -m tests.registry_kills FOLDER COUNT SEED [POSTGRES]    COUNT kills, at moments drawn by SEED; at every moment first
+python -m tests.registry_kills FOLDER SEED [POSTGRES]    for each number on standard input a kill, at moments ordered by SEED
 
 A boundary is the moment before, and the one after, each call that leaves something behind: MLflow's writing methods, the
 copy of each file into its store, commits that wrote, renames, and the check in another process. Their order is recorded
 from one undisturbed run; then a process is run for each, which kills itself (SIGKILL) when it gets there. Processes are
-forked after the imports and open every store anew. One line of JSON a kill: where, and what was found wrong.
+forked after the imports and open every store anew. One line of JSON a kill: where, and what was found wrong. Each moment
+comes once before any comes again.
 """
 
 from __future__ import annotations
@@ -253,15 +254,13 @@ def in_a_fork(work: Callable[[], Any], dies: bool = False) -> Any:
     return status if dies else answer["answer"]
 
 
-def chosen(moments: list[Moment], count: int, seed: int) -> list[Moment]:
-    """``count`` of them in random order; each once before any comes again."""
-    order, generator = [], random.Random(seed)
-    while len(order) < count:
-        order += generator.sample(moments, len(moments))
-    return order[:count]
+def moment(moments: list[Moment], number: int, seed: int) -> Moment:
+    """The moment of this number: each comes once before any comes again."""
+    turn, place = divmod(number, len(moments))
+    return random.Random(f"{seed} {turn}").sample(moments, len(moments))[place]
 
 
-def main(folder: Path, count: int, seed: int, postgres: str = "") -> None:
+def main(folder: Path, seed: int, postgres: str = "") -> None:
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store
@@ -270,12 +269,13 @@ def main(folder: Path, count: int, seed: int, postgres: str = "") -> None:
     torch.set_num_threads(1)
     fresh.check = forked_check
     stage = Stage(folder, postgres)
-    moments = [moment for scene in SCENES for moment in stage.trace(scene)]
-    print(json.dumps({"moments": [(moment.scene, moment.name) for moment in moments]}), flush=True)
-    for number, moment in enumerate(chosen(moments, count or len(moments), seed)):
-        found = stage.kill(moment, f"k{number}")
-        print(json.dumps({"scene": moment.scene, "place": moment.place, "name": moment.name, "found": found}), flush=True)
+    moments = [each for scene in SCENES for each in stage.trace(scene)]
+    print(json.dumps({"moments": [(each.scene, each.name) for each in moments]}), flush=True)
+    for line in sys.stdin:
+        here = moment(moments, int(line), seed)
+        found = stage.kill(here, f"k{line.strip()}")
+        print(json.dumps({"scene": here.scene, "place": here.place, "name": here.name, "found": found}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flows import server
 from tests.e2e.team import Team, make_team
+from tests.prefect_server import PrefectServer
 
 
 @pytest.fixture(scope="session")
@@ -40,24 +36,17 @@ def shared_team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Tea
 
 
 @pytest.fixture(scope="session")
-def prefect_server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server that is up, for runs that need not show that they start one of their own."""
-    home = tmp_path_factory.mktemp("prefect")
-    shutil.copytree(template / ".remint/prefect", home, dirs_exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_UI_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "log").open("wb") as log:
-        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        url = f"http://127.0.0.1:{port}/api"
-        server.wait_healthy(url, started, home / "log")
-        yield url
-    finally:
-        started.terminate()
-        started.wait(timeout=60)
+def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server that is up, for runs that need not show that they start one of their own."""
+    started = PrefectServer(template / ".remint/prefect", tmp_path_factory.mktemp("prefect"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server: PrefectServer) -> str:
+    """The address of that server."""
+    return server.url
 
 
 @pytest.fixture

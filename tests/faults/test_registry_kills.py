@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.postgres import Postgres
+from tests.trials import Trials
 
-SEED = 20261121
 EFFECTS = {  # what a registration and promotion leave behind, each with a moment before and after it
     "create_experiment",
     "create_run",
@@ -33,30 +36,48 @@ EFFECTS = {  # what a registration and promotion leave behind, each with a momen
 }
 
 
-def killed(folder: Path, count: int, *server: str) -> int:
-    """Kills ``count`` times (0: at each boundary once), and looks; how often."""
-    program = [sys.executable, "-m", "tests.registry_kills", str(folder), str(count), str(SEED), *server]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=3000, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, *kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    moments = {name for _, name in first["moments"]}
+@contextmanager
+def killer(folder: Path, seed: int, *server: str) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """What kills at the moment of a number, and says where that was and what was wrong after it."""
+    program = [sys.executable, "-m", "tests.registry_kills", str(folder), str(seed), *server]
+    with (folder / "words").open("w") as words:
+        child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True)
+    assert child.stdin and child.stdout
+
+    def said() -> dict[str, Any]:
+        assert child.stdout
+        for line in child.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise AssertionError((folder / "words").read_text()[-3000:])
+
+    def kill(number: int) -> dict[str, Any]:
+        assert child.stdin
+        print(number, file=child.stdin, flush=True)
+        return said()
+
+    moments = {name for _, name in said()["moments"]}
     assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}
-    wrong = [kill for kill in kills if kill["found"]]
-    assert not wrong, f"seed {SEED}: {wrong}"
-    return len(kills)
+    yield kill
+    child.stdin.close()
+    assert child.wait(60) == 0
 
 
-def test_killed_at_twelve_boundaries(tmp_path: Path) -> None:
-    assert killed(tmp_path, 12) == 12
+@pytest.mark.case(1)
+def test_a_registration_that_is_killed_at_a_boundary_is_finished_by_the_next(tmp_path: Path, trials: Trials) -> None:
+    with killer(tmp_path, trials.seed) as kill:
+        for trial in trials(short=12, full=200):
+            told = kill(trial.number)
+            assert not told["found"], told
+            trial.note(kills=1, lost=0, doubled=0)
 
 
+@pytest.mark.case(1)
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_killed_at_every_boundary(tmp_path: Path) -> None:
-    assert killed(tmp_path, 0) >= 100
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_killed_at_a_hundred_boundaries_on_postgres(tmp_path: Path, postgres: Postgres) -> None:
-    assert killed(tmp_path, 100, postgres.url) == 100
+def test_and_on_postgres(tmp_path: Path, trials: Trials, postgres: Postgres) -> None:
+    with killer(tmp_path, trials.seed, postgres.url) as kill:
+        for trial in trials(short=0, full=100):
+            told = kill(trial.number)
+            assert not told["found"], told
+            trial.note(kills=1, lost=0, doubled=0)

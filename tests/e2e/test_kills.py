@@ -1,0 +1,65 @@
+"""Killed anywhere: the next run ends in the same weights, metrics and registry as the one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import ends, kills
+from tests.prefect_server import PrefectServer
+from tests.trials import Trial, Trials
+
+
+@pytest.fixture
+def stage(template: Path, tmp_path: Path, server: PrefectServer) -> kills.Stage:
+    return kills.Stage(template, tmp_path, server)
+
+
+@pytest.mark.case(1)
+def test_killed_anywhere_it_ends_as_if_it_never_was(stage: kills.Stage, trials: Trials) -> None:
+    for trial in trials(short=1, full=200):
+        scene = kills.scene(trial.number)
+        while not trial.notes:
+            _disturbed(stage, scene, trial)
+
+
+def _disturbed(stage: kills.Stage, scene: kills.Scene, trial: Trial) -> None:
+    """Kills a run, each fourth time the one that takes it up as well, and lets the next come to its end."""
+    undisturbed = stage.undisturbed(scene)
+    team = stage.team(scene, f"team-{trial.number}")
+    killed, orphans = [], []
+    for turn in range(2 if trial.number % 4 == 0 else 1):
+        moment = undisturbed.moment(trial.random, again=turn > 0)
+        run = kills.Run(team, scene, stage.folder / f"{team.folder.name}-{turn}.log")
+        if run.until(moment):
+            killed.append(f"{stage.kill(run, trial.random)} {moment}")
+        orphans += run.orphans()
+    said = f"{scene}, killed: {killed}"
+    print(said)
+    checkpoints = team.folder.glob(".remint/checkpoints/*/step-*")
+    newest = max((int(path.name.removeprefix("step-")) for path in checkpoints), default=0)
+    last = kills.Run(team, scene, stage.folder / f"{team.folder.name}.log")
+    outcome = last.answer()
+    orphans += last.orphans()
+    found = ends.of(team, scene.pipeline, outcome)
+    wanted = undisturbed.ends
+    assert found["outcome"]["weights_sha256"] == wanted["outcome"]["weights_sha256"], said
+    lost, doubled = set(wanted["versions"]) - set(found["versions"]), set(found["versions"]) - set(wanted["versions"])
+    wrong = ends.different(found, wanted) + ends.left_behind(team)
+    if trial.number % 10 == 5:
+        wrong += ends.collected(team)
+    assert not (orphans or wrong), f"{said}: {orphans} {wrong}"
+    if outcome["trained"] and newest:
+        assert resumed_at(team.folder / ".remint") == newest, said
+    shutil.rmtree(team.folder)
+    if killed:
+        trial.note(kills=len(killed), lost=len(lost), doubled=len(doubled), orphans=len(orphans), other_weights=0)
+
+
+def resumed_at(home: Path) -> int:
+    """The step that the newest training went on from."""
+    told = sorted(home.glob("jobs/*/train.jsonl"))[-1].read_text().splitlines()
+    return next((event["step"] for event in map(json.loads, told) if event["event"] == "resumed"), 0)

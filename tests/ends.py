@@ -1,0 +1,97 @@
+"""What a retraining comes to: all that must be the same where it was killed on its way, and what may not be left behind."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import urllib.request
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from remint import audit, collect, jobs, stores
+from remint.audit import places
+from remint.home import Home
+from tests.e2e.team import Team
+
+OWN = {"trained", "unchanged", "seconds", "report"}  # of an outcome: how this run came to it, and where it lies
+TIMED = {"flow_run", "ledger_hash", "package_sha256"}  # tags that hold a moment or a run, or a digest of one
+CHAINED = {"at", "previous", "hash"}  # of a ledger's row
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """What a retraining came to, without anything that tells the time."""
+    home = Home(team.folder, team.folder / ".remint")
+    store, book = stores.tracking(home), stores.ledger(home)
+    versions = {}
+    for version in store.versions(pipeline):
+        run = store._client.get_run(version.run_id)
+        kept = Path(run.info.artifact_uri)
+        versions[str(version.version)] = {
+            "key": version.key,
+            "aliases": sorted(version.aliases),
+            "tags": {key: value for key, value in version.tags.items() if key not in TIMED},
+            "run": run.info.status,
+            "params": run.data.params,
+            "curves": _curves(store._client, run),
+            "files": sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()),
+            "report": sorted(path.name for path in home.report(pipeline, version.version).iterdir()),
+        }
+    rows = [{key: value for key, value in row.to_json().items() if key not in CHAINED} for row in book.rows(pipeline)]
+    return {
+        "outcome": {key: value for key, value in outcome.items() if key not in OWN},
+        "versions": versions,
+        "rows": rows,
+        "aliases": store.aliases(pipeline),
+    }
+
+
+def _curves(client: Any, run: Any) -> dict[str, list[tuple[int, float]]]:
+    """The curves of a run, without this machine's load."""
+    names = sorted(name for name in run.data.metrics if not name.startswith("system/"))
+    return {name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)] for name in names}
+
+
+def different(found: Any, wanted: Any, place: str = "") -> list[str]:
+    """Where two of them differ, one line a place."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted})
+        return [line for key in keys for line in different(found.get(key), wanted.get(key), f"{place}/{key}")]
+    return [] if found == wanted else [f"{place}: {found} instead of {wanted}"]
+
+
+def left_behind(team: Team) -> list[str]:
+    """What killed jobs left that no command will mend: nothing, once a run of the same pipeline came to its end."""
+    home = Home(team.folder, team.folder / ".remint")
+    found = [f"{each.kind} {each.thing}: {each.what}" for each in audit.findings(home)]
+    found += [f"{job.id} is dead" for job in jobs.dead(home)]
+    patterns = ("workspaces/*", "checkpoints/*", *places.PATTERNS)
+    found += [f"{path.relative_to(home.path)} is left" for pattern in patterns for path in home.path.glob(pattern)]
+    found += [f"MLflow's run {run} is RUNNING" for run in _running(stores.tracking(home)._client)]
+    return found + [f"Prefect's run {run} is {state}" for run, state in _flow_runs(team, home).items() if state not in ENDED]
+
+
+def collected(team: Team) -> list[str]:
+    """What is wrong after gc has removed what nothing needs; nothing, and then it finds nothing more."""
+    home = Home(team.folder, team.folder / ".remint")
+    gc = partial(collect.collect, home, older_than=0.0, window=3, say=lambda _text: None)
+    gc(remove=True)
+    return [str(each) for each in gc(remove=False)["garbage"]] + left_behind(team)
+
+
+def _running(client: Any) -> list[str]:
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    return [run.info.run_id for run in client.search_runs(experiments, "attributes.status = 'RUNNING'")]
+
+
+def _flow_runs(team: Team, home: Home) -> dict[str, str]:
+    """The state of each flow run of the server, which no other run uses at the time."""
+    if team.api is None:
+        with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
+            return dict(database.execute("SELECT name || ' ' || id, state_type FROM flow_run"))
+    body = json.dumps({"sort": "START_TIME_DESC"}).encode()
+    request = urllib.request.Request(f"{team.api}/flow_runs/filter", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return {f"{run['name']} {run['id']}": run["state_type"] for run in json.load(answer)}

@@ -1,0 +1,274 @@
+"""Retrainings that are killed at a moment and taken up again, beside the same that nobody disturbed.
+
+A moment is something that the run reaches (a line that it tells, a file that appears) and a while after it, at most until what
+the undisturbed run reached next: short phases are hit as often as long ones. One of four is drawn from the whole time
+instead. What is killed is drawn from the kinds of processes that are there then.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from remint.home import Home
+from tests import ends
+from tests.e2e.team import REMINT, Team
+from tests.prefect_server import PrefectServer
+from tests.promotion_cases import copied
+
+MARK = "REMINT_TEST_RUN"  # in the environment of every process of one run
+PIPELINES = (  # each family, two processes, a table
+    ("digits-vae", ()),
+    ("digits-gan", ()),
+    ("digits-flow", ()),
+    ("digits-flow", ("training.devices=2",)),
+    ("digits-vaegan", ()),
+    ("cancer-flow", ()),
+)
+STEPS = ("training.steps=30", "training.validate_every=10", "training.checkpoint_every=5")
+KINDS = ("first", "next", "cold", "next", "first", "dirty")
+GRACE = 5.0  # seconds after which nothing of a killed run may be alive
+LIMIT = 300.0  # seconds that any run may take
+APPEAR = (  # below REMINT_HOME, each a moment by its name
+    "jobs/*",
+    "jobs/*/*",
+    "workspaces/*",
+    "checkpoints/*/step-*",
+    "mlflow/artifacts/*/*",
+    "reports/*/*",
+    "reports/*/*/*.json",
+    "reports/*/*/*.html",
+)
+PROGRESS = re.compile(r" \d+/\d+ ")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is retrained. ``kind``: a first version, one beside a champion, one of uncommitted work beside a champion, or a
+    first one whose data, too, are new to dvc."""
+
+    pipeline: str
+    settings: tuple[str, ...]
+    kind: str
+    own_server: bool  # a temporary one
+
+    @property
+    def command(self) -> list[str]:
+        sets = [part for each in (*STEPS, *self.settings) for part in ("--set", each)]
+        return ["run", self.pipeline, *sets, "--json"]
+
+
+def scene(number: int) -> Scene:
+    """The families in turn; each tenth with a temporary server."""
+    pipeline, settings = PIPELINES[number % len(PIPELINES)]
+    return Scene(pipeline, settings, KINDS[number // len(PIPELINES) % len(KINDS)], own_server=number % 10 == 9)
+
+
+@dataclass(frozen=True)
+class Moment:
+    after: str
+    wait: float  # seconds
+
+    def __str__(self) -> str:
+        return f"{self.wait:.2f} s after {self.after}"
+
+
+class Run:
+    """One `remint run` in a process of its own, and what it has reached."""
+
+    def __init__(self, team: Team, scene: Scene, log: Path) -> None:
+        self.team, self.log, self.mark = team, log, uuid.uuid4().hex
+        self.home = team.folder / ".remint"
+        self.before = self._files()
+        self.began = time.monotonic()
+        with log.open("wb") as words, log.with_suffix(".json").open("wb") as answer:
+            environment = {**team.environment(), MARK: self.mark}
+            self.process = subprocess.Popen(
+                [REMINT, *scene.command], cwd=team.folder, env=environment, stdout=answer, stderr=words
+            )
+
+    def _files(self) -> set[Path]:
+        return {path for pattern in APPEAR for path in self.home.glob(pattern)}
+
+    def reached(self) -> set[str]:
+        """Names of what it has told, and of what has appeared since it began."""
+        lines = {line for line in self.log.read_text(errors="replace").splitlines() if not PROGRESS.search(line)}
+        return {"its start", *lines, *(_name(path.relative_to(self.home)) for path in self._files() - self.before)}
+
+    def until(self, moment: Moment) -> bool:
+        """Waits for a moment. False where the run was over before."""
+        while moment.after not in self.reached():
+            if self._over():
+                return False
+        deadline = time.monotonic() + moment.wait
+        while time.monotonic() < deadline:
+            if self._over():
+                return False
+        return self.process.poll() is None
+
+    def _over(self) -> bool:
+        time.sleep(0.01)
+        assert time.monotonic() - self.began < LIMIT, f"it hangs: {self.log.read_text()}"
+        return self.process.poll() is not None
+
+    def timeline(self) -> dict[str, float]:
+        """Lets it run to its end; seconds after which it reached each moment."""
+        seen: set[str] = set()
+        times: dict[str, float] = {}
+        while not self._over():
+            new = self.reached() - seen
+            seen |= new
+            times |= {name: time.monotonic() - self.began for name in sorted(new)[:1]}  # what came together is one moment
+        return {**times, "its end": time.monotonic() - self.began}
+
+    def answer(self) -> Any:
+        """What it printed, once it is over."""
+        self.process.wait(LIMIT)
+        assert self.process.returncode == 0, f"exit status {self.process.returncode}\n{self.log.read_text()}"
+        (outcome,) = json.loads(self.log.with_suffix(".json").read_text())
+        return outcome
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this run that is alive, whoever is its parent by now."""
+        found = []
+        for each in psutil.process_iter():
+            try:
+                if each.environ().get(MARK) == self.mark and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def kill_one(self, draw: random.Random) -> str:
+        """Kills one process, of a kind drawn from those that are there; what it was."""
+        kinds: dict[str, list[psutil.Process]] = {}
+        for each in self.processes():
+            try:
+                kinds.setdefault(self._kind(each), []).append(each)
+            except psutil.NoSuchProcess:
+                continue
+        kind = draw.choice(sorted(kinds))
+        draw.choice(kinds[kind]).kill()
+        return kind
+
+    def _kind(self, process: psutil.Process) -> str:
+        said = " ".join(process.cmdline())
+        if process.pid == self.process.pid:
+            return "flow"
+        if "dvc.cli" in said:
+            return "dvc"
+        if "uvicorn" in said:
+            return "temporary server"
+        if "remint.serving.fresh" in said:
+            return "fresh process"
+        if "remint.distributed.launch" in said:
+            return "torchrun"
+        if "pipelines." in said:
+            return "rank" if "LOCAL_RANK" in process.environ() else "step"
+        return "another"
+
+    def orphans(self) -> list[str]:
+        """What is alive GRACE seconds after the flow is gone."""
+        self.process.wait(LIMIT)
+        deadline = time.monotonic() + GRACE
+        while (alive := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [self._kind(each) for each in alive]
+
+
+def _name(path: Path) -> str:
+    """A file that appears, without what is another in each run: the job, the training's digest, the run."""
+    parts = path.parts
+    if parts[0] == "jobs" and len(parts) == 3:
+        return f"jobs/ID/{parts[2]}"
+    if parts[0] in ("checkpoints", "reports"):
+        return f"{parts[0]}/{parts[-1]}"
+    return f"{parts[0]}/ID"
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a scene comes to, and when it reached what."""
+
+    ends: dict[str, Any]
+    timeline: dict[str, float]
+
+    def moment(self, draw: random.Random, *, again: bool) -> Moment:
+        """``again``: of a run that takes another up, and does not reach all that this one did."""
+        if again or draw.random() < 0.25:
+            return Moment("its start", draw.uniform(0.0, self.timeline["its end"] * (0.5 if again else 1.0)))
+        reached = sorted(self.timeline.items(), key=lambda item: item[1])
+        (name, at), (_, following) = draw.choice(list(pairwise(reached)))
+        return Moment(name, draw.uniform(0.0, following - at))
+
+
+class Stage:
+    """Teams to be killed in, each a copy of one where a scene begins; and what each scene comes to undisturbed."""
+
+    def __init__(self, empty: Path, folder: Path, server: PrefectServer) -> None:
+        self.empty, self.folder, self.server = empty, folder, server
+        self.known: dict[Scene, Undisturbed] = {}
+
+    @cached_property
+    def judged(self) -> Path:
+        """A team that has a champion of each pipeline."""
+        team = Team(self.folder / "judged", api=self.server.url)
+        shutil.copytree(self.empty, team.folder, symlinks=True)
+        sets = [part for each in (*STEPS, "training.seed=1") for part in ("--set", each)]
+        team.remint("run", *dict.fromkeys(name for name, _ in PIPELINES), *sets)
+        return team.folder
+
+    def team(self, scene: Scene, name: str) -> Team:
+        template = self.judged if scene.kind in ("next", "dirty") else self.empty
+        folder = self.folder / name
+        shutil.copytree(template, folder, symlinks=True, ignore=lambda path, _: {".remint"} if path == str(template) else set())
+        copied(Home(template, template / ".remint"), folder / ".remint")
+        if scene.kind == "first" and self.data(scene).exists():
+            shutil.copytree(self.data(scene), folder / ".remint/dvc", dirs_exist_ok=True)
+        if scene.kind == "dirty":
+            with (folder / "README.md").open("a") as stream:
+                stream.write("Not committed.\n")
+        return Team(folder, api=None if scene.own_server else self.server.url)
+
+    def data(self, scene: Scene) -> Path:
+        """What dvc keeps of a pipeline's data and their features, once a run has made them."""
+        return self.folder / f"data-of-{scene.pipeline.partition('-')[0]}"
+
+    def keep_data(self, scene: Scene, team: Team) -> None:
+        shutil.copytree(team.folder / ".remint/dvc", self.data(scene))
+        for entry in self.data(scene).glob("cache/runs/*/*"):
+            if any(re.search("pipelines.(train|evaluate)", path.read_text()) for path in entry.iterdir()):
+                shutil.rmtree(entry)
+
+    def undisturbed(self, scene: Scene) -> Undisturbed:
+        if scene not in self.known:
+            team = self.team(scene, f"undisturbed-{len(self.known)}")
+            run = Run(team, scene, self.folder / f"{team.folder.name}.log")
+            timeline = run.timeline()
+            self.known[scene] = Undisturbed(ends.of(team, scene.pipeline, run.answer()), timeline)
+            assert (left := ends.left_behind(team)) == [], left
+            if not self.data(scene).exists():
+                self.keep_data(scene, team)
+            shutil.rmtree(team.folder)
+        return self.known[scene]
+
+    def kill(self, run: Run, draw: random.Random) -> str:
+        """Kills one process of a run, or the server that it talks to, which is started again; what it was."""
+        if run.team.api is None or draw.random() > 0.08:
+            return run.kill_one(draw)
+        self.server.kill()
+        time.sleep(draw.uniform(0.0, 2.0))
+        self.server.start()
+        return "server"

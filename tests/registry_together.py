@@ -1,0 +1,92 @@
+"""Eight retrainings of one name end at once: with eight models, and then all with the same one.
+
+python -m tests.registry_together HOME    for each number on standard input, on a copy of HOME; one line of JSON a number
+
+Processes are forked after the imports, open every store anew, and begin when the last of them is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remint.home import Home
+from remint.serving import fresh
+from tests import registry_cases as cases
+from tests.promotion_cases import copied
+from tests.registry_kills import forked_check, in_a_fork
+
+COUNT = 8
+NAME = "digits-flow"
+
+
+def at_once(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
+    """The versions that processes were given which register these bundles at once."""
+    ready, go = os.pipe()
+    told, tell = os.pipe()
+    children = []
+    for bundle in bundles:
+        late, child = draw.uniform(0.0, 0.02), os.fork()
+        if not child:
+            os.close(go)
+            os.read(ready, 1)  # ends for all when the parent closes its end
+            time.sleep(late)
+            os.write(tell, f"{cases.whole_life(home, bundle).version}\n".encode())
+            os._exit(0)
+        children.append(child)
+    for each in (go, tell, ready):
+        os.close(each)
+    with os.fdopen(told) as stream:
+        versions = [int(line) for line in stream]
+    assert not any(os.waitpid(child, 0)[1] for child in children)
+    return sorted(versions)
+
+
+def findings(home: Path) -> list[str]:
+    """What is wrong with what they left."""
+    store = cases.tracking(home)
+    versions = store.versions(NAME)
+    found = [] if len({each.key for each in versions}) == len(versions) == COUNT + 1 else [f"{[each.key for each in versions]}"]
+    for version in versions:
+        forked_check(store.fetch(version, home / "models" / version.key), home / "log")
+    runs = store._client.search_runs([store._client.get_experiment_by_name(NAME).experiment_id])
+    return found + [f"run {run.info.run_id} is {run.info.status}" for run in runs if run.info.status != "FINISHED"]
+
+
+def trial(empty: Path, bundles: list[Path], number: int) -> dict[str, Any]:
+    home = empty.with_name(f"home-{number}")
+    in_a_fork(lambda: copied(Home(empty, empty), home) and None)
+    draw = random.Random(number)
+    different = at_once(home, draw.sample(bundles[:COUNT], COUNT), draw)
+    same = at_once(home, [bundles[COUNT]] * COUNT, draw)
+    found = in_a_fork(lambda: findings(home))
+    shutil.rmtree(home)
+    return {"different": different, "same": same, "found": found}
+
+
+def main(empty: Path) -> None:
+    import mlflow.pyfunc
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (imported once, and not by each of them)
+
+    torch.set_num_threads(1)
+    fresh.check = forked_check
+    bundles = [empty.with_name(f"bundle-{seed}") for seed in range(COUNT + 1)]
+    for seed, bundle in enumerate(bundles):
+        if not bundle.exists():
+            cases.make(bundle, seed)
+    for line in sys.stdin:
+        print(json.dumps(trial(empty, bundles, int(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
