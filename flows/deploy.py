@@ -12,7 +12,6 @@ at the wrong moment, would end a healthy training.
 from __future__ import annotations
 
 import io
-import os
 import shlex
 import sys
 from contextlib import redirect_stdout
@@ -85,9 +84,10 @@ def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **sett
         identity = remote.deploy(
             name=name,
             work_pool_name=POOL,
+            # No address of a store, whose password would lie in Prefect's database: a run has its worker's environment.
             job_variables={
                 "command": f"{shlex.quote(sys.executable)} -m flows.engine",
-                "env": _environment(home),
+                "env": {"REMINT_HOME": str(home.path), **server.STEADY},
                 "working_dir": str(home.repository),
             },
             print_next_steps=False,
@@ -99,12 +99,6 @@ def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **sett
 
 def _entry(pipeline: str, deployment: str, identity: str, *, schedule: Any = None, branch: str | None = None) -> dict[str, Any]:
     return {"pipeline": pipeline, "deployment": deployment, "id": identity, "schedule": schedule, "branch": branch}
-
-
-def _environment(home: Home) -> dict[str, str]:
-    """What a scheduled run needs to find the same stores as this command."""
-    own = {key: os.environ[key] for key in ("MLFLOW_TRACKING_URI", "REMINT_LEDGER") if key in os.environ}
-    return {"REMINT_HOME": str(home.path), "MLFLOW_DISABLE_TELEMETRY": "true", **server.STEADY, **own}
 
 
 def _pool() -> None:

@@ -1,8 +1,8 @@
 """A Prefect API to run under: the one that is set, the local stack's, or a temporary one of our own.
 
-The temporary server is Prefect's own application on HOME/prefect/prefect.db with what a one-shot run does not need
-turned off. It is started by us, not by Prefect's client, so that its start runs beside other work, is seen, is not cut
-short, and ends with us even when we are killed.
+The temporary server is Prefect's own application on HOME/prefect/prefect.db, behind flows/guard.py, with what a one-shot
+run does not need turned off. It is started by us, not by Prefect's client, so that its start runs beside other work, is
+seen, is not cut short, and ends with us even when we are killed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows import asked
 from remint import processes
 from remint.errors import OrchestrationError
 from remint.home import Home
@@ -81,6 +82,11 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL") or (stack(home) or {}).get("prefect")
     if given:
         os.environ["PREFECT_API_URL"] = given
+        if asked.status(asked.prefect(given), asked.credentials()) in asked.REFUSED:
+            raise OrchestrationError(
+                f"Prefect's server at {asked.without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
+                "PREFECT_API_KEY) as the server has it"
+            )
         yield given
         return
     with _temporary(home, say) as url:
@@ -106,7 +112,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}/api"
         arguments = [
             "--factory",
-            "prefect.server.api.server:create_app",
+            "flows.guard:create_app",
             "--host",
             "127.0.0.1",
             "--port",

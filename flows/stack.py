@@ -39,8 +39,11 @@ def up(home: Home) -> int:
         "REMINT_HOME": str(home.path),
         "REMINT_PREFECT_PORT": prefect_port,
         "REMINT_MLFLOW_PORT": mlflow_port,
-        "REMINT_MLFLOW_STORE": home.tracking_uri,
-        "REMINT_MLFLOW_ARTIFACTS": home.artifacts,
+        # Not on mlflow's command line, which everybody on this machine may read: the address may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{mlflow_port}" for name in ("127.0.0.1", "localhost")),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what nobody here asks of it
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }

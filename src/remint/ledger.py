@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -190,6 +191,22 @@ class Ledger:
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:
         fields = connection.execute(_of(model).order_by(_rows.c.sequence.desc()).limit(1)).mappings().first()
         return _unchanged(dict(fields)) if fields else None
+
+
+def reach(url: str) -> None:
+    """Raises LedgerError where the database is out of reach, refuses, or is of another schema. Makes nothing."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return  # the first run makes it
+    database = Database(url)
+
+    def once() -> int | None:
+        with database.read() as connection:
+            made = sa.inspect(connection).has_table(_schema.name)
+            return connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar() if made else SCHEMA
+
+    found = database.again(once)
+    if found != SCHEMA:
+        raise LedgerError(f"the ledger has schema {found}, this remint knows {SCHEMA}: use the one that wrote it")
 
 
 def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:

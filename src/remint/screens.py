@@ -15,6 +15,7 @@ from remint.terminal import counted, out, reasons, summary, table
 
 if TYPE_CHECKING:
     from remint.audit import Audit
+    from remint.doctor import Symptom
 
 SHOWN = 10  # things of a store that remint gc shows, the largest
 
@@ -186,6 +187,18 @@ def collected(answer: dict[str, Any]) -> None:
             out.print(f"[red]damaged now:[/red] {escape(found['thing'])}: {escape(found['what'])}", soft_wrap=True)
     else:
         out.print("Audited before and after: no root is damaged.")
+
+
+def doctor(about: str, found: list[Symptom]) -> None:
+    """The machine in a line, each thing that is missing in three, and how many there are."""
+    colours = {"missing": "red", "warning": "yellow", "note": "dim"}
+    out.print(f"{escape(about)}\n", soft_wrap=True)
+    for each in found:
+        colour = colours[each.level]
+        out.print(f"[{colour}]{each.level}[/]  {each.about}: {escape(each.what)}", soft_wrap=True)
+        out.print(f"  {escape(each.why)}\n  [green]do[/green]  {escape(each.do)}\n", soft_wrap=True)
+    wrong = [each for each in found if each.level != "note"]
+    out.print(f"{counted(len(wrong), 'thing')} to mend" if wrong else "nothing is missing")
 
 
 def _size(count: int) -> str:

@@ -1,13 +1,16 @@
-"""Commands about schedules and the local stack: deploy, up and init."""
+"""Commands about schedules, the local stack and this machine: deploy, up, init and doctor."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from remint import terminal, workspace
+from remint import config, screens, terminal, workspace
 from remint.cli.app import AsJson, app, here, print_json
+from remint.errors import SettingsError
+from remint.home import Home
 
 
 @app.command()
@@ -60,3 +63,28 @@ def init() -> None:
     from flows import server
 
     server.initialise(home, terminal.say)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is missing on this machine and how to get it, and which servers are open; exit status 1 where anything is.
+
+    Looks at Python, git, packages, torch, disk, DVC's remote, S3, MLflow, the ledger and Prefect, and changes nothing.
+
+    Example: remint doctor
+    """
+    home = Home.of(workspace.repository_of(Path.cwd()))
+    from flows import doctor as ask
+    from remint.doctor import Symptom, facts
+
+    try:
+        found = ask.run(home, config.load(home.repository))
+    except SettingsError as error:
+        params = Symptom(about="params", level="missing", what=f"{error}", why="No pipeline runs.", do="Correct params.yaml.")
+        found = [params, *ask.run(home, None)]
+    if as_json:
+        print_json([each.to_json() for each in found])
+    else:
+        screens.doctor(facts(home), found)
+    if any(each.level != "note" for each in found):
+        raise SystemExit(1)

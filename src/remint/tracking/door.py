@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
+from remint.home import S3_PATIENCE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +36,10 @@ Answer = TypeVar("Answer")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a server's runs, into what --json prints
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing of ours is a pickle
+for _name, _value in S3_PATIENCE.items():  # of its files
+    os.environ.setdefault(_name, _value)
 _environment = threading.RLock()
 
 

@@ -1,0 +1,50 @@
+"""Whether DVC's remote answers.
+
+python -m remint.versioning.reach FOLDER    the process that imports dvc (remint.versioning.ask)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from remint.errors import VersioningError
+from remint.home import Home
+from remint.versioning.ask import answering, ask
+
+PATIENCE = 5  # seconds
+
+
+def reach(home: Home) -> None:
+    """Raises VersioningError where there is no remote, or it is out of reach or refuses. Writes nothing."""
+    with tempfile.TemporaryDirectory(prefix="remint-") as elsewhere:  # asking makes a folder in the home
+        ask(__name__, home if home.dvc.exists() else Home(home.repository, Path(elsewhere)), {})
+
+
+def _answer(folder: Path, _question: dict[str, Any]) -> None:
+    os.environ["AWS_MAX_ATTEMPTS"] = "1"
+    from dvc.repo import Repo
+
+    repo = Repo(str(folder))
+    name = repo.config["core"].get("remote")
+    if name is None:
+        raise VersioningError("there is none: dvc remote add --default NAME ADDRESS")
+    settings = repo.config["remote"][name]
+    if settings["url"].startswith("s3://"):
+        settings |= {"connect_timeout": PATIENCE, "read_timeout": PATIENCE}
+    remote = repo.cloud.get_remote_odb()
+    if remote.fs.protocol != "local":
+        remote.fs.exists(remote.path)
+    elif not os.access(_there(Path(remote.path)), os.W_OK):
+        raise VersioningError(f"{remote.path} cannot be written")
+
+
+def _there(path: Path) -> Path:
+    """The nearest folder that exists: the remote's own is made by the first push."""
+    return path if path.exists() else _there(path.parent)
+
+
+if __name__ == "__main__":
+    answering(_answer)
