@@ -10,16 +10,17 @@ code directory or bytes that the version's tags do not vouch for are refused.
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from remint import manifest
+from remint import manifest, plain
 from remint.errors import IntegrityError
 from remint.records import DataSpec, ModelVersion, digest
 
@@ -30,6 +31,7 @@ DATA = "data/bundle"
 MARK = "registered_model_meta"
 AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
+MOST_FILES = 1_000  # that lie where a model is kept
 NEEDS = ("remint", "mlflow", "numpy", "pydantic", "safetensors", "torch")
 
 
@@ -54,23 +56,42 @@ def pack(bundle: Path, spec: DataSpec, to: Path) -> Path:
 
 def unpack(folder: Path) -> Path:
     """The bundle in what a store gave back. Raises IntegrityError for what ``pack`` does not write."""
+    only_files(folder)
     try:
-        about = YAML(typ="safe", pure=True).load((folder / "MLmodel").read_text())
+        about = plain.values((folder / "MLmodel").read_text())
         flavors: dict[str, Any] = about["flavors"]
         flavor = flavors["python_function"]
         loader, data, code = flavor["loader_module"], flavor["data"], flavor.get("code")
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{folder}/MLmodel does not describe a model of remint: {type(error).__name__}") from error
     if (loader, data, code) != (LOADER, DATA, None) or set(flavors) != {"python_function"}:
-        raise IntegrityError(
-            f"{folder}/MLmodel asks for the loader {loader!r} with code {code!r}: only {LOADER} without code is loaded"
-        )
+        found = f"the loader {str(loader)[:100]!r} with code {str(code)[:100]!r}"
+        raise IntegrityError(f"{folder}/MLmodel asks for {found}: only {LOADER} without code is loaded")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         inside = name.is_relative_to(DATA) and path.suffix in KINDS
-        if path.is_symlink() or (path.is_file() and not inside and str(name) not in AROUND):
+        if path.is_file() and not inside and str(name) not in AROUND:
             raise IntegrityError(f"{folder}: {name} is not a file of a registered model: nothing of it is loaded")
     return folder / DATA
+
+
+def only_files(folder: Path) -> None:
+    """Raises IntegrityError where a link, a pipe, a device or far too much lies at ``folder`` or below: a copy follows it."""
+    found = [folder, *(Path(at, name) for at, folders, names in os.walk(folder) for name in (*folders, *names))]
+    for path in found:
+        kind = path.lstat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise IntegrityError(f"{path} is a link, a pipe or a device, not a file of a registered model: nothing of it is read")
+    if len(found) > MOST_FILES:
+        raise IntegrityError(f"{folder} holds {len(found):,} files, more than a registered model has: nothing of it is read")
+
+
+def local(place: str) -> Path | None:
+    """The folder or file of this machine that an address of MLflow's means; None: it is elsewhere."""
+    address = urlsplit(place)
+    if address.scheme not in ("", "file"):
+        return None
+    return Path(url2pathname(address.path) if address.scheme else place)
 
 
 def sha256(folder: Path) -> str:
@@ -90,9 +111,12 @@ def opened(folder: Path, version: ModelVersion) -> Path:
 
 def check(bundle: Path, version: ModelVersion) -> Path:
     """``bundle`` again, once its manifest holds and is the one that was registered. Raises IntegrityError."""
-    sealed = manifest.verify(bundle)
-    if manifest.sha256_file(bundle / manifest.NAME) != version.tags.get("manifest_sha256"):
+    path = bundle / manifest.NAME
+    if path.is_file() and manifest.sha256_file(path) != version.tags.get(
+        "manifest_sha256"
+    ):  # where it is missing, verify says so
         raise IntegrityError(f"{version.ref}: its manifest is not the one that was registered")
+    sealed = manifest.verify(bundle)
     if sealed["files"].get(WEIGHTS) != version.weights_sha256:
         raise IntegrityError(f"{version.ref}: its weights are not those that were registered")
     return bundle

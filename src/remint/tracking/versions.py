@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remint.errors import IntegrityError, NotFoundError
+from remint.home import is_name
 from remint.recipe import unknown
 from remint.records import ModelVersion
 from remint.tracking import package
@@ -18,6 +20,8 @@ from remint.tracking.runs import Runs
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+NUMBER = re.compile(r"[0-9]{1,9}")  # of a version
 
 
 class Registry(Runs):
@@ -33,12 +37,14 @@ class Registry(Runs):
         return self.version(f"{name}/{found.version}") if found else None  # a search leaves the aliases out
 
     def names(self) -> list[str]:
-        """The registered models."""
+        """The registered models whose names a pipeline can have: another's name could mean something in a query or a path."""
         with door("list models"):
-            return sorted(model.name for model in pages(self._client.search_registered_models))
+            return sorted(model.name for model in pages(self._client.search_registered_models) if is_name(model.name))
 
     def versions(self, name: str, newest: int | None = None) -> list[ModelVersion]:
         """The versions of one model, newest first: all, or the ``newest`` ones and those that have an alias."""
+        if not is_name(name):
+            return []
         with door(f"list versions of {name}"):
             ours, newest_first = f"name = '{name}'", ["version_number DESC"]
             if newest is None:
@@ -62,7 +68,7 @@ class Registry(Runs):
         alias = alias or "champion"
         aliases = {} if number else self.aliases(name)
         number = number or str(aliases.get(alias, ""))
-        if number.isdecimal():
+        if NUMBER.fullmatch(number):
             try:
                 with door(f"look for {ref}"):
                     return record_of(self._client.get_model_version(name, number))
@@ -126,6 +132,8 @@ class Registry(Runs):
             from mlflow.exceptions import MlflowException
 
             try:
+                if place := package.local(self._client.get_run(version.run_id).info.artifact_uri):
+                    package.only_files(place / name)
                 return Path(self._client.download_artifacts(version.run_id, name, str(to)))
             except (OSError, MlflowException) as error:
                 raise IntegrityError(f"{version.ref}: {name} cannot be read: {first_line(error)}") from error
@@ -145,6 +153,8 @@ class Registry(Runs):
 
             source = self._client.get_model_version_download_uri(version.name, str(version.version))
             try:
+                if place := package.local(source):
+                    package.only_files(place)
                 back = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=self.uri)
             except (FileNotFoundError, NotADirectoryError, mlflow.MlflowException) as error:
                 raise IntegrityError(f"{version.ref}: its files cannot be read from {source}: {first_line(error)}") from error

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from remint import plain
 from remint.errors import VersioningError
 
 SUFFIX = ".dir"  # of the digest of a folder's listing
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 def locked(lock: Path, stage: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def locked(lock: Path, stage: str) -> dict[str, Any]:
     try:
         (out,) = _outs(lock, stage)
         return {key: out[key] for key in ("md5", "size", "nfiles", "hash")}
-    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
 
 
@@ -34,12 +34,15 @@ def outputs(lock: Path, stage: str) -> dict[str, str]:
     """The MD5 of each output of a stage, by its path. Raises VersioningError where the lock does not name the stage."""
     try:
         return {str(out["path"]): str(out["md5"]) for out in _outs(lock, stage)}
-    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
 
 
 def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:
-    outs: list[dict[str, Any]] = YAML(typ="safe", pure=True).load(lock.read_text())["stages"][stage]["outs"]
+    outs: list[dict[str, Any]] = plain.values(lock.read_text())["stages"][stage]["outs"]
+    for out in outs:
+        if MD5.fullmatch(out["md5"]) is None or out["path"].startswith("/") or ".." in out["path"].split("/"):
+            raise ValueError("a path or a digest of it is none")
     return outs
 
 

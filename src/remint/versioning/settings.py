@@ -9,13 +9,11 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from remint.errors import RepositoryError
-from remint.home import Home
+from remint.home import S3_PATIENCE, Home
 
 # What a remote's settings may name a file by (dvc's Config._map_dirs).
 FILES = ("url", "credentialpath", "configpath", "keyfile", "cert_path", "key_path")
 
-# S3 is asked again where it fails; boto's own default gives up early. A person's own setting goes before.
-PATIENCE = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -31,7 +29,7 @@ def environment(folder: Path, home: Home) -> dict[str, str]:
         "GIT_TERMINAL_PROMPT": "0",
         "PYTHONUNBUFFERED": "1",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_supported",  # with when_required flipped bytes pass
-        **{name: os.environ.get(name) or value for name, value in PATIENCE.items()},
+        **{name: os.environ.get(name) or value for name, value in S3_PATIENCE.items()},
         **{name: _without_password(os.environ[name]) for name in ENDPOINTS if os.environ.get(name)},
     }
 
@@ -40,6 +38,10 @@ def _site_cache(home: Home) -> Path:
     """dvc's site cache, which dvc unpickles: nobody else may write there."""
     site = home.dvc / "site"
     site.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if site.is_symlink() or site.stat().st_uid != os.getuid():
+        raise RepositoryError(
+            f"{site} belongs to somebody else, and dvc would run what lies there: remove it, or set REMINT_HOME"
+        )
     if site.stat().st_mode & 0o077:
         site.chmod(0o700)
     return site
