@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -136,6 +137,9 @@ class Proxy:
     upstream: str
     address: str = ""
     failing: float = 0.0  # share of requests that are answered with 503
+    resetting: float = 0.0  # share whose connection is reset, half of them in mid-body
+    stalling: float = 0.0  # share that gets no answer for ``stall`` seconds, and then none at all
+    stall: float = 0.0
     rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body  # of what a GET brings
     says_former_length: bool = False  # of a body that was rewritten
     before: Callable[[str], None] = lambda _path: None  # called with the path before a GET goes on
@@ -145,11 +149,16 @@ class Proxy:
     dice: random.Random = field(default_factory=lambda: random.Random(0))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fails(self) -> bool:
+    def fate(self) -> str:
+        """What becomes of the next request: "" where it is answered."""
         with self.lock:
-            failed = self.dice.random() < self.failing
-            self.refused += failed
-            return failed
+            thrown, ends = self.dice.random(), 0.0
+            for fate in ("failing", "resetting", "stalling"):
+                ends += getattr(self, fate)
+                if thrown < ends:
+                    self.refused += 1
+                    return "cut" if fate == "resetting" and thrown > ends - self.resetting / 2 else fate
+            return ""
 
 
 @pytest.fixture
@@ -164,32 +173,55 @@ def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             path = unquote(parts.path)
-            with made.lock:
-                if "list-type=" in parts.query:
-                    made.listings += 1
-                else:
-                    made.seen.append(path.split("/", 2)[2])
-            if made.fails():
+            if self.command == "GET":
+                with made.lock:
+                    if "list-type=" in parts.query:
+                        made.listings += 1
+                    else:
+                        made.seen.append(path.split("/", 2)[2])
+            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            fate = made.fate()
+            if fate == "failing":
                 self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+                return
+            if fate in ("resetting", "stalling"):
+                time.sleep(made.stall if fate == "stalling" else 0.0)
+                self._reset()
                 return
             made.before(path)
             connection = http.client.HTTPConnection(urlsplit(made.upstream).netloc)
-            connection.request("GET", self.path, headers=dict(self.headers))  # the host, too, is part of what is signed
+            connection.request(self.command, self.path, sent, dict(self.headers))  # the host, too, is part of what is signed
             reply = connection.getresponse()
             body = reply.read()
-            self._answer(reply.status, dict(reply.headers), made.rewrite(path, body), len(body))
+            if fate == "cut":
+                self._answer(reply.status, dict(reply.headers), body[: len(body) // 2], len(body))
+                self._reset()
+            else:
+                rewritten = made.rewrite(path, body)
+                self._answer(reply.status, dict(reply.headers), rewritten, len(body) if made.says_former_length else None)
             connection.close()
 
-        def _answer(self, status: int, headers: Mapping[str, str], body: bytes, former: int = 0) -> None:
-            length = former if made.says_former_length else len(body)
-            self.close_connection = length != len(body)
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+        def _reset(self) -> None:
+            """Ends the connection as a router does that forgot it."""
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+        def _answer(self, status: int, headers: Mapping[str, str], body: bytes, length: int | None = None) -> None:
+            if self.command == "HEAD":
+                length = int(headers.get("Content-Length", 0))
+            self.close_connection = length not in (None, len(body)) and self.command != "HEAD"
             self.send_response(status)
             for name, value in headers.items():
                 if name.lower() not in ("content-length", "date", "server", "connection", "transfer-encoding"):
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(length))
+            self.send_header("Content-Length", str(len(body) if length is None else length))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
+                self.wfile.flush()
 
         def log_message(self, *_: object) -> None:
             pass

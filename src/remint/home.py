@@ -28,6 +28,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 KEY = re.compile(r"[0-9a-f]{64}")  # of a version, TrainedModel.key
 CREDENTIALS = re.compile(r"://[^/]*:(?!\d*(/|$))")  # in an address: what follows its host's colon is no port
 
+# How dvc and MLflow ask S3 where it fails: boto gives up early by default. A person's own settings go before.
+S3_PATIENCE = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}
+
 
 @dataclass(frozen=True)
 class Home:

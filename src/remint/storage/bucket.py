@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 
 SCHEME = "s3://"
-REQUESTS = 6  # times that a request is sent which gets no answer, or one that the server blames itself for
+REQUESTS = 8  # times that a request is sent which gets no answer, or one that the server blames itself for: for half a minute
+READ_TIMEOUT = 60  # seconds that an answer may stand still
 DOWNLOADS = 3  # times that an object is fetched whose bytes come broken or cut off
 PAGE = 1000  # objects in one listing, the most that S3 gives
 CONNECTIONS = 16  # at the same time
@@ -50,9 +51,9 @@ class _Broken(Exception):
 class Bucket:
     """What lies below ``prefix``. One for all threads of a fetch."""
 
-    def __init__(self, bucket: str, prefix: str, requests: int = REQUESTS) -> None:
+    def __init__(self, bucket: str, prefix: str, requests: int | None = None) -> None:
         self.bucket, self.prefix = bucket, prefix
-        self.s3 = _client(requests)
+        self.s3 = _client(requests or REQUESTS)
 
     def objects(self) -> dict[str, Listed]:
         """Everything below the prefix, by its path in the folder; or the one object that the prefix itself names.
@@ -176,7 +177,7 @@ def _client(requests: int) -> Any:
         response_checksum_validation="when_supported",  # whatever the environment says: with when_required flipped bytes pass
         max_pool_connections=CONNECTIONS,
         connect_timeout=10,
-        read_timeout=60,
+        read_timeout=READ_TIMEOUT,
     )
     try:
         return boto3.session.Session().client("s3", config=config)

@@ -1,0 +1,143 @@
+"""A third of what S3 is asked fails, in every way that a network has: our own reading, dvc's remote and MLflow's files go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.store.artifact import s3_artifact_repo
+
+from remint import storage
+from remint.errors import RunError, StorageError
+from remint.home import Home
+from remint.storage import bucket as door
+from remint.versioning import presence
+from tests import registry_cases as cases
+from tests.s3 import Proxy, Server, free_port
+from tests.trials import Trials
+
+DVC = "[core]\n    no_scm = true\n    remote = far\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"far\"']\n    url = s3://{bucket}/dvc\n    verify = true\n"
+
+
+def spoil(proxy: Proxy, dice: random.Random) -> None:
+    """30%: refused, reset before or in the middle of the answer, or silent for longer than anybody waits."""
+    proxy.failing, proxy.resetting, proxy.stalling, proxy.stall = 0.15, 0.1, 0.05, 1.3
+    proxy.dice = random.Random(dice.random())
+
+
+def be_kind(proxy: Proxy) -> None:
+    proxy.failing = proxy.resetting = proxy.stalling = 0.0
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, tmp_path / ".remint").ensure()
+
+
+@pytest.mark.case(21)
+def test_reading_a_bucket_goes_on_and_brings_no_wrong_byte(
+    proxy: Proxy, s3: Server, home: Home, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "READ_TIMEOUT", 1)
+    monkeypatch.setattr(door, "CONNECTIONS", 12)
+    failed = 0
+    for trial in trials(short=1, full=200):
+        objects = {f"p/{i}": trial.random.randbytes(trial.random.randrange(1, 20_000)) for i in range(12)}
+        bucket = s3.bucket(objects)
+        spoil(proxy, trial.random)
+        before, name = proxy.refused, f"x{trial.number}"
+        try:
+            storage.fetch(home, name, f"s3://{bucket}/p", lambda _event: None)
+            whole = 12
+        except StorageError:
+            failed += 1
+            whole = 0
+        held = {f"p/{path.name}": path.read_bytes() for path in (home.fetched / name).iterdir()}
+        assert held.items() <= objects.items() and len(held) >= whole, (
+            "what is there is whole, and where it ended well all is there"
+        )
+        shutil.rmtree(home.fetched / name)
+        trial.note(reads=1, succeeded=whole == 12, corrupt=0, answers_spoilt=proxy.refused - before)
+    assert failed <= 2, "1% of the full count"
+
+
+@pytest.mark.case(21)
+def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: Home, trials: Trials) -> None:
+    (home.repository / ".dvc").mkdir()
+    (home.repository / ".dvc/config").write_text(DVC.format(bucket=s3.bucket({})))
+    cache = home.dvc / "cache/files/md5"
+    for trial in trials(short=1, full=10):
+        contents = {f"f{i}": trial.random.randbytes(2000) for i in range(6)}
+        output, files = kept_in(cache, contents)
+        spoil(proxy, trial.random)
+        before = proxy.refused
+        assert presence.complete(home, [output], home.repository, home.path / "log") == 7
+        shutil.rmtree(cache)
+        found = presence.mend(home, [output], home.repository, home.path / "log")
+        be_kind(proxy)
+        assert not found.why_not and set(found.brought) == set(files)
+        assert {md5: (cache / md5[:2] / md5[2:]).read_bytes() for md5 in files} == files
+        trial.note(copies=2, succeeded=2, corrupt=0, answers_spoilt=proxy.refused - before)
+
+
+def kept_in(cache: Path, contents: dict[str, bytes]) -> tuple[str, dict[str, bytes]]:
+    """A folder as dvc keeps it: the MD5 of its listing, and each file's content by its MD5."""
+    files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}
+    listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
+    text = json.dumps(listing, sort_keys=True).encode()
+    output = hashlib.md5(text).hexdigest() + ".dir"
+    for md5, content in {**files, output: text}.items():
+        (cache / md5[:2]).mkdir(parents=True, exist_ok=True)
+        (cache / md5[:2] / md5[2:]).write_bytes(content)
+    return output, {**files, output: text}
+
+
+@pytest.mark.case(21)
+def test_mlflows_files_come_back_as_they_were_registered(
+    proxy: Proxy, s3: Server, empty: Path, trials: Trials, tmp_path: Path
+) -> None:
+    shutil.copytree(empty, tmp_path / "home")
+    store = cases.tracking(tmp_path / "home")
+    store.artifacts = f"s3://{s3.bucket({})}/mlflow"
+    s3_artifact_repo._cached_get_s3_client.cache_clear()  # it may be of the proxy of another test
+    for trial in trials(short=1, full=20):
+        cases.make(tmp_path / f"b{trial.number}", trial.random.randrange(10**6))
+        spoil(proxy, trial.random)
+        before = proxy.refused
+        version = cases.register(store, tmp_path / f"b{trial.number}")
+        store.fetch(version, tmp_path / "got" / str(trial.number))
+        be_kind(proxy)
+        trial.note(copies=2, succeeded=2, corrupt=0, answers_spoilt=proxy.refused - before)
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+
+
+def test_s3_that_is_away_is_one_clear_failure_of_each(
+    s3: Server, home: Home, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing listens there. How long each asks is in docs/reliability.md; here each asks twice."""
+    bucket = s3.bucket({"p/a": b"a"})
+    (home.repository / ".dvc").mkdir()
+    (home.repository / ".dvc/config").write_text(DVC.format(bucket=bucket))
+    output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
+    shutil.copytree(empty, tmp_path / "home")
+    store = cases.tracking(tmp_path / "home")
+    store.artifacts = f"s3://{bucket}/mlflow"
+    cases.make(tmp_path / "bundle")
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(door, "REQUESTS", 2)
+    for ask in (
+        lambda: storage.fetch(home, "x", f"s3://{bucket}/p", lambda _event: None),
+        lambda: presence.complete(home, [output], home.repository, home.path / "log"),
+        lambda: cases.register(store, tmp_path / "bundle"),
+    ):
+        with pytest.raises(RunError) as caught:
+            ask()
+        assert len(str(caught.value).splitlines()) == 1, caught.value
+    assert not (home.fetched / "x").exists() and store.names() == []
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
