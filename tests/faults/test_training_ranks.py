@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -21,7 +22,9 @@ from remint.distributed.launch import run_ranks
 from remint.errors import DataError, Interrupted, StepError
 from remint.records import TrainedModel
 from remint.training import train
+from remint.training.checkpoint import Checkpoints
 from tests import training_cases as cases
+from tests.trials import Trials
 
 # Each rank draws its own dropout. In float64 the order of a sum is far below 1e-10; but Adam divides the rounding of a
 # gradient that is 0 (of the bias of a critic of which only differences matter) by its epsilon of 1e-8.
@@ -99,20 +102,104 @@ def test_one_and_four_processes_train_the_same_parameters(folder: Path, one: Pat
         assert_one_training(one / case, tmp_path / case)
 
 
-def test_a_killed_rank_ends_the_run_which_resumes_to_the_same_bytes(folder: Path, two: Path, tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="one of 2 processes failed"):
-        train_ranks(folder, tmp_path, 2, "gan", "die=8", "rank=1", **EXACT)
-    assert not (tmp_path / "gan/out").exists()
-    assert sorted(path.name for path in (tmp_path / "gan/checkpoints").glob("*/step-*")) == ["step-00000003", "step-00000006"]
-    train_ranks(folder, tmp_path, 2, "gan", **EXACT)
-    assert cases.contents(tmp_path / "gan") == cases.contents(two / "gan")
+@pytest.mark.case(2)
+def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(trials: Trials, folder: Path, two: Path, tmp_path: Path) -> None:
+    """In a soak a run is killed again and again until it is through: some five times, a hundred in all."""
+    for trial in trials(short=1, full=20):
+        family = cases.FAMILIES[(trial.number + 1) % len(cases.FAMILIES)]
+        home, done, kills = tmp_path / str(trial.number), 0, 0
+        while kills == 0 or trials.soak:
+            rank, steps = trial.random.randrange(2), trial.random.randrange(5 if trials.soak else 18)
+            if done + steps >= 20:
+                break
+            with pytest.raises(StepError, match="one of 2 processes failed"):
+                train_ranks(folder, home, 2, family, f"die={steps}", f"rank={rank}", **EXACT)
+            (kept,) = (home / family / "checkpoints").iterdir()
+            newest = Checkpoints(kept.parent, kept.name).newest() or 0
+            assert 0 <= done + steps - newest <= 3, "a checkpoint is written every three steps"
+            trial.note(kills=1, steps_lost=done + steps - newest)
+            done, kills = newest, kills + 1
+        assert not (home / family / "out").exists()
+        train_ranks(folder, home, 2, family, **EXACT)
+        assert cases.contents(home / family) == cases.contents(two / family)
+        trial.note(different=0)
 
 
-def test_three_ranks_resume_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """Where DDP's own all-reduce does not: its buckets are rebuilt after the first step of every process."""
-    train_ranks(folder, tmp_path, 3, "gan,vae", "anywhere", "stop=4", "rank=2", "twice")
-    for family in ("gan", "vae"):
-        assert cases.contents(tmp_path / family) == cases.contents(tmp_path / f"{family}-whole")
+@pytest.mark.case(4)
+def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
+    """Stopped after each step, by a signal to one rank, whose gradient and loss are not finite in a step each: all skip these."""
+    for trial in trials(short=1, full=10):
+        ranks, family = 3 + trial.number % 2, cases.FAMILIES[(trial.number // 2 + 1) % len(cases.FAMILIES)]
+        first, home = 1 if trials.soak else 28, tmp_path / str(trial.number)
+        options = ("anywhere", f"every={first}", f"rank={ranks - 1}", "spoil=9")
+        train_ranks(folder, home, ranks, family, *options, steps=30)
+        for step in range(first, 30):
+            assert cases.contents(home / f"{family}-{step}") == cases.contents(home / f"{family}-whole")
+        *_, last = csv.DictReader((home / f"{family}-whole/out/curve.csv").open())
+        assert last["skipped"] == "2"
+        trial.note(resumes=30 - first, different=0)
+
+
+@pytest.mark.soak
+@pytest.mark.case(4)
+def test_stock_ddp_does_not_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
+    """Its all-reduce sums in an order that depends on buckets, which are rebuilt after the first step of every process."""
+    for trial in trials(short=1, full=2):
+        ranks, home = 3 + trial.number, tmp_path / str(trial.number)
+        train_ranks(folder, home, ranks, "gan", "anywhere", "every=20", f"rank={ranks - 1}", "stock", steps=30)
+        whole = cases.contents(home / "gan-whole")
+        different = sum(cases.contents(home / f"gan-{step}") != whole for step in range(20, 30))
+        assert different > 0
+        trial.note(resumes=10, different=different)
+
+
+@pytest.mark.soak
+@pytest.mark.case(8)
+def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
+    trials: Trials, folder: Path, two: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for trial in trials(short=1, full=10):
+        rank, step, home = trial.random.randrange(2), trial.random.randrange(1, 20), tmp_path / str(trial.number)
+        began = time.monotonic()
+        train_ranks(folder, home, 2, "gan", f"freeze={step}", f"rank={rank}", **EXACT)
+        assert time.monotonic() - began < 60 + 30, "found within 60 s; the rest is the training"
+        assert "restarted processes=2 message=process " in capfd.readouterr().err
+        assert cases.contents(home / "gan") == cases.contents(two / "gan")
+        trial.note(different=0)
+
+
+@pytest.mark.soak
+@pytest.mark.case(7)
+def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path, tmp_path: Path) -> None:
+    """torchrun itself, one rank, or all of them: one checkpoint, the marker, and no process."""
+    for trial in trials(short=3, full=9):
+        who, home = ("torchrun", "one", "all")[trial.number % 3], tmp_path / str(trial.number)
+        settings = json.dumps({"home": str(home), "devices": 2, "steps": 10**6, "validate_every": 10})
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        environment = cases.environment() | {"REMINT_EVENTS": str(home / "events"), "OMP_NUM_THREADS": "1"}
+        home.mkdir()
+        with subprocess.Popen([*torchrun, cases.__file__, str(folder), "vae", settings], env=environment) as parent:
+            assert_started(home / "events")
+            ranks = [each for each in descendants(parent) if "training_cases" in " ".join(each.cmdline())]
+            assert len(ranks) == 2
+            asked = {"torchrun": [parent], "one": [ranks[trial.random.randrange(2)]], "all": ranks}[who]
+            for process in asked:
+                process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert parent.wait(timeout=30) != 0
+            _, alive = psutil.wait_procs(ranks, timeout=5)
+            assert alive == []
+        (kept,) = (home / "vae/checkpoints").iterdir()
+        marker = json.loads((kept / "PREEMPTED").read_text())
+        assert Checkpoints(kept.parent, kept.name).newest() == marker["step"]
+        trial.note(seconds=round(time.monotonic() - began, 1), different=0)
+
+
+def assert_started(events: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (events.exists() and "metrics" in events.read_text()):
+        assert time.monotonic() < deadline, "it did not begin"
+        time.sleep(0.1)
 
 
 def descendants(parent: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -127,9 +214,7 @@ def test_no_rank_outlives_who_started_it(sign: signal.Signals, folder: Path, tmp
     environment = cases.environment() | {"REMINT_EVENTS": str(events)}
     with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as parent:
         try:
-            deadline = time.monotonic() + 60
-            while not (events.exists() and "metrics" in events.read_text()) and time.monotonic() < deadline:
-                time.sleep(0.1)
+            assert_started(events)
             started = descendants(parent)
             assert len(started) >= 3  # torchrun and two ranks
             parent.send_signal(sign)

@@ -1,0 +1,78 @@
+"""Which process of a group is shot: one that was stopped while others were not. Real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from remint.distributed import watchdog
+
+# A parent of two sleepers, which says their pids.
+GROUP = """
+import subprocess, sys
+children = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+print(*(child.pid for child in children), flush=True)
+children[0].wait()
+"""
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    monkeypatch.setattr(watchdog, "EVERY", 0.05)
+    with subprocess.Popen([sys.executable, "-c", GROUP, "the.ranks"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        yield parent, pids
+        parent.kill()
+        for pid in pids:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for(said: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not said() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return said()
+
+
+def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Popen[str], list[int]]) -> None:
+    parent, (first, second) = group
+    with watchdog.watched("the.ranks") as killed:
+        os.kill(first, signal.SIGSTOP)
+        assert wait_for(lambda: not is_alive(first))
+        assert killed == [first]
+        assert parent.wait(timeout=10) == 0
+    assert is_alive(second)
+
+
+@pytest.mark.parametrize("case", ["slow", "another program", "all", "gone on in time"])
+def test_nobody_else_is(case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ones that sleep, that are not ours, a group that somebody has paused as a whole, one that was stopped for a moment."""
+    parent, (first, second) = group
+    looked = []
+    real = watchdog._group
+    monkeypatch.setattr(watchdog, "_group", lambda program: looked.append(program) or real(program))
+    stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "gone on in time": [first]}[case]
+    if case == "gone on in time":
+        monkeypatch.setattr(watchdog, "EVERY", 0.5)
+    with watchdog.watched("another" if case == "another program" else "the.ranks") as killed:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        if case == "gone on in time":
+            assert wait_for(lambda: len(looked) >= watchdog.LOOKS - 2)
+            os.kill(first, signal.SIGCONT)
+        assert wait_for(lambda: len(looked) > watchdog.LOOKS + 1)
+        assert killed == []
+    assert is_alive(first) and is_alive(second)
