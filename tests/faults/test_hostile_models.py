@@ -1,0 +1,121 @@
+"""A version whose files somebody poisoned: every command that loads refuses it in one line, and nothing of it ever ran."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from remint import manifest, promotion, queries, stores
+from remint.audit import registry
+from remint.errors import RemintError
+from remint.home import Home
+from remint.serving import model, pyfunc
+from remint.tracking import Tracking
+from remint.tracking.inventory import versions
+from tests import promotion_cases as cases
+from tests.poisons import BUNDLE, POISONS, Payload, remake
+from tests.promotion_cases import MODEL
+from tests.trials import Trials
+
+REF = f"{MODEL}/1"
+
+
+@pytest.fixture(scope="module")
+def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Version 1 was champion before version 2, so that a roll back would go to it."""
+    made = cases.copied(registered, tmp_path_factory.mktemp("home"))
+    for number in (1, 2):
+        cases.judge(made, "promoted", number)
+    return made
+
+
+def champion_measured_again(home: Home, folder: Path) -> str:
+    """What a retraining does with the champion before it judges: here as far as its bytes go."""
+    from flows import champion
+
+    store = stores.tracking(home)
+    job = SimpleNamespace(
+        pipeline=MODEL,
+        home=home,
+        tracking=SimpleNamespace(version=lambda _: store.version(REF), fetch=store.fetch),
+        record=SimpleNamespace(folder=folder, id="job"),
+        model=SimpleNamespace(key="another"),
+        settings=SimpleNamespace(evaluation=SimpleNamespace(model_dump=lambda **_: {})),
+        evidence=SimpleNamespace(report=SimpleNamespace(metrics={}, dataset=store.version(REF).dataset)),
+    )
+    rival = champion.evidence(job, 1)  # type: ignore[arg-type]
+    assert rival.evidence is None and rival.why_not is not None
+    return rival.why_not
+
+
+def raised(what: Callable[[], object]) -> str:
+    with pytest.raises(RemintError) as caught:
+        what()
+    return str(caught.value)
+
+
+def audited(home: Home) -> str:
+    store = stores.tracking(home)
+    held = next(each for each in versions(store, MODEL) if each.version.ref == REF)
+    (found,) = registry.whole(home, store, held, "a champion before", load=True)
+    assert found.finding.kind == "bytes" and found.finding.damages == REF
+    return found.finding.what
+
+
+def refusals(home: Home, folder: Path, *, resealed: bool) -> Iterator[tuple[str, str]]:
+    """What each command says. Where manifest and tags fit the poison, only those that load see it."""
+    (folder / "out").mkdir()
+    yield "sample", raised(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
+    yield "rollback", raised(lambda: promotion.rollback(home, MODEL, "it blurs"))
+    yield "audit --deep", audited(home)
+    if not resealed:
+        yield "promote", raised(lambda: promotion.promote(home, REF, "I like it", against=2))
+        yield "judge", champion_measured_again(home, folder / "out")
+        return
+    bundle = stores.fetched(home, stores.tracking(home).version(REF))
+    yield "pyfunc", raised(lambda: pyfunc._load_pyfunc(str(bundle)))
+
+
+def seal(store: Tracking, files: Path) -> None:
+    """Makes manifest and tags fit what lies there, as somebody could who may write into MLflow's database, too."""
+    from remint.tracking import package
+
+    manifest.seal(files / BUNDLE)
+    store.set_tags(
+        store.version(REF),
+        {
+            "manifest_sha256": manifest.sha256_file(files / BUNDLE / manifest.NAME),
+            "weights_sha256": manifest.sha256_file(files / BUNDLE / "weights.safetensors"),
+            "package_sha256": package.sha256(files),
+        },
+    )
+
+
+@pytest.mark.case(26)
+def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
+    names, store = list(POISONS), stores.tracking(home)
+    files = cases.files(home, 1)
+    whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
+    tags = {key: store.version(REF).tags[key] for key in ("manifest_sha256", "weights_sha256", "package_sha256")}
+    for trial in trials(short=5, full=len(names)):
+        poison, mark = POISONS[names[trial.number]], tmp_path / f"ran-{trial.number}"
+        poison.make(files, Payload(mark))
+        if poison.resealed:
+            seal(store, files)
+        folder = tmp_path / str(trial.number)
+        folder.mkdir()
+        for command, said in refusals(home, folder, resealed=poison.resealed):
+            assert len(said.splitlines()) == 1 and len(said) < 2_000, (names[trial.number], command, said)
+            assert not mark.exists(), (names[trial.number], command)
+            trial.note(refused=1)
+        assert stores.ledger(home).champion(MODEL) == 2
+        assert not (folder / "x.npy").exists()
+        trial.note(executed=0)
+        remake(files, whole)
+        store.set_tags(store.version(REF), tags)
+        shutil.rmtree(home.path / "models", ignore_errors=True)
+    assert len(model.load(stores.fetched(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded
