@@ -167,15 +167,15 @@ def manifest_that_names_others(model: Path, payload: Payload) -> None:
     path = model / BUNDLE / manifest.NAME
     content = json.loads(path.read_text())
     content["files"] |= {"../../evil.json": manifest.sha256_file(model / "evil.json"), "/etc/passwd": "0" * 64}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content) + "\n")
 
 
 def manifest_of_another_kind(model: Path, _: Payload) -> None:
-    (model / BUNDLE / manifest.NAME).write_text('{"files": 5}')
+    (model / BUNDLE / manifest.NAME).write_text('{"files": 5}\n')
 
 
 def deep_manifest(model: Path, _: Payload) -> None:
-    (model / BUNDLE / manifest.NAME).write_text('{"files": ' + "[" * 500_000)
+    (model / BUNDLE / manifest.NAME).write_text('{"files": ' + "[" * 500_000 + "\n")
 
 
 # --- resealed

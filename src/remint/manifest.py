@@ -81,6 +81,8 @@ def _read(path: Path) -> bytes:
         content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"more than {LARGEST:,} bytes")
+    if not content.endswith(b"\n"):
+        raise ValueError("cut short")
     return content
 
 
