@@ -97,6 +97,26 @@ def test_a_version_carries_its_lineage_and_closes_its_run(store: Tracking, bundl
     ]  # a pickle's first bytes
 
 
+def test_a_registration_that_died_is_finished_in_its_own_run_with_the_whole_curve(store: Tracking, bundle: Path) -> None:
+    """A bundle's curve has a row at step 1; the process that trained it had told of step 0 only."""
+
+    def dies(_back: Path) -> str:
+        raise KeyboardInterrupt
+
+    run_id = store.start_run("digits-flow", {}, {})
+    store.log_metrics(run_id, [{"step": 0, "loss": 3.0}])
+    with pytest.raises(KeyboardInterrupt):
+        cases.register(store, bundle, run_id, verify=dies)
+    store.end_run(run_id, "KILLED", "its process died")  # as the next job does
+    version = cases.register(store, bundle)
+    assert (version.ref, version.run_id) == ("digits-flow/1", run_id)
+    run = client(store).get_run(run_id)
+    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FINISHED", "")
+    history = client(store).get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(0, 3.0), (1, 2.5)]
+    assert len(client(store).search_runs([run.info.experiment_id])) == 1
+
+
 def test_registering_twice_gives_one_version_and_other_weights_another(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     first = cases.register(store, bundle)
     assert client(store).get_run(first.run_id).info.status == "FINISHED"  # opened for it alone, and closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,11 +13,14 @@ from remint import manifest
 from remint.errors import IntegrityError, NotFoundError, RemintError
 from remint.records import ModelVersion, TrainedModel, canonical
 from remint.tracking import package
-from remint.tracking.door import door, once, prefixed
+from remint.tracking.door import PREFIX, door, once, prefixed
 from remint.tracking.versions import Registry, record_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+CURVE = "curve.csv"  # in a bundle
+KEY, VERSION = PREFIX + "key", PREFIX + "version"  # of a run: of the model that it registers, and what came of it
 
 Verify = Callable[[Path], str]  # loads a bundle elsewhere and says in a sentence what it saw; raises where it does not load
 
@@ -62,23 +66,34 @@ class Tracking(Registry):
                     self.set_tags(version, {"dirty": tags.get("dirty", "true")})
                 version = self.version(version.ref)
             if run_id:
-                self._client.set_tag(run_id, "remint.version", version.ref)
+                self._client.set_tag(run_id, VERSION, version.ref)
                 self.end_run(run_id, "FINISHED")
         return version
 
     @contextmanager
     def _run_of(self, run_id: str | None, trained: TrainedModel) -> Iterator[str]:
-        """The run that trained the model, or one that is opened in its stead and closed where the block fails."""
+        """The run that trained the model; or the one that a process left which died while it registered it; or one that is
+        opened in its stead. The latter two are closed where the block fails."""
         if run_id is not None:
             yield run_id
             return
-        run_id = self.start_run(trained.pipeline, {"restored": "true"}, trained.recipe)
+        run_id = self._left_of(trained)
+        if run_id is not None:
+            self.reopen_run(run_id)
+        else:
+            run_id = self.start_run(trained.pipeline, {"restored": "true"}, trained.recipe)
         try:
             yield run_id
         except BaseException as error:
             with suppress(RemintError):  # the first error is the one to tell
                 self.end_run(run_id, "FAILED" if isinstance(error, RemintError) else "KILLED", str(error) or type(error).__name__)
             raise
+
+    def _left_of(self, trained: TrainedModel) -> str | None:
+        """The run in which a registration of this model did not come to its end."""
+        closed = f"tags.`{KEY}` = '{trained.key}' and attributes.status != 'RUNNING'"
+        found = self._client.search_runs([self._experiment(trained.pipeline)], closed)
+        return next((run.info.run_id for run in found if VERSION not in run.data.tags), None)
 
     def _make(
         self,
@@ -92,6 +107,8 @@ class Tracking(Registry):
     ) -> ModelVersion:
         """Uploads, reads back, verifies, and then makes the version with all its tags in one request."""
         client = self._client
+        client.set_tag(run_id, KEY, trained.key)  # first: who registers these weights after we died goes on with this run
+        self._complete_curves(run_id, bundle / CURVE)
         uploaded = self._upload(bundle, trained, name, run_id, verify)
         with door(f"upload {name}"):
             for attachment, path in attachments.items():
@@ -110,6 +127,15 @@ class Tracking(Registry):
                 client.delete_model_version(name, made.version)
                 made = first
             return record_of(made)
+
+    def _complete_curves(self, run_id: str, curve: Path) -> None:
+        """Adds the rows that the run lacks: other processes trained a part of it, or all."""
+        with curve.open(newline="") as stream:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        if rows:
+            first = next(name for name in rows[0] if name != "step")
+            known = {point.step for point in self._client.get_metric_history(run_id, first)}
+            self.log_metrics(run_id, [row for row in rows if int(row["step"]) not in known])
 
     def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> dict[str, str]:
         """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""

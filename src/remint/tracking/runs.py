@@ -115,6 +115,13 @@ class Runs:
                 self._client.set_tag(run_id, "mlflow.note.content", reason[:5000])
             self._client.set_terminated(run_id, status)
 
+    def reopen_run(self, run_id: str) -> None:
+        """Opens a run that is closed again; it is this process's from now on."""
+        with door(f"open run {run_id} again"):
+            self._client.set_tag(run_id, "remint.process", _this_process())
+            self._client.set_tag(run_id, "mlflow.note.content", "")
+            self._client.update_run(run_id, status="RUNNING")
+
     def stale_runs(self) -> list[str]:
         """The ids of the runs that a process of this host opened and died without closing."""
         with door("look for stale runs"):
