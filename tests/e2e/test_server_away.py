@@ -1,0 +1,52 @@
+"""Prefect's server is killed in mid-run and comes back: the run completes, and what it did was done once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from remint import jobs
+from remint.home import Home
+from tests.e2e.team import Team
+from tests.prefect_server import PrefectServer
+from tests.trials import Trials
+
+
+@pytest.mark.case(9)
+def test_a_run_lives_through_a_server_that_is_away(trials: Trials, template: Path, tmp_path: Path) -> None:
+    away = 60.0 if trials.soak else 8.0  # seconds
+    server = PrefectServer(template / ".remint/prefect", tmp_path / "prefect")
+    try:
+        for trial in trials(short=1, full=5):
+            team = Team(tmp_path / str(trial.number))
+            shutil.copytree(template, team.folder, symlinks=True)
+            log, home = tmp_path / f"log{trial.number}", Home(team.folder, team.folder / ".remint")
+            run = team.start("run", "digits-flow", log=log, PREFECT_API_URL=server.url)
+            while not jobs.alive(home):
+                assert run.poll() is None, log.read_text()
+                time.sleep(0.05)
+            time.sleep(trial.random.uniform(0.0, 12.0))
+            assert run.poll() is None, "the moment was too late: nothing was shown"
+            server.kill()
+            time.sleep(away)
+            server.start()
+            assert run.wait(timeout=600) == 0, log.read_text()
+            assert [version["version"] for version in team.json("models", "digits-flow")] == [1]
+            assert [row["action"] for row in team.json("history", "digits-flow")["rows"]] == ["promoted"]
+            assert _states(server) == {"COMPLETED": trial.number + 1}
+            trial.note(completed=1, effects_repeated=0)
+    finally:
+        server.stop()
+
+
+def _states(server: PrefectServer) -> dict[str, int]:
+    """How many flow runs there are of each type of state."""
+    request = urllib.request.Request(f"{server.url}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        types = [run["state_type"] for run in json.load(answer)]
+    return {kind: types.count(kind) for kind in types}

@@ -1,0 +1,97 @@
+"""What remint deploy installs for runs whose process is gone, and which of them go on: against a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Running, State
+
+from flows import handover, reconcile
+from flows.deploy import deploy
+from remint import config, jobs
+from remint.home import Home
+from tests.e2e.team import Team
+
+
+@pytest.fixture
+def client(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    monkeypatch.setattr(reconcile, "SETTLE", 0.0)
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
+        yield found
+
+
+def deployed(team: Team, *schedules: str) -> Home:
+    """Gives these pipelines a schedule, and no others, and deploys."""
+    content = config.read(team.folder)
+    for name, pipeline in content["pipelines"].items():
+        pipeline.pop("schedule", None)
+        if name in schedules:
+            pipeline["schedule"] = {"cron": "0 0 29 2 *"}
+    config.write(content, team.folder)
+    home = Home(team.folder, team.folder / ".remint").ensure()
+    deploy(home, config.load(team.folder), "main")
+    return home
+
+
+def test_deploying_again_changes_nothing_and_takes_away_what_is_gone(team: Team, client: SyncPrefectClient) -> None:
+    def installed() -> tuple[list[str], list[tuple[str, int | None]]]:
+        automations = [each.name for each in client.read_automations() if each.name.startswith("remint")]
+        return sorted(automations), sorted((each.name, each.concurrency_limit) for each in client.read_deployments())
+
+    deployed(team, "digits-vae", "digits-flow")
+    first = installed()
+    assert first == (["remint: crashed", "remint: silent"], [("digits-flow", None), ("digits-vae", None), ("remint", None)])
+    deployed(team, "digits-vae", "digits-flow")
+    assert installed() == first
+    deployed(team, "digits-flow")
+    assert installed() == (first[0], [("digits-flow", None), ("remint", None)])
+
+
+def test_which_runs_go_on(team: Team, client: SyncPrefectClient) -> None:
+    """The newest of a schedule, where it crashed: not over a later one that came to its end, nor for ever, nor beside itself."""
+    home = deployed(team, "digits-vae")
+    deployment = client.read_deployment_by_name("retrain/digits-vae").id
+
+    def begun(*states: State[Any]) -> UUID:
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in states:
+            client.set_flow_run_state(run, state, force=True)
+        return run
+
+    def state(run: UUID) -> str | None:
+        return client.read_flow_run(run).state_name
+
+    killed = begun(Running(), Crashed(message="killed"))
+    begun(Cancelled(name=handover.SKIPPED))
+    with ExitStack() as stack:
+        stack.enter_context(jobs.live(home, pipeline="digits-vae", flow_run=str(killed)))
+        assert reconcile.restart(home) == [] and state(killed) == "Crashed", "its process lives"
+    (said,) = reconcile.sweep(home, own=False)
+    assert "1 of at most 5" in said and state(killed) == "AwaitingRetry"
+    assert reconcile.restart(home) == [], "once"
+    for _ in range(reconcile.RESTARTS):
+        client.set_flow_run_state(killed, Crashed(message="killed"), force=True)
+        client.set_flow_run_state(killed, AwaitingRetry(), force=True)
+    client.set_flow_run_state(killed, Crashed(message="killed"), force=True)
+    assert reconcile.restart(home) == [] and state(killed) == "Crashed", "a person has to look"
+    later = begun(Running(), Crashed())
+    begun(Running(), Completed())
+    assert reconcile.restart(home) == [] and state(later) == "Crashed", "it has been made up for"
+
+
+def test_a_dead_job_is_ended_and_goes_on_in_one_sweep(team: Team, client: SyncPrefectClient) -> None:
+    home = deployed(team, "digits-flow")
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name("retrain/digits-flow").id).id
+    client.set_flow_run_state(run, Running(), force=True)
+    folder = home.jobs / "20260101T000000-dead00"
+    folder.mkdir(parents=True)
+    jobs.Job(folder).note(pid=1, pipeline="digits-flow", flow_run=str(run))
+    assert len(reconcile.sweep(home, own=False)) == 2
+    names = [each.name for each in sorted(client.read_flow_run_states(run), key=lambda each: str(each.timestamp))]
+    assert names == ["Scheduled", "Running", "Crashed", "AwaitingRetry"]

@@ -1,0 +1,185 @@
+"""Scheduled runs under the real stack: killed and taken up again, cancelled by a person and left alone, stopped and handed back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from remint import config, jobs
+from remint.home import Home
+from tests.e2e.team import Team
+from tests.e2e.test_schedule import free_port
+from tests.faults.test_processes import gone
+from tests.trials import Trials
+
+HEARTBEATS = 3 * 30.0  # seconds
+BOUND = 240.0  # seconds that docs/how-to/killed-runs.md promises
+ENDLESS = ["training.steps=1000000", "training.checkpoint_every=50", "model.hidden=64", "model.layers=1"]
+
+
+class Stack:
+    """A team's `remint up`, with digits-vae on a schedule that does not come due."""
+
+    def __init__(self, team: Team, log: Path) -> None:
+        self.team, self.log, self.home = team, log, Home(team.folder, team.folder / ".remint")
+        content = config.read(team.folder)
+        content["pipelines"]["digits-vae"]["schedule"] = {"cron": "0 0 29 2 *"}
+        config.write(content, team.folder)
+        team.sh("git commit -qam 'on leap days'")
+        self.port, self.other = free_port(), free_port()
+        self.start()
+
+    def start(self) -> None:
+        self.up = self.team.start("up", log=self.log, REMINT_PREFECT_PORT=self.port, REMINT_MLFLOW_PORT=self.other)
+        self.until(lambda: "Worker 'local' started" in self.log.read_text())
+
+    def until(self, what: Callable[[], Any], seconds: float = 120.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with suppress(OSError, psutil.Error):
+                found = what()
+                if found:
+                    return found
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text()[-6000:])
+
+    def api(self, path: str, body: Any = None) -> Any:
+        """What Prefect answers, asked again where it is too busy."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api{path}", data, {"Content-Type": "application/json"})
+
+        def ask() -> tuple[Any]:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return (json.load(answer),)
+
+        return self.until(ask)[0]
+
+    def begin(self) -> str:
+        """Starts a run that trains until it is stopped; its id."""
+        (deployment,) = self.api("/deployments/filter", {"deployments": {"name": {"any_": ["digits-vae"]}}})
+        parameters = {**deployment["parameters"], "overrides": ENDLESS}
+        asked = {"parameters": parameters, "idempotency_key": str(time.monotonic())}
+        return str(self.api(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"])
+
+    def states(self, run: str) -> list[dict[str, Any]]:
+        return sorted(self.api(f"/flow_run_states/?flow_run_id={run}"), key=lambda state: str(state["timestamp"]))
+
+    def trained(self) -> list[psutil.Process]:
+        """The flow's process and all below, once a checkpoint is written and MLflow's run is open."""
+        for job in jobs.alive(self.home):
+            if "mlflow_run" in job.facts and list(self.home.checkpoints.glob("*/step-*")):
+                flow = psutil.Process(job.facts["pid"])
+                below = flow.children(recursive=True)
+                if any(each.cmdline()[1:3] == ["-m", "pipelines.train"] for each in below):
+                    return [flow, *below]
+        return []
+
+    def mlflow(self) -> list[str]:
+        query = "import sqlite3; print([s for s, in sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status from runs order by start_time')])"
+        return list(json.loads(self.team.sh(f'python -c "{query}"').replace("'", '"')))
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it all; nothing of it is left."""
+        below = psutil.Process(self.up.pid).children(recursive=True)
+        self.up.send_signal(sign)
+        with suppress(subprocess.TimeoutExpired):
+            self.up.wait(timeout=60)
+        assert all_gone(below, 30.0)
+
+
+@pytest.fixture
+def stack(team: Team, tmp_path: Path) -> Iterator[Stack]:
+    started = Stack(team, tmp_path / "log")
+    try:
+        yield started
+    finally:
+        if started.up.poll() is None:
+            started.stop()
+
+
+def all_gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
+    """Whether none runs after so many seconds. What nobody has buried yet does not run."""
+    deadline = time.monotonic() + seconds
+    return all(gone(each.pid, max(deadline - time.monotonic(), 0.1)) for each in processes)
+
+
+@pytest.mark.case(10)
+def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trials, stack: Stack) -> None:
+    for trial in trials(short=1, full=5):
+        run = stack.begin()
+        tree = stack.until(stack.trained)
+        time.sleep(trial.random.uniform(0.0, 1.0))
+        tree[0].kill()
+        killed = time.monotonic()
+        assert all_gone(tree)
+        names = ["Crashed", "AwaitingRetry", "Running"]
+        again = stack.until(lambda: [each["name"] for each in stack.states(run)][-1] == "Running", HEARTBEATS)  # noqa: B023
+        assert again and time.monotonic() - killed < HEARTBEATS
+        assert [each["name"] for each in stack.states(run) if each["name"] in names] == ["Running", *names]
+        tree = stack.until(stack.trained)
+        stack.api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        assert all_gone(tree, 60.0)
+        stack.until(lambda: stack.states(run)[-1]["name"] == "Cancelled")  # noqa: B023
+        time.sleep(3.0)
+        assert stack.states(run)[-1]["name"] == "Cancelled", "a person's word stays"
+        assert stack.mlflow()[-2:] == ["KILLED", "KILLED"]
+        trial.note(killed=1, started_again=1, mlflow_left_running=0)
+
+
+@pytest.mark.soak
+def test_the_stack_is_stopped_and_goes_on_from_the_checkpoint(stack: Stack) -> None:
+    """As where a machine is taken away: SIGTERM, its grace, and another `remint up`."""
+    run = stack.begin()
+    stack.until(stack.trained)
+    stack.stop()
+    assert stack.mlflow() == ["KILLED"]
+    stack.log.write_text("")
+    stack.start()
+    stack.until(stack.trained)
+    names = [each["name"] for each in stack.states(run)]
+    assert "Crashed" not in names and names[-4:] == ["AwaitingRetry", "Pending", "Submitting", "Running"]
+
+
+@pytest.mark.soak
+def test_everything_is_killed_and_the_schedule_runs_again(stack: Stack) -> None:
+    run = stack.begin()
+    tree = stack.until(stack.trained)
+    everything = psutil.Process(stack.up.pid).children(recursive=True)
+    for each in (psutil.Process(stack.up.pid), *everything):
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    stack.up.wait()
+    assert all_gone(tree)
+    stack.log.write_text("")
+    stack.start()
+    stack.until(stack.trained)
+    names = [each["name"] for each in stack.states(run)]
+    assert names[-5:] == ["Crashed", "AwaitingRetry", "Pending", "Submitting", "Running"]
+    assert stack.mlflow() == ["KILLED", "RUNNING"]
+
+
+@pytest.mark.soak
+def test_a_run_by_hand_that_was_killed_is_closed_within_the_stated_bound(stack: Stack, tmp_path: Path) -> None:
+    """No worker started it, and none sees it end: Prefect's server misses its heartbeat. A healthy run beside it goes on."""
+    healthy = stack.begin()
+    stack.until(stack.trained)
+    overrides = [argument for each in ENDLESS[:2] for argument in ("--set", each)]
+    run = stack.team.start("run", "digits-flow", *overrides, log=tmp_path / "run")
+    stack.until(lambda: len(stack.mlflow()) == 2)
+    (killed,) = [each["id"] for each in stack.api("/flow_runs/filter", {}) if each["name"] == "digits-flow"]
+    run.kill()
+    run.wait()
+    stack.until(lambda: stack.states(killed)[-1]["name"] == "Crashed", BOUND)
+    stack.until(lambda: sorted(stack.mlflow()) == ["KILLED", "RUNNING"], 10.0)
+    assert "died" in stack.states(killed)[-1]["message"]
+    assert [each["name"] for each in stack.states(healthy)][-1] == "Running"
