@@ -231,10 +231,14 @@ def test_a_run_of_a_killed_process_and_its_jobs_workspace_are_named_and_closed(w
     (world.home.path / "checkpoints/abc").mkdir(parents=True)
     half = world.home.path / f"checkpoints/abc/.10.{gone}.tmp"
     half.mkdir()
-    expected = {("run", f"run {run_id}"), ("workspace", str(world.home.workspaces / folder.name)), ("temporary", str(half))}
+    copy = world.home.path / ".promote-killed"
+    copy.mkdir()
+    os.utime(copy, (0, 0))
+    expected = {("run", f"run {run_id}"), ("workspace", str(world.home.workspaces / folder.name))}
+    expected |= {("temporary", str(half)), ("temporary", str(copy))}
     assert named(world.audit()) == expected
     assert {each.repaired for each in world.repaired()} == {True} and world.audit() == []
-    assert world.mlflow.get_run(run_id).info.status == "KILLED" and not half.exists()
+    assert world.mlflow.get_run(run_id).info.status == "KILLED" and not half.exists() and not copy.exists()
 
 
 def test_data_that_the_remote_lost_are_named_and_sent_again_while_the_cache_has_them(world: World) -> None:

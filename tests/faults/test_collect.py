@@ -72,6 +72,7 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     (home.fetched / "kept").mkdir(parents=True)
     (home.fetched / "gone").mkdir()
     (home.fetched / ".gone.json").write_text("{}")
+    (home.path / ".promote-killed").mkdir()
     stray = home.path / "mlflow" / "artifacts" / "m" / ("f" * 32)
     (stray / "artifacts").mkdir(parents=True)
     (stray / "artifacts" / "page").write_text("ten bytes!")
@@ -93,6 +94,7 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
         "evaluations/of2",
         "fetched/gone",
         "fetched/.gone.json",
+        ".promote-killed",
     }
     assert answer["bytes"] == sum(each["bytes"] for each in answer["garbage"])
     assert min(each["bytes"] for each in answer["garbage"] if each["store"].startswith("DVC")) > 0

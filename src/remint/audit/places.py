@@ -13,7 +13,7 @@ from remint import jobs, workspace
 from remint.audit.fault import Fault, fault
 from remint.home import Home
 
-PATTERNS = ("models/.*", "checkpoints/*/.*.tmp", "checkpoints/.*.tmp", "evaluations/.*")
+PATTERNS = ("models/.*", "checkpoints/*/.*.tmp", "checkpoints/.*.tmp", "evaluations/.*", "*.promote-*")
 OF_PROCESS = re.compile(r"\..+\.(\d+)\.tmp")  # of manifest.whole_folder: the process that writes it
 OF_JOB = re.compile(r"\.[0-9a-f]{64}\.(.+)")  # a champion's evaluation: the job that makes it
 OLD = 3600.0  # seconds without a change after which any other temporary folder is left over

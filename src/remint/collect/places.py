@@ -6,7 +6,7 @@ import fcntl
 import json
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def things(home: Home) -> Iterator[Thing]:
         return
     yield from _things(home, home.checkpoints, "checkpoints of a training that did not come to its end", skip=_held(home))
     yield from _things(home, home.path / "models", "a copy of a version that no root is")
+    yield from _each(home, sorted(home.path.glob("*.promote-*")), "a copy that a promotion was looking at when it was killed")
     yield from _things(home, home.path / "evaluations", "what a champion scored on later data")
     yield from _things(home, home.path / "features", "features of a dataset version, computed anew where they are asked for")
     yield from _things(home, home.files, "a fetched file that no settings name")
@@ -79,10 +80,13 @@ def remove_ref(home: Home, ref: str) -> None:
 
 def _things(home: Home, folder: Path, why: str, skip: Collection[str] = ()) -> Iterator[Thing]:
     """A thing for each entry of a folder; what an earlier gc, or a writer, left half done is one too."""
-    for path in _entries(folder):
-        if path.name not in skip:
-            size, since = _measure(path)
-            yield Thing(HOME, str(path.relative_to(home.path)), since, why, size)
+    yield from _each(home, [path for path in _entries(folder) if path.name not in skip], why)
+
+
+def _each(home: Home, paths: Sequence[Path], why: str) -> Iterator[Thing]:
+    for path in paths:
+        size, since = _measure(path)
+        yield Thing(HOME, str(path.relative_to(home.path)), since, why, size)
 
 
 def _entries(folder: Path) -> list[Path]:
