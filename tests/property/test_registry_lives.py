@@ -19,8 +19,9 @@ from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from remint import audit, collect, manifest, promotion, queries, stores, workspace
 from remint.errors import ChampionChanged, IntegrityError, NotFoundError, SettingsError
@@ -31,18 +32,20 @@ from remint.records import LedgerRow
 from tests import collect_cases, registry_cases
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
+from tests.trials import Trials
 
 REGISTERED = 3  # versions that are there at the start
 VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not be there
 SEEDS = st.integers(0, REGISTERED)
 GATES = ("promoted", "kept", "refused", "awaiting_approval")
+RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where there is one: thousands of databases are made and flushed
 COMMIT = "git init -q -b main && git add -A && git -c user.email=a@example.org -c user.name=A commit -qm first"
 
 
 @cache
 def template() -> Home:
     """A repository with an empty MLflow, data in DVC's remote, and versions; made once, to be copied."""
-    folder = Path(tempfile.mkdtemp(prefix="remint-lives-"))
+    folder = Path(tempfile.mkdtemp(prefix="remint-lives-", dir=RAM))
     for name, text in collect_cases.FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -79,15 +82,19 @@ def register(home: Home, seed: int) -> int:
 class Lives(RuleBasedStateMachine):
     """What was done to each version, and the rows that must come of it."""
 
+    lived = 0  # machines that were made
+
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory(prefix="remint-lives-")
+        type(self).lived += 1
+        self.folder = tempfile.TemporaryDirectory(prefix="remint-lives-", dir=RAM)
         source, folder = template(), Path(self.folder.name) / "team"
         shutil.copytree(source.repository, folder, ignore=shutil.ignore_patterns("mlflow"))
         self.home = Home(folder, folder / ".remint")
         cases.copied(source, self.home.path)
         self.registered = {seed + 1: seed for seed in range(REGISTERED)}  # version: seed
         self.damaged: set[int] = set()
+        self.verified = 0  # rows of which the chain was looked at
         self.collected = False
         self.rows: list[tuple[str, int, int | None]] = []  # action, version, champion after it
         self.patch = pytest.MonkeyPatch()  # a fresh process takes seconds: the bundle is loaded in this one
@@ -243,15 +250,17 @@ class Lives(RuleBasedStateMachine):
         assert [(row.action, row.version, row.champion_after) for row in rows] == self.rows
         wanted = {alias: number for alias, number in projection(rows).items() if number in self.registered}
         store = stores.tracking(self.home)
-        assert store.aliases(MODEL) == wanted and stores.project(self.home, MODEL) == []
-        versions = store.versions(MODEL) if MODEL in store.names() else []
+        versions = store.versions(MODEL)
+        assert {alias: version.version for version in versions for alias in version.aliases} == wanted
         assert {version.version for version in versions} == set(self.registered)
         assert len({version.key for version in versions}) == len(versions), "one version a key"
         tags = stores.tags_of(rows)
         for version in versions:
             assert tags.get(version.version, {}).items() <= version.tags.items()
-        if rows:
+        if len(rows) > self.verified:
+            self.verified = len(rows)
             assert queries.history(self.home, MODEL, verify=True)["findings"] == []
+            assert stores.project(self.home, MODEL) == []
 
     @invariant()
     def nothing_that_a_person_spoke_against_is_champion_by_the_gate(self) -> None:
@@ -281,19 +290,20 @@ def about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
 
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
-TestLives = Lives.TestCase
-TestLives.settings = settings(
-    max_examples=8, stateful_step_count=10, deadline=None, suppress_health_check=HEALTH, derandomize=True
-)
+BATCH = 21  # lives of one trial: the first of a batch is always the same, the simplest that there is
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(0)
-def test_two_thousand_lives() -> None:
-    """REMINT_LIVES sets another number; what hypothesis finds is kept in its database and shrunk."""
-    from hypothesis.stateful import run_state_machine_as_test
-
-    count = int(os.environ.get("REMINT_LIVES", "2000"))
-    run_state_machine_as_test(
-        Lives, settings=settings(max_examples=count, stateful_step_count=12, deadline=None, suppress_health_check=HEALTH)
+@pytest.mark.case(24)
+def test_lives(trials: Trials) -> None:
+    """What hypothesis finds it shrinks, and prints."""
+    of_batch = settings(
+        max_examples=BATCH if trials.soak else 8,
+        stateful_step_count=12,
+        deadline=None,
+        database=None,
+        suppress_health_check=HEALTH,
     )
+    for trial in trials(short=1, full=100):
+        Lives.lived = 0
+        run_state_machine_as_test(seeded(trial.random.randrange(2**32))(Lives), settings=of_batch)
+        trial.note(lives=Lives.lived - 1, broken=0)
