@@ -13,6 +13,7 @@ import pytest
 
 from remint import manifest
 from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
+from remint.home import Home
 from remint.records import ModelVersion
 from remint.tracking import Tracking, door
 from tests import registry_cases as cases
@@ -41,10 +42,11 @@ def client(store: Tracking) -> Any:
     return MlflowClient(store.uri)
 
 
-def test_importing_the_door_does_not_import_mlflow_and_turns_its_telemetry_off() -> None:
-    program = "import os, sys, remint.tracking; print('mlflow' in sys.modules, os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+def test_importing_the_door_does_not_import_mlflow_and_turns_its_telemetry_and_its_pickles_off() -> None:
+    names = "'MLFLOW_DISABLE_TELEMETRY', 'MLFLOW_ALLOW_PICKLE_DESERIALIZATION'"
+    program = f"import os, sys, remint.tracking; print('mlflow' in sys.modules, *(os.environ[name] for name in ({names})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "true"]
+    assert done.stdout.split() == ["False", "true", "false"]
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     assert is_telemetry_disabled()
@@ -311,6 +313,14 @@ def test_errors_of_the_vendor_become_ours(store: Tracking, tmp_path: Path) -> No
     (tmp_path / "text.db").write_text("this is not a database" * 100)
     with pytest.raises(TrackingError, match="not a database"):
         Tracking(f"sqlite:///{tmp_path}/text.db", str(tmp_path), tmp_path / "lock").initialise()
+
+
+def test_a_postgresql_without_a_driver_is_psycopgs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one SQLAlchemy takes by itself changes with its version."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada@/mlflow")
+    assert Home(tmp_path, tmp_path).tracking_uri == "postgresql+psycopg://ada@/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+other://ada@/mlflow")
+    assert Home(tmp_path, tmp_path).tracking_uri == "postgresql+other://ada@/mlflow"
 
 
 def test_an_error_of_our_own_making_is_not_hidden() -> None:
