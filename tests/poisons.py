@@ -41,10 +41,14 @@ class Payload:
 
 @dataclass(frozen=True)
 class Poison:
-    """``resealed``: manifest and MLflow's tags were made to fit, so that only the loader stands in the way."""
+    """``resealed``: manifest and MLflow's tags were made to fit, so that only the loader stands in the way.
+
+    ``of_the_record``: of it only what a fresh process holds the model against, which those who draw do not read.
+    """
 
     make: Callable[[Path, Payload], None]
     resealed: bool = False
+    of_the_record: bool = False
 
 
 def _mlmodel(model: Path, *changes: tuple[str, str]) -> None:
@@ -205,8 +209,8 @@ def deep_header(model: Path, _: Payload) -> None:
     _header(model, b'{"x":' * 100_000)
 
 
-def _edit(model: Path, name: str, **changes: Any) -> None:
-    path = model / BUNDLE / name
+def _edit(folder: Path, name: str, /, **changes: Any) -> None:
+    path = folder / BUNDLE / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -279,8 +283,8 @@ POISONS: dict[str, Poison] = {
     "settings that are too large": Poison(settings_that_are_too_large, resealed=True),
     "too many layers": Poison(too_many_layers, resealed=True),
     "a deep model.json": Poison(deep_model, resealed=True),
-    "samples with a pickle": Poison(deep_samples, resealed=True),
-    "absurd threads": Poison(absurd_threads, resealed=True),
+    "samples with a pickle": Poison(deep_samples, resealed=True, of_the_record=True),
+    "absurd threads": Poison(absurd_threads, resealed=True, of_the_record=True),
 }
 
 

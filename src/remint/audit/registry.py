@@ -58,6 +58,8 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
             raise
         except RunError as error:
             lacks = _lacks(store, held)
+            if isinstance(lacks, IntegrityError):
+                lacks = []  # what was said of the bytes stands
             if isinstance(lacks, RemintError):
                 raise lacks from error  # the store is out of reach, which says nothing of the bytes
             said = re.sub(rf"{re.escape(temporary)}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
@@ -68,10 +70,12 @@ def listed(home: Home, store: Tracking, versions: Sequence[Held]) -> Iterator[Fa
     """Any other version: whether the store lists its files. Their bytes are not read."""
     with ThreadPoolExecutor(ABREAST) as pool:
         for held, lacks in zip(versions, pool.map(lambda held: _lacks(store, held), versions), strict=True):
-            if isinstance(lacks, RemintError):
+            if isinstance(lacks, IntegrityError):
+                yield _bytes(home, store, held, str(lacks), "")
+            elif isinstance(lacks, RemintError):
                 yield unreachable(f"the files of {held.version.ref}", lacks)
                 return  # one store holds them all: it is asked once
-            if lacks:
+            elif lacks:
                 yield _bytes(home, store, held, _without(held, lacks), "")
 
 

@@ -10,6 +10,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from remint import manifest
 from remint.errors import IntegrityError
@@ -21,6 +23,7 @@ from remint.records import DataSpec
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
+FREE, SHARE = 64 << 20, 8  # bytes of tensors that building a network may make: these, and so many times those of its weights
 
 
 def save_model(folder: Path, model: Model, family: str, settings: ModelSettings, spec: DataSpec) -> str:
@@ -45,7 +48,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     manifest.verify(folder)
     name, settings, spec = _about(folder)
     try:
-        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away: the caller's numbers stay as they were
+        budget = FREE + SHARE * (folder / WEIGHTS).stat().st_size
+        # Fresh weights are drawn and thrown away: the caller's numbers stay as they were.
+        with torch.random.fork_rng(devices=[]), _Budget(budget):
             model = family(name).build(settings, spec)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
@@ -53,6 +58,22 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             f"{folder / WEIGHTS} does not hold the weights that {MODEL} describes: {_first_line(error)}"
         ) from error
     return model.to(device).eval().requires_grad_(False)
+
+
+class _Budget(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+    """Stops who makes more tensors than so many bytes: settings that do not belong to the weights could ask for any number."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left = most
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not any(isinstance(each, Tensor) for each in args):
+            self.left -= made.nbytes
+            if self.left < 0:
+                raise MemoryError("its network is far larger than the weights")
+        return made
 
 
 def spec_of(folder: Path) -> DataSpec:

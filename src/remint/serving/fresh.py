@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from remint import processes, step
-from remint.errors import IntegrityError, RemintError, RunError, by_name
+from remint.errors import IntegrityError, RemintError, RunError, UserError, by_name
+
+MOST_THREADS = 1_024
 
 
 def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None) -> str:
@@ -21,8 +23,8 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
     ``log``: file that the process's words are appended to. ``environment``: variables beside our own, with the PYTHONPATH
     of the code that is to load it; None: the code that we run.
 
-    Raises IntegrityError where a file is damaged, or what is drawn is not finite or not what was recorded; RunError where
-    the process ended otherwise.
+    Raises IntegrityError where a file is damaged, the model cannot be loaded here, or what is drawn is not finite or not what
+    was recorded; RunError where the process ended otherwise.
     """
     events = log.with_suffix(".jsonl")
     events.unlink(missing_ok=True)
@@ -45,6 +47,8 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
         on_event=listen,
     )
     if errors:
+        if isinstance(errors[0], UserError):  # a plug-in that is not installed, a device that there is not: nobody's input here
+            raise IntegrityError(f"the model does not load here: {errors[0]}")
         raise errors[0]
     if status or not said:
         raise RunError(f"the model could not be drawn from in a fresh process: {_last_line(log, status)} (all of it: {log})")
@@ -62,11 +66,10 @@ def _main(folder: str) -> None:
     from remint.distributed.machine import deterministic, fingerprint
     from remint.models import probe
     from remint.models.bundle import load_model, spec_of
-    from remint.records import TrainedModel
 
     bundle = Path(folder)
     model, spec, recorded = load_model(bundle), spec_of(bundle), probe.read(bundle)
-    threads = int(TrainedModel.read(bundle / "training.json").fingerprint["threads"])
+    threads = _threads(bundle)
     with deterministic(threads):
         machine = probe.here(fingerprint(torch.device("cpu"), threads, 1))
         count = recorded.count if recorded else probe.affordable(spec)
@@ -84,6 +87,18 @@ def _main(folder: str) -> None:
         raise IntegrityError(f"the model does not draw what was recorded at training ({how}): {wrong}")
     kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"
     step.emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
+
+
+def _threads(bundle: Path) -> int:
+    from remint.records import TrainedModel
+
+    try:
+        threads = TrainedModel.read(bundle / "training.json").fingerprint["threads"]
+    except (OSError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{bundle}/training.json is no record of a training ({type(error).__name__})") from error
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise IntegrityError(f"{bundle}/training.json names {str(threads)[:100]!r} threads")
+    return threads
 
 
 if __name__ == "__main__":

@@ -87,8 +87,14 @@ def versions(store: Tracking, name: str) -> list[Held]:
 
 
 def files(store: Tracking, held: Held) -> dict[str, int]:
-    """Size in bytes, by name, of the files of a version's bundle, as the store lists them; none where the folder is gone."""
+    """Size in bytes, by name, of the files of a version's bundle, as the store lists them; none where the folder is gone.
+
+    Raises IntegrityError where links, pipes or devices lie among them.
+    """
     with door(f"list the files of {held.version.ref}"):
+        place = package.local(held.source)
+        if place is not None and place.exists():
+            package.only_files(place)
         listed = _repository(store, held.source).list_artifacts(package.DATA)
         return {Path(each.path).name: each.file_size or 0 for each in listed or [] if not each.is_dir}
 
