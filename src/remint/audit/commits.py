@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
-from remint import workspace
+from remint import scratch, workspace
 from remint.audit.fault import Fault, fault
 from remint.errors import IntegrityError, NotFoundError
 from remint.home import Home
@@ -27,9 +25,9 @@ def present(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Faul
 
 def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fault]:
     here = workspace.holds(home.repository, version.commit)
-    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+    with scratch.folder() as temporary:
         try:
-            base = workspace.stands_on(store.attachment(version, BUNDLE, Path(temporary)))
+            base = workspace.stands_on(store.attachment(version, BUNDLE, temporary))
         except (IntegrityError, NotFoundError):
             if not here:
                 yield _lost(version, f"It was built from uncommitted work, and the {BUNDLE} that holds it is gone.")
@@ -52,9 +50,9 @@ def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fau
 def _bundle(home: Home, store: Tracking, version: ModelVersion) -> None:
     base = workspace.git(home.repository, "rev-parse", f"{version.commit}^").strip()
     workspace.pin(home.repository, version.commit)
-    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+    with scratch.folder() as temporary:
         commit = workspace.Commit(version.commit, dirty=True, base=base)
-        store.attach(version, {BUNDLE: workspace.bundle(home.repository, commit, Path(temporary) / BUNDLE)})
+        store.attach(version, {BUNDLE: workspace.bundle(home.repository, commit, temporary / BUNDLE)})
 
 
 def _lost(version: ModelVersion, what: str) -> Fault:

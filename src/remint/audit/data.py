@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from remint import manifest
+from remint import manifest, scratch
 from remint.audit.fault import Fault, fault, unreachable
 from remint.errors import IntegrityError, NotFoundError, RemintError, VersioningError
 from remint.home import Home
@@ -31,9 +29,9 @@ def locks(store: Tracking, roots: Sequence[ModelVersion]) -> tuple[Outputs, list
     outputs: Outputs = defaultdict(list)
     found: list[Fault] = []
     for version in roots:
-        with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+        with scratch.folder() as temporary:
             try:
-                lock = store.attachment(version, "dvc.lock", Path(temporary))
+                lock = store.attachment(version, "dvc.lock", temporary)
                 if manifest.sha256_file(lock) != version.tags.get("dvc_lock_sha256"):
                     raise IntegrityError("the dvc.lock that it carries is not the one that it was registered with")
                 dataset = json.loads(version.tags["data"])["name"]

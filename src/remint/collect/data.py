@@ -7,11 +7,10 @@ every commit that a branch, a tag, a stash or the reflog reaches, of the version
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from remint import manifest, stores, workspace
+from remint import manifest, scratch, stores, workspace
 from remint.errors import IntegrityError, VersioningError
 from remint.home import Home
 from remint.records import ModelVersion
@@ -52,8 +51,8 @@ def _needs(home: Home, version: ModelVersion, known: dict[str, set[str]]) -> set
     """The outputs that a version's dvc.lock names; versions of one dvc.lock ask once."""
     digest = version.tags.get("dvc_lock_sha256", "")
     if digest not in known:
-        with tempfile.TemporaryDirectory(prefix="remint-") as folder:
-            lock = stores.tracking(home).attachment(version, LOCK, Path(folder))
+        with scratch.folder() as folder:
+            lock = stores.tracking(home).attachment(version, LOCK, folder)
             if manifest.sha256_file(lock) != digest:
                 raise IntegrityError(f"{version.ref}: its dvc.lock is not the one that it was registered with")
             known[digest] = sweep.named(lock.read_text(errors="replace"))

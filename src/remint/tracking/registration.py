@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remint import manifest
+from remint import manifest, scratch
 from remint.errors import IntegrityError, NotFoundError, RemintError
 from remint.records import ModelVersion, TrainedModel, canonical
 from remint.tracking import package
@@ -139,11 +138,11 @@ class Tracking(Registry):
 
     def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> dict[str, str]:
         """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""
-        with door(f"upload {name}"), tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-            packed = package.pack(bundle, trained.spec, Path(temporary) / package.FOLDER)
+        with door(f"upload {name}"), scratch.folder() as temporary:
+            packed = package.pack(bundle, trained.spec, temporary / package.FOLDER)
             self._client.log_artifacts(run_id, str(packed), package.FOLDER)
-            (Path(temporary) / "back").mkdir()
-            back = Path(self._client.download_artifacts(run_id, package.FOLDER, str(Path(temporary) / "back")))
+            (temporary / "back").mkdir()
+            back = Path(self._client.download_artifacts(run_id, package.FOLDER, str(temporary / "back")))
             (back / package.MARK).unlink(missing_ok=True)
             others = _others(packed, back)
             if others:
@@ -168,9 +167,9 @@ class Tracking(Registry):
                 with door(f"restore the run of {version.ref}"):
                     self._client.restore_run(version.run_id)
             self.end_run(version.run_id, "FINISHED")
-        with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+        with scratch.folder() as temporary:
             try:
-                self.fetch(version, Path(temporary) / "bundle")
+                self.fetch(version, temporary / "bundle")
                 return
             except IntegrityError as lost:
                 if run is None:
@@ -180,8 +179,8 @@ class Tracking(Registry):
                     ) from lost
         facts = {**_facts(trained, bundle), **self._upload(bundle, trained, version.name, version.run_id, verify)}
         self.set_tags(version, {key: value for key, value in facts.items() if version.tags.get(key) != value})
-        with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-            self.fetch(self.version(version.ref), Path(temporary) / "bundle")
+        with scratch.folder() as temporary:
+            self.fetch(self.version(version.ref), temporary / "bundle")
 
     def _is_told_better(self, version: ModelVersion, tags: Mapping[str, str], attachments: Mapping[str, Path]) -> bool:
         """Whether this registration's lineage goes before that of the version: it is clean, or has files that were lost."""

@@ -6,7 +6,6 @@ import getpass
 import os
 import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from remint import scratch
 from remint.tracking.door import client, door, exclusive, once, pages, prefixed
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class Runs:
             elif place.name == path.name:
                 self._client.log_artifact(run_id, str(path), folder)
             else:
-                with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-                    self._client.log_artifact(run_id, str(shutil.copy(path, Path(temporary) / place.name)), folder)
+                with scratch.folder() as temporary:
+                    self._client.log_artifact(run_id, str(shutil.copy(path, temporary / place.name)), folder)
 
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str = "") -> None:
         """Closes a run; ``reason`` stands in its description. Nothing where it is closed already."""

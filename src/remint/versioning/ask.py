@@ -9,13 +9,12 @@ import configparser
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from remint import processes
+from remint import processes, scratch
 from remint.errors import VersioningError
 from remint.home import Home
 from remint.step import die_with_parent
@@ -28,9 +27,9 @@ def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None
 
     Raises VersioningError with dvc's own words where it fails, Interrupted as remint.processes does.
     """
-    with tempfile.TemporaryDirectory(prefix="remint-") as temporary, nullcontext(checkout) if checkout else folder(home) as place:
-        asked, answered = (Path(temporary) / name for name in ("question.json", "answer.json"))
-        log = log or Path(temporary) / "log"
+    with scratch.folder() as temporary, nullcontext(checkout) if checkout else folder(home) as place:
+        asked, answered = (temporary / name for name in ("question.json", "answer.json"))
+        log = log or temporary / "log"
         asked.write_text(json.dumps(question))
         status = processes.run(
             [sys.executable, "-P", "-m", module, str(place), str(asked), str(answered)],
@@ -59,8 +58,7 @@ def answering(answer: Callable[[Path, dict[str, Any]], Any]) -> None:
 @contextmanager
 def folder(home: Home) -> Iterator[Path]:
     """A folder in which dvc has the addresses of a job's workspace."""
-    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-        place = Path(temporary)
+    with scratch.folder() as place:
         (place / ".dvc").mkdir()
         settings = configparser.ConfigParser(interpolation=None)
         settings.read(home.repository / ".dvc" / "config")

@@ -6,10 +6,10 @@ python -m remint.versioning.reach FOLDER    the process that imports dvc (remint
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from remint import scratch
 from remint.errors import VersioningError
 from remint.home import Home
 from remint.versioning.ask import answering, ask
@@ -19,8 +19,8 @@ PATIENCE = 5  # seconds
 
 def reach(home: Home) -> None:
     """Raises VersioningError where there is no remote, or it is out of reach or refuses. Writes nothing."""
-    with tempfile.TemporaryDirectory(prefix="remint-") as elsewhere:  # asking makes a folder in the home
-        ask(__name__, home if home.dvc.exists() else Home(home.repository, Path(elsewhere)), {})
+    with scratch.folder() as elsewhere:  # asking makes a folder in the home
+        ask(__name__, home if home.dvc.exists() else Home(home.repository, elsewhere), {})
 
 
 def _answer(folder: Path, _question: dict[str, Any]) -> None:

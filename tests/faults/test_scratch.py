@@ -1,0 +1,48 @@
+"""Temporary folders of processes that are really killed, and of those that live."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remint import scratch
+
+HOLDS = """
+import sys, time
+from remint import scratch
+with scratch.folder() as folder:
+    (folder / "weights").write_text("a copy")
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_next_one_removes_what_a_killed_process_left_and_nothing_that_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "remint-held-link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "somebody-elses").mkdir()
+    command = [sys.executable, "-c", HOLDS]
+    holders = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+        for _ in range(2)
+    ]
+    folders = [Path(holder.stdout.readline().strip()) for holder in holders if holder.stdout]
+    try:
+        holders[0].kill()
+        holders[0].wait()
+        assert all((folder / "weights").exists() for folder in folders)
+        with scratch.folder() as own:
+            assert own.is_dir() and not folders[0].exists() and (folders[1] / "weights").exists()
+    finally:
+        holders[1].kill()
+        holders[1].wait()
+    with pytest.raises(ZeroDivisionError), scratch.folder() as own:
+        (own / "file").touch()
+        raise ZeroDivisionError
+    assert {path.name for path in tmp_path.iterdir()} == {"remint-held-link", "somebody-elses"}
