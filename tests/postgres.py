@@ -37,25 +37,22 @@ class Postgres:
     def stop(self) -> None:
         self.control("-m", "immediate", "stop")
 
-    def lock(self, role: str, password: str) -> None:
-        """Makes a role that may make databases, and must give its password."""
+    def execute(self, command: str) -> None:
         import psycopg
-        from psycopg import sql
 
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(command)
+
+    def lock(self, role: str, password: str) -> None:
+        """Makes a role that must give its password (of letters, digits and what quotes nothing)."""
         rules = self.folder / "data/pg_hba.conf"
         rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{rules.read_text()}")
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
-            )
-            connection.execute("SELECT pg_reload_conf()")
+        self.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        self.execute("SELECT pg_reload_conf()")
 
     def database(self, name: str) -> str:
         """The address of a new, empty database."""
-        import psycopg
-
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+        self.execute(f'CREATE DATABASE "{name}"')
         return f"postgresql://remint@/{name}?host={self.folder}"
 
 

@@ -1,0 +1,126 @@
+"""Prefect's and MLflow's servers as docs/how-to/production.md sets them up, each with its own authentication, for tests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.s3 import SERVE, free_port
+
+SETTINGS = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///{folder}/users.db
+admin_username = admin
+auth_cache_ttl_seconds = 60
+"""
+
+
+@dataclass
+class Running:
+    """A server at ``address``. ``log``: all that it said."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ask(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> tuple[int, bytes]:
+        """Status and body. ``who``: user:password."""
+        said = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if who is not None:
+            said["Authorization"] = f"Basic {base64.b64encode(who.encode()).decode()}"
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, said, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def status(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> int:
+        return self.ask(method, path, who, body, **headers)[0]
+
+    def json(self, method: str, path: str, who: str | None = None, body: Any = None) -> Any:
+        status, answer = self.ask(method, path, who, body)
+        assert status in (200, 201), answer
+        return json.loads(answer)
+
+
+@contextmanager
+def _running(command: list[str], address: str, environment: Mapping[str, str], log: Path) -> Iterator[Running]:
+    """A server that dies with the tests, until it answers /health of ``address`` and then until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, sys.executable, *command],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+        )
+    running = Running(address, process, log)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                if running.status("GET", "/health") == 200:
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@contextmanager
+def prefect(template: Path, folder: Path, auth: str | None) -> Iterator[Running]:
+    """Prefect's server on a copy of ``template``. ``auth``: user:password, in each request; None: nobody is asked."""
+    shutil.copytree(template, folder)
+    port = free_port()
+    own = {} if auth is None else {"PREFECT_SERVER_API_AUTH_STRING": auth}
+    environment = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **own}
+    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _running(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as running:
+        yield running
+
+
+def mlflow_environment(database: Path, folder: Path, port: int, password: str) -> dict[str, str]:
+    """What the production page says of MLflow's server."""
+    (folder / "basic_auth.ini").write_text(SETTINGS.format(folder=folder))
+    return {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{database}",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "files"),
+        "MLFLOW_HOST": "127.0.0.1",
+        "MLFLOW_PORT": str(port),
+        "MLFLOW_WORKERS": "1",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},mlflow.example.org",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "planted-for-mlflows-forms",
+    }
+
+
+MLFLOW = ["-m", "mlflow", "server", "--app-name", "basic-auth"]
+
+
+@contextmanager
+def mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator[Running]:
+    """MLflow's server on a copy of the database ``template``, with ``password`` for its admin."""
+    folder.mkdir()
+    shutil.copy(template, folder / "mlflow.db")
+    port = free_port()
+    environment = {**mlflow_environment(folder / "mlflow.db", folder, port, password), **more}
+    with _running(MLFLOW, f"http://127.0.0.1:{port}", environment, folder / "log") as running:
+        yield running
