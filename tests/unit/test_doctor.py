@@ -1,0 +1,149 @@
+"""remint doctor: each thing that is missing is named with what to do, each open server is told, and nothing is made."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows import asked, doctor
+from remint import config, ledger
+from remint.doctor import Symptom, facts
+from remint.home import Home
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(make_repository: Callable[[dict[str, str]], Path]) -> Home:
+    files = {"params.yaml": (ROOT / "params.yaml").read_text(), ".dvc/config": (ROOT / ".dvc/config").read_text()}
+    repository = make_repository(files)
+    return Home(repository, repository / ".remint")
+
+
+def looked(home: Home) -> list[Symptom]:
+    return doctor.run(home, config.load(home.repository))
+
+
+def one(found: list[Symptom], about: str) -> Symptom:
+    (symptom,) = [each for each in found if each.about == about and each.level != "note"]
+    assert symptom.what.endswith(".") and symptom.why.endswith(".") and symptom.do
+    return symptom
+
+
+@contextmanager
+def server(status: int, host: str = "127.0.0.1") -> Iterator[int]:
+    """Answers everything with that status; its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path != "/api/health" else 200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = http.server.ThreadingHTTPServer((host, 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    try:
+        yield made.server_port
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+def test_a_fresh_clone_lacks_nothing_and_nothing_is_made(home: Home) -> None:
+    before = sorted(home.repository.rglob("*"))
+    found = looked(home)
+    assert [each.level for each in found] == ["note", "note"], found
+    assert {each.about for each in found} == {"prefect", "worker"}
+    assert sorted(home.repository.rglob("*")) == before and not home.path.exists()
+    assert "GiB free" in facts(home) and "Python 3.11" in facts(home)
+
+
+def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    subprocess.run(["git", "config", "--unset", "user.email"], cwd=home.repository, check=True)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    content = config.read(home.repository)
+    content["pipelines"]["digits-flow"]["training"] |= {"devices": 4096, "batch_size": 4096}
+    config.write(content, home.repository)
+    (home.repository / "constraints.txt").write_text("numpy==0.0.1\nno-such-package==1.0\n")
+    (home.repository / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    home.ensure()
+    home.path.chmod(0o777)
+    found = looked(home)
+    assert "user.email" in one(found, "git").what
+    assert "there is none" in one(found, "dvc").what
+    assert "4096" in one(found, "torch").what and "training.devices" in one(found, "torch").do
+    packages = one(found, "packages").what
+    assert "numpy" in packages and "instead of 0.0.1" in packages and "no-such-package" not in packages
+    assert "chmod go-w" in one(found, "home").do
+
+
+def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(empty, home.path)
+    ledger.Ledger(home.ledger_url)
+    assert [each for each in looked(home) if each.level != "note"] == []
+    with sqlite3.connect(home.path / "mlflow/mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'of another time'")
+    with sqlite3.connect(home.path / "ledger.db") as database:
+        database.execute("UPDATE ledger_schema SET version = 99")
+    found = looked(home)
+    assert "of another time" in one(found, "mlflow").what and "schema 99" in one(found, "ledger").what
+    monkeypatch.setattr("remint.database.ATTEMPTS", 1)
+    monkeypatch.setenv("REMINT_LEDGER", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
+    found = looked(home)
+    for about in ("mlflow", "ledger"):
+        assert "127.0.0.1" in one(found, about).what and "a-password-of-hers" not in str(found)
+
+
+@pytest.mark.parametrize(("status", "word"), [(401, "refuses these credentials"), (500, "does not answer (500)")])
+def test_a_prefect_server_that_lets_nobody_in(home: Home, monkeypatch: pytest.MonkeyPatch, status: int, word: str) -> None:
+    with server(status) as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        assert word in one(looked(home), "prefect").what
+
+
+def test_a_server_without_a_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(200) as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        found = looked(home)
+    assert "No worker" in one(found, "worker").what and [each for each in found if each.about == "server"] == []
+
+
+def test_servers_that_others_reach_are_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that listens for everybody, though it is spoken to as 127.0.0.1; open, then with authentication."""
+    for status, words in ((200, ["without asking who they are", "plain HTTP"]), (401, ["plain HTTP"])):
+        with server(status, "0.0.0.0") as port:
+            monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:a-password-of-hers@127.0.0.1:{port}")
+            found = [each for each in looked(home) if each.about == "server"]
+        for name in ("Prefect", "MLflow"):
+            told = [each.what for each in found if each.what.startswith(name)]
+            assert len(told) == len(words) and all(word in said for word, said in zip(words, told, strict=True)), told
+        assert "a-password-of-hers" not in str(found)
+
+
+def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
+    assert doctor._elsewhere("http://prefect.example.org/api") and doctor._elsewhere("http://10.0.0.1:4200/api")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        assert not doctor._elsewhere(f"http://127.0.0.1:{listening.getsockname()[1]}/api")
+    told = list(doctor._open(asked.mlflow("https://mlflow.invalid")))
+    assert told == []
