@@ -149,7 +149,8 @@ def parse(where: str, url: str) -> tuple[str, str]:
 def path_of(name: str) -> str:
     """``name``, a key below the prefix, where it can be a file below a folder. Raises DataError where it cannot."""
     parts = name.split("/")
-    if "\\" in name or "\0" in name or any(part in ("", ".", "..") or len(os.fsencode(part)) > 255 for part in parts):
+    unfit = any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts)
+    if unfit or "\\" in name or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise DataError(
             f"the key {name!r} cannot be a file below a folder (parts that are empty, '.', '..' or longer than 255 bytes, "
             "backslashes and NUL are refused): rename the object or take another prefix"

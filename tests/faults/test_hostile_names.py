@@ -1,0 +1,251 @@
+"""Names from outside: of settings, of MLflow's tags, of branches. None leaves its folder, is an option, or is a word to a shell."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remint import config, plugins, queries, stores, versioning, workspace
+from remint.errors import DataError, IntegrityError, NotFoundError, RepositoryError, SettingsError, VersioningError
+from remint.home import Home, is_name
+from remint.rebuild import record
+from remint.records import canonical
+from remint.storage.bucket import path_of
+from tests import promotion_cases as cases
+from tests.promotion_cases import MODEL
+from tests.trials import Trials
+
+REPOSITORY = Path(__file__).parents[2]
+PARTS = [
+    *("a", "b7", "digits-vae", "A.b", "x_y"),
+    *("..", ".", "/", "\\", "-", "--", "-n", "~", " ", "\t", "\n", "\r", "\0", "", "a" * 120, "a" * 300),
+    *(
+        "$(touch RAN)",
+        "`touch RAN`",
+        ";touch RAN",
+        "|touch RAN",
+        "&&touch RAN",
+        "\ntouch RAN\n",
+        ">RAN",
+        "<RAN",
+        "*",
+        "?",
+        "[a]",
+        "{a,b}",
+    ),
+    *(
+        "'",
+        '"',
+        "#",
+        "!",
+        "%s",
+        "${key}",
+        "${item.dataset}",
+        "\\${x}",
+        "é",
+        "\u0430",
+        "\uff41",
+        "\u202e",
+        "\u200b",
+        "\ud800",
+        "\u0661",
+    ),
+]
+
+
+def made(choose: random.Random) -> str:
+    """A name of one to four parts, good and bad ones alike."""
+    return "".join(choose.choice(PARTS[:5] if choose.random() < 0.5 else PARTS) for _ in range(choose.randint(1, 4)))
+
+
+@pytest.mark.case(30)
+def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, tmp_path: Path) -> None:
+    """dvc puts ``${key}`` into a command as it is: what comes out of a shell is what went in, and nothing else was done."""
+    content = config.read(REPOSITORY)
+    admitted = []
+    for trial in trials(short=300, full=5_000):
+        name = made(trial.random)
+        block = trial.random.choice(("datasets", "pipelines"))
+        changed = {**content, block: {**content[block], name: next(iter(content[block].values()))}}
+        try:
+            config.validate(changed)
+        except SettingsError:
+            trial.note(refused=1)
+            continue
+        admitted.append(name)
+        assert name.isascii() and ".." not in Path(name).parts and not name.startswith("-") and Path(name).name == name
+        trial.note(admitted=1, understood_by_a_shell=0)
+    assert len(admitted) > 30
+    command = "\n".join(f"printf '%s\\n' {name}" for name in admitted)
+    said = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == admitted and not list(tmp_path.iterdir())
+
+
+def test_the_commands_of_dvc_hold_no_other_words_than_names() -> None:
+    stages = config.plain.values((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        assert stage["foreach"] in ("${datasets}", "${pipelines}")
+        assert stage["do"]["cmd"] == f"exec python -m pipelines.{name} ${{key}}"
+
+
+@pytest.fixture
+def clone(make_repository: Callable[..., Path], tmp_path: Path) -> Path:
+    origin = make_repository({"a.txt": "a"}, "origin")
+    subprocess.run(["git", "clone", "-q", str(origin), str(tmp_path / "clone")], check=True)
+    return tmp_path / "clone"
+
+
+OPTIONS = [
+    "--upload-pack=touch RAN;",
+    "-cRAN",
+    "--output=RAN",
+    "--exec=touch RAN",
+    "-",
+    "HEAD",
+    "HEAD~1",
+    "main",
+    "a" * 39,
+    "..",
+    "x\0y",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_is_no_commit_is_no_option_of_git_either(clone: Path, name: str) -> None:
+    assert not workspace.holds(clone, name) and not workspace.obtain(clone, name)
+    if not (name and name.isalpha()) and name not in ("HEAD", ""):
+        with pytest.raises(RepositoryError):
+            workspace.commit_of(clone, name)
+    assert not list(clone.parent.rglob("RAN"))
+
+
+def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_bytes(b"# v2 git bundle\n---upload-pack=touch\tRAN;\n\n")
+    assert [workspace.obtain(clone, sha) for sha in workspace.stands_on(tmp_path / "bundle")] == [False]
+    assert not list(tmp_path.rglob("RAN"))
+
+
+@pytest.fixture
+def home(registered: Home, tmp_path: Path) -> Home:
+    return cases.copied(registered, tmp_path / "home")
+
+
+def tagged(home: Home, **tags: str) -> Any:
+    store = stores.tracking(home)
+    store.set_tags(store.version(f"{MODEL}/1"), tags)
+    return store.version(f"{MODEL}/1")
+
+
+def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_path: Path) -> None:
+    """What lies where a copy is to be made, and is not one, is removed."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    for key in ("../../precious", str(tmp_path / "precious"), "", ".", "../" + "0" * 64):
+        with pytest.raises(IntegrityError, match="is no key: remint did not write it"):
+            stores.fetched(home, tagged(home, key=key))
+    assert (tmp_path / "precious/file").exists() and (home.path / "mlflow").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("tags", "says"),
+    [
+        ({"commit": "--upload-pack=touch RAN;"}, "its tag commit is '--upload-pack=touch RAN;', which is none"),
+        ({"pipeline": "x; touch RAN"}, "'x; touch RAN', which is no name"),
+        ({"recipe": canonical({"dataset": "$(touch RAN)"})}, "which is no name"),
+        ({"recipe": canonical({"dataset": ["x"]})}, "which is no name"),
+        ({"recipe": "[]"}, "its tag recipe is none"),
+        ({"recipe": "{"}, "its tag recipe is none"),
+    ],
+)
+def test_a_rebuild_of_tags_that_were_edited(home: Home, tmp_path: Path, tags: dict[str, str], says: str) -> None:
+    version = tagged(home, **{"dvc_lock_sha256": "x", **tags})
+    with pytest.raises(IntegrityError) as caught:
+        record.fetch(stores.tracking(home), version, tmp_path / "to")
+    assert says in str(caught.value) and not list(tmp_path.rglob("RAN"))
+
+
+def test_commits_that_are_options_are_not_compared(home: Home, clone: Path, tmp_path: Path) -> None:
+    store = stores.tracking(home)
+    former, present = (store.version(f"{MODEL}/{number}") for number in (1, 2))
+    said = queries._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
+    assert "names none" in said and not (tmp_path / "RAN").exists()
+
+
+def test_models_of_others_in_the_same_mlflow(home: Home) -> None:
+    """Their names may end a string of a query, or be a path."""
+    store: Any = stores.tracking(home)
+    others = ["it's", "x' or name = 'digits-flow", 'a"b', "My model", "a" * 200]
+    for name in others:
+        store._client.create_registered_model(name)
+    assert store.names() == [MODEL] and {entry["name"] for entry in queries.models(home, None)} == {MODEL}
+    for name in others:
+        for look in (lambda name=name: queries.models(home, name), lambda name=name: queries.why(home, f"{name}/1")):
+            with pytest.raises(NotFoundError) as caught:
+                look()
+            assert len(str(caught.value).splitlines()) == 1
+        assert store.versions(name) == []
+        with pytest.raises(NotFoundError):
+            home.report(name, 1)
+    for number in ("9" * 30, "1 or 1", "-1", "\u0661", "1e3"):
+        with pytest.raises(NotFoundError):
+            store.version(f"{MODEL}/{number}")
+
+
+def test_a_lock_of_dvc_that_leads_elsewhere(tmp_path: Path) -> None:
+    for out in ({"md5": "../../../etc/passwd"}, {"path": "../out"}, {"path": "/etc/out"}, {"md5": 5}, {"path": ["x"]}):
+        whole = {"path": "outs/x", "md5": "0" * 32 + ".dir", "size": 1, "nfiles": 1, "hash": "md5", **out}
+        (tmp_path / "dvc.lock").write_text(canonical({"stages": {"prepare@x": {"outs": [whole]}}}))
+        with pytest.raises(VersioningError, match=r"dvc\.lock names no output of prepare@x"):
+            versioning.locked(tmp_path / "dvc.lock", "prepare@x")
+    (tmp_path / "dvc.lock").write_text(f"stages: !!python/object/apply:os.system ['touch {tmp_path}/RAN']")
+    with pytest.raises(VersioningError):
+        versioning.locked(tmp_path / "dvc.lock", "prepare@x")
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize("key", ["a\0b", "\ud800", "../x", "/x", "a//b", "a/./b", "a\\b", "x" * 256])
+def test_keys_of_a_bucket_that_can_be_no_files(key: str) -> None:
+    with pytest.raises(DataError, match="cannot be a file below a folder"):
+        path_of(key)
+
+
+@pytest.mark.parametrize("source", ["", " ", "a\0b", "a\nb", "x" * 300, "\x1b[2J", "a/" + "é" * 200])
+def test_sources_that_are_no_paths(source: str) -> None:
+    content = config.read(REPOSITORY)
+    content["datasets"]["digits"]["source"] = source
+    with pytest.raises(SettingsError, match=r"datasets\.digits\.source: expected a path or an address") as caught:
+        config.validate(content)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("family", ["os:system", "os.system", "../evil", "remint.models.flow", "flow\n", "builtins.exec", ""])
+def test_a_family_is_a_name_that_was_installed_and_no_path_of_an_import(family: str) -> None:
+    with pytest.raises(SettingsError, match="unknown family"):
+        plugins.settings_of(family)
+
+
+def test_tags_of_yaml_are_refused_unread(tmp_path: Path) -> None:
+    for text in (
+        "datasets: !!python/object/apply:os.system ['touch {}']\npipelines: {}",
+        "datasets: !!python/name:os.system\npipelines: {}",
+        "datasets: {}\npipelines: !!python/object/new:os.system ['touch {}']",
+        "datasets: !exec 'touch {}'\npipelines: {}",
+    ):
+        (tmp_path / "params.yaml").write_text(text.replace("{}", str(tmp_path / "RAN"), 1) if "touch" in text else text)
+        with pytest.raises(SettingsError, match=r"params\.yaml"):
+            config.load(tmp_path)
+        with pytest.raises(SettingsError, match="--set"):
+            config.override(config.read(REPOSITORY), "digits-vae", ["training.steps=!!python/name:os.system"])
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_a_sample_that_cannot_be_written(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="it cannot be written: File name too long"):
+        queries.sample(home, f"{MODEL}/1", 1, 0, None, tmp_path / f"{'x' * 300}.npy")
+    assert not is_name("x" * 101)
