@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +19,29 @@ from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
 # What numpy raises for bytes that are not the file they claim to be, refused pickles (ValueError) included.
-UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 Array = np.ndarray[Any, Any]
 
 
 def npy(path: Path) -> Raw:
     """One array of images."""
-    try:
+    with _whole(path, "a NumPy .npy file"):
         x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, "a NumPy .npy file", error)) from error
     if not isinstance(x, np.ndarray):
         raise DataError(f"{path} holds several arrays: rename it to {path.stem}.npz")
     return Raw(where=str(path), x=x, y=None, levels=IMAGE_LEVELS)
@@ -33,13 +49,11 @@ def npy(path: Path) -> Raw:
 
 def npz(path: Path) -> Raw:
     """The arrays x, images, and y, their labels, where there is one."""
-    try:
+    with _whole(path, "a NumPy .npz file"):
         _small_enough(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays: Mapping[str, Array] = {key: archive[key] for key in ("x", "y") if key in archive.files}
             found = ", ".join(archive.files) or "nothing"
-    except (*UNREADABLE, AttributeError, TypeError) as error:  # the last two: it is one array or no archive
-        raise DataError(_unreadable(path, "a NumPy .npz file", error)) from error
     if "x" not in arrays:
         raise DataError(f"{path} has no array 'x' (it holds {found[:200]}): save the images as x and the labels, if any, as y")
     for key, array in arrays.items():
@@ -53,6 +67,17 @@ def _small_enough(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     bounded(path, len(members), sum(member.file_size for member in members), path.stat().st_size)
+
+
+@contextmanager
+def _whole(path: Path, what: str) -> Iterator[None]:
+    """Damage, whoever finds it, as one error that names the file."""
+    try:
+        yield
+    except (*UNREADABLE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the start
+            raise
+        raise DataError(_unreadable(path, what, error)) from error
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> str:

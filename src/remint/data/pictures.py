@@ -182,8 +182,8 @@ def _few_enough(where: str, good: int, aside: dict[str, str], share: float, so_f
     total = good + len(aside)
     if len(aside) > share * total:
         raise DataError(
-            f"{where}: {so_far}{len(aside)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): {named}: "
-            f"repair or remove them"
+            f"{where}: {so_far}{len(aside)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): "
+            f"{named}: repair or remove them"
         )
     emit("set_aside", files=len(aside), of=total, named=named)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -123,7 +124,10 @@ class Checkpoints:
         """Tensors (on the CPU) and notes. Raises IntegrityError where a byte is not as it was written."""
         self._verify(step)
         folder = self.at(step)
-        return load((folder / TENSORS).read_bytes()), json.loads((folder / NOTES).read_text())
+        try:
+            return load((folder / TENSORS).read_bytes()), json.loads((folder / NOTES).read_text())
+        except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:  # sealed, and not by us
+            raise IntegrityError(f"{folder} holds no checkpoint, though its manifest holds: {type(error).__name__}") from error
 
     def _verify(self, step: int) -> None:
         manifest = verify(self.at(step))

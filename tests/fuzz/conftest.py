@@ -1,0 +1,37 @@
+"""How long is fuzzed: a few examples, always the same, in `make test`; in a soak as many as go into ten minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck
+
+from tests.trials import Trials
+
+SECONDS, ROUNDS = 10.0, 10  # of a soak, for each of six tests
+EXAMPLES = 40  # in `make test`, and between two looks at the clock
+
+Fuzz = Callable[[Callable[..., None]], None]
+
+
+@pytest.fixture
+def fuzz(trials: Trials) -> Fuzz:
+    """Runs a property of hypothesis; in a soak each round has a seed of its own."""
+    quiet: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+    def run(prop: Callable[..., None]) -> None:
+        for trial in trials(short=1, full=ROUNDS):
+            if not trials.soak:
+                hypothesis.settings(max_examples=EXAMPLES, derandomize=True, **quiet)(prop)()
+                continue
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end:
+                seeded = hypothesis.seed(trial.random.getrandbits(64))(prop)
+                hypothesis.settings(max_examples=EXAMPLES, **quiet)(seeded)()
+                trial.note(examples=EXAMPLES, errors_of_others=0)
+
+    return run
