@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ from remint import config, screens, terminal, workspace
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import SettingsError
 from remint.home import Home
+
+# Addresses that a deployment does not carry: they may hold a password, and Prefect shows what it carries.
+STORES = ("MLFLOW_TRACKING_URI", "REMINT_LEDGER", "REMINT_ARTIFACTS", "REMINT_DVC_REMOTE")
 
 
 @app.command()
@@ -39,6 +43,9 @@ def deploy(
         terminal.out.print(said(entry), soft_wrap=True)
     nothing = "No pipeline has a schedule: or approval: manual in params.yaml."
     terminal.out.print("These run while a server and a worker run: remint up" if deployed else nothing)
+    own = [name for name in STORES if os.environ.get(name)]
+    if deployed and own:
+        terminal.out.print(f"A run has the environment of its worker: set {', '.join(own)} there as here.", soft_wrap=True)
 
 
 @app.command()
