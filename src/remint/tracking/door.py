@@ -20,6 +20,7 @@ from remint.home import S3_PATIENCE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
     from sqlalchemy import Connection
 
 PREFIX = "remint."  # of our tags in MLflow; our records have them without it
@@ -90,10 +91,20 @@ def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer
         try:
             return call(*arguments, **named)
         except MlflowException as error:
-            if error.error_code != AWAY or _is_full(error) or attempt + 1 == ATTEMPTS:
+            if not _is_away(error) or _is_full(error) or attempt + 1 == ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_away(error: MlflowException) -> bool:
+    """Whether a database went away under a request: MLflow says so, or (where it logs a batch) only what its error came from."""
+    from sqlalchemy.exc import OperationalError
+
+    came_from: BaseException | None = error
+    while came_from is not None and not isinstance(came_from, OperationalError):
+        came_from = came_from.__cause__ or came_from.__context__
+    return error.error_code == AWAY or came_from is not None
 
 
 @contextmanager
