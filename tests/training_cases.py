@@ -96,12 +96,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
 
 
-def at_step(number: int, sign: signal.Signals) -> None:
-    """This process will send itself ``sign``, once, in the middle of the given step of those that it runs from now on."""
+def at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None:
+    """This process will send itself ``sign``, once, in the middle of the given step of those that it runs from now on.
+
+    ``mark``: a file that is made then, and where it is there already, nothing is sent.
+    """
     real, run = loop.batch_indices, iter(range(10**9))
 
     def batch_indices(*arguments: Any) -> Any:
-        if next(run) == number:
+        if next(run) == number and not (mark and mark.exists()):
+            if mark:
+                mark.touch()
             os.kill(os.getpid(), sign)
         return real(*arguments)
 
@@ -161,11 +166,7 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
                 stopped_everywhere(recipe(case, **settings), dataset, home, int(said["every"]), mine=mine)
                 continue
             for option in said.keys() & SIGNALS.keys() if mine else ():
-                if option != "freeze" or not (home / "frozen").exists():
-                    at_step(int(said[option]), SIGNALS[option])
-                if option == "freeze":
-                    home.mkdir(exist_ok=True)
-                    (home / "frozen").touch()
+                at_step(int(said[option]), SIGNALS[option], home / "frozen" if option == "freeze" else None)
             if "twice" not in said:
                 run(recipe(case, **settings), dataset, home / case, command)
                 continue

@@ -299,6 +299,15 @@ def test_it_fails_at_once_where_nothing_is_tolerated(how: str, words: str, tmp_p
     assert found["parameters"] == (["broken"] if how == "loss" else ["model.weight"])
 
 
+def test_a_loss_that_breaks_on_finite_weights_names_the_greatest(tmp_path: Path) -> None:
+    model, phases = breaking({3}, "loss", 0)
+    phases[0].register_parameter("great", nn.Parameter(torch.tensor(-99.0)))
+    with pytest.raises(StepError):
+        fit(tmp_path, model, phases, skip_limit=0, rollbacks=0)
+    (found,) = json.loads((tmp_path / "d/diverged/diverged.json").read_text())["breaks"]
+    assert (found["parameters"], found["losses"]) == (["great"], ["nan"])
+
+
 def test_a_score_that_is_not_finite_goes_back_too(tmp_path: Path) -> None:
     scores = iter([1.0, math.inf, 2.0, 3.0, 4.0])
     model = Line()

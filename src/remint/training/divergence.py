@@ -96,11 +96,13 @@ def broken(phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterabl
     finite = all(map(math.isfinite, every))
     weights = {name: parameter.detach() for name, parameter in phase.named_parameters()}
     gradients = {name: parameter.grad for name, parameter in phase.named_parameters() if parameter.grad is not None}
+    parts = gradients if finite else weights
     names = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if finite:  # else all gradients are broken with the loss
         names += [name for name, gradient in gradients.items() if name not in names and not gradient.isfinite().all()]
-        # Where each is finite their norm is beyond the greatest number.
-        names = names or [max(gradients, key=lambda name: float(gradients[name].abs().max()))]
+    # Where each is finite it is what is beyond the greatest number, or leads there.
+    names = names or [max(parts, key=lambda name: float(parts[name].abs().max()))]
+    if finite:
         why = f"the gradient of {names[0]} in phase {phase.name} is not finite"
     else:
         why = f"the loss of phase {phase.name} is {next(value for value in every if not math.isfinite(value))}"
@@ -110,7 +112,7 @@ def broken(phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterabl
         "why": why,
         "losses": [str(value) for value in every],  # of each rank; JSON has no NaN
         "gradient_norm": str(float(norm)),
-        "parameters": names[:NAMED],
+        "parameters": names[:NAMED],  # not finite, else the one that is greatest
         "examples": [int(index) for index in indices],
     }
 
