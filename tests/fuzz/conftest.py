@@ -24,14 +24,14 @@ def fuzz(trials: Trials) -> Fuzz:
     quiet: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
     def run(prop: Callable[..., None]) -> None:
+        hypothesis.settings(max_examples=EXAMPLES, derandomize=not trials.soak, **quiet)(prop)
         for trial in trials(short=1, full=ROUNDS):
             if not trials.soak:
-                hypothesis.settings(max_examples=EXAMPLES, derandomize=True, **quiet)(prop)()
+                prop()
                 continue
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
-                seeded = hypothesis.seed(trial.random.getrandbits(64))(prop)
-                hypothesis.settings(max_examples=EXAMPLES, **quiet)(seeded)()
+                hypothesis.seed(trial.random.getrandbits(64))(prop)()
                 trial.note(examples=EXAMPLES, errors_of_others=0)
 
     return run
