@@ -192,7 +192,7 @@ def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Job, trials
     whole = {kind: content(job.out(kind)) for kind in STAGES}
     kept = {path: path.read_bytes() for store in ("cache", "remote") for path in objects(job.home, store).values()}
     places = ("linked", "cache alone", "remote", "checkout", "cache")
-    for trial in trials(short=3, full=300):
+    for trial in trials(short=2, full=300):
         kind, place = trial.random.choice(sorted(STAGES)), places[trial.number % len(places)]
         stage, out = STAGES[kind], job.out(kind)
         spoil(job, kind, place, trial.random)

@@ -133,7 +133,7 @@ class Writer(threading.Thread):
 @pytest.mark.usefixtures("eager")
 def test_a_server_that_is_killed_loses_and_doubles_nothing(server: Server, made: Path, trials: Trials, tmp_path: Path) -> None:
     store = Tracking(server.address, "", tmp_path / "locks" / "registry")
-    for trial in trials(short=3, full=100):
+    for trial in trials(short=1, full=100):
         writer = Writer(store, f"killed-{trial.number}", another(made, tmp_path / f"b{trial.number}", trial.number))
         writer.start()
         time.sleep(trial.random.uniform(0.0, 1.5))
@@ -151,12 +151,12 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(server: Server, made:
 def test_half_of_all_replies_lost_double_no_version(
     server: Server, made: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each trial: twenty keys (five in the short form), four of them registered by two of the four workers; twenty versions."""
+    """Of each trial: twenty keys (four in the short form), four of them registered by two of the four workers; twenty versions."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.02")
     direct = Tracking(server.address, "", tmp_path / "locks" / "registry")
     for trial in trials(short=1, full=25):
-        name, count = f"lost-{trial.number}", 20 if trials.soak else 5
+        name, count = f"lost-{trial.number}", 20 if trials.soak else 4
         with losing(server.port, 0.5, random.Random(trial.random.random())) as proxy:
             store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
             bundles = [another(made, tmp_path / name / str(seed), 1000 * trial.number + seed) for seed in range(count)]
@@ -212,7 +212,7 @@ def test_postgres_that_restarts_loses_and_doubles_nothing(postgres: Postgres, ma
     store = Tracking(uri.replace("postgresql:", "postgresql+psycopg:"), str(tmp_path / "files"), tmp_path / "locks" / "registry")
     store.initialise()
     ledger = Ledger(url)
-    for trial in trials(short=2, full=10):
+    for trial in trials(short=1, full=10):
         model = f"restarted-{trial.number}-{trial.random.randrange(10**6)}"
         writer = Writer(store, model, another(made, tmp_path / f"b{trial.number}", trial.number))
         over = threading.Event()

@@ -61,14 +61,14 @@ def refused(store: Tracking, version: ModelVersion, to: Path) -> bool:
 def test_a_flipped_bit_in_a_registered_model_is_found(
     store: Tracking, version: ModelVersion, trials: Trials, tmp_path: Path
 ) -> None:
-    spoil_each(store, version, trials, tmp_path, short=40, full=500)
+    spoil_each(store, version, trials, tmp_path, short=15, full=500)
 
 
 @pytest.mark.case(19)
 def test_a_registered_model_that_was_cut_short_is_found(
     store: Tracking, version: ModelVersion, trials: Trials, tmp_path: Path
 ) -> None:
-    spoil_each(store, version, trials, tmp_path, short=20, full=500)
+    spoil_each(store, version, trials, tmp_path, short=10, full=500)
 
 
 def spoil_each(store: Tracking, version: ModelVersion, trials: Trials, tmp_path: Path, short: int, full: int) -> None:

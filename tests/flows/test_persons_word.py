@@ -262,7 +262,7 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
     """Both are better than the champion, and each was judged against it. Whoever is second is judged again, against the first."""
     run(home, 1)
     versions = {number: run_registered(home, number) for number in (2, 3)}
-    for trial in trials(short=5, full=500):
+    for trial in trials(short=2, full=500):
         found = {number: Job(home, number) for number in (2, 3)}
         decisions = {number: steps.judge.fn(job, versions[number]) for number, job in found.items()}
         assert {decision.verdict for decision in decisions.values()} == {"promoted"}
