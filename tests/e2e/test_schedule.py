@@ -1,12 +1,20 @@
-"""A schedule fires: the real local stack, a deployment at an interval of seconds, a flow run that ends in a version."""
+"""A schedule fires: the real local stack, a deployment at an interval of seconds, a flow run that ends in a version.
+
+The ledger is on a PostgreSQL that asks for a password, which the run has from its worker's environment and from nowhere else.
+The stack's servers listen on 127.0.0.1, and answer to no other name (cases 29 and 30).
+"""
 
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,21 @@ import psutil
 
 from remint import config
 from tests.e2e.team import Team
+from tests.leaks import Search, secrets, watched
+from tests.postgres import Postgres
+
+SECRETS = secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
+
+
+@dataclass
+class Keyed(Team):
+    """A team with secrets in its environment."""
+
+    ledger: str = ""
+
+    def environment(self) -> dict[str, str]:
+        own = {name: secret for name, secret in SECRETS.items() if name.isupper()}
+        return {**super().environment(), **own, "REMINT_LEDGER": self.ledger}
 
 
 def free_port() -> str:
@@ -28,15 +51,56 @@ def post(url: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def test_a_schedule_fires_and_ends_in_a_version(team: Team, tmp_path: Path) -> None:
-    content = config.read(team.folder)
-    content["pipelines"]["digits-flow"]["schedule"] = {"interval": 10}
-    config.write(content, team.folder)
-    team.sh("git commit -qam 'every ten seconds'")
-    prefect = free_port()
-    stack = team.start("up", log=tmp_path / "log", REMINT_PREFECT_PORT=prefect, REMINT_MLFLOW_PORT=free_port())
+def refuses(url: str, **headers: str) -> bool:
+    request = urllib.request.Request(url, headers=headers)
     try:
-        deadline = time.monotonic() + 240
+        with urllib.request.urlopen(request, timeout=10):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == 403
+
+
+def answers_to_this_machine_only(prefect: str, mlflow: str, stack: int) -> None:
+    """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
+    processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
+    sockets = [each for process in processes for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
+    assert {str(each.laddr.port) for each in sockets} >= {prefect, mlflow}
+    assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
+    for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
+        for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example"):
+            assert refuses(url, Host=host), (url, host)
+        assert not refuses(url) and not refuses(url, Host=urllib.parse.urlsplit(url).netloc.replace("127.0.0.1", "localhost"))
+    assert refuses(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
+
+
+def test_a_schedule_fires_and_ends_in_a_version(team: Team, tmp_path: Path, postgres: Postgres) -> None:
+    postgres.lock("scheduled", SECRETS["ledger"])
+    postgres.execute("CREATE DATABASE scheduled OWNER scheduled")
+    password = urllib.parse.quote(SECRETS["ledger"], safe="")
+    team = Keyed(team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
+    lines: set[str] = set()
+    with watched(lines):
+        _fires(team, tmp_path)
+    canary = "reason given: scheduled"  # in the ledger that the run found by its worker's environment
+    search = Search([*SECRETS.values(), canary])
+    search.tree(team.folder)
+    search.git(team.folder)
+    search.postgres(team.ledger)
+    search.texts("what was said", (tmp_path / "log").read_text())
+    search.texts("a process", *lines)
+    assert "table ledger" in search.found.pop(canary) and any("mlflow server" in line for line in lines)
+    assert not any(search.found.values()), search.found
+
+
+def _fires(team: Team, tmp_path: Path) -> None:
+    content = config.read(team.folder)
+    content["pipelines"]["digits-flow"]["schedule"] = {"interval": 30}
+    config.write(content, team.folder)
+    team.sh("git commit -qam 'every half minute'")
+    prefect, mlflow = free_port(), free_port()
+    stack = team.start("up", log=tmp_path / "log", REMINT_PREFECT_PORT=prefect, REMINT_MLFLOW_PORT=mlflow)
+    try:
+        deadline = time.monotonic() + 420
         done: list[Any] = []
         while not done and time.monotonic() < deadline:
             assert stack.poll() is None, (tmp_path / "log").read_text()
@@ -50,6 +114,7 @@ def test_a_schedule_fires_and_ends_in_a_version(team: Team, tmp_path: Path) -> N
         assert done[0]["parameters"]["pipeline"] == "digits-flow" and done[0]["parameters"]["branch"] == "main"
         (version,) = team.json("models", "digits-flow")
         assert version["aliases"] == ["champion"] and version["commit"] == team.sh("git rev-parse HEAD").strip()
+        answers_to_this_machine_only(prefect, mlflow, stack.pid)
         deployed = team.json("deploy")
         assert [entry["pipeline"] for entry in deployed] == ["digits-flow"]
     finally:
