@@ -175,11 +175,12 @@ def test_a_run_by_hand_that_was_killed_is_closed_within_the_stated_bound(stack: 
     stack.until(stack.trained)
     overrides = [argument for each in ENDLESS[:2] for argument in ("--set", each)]
     run = stack.team.start("run", "digits-flow", *overrides, log=tmp_path / "run")
-    stack.until(lambda: len(stack.mlflow()) == 2)
-    (killed,) = [each["id"] for each in stack.api("/flow_runs/filter", {}) if each["name"] == "digits-flow"]
-    run.kill()
-    run.wait()
-    stack.until(lambda: stack.states(killed)[-1]["name"] == "Crashed", BOUND)
-    stack.until(lambda: sorted(stack.mlflow()) == ["KILLED", "RUNNING"], 10.0)
+    try:
+        stack.until(lambda: len(stack.mlflow()) == 2, 300.0)
+        (killed,) = [each["id"] for each in stack.api("/flow_runs/filter", {}) if each["name"] == "digits-flow"]
+    finally:
+        run.kill()
+        run.wait()
+    stack.until(lambda: stack.states(killed)[-1]["name"] == "Crashed" and sorted(stack.mlflow()) == ["KILLED", "RUNNING"], BOUND)
     assert "died" in stack.states(killed)[-1]["message"]
     assert [each["name"] for each in stack.states(healthy)][-1] == "Running"
