@@ -20,7 +20,6 @@ from remint.home import S3_PATIENCE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
     from sqlalchemy import Connection
 
 PREFIX = "remint."  # of our tags in MLflow; our records have them without it
@@ -86,25 +85,16 @@ class _Patient:
 
 def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer:
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     for attempt in range(ATTEMPTS):
         try:
             return call(*arguments, **named)
-        except MlflowException as error:
-            if not _is_away(error) or _is_full(error) or attempt + 1 == ATTEMPTS:
+        except (MlflowException, OperationalError) as error:  # the latter where MLflow lets it through as it ends a session
+            if getattr(error, "error_code", AWAY) != AWAY or _is_full(error) or attempt + 1 == ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
-
-
-def _is_away(error: MlflowException) -> bool:
-    """Whether a database went away under a request: MLflow says so, or (where it logs a batch) only what its error came from."""
-    from sqlalchemy.exc import OperationalError
-
-    came_from: BaseException | None = error
-    while came_from is not None and not isinstance(came_from, OperationalError):
-        came_from = came_from.__cause__ or came_from.__context__
-    return error.error_code == AWAY or came_from is not None
 
 
 @contextmanager
@@ -173,13 +163,14 @@ def once(create: Callable[[], Made], find: Callable[[], Made | None]) -> Made:
     MLflow's own retries are off inside: they send a POST again whose first copy may have been done.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     for attempt in range(ATTEMPTS):
         try:
             with _no_retries():
                 return create()
-        except MlflowException as error:
-            if error.error_code not in LOST or _is_full(error) or attempt + 1 == ATTEMPTS:
+        except (MlflowException, OperationalError) as error:
+            if getattr(error, "error_code", AWAY) not in LOST or _is_full(error) or attempt + 1 == ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
         found = find()
