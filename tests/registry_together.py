@@ -82,8 +82,7 @@ def main(empty: Path) -> None:
     fresh.check = forked_check
     bundles = [empty.with_name(f"bundle-{seed}") for seed in range(COUNT + 1)]
     for seed, bundle in enumerate(bundles):
-        if not bundle.exists():
-            cases.make(bundle, seed)
+        cases.make(bundle, seed)
     for line in sys.stdin:
         print(json.dumps(trial(empty, bundles, int(line))), flush=True)
 

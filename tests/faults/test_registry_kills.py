@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.answering import Ask, program
 from tests.postgres import Postgres
 from tests.trials import Trials
 
@@ -37,31 +34,12 @@ EFFECTS = {  # what a registration and promotion leave behind, each with a momen
 
 
 @contextmanager
-def killer(folder: Path, seed: int, *server: str) -> Iterator[Callable[[int], dict[str, Any]]]:
+def killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
     """What kills at the moment of a number, and says where that was and what was wrong after it."""
-    program = [sys.executable, "-m", "tests.registry_kills", str(folder), str(seed), *server]
-    with (folder / "words").open("w") as words:
-        child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True)
-    assert child.stdin and child.stdout
-
-    def said() -> dict[str, Any]:
-        assert child.stdout
-        for line in child.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise AssertionError((folder / "words").read_text()[-3000:])
-
-    def kill(number: int) -> dict[str, Any]:
-        assert child.stdin
-        print(number, file=child.stdin, flush=True)
-        return said()
-
-    moments = {name for _, name in said()["moments"]}
-    assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}
-    yield kill
-    child.stdin.close()
-    assert child.wait(60) == 0
+    with program("tests.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
+        moments = {name for _, name in kill(None)["moments"]}
+        assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}
+        yield kill
 
 
 @pytest.mark.case(1)
