@@ -84,7 +84,8 @@ def is_text(column: pa.ChunkedArray) -> bool:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether values of this type have lengths of their own."""
+    """Whether values of this type, or those that a dictionary of it names, have lengths of their own."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return _is_string(kind) or bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

@@ -98,6 +98,8 @@ def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> 
     """``text``: columns that are read as they are written; ``header``: their names, in place of the first line."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: take fewer rows, or save it as Parquet")
+    with path.open("rb") as stream:
+        _few_enough(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
     try:
         return pyarrow.csv.read_csv(
             path,
@@ -165,8 +167,7 @@ def _check_names(where: str, table: pa.Table) -> None:
         names = table.column_names
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: the columns' names are not UTF-8: save it so") from error
-    if len(names) > MOST_COLUMNS:
-        raise DataError(f"{where} has {len(names):,} columns, more than {MOST_COLUMNS:,}: take fewer")
+    _few_enough(where, len(names))
     place: dict[str, int] = {}
     for index, name in enumerate(names):
         if not name.strip():
@@ -179,6 +180,11 @@ def _check_names(where: str, table: pa.Table) -> None:
         raise DataError(f"{where} is separated by {mark!r}: save it with commas")
     if names and all(not columns.not_numbers([name]) for name in names):
         raise DataError(f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): put the columns' names above it")
+
+
+def _few_enough(where: str, count: int) -> None:
+    if count > MOST_COLUMNS:
+        raise DataError(f"{where} has {count:,} columns, more than {MOST_COLUMNS:,}: take fewer")
 
 
 def _whole_rows(table: Table) -> Table:

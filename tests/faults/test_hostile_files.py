@@ -1,0 +1,53 @@
+"""Arrays and tables that mean harm: pickles in them are refused unread, and what is small on disk does not fill the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from tests.measured import Reader, reader
+from tests.poisons import Payload
+
+MOST_GROWN = 200 << 20  # bytes
+
+
+@pytest.fixture(scope="module")
+def read() -> Iterator[Reader]:
+    with reader() as process:
+        yield process
+
+
+def objects(path: Path) -> np.ndarray:
+    return np.array([Payload(path.parent / "ran"), 1], dtype=object)
+
+
+def one_text_for_many_rows(path: Path) -> None:
+    """Said once, meant a million times: a terabyte where it is written out."""
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_000_000, np.int32)), pa.array(["x" * (1 << 20)]))
+    pyarrow.parquet.write_table(pa.table({"t": text, "x": np.arange(1_000_000.0)}), path)
+
+
+FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "objects.npy": (lambda path: np.save(path, objects(path), allow_pickle=True), "object arrays and pickles are refused"),
+    "pickle.npy": (lambda path: path.write_bytes(Payload(path.parent / "ran").pickle), "object arrays and pickles are refused"),
+    "objects.npz": (lambda path: np.savez(path, x=objects(path), allow_pickle=True), "object arrays and pickles are refused"),
+    "bomb.npz": (lambda path: np.savez_compressed(path, x=np.zeros((300, 1024, 1024), np.uint8)), "that is a bomb"),
+    "columns.csv": (lambda path: path.write_text(",".join(f"c{i}" for i in range(100_000)) + "\n"), "columns, more than 10,000"),
+    "name.csv": (lambda path: path.write_text('"a\x1b]0;x",b\n1,2\n'), "has a name that cannot be printed"),
+    "text.parquet": (one_text_for_many_rows, "MiB of text: drop its longest columns"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_hostile_files(read: Reader, tmp_path: Path, name: str) -> None:
+    make, says = FILES[name]
+    make(tmp_path / name)
+    (found,) = read("source", tmp_path / name)
+    assert found.ended == "refused" and says in found.said and len(found.said.splitlines()) == 1, found
+    assert found.grown < MOST_GROWN, found
+    assert [path.name for path in tmp_path.iterdir()] == [name]
