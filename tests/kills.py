@@ -8,7 +8,6 @@ instead. What is killed is drawn from the kinds of processes that are there then
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -40,7 +39,7 @@ PIPELINES = (  # each family, two processes, a table
 )
 STEPS = ("training.steps=30", "training.validate_every=10", "training.checkpoint_every=5")
 KINDS = ("first", "next", "cold", "next", "first", "dirty")
-GRACE = 5.0  # seconds after which nothing of a killed run may be alive; longer where more wants to run than there are cores
+GRACE = 5.0  # seconds after which nothing of a killed run may be alive
 LIMIT = 300.0  # seconds that any run may take
 APPEAR = (  # below REMINT_HOME, each a moment by its name
     "jobs/*",
@@ -183,7 +182,7 @@ class Run:
     def orphans(self) -> list[str]:
         """What is alive GRACE after the flow is gone."""
         self.process.wait(LIMIT)
-        deadline = time.monotonic() + GRACE * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        deadline = time.monotonic() + GRACE
         while (alive := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return [self._kind(each) for each in alive]
