@@ -87,11 +87,11 @@ def _running(client: Any) -> list[str]:
 
 
 def _flow_runs(team: Team, home: Home) -> dict[str, str]:
-    """The state of each flow run of the server, which no other run uses at the time."""
+    """The state of each flow run that no deployment began: other tests that leave some on the server deploy theirs."""
     if team.api is None:
         with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
-            return dict(database.execute("SELECT name || ' ' || id, state_type FROM flow_run"))
-    body = json.dumps({"sort": "START_TIME_DESC"}).encode()
+            return dict(database.execute("SELECT name || ' ' || id, state_type FROM flow_run WHERE deployment_id IS NULL"))
+    body = json.dumps({"sort": "START_TIME_DESC", "flow_runs": {"deployment_id": {"is_null_": True}}}).encode()
     request = urllib.request.Request(f"{team.api}/flow_runs/filter", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return {f"{run['name']} {run['id']}": run["state_type"] for run in json.load(answer)}

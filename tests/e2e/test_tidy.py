@@ -23,6 +23,8 @@ from tests.e2e.team import Team
 def client(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
     monkeypatch.setattr(reconcile, "SETTLE", 0.0)
     with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
+        for each in found.read_deployments():  # of other tests on this server
+            found.delete_deployment(each.id)
         yield found
 
 
