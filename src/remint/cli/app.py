@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -35,6 +36,8 @@ def main() -> None:
     except Exception:  # noqa: BLE001  a mistake of ours: Python's own words of it, but for the secrets
         sys.stderr.write(redacted(traceback.format_exc()))
         raise SystemExit(1) from None
+    finally:
+        gc.freeze()  # else the interpreter looks through all of it once more before it ends
 
 
 @app.callback()

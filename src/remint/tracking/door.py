@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -77,6 +77,8 @@ class _Patient:
 
     def __init__(self, client: MlflowClient) -> None:
         self._patient = client
+        # Each write loads every version of the model, to see that it is no prompt: once is enough, at 10,000 it takes 0.3 s.
+        client._raise_if_prompt = cache(client._raise_if_prompt)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._patient, name)
