@@ -5,6 +5,7 @@ BIN := .venv/bin
 TORCH ?=
 CASE ?=
 SEED ?= 0
+PART ?= 0/1
 TORCH_cpu := torch==2.13.0+cpu
 TORCH_cuda := torch===2.13.0
 TORCH_ := torch==2.13.0
@@ -52,8 +53,8 @@ bench: setup ## the README's claims, measured
 bench-fashion: setup ## Fashion-MNIST, half an hour a family
 	$(BIN)/python -m benchmarks.fashion
 
-soak: setup ## the long tests and every counted case in full; CASE=7 one case, SEED=3 its seed; it goes on where it was stopped
-	$(BIN)/pytest --soak $(if $(CASE),--case $(CASE)) --seed $(SEED) tests
+soak: setup ## the long tests and every counted case in full; CASE=7 one case, SEED=3 its seed, PART=1/4 a fourth of it; it goes on where it was stopped
+	$(BIN)/pytest --soak $(if $(CASE),--case $(CASE)) --seed $(SEED) --part $(PART) tests
 	$(BIN)/python -m tests.trials
 
 clean: ## the environment and everything that runs left behind

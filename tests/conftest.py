@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="counted cases in full, and the long tests")
     parser.addoption("--case", type=int, help="this one of the counted cases only")
     parser.addoption("--seed", type=int, default=0, help="of the counted cases")
+    parser.addoption("--part", default="0/1", help="1/4: the trials 1, 5, 9 .. of each counted case, beside other processes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -58,7 +59,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def trials(request: pytest.FixtureRequest) -> Trials:
     """The trials of a counted case: a few, or in a soak all of them."""
     (case,) = request.node.get_closest_marker("case").args
-    return Trials(case, request.node.nodeid, request.config.getoption("--seed"), soak=request.config.getoption("--soak"))
+    options = request.config.option
+    first, step = map(int, options.part.split("/"))
+    return Trials(case, request.node.nodeid, options.seed, soak=options.soak, part=(first, step))
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@
             trial.note(lost=0)
 
 What a trial does is a function of (case, test, seed, number), so that a failure is repeated by its seed. A soak writes a line for
-each trial that went well into .remint/soak/ and goes on after the last one; `python -m tests.trials` adds the lines up
+each trial that went well into .remint/soak/ and does the others only; `python -m tests.trials` adds the lines up
 into docs/results/soak.json and the table of docs/reliability.md.
 """
 
@@ -44,16 +44,17 @@ class Trial:
 
 
 class Trials:
-    """The trials of one test. ``soak``: all of them, recorded; else a few."""
+    """The trials of one test. ``soak``: all of them, recorded; else a few. ``part``: (i, n), those of number i modulo n."""
 
-    def __init__(self, case: int, test: str, seed: int, *, soak: bool) -> None:
-        self.case, self.test, self.seed, self.soak = case, test, seed, soak
+    def __init__(self, case: int, test: str, seed: int, *, soak: bool, part: tuple[int, int] = (0, 1)) -> None:
+        self.case, self.test, self.seed, self.soak, self.part = case, test, seed, soak, part
         self.record = RECORDS / f"{case:02}-{seed}-{hashlib.sha256(test.encode()).hexdigest()[:8]}.jsonl"
 
     def __call__(self, short: int, full: int) -> Iterator[Trial]:
         """So many trials. A test that fails says on standard output which one it was in."""
         count = full if self.soak else short
-        for number in range(self._done(), count):
+        first, step = self.part
+        for number in sorted(set(range(first, count, step)) - self._done()):
             print(f"case {self.case}, seed {self.seed}, trial {number} of {count}: {self.test}")
             trial = Trial(number, random.Random(f"{self.case} {self.test} {self.seed} {number}"))
             began = time.monotonic()
@@ -61,8 +62,10 @@ class Trials:
             if self.soak:
                 self._write(trial, count, time.monotonic() - began)
 
-    def _done(self) -> int:
-        return len(self.record.read_text().splitlines()) if self.soak and self.record.exists() else 0
+    def _done(self) -> set[int]:
+        """Numbers of the trials that a soak has recorded."""
+        lines = self.record.read_text().splitlines() if self.soak and self.record.exists() else []
+        return {json.loads(line)["trial"] for line in lines}
 
     def _write(self, trial: Trial, count: int, seconds: float) -> None:
         self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ class Trials:
         line = {**about, "day": time.strftime("%Y-%m-%d"), "seconds": round(seconds, 2), "notes": trial.notes}
         with self.record.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
-        print(f"case {self.case}: {trial.number + 1} of {count}", file=sys.__stderr__, flush=True)
+        print(f"case {self.case}: {len(self._done())} of {count}", file=sys.__stderr__, flush=True)
 
 
 def summed(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from remint import storage, workspace
 from remint.config import Params
 from remint.distributed import machine
 from remint.errors import RemintError, VersioningError
-from remint.home import Home
+from remint.home import Home, there
 from remint.ledger import reach as reach_ledger
 from remint.rebuild import environment
 from remint.records import Record
@@ -45,7 +45,7 @@ def facts(home: Home) -> str:
     """This machine in a line."""
     import torch
 
-    count, free = torch.cuda.device_count(), shutil.disk_usage(_there(home.path)).free / 2**30
+    count, free = torch.cuda.device_count(), shutil.disk_usage(there(home.path)).free / 2**30
     devices = f"{count} GPU{'s' * (count > 1)}" if count else f"{machine.devices()} CPU cores and no GPU"
     return f"Python {platform.python_version()}, torch {torch.__version__}, {devices}, {free:.0f} GiB free in {home.path}"
 
@@ -141,7 +141,7 @@ def _torch(params: Params | None) -> Iterator[Symptom]:
 
 
 def _disk(home: Home) -> Iterator[Symptom]:
-    free = shutil.disk_usage(_there(home.path)).free
+    free = shutil.disk_usage(there(home.path)).free
     if free < ROOM:
         yield Symptom(
             about="disk",
@@ -207,8 +207,3 @@ def _stores(home: Home) -> Iterator[Symptom]:
                 why="Nothing can be registered, judged or loaded.",
                 do=f"Bring it up, or correct {variable} and its password: docs/how-to/production.md",
             )
-
-
-def _there(path: Path) -> Path:
-    """The nearest folder that exists."""
-    return path if path.exists() else _there(path.parent)

@@ -118,6 +118,11 @@ class Home:
         return self
 
 
+def there(path: Path) -> Path:
+    """The nearest folder that exists: ``path``, or the first above it."""
+    return path if path.exists() else there(path.parent)
+
+
 def is_name(text: str) -> bool:
     """Whether a dataset, pipeline or model may be called this."""
     return NAME.fullmatch(text) is not None

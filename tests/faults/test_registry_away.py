@@ -30,13 +30,6 @@ PATIENCE = 10.0  # seconds that are ridden out for certain
 WRITES = 10  # of one trial that are counted: a version, tags, metrics, an alias
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "bundle"
-    cases.make(folder)
-    return folder
-
-
 @pytest.fixture
 def server(empty: Path, tmp_path: Path) -> Iterator[Server]:
     shutil.copytree(empty, tmp_path / "served")

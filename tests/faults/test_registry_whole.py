@@ -27,13 +27,6 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
     return cases.tracking(tmp_path / "home")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made") / "bundle"
-    cases.make(folder)
-    return folder
-
-
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "bundle")

@@ -19,6 +19,7 @@ import pytest
 from remint.data import archive, sources
 from remint.errors import DataError
 from remint.recipe import DatasetSettings
+from tests import hostile_archives
 from tests.unit.test_data_pictures import encoded, picture, refusal, snapshot, tree
 
 Image = pytest.importorskip("PIL.Image")
@@ -173,23 +174,11 @@ def bomb_in_a_zip(path: Path) -> None:
         out.writestr("zeros.png", bytes(SIZE))
 
 
-def bomb_of_overlapping_members(path: Path) -> None:
-    """Many entries of the zip's directory that share one body (Fifield, A better zip bomb, 2019)."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
-        out.writestr("a.png", bytes(1 << 20))
-        (first,) = out.filelist
-        for index in range(500):
-            info = zipfile.ZipInfo(f"{index}.png")
-            for key in ("compress_type", "compress_size", "file_size", "CRC", "header_offset", "flag_bits"):
-                setattr(info, key, getattr(first, key))
-            out.filelist.append(info)
-
-
 BOMBS: dict[str, Callable[[Path], None]] = {
     "member.tar.gz": bomb_of_one_member,
     "header.tar.gz": bomb_in_a_header,
     "one.zip": bomb_in_a_zip,
-    "overlapping.zip": bomb_of_overlapping_members,
+    "overlapping.zip": hostile_archives.overlapping,
 }
 MEASURED = """
 import resource, sys

@@ -38,6 +38,14 @@ def test_a_soak_goes_on_at_the_trial_that_failed(records: Path) -> None:
     assert list(Trials(7, TEST, 3, soak=True)(1, 4)) == []
 
 
+def test_parts_that_run_side_by_side_share_the_trials_of_one_record(records: Path) -> None:
+    odd = [(trial.number, trial.random.random()) for trial in Trials(7, TEST, 3, soak=True, part=(1, 2))(1, 5)]
+    even = [(trial.number, trial.random.random()) for trial in Trials(7, TEST, 3, soak=True, part=(0, 2))(1, 5)]
+    assert [number for number, _ in odd] == [1, 3] and [number for number, _ in even] == [0, 2, 4]
+    whole = [(trial.number, trial.random.random()) for trial in Trials(7, TEST, 3, soak=False)(5, 5)]
+    assert sorted(odd + even) == whole and list(Trials(7, TEST, 3, soak=True)(1, 5)) == []
+
+
 def test_what_was_counted_stands_in_the_page(records: Path) -> None:
     page = records / "page.md"
     page.write_text(f"before\n{trials.BEGIN}old\n{trials.END}after\n")

@@ -14,6 +14,7 @@ PATIENCE = 5  # seconds
 def reach(uri: str) -> None:
     """Raises TrackingError where the store is out of reach, refuses these credentials, or has another schema.
 
+    ``uri``: as ``Home.tracking_uri`` names it, with its driver.
     A database that is not there yet, or holds nothing, is made by the first run.
     """
     with door("reach its store"):
@@ -42,8 +43,6 @@ def _database(uri: str) -> None:
         address = sa.make_url(f"sqlite:///file:{address.database}?mode=ro&uri=true")
     elif address.get_backend_name() == "postgresql":
         options = {"connect_timeout": PATIENCE}
-        if address.drivername == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")
     engine = sa.create_engine(address, poolclass=sa.NullPool, connect_args=options)
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()

@@ -89,9 +89,11 @@ class Registry(Runs):
 
     def standing(self, name: str) -> tuple[dict[str, int], dict[str, str]]:
         """The version that each alias of a model stands for, and the model's own tags; nothing where there is no such model."""
+        if not is_name(name):
+            return {}, {}
         # get_registered_model would load every version of it, of 10,000 in 0.3 s.
         with door(f"read the aliases of {name}"):
-            models = self._client.search_registered_models(f"name = '{name}'") if "'" not in name else []
+            models = self._client.search_registered_models(f"name = '{name}'")
         if not models:
             return {}, {}
         (found,) = models

@@ -11,7 +11,7 @@ from typing import Any
 
 from remint import scratch
 from remint.errors import VersioningError
-from remint.home import Home
+from remint.home import Home, there
 from remint.versioning.ask import answering, ask
 
 PATIENCE = 5  # seconds
@@ -37,13 +37,8 @@ def _answer(folder: Path, _question: dict[str, Any]) -> None:
     remote = repo.cloud.get_remote_odb()
     if remote.fs.protocol != "local":
         remote.fs.exists(remote.path)
-    elif not os.access(_there(Path(remote.path)), os.W_OK):
+    elif not os.access(there(Path(remote.path)), os.W_OK):  # its own folder is made by the first push
         raise VersioningError(f"{remote.path} cannot be written")
-
-
-def _there(path: Path) -> Path:
-    """The nearest folder that exists: the remote's own is made by the first push."""
-    return path if path.exists() else _there(path.parent)
 
 
 if __name__ == "__main__":
