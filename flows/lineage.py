@@ -24,7 +24,7 @@ def tags(job: Retraining) -> dict[str, str]:
         "changed": "\n".join(job.commit.changed)[:4000],
         "overrides": canonical(job.overrides),
         "reason": job.reason,
-        "dvc_lock_sha256": manifest.sha256_file(job.dvc.folder / "dvc.lock"),
+        "dvc_lock_sha256": manifest.sha256_file(job.dvc.lock()),
         "params_sha256": manifest.sha256_file(job.dvc.folder / "params.yaml"),
         "repository": workspace.origin(job.home.repository),
         "python": platform.python_version(),
@@ -39,7 +39,7 @@ def files(job: Retraining) -> dict[str, Path]:
     """The files that are kept with a version, by name."""
     kept = {
         "report": job.out("reports"),
-        "dvc.lock": job.dvc.folder / "dvc.lock",
+        "dvc.lock": job.dvc.lock(),
         "params.yaml": job.dvc.folder / "params.yaml",
     }
     if job.commit.dirty:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remint import config, versioning, workspace
+from remint import config, plain, versioning, workspace
 from remint.errors import DataError, RepositoryError, VersioningError
 from remint.home import Home
 
@@ -20,7 +20,7 @@ from remint import step
 from remint.errors import DataError
 
 def main(key):
-    settings = dict(line.split(": ") for line in pathlib.Path("params.yaml").read_text().splitlines()[2:])
+    settings = dict(line.split(": ") for line in pathlib.Path("params.yaml").read_text().splitlines() if ": " in line)
     mode = settings["    mode"]
     if mode == "refuse":
         raise DataError("the data of x is empty: fill it")
@@ -89,6 +89,19 @@ def test_a_step_runs_once_and_is_restored_in_another_workspace(open_workspace: O
     assert (second.folder / "outs/x/made").read_text() == "good"
     assert not open_workspace("third").reproduce("work", "x", quiet)
     assert not open_workspace("fourth", mode="other").restore("work@x")
+
+
+def test_the_lock_is_the_same_in_whatever_order_steps_ran(open_workspace: Open) -> None:
+    locks = []
+    for name, order in (("first", "xy"), ("second", "yx")):
+        job = open_workspace(name)
+        config.write({"things": {"x": {"mode": "good"}, "y": {"mode": "good"}}}, job.folder)
+        for thing in order:
+            job.reproduce("work", thing, quiet)
+        locks.append((plain.values((job.folder / "dvc.lock").read_text()), job.lock().read_bytes()))
+        assert job.restore("work@x") and job.restore("work@y"), "dvc reads it"
+    (values, first), (_, second) = locks
+    assert first == second and plain.values(first.decode()) == values
 
 
 def test_what_a_step_refuses_comes_back_as_the_same_error(open_workspace: Open) -> None:

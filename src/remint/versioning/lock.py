@@ -46,6 +46,15 @@ def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:
     return outs
 
 
+def in_order(text: str) -> str:
+    """A dvc.lock with its stages in the order of their names: dvc writes them in that in which they ended or were restored.
+
+    Lines are moved and none is written anew: dvc reads YAML by other rules than most writers write it.
+    """
+    head, *stages = re.split(r"^(?=  \S)", text, flags=re.MULTILINE)
+    return head + "".join(sorted(stages))
+
+
 def md5_on_disk(path: Path) -> str | None:
     """The MD5 of a file, or of a folder's listing as dvc writes it; None where there is nothing."""
     if path.is_file():

@@ -16,7 +16,7 @@ from remint.errors import IntegrityError, RemintError, VersioningError, by_name
 from remint.home import Home
 from remint.step import EVENTS, RESTORE_ONLY
 from remint.versioning import presence
-from remint.versioning.lock import locked, md5_on_disk, outputs
+from remint.versioning.lock import in_order, locked, md5_on_disk, outputs
 from remint.versioning.settings import addresses, environment
 
 # dvc in a process of its own that dies with us: a flow killed by force leaves no trainer behind.
@@ -82,6 +82,12 @@ class Workspace:
     def pull(self, *targets: str) -> None:
         """Brings what the checkout's dvc.lock says that these steps made: cache, else remote. Raises VersioningError."""
         self._dvc("pull", "pull", "--force", *targets)
+
+    def lock(self) -> Path:
+        """The checkout's dvc.lock, the same to the byte whichever of its steps ran and which were restored."""
+        lock = self.folder / "dvc.lock"
+        lock.write_text(in_order(lock.read_text()))
+        return lock
 
     def push(self, *stages: str) -> None:
         """Copies what the remote lacks of the outputs of these steps, file by file (dvc's own push looks for listings only).
