@@ -241,3 +241,8 @@ def test_another_split_is_compared_and_said() -> None:
     found = between(dataset(x_ND[:150]), dataset(x_ND[50:], split={"seed": 1}))
     assert found.comparable and (found.kept, found.added, found.removed) == (100, 50, 50)
     assert "the settings of the split changed" in found.summary
+
+
+def test_ranks_are_scipys() -> None:
+    value_N = np.random.default_rng(0).integers(0, 30, 200).astype(np.float64)
+    assert np.array_equal(contrast._ranks(value_N), stats.rankdata(value_N))

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import chdtrc, ndtr, ndtri, stdtrit
-from scipy.stats import rankdata
 
 CONFIDENCE = 0.95
 EXPECTED = 5.0  # of a category, if shares did not change: rarer ones are taken together (Cochran, 1954)
@@ -93,9 +92,16 @@ def mean(groups: Groups) -> Tested | None:
     return Tested(before, after, after - before - half, after - before + half, p)
 
 
+def _ranks(value_N: Array) -> Array:
+    """Ranks from 1, equal values sharing their mean, as scipy.stats.rankdata, whose import takes half a second."""
+    _, place_N, count_V = np.unique(value_N, return_inverse=True, return_counts=True)
+    rank_N: Array = (np.cumsum(count_V) - (count_V - 1) / 2)[place_N]
+    return rank_N
+
+
 def _rank_test(groups: Groups) -> float:
     """Two-sided p-value of the contrast of the ranks, equal values sharing theirs."""
-    rank_N = rankdata(np.concatenate(groups.all))
+    rank_N = _ranks(np.concatenate(groups.all))
     sizes = [len(value_N) for value_N in groups.all]
     ranks = np.split(rank_N, np.cumsum(sizes)[:-1])
     used = [(w, value_N) for w, value_N in zip(groups.weights_G, ranks, strict=True) if len(value_N)]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from remint import manifest
 from remint.errors import IntegrityError
@@ -60,14 +60,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     return model.to(device).eval().requires_grad_(False)
 
 
-class _Budget(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
-    """Stops who makes more tensors than so many bytes: settings that do not belong to the weights could ask for any number."""
+class _Budget(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
+    """Stops who makes more tensors than so many bytes: settings that do not belong to the weights could ask for any number.
+
+    A function mode, not a dispatch mode, which imports torch._dynamo, in 2 s.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.left = most
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         if isinstance(made, Tensor) and not any(isinstance(each, Tensor) for each in args):
             self.left -= made.nbytes
