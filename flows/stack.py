@@ -20,17 +20,22 @@ from flows import server
 from remint.errors import SettingsError
 from remint.home import Home
 
-HONCHO = "from remint.step import die_with_parent; die_with_parent(); from honcho.command import main; main(['start'])"
+HONCHO = "import sys; from remint.step import die_with_parent; die_with_parent(); from honcho.command import main; main(['start', *sys.argv[1:]])"
 
 
 def up(home: Home) -> int:
-    """Runs the Procfile until Ctrl-C; its exit status. Other commands find the stack by HOME/stack.json."""
+    """Runs the Procfile until Ctrl-C; its exit status. Other commands find the stack by HOME/stack.json.
+
+    Where MLFLOW_TRACKING_URI names a server, that one is used, and none is started here.
+    """
     if server.stack(home):
         raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json says where)")
     home.prefect.mkdir(parents=True, exist_ok=True)
     prefect_port = os.environ.get("REMINT_PREFECT_PORT", "4200")
     mlflow_port = os.environ.get("REMINT_MLFLOW_PORT", "5000")
-    addresses = {"prefect": f"http://127.0.0.1:{prefect_port}/api", "mlflow": f"http://127.0.0.1:{mlflow_port}"}
+    addresses = {"prefect": f"http://127.0.0.1:{prefect_port}/api"}
+    if not home.tracking_uri.startswith("http"):
+        addresses["mlflow"] = f"http://127.0.0.1:{mlflow_port}"
     environment = {
         **os.environ,
         **server.environment(home),
@@ -49,7 +54,7 @@ def up(home: Home) -> int:
     }
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
-    stack = subprocess.Popen([sys.executable, "-c", HONCHO], cwd=home.repository, env=environment, start_new_session=True)
+    stack = subprocess.Popen([sys.executable, "-c", HONCHO, *addresses, "worker"], cwd=home.repository, env=environment, start_new_session=True)
     asked = 0
 
     def stop(_sign: int, _frame: object) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from remint.versioning import collect as sweep
 from remint.versioning.collect import Object
 from tests import collect_cases as cases
 from tests.collect_cases import World
-from tests.promotion_cases import mlflow_gc
+from tests.promotion_cases import copied, mlflow_gc
 from tests.s3 import Server
 
 Make = Callable[[int], World]
@@ -130,6 +131,20 @@ def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
         world.gc(apply=True)
     assert stores.tracking(world.home).version("m/1").version == 1
     assert world.objects("cache") == before
+
+
+def test_an_address_that_is_not_the_runs_own_is_not_emptied(registered: Home, tmp_path: Path) -> None:
+    store = stores.tracking(copied(registered, tmp_path / "home"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").touch()
+    run = next(run for run in removal.ended_runs(store) if run.version)
+    for place in (str(mine), mine.as_uri(), f"s3://bucket/{run.id}.old"):
+        with pytest.raises(IntegrityError, match="no place of that run: it was left there"):
+            removal.remove_run(store, replace(run, place=place))
+    assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+    assert run in removal.ended_runs(store) and removal.size(store, run.place)
+    assert removal.remove_run(store, run) and not removal.size(store, run.place)
 
 
 def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make: Make) -> None:

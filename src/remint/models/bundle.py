@@ -60,14 +60,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     return model.to(device).eval().requires_grad_(False)
 
 
-class _Budget(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
+class _Budget(TorchFunctionMode):
     """Stops who makes more tensors than so many bytes: settings that do not belong to the weights could ask for any number.
 
     A function mode, not a dispatch mode, which imports torch._dynamo, in 2 s.
     """
 
     def __init__(self, most: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.left = most
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

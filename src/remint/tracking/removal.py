@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from remint.errors import NotFoundError
+from remint.errors import IntegrityError, NotFoundError
 from remint.records import ModelVersion
 from remint.tracking.door import PREFIX, client, door, pages
 from remint.tracking.registration import Tracking
@@ -100,7 +100,15 @@ def remove_version(store: Tracking, version: ModelVersion) -> None:
 
 
 def remove_run(store: Tracking, run: Run) -> bool:
-    """Deletes a run and its files. False where its row stays, marked as deleted, since only a server can purge it."""
+    """Deletes a run and its files. False where its row stays, marked as deleted, since only a server can purge it.
+
+    Raises IntegrityError where the address of its files is not one that MLflow gives to this run.
+    """
+    if run.id not in urlsplit(run.place).path.split("/"):
+        raise IntegrityError(
+            f"MLflow says that the files of run {run.id} lie at {run.place}, which is no place of that run: it was left there; "
+            "look who wrote that, and delete the run in MLflow"
+        )
     with door(f"delete run {run.id}"):
         mlflow = _client(store)
         if not run.deleted:
