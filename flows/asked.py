@@ -9,7 +9,8 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+
+from remint.addresses import without_user
 
 PATIENCE = 5  # seconds
 REFUSED = (401, 403)
@@ -42,11 +43,6 @@ def credentials() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def without_user(address: str) -> str:
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-
-
 def status(served: Served, headers: dict[str, str] | None = None) -> int | None:
     """What a server answers; None where it does not."""
     try:
@@ -58,7 +54,7 @@ def status(served: Served, headers: dict[str, str] | None = None) -> int | None:
 
 
 def ask(served: Served, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{without_user(served.address)}/{path}", body, headers)  # noqa: S310
+    request = urllib.request.Request(f"{without_user(served.address).rstrip('/')}/{path}", body, headers)  # noqa: S310
     context = ssl.create_default_context(cafile=served.certificates) if served.address.startswith("https") else None
     with urllib.request.urlopen(request, timeout=PATIENCE, context=context) as answer:  # noqa: S310  of a person's settings
         return answer.status, answer.read()

@@ -12,8 +12,9 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from flows import asked, server
-from flows.asked import Served, without_user
+from flows.asked import Served
 from remint import doctor
+from remint.addresses import without_user
 from remint.config import Params
 from remint.doctor import Symptom
 from remint.home import Home

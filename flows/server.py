@@ -22,6 +22,7 @@ from typing import Any
 
 from flows import asked
 from remint import processes
+from remint.addresses import without_user
 from remint.errors import OrchestrationError
 from remint.home import Home
 from remint.step import PARENT, lineage
@@ -84,7 +85,7 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         os.environ["PREFECT_API_URL"] = given
         if asked.status(asked.prefect(given), asked.credentials()) in asked.REFUSED:
             raise OrchestrationError(
-                f"Prefect's server at {asked.without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
+                f"Prefect's server at {without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
                 "PREFECT_API_KEY) as the server has it"
             )
         yield given

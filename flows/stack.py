@@ -20,7 +20,13 @@ from flows import server
 from remint.errors import SettingsError
 from remint.home import Home
 
-HONCHO = "import sys; from remint.step import die_with_parent; die_with_parent(); from honcho.command import main; main(['start', *sys.argv[1:]])"
+HONCHO = """
+import sys
+from honcho.command import main
+from remint.step import die_with_parent
+die_with_parent()
+main(["start", *sys.argv[1:]])
+"""
 
 
 def up(home: Home) -> int:
@@ -54,7 +60,9 @@ def up(home: Home) -> int:
     }
     note = home.path / "stack.json"
     note.write_text(json.dumps(addresses) + "\n")
-    stack = subprocess.Popen([sys.executable, "-c", HONCHO, *addresses, "worker"], cwd=home.repository, env=environment, start_new_session=True)
+    stack = subprocess.Popen(
+        [sys.executable, "-c", HONCHO, *addresses, "worker"], cwd=home.repository, env=environment, start_new_session=True
+    )
     asked = 0
 
     def stop(_sign: int, _frame: object) -> None:

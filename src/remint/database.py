@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
+from remint.addresses import with_driver
 from remint.errors import LedgerError, SettingsError
 
 BUSY = 60.0  # seconds that a writer waits for others
@@ -92,9 +93,7 @@ class Database:
 @lru_cache(maxsize=8)
 def _engine(url: str) -> sa.Engine:
     try:
-        address = sa.make_url(url)
-        if address.drivername == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")
+        address = sa.make_url(with_driver(url))
         if address.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
             raise SettingsError(f"REMINT_LEDGER {address}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
         if address.get_backend_name() == "postgresql":

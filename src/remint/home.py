@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from remint.addresses import with_driver
 from remint.errors import IntegrityError, NotFoundError, SettingsError
 
 # What datasets, pipelines and models may be called: they become names of files, artifacts and branches of a tree, words of
@@ -46,8 +47,7 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow/mlflow.db"
-        # Which driver the bare name means changes with SQLAlchemy's version; psycopg 3 is the one that is tested.
-        return uri.replace("postgresql://", "postgresql+psycopg://", 1) if uri.startswith("postgresql://") else uri
+        return with_driver(uri)
 
     @property
     def artifacts(self) -> str:

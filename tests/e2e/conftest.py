@@ -20,9 +20,25 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return team.folder
 
 
+@pytest.fixture(scope="session")
+def versed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That team, whose dvc remembers the digits and their features: runs of it restore them."""
+    folder = tmp_path_factory.mktemp("versed") / "team"
+    shutil.copytree(template, folder, symlinks=True)
+    Team(folder).sh("dvc repro --quiet features@digits && rm -r outs dvc.lock")
+    return folder
+
+
 @pytest.fixture
-def team(template: Path, tmp_path: Path) -> Team:
-    """A fresh team of one's own."""
+def team(versed: Path, prefect_server: str, tmp_path: Path) -> Team:
+    """A fresh team of one's own, with a Prefect server that is up."""
+    shutil.copytree(versed, tmp_path / "team", symlinks=True)
+    return Team(tmp_path / "team", api=prefect_server)
+
+
+@pytest.fixture
+def lone_team(template: Path, tmp_path: Path) -> Team:
+    """A fresh team where nothing ran before and no server is up: each run starts a temporary one."""
     shutil.copytree(template, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team")
 

@@ -71,16 +71,16 @@ def test_more_devices_than_the_machine_has(team: Team) -> None:
     assert "pipelines.digits-flow.training.devices: 64" in line and "this machine has" in line
 
 
-def test_a_failed_run_has_a_final_state_with_its_reason_everywhere(team: Team) -> None:
-    the_error(team, "run", "digits-flow", "--set", "training.learning_rate=1.0e+30", "--set", "training.steps=20", status=1)
-    done = team.sh(
+def test_a_failed_run_has_a_final_state_with_its_reason_everywhere(lone_team: Team) -> None:
+    the_error(lone_team, "run", "digits-flow", "--set", "training.learning_rate=1.0e+30", "--set", "training.steps=20", status=1)
+    done = lone_team.sh(
         "python -c \"import sqlite3, json; c = sqlite3.connect('.remint/prefect/prefect.db');"
         "print(json.dumps(c.execute('select s.type, s.message from flow_run r join flow_run_state s on r.state_id = s.id').fetchall()))\""
     )
     (state,) = json.loads(done)
     assert state[0] == "FAILED" and "diverged" in state[1]
-    done = team.sh(
+    done = lone_team.sh(
         "python -c \"import sqlite3, json; print(json.dumps(sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status from runs').fetchall()))\""
     )
     assert json.loads(done) == [["FAILED"]]
-    assert not list((team.folder / ".remint/workspaces").glob("*"))
+    assert not list((lone_team.folder / ".remint/workspaces").glob("*"))

@@ -46,9 +46,9 @@ def states(team: Team) -> tuple[list[list[str]], list[list[str]]]:
     return prefect, mlflow
 
 
-def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) -> None:
-    run = team.start(*LONG, log=tmp_path / "log")
-    trainer = hold_at_checkpoint(team, run)
+def test_stopped_in_mid_training_and_taken_up_again(lone_team: Team, tmp_path: Path) -> None:
+    run = lone_team.start(*LONG, log=tmp_path / "log")
+    trainer = hold_at_checkpoint(lone_team, run)
     children = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGINT)
     trainer.resume()  # it finishes its step, then
@@ -56,15 +56,15 @@ def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) 
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert "run the same command again" in (tmp_path / "log").read_text()
-    steps = [int(path.name.removeprefix("step-")) for path in (team.folder / ".remint/checkpoints").glob("*/step-*")]
+    steps = [int(path.name.removeprefix("step-")) for path in (lone_team.folder / ".remint/checkpoints").glob("*/step-*")]
 
-    done = team.remint(*LONG, "--json")
+    done = lone_team.remint(*LONG, "--json")
     (outcome,) = json.loads(done.stdout)
     assert outcome["trained"] and outcome["version"] == 1
-    first_seen = (team.folder / ".remint").glob("jobs/*/train.jsonl")
+    first_seen = (lone_team.folder / ".remint").glob("jobs/*/train.jsonl")
     events = [json.loads(line) for path in sorted(first_seen)[-1:] for line in path.read_text().splitlines()]
     assert min(event["step"] for event in events if "step" in event and isinstance(event["step"], int)) >= max(steps)
-    prefect, mlflow = states(team)
+    prefect, mlflow = states(lone_team)
     assert [state for state, _ in prefect] == ["FAILED", "COMPLETED"] and "interrupted" in prefect[0][1]
     assert [status for status, _ in mlflow] == ["KILLED", "FINISHED"]
-    assert not list((team.folder / ".remint/workspaces").glob("*"))
+    assert not list((lone_team.folder / ".remint/workspaces").glob("*"))

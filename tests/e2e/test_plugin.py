@@ -13,9 +13,8 @@ SOURCE = "examples/pixelcnn/family.py"
 
 
 @pytest.fixture
-def with_pixelcnn(team: Team, prefect_server: str) -> Team:
+def with_pixelcnn(team: Team) -> Team:
     """A team with a short pipeline of the example."""
-    team.api = prefect_server
     content = config.read(team.folder)
     flow = content["pipelines"]["digits-flow"]
     training = {**flow["training"], "steps": 20}

@@ -73,11 +73,11 @@ def answers_to_this_machine_only(prefect: str, mlflow: str, stack: int) -> None:
     assert refuses(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
 
 
-def test_a_schedule_fires_and_ends_in_a_version(team: Team, tmp_path: Path, postgres: Postgres) -> None:
+def test_a_schedule_fires_and_ends_in_a_version(lone_team: Team, tmp_path: Path, postgres: Postgres) -> None:
     postgres.lock("scheduled", SECRETS["ledger"])
     postgres.execute("CREATE DATABASE scheduled OWNER scheduled")
     password = urllib.parse.quote(SECRETS["ledger"], safe="")
-    team = Keyed(team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
+    team = Keyed(lone_team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
     lines: set[str] = set()
     with watched(lines):
         _fires(team, tmp_path)

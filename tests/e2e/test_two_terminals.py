@@ -8,14 +8,14 @@ from pathlib import Path
 from tests.e2e.team import Team
 
 
-def test_two_terminals(team: Team, tmp_path: Path) -> None:
+def test_two_terminals(lone_team: Team, tmp_path: Path) -> None:
     names = ["digits-vae", "digits-flow"]
-    runs = [team.start("run", name, log=tmp_path / name) for name in names]
+    runs = [lone_team.start("run", name, log=tmp_path / name) for name in names]
     for name, run in zip(names, runs, strict=True):
         assert run.wait(timeout=300) == 0, (tmp_path / name).read_text()
         words = (tmp_path / name).read_text()
         assert "locked" not in words and "promoted" in words
-    assert {m["name"]: m["aliases"] for m in team.json("models")} == {name: ["champion"] for name in names}
+    assert {m["name"]: m["aliases"] for m in lone_team.json("models")} == {name: ["champion"] for name in names}
 
 
 def test_a_job_runs_its_own_commits_code(team: Team, tmp_path: Path) -> None:

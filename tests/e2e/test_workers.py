@@ -98,8 +98,8 @@ class Stack:
 
 
 @pytest.fixture
-def stack(team: Team, tmp_path: Path) -> Iterator[Stack]:
-    started = Stack(team, tmp_path / "log")
+def stack(lone_team: Team, tmp_path: Path) -> Iterator[Stack]:
+    started = Stack(lone_team, tmp_path / "log")
     try:
         yield started
     finally:

@@ -15,6 +15,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from remint.addresses import with_driver
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
 from remint.home import S3_PATIENCE
 
@@ -136,10 +137,7 @@ def _locked(uri: str, name: str) -> Connection:
     import sqlalchemy as sa
 
     word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
-    address = sa.make_url(uri)
-    if address.drivername == "postgresql":
-        address = address.set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(address, poolclass=sa.NullPool)
+    engine = sa.create_engine(with_driver(uri), poolclass=sa.NullPool)
     for attempt in range(ATTEMPTS):
         try:
             connection = engine.connect()

@@ -6,8 +6,8 @@ import configparser
 import os
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
+from remint.addresses import without_user
 from remint.errors import RepositoryError
 from remint.home import S3_PATIENCE, Home
 
@@ -30,7 +30,8 @@ def environment(folder: Path, home: Home) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_supported",  # with when_required flipped bytes pass
         **{name: os.environ.get(name) or value for name, value in S3_PATIENCE.items()},
-        **{name: _without_password(os.environ[name]) for name in ENDPOINTS if os.environ.get(name)},
+        # S3 takes no password from there, and dvc logs it.
+        **{name: without_user(os.environ[name]) for name in ENDPOINTS if os.environ.get(name)},
     }
 
 
@@ -70,7 +71,7 @@ def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
         if is_remote:
             settings[section]["verify"] = "true"  # else a pull of a flipped bit ends well
             if "endpointurl" in settings[section]:
-                settings[section]["endpointurl"] = _without_password(settings[section]["endpointurl"])
+                settings[section]["endpointurl"] = without_user(settings[section]["endpointurl"])
     if home.dvc_remote:
         settings.read_dict({"core": {"remote": "jobs"}, "'remote \"jobs\"'": {"url": home.dvc_remote, "verify": "true"}})
     if cache:
@@ -79,15 +80,6 @@ def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
     config.touch(mode=0o600)  # it may hold the keys of a remote
     with config.open("w") as stream:
         settings.write(stream)
-
-
-def _without_password(endpoint: str) -> str:
-    """The address of an S3 endpoint without user and password: S3 takes neither from there, and dvc logs it."""
-    try:
-        parts = urlsplit(endpoint)
-    except ValueError:
-        return endpoint
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _rooted(path: Path, home: Home) -> Path:
