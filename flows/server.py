@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -32,12 +33,15 @@ START_LIMIT = 180.0  # seconds; the first start on an empty folder migrates Pref
 
 SERVER = "import sys; from remint.step import die_with_parent; die_with_parent(); import uvicorn; uvicorn.main(sys.argv[1:])"
 
+RESTARTS = 3  # of a temporary server that was killed: of one that cannot live more would not help
+
 HEARTBEAT = 30  # seconds between two signs of life of a flow run; Prefect takes none that is shorter
 
 # What lets a run live through a server that is away, and the server know that it lives.
 STEADY = {
     "PREFECT_CLIENT_MAX_RETRIES": "7",  # four minutes, each wait twice the one before
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else each event that is late, on the terminal, in a thousand characters
 }
 
 # What a server that lives for one command does not need: block types for a UI that nobody opens, schedules, late runs.
@@ -107,6 +111,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     log = home.prefect / "temporary-server.log"
     with home.lock("prefect-start").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at a time would both migrate an empty database
+        log.unlink(missing_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -123,27 +128,53 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
             "--lifespan",
             "on",
         ]
-        with log.open("wb") as output:
-            server = subprocess.Popen(
-                [sys.executable, "-c", SERVER, *arguments],
-                env={**os.environ, **ONE_SHOT, PARENT: lineage()},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        server = _Attended([sys.executable, "-c", SERVER, *arguments], log)
         os.environ["PREFECT_API_URL"] = url  # prefect reads it once, when it is imported: else it starts a server of its own
         try:
             import prefect.flows  # noqa: F401  its import takes as long as a third of the server's start: side by side
 
-            wait_healthy(url, server, log)
+            wait_healthy(url, server.process, log)
         except BaseException:
-            processes.stop(server)
+            server.stop()
             raise
+    server.start()
     say(f"Prefect is ready after {time.monotonic() - began:.0f} s")
     try:
         yield url
     finally:
-        processes.stop(server)
+        server.stop()
+
+
+class _Attended(threading.Thread):
+    """A temporary server. Once this thread is started, it starts the server again where that is killed.
+
+    Nobody else would, and a run lives through a server that comes back. The thread lasts as long as what it started: the
+    kernel ends a child with the thread that made it (die_with_parent).
+    """
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        super().__init__(name="remint-prefect", daemon=True)
+        self.command, self.log, self.environment = command, log, {**os.environ, **ONE_SHOT, PARENT: lineage()}
+        self.over, self.changing = threading.Event(), threading.Lock()
+        self.process = self._begin()
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            return subprocess.Popen(self.command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
+
+    def run(self) -> None:
+        for _ in range(RESTARTS):
+            self.process.wait()
+            with self.changing:
+                if self.over.is_set():
+                    return
+                self.process = self._begin()
+        self.over.wait()
+
+    def stop(self) -> None:
+        with self.changing:
+            self.over.set()
+        processes.stop(self.process)
 
 
 def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -253,6 +253,8 @@ class Stage:
                 shutil.rmtree(entry)
 
     def undisturbed(self, scene: Scene) -> Undisturbed:
+        """Whose server it is makes no difference to what it comes to, nor to what it reaches between its start and its end."""
+        scene = replace(scene, own_server=False)
         if scene not in self.known:
             team = self.team(scene, f"undisturbed-{len(self.known)}")
             run = Run(team, scene, self.folder / f"{team.folder.name}.log")

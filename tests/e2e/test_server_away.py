@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from remint import jobs
@@ -42,6 +44,21 @@ def test_a_run_lives_through_a_server_that_is_away(trials: Trials, template: Pat
             trial.note(completed=1, effects_repeated=0)
     finally:
         server.stop()
+
+
+def test_a_temporary_server_that_is_killed_is_started_again(lone_team: Team, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run = lone_team.start("run", "digits-vae", log=log)
+    for moment in ("trains", "registers"):
+        while f"digits-vae: {moment}" not in log.read_text():
+            assert run.poll() is None, log.read_text()
+            time.sleep(0.05)
+        (server,) = [each for each in psutil.Process(run.pid).children() if "uvicorn" in " ".join(each.cmdline())]
+        server.kill()
+    assert run.wait(timeout=300) == 0, log.read_text()
+    assert "promoted" in log.read_text() and "ERROR" not in log.read_text()
+    with sqlite3.connect(lone_team.folder / ".remint/prefect/prefect.db") as database:
+        assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("COMPLETED",)]
 
 
 def _states(server: PrefectServer) -> dict[str, int]:
