@@ -6,11 +6,10 @@ A change of the champion needs nothing of this: promotion is a compare-and-swap 
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from remint import config, stores
+from remint import config, scratch, stores
 from remint.data import schema, sources
 from remint.errors import DataError, NotFoundError, UserError
 from remint.home import Home
@@ -52,12 +51,12 @@ def _source_changed(home: Home, version: ModelVersion) -> str | None:
         return None
     schemas = home.path / "schemas"
     kept = schemas if schema.address(schemas, data["name"], settings.schema_version).exists() else None
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         try:
-            sources.snapshot(data["name"], settings, home.repository, Path(folder) / "raw", schemas=kept)
+            sources.snapshot(data["name"], settings, home.repository, folder / "raw", schemas=kept)
         except DataError as error:
             return f"its data cannot be read any more: {str(error).splitlines()[0]}"
-        same = sha256_file(Path(folder) / "raw" / schema.SNAPSHOT) == data.get("raw_sha256")
+        same = sha256_file(folder / "raw" / schema.SNAPSHOT) == data.get("raw_sha256")
     return None if same else f"{settings.source} holds other data since"
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from remint import stores, workspace
+from remint import scratch, stores, workspace
 from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError, VersioningError
 from remint.home import Home
 from remint.ledger import CHAMPION_ACTIONS
@@ -130,9 +129,9 @@ def _approver(rows: list[LedgerRow], version: int) -> dict[str, str] | None:
 def _kept(home: Home, version: ModelVersion, name: str) -> dict[str, Any] | None:
     """What a file of a version's decision says, from this machine or from MLflow; None where there is none."""
     path = home.report(version.name, version.version) / name
-    with tempfile.TemporaryDirectory() as folder, suppress(IntegrityError):
+    with scratch.folder() as folder, suppress(IntegrityError):
         if not path.exists():
-            path = stores.tracking(home).attachment(version, name, Path(folder))
+            path = stores.tracking(home).attachment(version, name, folder)
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     return None

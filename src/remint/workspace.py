@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from remint import redaction
+from remint import redaction, scratch
 from remint.errors import RepositoryError, VersioningError
 
 LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
@@ -117,8 +116,8 @@ def commit_of_tree(repository: Path) -> Commit:
         return Commit(head, dirty=False)
     for path in changed:
         _refuse_unfit(repository / path, path)
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "index"
+    with scratch.folder() as folder:
+        index = folder / "index"
         own = Path(git(repository, "rev-parse", "--git-path", "index").strip())
         if (repository / own).exists():
             # Its stat cache spares hashing what did not change; its time, too, must stay: by it git knows which

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from remint import scratch
 from remint.audit.fault import Fault, fault, unreachable
 from remint.errors import IntegrityError, RemintError, RunError, StorageError, TrackingError
 from remint.home import Home
@@ -48,8 +48,7 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
     ``why`` it is one of those (Root.why); ``load``: it is loaded in a fresh process, too.
     """
     ref = held.version.ref
-    with tempfile.TemporaryDirectory(prefix="remint-") as temporary:
-        place = Path(temporary)
+    with scratch.folder() as place:
         try:
             bundle = store.fetch(held.version, place / "bundle")
             if load:
@@ -62,7 +61,7 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
                 lacks = []  # what was said of the bytes stands
             if isinstance(lacks, RemintError):
                 raise lacks from error  # the store is out of reach, which says nothing of the bytes
-            said = re.sub(rf"{re.escape(temporary)}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
+            said = re.sub(rf"{re.escape(str(place))}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
             yield _bytes(home, store, held, _without(held, lacks) if lacks else said, why)
 
 

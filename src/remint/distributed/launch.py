@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remint import processes
+from remint import processes, scratch
 from remint.distributed import watchdog
 from remint.errors import Interrupted, RemintError, StepError, by_name
 from remint.step import EVENTS, die_with_parent, emit
@@ -57,8 +56,8 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
         elif kind not in OWN:
             emit(kind, **event)
 
-    with tempfile.TemporaryDirectory(prefix="remint-ranks-") as folder:
-        log, events = Path(folder) / "log", Path(folder) / "events.jsonl"
+    with scratch.folder() as folder:
+        log, events = folder / "log", folder / "events.jsonl"
         env = {**os.environ, EVENTS: str(events), "OMP_NUM_THREADS": str(threads)}
         program = [sys.executable, "-m", PROGRAM, str(count), *command]
         try:

@@ -9,16 +9,18 @@ Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from remint import scratch
 from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError
@@ -42,14 +44,16 @@ class Shelf:
     """Arrays that are made once and kept in files: twenty draws of thousands of features need not fit in memory."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="remint-")
+        held = ExitStack()
+        self._folder = held.enter_context(scratch.folder())
+        weakref.finalize(self, held.close)
         self._paths: dict[Hashable, Path] = {}
 
     def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
         """The array of ``key``, which ``make`` makes where it is not there yet."""
         if key not in self._paths:
             made = make()  # which may put something here itself
-            path = Path(self._folder.name) / f"{len(self._paths)}.npy"
+            path = self._folder / f"{len(self._paths)}.npy"
             np.save(path, made, allow_pickle=False)
             self._paths[key] = path
         array: Array = np.load(self._paths[key], allow_pickle=False)

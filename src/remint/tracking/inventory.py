@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remint import scratch
 from remint.errors import NotFoundError
 from remint.records import ModelVersion, TrainedModel
 from remint.tracking import package
@@ -135,12 +135,12 @@ def put_back(store: Tracking, held: Held, bundle: Path) -> None:
 
     Raises IntegrityError where the store gives back other bytes than were registered.
     """
-    with door(f"put {held.version.ref} back"), tempfile.TemporaryDirectory(prefix="remint-") as temporary:
+    with door(f"put {held.version.ref} back"), scratch.folder() as temporary:
         package.check(bundle, held.version)
-        packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, Path(temporary) / package.FOLDER)
+        packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, temporary / package.FOLDER)
         _repository(store, held.source).log_artifacts(str(packed))
         store.set_tags(held.version, {"package_sha256": package.sha256(packed)})  # MLmodel tells the time of its packing
-        store.fetch(store.version(held.version.ref), Path(temporary) / "back")
+        store.fetch(store.version(held.version.ref), temporary / "back")
 
 
 def _repository(store: Tracking, place: str) -> Any:  # its methods have no types
