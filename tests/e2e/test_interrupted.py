@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -34,21 +36,20 @@ def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Proce
     return trainer
 
 
-def states(team: Team) -> tuple[list[list[str]], list[list[str]]]:
-    """Prefect's flow runs and MLflow's runs: state, and what is said of it."""
-    script = (
-        "import sqlite3, json;"
-        "p = sqlite3.connect('.remint/prefect/prefect.db').execute('select s.type, s.message from flow_run r join flow_run_state s on r.state_id = s.id order by r.created').fetchall();"
-        "m = sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status, name from runs order by start_time').fetchall();"
-        "print(json.dumps([p, m]))"
-    )
-    prefect, mlflow = json.loads(team.sh(f'python -c "{script}"'))
-    return prefect, mlflow
+def states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
+    """Of the team's jobs, in Prefect: state and what is said of it; and the status of MLflow's runs."""
+    prefect = []
+    for job in sorted(team.folder.glob(".remint/jobs/*/job.json")):
+        with urllib.request.urlopen(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}", timeout=30) as answer:
+            state = json.load(answer)["state"]
+            prefect.append((state["type"], state["message"]))
+    with sqlite3.connect(team.folder / ".remint/mlflow/mlflow.db") as database:
+        return prefect, [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
 
 
-def test_stopped_in_mid_training_and_taken_up_again(lone_team: Team, tmp_path: Path) -> None:
-    run = lone_team.start(*LONG, log=tmp_path / "log")
-    trainer = hold_at_checkpoint(lone_team, run)
+def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) -> None:
+    run = team.start(*LONG, log=tmp_path / "log")
+    trainer = hold_at_checkpoint(team, run)
     children = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGINT)
     trainer.resume()  # it finishes its step, then
@@ -56,15 +57,15 @@ def test_stopped_in_mid_training_and_taken_up_again(lone_team: Team, tmp_path: P
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert "run the same command again" in (tmp_path / "log").read_text()
-    steps = [int(path.name.removeprefix("step-")) for path in (lone_team.folder / ".remint/checkpoints").glob("*/step-*")]
+    steps = [int(path.name.removeprefix("step-")) for path in (team.folder / ".remint/checkpoints").glob("*/step-*")]
 
-    done = lone_team.remint(*LONG, "--json")
+    done = team.remint(*LONG, "--json")
     (outcome,) = json.loads(done.stdout)
     assert outcome["trained"] and outcome["version"] == 1
-    first_seen = (lone_team.folder / ".remint").glob("jobs/*/train.jsonl")
+    first_seen = (team.folder / ".remint").glob("jobs/*/train.jsonl")
     events = [json.loads(line) for path in sorted(first_seen)[-1:] for line in path.read_text().splitlines()]
     assert min(event["step"] for event in events if "step" in event and isinstance(event["step"], int)) >= max(steps)
-    prefect, mlflow = states(lone_team)
+    prefect, mlflow = states(team)
     assert [state for state, _ in prefect] == ["FAILED", "COMPLETED"] and "interrupted" in prefect[0][1]
-    assert [status for status, _ in mlflow] == ["KILLED", "FINISHED"]
-    assert not list((lone_team.folder / ".remint/workspaces").glob("*"))
+    assert mlflow == ["KILLED", "FINISHED"]
+    assert not list((team.folder / ".remint/workspaces").glob("*"))
