@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows import champion, steps
+from flows import champion, settling, steps
 from remint import promotion, stores
 from remint.home import Home
 from remint.judging import PromotionSettings
@@ -40,11 +40,11 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     def rival(job: Job, holder: int) -> champion.Rival:
         return champion.Rival(Job(job.home, holder).evidence)
 
-    monkeypatch.setattr(steps.page, "write", page)
-    monkeypatch.setattr(steps.show, "decision", lambda *_: None)
-    monkeypatch.setattr(steps.show, "awaiting", lambda *_: None)
-    monkeypatch.setattr(steps.approval, "ask", lambda row: f"form {row.sequence}")
-    monkeypatch.setattr(steps.show, "against_champion", lambda *_: None)
+    monkeypatch.setattr(settling.page, "write", page)
+    monkeypatch.setattr(settling.show, "decision", lambda *_: None)
+    monkeypatch.setattr(settling.show, "awaiting", lambda *_: None)
+    monkeypatch.setattr(settling.approval, "ask", lambda row: f"form {row.sequence}")
+    monkeypatch.setattr(settling.show, "against_champion", lambda *_: None)
     monkeypatch.setattr(champion, "evidence", rival)
     monkeypatch.setattr("remint.promotion.fresh.check", lambda *_: "not looked at")
     return cases.copied(registered, tmp_path / "home")
@@ -105,11 +105,11 @@ def run(home: Home, version: int, commit: Commit | None = None, **rules: Any) ->
 
 def finish(job: Any) -> dict[str, Any]:
     home, version = job.home, job.number
-    found = steps.settled_before.fn(job)
+    found = settling.settled_before.fn(job)
     if found is None:
         registered = cases.add(home, version - 1, dirty=str(job.commit.dirty).lower(), commit=job.commit.sha)
         home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
-        found = steps.settle.fn(job, registered, steps.judge.fn(job, registered))
+        found = settling.settle.fn(job, registered, steps.judge.fn(job, registered))
     answer: dict[str, Any] = found
     return answer
 
@@ -166,7 +166,7 @@ def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> No
     decision = steps.judge.fn(job, registered)
     assert decision.verdict == "promoted"
     promotion.reject(home, f"{MODEL}/2", "smears", who="ada")
-    answer = steps.settle.fn(job, registered, decision)
+    answer = settling.settle.fn(job, registered, decision)
     assert verdict(answer) == ("refused", False, 1) and "was rejected on" in answer["decision"]["reasons"][0]
 
 
@@ -229,14 +229,14 @@ def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_die
 
     owner, name = {
         "project": (stores, "project"),
-        "page": (steps.page, "write"),
+        "page": (settling.page, "write"),
         "attach": (Tracking, "attach"),
         "set_tags": (Tracking, "set_tags"),
-        "artifacts": (steps.show, "decision"),
+        "artifacts": (settling.show, "decision"),
     }[point]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, dies)
-        steps.settle.fn(job, registered, decision)
+        settling.settle.fn(job, registered, decision)
     assert verdict(run(home, 2)) == ("promoted", True, 2)
     assert [row.version for row in stores.ledger(home).rows(MODEL)] == [1, 2]
     assert job.tracking.aliases(MODEL) == {"champion": 2}
@@ -271,7 +271,7 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
         def settle(number: int) -> None:
             start.wait(60)  # noqa: B023
             time.sleep(delays[number])  # noqa: B023
-            answer = steps.settle.fn(found[number], versions[number], decisions[number])  # noqa: B023
+            answer = settling.settle.fn(found[number], versions[number], decisions[number])  # noqa: B023
             verdicts[number] = answer["decision"]["verdict"]  # noqa: B023
 
         delays = {number: trial.random.uniform(0.0, 0.01) for number in (2, 3)}
