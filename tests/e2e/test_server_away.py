@@ -14,6 +14,7 @@ from remint import jobs
 from remint.home import Home
 from tests.e2e.team import Team
 from tests.prefect_server import PrefectServer
+from tests.s3 import free_port
 from tests.trials import Trials
 
 
@@ -42,6 +43,14 @@ def test_a_run_lives_through_a_server_that_is_away(trials: Trials, template: Pat
             trial.note(completed=1, effects_repeated=0)
     finally:
         server.stop()
+
+
+def test_a_server_that_is_not_there_is_said_in_a_line(team: Team) -> None:
+    """Prefect's client has a traceback for it, and not an error of its own."""
+    team.api = f"http://127.0.0.1:{free_port()}/api"
+    for command in (["run", "digits-flow"], ["deploy"]):
+        said = team.remint(*command, status=1).stderr
+        assert f"error: Prefect's server at {team.api} cannot be reached: " in said.splitlines()[-1], said
 
 
 def _states(server: PrefectServer) -> dict[str, int]:
