@@ -64,11 +64,11 @@ def status(served: Served, headers: dict[str, str] | None = None) -> int | None:
 
 
 def distrusted(served: Served) -> bool:
-    """Whether a server shows a certificate that is not believed here."""
+    """Whether a server shows a certificate that is not believed here, also since there is no file to believe it by."""
     try:
         ask(served, served.path, {})
     except (OSError, ValueError) as error:
-        return DISTRUST in str(error)
+        return DISTRUST in str(error) or isinstance(error, FileNotFoundError)
     return False
 
 

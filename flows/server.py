@@ -21,7 +21,7 @@ from typing import Any
 
 from flows import asked
 from remint import processes
-from remint.errors import OrchestrationError
+from remint.errors import OrchestrationError, SettingsError
 from remint.home import Home
 from remint.step import PARENT, lineage
 from remint.versioning import last_words
@@ -81,7 +81,10 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL") or (stack(home) or {}).get("prefect")
     if given:
         os.environ["PREFECT_API_URL"] = given
-        if asked.status(asked.prefect(given), asked.credentials()) in asked.REFUSED:
+        served = asked.prefect(given)
+        if given.startswith("https") and not os.access(served.certificates or "", os.R_OK):
+            raise SettingsError(f"PREFECT_API_SSL_CERT_FILE: {served.certificates} cannot be read")
+        if asked.status(served, asked.credentials()) in asked.REFUSED:
             raise OrchestrationError(
                 f"Prefect's server at {asked.without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
                 "PREFECT_API_KEY) as the server has it"

@@ -184,24 +184,27 @@ def test_4_a_run_with_the_settings_of_a_worker(team: Remote) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "words"),
+    ("variable", "value", "status", "words"),
     [
-        ("PREFECT_API_SSL_CERT_FILE", "trusted here"),
-        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "trusted here"),
-        ("PGSSLROOTCERT", "root certificate file"),
+        ("PREFECT_API_SSL_CERT_FILE", "", 1, "trusted here"),
+        ("PREFECT_API_SSL_CERT_FILE", "/nowhere.pem", 2, "PREFECT_API_SSL_CERT_FILE"),
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "", 1, "trusted here"),
+        ("PGSSLROOTCERT", "", 1, "root certificate file"),
     ],
 )
-def test_5_an_authority_that_is_not_named_is_said_in_a_line(team: Remote, variable: str, words: str) -> None:
+def test_5_an_authority_that_is_not_named_is_said_in_a_line(
+    team: Remote, variable: str, value: str, status: int, words: str
+) -> None:
     assert variable in TRUST
-    team.own = {variable: ""}
+    team.own = {variable: value}
     try:
-        done = team.remint("run", "digits-flow", "--set", "training.seed=1", status=1)
+        done = team.remint("run", "digits-flow", "--set", "training.seed=1", status=status)
         found = json.loads(team.remint("doctor", "--json", status=1).stdout)
     finally:
         team.own = {}
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and words in last, done.stderr
-    assert len(found) == 1 and words in found[0]["what"], found
+    assert len(found) == 1 and words in found[0]["what"] + found[0]["do"], found
     if words == "trusted here":
         assert variable in last and variable in found[0]["what"] + found[0]["do"]
 

@@ -27,9 +27,9 @@ ATTEMPTS = 9  # times that a request is sent whose reply is lost: for 13 seconds
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
 AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code where its database refused, or went away
+LOST = ("INTERNAL_ERROR", AWAY)  # its codes where it does not know whether a request was done
 DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word
 TRUST = "name the file of the authority that it is of in MLFLOW_TRACKING_SERVER_CERT_PATH"
-LOST = ("INTERNAL_ERROR", AWAY)  # its codes where it does not know whether a request was done
 
 Made = TypeVar("Made")
 Answer = TypeVar("Answer")
