@@ -14,6 +14,8 @@ from remint.addresses import without_user
 
 PATIENCE = 5  # seconds
 REFUSED = (401, 403)
+DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, in the errors of all that stand on it
+TRUST = "name the file of the authority that it is of in PREFECT_API_SSL_CERT_FILE"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,11 @@ class Served:
 
 
 def prefect(address: str) -> Served:
-    return Served("Prefect", address, "admin/version", os.environ.get("PREFECT_API_SSL_CERT_FILE"))
+    """Prefect's client reads these variables, too, and then certifi's file rather than the system's."""
+    import certifi
+
+    named = os.environ.get("PREFECT_API_SSL_CERT_FILE") or os.environ.get("SSL_CERT_FILE")
+    return Served("Prefect", address, "admin/version", named or certifi.where())
 
 
 def mlflow(address: str) -> Served:
@@ -51,6 +57,15 @@ def status(served: Served, headers: dict[str, str] | None = None) -> int | None:
         return error.code
     except (OSError, ValueError):
         return None
+
+
+def distrusted(served: Served) -> bool:
+    """Whether a server shows a certificate that is not believed here, also since there is no file to believe it by."""
+    try:
+        ask(served, served.path, {})
+    except (OSError, ValueError) as error:
+        return DISTRUST in str(error) or isinstance(error, FileNotFoundError)
+    return False
 
 
 def ask(served: Served, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, Any]:

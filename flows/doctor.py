@@ -92,15 +92,23 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
     served = asked.prefect(address)
     answer = asked.status(served, asked.credentials())
     if answer != 200:
-        refuses = answer in asked.REFUSED
+        refuses, distrusted = answer in asked.REFUSED, answer is None and asked.distrusted(served)
         yield Symptom(
             about="prefect",
             level="missing",
             what=f"Prefect at {without_user(address)} "
-            + ("refuses these credentials." if refuses else f"does not answer{f' ({answer})' if answer else ''}."),
+            + (
+                "refuses these credentials."
+                if refuses
+                else "shows a certificate that is not trusted here."
+                if distrusted
+                else f"does not answer{f' ({answer})' if answer else ''}."
+            ),
             why="No run can begin.",
             do="Set PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) as the server has it."
             if refuses
+            else f"{asked.TRUST[0].upper()}{asked.TRUST[1:]}."
+            if distrusted
             else "Start the server, or correct PREFECT_API_URL (https://host/api); unset it for a temporary one.",
         )
     elif scheduled and not _has_worker(served):

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 from flows import asked
 from remint import processes
 from remint.addresses import without_user
-from remint.errors import OrchestrationError
+from remint.errors import OrchestrationError, SettingsError
 from remint.home import Home
 from remint.step import PARENT, lineage
 from remint.versioning import last_words
@@ -87,12 +86,16 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL") or (stack(home) or {}).get("prefect")
     if given:
         os.environ["PREFECT_API_URL"] = given
-        if asked.status(asked.prefect(given), asked.credentials()) in asked.REFUSED:
+        served = asked.prefect(given)
+        if given.startswith("https") and not os.access(served.certificates or "", os.R_OK):
+            raise SettingsError(f"PREFECT_API_SSL_CERT_FILE: {served.certificates} cannot be read")
+        if asked.status(served, asked.credentials()) in asked.REFUSED:
             raise OrchestrationError(
                 f"Prefect's server at {without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
                 "PREFECT_API_KEY) as the server has it"
             )
-        yield given
+        with _door(given):
+            yield given
         return
     with _temporary(home, say) as url:
         try:
@@ -100,6 +103,24 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         finally:
             _drain()
             del os.environ["PREFECT_API_URL"]
+
+
+@contextmanager
+def _door(address: str) -> Iterator[None]:
+    """A server that cannot be reached as one of our errors: Prefect's client gives httpx's, or a bare RuntimeError around it."""
+    try:
+        yield
+    except Exception as error:
+        import httpx
+
+        wrapped = isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+        reason = error.__cause__ if wrapped else error
+        if not isinstance(reason, httpx.TransportError):
+            raise
+        why = str(reason) or type(reason).__name__
+        if asked.DISTRUST in why:
+            why = f"its certificate is not trusted here; {asked.TRUST}"
+        raise OrchestrationError(f"Prefect's server at {without_user(address)} cannot be reached: {why}") from error
 
 
 @contextmanager
@@ -190,8 +211,7 @@ def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: fl
 
 def healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310  http to this machine
-            return bool(answer.status == 200)
+        return asked.ask(asked.prefect(url), "health", {})[0] == 200
     except OSError:
         return False
 

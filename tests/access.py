@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -26,14 +27,27 @@ admin_username = admin
 auth_cache_ttl_seconds = 60
 """
 
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH')}{os.pathsep}/usr/sbin")
+HTTP = """{user}
+daemon off; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    {servers}
+}}
+"""
+
 
 @dataclass
 class Running:
-    """A server at ``address``. ``log``: all that it said."""
+    """A server at ``address``. ``log``: all that it said. ``trusted``: file of the certificates that it is believed by."""
 
     address: str
     process: subprocess.Popen[bytes]
     log: Path
+    trusted: Path | None = None
 
     def ask(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> tuple[int, bytes]:
         """Status and body. ``who``: user:password."""
@@ -42,8 +56,9 @@ class Running:
             said["Authorization"] = f"Basic {base64.b64encode(who.encode()).decode()}"
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, said, method=method)
+        context = ssl.create_default_context(cafile=self.trusted) if self.trusted else None
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60, context=context) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -58,41 +73,44 @@ class Running:
 
 
 @contextmanager
-def _running(command: list[str], address: str, environment: Mapping[str, str], log: Path) -> Iterator[Running]:
+def running(
+    command: list[str], address: str, environment: Mapping[str, str], log: Path, trusted: Path | None = None
+) -> Iterator[Running]:
     """A server that dies with the tests, until it answers /health of ``address`` and then until the block ends."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, sys.executable, *command],
+            [sys.executable, "-c", SERVE, *command],
             env={**os.environ, **environment},
             stdout=output,
             stderr=output,
         )
-    running = Running(address, process, log)
+    server = Running(address, process, log, trusted)
     try:
         deadline = time.monotonic() + 180
         while True:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             try:
-                if running.status("GET", "/health") == 200:
+                if server.status("GET", "/health") == 200:
                     break
             except OSError:
-                time.sleep(0.2)
-        yield running
+                pass
+            time.sleep(0.2)
+        yield server
     finally:
         process.terminate()
         process.wait(timeout=60)
 
 
 @contextmanager
-def prefect(template: Path, folder: Path, auth: str | None) -> Iterator[Running]:
+def prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iterator[Running]:
     """Prefect's server on a copy of ``template``. ``auth``: user:password, in each request; None: nobody is asked."""
     shutil.copytree(template, folder)
     port = free_port()
     own = {} if auth is None else {"PREFECT_SERVER_API_AUTH_STRING": auth}
-    environment = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **own}
-    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _running(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as running:
-        yield running
+    environment = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **own, **more}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as server:
+        yield server
 
 
 def mlflow_environment(database: Path, folder: Path, port: int, password: str) -> dict[str, str]:
@@ -122,5 +140,28 @@ def mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator
     shutil.copy(template, folder / "mlflow.db")
     port = free_port()
     environment = {**mlflow_environment(folder / "mlflow.db", folder, port, password), **more}
-    with _running(MLFLOW, f"http://127.0.0.1:{port}", environment, folder / "log") as running:
-        yield running
+    with running([sys.executable, *MLFLOW], f"http://127.0.0.1:{port}", environment, folder / "log") as server:
+        yield server
+
+
+@contextmanager
+def nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iterator[Running]:
+    """nginx with these server blocks; ``address``: one of them that answers /health."""
+    assert NGINX is not None
+    user = "user root;" if os.geteuid() == 0 else ""  # its workers write where the tests do
+    (folder / "nginx.conf").write_text(HTTP.format(user=user, folder=folder, servers="\n".join(servers)))
+    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    with running(command, address, {}, folder / "nginx.log", trusted) as server:
+        yield server
+
+
+def certify(folder: Path) -> tuple[Path, Path, Path]:
+    """Files of a private authority, and of a certificate for localhost and its key."""
+    (folder / "names").write_text("subjectAltName=DNS:localhost")
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
+        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out asked.pem",
+        "x509 -req -in asked.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out certificate.pem",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    return folder / "ca.pem", folder / "certificate.pem", folder / "key.pem"

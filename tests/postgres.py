@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.s3 import free_port
 
 
 @dataclass
@@ -21,10 +24,15 @@ class Postgres:
     folder: Path
     bin: Path
     user: str | None  # None: the account that runs the tests
+    port: int = 5432  # names the socket; of localhost, too, after listen()
+    options: str = "-c listen_addresses="
 
     @property
     def url(self) -> str:
-        return f"postgresql://remint@/postgres?host={self.folder}"
+        return self._address("postgres")
+
+    def _address(self, database: str) -> str:
+        return f"postgresql://remint@/{database}?host={self.folder}&port={self.port}"
 
     def control(self, *arguments: str) -> None:
         log = str(self.folder / "log")
@@ -32,7 +40,7 @@ class Postgres:
         subprocess.run(command, check=True, capture_output=True, user=self.user, cwd="/")
 
     def start(self) -> None:
-        self.control("-o", f"-k {self.folder} -c listen_addresses= -c fsync=off", "start")
+        self.control("-o", f"-k {self.folder} -p {self.port} -c fsync=off {self.options}", "start")
 
     def stop(self) -> None:
         self.control("-m", "immediate", "stop")
@@ -53,7 +61,21 @@ class Postgres:
     def database(self, name: str) -> str:
         """The address of a new, empty database."""
         self.execute(f'CREATE DATABASE "{name}"')
-        return f"postgresql://remint@/{name}?host={self.folder}"
+        return self._address(name)
+
+    def listen(self, certificate: Path, key: Path) -> None:
+        """Starts it again, open to localhost over TLS with passwords."""
+        data = self.folder / "data"
+        for source, name in ((certificate, "server.crt"), (key, "server.key")):
+            shutil.copy(source, data / name)
+            (data / name).chmod(0o600)
+            if self.user:
+                shutil.chown(data / name, self.user)
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"hostssl all all all scram-sha-256\nhost all all all reject\n{rules.read_text()}")
+        self.stop()
+        self.port, self.options = free_port(), "-c listen_addresses=localhost -c ssl=on"
+        self.start()
 
 
 def _binaries() -> Path | None:
@@ -65,6 +87,13 @@ def _binaries() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
+    with fresh() as server:
+        yield server
+
+
+@contextmanager
+def fresh() -> Iterator[Postgres]:
+    """A server of one's own, on a socket only. Skips the test where that cannot be."""
     pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     binaries = _binaries()
     if binaries is None:

@@ -16,6 +16,7 @@ from remint import jobs
 from remint.home import Home
 from tests.e2e.team import Team
 from tests.prefect_server import PrefectServer
+from tests.s3 import free_port
 from tests.trials import Trials
 
 
@@ -59,6 +60,14 @@ def test_a_temporary_server_that_is_killed_is_started_again(lone_team: Team, tmp
     assert "promoted" in log.read_text() and "ERROR" not in log.read_text()
     with sqlite3.connect(lone_team.folder / ".remint/prefect/prefect.db") as database:
         assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("COMPLETED",)]
+
+
+def test_a_server_that_is_not_there_is_said_in_a_line(team: Team) -> None:
+    """Prefect's client has a traceback for it, and not an error of its own."""
+    team.api = f"http://127.0.0.1:{free_port()}/api"
+    for command in (["run", "digits-flow"], ["deploy"]):
+        said = team.remint(*command, status=1).stderr
+        assert f"error: Prefect's server at {team.api} cannot be reached: " in said.splitlines()[-1], said
 
 
 def _states(server: PrefectServer) -> dict[str, int]:

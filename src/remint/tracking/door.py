@@ -29,6 +29,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
 AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code where its database refused, or went away
 LOST = ("INTERNAL_ERROR", AWAY)  # its codes where it does not know whether a request was done
+DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word
+TRUST = "name the file of the authority that it is of in MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 Made = TypeVar("Made")
 Answer = TypeVar("Answer")
@@ -65,8 +67,24 @@ def client(uri: str, lock: Path) -> MlflowClient:
             MlflowClient(f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
             unfinished.rename(place)
         opened = cast("MlflowClient", _Patient(MlflowClient(uri, registry_uri=uri)))
-        opened.search_experiments(max_results=1)
+        _greet(opened, uri)
     return opened
+
+
+def _greet(client: MlflowClient, uri: str) -> None:
+    """A first request. A certificate that is not believed will not be believed later: MLflow would ask for four minutes."""
+    from mlflow.exceptions import MlflowException
+
+    if uri.startswith("https:"):
+        try:
+            with _no_retries():
+                client.search_experiments(max_results=1)
+        except MlflowException as error:
+            if DISTRUST in str(error):
+                raise
+        else:
+            return
+    client.search_experiments(max_results=1)
 
 
 class _Patient:
@@ -209,6 +227,8 @@ def door(what: str) -> Iterator[None]:
             raise StorageError(f"no room to {what}: {line}; nothing half-made is left; free space and run again") from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"MLflow could not {what}: {line}") from error
+        if DISTRUST in line and type(error).__module__.startswith("mlflow."):
+            line = f"its server's certificate is not trusted here; {TRUST}"
         raise TrackingError(f"MLflow could not {what}: {line}") from error
 
 

@@ -1,0 +1,220 @@
+"""The production page's proxy, databases and settings, taken out of the page and run: a team's servers over TLS.
+
+Only addresses, ports, passwords and files are put in. The names are all localhost, which needs no change to the machine; so the
+two servers have a port each where the page has a name each.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import shutil
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
+
+from remint import config
+from tests import access
+from tests.access import Running
+from tests.e2e.team import SOURCE, Team
+from tests.e2e.test_s3 import PIPELINE
+from tests.postgres import fresh
+from tests.s3 import free_port
+
+pytestmark = pytest.mark.soak
+PAGE = (SOURCE / "docs/how-to/production.md").read_text()
+PASSWORD, USER, JOBS = "planted-for-the-proxy", "remint:planted-for-the-proxy", "jobs:planted-for-the-proxy"
+SERVERS, MIB = ("prefect", "mlflow"), 2**20
+OF_A_HOST = ("PATH", "REMINT_HOME", "PREFECT_HOME", "REMINT_DVC_REMOTE", "MLFLOW_HOST", "MLFLOW_PORT")  # the tests have their own
+TRUST = re.findall(r"`([A-Z_]+)`", next(line for line in PAGE.splitlines() if line.startswith("A private certificate authority")))
+PLAIN = "server {{ listen {port}; location / {{ proxy_pass http://127.0.0.1:{to}; proxy_set_header Host $host; }} }}"
+
+
+def block(after: str, filled: dict[str, str]) -> str:
+    """The page's first block of code after some words, with what a team fills in."""
+    text = PAGE.partition(after)[2].partition("```")[2].partition("\n")[2].partition("```")[0]
+    for word, value in filled.items():
+        text = value.join(re.split(rf"(?<![A-Z_]){re.escape(word)}", text))  # PASSWORD is part of variables' names, too
+    return text
+
+
+def variables(after: str, filled: dict[str, str]) -> dict[str, str]:
+    lines = (line.partition("=") for line in block(after, filled).splitlines())
+    return {name: value for name, _, value in lines if name not in OF_A_HOST}
+
+
+@dataclass(kw_only=True)
+class Remote(Team):
+    """A host with the worker's settings. ``plain``: the same servers' addresses without TLS."""
+
+    prefect: Running
+    mlflow: Running
+    authority: Path
+    plain: dict[str, str]
+    worker: dict[str, str]
+    own: dict[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in super().environment().items() if name not in TRUST}
+        both = {**kept, **dict.fromkeys(TRUST, str(self.authority)), **self.worker, **self.own}
+        return {name: value for name, value in both.items() if value}
+
+    def context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.authority)
+
+
+@pytest.fixture(scope="module")
+def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    if access.NGINX is None:
+        pytest.skip("nginx is not installed: apt-get install nginx")
+    folder = tmp_path_factory.mktemp("proxy")
+    authority, certificate, key = access.certify(folder)
+    ports, plain = {name: free_port() for name in SERVERS}, {name: free_port() for name in SERVERS}
+    with ExitStack() as stack:
+        postgres = stack.enter_context(fresh())
+        postgres.listen(certificate, key)
+        filled = {
+            **{f"https://{name}.example.org": f"https://localhost:{port}" for name, port in ports.items()},
+            "mlflow.example.org": "localhost",
+            "db.example.org": f"localhost:{postgres.port}",
+            "/etc/remint/ca.pem": str(authority),
+            "/etc/remint/basic_auth.ini": str(folder / "basic_auth.ini"),
+            "s3://bucket/mlflow": str(folder / "files"),
+            "PASSWORD": PASSWORD,
+        }
+        for statement in filter(str.strip, block("## PostgreSQL", {"...": PASSWORD}).split(";")):
+            postgres.execute(statement)
+        (folder / "basic_auth.ini").write_text(block("`/etc/remint/basic_auth.ini`", filled))
+        own = variables("`/etc/remint/prefect.env`", filled)
+        prefect = access.prefect(template / ".remint/prefect", folder / "prefect", own["PREFECT_SERVER_API_AUTH_STRING"], **own)
+        own = variables("`/etc/remint/mlflow.env`", filled)
+        mlflow = access.mlflow(template / ".remint/mlflow/mlflow.db", folder / "mlflow", PASSWORD, **own)
+        behind = {"prefect": stack.enter_context(prefect), "mlflow": stack.enter_context(mlflow)}
+        blocks = []
+        for name, server in behind.items():
+            to = server.address.removesuffix("/api").rpartition(":")[2]
+            place = {"443": str(ports[name]), "mlflow.example.org": "localhost", ":5000": f":{to}"}
+            files = {"/etc/ssl/mlflow.pem": str(certificate), "/etc/ssl/mlflow.key": str(key)}
+            blocks += [block("nginx, in full", {**place, **files}), PLAIN.format(port=plain[name], to=to)]
+        front = stack.enter_context(access.nginx(blocks, folder, f"https://localhost:{ports['mlflow']}", authority))
+        jobs = {"username": "jobs", "password": PASSWORD}
+        front.json("POST", "/api/2.0/mlflow/users/create", f"admin:{PASSWORD}", jobs)
+        shutil.copytree(template, folder / "team", symlinks=True)
+        shutil.rmtree(folder / "team/.remint")
+        team = Remote(
+            folder=folder / "team",
+            prefect=Running(f"https://localhost:{ports['prefect']}/api", front.process, front.log, authority),
+            mlflow=front,
+            authority=authority,
+            plain={
+                "PREFECT_API_URL": f"http://localhost:{plain['prefect']}/api",
+                "MLFLOW_TRACKING_URI": f"http://localhost:{plain['mlflow']}",
+            },
+            worker=variables("`/etc/remint/worker.env`", filled),
+        )
+        content = config.read(team.folder)
+        content["pipelines"] = {
+            "digits-flow": {**PIPELINE, "dataset": "digits", "model": {"couplings": 2, "hidden": 512, "bins": 4}}
+        }
+        config.write(content, team.folder)
+        team.sh("git commit -qam small")
+        yield team
+
+
+def test_1_nobody_gets_in_without_a_name_and_tls(team: Remote) -> None:
+    """A stranger, plain HTTP at the port of HTTPS, and another server's name."""
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    for server, path, who in ((team.prefect, "/admin/version", USER), (team.mlflow, search, JOBS)):
+        assert [server.status("GET", path, each) for each in (None, f"{who}-wrong", who)] == [401, 401, 200]
+        port = int(server.address.removesuffix("/api").rpartition(":")[2])
+        plain = http.client.HTTPConnection("localhost", port, timeout=60)
+        plain.request("GET", "/health")
+        answer = plain.getresponse()
+        assert answer.status == 400 and b"plain HTTP request was sent to HTTPS port" in answer.read()
+        with (
+            socket.create_connection(("localhost", port), timeout=60) as bare,
+            pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"),
+        ):
+            team.context().wrap_socket(bare, server_hostname="other.example.org")
+
+
+def test_2_a_redirection_stays_with_https(team: Remote) -> None:
+    """A server that does not hear of the TLS in front of it sends its callers, with their passwords, to plain HTTP."""
+    place = team.prefect.address.removeprefix("https://").removesuffix("/api")
+    asked = http.client.HTTPSConnection(place, timeout=60, context=team.context())
+    asked.request("GET", "/api/admin/version/", headers={"Authorization": f"Basic {base64.b64encode(USER.encode()).decode()}"})
+    answer = asked.getresponse()
+    assert answer.status == 307 and str(answer.getheader("Location")).startswith("https://"), answer.getheader("Location")
+
+
+@pytest.mark.parametrize("path", ["events/in", "events/out", "logs/out"])
+def test_3_websockets_pass_and_ask_for_the_password(team: Remote, path: str) -> None:
+    address = f"{team.prefect.address.replace('https', 'wss')}/{path}"
+    for word in (USER, f"{USER}-wrong"):
+        with connect(address, ssl=team.context(), subprotocols=[Subprotocol("prefect")]) as channel:
+            channel.send(json.dumps({"type": "auth", "token": word}))
+            if word == USER:
+                assert json.loads(channel.recv(timeout=60))["type"] == "auth_success"
+            else:
+                with pytest.raises(ConnectionClosedError, match="Invalid token"):
+                    channel.recv(timeout=60)
+
+
+def test_4_a_run_with_the_settings_of_a_worker(team: Remote) -> None:
+    (outcome,) = json.loads(team.remint("run", "digits-flow", "--json").stdout)
+    assert outcome["decision"]["verdict"] == "promoted"
+    (version,) = json.loads(team.remint("models", "--json").stdout)
+    assert version["aliases"] == ["champion"]
+    files = [each.stat().st_size for each in (team.folder.parent / "files").rglob("*.safetensors")]
+    assert max(files) > 2 * MIB, files  # nginx takes 1 MiB where it is not told otherwise
+    assert not (team.folder / ".remint/mlflow").exists() and not (team.folder / ".remint/ledger.db").exists()
+    found = team.prefect.json("POST", "/events/filter", USER, {"filter": {"event": {"name": ["prefect.task-run.Completed"]}}})
+    assert found["total"] > 0  # a client's word of its tasks goes by websocket only
+    assert team.json("audit") == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "status", "words"),
+    [
+        ("PREFECT_API_SSL_CERT_FILE", "", 1, "trusted here"),
+        ("PREFECT_API_SSL_CERT_FILE", "/nowhere.pem", 2, "PREFECT_API_SSL_CERT_FILE"),
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "", 1, "trusted here"),
+        ("PGSSLROOTCERT", "", 1, "root certificate file"),
+    ],
+)
+def test_5_an_authority_that_is_not_named_is_said_in_a_line(
+    team: Remote, variable: str, value: str, status: int, words: str
+) -> None:
+    assert variable in TRUST
+    team.own = {variable: value}
+    try:
+        done = team.remint("run", "digits-flow", "--set", "training.seed=1", status=status)
+        found = json.loads(team.remint("doctor", "--json", status=1).stdout)
+    finally:
+        team.own = {}
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and words in last, done.stderr
+    assert len(found) == 1 and words in found[0]["what"] + found[0]["do"], found
+    if words == "trusted here":
+        assert variable in last and variable in found[0]["what"] + found[0]["do"]
+
+
+def test_6_the_doctor_warns_of_plain_http_only(team: Remote) -> None:
+    assert team.json("doctor") == []
+    team.own = team.plain
+    try:
+        found = json.loads(team.remint("doctor", "--json", status=1).stdout)
+    finally:
+        team.own = {}
+    assert [(each["level"], each["what"].split()[0]) for each in found] == [("warning", "Prefect"), ("warning", "MLflow")], found
+    assert all("plain HTTP" in each["what"] for each in found)
