@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from remint.data.sampler import batch_indices
 from remint.distributed.world import World
-from remint.models.contract import Batch, Model, Phase
+from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.training.checkpoint import Checkpoints
-from remint.training.loop import train
+from remint.training.loop import learning_rate_factor, train
+from remint.training.randomness import BATCH
 from remint.training.state import TrainingState
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -108,3 +110,24 @@ def fit(
             checkpoints=checkpoints,
             stop=stop,
         )
+
+
+def by_hand(steps: Iterable[int], *, weight_decay: float, clip: float | None) -> tuple[nn.Parameter, Tensor, list[float]]:
+    """The oracle: these steps of Line's training by torch's AdamW, as SETTINGS say. Weight, its moving average, losses."""
+    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
+    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=weight_decay)
+    average, losses = torch.tensor([2.0, -1.0]), []
+    for step in steps:
+        x = X_NCHW[batch_indices(10, 4, 11, step).tolist()].float().flatten()
+        noise = standard_normal((4, 1), 11, BATCH, step, 0).flatten()
+        loss = ((weight[0] - x).square() + (weight[1] - noise).square()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([weight], clip)
+        optimizer.param_groups[0]["lr"] = 0.05 * learning_rate_factor(step, 8, 0.25, 0.1)
+        optimizer.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight.detach()
+        losses.append(loss.item())
+    return weight, average, losses

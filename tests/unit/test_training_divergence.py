@@ -17,12 +17,10 @@ from remint.data.sampler import batch_indices
 from remint.distributed.machine import deterministic
 from remint.errors import Interrupted, StepError
 from remint.manifest import verify
-from remint.models.contract import Batch, Phase, standard_normal
+from remint.models.contract import Batch, Phase
 from remint.training.checkpoint import Checkpoints
-from remint.training.loop import learning_rate_factor
-from remint.training.randomness import BATCH
 from remint.training.state import Ending, TrainingState
-from tests.loop_cases import X_NCHW, Cliff, Fit, Line, fit
+from tests.loop_cases import Cliff, Fit, Line, by_hand, fit
 
 
 @pytest.fixture(autouse=True)
@@ -131,20 +129,7 @@ def test_what_is_left_out_is_one_step_of_adamw(tmp_path: Path) -> None:
     """The rest is the training without it: same batches, same learning rates, moments that never saw it."""
     model, phases = breaking({3, 4}, "gradient", 0)
     state = fit(tmp_path, model, phases, validate_every=1)
-    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
-    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0)
-    average, losses = torch.tensor([2.0, -1.0]), []
-    for step in (0, 1, 2, 5, 6, 7):
-        x = X_NCHW[batch_indices(10, 4, 11, step).tolist()].float().flatten()
-        noise = standard_normal((4, 1), 11, BATCH, step, 0).flatten()
-        loss = ((weight[0] - x).square() + (weight[1] - noise).square()).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.param_groups[0]["lr"] = 0.05 * learning_rate_factor(step, 8, 0.25, 0.1)
-        optimizer.step()
-        decay = min(0.9, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * weight.detach()
-        losses.append(loss.item())
+    weight, average, losses = by_hand((0, 1, 2, 5, 6, 7), weight_decay=0.0, clip=None)
     torch.testing.assert_close(model.weight, weight)
     torch.testing.assert_close(state.average.model.state_dict()["weight"], average)
     assert [row["fit_loss"] for row in state.rows if "fit_loss" in row] == pytest.approx(losses, rel=1e-6)

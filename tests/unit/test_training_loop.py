@@ -8,22 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from remint.data.sampler import batch_indices
 from remint.distributed.machine import deterministic
 from remint.distributed.world import World
 from remint.errors import Interrupted
-from remint.models.contract import Batch, Model, Phase, standard_normal
+from remint.models.contract import Batch, Model, Phase
 from remint.records import DataSpec
 from remint.training import guard as guard_module
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
 from remint.training.loop import learning_rate_factor
-from remint.training.randomness import BATCH, batch_noise
+from remint.training.randomness import batch_noise
 from remint.training.state import Ending, Row
 from remint.training.validation import scorer
-from tests.loop_cases import ONE, X_NCHW, Fit, Line, fit
+from tests.loop_cases import ONE, Fit, Line, by_hand, fit
 
 
 @pytest.fixture(autouse=True)
@@ -35,23 +34,7 @@ def one_thread() -> Iterator[None]:
 def test_it_is_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) -> None:
     model = Line()
     state = fit(tmp_path, model, [Fit(model)], weight_decay=0.01, gradient_clip=1.0, validate_every=1)
-
-    weight = nn.Parameter(torch.tensor([2.0, -1.0]))
-    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.01)
-    average, losses = torch.tensor([2.0, -1.0]), []
-    for step in range(8):
-        x = X_NCHW[batch_indices(10, 4, 11, step).tolist()].float().flatten()
-        noise = standard_normal((4, 1), 11, BATCH, step, 0).flatten()
-        loss = ((weight[0] - x).square() + (weight[1] - noise).square()).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([weight], 1.0)
-        optimizer.param_groups[0]["lr"] = 0.05 * learning_rate_factor(step, 8, 0.25, 0.1)
-        optimizer.step()
-        decay = min(0.9, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * weight.detach()
-        losses.append(loss.item())
-
+    weight, average, losses = by_hand(range(8), weight_decay=0.01, clip=1.0)
     torch.testing.assert_close(model.weight, weight)
     torch.testing.assert_close(state.average.model.state_dict()["weight"], average)
     assert [row["fit_loss"] for row in state.rows] == pytest.approx(losses, rel=1e-6)
