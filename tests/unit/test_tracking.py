@@ -177,7 +177,7 @@ def test_what_is_not_there_is_said_with_what_is(store: Tracking, bundle: Path) -
     cases.register(store, bundle)
     for ref, says in {
         "digits-flo": "did you mean 'digits-flow'",
-        "digits-flow": "has no champion: it has no alias yet",
+        "digits-flow": "digits-flow has no champion yet, nor any other alias",
         "digits-flow/9": "has no version 9",
         "digits-flow/x": "has no version x",
         "it's": "unknown model",
@@ -201,6 +201,8 @@ def test_aliases_are_set_moved_and_taken_away(store: Tracking, bundle: Path, tmp
         "challenger",
         "champion",
     )
+    with pytest.raises(NotFoundError, match="digits-flow has no chalenger, only challenger and champion; remint models"):
+        store.version("digits-flow@chalenger")
     store.set_alias("digits-flow", "challenger", None)
     assert store.aliases("digits-flow") == {"champion": 2} and store.aliases("nobody") == {}
     assert [version.version for version in store.versions("digits-flow", newest=1)] == [2]

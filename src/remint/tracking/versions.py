@@ -80,8 +80,8 @@ class Registry(Runs):
             raise NotFoundError(f"{hint}; remint models lists what there is")
         if number:
             raise NotFoundError(f"{name} has no version {number}; remint models {name} lists what there is")
-        others = f"it has {', '.join(sorted(aliases))}" if aliases else "it has no alias yet"
-        raise NotFoundError(f"{name} has no {alias}: {others}; remint models {name} lists its versions")
+        others = f"no {alias}, only {' and '.join(sorted(aliases))}" if aliases else f"no {alias} yet, nor any other alias"
+        raise NotFoundError(f"{name} has {others}; remint models {name} lists its versions")
 
     def aliases(self, name: str) -> dict[str, int]:
         """The version that each alias of a model stands for; none where there is no such model."""
