@@ -5,6 +5,7 @@ The whole way, with dvc and MLflow, is in tests/e2e/test_s3.py; here the stores 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 
 from flows import champion
 from remint import manifest
-from remint.errors import RunError, VersioningError
+from remint.errors import RunError, StepError, VersioningError
 from remint.judging import EvaluationSettings
 from remint.records import DatasetVersion, DataSpec, Drift, EvaluationReport, Evidence, Leakage, ModelVersion, canonical
 
@@ -158,3 +159,22 @@ def test_the_same_data_give_no_drift_and_nothing_is_fetched(tmp_path: Path, meas
     found = champion.evidence(job, 1)
     assert found.drift is None and found.evidence is not None and measured == [None]
     assert found.leakage == LEAKAGE
+
+
+def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process, killed; where it fails by itself the champion is the one that cannot be compared."""
+    job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
+    job.dvc.folder, job.dvc.whole = tmp_path / "checkout", lambda *_: []
+    job.settings.dataset = "d"
+    job.record.folder.mkdir()
+    (tmp_path / "checkout/pipelines").mkdir(parents=True)
+    monkeypatch.setattr("remint.versioning.environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
+    program = tmp_path / "checkout/pipelines/evaluate.py"
+    program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(StepError, match=r"^p: the champion's evaluation was killed \(signal 9\): run again$"):
+        champion.evidence(job, 1)
+    program.write_text("raise SystemExit('no memory for it')\n")
+    shutil.rmtree(tmp_path / "former", ignore_errors=True)
+    assert champion.evidence(job, 1).why_not == "champion p/1 could not be measured again: no memory for it"

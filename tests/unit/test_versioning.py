@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from remint import config, plain, versioning, workspace
-from remint.errors import DataError, RepositoryError, VersioningError
+from remint.errors import DataError, RepositoryError, StepError, VersioningError
 from remint.home import Home
 
 WORK = """
-import pathlib, sys
+import os, pathlib, sys, time
 from remint import step
 from remint.errors import DataError
 
@@ -24,6 +24,9 @@ def main(key):
     mode = settings["    mode"]
     if mode == "refuse":
         raise DataError("the data of x is empty: fill it")
+    if mode == "killed":
+        os.kill(os.getppid(), 9)
+        time.sleep(60)
     if mode == "crash":
         raise RuntimeError("boom")
     step.emit("progress", step=1, steps=2)
@@ -112,6 +115,11 @@ def test_what_a_step_refuses_comes_back_as_the_same_error(open_workspace: Open) 
 def test_a_step_that_crashes_is_named_with_its_last_words(open_workspace: Open) -> None:
     with pytest.raises(VersioningError, match=r"work@x failed: .*(boom|work\.py)"):
         open_workspace("job", mode="crash").reproduce("work", "x", quiet)
+
+
+def test_a_dvc_that_is_killed_is_no_answer_of_dvcs(open_workspace: Open) -> None:
+    with pytest.raises(StepError, match=r"^dvc repro --single-item work@x was killed \(signal 9\): run again"):
+        open_workspace("job", mode="killed").reproduce("work", "x", quiet)
 
 
 def test_two_jobs_at_a_time_meet_no_lock(open_workspace: Open) -> None:

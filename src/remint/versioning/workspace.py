@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remint import processes
-from remint.errors import IntegrityError, RemintError, VersioningError, by_name
+from remint.errors import IntegrityError, RemintError, StepError, VersioningError, by_name
 from remint.home import Home
 from remint.step import EVENTS, RESTORE_ONLY
 from remint.versioning import presence
@@ -169,6 +169,8 @@ class Workspace:
         )
         if errors:
             raise errors[0]
+        if status < 0:
+            raise StepError(f"dvc {' '.join(arguments)} was killed (signal {-status}): run again (all of it: {log})")
         if status:
             raise VersioningError(f"dvc {' '.join(arguments)} failed: {last_words(log)} (all of it: {log})")
 
