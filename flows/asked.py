@@ -10,11 +10,10 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from remint.addresses import without_user
+from remint.addresses import DISTRUST, without_user
 
 PATIENCE = 5  # seconds
 REFUSED = (401, 403)
-DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, in the errors of all that stand on it
 TRUST = "name the file of the authority that it is of in PREFECT_API_SSL_CERT_FILE"
 
 

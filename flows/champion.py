@@ -15,6 +15,8 @@ from remint import manifest, processes, versioning
 from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError
 from remint.records import DatasetVersion, Drift, Evidence, Leakage, ModelVersion, digest
 
+FROM_OUTSIDE = (Interrupted, StepError)  # a process that was stopped or killed says nothing of the champion: the next run judges
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -38,7 +40,7 @@ def evidence(job: Retraining, version: int) -> Rival:
         own = job.evidence
         if holder.key == job.model.key:
             return Rival(own, leakage=own.report.leakage, folder=job.out("reports"))
-    except (Interrupted, StepError):  # a process that was killed says nothing of the champion: the next run judges
+    except FROM_OUTSIDE:
         raise
     except RemintError as error:
         return Rival(why_not=f"champion {job.pipeline}/{version} could not be measured again: {error}")
@@ -55,7 +57,7 @@ def evidence(job: Retraining, version: int) -> Rival:
         if (folder / "drift.json").exists():
             drift = Drift.read(folder / "drift.json")
         return Rival(found, drift=drift, leakage=found.report.leakage, folder=folder)
-    except (Interrupted, StepError):  # a process that was killed says nothing of the champion: the next run judges
+    except FROM_OUTSIDE:
         raise
     except RemintError as error:
         why = f"champion {holder.ref} could not be measured again: {error}"
@@ -99,7 +101,7 @@ def _former(job: Retraining, holder: ModelVersion) -> tuple[Path | None, Drift |
         if not same:
             shutil.rmtree(folder, ignore_errors=True)
             raise IntegrityError("what dvc gave back is not the dataset version that it was trained on")
-    except (Interrupted, StepError):  # a process that was killed says nothing of the champion: the next run judges
+    except FROM_OUTSIDE:
         raise
     except RemintError as error:
         why = f"what changed since the champion {holder.ref} was trained cannot be told, its data cannot be had: {error}"
@@ -144,9 +146,8 @@ def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> N
     )
     if status:
         shutil.rmtree(temporary, ignore_errors=True)
-    if status < 0:
-        raise StepError(f"{job.pipeline}: the champion's evaluation was killed (signal {-status}): run again")
-    if status:
+        if status < 0:
+            raise StepError(f"{job.pipeline}: the champion's evaluation was killed (signal {-status}): run again")
         raise RunError(versioning.last_words(log))
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)

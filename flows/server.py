@@ -22,7 +22,7 @@ from typing import Any
 
 from flows import asked
 from remint import processes
-from remint.addresses import without_user
+from remint.addresses import DISTRUST, without_user
 from remint.errors import OrchestrationError, SettingsError
 from remint.home import Home
 from remint.step import PARENT, lineage
@@ -118,7 +118,7 @@ def _door(address: str) -> Iterator[None]:
         if not isinstance(reason, httpx.TransportError):
             raise
         why = str(reason) or type(reason).__name__
-        if asked.DISTRUST in why:
+        if DISTRUST in why:
             why = f"its certificate is not trusted here; {asked.TRUST}"
         raise OrchestrationError(f"Prefect's server at {without_user(address)} cannot be reached: {why}") from error
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
+# OpenSSL's word for a server's certificate that is not trusted here, in the errors of all that stand on it.
+DISTRUST = "CERTIFICATE_VERIFY_FAILED"
+
 
 def without_user(address: str) -> str:
     """An address without the user and password that it may hold."""

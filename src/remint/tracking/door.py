@@ -15,7 +15,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from remint.addresses import with_driver
+from remint.addresses import DISTRUST, with_driver
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
 from remint.home import S3_PATIENCE
 
@@ -29,7 +29,6 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
 AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code where its database refused, or went away
 LOST = ("INTERNAL_ERROR", AWAY)  # its codes where it does not know whether a request was done
-DISTRUST = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word
 TRUST = "name the file of the authority that it is of in MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 Made = TypeVar("Made")
