@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.s3 import SERVE, free_port
+from tests.ports import free_port
+from tests.s3 import SERVE
 
 SETTINGS = """[mlflow]
 default_permission = READ

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import urllib.request
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from remint import audit, collect, jobs, stores
 from remint.audit import places
 from remint.home import Home
 from tests.e2e.team import Team
+from tests.prefect_server import ask
 
 OWN = {"trained", "unchanged", "seconds", "report"}  # of an outcome: how this run came to it, and where it lies
 TIMED = {"flow_run", "ledger_hash", "package_sha256"}  # tags that hold a moment or a run, or a digest of one
@@ -92,7 +91,5 @@ def _flow_runs(team: Team, home: Home) -> dict[str, str]:
     if team.api is None:
         with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
             return dict(database.execute("SELECT name || ' ' || id, state_type FROM flow_run WHERE deployment_id IS NULL"))
-    body = json.dumps({"sort": "START_TIME_DESC", "flow_runs": {"deployment_id": {"is_null_": True}}}).encode()
-    request = urllib.request.Request(f"{team.api}/flow_runs/filter", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return {f"{run['name']} {run['id']}": run["state_type"] for run in json.load(answer)}
+    asked = {"sort": "START_TIME_DESC", "flow_runs": {"deployment_id": {"is_null_": True}}}
+    return {f"{run['name']} {run['id']}": run["state_type"] for run in ask(f"{team.api}/flow_runs/filter", asked)}

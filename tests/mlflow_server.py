@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from remint.step import die_with_parent
-from tests.s3 import free_port
+from tests.ports import free_port
 
 
 @dataclass

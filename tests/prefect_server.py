@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 from flows import server
+from tests.ports import free_port
+
+
+def ask(url: str, body: Any = None) -> Any:
+    """What a server answers to a GET, or to ``body`` posted; asked again while its database is busy, as Prefect's client does."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 class PrefectServer:
@@ -18,9 +38,7 @@ class PrefectServer:
     def __init__(self, template: Path, home: Path) -> None:
         shutil.copytree(template, home, dirs_exist_ok=True)
         self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.start()
 
     @property

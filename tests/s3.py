@@ -26,6 +26,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.ports import free_port
+
 USER, PASSWORD = "remint-tests", "planted-secret-8d3fb1"
 JUICEFS = str(Path(sys.executable).parent / "juicefs")
 # A server that dies with the tests, also where they are killed.
@@ -100,12 +102,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         os.killpg(gateway.pid, signal.SIGKILL)
         gateway.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:

@@ -22,6 +22,7 @@ from tests.access import Running
 from tests.e2e.team import Team
 from tests.e2e.test_s3 import PIPELINE
 from tests.leaks import Search, secrets, watched
+from tests.ports import free_port
 from tests.postgres import Postgres
 from tests.s3 import OWN, PASSWORD, Server
 from tests.trials import Trials
@@ -213,7 +214,7 @@ BROKEN = (
 @pytest.mark.case(30)
 def test_3_a_broken_configuration_opens_no_server(trials: Trials, template: Path, tmp_path: Path) -> None:
     shutil.copy(template / ".remint/mlflow/mlflow.db", tmp_path / "mlflow.db")
-    own = access.mlflow_environment(tmp_path / "mlflow.db", tmp_path, access.free_port(), "a password")
+    own = access.mlflow_environment(tmp_path / "mlflow.db", tmp_path, free_port(), "a password")
     for trial in trials(short=1, full=len(BROKEN)):
         broken, words = BROKEN[trial.number]
         environment = {**Team(tmp_path).environment(), **own, **broken}

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from remint.home import Home
 from remint.records import Decision, LedgerRow, MetricValue, RuleResult
 from tests import promotion_cases as cases
 from tests.e2e.team import Team
+from tests.prefect_server import ask
 from tests.promotion_cases import MODEL
 
 PROGRAM = """
@@ -36,13 +36,10 @@ class Prefect:
         self.url = url
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.load(answer)
+        return ask(f"{self.url}/{path}", body)
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/{path}", timeout=20) as answer:
-            return json.load(answer)
+        return ask(f"{self.url}/{path}")
 
     def until(self, name: str, *states: str) -> Any:
         """The flow run of this name, once it is in one of these states."""

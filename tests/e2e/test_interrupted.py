@@ -7,12 +7,12 @@ import signal
 import sqlite3
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
 
 from tests.e2e.team import Team
+from tests.prefect_server import ask
 
 LONG = [
     *("run", "digits-vae", "--set", "training.steps=2000", "--set", "training.checkpoint_every=50"),
@@ -40,9 +40,8 @@ def states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
     """Of the team's jobs, in Prefect: state and what is said of it; and the status of MLflow's runs."""
     prefect = []
     for job in sorted(team.folder.glob(".remint/jobs/*/job.json")):
-        with urllib.request.urlopen(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}", timeout=30) as answer:
-            state = json.load(answer)["state"]
-            prefect.append((state["type"], state["message"]))
+        state = ask(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}")["state"]
+        prefect.append((state["type"], state["message"]))
     with sqlite3.connect(team.folder / ".remint/mlflow/mlflow.db") as database:
         return prefect, [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
 

@@ -28,8 +28,8 @@ from tests import access
 from tests.access import Running
 from tests.e2e.team import SOURCE, Team
 from tests.e2e.test_s3 import PIPELINE
+from tests.ports import free_port
 from tests.postgres import fresh
-from tests.s3 import free_port
 
 pytestmark = pytest.mark.soak
 PAGE = (SOURCE / "docs/how-to/production.md").read_text()

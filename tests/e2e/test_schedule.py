@@ -6,10 +6,8 @@ The stack's servers listen on 127.0.0.1, and answer to no other name (cases 29 a
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-import socket
 import time
 import urllib.error
 import urllib.parse
@@ -23,7 +21,9 @@ import psutil
 from remint import config
 from tests.e2e.team import Team
 from tests.leaks import Search, secrets, watched
+from tests.ports import free_port
 from tests.postgres import Postgres
+from tests.prefect_server import ask
 
 SECRETS = secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 
@@ -39,18 +39,6 @@ class Keyed(Team):
         return {**super().environment(), **own, "REMINT_LEDGER": self.ledger}
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
-
-
 def refuses(url: str, **headers: str) -> bool:
     request = urllib.request.Request(url, headers=headers)
     try:
@@ -60,11 +48,11 @@ def refuses(url: str, **headers: str) -> bool:
         return error.code == 403
 
 
-def answers_to_this_machine_only(prefect: str, mlflow: str, stack: int) -> None:
+def answers_to_this_machine_only(prefect: int, mlflow: int, stack: int) -> None:
     """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
     sockets = [each for process in processes for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
-    assert {str(each.laddr.port) for each in sockets} >= {prefect, mlflow}
+    assert {each.laddr.port for each in sockets} >= {prefect, mlflow}
     assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
     for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
         for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example"):
@@ -98,7 +86,7 @@ def _fires(team: Team, tmp_path: Path) -> None:
     config.write(content, team.folder)
     team.sh("git commit -qam 'every half minute'")
     prefect, mlflow = free_port(), free_port()
-    stack = team.start("up", log=tmp_path / "log", REMINT_PREFECT_PORT=prefect, REMINT_MLFLOW_PORT=mlflow)
+    stack = team.start("up", log=tmp_path / "log", REMINT_PREFECT_PORT=str(prefect), REMINT_MLFLOW_PORT=str(mlflow))
     try:
         deadline = time.monotonic() + 420
         done: list[Any] = []
@@ -106,7 +94,7 @@ def _fires(team: Team, tmp_path: Path) -> None:
             assert stack.poll() is None, (tmp_path / "log").read_text()
             time.sleep(1)
             try:
-                runs = post(f"http://127.0.0.1:{prefect}/api/flow_runs/filter", {})
+                runs = ask(f"http://127.0.0.1:{prefect}/api/flow_runs/filter", {})
             except OSError:
                 continue
             done = [run for run in runs if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]

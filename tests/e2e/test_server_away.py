@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -15,8 +13,8 @@ import pytest
 from remint import jobs
 from remint.home import Home
 from tests.e2e.team import Team
-from tests.prefect_server import PrefectServer
-from tests.s3 import free_port
+from tests.ports import free_port
+from tests.prefect_server import PrefectServer, ask
 from tests.trials import Trials
 
 
@@ -72,7 +70,5 @@ def test_a_server_that_is_not_there_is_said_in_a_line(team: Team) -> None:
 
 def _states(server: PrefectServer) -> dict[str, int]:
     """How many flow runs there are of each type of state."""
-    request = urllib.request.Request(f"{server.url}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        types = [run["state_type"] for run in json.load(answer)]
+    types = [run["state_type"] for run in ask(f"{server.url}/flow_runs/filter", {})]
     return {kind: types.count(kind) for kind in types}

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +17,9 @@ import pytest
 from remint import config, jobs
 from remint.home import Home
 from tests.e2e.team import Team
-from tests.e2e.test_schedule import free_port
 from tests.faults.test_processes import gone
+from tests.ports import free_port
+from tests.prefect_server import ask
 from tests.trials import Trials
 
 HEARTBEATS = 3 * 30.0  # seconds
@@ -40,7 +40,7 @@ class Stack:
         self.start()
 
     def start(self) -> None:
-        self.up = self.team.start("up", log=self.log, REMINT_PREFECT_PORT=self.port, REMINT_MLFLOW_PORT=self.other)
+        self.up = self.team.start("up", log=self.log, REMINT_PREFECT_PORT=str(self.port), REMINT_MLFLOW_PORT=str(self.other))
         self.until(lambda: "Worker 'local' started" in self.log.read_text())
 
     def until(self, what: Callable[[], Any], seconds: float = 120.0) -> Any:
@@ -55,14 +55,7 @@ class Stack:
 
     def api(self, path: str, body: Any = None) -> Any:
         """What Prefect answers, asked again where it is too busy."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api{path}", data, {"Content-Type": "application/json"})
-
-        def ask() -> tuple[Any]:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return (json.load(answer),)
-
-        return self.until(ask)[0]
+        return self.until(lambda: (ask(f"http://127.0.0.1:{self.port}/api{path}", body),))[0]
 
     def begin(self) -> str:
         """Starts a run that trains until it is stopped; its id."""

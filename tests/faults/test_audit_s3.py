@@ -10,7 +10,8 @@ from mlflow.store.artifact import s3_artifact_repo
 
 from tests import audit_cases
 from tests.audit_cases import MODEL
-from tests.s3 import Server, free_port
+from tests.ports import free_port
+from tests.s3 import Server
 
 
 def test_what_a_bucket_lost_is_named_and_put_back(

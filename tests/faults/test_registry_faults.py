@@ -19,7 +19,7 @@ from remint.errors import StorageError, TrackingError
 from remint.serving import fresh
 from remint.tracking import Tracking, door
 from tests import registry_cases as cases
-from tests.s3 import free_port
+from tests.ports import free_port
 
 
 def client(store: Tracking) -> Any:

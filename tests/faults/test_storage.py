@@ -19,7 +19,8 @@ from remint.errors import DataError, IntegrityError, Interrupted, RemintError, S
 from remint.home import Home
 from remint.storage import bucket as door
 from remint.storage import folder
-from tests.s3 import PASSWORD, USER, Proxy, Server, free_port
+from tests.ports import free_port
+from tests.s3 import PASSWORD, USER, Proxy, Server
 
 OBJECTS = {f"p/{i}": bytes([i]) * 1000 for i in range(40)}
 

@@ -17,7 +17,8 @@ from remint.home import Home
 from remint.storage import bucket as door
 from remint.versioning import presence
 from tests import registry_cases as cases
-from tests.s3 import Proxy, Server, free_port
+from tests.ports import free_port
+from tests.s3 import Proxy, Server
 from tests.trials import Trials
 
 DVC = "[core]\n    no_scm = true\n    remote = far\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"far\"']\n    url = s3://{bucket}/dvc\n    verify = true\n"
