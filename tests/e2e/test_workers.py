@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class Stack:
         asked = {"parameters": parameters, "idempotency_key": str(time.monotonic())}
         return str(self.api(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"])
 
+    def named(self, run: str, *names: str) -> list[str]:
+        """Those of the states it had that are called one of these, oldest first."""
+        return [each["name"] for each in self.states(run) if each["name"] in names]
+
     def states(self, run: str) -> list[dict[str, Any]]:
         return sorted(self.api(f"/flow_run_states/?flow_run_id={run}"), key=lambda state: str(state["timestamp"]))
 
@@ -115,10 +120,10 @@ def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trial
         tree[0].kill()
         killed = time.monotonic()
         assert all_gone(tree)
-        names = ["Crashed", "AwaitingRetry", "Running"]
-        again = stack.until(lambda: [each["name"] for each in stack.states(run)][-1] == "Running", HEARTBEATS)  # noqa: B023
-        assert again and time.monotonic() - killed < HEARTBEATS
-        assert [each["name"] for each in stack.states(run) if each["name"] in names] == ["Running", *names]
+        named = partial(stack.named, run, "Running", "Crashed", "AwaitingRetry")
+        stack.until(lambda: named()[1:][-1:] == ["Running"], HEARTBEATS)  # noqa: B023
+        assert time.monotonic() - killed < HEARTBEATS
+        assert named() == ["Running", "Crashed", "AwaitingRetry", "Running"]
         tree = stack.until(stack.trained)
         stack.api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
         assert all_gone(tree, 60.0)

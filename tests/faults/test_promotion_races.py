@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,8 @@ from remint.home import Home
 from remint.promotion import Against
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
+from tests.racers import context, racer
 from tests.trials import Trials
-
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -29,20 +27,11 @@ def home(registered: Home, tmp_path: Path) -> Home:
 @contextmanager
 def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
     """Two processes that live for all races; each race is what both are told, and what they answer, in their order."""
-    start = fork.Barrier(2)
-    pipes = [fork.Pipe() for _ in range(2)]
-
-    def body(pipe: Any) -> None:
-        while True:
-            arguments = pipe.recv()
-            if arguments is None:
-                return
-            start.wait(60)
-            pipe.send(work(home, *arguments))
-
-    racers = [fork.Process(target=body, args=(theirs,), daemon=True) for _, theirs in pipes]
-    for racer in racers:
-        racer.start()
+    start = context.Barrier(2)
+    pipes = [context.Pipe() for _ in range(2)]
+    racers = [racer(_race, theirs, start, home, work) for _, theirs in pipes]
+    for each in racers:
+        each.start()
 
     def race(told: list[tuple[Any, ...]]) -> list[str]:
         for (ours, _), arguments in zip(pipes, told, strict=True):
@@ -52,9 +41,15 @@ def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[t
         return [ours.recv() for ours, _ in pipes]
 
     yield race
-    for (ours, _), racer in zip(pipes, racers, strict=True):
+    for (ours, _), each in zip(pipes, racers, strict=True):
         ours.send(None)
-        racer.join(60)
+        each.join(60)
+
+
+def _race(pipe: Any, start: Any, home: Home, work: Callable[..., str]) -> None:
+    while (arguments := pipe.recv()) is not None:
+        start.wait(60)
+        pipe.send(work(home, *arguments))
 
 
 def promote(home: Home, version: int, against: Against) -> str:

@@ -62,13 +62,15 @@ def client(store: Tracking) -> Any:
 
 def until_acknowledged(write: Callable[[], Any], failures: list[str] | None = None) -> Any:
     """As a flow and its next run do: what failed is done again. What it returned is acknowledged."""
-    for _ in range(20):
+    deadline = time.monotonic() + 120
+    while True:
         try:
             return write()
         except (TrackingError, LedgerError) as error:
+            assert time.monotonic() < deadline, f"it never succeeded: {error}"
             if failures is not None:
                 failures.append(str(error))
-    raise AssertionError("it never succeeded")
+        time.sleep(0.1)
 
 
 class Writer(threading.Thread):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -17,9 +16,9 @@ from remint.records import SeedSpread
 from remint.spreads import Spreads
 from remint.tracking import Tracking
 from tests.postgres import Postgres
+from tests.racers import at_once, context, racer
 
 PROCESSES = 16
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -32,23 +31,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def own(url: str, name: object) -> str:
     """The same database under an address of this process, so that no connection is shared across a fork."""
     return f"{url}&application_name=p{name}" if url.startswith("postgresql") else url
-
-
-def at_once(target: Any, count: int, *arguments: Any) -> list[Any]:
-    """What ``count`` processes say that all start ``target(barrier-released, index, *arguments)`` together."""
-    barrier, said = fork.Barrier(count), fork.Queue()
-
-    def body(index: int) -> None:
-        barrier.wait(60)
-        said.put((index, target(index, *arguments)))
-
-    workers = [fork.Process(target=body, args=(index,)) for index in range(count)]
-    for worker in workers:
-        worker.start()
-    answers = dict(said.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join()
-    return [answers[index] for index in range(count)]
 
 
 def promote(index: int, url: str, model: str) -> str:
@@ -104,20 +86,20 @@ def test_rows_that_do_not_contend_are_all_written(url: str) -> None:
     assert ledger.verify("busy") == []
 
 
+def refuse_for_ever(url: str, writing: Any) -> None:
+    ledger, version = Ledger(own(url, "victim")), 0
+    while True:
+        version += 1
+        ledger.append("killed", "refused", version, champion_after=None, who="w", why="", evidence="", expected_champion=None)
+        if version == 3:
+            writing.set()
+
+
 def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
-    writing = fork.Event()
-
-    def forever() -> None:
-        ledger, version = Ledger(own(url, "victim")), 0
-        while True:
-            version += 1
-            ledger.append("killed", "refused", version, champion_after=None, who="w", why="", evidence="", expected_champion=None)
-            if version == 3:
-                writing.set()
-
+    writing = context.Event()
     for delay in (0.0, 0.013, 0.029):
         writing.clear()
-        victim = fork.Process(target=forever)
+        victim = racer(refuse_for_ever, url, writing)
         victim.start()
         assert writing.wait(60)
         victim.join(delay)
