@@ -174,34 +174,36 @@ def test_1_who_may_what(trials: Trials, prefect: Running, mlflow: Running) -> No
     """Each route for each role, in any order of the roles but admin last, who takes away what the others ask for."""
     servers = {"prefect": prefect, "mlflow": mlflow}
     matrix = _matrix()
-    (trial,) = trials(short=1, full=1)
-    for server, method, path, body, wanted in matrix:
-        for role in [*trial.random.sample(ROLES[:-1], 4), ROLES[-1]]:
-            own = f"ada:{SECRETS['prefect']}" if server == "prefect" else f"admin:{SECRETS['mlflow admin']}"
-            who = {"nobody": None, "a wrong password": f"{own.partition(':')[0]}:wrong", "admin": own}
-            name = who.get(role, f"{role}:{SECRETS.get(f'mlflow {role}')}")
-            filled = json.loads(json.dumps(body).replace("{role}", role.replace(" ", "-"))) if isinstance(body, dict) else body
-            found = servers[server].status(method, path, name, filled)
-            assert found == wanted[ROLES.index(role)], f"{role}: {method} {path} of {server}: {found}"
-            trial.note(asked=1)
+    for trial in trials(short=1, full=1):
+        for server, method, path, body, wanted in matrix:
+            for role in [*trial.random.sample(ROLES[:-1], 4), ROLES[-1]]:
+                own = f"ada:{SECRETS['prefect']}" if server == "prefect" else f"admin:{SECRETS['mlflow admin']}"
+                who = {"nobody": None, "a wrong password": f"{own.partition(':')[0]}:wrong", "admin": own}
+                name = who.get(role, f"{role}:{SECRETS.get(f'mlflow {role}')}")
+                filled = (
+                    json.loads(json.dumps(body).replace("{role}", role.replace(" ", "-"))) if isinstance(body, dict) else body
+                )
+                found = servers[server].status(method, path, name, filled)
+                assert found == wanted[ROLES.index(role)], f"{role}: {method} {path} of {server}: {found}"
+                trial.note(asked=1)
 
 
 @pytest.mark.case(30)
 def test_2_another_name_another_page_and_a_path_that_leads_out(trials: Trials, mlflow: Running) -> None:
     """MLflow's own checks, as the production page sets them; Prefect's server stands behind a proxy, or flows/guard.py."""
-    (trial,) = trials(short=1, full=1)
-    admin, read = f"admin:{SECRETS['mlflow admin']}", f"{REST}/experiments/search?max_results=1"
-    for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example", "127.0.0.1:1", "192.168.evil.example"):
-        assert mlflow.status("GET", read, admin, Host=host) == NO, host
-        assert mlflow.status("GET", "/", admin, Host=host) == NO, host
-    assert mlflow.status("GET", read, admin, Host="mlflow.example.org") == YES
-    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
-        changed = mlflow.status("POST", f"{REST}/experiments/create", admin, {"name": f"from {origin}"}, Origin=origin)
-        assert changed == NO, origin
-    for path in ("../../users.db", "..%2f..%2fusers.db", "%2e%2e/%2e%2e/users.db", "1/../../../users.db"):
-        assert mlflow.status("GET", f"{FILES}/{path}", admin) in (400, 404), path
-        assert mlflow.status("PUT", f"{FILES}/{path}", admin, b"bytes") in (400, 404), path
-    trial.note(let_in=0)
+    for trial in trials(short=1, full=1):
+        admin, read = f"admin:{SECRETS['mlflow admin']}", f"{REST}/experiments/search?max_results=1"
+        for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example", "127.0.0.1:1", "192.168.evil.example"):
+            assert mlflow.status("GET", read, admin, Host=host) == NO, host
+            assert mlflow.status("GET", "/", admin, Host=host) == NO, host
+        assert mlflow.status("GET", read, admin, Host="mlflow.example.org") == YES
+        for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+            changed = mlflow.status("POST", f"{REST}/experiments/create", admin, {"name": f"from {origin}"}, Origin=origin)
+            assert changed == NO, origin
+        for path in ("../../users.db", "..%2f..%2fusers.db", "%2e%2e/%2e%2e/users.db", "1/../../../users.db"):
+            assert mlflow.status("GET", f"{FILES}/{path}", admin) in (400, 404), path
+            assert mlflow.status("PUT", f"{FILES}/{path}", admin, b"bytes") in (400, 404), path
+        trial.note(let_in=0)
 
 
 BROKEN = (
@@ -224,6 +226,7 @@ def test_3_a_broken_configuration_opens_no_server(trials: Trials, template: Path
         trial.note(opened=0)
 
 
+@pytest.mark.case(29)
 def test_4_a_run_with_credentials_of_the_environment(team: Guarded) -> None:
     with watched(team.lines):
         (outcome,) = json.loads(team.remint("run", "digits-flow", "--reason", "a canary of the search", "--json").stdout)
@@ -234,6 +237,7 @@ def test_4_a_run_with_credentials_of_the_environment(team: Guarded) -> None:
     assert json.loads(team.remint("doctor", "--json").stdout) == []
 
 
+@pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("variable", "value", "command", "words"),
     [
@@ -254,23 +258,23 @@ def test_5_wrong_credentials_end_in_one_line(team: Guarded, variable: str, value
 @pytest.mark.case(29)
 def test_6_no_secret_is_anywhere(trials: Trials, team: Guarded, postgres: Postgres) -> None:
     """In files, archives in them, git, S3, both databases, the servers' logs, all that was printed, and what ps showed."""
-    (trial,) = trials(short=1, full=1)
-    canary = "a canary of the search"
-    search = Search([*SECRETS.values(), PASSWORD, canary])
-    servers = [team.prefect.log.parent, team.mlflow.log.parent]
-    own = {team.folder / ".git/config", team.folder / ".dvc/config.local"}  # where a person keeps two of them
-    search.tree(team.folder, but=own)
-    search.git(team.folder)
-    for folder in servers:
-        search.tree(folder)
-    search.bucket(team.server.client, team.store)
-    search.postgres(team.ledger)
-    search.texts("what was said", *team.said)
-    search.texts("a process", *team.lines)
-    for kind in ("table ledger", *map(str, servers)):
-        assert any(place.startswith(kind) for place in search.found[canary]), (kind, search.found[canary])
-    assert any("git" in line and "checkout" in line for line in team.lines) and any("dvc" in line for line in team.lines)
-    assert search.places > 100
-    found = {name: search.found[word] for name, word in {**SECRETS, "s3": PASSWORD}.items() if search.found[word]}
-    assert not found, found
-    trial.note(found=0, places=search.places)
+    for trial in trials(short=1, full=1):
+        canary = "a canary of the search"
+        search = Search([*SECRETS.values(), PASSWORD, canary])
+        servers = [team.prefect.log.parent, team.mlflow.log.parent]
+        own = {team.folder / ".git/config", team.folder / ".dvc/config.local"}  # where a person keeps two of them
+        search.tree(team.folder, but=own)
+        search.git(team.folder)
+        for folder in servers:
+            search.tree(folder)
+        search.bucket(team.server.client, team.store)
+        search.postgres(team.ledger)
+        search.texts("what was said", *team.said)
+        search.texts("a process", *team.lines)
+        for kind in ("table ledger", *map(str, servers)):
+            assert any(place.startswith(kind) for place in search.found[canary]), (kind, search.found[canary])
+        assert any("git" in line and "checkout" in line for line in team.lines) and any("dvc" in line for line in team.lines)
+        assert search.places > 100
+        found = {name: search.found[word] for name, word in {**SECRETS, "s3": PASSWORD}.items() if search.found[word]}
+        assert not found, found
+        trial.note(found=0, places=search.places)

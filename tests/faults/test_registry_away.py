@@ -142,6 +142,27 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(server: Server, made:
         trial.note(kills=1, **found)
 
 
+def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
+    server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client says then that no such file exists, which would be told as a person's mistake, with exit status 2."""
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    store, real = Tracking(server.address, "", tmp_path / "locks" / "registry"), HttpArtifactRepository.list_artifacts
+
+    def away(repository: Any, path: str | None = None) -> Any:
+        server.kill()
+        return real(repository, path)
+
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match="^MLflow could not upload digits-flow: "):
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setattr(HttpArtifactRepository, "list_artifacts", away)
+        cases.register(store, made)
+    server.start()
+    server.wait()
+    assert cases.register(store, made).version == 1
+
+
 @pytest.mark.case(12)
 def test_half_of_all_replies_lost_double_no_version(
     server: Server, made: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

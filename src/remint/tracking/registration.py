@@ -112,7 +112,7 @@ class Tracking(Registry):
         with door(f"upload {name}"):
             for attachment, path in attachments.items():
                 self.log_file(run_id, path, attachment)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
+            source = self._source(run_id)
         with door(f"register {name}"):
             self._ensure_model(name)
             made = once(
@@ -142,7 +142,7 @@ class Tracking(Registry):
             packed = package.pack(bundle, trained.spec, temporary / package.FOLDER)
             self._client.log_artifacts(run_id, str(packed), package.FOLDER)
             (temporary / "back").mkdir()
-            back = Path(self._client.download_artifacts(run_id, package.FOLDER, str(temporary / "back")))
+            back = self._read_back(run_id, temporary / "back")
             (back / package.MARK).unlink(missing_ok=True)
             others = _others(packed, back)
             if others:
@@ -154,6 +154,17 @@ class Tracking(Registry):
                 return {"verified": verify(package.unpack(back)), "package_sha256": package.sha256(back)}
             except IntegrityError as error:
                 raise IntegrityError(f"{name}: {error}; nothing was registered") from error
+
+    def _read_back(self, run_id: str, to: Path) -> Path:
+        """What the store holds of the run's model. MLflow's client would say of a store that went away that nothing is there."""
+        import mlflow.artifacts
+
+        uri = self._source(run_id)
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to), tracking_uri=self.uri))
+
+    def _source(self, run_id: str) -> str:
+        """Where the run keeps its model."""
+        return f"{self._client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
 
     def _make_whole(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
         """Makes a version that exists loadable from the same weights.
