@@ -157,12 +157,12 @@ def measured(modes: Modes, name: str, seed: int) -> tuple[dict[str, Any], Array]
         with checkpoints.held("benchmarks/modes.py"):
             try:
                 state = train.fit(recipe(modes, name, seed), dataset, world, checkpoints, lambda: False)
-            except StepError:  # diverged, with its record on disk; nothing is left to sample
-                state, nothing_02 = None, np.empty((0, 2))
+            except StepError:  # diverged, with its record on disk
+                state = None
         row = {"data": modes.name, "trained": name, "seed": seed, "cpu_seconds": time.process_time() - began}
         if state is None:
-            record = json.loads((checkpoints.diverged / RECORD).read_text())
-            return row | {"steps": record["step"], "ended": "diverged", **modes.judge(nothing_02)}, nothing_02
+            step, nothing_02 = json.loads((checkpoints.diverged / RECORD).read_text())["step"], np.empty((0, 2))
+            return row | {"steps": step, "ended": "diverged", **modes.judge(nothing_02)}, nothing_02
         assert state.ending is not None
         row |= {"steps": state.step, "ended": state.ending.ended}
         raw, averaged = state.model.eval(), state.served()

@@ -13,9 +13,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["remint.promotion", "remint.spreads", "mlflow", "pytest"]
-)  # what racers would import each by itself
+# What each racer would import by itself.
+context.set_forkserver_preload(["remint.promotion", "remint.spreads", "mlflow", "pytest"])
 
 
 def racer(target: Callable[..., None], *arguments: Any) -> BaseProcess:
