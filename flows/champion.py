@@ -12,10 +12,12 @@ from typing import Any
 
 from flows.job import Retraining
 from remint import manifest, processes, versioning
-from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError
+from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError, StorageError, TrackingError
 from remint.records import DatasetVersion, Drift, Evidence, Leakage, ModelVersion, digest
 
-FROM_OUTSIDE = (Interrupted, StepError)  # a process that was stopped or killed says nothing of the champion: the next run judges
+# What a process that was stopped or killed, an MLflow that is away and a full disk say nothing of is the champion: the next run
+# judges.
+FROM_OUTSIDE = (Interrupted, StepError, TrackingError, StorageError)
 
 
 @dataclass(frozen=True)

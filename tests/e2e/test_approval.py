@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,15 @@ class Prefect:
             time.sleep(0.25)
         raise AssertionError(f"{name} is {run['state']}")
 
-    def events(self, name: str, count: int) -> dict[str, Any]:
-        """The events of this name by the version that they are about; the server takes seconds to keep them."""
+    def events(self, name: str, count: int, since: datetime) -> dict[str, Any]:
+        """The events of this name by the version that they are about; the server takes seconds to keep them.
+
+        Those before ``since`` are of other tests, whose versions may have the same numbers.
+        """
         deadline, found = time.monotonic() + 60, []
+        asked = {"event": {"name": [name]}, "occurred": {"since": since.isoformat()}}
         while len(found) < count and time.monotonic() < deadline:
-            found = self.post("events/filter", {"filter": {"event": {"name": [name]}}})["events"]
+            found = self.post("events/filter", {"filter": asked})["events"]
             time.sleep(0.25)
         return {event["payload"]["version"]: event for event in found}
 
@@ -85,7 +90,7 @@ def decision(version: int) -> Decision:
 def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
     team: Team, registered: Home, prefect_server: str, tmp_path: Path
 ) -> None:
-    home = Home(team.folder, team.folder / ".remint")
+    home, began = Home(team.folder, team.folder / ".remint"), datetime.now(UTC)
     cases.copied(registered, home.path)
     content = config.read(team.folder)
     content["pipelines"][MODEL]["promotion"]["approval"] = "manual"
@@ -150,7 +155,7 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
             and "\n" not in late["state"]["message"]
         )
         assert len(stores.ledger(home).rows(MODEL)) == 4
-        told = prefect.events("remint.approval.awaited", 2)
+        told = prefect.events("remint.approval.awaited", 2, began)
         assert told[f"{MODEL}/2"]["resource"]["prefect.resource.id"] == f"remint.model.{MODEL}"
         payload = told[f"{MODEL}/2"]["payload"]
         assert payload["champion"] == f"{MODEL}/1" and payload["promote"] == f'remint promote {MODEL}/2 --reason ".."'

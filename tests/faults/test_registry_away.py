@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from remint import manifest
-from remint.errors import LedgerError, TrackingError
+from remint.errors import IntegrityError, LedgerError, TrackingError
 from remint.ledger import Ledger
 from remint.records import TrainedModel
 from remint.tracking import Tracking, door, registration
@@ -161,6 +161,51 @@ def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
     server.start()
     server.wait()
     assert cases.register(store, made).version == 1
+
+
+@pytest.mark.parametrize("there_again", [False, True])
+@pytest.mark.parametrize("broken", ["list_artifacts", "_download_file"])
+@pytest.mark.parametrize("what", ["its bundle", "a file beside it"])
+def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
+    server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, broken: str, there_again: bool
+) -> None:
+    """A champion that is lost cannot be compared, and its challenger is refused for it; one that is away will be back."""
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    store = Tracking(server.address, "", tmp_path / "locks" / "registry")
+    (tmp_path / "decision.json").write_text("{}")
+    version = cases.register(store, made)
+    store.attach(version, {"decision.json": tmp_path / "decision.json"})
+    real, kills = getattr(HttpArtifactRepository, broken), iter([server.kill])
+
+    def read() -> Path:
+        if what == "its bundle":
+            return store.fetch(version, tmp_path / "got")
+        return store.attachment(version, "decision.json", tmp_path / "got")
+
+    def away(repository: Any, *arguments: Any) -> Any:
+        for kill in kills:  # the first call only
+            kill()
+            try:
+                return real(repository, *arguments)
+            finally:
+                if there_again:
+                    server.start()
+                    server.wait()
+        return real(repository, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match=f"^MLflow could not fetch .*{version.ref}: "):
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setattr(HttpArtifactRepository, broken, away)
+        read()
+    if not there_again:
+        server.start()
+        server.wait()
+    assert read().exists()
+    shutil.rmtree(tmp_path / "got", ignore_errors=True)
+    shutil.rmtree(tmp_path / "served/files")
+    with pytest.raises(IntegrityError, match=f"^{version.ref}: .* cannot be read: nothing lies at mlflow-artifacts:"):
+        read()
 
 
 @pytest.mark.case(12)

@@ -15,7 +15,7 @@ import pytest
 
 from flows import champion
 from remint import manifest
-from remint.errors import RunError, StepError, VersioningError
+from remint.errors import RunError, StepError, StorageError, TrackingError, VersioningError
 from remint.judging import EvaluationSettings
 from remint.records import DatasetVersion, DataSpec, Drift, EvaluationReport, Evidence, Leakage, ModelVersion, canonical
 
@@ -151,6 +151,23 @@ def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(tmp_path: Pa
     found = champion.evidence(job, 1)
     assert found.evidence is None and "another schema" in str(found.why_not)
     assert found.drift is not None and "another schema" in found.drift.summary
+
+
+@pytest.mark.parametrize("asked", ["version", "fetch", "attachment"])
+@pytest.mark.parametrize("error", [TrackingError("MLflow could not fetch p/1: away"), StorageError("no room to fetch p/1")])
+def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champion(
+    tmp_path: Path, measured: list[Path | None], asked: str, error: Exception
+) -> None:
+    """Told as a champion that cannot be compared, it would have the challenger refused for good."""
+
+    def away(*_: object) -> Path:
+        raise error
+
+    job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
+    vars(job.tracking)[asked] = away
+    with pytest.raises(type(error)):
+        champion.evidence(job, 1)
+    assert not measured
 
 
 def test_the_same_data_give_no_drift_and_nothing_is_fetched(tmp_path: Path, measured: list[Path | None]) -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from remint.errors import DataError, IntegrityError, RemintError, StorageError
 
 SCHEME = "s3://"
 REQUESTS = 8  # times that a request is sent which gets no answer, or one that the server blames itself for: for half a minute
+PAUSE = 0.05  # seconds before an object that came cut off is asked for again, twice as many each time
 READ_TIMEOUT = 60  # seconds that an answer may stand still
-DOWNLOADS = 3  # times that an object is fetched whose bytes come broken or cut off
+DOWNLOADS = 3  # times that an object is fetched whose bytes come broken; one that comes cut off: REQUESTS times
 PAGE = 1000  # objects in one listing, the most that S3 gives
 CONNECTIONS = 16  # at the same time
 CHUNK = 2**20  # bytes
@@ -84,20 +86,24 @@ class Bucket:
     def read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """Writes an object's bytes, verified, to ``part``; their SHA-256 and the object's version (None: it has none).
 
-        ``on_bytes`` is told of each chunk; what it raises ends the read. Raises Changed, IntegrityError where the bytes
-        are not what the bucket says of them, StorageError where they come cut off, each after DOWNLOADS times.
+        ``on_bytes`` is told of each chunk; what it raises ends the read. Raises Changed; IntegrityError where the bytes are
+        DOWNLOADS times not what the bucket says of them; StorageError where they come cut off REQUESTS times.
         """
         from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
-        end = f"{DOWNLOADS} times: nothing of it was kept; run again"
-        for _ in range(DOWNLOADS):
+        broken, cut, end = 0, 0, "times: nothing of it was kept; run again"
+        while True:
             try:
                 return self._read(listed, part, on_bytes)
             except (_Broken, FlexibleChecksumError):
-                error: RemintError = IntegrityError(f"{listed.key!r} came with other bytes than the bucket says, {end}")
+                broken += 1
+                if broken == DOWNLOADS:
+                    raise IntegrityError(f"{listed.key!r} came with other bytes than the bucket says, {broken} {end}") from None
             except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                error = StorageError(f"{listed.key!r} came cut off, {end}")
-        raise error
+                cut += 1
+                if cut >= REQUESTS:
+                    raise StorageError(f"{listed.key!r} came cut off, {cut} {end}") from None
+                time.sleep(PAUSE * 2 ** (cut - 1))  # boto3 waits before it sends a request again, not where an answer broke off
 
     def _read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """boto3 verifies the checksum that the server sends, if any.

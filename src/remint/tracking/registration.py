@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remint import manifest, scratch
-from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.errors import IntegrityError, RemintError
 from remint.records import ModelVersion, TrainedModel, canonical
 from remint.tracking import package
 from remint.tracking.door import PREFIX, door, once, prefixed
 from remint.tracking.versions import Registry, record_of
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    pass
 
 CURVE = "curve.csv"  # in a bundle
 KEY, VERSION = PREFIX + "key", PREFIX + "version"  # of a run: of the model that it registers, and what came of it
@@ -202,13 +202,6 @@ class Tracking(Registry):
             return version.dirty
         kept = {item.path for item in self._client.list_artifacts(version.run_id)}
         return not kept >= {name.partition("/")[0] for name in attachments}
-
-    def _run(self, version: ModelVersion) -> Run | None:
-        try:
-            with door(f"look for the run of {version.ref}"):
-                return self._client.get_run(version.run_id)
-        except NotFoundError:
-            return None
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException

@@ -15,10 +15,11 @@ from remint.home import is_name
 from remint.recipe import unknown
 from remint.records import ModelVersion
 from remint.tracking import package
-from remint.tracking.door import PREFIX, door, first_line, pages, prefixed
+from remint.tracking.door import PREFIX, door, pages, prefixed
 from remint.tracking.runs import Runs
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 NUMBER = re.compile(r"[0-9]{1,9}")  # of a version
@@ -31,6 +32,14 @@ class Registry(Runs):
         """The version with this key; the first, were there ever two."""
         found = self._client.search_model_versions(f"name = '{name}' and tags.`{PREFIX}key` = '{key}'")
         return min(found, key=lambda version: int(version.version), default=None)
+
+    def _run(self, version: ModelVersion) -> Run | None:
+        """The run of a version; None: MLflow has none of its id."""
+        try:
+            with door(f"look for the run of {version.ref}"):
+                return self._client.get_run(version.run_id)
+        except NotFoundError:
+            return None
 
     def _by_key(self, name: str, key: str) -> ModelVersion | None:
         found = self._find(name, key)
@@ -127,23 +136,23 @@ class Registry(Runs):
     def attachment(self, version: ModelVersion, name: str, to: Path) -> Path:
         """A file that is kept with the run of a version, fetched into the folder ``to``.
 
-        Raises IntegrityError where it cannot be read.
+        Raises IntegrityError where there is none, TrackingError where the store cannot be asked.
         """
         to.mkdir(parents=True, exist_ok=True)
+        run = self._run(version)
+        if run is None:
+            raise IntegrityError(f"{version.ref}: {name} cannot be read: MLflow has no run {version.run_id}")
         with door(f"fetch {name} of {version.ref}"):
-            from mlflow.exceptions import MlflowException
-
             try:
-                if place := package.local(self._client.get_run(version.run_id).info.artifact_uri):
-                    package.only_files(place / name)
-                return Path(self._client.download_artifacts(version.run_id, name, str(to)))
-            except (OSError, MlflowException) as error:
-                raise IntegrityError(f"{version.ref}: {name} cannot be read: {first_line(error)}") from error
+                return self._download(f"{run.info.artifact_uri}/{name}", to)
+            except FileNotFoundError as error:
+                raise IntegrityError(f"{version.ref}: {name} cannot be read: {error}") from error
 
     def fetch(self, version: ModelVersion, to: Path) -> Path:
         """The bundle of a version at ``to``, whole and verified, or not there at all. One that is there already is verified.
 
-        Raises IntegrityError where the bytes are gone, damaged, not those that were registered, or not ours to load.
+        Raises IntegrityError where the bytes are gone, damaged, not those that were registered, or not ours to load;
+        TrackingError where the store cannot be asked for them.
         """
         try:
             return package.check(to, version)
@@ -151,17 +160,36 @@ class Registry(Runs):
             shutil.rmtree(to, ignore_errors=True)
         to.parent.mkdir(parents=True, exist_ok=True)
         with door(f"fetch {version.ref}"), tempfile.TemporaryDirectory(prefix=".fetch-", dir=to.parent) as temporary:
-            import mlflow.artifacts
-
             source = self._client.get_model_version_download_uri(version.name, str(version.version))
             try:
-                if place := package.local(source):
-                    package.only_files(place)
-                back = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=self.uri)
-            except (FileNotFoundError, NotADirectoryError, mlflow.MlflowException) as error:
-                raise IntegrityError(f"{version.ref}: its files cannot be read from {source}: {first_line(error)}") from error
-            package.opened(Path(back), version).rename(to)
+                back = self._download(source, Path(temporary))
+            except FileNotFoundError as error:
+                raise IntegrityError(f"{version.ref}: its files cannot be read: {error}") from error
+            package.opened(back, version).rename(to)
         return to
+
+    def _download(self, source: str, to: Path) -> Path:
+        """What the store holds at an address, copied into ``to``. Raises FileNotFoundError where it holds nothing there.
+
+        MLflow's client raises one error for what is missing and for a store that went away in the middle: so the store is
+        asked what it lists. What it lists and does not give is an outage, which says nothing of the bytes.
+        """
+        import mlflow.artifacts
+
+        nothing = f"nothing lies at {source}"
+        place = package.local(source)
+        try:
+            if place is not None:
+                package.only_files(place)
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(nothing) from error
+        except mlflow.MlflowException as error:
+            above, _, name = source.rpartition("/")
+            beside = mlflow.artifacts.list_artifacts(artifact_uri=above, tracking_uri=self.uri)
+            if name in {each.path.rpartition("/")[2] for each in beside}:
+                raise
+            raise FileNotFoundError(nothing) from error
 
 
 def record_of(version: MlflowVersion) -> ModelVersion:
