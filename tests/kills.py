@@ -88,13 +88,14 @@ class Moment:
 class Run:
     """One `remint run` in a process of its own, and what it has reached."""
 
-    def __init__(self, team: Team, scene: Scene, log: Path) -> None:
+    def __init__(self, team: Team, scene: Scene, log: Path, **more: str) -> None:
+        """``more``: of its environment."""
         self.team, self.log, self.mark = team, log, uuid.uuid4().hex
         self.home = team.folder / ".remint"
         self.before = self._files()
         self.began = time.monotonic()
         with log.open("wb") as words, log.with_suffix(".json").open("wb") as answer:
-            environment = {**team.environment(), MARK: self.mark}
+            environment = {**team.environment(), MARK: self.mark, **more}
             self.process = subprocess.Popen(
                 [REMINT, *scene.command], cwd=team.folder, env=environment, stdout=answer, stderr=words
             )

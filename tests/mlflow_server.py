@@ -31,6 +31,7 @@ class Server:
 
     port: int
     parent: subprocess.Popen[str]
+    log: Path
     pid: int = 0
 
     @property
@@ -58,7 +59,7 @@ class Server:
             except OSError:
                 assert self.parent.poll() is None, "the server did not start"
                 time.sleep(0.05)
-        raise AssertionError("the server does not answer")
+        raise AssertionError(f"the server does not answer: {self.log.read_text()[-2000:]}")
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def serving(home: Path) -> Iterator[Server]:
         parent = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
-    server = Server(port, parent)
+    server = Server(port, parent, home / "server.log")
     try:
         server.start()
         server.wait()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import kills
 from tests.e2e.team import Team, make_team
 from tests.prefect_server import PrefectServer
 
@@ -70,3 +71,8 @@ def served_team(shared_team: Team, prefect_server: str) -> Team:
     """The module's team, from now on with a server that is up."""
     shared_team.api = prefect_server
     return shared_team
+
+
+@pytest.fixture
+def stage(template: Path, tmp_path: Path, server: PrefectServer) -> kills.Stage:
+    return kills.Stage(template, tmp_path, server)

@@ -10,13 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import ends, kills
-from tests.prefect_server import PrefectServer
 from tests.trials import Trial, Trials
-
-
-@pytest.fixture
-def stage(template: Path, tmp_path: Path, server: PrefectServer) -> kills.Stage:
-    return kills.Stage(template, tmp_path, server)
 
 
 @pytest.mark.case(1)

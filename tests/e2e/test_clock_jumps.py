@@ -1,0 +1,37 @@
+"""The wall clock is set a day off in the middle of a retraining: it comes to what it would have come to, and so does the next."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from tests import ends, kills
+from tests.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
+from tests.trials import Trials
+
+
+@pytest.mark.case(22)
+@pytest.mark.soak
+def test_a_clock_that_jumps_in_mid_run_changes_nothing(stage: kills.Stage, trials: Trials, clock: Clock) -> None:  # noqa: F811
+    """Every second run has a temporary server, whose clock jumps with it; the others' server keeps the time."""
+    for trial in trials(short=0, full=12):
+        scene = replace(kills.scene(trial.number), kind=trial.random.choice(["first", "next"]), own_server=trial.number % 2 == 1)
+        undisturbed = stage.undisturbed(scene)
+        team = stage.team(scene, f"team-{trial.number}")
+        clock.set(0)
+        run = kills.Run(team, scene, stage.folder / f"{team.folder.name}.log", **clock.environment)
+        jumps = 0
+        for shift in trial.random.sample([DAY, -DAY, 0], 2):
+            moment = undisturbed.moment(trial.random, again=False)
+            if run.until(moment):
+                clock.set(shift)
+                jumps += 1
+        found = ends.of(team, scene.pipeline, run.answer())
+        assert not (run.orphans() or ends.different(found, undisturbed.ends) or ends.left_behind(team)), scene
+        clock.set(0)
+        again = kills.Run(team, scene, stage.folder / f"{team.folder.name}-again.log").answer()
+        assert not again["trained"] and again["version"] == found["outcome"]["version"], scene
+        shutil.rmtree(team.folder)
+        trial.note(runs=1, jumps=jumps, different=0)
