@@ -6,6 +6,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 # OpenSSL's word for a server's certificate that is not trusted here, in the errors of all that stand on it.
 DISTRUST = "CERTIFICATE_VERIFY_FAILED"
+TRUST_S3 = "S3's certificate is not trusted here: name the file of the authority that it is of in AWS_CA_BUNDLE"
+
+
+def s3_distrusted(words: str) -> bool:
+    """Whether it is S3's certificate that boto3 does not trust, by its words or by those of dvc and MLflow, who pass them on."""
+    return DISTRUST in words and "SSL validation failed" in words
 
 
 def without_user(address: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from remint.addresses import DISTRUST, TRUST_S3
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 
 SCHEME = "s3://"
@@ -187,9 +188,17 @@ def _client(requests: int) -> Any:
         read_timeout=READ_TIMEOUT,
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
     except ValueError:
         raise StorageError("the endpoint is not an address: correct AWS_ENDPOINT_URL (https://host:port)") from None
+    client.meta.events.register_first("needs-retry.s3", _give_up)
+    return client
+
+
+def _give_up(caught_exception: Exception | None = None, **_: object) -> None:
+    """boto3 asks before each retry: a certificate that is not trusted will not be trusted later."""
+    if caught_exception is not None and DISTRUST in str(caught_exception):
+        raise caught_exception
 
 
 @contextmanager
@@ -235,6 +244,8 @@ def _unanswered(error: Exception) -> str:
     from botocore import exceptions as vendor
 
     kind = type(error).__name__
+    if isinstance(error, vendor.SSLError) and DISTRUST in str(error):
+        return TRUST_S3
     if isinstance(error, vendor.HTTPClientError | vendor.ConnectionError):
         address = urlsplit(getattr(error, "kwargs", {}).get("endpoint_url") or "")
         host = f" at {address.hostname}{f':{address.port}' if address.port else ''}" if address.hostname else ""

@@ -15,7 +15,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from remint.addresses import DISTRUST, with_driver
+from remint.addresses import DISTRUST, TRUST_S3, s3_distrusted, with_driver
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
 from remint.home import S3_PATIENCE
 
@@ -226,7 +226,9 @@ def door(what: str) -> Iterator[None]:
             raise StorageError(f"no room to {what}: {line}; nothing half-made is left; free space and run again") from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"MLflow could not {what}: {line}") from error
-        if DISTRUST in line and type(error).__module__.startswith("mlflow."):
+        if s3_distrusted(str(error)):
+            line = TRUST_S3
+        elif DISTRUST in line and type(error).__module__.startswith("mlflow."):
             line = f"its server's certificate is not trusted here; {TRUST}"
         raise TrackingError(f"MLflow could not {what}: {line}") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from remint import processes, scratch
+from remint.addresses import TRUST_S3, s3_distrusted
 from remint.errors import VersioningError
 from remint.home import Home
 from remint.step import die_with_parent
@@ -39,7 +40,8 @@ def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None
         )
         if status:
             words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise VersioningError(f"dvc could not be asked: {words[-1] if words else f'exit status {status}'}")
+            last = words[-1] if words else f"exit status {status}"
+            raise VersioningError(f"dvc could not be asked: {TRUST_S3 if s3_distrusted(last) else last}")
         return json.loads(answered.read_bytes())
 
 

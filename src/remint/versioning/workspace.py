@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remint import processes
+from remint.addresses import TRUST_S3, s3_distrusted
 from remint.errors import IntegrityError, RemintError, StepError, VersioningError, by_name
 from remint.home import Home
 from remint.step import EVENTS, RESTORE_ONLY
@@ -190,6 +191,9 @@ class Workspace:
 
 def last_words(log: Path) -> str:
     """The last line of a log that says something, for an error of one line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    said = log.read_text(errors="replace") if log.exists() else ""
+    if s3_distrusted(said):
+        return TRUST_S3
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith("ERROR") or "Error" in line]
     return (telling or lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
