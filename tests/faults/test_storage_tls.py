@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
-from remint import storage
+from remint import storage, versioning
+from remint.addresses import TRUST_S3
 from remint.errors import RunError, StorageError
 from remint.home import Home
 from remint.storage import bucket as door
@@ -109,3 +113,19 @@ def test_a_certificate_that_is_not_trusted_is_not_asked_for_again() -> None:
     with pytest.raises(StorageError, match="AWS_CA_BUNDLE$"), door.door("here"):
         bucket.objects()
     assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("authority")
+def test_what_dvc_says_of_it_is_told_in_the_same_words(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line is that some files could not be had."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    home = Home(tmp_path, tmp_path / ".remint").ensure()
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text(DVC.format(bucket=s3.bucket({})))
+    output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
+    shutil.rmtree(home.dvc / "cache")
+    (tmp_path / "x.dvc").write_text(json.dumps({"outs": [{"md5": output, "path": "x"}]}))
+    with (tmp_path / "log").open("wb") as log:
+        status = subprocess.run([sys.executable, "-m", "dvc", "pull"], cwd=tmp_path, stdout=log, stderr=log, check=False)
+    print((tmp_path / "log").read_text())
+    assert status.returncode and versioning.last_words(tmp_path / "log") == TRUST_S3
