@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ import pytest
 
 from remint import audit, jobs, stores, versioning, workspace
 from remint import collect as collection
+from remint.collect.data import garbage
 from remint.collected import Collected
-from remint.errors import IntegrityError, NotFoundError, RunError
+from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
 from remint.home import Home
 from remint.ledger import Ledger
 from remint.tracking import Tracking, removal
@@ -145,6 +147,28 @@ def test_an_address_that_is_not_the_runs_own_is_not_emptied(registered: Home, tm
     assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
     assert run in removal.ended_runs(store) and removal.size(store, run.place)
     assert removal.remove_run(store, run) and not removal.size(store, run.place)
+
+
+def test_mlflow_that_goes_away_in_the_middle_makes_no_data_garbage(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that is no root and whose dvc.lock is lost has no claim on its data; one whose dvc.lock is away has."""
+    from mlflow import MlflowException
+
+    world = make(2)
+
+    def away(**_: object) -> None:
+        raise MlflowException("Connection refused")
+
+    def asked() -> tuple[list[Object], list[str]]:
+        return garbage(world.home, [], world.versions.values(), time.time() + 60)
+
+    before = asked()
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrackingError, match="could not fetch dvc.lock of m/1: Connection refused"),
+    ):
+        patch.setattr("mlflow.artifacts.download_artifacts", away)
+        asked()
+    assert asked() == before
 
 
 def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make: Make) -> None:
