@@ -89,6 +89,7 @@ class Losing:
     port: int  # of the server
     share: float
     dice: random.Random
+    cut: bool = False  # after the first lines of a reply, instead of before
     address: str = ""
     lost: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,8 +102,8 @@ class Losing:
 
 
 @contextmanager
-def losing(port: int, share: float, dice: random.Random) -> Iterator[Losing]:
-    made = Losing(port, share, dice)
+def losing(port: int, share: float, dice: random.Random, *, cut: bool = False) -> Iterator[Losing]:
+    made = Losing(port, share, dice, cut)
 
     class Handler(BaseHTTPRequestHandler):
         def _forward(self) -> None:
@@ -115,6 +116,8 @@ def losing(port: int, share: float, dice: random.Random) -> Iterator[Losing]:
             server.close()
             if self.command == "POST" and made.loses():
                 self.close_connection = True
+                if made.cut:
+                    self.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
             self.send_response(reply.status)

@@ -164,8 +164,7 @@ def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
 
 
 @pytest.mark.parametrize("there_again", [False, True])
-@pytest.mark.parametrize("broken", ["list_artifacts", "_download_file"])
-@pytest.mark.parametrize("what", ["its bundle", "a file beside it"])
+@pytest.mark.parametrize(("what", "broken"), [("its bundle", "_download_file"), ("a file beside it", "list_artifacts")])
 def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
     server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, broken: str, there_again: bool
 ) -> None:
@@ -194,18 +193,36 @@ def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
                     server.wait()
         return real(repository, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(TrackingError, match=f"^MLflow could not fetch .*{version.ref}: "):
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7" if there_again else "0")
+        patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+        patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.5")
         patch.setattr(HttpArtifactRepository, broken, away)
-        read()
-    if not there_again:
-        server.start()
-        server.wait()
+        if there_again:
+            assert read().exists()
+            shutil.rmtree(tmp_path / "got")
+        else:
+            with pytest.raises(TrackingError, match=f"^MLflow could not fetch .*{version.ref}: "):
+                read()
+            server.start()
+            server.wait()
     assert read().exists()
     shutil.rmtree(tmp_path / "got", ignore_errors=True)
     shutil.rmtree(tmp_path / "served/files")
     with pytest.raises(IntegrityError, match=f"^{version.ref}: .* cannot be read: nothing lies at mlflow-artifacts:"):
         read()
+
+
+def test_a_reply_that_breaks_off_in_the_middle_ends_no_training(server: Server, tmp_path: Path) -> None:
+    """MLflow's own retries are over when the first line has come."""
+    with losing(server.port, 0.4, random.Random(0), cut=True) as proxy:
+        store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
+        run = store.start_run("digits-flow", {}, {})
+        for step in range(20):
+            store.log_metrics(run, [{"step": step, "loss": 1.0}])
+        store.end_run(run, "FINISHED")
+    points = client(Tracking(server.address, "", tmp_path / "locks" / "registry")).get_metric_history(run, "loss")
+    assert sorted(point.step for point in points) == list(range(20)) and proxy.lost > 5
 
 
 @pytest.mark.case(12)

@@ -90,7 +90,7 @@ class _Patient:
     """MLflow's client, which asks again where a database went away: one that restarts ends no training.
 
     What makes something is not sent again (``once`` does, after a look); to do the rest twice is to do it once. For a server
-    MLflow's own retries do this.
+    MLflow's own retries do this, but for a reply that breaks off after its first line.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -105,13 +105,15 @@ class _Patient:
 
 def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer:
     from mlflow.exceptions import MlflowException
+    from requests.exceptions import ChunkedEncodingError
     from sqlalchemy.exc import OperationalError
 
     for attempt in range(ATTEMPTS):
         try:
             return call(*arguments, **named)
         except (MlflowException, OperationalError) as error:  # the latter where MLflow lets it through as it ends a session
-            if getattr(error, "error_code", AWAY) != AWAY or _is_full(error) or attempt + 1 == ATTEMPTS:
+            went_away = getattr(error, "error_code", AWAY) == AWAY or isinstance(error.__context__, ChunkedEncodingError)
+            if not went_away or _is_full(error) or attempt + 1 == ATTEMPTS:
                 raise
         time.sleep(0.05 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")

@@ -142,7 +142,7 @@ class Tracking(Registry):
             packed = package.pack(bundle, trained.spec, temporary / package.FOLDER)
             self._client.log_artifacts(run_id, str(packed), package.FOLDER)
             (temporary / "back").mkdir()
-            back = self._read_back(run_id, temporary / "back")
+            back = self._download(self._source(run_id), temporary / "back")
             (back / package.MARK).unlink(missing_ok=True)
             others = _others(packed, back)
             if others:
@@ -154,13 +154,6 @@ class Tracking(Registry):
                 return {"verified": verify(package.unpack(back)), "package_sha256": package.sha256(back)}
             except IntegrityError as error:
                 raise IntegrityError(f"{name}: {error}; nothing was registered") from error
-
-    def _read_back(self, run_id: str, to: Path) -> Path:
-        """What the store holds of the run's model. MLflow's client would say of a store that went away that nothing is there."""
-        import mlflow.artifacts
-
-        uri = self._source(run_id)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to), tracking_uri=self.uri))
 
     def _source(self, run_id: str) -> str:
         """Where the run keeps its model."""

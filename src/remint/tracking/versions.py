@@ -172,24 +172,26 @@ class Registry(Runs):
         """What the store holds at an address, copied into ``to``. Raises FileNotFoundError where it holds nothing there.
 
         MLflow's client raises one error for what is missing and for a store that went away in the middle: so the store is
-        asked what it lists. What it lists and does not give is an outage, which says nothing of the bytes.
+        asked what it lists. What it lists is asked for once more; where it does not give it then either that is an outage,
+        which says nothing of the bytes.
         """
         import mlflow.artifacts
 
-        nothing = f"nothing lies at {source}"
-        place = package.local(source)
-        try:
-            if place is not None:
-                package.only_files(place)
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError(nothing) from error
-        except mlflow.MlflowException as error:
-            above, _, name = source.rpartition("/")
-            beside = mlflow.artifacts.list_artifacts(artifact_uri=above, tracking_uri=self.uri)
-            if name in {each.path.rpartition("/")[2] for each in beside}:
-                raise
-            raise FileNotFoundError(nothing) from error
+        for last in (False, True):
+            try:
+                if place := package.local(source):
+                    package.only_files(place)
+                return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise FileNotFoundError(f"nothing lies at {source}") from error
+            except mlflow.MlflowException as error:
+                above, _, name = source.rpartition("/")
+                beside = mlflow.artifacts.list_artifacts(artifact_uri=above, tracking_uri=self.uri)
+                if name not in {each.path.rpartition("/")[2] for each in beside}:
+                    raise FileNotFoundError(f"nothing lies at {source}") from error
+                if last:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
 
 def record_of(version: MlflowVersion) -> ModelVersion:
