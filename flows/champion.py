@@ -15,8 +15,7 @@ from remint import manifest, processes, versioning
 from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError, StorageError, TrackingError
 from remint.records import DatasetVersion, Drift, Evidence, Leakage, ModelVersion, digest
 
-# What a process that was stopped or killed, an MLflow that is away and a full disk say nothing of is the champion: the next run
-# judges.
+# A process that was stopped or killed, an MLflow that is away and a full disk say nothing of the champion: the next run judges.
 FROM_OUTSIDE = (Interrupted, StepError, TrackingError, StorageError)
 
 

@@ -68,8 +68,7 @@ def test_reading_a_bucket_goes_on_and_brings_no_wrong_byte(
 
 @pytest.mark.case(21)
 def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: Home, trials: Trials) -> None:
-    (home.repository / ".dvc").mkdir()
-    (home.repository / ".dvc/config").write_text(DVC.format(bucket=s3.bucket({})))
+    connect(home, s3.bucket({}))
     cache = home.dvc / "cache/files/md5"
     for trial in trials(short=1, full=10):
         contents = {f"f{i}": trial.random.randbytes(2000) for i in range(6)}
@@ -83,6 +82,12 @@ def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: 
         assert not found.why_not and set(found.brought) == set(files)
         assert {md5: (cache / md5[:2] / md5[2:]).read_bytes() for md5 in files} == files
         trial.note(copies=2, succeeded=2, corrupt=0, answers_spoilt=proxy.refused - before)
+
+
+def connect(home: Home, bucket: str) -> None:
+    """The repository's dvc keeps a remote in this bucket."""
+    (home.repository / ".dvc").mkdir()
+    (home.repository / ".dvc/config").write_text(DVC.format(bucket=bucket))
 
 
 def kept_in(cache: Path, contents: dict[str, bytes]) -> tuple[str, dict[str, bytes]]:
@@ -121,8 +126,7 @@ def test_s3_that_is_away_is_one_clear_failure_of_each(
 ) -> None:
     """Nothing listens there. How long each asks is in docs/reliability.md; here each asks twice."""
     bucket = s3.bucket({"p/a": b"a"})
-    (home.repository / ".dvc").mkdir()
-    (home.repository / ".dvc/config").write_text(DVC.format(bucket=bucket))
+    connect(home, bucket)
     output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")

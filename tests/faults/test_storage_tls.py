@@ -25,7 +25,7 @@ from remint.storage import bucket as door
 from remint.versioning import presence
 from tests import access
 from tests import registry_cases as cases
-from tests.faults.test_storage_flaky import DVC, kept_in
+from tests.faults.test_storage_flaky import connect, kept_in
 from tests.s3 import Server
 
 
@@ -80,8 +80,7 @@ def test_a_private_authority_is_named_once_for_all(
     """Without it each says what to name."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # dvc and MLflow ask for half a minute else; our own reading knows better
     bucket, home = s3.bucket({"p/a": b"a"}), Home(tmp_path, tmp_path / ".remint").ensure()
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text(DVC.format(bucket=bucket))
+    connect(home, bucket)
     output, files = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
@@ -120,8 +119,7 @@ def test_what_dvc_says_of_it_is_told_in_the_same_words(s3: Server, tmp_path: Pat
     """Its last line is that some files could not be had."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     home = Home(tmp_path, tmp_path / ".remint").ensure()
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text(DVC.format(bucket=s3.bucket({})))
+    connect(home, s3.bucket({}))
     output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
     shutil.rmtree(home.dvc / "cache")
     (tmp_path / "x.dvc").write_text(json.dumps({"outs": [{"md5": output, "path": "x"}]}))

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from remint.addresses import DISTRUST, TRUST_S3
+from remint.addresses import TRUST_S3, s3_distrusted
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 
 SCHEME = "s3://"
@@ -197,7 +197,7 @@ def _client(requests: int) -> Any:
 
 def _give_up(caught_exception: Exception | None = None, **_: object) -> None:
     """boto3 asks before each retry: a certificate that is not trusted will not be trusted later."""
-    if caught_exception is not None and DISTRUST in str(caught_exception):
+    if caught_exception is not None and s3_distrusted(str(caught_exception)):
         raise caught_exception
 
 
@@ -244,7 +244,7 @@ def _unanswered(error: Exception) -> str:
     from botocore import exceptions as vendor
 
     kind = type(error).__name__
-    if isinstance(error, vendor.SSLError) and DISTRUST in str(error):
+    if s3_distrusted(str(error)):
         return TRUST_S3
     if isinstance(error, vendor.HTTPClientError | vendor.ConnectionError):
         address = urlsplit(getattr(error, "kwargs", {}).get("endpoint_url") or "")

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from remint import manifest, scratch
 from remint.errors import IntegrityError, RemintError
@@ -14,9 +13,6 @@ from remint.records import ModelVersion, TrainedModel, canonical
 from remint.tracking import package
 from remint.tracking.door import PREFIX, door, once, prefixed
 from remint.tracking.versions import Registry, record_of
-
-if TYPE_CHECKING:
-    pass
 
 CURVE = "curve.csv"  # in a bundle
 KEY, VERSION = PREFIX + "key", PREFIX + "version"  # of a run: of the model that it registers, and what came of it
