@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pipelines import ROOT, Result, line, measured, prepared, write
-from remint import config
 from remint.evaluation import plots
+from remint.settings.params import load_params
 
 PIPELINES = ("digits-flow", "digits-vae", "digits-gan")
 MOST_SECONDS = 180.0
@@ -36,7 +36,7 @@ def main(*seeds: str) -> int:
     with tempfile.TemporaryDirectory() as name:
         dataset, extractor = prepared("digits", Path(name))
         for pipeline in PIPELINES:
-            metrics = list(dict.fromkeys([*config.load(ROOT).pipeline(pipeline).metrics(), "novelty"]))
+            metrics = list(dict.fromkeys([*load_params(ROOT).pipeline(pipeline).metrics(), "novelty"]))
             for seed in seeds or ("0", "1", "2"):
                 folder = Path(name) / f"{pipeline}-{seed}"
                 result = measured(pipeline, dataset, extractor, folder, int(seed), metrics=metrics, importance_samples=1000)

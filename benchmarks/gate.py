@@ -30,14 +30,15 @@ from matplotlib.figure import Figure
 from scipy.stats import binom, binomtest
 
 from benchmarks.pipelines import ROOT, line, measured, prepared, write
-from remint import comparable, config, gate
 from remint.data.arrays import Dataset
 from remint.evaluation import distance, drawing, features
-from remint.evaluation.bench import Bench, Measurement
-from remint.judging import PromotionSettings
+from remint.evaluation.bench import EvaluationContext, Measurement
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
+from remint.promotion import comparable, gate
 from remint.records import EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread
+from remint.settings.judging import PromotionSettings
+from remint.settings.params import load_params
 
 PAIRS = 200
 LEVEL, POWER = 0.05, 0.9
@@ -120,8 +121,8 @@ def _told(count: range, what: str) -> Iterator[int]:
 
 
 def _distance(model: Any, dataset: Dataset, extractor: Path, seed: int) -> Evidence:
-    settings = config.load(ROOT).pipeline("digits-gan").evaluation.model_copy(update={"seed": seed})
-    bench = Bench(dataset, {"domain": features.load(extractor)}, settings)
+    settings = load_params(ROOT).pipeline("digits-gan").evaluation.model_copy(update={"seed": seed})
+    bench = EvaluationContext(dataset, {"domain": features.load(extractor)}, settings)
     with torch.no_grad():
         return _evidence("fd_domain", distance.frechet("domain", model, bench)["fd_domain"])
 

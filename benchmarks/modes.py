@@ -41,8 +41,8 @@ from remint.distributed.world import World
 from remint.errors import StepError
 from remint.evaluation import drawing
 from remint.models.contract import HasLogProb, Model, standard_normal
-from remint.recipe import MODEL_SETTINGS, Recipe, TrainingSettings
 from remint.records import Column, DatasetVersion, DataSpec
+from remint.settings.recipe import MODEL_SETTINGS, Recipe, TrainingSettings
 from remint.training import train
 from remint.training.checkpoint import Checkpoints
 from remint.training.divergence import RECORD

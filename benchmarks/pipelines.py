@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint import config
-from remint.config import PipelineSettings
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.evaluation import evaluate, features, report
 from remint.records import Evidence, TrainedModel
+from remint.settings.params import PipelineSettings, load_params
 from remint.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +40,7 @@ def prepared(name: str, folder: Path) -> tuple[Dataset, Path]:
     """Dataset ``name`` of params.yaml, made below ``folder`` as the steps make it, and its features."""
     os.environ["REMINT_EVENTS"] = os.devnull  # these scripts print tables, not progress
     os.environ.setdefault("REMINT_HOME", str(folder / "home"))
-    settings = config.load(ROOT).dataset(name)
+    settings = load_params(ROOT).dataset(name)
     sources.snapshot(name, settings, ROOT, folder / "raw")
     splits.prepare(name, settings, folder / "raw", folder / "prepared")
     dataset = arrays.load(folder / "prepared")
@@ -62,9 +61,9 @@ def measured(
 
     ``training`` and ``evaluation`` change these blocks.
     """
-    settings = _changed(config.load(ROOT).pipeline(pipeline), {**(training or {}), "seed": seed}, evaluation)
+    settings = _changed(load_params(ROOT).pipeline(pipeline), {**(training or {}), "seed": seed}, evaluation)
     began = time.process_time()
-    trained = train.run(
+    trained = train.train_pipeline(
         settings.recipe,
         pipeline,
         dataset,

@@ -31,10 +31,11 @@ from typing import Any
 
 import torch
 
-from remint import stores
 from remint.distributed.machine import fingerprint
-from remint.home import Home
+from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import LedgerRow, canonical, digest
+from remint.runtime.home import Home
+from remint.stores.open import open_ledger
 from tests import registry_cases
 
 HERE = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def fill(home: Home, versions: int, runs: int) -> None:
         registry_cases.make(home.path / f"bundles/{seed}", seed)
         number = registry_cases.register(store, home.path / f"bundles/{seed}", tags=TAGS).version
         before, champion = champion, number if number == versions - 2 else champion
-        stores.ledger(home).append(
+        open_ledger(home).append(
             MODEL,
             "promoted" if champion != before else "kept",
             number,
@@ -76,7 +77,7 @@ def fill(home: Home, versions: int, runs: int) -> None:
             evidence=digest(seed),
             expected_champion=before,
         )
-    stores.project(home, MODEL)
+    sync_mlflow_to_ledger(home, MODEL)
 
 
 def _copy(database: sqlite3.Connection, versions: int, runs: int) -> None:
@@ -110,7 +111,7 @@ def _copy(database: sqlite3.Connection, versions: int, runs: int) -> None:
 
 def _decisions(home: Home, versions: int) -> None:
     """One row of the ledger a version, every hundredth a promotion: hashes and all, as ``Ledger.append`` writes them."""
-    stores.ledger(home).rows(MODEL)
+    open_ledger(home).rows(MODEL)
     rows, champion, previous = [], None, ""
     for number in range(1, versions + 1):
         promoted = number % 100 == 1 or number == versions
@@ -168,7 +169,7 @@ def others_timed() -> Iterator[dict[str, float]]:
     import mlflow.artifacts
     from mlflow import MlflowClient
 
-    from remint import processes
+    from remint.runtime import processes
 
     spent, depth = {"others": 0.0}, 0
 

@@ -39,8 +39,8 @@ from remint.distributed.machine import deterministic
 from remint.distributed.world import World
 from remint.evaluation import drawing
 from remint.models.contract import HasLogProb, standard_normal
-from remint.recipe import FlowSettings, Recipe, TrainingSettings
 from remint.records import Column, DatasetVersion, DataSpec
+from remint.settings.recipe import FlowSettings, Recipe, TrainingSettings
 from remint.training import train
 from remint.training.checkpoint import Checkpoints
 

@@ -27,10 +27,10 @@ from remint.distributed.machine import deterministic
 from remint.distributed.world import World
 from remint.models.contract import Batch
 from remint.models.families import family
-from remint.recipe import MODEL_SETTINGS, TrainingSettings
 from remint.records import DataSpec
+from remint.settings.recipe import MODEL_SETTINGS, TrainingSettings
 from remint.training.checkpoint import Checkpoints
-from remint.training.loop import train
+from remint.training.loop import training_loop
 
 STEPS, TURNS = 200, 5
 TRAINING = TrainingSettings(steps=STEPS, validate_every=STEPS, checkpoint_every=STEPS)
@@ -80,7 +80,7 @@ def ours(name: str, x_NCHW: np.ndarray[Any, Any], spec: DataSpec) -> None:
     x = torch.from_numpy(x_NCHW)
     model.initialise(x)
     with tempfile.TemporaryDirectory() as folder:
-        train(
+        training_loop(
             model,
             family(name).phases(model, settings),
             x,

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import typer.main
 
-from remint import cli, config, judging, recipe
-from remint.recipe import Settings
+from remint import cli
+from remint.settings import judging, recipe
+from remint.settings.params import PipelineSettings, ScheduleSettings
+from remint.settings.recipe import Settings
 
 HERE = Path(__file__).parent
 
@@ -21,7 +23,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("datasets.NAME", recipe.DatasetSettings),
     ("datasets.NAME.resize", recipe.ResizeSettings),
     ("datasets.NAME.split", recipe.SplitSettings),
-    ("pipelines.NAME", config.PipelineSettings),
+    ("pipelines.NAME", PipelineSettings),
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
     ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),
     ("pipelines.NAME.training", recipe.TrainingSettings),
@@ -30,7 +32,7 @@ BLOCKS: list[tuple[str, type[Settings]]] = [
     ("pipelines.NAME.promotion", judging.PromotionSettings),
     ("pipelines.NAME.promotion.require.METRIC", judging.Bound),
     ("pipelines.NAME.promotion.improve", judging.Improve),
-    ("pipelines.NAME.schedule", config.ScheduleSettings),
+    ("pipelines.NAME.schedule", ScheduleSettings),
 ]
 
 

@@ -17,11 +17,13 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Failed
 
-from flows import show
-from remint import promotion, queries, stores, workspace
+from flows import artifacts
 from remint.errors import RemintError, SettingsError
-from remint.home import Home
+from remint.promotion import decide, queries
+from remint.promotion.projection import current_version
 from remint.records import LedgerRow
+from remint.runtime.home import Home
+from remint.stores import git
 
 
 class Answer(RunInput):
@@ -39,7 +41,7 @@ def approve(model: str, version: int) -> dict[str, Any] | State[Any]:
     Where the answer comes too late (another champion stands, or the data changed), or names nobody or no reason, the run
     fails with that one line, and nothing was written.
     """
-    home, ref = Home.of(workspace.repository_of(Path.cwd())).ensure(), f"{model}/{version}"
+    home, ref = Home.of(git.repository_of(Path.cwd())).ensure(), f"{model}/{version}"
     answer = suspend_flow_run(wait_for_input=Answer.with_initial_data(description=_question(home, ref)))
     try:
         return _obey(home, ref, answer)
@@ -69,16 +71,16 @@ def ask(row: LedgerRow) -> str | None:
 
 def _question(home: Home, ref: str) -> str:
     """The comparison, in Markdown, with what to do."""
-    version = stores.version(home, ref)
+    version = current_version(home, ref)
     decision = queries.decision(home, version)
     if decision is None:
         return f"{ref} awaits approval. Nothing is kept of how it was judged: remint why {ref}"
-    return show.decision_markdown(version, decision, home.report(version.name, version.version))
+    return artifacts.decision_markdown(version, decision, home.report(version.name, version.version))
 
 
 def _obey(home: Home, ref: str, answer: Answer) -> dict[str, Any]:
     name, reason = answer.your_name.strip(), answer.reason.strip()
     if not name or not reason:
         raise SettingsError(f"{ref}: an answer needs your_name and a reason, both go into the ledger: start approve again")
-    act = promotion.promote if answer.decision == "promote" else promotion.reject
+    act = decide.promote if answer.decision == "promote" else decide.reject
     return act(home, ref, reason, who=f"{name} via Prefect")

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import settling, steps
+from flows import settle, steps
 from flows.job import open_job
 
 
@@ -25,10 +25,10 @@ def retrain(pipeline: str, overrides: list[str] | None = None, reason: str = "",
             steps.learn_features(job)
             steps.train(job)
             steps.evaluate(job)
-        answer = settling.settled_before(job)  # same weights, evidence and rules as in the ledger: nothing to do
+        answer = settle.settled_before(job)  # same weights, evidence and rules as in the ledger: nothing to do
         if answer is None:
             steps.push(job)  # data first: a version never names what the remote does not hold
             version = steps.register(job)
             decision = steps.judge(job, version)
-            answer = settling.settle(job, version, decision)
+            answer = settle.settle(job, version, decision)
         return answer

@@ -7,14 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from flows.retrain import retrain
-from remint import processes
-from remint.config import Params
 from remint.errors import Interrupted, RemintError
+from remint.runtime import processes
+from remint.settings.params import Params
 
 Result = dict[str, Any] | RemintError
 
 
-def run(params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
+def retrain_pipelines(params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
     """The outcome of each pipeline, or the error that ended it; one's failure does not stop another.
 
     Ctrl-C and SIGTERM stop the children, which write a checkpoint first, and end each flow with that reason.

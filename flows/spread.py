@@ -9,12 +9,15 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import progress, show, steps
+from flows import artifacts, steps
 from flows.job import open_job
-from remint import jobs, stores, workspace
-from remint.home import Home
-from remint.paired import seed_margin
+from flows.server import progress
+from remint.promotion.paired import seed_margin
 from remint.records import SeedSpread, digest
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.open import open_spreads
 
 
 @flow(name="train seed", flow_run_name="{pipeline} seed {seed}", persist_result=False)
@@ -31,7 +34,7 @@ def train_seed(pipeline: str, seed: int, overrides: list[str]) -> dict[str, Any]
         if job.model.went_wrong:
             job.tell("notice", text=f"seed {seed} ended early, {job.model.ended}: its values count all the same")
         metrics = {name: value.value for name, value in job.evidence.report.metrics.items()}
-        return {"metrics": metrics, "dataset": job.dataset.digest, "recipe": digest(job.settings.recipe.but_seed())}
+        return {"metrics": metrics, "dataset": job.dataset.digest, "recipe": digest(job.settings.recipe.without_seed())}
 
 
 @flow(name="seed spread", flow_run_name="{pipeline}", persist_result=False)
@@ -40,7 +43,7 @@ def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidenc
 
     ``confidence``: of the margins in the picture. Returns SeedSpread as JSON, with the margins and the picture's path.
     """
-    home = Home.of(workspace.repository_of(Path.cwd())).ensure()
+    home = Home.of(git.repository_of(Path.cwd())).ensure()
     # Between two seeds, too, a process is at work on this run.
     with jobs.live(home, pipeline=pipeline, commit="", flow_run=str(flow_run.id or "")):
         trained = []
@@ -54,12 +57,12 @@ def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidenc
             seeds=tuple(seeds),
             values={name: tuple(each["metrics"][name] for each in trained) for name in trained[0]["metrics"]},
         )
-        stores.spreads(home).record(spread, getpass.getuser())
+        open_spreads(home).record(spread, getpass.getuser())
         margins = {metric: seed_margin(values, confidence) for metric, values in spread.values.items()}
         picture = home.reports / pipeline / "seed-spread.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         from remint.evaluation import charts
 
         charts.seed_spread(picture, spread, margins)
-        show.picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
+        artifacts.picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
         return {**spread.to_json(), "confidence": confidence, "margins": margins, "picture": str(picture)}

@@ -15,12 +15,15 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import champion, lineage, progress
-from flows.job import Retraining
-from remint import gate, promotion, storage, stores, versioning, workspace
+from flows.server import progress
 from remint.errors import Interrupted, UserError
+from remint.promotion import champion, decide, gate, version_tags
+from remint.promotion.projection import sync_mlflow_to_ledger
+from remint.promotion.retraining import Retraining
 from remint.records import Decision, ModelVersion, digest
 from remint.serving import fresh
+from remint.stores import git, s3
+from remint.stores.dvc import workspace_environment
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,26 +61,26 @@ def fetch(job: Retraining) -> None:
     """Brings what an s3:// source holds now under HOME/fetched, and files of features. What is not remote lies where it is."""
     dataset, source = job.settings.dataset, job.source
     _fetch_feature_files(job)
-    if not source.startswith(storage.SCHEME):
+    if not source.startswith(s3.SCHEME):
         return
     with timed(job, "fetch"):
-        fetched = storage.fetch(job.home, dataset, source, progress.reporter(job.pipeline, "fetch"))
+        fetched = s3.fetch(job.home, dataset, source, progress.reporter(job.pipeline, "fetch"))
     job.tell("ran", name="fetch", objects=fetched.objects, fetched=fetched.fetched, removed=fetched.removed)
 
 
 def _fetch_feature_files(job: Retraining) -> None:
     """Brings the files under HOME/files that metrics are measured with, where they lie at an s3:// address."""
     for name, (file, sha256) in job.settings.evaluation.feature_files(job.settings.metrics()).items():
-        if file.path.startswith(storage.SCHEME):
+        if file.path.startswith(s3.SCHEME):
             key = f"params.yaml: pipelines.{job.pipeline}.evaluation.{name}.path"
             with timed(job, f"fetch {name}"):
-                storage.fetch_file(job.home, key, file.path, sha256, progress.reporter(job.pipeline, "fetch"))
+                s3.fetch_file(job.home, key, file.path, sha256, progress.reporter(job.pipeline, "fetch"))
 
 
 def _raw(job: Retraining) -> AbstractContextManager[None]:
     """While dvc takes its snapshot nobody else fetches into the folder that it is taken of."""
-    is_remote = job.source.startswith(storage.SCHEME)
-    return storage.held(job.home, job.settings.dataset, job.source) if is_remote else nullcontext()
+    is_remote = job.source.startswith(s3.SCHEME)
+    return s3.held(job.home, job.settings.dataset, job.source) if is_remote else nullcontext()
 
 
 @step("ask dvc")
@@ -166,15 +169,15 @@ def push(job: Retraining) -> None:
 @step("register", retries=1)
 def register(job: Retraining) -> ModelVersion:
     """Registers the weights, exactly once a key, with everything needed to build them again."""
-    log, environment = job.record.folder / "fresh.log", versioning.environment(job.dvc.folder, job.home)
+    log, environment = job.record.folder / "fresh.log", workspace_environment(job.dvc.folder, job.home)
 
     def verify(bundle: Path) -> str:
         return fresh.check(bundle, log, environment)
 
     with timed(job, "register"):
         job.lease.confirm()
-        tags, files = lineage.tags(job), lineage.files(job)
-        workspace.pin(job.home.repository, job.commit.sha)
+        tags, files = version_tags.tags(job), version_tags.files(job)
+        git.pin(job.home.repository, job.commit.sha)
         version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files, verify)
         job.run_id = None
     _keep_report(job, version)
@@ -192,11 +195,11 @@ def _keep_report(job: Retraining, version: ModelVersion) -> None:
 def judge(job: Retraining, version: ModelVersion) -> Decision:
     """Holds the version against the champion, measured again on today's data with today's settings."""
     with timed(job, "judge"):
-        for mended in stores.project(job.home, job.pipeline):
+        for mended in sync_mlflow_to_ledger(job.home, job.pipeline):
             job.tell("notice", text=mended)
         holder = job.ledger.champion(job.pipeline)
         trained = job.model
-        rival = champion.Rival() if holder is None else champion.evidence(job, holder)
+        rival = champion.ChampionEvidence() if holder is None else champion.evidence(job, holder)
         champion.keep(job, rival, job.home.report(version.name, version.version))
         job.rival = rival.folder
         return gate.decide(
@@ -207,10 +210,10 @@ def judge(job: Retraining, version: ModelVersion) -> Decision:
             holder,
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
-            person=promotion.spoken_against(job.home, version),
-            incomparable=rival.why_not,
+            person=decide.vetoed_by(job.home, version),
+            incomparable=rival.unavailable_reason,
             champion_leakage=rival.leakage if rival.drift else None,
             cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
-            recipe=digest(job.settings.recipe.but_seed()),
+            recipe=digest(job.settings.recipe.without_seed()),
         )

@@ -14,7 +14,9 @@ import os
 import shutil
 from pathlib import Path
 
-from remint import config, plugins, step
+from remint.runtime.events import run_step
+from remint.settings import plugins
+from remint.settings.params import load_params
 
 # Where the code of a plug-in metric may lie: what dvc.yaml lists for the evaluate step.
 CODE = ("src/remint/evaluation", "src/remint/models", "examples")
@@ -28,7 +30,7 @@ def main(pipeline: str) -> None:
     from remint.evaluation import evaluate, origin, report
 
     here = Path.cwd()
-    settings = config.load(here).pipeline(pipeline)
+    settings = load_params(here).pipeline(pipeline)
     for metric in settings.metrics():
         plugins.require_watched_code(metric, here, CODE, here / "constraints.txt", "metric")
     ranks = min(settings.training.devices, machine.devices())  # fewer measure the same numbers
@@ -55,4 +57,4 @@ def main(pipeline: str) -> None:
 
 
 if __name__ == "__main__":
-    step.run(main)
+    run_step(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remint import step
+from remint.runtime.events import run_step
 
 
 def main(dataset: str) -> None:
@@ -19,4 +19,4 @@ def main(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    step.run(main)
+    run_step(main)

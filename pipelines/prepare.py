@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remint import config, step
+from remint.runtime.events import run_step
+from remint.settings.params import load_params
 
 
 def main(dataset: str) -> None:
     from remint.data import splits
 
     here = Path.cwd()
-    settings = config.load(here).dataset(dataset)
+    settings = load_params(here).dataset(dataset)
     splits.prepare(dataset, settings, here / "outs/raw" / dataset, here / "outs/prepared" / dataset)
 
 
 if __name__ == "__main__":
-    step.run(main)
+    run_step(main)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from remint import config, step
-from remint.home import Home
+from remint.runtime.events import run_step
+from remint.runtime.home import Home
+from remint.settings.params import load_params
 
 
 def main(dataset: str) -> None:
@@ -17,7 +18,7 @@ def main(dataset: str) -> None:
 
     here = Path.cwd()
     home = Home.of(here)
-    settings = config.load(here).dataset(dataset)
+    settings = load_params(here).dataset(dataset)
     # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
     root = next((root for root in roots if (root / sources.local(settings.source)).exists()), roots[-1])
@@ -32,4 +33,4 @@ def main(dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    step.run(main, always=True)
+    run_step(main, always=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from remint import config, plugins, step
-from remint.manifest import sha256_tree
+from remint.runtime.events import run_step
+from remint.runtime.manifest import sha256_tree
+from remint.settings import plugins
+from remint.settings.params import load_params
 
 # What decides the weights beside data and settings, as dvc.yaml lists it for the train step.
 CODE = (
     "pipelines/train.py",
-    "src/remint/recipe.py",
+    "src/remint/settings/recipe.py",
     "src/remint/data/arrays.py",
     "src/remint/data/sampler.py",
     "src/remint/models",
@@ -28,9 +30,9 @@ def main(pipeline: str) -> None:
     from remint.training import train
 
     here = Path.cwd()
-    recipe = config.load(here).pipeline(pipeline).recipe
+    recipe = load_params(here).pipeline(pipeline).recipe
     plugins.require_watched_code(recipe.family, here, CODE, here / "constraints.txt")
-    train.run(
+    train.train_pipeline(
         recipe,
         pipeline,
         arrays.load(here / "outs/prepared" / recipe.dataset),
@@ -42,4 +44,4 @@ def main(pipeline: str) -> None:
 
 
 if __name__ == "__main__":
-    step.run(main)
+    run_step(main)

@@ -13,10 +13,13 @@ from typing import Any
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from remint import audit, manifest, stores
-from remint.home import Home
+from remint.maintenance import audit
+from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import Finding, ModelVersion, canonical
-from remint.tracking import Tracking
+from remint.runtime import manifest
+from remint.runtime.home import Home
+from remint.stores.mlflow import Tracking
+from remint.stores.open import open_ledger, open_tracking
 from tests import registry_cases
 
 MODEL = "digits-flow"
@@ -53,7 +56,7 @@ class World:
 
     @property
     def store(self) -> Tracking:
-        return stores.tracking(self.home)
+        return open_tracking(self.home)
 
     @property
     def mlflow(self) -> MlflowClient:
@@ -70,7 +73,7 @@ class World:
         return audit.findings(self.home, **more)
 
     def repaired(self) -> list[Finding]:
-        return audit.repair(audit.audit(self.home), lambda: audit.audit(self.home))
+        return audit.repair(audit.run_audit(self.home), lambda: audit.run_audit(self.home))
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(
@@ -117,12 +120,12 @@ def register(world: World, bundle: Path, verdict: Any) -> ModelVersion:
         "dvc_lock_sha256": manifest.sha256_file(lock),
     }
     version = registry_cases.register(world.store, bundle, tags=tags, attachments={"dvc.lock": lock})
-    book = stores.ledger(world.home)
+    book = open_ledger(world.home)
     before = book.champion(MODEL)
     after = version.version if verdict == "promoted" else before
     book.append(
         MODEL, verdict, version.version, champion_after=after, who="gate", why="", evidence="e" * 64, expected_champion=before
     )
-    stores.project(world.home, MODEL)
+    sync_mlflow_to_ledger(world.home, MODEL)
     lock.unlink()
     return version

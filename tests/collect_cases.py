@@ -17,11 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint import collect as collection
-from remint import manifest, stores, versioning, workspace
-from remint.home import Home
-from remint.ledger import Ledger
+from remint.maintenance import gc
+from remint.maintenance.gc import collect_garbage
+from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import ModelVersion, TrainedModel
+from remint.runtime import manifest
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.dvc import addresses, workspace_environment
+from remint.stores.ledger.chain import Ledger
+from remint.stores.open import open_ledger, open_tracking
 from tests import registry_cases
 
 FILES = {
@@ -46,18 +51,18 @@ class World:
         return {path.parent.name + path.name for path in folder.glob("??/*")}
 
     def gc(self, *, apply: bool = False, older_than: float = 0.0, window: int = 1) -> dict[str, Any]:
-        return collection.collect(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
+        return collect_garbage(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
 
 
 def make(repository: Path, count: int) -> World:
     """Versions 1 to ``count`` of one model, each with data of its own beside what all share; the last one is champion."""
     home = Home.of(repository).ensure()
     outputs = data(home, repository, count)
-    store, book = stores.tracking(home), stores.ledger(home)
+    store, book = open_tracking(home), open_ledger(home)
     versions = {number: register(home, number, outputs[number]) for number in range(1, count + 1)}
     for number in versions:
         promote(book, number, number - 1 or None)
-    stores.project(home, "m")
+    sync_mlflow_to_ledger(home, "m")
     assert store.version("m").version == count
     return World(home, versions, outputs)
 
@@ -74,8 +79,8 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
     """
     from dvc.repo import Repo
 
-    folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / "made")
-    versioning.addresses(home, folder)
+    folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / "made")
+    addresses(home, folder)
     for number in range(1, count + 1):
         for kind in ("raw", "prepared"):
             (folder / f"{kind}{number}").mkdir()
@@ -84,7 +89,7 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
     added = [f"{kind}{number}" for number in range(1, count + 1) for kind in ("raw", "prepared")]
     for name in PERSONS:
         (folder / name).write_text(f"{name}, a person's own\n")
-    os.environ["DVC_SITE_CACHE_DIR"] = versioning.environment(folder, home)["DVC_SITE_CACHE_DIR"]
+    os.environ["DVC_SITE_CACHE_DIR"] = workspace_environment(folder, home)["DVC_SITE_CACHE_DIR"]
     with contextlib.chdir(folder):
         repo = Repo(str(folder))
         stages = {stage.outs[0].def_path: str(stage.outs[0].hash_info.value) for stage in repo.add([*added, *PERSONS])}
@@ -93,11 +98,11 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
     for name in PERSONS:
         shutil.copy(folder / f"{name}.dvc", repository)
     old = f"{PERSONS[1]}.dvc"
-    workspace.git(repository, "add", old)
-    workspace.git(repository, "commit", "-q", "-m", "tracks it", env=PERSON)
-    workspace.git(repository, "rm", "-q", old)
-    workspace.git(repository, "commit", "-q", "-m", "no longer tracks it", env=PERSON)
-    workspace.remove(folder)
+    git.run_git(repository, "add", old)
+    git.run_git(repository, "commit", "-q", "-m", "tracks it", env=PERSON)
+    git.run_git(repository, "rm", "-q", old)
+    git.run_git(repository, "commit", "-q", "-m", "no longer tracks it", env=PERSON)
+    git.remove(folder)
     return {number: [stages[f"raw{number}"], stages[f"prepared{number}"]] for number in range(1, count + 1)}
 
 
@@ -117,16 +122,16 @@ def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
     remembered.write_text(
         f"cmd: x\ndeps:\n- path: a\n  md5: {'0' * 32}\nouts:\n- path: outs/x\n  hash: md5\n  md5: {outputs[1]}\n"
     )
-    head = workspace.git(home.repository, "rev-parse", "HEAD").strip()
-    sha = workspace.git(home.repository, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", str(number), env=PERSON).strip()
-    workspace.git(home.repository, "update-ref", f"refs/remint/{sha}", sha)
+    head = git.run_git(home.repository, "rev-parse", "HEAD").strip()
+    sha = git.run_git(home.repository, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", str(number), env=PERSON).strip()
+    git.run_git(home.repository, "update-ref", f"refs/remint/{sha}", sha)
     tags = {
         "commit": sha,
         "dirty": "false",
         "dvc_lock_sha256": manifest.sha256_file(lock),
         "data": json.dumps({"name": "digits", "source": "x"}),
     }
-    store = stores.tracking(home)
+    store = open_tracking(home)
     version = registry_cases.register(store, folder / "bundle", tags=tags, attachments={"dvc.lock": lock})
     store.fetch(version, home.path / "models" / version.key)
     home.report("m", version.version).mkdir(parents=True)
@@ -150,10 +155,10 @@ def kill_at(point: str) -> None:
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    from remint.collect import places
-    from remint.collected import Collected
-    from remint.tracking import removal
-    from remint.versioning import collect as sweep
+    from remint.maintenance.gc import places
+    from remint.stores.dvc import collect as sweep
+    from remint.stores.ledger.collected import Collected
+    from remint.stores.mlflow import removal
 
     def after(owner: Any, name: str) -> None:
         real: Callable[..., Any] = getattr(owner, name)
@@ -179,12 +184,12 @@ def _killed_at_each_point(home: Home) -> None:
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-    collection._damaged = lambda _home: []  # what it refuses is tested by itself, and takes seconds
+    gc._damaged = lambda _home: []  # what it refuses is tested by itself, and takes seconds
     for point in POINTS:
         child = os.fork()
         if not child:
             kill_at(point)
-            collection.collect(home, remove=True, older_than=0.0, window=1, say=lambda _text: None)
+            collect_garbage(home, remove=True, older_than=0.0, window=1, say=lambda _text: None)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(point, os.waitstatus_to_exitcode(status), flush=True)

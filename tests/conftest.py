@@ -16,7 +16,7 @@ from tests.trials import Trials
 
 if TYPE_CHECKING:
     from remint.data.arrays import Dataset
-    from remint.home import Home
+    from remint.runtime.home import Home
 
 os.environ.update(
     {
@@ -95,7 +95,7 @@ def one_thread() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The digits as the steps prepare them."""
     from remint.data import arrays, sources, splits
-    from remint.recipe import DatasetSettings
+    from remint.settings.recipe import DatasetSettings
 
     folder, settings = tmp_path_factory.mktemp("digits"), DatasetSettings(source="sklearn:digits")
     sources.snapshot("digits", settings, folder, folder / "raw")

@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remint import audit, collect, jobs, stores
-from remint.audit import places
-from remint.home import Home
+from remint.maintenance import audit
+from remint.maintenance.audit import places
+from remint.maintenance.gc import collect_garbage
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores.open import open_ledger, open_tracking
 from tests.e2e.team import Team
 from tests.prefect_server import ask
 
@@ -23,7 +26,7 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
     """What a retraining came to, without anything that tells the time."""
     home = Home(team.folder, team.folder / ".remint")
-    store, book = stores.tracking(home), stores.ledger(home)
+    store, book = open_tracking(home), open_ledger(home)
     versions = {}
     for version in store.versions(pipeline):
         run = store._client.get_run(version.run_id)
@@ -69,14 +72,14 @@ def left_behind(team: Team) -> list[str]:
     found += [f"{job.id} is dead" for job in jobs.dead(home)]
     patterns = ("workspaces/*", "checkpoints/*", *places.PATTERNS)
     found += [f"{path.relative_to(home.path)} is left" for pattern in patterns for path in home.path.glob(pattern)]
-    found += [f"MLflow's run {run} is RUNNING" for run in _running(stores.tracking(home)._client)]
+    found += [f"MLflow's run {run} is RUNNING" for run in _running(open_tracking(home)._client)]
     return found + [f"Prefect's run {run} is {state}" for run, state in _flow_runs(team, home).items() if state not in ENDED]
 
 
 def collected(team: Team) -> list[str]:
     """What is wrong after gc has removed what nothing needs; nothing, and then it finds nothing more."""
     home = Home(team.folder, team.folder / ".remint")
-    gc = partial(collect.collect, home, older_than=0.0, window=3, say=lambda _text: None)
+    gc = partial(collect_garbage, home, older_than=0.0, window=3, say=lambda _text: None)
     gc(remove=True)
     return [str(each) for each in gc(remove=False)["garbage"]] + left_behind(team)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Dataset, Split
-from remint.evaluation.bench import Bench
-from remint.judging import EvaluationSettings
+from remint.evaluation.bench import EvaluationContext
 from remint.records import Column, DatasetVersion, DataSpec
+from remint.settings.judging import EvaluationSettings
 
 Array = np.ndarray[Any, Any]
 
@@ -56,10 +56,10 @@ def rows(train_ND: Array, held_out_ND: Array, y_N: Array | None = None, columns:
     return Dataset(version, train, train, Split(held_out_ND.astype(np.float32), y_N))
 
 
-def bench_of(dataset: Dataset, extractor: Any = None, **settings: Any) -> Bench:
+def bench_of(dataset: Dataset, extractor: Any = None, **settings: Any) -> EvaluationContext:
     """With all held-out examples in the reference unless ``samples`` says otherwise."""
     settings = {"samples": len(dataset.held_out), "draws": 2, **settings}
-    return Bench(dataset, {"domain": extractor or Itself()}, EvaluationSettings(**settings))
+    return EvaluationContext(dataset, {"domain": extractor or Itself()}, EvaluationSettings(**settings))
 
 
 def normal(count: int, dims: int, seed: int) -> Array:

@@ -14,17 +14,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from remint import gate, manifest
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.errors import RemintError
 from remint.evaluation import evaluate, features
 from remint.evaluation.origin import Origin
-from remint.judging import EvaluationSettings, PromotionSettings
 from remint.models.contract import Model
-from remint.plugins import settings_of
-from remint.recipe import DatasetSettings, Recipe, TrainingSettings
+from remint.promotion import gate
 from remint.records import Evidence, TrainedModel
+from remint.runtime import manifest
+from remint.settings.judging import EvaluationSettings, PromotionSettings
+from remint.settings.plugins import settings_of
+from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.training import train
 
 ROWS = 1200
@@ -80,7 +81,9 @@ def trained(folder: Path, seed: int) -> Trained:
         model=settings_of("flow").model_validate(FLOW),
         training=TrainingSettings.model_validate(TRAINING | {"seed": seed % 1000}),
     )
-    train.run(recipe, "rows", dataset, checkpoints=folder / "checkpoints", out=folder / "out", code_sha256="c0de", command=[])
+    train.train_pipeline(
+        recipe, "rows", dataset, checkpoints=folder / "checkpoints", out=folder / "out", code_sha256="c0de", command=[]
+    )
     return Trained(dataset, folder / "features", folder / "out")
 
 

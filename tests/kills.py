@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from remint.home import Home
+from remint.runtime.home import Home
 from tests import ends
 from tests.e2e.team import REMINT, Team
 from tests.prefect_server import PrefectServer

@@ -15,7 +15,7 @@ from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.training.checkpoint import Checkpoints
-from remint.training.loop import learning_rate_factor, train
+from remint.training.loop import learning_rate_factor, training_loop
 from remint.training.randomness import BATCH
 from remint.training.state import TrainingState
 
@@ -97,7 +97,7 @@ def fit(
 ) -> TrainingState:
     checkpoints = Checkpoints(folder, "d")
     with checkpoints.held("the test"):
-        return train(
+        return training_loop(
             model,
             phases,
             X_NCHW,

@@ -62,7 +62,7 @@ def reader() -> Iterator[Reader]:
 def _source(path: Path) -> dict[str, Any]:
     """A dataset's source, of whatever kind it is, down to the checked arrays."""
     from remint.data import sources
-    from remint.recipe import DatasetSettings
+    from remint.settings.recipe import DatasetSettings
 
     kind = "table" if path.suffix in sources.TABLES else "image"
     sources.snapshot("x", DatasetSettings(source=path.name, kind=kind), path.parent, path.parent / "out")
@@ -72,7 +72,7 @@ def _source(path: Path) -> dict[str, Any]:
 def _images(path: Path) -> dict[str, Any]:
     """A folder of image files: how many could be decoded, why the others not, and the slowest, in seconds."""
     from remint.data import folder, pictures
-    from remint.recipe import DatasetSettings, ResizeSettings
+    from remint.settings.recipe import DatasetSettings, ResizeSettings
 
     seconds: dict[str, float] = {}
 

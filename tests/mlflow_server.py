@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from remint.step import die_with_parent
+from remint.runtime.parent import die_with_parent
 from tests.ports import free_port
 
 

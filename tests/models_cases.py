@@ -10,8 +10,8 @@ from torch import Tensor
 from examples.pixelcnn import family as pixelcnn
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.families import family
-from remint.recipe import FlowSettings, GanSettings, ModelSettings, VaeGanCriticSettings, VaeGanSettings, VaeSettings
 from remint.records import Column, DataSpec
+from remint.settings.recipe import FlowSettings, GanSettings, ModelSettings, VaeGanCriticSettings, VaeGanSettings, VaeSettings
 
 PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine examples in all: every sum over them can be written out
 LABELLED_PAIR = PAIR.model_copy(update={"classes": 3})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint import manifest
+from remint.runtime import manifest
 
 BUNDLE = "data/bundle"
 

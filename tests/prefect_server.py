@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from flows import server
+from flows.server import server
 from tests.ports import free_port
 
 

@@ -7,10 +7,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from remint import stores
-from remint.home import Home
-from remint.ledger import Action
+from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import LedgerRow, ModelVersion, canonical
+from remint.runtime.home import Home
+from remint.stores.ledger.chain import Action
+from remint.stores.open import open_ledger, open_tracking
 from tests import registry_cases
 
 MODEL = "digits-flow"
@@ -53,12 +54,12 @@ def add(home: Home, seed: int, **tags: str) -> ModelVersion:
     bundle = home.path / "bundles" / str(seed)
     if not bundle.exists():
         registry_cases.make(bundle, seed)
-    return registry_cases.register(stores.tracking(home), bundle, tags={**TAGS, **tags})
+    return registry_cases.register(open_tracking(home), bundle, tags={**TAGS, **tags})
 
 
 def append(home: Home, action: Action, version: int, *, evidence: str = "e", who: str = "gate") -> LedgerRow:
     """The ledger's row of a decision, and nothing else: what a process leaves that dies right after it."""
-    book = stores.ledger(home)
+    book = open_ledger(home)
     champion = book.champion(MODEL)
     after = version if action == "promoted" else champion
     return book.append(
@@ -69,13 +70,13 @@ def append(home: Home, action: Action, version: int, *, evidence: str = "e", who
 def judge(home: Home, action: Action, version: int) -> LedgerRow:
     """What the gate does once it has decided."""
     row = append(home, action, version)
-    stores.project(home, MODEL)
+    sync_mlflow_to_ledger(home, MODEL)
     return row
 
 
 def files(home: Home, version: int) -> Path:
     """Where the bytes of a version lie in the store."""
-    run = stores.tracking(home).version(f"{MODEL}/{version}").run_id
+    run = open_tracking(home).version(f"{MODEL}/{version}").run_id
     (found,) = (home.path / "mlflow/artifacts").glob(f"*/{run}/artifacts/model")
     return found
 
@@ -98,13 +99,13 @@ def sql(home: Home, *statements: str) -> None:
 
 def unverified(home: Home, version: int) -> None:
     """Makes a version one of an older remint, which loaded it nowhere when it was registered."""
-    store: Any = stores.tracking(home)
+    store: Any = open_tracking(home)
     store._client.delete_model_version_tag(MODEL, str(version), "remint.verified")
 
 
 def delete(home: Home, version: int) -> None:
     """Takes a version out of MLflow, past remint."""
-    store: Any = stores.tracking(home)
+    store: Any = open_tracking(home)
     store._client.delete_model_version(MODEL, str(version))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 context = multiprocessing.get_context("forkserver")
 # What each racer would import by itself.
-context.set_forkserver_preload(["remint.promotion", "remint.spreads", "mlflow", "pytest"])
+context.set_forkserver_preload(["remint.promotion.decide", "remint.stores.ledger.spreads", "mlflow", "pytest"])
 
 
 def racer(target: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from remint import manifest
 from remint.distributed.machine import deterministic, fingerprint
 from remint.models import bundle as bundles
 from remint.models import probe
 from remint.models.families import family
-from remint.recipe import FlowSettings, TrainingSettings
 from remint.records import DataSpec, ModelVersion, TrainedModel
+from remint.runtime import manifest
 from remint.serving import fresh
-from remint.tracking import Tracking
+from remint.settings.recipe import FlowSettings, TrainingSettings
+from remint.stores.mlflow import Tracking
 
 SPEC = DataSpec(shape=(1, 4, 4), levels=5)
 TAGS = {"commit": "c" * 40, "dirty": "false"}
@@ -90,7 +90,7 @@ def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
         store.log_metrics(run_id, [{"step": step, "loss": 1.0 / (step + 1)}])
     attachments, log = {"training.json": bundle / "training.json"}, home / f"{os.getpid()}.log"
     version = register(store, bundle, run_id, attachments=attachments, verify=lambda back: fresh.check(back, log))
-    with store.exclusively("projection"):  # as remint.stores does it: MLflow adds a tag twice where two add it at once
+    with store.exclusively("projection"):  # as remint.stores.open does it: MLflow adds a tag twice where two add it at once
         store.set_tags(version, {"verdict": "promoted"})
         store.set_alias(version.name, "champion", version.version)
     return version

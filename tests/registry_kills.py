@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
-from remint import promotion, stores
 from remint.errors import IntegrityError, SettingsError
-from remint.home import Home
-from remint.ledger import projection
+from remint.promotion import decide
 from remint.records import TrainedModel
+from remint.runtime.home import Home
 from remint.serving import fresh
+from remint.stores.ledger.chain import projection
+from remint.stores.open import open_ledger, open_tracking
 from tests import registry_cases as cases
 
 NAME = "digits-flow"
@@ -155,20 +156,20 @@ class Stage:
             for database in ("mlflow", "ledger"):
                 self._sql(f'CREATE DATABASE "{database}-{template}"')
         home = self._home(template)
-        stores.tracking(home).initialise()
-        stores.ledger(home)
+        open_tracking(home).initialise()
+        open_ledger(home)
 
     def _command(self, name: str, scene: str) -> None:
         """What a job and then a person do. It may be the second time, after a kill."""
         home = self._home(name)
-        store, book = stores.tracking(home), stores.ledger(home)
+        store, book = open_tracking(home), open_ledger(home)
         store.close_stale()  # every job begins with it
         trained = TrainedModel.read(self.folder / scene / "training.json")
         run_id = store.start_run(NAME, {}, trained.recipe)
         attachments = {"training.json": self.folder / scene / "training.json"}
         version = cases.register(store, self.folder / scene, run_id, attachments=attachments, verify=lambda b: fresh.check(b, b))
         try:
-            promotion.promote(home, version.ref, "it is better", against=book.champion(NAME) or "none")
+            decide.promote(home, version.ref, "it is better", against=book.champion(NAME) or "none")
         except SettingsError as error:
             assert "is the champion already" in str(error), error
 
@@ -202,7 +203,7 @@ class Stage:
 
     def _findings(self, name: str, scene: str) -> list[str]:
         home = self._home(name)
-        store, book = stores.tracking(home), stores.ledger(home)
+        store, book = open_tracking(home), open_ledger(home)
         found = [f"stale run {run}" for run in store.close_stale()]
         versions = store.versions(NAME)
         keys = [TrainedModel.read(self.folder / each / "training.json").key for each in SCENES][: SCENES[scene] + 1]

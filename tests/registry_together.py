@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from remint.home import Home
+from remint.runtime.home import Home
 from remint.serving import fresh
 from tests import registry_cases as cases
 from tests.promotion_cases import copied

@@ -31,7 +31,9 @@ from tests.ports import free_port
 USER, PASSWORD = "remint-tests", "planted-secret-8d3fb1"
 JUICEFS = str(Path(sys.executable).parent / "juicefs")
 # A server that dies with the tests, also where they are killed.
-SERVE = "import os, sys; from remint.step import die_with_parent; die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])"
+SERVE = (
+    "import os, sys; from remint.runtime.parent import die_with_parent; die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])"
+)
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 OWN = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3")
 

@@ -27,14 +27,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from remint import plugins
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.distributed import world
 from remint.errors import Interrupted
 from remint.models.contract import Batch, Phase
-from remint.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.records import TrainedModel
+from remint.settings import plugins
+from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
 from remint.training import divergence, loop, train
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
@@ -83,7 +83,9 @@ def recipe(case: str, *, dropout: bool = True, **training: Any) -> Recipe:
 def run(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | None = None) -> TrainedModel:
     """Trains into ``folder/out``, with checkpoints in ``folder/checkpoints``."""
     checkpoints, out = folder / "checkpoints", folder / "out"
-    return train.run(recipe, "tiny", dataset, checkpoints=checkpoints, out=out, code_sha256="c0de", command=command or [])
+    return train.train_pipeline(
+        recipe, "tiny", dataset, checkpoints=checkpoints, out=out, code_sha256="c0de", command=command or []
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from remint.evaluation.bench import Bench, Measurement, finite
-from remint.metrics import Facts
+from remint.evaluation.bench import EvaluationContext, Measurement, finite
 from remint.models.contract import CanSample
+from remint.settings.catalogue import Facts
 
 FACTS = Facts(needs="sample", features="domain", better="higher")
 
 
-def measure(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def measure(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """The mean over repeated draws of n samples, each against the same n held-out examples."""
     n = bench.size("diversity", 2)
     usual = spread(bench.real("domain"))

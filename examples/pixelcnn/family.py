@@ -22,8 +22,8 @@ from remint.errors import SettingsError
 from remint.models.contract import Batch, Model, Phase
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, running_sums, to_unit
-from remint.recipe import ModelSettings, Positive
 from remint.records import DataSpec
+from remint.settings.recipe import ModelSettings, Positive
 
 
 class Settings(ModelSettings):

@@ -4,8 +4,8 @@ A secret is the value of a variable of the environment whose name says so (AWS_S
 password of an address in any variable (REMINT_LEDGER=postgresql://ada:PASSWORD@host/db), and what stands in a text where an
 address has its user and password, its query a token, or a header its authorization.
 
-Every error of ours passes here (remint.errors), and so do Prefect's logs (flows/discretion.py), the logs of children
-(remint.processes) and the traceback of a mistake of ours (remint.cli).
+Every error of ours passes here (remint.errors), and so do Prefect's logs (flows/server/log_filter.py), the logs of children
+(remint.runtime.processes) and the traceback of a mistake of ours (remint.cli).
 """
 
 from __future__ import annotations

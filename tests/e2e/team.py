@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remint import config
+from remint.settings.params import read_params, write_params
 
 SOURCE = Path(__file__).parents[2]
 REMINT = str(Path(sys.executable).parent / "remint")
@@ -88,7 +88,7 @@ def make_team(folder: Path) -> Team:
         if (SOURCE / name).is_file() and not name.startswith("tests/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(SOURCE / name, folder / name)
-    config.write(quick(config.read(folder)), folder)
+    write_params(quick(read_params(folder)), folder)
     team = Team(folder)
     team.sh(
         "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"

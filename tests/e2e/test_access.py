@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from remint import config
+from remint.settings.params import write_params
 from tests import access
 from tests.access import Running
 from tests.e2e.team import Team
@@ -120,7 +120,7 @@ def team(
     team = Guarded(folder=folder, prefect=prefect, mlflow=mlflow, server=s3_server, store=s3_server.bucket({}), ledger=ledger)
     team.sh(f"git remote add origin https://ada:{urllib.parse.quote(SECRETS['origin'], safe='')}@git.invalid/team.git")
     pipeline = {**PIPELINE, "dataset": "digits"}
-    config.write(
+    write_params(
         {"datasets": {"digits": {"source": "sklearn:digits", "kind": "image"}}, "pipelines": {"digits-flow": pipeline}}, folder
     )
     team.sh("git commit -qam small")
@@ -190,7 +190,7 @@ def test_1_who_may_what(trials: Trials, prefect: Running, mlflow: Running) -> No
 
 @pytest.mark.case(30)
 def test_2_another_name_another_page_and_a_path_that_leads_out(trials: Trials, mlflow: Running) -> None:
-    """MLflow's own checks, as the production page sets them; Prefect's server stands behind a proxy, or flows/guard.py."""
+    """MLflow's own checks, as the production page sets them; Prefect's server stands behind a proxy, or flows/server/guard.py."""
     for trial in trials(short=1, full=1):
         admin, read = f"admin:{SECRETS['mlflow admin']}", f"{REST}/experiments/search?max_results=1"
         for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example", "127.0.0.1:1", "192.168.evil.example"):

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from remint import config, stores
-from remint.home import Home
 from remint.records import Decision, LedgerRow, MetricValue, RuleResult
+from remint.runtime.home import Home
+from remint.settings.params import read_params, write_params
+from remint.stores.open import open_ledger, open_tracking
 from tests import promotion_cases as cases
 from tests.e2e.team import Team
 from tests.prefect_server import ask
@@ -20,8 +21,10 @@ from tests.promotion_cases import MODEL
 
 PROGRAM = """
 import json, sys
-from remint.records import Decision, LedgerRow
-from flows import approval, show
+from remint.records import Decision
+from remint.records import LedgerRow
+from flows import approval
+from flows import artifacts as show
 from prefect.events.worker import EventsWorker
 for decision, row in json.load(sys.stdin):
     show.awaiting(Decision.model_validate(decision))
@@ -92,9 +95,9 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
 ) -> None:
     home, began = Home(team.folder, team.folder / ".remint"), datetime.now(UTC)
     cases.copied(registered, home.path)
-    content = config.read(team.folder)
+    content = read_params(team.folder)
     content["pipelines"][MODEL]["promotion"]["approval"] = "manual"
-    config.write(content, team.folder)
+    write_params(content, team.folder)
     team.sh("git commit -qam 'a person has the last word'")
     team.api = prefect_server
     assert [entry["deployment"] for entry in team.json("deploy")] == [f"approve/{MODEL}"]
@@ -140,12 +143,12 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
         refused = prefect.post(
             f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": {**answer, "decision": "perhaps"}}
         )
-        assert refused["status"] == "REJECT" and stores.ledger(home).champion(MODEL) == 1
+        assert refused["status"] == "REJECT" and open_ledger(home).champion(MODEL) == 1
         prefect.post(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": answer})
         assert prefect.until(second[0], "Completed", "Failed", "Crashed")["state_name"] == "Completed"
-        row = stores.ledger(home).rows(MODEL)[-1]
+        row = open_ledger(home).rows(MODEL)[-1]
         assert (row.action, row.version, row.who, row.why) == ("promoted", 2, "ada via Prefect", "looked at the samples")
-        assert stores.tracking(home).aliases(MODEL) == {"champion": 2}
+        assert open_tracking(home).aliases(MODEL) == {"champion": 2}
 
         prefect.post(f"flow_runs/{prefect.until(third[0], 'Suspended')['id']}/resume", {"run_input": answer})
         late = prefect.until(third[0], "Completed", "Failed", "Crashed")
@@ -154,7 +157,7 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
             late["state"]["message"].startswith(f"the champion is now {MODEL}/2 (by ada via Prefect, ")
             and "\n" not in late["state"]["message"]
         )
-        assert len(stores.ledger(home).rows(MODEL)) == 4
+        assert len(open_ledger(home).rows(MODEL)) == 4
         told = prefect.events("remint.approval.awaited", 2, began)
         assert told[f"{MODEL}/2"]["resource"]["prefect.resource.id"] == f"remint.model.{MODEL}"
         payload = told[f"{MODEL}/2"]["payload"]

@@ -14,9 +14,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Pending, Running, State
 
-from flows import audit, reconcile
-from remint import jobs
-from remint.home import Home
+from flows.server import reconcile
+from flows.stack import audit
+from remint.runtime import jobs
+from remint.runtime.home import Home
 
 
 @flow(name="retrain")

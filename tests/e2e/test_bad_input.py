@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remint import config
+from remint.settings.params import read_params, write_params
 from tests.e2e.team import Team
 
 
@@ -25,9 +25,9 @@ def test_names_and_keys_are_refused_before_anything_starts(team: Team) -> None:
         team, "run", "digits-vae", "--set", "training.step=3"
     )
     assert "pipelines.digits-vae.training.steps" in the_error(team, "run", "digits-vae", "--set", "training.steps=three")
-    content = config.read(team.folder)
+    content = read_params(team.folder)
     content["pipelines"]["digits-gan"]["trainning"] = {}
-    config.write(content, team.folder)
+    write_params(content, team.folder)
     assert "did you mean 'training'?" in the_error(team, "models")
     assert not list((team.folder / ".remint").glob("jobs/*"))
 
@@ -57,9 +57,9 @@ def test_a_broken_dataset_is_refused_and_the_champion_stays(team: Team, name: st
     data = team.folder / "outs" / f"{name}.npy"  # ignored by git, as data is
     data.parent.mkdir()
     np.save(data, array)
-    content = config.read(team.folder)
+    content = read_params(team.folder)
     content["datasets"]["digits"]["source"] = f"outs/{name}.npy"
-    config.write(content, team.folder)
+    write_params(content, team.folder)
     team.sh("git commit -qam 'another source'")
     line = the_error(team, "run", "digits-flow")
     for word in words:

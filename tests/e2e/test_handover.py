@@ -14,14 +14,14 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 
-from flows import handover
+from flows.server import stopping
 from tests.faults.test_processes import wait_for
 
 FLOW = """
 import time
 from pathlib import Path
 from prefect import flow
-from flows.handover import preemptible
+from flows.server.stopping import preemptible
 
 @flow(name="sleepy", persist_result=False)
 def sleepy():
@@ -40,7 +40,7 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
 @pytest.mark.parametrize(
     ("deployed", "cancelled", "status", "state", "said"),
     [
-        (True, False, 0, "AwaitingRetry", handover.STOPPED),
+        (True, False, 0, "AwaitingRetry", stopping.STOPPED),
         (True, True, -signal.SIGTERM, "Crashed", ""),  # no worker here that makes it Cancelled; but it does not go on
         (False, False, 0, "Failed", "run the same command again"),
     ],
@@ -72,7 +72,9 @@ def test_sigterm(
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "flows.engine"], cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server.engine"], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
     wait_for(tmp_path / "begun", 60.0)
     if cancelled:
         client.set_flow_run_state(run, Cancelling(), force=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from remint import config
+from remint.settings.params import read_params, write_params
 from tests.e2e.team import Team
 
 SOURCE = "examples/pixelcnn/family.py"
@@ -15,12 +15,12 @@ SOURCE = "examples/pixelcnn/family.py"
 @pytest.fixture
 def with_pixelcnn(team: Team) -> Team:
     """A team with a short pipeline of the example."""
-    content = config.read(team.folder)
+    content = read_params(team.folder)
     flow = content["pipelines"]["digits-flow"]
     training = {**flow["training"], "steps": 20}
     model = {"hidden": 8, "layers": 2}
     content["pipelines"]["digits-pixelcnn"] = {**flow, "family": "pixelcnn", "model": model, "training": training}
-    config.write(content, team.folder)
+    write_params(content, team.folder)
     team.sh("git commit -qam 'a pipeline of a plug-in'")
     return team
 

@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from remint import config
+from remint.settings.params import read_params, write_params
 from tests import access
 from tests.access import Running
 from tests.e2e.team import SOURCE, Team
@@ -122,11 +122,11 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
             },
             worker=variables("`/etc/remint/worker.env`", filled),
         )
-        content = config.read(team.folder)
+        content = read_params(team.folder)
         content["pipelines"] = {
             "digits-flow": {**PIPELINE, "dataset": "digits", "model": {"couplings": 2, "hidden": 512, "bins": 4}}
         }
-        config.write(content, team.folder)
+        write_params(content, team.folder)
         team.sh("git commit -qam small")
         yield team
 

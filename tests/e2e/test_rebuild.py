@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remint import config
+from remint.settings.params import write_params
 from tests.e2e.team import Team
 
 PIPELINE = {
@@ -60,7 +60,7 @@ def story(shared_team: Team, prefect_server: str, tmp_path_factory: pytest.TempP
     x_NHW = np.linspace(0, 200, 64).reshape(8, 8) + generator.normal(0, 15, (300, 8, 8))
     source = folder / "ramps.npz"
     np.savez(source, x=np.clip(x_NHW, 0, 255).astype(np.uint8))
-    config.write(
+    write_params(
         {"datasets": {"ramps": {"source": str(source), "kind": "image"}}, "pipelines": {"flow": PIPELINE}}, shared_team.folder
     )
     shared_team.api = prefect_server

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remint import config
+from remint.settings.params import write_params
 from tests.e2e.team import Team
 from tests.s3 import OWN, PASSWORD, Server
 
@@ -71,7 +71,7 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: Se
     shutil.copytree(template, folder, symlinks=True)
     data, store = s3_server.bucket(pictures(0, 150)), s3_server.bucket({})
     source = {"source": f"s3://{data}/nightly", "kind": "image"}
-    config.write({"datasets": {"pictures": source}, "pipelines": {"flow": PIPELINE}}, folder)
+    write_params({"datasets": {"pictures": source}, "pipelines": {"flow": PIPELINE}}, folder)
     team = OnS3(folder=folder, server=s3_server, data=data, store=store)
     team.sh("git commit -qam 'Data on S3'")
     return team

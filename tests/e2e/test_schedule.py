@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from remint import config
+from remint.settings.params import read_params, write_params
 from tests.e2e.team import Team
 from tests.leaks import Search, secrets, watched
 from tests.ports import free_port
@@ -81,9 +81,9 @@ def test_a_schedule_fires_and_ends_in_a_version(lone_team: Team, tmp_path: Path,
 
 
 def _fires(team: Team, tmp_path: Path) -> None:
-    content = config.read(team.folder)
+    content = read_params(team.folder)
     content["pipelines"]["digits-flow"]["schedule"] = {"interval": 30}
-    config.write(content, team.folder)
+    write_params(content, team.folder)
     team.sh("git commit -qam 'every half minute'")
     prefect, mlflow = free_port(), free_port()
     stack = team.start("up", log=tmp_path / "log", REMINT_PREFECT_PORT=str(prefect), REMINT_MLFLOW_PORT=str(mlflow))

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from remint import jobs
-from remint.home import Home
+from remint.runtime import jobs
+from remint.runtime.home import Home
 from tests.e2e.team import Team
 from tests.ports import free_port
 from tests.prefect_server import PrefectServer, ask

@@ -12,10 +12,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Running, State
 
-from flows import handover, reconcile
-from flows.deploy import deploy
-from remint import config, jobs
-from remint.home import Home
+from flows.server import reconcile, stopping
+from flows.stack.deploy import deploy
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.settings.params import load_params, read_params, write_params
 from tests.e2e.team import Team
 
 
@@ -30,14 +31,14 @@ def client(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syn
 
 def deployed(team: Team, *schedules: str) -> Home:
     """Gives these pipelines a schedule, and no others, and deploys."""
-    content = config.read(team.folder)
+    content = read_params(team.folder)
     for name, pipeline in content["pipelines"].items():
         pipeline.pop("schedule", None)
         if name in schedules:
             pipeline["schedule"] = {"cron": "0 0 29 2 *"}
-    config.write(content, team.folder)
+    write_params(content, team.folder)
     home = Home(team.folder, team.folder / ".remint").ensure()
-    deploy(home, config.load(team.folder), "main")
+    deploy(home, load_params(team.folder), "main")
     return home
 
 
@@ -70,7 +71,7 @@ def test_which_runs_go_on(team: Team, client: SyncPrefectClient) -> None:
         return client.read_flow_run(run).state_name
 
     killed = begun(Running(), Crashed(message="killed"))
-    begun(Cancelled(name=handover.SKIPPED))
+    begun(Cancelled(name=stopping.SKIPPED))
     with ExitStack() as stack:
         stack.enter_context(jobs.live(home, pipeline="digits-vae", flow_run=str(killed)))
         assert reconcile.restart(home) == [] and state(killed) == "Crashed", "its process lives"

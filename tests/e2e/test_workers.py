@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from remint import config, jobs
-from remint.home import Home
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.settings.params import read_params, write_params
 from tests.e2e.team import Team
 from tests.faults.test_processes import gone
 from tests.ports import free_port
@@ -33,9 +34,9 @@ class Stack:
 
     def __init__(self, team: Team, log: Path) -> None:
         self.team, self.log, self.home = team, log, Home(team.folder, team.folder / ".remint")
-        content = config.read(team.folder)
+        content = read_params(team.folder)
         content["pipelines"]["digits-vae"]["schedule"] = {"cron": "0 0 29 2 *"}
-        config.write(content, team.folder)
+        write_params(content, team.folder)
         team.sh("git commit -qam 'on leap days'")
         self.port, self.other = free_port(), free_port()
         self.start()

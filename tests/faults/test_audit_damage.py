@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from dvc.exceptions import DvcException
 
-from remint import audit, jobs, promotion, stores
 from remint.errors import IntegrityError, VersioningError
-from remint.home import Home
+from remint.maintenance import audit
+from remint.promotion import decide
 from remint.records import Finding
-from remint.versioning import presence
-from remint.versioning.ask import folder as dvc_folder
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores.dvc import presence
+from remint.stores.dvc.ask import folder as dvc_folder
+from remint.stores.open import open_ledger
 from tests import audit_cases
 from tests.audit_cases import MODEL, World, place
 from tests.promotion_cases import mlflow_gc
@@ -57,7 +60,7 @@ def only(found: list[Finding]) -> Finding:
 
 
 def test_a_home_in_which_all_agrees_is_silent_also_while_a_job_runs(world: World) -> None:
-    looked = audit.audit(world.home)
+    looked = audit.run_audit(world.home)
     assert looked.findings == [] and (looked.models, looked.versions, looked.roots) == (1, 4, 3)
     sha = world.git("commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "uncommitted")
     world.git("update-ref", f"refs/remint/{sha}", sha)
@@ -95,8 +98,8 @@ def test_a_deleted_run_of_a_version_that_nobody_serves_is_the_persons_to_restore
     mlflow_gc(world.home)
     assert named(world.audit()) == {("run", "digits-flow/2"), ("bytes", "digits-flow/2")}
     with pytest.raises(IntegrityError):
-        promotion.promote(world.home, "digits-flow/2", "I want it", against=3)
-    assert stores.ledger(world.home).champion(MODEL) == 3
+        decide.promote(world.home, "digits-flow/2", "I want it", against=3)
+    assert open_ledger(world.home).champion(MODEL) == 3
 
 
 def flip(world: World, number: int) -> None:
@@ -118,8 +121,8 @@ def test_bytes_that_are_gone_or_edited_are_named_and_not_promoted(world: World, 
     expected = "weights.safetensors is damaged: its SHA-256" if damage is flip else "lacks manifest.json and weights.safetensors"
     assert expected in found.what and "@challenger" in found.risk and "remint rebuild digits-flow/4" in found.repair
     with pytest.raises(IntegrityError):
-        promotion.promote(world.home, "digits-flow/4", "I want it", against=3)
-    assert stores.ledger(world.home).champion(MODEL) == 3 and only(world.repaired()) == found
+        decide.promote(world.home, "digits-flow/4", "I want it", against=3)
+    assert open_ledger(world.home).champion(MODEL) == 3 and only(world.repaired()) == found
     damage(world, 3)
     world.store.fetch(world.version(1), world.home.path / "models" / world.version(1).key)
     damage(world, 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remint.home import Home
-from remint.ledger import Ledger
+from remint.runtime.home import Home
+from remint.stores.ledger.chain import Ledger
 from tests.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
 from tests.faults.test_leases import HOLDER, heard
 from tests.faults.test_processes import wait_for
@@ -22,7 +22,7 @@ SILENT = 1.0  # seconds of a waiter's patience
 # Appends a row whenever it is told to, and says how many there are.
 WRITER = """
 import sys
-from remint.ledger import Ledger
+from remint.stores.ledger.chain import Ledger
 book = Ledger(sys.argv[1])
 for number in iter(lambda: int(sys.stdin.readline() or 0), 0):
     book.append("m", "promoted", number, champion_after=number, who="gate", why="", evidence="e", expected_champion=number - 1 or None)

@@ -17,16 +17,20 @@ from typing import Any
 
 import pytest
 
-from remint import audit, jobs, stores, versioning, workspace
-from remint import collect as collection
-from remint.collect.data import garbage
-from remint.collected import Collected
 from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
-from remint.home import Home
-from remint.ledger import Ledger
-from remint.tracking import Tracking, removal
-from remint.versioning import collect as sweep
-from remint.versioning.collect import Object
+from remint.maintenance import audit
+from remint.maintenance.gc import apply, plan
+from remint.maintenance.gc.data import garbage
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.dvc import collect as sweep
+from remint.stores.dvc import locked
+from remint.stores.dvc.collect import Object
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.collected import Collected
+from remint.stores.mlflow import Tracking, removal
+from remint.stores.open import open_ledger, open_tracking
 from tests import collect_cases as cases
 from tests.collect_cases import World
 from tests.promotion_cases import copied, mlflow_gc
@@ -51,27 +55,27 @@ def things(answer: dict[str, Any], store: str) -> set[str]:
 
 def assert_roots_are_whole(world: World, *numbers: int) -> None:
     """They load, their data come from cache or remote, and audit finds none of them damaged."""
-    store = stores.tracking(world.home)
+    store = open_tracking(world.home)
     for number in numbers:
         version = store.version(f"m/{number}")
         store.fetch(version, world.home.path / "fresh" / str(number))
         shutil.rmtree(world.home.path / "fresh")
         lock = store.attachment(version, "dvc.lock", world.home.path / "lock")
         for stage in ("snapshot@digits", "prepare@digits"):
-            md5 = versioning.locked(lock, stage)["md5"]
+            md5 = locked(lock, stage)["md5"]
             assert md5 in world.objects("cache") | world.objects("remote")
     assert [found for found in audit.findings(world.home) if found.damages] == []
 
 
 def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     world = make(3)
-    home, store = world.home, stores.tracking(world.home)
+    home, store = world.home, open_tracking(world.home)
     store.set_tags(store.version("m/1"), {"keep": "a paper cites it"})
     theirs = store._client.create_run(store._client.create_experiment("theirs")).info.run_id
     store._client.set_terminated(theirs)
     failed = store.start_run("m", {}, {})
     store.end_run(failed, "FAILED", "no luck")
-    workspace.git(home.repository, "update-ref", "refs/heads/theirs", world.versions[2].commit)
+    git.run_git(home.repository, "update-ref", "refs/heads/theirs", world.versions[2].commit)
     (home.fetched / "kept").mkdir(parents=True)
     (home.fetched / "gone").mkdir()
     (home.fetched / ".gone.json").write_text("{}")
@@ -110,12 +114,12 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     with pytest.raises(NotFoundError):
         store.version("m/2")
     assert Collected(home.ledger_url).versions("m") == {2}
-    assert [row.version for row in stores.ledger(home).rows("m")] == [1, 2, 3], "the ledger stays"
+    assert [row.version for row in open_ledger(home).rows("m")] == [1, 2, 3], "the ledger stays"
     assert not (home.path / "mlflow" / "artifacts" / "m" / version.run_id).exists()
     assert not stray.exists()
     assert not (home.dvc / "cache" / "runs" / "ab" / f"{2:064x}").exists(), "at a key's empty folder dvc fails"
     assert store._client.get_run(theirs).info.lifecycle_stage == "active"
-    assert workspace.git(home.repository, "rev-parse", "refs/heads/theirs").strip() == version.commit
+    assert git.run_git(home.repository, "rev-parse", "refs/heads/theirs").strip() == version.commit
     for place, was in before.items():
         assert was - world.objects(place) == things(answer, f"DVC {place}")
     assert (home.fetched / "kept").exists()
@@ -131,12 +135,12 @@ def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
     before = world.objects("cache")
     with pytest.raises(IntegrityError, match=r"m/2, which must not be lost, is damaged: m/2: .*nothing was removed"):
         world.gc(apply=True)
-    assert stores.tracking(world.home).version("m/1").version == 1
+    assert open_tracking(world.home).version("m/1").version == 1
     assert world.objects("cache") == before
 
 
 def test_an_address_that_is_not_the_runs_own_is_not_emptied(registered: Home, tmp_path: Path) -> None:
-    store = stores.tracking(copied(registered, tmp_path / "home"))
+    store = open_tracking(copied(registered, tmp_path / "home"))
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").touch()
@@ -185,19 +189,19 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
     with jobs.live(world.home, pipeline="other", flow_run=""):
         assert things(world.gc(), "MLflow") == {"m/1"}, "a model that no job is of; its run waits, as all runs do"
 
-    planned = collection.plan(world.home, 0.0, 1, lambda _text: None)
+    planned = plan(world.home, 0.0, 1, lambda _text: None)
     assert "m/1" in {each.thing for each in planned.garbage}
-    cases.promote(stores.ledger(world.home), 1, 2)
+    cases.promote(open_ledger(world.home), 1, 2)
     with pytest.raises(RunError, match="m/1 became a root while this was under way: nothing was removed"):
-        collection.apply(planned, lambda _text: None)
-    assert stores.tracking(world.home).version("m/1").version == 1
+        apply(planned, lambda _text: None)
+    assert open_tracking(world.home).version("m/1").version == 1
     assert {place: world.objects(place) for place in before} == before
     assert Collected(world.home.ledger_url).versions("m") == frozenset()
 
 
 def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[str, str]], Path]) -> None:
     home = Home.of(make_repository({"a": "b"})).ensure()
-    program = "import sys; from pathlib import Path; from remint import jobs; from remint.home import Home\nwith jobs.live(Home(Path(), Path(sys.argv[1]))): print('begun')"
+    program = "import sys; from pathlib import Path; from remint.runtime import jobs; from remint.runtime.home import Home\nwith jobs.live(Home(Path(), Path(sys.argv[1]))): print('begun')"
     with jobs.collecting(home):
         assert jobs.is_collecting(home)
         child = subprocess.Popen([sys.executable, "-c", program, str(home.path)], stdout=subprocess.PIPE, text=True)
@@ -223,7 +227,7 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
     world.gc(apply=True)
     assert_roots_are_whole(world, 3)
     assert world.gc()["garbage"] == []
-    assert {version.version for version in stores.tracking(world.home).versions("m")} == {3}
+    assert {version.version for version in open_tracking(world.home).versions("m")} == {3}
     assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.PERSONS)
 
 
@@ -262,7 +266,7 @@ def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make
     assert_roots_are_whole(world, 2)
     assert not world.objects("cache") & set(world.outputs[2]), "dvc gc knows of no version; the remote has its data"
 
-    store = stores.tracking(world.home)
+    store = open_tracking(world.home)
     store._client.delete_run(champion.run_id)
     assert damages(world) == {"m/2"}
     with pytest.raises(IntegrityError, match="m/2, which must not be lost, is damaged"):

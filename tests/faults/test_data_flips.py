@@ -18,19 +18,22 @@ import numpy as np
 import pytest
 
 from flows import steps
-from remint import versioning, workspace
 from remint.data import arrays
 from remint.errors import IntegrityError, VersioningError
-from remint.home import Home
 from remint.records import DatasetVersion
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.dvc import Workspace, __file__, workspace, workspace_environment
 from tests.trials import Trials
 
 STEP = """
 import json, pathlib, sys
-from remint import step
-from remint.data import arrays, sources, splits
+from remint.runtime import events
+from remint.data import arrays
+from remint.data import sources
+from remint.data import splits
 from remint.evaluation import features
-from remint.recipe import DatasetSettings
+from remint.settings.recipe import DatasetSettings
 
 def main(key):
     what, here = "{what}", pathlib.Path("outs")
@@ -43,11 +46,11 @@ def main(key):
         features.fit(arrays.load(here / "prepared/x"), here / "features/x")
     else:
         dataset = arrays.load(here / "prepared/x")
-        step.emit("progress", step=1, steps=1)
+        events.emit("progress", step=1, steps=1)
         (here / "trained/x").mkdir(parents=True)
         (here / "trained/x/dataset").write_text(dataset.version.digest)
 
-step.run(main, always="{what}" == "snapshot")
+events.run_step(main, always="{what}" == "snapshot")
 """
 DVC_YAML = """
 stages:
@@ -85,9 +88,9 @@ class Job:
     lease = SimpleNamespace(check=lambda: None)
 
     def __init__(self, home: Home, name: str) -> None:
-        folder = workspace.check_out(home.repository, workspace.commit_of_tree(home.repository), home.workspaces / name)
+        folder = git.check_out(home.repository, git.commit_of_tree(home.repository), home.workspaces / name)
         self.home, self.seconds, self.told = home, dict[str, float](), list[tuple[str, dict[str, Any]]]()
-        self.dvc = versioning.Workspace(folder, home, logs=home.path / "logs" / name)
+        self.dvc = Workspace(folder, home, logs=home.path / "logs" / name)
 
     @property
     def dataset(self) -> DatasetVersion:
@@ -125,12 +128,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     np.savez(repository / "images.npz", allow_pickle=False, x=generator.integers(0, 5, size=(240, 5, 5)).astype(np.uint8))
     commit = "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
     subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
-    source, real = str(Path(versioning.__file__).parents[2]), versioning.workspace.environment
+    source, real = str(Path(__file__).parents[2]), workspace.environment
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REMINT_HOME", raising=False)
         patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
         patch.setattr(steps, "_open_run", lambda _: None)  # of MLflow
-        patch.setattr(versioning.workspace, "environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
+        patch.setattr(workspace, "workspace_environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
         yield Home.of(repository).ensure()
 
 
@@ -156,9 +159,9 @@ def refused(home: Home) -> dict[str, str]:
     """What ends the first jobs, whose data are damaged after a step, and in the cache too, before anything was pushed."""
     said = {}
     for kind in ("raw", "prepared"):
-        spoilt, real = Job(home, kind), versioning.Workspace.reproduce
+        spoilt, real = Job(home, kind), Workspace.reproduce
 
-        def reproduce(self: versioning.Workspace, step: str, name: str, on_event: Any) -> bool:
+        def reproduce(self: Workspace, step: str, name: str, on_event: Any) -> bool:
             ran = real(self, step, name, on_event)  # noqa: B023
             if f"{step}@{name}" == STAGES[kind]:  # noqa: B023
                 path = next((self.folder / "outs" / kind / "x").glob("*.np[yz]"))  # noqa: B023
@@ -166,7 +169,7 @@ def refused(home: Home) -> dict[str, str]:
             return ran
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(IntegrityError) as caught:
-            patch.setattr(versioning.Workspace, "reproduce", reproduce)
+            patch.setattr(Workspace, "reproduce", reproduce)
             spoilt.run()
         assert not spoilt.out("trained").exists()
         said[kind] = str(caught.value)
@@ -295,7 +298,7 @@ def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(job
     assert lock.exists()
     lock.write_text('{"write": {"/a')
     with monkeypatch.context() as patch, pytest.raises(VersioningError, match="rwlock"):
-        patch.setattr(versioning.Workspace, "_free", lambda _: None)
+        patch.setattr(Workspace, "_free", lambda _: None)
         job.dvc.reproduce("prepare", "x", lambda _event: None)
     job.dvc.reproduce("prepare", "x", lambda _event: None)
 
@@ -305,5 +308,5 @@ def test_dvcs_site_cache_is_nobody_elses_to_write(tmp_path: Path) -> None:
     site = home.dvc / "site"
     site.mkdir(parents=True)
     site.chmod(0o777)
-    assert versioning.environment(home.repository, home)["DVC_SITE_CACHE_DIR"] == str(site)
+    assert workspace_environment(home.repository, home)["DVC_SITE_CACHE_DIR"] == str(site)
     assert site.stat().st_mode & 0o777 == 0o700

@@ -12,18 +12,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from remint import config
 from remint.data.arrays import Dataset
 from remint.distributed import launch, machine
 from remint.distributed.world import ALONE, World
 from remint.errors import IntegrityError
 from remint.evaluation import bench as benches
 from remint.evaluation import features
-from remint.evaluation.bench import Bench
+from remint.evaluation.bench import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.evaluation.frechet import Moments
-from remint.judging import EvaluationSettings
 from remint.models.families import family
+from remint.settings.judging import EvaluationSettings
+from remint.settings.params import apply_overrides, read_params, write_params
 from tests import training_cases as cases
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +79,7 @@ def values(folder: Path, world: World) -> dict[str, np.ndarray]:
     """Every number of every measurement."""
     dataset = cases.load(folder)
     settings = EvaluationSettings(samples=40, draws=3, importance_samples=5)
-    bench = Bench(dataset, {"domain": features.load(folder / "features")}, settings, world)
+    bench = EvaluationContext(dataset, {"domain": features.load(folder / "features")}, settings, world)
     found = {}
     for name, metrics in METRICS.items():
         measured, context = measure(model(name, dataset), metrics, bench, "tiny")
@@ -145,8 +145,8 @@ def test_the_step_asks_for_as_many_processes_as_the_machine_has_devices(
     """Unlike a training, whose weights depend on their number."""
     from pipelines import evaluate
 
-    content = config.override(config.read(REPOSITORY), "digits-vae", [f"training.devices={asked}", "training.threads=1"])
-    config.write(content, tmp_path)
+    content = apply_overrides(read_params(REPOSITORY), "digits-vae", [f"training.devices={asked}", "training.threads=1"])
+    write_params(content, tmp_path)
     (tmp_path / "constraints.txt").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "devices", lambda: have)

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from remint import manifest, promotion, queries, stores
-from remint.audit import registry
 from remint.errors import RemintError
-from remint.home import Home
+from remint.maintenance.audit import registry
+from remint.promotion import decide, queries
+from remint.runtime import manifest
+from remint.runtime.home import Home
 from remint.serving import model, pyfunc
-from remint.tracking import Tracking
-from remint.tracking.inventory import versions
+from remint.stores.mlflow import Tracking
+from remint.stores.mlflow.inventory import versions
+from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests import promotion_cases as cases
 from tests.poisons import BUNDLE, POISONS, Payload, Poison, remake
 from tests.promotion_cases import MODEL
@@ -35,9 +37,9 @@ def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 def champion_measured_again(home: Home, folder: Path) -> str:
     """What a retraining does with the champion before it judges: here as far as its bytes go."""
-    from flows import champion
+    from remint.promotion import champion
 
-    store = stores.tracking(home)
+    store = open_tracking(home)
     job = SimpleNamespace(
         pipeline=MODEL,
         home=home,
@@ -48,8 +50,8 @@ def champion_measured_again(home: Home, folder: Path) -> str:
         evidence=SimpleNamespace(report=SimpleNamespace(metrics={}, dataset=store.version(REF).dataset)),
     )
     rival = champion.evidence(job, 1)  # type: ignore[arg-type]
-    assert rival.evidence is None and rival.why_not is not None
-    return rival.why_not
+    assert rival.evidence is None and rival.unavailable_reason is not None
+    return rival.unavailable_reason
 
 
 def raised(what: Callable[[], object]) -> str:
@@ -59,7 +61,7 @@ def raised(what: Callable[[], object]) -> str:
 
 
 def audited(home: Home) -> str:
-    store = stores.tracking(home)
+    store = open_tracking(home)
     held = next(each for each in versions(store, MODEL) if each.version.ref == REF)
     (found,) = registry.whole(home, store, held, "a champion before", load=True)
     assert found.finding.kind == "bytes" and found.finding.damages == REF
@@ -71,19 +73,19 @@ def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, st
     (folder / "out").mkdir()
     if not poison.of_the_record:
         yield "sample", raised(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
-    yield "rollback", raised(lambda: promotion.rollback(home, MODEL, "it blurs"))
+    yield "rollback", raised(lambda: decide.rollback(home, MODEL, "it blurs"))
     yield "audit --deep", audited(home)
     if not poison.resealed:
-        yield "promote", raised(lambda: promotion.promote(home, REF, "I like it", against=2))
+        yield "promote", raised(lambda: decide.promote(home, REF, "I like it", against=2))
         yield "judge", champion_measured_again(home, folder / "out")
     elif not poison.of_the_record:
-        bundle = stores.fetched(home, stores.tracking(home).version(REF))
+        bundle = fetch_bundle(home, open_tracking(home).version(REF))
         yield "pyfunc", raised(lambda: pyfunc._load_pyfunc(str(bundle)))
 
 
 def seal(store: Tracking, files: Path) -> None:
     """Makes manifest and tags fit what lies there, as somebody could who may write into MLflow's database, too."""
-    from remint.tracking import package
+    from remint.stores.mlflow import package
 
     manifest.seal(files / BUNDLE)
     store.set_tags(
@@ -98,7 +100,7 @@ def seal(store: Tracking, files: Path) -> None:
 
 @pytest.mark.case(26)
 def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
-    names, store = list(POISONS), stores.tracking(home)
+    names, store = list(POISONS), open_tracking(home)
     files = cases.files(home, 1)
     whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
     tags = {key: store.version(REF).tags[key] for key in ("manifest_sha256", "weights_sha256", "package_sha256")}
@@ -113,10 +115,10 @@ def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
             assert len(said.splitlines()) == 1 and len(said) < 2_000, (names[trial.number], command, said)
             assert not mark.exists(), (names[trial.number], command)
             trial.note(refused=1)
-        assert stores.ledger(home).champion(MODEL) == 2
+        assert open_ledger(home).champion(MODEL) == 2
         assert not (folder / "x.npy").exists()
         trial.note(executed=0)
         remake(files, whole)
         store.set_tags(store.version(REF), tags)
         shutil.rmtree(home.path / "models", ignore_errors=True)
-    assert len(model.load(stores.fetched(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded
+    assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded

@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
-from remint import config, plugins, queries, stores, versioning, workspace
 from remint.errors import DataError, IntegrityError, NotFoundError, RepositoryError, SettingsError, VersioningError
-from remint.home import Home, is_name
-from remint.rebuild import record
+from remint.maintenance.rebuild import record
+from remint.promotion import queries
 from remint.records import canonical
-from remint.storage.bucket import path_of
+from remint.runtime.home import Home, is_name
+from remint.settings import plugins
+from remint.settings.params import apply_overrides, load_params, plain, read_params, validate_params
+from remint.stores import git
+from remint.stores.dvc import locked
+from remint.stores.open import fetch_bundle, open_tracking
+from remint.stores.s3.bucket import path_of
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
 from tests.trials import Trials
@@ -66,14 +71,14 @@ def made(choose: random.Random) -> str:
 @pytest.mark.case(30)
 def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, tmp_path: Path) -> None:
     """dvc puts ``${key}`` into a command as it is: what comes out of a shell is what went in, and nothing else was done."""
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     admitted = []
     for trial in trials(short=300, full=5_000):
         name = made(trial.random)
         block = trial.random.choice(("datasets", "pipelines"))
         changed = {**content, block: {**content[block], name: next(iter(content[block].values()))}}
         try:
-            config.validate(changed)
+            validate_params(changed)
         except SettingsError:
             trial.note(refused=1)
             continue
@@ -87,7 +92,7 @@ def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, 
 
 
 def test_the_commands_of_dvc_hold_no_other_words_than_names() -> None:
-    stages = config.plain.values((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    stages = plain.values((REPOSITORY / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
         assert stage["foreach"] in ("${datasets}", "${pipelines}")
         assert stage["do"]["cmd"] == f"exec python -m pipelines.{name} ${{key}}"
@@ -118,16 +123,16 @@ OPTIONS = [
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_is_no_commit_is_no_option_of_git_either(clone: Path, name: str) -> None:
-    assert not workspace.holds(clone, name) and not workspace.obtain(clone, name)
+    assert not git.holds(clone, name) and not git.obtain(clone, name)
     if not (name and name.isalpha()) and name not in ("HEAD", ""):
         with pytest.raises(RepositoryError):
-            workspace.commit_of(clone, name)
+            git.commit_of(clone, name)
     assert not list(clone.parent.rglob("RAN"))
 
 
 def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").write_bytes(b"# v2 git bundle\n---upload-pack=touch\tRAN;\n\n")
-    assert [workspace.obtain(clone, sha) for sha in workspace.stands_on(tmp_path / "bundle")] == [False]
+    assert [git.obtain(clone, sha) for sha in git.stands_on(tmp_path / "bundle")] == [False]
     assert not list(tmp_path.rglob("RAN"))
 
 
@@ -137,7 +142,7 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 
 def tagged(home: Home, **tags: str) -> Any:
-    store = stores.tracking(home)
+    store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/1"), tags)
     return store.version(f"{MODEL}/1")
 
@@ -148,7 +153,7 @@ def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_pa
     (tmp_path / "precious/file").touch()
     for key in ("../../precious", str(tmp_path / "precious"), "", ".", "../" + "0" * 64):
         with pytest.raises(IntegrityError, match="is no key: remint did not write it"):
-            stores.fetched(home, tagged(home, key=key))
+            fetch_bundle(home, tagged(home, key=key))
     assert (tmp_path / "precious/file").exists() and (home.path / "mlflow").is_dir()
 
 
@@ -166,12 +171,12 @@ def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_pa
 def test_a_rebuild_of_tags_that_were_edited(home: Home, tmp_path: Path, tags: dict[str, str], says: str) -> None:
     version = tagged(home, **{"dvc_lock_sha256": "x", **tags})
     with pytest.raises(IntegrityError) as caught:
-        record.fetch(stores.tracking(home), version, tmp_path / "to")
+        record.fetch(open_tracking(home), version, tmp_path / "to")
     assert says in str(caught.value) and not list(tmp_path.rglob("RAN"))
 
 
 def test_commits_that_are_options_are_not_compared(home: Home, clone: Path, tmp_path: Path) -> None:
-    store = stores.tracking(home)
+    store = open_tracking(home)
     former, present = (store.version(f"{MODEL}/{number}") for number in (1, 2))
     said = queries._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
     assert "names none" in said and not (tmp_path / "RAN").exists()
@@ -179,7 +184,7 @@ def test_commits_that_are_options_are_not_compared(home: Home, clone: Path, tmp_
 
 def test_models_of_others_in_the_same_mlflow(home: Home) -> None:
     """Their names may end a string of a query, or be a path."""
-    store: Any = stores.tracking(home)
+    store: Any = open_tracking(home)
     others = ["it's", "x' or name = 'digits-flow", 'a"b', "My model", "a" * 200]
     for name in others:
         store._client.create_registered_model(name)
@@ -202,10 +207,10 @@ def test_a_lock_of_dvc_that_leads_elsewhere(tmp_path: Path) -> None:
         whole = {"path": "outs/x", "md5": "0" * 32 + ".dir", "size": 1, "nfiles": 1, "hash": "md5", **out}
         (tmp_path / "dvc.lock").write_text(canonical({"stages": {"prepare@x": {"outs": [whole]}}}))
         with pytest.raises(VersioningError, match=r"dvc\.lock names no output of prepare@x"):
-            versioning.locked(tmp_path / "dvc.lock", "prepare@x")
+            locked(tmp_path / "dvc.lock", "prepare@x")
     (tmp_path / "dvc.lock").write_text(f"stages: !!python/object/apply:os.system ['touch {tmp_path}/RAN']")
     with pytest.raises(VersioningError):
-        versioning.locked(tmp_path / "dvc.lock", "prepare@x")
+        locked(tmp_path / "dvc.lock", "prepare@x")
     assert not (tmp_path / "RAN").exists()
 
 
@@ -217,10 +222,10 @@ def test_keys_of_a_bucket_that_can_be_no_files(key: str) -> None:
 
 @pytest.mark.parametrize("source", ["", " ", "a\0b", "a\nb", "x" * 300, "\x1b[2J", "a/" + "é" * 200])
 def test_sources_that_are_no_paths(source: str) -> None:
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     content["datasets"]["digits"]["source"] = source
     with pytest.raises(SettingsError, match=r"datasets\.digits\.source: expected a path or an address") as caught:
-        config.validate(content)
+        validate_params(content)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -239,9 +244,9 @@ def test_tags_of_yaml_are_refused_unread(tmp_path: Path) -> None:
     ):
         (tmp_path / "params.yaml").write_text(text.replace("{}", str(tmp_path / "RAN"), 1) if "touch" in text else text)
         with pytest.raises(SettingsError, match=r"params\.yaml"):
-            config.load(tmp_path)
+            load_params(tmp_path)
         with pytest.raises(SettingsError, match="--set"):
-            config.override(config.read(REPOSITORY), "digits-vae", ["training.steps=!!python/name:os.system"])
+            apply_overrides(read_params(REPOSITORY), "digits-vae", ["training.steps=!!python/name:os.system"])
     assert not (tmp_path / "RAN").exists()
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from remint import jobs, leases, processes
 from remint.errors import Busy, Interrupted, LeaseLost
-from remint.home import Home
+from remint.runtime import jobs, processes
+from remint.runtime.home import Home
+from remint.stores.ledger import leases
 from tests.postgres import Postgres
 from tests.trials import Trials
 
@@ -23,9 +24,10 @@ from tests.trials import Trials
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from remint import jobs, leases
+from remint.runtime import jobs
+from remint.stores.ledger import leases
 from remint.errors import LeaseLost
-from remint.home import Home
+from remint.runtime.home import Home
 place, machine = sys.argv[1:3]
 leases.BEAT, leases.LOOK, leases.SILENT = 0.1, 0.1, 600.0
 if machine:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remint import jobs
-from remint.home import Home
+from remint.runtime import jobs
+from remint.runtime.home import Home
 from tests.faults.test_processes import is_alive
 from tests.trials import Trials
 
@@ -22,16 +22,20 @@ PROCESSES = 7
 TREE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from remint import jobs, leases, processes
-from remint.home import Home
-from remint.step import PARENT, die_with_parent, lineage
+from remint.runtime import jobs
+from remint.stores.ledger import leases
+from remint.runtime import processes
+from remint.runtime.home import Home
+from remint.runtime.parent import PARENT
+from remint.runtime.parent import ancestor_pids
+from remint.runtime.parent import die_with_parent
 
 def below(*who):
     return [sys.executable, __file__, *who]
 
 def run(*command):
     folder = Path(os.environ["JOB"]) if "JOB" in os.environ else Path(".")
-    processes.run(command, cwd=Path.cwd(), env=os.environ, log=folder / "log")
+    processes.run_process(command, cwd=Path.cwd(), env=os.environ, log=folder / "log")
 
 who = sys.argv[1]
 if who != "worker":
@@ -40,7 +44,7 @@ if who in ("trainer", "rank"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 Path("pids", f"{who}-{os.getpid()}").touch()
 if who == "worker":
-    subprocess.run(below("flow"), env={**os.environ, PARENT: lineage()})
+    subprocess.run(below("flow"), env={**os.environ, PARENT: ancestor_pids()})
 elif who == "flow":
     home = Home(Path.cwd(), Path("home").absolute())
     with jobs.live(home, pipeline="m", flow_run="") as job, leases.held(home, "m", leases.Holder.of("m", job), print):

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from remint import jobs, processes
 from remint.errors import Interrupted
-from remint.home import Home
+from remint.runtime import jobs, processes
+from remint.runtime.home import Home
 
 PARENT = """
 import os, sys
 from pathlib import Path
-from remint import processes
-processes.run([sys.executable, "-c", CHILD], cwd=Path.cwd(), env=os.environ, log=Path("log"))
+from remint.runtime import processes
+processes.run_process([sys.executable, "-c", CHILD], cwd=Path.cwd(), env=os.environ, log=Path("log"))
 """
-CHILD = "from remint.step import die_with_parent; die_with_parent(); import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+CHILD = "from remint.runtime.parent import die_with_parent; die_with_parent(); import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('pid', 'w').write('1'); time.sleep(600)"
 
 
@@ -64,7 +64,7 @@ def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_a_child_whose_parent_was_killed_before_it_could_ask_ends_at_once(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    status = processes.run(
+    status = processes.run_process(
         [sys.executable, "-c", f"import os; os.environ['REMINT_PARENT'] = '{dead.pid}'; {CHILD}"],
         cwd=tmp_path,
         env=os.environ,
@@ -82,7 +82,7 @@ def test_ctrl_c_stops_the_group_and_says_so(tmp_path: Path) -> None:
     threading.Thread(target=stop_soon).start()
     try:
         with pytest.raises(Interrupted, match="run the same command again"):
-            processes.run([sys.executable, "-c", CHILD], cwd=tmp_path, env=os.environ, log=tmp_path / "log")
+            processes.run_process([sys.executable, "-c", CHILD], cwd=tmp_path, env=os.environ, log=tmp_path / "log")
     finally:
         processes.stopping.clear()
     assert gone(int((tmp_path / "pid").read_text()), seconds=1.0)
@@ -99,7 +99,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, 
 def test_events_are_read_as_they_come_and_only_whole_lines(tmp_path: Path) -> None:
     writer = "import time; f = open('events', 'a', buffering=1); f.write('{\"a\": 1}\\n{\"a\"'); f.flush(); time.sleep(0.3); f.write(': 2}\\n')"
     seen: list[dict[str, int]] = []
-    status = processes.run(
+    status = processes.run_process(
         [sys.executable, "-c", writer],
         cwd=tmp_path,
         env=os.environ,
@@ -114,7 +114,7 @@ def test_events_are_read_as_they_come_and_only_whole_lines(tmp_path: Path) -> No
 def test_a_job_that_was_killed_is_found_dead_and_a_live_one_is_not(tmp_path: Path) -> None:
     home = Home(tmp_path, tmp_path / "home").ensure()
     script = (
-        "import time; from pathlib import Path; from remint import jobs; from remint.home import Home\n"
+        "import time; from pathlib import Path; from remint.runtime import jobs; from remint.runtime.home import Home\n"
         f"with jobs.live(Home(Path({str(tmp_path)!r}), Path({str(home.path)!r})), pipeline='x') as job:\n"
         "    open('pid', 'w').write(job.id); time.sleep(600)\n"
     )

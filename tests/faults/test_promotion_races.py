@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from remint import promotion, stores
 from remint.errors import ChampionChanged
-from remint.home import Home
-from remint.promotion import Against
+from remint.promotion import decide
+from remint.promotion.decide import Against
+from remint.promotion.projection import sync_mlflow_to_ledger
+from remint.runtime.home import Home
+from remint.stores.open import open_ledger, open_tracking
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
 from tests.racers import context, racer
@@ -54,7 +56,7 @@ def _race(pipe: Any, start: Any, home: Home, work: Callable[..., str]) -> None:
 
 def promote(home: Home, version: int, against: Against) -> str:
     try:
-        promotion.promote(home, f"{MODEL}/{version}", "race", against=against, who=f"p{version}")
+        decide.promote(home, f"{MODEL}/{version}", "race", against=against, who=f"p{version}")
     except ChampionChanged as error:
         return str(error)
     return "won"
@@ -65,7 +67,7 @@ def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials:
     """Each decided against the champion that stands: whoever is second decided against one that stands no more."""
     with promoters(home, promote) as race:
         for trial in trials(short=3, full=500):
-            champion = stores.ledger(home).champion(MODEL)
+            champion = open_ledger(home).champion(MODEL)
             better, worse = trial.random.sample([number for number in (1, 2, 3, 4) if number != champion], 2)
             against: Against = "none" if champion is None else champion
             told = [(better, against), (worse, against)]
@@ -74,9 +76,9 @@ def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials:
             winner = (better, worse)[answers.index("won")]
             (loser,) = (answer for answer in answers if answer != "won")
             assert loser.startswith(f"the champion is now {MODEL}/{winner} (by p{winner}")
-            last = stores.ledger(home).rows(MODEL)[-1]
-            stores.project(home, MODEL)
+            last = open_ledger(home).rows(MODEL)[-1]
+            sync_mlflow_to_ledger(home, MODEL)
             assert (last.version, last.champion_before) == (winner, champion)
-            assert stores.tracking(home).aliases(MODEL) == {"champion": winner}
+            assert open_tracking(home).aliases(MODEL) == {"champion": winner}
             trial.note(races=1, two_winners=0, alias_not_of_the_ledger=0)
-    assert stores.ledger(home).verify(MODEL) == []
+    assert open_ledger(home).verify(MODEL) == []

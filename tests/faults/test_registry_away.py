@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from remint import manifest
 from remint.errors import IntegrityError, LedgerError, TrackingError
-from remint.ledger import Ledger
 from remint.records import TrainedModel
-from remint.tracking import Tracking, door, registration
+from remint.runtime import manifest
+from remint.stores.ledger.chain import Ledger
+from remint.stores.mlflow import Tracking, door, registration
 from tests import registry_cases as cases
 from tests.mlflow_server import Server, losing, serving
 from tests.postgres import Postgres

@@ -17,7 +17,7 @@ import pytest
 
 from remint.errors import StorageError, TrackingError
 from remint.serving import fresh
-from remint.tracking import Tracking, door
+from remint.stores.mlflow import Tracking, door
 from tests import registry_cases as cases
 from tests.ports import free_port
 

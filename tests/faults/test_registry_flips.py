@@ -11,7 +11,7 @@ import pytest
 from remint.errors import IntegrityError
 from remint.models.bundle import load_model
 from remint.records import ModelVersion
-from remint.tracking import Tracking
+from remint.stores.mlflow import Tracking
 from tests import registry_cases as cases
 from tests.trials import Trials
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from remint.errors import ChampionChanged, LedgerError
-from remint.ledger import Ledger
 from remint.records import SeedSpread
-from remint.spreads import Spreads
-from remint.tracking import Tracking
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.spreads import Spreads
+from remint.stores.mlflow import Tracking
 from tests.postgres import Postgres
 from tests.racers import at_once, context, racer
 
@@ -153,6 +153,6 @@ def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str,
 
 def test_a_database_that_is_away_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psycopg")
-    monkeypatch.setattr("remint.database.time.sleep", lambda _: None)
+    monkeypatch.setattr("remint.stores.ledger.database.time.sleep", lambda _: None)
     with pytest.raises(LedgerError, match="failed"):
         Ledger(f"postgresql://remint:hunter2@/postgres?host={tmp_path}")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from remint import manifest
 from remint.errors import IntegrityError, RunError
 from remint.models import probe
 from remint.records import ModelVersion
+from remint.runtime import manifest
 from remint.serving import fresh
-from remint.tracking import Tracking
+from remint.stores.mlflow import Tracking
 from tests import registry_cases as cases
 
 

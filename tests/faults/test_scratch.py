@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from remint import scratch
+from remint.runtime import scratch
 
 HOLDS = """
 import sys, time
-from remint import scratch
+from remint.runtime import scratch
 with scratch.folder() as folder:
     (folder / "weights").write_text("a copy")
     print(folder, flush=True)

@@ -24,14 +24,18 @@ from pathlib import Path
 
 import pytest
 
-from flows import doctor
-from flows.discretion import Discretion
-from remint import cli, database, ledger, processes, storage, workspace
+from flows.server.log_filter import RedactingFilter
+from flows.stack import doctor
+from remint import cli
 from remint.errors import RemintError, RepositoryError
-from remint.home import Home
-from remint.storage import bucket as s3_door
-from remint.tracking import Tracking
-from remint.versioning import reach as remote
+from remint.runtime import processes
+from remint.runtime.home import Home
+from remint.stores import git as workspace
+from remint.stores import s3 as storage
+from remint.stores.dvc import reach as remote
+from remint.stores.ledger import chain, database
+from remint.stores.mlflow import Tracking
+from remint.stores.s3 import bucket as s3_door
 from tests.leaks import Search, secrets
 from tests.postgres import Postgres
 from tests.s3 import Server
@@ -59,7 +63,7 @@ class Place:
         """Does what fails with an error of ours, and takes down what a person and Prefect's log would have of it."""
         stream = io.StringIO()
         handler, logger = logging.StreamHandler(stream), logging.Logger("as of Prefect")
-        handler.addFilter(Discretion())
+        handler.addFilter(RedactingFilter())
         logger.addHandler(handler)
         with pytest.raises(kind) as caught:
             act()
@@ -81,7 +85,7 @@ class Place:
 def _ledger(place: Place, url: str) -> None:
     place.environment.setattr(database, "ATTEMPTS", 1)
     place.set(REMINT_LEDGER=url)
-    place.fails(lambda: ledger.Ledger(place.home.ledger_url))
+    place.fails(lambda: chain.Ledger(place.home.ledger_url))
 
 
 def _mlflow(place: Place, uri: str) -> None:
@@ -142,13 +146,13 @@ def _origin(place: Place, address: str) -> None:
     place.said.append(workspace.origin(place.repository))
     assert place.said[-1] == f"https://{NOBODY}/team/remint.git"
     assert not workspace.obtain(place.repository, "1" * 40)
-    place.fails(lambda: workspace.git(place.repository, "fetch", "origin"))
+    place.fails(lambda: workspace.run_git(place.repository, "fetch", "origin"))
     place.git("remote", "remove", "origin")
 
 
 def _prefect(place: Place, url: str) -> None:
     place.set(PREFECT_API_URL=url)
-    found = doctor.run(place.home, None)
+    found = doctor.run_doctor(place.home, None)
     assert [each.about for each in found if each.about == "prefect"] == ["prefect"]
     place.said += [each.what for each in found]
 
@@ -170,7 +174,7 @@ def _child(place: Place, secret: str) -> None:
     """A step that prints its environment, or what a vendor said of it."""
     log = place.home.path / "child.log"
     command = [sys.executable, "-c", f"print('before'); print('''{secret}'''); print('after')"]
-    assert processes.run(command, cwd=place.repository, env=dict(os.environ), log=log) == 0
+    assert processes.run_process(command, cwd=place.repository, env=dict(os.environ), log=log) == 0
     place.said.append(log.read_text())
     assert place.said[-1].split()[0] == "before" and place.said[-1].split()[-1] == "after"
 
@@ -179,7 +183,7 @@ def _logged(place: Place, secret: str) -> None:
     """Somebody's own line in Prefect's log."""
     stream = io.StringIO()
     handler, logger = logging.StreamHandler(stream), logging.Logger("own")
-    handler.addFilter(Discretion())
+    handler.addFilter(RedactingFilter())
     logger.addHandler(handler)
     logger.warning("signs in with %s", secret)
     assert "signs in with" in stream.getvalue()

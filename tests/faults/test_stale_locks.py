@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from remint import jobs, leases, workspace
 from remint.errors import Busy, VersioningError
-from remint.home import Home
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.ledger import leases
 from tests.faults.test_processes import wait_for
 from tests.trials import Trials
 
@@ -24,9 +26,10 @@ from tests.trials import Trials
 HOLDER = """
 import time
 from pathlib import Path
-from remint import jobs, leases
-from remint.home import Home
-from remint.tracking.door import exclusive
+from remint.runtime import jobs
+from remint.stores.ledger import leases
+from remint.runtime.home import Home
+from remint.stores.mlflow.door import exclusive
 home = Home(Path.cwd(), Path("home").absolute())
 with jobs.live(home, pipeline="m", flow_run="") as job, exclusive(home.lock("registry"), "m"):
     with leases.held(home, "m", leases.Holder.of("m", job), print):
@@ -37,7 +40,7 @@ with jobs.live(home, pipeline="m", flow_run="") as job, exclusive(home.lock("reg
 
 @pytest.fixture
 def repository(make_repository: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(workspace, "STALE", 0.3)
+    monkeypatch.setattr(git, "STALE", 0.3)
     return make_repository({"file": "a\n"})
 
 
@@ -46,13 +49,13 @@ def test_a_lock_that_git_left(trials: Trials, repository: Path) -> None:
     (repository / ".git/index.lock").touch()  # a person's own git stumbles over it; a job needs no index of theirs
     for trial in trials(short=2, full=20):
         (repository / "file").write_text(f"{trial.random.random()}\n")
-        tree = workspace.commit_of_tree(repository).sha
-        workspace.git(repository, "update-ref", "-d", f"refs/remint/{tree}")
+        tree = git.commit_of_tree(repository).sha
+        git.run_git(repository, "update-ref", "-d", f"refs/remint/{tree}")
         lock = repository / f".git/refs/remint/{tree}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.write_text(trial.random.choice(["", tree[:17], f"{tree}\n"]))
-        commit = workspace.commit_of_tree(repository)
-        assert commit.sha == tree and workspace.git(repository, "rev-parse", f"refs/remint/{tree}").strip() == tree
+        commit = git.commit_of_tree(repository)
+        assert commit.sha == tree and git.run_git(repository, "rev-parse", f"refs/remint/{tree}").strip() == tree
         assert not lock.exists()
         trial.note(recovered=1)
 
@@ -62,8 +65,8 @@ def test_a_lock_that_a_live_git_holds(trials: Trials, repository: Path) -> None:
     """``git update-ref --stdin`` holds the lock from ``prepare`` to ``commit``."""
     for trial in trials(short=1, full=10):
         (repository / "file").write_text(f"live {trial.random.random()}\n")
-        commit = workspace.commit_of_tree(repository).sha
-        workspace.git(repository, "update-ref", "-d", f"refs/remint/{commit}")
+        commit = git.commit_of_tree(repository).sha
+        git.run_git(repository, "update-ref", "-d", f"refs/remint/{commit}")
         holder = subprocess.Popen(
             ["git", "update-ref", "--stdin"], cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -72,11 +75,11 @@ def test_a_lock_that_a_live_git_holds(trials: Trials, repository: Path) -> None:
         holder.stdin.flush()
         assert [holder.stdout.readline() for _ in range(2)] == ["start: ok\n", "prepare: ok\n"]
         with pytest.raises(VersioningError, match="lock"):
-            workspace.pin(repository, commit)
+            git.pin(repository, commit)
         holder.stdin.write("commit\n")
         holder.stdin.close()
         assert holder.wait() == 0
-        workspace.pin(repository, commit)
+        git.pin(repository, commit)
         trial.note(live_holders_broken=0)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from remint import processes, storage
 from remint.errors import DataError, IntegrityError, Interrupted, RemintError, StorageError
-from remint.home import Home
-from remint.storage import bucket as door
-from remint.storage import folder
+from remint.runtime import processes
+from remint.runtime.home import Home
+from remint.stores import s3 as storage
+from remint.stores.s3 import bucket as door
+from remint.stores.s3 import folder
 from tests.ports import free_port
 from tests.s3 import PASSWORD, USER, Proxy, Server
 
@@ -266,9 +267,9 @@ def test_a_disk_that_fills_up_meanwhile(s3: Server, home: Home, monkeypatch: pyt
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from remint import storage
-from remint.home import Home
-from remint.storage import bucket
+from remint.stores import s3 as storage
+from remint.runtime.home import Home
+from remint.stores.s3 import bucket
 
 home, url, count = Home(Path(sys.argv[1]), Path(sys.argv[1]) / "home"), sys.argv[2], int(sys.argv[3])
 real = os.fsync

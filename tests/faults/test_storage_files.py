@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from remint import config, storage
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
-from remint.home import Home
-from remint.storage import bucket as door
+from remint.runtime.home import Home
+from remint.settings.params import read_params, validate_params
+from remint.stores import s3 as storage
+from remint.stores.s3 import bucket as door
 from tests.s3 import PASSWORD, USER, Proxy, Server
 
 CONTENT = bytes(range(256)) * 8192
@@ -82,14 +83,14 @@ def test_a_flow_fetches_what_metrics_are_measured_with_and_nothing_else(
 
     monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
     bucket = s3.bucket({"net.pt2": CONTENT})
-    content = config.read(Path(__file__).parents[2])
+    content = read_params(Path(__file__).parents[2])
     content["pipelines"]["digits-gan"]["evaluation"] = {
         "metrics": ["fd_domain", "fd_program"],
         "program": {"path": f"s3://{bucket}/net.pt2", "sha256": SHA256},
         "inception": {"path": "s3://no-such-bucket/weights.pth"},
     }
     content["pipelines"]["digits-gan"]["promotion"] = {}
-    settings = config.validate(content).pipeline("digits-gan")
+    settings = validate_params(content).pipeline("digits-gan")
     told: list[str] = []
     job: Any = SimpleNamespace(
         home=home,

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
-from remint import storage
 from remint.errors import RunError, StorageError
-from remint.home import Home
-from remint.storage import bucket as door
-from remint.versioning import presence
+from remint.runtime.home import Home
+from remint.stores import s3 as storage
+from remint.stores.dvc import presence
+from remint.stores.s3 import bucket as door
 from tests import registry_cases as cases
 from tests.ports import free_port
 from tests.s3 import Proxy, Server
@@ -79,7 +79,7 @@ def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: 
         shutil.rmtree(cache)
         found = presence.mend(home, [output], home.repository, home.path / "log")
         be_kind(proxy)
-        assert not found.why_not and set(found.brought) == set(files)
+        assert not found.unavailable_reason and set(found.brought) == set(files)
         assert {md5: (cache / md5[:2] / md5[2:]).read_bytes() for md5 in files} == files
         trial.note(copies=2, succeeded=2, corrupt=0, answers_spoilt=proxy.refused - before)
 

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
-from remint import storage, versioning
-from remint.addresses import TRUST_S3
 from remint.errors import RunError, StorageError
-from remint.home import Home
-from remint.storage import bucket as door
-from remint.versioning import presence
+from remint.runtime.addresses import TRUST_S3
+from remint.runtime.home import Home
+from remint.stores import s3 as storage
+from remint.stores.dvc import last_error_line, presence
+from remint.stores.s3 import bucket as door
 from tests import access
 from tests import registry_cases as cases
 from tests.faults.test_storage_flaky import connect, kept_in
@@ -126,4 +126,4 @@ def test_what_dvc_says_of_it_is_told_in_the_same_words(s3: Server, tmp_path: Pat
     with (tmp_path / "log").open("wb") as log:
         status = subprocess.run([sys.executable, "-m", "dvc", "pull"], cwd=tmp_path, stdout=log, stderr=log, check=False)
     print((tmp_path / "log").read_text())
-    assert status.returncode and versioning.last_words(tmp_path / "log") == TRUST_S3
+    assert status.returncode and last_error_line(tmp_path / "log") == TRUST_S3

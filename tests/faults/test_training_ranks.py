@@ -238,7 +238,7 @@ def test_no_rank_outlives_who_started_it(sign: signal.Signals, folder: Path, tmp
 
 RANK = """
 import os
-from remint import step
+from remint.runtime import events
 from remint.errors import DataError
 
 def main(key):
@@ -246,7 +246,7 @@ def main(key):
         raise {error}
     import time; time.sleep(60)
 
-step.run(main)
+events.run_step(main)
 """
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from remint.data.arrays import Dataset
 from remint.errors import Interrupted, RunError, StepError, StorageError
-from remint.processes import stopping
 from remint.records import TrainedModel
+from remint.runtime.processes import stopping
 from remint.training import divergence, guard, loop, train
 from remint.training.checkpoint import Checkpoints
 from tests import training_cases as cases

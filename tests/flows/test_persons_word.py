@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows import champion, settling, steps
-from remint import promotion, stores
-from remint.home import Home
-from remint.judging import PromotionSettings
-from remint.ledger import Ledger
+from flows import settle as settling
+from flows import steps
+from remint.promotion import champion, decide
+from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.records import EvaluationReport, Evidence, Leakage, MetricValue, ModelVersion, TrainedModel
-from remint.tracking import Tracking
-from remint.workspace import Commit
+from remint.runtime.home import Home
+from remint.settings.judging import PromotionSettings
+from remint.stores.git import Commit
+from remint.stores.ledger.chain import Ledger
+from remint.stores.mlflow import Tracking
+from remint.stores.open import open_ledger, open_tracking
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
 from tests.trials import Trials
@@ -37,8 +40,8 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
         (folder / "report.html").write_text(decision.verdict)
         return folder / "report.html"
 
-    def rival(job: Job, holder: int) -> champion.Rival:
-        return champion.Rival(Job(job.home, holder).evidence)
+    def rival(job: Job, holder: int) -> champion.ChampionEvidence:
+        return champion.ChampionEvidence(Job(job.home, holder).evidence)
 
     monkeypatch.setattr(settling.page, "write", page)
     monkeypatch.setattr(settling.show, "decision", lambda *_: None)
@@ -46,7 +49,7 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(settling.approval, "ask", lambda row: f"form {row.sequence}")
     monkeypatch.setattr(settling.show, "against_champion", lambda *_: None)
     monkeypatch.setattr(champion, "evidence", rival)
-    monkeypatch.setattr("remint.promotion.fresh.check", lambda *_: "not looked at")
+    monkeypatch.setattr("remint.promotion.decide.fresh.check", lambda *_: "not looked at")
     return cases.copied(registered, tmp_path / "home")
 
 
@@ -57,7 +60,7 @@ class Job:
         self.home, self.pipeline, self.trained, self.reason, self.rival = home, MODEL, False, "", None
         self.number, self.commit, self.spread = version, commit or Commit("c" * 40, dirty=False), None
         promotion_rules = PromotionSettings.model_validate({**RULES, **rules})
-        recipe = SimpleNamespace(but_seed=dict)
+        recipe = SimpleNamespace(without_seed=dict)
         self.settings = SimpleNamespace(promotion=promotion_rules, recipe=recipe, metrics=lambda: ["nll"])
         self.dataset, self.seconds = SimpleNamespace(name="digits", digest="d" * 64), dict[str, float]()
         self.lease = SimpleNamespace(confirm=lambda: None)
@@ -85,11 +88,11 @@ class Job:
 
     @property
     def ledger(self) -> Ledger:
-        return stores.ledger(self.home)
+        return open_ledger(self.home)
 
     @property
     def tracking(self) -> Tracking:
-        return stores.tracking(self.home)
+        return open_tracking(self.home)
 
     def finish_run(self) -> None:
         """No run of MLflow is open: nothing was trained."""
@@ -121,11 +124,11 @@ def verdict(answer: dict[str, Any]) -> tuple[str, bool, int | None]:
 def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(home: Home) -> None:
     assert verdict(run(home, 1)) == ("promoted", False, 1)
     assert verdict(run(home, 2)) == ("promoted", False, 2)
-    promotion.rollback(home, MODEL, "the sevens blur", who="ada")
-    count = len(stores.ledger(home).rows(MODEL))
+    decide.rollback(home, MODEL, "the sevens blur", who="ada")
+    count = len(open_ledger(home).rows(MODEL))
     for _ in range(2):
         assert verdict(run(home, 2)) == ("rolled_back", True, 1), "the same evidence: nothing is judged again"
-    assert len(stores.ledger(home).rows(MODEL)) == count
+    assert len(open_ledger(home).rows(MODEL)) == count
 
     other = run(home, 2, require={"nll": {"max": 2.5}})  # other rules: it is judged again, and is better than the champion
     assert verdict(other) == ("refused", False, 1)
@@ -143,15 +146,19 @@ def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(ho
 
     assert verdict(run(home, 3)) == ("promoted", False, 3), "a version that nobody spoke against"
     assert verdict(run(home, 2, require={"nll": {"max": 2.6}}))[0] == "refused"
-    promotion.promote(home, f"{MODEL}/2", "looked again", against=3, who="eve")
-    assert promotion.objection(stores.ledger(home).rows(MODEL, 2)) is None, "a person's promotion clears it"
-    assert stores.tracking(home).aliases(MODEL) == {"champion": 2}
+    decide.promote(home, f"{MODEL}/2", "looked again", against=3, who="eve")
+    assert decide.objection(open_ledger(home).rows(MODEL, 2)) is None, "a person's promotion clears it"
+    assert open_tracking(home).aliases(MODEL) == {"champion": 2}
 
 
 def test_what_was_refused_for_want_of_evidence_is_judged_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     run(home, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(champion, "evidence", lambda *_: champion.Rival(why_not="champion digits-flow/1: its files are gone"))
+        patch.setattr(
+            champion,
+            "evidence",
+            lambda *_: champion.ChampionEvidence(unavailable_reason="champion digits-flow/1: its files are gone"),
+        )
         for _ in range(2):
             assert verdict(run(home, 2)) == ("refused", False, 1)
     assert verdict(run(home, 2)) == ("promoted", False, 2), "its files were put back, and nothing else changed"
@@ -165,7 +172,7 @@ def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> No
     home.report(MODEL, 2).mkdir(parents=True)
     decision = steps.judge.fn(job, registered)
     assert decision.verdict == "promoted"
-    promotion.reject(home, f"{MODEL}/2", "smears", who="ada")
+    decide.reject(home, f"{MODEL}/2", "smears", who="ada")
     answer = settling.settle.fn(job, registered, decision)
     assert verdict(answer) == ("refused", False, 1) and "was rejected on" in answer["decision"]["reasons"][0]
 
@@ -177,9 +184,9 @@ def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
     assert verdict(finish(again)) == ("awaiting_approval", True, 1)
     form = f"{MODEL}/2 can be approved in Prefect, too: resume the run form 2 of approve/{MODEL}"
     assert ("notice", {"text": form}) in asked.told and not [event for event, _ in again.told if event == "notice"]
-    promotion.promote(home, f"{MODEL}/2", "looked", who="ada")
+    decide.promote(home, f"{MODEL}/2", "looked", who="ada")
     assert verdict(run(home, 2, approval="manual")) == ("promoted", True, 2)
-    assert [row.who for row in stores.ledger(home).rows(MODEL)] == ["gate", "gate", "ada"]
+    assert [row.who for row in open_ledger(home).rows(MODEL)] == ["gate", "gate", "ada"]
 
 
 def test_an_approval_that_was_asked_for_against_another_champion_is_judged_again(home: Home) -> None:
@@ -200,8 +207,8 @@ def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_takes_it(
     assert verdict(run(home, 1, dirty))[0] == "refused"
     assert verdict(run(home, 1))[1:] == (False, 2), "what was said of uncommitted work is not said of the clean commit"
     assert verdict(run(home, 3, dirty))[0] == "refused"
-    promotion.promote(home, f"{MODEL}/3", "an emergency", who="ada")
-    assert stores.tracking(home).aliases(MODEL) == {"champion": 3}
+    decide.promote(home, f"{MODEL}/3", "an emergency", who="ada")
+    assert open_tracking(home).aliases(MODEL) == {"champion": 3}
 
 
 def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Home) -> None:
@@ -228,7 +235,7 @@ def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_die
         raise KeyboardInterrupt
 
     owner, name = {
-        "project": (stores, "project"),
+        "project": (settling, "sync_mlflow_to_ledger"),
         "page": (settling.page, "write"),
         "attach": (Tracking, "attach"),
         "set_tags": (Tracking, "set_tags"),
@@ -238,7 +245,7 @@ def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_die
         patch.setattr(owner, name, dies)
         settling.settle.fn(job, registered, decision)
     assert verdict(run(home, 2)) == ("promoted", True, 2)
-    assert [row.version for row in stores.ledger(home).rows(MODEL)] == [1, 2]
+    assert [row.version for row in open_ledger(home).rows(MODEL)] == [1, 2]
     assert job.tracking.aliases(MODEL) == {"champion": 2}
     version = job.tracking.version(f"{MODEL}/2")
     assert version.tags["decision_sha256"] == decision.digest
@@ -251,8 +258,8 @@ def test_a_decision_that_was_not_written_down_is_not_taken_for_one(home: Home) -
     """Its process died before the row, and an older row has the same evidence."""
     run(home, 1)
     run(home, 2)
-    decision = steps.judge.fn(Job(home, 2), stores.version(home, f"{MODEL}/2"))
-    decision.model_copy(update={"verdict": "refused"}).write(home.report(MODEL, 2) / "undone.json")
+    decision = steps.judge.fn(Job(home, 2), current_version(home, f"{MODEL}/2"))
+    decision.model_copy(update={"verdict": "refused"}).write(home.report(MODEL, 2) / "pending_decision.json")
     assert verdict(run(home, 2)) == ("kept", False, 2), "judged again"
     assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
 
@@ -281,13 +288,13 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
         for thread in threads:
             thread.join()
         assert verdicts[3] == "promoted" and verdicts[2] in ("promoted", "refused", "kept")
-        stores.project(home, MODEL)
-        assert stores.ledger(home).champion(MODEL) == 3 and stores.tracking(home).aliases(MODEL)["champion"] == 3
+        sync_mlflow_to_ledger(home, MODEL)
+        assert open_ledger(home).champion(MODEL) == 3 and open_tracking(home).aliases(MODEL)["champion"] == 3
         trial.note(races=1, wins_of_the_worse=0, worse_came_first=verdicts[2] == "promoted")
-        promotion.promote(home, f"{MODEL}/1", "the next race", against=3, who="ada")
+        decide.promote(home, f"{MODEL}/1", "the next race", against=3, who="ada")
 
 
 def run_registered(home: Home, version: int) -> ModelVersion:
     """What stands registered before it is judged."""
     home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
-    return stores.tracking(home).version(f"{MODEL}/{version}")
+    return open_tracking(home).version(f"{MODEL}/{version}")

@@ -25,11 +25,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from remint import config, manifest
 from remint.data import pictures, sources
 from remint.errors import RemintError
 from remint.models import bundle as bundles
-from remint.recipe import DatasetSettings
+from remint.runtime import manifest
+from remint.settings.params import apply_overrides, load_params, read_params, validate_params
+from remint.settings.recipe import DatasetSettings
 from remint.training.checkpoint import NOTES, TENSORS, Checkpoints
 from tests import registry_cases
 from tests.fuzz.conftest import Fuzz
@@ -106,7 +107,7 @@ def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 @pytest.mark.case(28)
 def test_params(fuzz: Fuzz, tmp_path: Path) -> None:
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     places = st.sampled_from(paths(content))
 
     @given(text=changed(TEXT), place=places, value=TREES)
@@ -114,7 +115,7 @@ def test_params(fuzz: Fuzz, tmp_path: Path) -> None:
     def prop(text: bytes, place: tuple[str, ...], value: Any) -> None:
         (tmp_path / "params.yaml").write_bytes(text)
         with ours():
-            config.load(tmp_path)
+            load_params(tmp_path)
         *parents, last = place
         copy = json.loads(json.dumps(content))
         block = copy
@@ -122,9 +123,9 @@ def test_params(fuzz: Fuzz, tmp_path: Path) -> None:
             block = block[key]
         block[last] = value
         with ours():
-            config.validate(copy)
+            validate_params(copy)
         with ours():
-            config.override(content, "digits-vae", [f"{'.'.join(place)}={text[:40].decode(errors='replace')}"])
+            apply_overrides(content, "digits-vae", [f"{'.'.join(place)}={text[:40].decode(errors='replace')}"])
 
     fuzz(prop)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from remint.errors import ChampionChanged
-from remint.ledger import CHAMPION_ACTIONS, Ledger
+from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger
 
 VERSIONS = st.integers(1, 4)
 MODELS = st.sampled_from(["a", "b"])

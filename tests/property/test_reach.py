@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remint.collect.reach import Node, Thing, unreached
+from remint.maintenance.gc.reach import Node, Thing, unreached
 
 COUNT = 12  # of versions, of runs and of pieces of data
 

@@ -23,12 +23,18 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from remint import audit, collect, manifest, promotion, queries, stores, workspace
 from remint.errors import ChampionChanged, IntegrityError, NotFoundError, SettingsError
-from remint.home import Home
-from remint.ledger import Action, projection
+from remint.maintenance import audit
+from remint.maintenance.gc import collect_garbage
 from remint.models.bundle import load_model
+from remint.promotion import decide, queries
+from remint.promotion.projection import sync_mlflow_to_ledger, tags_of
 from remint.records import LedgerRow
+from remint.runtime import manifest
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.ledger.chain import Action, projection
+from remint.stores.open import open_ledger, open_tracking
 from tests import collect_cases, registry_cases
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
@@ -51,7 +57,7 @@ def template() -> Home:
         (folder / name).write_text(text)
     subprocess.run(["sh", "-c", COMMIT], cwd=folder, check=True)
     home = Home(folder, folder / ".remint").ensure()
-    stores.tracking(home).initialise()
+    open_tracking(home).initialise()
     for seed in range(REGISTERED):
         register(home, seed)
     return home
@@ -74,9 +80,9 @@ def register(home: Home, seed: int) -> int:
     bundle = home.path / "bundles" / str(seed)
     if not bundle.exists():
         registry_cases.make(bundle, seed)
-    commit = workspace.git(home.repository, "rev-parse", "HEAD").strip()
+    commit = git.run_git(home.repository, "rev-parse", "HEAD").strip()
     tags = {**cases.TAGS, "commit": commit, "dvc_lock_sha256": manifest.sha256_file(lock)}
-    return registry_cases.register(stores.tracking(home), bundle, tags=tags, attachments={"dvc.lock": lock}).version
+    return registry_cases.register(open_tracking(home), bundle, tags=tags, attachments={"dvc.lock": lock}).version
 
 
 class Lives(RuleBasedStateMachine):
@@ -98,7 +104,7 @@ class Lives(RuleBasedStateMachine):
         self.collected = False
         self.rows: list[tuple[str, int, int | None]] = []  # action, version, champion after it
         self.patch = pytest.MonkeyPatch()  # a fresh process takes seconds: the bundle is loaded in this one
-        self.patch.setattr("remint.promotion.fresh.check", lambda bundle, log: load_model(bundle))
+        self.patch.setattr("remint.promotion.decide.fresh.check", lambda bundle, log: load_model(bundle))
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -146,17 +152,17 @@ class Lives(RuleBasedStateMachine):
             assert not (self.against(version) and action in ("promoted", "awaiting_approval"))
             self.rows.append((action, version, version if action == "promoted" else self.champion))
             if not dies:
-                stores.project(self.home, MODEL)
+                sync_mlflow_to_ledger(self.home, MODEL)
 
     @rule(version=VERSIONS, against=st.sampled_from(["judged", "none", "present"]) | VERSIONS)
     def promote(self, version: int, against: str | int) -> None:
-        gate_rows = [row for row in stores.ledger(self.home).rows(MODEL, version) if row.evidence]
+        gate_rows = [row for row in open_ledger(self.home).rows(MODEL, version) if row.evidence]
         judged = gate_rows[-1].champion_before if gate_rows else None
         present: Any = self.champion if self.champion is not None else "none"
         given: Any = present if against == "present" else against
         believed = judged if given == "judged" else None if given == "none" else given
         try:
-            promotion.promote(self.home, f"{MODEL}/{version}", "a word", given, who="ada")
+            decide.promote(self.home, f"{MODEL}/{version}", "a word", given, who="ada")
         except NotFoundError:
             assert version not in self.registered
         except SettingsError:
@@ -172,7 +178,7 @@ class Lives(RuleBasedStateMachine):
     @rule(version=VERSIONS)
     def reject(self, version: int) -> None:
         try:
-            promotion.reject(self.home, f"{MODEL}/{version}", "a word", who="ada")
+            decide.reject(self.home, f"{MODEL}/{version}", "a word", who="ada")
         except NotFoundError:
             assert version not in self.registered
         except SettingsError:
@@ -189,7 +195,7 @@ class Lives(RuleBasedStateMachine):
         fit = [version for version in stood if version is not None and self.loads(version) and not self.against(version)]
         left = self.champion
         try:
-            row = promotion.rollback(self.home, MODEL, "a word", who="ada")
+            row = decide.rollback(self.home, MODEL, "a word", who="ada")
         except NotFoundError:
             assert left is None or not stood
         except IntegrityError:
@@ -219,7 +225,7 @@ class Lives(RuleBasedStateMachine):
     @rule(alias=st.sampled_from(["champion", "challenger"]), version=VERSIONS)
     def edit_alias(self, alias: str, version: int) -> None:
         if version in self.registered and self.rows:
-            stores.tracking(self.home).set_alias(MODEL, alias, version)
+            open_tracking(self.home).set_alias(MODEL, alias, version)
 
     @precondition(lambda self: self.champion is not None)
     @rule()
@@ -232,10 +238,10 @@ class Lives(RuleBasedStateMachine):
     def gc(self) -> None:
         self.collected = True
         try:
-            answer = collect.collect(self.home, remove=True, older_than=0, window=3, say=lambda text: None)
+            answer = collect_garbage(self.home, remove=True, older_than=0, window=3, say=lambda text: None)
         except IntegrityError:
             return  # a root is damaged, and nothing was removed: the invariants below find every version in its place
-        kept = {version.version for version in stores.tracking(self.home).versions(MODEL)}
+        kept = {version.version for version in open_tracking(self.home).versions(MODEL)}
         assert self.champion in kept and self.loads(cast("int", self.champion)) if self.champion is not None else True
         assert kept <= set(self.registered), answer
         self.damaged &= kept
@@ -245,29 +251,29 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def mlflow_follows_the_ledger(self) -> None:
-        stores.project(self.home, MODEL)
-        rows = stores.ledger(self.home).rows(MODEL)
+        sync_mlflow_to_ledger(self.home, MODEL)
+        rows = open_ledger(self.home).rows(MODEL)
         assert [(row.action, row.version, row.champion_after) for row in rows] == self.rows
         wanted = {alias: number for alias, number in projection(rows).items() if number in self.registered}
-        store = stores.tracking(self.home)
+        store = open_tracking(self.home)
         versions = store.versions(MODEL)
         assert {alias: version.version for version in versions for alias in version.aliases} == wanted
         assert {version.version for version in versions} == set(self.registered)
         assert len({version.key for version in versions}) == len(versions), "one version a key"
-        tags = stores.tags_of(rows)
+        tags = tags_of(rows)
         for version in versions:
             assert tags.get(version.version, {}).items() <= version.tags.items()
         if len(rows) > self.verified:
             self.verified = len(rows)
             assert queries.history(self.home, MODEL, verify=True)["findings"] == []
-            assert stores.project(self.home, MODEL) == []
+            assert sync_mlflow_to_ledger(self.home, MODEL) == []
 
     @invariant()
     def nothing_that_a_person_spoke_against_is_champion_by_the_gate(self) -> None:
-        rows = stores.ledger(self.home).rows(MODEL)
+        rows = open_ledger(self.home).rows(MODEL)
         for place, row in enumerate(rows):
             if row.action == "promoted" and row.evidence:
-                assert promotion.objection(about(rows[:place], row.version)) is None
+                assert decide.objection(about(rows[:place], row.version)) is None
 
     @invariant()
     def the_champion_loads_unless_it_was_damaged(self) -> None:
@@ -277,7 +283,7 @@ class Lives(RuleBasedStateMachine):
         ref = f"{MODEL}/{self.champion}"
         try:
             with tempfile.TemporaryDirectory() as folder:
-                store = stores.tracking(self.home)
+                store = open_tracking(self.home)
                 load_model(store.fetch(store.version(ref), Path(folder) / "bundle"))
         except (NotFoundError, IntegrityError):
             assert not self.loads(self.champion)

@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from remint.data.columns import standard
 from remint.data.splits import assign, canonical_rows
-from remint.recipe import SplitSettings
 from remint.records import Column
+from remint.settings.recipe import SplitSettings
 
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.just(1), st.just(2), st.just(2)), elements=st.integers(0, 3))
 splits = st.builds(SplitSettings, validation=st.floats(0.01, 0.49), held_out=st.floats(0.01, 0.49), seed=st.integers(0, 99))

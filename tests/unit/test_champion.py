@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from flows import champion
-from remint import manifest
 from remint.errors import RunError, StepError, StorageError, TrackingError, VersioningError
-from remint.judging import EvaluationSettings
+from remint.promotion import champion
 from remint.records import DatasetVersion, DataSpec, Drift, EvaluationReport, Evidence, Leakage, ModelVersion, canonical
+from remint.runtime import manifest
+from remint.settings.judging import EvaluationSettings
 
 SPEC = DataSpec(shape=(1, 2, 2), levels=2)
 COUNTS = {"train": 70, "validation": 10, "held_out": 20}
@@ -105,7 +105,7 @@ def lost(*_: object) -> Path:
 def test_drift_comes_with_the_evidence_and_is_measured_once(tmp_path: Path, measured: list[Path | None]) -> None:
     job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
     first = champion.evidence(job, 1)
-    assert first.evidence is not None and first.why_not is None and first.leakage == LEAKAGE
+    assert first.evidence is not None and first.unavailable_reason is None and first.leakage == LEAKAGE
     assert first.drift is not None and first.drift.summary == "measured" and first.folder is not None
     assert champion.evidence(job, 1).drift == first.drift
     assert measured == [tmp_path / "former"] and not (tmp_path / "former").exists()
@@ -124,7 +124,7 @@ def test_data_that_cannot_be_had_are_no_failure(
 ) -> None:
     job: Any = Job(tmp_path, attachment, given_back(tmp_path, wrong) if wrong else lost)
     found = champion.evidence(job, 1)
-    assert found.evidence is not None and found.why_not is None and measured == [None]
+    assert found.evidence is not None and found.unavailable_reason is None and measured == [None]
     assert found.drift is not None and not found.drift.comparable and why in found.drift.summary
     assert found.drift.before == found.drift.after == COUNTS
     job.dvc.former = lambda lock, stage: given_back(tmp_path, FORMER)(stage)
@@ -149,7 +149,7 @@ def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(tmp_path: Pa
     monkeypatch.setattr(champion, "_measure", fails)
     job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
     found = champion.evidence(job, 1)
-    assert found.evidence is None and "another schema" in str(found.why_not)
+    assert found.evidence is None and "another schema" in str(found.unavailable_reason)
     assert found.drift is not None and "another schema" in found.drift.summary
 
 
@@ -187,11 +187,11 @@ def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champ
     job.settings.dataset = "d"
     job.record.folder.mkdir()
     (tmp_path / "checkout/pipelines").mkdir(parents=True)
-    monkeypatch.setattr("remint.versioning.environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
+    monkeypatch.setattr("remint.promotion.champion.workspace_environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
     program = tmp_path / "checkout/pipelines/evaluate.py"
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(StepError, match=r"^p: the champion's evaluation was killed \(signal 9\): run again$"):
         champion.evidence(job, 1)
     program.write_text("raise SystemExit('no memory for it')\n")
     shutil.rmtree(tmp_path / "former", ignore_errors=True)
-    assert champion.evidence(job, 1).why_not == "champion p/1 could not be measured again: no memory for it"
+    assert champion.evidence(job, 1).unavailable_reason == "champion p/1 could not be measured again: no memory for it"

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from remint import comparison
 from remint.errors import SettingsError
 from remint.evaluation import charts
-from remint.home import Home
+from remint.promotion import side_by_side
 from remint.records import DataSpec, MetricValue, ModelVersion
+from remint.runtime.home import Home
 
 SPEC = DataSpec(shape=(1, 8, 8), levels=17)
 
@@ -20,11 +20,11 @@ def value(name: str, number: float, **fingerprint: Any) -> MetricValue:
     return MetricValue(name=name, value=number, low=number - 0.1, high=number + 0.1, n=10, seed=0, fingerprint=fingerprint)
 
 
-def entry(name: str, dataset: str = "d" * 64, **metrics: MetricValue) -> comparison.Entry:
+def entry(name: str, dataset: str = "d" * 64, **metrics: MetricValue) -> side_by_side.Entry:
     version = ModelVersion(
         name=name, version=1, key="", run_id="", weights_sha256="", dataset=dataset, commit="", dirty=False, created=""
     )
-    return comparison.Entry(version, cast(Any, None), "gan", {}, SPEC, 1, 1000, metrics)
+    return side_by_side.Entry(version, cast(Any, None), "gan", {}, SPEC, 1, 1000, metrics)
 
 
 def test_only_metrics_that_were_measured_in_one_way_are_comparable() -> None:
@@ -32,14 +32,14 @@ def test_only_metrics_that_were_measured_in_one_way_are_comparable() -> None:
         entry("a", fd=value("fd", 1.0, extractor="x"), iwae=value("iwae", 1.0, k=5), nll=value("nll", 2.0)),
         entry("b", fd=value("fd", 2.0, extractor="x"), iwae=value("iwae", 1.0, k=50)),
     ]
-    assert comparison.comparable(entries) == ["fd"]
-    assert comparison.notes(entries) == ["iwae was measured differently (k): not comparable"]
+    assert side_by_side.comparable(entries) == ["fd"]
+    assert side_by_side.notes(entries) == ["iwae was measured differently (k): not comparable"]
 
 
 def test_models_of_different_data_get_one_refusal_for_all_metrics() -> None:
     entries = [entry("a", "1" * 64, fd=value("fd", 1.0, dataset="1")), entry("b", "2" * 64, fd=value("fd", 1.0, dataset="2"))]
-    assert comparison.comparable(entries) == []
-    (note,) = comparison.notes(entries)
+    assert side_by_side.comparable(entries) == []
+    (note,) = side_by_side.notes(entries)
     assert "2 dataset versions (1111111111, 2222222222)" in note and "not comparable" in note
 
 
@@ -71,7 +71,7 @@ def growth(model: str) -> list[dict[str, Any]]:
 def test_the_tables_say_what_is_missing_and_why(tmp_path: Path) -> None:
     models = [row("a/1", {"fd": value("fd", 1.0)}, True), row("b/1", {"nll": value("nll", 2.0)}, False)]
     answer = {"models": models, "growth": growth("a/1"), "notes": []}
-    (_, head, quality), (_, _, cost), (_, _, growing) = comparison.tables(answer)
+    (_, head, quality), (_, _, cost), (_, _, growing) = side_by_side.tables(answer)
     assert head == ["metric", "a/1", "b/1"]
     assert quality == [["fd", "1.000 [0.900, 1.100]", "-"], ["nll", "-", "2.000 [1.900, 2.100]"]]
     assert cost[0][3:] == ["12.3 [12, 13] ms", "12.3 [12, 13] ms", "12,345", "1.00 MiB"] and cost[1][4] == "-"
@@ -88,4 +88,4 @@ def test_the_tables_say_what_is_missing_and_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("picture", "why"), [("x.jpg", "ends in .png"), ("nowhere/x.png", "does not exist")])
 def test_a_picture_that_cannot_be_written_is_refused_first(picture: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=why):
-        comparison.compare(Home(tmp_path, tmp_path), ["a"], tmp_path / picture, print)
+        side_by_side.compare(Home(tmp_path, tmp_path), ["a"], tmp_path / picture, print)

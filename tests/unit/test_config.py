@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from remint import config
 from remint.errors import SettingsError
+from remint.settings.params import apply_overrides, load_params, read_params, validate_params, write_params
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def content() -> dict[str, Any]:
-    return config.read(REPOSITORY)
+    return read_params(REPOSITORY)
 
 
 def test_the_repositorys_own_params_are_valid() -> None:
-    params = config.load(REPOSITORY)
+    params = load_params(REPOSITORY)
     assert {"digits-flow", "digits-vae", "digits-gan"} <= set(params.pipelines)
     assert params.pipelines["digits-flow"].metrics() == ["nll", "fd_domain"]
 
@@ -82,7 +82,7 @@ def test_a_mistake_is_refused_with_its_key_and_what_was_expected(
         block = block[parent]
     block[last] = value
     with pytest.raises(SettingsError) as caught:
-        config.validate(broken)
+        validate_params(broken)
     lines = str(caught.value).splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("params.yaml: ")
@@ -94,14 +94,14 @@ def test_a_mistake_is_refused_with_its_key_and_what_was_expected(
 def test_names_that_are_no_names_of_files_are_refused(content: dict[str, Any], name: str) -> None:
     content["datasets"][name] = content["datasets"]["digits"]
     with pytest.raises(SettingsError, match="expected a name of letters"):
-        config.validate(content)
+        validate_params(content)
 
 
 def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:
     content["pipelines"]["digits-vae"]["training"]["steps"] = -1
     content["pipelines"]["digits-gan"]["training"]["ema"] = "high"
     with pytest.raises(SettingsError) as caught:
-        config.validate(content)
+        validate_params(content)
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -109,22 +109,22 @@ def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:
 def test_every_block_is_written(content: dict[str, Any], block: str) -> None:
     del content["pipelines"]["digits-vae"][block]
     with pytest.raises(SettingsError, match=f"pipelines.digits-vae.{block}: missing: every block is written"):
-        config.validate(content)
+        validate_params(content)
 
 
 def test_an_empty_schedule_is_none(content: dict[str, Any]) -> None:
     content["pipelines"]["digits-vae"]["schedule"] = {}
-    assert config.validate(content).pipelines["digits-vae"].schedule is None
+    assert validate_params(content).pipelines["digits-vae"].schedule is None
 
 
 def test_an_unknown_pipeline_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(SettingsError, match=r"unknown pipeline 'digit-vae': did you mean 'digits-vae'\?"):
-        config.load(REPOSITORY).pipeline("digit-vae")
+        load_params(REPOSITORY).pipeline("digit-vae")
 
 
 def test_set_reads_values_as_yaml_and_leaves_the_rest(content: dict[str, Any]) -> None:
-    changed = config.override(content, "digits-vae", ["training.steps=20", "training.learning_rate=1e-3"])
-    settings = config.validate(changed).pipelines["digits-vae"].training
+    changed = apply_overrides(content, "digits-vae", ["training.steps=20", "training.learning_rate=1e-3"])
+    settings = validate_params(changed).pipelines["digits-vae"].training
     assert (settings.steps, settings.learning_rate) == (20, 1e-3)
     assert changed["pipelines"]["digits-flow"] == content["pipelines"]["digits-flow"]
     assert content["pipelines"]["digits-vae"]["training"]["steps"] != 20
@@ -133,20 +133,20 @@ def test_set_reads_values_as_yaml_and_leaves_the_rest(content: dict[str, Any]) -
 @pytest.mark.parametrize("assignment", ["training.steps", "=3", "training..steps=3", "dataset.steps=3", "training.steps=[1,"])
 def test_set_that_is_no_assignment_is_refused(content: dict[str, Any], assignment: str) -> None:
     with pytest.raises(SettingsError, match="--set"):
-        config.override(content, "digits-vae", [assignment])
+        apply_overrides(content, "digits-vae", [assignment])
 
 
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="there is no params.yaml"):
-        config.load(tmp_path)
+        load_params(tmp_path)
     (tmp_path / "params.yaml").write_text("datasets: [")
     with pytest.raises(SettingsError, match="is not YAML"):
-        config.load(tmp_path)
+        load_params(tmp_path)
     (tmp_path / "params.yaml").write_text("")
     with pytest.raises(SettingsError, match="expected the blocks"):
-        config.load(tmp_path)
+        load_params(tmp_path)
 
 
 def test_written_params_read_back_equal(content: dict[str, Any], tmp_path: Path) -> None:
-    config.write(content, tmp_path)
-    assert config.read(tmp_path) == content
+    write_params(content, tmp_path)
+    assert read_params(tmp_path) == content

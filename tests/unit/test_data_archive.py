@@ -18,7 +18,7 @@ import pytest
 
 from remint.data import archive, sources
 from remint.errors import DataError
-from remint.recipe import DatasetSettings
+from remint.settings.recipe import DatasetSettings
 from tests import hostile_archives
 from tests.unit.test_data_pictures import encoded, picture, refusal, snapshot, tree
 
@@ -183,9 +183,10 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from remint.data import archive, pictures
+from remint.data import archive
+from remint.data import pictures
 from remint.errors import DataError
-from remint.recipe import DatasetSettings
+from remint.settings.recipe import DatasetSettings
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     pictures.read("bomb", archive.files(Path(sys.argv[1])), DatasetSettings(source="x"))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from remint.data import container, pictures
-from remint.recipe import DatasetSettings
+from remint.settings.recipe import DatasetSettings
 from tests.hostile_images import READ, whole
 from tests.measured import Reader, reader
 from tests.unit.test_data_pictures import encoded, picture

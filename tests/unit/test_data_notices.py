@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flows import progress
+from flows.server import progress
+from remint.cli.terminal import Display
 from remint.data import sources
-from remint.recipe import DatasetSettings
-from remint.terminal import Display
+from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_pictures import tree
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from remint import config
 from remint.data import sources
 from remint.errors import DataError
+from remint.settings.params import load_params
 from tests.unit.test_data_pictures import picture, save
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/bring-your-data.md").read_text()
@@ -45,7 +45,7 @@ def write_customers(team: Path, age: Any, city: list[str], **more: Any) -> None:
 
 
 def refused(team: Path, name: str, **changed: Any) -> str:
-    settings = config.load(team).dataset(name).model_copy(update=changed)
+    settings = load_params(team).dataset(name).model_copy(update=changed)
     with pytest.raises(DataError) as caught:
         sources.snapshot(name, settings, team, team / "out", schemas=team / "schemas")
     return str(caught.value).replace(f"{team}/", "")
@@ -60,7 +60,7 @@ def test_the_page_shows_what_is_said(team: Path) -> None:
         out.addfile(tarfile.TarInfo("../../etc/cron.d/x.png"))
     said.append(f"{refused(team, 'pets')}\n{refused(team, 'archived')}")
     said.append(refused(team, "customers", drop=[]))
-    settings = config.load(team).dataset("customers")
+    settings = load_params(team).dataset("customers")
     sources.snapshot("customers", settings, team, team / "out", schemas=team / "schemas")
     write_customers(
         team, ["unknown" if row == 7 else "41.5" for row in range(300)], ["Bonn", "Ulm", "Trier"] * 100, height=[1.7, 1.8] * 150

@@ -18,8 +18,8 @@ from remint.data import pictures, sources
 from remint.data.images import fitted, resized
 from remint.data.schema import Schema
 from remint.errors import DataError
-from remint.recipe import DatasetSettings, ResizeSettings
 from remint.records import DataSpec
+from remint.settings.recipe import DatasetSettings, ResizeSettings
 
 Settings = dict[str, Any]
 

@@ -9,8 +9,8 @@ import pytest
 
 from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError
-from remint.recipe import DatasetSettings, SplitSettings
 from remint.records import DatasetVersion
+from remint.settings.recipe import DatasetSettings, SplitSettings
 
 DIGITS = DatasetSettings(source="sklearn:digits")
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from remint import config
 from remint.data import schema, sources, splits
 from remint.data.schema import Schema
 from remint.errors import DataError
-from remint.recipe import DatasetSettings
 from remint.records import DataSpec
+from remint.settings.params import write_params
+from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_pictures import picture, save, tree
 
 ROWS = 40
@@ -266,7 +266,7 @@ def test_a_damaged_schema_is_named(tmp_path: Path) -> None:
 
 def test_the_step_keeps_schemas_in_the_home_and_copies_them_into_its_output(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table(CONTENT), tmp_path / "a.parquet")
-    config.write({"datasets": {"people": TABLE}, "pipelines": {}}, tmp_path)
+    write_params({"datasets": {"people": TABLE}, "pipelines": {}}, tmp_path)
     root = Path(__file__).parents[2]
     variables = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{root / 'src'}:{root}", "REMINT_HOME": str(tmp_path / "home")}
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from remint.data import archive, sources
 from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
-from remint.manifest import sha256_file
-from remint.recipe import DatasetSettings
 from remint.records import DataSpec
+from remint.runtime.manifest import sha256_file
+from remint.settings.recipe import DatasetSettings
 
 IMAGES = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6) % 17
 

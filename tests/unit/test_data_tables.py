@@ -18,8 +18,8 @@ from remint.data import columns, sources, splits, tables
 from remint.data.arrays import load
 from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
-from remint.recipe import DatasetSettings
 from remint.records import Column, DataSpec
+from remint.settings.recipe import DatasetSettings
 
 ROWS = 60
 GENERATOR = np.random.default_rng(0)

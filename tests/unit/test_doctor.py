@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import asked, doctor
-from remint import config, ledger
-from remint.doctor import Symptom, facts
-from remint.home import Home
+from flows.server import client
+from flows.stack import doctor
+from remint.maintenance.doctor import Symptom, facts
+from remint.runtime.home import Home
+from remint.settings.params import load_params, read_params, write_params
+from remint.stores.ledger import chain
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +33,7 @@ def home(make_repository: Callable[[dict[str, str]], Path]) -> Home:
 
 
 def looked(home: Home) -> list[Symptom]:
-    return doctor.run(home, config.load(home.repository))
+    return doctor.run_doctor(home, load_params(home.repository))
 
 
 def one(found: list[Symptom], about: str) -> Symptom:
@@ -78,9 +80,9 @@ def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch:
     subprocess.run(["git", "config", "--unset", "user.email"], cwd=home.repository, check=True)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    content = config.read(home.repository)
+    content = read_params(home.repository)
     content["pipelines"]["digits-flow"]["training"] |= {"devices": 4096, "batch_size": 4096}
-    config.write(content, home.repository)
+    write_params(content, home.repository)
     (home.repository / "constraints.txt").write_text("numpy==0.0.1\nno-such-package==1.0\n")
     (home.repository / ".dvc/config").write_text("[core]\n    analytics = false\n")
     home.ensure()
@@ -96,7 +98,7 @@ def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch:
 
 def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(empty, home.path)
-    ledger.Ledger(home.ledger_url)
+    chain.Ledger(home.ledger_url)
     assert [each for each in looked(home) if each.level != "note"] == []
     with sqlite3.connect(home.path / "mlflow/mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'of another time'")
@@ -104,7 +106,7 @@ def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monk
         database.execute("UPDATE ledger_schema SET version = 99")
     found = looked(home)
     assert "of another time" in one(found, "mlflow").what and "schema 99" in one(found, "ledger").what
-    monkeypatch.setattr("remint.database.ATTEMPTS", 1)
+    monkeypatch.setattr("remint.stores.ledger.database.ATTEMPTS", 1)
     monkeypatch.setenv("REMINT_LEDGER", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
     found = looked(home)
@@ -145,5 +147,5 @@ def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         assert not doctor._elsewhere(f"http://127.0.0.1:{listening.getsockname()[1]}/api")
-    told = list(doctor._open(asked.mlflow("https://mlflow.invalid")))
+    told = list(doctor._open(client.mlflow("https://mlflow.invalid")))
     assert told == []

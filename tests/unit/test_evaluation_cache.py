@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remint.data.arrays import Dataset
-from remint.evaluation.bench import Bench
+from remint.evaluation.bench import EvaluationContext
 from remint.records import DatasetVersion
 from tests.evaluation_cases import Itself, bench_of, normal, rows
 
@@ -25,7 +25,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "features"
 
 
-def fresh(dataset: Dataset, **extractor: str) -> tuple[Bench, list[int]]:
+def fresh(dataset: Dataset, **extractor: str) -> tuple[EvaluationContext, list[int]]:
     """As another process would have it, and what its extractor is given from now on."""
     itself = Itself(**extractor)
     return bench_of(dataset, itself), itself.seen

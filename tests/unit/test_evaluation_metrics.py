@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from remint import metrics
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import distance, features, likelihood
-from remint.evaluation.bench import Bench, Measurement
+from remint.evaluation.bench import EvaluationContext, Measurement
 from remint.evaluation.evaluate import measure
 from remint.evaluation.metrics import METRICS, Metric
-from remint.judging import EvaluationSettings
+from remint.settings import catalogue
+from remint.settings.judging import EvaluationSettings
 
 LN2 = math.log(2.0)
 
@@ -27,14 +27,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def bench(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
     """The digits, and principal components for features (a classifier takes longer and is tested elsewhere)."""
     folder = tmp_path_factory.mktemp("bench")
     features.fit(replace(digits, train=replace(digits.train, y_N=None)), folder / "features")
-    return Bench(digits, {"domain": features.load(folder / "features")}, EvaluationSettings(draws=8, importance_samples=50))
+    return EvaluationContext(
+        digits, {"domain": features.load(folder / "features")}, EvaluationSettings(draws=8, importance_samples=50)
+    )
 
 
-def run(model: object, metric: str, bench: Bench) -> Measurement:
+def run(model: object, metric: str, bench: EvaluationContext) -> Measurement:
     return measure(model, [metric], bench, "digits-test")[0][metric]
 
 
@@ -92,7 +94,7 @@ class Resampler:
         return self.x_NCHW[(torch.special.ndtr(noise_BN[:, 0]) * len(self.x_NCHW)).long()]
 
 
-def test_nll_is_the_cross_entropy_of_a_factorised_model(bench: Bench) -> None:
+def test_nll_is_the_cross_entropy_of_a_factorised_model(bench: EvaluationContext) -> None:
     p_PL = counts(bench.dataset) / counts(bench.dataset).sum(axis=1, keepdims=True)
     x_NP = np.array(bench.dataset.held_out.x_NX).reshape(-1, 64)
     expected_N = np.array([np.mean([-math.log2(p_PL[p, level]) for p, level in enumerate(x_P)]) for x_P in x_NP])
@@ -102,7 +104,7 @@ def test_nll_is_the_cross_entropy_of_a_factorised_model(bench: Bench) -> None:
     assert found.low < expected_N.mean() < found.high and found.n == len(x_NP)
 
 
-def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(bench: Bench) -> None:
+def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(bench: EvaluationContext) -> None:
     class Uniform:
         density_noise = 1
 
@@ -112,13 +114,13 @@ def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(bench: Bench) -
     np.testing.assert_allclose(run(Uniform(), "nll", bench).values_N, math.log2(17.0), rtol=1e-14)
 
 
-def test_nll_is_the_mean_over_dequantisations(bench: Bench) -> None:
+def test_nll_is_the_mean_over_dequantisations(bench: EvaluationContext) -> None:
     exact, noisy = (run(Factorised(bench.dataset, noise), "nll", bench).values_N for noise in (0.0, 1.0))
     spread = (noisy - exact).std() * 64 * LN2  # of the mean of the draws' standard normal noise
     assert spread == pytest.approx(likelihood.DEQUANTISATION_DRAWS**-0.5, rel=0.15)
 
 
-def test_elbo_and_iwae_of_two_causes(bench: Bench) -> None:
+def test_elbo_and_iwae_of_two_causes(bench: EvaluationContext) -> None:
     """ELBO is the mean of the two log probabilities; IWAE-K comes to the log of their mean as K grows."""
     model = TwoCauses()
     x_NCHW = torch.from_numpy(np.array(bench.dataset.held_out.x_NX))
@@ -137,7 +139,7 @@ def test_elbo_and_iwae_of_two_causes(bench: Bench) -> None:
     np.testing.assert_allclose(alone["elbo"].values_N, alone["iwae"].values_N, rtol=1e-14)
 
 
-def test_importance_samples_are_walked_through_in_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importance_samples_are_walked_through_in_parts(bench: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(TwoCauses(), "iwae", bench).values_N
     monkeypatch.setattr(likelihood, "IMPORTANCE_BLOCK", 3 * 128 * 64)
     shapes = []
@@ -151,7 +153,7 @@ def test_importance_samples_are_walked_through_in_parts(bench: Bench, monkeypatc
     assert max(shapes) <= 3 * 128 and min(shapes) <= 3
 
 
-def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(bench: Bench) -> None:
+def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(bench: EvaluationContext) -> None:
     floor = distance.floor("domain", bench)
     resampled = run(Resampler(bench.dataset), "fd_domain", bench)
     assert resampled.low < floor.high * 1.1 and floor.low * 0.9 < resampled.high
@@ -159,13 +161,13 @@ def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(bench: Be
     assert len(resampled.values_N) == 8 and resampled.n == floor.n == len(bench.dataset.held_out)
 
 
-def test_fewer_samples_than_features(bench: Bench) -> None:
+def test_fewer_samples_than_features(bench: EvaluationContext) -> None:
     few = replace(bench, settings=EvaluationSettings(samples=20, draws=4))
     assert np.isfinite(run(Resampler(bench.dataset), "fd_domain", few).values_N).all()
 
 
 @pytest.mark.parametrize("metric", ["nll", "fd_domain"])
-def test_a_measurement_is_a_function_of_its_seed(bench: Bench, metric: str) -> None:
+def test_a_measurement_is_a_function_of_its_seed(bench: EvaluationContext, metric: str) -> None:
     model = Factorised(bench.dataset, noise=1.0)
     first, again = run(model, metric, bench), run(model, metric, bench)
     other = run(model, metric, replace(bench, settings=bench.settings.model_copy(update={"seed": 1})))
@@ -173,13 +175,13 @@ def test_a_measurement_is_a_function_of_its_seed(bench: Bench, metric: str) -> N
     assert not np.array_equal(first.values_N, other.values_N) and first.fingerprint != other.fingerprint
 
 
-def test_draws_are_different_draws(bench: Bench) -> None:
+def test_draws_are_different_draws(bench: EvaluationContext) -> None:
     assert len(set(run(Resampler(bench.dataset), "fd_domain", bench).values_N)) == 8
     assert len(set(distance.floor("domain", bench).values_N)) == 8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: Bench, bad: float) -> None:
+def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: EvaluationContext, bad: float) -> None:
     class Broken(Factorised):
         def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             nats_B = super().log_prob(x_BCHW, noise_BN)
@@ -190,7 +192,7 @@ def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: Bench, 
         run(Broken(bench.dataset), "nll", bench)
 
 
-def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: Bench) -> None:
+def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: EvaluationContext) -> None:
     class Impossible(TwoCauses):
         def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
             log_w_KB = super().elbo(x_BCHW, noise_KBN)
@@ -202,7 +204,7 @@ def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: Be
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x.float(), lambda x: x[:, :, :7], lambda x: x + 17])
-def test_samples_must_be_images_of_the_dataset(bench: Bench, spoil: Any) -> None:
+def test_samples_must_be_images_of_the_dataset(bench: EvaluationContext, spoil: Any) -> None:
     class Wrong(Resampler):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             spoiled: Tensor = spoil(super().sample(noise_BN))
@@ -212,19 +214,19 @@ def test_samples_must_be_images_of_the_dataset(bench: Bench, spoil: Any) -> None
         run(Wrong(bench.dataset), "fd_domain", bench)
 
 
-def test_what_a_model_cannot_do_is_not_reported(bench: Bench) -> None:
+def test_what_a_model_cannot_do_is_not_reported(bench: EvaluationContext) -> None:
     with pytest.raises(SettingsError, match=r"pipelines\.digits-test\.evaluation\.metrics: nll needs a model that is HasLogProb"):
         run(Resampler(bench.dataset), "nll", bench)
     with pytest.raises(SettingsError, match="did you mean 'fd_domain'"):
         run(Resampler(bench.dataset), "fd_domian", bench)
 
 
-def test_one_image_has_no_distance(bench: Bench) -> None:
+def test_one_image_has_no_distance(bench: EvaluationContext) -> None:
     with pytest.raises(DataError, match=r"datasets\.digits\.split\.held_out"):
         run(Resampler(bench.dataset), "fd_domain", replace(bench, settings=EvaluationSettings(samples=1)))
 
 
-def test_fingerprints_tell_what_may_not_be_compared(bench: Bench) -> None:
+def test_fingerprints_tell_what_may_not_be_compared(bench: EvaluationContext) -> None:
     model = Resampler(bench.dataset)
     bench = replace(bench, settings=EvaluationSettings(samples=60, draws=2))
     known = run(model, "fd_domain", bench).fingerprint
@@ -240,23 +242,23 @@ def test_fingerprints_tell_what_may_not_be_compared(bench: Bench) -> None:
 
 
 def test_settings_and_metrics_agree_on_what_there_is() -> None:
-    assert set(METRICS) == set(metrics.METRICS)
+    assert set(METRICS) == set(catalogue.METRICS)
 
 
-def test_a_plug_in_that_measures_something_else_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_that_measures_something_else_is_told(bench: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRICS, "novelty", Metric(lambda model, bench: {"nolevty": distance.floor("domain", bench)}))
     with pytest.raises(SettingsError, match="metric 'novelty': its plug-in's measure returns nolevty and not novelty itself"):
         run(Resampler(bench.dataset), "novelty", bench)
 
 
-def test_context_is_of_the_data_and_stands_once(bench: Bench) -> None:
+def test_context_is_of_the_data_and_stands_once(bench: EvaluationContext) -> None:
     measured, context = measure(Factorised(bench.dataset), ["nll", "fd_domain"], bench, "digits-test")
     assert set(measured) == {"nll", "fd_domain"} and set(context) == {"factorised", "fd_domain_floor"}
     assert context["factorised"].value == pytest.approx(2.44, abs=0.02) and context["factorised"].unit == "bits/dim"
     assert context["fd_domain_floor"].n == 359
 
 
-def test_each_pass_over_the_model_runs_once(bench: Bench) -> None:
+def test_each_pass_over_the_model_runs_once(bench: EvaluationContext) -> None:
     passes = []
 
     class Counted(TwoCauses):

@@ -13,7 +13,7 @@ from torch import Tensor
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError
 from remint.evaluation import neighbours, pairs
-from remint.evaluation.bench import Bench
+from remint.evaluation.bench import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.records import Column
 from tests.evaluation_cases import Array, Itself, Sampler, always, bench_of, normal, rows
@@ -24,7 +24,7 @@ K = neighbours.NEIGHBOURS
 OF_SAMPLES = ["precision_domain", "recall_domain", "density_domain", "coverage_domain"]
 
 
-def values(model: object, bench: Bench, *metrics: str) -> dict[str, float]:
+def values(model: object, bench: EvaluationContext, *metrics: str) -> dict[str, float]:
     measured, _ = measure(model, list(metrics), bench, "test")
     return {name: float(measured[name].values_N.mean()) for name in metrics}
 
@@ -109,7 +109,7 @@ def test_novelty_of_the_training_split_itself_is_nothing(digits: Dataset) -> Non
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return images[(torch.special.ndtr(noise_BN[:, 0]) * len(images)).long()]
 
-    bench = Bench(digits, {}, bench_of(digits).settings)
+    bench = EvaluationContext(digits, {}, bench_of(digits).settings)
     assert values(Memory(torch.clone, 1), bench, "novelty") == {"novelty": 0.0}
 
 

@@ -13,8 +13,8 @@ from remint.data import arrays, sources, splits
 from remint.errors import IntegrityError
 from remint.evaluation import features
 from remint.evaluation.origin import Origin
-from remint.recipe import DatasetSettings, SplitSettings
 from remint.records import Drift, EvaluationReport, Evidence, TrainedModel
+from remint.settings.recipe import DatasetSettings, SplitSettings
 
 Array = np.ndarray[Any, Any]
 

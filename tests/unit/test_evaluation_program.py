@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from remint.data.arrays import Dataset
 from remint.errors import DataError, IntegrityError
 from remint.evaluation import extractors, features, program
-from remint.judging import EvaluationSettings
-from remint.metrics import FEATURES
 from remint.records import Column, DataSpec
+from remint.settings.catalogue import FEATURES
+from remint.settings.judging import EvaluationSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from remint import manifest, plugins
 from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError, RunError
 from remint.evaluation import features, report
 from remint.evaluation.evaluate import evaluate
-from remint.judging import EvaluationSettings
 from remint.models import bundle, families
 from remint.models.contract import Model
-from remint.recipe import DatasetSettings
 from remint.records import DataSpec, Evidence, TrainedModel
+from remint.runtime import manifest
+from remint.settings import plugins
+from remint.settings.judging import EvaluationSettings
+from remint.settings.recipe import DatasetSettings
 
 ROOT = Path(__file__).parents[2]
 QUICK = EvaluationSettings(samples=40, draws=3, importance_samples=4)

@@ -16,12 +16,12 @@ from torch import Tensor
 from remint.data.arrays import Dataset, Split
 from remint.errors import RunError, SettingsError
 from remint.evaluation import distance, features, likelihood, plots
-from remint.evaluation.bench import Bench, Measurement, samples
+from remint.evaluation.bench import EvaluationContext, Measurement, samples
 from remint.evaluation.evaluate import measure
-from remint.judging import EvaluationSettings
 from remint.models.contract import Model
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.serving.model import ServedModel, write_csv
+from remint.settings.judging import EvaluationSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def split(count: int, seed: int) -> Split:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
     parts = {
         name: split(count, seed) for seed, (name, count) in enumerate([("train", 3000), ("validation", 50), ("held_out", 400)])
     }
@@ -53,7 +53,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     dataset = Dataset(version=DatasetVersion(spec=SPEC, counts=counts, **facts), **parts)
     folder = tmp_path_factory.mktemp("rows") / "features"
     features.fit(dataset, folder)
-    return Bench(dataset, {"domain": features.load(folder)}, EvaluationSettings(samples=300, draws=6))
+    return EvaluationContext(dataset, {"domain": features.load(folder)}, EvaluationSettings(samples=300, draws=6))
 
 
 class Law(Model):
@@ -75,11 +75,11 @@ class Law(Model):
         return torch.stack([noise_BN[:, 0] + y_B, noise_BN[:, 1], colour_B.float()], dim=1)
 
 
-def run(model: object, metric: str, bench: Bench) -> Measurement:
+def run(model: object, metric: str, bench: EvaluationContext) -> Measurement:
     return measure(model, [metric], bench, "rows-test")[0][metric]
 
 
-def test_nll_is_in_nats_given_the_class_and_also_class_by_class(bench: Bench) -> None:
+def test_nll_is_in_nats_given_the_class_and_also_class_by_class(bench: EvaluationContext) -> None:
     found = run(Law(), "nll", bench)
     x_ND, y_N = bench.dataset.held_out.x_NX, bench.dataset.held_out.y_N
     assert y_N is not None
@@ -92,7 +92,7 @@ def test_nll_is_in_nats_given_the_class_and_also_class_by_class(bench: Bench) ->
     assert found.by_class[1].values_N.mean() == expected_N[y_N == 1].mean()
 
 
-def test_factorised_rows_are_normal_and_counted_columns(bench: Bench) -> None:
+def test_factorised_rows_are_normal_and_counted_columns(bench: EvaluationContext) -> None:
     train, held_out = (np.array(part.x_NX, dtype=np.float64) for part in (bench.dataset.train, bench.dataset.held_out))
     counts = np.bincount(train[:, 2].astype(int), minlength=3) + 1.0
     expected_N = -np.log(counts / counts.sum())[held_out[:, 2].astype(int)]
@@ -102,7 +102,7 @@ def test_factorised_rows_are_normal_and_counted_columns(bench: Bench) -> None:
     np.testing.assert_allclose(likelihood.factorised(bench).values_N, expected_N, rtol=1e-12)
 
 
-def test_features_of_a_table_are_its_columns_standardised(bench: Bench) -> None:
+def test_features_of_a_table_are_its_columns_standardised(bench: EvaluationContext) -> None:
     f_ND = bench.extractors["domain"](bench.dataset.train.x_NX)
     assert f_ND.shape == (3000, 1 + 2 + 3), "a number; a number and whether it is missing; three categories"
     np.testing.assert_allclose(f_ND.mean(0), 0, atol=1e-6)
@@ -110,7 +110,7 @@ def test_features_of_a_table_are_its_columns_standardised(bench: Bench) -> None:
     assert bench.extractors["domain"].classify is None
 
 
-def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_shifts_does_not(bench: Bench) -> None:
+def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_shifts_does_not(bench: EvaluationContext) -> None:
     class Shifted(Law):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return super().sample(noise_BN, y_B) + torch.tensor([1.0, 0.0, 0.0])
@@ -137,7 +137,7 @@ def _complete(part: Split) -> Split:
         (lambda x: x[:, :2], r"\(2,\)"),
     ],
 )
-def test_rows_that_are_none_are_refused(bench: Bench, spoil: object, words: str) -> None:
+def test_rows_that_are_none_are_refused(bench: EvaluationContext, spoil: object, words: str) -> None:
     class Spoiled(Law):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             rows: Tensor = spoil(super().sample(noise_BN, y_B))  # type: ignore[operator]
@@ -169,7 +169,7 @@ class ByClass(Model):
 
 def test_class_agreement_is_the_share_that_is_of_the_class_asked_for(digits: Dataset, tmp_path: Path) -> None:
     features.fit(digits, tmp_path / "features")
-    bench = Bench(digits, {"domain": features.load(tmp_path / "features")}, EvaluationSettings(samples=200, draws=3))
+    bench = EvaluationContext(digits, {"domain": features.load(tmp_path / "features")}, EvaluationSettings(samples=200, draws=3))
     right = run(ByClass(digits), "class_agreement", bench)
     assert right.values_N.mean() > 0.97 and right.n == 200
     assert {y: value.n for y, value in right.by_class.items()} == dict.fromkeys(range(10), 20)
@@ -177,7 +177,7 @@ def test_class_agreement_is_the_share_that_is_of_the_class_asked_for(digits: Dat
     assert run(ByClass(digits, off=1), "class_agreement", bench).values_N.mean() < 0.05
 
 
-def test_class_agreement_needs_a_conditional_model_and_a_classifier(bench: Bench, digits: Dataset) -> None:
+def test_class_agreement_needs_a_conditional_model_and_a_classifier(bench: EvaluationContext, digits: Dataset) -> None:
     unconditional = Law()
     unconditional.conditional = False
     with pytest.raises(SettingsError, match="conditional: true"):
@@ -208,7 +208,7 @@ def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() ->
         ServedModel(plain, SPEC).sample(3, seed=0, of_class=1)
 
 
-def test_pictures_of_tables_and_classes(bench: Bench, tmp_path: Path) -> None:
+def test_pictures_of_tables_and_classes(bench: EvaluationContext, tmp_path: Path) -> None:
     rows = {"law": samples(Law(), SPEC, 200, 0)}
     for name in ("first", "second"):
         plots.table_columns(tmp_path / f"{name}.png", bench.dataset.held_out.x_NX, rows, COLUMNS, "rows")

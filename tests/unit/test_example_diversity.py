@@ -10,8 +10,8 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from remint import config
 from remint.evaluation.evaluate import measure
+from remint.settings.params import read_params, validate_params
 from tests.evaluation_cases import Sampler, bench_of, normal, rows
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_the_page_shows_the_file_whole_and_in_order() -> None:
 
 
 def test_the_pages_settings_are_valid() -> None:
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     (block,) = blocks("yaml")
     content["pipelines"] = {"digits-gan": content["pipelines"]["digits-gan"] | YAML(typ="safe").load(block)}
-    assert config.validate(content).pipeline("digits-gan").metrics() == ["fd_domain", "diversity"]
+    assert validate_params(content).pipeline("digits-gan").metrics() == ["fd_domain", "diversity"]

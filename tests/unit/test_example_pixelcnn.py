@@ -10,10 +10,10 @@ import torch
 from ruamel.yaml import YAML
 
 from examples.pixelcnn.family import Likelihood, PixelCnn, Settings, build
-from remint import config
 from remint.errors import SettingsError
 from remint.models.contract import standard_normal
 from remint.records import DataSpec
+from remint.settings.params import read_params, validate_params
 from tests.models_cases import IMAGE, LABELLED_PAIR, MIXED, PAIR, Case, a_batch, every_example, examples, labels
 
 REPOSITORY = Path(__file__).parents[2]
@@ -127,7 +127,7 @@ def test_the_page_shows_the_file_whole_and_in_order() -> None:
 
 
 def test_the_pages_pipeline_is_valid() -> None:
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     (pipeline,) = blocks("yaml")
     content["pipelines"] = YAML(typ="safe").load(pipeline)
-    assert config.validate(content).pipeline("digits-pixelcnn").metrics() == ["nll", "fd_domain"]
+    assert validate_params(content).pipeline("digits-pixelcnn").metrics() == ["nll", "fd_domain"]

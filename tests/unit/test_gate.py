@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from remint import comparable, gate, paired
-from remint.judging import PromotionSettings
+from remint.promotion import comparable, gate, paired
 from remint.records import Decision, EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread
+from remint.settings.judging import PromotionSettings
 
 RULES = PromotionSettings.model_validate(
     {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll", "margin": 0.0, "confidence": 0.95}}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from remint.errors import ChampionChanged, LedgerError, SettingsError
-from remint.ledger import Ledger
 from remint.records import LedgerRow, digest
+from remint.stores.ledger.chain import Ledger
 
 
 @pytest.fixture

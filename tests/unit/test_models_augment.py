@@ -11,8 +11,8 @@ from remint.models.adversarial import CriticPhase, GeneratorPhase
 from remint.models.augment import NUMBERS, Augment, coloured, cut_out, translated
 from remint.models.contract import standard_normal
 from remint.models.gan import build, phases
-from remint.recipe import GanSettings
 from remint.records import DataSpec
+from remint.settings.recipe import GanSettings
 from tests.models_cases import NUMBERS as TABLE
 from tests.models_cases import a_batch
 

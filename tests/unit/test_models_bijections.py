@@ -13,7 +13,7 @@ from remint.errors import SettingsError
 from remint.models.bijections import LOG_SCALE, ActNorm, Bijection, Chain, Coupling, Marginal, affine, elementwise
 from remint.models.contract import standard_normal
 from remint.models.glow import InvertibleConvolution, MapCoupling, Multiscale, Squeeze
-from remint.recipe import FlowSettings
+from remint.settings.recipe import FlowSettings
 
 SPLINE = FlowSettings(hidden=8, layers=1, bins=5, width=4, blocks=2, dilation=2, couplings=2, dropout=0.0)
 AFFINE = SPLINE.model_copy(update={"coupling": "affine"})

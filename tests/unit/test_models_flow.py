@@ -15,8 +15,8 @@ from remint.models.contract import Batch, standard_normal
 from remint.models.flow import Flow, build, partitions, phases
 from remint.models.layers import normal_log_density
 from remint.models.splines import parameters, rational_quadratic
-from remint.recipe import FlowSettings
 from remint.records import Column, DataSpec
+from remint.settings.recipe import FlowSettings
 from tests.models_cases import CASES, IMAGE, MIXED, PAIR, Case, every_example, examples
 
 BOUND = 5.0

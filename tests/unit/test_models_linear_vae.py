@@ -23,8 +23,8 @@ from remint.models.contract import Batch, standard_normal
 from remint.models.layers import last_linear, normal_log_density
 from remint.models.row_likelihoods import SigmaGaussianColumns
 from remint.models.vae import Elbo, Vae, build
-from remint.recipe import VaeSettings
 from remint.records import Column, DataSpec
+from remint.settings.recipe import VaeSettings
 
 D = 5
 SPEC = DataSpec(shape=(D,), columns=tuple(Column(name=name, missing=True) for name in "abcde"), classes=3)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from remint import config
 from remint.errors import SettingsError
 from remint.models.adversarial import relativistic
 from remint.models.contract import Phase, standard_normal
@@ -17,7 +16,8 @@ from remint.models.layers import normal_log_density, to_levels, to_unit
 from remint.models.likelihoods import level_likelihood
 from remint.models.vae import Elbo
 from remint.models.vaegan import DecoderPhase, VaeGan
-from remint.recipe import VaeGanCriticSettings, VaeGanSettings
+from remint.settings.params import read_params, validate_params
+from remint.settings.recipe import VaeGanCriticSettings, VaeGanSettings
 from tests.models_cases import IMAGE, MIXED, PAIR, Case, a_batch, every_example
 
 CRITIC = VaeGanCriticSettings(hidden=8, layers=2, penalty_every=2)
@@ -153,7 +153,7 @@ def test_the_mean_of_a_law_that_is_integrated_is_that_of_its_own_values_kept_wit
 def test_what_it_cannot_be_is_refused() -> None:
     with pytest.raises(SettingsError, match="family 'vaegan' is for images"):
         a_model(spec=MIXED)
-    content = config.read(Path(__file__).parents[2])
+    content = read_params(Path(__file__).parents[2])
     content["pipelines"] = {"x": content["pipelines"]["digits-vae"] | {"family": "vaegan"}}
     for critic, words in (
         ({"conditional": True}, "critic.conditional: the critic is given the class where the model is"),
@@ -161,4 +161,4 @@ def test_what_it_cannot_be_is_refused() -> None:
     ):
         content["pipelines"]["x"]["model"] = {"critic": critic}
         with pytest.raises(SettingsError, match=f"params.yaml: pipelines.x.model[.:] ?{words}"):
-            config.validate(content)
+            validate_params(content)

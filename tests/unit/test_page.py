@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remint import gate
-from remint.judging import Bound, Improve, PromotionSettings
-from remint.page import bars, lineage, pictures, sections, words
-from remint.page.render import render
-from remint.page.story import Side, Story
+from remint.promotion import gate
+from remint.promotion.page import bars, lineage, pictures, sections, words
+from remint.promotion.page.render import render
+from remint.promotion.page.story import Side, Story
 from remint.records import (
     Change,
     Column,
@@ -34,6 +33,7 @@ from remint.records import (
     TrainedModel,
     canonical,
 )
+from remint.settings.judging import Bound, Improve, PromotionSettings
 from tests.browser import look, needs_chromium
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x onerror=alert(1)>{{ 7 * 7 }}"

@@ -14,19 +14,23 @@ import pytest
 
 from pipelines import evaluate
 from pipelines.train import CODE
-from remint import config, manifest, plugins, versioning
 from remint.errors import SettingsError
-from remint.home import Home
 from remint.models.bundle import MODEL, load_model, save_model
 from remint.models.contract import CanSample
 from remint.models.families import family
 from remint.records import DataSpec
+from remint.runtime import manifest
+from remint.runtime.home import Home
+from remint.settings import plugins
+from remint.settings.params import read_params, validate_params
+from remint.stores.dvc import workspace_environment
 
 REPOSITORY = Path(__file__).parents[2]
 SPEC = DataSpec(shape=(1, 2, 2), levels=3)
 SOUND = """
-from remint.models.vae import build, phases
-from remint.recipe import VaeSettings
+from remint.models.vae import build
+from remint.models.vae import phases
+from remint.settings.recipe import VaeSettings
 class Settings(VaeSettings):
     rooms: int = 3
 """
@@ -51,7 +55,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def of_house(**model: Any) -> dict[str, Any]:
     """params.yaml with one pipeline of the family."""
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-vae"] | {"family": "house", "model": model}
     return {"datasets": content["datasets"], "pipelines": {"digits-house": pipeline}}
 
@@ -59,10 +63,10 @@ def of_house(**model: Any) -> dict[str, Any]:
 def test_params_yaml_may_name_it_and_its_settings_are_its_own(house: Path) -> None:
     house.write_text(SOUND)
     assert set(plugins.names()) >= {"flow", "gan", "house", "pixelcnn", "vae"}
-    settings = config.validate(of_house(rooms=4)).pipelines["digits-house"]
+    settings = validate_params(of_house(rooms=4)).pipelines["digits-house"]
     assert settings.recipe.resolved()["model"]["rooms"] == 4
     with pytest.raises(SettingsError, match=r"pipelines.digits-house.model: unknown key 'room': did you mean 'rooms'\?"):
-        config.validate(of_house(room=4))
+        validate_params(of_house(room=4))
 
 
 def test_it_is_saved_and_loaded_as_any_other(house: Path, tmp_path: Path) -> None:
@@ -92,13 +96,13 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(house: Path, wrong: 
         ("raise RuntimeError('first; second\\nthird')", "cannot be imported: RuntimeError: first, second third"),
         ("def build(settings, spec)", "cannot be imported: SyntaxError: expected ':'"),
         ("def build(settings, spec): ...", "has no phases, Settings"),
-        ("build = phases = print\nclass Settings: ...", "Settings is not a subclass of remint.recipe.ModelSettings"),
+        ("build = phases = print\nclass Settings: ...", "Settings is not a subclass of remint.settings.recipe.ModelSettings"),
     ],
 )
 def test_a_plug_in_that_is_none_is_one_line(house: Path, text: str, words: str) -> None:
     house.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
-        config.validate(of_house())
+        validate_params(of_house())
     (line,) = str(caught.value).splitlines()
     assert line.startswith("params.yaml: pipelines.digits-house: family 'house': its plug-in house_family of house_family 1.2")
     assert words in line
@@ -150,7 +154,7 @@ def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
     )
     with (tmp_path / "job/examples/pixelcnn/family.py").open("a") as stream:
         stream.write("\n\nSettings.__doc__ = 'of the checkout'\n")
-    script = "from remint import plugins; print(plugins.settings_of('pixelcnn').__doc__)"
+    script = "from remint.settings import plugins; print(plugins.settings_of('pixelcnn').__doc__)"
 
     def said(environment: dict[str, str]) -> str:
         command = [sys.executable, "-c", script]
@@ -158,12 +162,12 @@ def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
             command, cwd=tmp_path, env={**os.environ, **environment}, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    assert said(versioning.environment(tmp_path / "job", Home(tmp_path, tmp_path / "home"))) == "of the checkout"
+    assert said(workspace_environment(tmp_path / "job", Home(tmp_path, tmp_path / "home"))) == "of the checkout"
     assert said({}) == "Gated PixelCNN."
 
 
 METRIC = """
-from remint.metrics import Facts
+from remint.settings.catalogue import Facts
 FACTS = Facts(needs="sample", better="higher")
 def measure(model, bench): ...
 """
@@ -183,7 +187,7 @@ def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def measured_by(*metrics: str) -> dict[str, Any]:
     """params.yaml with one pipeline that asks for these."""
-    content = config.read(REPOSITORY)
+    content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-gan"] | {"evaluation": {"metrics": list(metrics)}, "promotion": {}}
     return {"datasets": content["datasets"], "pipelines": {"digits-gan": pipeline}}
 
@@ -192,20 +196,20 @@ def test_params_yaml_may_name_a_metric_of_a_plug_in_and_rules_may_too(rule: Path
     rule.write_text(METRIC)
     content = measured_by("fd_domain", "rule")
     content["pipelines"]["digits-gan"]["promotion"] = {"require": {"rule": {"min": 0.5}}}
-    assert config.validate(content).pipelines["digits-gan"].metrics() == ["fd_domain", "rule"]
+    assert validate_params(content).pipelines["digits-gan"].metrics() == ["fd_domain", "rule"]
     assert set(plugins.names("metric")) >= {"fd_domain", "nll", "rule", "diversity"}
     with pytest.raises(SettingsError, match=r"unknown metric 'rul': did you mean 'rule'\?"):
-        config.validate(measured_by("rul"))
+        validate_params(measured_by("rul"))
 
 
 def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_refused(rule: Path) -> None:
     rule.write_text(METRIC.replace('"sample"', '"log_prob"'))
     with pytest.raises(SettingsError, match="family 'gan' has no log_prob, which rule needs"):
-        config.validate(measured_by("rule"))
+        validate_params(measured_by("rule"))
     rule.write_text(METRIC.replace('"sample"', '"sample", features="inception"'))
     del sys.modules["house_rule"]
     with pytest.raises(SettingsError, match=r"rule needs evaluation\.inception\.path"):
-        config.validate(measured_by("rule"))
+        validate_params(measured_by("rule"))
 
 
 @pytest.mark.parametrize(
@@ -213,13 +217,13 @@ def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_
     [
         ("import not_there", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
         ("FACTS = 3", "has no measure"),
-        ("FACTS = 3\ndef measure(model, bench): ...", "FACTS is not a remint.metrics.Facts"),
+        ("FACTS = 3\ndef measure(model, bench): ...", "FACTS is not a remint.settings.catalogue.Facts"),
     ],
 )
 def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) -> None:
     rule.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
-        config.validate(measured_by("rule"))
+        validate_params(measured_by("rule"))
     (line,) = str(caught.value).splitlines()
     assert line.startswith(
         "params.yaml: pipelines.digits-gan.evaluation.metrics: metric 'rule': its plug-in house_rule of house_rule 2.0"
@@ -229,7 +233,7 @@ def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) ->
 
 def test_a_plug_in_is_imported_only_where_it_is_named_and_does_not_take_a_built_in_name(rule: Path) -> None:
     rule.write_text("raise RuntimeError('imported')\n")
-    config.validate(measured_by("fd_domain", "kid_domain"))
+    validate_params(measured_by("fd_domain", "kid_domain"))
     assert plugins.facts_of("elbo").needs == "elbo" and "house_rule" not in sys.modules
 
 

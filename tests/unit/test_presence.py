@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from remint.errors import VersioningError
-from remint.home import Home
-from remint.versioning import presence
+from remint.runtime.home import Home
+from remint.stores.dvc import presence
 
 CONFIG = (
     "[core]\n    remote = local\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"local\"']\n    url = ../.remint/dvc/remote\n"

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from remint import manifest, step
 from remint.distributed.machine import deterministic, fingerprint
 from remint.errors import IntegrityError
 from remint.models import bundle as bundles
 from remint.models import probe
 from remint.models.contract import Model
 from remint.records import Column, DataSpec
+from remint.runtime import manifest
+from remint.runtime.events import EVENTS
 from remint.serving import fresh
 from tests import registry_cases
 from tests.models_cases import CASES, MIXED
@@ -115,7 +116,7 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(step.EVENTS, str(tmp_path / "events"))
+    monkeypatch.setenv(EVENTS, str(tmp_path / "events"))
     return tmp_path / "events"
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from remint import config, expiry, promotion, queries, stores
-from remint.collected import Collected
 from remint.data import sources
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
-from remint.home import Home
-from remint.manifest import sha256_file
+from remint.promotion import decide, expiry, queries
+from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.records import LedgerRow, canonical
+from remint.runtime.home import Home
+from remint.runtime.manifest import sha256_file
+from remint.settings.params import load_params
+from remint.stores.ledger.collected import Collected
+from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
 
@@ -33,16 +36,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         checked.append(bundle)
         return "not looked at"
 
-    monkeypatch.setattr("remint.promotion.fresh.check", check)
+    monkeypatch.setattr("remint.promotion.decide.fresh.check", check)
     return checked
 
 
 def aliases(home: Home) -> dict[str, int]:
-    return stores.tracking(home).aliases(MODEL)
+    return open_tracking(home).aliases(MODEL)
 
 
 def rows(home: Home) -> list[LedgerRow]:
-    return stores.ledger(home).rows(MODEL)
+    return open_ledger(home).rows(MODEL)
 
 
 def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
@@ -50,11 +53,11 @@ def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     cases.unverified(home, 2)
-    row = promotion.promote(home, f"{MODEL}/2", "looked at the samples", who="ada")
+    row = decide.promote(home, f"{MODEL}/2", "looked at the samples", who="ada")
     assert (row["action"], row["champion_before"], row["champion_after"], row["who"]) == ("promoted", 1, 2, "ada")
     assert row["why"] == "looked at the samples" and row["evidence"] == ""
     assert aliases(home) == {"champion": 2}
-    tags = stores.tracking(home).version(f"{MODEL}/2").tags
+    tags = open_tracking(home).version(f"{MODEL}/2").tags
     assert (tags["verdict"], tags["ledger_hash"], tags["ledger_row"]) == ("promoted", row["hash"], "3")
     assert queries.why(home, MODEL)["approver"]["who"] == "ada"
     assert "  looked at the samples" in dict(queries.why_text(queries.why(home, MODEL)))["Approved"]
@@ -68,26 +71,26 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     with pytest.raises(
         ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), and {MODEL}/2 was to be"
     ) as said:
-        promotion.promote(home, f"{MODEL}/2", "it is fine")
+        decide.promote(home, f"{MODEL}/2", "it is fine")
     assert f"promoted against {MODEL}/1: nothing was written; run {MODEL} again to have it judged, or give --against 3" in str(
         said.value
     )
     for stale in (1, 4, "none"):
         with pytest.raises(ChampionChanged, match="--against 3"):
-            promotion.promote(home, f"{MODEL}/2", "it is fine", against=stale)  # type: ignore[arg-type]
+            decide.promote(home, f"{MODEL}/2", "it is fine", against=stale)  # type: ignore[arg-type]
     assert rows(home) == before and quick == []
-    promotion.promote(home, f"{MODEL}/2", "knowingly", against=3)
+    decide.promote(home, f"{MODEL}/2", "knowingly", against=3)
     assert aliases(home) == {"champion": 2} and quick == [], "a fresh process loaded these bytes when they were registered"
 
 
 def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, quick: list[Path]) -> None:
     with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged: .* --against none"):
-        promotion.promote(home, f"{MODEL}/1", "first")
-    assert promotion.promote(home, f"{MODEL}/1", "first", against="none")["champion_after"] == 1
+        decide.promote(home, f"{MODEL}/1", "first")
+    assert decide.promote(home, f"{MODEL}/1", "first", against="none")["champion_after"] == 1
     with pytest.raises(SettingsError, match="is the champion already"):
-        promotion.promote(home, f"{MODEL}/1", "again", against=1)
+        decide.promote(home, f"{MODEL}/1", "again", against=1)
     with pytest.raises(SettingsError, match=f"remint rollback {MODEL}"):
-        promotion.reject(home, f"{MODEL}/1", "no")
+        decide.reject(home, f"{MODEL}/1", "no")
 
 
 def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +102,9 @@ def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, mo
         return ""
 
     cases.unverified(home, 2)
-    monkeypatch.setattr("remint.promotion.fresh.check", meanwhile)
+    monkeypatch.setattr("remint.promotion.decide.fresh.check", meanwhile)
     with pytest.raises(ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by eve"):
-        promotion.promote(home, f"{MODEL}/2", "mine")
+        decide.promote(home, f"{MODEL}/2", "mine")
     assert [row.version for row in rows(home)] == [1, 2, 3]
 
 
@@ -111,10 +114,10 @@ def test_what_is_damaged_is_not_promoted_even_where_this_machine_has_a_copy(
 ) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
-    stores.fetched(home, stores.version(home, f"{MODEL}/2"))
+    fetch_bundle(home, current_version(home, f"{MODEL}/2"))
     damage(home, 2)  # type: ignore[operator]
     with pytest.raises(IntegrityError):
-        promotion.promote(home, f"{MODEL}/2", "it is fine")
+        decide.promote(home, f"{MODEL}/2", "it is fine")
     assert len(rows(home)) == 2 and aliases(home) == {"champion": 1, "challenger": 2} and quick == []
 
 
@@ -123,19 +126,19 @@ def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Hom
         raise IntegrityError("it draws other samples")
 
     cases.unverified(home, 1)
-    monkeypatch.setattr("remint.promotion.fresh.check", check)
+    monkeypatch.setattr("remint.promotion.decide.fresh.check", check)
     with pytest.raises(IntegrityError, match="other samples"):
-        promotion.promote(home, f"{MODEL}/1", "first", against="none")
+        decide.promote(home, f"{MODEL}/1", "first", against="none")
     assert rows(home) == [] and aliases(home) == {}
 
 
 def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
-    row = promotion.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
+    row = decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
     assert (row["champion_before"], row["champion_after"], row["version"]) == (1, 1, 2)
     assert (
-        promotion.objection(stores.ledger(home).rows(MODEL, 2))
+        decide.objection(open_ledger(home).rows(MODEL, 2))
         == f"{MODEL}/2 was rejected on {row['at'][:10]} by ada: smears the sevens"
     )
     with pytest.raises(
@@ -146,39 +149,39 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
         cases.append(home, "awaiting_approval", 2)
     cases.append(home, "refused", 2)
     cases.append(home, "promoted", 2, evidence="", who="eve")  # a person, who knows
-    assert promotion.objection(stores.ledger(home).rows(MODEL, 2)) is None
+    assert decide.objection(open_ledger(home).rows(MODEL, 2)) is None
     cases.append(home, "promoted", 1)
     cases.append(home, "promoted", 2)
 
 
 def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_again(home: Home) -> None:
     cases.judge(home, "promoted", 1)
-    promotion.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
-    first = stores.tracking(home).version(f"{MODEL}/2")
+    decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
+    first = open_tracking(home).version(f"{MODEL}/2")
     cases.delete(home, 2)
     Collected(home.ledger_url).record(MODEL, {2: first.key})
     again = cases.add(home, seed=1)
     assert again.key == first.key and again.version not in (1, 2), "a number is given once"
-    why = promotion.spoken_against(home, again)
+    why = decide.vetoed_by(home, again)
     assert why is not None and why.startswith(f"{MODEL}/2 was rejected on ") and why.endswith(" by ada: smears the sevens")
-    assert promotion.spoken_against(home, stores.tracking(home).version(f"{MODEL}/1")) is None
+    assert decide.vetoed_by(home, open_tracking(home).version(f"{MODEL}/1")) is None
     cases.append(home, "promoted", again.version, evidence="", who="eve")
-    assert promotion.spoken_against(home, again) is None
+    assert decide.vetoed_by(home, again) is None
 
 
 def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
-    row = promotion.rollback(home, MODEL, "the sevens blur", who="ada")
+    row = decide.rollback(home, MODEL, "the sevens blur", who="ada")
     assert (row["action"], row["version"], row["champion_before"], row["champion_after"]) == ("rolled_back", 3, 3, 2)
     assert row["why"] == "the sevens blur" and row["evidence"] == "" and aliases(home) == {"champion": 2}
-    store = stores.tracking(home)
+    store = open_tracking(home)
     left, back = (store.version(f"{MODEL}/{version}").tags for version in (3, 2))
     assert (left["verdict"], left["ledger_hash"]) == ("rolled_back", row["hash"])
     assert (back["verdict"], back["ledger_hash"], back["ledger_row"]) == ("promoted", row["hash"], "4")
     why = queries.why(home, MODEL)
     assert why["approver"] == {"who": "ada", "action": "rolled_back", "at": row["at"], "why": "the sevens blur"}
-    again = promotion.rollback(home, MODEL, "worse still", who="ada")
+    again = decide.rollback(home, MODEL, "worse still", who="ada")
     assert again["champion_after"] == 1, "what was rolled back is not gone back to"
     assert again["why"].splitlines() == [
         "worse still",
@@ -187,19 +190,19 @@ def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) 
     with pytest.raises(
         IntegrityError, match=f"no former champion of {MODEL} can be rolled back to; nothing was written: {MODEL}/2 was rolled"
     ):
-        promotion.rollback(home, MODEL, "and again")
+        decide.rollback(home, MODEL, "and again")
     assert len(rows(home)) == 5
-    promotion.promote(home, f"{MODEL}/3", "after all", against=1)
-    assert promotion.rollback(home, MODEL, "no")["champion_after"] == 1
+    decide.promote(home, f"{MODEL}/3", "after all", against=1)
+    assert decide.rollback(home, MODEL, "no")["champion_after"] == 1
 
 
 def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: Home, quick: list[Path]) -> None:
     for version in (1, 2, 3, 4):
         cases.judge(home, "promoted", version)
-    stores.fetched(home, stores.version(home, f"{MODEL}/3"))
+    fetch_bundle(home, current_version(home, f"{MODEL}/3"))
     cases.flip(home, 3)
     cases.delete(home, 2)
-    row = promotion.rollback(home, MODEL, "bad")
+    row = decide.rollback(home, MODEL, "bad")
     assert row["champion_after"] == 1
     _, damaged, gone = row["why"].splitlines()
     assert damaged.startswith(f"passed over: {MODEL}/3 does not load: ") and "weights.safetensors is damaged" in damaged
@@ -208,10 +211,10 @@ def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: H
 
 def test_without_a_champion_before_there_is_nothing_to_go_back_to(home: Home) -> None:
     with pytest.raises(NotFoundError, match="has no champion to roll back from"):
-        promotion.rollback(home, MODEL, "bad")
+        decide.rollback(home, MODEL, "bad")
     cases.judge(home, "promoted", 1)
     with pytest.raises(NotFoundError, match=f"{MODEL}/1 is the first champion of {MODEL}"):
-        promotion.rollback(home, MODEL, "bad")
+        decide.rollback(home, MODEL, "bad")
     assert len(rows(home)) == 1
 
 
@@ -219,43 +222,43 @@ def test_a_champion_that_somebody_deleted_is_rolled_back_from(home: Home, quick:
     for version in (1, 2):
         cases.judge(home, "promoted", version)
     cases.delete(home, 2)
-    assert stores.project(home, MODEL) == [] and aliases(home) == {}, "it stands for nothing, rather than for another"
-    assert promotion.rollback(home, MODEL, "gone")["champion_after"] == 1
+    assert sync_mlflow_to_ledger(home, MODEL) == [] and aliases(home) == {}, "it stands for nothing, rather than for another"
+    assert decide.rollback(home, MODEL, "gone")["champion_after"] == 1
     assert aliases(home) == {"champion": 1}
 
 
 def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
-    store = stores.tracking(home)
-    assert expiry.data_changed(home, store.version(f"{MODEL}/2"), stores.ledger(home).rows(MODEL, 2)) is None
+    store = open_tracking(home)
+    assert expiry.data_changed(home, store.version(f"{MODEL}/2"), open_ledger(home).rows(MODEL, 2)) is None
     store.set_tags(store.version(f"{MODEL}/4"), {"dataset": "e" * 64})  # registered last
     with pytest.raises(
         ApprovalExpired, match=rf"approval of {MODEL}/2 expired: {MODEL}/4 is of other data since .*eeee.* --against 1"
     ) as said:
-        promotion.promote(home, f"{MODEL}/2", "fine")
+        decide.promote(home, f"{MODEL}/2", "fine")
     assert "\n" not in str(said.value) and len(rows(home)) == 2
-    assert promotion.promote(home, f"{MODEL}/2", "knowingly", against=1)["champion_after"] == 2
+    assert decide.promote(home, f"{MODEL}/2", "knowingly", against=1)["champion_after"] == 2
 
 
 def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, quick: list[Path]) -> None:
-    store = stores.tracking(home)
+    store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/1"), {"dataset": "e" * 64})
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 4)
-    assert expiry.data_changed(home, store.version(f"{MODEL}/4"), stores.ledger(home).rows(MODEL, 4)) is None
+    assert expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4)) is None
     cases.judge(home, "kept", 1)  # the source gives the former data again
     with pytest.raises(ApprovalExpired, match=f"{MODEL}/1 is of other data since"):
-        promotion.promote(home, f"{MODEL}/4", "fine")
+        decide.promote(home, f"{MODEL}/4", "fine")
 
 
 @pytest.mark.parametrize("verdict", ["kept", "refused"])
 def test_what_no_approval_was_asked_for_does_not_expire(home: Home, quick: list[Path], verdict: str) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, verdict, 2)  # type: ignore[arg-type]
-    store = stores.tracking(home)
+    store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/4"), {"dataset": "e" * 64})
-    assert promotion.promote(home, f"{MODEL}/2", "over the gate")["champion_after"] == 2
+    assert decide.promote(home, f"{MODEL}/2", "over the gate")["champion_after"] == 2
 
 
 def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) -> None:
@@ -264,14 +267,14 @@ def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) ->
     )
     x_NCHW = np.random.default_rng(0).integers(0, 5, (20, 1, 4, 4), dtype=np.uint8)
     np.save(home.repository / "x.npy", x_NCHW)
-    sources.snapshot("digits", config.load(home.repository).datasets["digits"], home.repository, home.path / "raw")
+    sources.snapshot("digits", load_params(home.repository).datasets["digits"], home.repository, home.path / "raw")
     data = canonical({"name": "digits", "source": "x.npy", "raw_sha256": sha256_file(home.path / "raw" / "data.npz")})
-    store = stores.tracking(home)
+    store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/4"), {"data": data})
     cases.judge(home, "awaiting_approval", 4)
 
     def changed() -> str | None:
-        return expiry.data_changed(home, store.version(f"{MODEL}/4"), stores.ledger(home).rows(MODEL, 4))
+        return expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4))
 
     assert changed() is None
     np.save(home.repository / "x.npy", x_NCHW[::-1])

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from remint import manifest, screens
+from remint.cli import screens
 from remint.errors import IntegrityError, ResourceError
-from remint.rebuild import build, environment, record
-from remint.rebuild.compare import Facts, compare
-from remint.rebuild.tolerance import tolerances
+from remint.maintenance.rebuild import build, environment, record
+from remint.maintenance.rebuild.compare import Facts, compare
+from remint.promotion.tolerance import tolerances
 from remint.records import MetricValue, ModelVersion, SeedSpread, canonical
-from remint.tracking import Tracking
+from remint.runtime import manifest
+from remint.stores.mlflow import Tracking
 from tests import registry_cases as cases
 
 HERE = {"processor": "one", "threads": 1, "device": "cpu"}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from remint import jobs, stores
-from remint.collected import Collected
-from remint.home import Home
-from remint.ledger import Ledger
-from remint.roots import Root, awaiting, champions, named, roots
+from remint.promotion.roots import Root, awaiting, champions, named, roots
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.collected import Collected
+from remint.stores.open import open_ledger, open_tracking
 from tests import registry_cases as cases
 
 
@@ -71,7 +72,7 @@ def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
 def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = Home(tmp_path, tmp_path / "home").ensure()
-    store, book = stores.tracking(home), stores.ledger(home)
+    store, book = open_tracking(home), open_ledger(home)
     for seed in range(6):
         cases.make(tmp_path / f"bundle{seed}", seed, pipeline="m")
         cases.register(store, tmp_path / f"bundle{seed}")

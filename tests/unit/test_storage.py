@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from remint import storage
 from remint.errors import DataError, StorageError
-from remint.home import Home
-from remint.storage import bucket as door
-from remint.storage.folder import Fetched
+from remint.runtime.home import Home
+from remint.stores import s3 as storage
+from remint.stores.s3 import bucket as door
+from remint.stores.s3.folder import Fetched
 from tests.s3 import Proxy, Server
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from remint import queries, stores
-from remint.database import Database
 from remint.errors import LedgerError, NotFoundError
-from remint.home import Home
-from remint.ledger import projection
+from remint.promotion import queries
+from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.records import digest
+from remint.runtime.home import Home
+from remint.stores.ledger.chain import projection
+from remint.stores.ledger.database import Database
+from remint.stores.open import open_ledger, open_tracking
 from tests import promotion_cases as cases
 from tests.promotion_cases import MODEL
 
@@ -23,12 +25,12 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 
 def tags(home: Home, version: int) -> dict[str, str]:
-    found = stores.tracking(home).version(f"{MODEL}/{version}").tags
+    found = open_tracking(home).version(f"{MODEL}/{version}").tags
     return {key: found.get(key, "") for key in ("verdict", "ledger_hash", "ledger_row")}
 
 
 def test_aliases_are_what_the_last_row_says(home: Home) -> None:
-    book = stores.ledger(home)
+    book = open_ledger(home)
     assert projection([]) == {"champion": None, "challenger": None}
     said = []
     for action, version in (
@@ -49,13 +51,13 @@ def test_aliases_are_what_the_last_row_says(home: Home) -> None:
 def test_what_a_crash_left_behind_is_mended_at_the_next_touch(home: Home) -> None:
     """Three processes that died between the ledger and MLflow, one after the other."""
     first, second, third = (cases.append(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
-    assert stores.tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
-    said = stores.project(home, MODEL)
+    assert open_tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
+    said = sync_mlflow_to_ledger(home, MODEL)
     assert f"{MODEL}@champion stood for nothing and stands for {MODEL}/3 now, as the ledger says" in said and len(said) == 4
-    assert stores.tracking(home).aliases(MODEL) == {"champion": 3}
+    assert open_tracking(home).aliases(MODEL) == {"champion": 3}
     for version, row in ((1, first), (2, second), (3, third)):
         assert tags(home, version) == {"verdict": row.action, "ledger_hash": row.hash, "ledger_row": str(row.sequence)}
-    assert stores.project(home, MODEL) == []
+    assert sync_mlflow_to_ledger(home, MODEL) == []
 
 
 @pytest.mark.parametrize("touch", ["models", "why", "history", "sample", "version"])
@@ -67,18 +69,18 @@ def test_each_question_mends_first(home: Home, tmp_path: Path, touch: str) -> No
         "why": lambda: queries.why(home, f"{MODEL}@champion"),
         "history": lambda: queries.history(home, MODEL),
         "sample": lambda: queries.sample(home, MODEL, 2, 0, None, tmp_path / "x.npy"),
-        "version": lambda: stores.version(home, MODEL),
+        "version": lambda: current_version(home, MODEL),
     }
     asked[touch]()
-    assert stores.tracking(home).aliases(MODEL) == {"champion": 2} and tags(home, 2)["ledger_hash"] == row.hash
+    assert open_tracking(home).aliases(MODEL) == {"champion": 2} and tags(home, 2)["ledger_hash"] == row.hash
 
 
 @pytest.mark.parametrize(("alias", "to"), [("champion", 2), ("champion", None), ("challenger", 3)])
 def test_an_edited_alias_follows_the_ledger_again(home: Home, alias: str, to: int | None) -> None:
     cases.judge(home, "promoted", 1)
-    stores.tracking(home).set_alias(MODEL, alias, to)
-    (said,) = stores.project(home, MODEL)
-    assert said.startswith(f"{MODEL}@{alias} stood for ") and stores.tracking(home).aliases(MODEL) == {"champion": 1}
+    open_tracking(home).set_alias(MODEL, alias, to)
+    (said,) = sync_mlflow_to_ledger(home, MODEL)
+    assert said.startswith(f"{MODEL}@{alias} stood for ") and open_tracking(home).aliases(MODEL) == {"champion": 1}
 
 
 def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +102,7 @@ def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, mon
             monkeypatch.setattr(
                 MlflowClient, name, lambda *a, _name=name, _real=real, **k: (asked.append(_name), _real(*a, **k))[1]
             )
-    assert stores.project(home, MODEL) == []
+    assert sync_mlflow_to_ledger(home, MODEL) == []
     sa.event.remove(engine, "before_cursor_execute", count)
     (query,) = [each for each in made if "FROM ledger" in each and "ledger_schema" not in each]
     assert "LIMIT" in query
@@ -110,23 +112,23 @@ def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, mon
 def test_a_last_row_that_was_edited_makes_no_champion_and_is_not_built_upon(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
-    before = stores.tracking(home).aliases(MODEL)
+    before = open_tracking(home).aliases(MODEL)
     cases.sql(home, "UPDATE ledger SET champion_after = 2, action = 'promoted' WHERE sequence = 2")
     for touch in (
-        lambda: stores.project(home, MODEL),
+        lambda: sync_mlflow_to_ledger(home, MODEL),
         lambda: queries.models(home, MODEL),
         lambda: cases.append(home, "kept", 3),
-        lambda: stores.ledger(home).champion(MODEL),
+        lambda: open_ledger(home).champion(MODEL),
     ):
         with pytest.raises(LedgerError, match=f"row 2 of {MODEL} in the ledger was changed past remint"):
             touch()
-    assert stores.tracking(home).aliases(MODEL) == before and len(stores.ledger(home).rows(MODEL)) == 2
+    assert open_tracking(home).aliases(MODEL) == before and len(open_ledger(home).rows(MODEL)) == 2
 
 
 def test_a_model_that_nobody_judged_is_left_alone(home: Home) -> None:
-    stores.tracking(home).set_alias(MODEL, "champion", 1)  # somebody else's model, served by MLflow alone
-    assert stores.project(home, MODEL) == [] and stores.project(home, "nobody") == []
-    assert stores.tracking(home).aliases(MODEL) == {"champion": 1}
+    open_tracking(home).set_alias(MODEL, "champion", 1)  # somebody else's model, served by MLflow alone
+    assert sync_mlflow_to_ledger(home, MODEL) == [] and sync_mlflow_to_ledger(home, "nobody") == []
+    assert open_tracking(home).aliases(MODEL) == {"champion": 1}
 
 
 def findings(home: Home) -> list[str]:
@@ -155,7 +157,7 @@ def test_a_ledger_that_was_cut_short_shows_and_goes_on_showing(home: Home) -> No
             f"{MODEL}: row 3, which {MODEL}/3 carries the hash of, is gone or was rewritten: no row has its hash "
         )
         queries.models(home, MODEL)
-    cases.judge(home, "promoted", 2 if stores.ledger(home).champion(MODEL) != 2 else 1)
+    cases.judge(home, "promoted", 2 if open_ledger(home).champion(MODEL) != 2 else 1)
     assert len(findings(home)) == 1
 
 
@@ -163,7 +165,7 @@ def test_what_a_version_carries_of_a_row_that_is_gone_is_not_written_over(home: 
     cases.judge(home, "promoted", 1)
     lost = cases.judge(home, "kept", 1)
     cases.sql(home, "DELETE FROM ledger WHERE sequence = 2")
-    stores.project(home, MODEL)
+    sync_mlflow_to_ledger(home, MODEL)
     assert tags(home, 1)["ledger_hash"] == lost.hash
 
 
@@ -181,7 +183,7 @@ def test_a_ledger_that_was_written_anew_from_its_start_shows(home: Home) -> None
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     forged, previous = [], ""
-    for row in stores.ledger(home).rows(MODEL):
+    for row in open_ledger(home).rows(MODEL):
         said = {**row.to_json(), "why": "the committee agreed", "previous": previous}
         said.pop("hash")
         previous = digest(said)

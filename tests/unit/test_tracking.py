@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from remint import manifest
 from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
-from remint.home import Home
 from remint.records import ModelVersion
-from remint.tracking import Tracking, door
+from remint.runtime import manifest
+from remint.runtime.home import Home
+from remint.stores.mlflow import Tracking, door
 from tests import registry_cases as cases
 
 
@@ -44,7 +44,7 @@ def client(store: Tracking) -> Any:
 
 def test_importing_the_door_does_not_import_mlflow_and_turns_its_telemetry_and_its_pickles_off() -> None:
     names = "'MLFLOW_DISABLE_TELEMETRY', 'MLFLOW_ALLOW_PICKLE_DESERIALIZATION'"
-    program = f"import os, sys, remint.tracking; print('mlflow' in sys.modules, *(os.environ[name] for name in ({names})))"
+    program = f"import os, sys, remint.stores.mlflow; print('mlflow' in sys.modules, *(os.environ[name] for name in ({names})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "true", "false"]
     from mlflow.telemetry.utils import is_telemetry_disabled

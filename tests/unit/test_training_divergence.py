@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from remint.data.sampler import batch_indices
 from remint.distributed.machine import deterministic
 from remint.errors import Interrupted, StepError
-from remint.manifest import verify
 from remint.models.contract import Batch, Phase
+from remint.runtime.manifest import verify
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import Ending, TrainingState
 from tests.loop_cases import Cliff, Fit, Line, by_hand, fit

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from remint.distributed.world import World
 from remint.models.contract import Model
-from remint.recipe import TrainingSettings
 from remint.records import Column, DataSpec
+from remint.settings.recipe import TrainingSettings
 from remint.training.guard import FALL, PATIENCE, Guard, coordinates, guard
 from remint.training.state import Row
 

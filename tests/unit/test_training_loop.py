@@ -64,7 +64,7 @@ def test_only_the_running_phase_gets_gradients(tmp_path: Path) -> None:
     class Against(Fit):
         def __init__(self, mine: Line, other: Line) -> None:
             super().__init__(mine)
-            self.look_through(other=other)
+            self.reference_frozen(other=other)
 
         def forward(self, batch: Batch) -> Tensor:
             assert self.model.weight.requires_grad

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flows import progress
+from flows.server import progress
+from remint.cli.terminal import Display
 from remint.distributed import launch
 from remint.errors import Interrupted, StepError
-from remint.terminal import Display
 from remint.training.checkpoint import Checkpoints
 from tests.loop_cases import Cliff, Fit, Line, fit
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from pipelines.train import CODE
 from remint.data.arrays import Dataset
 from remint.errors import StepError
-from remint.manifest import verify
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import TrainedModel, digest
+from remint.runtime.manifest import verify
 from remint.training import divergence, loop
 from tests import training_cases as cases
 
@@ -174,7 +174,9 @@ def test_a_checkpoint_of_other_data_settings_or_code_is_never_taken_up(dataset: 
         recipe = cases.recipe("gan", steps=3, seed=seed)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train.Checkpoints, "delete", lambda self: seen.add(self.digest))
-            train.run(recipe, "tiny", dataset, checkpoints=tmp_path / "c", out=tmp_path / "out", code_sha256=code, command=[])
+            train.train_pipeline(
+                recipe, "tiny", dataset, checkpoints=tmp_path / "c", out=tmp_path / "out", code_sha256=code, command=[]
+            )
     assert len(seen) == 3
 
 

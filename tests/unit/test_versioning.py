@@ -10,14 +10,19 @@ from typing import Any
 
 import pytest
 
-from remint import config, plain, versioning, workspace
+import remint
 from remint.errors import DataError, RepositoryError, StepError, VersioningError
-from remint.home import Home
+from remint.runtime.home import Home
+from remint.runtime.yaml import load_safe_yaml
+from remint.settings.params import write_params
+from remint.stores import git
+from remint.stores.dvc import Workspace, addresses, locked, workspace_environment
+from remint.stores.dvc import workspace as dvc_workspace
 
 WORK = """
 import os, pathlib, sys, time
-from remint import step
 from remint.errors import DataError
+from remint.runtime import events
 
 def main(key):
     settings = dict(line.split(": ") for line in pathlib.Path("params.yaml").read_text().splitlines() if ": " in line)
@@ -29,12 +34,12 @@ def main(key):
         time.sleep(60)
     if mode == "crash":
         raise RuntimeError("boom")
-    step.emit("progress", step=1, steps=2)
+    events.emit("progress", step=1, steps=2)
     folder = pathlib.Path("outs") / key
     folder.mkdir(parents=True)
     (folder / "made").write_text(mode)
 
-step.run(main)
+events.run_step(main)
 """
 DVC_YAML = """
 stages:
@@ -55,7 +60,7 @@ FILES = {
     ".gitignore": "/outs/\n/.remint/\n",
 }
 
-Open = Callable[..., versioning.Workspace]
+Open = Callable[..., Workspace]
 
 
 @pytest.fixture
@@ -65,15 +70,15 @@ def repository(make_repository: Callable[[dict[str, str]], Path]) -> Path:
 
 @pytest.fixture
 def open_workspace(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    source = str(Path(versioning.__file__).parents[1])
-    real = versioning.environment
-    monkeypatch.setattr(versioning, "environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
+    source = str(Path(remint.__file__).parents[1])
+    real = workspace_environment
+    monkeypatch.setattr(dvc_workspace, "workspace_environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
 
-    def open_(name: str, mode: str = "good") -> versioning.Workspace:
+    def open_(name: str, mode: str = "good") -> Workspace:
         home = Home.of(repository).ensure()
-        folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / name)
-        config.write({"things": {"x": {"mode": mode}}}, folder)
-        return versioning.Workspace(folder, home, logs=home.path / "logs" / name)
+        folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / name)
+        write_params({"things": {"x": {"mode": mode}}}, folder)
+        return Workspace(folder, home, logs=home.path / "logs" / name)
 
     return open_
 
@@ -98,13 +103,13 @@ def test_the_lock_is_the_same_in_whatever_order_steps_ran(open_workspace: Open) 
     locks = []
     for name, order in (("first", "xy"), ("second", "yx")):
         job = open_workspace(name)
-        config.write({"things": {"x": {"mode": "good"}, "y": {"mode": "good"}}}, job.folder)
+        write_params({"things": {"x": {"mode": "good"}, "y": {"mode": "good"}}}, job.folder)
         for thing in order:
             job.reproduce("work", thing, quiet)
-        locks.append((plain.values((job.folder / "dvc.lock").read_text()), job.lock().read_bytes()))
+        locks.append((load_safe_yaml((job.folder / "dvc.lock").read_text()), job.lock().read_bytes()))
         assert job.restore("work@x") and job.restore("work@y"), "dvc reads it"
     (values, first), (_, second) = locks
-    assert first == second and plain.values(first.decode()) == values
+    assert first == second and load_safe_yaml(first.decode()) == values
 
 
 def test_what_a_step_refuses_comes_back_as_the_same_error(open_workspace: Open) -> None:
@@ -126,7 +131,7 @@ def test_two_jobs_at_a_time_meet_no_lock(open_workspace: Open) -> None:
     jobs = [open_workspace(f"job{i}", mode=f"m{i}") for i in range(4)]
     failures: list[BaseException] = []
 
-    def work(job: versioning.Workspace) -> None:
+    def work(job: Workspace) -> None:
         try:
             job.reproduce("work", "x", quiet)
             job.push("work@x")
@@ -156,8 +161,8 @@ def test_addresses_follow_remint_home_and_the_persons_own_settings_win(
     monkeypatch.setenv("REMINT_HOME", str(tmp_path / "elsewhere"))
     (repository / ".dvc/config.local").write_text("['remote \"local\"']\n    url = /mnt/share\n")
     home = Home.of(repository).ensure()
-    folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / "job")
-    versioning.addresses(home, folder)
+    folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / "job")
+    addresses(home, folder)
     written = (folder / ".dvc/config.local").read_text()
     assert f"dir = {tmp_path}/elsewhere/dvc/cache" in written
     assert "url = /mnt/share" in written
@@ -170,8 +175,8 @@ def test_a_remote_on_s3_with_its_own_endpoint_and_key_files_stays_what_it_is(rep
         "    credentialpath = ../keys\n    configpath = ~/aws\n"
     )
     home = Home.of(repository).ensure()
-    folder = workspace.check_out(repository, workspace.commit_of_tree(repository), home.workspaces / "job")
-    versioning.addresses(home, folder)
+    folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / "job")
+    addresses(home, folder)
     written = (folder / ".dvc/config.local").read_text()
     for line in ("remote = store", "url = s3://bucket/dvc", "endpointurl = http://127.0.0.1:1"):
         assert line in written
@@ -231,7 +236,7 @@ def test_a_step_is_really_run_apart_from_what_the_home_has_and_leaves_nothing_th
     before = set(stores.rglob("*"))
     (stores / "cache").rename(repository / "cache-away")
     folder = open_workspace("apart").folder
-    job = versioning.Workspace(folder, Home.of(repository), first.logs, scratch=folder / "scratch")
+    job = Workspace(folder, Home.of(repository), first.logs, scratch=folder / "scratch")
     shutil.copyfile(first.folder / "dvc.lock", folder / "dvc.lock")
     job.pull("work@x")
     assert (folder / "outs/x/made").read_text() == "good", "from the remote"
@@ -239,7 +244,7 @@ def test_a_step_is_really_run_apart_from_what_the_home_has_and_leaves_nothing_th
     for _ in range(2):
         job.renew("work", "x", lambda event: ran.append(event["event"]))
     assert ran.count("started") == 2, "dvc remembers nothing of it"
-    assert versioning.locked(folder / "dvc.lock", "work@x") == versioning.locked(first.folder / "dvc.lock", "work@x")
+    assert locked(folder / "dvc.lock", "work@x") == locked(first.folder / "dvc.lock", "work@x")
     assert not (stores / "cache").exists()
     (repository / "cache-away").rename(stores / "cache")
     assert {path for path in stores.rglob("*") if path.is_file() and "site" not in path.parts} <= before
@@ -248,6 +253,6 @@ def test_a_step_is_really_run_apart_from_what_the_home_has_and_leaves_nothing_th
 def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path]) -> None:
     bare = make_repository({"params.yaml": ""}, name="bare")
     home = Home.of(bare).ensure()
-    folder = workspace.check_out(bare, workspace.commit_of_tree(bare), home.workspaces / "job")
+    folder = git.check_out(bare, git.commit_of_tree(bare), home.workspaces / "job")
     with pytest.raises(RepositoryError, match="dvc init"):
-        versioning.Workspace(folder, home, logs=home.path / "logs")
+        Workspace(folder, home, logs=home.path / "logs")

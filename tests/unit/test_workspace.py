@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from remint import workspace
 from remint.errors import RepositoryError
+from remint.stores import git
 
 
 def run(folder: Path, *command: str) -> str:
@@ -36,8 +36,8 @@ def state(repository: Path) -> tuple[str, bytes, str]:
 
 
 def test_a_clean_tree_is_its_head(repository: Path) -> None:
-    commit = workspace.commit_of_tree(repository)
-    assert commit == workspace.Commit(run(repository, "git", "rev-parse", "HEAD").strip(), dirty=False)
+    commit = git.commit_of_tree(repository)
+    assert commit == git.Commit(run(repository, "git", "rev-parse", "HEAD").strip(), dirty=False)
     assert commit.reason_dirty is None
 
 
@@ -49,24 +49,24 @@ def test_uncommitted_work_becomes_a_commit_and_nothing_of_the_persons_moves(repo
     (repository / "outs").mkdir()
     (repository / "outs" / "ignored").write_text("data")
     before = state(repository)
-    commit = workspace.commit_of_tree(repository)
+    commit = git.commit_of_tree(repository)
     assert state(repository) == before
     assert commit.dirty
     assert commit.changed == ("new file.py", "params.yaml")
     assert commit.reason_dirty == "uncommitted changes in new file.py, params.yaml"
-    folder = workspace.check_out(repository, commit, tmp_path / "job")
+    folder = git.check_out(repository, commit, tmp_path / "job")
     assert (folder / "params.yaml").read_text() == "a: 3\n"
     assert (folder / "new file.py").exists()
     assert not (folder / "outs").exists()
-    assert workspace.commit_of_tree(repository) == commit, "the same content is the same commit"
+    assert git.commit_of_tree(repository) == commit, "the same content is the same commit"
 
 
 def test_a_bundle_of_uncommitted_work_can_be_built_elsewhere(repository: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     run(tmp_path, "git", "clone", "-q", str(repository), str(elsewhere))
     (repository / "params.yaml").write_text("a: 4\n")
-    commit = workspace.commit_of_tree(repository)
-    file = workspace.bundle(repository, commit, tmp_path / "work.bundle")
+    commit = git.commit_of_tree(repository)
+    file = git.bundle(repository, commit, tmp_path / "work.bundle")
     run(elsewhere, "git", "fetch", "-q", str(file), f"refs/remint/{commit.sha}")
     assert run(elsewhere, "git", "show", f"{commit.sha}:params.yaml") == "a: 4\n"
 
@@ -78,56 +78,56 @@ def test_a_commit_that_is_pinned_outlives_its_branch(repository: Path) -> None:
         run(repository, "git", "commit", "-qam", text)
         shas.append(run(repository, "git", "rev-parse", "HEAD").strip())
         run(repository, "git", "reset", "-q", "--hard", "HEAD~1")
-    workspace.pin(repository, shas[0])
+    git.pin(repository, shas[0])
     run(repository, "git", "reflog", "expire", "--expire=now", "--all")
     run(repository, "git", "gc", "-q", "--prune=now")
-    assert [workspace.holds(repository, sha) for sha in shas] == [True, False]
+    assert [git.holds(repository, sha) for sha in shas] == [True, False]
 
 
 def test_renames_and_deletions_are_named(repository: Path) -> None:
     run(repository, "git", "mv", "params.yaml", "settings.yaml")
-    assert workspace.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
+    assert git.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
 
 
 def test_a_dvc_lock_left_by_hand_is_no_dirt(repository: Path) -> None:
     (repository / "dvc.lock").write_text("schema: '2.0'\n")
-    assert not workspace.commit_of_tree(repository).dirty
+    assert not git.commit_of_tree(repository).dirty
 
 
 def test_a_touched_but_equal_file_is_no_dirt(repository: Path) -> None:
     (repository / "params.yaml").touch()
-    assert not workspace.commit_of_tree(repository).dirty
+    assert not git.commit_of_tree(repository).dirty
 
 
 @pytest.mark.parametrize("name", [".env", "server.pem", "id_rsa", "aws-credentials.json"])
 def test_what_looks_like_a_secret_is_refused_by_name(repository: Path, name: str) -> None:
     (repository / name).write_text("secret")
     with pytest.raises(RepositoryError, match=name):
-        workspace.commit_of_tree(repository)
+        git.commit_of_tree(repository)
     assert not run(repository, "git", "for-each-ref", "refs/remint")
 
 
 def test_a_large_file_is_refused_by_name(repository: Path) -> None:
     with (repository / "faces.npy").open("wb") as stream:
-        stream.truncate(workspace.LARGEST_FILE + 1)
+        stream.truncate(git.LARGEST_FILE + 1)
     with pytest.raises(RepositoryError, match=r"faces.npy is 10 MiB, too large for git"):
-        workspace.commit_of_tree(repository)
+        git.commit_of_tree(repository)
 
 
 def test_no_repository_and_no_commit_are_two_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="no git repository at"):
-        workspace.repository_of(tmp_path)
+        git.repository_of(tmp_path)
     run(tmp_path, "git", "init", "-q")
     with pytest.raises(RepositoryError, match="has no commit yet"):
-        workspace.repository_of(tmp_path)
+        git.repository_of(tmp_path)
 
 
 def test_a_branch_that_does_not_exist_is_refused(repository: Path) -> None:
     with pytest.raises(RepositoryError, match="no branch, tag or commit 'nightly'"):
-        workspace.commit_of(repository, "nightly")
+        git.commit_of(repository, "nightly")
     run(repository, "git", "checkout", "-q", "--detach")
     with pytest.raises(RepositoryError, match="is on no branch"):
-        workspace.branch_of(repository)
+        git.branch_of(repository)
 
 
 def test_a_commit_is_fetched_from_the_origin_without_a_trace(repository: Path, tmp_path: Path) -> None:
@@ -138,24 +138,24 @@ def test_a_commit_is_fetched_from_the_origin_without_a_trace(repository: Path, t
     run(repository, "git", "reset", "-q", "--hard", "HEAD^")  # on no branch any more
     lost = run(repository, "git", "rev-parse", "HEAD@{1}").strip()
     before = state(clone), run(clone, "git", "for-each-ref"), sorted(path.name for path in (clone / ".git").iterdir())
-    assert not workspace.holds(clone, lost) and workspace.obtain(clone, lost) and workspace.holds(clone, lost)
+    assert not git.holds(clone, lost) and git.obtain(clone, lost) and git.holds(clone, lost)
     assert before == (
         state(clone),
         run(clone, "git", "for-each-ref"),
         sorted(path.name for path in (clone / ".git").iterdir()),
     )
-    assert not workspace.obtain(clone, "0" * 40) and not workspace.obtain(repository, "0" * 40)
+    assert not git.obtain(clone, "0" * 40) and not git.obtain(repository, "0" * 40)
 
 
 def test_uncommitted_work_is_built_in_a_fresh_clone_from_its_bundle(repository: Path, tmp_path: Path) -> None:
     run(tmp_path, "git", "clone", "-q", str(repository), "clone")
     (repository / "params.yaml").write_text("a: 2\n")
-    commit = workspace.commit_of_tree(repository)
-    file = workspace.bundle(repository, commit, tmp_path / "work.bundle")
-    assert workspace.stands_on(file) == [commit.base]
-    folder = workspace.check_out(tmp_path / "clone", commit, tmp_path / "job", bundled=file)
+    commit = git.commit_of_tree(repository)
+    file = git.bundle(repository, commit, tmp_path / "work.bundle")
+    assert git.stands_on(file) == [commit.base]
+    folder = git.check_out(tmp_path / "clone", commit, tmp_path / "job", bundled=file)
     assert (folder / "params.yaml").read_text() == "a: 2\n"
-    assert not workspace.holds(tmp_path / "clone", commit.sha), "the clone has no part in it"
+    assert not git.holds(tmp_path / "clone", commit.sha), "the clone has no part in it"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,6 @@ def test_uncommitted_work_is_built_in_a_fresh_clone_from_its_bundle(repository: 
     ],
 )
 def test_the_origin_is_named_without_its_secrets(repository: Path, address: str, kept: str) -> None:
-    assert workspace.origin(repository) == ""
+    assert git.origin(repository) == ""
     run(repository, "git", "remote", "add", "origin", address)
-    assert workspace.origin(repository) == kept
+    assert git.origin(repository) == kept

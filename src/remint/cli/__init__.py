@@ -14,7 +14,7 @@ from remint.cli.app import app, main
 from remint.cli import retrain
 from remint.cli import registry
 from remint.cli import use
-from remint.cli import care
+from remint.cli import maintenance
 from remint.cli import stack
 
 __all__ = ["app", "main"]

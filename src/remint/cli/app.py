@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from remint import config, terminal, workspace
+from remint.cli import terminal
 from remint.errors import RemintError
-from remint.home import Home
 from remint.redaction import redacted
+from remint.runtime.home import Home
+from remint.settings.params import Params, load_params
+from remint.stores import git
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -45,10 +47,10 @@ def _about() -> None:
     """Retrains generative models on schedule and promotes only what is proven better."""
 
 
-def here() -> tuple[Home, config.Params]:
+def here() -> tuple[Home, Params]:
     """The home of the repository around the current folder, and its settings, both checked."""
-    repository = workspace.repository_of(Path.cwd())
-    return Home.of(repository).ensure(), config.load(repository)
+    repository = git.repository_of(Path.cwd())
+    return Home.of(repository).ensure(), load_params(repository)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from remint import screens, terminal
+from remint.cli import screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 from remint.errors import SettingsError
 
@@ -29,7 +29,7 @@ def models(
     Example: remint models digits-vae
     """
     home, _ = here()
-    from remint import queries
+    from remint.promotion import queries
 
     answer = queries.models(home, name, None if all_ else NEWEST)
     if as_json:
@@ -45,7 +45,7 @@ def why(model: ModelRef, as_json: AsJson = False) -> None:
     Example: remint why digits-vae@champion
     """
     home, _ = here()
-    from remint import queries
+    from remint.promotion import queries
 
     answer = queries.why(home, model)
     if as_json:
@@ -67,7 +67,7 @@ def history(
     Example: remint history digits-vae --verify
     """
     home, _ = here()
-    from remint import queries
+    from remint.promotion import queries
 
     answer = queries.history(home, model, verify=verify)
     if as_json:
@@ -94,9 +94,9 @@ def promote(
     """
     expected = _against(against)
     home, _ = here()
-    from remint import promotion
+    from remint.promotion import decide
 
-    _say(promotion.promote(home, model, reason, expected), as_json)
+    _say(decide.promote(home, model, reason, expected), as_json)
 
 
 @app.command()
@@ -106,9 +106,9 @@ def reject(model: ModelRef, reason: Reason, as_json: AsJson = False) -> None:
     Example: remint reject digits-vae/3 --reason "smears the sevens"
     """
     home, _ = here()
-    from remint import promotion
+    from remint.promotion import decide
 
-    _say(promotion.reject(home, model, reason), as_json)
+    _say(decide.reject(home, model, reason), as_json)
 
 
 @app.command()
@@ -118,9 +118,9 @@ def rollback(model: Annotated[str, typer.Argument(help="NAME of a model.")], rea
     Example: remint rollback digits-vae --reason "the sevens blur"
     """
     home, _ = here()
-    from remint import promotion
+    from remint.promotion import decide
 
-    _say(promotion.rollback(home, model, reason), as_json)
+    _say(decide.rollback(home, model, reason), as_json)
 
 
 def _against(text: str) -> int | Literal["judged", "none"]:

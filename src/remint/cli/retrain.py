@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from remint import config, processes, screens, terminal
+from remint.cli import screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import RemintError
+from remint.runtime import processes
+from remint.settings.params import apply_overrides, read_params, validate_params
 
 
 @app.command()
@@ -28,12 +30,12 @@ def run(
     home, params = here()
     for name in pipelines:
         params.pipeline(name)
-        config.validate(config.override(config.read(home.repository), name, set_ or []))
-    from flows import server
+        validate_params(apply_overrides(read_params(home.repository), name, set_ or []))
+    from flows.server import server
 
     with server.api(home, terminal.say):
-        from flows import progress
-        from flows.run import run as run_flows
+        from flows.run import retrain_pipelines as run_flows
+        from flows.server import progress
 
         with terminal.Display() as display:
             progress.listeners.append(display)
@@ -63,13 +65,13 @@ def spread(
     """
     home, params = here()
     params.pipeline(pipeline)
-    settings = config.validate(config.override(config.read(home.repository), pipeline, set_ or [])).pipeline(pipeline)
+    settings = validate_params(apply_overrides(read_params(home.repository), pipeline, set_ or [])).pipeline(pipeline)
     first = settings.training.seed
     confidence = settings.promotion.improve.confidence if settings.promotion.improve else 0.95
-    from flows import server
+    from flows.server import server
 
     with server.api(home, terminal.say):
-        from flows import progress
+        from flows.server import progress
         from flows.spread import seed_spread
 
         with terminal.Display() as display, processes.interruptible():

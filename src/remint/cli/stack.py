@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from remint import config, screens, terminal, workspace
+from remint.cli import screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import SettingsError
-from remint.home import Home
+from remint.runtime.home import Home
+from remint.settings.params import load_params
+from remint.stores import git
 
 # Addresses that a deployment does not carry: they may hold a password, and Prefect shows what it carries.
 STORES = ("MLFLOW_TRACKING_URI", "REMINT_LEDGER", "REMINT_ARTIFACTS", "REMINT_DVC_REMOTE")
@@ -27,13 +29,13 @@ def deploy(
     Example: remint deploy --branch main
     """
     home, params = here()
-    branch = branch or workspace.branch_of(home.repository)
-    workspace.commit_of(home.repository, branch)
-    from flows import server
+    branch = branch or git.branch_of(home.repository)
+    git.commit_of(home.repository, branch)
+    from flows.server import server
 
     with server.api(home, terminal.say):
-        from flows.deploy import deploy as deploy_flows
-        from flows.deploy import said
+        from flows.stack.deploy import deploy as deploy_flows
+        from flows.stack.deploy import said
 
         deployed = deploy_flows(home, params, branch)
     if as_json:
@@ -55,7 +57,7 @@ def up() -> None:
     Example: remint up
     """
     home, _ = here()
-    from flows.stack import up as start
+    from flows.stack.up import up as start
 
     raise SystemExit(start(home))
 
@@ -67,7 +69,7 @@ def init() -> None:
     Example: remint init
     """
     home, _ = here()
-    from flows import server
+    from flows.server import server
 
     server.initialise(home, terminal.say)
 
@@ -80,15 +82,15 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: remint doctor
     """
-    home = Home.of(workspace.repository_of(Path.cwd()))
-    from flows import doctor as ask
-    from remint.doctor import Symptom, facts
+    home = Home.of(git.repository_of(Path.cwd()))
+    from flows.stack import doctor as ask
+    from remint.maintenance.doctor import Symptom, facts
 
     try:
-        found = ask.run(home, config.load(home.repository))
+        found = ask.run_doctor(home, load_params(home.repository))
     except SettingsError as error:
         params = Symptom(about="params", level="missing", what=f"{error}", why="No pipeline runs.", do="Correct params.yaml.")
-        found = [params, *ask.run(home, None)]
+        found = [params, *ask.run_doctor(home, None)]
     if as_json:
         print_json([each.to_json() for each in found])
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from remint import screens, terminal
+from remint.cli import screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 
 
@@ -27,7 +27,7 @@ def sample(
     Example: remint sample digits-vae -n 64 -o grid.png
     """
     home, _ = here()
-    from remint import queries
+    from remint.promotion import queries
 
     answer = queries.sample(home, model, count, seed, of_class, output)
     if as_json:
@@ -47,9 +47,9 @@ def compare(
     Example: remint compare digits-vae digits-gan digits-flow
     """
     home, _ = here()
-    from remint import comparison
+    from remint.promotion import side_by_side
 
-    answer = comparison.compare(home, names, output, terminal.say)
+    answer = side_by_side.compare(home, names, output, terminal.say)
     if as_json:
         print_json(answer)
     else:

@@ -21,8 +21,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from remint.errors import IntegrityError
-from remint.manifest import sha256_file
 from remint.records import DatasetVersion, DataSpec
+from remint.runtime.manifest import sha256_file
 
 VERSION = "dataset.json"
 SPLITS = ("train", "validation", "held_out")

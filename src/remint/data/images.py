@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from remint.errors import DataError
-from remint.recipe import DatasetSettings, ResizeSettings
 from remint.records import DataSpec
+from remint.settings.recipe import DatasetSettings, ResizeSettings
 
 IMAGE_LEVELS = 256  # of a file source that says nothing: 8-bit images
 MOST_CLASSES = 10_000  # a label above is a mistake (an identifier, a time), not a class number

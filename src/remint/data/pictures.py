@@ -26,8 +26,8 @@ from remint.data.container import Hostile, essence
 from remint.data.folder import File
 from remint.data.images import IMAGE_LEVELS, Raw, fitted
 from remint.errors import DataError
-from remint.recipe import DatasetSettings
-from remint.step import emit
+from remint.runtime.events import emit
+from remint.settings.recipe import DatasetSettings
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from remint.errors import DataError
-from remint.recipe import DatasetSettings
 from remint.records import DataSpec, Record
+from remint.settings.recipe import DatasetSettings
 
 SCHEMA = "schema.json"
 SNAPSHOT = "data.npz"  # what it is the schema of

@@ -26,9 +26,9 @@ from remint.data import archive, folder, idx, images, numpy_files, schema, shipp
 from remint.data.images import Raw
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError, SettingsError
-from remint.recipe import DatasetSettings
 from remint.records import DataSpec
-from remint.step import emit
+from remint.runtime.events import emit
+from remint.settings.recipe import DatasetSettings
 
 SET_ASIDE = "set_aside.json"
 REMOTE = "s3://"  # what lies there is fetched beforehand, by storage.py

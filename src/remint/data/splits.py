@@ -19,9 +19,9 @@ import numpy as np
 from remint.data.arrays import SPLITS, VERSION
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError
-from remint.manifest import sha256_file
-from remint.recipe import DatasetSettings, SplitSettings
 from remint.records import Column, DatasetVersion
+from remint.runtime.manifest import sha256_file
+from remint.settings.recipe import DatasetSettings, SplitSettings
 
 Array = np.ndarray[Any, Any]
 

@@ -25,9 +25,9 @@ import pyarrow.parquet
 from remint.data import columns, shipped
 from remint.data.columns import MOST_CATEGORIES, Unfit
 from remint.errors import DataError
-from remint.recipe import DatasetSettings, unknown
 from remint.records import Column, DataSpec
-from remint.step import emit
+from remint.runtime.events import emit
+from remint.settings.recipe import DatasetSettings, did_you_mean
 
 SUFFIXES = (".csv", ".parquet")
 MOST_VALUES = 1 << 28  # 2 GiB in double precision
@@ -74,7 +74,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     for key, names in (("label", [label] if label else []), ("categorical", settings.categorical), ("drop", settings.drop)):
         for column in names:
             if column not in table.column_names and not (known and key == "drop"):
-                said = unknown(f"column '{column}'", column, table.column_names)
+                said = did_you_mean(f"column '{column}'", column, table.column_names)
                 raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {said}")
     kept = {column: _decoded(table[column]) for column in table.column_names if column not in settings.drop}
     y = kept.pop(label) if label else None

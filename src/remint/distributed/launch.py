@@ -1,6 +1,6 @@
 """N processes on this machine: torchrun starts this same program N times, and dies with us.
 
-``run`` (remint.processes) starts this file as a program, which asks the kernel for a signal at its parent's death
+``run`` (remint.runtime.processes) starts this file as a program, which asks the kernel for a signal at its parent's death
 and becomes torchrun; each rank asks the same of torchrun (step.run). So whoever is killed, however, the ranks get
 SIGTERM, finish their step, write a checkpoint and end. What the ranks say comes back through a file of events.
 A rank that was stopped, and for which all others wait, is killed (watchdog.py), and the ranks are started again.
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from remint import processes, scratch
 from remint.distributed import watchdog
 from remint.errors import Interrupted, RemintError, StepError, by_name
-from remint.step import EVENTS, die_with_parent, emit
+from remint.runtime import processes, scratch
+from remint.runtime.events import EVENTS, emit
+from remint.runtime.parent import die_with_parent
 
 OWN = {"started", "ended", "error"}  # events that this process speaks for itself
 PROGRAM = "remint.distributed.launch"
@@ -61,7 +62,7 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
         env = {**os.environ, EVENTS: str(events), "OMP_NUM_THREADS": str(threads)}
         program = [sys.executable, "-m", PROGRAM, str(count), *command]
         try:
-            status = processes.run(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=hand_on)
+            status = processes.run_process(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=hand_on)
         except Interrupted:
             for line in (
                 events.read_text().splitlines()[seen:] if events.exists() else ()

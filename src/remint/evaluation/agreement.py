@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from remint.errors import SettingsError
-from remint.evaluation.bench import AGREEMENT, Bench, Measurement, samples
+from remint.evaluation.bench import AGREEMENT, EvaluationContext, Measurement, samples
 from remint.models.contract import CanSample
 
 
-def agreement(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def agreement(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """As many samples of each class, in each draw.
 
     Raises SettingsError where the model is not conditional or the features are not a classifier's.

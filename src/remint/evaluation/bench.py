@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint import scratch
 from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError
 from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
-from remint.judging import EvaluationSettings
-from remint.metrics import Features
 from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec
+from remint.runtime import scratch
+from remint.settings.catalogue import Features
+from remint.settings.judging import EvaluationSettings
 
 BLOCK = 128  # examples at a time: their noise is drawn by (seed, stream, draw, block), so a changed size changes the noise
 FEATURE_BLOCK = 256  # examples whose features one process computes at a time: whole blocks of every extractor
@@ -40,7 +40,7 @@ DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT = range(5)
 Array = np.ndarray[Any, Any]
 
 
-class Shelf:
+class ArrayCache:
     """Arrays that are made once and kept in files: twenty draws of thousands of features need not fit in memory."""
 
     def __init__(self) -> None:
@@ -61,14 +61,14 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvaluationContext:
     """The dataset version, the features by name and the settings that a model is measured with."""
 
     dataset: Dataset
     extractors: Mapping[str, Extractor]
     settings: EvaluationSettings
     world: World = ALONE
-    _shelf: Shelf = field(default_factory=Shelf, init=False, repr=False, compare=False)
+    _cache: ArrayCache = field(default_factory=ArrayCache, init=False, repr=False, compare=False)
 
     @property
     def draws(self) -> range:
@@ -94,7 +94,7 @@ class Bench:
 
     def real(self, features: Features) -> Array:
         """Features f_ND of the reference."""
-        return self._shelf.get(features, lambda: self._features_of(features, "held_out", self.reference()))
+        return self._cache.get(features, lambda: self._features_of(features, "held_out", self.reference()))
 
     def training(self, features: Features, draw: int) -> Array:
         """Features f_ND of n different training examples, others in each draw."""
@@ -104,7 +104,7 @@ class Bench:
         """Samples x_NX of one draw."""
         n, seed = self.size("a metric of samples", 1), self.settings.seed
         # The key holds the model itself, lest another one comes to lie where it lay.
-        return self._shelf.get(
+        return self._cache.get(
             (model, draw), lambda: samples(model, self.dataset.spec, n, seed, DISTANCE, draw, world=self.world)
         )
 
@@ -115,7 +115,7 @@ class Bench:
             f_ND = self._features(features, self.sampled(model, draw))
             return _finite_rows(f_ND, f"features '{features}' of", "samples", "this model cannot be judged, train again")
 
-        return self._shelf.get((model, draw, features), make)
+        return self._cache.get((model, draw, features), make)
 
     def _chosen(self, split: str, *seed: int) -> Array:
         """Places of n different examples of a split, in its own order."""
@@ -174,7 +174,7 @@ class Measurement:
     by_class: dict[int, Measurement] = field(default_factory=dict)  # the same over the examples of each class
 
     @classmethod
-    def over_examples(cls, values_N: Array, bench: Bench, y_N: Array | None = None, **how: Any) -> Measurement:
+    def over_examples(cls, values_N: Array, bench: EvaluationContext, y_N: Array | None = None, **how: Any) -> Measurement:
         """One value for each held-out example; with their labels also class by class."""
         low, high = intervals.over_examples(values_N, bench.settings.seed)
         fingerprint = bench.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
@@ -187,7 +187,7 @@ class Measurement:
         cls,
         values_N: Array,
         n: int,
-        bench: Bench,
+        bench: EvaluationContext,
         by_class: dict[int, Measurement] | None = None,
         reference_J: Array | None = None,
         **how: Any,

@@ -21,8 +21,8 @@ import numpy as np
 from remint.distributed.world import ALONE, World
 from remint.errors import StorageError
 from remint.evaluation.features import Extractor
-from remint.manifest import sha256_file
 from remint.records import digest
+from remint.runtime.manifest import sha256_file
 
 Array = np.ndarray[Any, Any]
 

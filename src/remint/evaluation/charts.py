@@ -77,7 +77,7 @@ def comparison(
     """Quality against the seconds of 1,000 samples, and how seconds and parameters grow.
 
     Args:
-        models, growth: rows of remint.comparison.
+        models, growth: rows of remint.promotion.side_by_side.
         metrics: those that may be compared, the first of which is drawn.
     """
     colours = {row["model"]: LINES[place % len(LINES)] for place, row in enumerate(models)}

@@ -31,8 +31,8 @@ from remint.errors import RemintError
 from remint.evaluation.bench import BLOCK
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.models.families import family
-from remint.recipe import ModelSettings
 from remint.records import DataSpec, MetricValue
+from remint.settings.recipe import ModelSettings
 
 EXAMPLES = 1000  # that are drawn and scored
 REPEATS, FEWER = 15, 5  # of a model as it is registered; of each step of its growth

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from remint.evaluation import intervals
-from remint.evaluation.bench import DISTANCE, Bench, Measurement, finite
+from remint.evaluation.bench import DISTANCE, EvaluationContext, Measurement, finite
 from remint.evaluation.frechet import Moments, frechet_distance
-from remint.metrics import Features, in_features
 from remint.models.contract import CanSample
+from remint.settings.catalogue import Features, in_features
 
 GROUPS = 20  # J, at most
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
@@ -37,25 +37,25 @@ ORDER = 1  # beside the seed, of the order of the reference
 Array = np.ndarray[Any, Any]
 
 
-def frechet(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def frechet(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``fd``: the mean over repeated draws of n samples, each against the same n held-out examples."""
     name = in_features("fd", features)
     return {name: _measurement(name, features, lambda draw: bench.drawn(features, model, draw), bench)}
 
 
-def floor(features: Features, bench: Bench) -> Measurement:
+def floor(features: Features, bench: EvaluationContext) -> Measurement:
     """The same with n training examples, drawn without replacement, in place of the samples: what real ones reach."""
     return _measurement(in_features("fd", features), features, lambda draw: bench.training(features, draw), bench)
 
 
-def infinity(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def infinity(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``fd_infinity``: the mean over repeated draws of the intercept over nested subsets of both sides."""
     name = in_features("fd_infinity", features)
     return {name: _measurement(name, features, lambda draw: bench.drawn(features, model, draw), bench, SHARES)}
 
 
 def _measurement(
-    name: str, features: Features, side: Callable[[int], Array], bench: Bench, shares: Sequence[float] = (1.0,)
+    name: str, features: Features, side: Callable[[int], Array], bench: EvaluationContext, shares: Sequence[float] = (1.0,)
 ) -> Measurement:
     """The intercept over nested subsets of these shares; of one share, the distance itself. ``side``: features of a draw."""
     n = bench.size(name, LEAST if len(shares) == 1 else LEAST_NESTED)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from remint import plugins
 from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors
-from remint.evaluation.bench import Bench, Measurement
+from remint.evaluation.bench import EvaluationContext, Measurement
 from remint.evaluation.metrics import PROTOCOLS, Metric, metric_of
-from remint.judging import EvaluationSettings
-from remint.metrics import Facts
 from remint.models.bundle import load_model
 from remint.models.contract import Model
 from remint.records import EvaluationReport, Evidence, MetricValue, TrainedModel
-from remint.step import emit
+from remint.runtime.events import emit
+from remint.settings import plugins
+from remint.settings.catalogue import Facts
+from remint.settings.judging import EvaluationSettings
 
 
 def evaluate(
@@ -56,7 +56,7 @@ def evaluate(
             " of another schema: train again"
         )
     _refuse_broken_weights(model)
-    bench = Bench(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
+    bench = EvaluationContext(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
     measured, context = measure(model, metrics, bench, pipeline)
     report = EvaluationReport(
         pipeline=pipeline,
@@ -74,13 +74,13 @@ def evaluate(
 
 @torch.no_grad()
 def measure(
-    model: object, metrics: list[str], bench: Bench, pipeline: str
+    model: object, metrics: list[str], bench: EvaluationContext, pipeline: str
 ) -> tuple[dict[str, Measurement], dict[str, MetricValue]]:
     """The measurements of a model by metric, and the context beside them; each pass over the model or the data runs once."""
     bench = replace(bench)  # with a shelf of its own, which goes when this ends
     chosen = {name: _metric(name, model, pipeline) for name in metrics}
     passes = {metric.measure: name for name, metric in chosen.items()}
-    contexts: dict[str, tuple[Facts, Callable[[Bench], Measurement]]] = {
+    contexts: dict[str, tuple[Facts, Callable[[EvaluationContext], Measurement]]] = {
         name: (plugins.facts_of(metric), compute) for metric in metrics for name, compute in chosen[metric].context.items()
     }
     steps = len(passes) + len(contexts)
@@ -115,7 +115,9 @@ def _metric(name: str, model: object, pipeline: str) -> Metric:
     return metric
 
 
-def _by_class(measured: dict[str, Measurement], metrics: list[str], bench: Bench) -> dict[str, dict[str, MetricValue]]:
+def _by_class(
+    measured: dict[str, Measurement], metrics: list[str], bench: EvaluationContext
+) -> dict[str, dict[str, MetricValue]]:
     """Each metric that has a value for each class, by the class's name."""
     names = bench.dataset.spec.class_names or [str(y) for y in range(bench.dataset.spec.classes)]
     return {
@@ -127,7 +129,7 @@ def _by_class(measured: dict[str, Measurement], metrics: list[str], bench: Bench
     }
 
 
-def _value(name: str, facts: Facts, measurement: Measurement, bench: Bench) -> MetricValue:
+def _value(name: str, facts: Facts, measurement: Measurement, bench: EvaluationContext) -> MetricValue:
     return MetricValue(
         name=name,
         value=float(measurement.values_N.mean()),

@@ -1,4 +1,4 @@
-"""The features that a pipeline's metrics are measured in, each an extractor by its name (remint.metrics, FEATURES).
+"""The features that a pipeline's metrics are measured in, each an extractor by its name (remint.settings.catalogue, FEATURES).
 
     domain       of the dataset itself, outs/features/NAME (features.py)
     inception    the 2015 Inception network, from the file of evaluation.inception (inception.py)
@@ -18,9 +18,9 @@ from pathlib import Path
 from remint.errors import DataError, IntegrityError
 from remint.evaluation import features, inception, program
 from remint.evaluation.features import Extractor
-from remint.home import Home
-from remint.judging import FEATURE_FILES, EvaluationSettings
 from remint.records import DataSpec
+from remint.runtime.home import Home
+from remint.settings.judging import FEATURE_FILES, EvaluationSettings
 
 REMOTE = "s3://"
 LOADERS = {"inception": inception.load, "program": program.load}

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from remint.data.arrays import Dataset, Split
 from remint.errors import IntegrityError
-from remint.manifest import sha256_file
-from remint.metrics import Features
 from remint.records import Column, DataSpec
+from remint.runtime.manifest import sha256_file
+from remint.settings.catalogue import Features
 
 WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
 FEATURES = 64

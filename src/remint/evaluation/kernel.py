@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.evaluation.bench import Bench, Measurement, finite
-from remint.metrics import Features, in_features
+from remint.evaluation.bench import EvaluationContext, Measurement, finite
 from remint.models.contract import CanSample
+from remint.settings.catalogue import Features, in_features
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of kernel values
 
 Array = np.ndarray[Any, Any]
 
 
-def kid(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def kid(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``kid``: the mean over repeated draws of n samples, each against the same n held-out examples."""
     name = in_features("kid", features)
     n = bench.size(name, 2)

@@ -30,7 +30,7 @@ from torch import Tensor
 from remint.data.arrays import Split
 from remint.evaluation import plots
 from remint.records import DataSpec, Leakage
-from remint.step import emit
+from remint.runtime.events import emit
 
 TOLERANCE = 0.02  # of the range of an image's values, or of a column's deviation: root-mean-square difference of a near copy
 CLOSER = 0.1  # rows of a table: and of the median distance between neighbours, since few columns bring any two rows near

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.evaluation.bench import DEQUANTISATION, IMPORTANCE, Bench, Measurement, finite
+from remint.evaluation.bench import DEQUANTISATION, IMPORTANCE, EvaluationContext, Measurement, finite
 from remint.models.contract import HasElbo, HasLogProb, standard_normal
 from remint.records import Column
 
@@ -30,7 +30,7 @@ IMPORTANCE_BLOCK = 2**19  # pixels decoded at a time, so that K does not cost me
 Array = np.ndarray[Any, Any]
 
 
-def exact(model: HasLogProb, bench: Bench) -> Mapping[str, Measurement]:
+def exact(model: HasLogProb, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``nll``: the mean over several dequantisations of -log p(x + u)."""
     draws = DEQUANTISATION_DRAWS if model.density_noise else 1
 
@@ -46,7 +46,7 @@ def exact(model: HasLogProb, bench: Bench) -> Mapping[str, Measurement]:
     return {"nll": _measurement("nll", bench.over_held_out(summed) / draws, bench, **how, **_given(model))}
 
 
-def bounds(model: HasElbo, bench: Bench) -> Mapping[str, Measurement]:
+def bounds(model: HasElbo, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``elbo`` and ``iwae`` from the same K importance weights w_k: -mean log w_k and -log mean w_k."""
     samples = bench.settings.importance_samples
     nats_N2 = bench.over_held_out(lambda number, x_BX, y_B: _bounds_of_block(model, number, x_BX, y_B, bench))
@@ -56,7 +56,7 @@ def bounds(model: HasElbo, bench: Bench) -> Mapping[str, Measurement]:
     }
 
 
-def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, bench: Bench) -> Tensor:
+def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, bench: EvaluationContext) -> Tensor:
     """ELBO and IWAE-K of a block in nats, (B, 2) float64; K is walked through a part at a time."""
     total, seed = bench.settings.importance_samples, bench.settings.seed
     part = max(1, IMPORTANCE_BLOCK // x_BX.numel())
@@ -72,7 +72,7 @@ def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | No
     return torch.stack([sum_B / total, log_sum_B - math.log(total)], dim=1)
 
 
-def factorised(bench: Bench) -> Measurement:
+def factorised(bench: EvaluationContext) -> Measurement:
     """What a model that has learnt nothing of how an example's dimensions hang together reaches.
 
     Pixels and categories: an independent categorical distribution for each, counted on the training split with one count
@@ -126,7 +126,7 @@ def _given(model: object) -> dict[str, str]:
     return {"given": "class"} if getattr(model, "conditional", False) else {}
 
 
-def _measurement(metric: str, log_p_N: Tensor, bench: Bench, **how: Any) -> Measurement:
+def _measurement(metric: str, log_p_N: Tensor, bench: EvaluationContext, **how: Any) -> Measurement:
     """Nats of each example as the metric's values, in the data's unit."""
     values_N = finite((-log_p_N / bench.dataset.spec.nats_per_unit).numpy(), metric)
     y_N = bench.dataset.held_out.y_N

@@ -1,4 +1,4 @@
-"""The metrics, by name: what measures each. What each asks of a model, and what its numbers mean, says remint.metrics.
+"""The metrics, by name: what measures each. What each asks of a model, and what its numbers mean, says remint.settings.catalogue.
 
 A new one is a line in both, or a plug-in: a module with ``FACTS`` and ``measure`` (docs/how-to/add-a-metric.md).
 """
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from remint import plugins
 from remint.evaluation import agreement, distance, kernel, likelihood, neighbours
-from remint.evaluation.bench import Bench, Measurement
-from remint.metrics import Features, Need, in_features
+from remint.evaluation.bench import EvaluationContext, Measurement
 from remint.models.contract import CanSample, HasElbo, HasLogProb
+from remint.settings import plugins
+from remint.settings.catalogue import Features, Need, in_features
 
 PROTOCOLS: dict[Need, type[Any]] = {"log_prob": HasLogProb, "elbo": HasElbo, "sample": CanSample, "classes": CanSample}
 
@@ -23,8 +23,10 @@ PROTOCOLS: dict[Need, type[Any]] = {"log_prob": HasLogProb, "elbo": HasElbo, "sa
 class Metric:
     """What measures one metric. Metrics that come of one pass over the model share their ``measure``, which runs once."""
 
-    measure: Callable[[Any, Bench], Mapping[str, Measurement]]  # measurements by metric name
-    context: Mapping[str, Callable[[Bench], Measurement]] = field(default_factory=dict)  # beside it, and not of the model
+    measure: Callable[[Any, EvaluationContext], Mapping[str, Measurement]]  # measurements by metric name
+    context: Mapping[str, Callable[[EvaluationContext], Measurement]] = field(
+        default_factory=dict
+    )  # beside it, and not of the model
 
 
 def _of_samples(features: Features) -> dict[str, Metric]:

@@ -30,18 +30,18 @@ from torch import Tensor
 from remint.data.arrays import Split
 from remint.errors import DataError
 from remint.evaluation import pairs
-from remint.evaluation.bench import Bench, Measurement, finite
+from remint.evaluation.bench import EvaluationContext, Measurement, finite
 from remint.evaluation.features import Columns
-from remint.metrics import Features, in_features
 from remint.models.contract import CanSample
 from remint.records import DataSpec
+from remint.settings.catalogue import Features, in_features
 
 NEIGHBOURS = 5  # k
 
 Array = np.ndarray[Any, Any]
 
 
-def fidelity(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def fidelity(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``precision``, ``density`` and ``coverage``, the last also by class where there are labels."""
     names = [in_features(metric, features) for metric in ("precision", "density", "coverage")]
     bench.size(names[0], NEIGHBOURS + 1)
@@ -61,7 +61,7 @@ def fidelity(features: Features, model: CanSample, bench: Bench) -> Mapping[str,
     return dict(zip(names, (precision, density, replace(coverage, by_class=by_class)), strict=True))
 
 
-def recall(features: Features, model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def recall(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``recall``: the held-out examples in balls around the samples of a draw."""
     name = in_features("recall", features)
     bench.size(name, NEIGHBOURS + 1)
@@ -74,7 +74,7 @@ def recall(features: Features, model: CanSample, bench: Bench) -> Mapping[str, M
     return {name: _measurement(name, np.array(values), features, bench)}
 
 
-def novelty(model: CanSample, bench: Bench) -> Mapping[str, Measurement]:
+def novelty(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
     """``novelty``. Raises DataError where every held-out example is a copy of a training example."""
     n, train = bench.size("novelty", 2), bench.dataset.train
     held_out_NX = np.array(bench.dataset.held_out.x_NX[bench.reference()])
@@ -125,7 +125,7 @@ def _within(a_ND: Tensor, centre_MD: Tensor, radius_M: Tensor) -> tuple[Tensor, 
     return count_N, holds_M
 
 
-def _by_class(reached_MN: Array, features: Features, bench: Bench) -> dict[int, Measurement]:
+def _by_class(reached_MN: Array, features: Features, bench: EvaluationContext) -> dict[int, Measurement]:
     """Coverage of the held-out examples of each class."""
     y_N = bench.dataset.held_out.y_N
     if y_N is None:
@@ -138,6 +138,6 @@ def _by_class(reached_MN: Array, features: Features, bench: Bench) -> dict[int, 
     }
 
 
-def _measurement(name: str, values_M: Array, features: Features, bench: Bench) -> Measurement:
+def _measurement(name: str, values_M: Array, features: Features, bench: EvaluationContext) -> Measurement:
     how = bench.measured_in(features, neighbours=NEIGHBOURS)
     return Measurement.over_draws(finite(values_M, name), bench.size(name, 1), bench, **how)

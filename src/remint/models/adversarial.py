@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from remint.models.augment import Augment
 from remint.models.contract import Batch, Model, Phase
 from remint.models.space import Space
-from remint.recipe import CriticSettings, Loss
+from remint.settings.recipe import CriticSettings, Loss
 
 PENALTY_RAMP = 0.7  # share of the steps over which the penalty's weight and beta2 go from their first to their last value
 
@@ -108,7 +108,7 @@ class CriticPhase(AdversarialPhase):
         super().__init__(settings)
         self.critic = critic
         self.augment = augment
-        self.look_through(generator=generator)
+        self.reference_frozen(generator=generator)
         self.learning_rate = settings.critic_learning_rate
         self.sizes = [generator.sample_noise, augment.noise_size, augment.noise_size, int(settings.loss == "wgan_gp")]
         self.noise_size = sum(self.sizes)
@@ -163,7 +163,7 @@ class GeneratorPhase(AdversarialPhase):
         super().__init__(settings)
         self.generator = generator
         self.augment = augment
-        self.look_through(critic=critic)
+        self.reference_frozen(critic=critic)
         real = augment.noise_size if settings.loss == "relativistic" else 0
         self.sizes = [generator.sample_noise, augment.noise_size, real]
         self.noise_size = sum(self.sizes)

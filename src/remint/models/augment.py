@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
-from remint.recipe import CriticSettings
 from remint.records import DataSpec
+from remint.settings.recipe import CriticSettings
 
 NUMBERS = {"colour": 3, "translation": 2, "cutout": 2}  # noise numbers of each, beside the one that says whether it is done
 TRAVEL = 8  # part of a side that an image is moved by at most

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from remint.models.layers import at_least_single, last_linear, mlp
 from remint.models.splines import parameters, rational_quadratic
-from remint.recipe import FlowSettings
+from remint.settings.recipe import FlowSettings
 
 LOG_SCALE = 2.0  # an affine coupling multiplies by exp(-LOG_SCALE) .. exp(LOG_SCALE)
 FLATTEST = 1e-2  # least standard deviation of a channel that is stretched to one

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from remint import manifest
 from remint.errors import IntegrityError
 from remint.models.contract import Model
 from remint.models.families import family
-from remint.plugins import settings_of
-from remint.recipe import ModelSettings
 from remint.records import DataSpec
+from remint.runtime import manifest
+from remint.settings.plugins import settings_of
+from remint.settings.recipe import ModelSettings
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"

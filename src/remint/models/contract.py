@@ -97,7 +97,7 @@ class Phase(nn.Module):
 
     ``forward(batch)`` returns the scalar loss, a mean over the batch, so that DistributedDataParallel's
     hooks fire. A phase registers only the parameters that it trains; what it only looks through (a
-    generator's critic) is passed to ``look_through`` and gets no gradient while this phase runs.
+    generator's critic) is passed to ``reference_frozen`` and gets no gradient while this phase runs.
     """
 
     name: ClassVar[str]
@@ -105,7 +105,7 @@ class Phase(nn.Module):
     learning_rate: float = 1.0  # times training.learning_rate
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def look_through(self, **modules: nn.Module) -> None:
+    def reference_frozen(self, **modules: nn.Module) -> None:
         """Keeps references without registering their parameters."""
         self.__dict__.update(modules)
 

@@ -23,7 +23,7 @@ from remint.models.convolutional import GAINS, INSIDE, Downwards, Size, Upwards,
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, mlp
 from remint.models.space import Space
-from remint.recipe import CriticSettings
+from remint.settings.recipe import CriticSettings
 
 DENSE = ("mlp", "residual_mlp")  # networks that take an example as a row of numbers
 LEAK = 0.2

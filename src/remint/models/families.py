@@ -1,13 +1,13 @@
-"""The module of each family: a file of this folder, or a plug-in (remint.plugins)."""
+"""The module of each family: a file of this folder, or a plug-in (remint.settings.plugins)."""
 
 from __future__ import annotations
 
 import importlib
 from typing import cast
 
-from remint import plugins
 from remint.models.contract import Family
-from remint.recipe import MODEL_SETTINGS
+from remint.settings import plugins
+from remint.settings.recipe import MODEL_SETTINGS
 
 
 def family(name: str) -> Family:

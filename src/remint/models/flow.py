@@ -24,8 +24,8 @@ from remint.models.dequantisation import Entrance, Quantiles, Rows
 from remint.models.glow import Multiscale
 from remint.models.labels import Labels
 from remint.models.layers import in_unit, normal_log_density
-from remint.recipe import FlowSettings
 from remint.records import DataSpec
+from remint.settings.recipe import FlowSettings
 
 # The layers that start from the data are fitted to the training split; of a large one to as many examples, evenly spaced,
 # as have so many numbers, or so many examples where that is more.

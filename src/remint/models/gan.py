@@ -19,8 +19,8 @@ from remint.models.contract import Phase
 from remint.models.critics import Critic, drawing_network
 from remint.models.labels import Labels
 from remint.models.space import Space
-from remint.recipe import GanSettings
 from remint.records import DataSpec
+from remint.settings.recipe import GanSettings
 
 
 class Generator(Draws):

@@ -21,7 +21,7 @@ from remint.errors import SettingsError
 from remint.models.bijections import ActNorm, Bijection, Chain, Elementwise, affine, elementwise
 from remint.models.convolutional import SameSize
 from remint.models.layers import at_least_single
-from remint.recipe import FlowSettings
+from remint.settings.recipe import FlowSettings
 
 
 class Squeeze(Bijection):

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from remint.errors import SettingsError
 from remint.models.layers import normal_log_density, running_sums, to_levels, to_unit
-from remint.recipe import Pixels
 from remint.records import DataSpec
+from remint.settings.recipe import Pixels
 
 MIN_LOG_SCALE = -7.0  # of logistic and Gaussian, on the scale where the levels span [-1, 1]
 

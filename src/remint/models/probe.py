@@ -22,12 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from remint import manifest
 from remint.errors import IntegrityError
 from remint.models.bundle import load_model, spec_of
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.models.draw import BLOCK, draw
 from remint.records import DataSpec, canonical
+from remint.runtime import manifest
 
 FILE = "samples.safetensors"
 COUNT = 16

@@ -26,8 +26,8 @@ from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, mlp, normal_log_density, to_unit
 from remint.models.likelihoods import PixelLikelihood, level_likelihood
 from remint.models.row_likelihoods import RowFeatures, RowLikelihood
-from remint.recipe import VaeSettings
 from remint.records import DataSpec
+from remint.settings.recipe import VaeSettings
 
 ACTIVE = 0.01  # variance of the posterior mean over the data above which a latent counts as used
 CHUNK = 256  # examples encoded at a time

@@ -27,8 +27,8 @@ from remint.models.layers import in_unit
 from remint.models.likelihoods import PixelLikelihood
 from remint.models.space import Space
 from remint.models.vae import Elbo, Vae
-from remint.recipe import VaeGanSettings
 from remint.records import DataSpec
+from remint.settings.recipe import VaeGanSettings
 
 
 class VaeGan(Vae, Draws):
@@ -58,7 +58,7 @@ class EncoderPhase(Phase):
     def __init__(self, model: VaeGan, settings: VaeGanSettings) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.look_through(bound=Elbo(model, settings))
+        self.reference_frozen(bound=Elbo(model, settings))
         self.noise_size = self.bound.noise_size
 
     def forward(self, batch: Batch) -> Tensor:
@@ -80,7 +80,7 @@ class DecoderPhase(AdversarialPhase):
     def __init__(self, model: VaeGan, critic: Critic, augment: Augment, settings: VaeGanSettings) -> None:
         super().__init__(settings.critic)
         self.decoder, self.likelihood = model.decoder, model.likelihood
-        self.look_through(model=model, critic=critic, augment=augment)
+        self.reference_frozen(model=model, critic=critic, augment=augment)
         self.weight = settings.adversarial
         real = augment.noise_size if settings.critic.loss == "relativistic" else 0
         self.sizes = [model.latent_noise, model.sample_noise, augment.noise_size, real]

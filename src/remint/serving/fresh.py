@@ -1,6 +1,6 @@
 """A bundle that loads here may not load elsewhere: a fresh process loads it, draws what training recorded, and compares.
 
-python -m remint.serving.fresh BUNDLE    the process; what it says is read through remint.step
+python -m remint.serving.fresh BUNDLE    the process; what it says is read through remint.runtime.events
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from remint import processes, step
 from remint.errors import IntegrityError, RemintError, RunError, UserError, by_name
+from remint.runtime import processes
+from remint.runtime.events import EVENTS, emit, run_step
 
 MOST_THREADS = 1_024
 
@@ -38,10 +39,10 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
             said.append(event["how"])
 
     ours = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    status = processes.run(
+    status = processes.run_process(
         [sys.executable, "-P", "-m", "remint.serving.fresh", str(bundle.absolute())],  # -P: nothing of the folder it starts in
         cwd=log.absolute().parent,
-        env={**os.environ, **(ours if environment is None else environment), step.EVENTS: str(events.absolute())},
+        env={**os.environ, **(ours if environment is None else environment), EVENTS: str(events.absolute())},
         log=log,
         events=events,
         on_event=listen,
@@ -78,7 +79,7 @@ def _main(folder: str) -> None:
     if wrong:
         raise IntegrityError(f"{wrong}: train again")
     if recorded is None:
-        step.emit("checked", how="loaded and drew finite samples; nothing was recorded at training that they could equal")
+        emit("checked", how="loaded and drew finite samples; nothing was recorded at training that they could equal")
         return
     exact = machine == recorded.machine
     wrong = probe.different(recorded.arrays, again, exact=exact)
@@ -86,7 +87,7 @@ def _main(folder: str) -> None:
     if wrong:
         raise IntegrityError(f"the model does not draw what was recorded at training ({how}): {wrong}")
     kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"
-    step.emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
+    emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
 
 
 def _threads(bundle: Path) -> int:
@@ -102,4 +103,4 @@ def _threads(bundle: Path) -> int:
 
 
 if __name__ == "__main__":
-    step.run(_main)
+    run_step(_main)

@@ -16,8 +16,8 @@ from remint.errors import SettingsError, UserError
 from remint.models.bundle import MODEL, load_model
 from remint.models.contract import CanSample
 from remint.models.draw import draw
-from remint.recipe import unknown
 from remint.records import DataSpec
+from remint.settings.recipe import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ServedModel:
         """The number of a class by its name, or by the number itself. Raises SettingsError with the nearest name."""
         names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
         if name not in names:
-            raise SettingsError(unknown(f"class '{name}'", name, names) if names else "this model's data have no classes")
+            raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
         return names.index(name)
 
     def table(self, x_ND: np.ndarray) -> dict[str, list[float | str]]:

@@ -30,8 +30,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from remint.errors import IntegrityError, RunError
-from remint.manifest import verify, whole_folder
-from remint.step import emit
+from remint.runtime.events import emit
+from remint.runtime.manifest import verify, whole_folder
 
 KEPT = 2
 TENSORS, NOTES, LOCK = "tensors.safetensors", "notes.json", "lock"

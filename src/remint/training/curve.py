@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from remint.distributed.world import World
-from remint.step import emit
+from remint.runtime.events import emit
 from remint.training.guard import Guard
 from remint.training.state import Ending, Row, TrainingState
 from remint.training.validation import Score

@@ -26,9 +26,9 @@ from torch.optim import Optimizer
 
 from remint.distributed.world import World
 from remint.errors import StepError
-from remint.manifest import whole_folder
 from remint.models.contract import Phase
-from remint.step import emit
+from remint.runtime.events import emit
+from remint.runtime.manifest import whole_folder
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
@@ -39,7 +39,7 @@ NAMED = 10  # most broken parameters of a step, and most steps, that are written
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
 
 
-class Before:
+class StepSnapshot:
     """What a step may change before one of its phases breaks, as it was: buffers, and all that earlier phases train.
 
     The last phase's parameters and moments are not in it: once it is known to be sound nothing can break.
@@ -53,7 +53,7 @@ class Before:
         self._trained: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._optimizers]  # live, copies
 
     @torch.no_grad()
-    def take(self) -> None:
+    def save(self) -> None:
         """Notes what is. A buffer is copied only where something was written to it, or another stands in its place."""
         for index, (buffers, name) in enumerate(self._buffers):
             tensor, seen = buffers[name], self._seen[index]
@@ -68,7 +68,7 @@ class Before:
             torch._foreach_copy_(copies, live)
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for (buffers, name), seen in zip(self._buffers, self._seen, strict=True):
             assert seen is not None
             tensor, version, copy = seen

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from remint.distributed.world import World
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
-from remint.recipe import TrainingSettings
 from remint.records import DataSpec
+from remint.settings.recipe import TrainingSettings
 from remint.training.randomness import LOOK
 from remint.training.state import Row
 

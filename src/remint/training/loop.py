@@ -22,7 +22,7 @@ from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.errors import Interrupted
 from remint.models.contract import Batch, Model, Phase
-from remint.step import emit
+from remint.runtime.events import emit
 from remint.training import curve, divergence
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
@@ -32,7 +32,7 @@ from remint.training.state import TrainingState
 from remint.training.validation import Score
 
 
-def train(
+def training_loop(
     model: Model,  # what is served; on the device, its buffers set
     phases: Sequence[Phase],  # what one step runs, in this order
     x_NX: Tensor,  # on the device: the training split, uint8 images or float32 rows
@@ -86,7 +86,7 @@ def train(
     _resume(state, checkpoints, world)
     state.ending = curve.ending(state, guard, steps=steps, patience=patience)
     tolerance = divergence.Tolerance(steps, skip_limit, skip_share, rollbacks, rollback_learning_rate)
-    before = divergence.Before([model, *phases], optimizers)
+    before = divergence.StepSnapshot([model, *phases], optimizers)
     rows, tell = world.rows(batch_size), _Progress(steps, world)
 
     while state.ending is None:
@@ -97,7 +97,7 @@ def train(
         x_BX = x_NX.index_select(0, places).to(dtype)
         y_B = None if y_N is None else y_N.index_select(0, places)
         rate = learning_rate * learning_rate_factor(step, steps, warmup, final_learning_rate) * tolerance.learning_rate(state)
-        before.take()
+        before.save()
         for index, phase in enumerate(phases):
             noise_BN = batch_noise(rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=world.device)
             batch = Batch(x_BX, noise_BN.to(dtype), step / steps, step, y_B)
@@ -107,7 +107,7 @@ def train(
                 step_P[index], norm = _gradient(runners[index], phase, batch, precision)
                 if not norm.isfinite():
                     divergence.skip(state, divergence.broken(phase, step_P[index], norm, step, indices, world), world)
-                    before.put_back()
+                    before.restore()
                     break
                 _descend(optimizers[index], norm, gradient_clip)
         else:

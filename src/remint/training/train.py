@@ -28,17 +28,17 @@ from remint.distributed.launch import run_ranks
 from remint.distributed.machine import check_devices, deterministic, fingerprint
 from remint.distributed.world import World, join, launched
 from remint.errors import Interrupted, ResourceError
-from remint.manifest import whole_folder
 from remint.models import probe
 from remint.models.bundle import save_model
 from remint.models.families import family
-from remint.processes import GRACE, stopping
-from remint.recipe import Recipe
 from remint.records import TrainedModel, digest
+from remint.runtime.manifest import whole_folder
+from remint.runtime.processes import GRACE, stopping
+from remint.settings.recipe import Recipe
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
 from remint.training.guard import guard
-from remint.training.loop import train
+from remint.training.loop import training_loop
 from remint.training.randomness import INITIAL, seed_layers
 from remint.training.state import TrainingState
 from remint.training.validation import scorer
@@ -46,7 +46,7 @@ from remint.training.validation import scorer
 RECORD, CURVE = "training.json", "curve.csv"
 
 
-def run(
+def train_pipeline(
     recipe: Recipe,
     pipeline: str,
     dataset: Dataset,
@@ -146,7 +146,9 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
     watch = guard(model, x_NX, validation_NX, spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
     own = settings.model_dump(exclude={"threads", "devices", "collapse"})
-    return train(model, phases, x_NX, y_N, score, watch, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop)
+    return training_loop(
+        model, phases, x_NX, y_N, score, watch, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop
+    )
 
 
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:

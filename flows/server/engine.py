@@ -1,0 +1,14 @@
+"""The process of a run that a worker started: Prefect's own engine, which ends with its worker.
+
+python -m flows.server.engine    the command of our deployments; Prefect says by its environment which flow run it is
+"""
+
+from __future__ import annotations
+
+import runpy
+
+from remint.runtime.parent import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()
+    runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)

@@ -1,0 +1,85 @@
+"""Who listens while a job runs: the terminal where there is one, Prefect's log and artifacts always."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from flows.server import log_filter
+
+log_filter.install()
+
+Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, what is said of it
+
+listeners: list[Listener] = []
+
+# What a person should know of the data that were taken, though nothing is wrong with them as a whole.
+NOTICES = {
+    "set_aside": "{files} of {of} image files could not be used and were set aside: {named}",
+    "ignored": "{files} files that are no images were ignored, the first is {first}",
+    "dropped_rows": "{rows} of {of} rows were dropped, since something in them is missing",
+    "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from that of the first import ({before:.4g})",
+    "leakage": "of the {checked} held-out examples {exact} exactly and {near} nearly stand in the training split",
+    "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
+    # ... and of a training that met with something and goes on.
+    "damaged_checkpoint": "{message}; it was set aside as {kept}, and the checkpoint before it is used",
+    "skipped": "step {step} was skipped, {skipped} in all so far: {message}",
+    "rolled_back": "at step {step} {message}: back to step {to}, learning rate times {learning_rate:.3g} ({time} of {times})",
+    "diverged_before": "this training diverged before (what is known of it: {record}); it is tried again from step {step}",
+    "restarted": "{message}: it was killed, and all {processes} go on from the last checkpoint",
+}
+
+_LOGGED = {"notice", "workspace", "step", "ran", "restored", "registered", "decided", "unchanged"}
+
+
+def tell(pipeline: str, event: str, **fields: Any) -> None:
+    """Tells everybody. The many "progress" events go to the terminal only: Prefect has its progress artifact."""
+    for listener in listeners:
+        listener(pipeline, event, fields)
+    if event in _LOGGED:
+        _logger().info("%s %s", event, " ".join(f"{key}={value}" for key, value in fields.items()))
+
+
+def reporter(pipeline: str, name: str) -> Callable[[dict[str, Any]], None]:
+    """Takes a step's events: tells the terminal of progress and, at most every two seconds, Prefect's progress artifact."""
+    artifact: UUID | None = None
+    told = 0.0
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal artifact, told
+        if event["event"] in NOTICES:
+            tell(pipeline, "notice", text=NOTICES[event["event"]].format(**event))
+        if event["event"] != "progress":
+            return
+        tell(pipeline, "progress", name=name, **{key: value for key, value in event.items() if key not in ("event", "at")})
+        if "step" in event and time.monotonic() - told > 2.0:
+            told = time.monotonic()
+            percent = 100.0 * event["step"] / event["steps"]
+            if artifact is None:
+                key, description = artifact_key(pipeline, name), f"{name} {pipeline}"
+                created = create_progress_artifact(progress=percent, key=key, description=description)
+                artifact = created if isinstance(created, UUID) else None
+            else:
+                update_progress_artifact(artifact, progress=percent)
+
+    return on_event
+
+
+def artifact_key(*parts: str) -> str:
+    """An artifact's key as Prefect wants it: lower-case letters, numbers and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("remint")

@@ -1,0 +1,84 @@
+"""``remint audit``: Prefect's part, and all stores together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flows.server import server
+from remint.errors import OrchestrationError
+from remint.maintenance import audit
+from remint.maintenance.audit import Audit, Fault, fault, unreachable
+from remint.records import Finding
+from remint.runtime.home import Home
+
+RISK = "It looks as if it were still at work."
+
+
+def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> tuple[list[Finding], Audit]:
+    """Everything that is wrong in this home's stores, after the repair of what is safe where ``repair`` is asked for; and
+    what was looked at.
+
+    ``deep``: see remint.maintenance.audit. ``prefect``: whether Prefect is asked; a temporary server is started where none is up.
+    """
+    with _prefect(home, say, prefect) as ask:
+
+        def look() -> Audit:
+            return audit.run_audit(home, deep=deep, say=say).and_(ask())
+
+        found = look()
+        return audit.repair(found, look, say) if repair else found.findings, found
+
+
+@contextmanager
+def _prefect(home: Home, say: Callable[[str], None], wanted: bool) -> Iterator[Callable[[], list[Fault]]]:
+    """What asks Prefect, while its server is there."""
+    given, stack = os.environ.get("PREFECT_API_URL"), (server.stack(home) or {}).get("prefect")
+    nothing = not given and not stack and not (home.prefect / "prefect.db").exists()
+    if not wanted or nothing:  # no flow ever ran in this home
+        yield list
+        return
+    if given and not server.healthy(given):
+        error = OrchestrationError(f"Prefect's server at {given} does not answer")
+        yield lambda: [unreachable("Prefect", error)]
+        return
+    try:
+        opened = server.api(home, say)
+        opened.__enter__()
+    except OrchestrationError as error:
+        why = unreachable("Prefect", error)
+        yield lambda: [why]
+        return
+    try:
+        yield lambda: flow_runs(home, own=not given or given == stack)
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def flow_runs(home: Home, *, own: bool) -> list[Fault]:
+    """Flow runs that are open and have no process."""
+    import httpx
+
+    from flows.server import reconcile
+
+    try:
+        found = reconcile.left(home, own=own)
+    except httpx.HTTPError as error:
+        return [unreachable("Prefect", OrchestrationError(f"Prefect's server failed: {error}"))]
+    return [_fault(home, each) for each in found]
+
+
+def _fault(home: Home, left: Any) -> Fault:
+    from flows.server import reconcile
+
+    died = f"process {left.job.facts['pid']} of its job {left.job.id} has died" if left.job else "it has no process"
+    return fault(
+        "flow_run",
+        f"flow run {left.name} ({left.id})",
+        f"It is {left.state}, and {died}.",
+        RISK,
+        "remint audit --repair ends it as Crashed, and with it what its job left open.",
+        mend=lambda: reconcile.end(home, left.job) if left.job else reconcile.crash(left.id, "no process was at work on it"),
+    )

@@ -1,0 +1,125 @@
+"""Schedules and forms into Prefect, run by a worker of the pool "remint".
+
+retrain/NAME    of each pipeline that has a ``schedule:``
+approve/NAME    of each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
+tidy/remint     looks after runs whose process is gone, when Prefect's automations start it (flows/stack/tidy.py)
+
+That one pipeline is retrained once at a time is kept by our own lease (stores/ledger/leases.py), no limit of the deployment.
+Prefect keeps its slots by wall clocks and kills a run that cannot renew one: a clock that jumps, or a server that is away
+at the wrong moment, would end a healthy training.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+from contextlib import redirect_stdout
+from datetime import timedelta
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.schedules import Cron, Interval, RRule, Schedule
+
+from flows.server import server
+from remint.runtime.home import Home
+from remint.settings.params import Params, ScheduleSettings
+
+POOL = "remint"
+
+
+def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
+    """Makes Prefect's deployments those of params.yaml: added, changed and removed ones alike.
+
+    A scheduled job builds the head of ``branch``. The calls are idempotent.
+    """
+    from flows.approval import approve
+    from flows.retrain import retrain
+    from flows.stack import tidy
+
+    _pool()
+    about = "Gives runs whose process is gone an end, and lets scheduled ones go on. Automations start it."
+    tidy.install(UUID(_deploy(home, tidy.tidy, "flows/stack/tidy.py:tidy", "remint", description=about)))
+    deployed = []
+    for name, pipeline in params.pipelines.items():
+        if pipeline.schedule is None:
+            _remove(f"retrain/{name}")
+        else:
+            identity = _deploy(
+                home,
+                retrain,
+                "flows/retrain.py:retrain",
+                name,
+                schedule=_schedule(pipeline.schedule),
+                parameters={"pipeline": name, "branch": branch, "reason": "scheduled"},
+                description=f"Retrains {name} from the head of {branch}.",
+            )
+            schedule = pipeline.schedule.model_dump(exclude_none=True)
+            deployed.append(_entry(name, f"retrain/{name}", identity, schedule=schedule, branch=branch))
+        if pipeline.promotion.approval != "manual":
+            _remove(f"approve/{name}")
+        else:
+            about = f"Asks a person whether a version of {name} is to be promoted. Retrainings start it."
+            form = _deploy(home, approve, "flows/approval.py:approve", name, parameters={"model": name}, description=about)
+            deployed.append(_entry(name, f"approve/{name}", form))
+    return deployed
+
+
+def said(entry: dict[str, Any]) -> str:
+    """One of the entries of ``deploy`` in words."""
+    if entry["schedule"] is None:
+        return f"{entry['deployment']}: the form for what awaits approval"
+    schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
+    return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}"
+
+
+def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
+    """Makes or changes one deployment; its id."""
+    remote = cast("Flow[..., Any]", what.from_source(source=str(home.repository), entrypoint=entrypoint))
+    with redirect_stdout(io.StringIO()):  # Prefect prints a table of its own, which --json must not carry
+        identity = remote.deploy(
+            name=name,
+            work_pool_name=POOL,
+            # No address of a store, whose password would lie in Prefect's database: a run has its worker's environment.
+            job_variables={
+                "command": f"{shlex.quote(sys.executable)} -m flows.server.engine",
+                "env": {"REMINT_HOME": str(home.path), **server.STEADY},
+                "working_dir": str(home.repository),
+            },
+            print_next_steps=False,
+            ignore_warnings=True,
+            **settings,
+        )
+    return str(identity)
+
+
+def _entry(pipeline: str, deployment: str, identity: str, *, schedule: Any = None, branch: str | None = None) -> dict[str, Any]:
+    return {"pipeline": pipeline, "deployment": deployment, "id": identity, "schedule": schedule, "branch": branch}
+
+
+def _pool() -> None:
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        except ObjectAlreadyExists:
+            return
+
+
+def _remove(deployment: str) -> None:
+    with get_client(sync_client=True) as client:
+        try:
+            client.delete_deployment(client.read_deployment_by_name(deployment).id)
+        except ObjectNotFound:
+            return
+
+
+def _schedule(settings: ScheduleSettings) -> Schedule:
+    if settings.cron is not None:
+        return Cron(settings.cron, timezone=settings.timezone)
+    if settings.interval is not None:
+        return Interval(timedelta(seconds=settings.interval), timezone=settings.timezone)
+    return RRule(cast("str", settings.rrule), timezone=settings.timezone)

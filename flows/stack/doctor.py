@@ -1,0 +1,151 @@
+"""``remint doctor``: Prefect's part, whether servers are open to others, and all of it together.
+
+Servers are asked over HTTP as anybody could ask them (flows/server/client.py): nothing of Prefect or MLflow is imported for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from flows.server import client, server
+from flows.server.client import Served
+from remint.maintenance import doctor
+from remint.maintenance.doctor import Symptom
+from remint.runtime.addresses import without_user
+from remint.runtime.home import Home
+from remint.settings.params import Params
+
+POOL = "work_pools/remint/workers/filter"  # of flows/stack/deploy.py, which takes seconds to import
+
+
+def run_doctor(home: Home, params: Params | None) -> list[Symptom]:
+    """Everything that is missing, or open."""
+    found = list(doctor.examine(home, params))
+    for served in _servers(home):
+        found += _open(served)
+    return [*found, *_prefect(home, params)]
+
+
+def _servers(home: Home) -> list[Served]:
+    """The servers whose addresses are set, and those of the local stack where it is up."""
+    stack = server.stack(home) or {}
+    prefect = {os.environ.get("PREFECT_API_URL"), stack.get("prefect")}
+    mlflow = {home.tracking_uri if home.tracking_uri.startswith("http") else None, stack.get("mlflow")}
+    return [
+        *(client.prefect(each) for each in prefect if each),
+        *(client.mlflow(each) for each in mlflow if each),
+    ]
+
+
+def _open(served: Served) -> Iterator[Symptom]:
+    """Whether others than this machine reach a server without saying who they are, or can read what is said to it."""
+    where = without_user(served.address)
+    if not _elsewhere(where):
+        return
+    if client.status(served) == 200:
+        yield Symptom(
+            about="server",
+            level="warning",
+            what=f"{served.name} at {where} answers others than this machine, without asking who they are.",
+            why="Who reaches Prefect's API has its workers run commands; who reaches MLflow's can change what is served."
+            if served.name == "Prefect"
+            else "Who reaches it can read, change and delete every run and registered model.",
+            do="Turn on its authentication, or let it listen on 127.0.0.1 only: docs/how-to/production.md",
+        )
+    if where.startswith("http://"):
+        yield Symptom(
+            about="server",
+            level="warning",
+            what=f"{served.name} at {where} is spoken to over plain HTTP.",
+            why="Who listens on the way reads passwords and models, and can change them.",
+            do="Put a proxy with TLS in front of it, and use its https:// address: docs/how-to/production.md",
+        )
+
+
+def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
+    """Prefect's server and a worker for schedules."""
+    given = os.environ.get("PREFECT_API_URL")
+    address = given or (server.stack(home) or {}).get("prefect")
+    scheduled = [name for name, pipeline in (params.pipelines if params else {}).items() if pipeline.schedule]
+    if address is None:
+        if not (home.prefect / "prefect.db").exists():
+            yield Symptom(
+                about="prefect",
+                level="note",
+                what="The database of the temporary Prefect server is not made yet.",
+                why="The first run makes it, and takes some ten seconds longer.",
+                do="remint init",
+            )
+        if scheduled:
+            yield Symptom(
+                about="worker",
+                level="note",
+                what=f"Nothing runs the schedules of {', '.join(scheduled)} now.",
+                why="A schedule fires while a Prefect server and a worker run.",
+                do="remint up, or docs/how-to/production.md",
+            )
+        return
+    served = client.prefect(address)
+    answer = client.status(served, client.credentials())
+    if answer != 200:
+        refuses, distrusted = answer in client.REFUSED, answer is None and client.distrusted(served)
+        yield Symptom(
+            about="prefect",
+            level="missing",
+            what=f"Prefect at {without_user(address)} "
+            + (
+                "refuses these credentials."
+                if refuses
+                else "shows a certificate that is not trusted here."
+                if distrusted
+                else f"does not answer{f' ({answer})' if answer else ''}."
+            ),
+            why="No run can begin.",
+            do="Set PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) as the server has it."
+            if refuses
+            else f"{client.TRUST[0].upper()}{client.TRUST[1:]}."
+            if distrusted
+            else "Start the server, or correct PREFECT_API_URL (https://host/api); unset it for a temporary one.",
+        )
+    elif scheduled and not _has_worker(served):
+        yield Symptom(
+            about="worker",
+            level="missing",
+            what="No worker of the pool remint is online.",
+            why=f"The schedules of {', '.join(scheduled)} do not run.",
+            do="remint up, or on a host of its own: prefect worker start --pool remint --type process",
+        )
+
+
+def _has_worker(served: Served) -> bool:
+    try:
+        found = json.loads(client.ask(served, POOL, {**client.credentials(), "Content-Type": "application/json"}, b"{}")[1])
+    except (OSError, ValueError):
+        return False
+    return any(each.get("status") == "ONLINE" for each in found if isinstance(each, dict))
+
+
+def _elsewhere(address: str) -> bool:
+    """Whether others than this machine reach an address: by its host, or since somebody listens at its port for them too."""
+    parts = urlsplit(address)
+    if not _is_loopback(parts.hostname or ""):
+        return True
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        listening = [each.laddr for each in psutil.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN]
+    except psutil.AccessDenied:  # some systems tell administrators only
+        return False
+    return any(place.port == port and not _is_loopback(place.ip) for place in listening)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,90 @@
+"""The local stack in one terminal: Prefect server, MLflow server and worker, as the Procfile says.
+
+It is stopped from its far end: the worker first, whose flows get their grace and tell the servers where they stand; when
+it is gone, honcho ends the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
+from flows.server import server
+from remint.errors import SettingsError
+from remint.runtime.home import Home
+
+HONCHO = """
+import sys
+from honcho.command import main
+from remint.runtime.parent import die_with_parent
+die_with_parent()
+main(["start", *sys.argv[1:]])
+"""
+
+
+def up(home: Home) -> int:
+    """Runs the Procfile until Ctrl-C; its exit status. Other commands find the stack by HOME/stack.json.
+
+    Where MLFLOW_TRACKING_URI names a server, that one is used, and none is started here.
+    """
+    if server.stack(home):
+        raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json says where)")
+    home.prefect.mkdir(parents=True, exist_ok=True)
+    prefect_port = os.environ.get("REMINT_PREFECT_PORT", "4200")
+    mlflow_port = os.environ.get("REMINT_MLFLOW_PORT", "5000")
+    addresses = {"prefect": f"http://127.0.0.1:{prefect_port}/api"}
+    if not home.tracking_uri.startswith("http"):
+        addresses["mlflow"] = f"http://127.0.0.1:{mlflow_port}"
+    environment = {
+        **os.environ,
+        **server.environment(home),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
+        "PREFECT_API_URL": addresses["prefect"],
+        "REMINT_HOME": str(home.path),
+        "REMINT_PREFECT_PORT": prefect_port,
+        "REMINT_MLFLOW_PORT": mlflow_port,
+        # Not on mlflow's command line, which everybody on this machine may read: the address may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{mlflow_port}" for name in ("127.0.0.1", "localhost")),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what nobody here asks of it
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    note = home.path / "stack.json"
+    note.write_text(json.dumps(addresses) + "\n")
+    stack = subprocess.Popen(
+        [sys.executable, "-c", HONCHO, *addresses, "worker"], cwd=home.repository, env=environment, start_new_session=True
+    )
+    asked = 0
+
+    def stop(_sign: int, _frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        workers = _workers(stack.pid) if asked == 1 else []
+        for worker in workers:
+            worker.terminate()
+        if not workers:
+            stack.terminate()  # honcho stops all its children, with five seconds of grace, and itself
+
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, stop)
+    try:
+        return 0 if stack.wait() == 0 or asked else 1
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _workers(honcho: int) -> list[psutil.Process]:
+    """The worker's process, where it has come up."""
+    with suppress(psutil.Error):  # one that ends while it is looked at
+        children = psutil.Process(honcho).children(recursive=True)
+        return [child for child in children if child.cmdline()[1:] == ["-m", "flows.stack.worker"]]
+    return []

@@ -1,0 +1,210 @@
+"""What the commands print in words: one function a command, each given what ``--json`` would print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from remint.cli.terminal import counted, out, reasons, summary, table
+from remint.promotion import gallery, queries, side_by_side
+from remint.records import Finding
+from remint.runtime.home import Home
+
+if TYPE_CHECKING:
+    from remint.maintenance.audit import Audit
+    from remint.maintenance.doctor import Symptom
+
+SHOWN = 10  # things of a store that remint gc shows, the largest
+
+
+def outcomes(home: Home, done: list[dict[str, Any]]) -> None:
+    """The summary of a run: the table, why not, the pictures and pages, what to do next."""
+    out.print()
+    summary(done)
+    for outcome in done:
+        if outcome["unchanged"]:
+            holder = f"{outcome['model']}/{outcome['champion']}" if outcome["champion"] else "nothing"
+            same = "same data, same settings, same code: nothing was trained"
+            out.print(f"\n{outcome['pipeline']}: {same}; {holder} is in production.")
+        if outcome["decision"]["verdict"] != "promoted":
+            reasons(outcome)
+    name = done[0]["model"]
+    out.print()
+    for picture in gallery.compare(home, done):
+        out.print(f"Samples beside real data: {picture}", soft_wrap=True)
+    for outcome in done:
+        out.print(f"Report: {outcome['report']}", soft_wrap=True)
+    next_ones = f"remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up"
+    out.print(f"Next: {next_ones}", soft_wrap=True)
+
+
+def models(found: list[dict[str, Any]], newest: int | None) -> None:
+    """``newest``: versions of each model that were asked for; None: all."""
+    rows = [
+        [
+            f"{m['name']}/{m['version']}",
+            ", ".join(m["aliases"]),
+            m["verdict"],
+            m["dataset_version"][:10],
+            m["commit"][:10] + (" dirty" if m["dirty"] else ""),
+            m["created"][:19],
+            "  ".join(f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in m["metrics"].items()),
+        ]
+        for m in found
+    ]
+    table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
+    counts = Counter(m["name"] for m in found)
+    cut = [name for name, count in counts.items() if newest is not None and count >= newest]
+    if cut:
+        out.print(f"The newest {newest} of {', '.join(cut)}, and those with an alias: --all lists every version.", soft_wrap=True)
+
+
+def why(answer: dict[str, Any]) -> None:
+    for title, lines in queries.why_text(answer):
+        out.print(f"[bold]{escape(title)}[/bold]")
+        for line in lines:
+            out.print(f"  {escape(line)}", soft_wrap=True)
+
+
+def history(model: str, answer: dict[str, Any]) -> None:
+    rows = [
+        [
+            str(r["sequence"]),
+            str(r["at"])[:19],
+            str(r["who"]),
+            str(r["action"]),
+            f"{model}/{r['version']}",
+            standing(model, r["champion_after"]),
+            str(r["why"]),
+        ]
+        for r in answer["rows"]
+    ]
+    table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
+    for finding in answer["findings"]:
+        out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
+    kept = answer["kept_hashes"]
+    against = f", against {kept} {'hash' if kept == 1 else 'hashes'} that MLflow keeps," if kept else ""
+    verdict = "verifies." if not answer["findings"] else "does NOT verify."
+    out.print(f"\nThe chain of {counted(len(answer['rows']), 'row')}{against} {verdict}")
+
+
+def standing(model: str, version: int | None) -> str:
+    return f"{model}/{version}" if version is not None else "none"
+
+
+def spread(answer: dict[str, Any]) -> None:
+    rows = [
+        [metric, "  ".join(f"{value:.4f}" for value in values), f"{answer['margins'][metric]:.4f}"]
+        for metric, values in answer["values"].items()
+    ]
+    seeds = f"with seeds {answer['seeds'][0]} to {answer['seeds'][-1]}"
+    table(["metric", seeds, f"two differ by less at {answer['confidence']:.0%}"], rows)
+    with_margin = "with improve: {margin: auto} a challenger must be better by more than that"
+    out.print(f"\nRecorded for {answer['pipeline']}: {with_margin}.\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+
+
+def comparison(answer: dict[str, Any]) -> None:
+    for title, columns, rows in side_by_side.tables(answer):
+        out.print(f"\n[bold]{title}[/bold]")
+        table(columns, rows)
+    for note in answer["notes"]:
+        out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+    out.print(f"\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+
+
+def rebuild(answer: dict[str, Any]) -> None:
+    """Both sides, thing by thing; what differs in the environment; the verdict and the rule that it follows."""
+    recorded, rebuilt = answer["recorded"], answer["rebuilt"]
+    differing = {each["thing"]: each["why"] for each in answer["differences"]}
+    digests = {"data": "dataset", "features": "features", "weights": "weights_sha256"}
+    digests |= {"training": "manifest_sha256", "report": "report_sha256"}
+    rows = [[word, recorded[key][:12], rebuilt[key][:12], differing.get(key, "identical")] for word, key in digests.items()]
+    for name in recorded["metrics"]:
+        sides = [f"{side['metrics'][name]['value']:.6g}" if name in side["metrics"] else "" for side in (recorded, rebuilt)]
+        rows.append([name, *sides, differing.get(f"metric {name}", "identical")])
+    rows += [
+        [each["thing"], str(each["recorded"]), str(each["rebuilt"]), each["why"]]
+        for each in answer["differences"]
+        if each["thing"].startswith("settings ")
+    ]
+    out.print(f"[bold]{answer['model']}[/bold], built again from commit {answer['commit'][:10]}\n")
+    table(["", "recorded", "rebuilt", ""], rows)
+    for each in answer["environment"]:
+        out.print(escape(f"here {each['name']} is {each['here']}, it was {each['recorded']}"), soft_wrap=True)
+    for note in answer["notes"]:
+        out.print(escape(note), soft_wrap=True)
+    machine = "the same machine and build" if answer["rule"] == "identity" else "another machine or build"
+    word = "identical" if answer["identical"] else "within tolerance" if answer["reproduced"] else "NOT reproduced"
+    demand = "every byte must be the same" if answer["rule"] == "identity" else "each metric must be within its tolerance"
+    out.print(f"\n{answer['model']}: {word}. On {machine} {demand}.", soft_wrap=True)
+
+
+def audit(found: list[Finding], looked: Audit) -> None:
+    """Each finding in three lines, those of a kind together, and how many there are."""
+    kinds = list(dict.fromkeys(finding.kind for finding in found))
+    for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
+        state = " [green](repaired)[/green]" if finding.repaired else ""
+        out.print(f"[bold]{finding.kind}[/bold]  {escape(finding.thing)}{state}\n  {escape(finding.what)}", soft_wrap=True)
+        out.print(
+            f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
+        )
+    left = [finding for finding in found if not finding.repaired]
+    seen = f"{counted(looked.versions, 'version')} of {counted(looked.models, 'model')}, {looked.roots} read to the last byte"
+    if not found:
+        out.print(f"nothing wrong: {seen}", soft_wrap=True)
+        return
+    safe = sum(finding.safe for finding in left)
+    mended = f"{len(found) - len(left)} repaired, " if len(found) > len(left) else ""
+    advice = f"; remint audit --repair mends {safe} of them" if safe else ""
+    out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)
+
+
+def collected(answer: dict[str, Any]) -> None:
+    """Store by store what nothing needs, with bytes; what stays and why; what to do."""
+    stores: dict[str, list[dict[str, Any]]] = {}
+    for each in answer["garbage"]:
+        stores.setdefault(each["store"], []).append(each)
+    for store, things in stores.items():
+        out.print(f"\n[bold]{store}[/bold]: {len(things)} things, {_size(sum(each['bytes'] for each in things))}")
+        shown = sorted(things, key=lambda each: -int(each["bytes"]))[:SHOWN]
+        table(["thing", "size", ""], [[each["thing"], _size(each["bytes"]), each["why"]] for each in shown])
+        if len(things) > SHOWN:
+            out.print(f"and {len(things) - SHOWN} more, which --json lists")
+    for note in answer["notes"]:
+        out.print(f"\n[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+    total, count = _size(answer["bytes"]), len(answer["garbage"])
+    out.print(f"\nKept: {', '.join(root['version'] for root in answer['roots']) or 'no version is a root'}.", soft_wrap=True)
+    if not answer["applied"]:
+        remove = "to remove them: remint gc --apply, with the same options"
+        out.print(f"{count} things that nothing needs, {total}; {remove}." if count else "There is nothing to remove.")
+        return
+    out.print(f"Removed: {count} things, {total}.")
+    if answer["damaged"]:
+        for found in answer["damaged"]:
+            out.print(f"[red]damaged now:[/red] {escape(found['thing'])}: {escape(found['what'])}", soft_wrap=True)
+    else:
+        out.print("Audited before and after: no root is damaged.")
+
+
+def doctor(about: str, found: list[Symptom]) -> None:
+    """The machine in a line, each thing that is missing in three, and how many there are."""
+    colours = {"missing": "red", "warning": "yellow", "note": "dim"}
+    out.print(f"{escape(about)}\n", soft_wrap=True)
+    for each in found:
+        colour = colours[each.level]
+        out.print(f"[{colour}]{each.level}[/]  {each.about}: {escape(each.what)}", soft_wrap=True)
+        out.print(f"  {escape(each.why)}\n  [green]do[/green]  {escape(each.do)}\n", soft_wrap=True)
+    wrong = [each for each in found if each.level != "note"]
+    out.print(f"{counted(len(wrong), 'thing')} to mend" if wrong else "nothing is missing")
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    number, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

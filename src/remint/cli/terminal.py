@@ -1,0 +1,154 @@
+"""What a person sees while a job runs and when it has ended. Progress goes to standard error, results to standard output."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe or a log does not wrap a table
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+
+DOING = {
+    "fetch": "fetches what is new in the bucket",
+    "ask": "asks dvc what it remembers",
+    "data": "versions the data",
+    "prepare": "prepares the data",
+    "features": "learns the features that distances are measured in",
+    "train": "trains",
+    "evaluate": "evaluates on held-out data",
+    "push": "pushes data to the remote",
+    "register": "registers",
+    "judge": "is held against the champion",
+    "settle": "writes the decision to the ledger",
+}
+
+
+def say(message: str) -> None:
+    err.print(f"[dim]{escape(message)}[/dim]")
+
+
+class Display:
+    """One line a pipeline while it runs: bars where there is a screen, else a line a step and one every ten seconds."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+        )
+        self.bars = Progress(*columns, console=err, transient=True) if err.is_terminal else None
+        self.lines: dict[str, TaskID] = {}
+        self.last: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Display:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def __call__(self, pipeline: str, event: str, fields: dict[str, Any]) -> None:
+        """A listener of flows/server/progress.py."""
+        with self.lock:
+            text = self._text(event, fields)
+            if text is None:
+                return
+            if self.bars:
+                self._bar(pipeline, text, fields)
+            elif event != "progress" or time.monotonic() - self.last.get(pipeline, 0.0) > 10.0:
+                self.last[pipeline] = time.monotonic()
+                say(f"{pipeline}: {text}")
+
+    def _bar(self, pipeline: str, text: str, fields: dict[str, Any]) -> None:
+        assert self.bars is not None
+        if pipeline not in self.lines:
+            self.lines[pipeline] = self.bars.add_task(pipeline, total=None, text="")
+        self.bars.update(self.lines[pipeline], text=text, completed=fields.get("step", 0), total=fields.get("steps"))
+
+    def _text(self, event: str, fields: dict[str, Any]) -> str | None:
+        if event == "progress":
+            numbers = [f"{key} {value:.3g}" for key, value in fields.items() if isinstance(value, float) and key != "seconds"]
+            steps = f" {fields['step']}/{fields['steps']}" if "steps" in fields else ""
+            return f"{DOING.get(fields['name'], fields['name'])}{steps}  {'  '.join(numbers)}".rstrip()
+        if event == "step":
+            return DOING[fields["name"]]
+        if event == "notice":
+            return str(fields["text"])
+        if event == "workspace":
+            return f"builds commit {fields['commit']}" + (" (with uncommitted changes)" if fields["dirty"] else "")
+        if event == "ran" and fields["name"] == "fetch":
+            return f"{fields['fetched']} of {fields['objects']} objects fetched, {fields['removed']} removed"
+        if event == "ran" and fields["name"] == "train" and not fields["trained"]:
+            return "restored from dvc's cache: nothing to train"
+        if event == "ran" and fields["name"] == "train" and fields["why"]:
+            return f"training ended early, {fields['ended']}: {fields['why']}"
+        if event == "registered":
+            return f"registered as {fields['version']}"
+        if event == "decided":
+            return str(fields["verdict"])
+        return None
+
+
+VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "awaiting_approval": "cyan"}
+
+
+def summary(outcomes: list[dict[str, Any]]) -> None:
+    """One table: pipeline, dataset version, metrics with intervals, verdict, version."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+    for column in ("pipeline", "data", "metric", "value", "95% interval", "unit", "verdict", "version", "in production"):
+        table.add_column(column, no_wrap=True)
+    for outcome in outcomes:
+        verdict = outcome["decision"]["verdict"]
+        shown = f"[{VERDICT_STYLE.get(verdict, 'white')}]{verdict}[/]" + (" (before)" if outcome["unchanged"] else "")
+        champion = f"{outcome['model']}/{outcome['champion']}" if outcome["champion"] else "nothing"
+        first = [outcome["pipeline"], outcome["dataset_version"][:10]]
+        last = [shown, f"{outcome['model']}/{outcome['version']}", champion]
+        for value in outcome["metrics"].values():
+            interval = f"{value['low']:.3f} .. {value['high']:.3f}"
+            table.add_row(*first, value["name"], f"{value['value']:.3f}", interval, value["unit"], *last)
+            first, last = ["", ""], ["", "", ""]
+        for value in outcome["context"].values():  # in brackets: not of the model, but what to hold it against
+            interval = f"{value['low']:.3f} .. {value['high']:.3f}"
+            row = (f"({value['name']})", f"{value['value']:.3f}", interval, value["unit"])
+            table.add_row("", "", *(f"[dim]{cell}[/dim]" for cell in row))
+    out.print(table)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def reasons(outcome: dict[str, Any]) -> None:
+    """Why a version was not promoted: each rule, with the numbers on both sides."""
+    verdict = outcome["decision"]["verdict"]
+    said = "awaits approval" if verdict == "awaiting_approval" else f"was {verdict.replace('_', ' ')}"
+    out.print(f"\n{outcome['model']}/{outcome['version']} {said}:")
+    rules = outcome["decision"]["rules"]
+    for rule in rules:
+        out.print(
+            f"  {'[green]holds[/green]' if rule['passed'] else '[red]fails[/red]'}  {escape(rule['reason'])}", soft_wrap=True
+        )
+    for reason in outcome["decision"]["reasons"]:  # what no rule says: a person's words, or the reason that was given
+        if reason not in {rule["reason"] for rule in rules}:
+            out.print(f"         {escape(reason)}", soft_wrap=True)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> None:
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    out.print(grid)

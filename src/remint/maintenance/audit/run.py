@@ -1,0 +1,185 @@
+"""All checks together, each store's failure a finding of its own, and the repair of what is safe to repair."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from remint.errors import LedgerError, RemintError
+from remint.maintenance.audit import commits, data, ledger, places, registry, runs
+from remint.maintenance.audit.fault import Fault, unreachable
+from remint.promotion import roots
+from remint.records import Finding
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores.ledger.chain import Ledger
+from remint.stores.mlflow import Tracking, inventory
+from remint.stores.mlflow.inventory import Held, Run
+from remint.stores.open import open_ledger, open_tracking
+
+SETTLE = 2.0  # seconds that a job has to let MLflow follow the row that it has just written
+
+Say = Callable[[str], None]
+
+
+def quiet(_text: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was looked at, and what is wrong with it."""
+
+    faults: list[Fault]
+    models: int = 0
+    versions: int = 0
+    roots: int = 0  # of them, those whose bytes were read
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [found.finding for found in self.faults]
+
+    def and_(self, more: Iterable[Fault]) -> Audit:
+        """The same with what was found elsewhere."""
+        return replace(self, faults=[*self.faults, *more])
+
+
+def findings(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Finding]:
+    """Everything that is wrong in this home's stores. Changes nothing. Prefect's part is in flows/stack/audit.py."""
+    return run_audit(home, deep=deep, say=say).findings
+
+
+def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
+    """The same, each with how it is mended, and what was looked at.
+
+    ``deep``: the bytes of all versions are read, not of the roots only, roots are loaded in a fresh process, and the bytes
+    on DVC's remote are held against their digests.
+    """
+    book, found = _ledger(home)
+    store = open_tracking(home)
+    try:
+        say("asking MLflow for its runs and versions")
+        folders, known = list(inventory.run_folders(store)), inventory.runs(store)
+        names = store.names()
+        held = [each for name in names for each in inventory.versions(store, name)]
+    except RemintError as error:
+        return Audit([*found, unreachable("MLflow", error), *_of_this_machine(home)])
+    why, unknown = _roots(home, held)
+    found += [*unknown, *registry.lost(why, held)]
+    found += _versions(home, store, held, known, why, deep=deep, say=say)
+    found += _guarded("MLflow's runs", runs.stale(store))
+    found += _guarded("MLflow's files", registry.orphans(store, folders, known, held))
+    if book is not None:
+        for model in sorted({*names, *book.models()}):
+            found += _decisions(home, store, book, model)
+    found += _guarded("git", commits.refs(home, _built_from(home, held)))
+    roots_held = sum(each.version.ref in why for each in held)
+    return Audit([*found, *_of_this_machine(home)], len(names), len(held), roots_held)
+
+
+def _built_from(home: Home, held: Sequence[Held]) -> set[str]:
+    """The commits that versions were built from, and jobs that are alive are building."""
+    alive = jobs.alive(home)
+    if any("commit" not in job.facts for job in alive):
+        time.sleep(SETTLE)  # it is making its commit
+    return {each.version.commit for each in held} | {job.facts.get("commit", "") for job in alive}
+
+
+def _ledger(home: Home) -> tuple[Ledger | None, list[Fault]]:
+    try:
+        return open_ledger(home), []
+    except RemintError as error:
+        return None, [unreachable("the ledger", error)]
+
+
+def _roots(home: Home, held: Sequence[Held]) -> tuple[dict[str, str], list[Fault]]:
+    """Why each root is one. Where the ledger cannot be read, every version is taken for a root: none is looked at less."""
+    try:
+        return roots.named(home), []
+    except RemintError as error:
+        everything = {each.version.ref: "a version, which may be the champion" for each in held}
+        return everything, [unreachable("what is served and may be gone back to", error)]
+
+
+def _versions(
+    home: Home, store: Tracking, held: Sequence[Held], known: Mapping[str, Run], why: Mapping[str, str], *, deep: bool, say: Say
+) -> list[Fault]:
+    """Versions against their runs, files, data and commits: roots by their bytes, the others by what is listed."""
+    needed = [each for each in held if each.version.ref in why]
+    others = [each for each in held if each.version.ref not in why]
+    found = [*registry.keys(held, why), *_guarded("MLflow's runs", registry.runs_of(store, held, known, why))]
+    began = time.monotonic()
+    for place, each in enumerate(held if deep else needed, start=1):
+        version, root = each.version, why.get(each.version.ref, "")
+        say(f"verifying {version.ref}, {place} of {len(held if deep else needed)}")
+        found += _guarded(f"the files of {version.ref}", registry.whole(home, store, each, root, load=deep and bool(root)))
+        if root:
+            found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version))
+    if others and not deep:
+        say(f"listing the files of {len(others)} more versions")
+        found += registry.listed(home, store, others)
+    outputs, unread = data.locks(store, [each.version for each in needed])
+    say(f"looking for {len(outputs)} outputs on DVC's remote")
+    found += [*unread, *_guarded("DVC's remote", data.missing(home, outputs, read=deep))]
+    if held:
+        spent = time.monotonic() - began
+        say(f"{len(held)} versions in {spent:.1f} s, {spent / len(held):.2f} s each; {len(needed)} of them by their bytes")
+    return found
+
+
+def _decisions(home: Home, store: Tracking, book: Ledger, model: str) -> list[Fault]:
+    """The ledger of one model against itself and MLflow; looked at again where a job may be between the two."""
+    found = _guarded(f"the ledger of {model}", _followed(store, book, model))
+    if found and jobs.alive(home):
+        time.sleep(SETTLE)
+        found = _guarded(f"the ledger of {model}", _followed(store, book, model))
+    return found
+
+
+def _followed(store: Tracking, book: Ledger, model: str) -> Iterator[Fault]:
+    try:
+        rows = book.rows(model)
+    except LedgerError:
+        rows = None  # one of them is no row: the chain tells which
+    versions = [each.version for each in inventory.versions(store, model)]
+    damaged = list(ledger.chain(book, model, versions))
+    yield from damaged
+    if rows is not None:
+        for found in (*ledger.aliases(store, model, rows, versions), *ledger.tags(store, rows, versions)):
+            yield ledger.held_back(found) if damaged else found
+
+
+def _of_this_machine(home: Home) -> list[Fault]:
+    return [*places.workspaces(home), *places.temporary(home)]
+
+
+def _guarded(thing: str, check: Iterable[Fault]) -> list[Fault]:
+    """What a check finds; where its store is out of reach, that."""
+    found: list[Fault] = []
+    try:
+        found.extend(check)
+    except RemintError as error:
+        found.append(unreachable(thing, error))
+    return found
+
+
+def repair(found: Audit, again: Callable[[], Audit], say: Say = quiet) -> list[Finding]:
+    """Mends what is safe to mend, looks again, and says what was repaired and what is left.
+
+    ``again``: the same audit once more.
+    """
+    mended = []
+    for each in found.faults:
+        if each.mend is None:
+            continue
+        try:
+            each.mend()
+        except RemintError as error:
+            say(f"{each.finding.thing} was not repaired: {error}")
+        else:
+            mended.append(each.finding)
+    left = (again() if mended else found).findings
+    still = {(each.kind, each.thing) for each in left}
+    repaired = [each.model_copy(update={"repaired": True}) for each in mended if (each.kind, each.thing) not in still]
+    return [*repaired, *left]

@@ -1,0 +1,166 @@
+"""What lies below HOME and in git's ``refs/remint``: workspaces, checkpoints, copies, caches, reports, logs of jobs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from remint.errors import VersioningError
+from remint.maintenance.gc.reach import GIT, HOME, Node, Thing
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.settings.judging import INCEPTION_SHA256
+from remint.settings.params import PARAMS
+from remint.stores import git
+
+REFS = "refs/remint"
+LOCK = "lock"  # of a training's checkpoints (training/checkpoint.py)
+
+
+def things(home: Home) -> Iterator[Thing]:
+    """Everything that gc may remove here. Where jobs run that is only what dead ones left: workspaces."""
+    alive = {job.id for job in jobs.alive(home)}
+    yield from _things(home, home.workspaces, "the workspace of a job that is over", skip=alive)
+    if alive:
+        return
+    yield from _things(home, home.checkpoints, "checkpoints of a training that did not come to its end", skip=_held(home))
+    yield from _things(home, home.path / "models", "a copy of a version that no root is")
+    yield from _each(home, sorted(home.path.glob("*.promote-*")), "a copy that a promotion was looking at when it was killed")
+    yield from _things(home, home.path / "evaluations", "what a champion scored on later data")
+    yield from _things(home, home.path / "features", "features of a dataset version, computed anew where they are asked for")
+    yield from _things(home, home.files, "a fetched file that no settings name")
+    yield from _things(home, home.fetched, "what a bucket held, of a dataset that no settings name")
+    yield from _things(home, home.jobs, "the log of a job that is over", skip={job.id for job in jobs.dead(home)})
+    for model in sorted(home.reports.glob("*")):
+        yield from _things(home, model, "the report of a version that no root is")
+    yield from _refs(home)
+
+
+def roots(home: Home) -> list[Node]:
+    """What the settings on disk, and those at the head of each branch, name below HOME; and the newest logs of jobs."""
+    settings = "\n".join(_settings(home))
+    if "inception" in settings:
+        settings += INCEPTION_SHA256  # what is meant where no digest is given
+    newest = [folder.name for folder in sorted(home.jobs.glob("*"))[-jobs.KEPT :]]
+    return [
+        *((HOME, f"fetched/{path.name}") for path in _entries(home.fetched) if _dataset(path) in settings),
+        *((HOME, f"files/{path.name}") for path in home.files.glob("*") if path.name in settings),
+        *((HOME, f"jobs/{name}") for name in newest),
+    ]
+
+
+def needs(home: Home) -> Callable[[Node], list[Node]]:
+    """The evaluations that belong to a version's key, which ``shelf`` names as one."""
+    by_key: dict[str, list[Node]] = {}
+    for folder in sorted((home.path / "evaluations").glob("*")):
+        by_key.setdefault(f"evaluations of {_key(folder)}", []).append((HOME, f"evaluations/{folder.name}"))
+    return lambda node: by_key.get(node[1], []) if node[0] == HOME else []
+
+
+def remove(home: Home, name: str) -> None:
+    """Takes a thing below HOME away."""
+    path = home.path / name
+    if path.parent == home.checkpoints:
+        _remove_checkpoints(path)
+        return
+    if path.is_dir():
+        aside = path.with_name(f".{path.name}.gone")  # never a folder of which a part is gone
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        path = aside
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_ref(home: Home, ref: str) -> None:
+    git.run_git(home.repository, "update-ref", "-d", ref)
+
+
+def _things(home: Home, folder: Path, why: str, skip: Collection[str] = ()) -> Iterator[Thing]:
+    """A thing for each entry of a folder; what an earlier gc, or a writer, left half done is one too."""
+    yield from _each(home, [path for path in _entries(folder) if path.name not in skip], why)
+
+
+def _each(home: Home, paths: Sequence[Path], why: str) -> Iterator[Thing]:
+    for path in paths:
+        size, since = _measure(path)
+        yield Thing(HOME, str(path.relative_to(home.path)), since, why, size)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Hidden ones first: what vouches for a dataset's folder goes before the folder."""
+    return sorted(folder.iterdir(), key=lambda path: (not path.name.startswith("."), path.name)) if folder.is_dir() else []
+
+
+def _dataset(path: Path) -> str:
+    """The dataset that NAME, .NAME.json or .NAME.parts below HOME/fetched is of."""
+    return path.name[1:].rpartition(".")[0] if path.name.startswith(".") else path.name
+
+
+def _measure(path: Path) -> tuple[int, float]:
+    """Bytes, and the time of the last change of any of it."""
+    states = []
+    for each in (path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())):
+        with suppress(FileNotFoundError):
+            states.append(each.lstat())
+    size = sum(state.st_size for state in states if stat.S_ISREG(state.st_mode))
+    return size, max((state.st_mtime for state in states), default=0.0)
+
+
+def _key(folder: Path) -> str:
+    """Key of the model that was measured, "" where that cannot be read."""
+    try:
+        return str(json.loads((folder / "report.json").read_bytes())["model_key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+@contextmanager
+def _checkpoints_lock(folder: Path) -> Iterator[bool]:
+    """Whether no training writes there; none begins inside the block."""
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _held(home: Home) -> set[str]:
+    """The checkpoints of trainings that run, of a job or by hand."""
+    held = set()
+    for folder in home.checkpoints.glob("*"):
+        if (folder / LOCK).exists():
+            with _checkpoints_lock(folder) as free:
+                if not free:
+                    held.add(folder.name)
+    return held
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    with suppress(FileNotFoundError), _checkpoints_lock(folder) as free:
+        if free:
+            shutil.rmtree(folder)
+
+
+def _settings(home: Home) -> Iterator[str]:
+    """params.yaml on disk and at the head of each branch."""
+    with suppress(FileNotFoundError):
+        yield (home.repository / PARAMS).read_text()
+    heads = git.run_git(home.repository, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/remotes").split()
+    for head in dict.fromkeys(heads):
+        with suppress(VersioningError):  # a branch without one
+            yield git.run_git(home.repository, "show", f"{head}:{PARAMS}")
+
+
+def _refs(home: Home) -> Iterator[Thing]:
+    """The commits of uncommitted work, with the bytes that git would free by and by without them."""
+    others = ("--not", "--exclude=refs/remint/*", "--all")
+    for ref in git.run_git(home.repository, "for-each-ref", "--format=%(refname)", REFS).split():
+        size = git.run_git(home.repository, "rev-list", "--objects", "--disk-usage", ref, *others).strip()
+        yield Thing(GIT, ref, 0.0, "uncommitted work that no version was made from", int(size))

@@ -1,0 +1,158 @@
+"""A version built again in a workspace of its own: its commit, settings and data, and every step really run.
+
+The snapshot step is not run: the source may have changed or be gone. The data come from the DVC remote, as the version's
+dvc.lock names them. Cache, checkpoints and fetched files lie in the workspace and go with it, so that neither what a person
+has on this machine helps, nor anything stays behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remint.data.schema import SNAPSHOT
+from remint.errors import IntegrityError, RepositoryError, ResourceError, VersioningError
+from remint.maintenance.rebuild.compare import Facts
+from remint.maintenance.rebuild.record import BUNDLE, Recorded
+from remint.records import Evidence, TrainedModel
+from remint.runtime import manifest
+from remint.runtime.home import Home
+from remint.settings.params import PARAMS, read_params, validate_params
+from remint.stores import git, s3
+from remint.stores.dvc import OnEvent, Workspace, locked
+from remint.stores.mlflow import Tracking
+
+Listener = Callable[[str, str, dict[str, Any]], None]  # version, event, what is said of it
+SCRATCH = ".remint"  # folder of the workspace that stands for the home's
+
+
+@dataclass
+class Build:
+    """One rebuild: where it runs and how far it is."""
+
+    home: Home
+    recorded: Recorded
+    folder: Path  # the workspace
+    logs: Path
+    listener: Listener
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str, doing: str) -> Iterator[None]:
+        self.tell("notice", text=doing)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 2)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.listener(self.recorded.version.ref, event, fields)
+
+    def out(self, kind: str, name: str) -> Path:
+        return self.folder / "outs" / kind / name
+
+
+def check_machine(recorded: Recorded, tell: Callable[[str], None]) -> None:
+    """Raises ResourceError where this machine has too few devices; says so where it has no GPU and the version had one."""
+    made_on, ranks = recorded.facts.fingerprint, int(recorded.version.tags.get("world_size", 1))
+    if ranks == 1 and made_on.get("device") != "cuda":
+        return
+    import torch
+
+    from remint.distributed import machine
+
+    if ranks > machine.devices():
+        raise ResourceError(
+            f"{recorded.version.ref} was trained by {ranks} processes, this machine has devices for {machine.devices()}: "
+            f"rebuild it where there are {ranks} GPUs or CPU cores"
+        )
+    if made_on.get("device") == "cuda" and not torch.cuda.is_available():
+        tell(
+            f"it was made on a GPU ({made_on.get('device_name')}) and this machine has none: it is trained on the CPU, which may"
+            " take many times as long, and its metrics are held to their tolerances"
+        )
+
+
+def check_out(build: Build, store: Tracking) -> None:
+    """The version's commit in the workspace, with its params.yaml and its dvc.lock.
+
+    Raises RepositoryError where neither this clone, its origin nor the version has the commit.
+    """
+    recorded, repository = build.recorded, build.home.repository
+    version = recorded.version
+    bundled = None
+    if version.dirty and not git.holds(repository, version.commit):
+        bundled = store.attachment(version, BUNDLE, build.logs)
+    for sha in git.stands_on(bundled) if bundled else [version.commit]:
+        if not git.obtain(repository, sha):
+            stands = f"uncommitted work on {sha}" if bundled else f"commit {sha}"
+            raise RepositoryError(
+                f"{version.ref} was built from {stands} of {recorded.repository}, which neither this clone ({repository}) nor its"
+                " origin holds: rebuild it in a clone that does, or git fetch it"
+            )
+    git.check_out(repository, git.Commit(version.commit, version.dirty), build.folder, bundled)
+    shutil.copyfile(recorded.params, build.folder / PARAMS)
+    shutil.copyfile(recorded.lock, build.folder / "dvc.lock")
+
+
+def run_steps(build: Build) -> Facts:
+    """Brings the data and runs prepare, features, train and evaluate; what came of them.
+
+    Raises VersioningError where the data cannot be had, IntegrityError where they are not those that were registered, and what
+    the steps raise.
+    """
+    recorded = build.recorded
+    dataset, pipeline = recorded.dataset, recorded.pipeline
+    dvc = Workspace(build.folder, build.home, build.logs, scratch=build.folder / SCRATCH)
+    with build.timed("pull", "fetches its data from the DVC remote"):
+        try:
+            dvc.pull(f"snapshot@{dataset}")
+        except VersioningError as error:
+            raise VersioningError(f"{recorded.version.ref}: its data cannot be had: {error}") from error
+        snapshot = build.out("raw", dataset) / SNAPSHOT
+        if not snapshot.exists() or manifest.sha256_file(snapshot) != recorded.raw_sha256:
+            raise IntegrityError(f"{recorded.version.ref}: what the DVC remote gave back is not the data that it was made from")
+        _fetch_feature_files(build, dvc.home)
+    for step, name in (("prepare", dataset), ("features", dataset), ("train", pipeline), ("evaluate", pipeline)):
+        build.tell("step", name=step)
+        began = time.monotonic()
+        dvc.renew(step, name, _reporter(build, step))
+        build.seconds[step] = round(time.monotonic() - began, 2)
+    bundle = build.out("trained", pipeline)
+    manifest.verify(bundle)
+    trained, report = TrainedModel.read(bundle / "training.json"), Evidence.load(build.out("reports", pipeline)).report
+    return Facts(
+        weights_sha256=trained.weights_sha256,
+        dataset=trained.dataset,
+        features=locked(build.folder / "dvc.lock", f"features@{dataset}")["md5"],
+        report_sha256=report.digest,
+        manifest_sha256=manifest.sha256_file(bundle / manifest.NAME),
+        settings=trained.recipe,
+        metrics=report.metrics,
+        fingerprint=trained.fingerprint,
+    )
+
+
+def _reporter(build: Build, step: str) -> OnEvent:
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            build.tell("progress", name=step, **{key: value for key, value in event.items() if key not in ("event", "at")})
+
+    return on_event
+
+
+def _fetch_feature_files(build: Build, home: Home) -> None:
+    """Brings what metrics are measured with, where it lies at an s3:// address, to where the steps look for it."""
+    content = read_params(build.folder)
+    block = content["pipelines"][build.recorded.pipeline]["evaluation"]
+    if not any(isinstance(file, dict) and str(file.get("path")).startswith(s3.SCHEME) for file in block.values()):
+        return  # params.yaml may be older than today's settings: it is read as such only where it must be
+    settings = validate_params(content).pipeline(build.recorded.pipeline)
+    for name, (file, sha256) in settings.evaluation.feature_files(settings.metrics()).items():
+        if file.path.startswith(s3.SCHEME):
+            key = f"{build.recorded.version.ref}: pipelines.{build.recorded.pipeline}.evaluation.{name}.path"
+            s3.fetch_file(home, key, file.path, sha256, _reporter(build, "fetch"))

@@ -1,0 +1,82 @@
+"""One rebuild, top to bottom."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from remint.errors import RemintError
+from remint.maintenance.rebuild import build, environment, record
+from remint.maintenance.rebuild.compare import Comparison, compare
+from remint.records import ModelVersion
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.stores import git
+from remint.stores.mlflow import Tracking
+from remint.stores.open import open_tracking
+
+EVIDENCE = "rebuild.json"
+
+
+def rebuild(home: Home, ref: str, listener: build.Listener) -> dict[str, Any]:
+    """What ``remint rebuild --json`` prints. ``listener`` hears how far it is: it takes as long as the training did.
+
+    The answer is kept with the version, too: rebuild.json of its MLflow run, and the tag ``rebuilt``.
+
+    Raises NotFoundError for an unknown version, RepositoryError where its commit cannot be had, IntegrityError where what
+    it carries is damaged, ResourceError where this machine has too few devices, and what its steps raise.
+    """
+    store = open_tracking(home)
+    version = store.version(ref)
+    with ExitStack() as stack:
+        job = stack.enter_context(jobs.live(home, pipeline=version.name, commit=version.commit, rebuild=version.ref))
+        folder = home.workspaces / job.id
+        stack.callback(git.remove, folder)
+        recorded = record.fetch(store, version, job.folder / "version")
+        again = build.Build(home, recorded, folder, job.folder, listener)
+        build.check_machine(recorded, lambda text: again.tell("notice", text=text))
+        with again.timed("commit", f"builds commit {version.commit[:10]}" + " (with uncommitted changes)" * version.dirty):
+            build.check_out(again, store)
+        differing = environment.python(version.tags.get("python")) + environment.packages(folder / "constraints.txt")
+        if differing:
+            again.tell("notice", text=_words(differing))
+        rebuilt = build.run_steps(again)
+        found = compare(recorded.facts, rebuilt, recorded.tolerance)
+        answer: dict[str, Any] = {
+            "model": version.ref,
+            "commit": version.commit,
+            "dirty": version.dirty,
+            "identical": found.identical,
+            "reproduced": found.reproduced,
+            "rule": found.rule,
+            "recorded": recorded.facts.to_json(),
+            "rebuilt": rebuilt.to_json(),
+            "differences": [difference.to_json() for difference in found.differences],
+            "environment": environment.machine(recorded.facts.fingerprint, rebuilt.fingerprint) + differing,
+            "tolerance": recorded.tolerance,
+            "notes": list(recorded.notes),
+            "seconds": again.seconds,
+        }
+        answer["notes"] += _keep(store, version, found, answer, job.folder / EVIDENCE)
+    return answer
+
+
+def _words(differing: list[environment.Change]) -> str:
+    named = ", ".join(f"{each['name']} {each['recorded']} -> {each['here']}" for each in differing[:3])
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return f"not the environment that it was made in: {named}{more}"
+
+
+def _keep(store: Tracking, version: ModelVersion, found: Comparison, answer: dict[str, Any], path: Path) -> list[str]:
+    """Keeps the answer with the version. Where that fails, the answer stands all the same, and a note says so."""
+    verdict = "identical" if found.identical else "within tolerance" if found.reproduced else "not reproduced"
+    path.write_text(json.dumps(answer, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    try:
+        store.attach(version, {EVIDENCE: path})
+        store.set_tags(version, {"rebuilt": f"{datetime.now(UTC).isoformat(timespec='seconds')} {verdict}"})
+    except RemintError as error:
+        return [f"the answer could not be kept with the version: {error}"]
+    return []

@@ -1,0 +1,108 @@
+"""What a version carries so that it can be built again: tags, dvc.lock, params.yaml, the bundle of uncommitted work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remint.errors import IntegrityError
+from remint.maintenance.rebuild.compare import Facts
+from remint.promotion.tolerance import tolerances
+from remint.records import MetricValue, ModelVersion
+from remint.runtime import manifest
+from remint.runtime.home import is_name
+from remint.stores import git
+from remint.stores.dvc import locked
+from remint.stores.mlflow import Tracking
+
+LOCK, PARAMS, BUNDLE = "dvc.lock", "params.yaml", "uncommitted.bundle"
+NEEDED = ("commit", "data", "recipe", "fingerprint", "metrics", "dvc_lock_sha256", "weights_sha256")
+
+# What versions carry by now, and what it means where an older one does not.
+SINCE = {
+    "params_sha256": "its params.yaml could not be verified",
+    "python": "the version of Python that made it is not known",
+    "tolerance": "the tolerances are half the width of its 95% intervals",
+    "repository": "where its commit was made is not known",
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A version with its files on this machine, verified."""
+
+    version: ModelVersion
+    lock: Path
+    params: Path
+    notes: tuple[str, ...]  # what it was registered without
+
+    def _json(self, tag: str) -> Any:
+        return json.loads(self.version.tags[tag])
+
+    @property
+    def pipeline(self) -> str:
+        return self.version.tags.get("pipeline", self.version.name)
+
+    @property
+    def dataset(self) -> str:
+        """Its name in params.yaml."""
+        return str(self._json("recipe")["dataset"])
+
+    @property
+    def raw_sha256(self) -> str:
+        return str(self._json("data")["raw_sha256"])
+
+    @property
+    def repository(self) -> str:
+        """Where its commit was made, in words."""
+        return self.version.tags.get("repository") or "a repository without an origin"
+
+    @property
+    def facts(self) -> Facts:
+        tags = self.version.tags
+        return Facts(
+            weights_sha256=self.version.weights_sha256,
+            dataset=self.version.dataset,
+            features=locked(self.lock, f"features@{self.dataset}")["md5"],
+            report_sha256=tags.get("report_sha256", ""),
+            manifest_sha256=tags.get("manifest_sha256", ""),
+            settings=self._json("recipe"),
+            metrics={name: MetricValue.model_validate(value) for name, value in self._json("metrics").items()},
+            fingerprint=self._json("fingerprint"),
+        )
+
+    @property
+    def tolerance(self) -> dict[str, dict[str, Any]]:
+        return self._json("tolerance") if "tolerance" in self.version.tags else tolerances(self.facts.metrics, None, "")
+
+
+def _check_names(version: ModelVersion) -> None:
+    """Raises IntegrityError for tags that name what nothing of ours is called: they become words of git's and dvc's commands."""
+    try:
+        names = [version.tags.get("pipeline", version.name), json.loads(version.tags["recipe"])["dataset"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{version.ref} cannot be built again: its tag recipe is none ({type(error).__name__})") from error
+    for name in names:
+        if not isinstance(name, str) or not is_name(name):
+            raise IntegrityError(f"{version.ref} cannot be built again: its tags name {str(name)[:100]!r}, which is no name")
+    if not git.is_commit(version.commit):
+        raise IntegrityError(f"{version.ref} cannot be built again: its tag commit is {version.commit[:100]!r}, which is none")
+
+
+def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
+    """Brings the files of a version into the folder ``to``.
+
+    Raises IntegrityError where something that a rebuild needs is missing or is not what was registered.
+    """
+    missing = [tag for tag in NEEDED if tag not in version.tags]
+    if missing:
+        raise IntegrityError(f"{version.ref} cannot be built again: it carries no {', '.join(missing)}")
+    _check_names(version)
+    files = {name: store.attachment(version, name, to) for name in (LOCK, PARAMS)}
+    for name, tag in ((LOCK, "dvc_lock_sha256"), (PARAMS, "params_sha256")):
+        if version.tags.get(tag, sha256 := manifest.sha256_file(files[name])) != sha256:
+            raise IntegrityError(f"the {name} that {version.ref} carries is not the one that it was registered with")
+    older = [f"registered before {tag} was recorded: {means}" for tag, means in SINCE.items() if tag not in version.tags]
+    return Recorded(version, files[LOCK], files[PARAMS], tuple(older))

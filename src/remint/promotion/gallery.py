@@ -1,0 +1,37 @@
+"""Several pipelines' samples beside real examples, one picture for each dataset."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from remint.records import DataSpec
+from remint.runtime.home import Home
+
+
+def compare(home: Home, outcomes: list[dict[str, Any]]) -> list[Path]:
+    """Writes HOME/reports/samples-DATASET.png from the arrays that each report keeps (real.npy, samples.npy).
+
+    A pipeline whose model cannot sample has none.
+    """
+    import numpy as np
+
+    from remint.evaluation import plots
+
+    pictures = []
+    order = sorted(outcomes, key=lambda outcome: str(outcome["dataset_version"]))  # stable: pipelines stay in their order
+    for _, group in itertools.groupby(order, key=lambda outcome: outcome["dataset_version"]):
+        reports = {o["pipeline"]: (o["dataset"], home.report(o["model"], o["version"])) for o in group}
+        dataset, first = next(iter(reports.values()))
+        drawn = {name: folder / "samples.npy" for name, (_, folder) in reports.items()}
+        samples = {name: np.load(path, allow_pickle=False) for name, path in drawn.items() if path.exists()}
+        if not samples:
+            continue
+        spec, real_NX = DataSpec.read(first / "spec.json"), np.load(first / "real.npy", allow_pickle=False)
+        pictures.append(home.reports / f"samples-{dataset}.png")
+        if spec.is_table:
+            plots.table_columns(pictures[-1], real_NX, samples, spec.columns, dataset)
+        else:
+            plots.comparison(pictures[-1], real_NX, samples, spec.levels)
+    return pictures

@@ -1,0 +1,306 @@
+"""The gate: evidence and rules in, a decision with reasons out. Pure: no file, no clock, no vendor.
+
+The burden of proof is the challenger's. A rule holds, is broken, or cannot be told from chance, and the verdict follows:
+
+    rule          holds                                        cannot be told     broken
+    require       the 95% interval lies wholly within bounds   -                  any other outcome
+    improve       shown better by more than the margin         anything between   shown worse than the champion
+    never_worse   shown worse by no more than the tolerance    anything between   shown worse by more than it
+    verdict       promoted (or awaiting_approval)              kept               refused
+
+``require`` asks the interval's far limit and not the value: a value at the bound is beyond it in half of all
+repetitions, and an interval that is wide for want of examples must not open the gate. A challenger that is shown to be
+worse on the metric that it should improve is refused and not kept: something broke, and a person should look. Missing,
+broken or incomparable evidence refuses, whatever the numbers.
+
+"Shown" is one-sided at ``improve.confidence`` (0.95 for guards where there is no ``improve``), by a bootstrap over pairs
+(remint.promotion.paired): over examples for likelihoods, over repeated draws for what is measured of samples. Chance has as many
+tries as there are comparisons, so each is held to its share of the level (Bonferroni): one of several ``improve.metric``
+is enough to promote, which divides the level among them; any comparison that shows the challenger worse refuses it, which
+divides that level among all. That every guard holds needs no correction: chance would have to pass them all.
+
+An interval over examples knows nothing of the training's own chance. Two trainings that differ by the seed alone do differ,
+and with ``margin: 0`` the luckier one is promoted, time and again. ``margin: auto`` asks for more than two seeds differ by,
+as ``remint spread`` recorded it (paired.seed_margin); where nothing is recorded nothing is shown to be better.
+
+A version that a person rejected or rolled back is refused whatever its numbers, until a person promotes it.
+
+``leakage``: held-out examples that stand in a training split as well say nothing of what was learnt. Above a share the
+challenger is refused; where it is the champion that has seen them, the two are not comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from remint.promotion import comparable
+from remint.promotion.paired import Difference, difference, seed_margin
+from remint.records import Decision, Evidence, Leakage, RuleResult, SeedSpread, Verdict, digest
+from remint.settings.judging import Improve, PromotionSettings
+
+FEWEST_SEEDS = 3  # behind an automatic margin
+GUARD_CONFIDENCE = 0.95
+
+State = Literal["holds", "open", "broken"]
+_VERDICTS: dict[State, Verdict] = {"holds": "promoted", "open": "kept", "broken": "refused"}
+
+
+@dataclass(frozen=True)
+class _Ruling:
+    state: State
+    result: RuleResult
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What the rules are held against."""
+
+    model: str
+    challenger: Evidence
+    challenger_version: int
+    champion: Evidence | None
+    champion_version: int | None
+    rules: PromotionSettings
+    spread: SeedSpread | None
+    recipe: str  # SeedSpread.recipe of the challenger
+    dirty: str | None
+    person: str | None
+    incomparable: str | None
+    cut_short: str | None
+    champion_leakage: Leakage | None
+
+    @property
+    def level(self) -> float:
+        """How often, at most, chance alone may be taken for a difference, over all comparisons together."""
+        return 1.0 - (self.rules.improve.confidence if self.rules.improve else GUARD_CONFIDENCE)
+
+    @property
+    def comparisons(self) -> int:
+        return len(self.rules.never_worse) + (len(self.rules.improve.metrics) if self.rules.improve else 0)
+
+    @property
+    def first(self) -> bool:
+        return self.champion_version is None
+
+    @property
+    def same(self) -> bool:
+        """Whether the challenger is the champion: same weights, data and settings."""
+        keys = self.champion is not None and self.challenger.report.model_key == self.champion.report.model_key
+        return not self.first and (keys or self.challenger_version == self.champion_version)
+
+
+def decide(
+    model: str,
+    challenger: Evidence,
+    challenger_version: int,
+    champion: Evidence | None,
+    champion_version: int | None,
+    rules: PromotionSettings,
+    *,
+    dirty: str | None = None,  # which changes were not committed; None: the challenger was built from a clean commit
+    person: str | None = None,  # by which words a person took this version out of the running; None: nobody did
+    incomparable: str | None = None,  # why the champion could not be evaluated; None: it could
+    cut_short: str | None = None,  # how the training went wrong; None: it came to its end
+    spread: SeedSpread | None = None,  # what seeds make of this pipeline; None: nobody has measured it
+    recipe: str = "",  # of the challenger, as in SeedSpread
+    champion_leakage: Leakage | None = None,  # of the champion's training split, where it was another than the challenger's
+) -> Decision:
+    """The verdict on one challenger, with every rule and every number that it used.
+
+    ``champion`` is the champion's evidence on the challenger's data, measured with today's settings. Bad evidence is a
+    refusal with its reason, never an exception, and never a promotion.
+    """
+    sides = (model, challenger, challenger_version, champion, champion_version)
+    case = _Case(*sides, rules, spread, recipe, dirty, person, incomparable, cut_short, champion_leakage)
+    rulings = _rulings(case)
+    states = {ruling.state for ruling in rulings}
+    worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
+    verdict = _VERDICTS[worst]
+    reasons = [ruling.result.reason for ruling in rulings if ruling.state == worst]
+    if verdict == "promoted" and rules.approval == "manual":
+        verdict = "awaiting_approval"
+        wait = f"promotion.approval is manual: remint promote {model}/{challenger_version} --reason '..', or remint reject"
+        rulings.append(_Ruling("open", RuleResult(rule="approval", passed=False, reason=wait)))
+        reasons.append(wait)
+    sources = {
+        "challenger": comparable.digest_of(challenger),
+        **({"champion": comparable.digest_of(champion)} if champion else {}),
+    }
+    sources |= {"spread": spread.digest} if spread else {}
+    return Decision(
+        model=model,
+        verdict=verdict,
+        challenger=challenger_version,
+        champion=champion_version,
+        rules=tuple(ruling.result for ruling in rulings),
+        reasons=tuple(reasons),
+        evidence={**sources, "rules": digest(rules.model_dump(mode="json"))},
+    )
+
+
+def _rulings(case: _Case) -> list[_Ruling]:
+    rules = case.rules
+    if not rules.metrics():
+        return [
+            _evidence(
+                "broken", f"no gate: {case.model} has no rules; write promotion.require or promotion.improve in params.yaml"
+            )
+        ]
+    if case.same:
+        return [
+            _evidence("open", f"it is the champion {case.model}/{case.champion_version} itself: same weights, data and settings")
+        ]
+    rulings = []
+    if case.dirty is not None:
+        uncommitted = f"{case.dirty}; commit and run again, or promote it yourself with a reason"
+        rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
+    if case.person is not None:
+        by_hand = f"{case.person}; promote it by hand"
+        rulings.append(_Ruling("broken", RuleResult(rule="person", passed=False, reason=by_hand)))
+    if case.cut_short is not None:
+        rulings.append(_evidence("broken", f"{case.cut_short}; a training that went wrong is not promoted by the gate"))
+    rulings.append(_leakage(case.challenger.report.leakage, rules.leakage))
+    rulings += [_require(case, metric) for metric in sorted(rules.require)]
+    if case.first:
+        if not rules.require:
+            rulings.append(
+                _evidence("broken", "no champion, and no requirement to hold a first version against: write promotion.require")
+            )
+        return rulings
+    if case.incomparable is not None:
+        return [*rulings, _evidence("broken", f"not comparable: {case.incomparable}")]
+    if case.champion_leakage is not None and case.champion_leakage.share > rules.leakage:
+        leaked = _leaked(case.champion_leakage, rules.leakage)
+        seen = f"not comparable: the champion was trained on examples that judge it now: {leaked}"
+        return [*rulings, _evidence("broken", seen)]
+    if rules.improve is not None:
+        rulings += _improve(case, rules.improve)
+    return rulings + [_never_worse(case, metric) for metric in sorted(rules.never_worse)]
+
+
+def _evidence(state: State, reason: str) -> _Ruling:
+    return _Ruling(state, RuleResult(rule="evidence", passed=False, reason=reason))
+
+
+def _require(case: _Case, metric: str) -> _Ruling:
+    bound = case.rules.require[metric]
+    limits = [f"at least {bound.min:g}"] if bound.min is not None else []
+    limits += [f"at most {bound.max:g}"] if bound.max is not None else []
+    words = " and ".join(limits)
+    value, problem = comparable.measured(case.challenger, metric, "the challenger")
+    met = value is not None and (bound.min is None or value.low >= bound.min) and (bound.max is None or value.high <= bound.max)
+    if value is None:
+        seen = problem
+    else:
+        seen = f"{value.text()} {'is' if met else 'is not'} {words} with its whole interval"
+    reason = f"{'no champion, and ' if case.first and not met else ''}requirement {metric} {'met' if met else 'not met'}: {seen}"
+    result = RuleResult(rule="require", passed=met, reason=reason, metric=metric, challenger=value)
+    return _Ruling("holds" if met else "broken", result)
+
+
+def _leakage(leakage: Leakage | None, limit: float) -> _Ruling:
+    if leakage is None:
+        return _evidence("broken", "nobody has looked for held-out examples in the training split: evaluate again")
+    passed = leakage.share <= limit
+    result = RuleResult(rule="leakage", passed=passed, reason=_leaked(leakage, limit))
+    return _Ruling("holds" if passed else "broken", result)
+
+
+def _leaked(leakage: Leakage, limit: float) -> str:
+    count = leakage.exact + leakage.near
+    return (
+        f"{count} of {leakage.checked} held-out examples stand in the training split ({leakage.exact} exactly,"
+        f" {leakage.near} nearly: {leakage.tolerance}), and {limit:.2%} may"
+    )
+
+
+def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
+    """A ruling on each metric; where one is shown to be better, those that are not shown to be worse hold nothing up."""
+    rulings = [_improve_one(case, rule, metric) for metric in rule.metrics]
+    if not any(ruling.state == "holds" for ruling in rulings):
+        return rulings
+    return [_Ruling("holds", ruling.result) if ruling.state == "open" else ruling for ruling in rulings]
+
+
+def _improve_one(case: _Case, rule: Improve, metric: str) -> _Ruling:
+    level = case.level / len(rule.metrics)
+    margin, words = _margin(case, rule, metric, 1.0 - level)
+
+    def judge(gain: Difference) -> tuple[State, str]:
+        if margin is not None and gain.low > margin:
+            return "holds", f"shown to be better{words}"
+        if gain.high < min(margin or 0.0, 0.0):
+            return "broken", "shown to be worse"
+        return "open", f"not shown to be better{words}"
+
+    return _paired(case, "improve", metric, level, margin, judge)
+
+
+def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple[float | None, str]:
+    """By how much the challenger must be better, in words too; None where that is not known."""
+    if rule.margin != "auto":
+        return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
+    seeds = case.spread.values.get(metric, ()) if case.spread else ()
+    if len(seeds) < FEWEST_SEEDS:
+        missing = f": nobody has measured what seeds alone make of {metric}: remint spread {case.model}"
+        return None, f" than by the luck of a seed{missing}"
+    margin = seed_margin(seeds, confidence)
+    measured = "" if case.spread and case.spread.recipe == case.recipe else ", of other settings than today's"
+    return margin, f" by more than {margin:.4f}, which two of {len(seeds)} seeds differ by{measured}"
+
+
+def _never_worse(case: _Case, metric: str) -> _Ruling:
+    tolerance = case.rules.never_worse[metric]
+
+    def judge(gain: Difference) -> tuple[State, str]:
+        if gain.low >= -tolerance:
+            return "holds", f"shown to be worse by no more than {tolerance:g}"
+        if gain.high < -tolerance:
+            return "broken", f"shown to be worse by more than {tolerance:g}"
+        return "open", f"not shown to be within {tolerance:g} (more samples or a wider tolerance would tell)"
+
+    return _paired(case, "never_worse", metric, case.level, -tolerance, judge)
+
+
+def _paired(
+    case: _Case,
+    rule: Literal["improve", "never_worse"],
+    metric: str,
+    level: float,  # of the lower limit, which says that the challenger is good enough
+    margin: float | None,  # what that limit is held against
+    judge: Callable[[Difference], tuple[State, str]],
+) -> _Ruling:
+    """One rule that holds the two sides against each other, with the numbers of both."""
+    ours, problem = comparable.measured(case.challenger, metric, "the challenger")
+    if case.champion is None:
+        theirs, missing = None, "the champion was not evaluated on this data"
+    else:
+        theirs, missing = comparable.measured(case.champion, metric, "the champion")
+    result = RuleResult(rule=rule, passed=False, reason="", metric=metric, challenger=ours, champion=theirs)
+    if ours is None or theirs is None or case.champion is None:
+        return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {problem or missing}"}))
+    unlike = comparable.unlike(case.challenger, case.champion, metric)
+    if unlike:
+        return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {unlike}"}))
+    sign = -1.0 if ours.better == "higher" else 1.0
+    gain_N, gain_J = (_gain(case.challenger, case.champion, key, sign) for key in (metric, comparable.reference_of(metric)))
+    assert gain_N is not None, "both sides were measured"
+    gain = difference(gain_N, 1.0 - level, 1.0 - case.level / case.comparisons, gain_J)
+    state, words = judge(gain)
+    sides = f"{metric} {ours.text()} against the champion's {theirs.text()}"
+    tries = f", one of {case.comparisons} comparisons" if case.comparisons > 1 else ""
+    reason = f"{sides}: {words}, difference {gain.text()} at {1.0 - case.level:.0%}{tries}"
+    found = {"reason": reason, "difference": (gain.value, gain.low, gain.high), "margin": margin}
+    return _Ruling(state, result.model_copy(update={"passed": state == "holds", **found}))
+
+
+def _gain(challenger: Evidence, champion: Evidence, key: str, sign: float) -> np.ndarray | None:
+    """How much better each value of the challenger is; None where there are none."""
+    if key not in challenger.values or key not in champion.values:
+        return None
+    gain: np.ndarray = sign * np.subtract(champion.values[key], challenger.values[key], dtype=np.float64)
+    return gain

@@ -1,0 +1,89 @@
+"""Where a version comes from, key by key, beside the champion's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from remint.promotion.page.story import Story
+from remint.records import LedgerRow, ModelVersion, TrainedModel
+
+OWN = ("registered", "weights, SHA-256", "dvc.lock, SHA-256", "reason given")  # always another version's: nothing to look at
+
+View = dict[str, Any]
+
+
+def view(story: Story) -> View:
+    """Two tables, origin and settings: each row with the challenger's value, the champion's, and whether they differ."""
+    ours = _origin(story.challenger.version, story.challenger.trained)
+    holder = story.holder
+    theirs = _origin(holder, story.champion.trained if story.champion else None) if holder else {}
+    settings = _settings(story.challenger.version)
+    return {
+        "origin": _rows(ours, theirs),
+        "settings": _rows(settings, _settings(holder) if holder else {}),
+        "made_on": {key: value for key, value in _flat(_tag(story.challenger.version, "fingerprint")).items() if value},
+        "ledger": _ledger(story.row, story),
+        "holder": holder,
+    }
+
+
+def _rows(ours: dict[str, str], theirs: dict[str, str]) -> list[View]:
+    return [
+        {
+            "key": key,
+            "ours": ours.get(key, ""),
+            "theirs": theirs.get(key, ""),
+            "changed": key not in OWN and ours.get(key) != theirs.get(key),
+        }
+        for key in {**ours, **theirs}
+    ]
+
+
+def _origin(version: ModelVersion, trained: TrainedModel | None) -> dict[str, str]:
+    data, tags = _tag(version, "data"), version.tags
+    source = f"{data.get('name', '')} from {data.get('source', '')}"
+    counts = ", ".join(f"{data[name]} {name.replace('_', '-')}" for name in ("train", "validation", "held_out") if name in data)
+    rows = {
+        "registered": f"{version.created[:19].replace('T', ' ')} UTC",
+        "weights, SHA-256": version.weights_sha256,
+        "data version": version.dataset,
+        "data": source,
+        "examples": counts,
+        "commit": version.commit + (" with uncommitted changes" if version.dirty else ""),
+        "set by hand": ", ".join(f"{key}={value}" for key, value in _tag(version, "overrides").items()) or "nothing",
+        "reason given": tags.get("reason", "") or "none",
+        "packages, SHA-256": tags.get("packages_sha256", ""),
+        "dvc.lock, SHA-256": tags.get("dvc_lock_sha256", ""),
+    }
+    if trained is not None:
+        rows["training"] = f"{trained.ended} after {trained.steps} steps, weights of step {trained.best_step}"
+        rows["processes"] = str(trained.world_size)
+    return rows
+
+
+def _ledger(row: LedgerRow, story: Story) -> dict[str, str]:
+    """What the ledger holds of this decision, and what it rests on."""
+    return {
+        "row": f"{row.model}, number {row.sequence}: {row.action}, by {row.who}, {row.at[:19].replace('T', ' ')} UTC",
+        "hash": row.hash,
+        "hash of the row before": row.previous or "none: it is the first",
+        "decision, SHA-256": story.decision.digest,
+        **{f"{name}, SHA-256": value for name, value in story.decision.evidence.items()},
+    }
+
+
+def _settings(version: ModelVersion) -> dict[str, str]:
+    return {key: value for key, value in _flat(_tag(version, "recipe")).items() if key != "dataset"}
+
+
+def _tag(version: ModelVersion, name: str) -> dict[str, Any]:
+    content = json.loads(version.tags.get(name) or "{}")
+    return content if isinstance(content, dict) else {}
+
+
+def _flat(block: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in block.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)})
+    return flat

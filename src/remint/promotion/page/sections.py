@@ -1,0 +1,275 @@
+"""The sections of the page, each a story turned into what its part of the template shows: text, numbers and pictures.
+
+Shapes: N examples, X the axes of one example, D columns of a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from remint.promotion.page import bars, pictures, words
+from remint.promotion.page.story import Array, Side, Story
+from remint.records import Column, DataSpec, MetricValue, RuleResult
+
+ROWS = 8  # of a table that are shown with their neighbours
+COLUMNS = 7  # of a wide table that are shown of each row
+UNUSUAL = 4  # columns that are named of a row that a model fails
+
+View = dict[str, Any]
+
+
+def sides(story: Story) -> list[tuple[str, Side]]:
+    """Who is shown: the challenger, and beside it the champion where it was measured on the same data."""
+    return [("challenger", story.challenger), *([("champion", story.champion)] if story.champion else [])]
+
+
+def verdict(story: Story) -> View:
+    decision = story.decision
+    title, meaning = words.VERDICTS[decision.verdict]
+    old = f"{decision.model}/{decision.champion}" if decision.champion is not None else "nothing"
+    trained = story.challenger.trained
+    rules = sorted(decision.rules, key=lambda rule: list(words.RULES).index(rule.rule))
+    told = [rule.reason for rule in rules if rule.reason in decision.reasons]
+    return {
+        "kind": decision.verdict,
+        "title": title,
+        "meaning": meaning.format(new=f"{decision.model}/{decision.challenger}", old=old),
+        "reasons": [*told, *(reason for reason in decision.reasons if reason not in told)],
+        "rules": [_rule(story, rule) for rule in rules],
+        "alarm": trained.ended if trained.went_wrong else "",
+        "trained": trained,
+    }
+
+
+def _rule(story: Story, rule: RuleResult) -> View:
+    asked = words.asked(rule, story.rules)
+    champion = rule.champion
+    if champion is None and story.champion is not None and rule.metric is not None:
+        champion = story.champion.report.metrics.get(rule.metric)
+    places = words.decimals(rule.challenger, champion)
+    return {
+        "name": words.RULES[rule.rule],
+        "metric": rule.metric or "",
+        "unit": rule.challenger.unit if rule.challenger else "",
+        "asked": asked,
+        "challenger": _value(rule.challenger, places),
+        "champion": _value(champion, places),
+        "difference": _difference(rule.difference),
+        "passed": rule.passed,
+        "reason": "" if asked and rule.reason in story.decision.reasons else rule.reason,
+    }
+
+
+def _value(value: MetricValue | None, places: int) -> View | None:
+    return {"value": words.number(value.value, places), "interval": words.interval(value, places)} if value else None
+
+
+def _difference(numbers: tuple[float, float, float] | None) -> View | None:
+    if numbers is None:
+        return None
+    value, low, high = numbers
+    places = words.places_of((high - low) / 2.0 or abs(value) or 1.0)
+    limits = f"[{words.signed(low, places)}, {words.signed(high, places)}]"
+    return {"value": words.signed(value, places), "interval": limits}
+
+
+def metrics(story: Story) -> list[View]:
+    """A row for each metric: both values, their intervals on one scale, what to hold them against, and the difference."""
+    rows = []
+    rules = {rule.metric: rule for rule in reversed(story.decision.rules) if rule.metric and rule.difference}
+    for name, ours in story.challenger.report.metrics.items():
+        theirs = story.champion.report.metrics.get(name) if story.champion else None
+        places = words.decimals(ours, theirs)
+        both = [("challenger", ours), *([("champion", theirs)] if theirs else [])]
+        rule = rules.get(name)
+        rows.append(
+            {
+                "name": name,
+                "about": words.about(name),
+                "better": f"{ours.better} is better",
+                "unit": ours.unit,
+                "n": ours.n,
+                "challenger": _value(ours, places),
+                "champion": _value(theirs, places),
+                "chart": bars.intervals(both, _marks(story, name, ours)),
+                "difference": _difference(rule.difference if rule else None),
+                "gain": bars.difference(rule.difference, rule.margin) if rule and rule.difference else None,
+            }
+        )
+    return rows
+
+
+def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float]]:
+    """What to hold a metric against: its own floor, and of a likelihood what a trivial model reaches; and a required bound."""
+    marks = []
+    for other, context in story.challenger.report.context.items():
+        if other == f"{name}_floor":
+            marks.append(("real data", context.value))
+        elif value.unit and context.unit == value.unit:
+            marks.append((other, context.value))
+    bound = story.rules.require.get(name)
+    marks += [("required", limit) for limit in ((bound.min, bound.max) if bound else ()) if limit is not None]
+    return marks
+
+
+def samples(story: Story) -> View:
+    """Grids of images: real ones, and each side's of equal latents. Of a table a picture of its columns."""
+    spec = story.spec
+    shown = [(who, side) for who, side in sides(story) if side.samples_NX is not None]
+    if spec.is_table or not shown:
+        return {"grids": [], "columns": pictures.png(story.pictures["columns"]) if "columns" in story.pictures else ""}
+    grids = [("real", "held-out examples", story.real_NX)]
+    grids += [(who, f"{side.version.ref}", side.samples_NX) for who, side in shown if side.samples_NX is not None]
+    return {
+        "grids": [{"who": who, "name": name, "src": pictures.sheet(x_NX, spec.levels, 8)} for who, name, x_NX in grids],
+        "columns": "",
+    }
+
+
+def nearest(story: Story) -> list[View]:
+    """Of each side samples with the training examples nearest to them; and how near real examples come."""
+    views = []
+    for who, side in sides(story):
+        if side.nearest is None or side.samples_NX is None:
+            continue
+        distance_N, real_M = side.nearest["distance_N"], side.nearest["real_M"]
+        view: View = {
+            "who": who,
+            "ref": side.version.ref,
+            "median": words.number(float(np.median(distance_N)), 2),
+            "real": [words.number(float(value), 2) for value in np.quantile(real_M, [0.5, 0.05, 0.95])],
+            "closer": int((distance_N < np.quantile(real_M, 0.05)).sum()),
+            "copies": int((distance_N == 0.0).sum()),
+            "count": len(distance_N),
+            "unit": "standard deviations" if story.spec.is_table else f"in levels of 0 to {story.spec.levels - 1}",
+        }
+        pairs = list(zip(side.samples_NX, side.nearest["near_NX"], distance_N, strict=False))
+        if story.spec.is_table:
+            chosen = list(range(min(COLUMNS, len(story.spec.columns))))
+            view["columns"] = [story.spec.columns[place].name for place in chosen]
+            view["left_out"] = len(story.spec.columns) - len(chosen)
+            view["rows"] = [
+                {
+                    "sample": _cells(a_D, story.spec, chosen),
+                    "near": _cells(b_D, story.spec, chosen),
+                    "distance": f"{distance:.2f}",
+                }
+                for a_D, b_D, distance in pairs[:ROWS]
+            ]
+        else:
+            view["pairs"] = [
+                {
+                    "sample": pictures.one(a_CHW, story.spec.levels),
+                    "near": pictures.one(b_CHW, story.spec.levels),
+                    "distance": f"{distance:.2f}",
+                }
+                for a_CHW, b_CHW, distance in pairs
+            ]
+        views.append(view)
+    return views
+
+
+def failures(story: Story) -> View | None:
+    """The held-out examples that the challenger does worst on, with the champion's value of the same example."""
+    failed = story.challenger.failures
+    if failed is None:
+        return None
+    metric, spec = str(failed["metric"]), story.spec
+    rivals = _rival_values(story.champion, metric) if story.champion else None
+    names = spec.class_names or tuple(str(y) for y in range(spec.classes))
+    views = []
+    for order, place in enumerate(failed["place_N"]):
+        label = int(failed["y_N"][order]) if "y_N" in failed else None
+        rival = rivals[place] if rivals is not None and place < len(rivals) else None
+        view: View = {
+            "place": int(place),
+            "label": "" if label is None else names[label] if label < len(names) else str(label),
+            "challenger": words.number(float(failed["value_N"][order]), 2),
+            "champion": "" if rival is None else words.number(float(rival), 2),
+            "worse": rival is not None and rival < failed["value_N"][order],
+        }
+        if spec.is_table:
+            view["unusual"] = _unusual(failed["x_NX"][order], spec)
+        else:
+            view["src"] = pictures.one(failed["x_NX"][order], spec.levels)
+        views.append(view)
+    unit = (
+        spec.unit if metric != "uncovered" else "standard deviations" if spec.is_table else f"in levels of 0 to {spec.levels - 1}"
+    )
+    labelled = "y_N" in failed and bool(names)
+    return {"metric": metric, "unit": unit, "examples": views, "rival": rivals is not None, "labelled": labelled}
+
+
+def _rival_values(side: Side, metric: str) -> Array | None:
+    """The champion's value of every held-out example, where it was chosen by the same."""
+    if metric in side.values:
+        return side.values[metric]
+    same = side.failures is not None and str(side.failures["metric"]) == metric and "all_M" in side.failures
+    return side.failures["all_M"] if same and side.failures is not None else None
+
+
+def _cells(row_D: Array, spec: DataSpec, chosen: Sequence[int]) -> list[str]:
+    return [_original(float(row_D[place]), spec.columns[place]) for place in chosen]
+
+
+def _original(value: float, column: Column) -> str:
+    """A value of a row in the column's own units."""
+    if not math.isfinite(value):
+        return "missing"
+    if column.categories:
+        return column.categories[int(value)]
+    return f"{value * column.scale + column.mean:.4g}".replace("-", "−")
+
+
+def _unusual(row_D: Array, spec: DataSpec) -> list[str]:
+    """The numbers of a row that lie farthest from their mean, with how far in standard deviations."""
+    far = [(abs(float(row_D[place])), place) for place, column in enumerate(spec.columns) if column.numeric]
+    far = sorted((pair for pair in far if math.isfinite(pair[0])), key=lambda pair: (-pair[0], pair[1]))[:UNUSUAL]
+    named = [(spec.columns[place], float(row_D[place])) for _, place in far]
+    return [f"{column.name} {_original(value, column)} ({words.signed(value, 1)})" for column, value in named]
+
+
+def by_class(story: Story) -> list[View]:
+    """A table for each metric that has a value for each class: both sides on one scale."""
+    views = []
+    for name, classes in story.challenger.report.by_class.items():
+        others: Mapping[str, MetricValue] = story.champion.report.by_class.get(name, {}) if story.champion else {}
+        ends = [end for value in (*classes.values(), *others.values()) for end in (value.low, value.high)]
+        scale = bars.Scale.over(ends, 400)
+        places = words.decimals(*classes.values(), *others.values())
+        first = next(iter(classes.values()))
+        rows = [
+            {
+                "name": label,
+                "challenger": _value(value, places),
+                "champion": _value(others.get(label), places),
+                "chart": bars.stacked(
+                    [("challenger", value), *([("champion", others[label])] if label in others else [])], scale
+                ),
+            }
+            for label, value in classes.items()
+        ]
+        better = f"{first.better} is better"
+        views.append({"metric": name, "unit": first.unit, "better": better, "rows": rows, "axis": bars.axis(scale)})
+    return views
+
+
+def data(story: Story) -> View:
+    """What leaks from the training split into the held-out one, and what changed since the champion was trained."""
+    drift = story.drift
+    distances = [value for value in (drift.distance, drift.floor) if value is not None] if drift else []
+    places = words.decimals(*distances)
+    return {
+        "leakage": story.challenger.report.leakage,
+        "theirs": story.champion.report.leakage if story.champion and drift else None,
+        "drift": drift,
+        "same": story.holder is not None and story.holder.dataset == story.challenger.report.dataset,
+        "holder": story.holder,
+        "counts": [(name, drift.before.get(name, 0), drift.after.get(name, 0)) for name in drift.after] if drift else [],
+        "distance": _value(drift.distance, places) if drift else None,
+        "floor": _value(drift.floor, places) if drift else None,
+    }

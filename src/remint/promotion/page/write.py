@@ -1,0 +1,78 @@
+"""report.html of one version: what the decision was made from, for people. It lies on disk and in MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remint.promotion.retraining import Retraining
+from remint.records import DataSpec, Decision, Drift, LedgerRow, ModelVersion
+
+if TYPE_CHECKING:  # numpy and matplotlib are not needed before there is a decision
+    from remint.promotion.page.story import Story
+
+NAME = "report.html"
+
+# Pictures of the page, and the one of the version alone that each is in place of.
+PICTURES = {"curves": "curve", "likelihood": "likelihood", "columns": "samples", "drift": "drift", "leakage": "leakage"}
+
+
+def write(job: Retraining, version: ModelVersion, decision: Decision, row: LedgerRow, folder: Path) -> Path:
+    """Writes the page, and the pictures of both sides, into ``folder``, the report of the version."""
+    import numpy as np
+
+    from remint.promotion.page.render import render
+    from remint.promotion.page.story import Side, Story
+
+    itself = decision.champion == version.version
+    holder = job.tracking.version(f"{version.name}/{decision.champion}") if decision.champion and not itself else None
+    challenger = Side.read(version, folder)
+    champion = Side.read(holder, job.rival) if holder and job.rival else None
+    story = Story(
+        decision=decision,
+        rules=job.settings.promotion,
+        row=row,
+        spec=DataSpec.read(folder / "spec.json"),
+        real_NX=np.load(folder / "real.npy", allow_pickle=False),
+        challenger=challenger,
+        champion=champion,
+        holder=holder,
+        drift=Drift.read(folder / "drift.json") if (folder / "drift.json").exists() else None,
+    )
+    if champion is not None and job.rival is not None:
+        _beside(story, folder, job.rival)
+    drawn = {name: next((path for path in _places(folder, name) if path.exists()), None) for name in PICTURES}
+    pictures = {name: path.read_bytes() for name, path in drawn.items() if path is not None}
+    page = folder / NAME
+    page.write_text(render(replace(story, pictures=pictures)))
+    return page
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """Where a picture lies: the one of both sides, else the version's own."""
+    return [folder / f"against_{name}.png", folder / f"{PICTURES[name]}.png"]
+
+
+def _beside(story: Story, folder: Path, rival: Path) -> None:
+    """Pictures of the challenger beside the champion."""
+    import numpy as np
+
+    from remint.evaluation import drawing, exhibits, plots
+    from remint.evaluation.report import read_curve
+
+    assert story.champion is not None
+    both = {story.challenger.version.ref: (story.challenger, folder), story.champion.version.ref: (story.champion, rival)}
+    curves = {name: (read_curve(place / "curve.csv"), side.trained.best_step) for name, (side, place) in both.items()}
+    if any(curve["step"] for curve, _ in curves.values()):
+        plots.curves(folder / "against_curves.png", curves)
+    for metric in exhibits.LIKELIHOODS:
+        values = {name: np.asarray(side.values[metric]) for name, (side, _) in both.items() if metric in side.values}
+        if len({value_N.shape for value_N in values.values()}) == 1 < len(values):
+            plots.likelihoods(folder / "against_likelihood.png", story.challenger.report.metrics[metric], values)
+            break
+    drawn = {name: side.samples_NX for name, (side, _) in both.items() if side.samples_NX is not None}
+    if story.spec.is_table and drawn:
+        title = f"{story.decision.model}: samples among held-out rows"
+        inks = (drawing.MODEL, drawing.INK)
+        plots.table_columns(folder / "against_columns.png", story.real_NX, drawn, story.spec.columns, title, inks)

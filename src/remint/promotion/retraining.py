@@ -1,0 +1,91 @@
+"""One retraining: its commit, workspace and settings, and the records that its steps have written so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remint.records import DatasetVersion, Evidence, SeedSpread, TrainedModel
+from remint.runtime.home import Home
+from remint.runtime.jobs import Job
+from remint.settings.params import Params, PipelineSettings
+from remint.stores.dvc import Workspace
+from remint.stores.git import Commit
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.leases import Lease
+from remint.stores.mlflow import Tracking
+from remint.stores.open import open_ledger, open_spreads, open_tracking
+
+
+@dataclass
+class Retraining:
+    """State that the steps of one retraining share. Records are read from disk when they are asked for."""
+
+    home: Home
+    record: Job
+    pipeline: str
+    params: Params
+    overrides: dict[str, str]
+    reason: str
+    commit: Commit
+    dvc: Workspace
+    lease: Lease
+    listener: Callable[[str, str, dict[str, Any]], None]  # is told of each event: pipeline, event, fields
+    trained: bool = False
+    run_id: str | None = None  # MLflow's, while it is open
+    rival: Path | None = None  # report folder of the champion on this job's data, once it is measured
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> PipelineSettings:
+        return self.params.pipelines[self.pipeline]
+
+    @property
+    def source(self) -> str:
+        return self.params.datasets[self.settings.dataset].source
+
+    def out(self, kind: str, name: str | None = None) -> Path:
+        return self.dvc.folder / "outs" / kind / (name or self.pipeline)
+
+    @property
+    def dataset(self) -> DatasetVersion:
+        return DatasetVersion.read(self.out("prepared", self.settings.dataset) / "dataset.json")
+
+    @property
+    def model(self) -> TrainedModel:
+        return TrainedModel.read(self.out("trained") / "training.json")
+
+    @property
+    def evidence(self) -> Evidence:
+        return Evidence.load(self.out("reports"))
+
+    @property
+    def tracking(self) -> Tracking:
+        return open_tracking(self.home)
+
+    @property
+    def spread(self) -> SeedSpread | None:
+        """What seeds alone make of this pipeline; None where nobody has measured it, or the gate does not ask."""
+        improve = self.settings.promotion.improve
+        return open_spreads(self.home).newest(self.pipeline) if improve and improve.margin == "auto" else None
+
+    @property
+    def ledger(self) -> Ledger:
+        return open_ledger(self.home)
+
+    def finish_run(self) -> None:
+        """Ends the MLflow run of a training that nothing is registered of."""
+        if self.run_id is not None:
+            self.tracking.end_run(self.run_id, "FINISHED")
+            self.run_id = None
+
+    def close_run(self, reason: str, *, stopped: bool) -> None:
+        """End the MLflow run that is still open. ``stopped``: from outside, by a signal or a person."""
+        if self.run_id is not None:
+            self.tracking.end_run(self.run_id, "KILLED" if stopped else "FAILED", reason)
+            self.run_id = None
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.listener(self.pipeline, event, fields)

@@ -1,0 +1,50 @@
+"""What a version carries so that it can be built again: tags, and files beside the weights."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from remint.promotion.retraining import Retraining
+from remint.promotion.tolerance import tolerances
+from remint.records import canonical, digest
+from remint.runtime import manifest
+from remint.stores import git
+from remint.stores.open import open_spreads
+
+
+def tags(job: Retraining) -> dict[str, str]:
+    """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
+    dataset, report = job.dataset, job.evidence.report
+    spread = open_spreads(job.home).newest(job.pipeline)
+    data = {"name": dataset.name, "source": dataset.source, "raw_sha256": dataset.raw_sha256, **dataset.counts}
+    return {
+        "data": canonical(data),
+        "metrics": canonical({name: value.to_json() for name, value in report.metrics.items()}),
+        "commit": job.commit.sha,
+        "dirty": str(job.commit.dirty).lower(),
+        "changed": "\n".join(job.commit.changed)[:4000],
+        "overrides": canonical(job.overrides),
+        "reason": job.reason,
+        "dvc_lock_sha256": manifest.sha256_file(job.dvc.lock()),
+        "params_sha256": manifest.sha256_file(job.dvc.folder / "params.yaml"),
+        "repository": git.origin(job.home.repository),
+        "python": platform.python_version(),
+        "packages_sha256": manifest.sha256_file(job.dvc.folder / "constraints.txt"),
+        "report_sha256": report.digest,
+        "tolerance": canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.without_seed()))),
+        "flow_run": job.record.facts["flow_run"],
+    }
+
+
+def files(job: Retraining) -> dict[str, Path]:
+    """The files that are kept with a version, by name."""
+    kept = {
+        "report": job.out("reports"),
+        "dvc.lock": job.dvc.lock(),
+        "params.yaml": job.dvc.folder / "params.yaml",
+    }
+    if job.commit.dirty:
+        bundle = job.record.folder / "uncommitted.bundle"
+        kept["uncommitted.bundle"] = git.bundle(job.home.repository, job.commit, bundle)
+    return kept

@@ -1,0 +1,141 @@
+"""Where a run leaves what it leaves behind: REMINT_HOME, by default ``.remint/`` of the repository.
+
+Each address can be set to another by the variable that its own tool knows:
+
+    MLflow       MLFLOW_TRACKING_URI    sqlite:///HOME/mlflow/mlflow.db
+    its files    REMINT_ARTIFACTS       HOME/mlflow/artifacts; a folder or s3://bucket/prefix (an MLflow server has its own)
+    ledger       REMINT_LEDGER          sqlite:///HOME/ledger.db
+    Prefect      PREFECT_API_URL        a temporary server on HOME/prefect/prefect.db
+    DVC          .dvc/config(.local)    cache and remote in HOME/dvc
+    its remote   REMINT_DVC_REMOTE      the one of .dvc/config(.local); a folder or s3://bucket/prefix, for jobs only
+    buckets      (none)                 what s3:// sources held last, in HOME/fetched; single files, in HOME/files
+
+What lies on S3 is found with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFILE and so on): docs/how-to/use-s3.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from remint.errors import IntegrityError, NotFoundError, SettingsError
+from remint.runtime.addresses import with_driver
+
+# What datasets, pipelines and models may be called: they become names of files, artifacts and branches of a tree, words of
+# commands that dvc gives to a shell, and parts of MLflow's queries.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+KEY = re.compile(r"[0-9a-f]{64}")  # of a version, TrainedModel.key
+CREDENTIALS = re.compile(r"://[^/]*:(?!\d*(/|$))")  # in an address: what follows its host's colon is no port
+
+# How dvc and MLflow ask S3 where it fails: boto gives up early by default. A person's own settings go before.
+S3_PATIENCE = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder and the addresses in it. ``repository`` is the person's clone, whose tree is never written to."""
+
+    repository: Path
+    path: Path
+
+    @classmethod
+    def of(cls, repository: Path) -> Home:
+        return cls(repository, Path(os.environ.get("REMINT_HOME") or repository / ".remint").absolute())
+
+    @property
+    def tracking_uri(self) -> str:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow/mlflow.db"
+        return with_driver(uri)
+
+    @property
+    def artifacts(self) -> str:
+        return _address("REMINT_ARTIFACTS") or str(self.path / "mlflow" / "artifacts")
+
+    @property
+    def ledger_url(self) -> str:
+        return os.environ.get("REMINT_LEDGER") or f"sqlite:///{self.path}/ledger.db"
+
+    @property
+    def prefect(self) -> Path:
+        return self.path / "prefect"
+
+    @property
+    def dvc(self) -> Path:
+        return self.path / "dvc"
+
+    @property
+    def dvc_remote(self) -> str | None:
+        """The remote of jobs where it is not the one of .dvc/config(.local)."""
+        return _address("REMINT_DVC_REMOTE")
+
+    @property
+    def fetched(self) -> Path:
+        """What s3:// sources held when they were fetched last, a folder a dataset."""
+        return self.path / "fetched"
+
+    @property
+    def files(self) -> Path:
+        """Files that settings name by an s3:// address, each under its SHA-256."""
+        return self.path / "files"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def workspaces(self) -> Path:
+        return self.path / "workspaces"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs"
+
+    @property
+    def reports(self) -> Path:
+        return self.path / "reports"
+
+    def copy(self, key: str) -> Path:
+        """This machine's copy of the version with that key. Raises IntegrityError for what is no key: MLflow's tags say it."""
+        if KEY.fullmatch(key) is None:
+            raise IntegrityError(f"the tag remint.key says {key[:100]!r}, which is no key: remint did not write it")
+        return self.path / "models" / key
+
+    def report(self, model: str, version: int) -> Path:
+        """Report and pictures of one version. Raises NotFoundError for a model that no pipeline can be called like."""
+        if not is_name(model):
+            raise NotFoundError(f"{model[:100]!r} is not the name of a model of remint's: it has no report")
+        return self.reports / model / str(version)
+
+    def lock(self, name: str) -> Path:
+        return self.path / "locks" / name
+
+    def ensure(self) -> Home:
+        """Makes the folder, readable by its owner only (dvc's site cache in it is unpickled by dvc)."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.path / "locks").mkdir(exist_ok=True)
+        return self
+
+
+def there(path: Path) -> Path:
+    """The nearest folder that exists: ``path``, or the first above it."""
+    return path if path.exists() else there(path.parent)
+
+
+def is_name(text: str) -> bool:
+    """Whether a dataset, pipeline or model may be called this."""
+    return NAME.fullmatch(text) is not None
+
+
+def _address(variable: str) -> str | None:
+    """A folder, absolute, or an address such as s3://bucket/prefix; None where the variable is not set.
+
+    Raises SettingsError for one with credentials in it: it is written down, with every run that keeps files there.
+    """
+    value = os.environ.get(variable, "").rstrip("/")
+    if CREDENTIALS.search(value):
+        raise SettingsError(
+            f"{variable}: expected s3://bucket/prefix, without credentials (those belong into ~/.aws or the environment)"
+        )
+    return (value if "://" in value else str(Path(value).expanduser().absolute())) if value else None

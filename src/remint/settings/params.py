@@ -1,0 +1,256 @@
+"""params.yaml -> typed, frozen settings. Every error names its file and key, and the nearest valid name.
+
+params.yaml
+  datasets:  NAME: recipe.DatasetSettings
+  pipelines: NAME: PipelineSettings    dataset, family, model, training   decide the weights (recipe.py)
+                                       evaluation, promotion, schedule    do not (judging.py)
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import reprlib
+import stat
+import zoneinfo
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+
+from remint.errors import SettingsError
+from remint.runtime.home import is_name
+from remint.runtime.yaml import LARGEST, load_safe_yaml
+from remint.settings import catalogue, plugins
+from remint.settings.judging import EvaluationSettings, PromotionSettings
+from remint.settings.recipe import DatasetSettings, ModelSettings, Positive, Recipe, Settings, TrainingSettings, did_you_mean
+
+PARAMS = "params.yaml"
+MISTAKES = 20  # that are told at a time
+
+_short = reprlib.Repr()  # of what somebody wrote, in an error
+_short.maxstring = _short.maxother = 100
+
+
+class ScheduleSettings(Settings):
+    """When the pipeline runs by itself. Exactly one of cron, interval and rrule."""
+
+    cron: str | None = None
+    interval: Positive | None = None  # seconds
+    rrule: str | None = None
+    timezone: str = "UTC"
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, cron: str | None) -> str | None:
+        # Five fields of the cron alphabet; Prefect's own parser has the last word when it is deployed.
+        if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[0-9A-Za-z*/,\-?# ]+", cron) is None):
+            raise ValueError(f"expected five cron fields, as in '0 3 * * *', not '{cron}'")
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, timezone: str) -> str:
+        if timezone not in zoneinfo.available_timezones():
+            raise ValueError(f"expected an IANA name, as UTC or Europe/Berlin, not '{timezone}'")
+        return timezone
+
+    @model_validator(mode="after")
+    def _one(self) -> ScheduleSettings:
+        if sum(value is not None for value in (self.cron, self.interval, self.rrule)) != 1:
+            raise ValueError("give exactly one of cron, interval (seconds) and rrule")
+        return self
+
+
+class PipelineSettings(Settings):
+    """One entry of ``pipelines:``."""
+
+    dataset: str
+    family: str
+    model: ModelSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    promotion: PromotionSettings
+    schedule: ScheduleSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_family(cls, block: Any) -> Any:
+        """The ``model:`` block is read with the settings of the family."""
+        if not isinstance(block, dict) or not isinstance(block.get("family"), str):
+            return block
+        try:
+            settings = plugins.settings_of(block["family"])
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        if not isinstance(block.get("model"), dict):
+            return block
+        try:
+            return {**block, "model": settings.model_validate(block["model"])}
+        except ValidationError as error:
+            raise ValueError("; ".join(_lines(error, ("model",)))) from None
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _no_schedule(cls, schedule: Any) -> Any:
+        return schedule or None  # {} is how an absent block is written
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> PipelineSettings:
+        can = self.model.can | ({"classes"} if self.model.conditional else set())
+        for metric in self.evaluation.metrics or []:
+            needs = plugins.facts_of(metric).needs
+            if needs == "classes" and "classes" not in can:
+                raise ValueError(f"evaluation.metrics: {metric} needs model.conditional: true")
+            if needs not in can:
+                raise ValueError(f"evaluation.metrics: family '{self.family}' has no {needs}, which {metric} needs")
+        for metric in sorted(self.promotion.metrics() - set(self.metrics())):
+            raise ValueError(
+                f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})"
+            )
+        return self
+
+    def metrics(self) -> list[str]:
+        """The metrics that are measured: those asked for, else all that the family promises."""
+        return self.evaluation.metrics or catalogue.by_default(self.model.can)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.model_construct(dataset=self.dataset, family=self.family, model=self.model, training=self.training)
+
+
+class Params(Settings):
+    """All of params.yaml."""
+
+    datasets: dict[str, DatasetSettings]
+    pipelines: dict[str, PipelineSettings]
+
+    @model_validator(mode="after")
+    def _names_are_plain(self) -> Params:
+        """They become names of files, artifacts and models."""
+        for block in ("datasets", "pipelines"):
+            for name in getattr(self, block):
+                if not is_name(name):
+                    raise ValueError(f"{block}.{_short.repr(name)}: expected a name of letters, digits, '.', '_' and '-'")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_exist(self) -> Params:
+        for name, pipeline in self.pipelines.items():
+            if pipeline.dataset not in self.datasets:
+                raise ValueError(
+                    f"pipelines.{name}.dataset: "
+                    + did_you_mean(f"dataset '{pipeline.dataset}'", pipeline.dataset, list(self.datasets))
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _inception_sees_images(self) -> Params:
+        for name, pipeline in self.pipelines.items():
+            table = pipeline.dataset in self.datasets and self.datasets[pipeline.dataset].kind == "table"
+            for metric in pipeline.evaluation.metrics or []:
+                if table and plugins.facts_of(metric).features == "inception":
+                    raise ValueError(
+                        f"pipelines.{name}.evaluation.metrics: {metric} needs images, and dataset '{pipeline.dataset}' is a "
+                        "table: measure it in the dataset's own features, as fd_domain"
+                    )
+        return self
+
+    def dataset(self, name: str) -> DatasetSettings:
+        """Raises SettingsError with the nearest name where there is no such dataset."""
+        if name not in self.datasets:
+            raise SettingsError(f"{PARAMS}: " + did_you_mean(f"dataset '{name}'", name, list(self.datasets)))
+        return self.datasets[name]
+
+    def pipeline(self, name: str) -> PipelineSettings:
+        """Raises SettingsError with the nearest name where there is no such pipeline."""
+        if name not in self.pipelines:
+            raise SettingsError(f"{PARAMS}: " + did_you_mean(f"pipeline '{name}'", name, list(self.pipelines)))
+        return self.pipelines[name]
+
+
+def load_params(folder: Path) -> Params:
+    """Reads params.yaml of ``folder``. Raises SettingsError: one line a mistake, each with its key."""
+    return validate_params(read_params(folder))
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """params.yaml as plain values, by the YAML 1.2 rules that dvc reads it with."""
+    path = folder / PARAMS
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > LARGEST:
+            raise SettingsError(f"{path} is not a file of settings: expected a file of at most {LARGEST >> 10} KiB")
+        content = load_safe_yaml(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"there is no {PARAMS} in {folder}: run inside a clone of your remint repository") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected the blocks datasets: and pipelines:")
+    return content
+
+
+def write_params(content: Mapping[str, Any], folder: Path) -> None:
+    """Writes params.yaml (of a workspace: a person's own file has comments and is never written)."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    with (folder / PARAMS).open("w") as stream:
+        yaml.dump(dict(content), stream)
+
+
+def validate_params(content: Mapping[str, Any]) -> Params:
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = _lines(error)
+        more = [f"{PARAMS}: and {len(lines) - MISTAKES} mistakes more"] if len(lines) > MISTAKES else []
+        raise SettingsError("\n".join([*(f"{PARAMS}: {line}" for line in lines[:MISTAKES]), *more])) from None
+
+
+def apply_overrides(content: dict[str, Any], pipeline: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of params.yaml's content with ``--set key=value`` applied below ``pipelines.<pipeline>``.
+
+    A value is read as YAML, so that 20 is a number and true a truth value. Whether the key exists and the
+    value fits is for ``validate`` to say. Raises SettingsError for what is not ``key=value``.
+    """
+    content = copy.deepcopy(content)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SettingsError(f"--set {assignment}: expected key=value, as in --set training.steps=20")
+        try:
+            value = load_safe_yaml(text)
+        except ValueError:
+            raise SettingsError(f"--set {assignment}: the value is not YAML") from None
+        block: Any = content["pipelines"][pipeline]
+        *parents, last = key.split(".")
+        for parent in parents:
+            block = block.setdefault(parent, {}) if isinstance(block, dict) else None
+            if not isinstance(block, dict):
+                raise SettingsError(f"--set {assignment}: '{parent}' is not a block of settings")
+        block[last] = value
+    return content
+
+
+def overrides_as_dict(assignments: Sequence[str]) -> dict[str, str]:
+    """The overrides as they are recorded with a version."""
+    return dict(sorted((key, value) for key, _, value in (a.partition("=") for a in assignments)))
+
+
+def _lines(error: ValidationError, prefix: tuple[str, ...] = ()) -> list[str]:
+    """One line a mistake: key: what is wrong."""
+    lines = []
+    for mistake in error.errors(include_url=False, include_context=False):
+        key = ".".join(str(part) for part in (*prefix, *mistake["loc"]) if part != "[key]")
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "missing":
+            message = "missing: every block is written, if only as {}"
+        elif not mistake["type"].startswith("value_error"):
+            message = f"{message[0].lower()}{message[1:]}, not {_short.repr(mistake['input'])}"
+        # A family's own lines already carry their key.
+        for part in message.split("; "):
+            own_key = part.startswith(("model.", "model:"))
+            lines.append(f"{key}.{part}" if own_key else f"{key}: {part}" if key else part)
+    return lines

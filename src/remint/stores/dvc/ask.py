@@ -1,0 +1,83 @@
+"""dvc asked by its own interface, in a process of its own: a question and an answer, both JSON.
+
+dvc is imported there and nowhere else, so that a question costs its import once and leaves nothing of it behind.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from remint.errors import VersioningError
+from remint.runtime import processes, scratch
+from remint.runtime.addresses import TRUST_S3, s3_distrusted
+from remint.runtime.home import Home
+from remint.runtime.parent import die_with_parent
+from remint.stores.dvc.lock import SUFFIX
+from remint.stores.dvc.settings import addresses, workspace_environment
+
+
+def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None = None, log: Path | None = None) -> Any:
+    """What ``answering`` of that module answers, with the stores of a job's checkout, and its words in a log, where one is given.
+
+    Raises VersioningError with dvc's own words where it fails, Interrupted as remint.runtime.processes does.
+    """
+    with scratch.folder() as temporary, nullcontext(checkout) if checkout else folder(home) as place:
+        asked, answered = (temporary / name for name in ("question.json", "answer.json"))
+        log = log or temporary / "log"
+        asked.write_text(json.dumps(question))
+        status = processes.run_process(
+            [sys.executable, "-P", "-m", module, str(place), str(asked), str(answered)],
+            cwd=place,
+            env={
+                **os.environ,
+                **workspace_environment(place, home),
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+            log=log,
+        )
+        if status:
+            words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            last = words[-1] if words else f"exit status {status}"
+            raise VersioningError(f"dvc could not be asked: {TRUST_S3 if s3_distrusted(last) else last}")
+        return json.loads(answered.read_bytes())
+
+
+def answering(answer: Callable[[Path, dict[str, Any]], Any]) -> None:
+    """The process that is asked. Its arguments: a folder of dvc's, the file of the question, the file of the answer."""
+    die_with_parent()
+    place, asked, answered = map(Path, sys.argv[1:])
+    try:
+        said = answer(place, json.loads(asked.read_bytes()))
+    except Exception as error:  # noqa: BLE001  the parent turns it into ours
+        text = str(error).strip() or type(error).__name__
+        raise SystemExit(text.splitlines()[0]) from None
+    answered.write_text(json.dumps(said))
+
+
+@contextmanager
+def folder(home: Home) -> Iterator[Path]:
+    """A folder in which dvc has the addresses of a job's workspace."""
+    with scratch.folder() as place:
+        (place / ".dvc").mkdir()
+        settings = configparser.ConfigParser(interpolation=None)
+        settings.read(home.repository / ".dvc" / "config")
+        settings.read_dict({"core": {"no_scm": "true"}})  # there is no git around this folder
+        with (place / ".dvc" / "config").open("w") as stream:
+            settings.write(stream)
+        addresses(home, place)
+        yield place
+
+
+def md5_of(odb: Any, md5: str) -> str:
+    """The MD5 of the bytes that lie under this one, with its suffix."""
+    from dvc_data.hashfile.hash import file_md5
+
+    suffix = SUFFIX if md5.endswith(SUFFIX) else ""
+    return str(file_md5(odb.oid_to_path(md5), odb.fs)) + suffix

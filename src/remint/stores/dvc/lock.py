@@ -1,0 +1,71 @@
+"""What a dvc.lock says that steps made, and the MD5 that dvc gives to what lies on disk, read byte by byte.
+
+dvc knows a file again by its time, size and inode, and takes what is in its cache for whole: so it does not see a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from remint.errors import VersioningError
+from remint.runtime.yaml import load_safe_yaml
+
+SUFFIX = ".dir"  # of the digest of a folder's listing
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+def locked(lock: Path, stage: str) -> dict[str, Any]:
+    """What a dvc.lock says of the one output of a stage: ``md5``, ``size``, ``nfiles``, ``hash``.
+
+    Raises VersioningError where it names none.
+    """
+    try:
+        (out,) = _outs(lock, stage)
+        return {key: out[key] for key in ("md5", "size", "nfiles", "hash")}
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
+
+
+def outputs(lock: Path, stage: str) -> dict[str, str]:
+    """The MD5 of each output of a stage, by its path. Raises VersioningError where the lock does not name the stage."""
+    try:
+        return {str(out["path"]): str(out["md5"]) for out in _outs(lock, stage)}
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
+
+
+def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:
+    outs: list[dict[str, Any]] = load_safe_yaml(lock.read_text())["stages"][stage]["outs"]
+    for out in outs:
+        if MD5.fullmatch(out["md5"]) is None or out["path"].startswith("/") or ".." in out["path"].split("/"):
+            raise ValueError("a path or a digest of it is none")
+    return outs
+
+
+def in_order(text: str) -> str:
+    """A dvc.lock with its stages in the order of their names: dvc writes them in that in which they ended or were restored.
+
+    Lines are moved and none is written anew: dvc reads YAML by other rules than most writers write it.
+    """
+    head, *stages = re.split(r"^(?=  \S)", text, flags=re.MULTILINE)
+    return head + "".join(sorted(stages))
+
+
+def md5_on_disk(path: Path) -> str | None:
+    """The MD5 of a file, or of a folder's listing as dvc writes it; None where there is nothing."""
+    if path.is_file():
+        return _md5(path)
+    if not path.is_dir():
+        return None
+    files = {each.relative_to(path).as_posix(): each for each in path.rglob("*") if each.is_file()}
+    listing = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + SUFFIX
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,45 @@
+"""Whether DVC's remote answers.
+
+python -m remint.stores.dvc.reach FOLDER    the process that imports dvc (remint.stores.dvc.ask)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from remint.errors import VersioningError
+from remint.runtime import scratch
+from remint.runtime.home import Home, there
+from remint.stores.dvc.ask import answering, ask
+
+PATIENCE = 5  # seconds
+
+
+def reach(home: Home) -> None:
+    """Raises VersioningError where there is no remote, or it is out of reach or refuses. Writes nothing."""
+    with scratch.folder() as elsewhere:  # asking makes a folder in the home
+        ask(__name__, home if home.dvc.exists() else Home(home.repository, elsewhere), {})
+
+
+def _answer(folder: Path, _question: dict[str, Any]) -> None:
+    os.environ["AWS_MAX_ATTEMPTS"] = "1"
+    from dvc.repo import Repo
+
+    repo = Repo(str(folder))
+    name = repo.config["core"].get("remote")
+    if name is None:
+        raise VersioningError("there is none: dvc remote add --default NAME ADDRESS")
+    settings = repo.config["remote"][name]
+    if settings["url"].startswith("s3://"):
+        settings |= {"connect_timeout": PATIENCE, "read_timeout": PATIENCE}
+    remote = repo.cloud.get_remote_odb()
+    if remote.fs.protocol != "local":
+        remote.fs.exists(remote.path)
+    elif not os.access(there(Path(remote.path)), os.W_OK):  # its own folder is made by the first push
+        raise VersioningError(f"{remote.path} cannot be written")
+
+
+if __name__ == "__main__":
+    answering(_answer)

@@ -1,0 +1,285 @@
+"""A job never runs in a person's working tree: it runs in a checkout of one commit, made for it.
+
+A clean tree's commit is HEAD. A dirty one becomes a commit under ``refs/remint/``, made through a
+temporary index: neither the working tree nor the person's own index is touched.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
+from remint import redaction
+from remint.errors import RepositoryError, VersioningError
+from remint.runtime import scratch
+
+LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
+SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
+SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # a commit's whole name, SHA-1 or SHA-256
+STALE = 2.0  # seconds after which a lock on one of remint's refs is looked at
+NOT_DIRT = ("dvc.lock",)  # what `dvc repro` by hand leaves behind; a job makes its own and the version carries it
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a job builds from."""
+
+    sha: str
+    dirty: bool  # made from uncommitted work
+    changed: tuple[str, ...] = ()  # the uncommitted paths
+    base: str = ""  # HEAD that the uncommitted work stands on
+
+    @property
+    def reason_dirty(self) -> str | None:
+        """Why this commit is not promoted by itself, or None for a clean one."""
+        if not self.dirty:
+            return None
+        shown = ", ".join(self.changed[:3]) + (f" and {len(self.changed) - 3} more" if len(self.changed) > 3 else "")
+        return f"uncommitted changes in {shown}"
+
+
+def run_git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """Output of one git command, without taking optional locks. Raises VersioningError with git's own words."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise VersioningError(f"git {arguments[0]} in {folder}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def repository_of(folder: Path) -> Path:
+    """The root of the git repository around ``folder``. Raises RepositoryError where there is none, or no commit."""
+    try:
+        root = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
+    except VersioningError as error:
+        if "not a git repository" not in str(error):
+            raise RepositoryError(str(error)) from None
+        raise RepositoryError(
+            f"no git repository at {folder}: a job is built from a commit; clone your remint repository, or git init and commit"
+        ) from None
+    try:
+        run_git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    except VersioningError:
+        raise RepositoryError(
+            f"the git repository {root} has no commit yet: a job is built from a commit; run git add -A && git commit"
+        ) from None
+    return root
+
+
+def branch_of(repository: Path) -> str:
+    """The branch that is checked out. Raises RepositoryError where there is none (a detached HEAD)."""
+    branch = run_git(repository, "rev-parse", "--abbrev-ref", "HEAD").strip()
+    if branch == "HEAD":
+        raise RepositoryError(
+            f"{repository} is on no branch: git switch to the one that scheduled jobs are to build, or name it with --branch"
+        )
+    return branch
+
+
+def commit_of(repository: Path, revision: str) -> Commit:
+    """The commit that a branch, tag or SHA names. Raises RepositoryError where it names none."""
+    if revision.startswith("-") or not revision.isprintable():  # git would take the first for an option
+        raise RepositoryError(f"{revision[:100]!r} is no branch, tag or commit: git branch --all shows what {repository} has")
+    try:
+        return Commit(run_git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip(), dirty=False)
+    except VersioningError:
+        raise RepositoryError(
+            f"{repository} has no branch, tag or commit '{revision}': git branch --all shows what it has"
+        ) from None
+
+
+def commit_of_tree(repository: Path) -> Commit:
+    """HEAD where the working tree is clean, else a commit of what is on disk (tracked and untracked, not ignored).
+
+    The same content gives the same commit. Raises RepositoryError, which names the file, for one that is too
+    large or whose name looks like a secret's.
+    """
+    head = run_git(repository, "rev-parse", "HEAD").strip()
+    changed = _changed(repository)
+    if not changed:
+        return Commit(head, dirty=False)
+    for path in changed:
+        _refuse_unfit(repository / path, path)
+    with scratch.folder() as folder:
+        index = folder / "index"
+        own = Path(run_git(repository, "rev-parse", "--git-path", "index").strip())
+        if (repository / own).exists():
+            # Its stat cache spares hashing what did not change; its time, too, must stay: by it git knows which
+            # entries were written in the same tick as their file and have to be read again.
+            shutil.copy2(repository / own, index)
+        env = {"GIT_INDEX_FILE": str(index)}
+        run_git(repository, "add", "--all", env=env)
+        tree = run_git(repository, "write-tree", env=env).strip()
+    if tree == run_git(repository, "rev-parse", f"{head}^{{tree}}").strip():
+        return Commit(head, dirty=False)
+    when = run_git(repository, "show", "-s", "--format=%cI", head).strip()
+    person = {
+        f"GIT_{role}_{field}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))
+    }
+    sha = run_git(
+        repository, "commit-tree", tree, "-p", head, "-m", "Uncommitted work, as a remint job found it", env=person
+    ).strip()
+    pin(repository, sha)
+    return Commit(sha, dirty=True, changed=tuple(changed), base=head)
+
+
+def pin(repository: Path, sha: str) -> None:
+    """Keeps a commit from git's own collection, whatever becomes of the branches that lead to it."""
+    update = ("update-ref", f"refs/remint/{sha}", sha)
+    try:
+        run_git(repository, *update)
+    except VersioningError:
+        _free(repository / run_git(repository, "rev-parse", "--git-path", f"refs/remint/{sha}.lock").strip(), repository)
+        run_git(repository, *update)
+
+
+def _free(lock: Path, repository: Path) -> None:
+    """Takes away the lock of one of remint's refs that a killed git has left, at which every later one would fail.
+
+    Git says of its locks neither who holds them nor since when, and holds one of these for milliseconds. So one is stale that
+    is the same after STALE seconds, while no git is at work in this repository.
+    """
+    deadline, first = time.monotonic() + STALE, _inode(lock)
+    while first is not None and _inode(lock) == first:
+        if time.monotonic() > deadline:
+            if not _git_works_in(repository):
+                lock.unlink(missing_ok=True)
+            return
+        time.sleep(0.05)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_ino, path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _git_works_in(repository: Path) -> bool:
+    places = (each.info["cwd"] for each in psutil.process_iter(["name", "cwd"]) if each.info["name"] == "git")
+    return any(Path(place).is_relative_to(repository.resolve()) for place in places if place)
+
+
+def _changed(repository: Path) -> list[str]:
+    """Paths with uncommitted changes, renames as both of their names."""
+    fields = iter(run_git(repository, "status", "--porcelain=v1", "-z", "--untracked-files=all").split("\0"))
+    paths = []
+    for field in fields:
+        if field:
+            paths.append(field[3:])
+            if field[0] in "RC":
+                paths.append(next(fields))
+    return sorted(path for path in paths if path not in NOT_DIRT)
+
+
+def _refuse_unfit(path: Path, name: str) -> None:
+    if not path.is_file():
+        return
+    if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
+        raise RepositoryError(
+            f"{name} looks like a secret and would be committed with your uncommitted work: add it to .gitignore"
+        )
+    if path.stat().st_size > LARGEST_FILE:
+        size = path.stat().st_size / 2**20
+        raise RepositoryError(
+            f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and name it as a dataset's source if it is data"
+        )
+    variable = redaction.variable_in(path.read_bytes())
+    if variable is not None:
+        raise RepositoryError(
+            f"{name} holds the secret of {variable} and would be committed with your uncommitted work: take it out of the file"
+        )
+
+
+def is_commit(sha: str) -> bool:
+    """Whether this is the whole name of a commit, and so nothing that git could take for an option or a path."""
+    return SHA.fullmatch(sha) is not None
+
+
+def holds(repository: Path, sha: str) -> bool:
+    """Whether this clone has a commit, on a branch or not."""
+    if not is_commit(sha):
+        return False
+    try:
+        run_git(repository, "cat-file", "-e", f"{sha}^{{commit}}")
+    except VersioningError:
+        return False
+    return True
+
+
+def obtain(repository: Path, sha: str) -> bool:
+    """Whether this clone has a commit, fetched from its origin where it had not.
+
+    Fetches objects only: no branch, tag or file of the person's changes.
+    """
+    if not is_commit(sha):
+        return False
+    quiet = ("fetch", "--quiet", "--no-tags", "--no-auto-gc", "--no-write-fetch-head", "--refmap=", "origin")
+    for wanted in (sha, "refs/heads/*"):  # an old server gives branches only
+        if holds(repository, sha):
+            return True
+        with suppress(VersioningError):  # the answer says it
+            run_git(repository, *quiet, wanted, env={"GIT_TERMINAL_PROMPT": "0"})
+    return holds(repository, sha)
+
+
+def origin(repository: Path) -> str:
+    """The address that this clone was made from, without user, password and query; "" where there is none."""
+    try:
+        address = run_git(repository, "remote", "get-url", "origin").strip()
+    except VersioningError:
+        return ""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address  # a path, or the short form of ssh, which holds no password
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0].partition('#')[0]}"
+
+
+def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | None = None) -> Path:
+    """A checkout of ``commit`` in the new ``folder``, its objects shared with the repository.
+
+    ``bundled``: a bundle that holds the commit, where the repository has no more than what it stands on.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    run_git(folder.parent, "clone", "--quiet", "--shared", "--no-checkout", str(repository), str(folder))
+    if bundled:
+        run_git(folder, "bundle", "unbundle", str(bundled))
+    run_git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", commit.sha)
+    return folder
+
+
+def bundle(repository: Path, commit: Commit, file: Path) -> Path:
+    """A git bundle of a dirty commit upon its base, so that it can be built elsewhere."""
+    run_git(repository, "bundle", "create", "--quiet", str(file), f"refs/remint/{commit.sha}", f"^{commit.base}")
+    return file
+
+
+def stands_on(bundle: Path) -> list[str]:
+    """The commits that a git bundle needs and does not hold, as its header names them (gitformat-bundle)."""
+    with bundle.open("rb") as stream:
+        header = iter(stream.readline, b"\n")
+        return [line[1:].split()[0].decode() for line in takewhile(bool, header) if line.startswith(b"-")]
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,134 @@
+"""The SQL database of the ledger: one address, transactions that are taken up again, and its errors made ours.
+
+SQLite is the default; PostgreSQL takes the driver psycopg 3. Writers about one thing are serialised: BEGIN IMMEDIATE on
+SQLite, an advisory lock on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from remint.errors import LedgerError, SettingsError
+from remint.runtime.addresses import with_driver
+
+BUSY = 60.0  # seconds that a writer waits for others
+ATTEMPTS = 6  # times that a lost connection is made again: for 15 seconds
+
+Result = TypeVar("Result")
+
+
+class Database:
+    """The database at one address.
+
+    Raises SettingsError for an address that is neither sqlite:///FILE nor postgresql://.., LedgerError where the database
+    cannot be reached or was written by a newer remint.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+
+    def make(self, metadata: sa.MetaData, schema: sa.Table, version: int) -> None:
+        """Makes the tables of ``metadata``, once, under a lock. ``schema`` is the one that holds their version."""
+
+        def once() -> int | None:
+            newest = sa.select(sa.func.max(schema.c.version))
+            if sa.inspect(self._engine).has_table(schema.name):
+                with self.read() as connection:
+                    return connection.execute(newest).scalar()
+            with self.write("schema") as connection:
+                metadata.create_all(connection)
+                if connection.execute(newest).scalar() is None:
+                    connection.execute(schema.insert().values(version=version))
+                return connection.execute(newest).scalar()
+
+        found = self.again(once)
+        if found != version:
+            raise LedgerError(
+                f"the ledger at {self._engine.url} has schema {found}, this remint knows {version}: use the one that wrote it"
+            )
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, what: str) -> Iterator[sa.Connection]:
+        """A transaction that nobody else's writing transaction about ``what`` overlaps."""
+        with self._engine.connect().execution_options(remint_write=True) as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                word = int.from_bytes(hashlib.sha256(f"remint ledger {what}".encode()).digest()[:8], "big", signed=True)
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+            yield connection
+
+    def again(self, work: Callable[[], Result]) -> Result:
+        """Runs one transaction, again where the connection was lost under it. The vendor's errors become ours here."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return work()
+            except DBAPIError as error:
+                if isinstance(error, IntegrityError):
+                    raise LedgerError(
+                        f"the ledger at {self._engine.url} was written past its lock: run again ({error.orig})"
+                    ) from error
+                lost = error.connection_invalidated or self._engine.dialect.is_disconnect(error.orig, None, None)  # type: ignore[arg-type]
+                if not (lost or _starting(error)) or attempt == ATTEMPTS:
+                    raise LedgerError(f"the ledger at {self._engine.url} failed: {_first_line(error.orig)}") from error
+                time.sleep(0.25 * 2**attempt)
+            except SQLAlchemyError as error:
+                raise LedgerError(f"the ledger at {self._engine.url} failed: {_first_line(error)}") from error
+        raise AssertionError("the last attempt returns or raises")
+
+
+@lru_cache(maxsize=8)
+def _engine(url: str) -> sa.Engine:
+    try:
+        address = sa.make_url(with_driver(url))
+        if address.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+            raise SettingsError(f"REMINT_LEDGER {address}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+        if address.get_backend_name() == "postgresql":
+            return sa.create_engine(address, pool_pre_ping=True)
+        if address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(address, connect_args={"timeout": BUSY}, poolclass=sa.NullPool)
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise SettingsError("REMINT_LEDGER: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE") from None
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"REMINT_LEDGER: PostgreSQL needs {error.name}: pip install 'psycopg[binary]'") from None
+
+    # The driver opens a transaction only at the first write, too late for a compare-and-swap: begin it ourselves
+    # (SQLAlchemy, "Serializable isolation, savepoints, transactional DDL" of the SQLite dialect's page).
+    @event.listens_for(engine, "connect")
+    def _no_implicit_begin(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        immediate = connection.get_execution_options().get("remint_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def _starting(error: DBAPIError) -> bool:
+    """Whether PostgreSQL cannot be reached for the moment: it refuses, starts or stops (SQLSTATE classes 08 and 57P)."""
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return (
+        state.startswith(("08", "57P"))
+        or "connection failed" in str(error.orig)
+        or "connection refused" in str(error.orig).lower()
+    )
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

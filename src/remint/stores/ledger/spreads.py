@@ -1,0 +1,55 @@
+"""What seeds alone make of each pipeline (remint spread), in the ledger's database: append-only, the newest counts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from remint.records import SeedSpread
+from remint.stores.ledger.database import Database
+
+SCHEMA = 1
+
+_metadata = sa.MetaData()
+_schema = sa.Table("spreads_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+_rows = sa.Table(
+    "seed_spreads",
+    _metadata,
+    sa.Column("pipeline", sa.String(256), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("spread", sa.Text, nullable=False),  # SeedSpread as JSON
+)
+
+
+class Spreads:
+    """The spreads at one database address, their tables made where there are none. Raises what ledger.database raises."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+        self._database.make(_metadata, _schema, SCHEMA)
+
+    def record(self, spread: SeedSpread, who: str) -> None:
+        """Appends one measurement. Where a reply is lost it may stand there twice, which changes nothing."""
+
+        def once() -> None:
+            with self._database.write(f"spread {spread.pipeline}") as connection:
+                last = sa.select(sa.func.max(_rows.c.sequence)).where(_rows.c.pipeline == spread.pipeline)
+                row = {"pipeline": spread.pipeline, "sequence": (connection.execute(last).scalar() or 0) + 1, "who": who}
+                at = datetime.now(UTC).isoformat(timespec="seconds")
+                connection.execute(_rows.insert().values(**row, at=at, spread=spread.model_dump_json()))
+
+        self._database.again(once)
+
+    def newest(self, pipeline: str) -> SeedSpread | None:
+        """The spread that was recorded last, None where nobody has measured it."""
+        query = sa.select(_rows.c.spread).where(_rows.c.pipeline == pipeline).order_by(_rows.c.sequence.desc()).limit(1)
+
+        def read() -> str | None:
+            with self._database.read() as connection:
+                return connection.execute(query).scalar()
+
+        found = self._database.again(read)
+        return SeedSpread.model_validate_json(found) if found else None

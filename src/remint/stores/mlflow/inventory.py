@@ -1,0 +1,149 @@
+"""What MLflow holds, all of it, for those who hold it against other stores: versions, runs, and folders of its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remint.errors import NotFoundError
+from remint.records import ModelVersion, TrainedModel
+from remint.runtime import scratch
+from remint.stores.mlflow import package
+from remint.stores.mlflow.door import client, door, pages
+from remint.stores.mlflow.registration import Tracking
+from remint.stores.mlflow.versions import record_of
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, deleted or not. ``ours``: opened by remint. ``version``: tag of the version that was registered of it."""
+
+    id: str
+    status: str
+    deleted: bool
+    ours: bool
+    version: str
+    place: str  # address of its files
+
+
+@dataclass(frozen=True)
+class Held:
+    """One version and where its files are said to be."""
+
+    version: ModelVersion
+    source: str
+
+
+def runs(store: Tracking) -> dict[str, Run]:
+    """Every run that MLflow still has a row of, by its id."""
+    from mlflow.entities import ViewType
+
+    with door("list runs"):
+        mlflow = client(store.uri, store.lock)
+        experiments = [each.experiment_id for each in pages(lambda **page: mlflow.search_experiments(ViewType.ALL, **page))]
+        found = pages(lambda **page: mlflow.search_runs(experiments, run_view_type=ViewType.ALL, **page))
+        return {run.info.run_id: _run(run) for run in found}
+
+
+def _run(run: Any) -> Run:
+    tags = run.data.tags
+    return Run(
+        id=run.info.run_id,
+        status=run.info.status,
+        deleted=run.info.lifecycle_stage == "deleted",
+        ours="remint.start" in tags,
+        version=tags.get("remint.version", ""),
+        place=run.info.artifact_uri,
+    )
+
+
+def has_run(store: Tracking, run_id: str) -> bool:
+    """Whether MLflow has a row of this run."""
+    try:
+        with door(f"look for run {run_id}"):
+            client(store.uri, store.lock).get_run(run_id)
+    except NotFoundError:
+        return False
+    return True
+
+
+def restore_run(store: Tracking, run_id: str) -> None:
+    """Takes back that a run was deleted."""
+    with door(f"restore run {run_id}"):
+        client(store.uri, store.lock).restore_run(run_id)
+
+
+def versions(store: Tracking, name: str) -> list[Held]:
+    """The versions of one model, oldest first, without their aliases."""
+    with door(f"list versions of {name}"):
+        mlflow = client(store.uri, store.lock)
+        found = pages(lambda **page: mlflow.search_model_versions(f"name = '{name}'", **page))
+        return sorted((Held(record_of(each), each.source or "") for each in found), key=lambda each: each.version.version)
+
+
+def files(store: Tracking, held: Held) -> dict[str, int]:
+    """Size in bytes, by name, of the files of a version's bundle, as the store lists them; none where the folder is gone.
+
+    Raises IntegrityError where links, pipes or devices lie among them.
+    """
+    with door(f"list the files of {held.version.ref}"):
+        place = package.local(held.source)
+        if place is not None and place.exists():
+            package.only_files(place)
+        listed = _repository(store, held.source).list_artifacts(package.DATA)
+        return {Path(each.path).name: each.file_size or 0 for each in listed or [] if not each.is_dir}
+
+
+def keeps_model(store: Tracking, run: Run) -> bool:
+    """Whether a run keeps the files of a model."""
+    with door(f"list the files of run {run.id}"):
+        return any(each.path == package.FOLDER for each in _repository(store, run.place).list_artifacts() or [])
+
+
+def has_files(store: Tracking, place: str) -> bool:
+    """Whether any file lies below this address: `mlflow gc` leaves empty folders behind."""
+    with door(f"list {place}"):
+        repository, folders = _repository(store, place), [""]
+        while folders:
+            listed = repository.list_artifacts(folders.pop() or None) or []
+            if any(not each.is_dir for each in listed):
+                return True
+            folders += [each.path for each in listed if each.is_dir]
+    return False
+
+
+def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
+    """Each folder of a run's files that the artifact stores of all experiments list: the run's id and its address."""
+    from mlflow.entities import ViewType
+
+    with door("list the folders of runs"):
+        mlflow = client(store.uri, store.lock)
+        experiments = list(pages(lambda **page: mlflow.search_experiments(ViewType.ALL, **page)))
+        for place in sorted({each.artifact_location for each in experiments if each.artifact_location}):
+            for each in _repository(store, place).list_artifacts() or []:
+                if each.is_dir and RUN_ID.fullmatch(Path(each.path).name):
+                    yield Path(each.path).name, f"{place}/{each.path}"
+
+
+def put_back(store: Tracking, held: Held, bundle: Path) -> None:
+    """Writes the files of a version again, from a verified bundle of it, and reads them back. Removes nothing.
+
+    Raises IntegrityError where the store gives back other bytes than were registered.
+    """
+    with door(f"put {held.version.ref} back"), scratch.folder() as temporary:
+        package.check(bundle, held.version)
+        packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, temporary / package.FOLDER)
+        _repository(store, held.source).log_artifacts(str(packed))
+        store.set_tags(held.version, {"package_sha256": package.sha256(packed)})  # MLmodel tells the time of its packing
+        store.fetch(store.version(held.version.ref), temporary / "back")
+
+
+def _repository(store: Tracking, place: str) -> Any:  # its methods have no types
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(place, tracking_uri=store.uri)

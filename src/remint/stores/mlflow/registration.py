@@ -1,0 +1,230 @@
+"""Registration: versions that exist once a key, and only once their bytes were seen to be loadable."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from remint.errors import IntegrityError, RemintError
+from remint.records import ModelVersion, TrainedModel, canonical
+from remint.runtime import manifest, scratch
+from remint.stores.mlflow import package
+from remint.stores.mlflow.door import PREFIX, create_once, door, prefixed
+from remint.stores.mlflow.versions import Registry, record_of
+
+CURVE = "curve.csv"  # in a bundle
+KEY, VERSION = PREFIX + "key", PREFIX + "version"  # of a run: of the model that it registers, and what came of it
+
+Verify = Callable[[Path], str]  # loads a bundle elsewhere and says in a sentence what it saw; raises where it does not load
+
+
+class Tracking(Registry):
+    """MLflow, whole: runs, models, and the making of versions."""
+
+    def register(
+        self,
+        bundle: Path,  # sealed folder of the trained model
+        trained: TrainedModel,
+        name: str,  # of the registered model
+        run_id: str | None,  # open run that trained it; None: it was restored, and a run is opened just for this
+        tags: Mapping[str, str],  # lineage; commit and dirty ("true" or "false") at least
+        attachments: Mapping[str, Path],  # files and folders to keep with the run, by name
+        verify: Verify,  # called with the bundle that was read back from the store
+    ) -> ModelVersion:
+        """The version of ``trained.key``: the one that exists, or a new one. Closes the run as FINISHED.
+
+        The bytes are in the store, read back, compared and verified, before the version exists; where anything fails there
+        is no version and the run stays open. One that exists is read back too, and what its run has lost is uploaded again.
+        A version that came from uncommitted work loses that mark, and takes the tags, when a clean commit gives the same key.
+
+        Raises IntegrityError where the bundle or what the store gives back is damaged, StorageError where it is full, and
+        what ``verify`` raises.
+        """
+        sealed = manifest.verify(bundle)
+        if sealed["files"].get(package.WEIGHTS) != trained.weights_sha256:
+            raise IntegrityError(f"{bundle}/{package.WEIGHTS} is not what training.json was written with: train again")
+        with door(f"register {name}"), self.exclusively(f"model {name}"):
+            version = self._by_key(name, trained.key)
+            if version is None:
+                lineage = {**_facts(trained, bundle), **tags}
+                with self._run_of(run_id, trained) as open_run:
+                    version = self._make(bundle, trained, name, open_run, lineage, attachments, verify)
+                run_id = open_run
+            else:
+                self._make_whole(version, bundle, trained, verify)
+                if self._is_told_better(version, tags, attachments):
+                    # In this order, so that a process that dies in between leaves what asks the next one to do it again.
+                    self.set_tags(version, {key: value for key, value in tags.items() if key != "dirty"})
+                    self.attach(version, attachments)
+                    self.set_tags(version, {"dirty": tags.get("dirty", "true")})
+                version = self.version(version.ref)
+            if run_id:
+                self._client.set_tag(run_id, VERSION, version.ref)
+                self.end_run(run_id, "FINISHED")
+        return version
+
+    @contextmanager
+    def _run_of(self, run_id: str | None, trained: TrainedModel) -> Iterator[str]:
+        """The run that trained the model; or the one that a process left which died while it registered it; or one that is
+        opened in its stead. The latter two are closed where the block fails."""
+        if run_id is not None:
+            yield run_id
+            return
+        run_id = self._left_of(trained)
+        if run_id is not None:
+            self.reopen_run(run_id)
+        else:
+            run_id = self.start_run(trained.pipeline, {"restored": "true"}, trained.recipe)
+        try:
+            yield run_id
+        except BaseException as error:
+            with suppress(RemintError):  # the first error is the one to tell
+                self.end_run(run_id, "FAILED" if isinstance(error, RemintError) else "KILLED", str(error) or type(error).__name__)
+            raise
+
+    def _left_of(self, trained: TrainedModel) -> str | None:
+        """The run in which a registration of this model did not come to its end."""
+        closed = f"tags.`{KEY}` = '{trained.key}' and attributes.status != 'RUNNING'"
+        found = self._client.search_runs([self._experiment(trained.pipeline)], closed)
+        return next((run.info.run_id for run in found if VERSION not in run.data.tags), None)
+
+    def _make(
+        self,
+        bundle: Path,
+        trained: TrainedModel,
+        name: str,
+        run_id: str,
+        lineage: Mapping[str, str],
+        attachments: Mapping[str, Path],
+        verify: Verify,
+    ) -> ModelVersion:
+        """Uploads, reads back, verifies, and then makes the version with all its tags in one request."""
+        client = self._client
+        client.set_tag(run_id, KEY, trained.key)  # first: who registers these weights after we died goes on with this run
+        self._complete_curves(run_id, bundle / CURVE)
+        uploaded = self._upload(bundle, trained, name, run_id, verify)
+        with door(f"upload {name}"):
+            for attachment, path in attachments.items():
+                self.log_file(run_id, path, attachment)
+            source = self._source(run_id)
+        with door(f"register {name}"):
+            self._ensure_model(name)
+            made = create_once(
+                lambda: client.create_model_version(
+                    name, source, run_id, tags=prefixed({**lineage, **uploaded}), await_creation_for=0
+                ),
+                lambda: self._find(name, trained.key),
+            )
+            first = self._find(name, trained.key)
+            if first is not None and first.version != made.version:  # a host came in when a PostgreSQL took our lock with it
+                client.delete_model_version(name, made.version)
+                made = first
+            return record_of(made)
+
+    def _complete_curves(self, run_id: str, curve: Path) -> None:
+        """Adds the rows that the run lacks: other processes trained a part of it, or all."""
+        with curve.open(newline="") as stream:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        if rows:
+            first = next(name for name in rows[0] if name != "step")
+            known = {point.step for point in self._client.get_metric_history(run_id, first)}
+            self.log_metrics(run_id, [row for row in rows if int(row["step"]) not in known])
+
+    def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> dict[str, str]:
+        """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""
+        with door(f"upload {name}"), scratch.folder() as temporary:
+            packed = package.pack(bundle, trained.spec, temporary / package.FOLDER)
+            self._client.log_artifacts(run_id, str(packed), package.FOLDER)
+            (temporary / "back").mkdir()
+            back = self._download(self._source(run_id), temporary / "back")
+            (back / package.MARK).unlink(missing_ok=True)
+            others = _others(packed, back)
+            if others:
+                raise IntegrityError(
+                    f"{name}: the store gave back other bytes than were uploaded to run {run_id} ({', '.join(others)}): nothing "
+                    "was registered; run again, and remove from there what is none of ours"
+                )
+            try:
+                return {"verified": verify(package.unpack(back)), "package_sha256": package.sha256(back)}
+            except IntegrityError as error:
+                raise IntegrityError(f"{name}: {error}; nothing was registered") from error
+
+    def _source(self, run_id: str) -> str:
+        """Where the run keeps its model."""
+        return f"{self._client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
+
+    def _make_whole(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
+        """Makes a version that exists loadable from the same weights.
+
+        A run that is still open was left by a process that died after it made the version; a deleted one is restored, lest
+        `mlflow gc` takes the bytes. Raises IntegrityError where the bytes are gone and their run with them.
+        """
+        run = self._run(version)
+        if run is not None:
+            if run.info.lifecycle_stage == "deleted":
+                with door(f"restore the run of {version.ref}"):
+                    self._client.restore_run(version.run_id)
+            self.end_run(version.run_id, "FINISHED")
+        with scratch.folder() as temporary:
+            try:
+                self.fetch(version, temporary / "bundle")
+                return
+            except IntegrityError as lost:
+                if run is None:
+                    raise IntegrityError(
+                        f"{lost}; nor is there its MLflow run {version.run_id}, which would take them: delete the version in "
+                        "MLflow and run again, which registers these weights anew"
+                    ) from lost
+        facts = {**_facts(trained, bundle), **self._upload(bundle, trained, version.name, version.run_id, verify)}
+        self.set_tags(version, {key: value for key, value in facts.items() if version.tags.get(key) != value})
+        with scratch.folder() as temporary:
+            self.fetch(self.version(version.ref), temporary / "bundle")
+
+    def _is_told_better(self, version: ModelVersion, tags: Mapping[str, str], attachments: Mapping[str, Path]) -> bool:
+        """Whether this registration's lineage goes before that of the version: it is clean, or has files that were lost."""
+        if self._run(version) is None:
+            return False  # nothing can be kept with it any more
+        dirty = tags.get("dirty") != "false"
+        if version.dirty != dirty:
+            return version.dirty
+        kept = {item.path for item in self._client.list_artifacts(version.run_id)}
+        return not kept >= {name.partition("/")[0] for name in attachments}
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            create_once(lambda: self._client.create_registered_model(name), lambda: None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _others(packed: Path, back: Path) -> list[str]:
+    """The files, at most three, that are not the same in both folders."""
+    ours, theirs = ({str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()} for root in (packed, back))
+    names = sorted({*ours, *theirs})
+    same = {name for name in names if name in ours and name in theirs and _equal(ours[name], theirs[name])}
+    return [name for name in names if name not in same][:3]
+
+
+def _equal(path: Path, other: Path) -> bool:
+    return manifest.sha256_file(path) == manifest.sha256_file(other)
+
+
+def _facts(trained: TrainedModel, bundle: Path) -> dict[str, str]:
+    """The part of a version's lineage that the training itself knows."""
+    return {
+        "key": trained.key,
+        "weights_sha256": trained.weights_sha256,
+        "manifest_sha256": manifest.sha256_file(bundle / manifest.NAME),
+        "dataset": trained.dataset,
+        "pipeline": trained.pipeline,
+        "recipe": canonical(trained.recipe),
+        "seed": str(trained.recipe.get("training", {}).get("seed", "")),
+        "world_size": str(trained.world_size),
+        "best_step": str(trained.best_step),
+        "fingerprint": canonical(trained.fingerprint),
+    }

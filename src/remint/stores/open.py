@@ -1,0 +1,28 @@
+"""The stores of one home, opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from remint.records import ModelVersion
+from remint.runtime.home import Home
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.spreads import Spreads
+from remint.stores.mlflow import Tracking
+
+
+def open_tracking(home: Home) -> Tracking:
+    return Tracking(home.tracking_uri, home.artifacts, home.lock("registry"), home.ledger_url)
+
+
+def open_ledger(home: Home) -> Ledger:
+    return Ledger(home.ledger_url)
+
+
+def open_spreads(home: Home) -> Spreads:
+    return Spreads(home.ledger_url)
+
+
+def fetch_bundle(home: Home, version: ModelVersion) -> Path:
+    """The version's bundle on this machine, fetched once and verified each time."""
+    return open_tracking(home).fetch(version, home.copy(version.key))

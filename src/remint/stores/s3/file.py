@@ -1,0 +1,57 @@
+"""One object that settings name together with its SHA-256: fetched once, and never anything else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from remint.errors import DataError, IntegrityError, Interrupted
+from remint.runtime import processes
+from remint.runtime.home import Home
+from remint.runtime.manifest import sha256_file
+from remint.stores.s3.bucket import Bucket, Changed, door, parse
+from remint.stores.s3.folder import OnEvent
+
+
+def fetch_file(home: Home, key: str, url: str, sha256: str, on_event: OnEvent) -> Path:
+    """HOME/files/``sha256`` with the bytes of that digest, from ``url`` where they are not there yet. Whole or not at all.
+
+    ``key``: the setting that names the address, for errors. Raises DataError where no such object lies there or it changes
+    while it is read, IntegrityError where it is another file, StorageError as ``fetch`` does.
+    """
+    path = home.files / sha256
+    if path.is_file() and sha256_file(path) == sha256:
+        return path
+    bucket, name = parse(key, url)
+    where = f"{key}: {url}"
+    part = path.with_name(f".{sha256}.{os.getpid()}.part")
+    with door(where):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            found = _read(Bucket(bucket, name), part, on_event)
+            if found != sha256:
+                raise IntegrityError(f"its SHA-256 is {found}, expected {sha256}: nothing of it was kept")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path
+
+
+def _read(bucket: Bucket, part: Path, on_event: OnEvent) -> str:
+    """Writes the one object that the address names to ``part``; its SHA-256."""
+    listed, *others = bucket.objects().values()
+    if others or listed.key != bucket.prefix:
+        raise DataError("it is a folder, expected the address of one file: s3://bucket/key")
+    read = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal read
+        read += count
+        on_event({"event": "progress", "step": read, "steps": listed.size})
+        if processes.stopping.is_set():
+            raise Interrupted("interrupted: run the same command again")
+
+    try:
+        return bucket.read(listed, part, on_bytes)[0]
+    except Changed:
+        raise DataError("it changed while it was read: run again when nobody writes to it") from None

@@ -1,0 +1,239 @@
+"""The folder that a bucket is brought into: what is there already stays, what is gone goes, the rest is fetched."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from remint.errors import DataError, Interrupted, StorageError
+from remint.runtime import processes
+from remint.runtime.home import Home
+from remint.runtime.manifest import sha256_file
+from remint.stores.s3.bucket import CONNECTIONS, Bucket, Changed, Listed, door, parse
+
+ROUNDS = 3  # times that the bucket is listed where it changes while it is read
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An object that lies in the folder: what the bucket said of it, and what was written."""
+
+    size: int
+    etag: str
+    modified: str
+    version: str | None  # where the bucket keeps versions
+    sha256: str
+    mtime_ns: int
+
+    def is_of(self, listed: Listed) -> bool:
+        """Whether the bucket still says the same. Without an ETag the time has to do."""
+        same = self.etag == listed.etag if listed.etag else self.modified == listed.modified.isoformat()
+        return same and self.size == listed.size
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What one call did: how many objects the folder holds now, and how many files were fetched and removed."""
+
+    objects: int
+    fetched: int
+    removed: int
+
+
+def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> Fetched:
+    """Makes HOME/fetched/``dataset`` hold what lies at ``url``, one process at a time; ``on_event`` is told of progress.
+
+    Raises DataError where there is no such bucket or nothing in it, for keys that cannot be paths below a folder, and for
+    objects that change faster than they can be read; StorageError where S3 is out of reach, refuses or fails, or this disk
+    is full; IntegrityError where bytes are not what the bucket says of them.
+    """
+    key = f"params.yaml: datasets.{dataset}.source"
+    bucket, prefix = parse(key, url)
+    with _locked(home, dataset, fcntl.LOCK_EX), door(f"{key}: {url}"):
+        return _Fetch(Bucket(bucket, prefix), url, home.fetched, dataset, on_event).run()
+
+
+@contextmanager
+def held(home: Home, dataset: str, url: str) -> Iterator[None]:
+    """Inside the block nobody changes what was fetched. Raises StorageError where it is of another source by now."""
+    with _locked(home, dataset, fcntl.LOCK_SH):
+        if _known(_manifest(home.fetched, dataset), url) is None:
+            raise StorageError(f"{home.fetched / dataset} was fetched from another source meanwhile, by another job: run again")
+        yield
+
+
+@contextmanager
+def _locked(home: Home, dataset: str, how: int) -> Iterator[None]:
+    """Waits for the lock of a dataset's folder; the kernel frees it however a process ends. Ctrl-C ends the wait."""
+    path = home.lock(f"fetched-{hashlib.sha256(dataset.encode()).hexdigest()[:16]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if processes.stopping.wait(0.1):
+                    raise Interrupted(f"interrupted while another job fetched {dataset}") from None
+        yield
+
+
+def _manifest(root: Path, dataset: str) -> Path:
+    return root / f".{dataset}.json"
+
+
+def _known(path: Path, url: str) -> dict[str, Kept] | None:
+    """What a manifest vouches for; None where there is none of this source that can be read: then all is fetched again."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["source"] != url:
+            return None
+        return {name: Kept(**entry) for name, entry in content["objects"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class _Fetch:
+    """One fetch, and how far it has come."""
+
+    def __init__(self, bucket: Bucket, url: str, root: Path, dataset: str, on_event: OnEvent) -> None:
+        self.bucket, self.url, self.on_event = bucket, url, on_event
+        self.folder, self.manifest, self.parts = root / dataset, _manifest(root, dataset), root / f".{dataset}.parts"
+        self.written = _known(self.manifest, url)
+        self.kept = dict(self.written or {})
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.count = self.bytes = 0  # fetched so far
+
+    def run(self) -> Fetched:
+        removed = 0
+        for _ in range(ROUNDS):
+            listed = self.bucket.objects()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            missing = [each for each in listed.values() if not self._is_here(each)]
+            self._check_room(sum(each.size for each in missing))
+            removed += self._remove_others(set(listed))
+            changed = self._get_all(missing)
+            if not changed:
+                return Fetched(len(listed), self.count, removed)
+        raise DataError(
+            f"the object {changed[0]!r} changed while it was read, {ROUNDS} times: run again when nobody writes to the bucket"
+        )
+
+    def _is_here(self, listed: Listed) -> bool:
+        """Whether the object lies here as it was written: by size and time, else by its SHA-256."""
+        kept, path = self.kept.get(listed.name), self.folder / listed.name
+        if kept is None or not kept.is_of(listed):
+            return False
+        try:
+            here = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if not stat.S_ISREG(here.st_mode) or here.st_size != kept.size:
+            return False
+        if here.st_mtime_ns != kept.mtime_ns:
+            if sha256_file(path) != kept.sha256:
+                return False
+            self.kept[listed.name] = replace(kept, mtime_ns=here.st_mtime_ns)
+        return True
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise StorageError(
+                f"no room for {needed / 2**20:.0f} MiB in {self.folder} ({free / 2**20:.0f} MiB are free): nothing was fetched; "
+                "free space, or set REMINT_HOME to a folder of a larger disk"
+            )
+
+    def _remove_others(self, names: set[str]) -> int:
+        """Takes away what the bucket does not hold, and every link: nothing is written through one. How many files."""
+        removed = 0
+        for place, folders, files in os.walk(self.folder, topdown=False):
+            for path in (Path(place, each) for each in (*files, *folders)):
+                if path.is_dir() and not path.is_symlink():
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                elif path.is_symlink() or path.relative_to(self.folder).as_posix() not in names:
+                    path.unlink()
+                    removed += 1
+        self.kept = {name: kept for name, kept in self.kept.items() if name in names}
+        return removed
+
+    def _get_all(self, missing: list[Listed]) -> list[str]:
+        """Fetches objects, several at a time; the keys of those that changed meanwhile. What is whole is kept in any case."""
+        todo: queue.SimpleQueue[Listed] = queue.SimpleQueue()
+        for each in missing:
+            todo.put(each)
+        changed: list[str] = []
+        total = self.count + len(missing)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        self.parts.mkdir()
+        try:
+            with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="s3") as pool:
+                working = {pool.submit(self._work, todo, changed) for _ in missing[:CONNECTIONS]}
+                try:
+                    while working:
+                        ended, working = wait(working, timeout=0.5, return_when=FIRST_EXCEPTION)
+                        self.on_event({"event": "progress", "step": self.count, "steps": total, "MiB": self.bytes / 2**20})
+                        for worker in ended:
+                            worker.result()
+                        if processes.stopping.is_set():
+                            raise Interrupted("interrupted: what was fetched is kept; run the same command again to go on")
+                except BaseException:
+                    self.stop.set()
+                    raise
+        finally:
+            if self.kept != self.written:
+                self._write()
+            shutil.rmtree(self.parts, ignore_errors=True)
+        return changed
+
+    def _work(self, todo: queue.SimpleQueue[Listed], changed: list[str]) -> None:
+        """One worker: takes objects until there are no more, or somebody failed."""
+        part = self.parts / str(threading.get_ident())
+        while not self.stop.is_set():
+            try:
+                listed = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                sha256, version = self.bucket.read(listed, part, self._on_bytes)
+            except Changed:
+                changed.append(listed.key)
+                continue
+            path = self.folder / listed.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(path)
+            facts = (listed.size, listed.etag, listed.modified.isoformat(), version)
+            with self.lock:
+                self.kept[listed.name] = Kept(*facts, sha256, path.stat().st_mtime_ns)
+                self.count += 1
+
+    def _on_bytes(self, count: int) -> None:
+        if self.stop.is_set():
+            raise Interrupted("another object failed")
+        with self.lock:
+            self.bytes += count
+
+    def _write(self) -> None:
+        """The manifest, in one rename, after the files that it names."""
+        temporary = self.manifest.with_suffix(".tmp")
+        objects = {name: asdict(kept) for name, kept in sorted(self.kept.items())}
+        with temporary.open("w") as stream:
+            json.dump({"source": self.url, "objects": objects}, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.manifest)
