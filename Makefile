@@ -55,7 +55,7 @@ bench-fashion: setup ## Fashion-MNIST, half an hour a family
 
 soak: setup ## the long tests and every counted case in full; CASE=7 one case, SEED=3 its seed, PART=1/4 a fourth of it; it goes on where it was stopped
 	$(BIN)/pytest --soak $(if $(CASE),--case $(CASE)) --seed $(SEED) --part $(PART) tests
-	$(BIN)/python -m tests.trials
+	$(BIN)/python -m tests.support.trials
 
 clean: ## the environment and everything that runs left behind
 	rm -rf .venv .remint outs

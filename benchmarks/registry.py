@@ -36,7 +36,7 @@ from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import LedgerRow, canonical, digest
 from remint.runtime.home import Home
 from remint.stores.open import open_ledger
-from tests import registry_cases
+from tests.support import registry_cases
 
 HERE = Path(__file__).parents[1]
 OUT = HERE / "docs/results/registry.json"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.postgres import postgres  # noqa: F401 (a fixture)
-from tests.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
-from tests.trials import Trials
+from tests.support.postgres import postgres  # noqa: F401 (a fixture)
+from tests.support.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
+from tests.support.trials import Trials
 
 if TYPE_CHECKING:
     from remint.data.arrays import Dataset
@@ -106,7 +106,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose MLflow database was made and holds nothing: making it takes seconds. To be copied."""
-    from tests import registry_cases
+    from tests.support import registry_cases
 
     home = tmp_path_factory.mktemp("empty")
     registry_cases.tracking(home).initialise()
@@ -116,7 +116,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def registered(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home with four small versions of one model that nobody judged. To be copied (promotion_cases.copied)."""
-    from tests import promotion_cases
+    from tests.support import promotion_cases
 
     return promotion_cases.filled(empty, tmp_path_factory.mktemp("registered"), versions=4)
 

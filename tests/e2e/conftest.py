@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import kills
-from tests.e2e.team import Team, make_team
-from tests.prefect_server import PrefectServer
+from tests.support import kills
+from tests.support.prefect_server import PrefectServer
+from tests.support.team import Team, make_team
 
 
 @pytest.fixture(scope="session")

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from remint.settings.params import write_params
-from tests import access
-from tests.access import Running
-from tests.e2e.team import Team
 from tests.e2e.test_s3 import PIPELINE
-from tests.leaks import Search, secrets, watched
-from tests.ports import free_port
-from tests.postgres import Postgres
-from tests.s3 import OWN, PASSWORD, Server
-from tests.trials import Trials
+from tests.support import access
+from tests.support.access import Running
+from tests.support.leaks import Search, secrets, watched
+from tests.support.ports import free_port
+from tests.support.postgres import Postgres
+from tests.support.s3 import OWN, PASSWORD, Server
+from tests.support.team import Team
+from tests.support.trials import Trials
 
 REST, FILES = "/api/2.0/mlflow", "/api/2.0/mlflow-artifacts/artifacts"
 NAMES = (

@@ -14,10 +14,10 @@ from remint.records import Decision, LedgerRow, MetricValue, RuleResult
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from remint.stores.open import open_ledger, open_tracking
-from tests import promotion_cases as cases
-from tests.e2e.team import Team
-from tests.prefect_server import ask
-from tests.promotion_cases import MODEL
+from tests.support import promotion_cases as cases
+from tests.support.prefect_server import ask
+from tests.support.promotion_cases import MODEL
+from tests.support.team import Team
 
 PROGRAM = """
 import json, sys

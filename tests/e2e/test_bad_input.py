@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remint.settings.params import read_params, write_params
-from tests.e2e.team import Team
+from tests.support.team import Team
 
 
 def the_error(team: Team, *arguments: str, status: int = 2, cwd: Path | None = None) -> str:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests import ends, kills
-from tests.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
-from tests.trials import Trials
+from tests.support import ends, kills
+from tests.support.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
+from tests.support.trials import Trials
 
 
 @pytest.mark.case(22)

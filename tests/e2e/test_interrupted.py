@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.e2e.team import Team
-from tests.prefect_server import ask
+from tests.support.prefect_server import ask
+from tests.support.team import Team
 
 LONG = [
     *("run", "digits-vae", "--set", "training.steps=2000", "--set", "training.checkpoint_every=50"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import ends, kills
-from tests.trials import Trial, Trials
+from tests.support import ends, kills
+from tests.support.trials import Trial, Trials
 
 
 @pytest.mark.case(1)

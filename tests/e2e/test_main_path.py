@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from tests.browser import look, needs_chromium
-from tests.e2e.team import Team
+from tests.support.browser import look, needs_chromium
+from tests.support.team import Team
 
 DESIGN_KEYS = {"pipeline", "dataset_version", "weights_sha256", "model", "version", "trained", "metrics", "decision", "seconds"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from remint.settings.params import read_params, write_params
-from tests.e2e.team import Team
+from tests.support.team import Team
 
 SOURCE = "examples/pixelcnn/family.py"
 

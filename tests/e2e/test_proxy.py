@@ -24,12 +24,12 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from remint.settings.params import read_params, write_params
-from tests import access
-from tests.access import Running
-from tests.e2e.team import SOURCE, Team
 from tests.e2e.test_s3 import PIPELINE
-from tests.ports import free_port
-from tests.postgres import fresh
+from tests.support import access
+from tests.support.access import Running
+from tests.support.ports import free_port
+from tests.support.postgres import fresh
+from tests.support.team import SOURCE, Team
 
 pytestmark = pytest.mark.soak
 PAGE = (SOURCE / "docs/how-to/production.md").read_text()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from remint.settings.params import write_params
-from tests.e2e.team import Team
+from tests.support.team import Team
 
 PIPELINE = {
     "dataset": "ramps",

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from remint.settings.params import write_params
-from tests.e2e.team import Team
-from tests.s3 import OWN, PASSWORD, Server
+from tests.support.s3 import OWN, PASSWORD, Server
+from tests.support.team import Team
 
 PIPELINE = {
     "dataset": "pictures",

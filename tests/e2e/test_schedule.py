@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 
 from remint.settings.params import read_params, write_params
-from tests.e2e.team import Team
-from tests.leaks import Search, secrets, watched
-from tests.ports import free_port
-from tests.postgres import Postgres
-from tests.prefect_server import ask
+from tests.support.leaks import Search, secrets, watched
+from tests.support.ports import free_port
+from tests.support.postgres import Postgres
+from tests.support.prefect_server import ask
+from tests.support.team import Team
 
 SECRETS = secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 

@@ -12,10 +12,10 @@ import pytest
 
 from remint.runtime import jobs
 from remint.runtime.home import Home
-from tests.e2e.team import Team
-from tests.ports import free_port
-from tests.prefect_server import PrefectServer, ask
-from tests.trials import Trials
+from tests.support.ports import free_port
+from tests.support.prefect_server import PrefectServer, ask
+from tests.support.team import Team
+from tests.support.trials import Trials
 
 
 @pytest.mark.case(9)

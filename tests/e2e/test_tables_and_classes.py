@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.e2e.team import Team
+from tests.support.team import Team
 
 
 def test_1_a_table_goes_the_same_way(served_team: Team) -> None:

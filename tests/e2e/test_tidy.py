@@ -17,7 +17,7 @@ from flows.stack.deploy import deploy
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import load_params, read_params, write_params
-from tests.e2e.team import Team
+from tests.support.team import Team
 
 
 @pytest.fixture

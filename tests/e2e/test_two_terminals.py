@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.e2e.team import Team
+from tests.support.team import Team
 
 
 def test_two_terminals(lone_team: Team, tmp_path: Path) -> None:

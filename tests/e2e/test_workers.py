@@ -18,11 +18,11 @@ import pytest
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
-from tests.e2e.team import Team
 from tests.faults.test_processes import gone
-from tests.ports import free_port
-from tests.prefect_server import ask
-from tests.trials import Trials
+from tests.support.ports import free_port
+from tests.support.prefect_server import ask
+from tests.support.team import Team
+from tests.support.trials import Trials
 
 HEARTBEATS = 3 * 30.0  # seconds
 BOUND = 240.0  # seconds that docs/how-to/killed-runs.md promises

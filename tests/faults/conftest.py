@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import registry_cases
+from tests.support import registry_cases
 
 
 @pytest.fixture(scope="module")

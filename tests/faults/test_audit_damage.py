@@ -24,9 +24,9 @@ from remint.runtime.home import Home
 from remint.stores.dvc import presence
 from remint.stores.dvc.ask import folder as dvc_folder
 from remint.stores.open import open_ledger
-from tests import audit_cases
-from tests.audit_cases import MODEL, World, place
-from tests.promotion_cases import mlflow_gc
+from tests.support import audit_cases
+from tests.support.audit_cases import MODEL, World, place
+from tests.support.promotion_cases import mlflow_gc
 
 
 @pytest.fixture(scope="module")

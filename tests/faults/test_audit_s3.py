@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow.store.artifact import s3_artifact_repo
 
-from tests import audit_cases
-from tests.audit_cases import MODEL
-from tests.ports import free_port
-from tests.s3 import Server
+from tests.support import audit_cases
+from tests.support.audit_cases import MODEL
+from tests.support.ports import free_port
+from tests.support.s3 import Server
 
 
 def test_what_a_bucket_lost_is_named_and_put_back(

@@ -12,10 +12,10 @@ import pytest
 
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
-from tests.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
 from tests.faults.test_leases import HOLDER, heard
 from tests.faults.test_processes import wait_for
-from tests.trials import Trials
+from tests.support.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
+from tests.support.trials import Trials
 
 SILENT = 1.0  # seconds of a waiter's patience
 

@@ -31,10 +31,10 @@ from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import Collected
 from remint.stores.mlflow import Tracking, removal
 from remint.stores.open import open_ledger, open_tracking
-from tests import collect_cases as cases
-from tests.collect_cases import World
-from tests.promotion_cases import copied, mlflow_gc
-from tests.s3 import Server
+from tests.support import collect_cases as cases
+from tests.support.collect_cases import World
+from tests.support.promotion_cases import copied, mlflow_gc
+from tests.support.s3 import Server
 
 Make = Callable[[int], World]
 
@@ -215,7 +215,7 @@ def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[st
 def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishes(make: Make) -> None:
     world = make(3)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.collect_cases", str(world.home.repository)],
+        [sys.executable, "-m", "tests.support.collect_cases", str(world.home.repository)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import remint
 from flows import steps
 from remint.data import arrays
 from remint.errors import IntegrityError, VersioningError
 from remint.records import DatasetVersion
 from remint.runtime.home import Home
 from remint.stores import git
-from remint.stores.dvc import Workspace, __file__, workspace, workspace_environment
-from tests.trials import Trials
+from remint.stores.dvc import Workspace, workspace, workspace_environment
+from tests.support.trials import Trials
 
 STEP = """
 import json, pathlib, sys
@@ -128,7 +129,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     np.savez(repository / "images.npz", allow_pickle=False, x=generator.integers(0, 5, size=(240, 5, 5)).astype(np.uint8))
     commit = "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
     subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
-    source, real = str(Path(__file__).parents[2]), workspace.environment
+    source, real = str(Path(remint.__file__).parents[1]), workspace.workspace_environment
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REMINT_HOME", raising=False)
         patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server

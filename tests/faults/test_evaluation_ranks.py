@@ -24,7 +24,7 @@ from remint.evaluation.frechet import Moments
 from remint.models.families import family
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import apply_overrides, read_params, write_params
-from tests import training_cases as cases
+from tests.support import training_cases as cases
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

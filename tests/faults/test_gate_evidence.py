@@ -21,9 +21,9 @@ from torch import Tensor
 from remint.errors import DataError
 from remint.records import Evidence, MetricValue
 from remint.stores import git
-from tests import gate_cases as cases
-from tests.gate_cases import COLUMNS, Generator, Trained, evidence, judged
-from tests.trials import Trial, Trials
+from tests.support import gate_cases as cases
+from tests.support.gate_cases import COLUMNS, Generator, Trained, evidence, judged
+from tests.support.trials import Trial, Trials
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile_archives import ARCHIVES, HARMLESS
-from tests.measured import Reader, reader
-from tests.trials import Trials
+from tests.support.hostile_archives import ARCHIVES, HARMLESS
+from tests.support.measured import Reader, reader
+from tests.support.trials import Trials
 
 MOST_GROWN = 200 << 20  # bytes
 SOON = 2.0  # seconds of the processor

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.measured import Reader, reader
-from tests.poisons import Payload
+from tests.support.measured import Reader, reader
+from tests.support.poisons import Payload
 
 MOST_GROWN = 200 << 20  # bytes
 

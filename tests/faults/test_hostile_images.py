@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile_images import OTHERS, mutated
-from tests.measured import Reader, reader
-from tests.trials import Trials
+from tests.support.hostile_images import OTHERS, mutated
+from tests.support.measured import Reader, reader
+from tests.support.trials import Trials
 
 EACH = 100  # files of one trial
 MOST_GROWN = 400 << 20  # bytes: 67 million pixels are 200 MB as RGB, and twice that while they are converted

@@ -18,10 +18,10 @@ from remint.serving import model, pyfunc
 from remint.stores.mlflow import Tracking
 from remint.stores.mlflow.inventory import versions
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
-from tests import promotion_cases as cases
-from tests.poisons import BUNDLE, POISONS, Payload, Poison, remake
-from tests.promotion_cases import MODEL
-from tests.trials import Trials
+from tests.support import promotion_cases as cases
+from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, remake
+from tests.support.promotion_cases import MODEL
+from tests.support.trials import Trials
 
 REF = f"{MODEL}/1"
 

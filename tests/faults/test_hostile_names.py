@@ -15,15 +15,16 @@ from remint.maintenance.rebuild import record
 from remint.promotion import queries
 from remint.records import canonical
 from remint.runtime.home import Home, is_name
+from remint.runtime.yaml import load_safe_yaml
 from remint.settings import plugins
-from remint.settings.params import apply_overrides, load_params, plain, read_params, validate_params
+from remint.settings.params import apply_overrides, load_params, read_params, validate_params
 from remint.stores import git
 from remint.stores.dvc import locked
 from remint.stores.open import fetch_bundle, open_tracking
 from remint.stores.s3.bucket import path_of
-from tests import promotion_cases as cases
-from tests.promotion_cases import MODEL
-from tests.trials import Trials
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
+from tests.support.trials import Trials
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = [
@@ -92,7 +93,7 @@ def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, 
 
 
 def test_the_commands_of_dvc_hold_no_other_words_than_names() -> None:
-    stages = plain.values((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    stages = load_safe_yaml((REPOSITORY / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
         assert stage["foreach"] in ("${datasets}", "${pipelines}")
         assert stage["do"]["cmd"] == f"exec python -m pipelines.{name} ${{key}}"

@@ -17,8 +17,8 @@ from remint.errors import Busy, Interrupted, LeaseLost
 from remint.runtime import jobs, processes
 from remint.runtime.home import Home
 from remint.stores.ledger import leases
-from tests.postgres import Postgres
-from tests.trials import Trials
+from tests.support.postgres import Postgres
+from tests.support.trials import Trials
 
 # Takes the lease of "m" and keeps it; what it is told, it writes; where it loses the lease, it says so.
 HOLDER = """

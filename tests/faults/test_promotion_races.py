@@ -15,10 +15,10 @@ from remint.promotion.decide import Against
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.runtime.home import Home
 from remint.stores.open import open_ledger, open_tracking
-from tests import promotion_cases as cases
-from tests.promotion_cases import MODEL
-from tests.racers import context, racer
-from tests.trials import Trials
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
+from tests.support.racers import context, racer
+from tests.support.trials import Trials
 
 
 @pytest.fixture

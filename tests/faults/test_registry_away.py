@@ -21,10 +21,10 @@ from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking, door, registration
-from tests import registry_cases as cases
-from tests.mlflow_server import Server, losing, serving
-from tests.postgres import Postgres
-from tests.trials import Trials
+from tests.support import registry_cases as cases
+from tests.support.mlflow_server import Server, losing, serving
+from tests.support.postgres import Postgres
+from tests.support.trials import Trials
 
 PATIENCE = 10.0  # seconds that are ridden out for certain
 WRITES = 10  # of one trial that are counted: a version, tags, metrics, an alias

@@ -18,8 +18,8 @@ import pytest
 from remint.errors import StorageError, TrackingError
 from remint.serving import fresh
 from remint.stores.mlflow import Tracking, door
-from tests import registry_cases as cases
-from tests.ports import free_port
+from tests.support import registry_cases as cases
+from tests.support.ports import free_port
 
 
 def client(store: Tracking) -> Any:
@@ -29,7 +29,7 @@ def client(store: Tracking) -> Any:
 
 
 def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
-    program = [sys.executable, "-m", "tests.registry_cases", str(home), str(bundle), str(count), uri]
+    program = [sys.executable, "-m", "tests.support.registry_cases", str(home), str(bundle), str(count), uri]
     done = subprocess.run(program, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -12,8 +12,8 @@ from remint.errors import IntegrityError
 from remint.models.bundle import load_model
 from remint.records import ModelVersion
 from remint.stores.mlflow import Tracking
-from tests import registry_cases as cases
-from tests.trials import Trials
+from tests.support import registry_cases as cases
+from tests.support.trials import Trials
 
 
 @pytest.fixture

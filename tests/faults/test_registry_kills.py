@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.answering import Ask, program
-from tests.postgres import Postgres
-from tests.trials import Trials
+from tests.support.answering import Ask, program
+from tests.support.postgres import Postgres
+from tests.support.trials import Trials
 
 EFFECTS = {  # what a registration and promotion leave behind, each with a moment before and after it
     "create_experiment",
@@ -36,7 +36,7 @@ EFFECTS = {  # what a registration and promotion leave behind, each with a momen
 @contextmanager
 def killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
     """What kills at the moment of a number, and says where that was and what was wrong after it."""
-    with program("tests.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
+    with program("tests.support.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
         moments = {name for _, name in kill(None)["moments"]}
         assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}
         yield kill

@@ -15,8 +15,8 @@ from remint.records import SeedSpread
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import Tracking
-from tests.postgres import Postgres
-from tests.racers import at_once, context, racer
+from tests.support.postgres import Postgres
+from tests.support.racers import at_once, context, racer
 
 PROCESSES = 16
 

@@ -18,7 +18,7 @@ from remint.records import ModelVersion
 from remint.runtime import manifest
 from remint.serving import fresh
 from remint.stores.mlflow import Tracking
-from tests import registry_cases as cases
+from tests.support import registry_cases as cases
 
 
 @pytest.fixture

@@ -36,10 +36,10 @@ from remint.stores.dvc import reach as remote
 from remint.stores.ledger import chain, database
 from remint.stores.mlflow import Tracking
 from remint.stores.s3 import bucket as s3_door
-from tests.leaks import Search, secrets
-from tests.postgres import Postgres
-from tests.s3 import Server
-from tests.trials import Trials
+from tests.support.leaks import Search, secrets
+from tests.support.postgres import Postgres
+from tests.support.s3 import Server
+from tests.support.trials import Trials
 
 NOBODY = "127.0.0.1:9"  # the port "discard", where nobody listens
 

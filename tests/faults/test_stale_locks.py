@@ -20,7 +20,7 @@ from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger import leases
 from tests.faults.test_processes import wait_for
-from tests.trials import Trials
+from tests.support.trials import Trials
 
 # Holds all that a job holds: its own locks, the registry's, its pipeline's lease; says so, and sleeps.
 HOLDER = """

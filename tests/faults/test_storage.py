@@ -20,8 +20,8 @@ from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
 from remint.stores.s3 import folder
-from tests.ports import free_port
-from tests.s3 import PASSWORD, USER, Proxy, Server
+from tests.support.ports import free_port
+from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
 OBJECTS = {f"p/{i}": bytes([i]) * 1000 for i in range(40)}
 

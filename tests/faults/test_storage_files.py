@@ -14,7 +14,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, validate_params
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
-from tests.s3 import PASSWORD, USER, Proxy, Server
+from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
 CONTENT = bytes(range(256)) * 8192
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

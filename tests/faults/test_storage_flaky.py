@@ -16,10 +16,10 @@ from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.dvc import presence
 from remint.stores.s3 import bucket as door
-from tests import registry_cases as cases
-from tests.ports import free_port
-from tests.s3 import Proxy, Server
-from tests.trials import Trials
+from tests.support import registry_cases as cases
+from tests.support.ports import free_port
+from tests.support.s3 import Proxy, Server
+from tests.support.trials import Trials
 
 DVC = "[core]\n    no_scm = true\n    remote = far\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"far\"']\n    url = s3://{bucket}/dvc\n    verify = true\n"
 

@@ -23,10 +23,10 @@ from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.dvc import last_error_line, presence
 from remint.stores.s3 import bucket as door
-from tests import access
-from tests import registry_cases as cases
 from tests.faults.test_storage_flaky import connect, kept_in
-from tests.s3 import Server
+from tests.support import access
+from tests.support import registry_cases as cases
+from tests.support.s3 import Server
 
 
 def _pump(here: socket.socket, there: socket.socket) -> None:

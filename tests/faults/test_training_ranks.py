@@ -23,8 +23,8 @@ from remint.errors import DataError, Interrupted, StepError
 from remint.records import TrainedModel
 from remint.training import train
 from remint.training.checkpoint import Checkpoints
-from tests import training_cases as cases
-from tests.trials import Trials
+from tests.support import training_cases as cases
+from tests.support.trials import Trials
 
 # Each rank draws its own dropout. In float64 the order of a sum is far below 1e-10; but Adam divides the rounding of a
 # gradient that is 0 (of the bias of a critic of which only differences matter) by its epsilon of 1e-8.

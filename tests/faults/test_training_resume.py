@@ -19,8 +19,8 @@ from remint.records import TrainedModel
 from remint.runtime.processes import stopping
 from remint.training import divergence, guard, loop, train
 from remint.training.checkpoint import Checkpoints
-from tests import training_cases as cases
-from tests.trials import Trials
+from tests.support import training_cases as cases
+from tests.support.trials import Trials
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from remint.stores.git import Commit
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking
 from remint.stores.open import open_ledger, open_tracking
-from tests import promotion_cases as cases
-from tests.promotion_cases import MODEL
-from tests.trials import Trials
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
+from tests.support.trials import Trials
 
 RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
 MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before

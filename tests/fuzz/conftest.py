@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck
 
-from tests.trials import Trials
+from tests.support.trials import Trials
 
 SECONDS, ROUNDS = 10.0, 10  # of a soak, for each of six tests
 EXAMPLES = 40  # in `make test`, and between two looks at the clock

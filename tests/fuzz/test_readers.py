@@ -32,9 +32,9 @@ from remint.runtime import manifest
 from remint.settings.params import apply_overrides, load_params, read_params, validate_params
 from remint.settings.recipe import DatasetSettings
 from remint.training.checkpoint import NOTES, TENSORS, Checkpoints
-from tests import registry_cases
 from tests.fuzz.conftest import Fuzz
-from tests.hostile_images import mutated
+from tests.support import registry_cases
+from tests.support.hostile_images import mutated
 
 REPOSITORY = Path(__file__).parents[2]
 MOST_GROWN = 600 << 10  # KiB that one test may add to the peak of this process

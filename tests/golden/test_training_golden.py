@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remint.records import TrainedModel
-from tests import training_cases as cases
+from tests.support import training_cases as cases
 
 SETTINGS = {"steps": 20, "validate_every": 1}
 

@@ -18,7 +18,7 @@ from remint.models.bundle import MODEL, WEIGHTS, load_model, save_model
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, Phase, standard_normal
 from remint.records import DataSpec
 from remint.runtime import manifest
-from tests.models_cases import CASES, IMAGE, Case, a_batch, examples, labels
+from tests.support.models_cases import CASES, IMAGE, Case, a_batch, examples, labels
 
 PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo}
 

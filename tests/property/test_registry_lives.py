@@ -35,10 +35,10 @@ from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger.chain import Action, projection
 from remint.stores.open import open_ledger, open_tracking
-from tests import collect_cases, registry_cases
-from tests import promotion_cases as cases
-from tests.promotion_cases import MODEL
-from tests.trials import Trials
+from tests.support import collect_cases, registry_cases
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
+from tests.support.trials import Trials
 
 REGISTERED = 3  # versions that are there at the start
 VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not be there

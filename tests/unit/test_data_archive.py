@@ -19,7 +19,7 @@ import pytest
 from remint.data import archive, sources
 from remint.errors import DataError
 from remint.settings.recipe import DatasetSettings
-from tests import hostile_archives
+from tests.support import hostile_archives
 from tests.unit.test_data_pictures import encoded, picture, refusal, snapshot, tree
 
 Image = pytest.importorskip("PIL.Image")

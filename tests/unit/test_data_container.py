@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from remint.data import container, pictures
 from remint.settings.recipe import DatasetSettings
-from tests.hostile_images import READ, whole
-from tests.measured import Reader, reader
+from tests.support.hostile_images import READ, whole
+from tests.support.measured import Reader, reader
 from tests.unit.test_data_pictures import encoded, picture
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ import pytest
 from remint.data.arrays import Dataset
 from remint.evaluation.bench import EvaluationContext
 from remint.records import DatasetVersion
-from tests.evaluation_cases import Itself, bench_of, normal, rows
+from tests.support.evaluation_cases import Itself, bench_of, normal, rows
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from remint.evaluation import cost
 from remint.evaluation.cost import Task
 from remint.models.contract import CanSample, HasElbo, HasLogProb
-from tests.models_cases import CASES, MIXED, SQUARE, Case
+from tests.support.models_cases import CASES, MIXED, SQUARE, Case
 
 
 class Clock:

@@ -10,7 +10,7 @@ from remint.errors import DataError
 from remint.evaluation import distance, intervals
 from remint.evaluation.evaluate import measure
 from remint.evaluation.frechet import Moments, frechet_distance
-from tests.evaluation_cases import Itself, Sampler, bench_of, normal, rows
+from tests.support.evaluation_cases import Itself, Sampler, bench_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

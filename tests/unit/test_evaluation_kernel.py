@@ -8,7 +8,7 @@ import torch
 
 from remint.evaluation import kernel
 from remint.evaluation.evaluate import measure
-from tests.evaluation_cases import Sampler, always, bench_of, normal, rows
+from tests.support.evaluation_cases import Sampler, always, bench_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from remint.evaluation import neighbours, pairs
 from remint.evaluation.bench import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.records import Column
-from tests.evaluation_cases import Array, Itself, Sampler, always, bench_of, normal, rows
+from tests.support.evaluation_cases import Array, Itself, Sampler, always, bench_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remint.evaluation.evaluate import measure
 from remint.settings.params import read_params, validate_params
-from tests.evaluation_cases import Sampler, bench_of, normal, rows
+from tests.support.evaluation_cases import Sampler, bench_of, normal, rows
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/diversity"

@@ -14,7 +14,7 @@ from remint.errors import SettingsError
 from remint.models.contract import standard_normal
 from remint.records import DataSpec
 from remint.settings.params import read_params, validate_params
-from tests.models_cases import IMAGE, LABELLED_PAIR, MIXED, PAIR, Case, a_batch, every_example, examples, labels
+from tests.support.models_cases import IMAGE, LABELLED_PAIR, MIXED, PAIR, Case, a_batch, every_example, examples, labels
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/pixelcnn"
@@ -123,7 +123,7 @@ def test_the_page_shows_the_file_whole_and_in_order() -> None:
     *parts, cases = blocks("python")
     assert [line for part in parts for line in lines(part)] == lines((EXAMPLE / "family.py").read_text())
     assert blocks("toml") == [(EXAMPLE / "pyproject.toml").read_text()]
-    assert cases in (REPOSITORY / "tests/models_cases.py").read_text()
+    assert cases in (REPOSITORY / "tests/support/models_cases.py").read_text()
 
 
 def test_the_pages_pipeline_is_valid() -> None:

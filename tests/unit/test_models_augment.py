@@ -13,8 +13,8 @@ from remint.models.contract import standard_normal
 from remint.models.gan import build, phases
 from remint.records import DataSpec
 from remint.settings.recipe import GanSettings
-from tests.models_cases import NUMBERS as TABLE
-from tests.models_cases import a_batch
+from tests.support.models_cases import NUMBERS as TABLE
+from tests.support.models_cases import a_batch
 
 COLOURS = DataSpec(shape=(3, 8, 16), levels=17)
 SETTINGS = GanSettings(latent=3, hidden=8, layers=2, augment=0.6, augment_examples=60)

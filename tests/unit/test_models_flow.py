@@ -17,7 +17,7 @@ from remint.models.layers import normal_log_density
 from remint.models.splines import parameters, rational_quadratic
 from remint.records import Column, DataSpec
 from remint.settings.recipe import FlowSettings
-from tests.models_cases import CASES, IMAGE, MIXED, PAIR, Case, every_example, examples
+from tests.support.models_cases import CASES, IMAGE, MIXED, PAIR, Case, every_example, examples
 
 BOUND = 5.0
 

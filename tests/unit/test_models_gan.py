@@ -26,7 +26,7 @@ from remint.models.labels import Labels
 from remint.models.layers import to_levels, to_unit
 from remint.records import Column, DataSpec
 from remint.settings.recipe import GanSettings, Loss
-from tests.models_cases import CASES, IMAGE, NUMBERS, examples, labels
+from tests.support.models_cases import CASES, IMAGE, NUMBERS, examples, labels
 
 SETTINGS = GanSettings(latent=3, hidden=8, layers=2, penalty=6.0, penalty_final=1.0, penalty_every=4)
 LOSSES: list[Loss] = ["relativistic", "minimax", "non_saturating", "wgan_gp"]

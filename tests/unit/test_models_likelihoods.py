@@ -22,7 +22,7 @@ from remint.models.likelihoods import (
 )
 from remint.models.row_likelihoods import GaussianMixtureColumns, RowFeatures, RowLikelihood, SigmaGaussianColumns
 from remint.records import Column, DataSpec
-from tests.models_cases import MIXED, examples
+from tests.support.models_cases import MIXED, examples
 
 IMAGE = DataSpec(shape=(1, 2, 3), levels=5)
 # Numbers before, between and behind the categories: what is put in the wrong place shows.

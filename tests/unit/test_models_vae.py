@@ -20,7 +20,7 @@ from remint.models.layers import normal_log_density
 from remint.models.vae import Elbo, Vae, build, kl_from_prior
 from remint.records import DataSpec
 from remint.settings.recipe import VaeSettings
-from tests.models_cases import IMAGE, MIXED, NUMBERS, PAIR, Case, every_example, examples, labels
+from tests.support.models_cases import IMAGE, MIXED, NUMBERS, PAIR, Case, every_example, examples, labels
 
 GRID = torch.linspace(-9, 9, 1801, dtype=torch.float64)  # trapezoidal weights are equal: the integrands vanish at the ends
 LOG_WEIGHT = normal_log_density(GRID) + math.log(0.01)

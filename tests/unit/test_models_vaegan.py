@@ -18,7 +18,7 @@ from remint.models.vae import Elbo
 from remint.models.vaegan import DecoderPhase, VaeGan
 from remint.settings.params import read_params, validate_params
 from remint.settings.recipe import VaeGanCriticSettings, VaeGanSettings
-from tests.models_cases import IMAGE, MIXED, PAIR, Case, a_batch, every_example
+from tests.support.models_cases import IMAGE, MIXED, PAIR, Case, a_batch, every_example
 
 CRITIC = VaeGanCriticSettings(hidden=8, layers=2, penalty_every=2)
 SETTINGS = VaeGanSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, adversarial=0.3, critic=CRITIC)

@@ -34,7 +34,7 @@ from remint.records import (
     canonical,
 )
 from remint.settings.judging import Bound, Improve, PromotionSettings
-from tests.browser import look, needs_chromium
+from tests.support.browser import look, needs_chromium
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x onerror=alert(1)>{{ 7 * 7 }}"
 IMAGES = DataSpec(shape=(1, 8, 8), levels=17, classes=2, class_names=("cat", HOSTILE))

@@ -21,8 +21,8 @@ from remint.records import Column, DataSpec
 from remint.runtime import manifest
 from remint.runtime.events import EVENTS
 from remint.serving import fresh
-from tests import registry_cases
-from tests.models_cases import CASES, MIXED
+from tests.support import registry_cases
+from tests.support.models_cases import CASES, MIXED
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from remint.promotion.tolerance import tolerances
 from remint.records import MetricValue, ModelVersion, SeedSpread, canonical
 from remint.runtime import manifest
 from remint.stores.mlflow import Tracking
-from tests import registry_cases as cases
+from tests.support import registry_cases as cases
 
 HERE = {"processor": "one", "threads": 1, "device": "cpu"}
 ELSEWHERE = {"processor": "other", "threads": 1, "device": "cpu"}

@@ -12,7 +12,7 @@ from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import Collected
 from remint.stores.open import open_ledger, open_tracking
-from tests import registry_cases as cases
+from tests.support import registry_cases as cases
 
 
 def decide(book: Ledger, action: str, version: int, after: int | None, before: int | None) -> None:

@@ -18,7 +18,7 @@ from remint.models.draw import BLOCK
 from remint.serving import model as serving
 from remint.serving.model import ServedModel
 from remint.serving.pyfunc import _load_pyfunc
-from tests import registry_cases as cases
+from tests.support import registry_cases as cases
 
 
 @pytest.fixture(scope="module")

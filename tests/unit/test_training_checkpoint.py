@@ -14,8 +14,8 @@ import torch
 
 from remint.errors import IntegrityError, RunError, StorageError
 from remint.training.checkpoint import Checkpoints
-from tests.training_cases import environment
-from tests.trials import Trials
+from tests.support.training_cases import environment
+from tests.support.trials import Trials
 
 TENSORS = {
     "weight": torch.tensor([1 / 3, -0.0, float("inf")]),

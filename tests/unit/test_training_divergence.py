@@ -20,7 +20,7 @@ from remint.models.contract import Batch, Phase
 from remint.runtime.manifest import verify
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import Ending, TrainingState
-from tests.loop_cases import Cliff, Fit, Line, by_hand, fit
+from tests.support.loop_cases import Cliff, Fit, Line, by_hand, fit
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from remint.training.loop import learning_rate_factor
 from remint.training.randomness import batch_noise
 from remint.training.state import Ending, Row
 from remint.training.validation import scorer
-from tests.loop_cases import ONE, Fit, Line, by_hand, fit
+from tests.support.loop_cases import ONE, Fit, Line, by_hand, fit
 
 
 @pytest.fixture(autouse=True)

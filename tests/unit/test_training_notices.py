@@ -13,7 +13,7 @@ from remint.cli.terminal import Display
 from remint.distributed import launch
 from remint.errors import Interrupted, StepError
 from remint.training.checkpoint import Checkpoints
-from tests.loop_cases import Cliff, Fit, Line, fit
+from tests.support.loop_cases import Cliff, Fit, Line, fit
 
 CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "checkpoint_every": 5}
 

@@ -23,7 +23,7 @@ from remint.models.contract import CanSample
 from remint.records import TrainedModel, digest
 from remint.runtime.manifest import verify
 from remint.training import divergence, loop
-from tests import training_cases as cases
+from tests.support import training_cases as cases
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import trials
-from tests.trials import Trials
+from tests.support import trials
+from tests.support.trials import Trials
 
 TEST = "tests/faults/test_x.py::test_x"
 

@@ -1,6 +1,6 @@
 """What reading hostile files costs: each is read in a forked process of its own, whose memory and time are measured.
 
-python -m tests.measured    a line of JSON on standard input: {"kind": .., "paths": [..]}; a line for each path on standard output
+python -m tests.support.measured    a line of JSON on standard input: {"kind": .., "paths": [..]}; a line for each path on standard output
 
 A process that crashes, hangs or fills the memory ends alone, and its line says how.
 """
@@ -50,7 +50,7 @@ class Reader:
 
 @contextmanager
 def reader() -> Iterator[Reader]:
-    arguments = [sys.executable, "-m", "tests.measured"]
+    arguments = [sys.executable, "-m", "tests.support.measured"]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         try:

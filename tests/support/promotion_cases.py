@@ -12,7 +12,7 @@ from remint.records import LedgerRow, ModelVersion, canonical
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Action
 from remint.stores.open import open_ledger, open_tracking
-from tests import registry_cases
+from tests.support import registry_cases
 
 MODEL = "digits-flow"
 TAGS = {

@@ -14,7 +14,7 @@ from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
 from remint.stores.s3.folder import Fetched
-from tests.s3 import Proxy, Server
+from tests.support.s3 import Proxy, Server
 
 
 @pytest.fixture

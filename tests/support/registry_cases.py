@@ -1,7 +1,7 @@
 """Small real bundles that tests of the registry share, and a program whose processes register them at the same time.
 
-python -m tests.registry_cases HOME BUNDLE COUNT [URI]    COUNT processes register BUNDLE at once; prints each one's version
-python -m tests.registry_cases HOME BUNDLE die            opens a run and kills itself
+python -m tests.support.registry_cases HOME BUNDLE COUNT [URI]    COUNT processes register BUNDLE at once; prints each one's version
+python -m tests.support.registry_cases HOME BUNDLE die            opens a run and kills itself
 """
 
 from __future__ import annotations

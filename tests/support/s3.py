@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 USER, PASSWORD = "remint-tests", "planted-secret-8d3fb1"
 JUICEFS = str(Path(sys.executable).parent / "juicefs")

@@ -8,7 +8,7 @@
             trial.note(lost=0)
 
 What a trial does is a function of (case, test, seed, number), so that a failure is repeated by its seed. A soak writes a line for
-each trial that went well into .remint/soak/ and does the others only; `python -m tests.trials` adds the lines up
+each trial that went well into .remint/soak/ and does the others only; `python -m tests.support.trials` adds the lines up
 into docs/results/soak.json and the table of docs/reliability.md.
 """
 
@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).parents[1] / ".remint/soak"
-RESULTS = Path(__file__).parents[1] / "docs/results/soak.json"
-PAGE = Path(__file__).parents[1] / "docs/reliability.md"
-BEGIN, END = "<!-- soak: written by python -m tests.trials -->\n", "<!-- soak: end -->\n"
+RECORDS = Path(__file__).parents[2] / ".remint/soak"
+RESULTS = Path(__file__).parents[2] / "docs/results/soak.json"
+PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+BEGIN, END = "<!-- soak: written by python -m tests.support.trials -->\n", "<!-- soak: end -->\n"
 
 
 @dataclass

@@ -15,8 +15,8 @@ from remint.runtime.home import Home
 from remint.stores.ledger.chain import projection
 from remint.stores.ledger.database import Database
 from remint.stores.open import open_ledger, open_tracking
-from tests import promotion_cases as cases
-from tests.promotion_cases import MODEL
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
 
 
 @pytest.fixture

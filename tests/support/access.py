@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.ports import free_port
-from tests.s3 import SERVE
+from tests.support.ports import free_port
+from tests.support.s3 import SERVE
 
 SETTINGS = """[mlflow]
 default_permission = READ

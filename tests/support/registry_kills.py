@@ -1,6 +1,6 @@
 """Kills a process at each boundary of a registration and promotion, and looks at what the next command makes of it.
 
-python -m tests.registry_kills FOLDER SEED [POSTGRES]    for each number on standard input a kill, at moments ordered by SEED
+python -m tests.support.registry_kills FOLDER SEED [POSTGRES]    for each number on standard input a kill, at moments ordered by SEED
 
 A boundary is the moment before, and the one after, each call that leaves something behind: MLflow's writing methods, the
 copy of each file into its store, commits that wrote, renames, and the check in another process. Their order is recorded
@@ -33,7 +33,7 @@ from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.ledger.chain import projection
 from remint.stores.open import open_ledger, open_tracking
-from tests import registry_cases as cases
+from tests.support import registry_cases as cases
 
 NAME = "digits-flow"
 WRITES = (  # of MlflowClient

@@ -18,8 +18,8 @@ from remint.runtime.manifest import sha256_file
 from remint.settings.params import load_params
 from remint.stores.ledger.collected import Collected
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
-from tests import promotion_cases as cases
-from tests.promotion_cases import MODEL
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
 
 
 @pytest.fixture

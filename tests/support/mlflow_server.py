@@ -1,6 +1,6 @@
 """A real MLflow server for tests that is killed and there again within a moment, and a proxy that loses its replies.
 
-python -m tests.mlflow_server PORT DATABASE FILES    imports the server once; each line on standard input forks one that serves,
+python -m tests.support.mlflow_server PORT DATABASE FILES    imports the server once; each line on standard input forks one that serves,
                                                      and prints its process id
 """
 
@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from remint.runtime.parent import die_with_parent
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 
 @dataclass
@@ -67,7 +67,7 @@ def serving(home: Path) -> Iterator[Server]:
     """A server on the MLflow database of a home."""
     port = free_port()
     database = f"sqlite:///{home}/mlflow/mlflow.db"
-    command = [sys.executable, "-m", "tests.mlflow_server", str(port), database, str(home / "files")]
+    command = [sys.executable, "-m", "tests.support.mlflow_server", str(port), database, str(home / "files")]
     with (home / "server.log").open("w") as log:
         parent = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

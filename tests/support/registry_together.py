@@ -1,6 +1,6 @@
 """Eight retrainings of one name end at once: with eight models, and then all with the same one.
 
-python -m tests.registry_together HOME    for each number on standard input, on a copy of HOME; one line of JSON a number
+python -m tests.support.registry_together HOME    for each number on standard input, on a copy of HOME; one line of JSON a number
 
 Processes are forked after the imports, open every store anew, and begin when the last of them is there.
 """
@@ -20,9 +20,9 @@ import torch
 
 from remint.runtime.home import Home
 from remint.serving import fresh
-from tests import registry_cases as cases
-from tests.promotion_cases import copied
-from tests.registry_kills import forked_check, in_a_fork
+from tests.support import registry_cases as cases
+from tests.support.promotion_cases import copied
+from tests.support.registry_kills import forked_check, in_a_fork
 
 COUNT = 8
 NAME = "digits-flow"

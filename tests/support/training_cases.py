@@ -94,7 +94,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def environment() -> dict[str, str]:
     """What a child needs to import the library."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
 
 

@@ -16,7 +16,7 @@ from remint.records import ModelVersion
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.stores.mlflow import Tracking, door
-from tests import registry_cases as cases
+from tests.support import registry_cases as cases
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_a_version_of_somebody_else_is_listed_and_not_fetched(store: Tracking, t
 
 def test_runs_of_the_dead_are_closed_and_those_of_the_living_are_not(store: Tracking, home: Path, bundle: Path) -> None:
     mine = store.start_run("digits-flow", {}, {})
-    program = [sys.executable, "-m", "tests.registry_cases", str(home), str(bundle), "die"]
+    program = [sys.executable, "-m", "tests.support.registry_cases", str(home), str(bundle), "die"]
     killed = subprocess.run(program, capture_output=True, text=True, check=False)
     assert killed.returncode == -9
     assert store.close_stale() == [killed.stdout.strip()]

@@ -20,7 +20,7 @@ from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.stores.mlflow import Tracking
 from remint.stores.open import open_ledger, open_tracking
-from tests import registry_cases
+from tests.support import registry_cases
 
 MODEL = "digits-flow"
 CONFIG = (

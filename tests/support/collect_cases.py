@@ -1,6 +1,6 @@
 """A small real world to collect in: a git repository with dvc, its cache and remote, MLflow on SQLite, versions with data.
 
-python -m tests.collect_cases REPOSITORY    for each of POINTS a process that collects what no root needs and kills itself there
+python -m tests.support.collect_cases REPOSITORY    for each of POINTS a process that collects what no root needs and kills itself there
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from remint.stores import git
 from remint.stores.dvc import addresses, workspace_environment
 from remint.stores.ledger.chain import Ledger
 from remint.stores.open import open_ledger, open_tracking
-from tests import registry_cases
+from tests.support import registry_cases
 
 FILES = {
     "params.yaml": "datasets:\n  kept: {source: s3://bucket/kept}\n",

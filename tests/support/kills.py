@@ -23,10 +23,10 @@ from typing import Any
 import psutil
 
 from remint.runtime.home import Home
-from tests import ends
-from tests.e2e.team import REMINT, Team
-from tests.prefect_server import PrefectServer
-from tests.promotion_cases import copied
+from tests.support import ends
+from tests.support.prefect_server import PrefectServer
+from tests.support.promotion_cases import copied
+from tests.support.team import REMINT, Team
 
 MARK = "REMINT_TEST_RUN"  # in the environment of every process of one run
 PIPELINES = (  # each family, two processes, a table

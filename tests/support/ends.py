@@ -14,8 +14,8 @@ from remint.maintenance.gc import collect_garbage
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.open import open_ledger, open_tracking
-from tests.e2e.team import Team
-from tests.prefect_server import ask
+from tests.support.prefect_server import ask
+from tests.support.team import Team
 
 OWN = {"trained", "unchanged", "seconds", "report"}  # of an outcome: how this run came to it, and where it lies
 TIMED = {"flow_run", "ledger_hash", "package_sha256"}  # tags that hold a moment or a run, or a digest of one

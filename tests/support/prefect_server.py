@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import server
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 
 def ask(url: str, body: Any = None) -> Any:
