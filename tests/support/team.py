@@ -79,8 +79,8 @@ def quick(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def make_team(folder: Path) -> Team:
-    """A commit of what is in this working tree, with quick trainings."""
+def copy_sources(folder: Path) -> None:
+    """Copies what is in this working tree, without the tests."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=SOURCE, check=True, capture_output=True, text=True
     ).stdout.split("\n")
@@ -88,6 +88,11 @@ def make_team(folder: Path) -> Team:
         if (SOURCE / name).is_file() and not name.startswith("tests/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(SOURCE / name, folder / name)
+
+
+def make_team(folder: Path) -> Team:
+    """A commit of what is in this working tree, with quick trainings."""
+    copy_sources(folder)
     write_params(quick(read_params(folder)), folder)
     team = Team(folder)
     team.sh(

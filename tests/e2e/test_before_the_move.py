@@ -1,0 +1,65 @@
+"""A home from before the modules moved to their rooms: what it holds loads, verifies, rebuilds, and is made again the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from remint.settings.params import read_params, write_params
+from tests.support.team import SOURCE, Team, copy_sources, quick
+
+LAST_BEFORE = "1b187ecee1c0e1c604ddd2d464174d4450d8d0e2"  # the last commit with the old layout
+PIPELINE = "digits-vae"
+SAMPLE = ("sample", PIPELINE, "-n", "16", "--seed", "3")
+
+
+@dataclass
+class OldTeam(Team):
+    """The same repository, run by the code of its own commit."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "PYTHONPATH": os.pathsep.join(map(str, (self.folder / "src", self.folder)))}
+
+
+@pytest.fixture
+def old(tmp_path: Path, prefect_server: str) -> OldTeam:
+    folder = tmp_path / "team"
+    if subprocess.run(["git", "cat-file", "-e", LAST_BEFORE], cwd=SOURCE, check=False, capture_output=True).returncode:
+        pytest.skip(f"this clone is shallow: it lacks commit {LAST_BEFORE[:10]}")
+    subprocess.run(["git", "clone", "-q", "--no-checkout", SOURCE, folder], check=True)
+    team = OldTeam(folder, api=prefect_server)
+    team.sh(f"git checkout -q -B main {LAST_BEFORE} && git config user.email a@example.org && git config user.name A")
+    write_params(quick(read_params(folder)), folder)
+    team.sh("git commit -qam quick")
+    return team
+
+
+@pytest.mark.soak  # two minutes of processor time
+def test_an_old_home_loads_verifies_rebuilds_and_is_made_again_the_same(old: OldTeam, tmp_path: Path) -> None:
+    (before,) = old.json("run", PIPELINE)
+    assert (before["decision"]["verdict"], before["version"]) == ("promoted", 1)
+    old.remint(*SAMPLE, "-o", str(tmp_path / "before.npy"))
+    reasons = old.json("why", PIPELINE)["decisions"]
+
+    old.sh("git rm -rq .")
+    copy_sources(old.folder)
+    write_params(quick(read_params(old.folder)), old.folder)
+    old.sh("git add -A && git commit -qm 'the move'")
+    new = Team(old.folder, api=old.api)
+
+    new.remint(*SAMPLE, "-o", str(tmp_path / "after.npy"))
+    assert (tmp_path / "after.npy").read_bytes() == (tmp_path / "before.npy").read_bytes()
+    assert "verifies" in new.remint("history", PIPELINE, "--verify").stdout
+    assert new.json("why", PIPELINE)["decisions"] == reasons
+    answer = new.json("rebuild", f"{PIPELINE}/1")
+    assert answer["identical"], json.dumps(answer["differences"])
+
+    (after,) = new.json("run", PIPELINE)
+    assert after["trained"], "the code is another, so it trains again"
+    assert after["weights_sha256"] == before["weights_sha256"] and after["version"] == 1, "and makes the same version"
+    assert new.json("audit") == []
