@@ -39,7 +39,7 @@ def dataset(folder: Path) -> Dataset:
 def restored(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What cases.at_step and cases.ruin change is put back at the end."""
     monkeypatch.setattr(loop, "batch_indices", loop.batch_indices)
-    monkeypatch.setattr(divergence.Tolerance, "learning_rate", divergence.Tolerance.learning_rate)
+    monkeypatch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
     return monkeypatch
 
 
@@ -117,7 +117,7 @@ def test_twenty_resumes_within_one_run(trials: Trials, dataset: Dataset, tmp_pat
         recipe = cases.recipe(family, steps=21)
         whole, home = tmp_path / f"{trial.number}-whole", tmp_path / f"{trial.number}-pieces"
         with restored.context() as patch:
-            patch.setattr(divergence.Tolerance, "learning_rate", divergence.Tolerance.learning_rate)
+            patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
             if ruined:
                 cases.ruin(7)
             cases.run(recipe, dataset, whole)

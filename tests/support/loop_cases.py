@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.models.contract import Batch, Model, Phase, standard_normal
+from remint.settings.recipe import TrainingSettings
 from remint.training.checkpoint import Checkpoints
 from remint.training.loop import learning_rate_factor, training_loop
 from remint.training.randomness import BATCH
@@ -102,9 +103,9 @@ def fit(
             phases,
             X_NCHW,
             None,
-            score,
-            guard,
-            **SETTINGS | changed,
+            TrainingSettings.model_validate(SETTINGS | changed),
+            score=score,
+            guard=guard,
             world=ONE,
             machine={},
             checkpoints=checkpoints,

@@ -117,17 +117,17 @@ def at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None
 
 def ruin(step: int) -> None:
     """An infinite learning rate in that step, until the training has been back once: a function of its state alone."""
-    real = divergence.Tolerance.learning_rate
+    real = divergence.rollback_factor
 
-    def learning_rate(self: divergence.Tolerance, state: TrainingState) -> float:
-        return math.inf if state.step == step and not state.rollbacks else real(self, state)
+    def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
+        return math.inf if state.step == step and not state.rollbacks else real(state, settings)
 
-    divergence.Tolerance.learning_rate = learning_rate  # type: ignore[method-assign]
+    divergence.rollback_factor = rollback_factor
 
 
 def spoil(step: int) -> None:
     """Inf in one parameter's gradient in that step, and in the loss alone, whose gradient is finite, two steps later."""
-    real = loop._gradient
+    real = loop._compute_gradient
 
     def gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: str) -> Any:
         if batch.step != step:
@@ -138,7 +138,7 @@ def spoil(step: int) -> None:
         finally:
             hook.remove()
 
-    loop._gradient = gradient
+    loop._compute_gradient = gradient
 
 
 def stock() -> None:

@@ -105,7 +105,7 @@ def test_those_to_go_back_to_are_kept_and_later_ones_forgotten(checkpoints: Chec
         checkpoints.write(step, TENSORS, NOTES, keep=(2, 6))
     assert checkpoints.steps() == [2, 6, 8, 10]
     assert checkpoints.newest((2, 6)) == 6
-    checkpoints.forget_after(6)
+    checkpoints.delete_after(6)
     assert checkpoints.steps() == [2, 6]
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000002", "step-00000006"]
 

@@ -135,7 +135,7 @@ def test_what_is_left_out_is_one_step_of_adamw(tmp_path: Path) -> None:
     assert [row["fit_loss"] for row in state.rows if "fit_loss" in row] == pytest.approx(losses, rel=1e-6)
     assert [row.get("skipped") for row in state.rows] == [None, None, None, 1, 2, 2, 2, 2]
     assert ["fit_loss" in row for row in state.rows] == [True] * 3 + [False] * 2 + [True] * 3
-    assert (state.ending, state.skipped, state.in_a_row, state.rollbacks) == (Ending("finished"), 2, 0, [])
+    assert (state.ending, state.skipped, state.consecutive_skips, state.rollbacks) == (Ending("finished"), 2, 0, [])
 
 
 def test_a_row_is_the_mean_of_the_steps_that_were_taken(tmp_path: Path) -> None:

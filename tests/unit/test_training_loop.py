@@ -119,7 +119,7 @@ def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
     model = Line()
     state = fit(tmp_path, model, [Fit(model)])
     assert state.best_row is None
-    assert state.waited == 0
+    assert state.scores_since_best == 0
     assert torch.equal(state.served().state_dict()["weight"], state.average.model.state_dict()["weight"])
 
 
@@ -178,7 +178,7 @@ def test_a_healthy_model_is_served_as_it_is_at_the_end(tmp_path: Path) -> None:
     state = fit(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
     unwatched = fit(tmp_path / "b", other, [Fit(other)])
     assert state.ending == unwatched.ending == Ending("finished")
-    assert (state.served_row, state.waited) == (None, 0)
+    assert (state.served_row, state.scores_since_best) == (None, 0)
     assert torch.equal(state.served().state_dict()["weight"], unwatched.served().state_dict()["weight"])
     guard, _ = watching(0.5, 0.9, steps=8, every=4)
     assert ["coverage" in row for row in fit(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]

@@ -125,7 +125,7 @@ def test_every_family_survives_weights_that_are_not_finite(
     """The learning rate is infinite in the eighth step, once; then in all from the eighth on, whatever it is multiplied by."""
     several = case.startswith(("gan", "vaegan"))  # phases, of which the second breaks on what the first has come to
     with monkeypatch.context() as patch:
-        patch.setattr(divergence.Tolerance, "learning_rate", divergence.Tolerance.learning_rate)
+        patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
         cases.ruin(7)
         mended = cases.run(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "mended")
     assert (mended.ended, mended.steps) == ("finished", 20)

@@ -108,7 +108,7 @@ class Checkpoints:
         self.at(step).rename(aside)
         return aside
 
-    def forget_after(self, step: int) -> None:
+    def delete_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps."""
         for later in self.steps():
             if later > step:

@@ -15,19 +15,20 @@ import torch
 
 from remint.distributed.world import World
 from remint.runtime.events import emit
+from remint.settings.recipe import TrainingSettings
 from remint.training.guard import Guard
 from remint.training.state import Ending, Row, TrainingState
 from remint.training.validation import Score
 
 
 def end_interval(
-    state: TrainingState, world: World, score: Score | None, guard: Guard | None, *, steps: int, patience: int
+    state: TrainingState, world: World, score: Score | None, guard: Guard | None, settings: TrainingSettings
 ) -> str | None:
-    """Adds a row to the curve, and says whether training is over: ``state.ending``. Every rank calls it.
+    """Add a row to the curve and set ``state.ending`` where the training is over. Every rank calls it.
 
-    Returns what is wrong where the averaged model's score is not finite; nothing is added then.
+    Returns the problem where the averaged model's score is not finite; no row is added then.
     """
-    row = losses(state, world)
+    row = interval_row(state, world)
     if score is not None:
         row["validation"] = score(state.average.model)
         if not math.isfinite(row["validation"]):
@@ -35,7 +36,7 @@ def end_interval(
     if guard is not None and guard.due(state.step):
         row |= guard.look(state.average.model)
     state.add_row(row)
-    state.ending = ending(state, guard, steps=steps, patience=patience)
+    state.ending = ending(state, guard, settings)
     if world.leads:
         emit("metrics", **row)
         if state.ending and state.ending.collapsed and state.served_row:
@@ -43,34 +44,34 @@ def end_interval(
     return None
 
 
-def ending(state: TrainingState, guard: Guard | None, *, steps: int, patience: int) -> Ending | None:
-    """Whether the rows so far say that training is over, and why."""
+def ending(state: TrainingState, guard: Guard | None, settings: TrainingSettings) -> Ending | None:
+    """The reason to end the training after the rows so far; None: it goes on."""
     if guard is not None and (how := guard.collapsed(state.rows)):
         return Ending("collapsed", f"{how}, at step {state.step}; take another seed or, of a GAN, raise model.penalty")
-    if state.step == steps:
+    if state.step == settings.steps:
         return Ending("finished")
-    if patience > 0 and state.waited >= patience:
-        return Ending("patience", f"no better score in {patience} rows of the curve")
+    if 0 < settings.patience <= state.scores_since_best:
+        return Ending("patience", f"no better score in {settings.patience} rows of the curve")
     return None
 
 
-def losses(state: TrainingState, world: World) -> Row:
-    """Step, each phase's mean loss over the steps that were taken since the last row, and the phases' own numbers.
+def interval_row(state: TrainingState, world: World) -> Row:
+    """The row of the steps since the last one: step, each phase's mean loss, and the phases' own metrics.
 
-    All over the global batch. What is not there, or is not finite, is left out. ``skipped``: steps so far that were
-    left out, where there are any.
+    All over the global batch, without skipped steps. A number that is absent or not finite is left out. ``skipped``:
+    skipped steps since the start, where there are any.
     """
-    look(state, world)
+    update_phase_metrics(state, world)
     row: Row = {"step": state.step}
-    if state.taken:
-        means = (world.gather(state.losses_P).mean(0) / state.taken).tolist()
+    if state.steps_in_interval:
+        means = (world.gather(state.losses_P).mean(0) / state.steps_in_interval).tolist()
         row |= {f"{phase.name}_loss": mean for phase, mean in zip(state.phases, means, strict=True)}
     row |= {name: value for name, value in state.curves.items() if math.isfinite(value)}
     return row | ({"skipped": state.skipped} if state.skipped else {})
 
 
-def look(state: TrainingState, world: World) -> None:
-    """Notes the phases' own numbers, a mean over the ranks. A number that some step did not give stays as it was."""
+def update_phase_metrics(state: TrainingState, world: World) -> None:
+    """Update ``state.curves`` with the phases' own metrics, averaged over the ranks. A metric not given keeps its value."""
     seen = {name: value for phase in state.phases for name, value in phase.curves().items()}
     values = world.gather(torch.tensor(list(seen.values()), dtype=torch.float64)).mean(0).tolist()
     state.curves |= dict(zip(seen, values, strict=True))

@@ -8,7 +8,7 @@ Skipping is what mixed precision has always done (Micikevicius et al., Mixed pre
 earlier checkpoint with a lower learning rate is how OPT-175B was brought to its end (Zhang et al., OPT, 2022).
 
 All ranks come to one verdict without a word: it is that of the gradient's norm, and they share one gradient. A loss
-that is not finite makes every gradient so (``loop._gradient``), of whichever rank it is. And all of it is a function of
+that is not finite makes every gradient so (``loop._compute_gradient``), of whichever rank it is. And all of it is a function of
 the state, so that a training that was killed between any two steps goes back, or fails, where it would have done before.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -29,6 +28,7 @@ from remint.errors import StepError
 from remint.models.contract import Phase
 from remint.runtime.events import emit
 from remint.runtime.manifest import whole_folder
+from remint.settings.recipe import TrainingSettings
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
@@ -61,7 +61,7 @@ class StepSnapshot:
             if seen is None or seen[0] is not tensor or seen[1] != tensor._version:
                 self._seen[index] = (tensor, tensor._version, tensor.clone())
         for index, optimizer in enumerate(self._optimizers):
-            live, (known, copies) = _trained(optimizer), self._trained[index]
+            live, (known, copies) = _optimizer_tensors(optimizer), self._trained[index]
             if len(live) != len(known) or any(one is not other for one, other in zip(live, known, strict=True)):
                 copies = [torch.empty_like(tensor) for tensor in live]  # moments come with the first step, others with a restore
                 self._trained[index] = (live, copies)
@@ -76,19 +76,21 @@ class StepSnapshot:
                 tensor.copy_(copy)
             buffers[name] = tensor
         for optimizer, (live, copies) in zip(self._optimizers, self._trained, strict=True):
-            if len(_trained(optimizer)) != len(live):
+            if len(_optimizer_tensors(optimizer)) != len(live):
                 optimizer.state.clear()
             torch._foreach_copy_(live, copies)
         self._seen = [None] * len(self._seen)
 
 
-def _trained(optimizer: Optimizer) -> list[Tensor]:
+def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
     (group,) = optimizer.param_groups
     return [*group["params"], *(tensor for entries in optimizer.state.values() for tensor in entries.values())]
 
 
-def broken(phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterable[int], world: World) -> dict[str, Any]:
-    """What there is to say of a phase whose loss or gradient is not finite, as JSON holds it. Every rank calls it.
+def describe_nonfinite(
+    phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterable[int], world: World
+) -> dict[str, Any]:
+    """Describe a phase whose loss or gradient is not finite, in JSON types. Every rank calls it.
 
     ``indices``: the global batch, as places in the training split.
     """
@@ -117,82 +119,78 @@ def broken(phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterabl
     }
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What a training puts up with, and what it does then. The fields as in recipe.TrainingSettings."""
+def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
+    """Factor of the learning rate after the rollbacks so far."""
+    return settings.rollback_learning_rate ** len(state.rollbacks)
 
-    steps: int
-    skip_limit: int
-    skip_share: float
-    rollbacks: int
-    rollback_learning_rate: float
 
-    def learning_rate(self, state: TrainingState) -> float:
-        """What the learning rate is multiplied by after so many times back."""
-        return self.rollback_learning_rate ** len(state.rollbacks)
-
-    def exceeded(self, state: TrainingState) -> str | None:
-        """How too much was skipped, or None."""
-        if state.in_a_row > self.skip_limit:
-            return f"{state.in_a_row} steps in a row were skipped, the last since {state.breaks[-1]['why']}"
-        if state.in_a_row and state.skipped > self.skip_share * self.steps and state.skipped > self.skip_limit:
-            return f"{state.skipped} of {state.step} steps were skipped, the last since {state.breaks[-1]['why']}"
+def too_many_skips(state: TrainingState, settings: TrainingSettings) -> str | None:
+    """Describe the excess of skipped steps that asks for a rollback; None: the skipped steps are tolerated."""
+    if not state.consecutive_skips:
         return None
+    last = f"the last since {state.nonfinite_steps[-1]['why']}"
+    if state.consecutive_skips > settings.skip_limit:
+        return f"{state.consecutive_skips} steps in a row were skipped, {last}"
+    if state.skipped > max(settings.skip_limit, settings.skip_share * settings.steps):
+        return f"{state.skipped} of {state.step} steps were skipped, {last}"
+    return None
 
 
-def skip(state: TrainingState, what: dict[str, Any], world: World) -> None:
-    """Counts a step that was left out. People are told of the first, the second, the fourth and so on."""
+def count_skip(state: TrainingState, nonfinite: dict[str, Any], world: World) -> None:
+    """Count a skipped step. An event is emitted for the first, the second, the fourth and so on."""
     state.skipped += 1
-    state.in_a_row += 1
-    state.breaks = [*state.breaks[1 - NAMED :], what]
+    state.consecutive_skips += 1
+    state.nonfinite_steps = [*state.nonfinite_steps[1 - NAMED :], nonfinite]
     if world.leads and state.skipped & (state.skipped - 1) == 0:
-        emit("skipped", step=state.step + 1, skipped=state.skipped, message=what["why"])
+        emit("skipped", step=state.step + 1, skipped=state.skipped, message=nonfinite["why"])
 
 
-def go_back(state: TrainingState, why: str, initial: Saved, tolerance: Tolerance, checkpoints: Checkpoints, world: World) -> None:
-    """Becomes the last good state on disk, or the first of all, with a lower learning rate from there on.
+def roll_back(
+    state: TrainingState, why: str, initial: Saved, settings: TrainingSettings, checkpoints: Checkpoints, world: World
+) -> None:
+    """Restore the last good checkpoint, or else the initial state, and lower the learning rate from there on.
 
-    Good is one of before the steps that were skipped in a row: from the state between it and them no step was
-    possible. Raises StepError, with a record on disk, where it has been back as often as it may.
+    A good checkpoint was written before the run of skipped steps: no step was possible from the state in which they
+    began. Raises StepError, with a record on disk, when no rollback is left.
     """
-    if len(state.rollbacks) == tolerance.rollbacks:
-        _fail(state, why, tolerance, checkpoints, world)
-    sound = [step for step in state.sound if step < state.step - state.in_a_row]
-    target = world.first((checkpoints.newest(sound) or 0) if world.leads else 0)
-    rollbacks = [*state.rollbacks, {"step": state.step, "to": target, "why": why, "breaks": state.breaks}]
+    if len(state.rollbacks) == settings.rollbacks:
+        _fail(state, why, settings, checkpoints, world)
+    good = [step for step in state.rollback_steps if step < state.step - state.consecutive_skips]
+    target = world.first((checkpoints.newest(good) or 0) if world.leads else 0)
+    rollbacks = [*state.rollbacks, {"step": state.step, "to": target, "why": why, "breaks": state.nonfinite_steps}]
     state.restore(*(checkpoints.read(target) if target else initial), rank=world.rank)
     state.rollbacks = rollbacks
     if world.leads:
-        checkpoints.forget_after(target)  # of the way that led nowhere
+        checkpoints.delete_after(target)  # they lead to the failure
         emit(
             "rolled_back",
             step=rollbacks[-1]["step"],
             to=target,
             message=why,
-            learning_rate=tolerance.learning_rate(state),
+            learning_rate=rollback_factor(state, settings),
             time=len(rollbacks),
-            times=tolerance.rollbacks,
+            times=settings.rollbacks,
         )
 
 
-def _fail(state: TrainingState, why: str, tolerance: Tolerance, checkpoints: Checkpoints, world: World) -> NoReturn:
-    """Writes down all that is known of a training that diverged, and raises StepError, which names the folder."""
-    rows = [*state.rows, curve.losses(state, world)] if state.taken else state.rows
+def _fail(state: TrainingState, why: str, settings: TrainingSettings, checkpoints: Checkpoints, world: World) -> NoReturn:
+    """Write the record of a diverged training and raise StepError, which names its folder."""
+    rows = [*state.rows, curve.interval_row(state, world)] if state.steps_in_interval else state.rows
     if world.leads:
         record = {
             "step": state.step,
             "why": why,
-            "learning_rate_factor": tolerance.learning_rate(state),
+            "learning_rate_factor": rollback_factor(state, settings),
             "skipped": state.skipped,
-            "breaks": state.breaks,
+            "breaks": state.nonfinite_steps,
             "rollbacks": state.rollbacks,
         }
         with whole_folder(checkpoints.diverged) as folder:
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             curve.write(rows or [{"step": state.step}], folder / CURVE)
-        if state.taken:
+        if state.steps_in_interval:
             emit("metrics", **rows[-1])
-    world.first(0)  # nobody ends the run before rank 0 has written
+    world.first(0)  # every rank waits until rank 0 has written
     back = f", after going back {len(state.rollbacks)} times" if state.rollbacks else ""
     raise StepError(
         f"training diverged at step {state.step}{back}: {why}; lower training.learning_rate or set training.gradient_clip "

@@ -22,7 +22,17 @@ from remint.models.contract import Model, Phase
 from remint.records import Ended
 from remint.training.ema import AveragedModel
 
-NOTED = ("step", "taken", "skipped", "in_a_row", "breaks", "sound", "rollbacks", "rows", "curves")  # what JSON holds
+JSON_FIELDS = (
+    "step",
+    "steps_in_interval",
+    "skipped",
+    "consecutive_skips",
+    "nonfinite_steps",
+    "rollback_steps",
+    "rollbacks",
+    "rows",
+    "curves",
+)
 
 Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and reached
 
@@ -46,13 +56,13 @@ class TrainingState:
     phases: Sequence[Phase]
     optimizers: Sequence[Optimizer]  # one a phase
     average: AveragedModel
-    losses_P: Tensor  # float64: this rank's losses, summed over ``taken``
-    step: int = 0  # steps done, those that were skipped among them
-    taken: int = 0  # steps since the last row that were not skipped
-    skipped: int = 0  # steps that were skipped, since the start ...
-    in_a_row: int = 0  # ... and since the last that was not
-    breaks: list[dict[str, Any]] = field(default_factory=list)  # the last of what made it skip (divergence.broken)
-    sound: list[int] = field(default_factory=list)  # steps of the last two checkpoints that it may go back to
+    losses_P: Tensor  # float64: this rank's losses, summed over ``steps_in_interval``
+    step: int = 0  # steps done, skipped ones included
+    steps_in_interval: int = 0  # steps since the last row of the curve, skipped ones excluded
+    skipped: int = 0  # skipped steps since the start ...
+    consecutive_skips: int = 0  # ... and since the last step that was not skipped
+    nonfinite_steps: list[dict[str, Any]] = field(default_factory=list)  # the last of them (divergence.describe_nonfinite)
+    rollback_steps: list[int] = field(default_factory=list)  # steps of the last two checkpoints that a rollback may use
     rollbacks: list[dict[str, Any]] = field(default_factory=list)  # from where to where it went back, and why
     rows: list[Row] = field(default_factory=list)
     curves: Row = field(default_factory=dict)  # the phases' own numbers when they were last looked at
@@ -81,35 +91,38 @@ class TrainingState:
         return any("validation" in row for row in self.rows)
 
     @property
-    def waited(self) -> int:
-        """Scores since the best one."""
+    def scores_since_best(self) -> int:
         best = self.best_row if self.scored else None
         return sum(row["step"] > best["step"] for row in self.rows) if best else 0
 
-    def take(self, losses_P: Tensor) -> None:
-        """Counts a step that was not skipped."""
+    def count_step(self, losses_P: Tensor) -> None:
+        """Count a step that was not skipped."""
         self.losses_P += losses_P
-        self.taken += 1
-        self.in_a_row = 0
+        self.steps_in_interval += 1
+        self.consecutive_skips = 0
 
     def add_row(self, row: Row) -> None:
         """Ends an interval of the curve: its row is kept, and the averaged weights are if they are the best so far."""
         self.rows.append(row)
         self.losses_P.zero_()
-        self.taken = 0
+        self.steps_in_interval = 0
         if self.best_row is row:
-            self.best = {name: tensor.clone() for name, tensor in _named(self.average.model)}
+            self.best = {name: tensor.clone() for name, tensor in _tensors_of(self.average.model)}
 
     def served(self) -> Model:
         """The averaged model with the weights of ``served_row``, or as it is where there is none."""
         with torch.no_grad():
-            for name, tensor in _named(self.average.model) if self.served_row else ():
+            for name, tensor in _tensors_of(self.average.model) if self.served_row else ():
                 tensor.copy_(self.best[name])
         return self.average.model
 
     def tensors(self, losses_WP: Tensor) -> dict[str, Tensor]:
         """Every tensor by name, copied to the CPU. ``losses_WP``: every rank's ``losses_P``."""
-        named = {"losses": losses_WP, **dict(self._live()), **{f"best.{name}": tensor for name, tensor in self.best.items()}}
+        named = {
+            "losses": losses_WP,
+            **dict(self._live_tensors()),
+            **{f"best.{name}": tensor for name, tensor in self.best.items()},
+        }
         for index, optimizer in enumerate(self.optimizers):
             for parameter, entries in optimizer.state_dict()["state"].items():
                 named |= {f"optimizer.{index}.{parameter}.{key}": value for key, value in entries.items()}
@@ -117,16 +130,16 @@ class TrainingState:
 
     def notes(self) -> dict[str, Any]:
         """The rest, as JSON holds it (a float comes back as it was, to the bit)."""
-        return {name: copy.copy(getattr(self, name)) for name in (*NOTED, "machines")}
+        return {name: copy.copy(getattr(self, name)) for name in (*JSON_FIELDS, "machines")}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], rank: int) -> None:
         """Becomes the state that ``tensors`` and ``notes`` were taken of, on rank ``rank``."""
         with torch.no_grad():
             self.losses_P.copy_(tensors["losses"][rank])
-            for name, tensor in self._live():
+            for name, tensor in self._live_tensors():
                 tensor.copy_(tensors[name])
         self.best = {
-            name: tensors[f"best.{name}"].to(t.device) for name, t in _named(self.average.model) if f"best.{name}" in tensors
+            name: tensors[f"best.{name}"].to(t.device) for name, t in _tensors_of(self.average.model) if f"best.{name}" in tensors
         }
         for index, optimizer in enumerate(self.optimizers):
             entries: dict[int, dict[str, Tensor]] = {}
@@ -136,22 +149,22 @@ class TrainingState:
                     _, parameter, key = rest.split(".")
                     entries.setdefault(int(parameter), {})[key] = tensor
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        for name in NOTED:
+        for name in JSON_FIELDS:
             setattr(self, name, copy.copy(notes[name]))
         self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines
 
-    def _live(self) -> Iterable[tuple[str, Tensor]]:
+    def _live_tensors(self) -> Iterable[tuple[str, Tensor]]:
         """Parameters and buffers of model, average and phases; those that two of them share, once."""
         parts: dict[str, nn.Module] = {"model": self.model, "average": self.average.model}
         parts |= {f"phase.{index}": phase for index, phase in enumerate(self.phases)}
         seen: set[int] = set()
         for prefix, part in parts.items():
-            for name, tensor in _named(part):
+            for name, tensor in _tensors_of(part):
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield f"{prefix}.{name}", tensor
 
 
-def _named(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+def _tensors_of(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()

@@ -62,7 +62,7 @@ def train_pipeline(
     the weights. ``command``: python's arguments that run this training again; with ``devices: N`` they
     are run as N processes, each of which comes here. Call it in the main thread: it heeds SIGINT and SIGTERM.
 
-    Raises ResourceError where this machine lacks the devices, and what loop.train raises.
+    Raises ResourceError where this machine lacks the devices, and what training_loop raises.
     """
     asked = recipe.training.devices
     check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else asked)
@@ -145,9 +145,18 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
     score = scorer(model, validation_NX, labels_N, spec, settings.seed, world)
     watch = guard(model, x_NX, validation_NX, spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
-    own = settings.model_dump(exclude={"threads", "devices", "collapse"})
     return training_loop(
-        model, phases, x_NX, y_N, score, watch, **own, world=world, machine=machine, checkpoints=checkpoints, stop=stop
+        model,
+        phases,
+        x_NX,
+        y_N,
+        settings,
+        score=score,
+        guard=watch,
+        world=world,
+        machine=machine,
+        checkpoints=checkpoints,
+        stop=stop,
     )
 
 
