@@ -80,6 +80,7 @@ def _append(job: Retraining, decision: Decision) -> LedgerRow:
         who="gate",
         why=why,
         evidence=evidence_key(job),
+        decision=decision.digest,
         expected_champion=decision.champion,
     )
 

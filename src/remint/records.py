@@ -359,10 +359,11 @@ class LedgerRow(Record):
     version: int  # the version that the row is about
     who: str
     why: str
-    evidence: str  # digest of the Decision, or "" for a person's act
+    evidence: str  # digest of what the decision rests on, or "" for a person's act
     at: str  # ISO 8601, UTC
     previous: str  # hash of the row before, "" for the first
     hash: str
+    decision: str = ""  # digest of the Decision; "" for a person's act, and in rows from before it was kept
 
 
 class Finding(Record):

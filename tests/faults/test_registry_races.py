@@ -15,6 +15,7 @@ from remint.records import SeedSpread
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import Tracking
+from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, SPREADS, execute
 from tests.support.postgres import Postgres
 from tests.support.racers import at_once, context, racer
 
@@ -53,6 +54,28 @@ def test_sixteen_promote_at_once_and_one_wins(url: str) -> None:
     told = [answer for answer in answers if answer != "won"]
     assert len(told) == PROCESSES - 1 and all(f"the champion is now version {winners[0]}" in answer for answer in told)
     assert ledger.verify("race") == []
+
+
+def open_and_refuse(index: int, url: str) -> list[str]:
+    ledger = Ledger(own(url, f"m{index}"))
+    row = {"who": f"p{index}", "why": "", "evidence": "e", "decision": f"{index:064x}"}
+    ledger.append("digits-vae", "refused", 10 + index, champion_after=1, expected_champion=1, **row)
+    return ledger.verify("digits-vae", known=OLD_HASHES)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_database_of_the_old_code_that_sixteen_open_at_once_is_migrated_once(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres").database("migrated")
+    execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
+    assert at_once(open_and_refuse, PROCESSES, url) == [[]] * PROCESSES
+    ledger = Ledger(own(url, "reader"))
+    decisions = {row.decision for row in ledger.rows("digits-vae")}
+    assert decisions == {"", *(f"{index:064x}" for index in range(PROCESSES))}
+    assert ledger.verify("digits-vae", known=OLD_HASHES) == []
 
 
 def record(index: int, url: str) -> str:
@@ -134,19 +157,21 @@ def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres:
     assert (tmp_path / "count").read_text() == "30"
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlalchemy as sa
 
     ledger = Ledger(own(url, "lost"))
-    real, lost = sa.engine.RootTransaction.commit, []
+    real, lost = sa.engine.default.DefaultDialect.do_commit, []
 
-    def commit(self: Any) -> None:
-        real(self)
-        if not lost and self.connection.get_execution_options().get("remint_write"):
+    def commit(self: Any, connection: Any) -> None:
+        real(self, connection)
+        if not lost:
             lost.append(True)
-            raise sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
+            connection.dbapi_connection.close()
+            real(self, connection)  # the driver's own error
 
-    monkeypatch.setattr(sa.engine.RootTransaction, "commit", commit)
+    monkeypatch.setattr(sa.engine.default.DefaultDialect, "do_commit", commit)
     row = ledger.append("lost", "promoted", 1, champion_after=1, who="w", why="", evidence="", expected_champion=None)
     assert lost and ledger.rows("lost") == [row]
 

@@ -23,6 +23,7 @@ COLUMNS = {
     "who": "'x'",
     "why": "'x'",
     "evidence": "'x'",
+    "decision": "'x'",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,11 @@ def promote(ledger: Ledger, version: int, expected: int | None, model: str = "m"
     )
 
 
+def hash_of(fields: dict[str, Any]) -> str:
+    """By the definition: over all other fields; a row without a Decision's digest hashes as rows did before there was one."""
+    return digest({key: value for key, value in fields.items() if key != "hash" and (key, value) != ("decision", "")})
+
+
 def keep(ledger: Ledger, version: int, champion: int | None, model: str = "m") -> LedgerRow:
     return ledger.append(
         model, "kept", version, champion_after=champion, who="gate", why="not better", evidence="e", expected_champion=champion
@@ -44,7 +50,7 @@ def test_rows_form_a_chain_from_champion_to_champion(ledger: Ledger) -> None:
     assert [row.sequence for row in written] == [1, 2, 3, 4]
     assert [(row.champion_before, row.champion_after) for row in written] == [(None, 1), (1, 1), (1, 3), (3, 1)]
     assert [row.previous for row in written] == ["", *(row.hash for row in written[:-1])]
-    assert all(digest({k: v for k, v in row.to_json().items() if k != "hash"}) == row.hash for row in written)
+    assert all(hash_of(row.to_json()) == row.hash for row in written)
     assert ledger.champion("m") == 1 and ledger.head("m") == written[-1].hash
     assert ledger.verify("m", known=[row.hash for row in written]) == []
 
@@ -95,6 +101,7 @@ def damage(path: Path, *statements: str) -> None:
     ("statements", "says"),
     [
         (["UPDATE ledger SET why = 'bribed' WHERE sequence = 3"], "row 3 was changed"),
+        (["UPDATE ledger SET decision = 'd' WHERE sequence = 3"], "row 3 was changed"),
         (["UPDATE ledger SET champion_after = 9 WHERE sequence = 5"], "row 5 was changed"),
         (["UPDATE ledger SET action = 'blessed' WHERE sequence = 2"], "row 2 was changed"),
         (["DELETE FROM ledger WHERE sequence = 1"], "row 1 removed"),
@@ -120,7 +127,7 @@ def test_verify_names_the_damage(ledger: Ledger, path: Path, statements: list[st
 def test_a_row_changed_with_its_hash_breaks_the_link_after_it(ledger: Ledger, path: Path) -> None:
     rows = [promote(ledger, v, v - 1 or None) for v in range(1, 4)]
     forged = {**rows[1].to_json(), "why": "bribed"}
-    forged["hash"] = digest({k: v for k, v in forged.items() if k != "hash"})
+    forged["hash"] = hash_of(forged)
     damage(path, f"UPDATE ledger SET why = 'bribed', hash = '{forged['hash']}' WHERE sequence = 2")
     assert ledger.verify("m") == ["m: row 3 does not follow row 2: one of them was replaced"]
 
@@ -134,7 +141,7 @@ def test_a_damaged_row_is_an_error_of_ours(ledger: Ledger, path: Path) -> None:
 
 def test_a_newer_schema_is_refused(ledger: Ledger, path: Path) -> None:
     damage(path, "UPDATE ledger_schema SET version = 99")
-    with pytest.raises(LedgerError, match="schema 99, this remint knows 1"):
+    with pytest.raises(LedgerError, match="schema 99, this remint knows 2"):
         Ledger(f"sqlite:///{path}")
 
 

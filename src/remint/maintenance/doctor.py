@@ -23,7 +23,7 @@ from remint.runtime.home import Home, there
 from remint.settings.params import Params
 from remint.stores import git, s3
 from remint.stores.dvc.reach import reach as reach_remote
-from remint.stores.ledger.chain import reach as reach_ledger
+from remint.stores.ledger.schema import reach as reach_ledger
 from remint.stores.mlflow.reach import reach as reach_mlflow
 
 PYTHON = (3, 11)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError, VersioningError
+from remint.promotion import kept_decisions
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.records import Decision, LedgerRow, MetricValue, ModelVersion
 from remint.runtime import scratch
@@ -58,8 +59,8 @@ def _entry(version: ModelVersion) -> dict[str, Any]:
 def history(home: Home, name: str, *, verify: bool = False) -> dict[str, Any]:
     """The ledger's rows of one model, oldest first, and what is wrong with the chain (nothing, as it should be).
 
-    ``verify``: the hashes that MLflow keeps of rows (remint.stores.open) are held against it, too, so that a ledger that was cut
-    short or written anew shows.
+    ``verify``: the hashes that MLflow keeps of rows (remint.promotion.projection) are held against it, too, so that a ledger
+    that was cut short or written anew shows; and so are the decisions that are kept with the versions.
     """
     book = open_ledger(home)
     rows, known = book.raw(name), _kept_hashes(home, name) if verify else {}
@@ -70,7 +71,7 @@ def history(home: Home, name: str, *, verify: bool = False) -> dict[str, Any]:
             if others
             else f"the ledger is empty: remint run {name} writes its first row"
         )
-    findings = book.verify(name, known)
+    findings = book.verify(name, known) + (kept_decisions.differences(home, name, rows) if verify else [])
     with suppress(LedgerError):  # a damaged row: the findings name it
         sync_mlflow_to_ledger(home, name)
     return {"model": name, "rows": rows, "findings": findings, "kept_hashes": len(known)}

@@ -4,6 +4,7 @@ One row a decision. ``hash`` is over all other fields of the row, ``previous`` i
 (model, sequence) is unique: so a row that was changed, removed or moved shows, and an append is a compare-and-swap on
 who is champion. A chain that was written anew from its start, or cut short at its end, looks whole from within: pass
 ``verify`` the hashes that are kept elsewhere (each promoted version's tag ``ledger_hash``), and it shows too.
+``decision`` is the digest of the Decision, which is kept with the version: remint.promotion.kept_decisions compares the two.
 
 Appends to one model are serialised by the database (remint.stores.ledger.database); the unique key stands behind that.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -21,44 +21,20 @@ from pydantic import ValidationError
 from remint.errors import ChampionChanged, LedgerError
 from remint.records import LedgerRow, digest
 from remint.stores.ledger import collected
-from remint.stores.ledger.database import Database
+from remint.stores.ledger.schema import ledger as _rows
+from remint.stores.ledger.schema import open_database
 
-SCHEMA = 1
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
 AGAINST = frozenset({"rejected", "rolled_back"})  # a person's word against a version, until a person promotes it
 
 Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
 
-_metadata = sa.MetaData()
-_schema = sa.Table("ledger_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-_rows = sa.Table(
-    "ledger",
-    _metadata,
-    sa.Column("model", sa.String(256), primary_key=True),
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("action", sa.String(32), nullable=False),
-    sa.Column("champion_before", sa.Integer),
-    sa.Column("champion_after", sa.Integer),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("who", sa.Text, nullable=False),
-    sa.Column("why", sa.Text, nullable=False),
-    sa.Column("evidence", sa.String(64), nullable=False),
-    sa.Column("at", sa.String(40), nullable=False),
-    sa.Column("previous", sa.String(64), nullable=False),
-    sa.Column("hash", sa.String(64), nullable=False),
-)
-
 
 class Ledger:
-    """The ledger at one database address, its schema made where there is none.
-
-    Raises what ledger.database raises.
-    """
+    """The ledger at one database address. Raises what schema.open_database raises."""
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
-        self._database.make(_metadata, _schema, SCHEMA)
-        collected.Collected(url)  # its table is looked into by ``append``
+        self._database = open_database(url)
 
     def append(
         self,
@@ -70,6 +46,7 @@ class Ledger:
         who: str,
         why: str,
         evidence: str,  # digest of what the decision rests on; "" for a person's act
+        decision: str = "",  # digest of the Decision; "" for a person's act
         expected_champion: int | None,  # champion that the decision was made against
         at: datetime | None = None,  # None: now
     ) -> LedgerRow:
@@ -85,7 +62,8 @@ class Ledger:
         if action == "promoted" and champion_after != version:
             raise ValueError(f"promoting version {version} makes it champion, not {champion_after}")
         moment = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds")
-        said = {"model": model, "action": action, "version": version, "who": who, "why": why, "evidence": evidence, "at": moment}
+        said = {"model": model, "action": action, "version": version, "who": who, "why": why, "evidence": evidence}
+        said |= {"decision": decision, "at": moment}
         tried = False
 
         def once() -> LedgerRow:
@@ -193,22 +171,6 @@ class Ledger:
         return _unchanged(dict(fields)) if fields else None
 
 
-def reach(url: str) -> None:
-    """Raises LedgerError where the database is out of reach, refuses, or is of another schema. Makes nothing."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return  # the first run makes it
-    database = Database(url)
-
-    def once() -> int | None:
-        with database.read() as connection:
-            made = sa.inspect(connection).has_table(_schema.name)
-            return connection.execute(sa.select(sa.func.max(_schema.c.version))).scalar() if made else SCHEMA
-
-    found = database.again(once)
-    if found != SCHEMA:
-        raise LedgerError(f"the ledger has schema {found}, this remint knows {SCHEMA}: use the one that wrote it")
-
-
 def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
     """The version that each alias of a model stands for (None: it stands for nothing), by its rows: the last one tells.
 
@@ -263,17 +225,16 @@ def _following(last: LedgerRow | None, said: dict[str, Any], expected: int | Non
         "champion_after": champion_after,
         "previous": last.hash if last else "",
     }
-    return LedgerRow(**fields, hash=digest(fields))
-
-
-def _content(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "hash"}
+    return LedgerRow(**fields, hash=_digest(fields))
 
 
 def _digest(row: dict[str, Any]) -> str:
-    """The hash of what a stored row says; "" for what was never written by us (SQLite takes bytes for text)."""
+    """The hash of what a row says; "" for what was never written by us (SQLite takes bytes for text).
+
+    A row without a Decision's digest hashes as rows did before there was one: so those that are older still verify.
+    """
     try:
-        return digest(_content(row))
+        return digest({key: value for key, value in row.items() if key != "hash" and (key != "decision" or value)})
     except (TypeError, ValueError):
         return ""
 

@@ -12,28 +12,15 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from remint.errors import NotFoundError
-from remint.stores.ledger.database import Database
-
-SCHEMA = 1
-
-_metadata = sa.MetaData()
-_schema = sa.Table("collected_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-_rows = sa.Table(
-    "collected_versions",
-    _metadata,
-    sa.Column("model", sa.String(256), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("key", sa.String(64), nullable=False),
-    sa.Column("at", sa.String(40), nullable=False),
-)
+from remint.stores.ledger.schema import collected as _rows
+from remint.stores.ledger.schema import open_database
 
 
 class Collected:
-    """The collected versions at one database address. Raises what ledger.database raises."""
+    """The collected versions at one database address. Raises what schema.open_database raises."""
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
-        self._database.make(_metadata, _schema, SCHEMA)
+        self._database = open_database(url)
 
     def record(self, model: str, keys: Mapping[int, str]) -> None:
         """Writes down that these versions of a model are collected, each by its number with its key."""

@@ -31,31 +31,16 @@ class Database:
     """The database at one address.
 
     Raises SettingsError for an address that is neither sqlite:///FILE nor postgresql://.., LedgerError where the database
-    cannot be reached or was written by a newer remint.
+    cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
 
-    def make(self, metadata: sa.MetaData, schema: sa.Table, version: int) -> None:
-        """Makes the tables of ``metadata``, once, under a lock. ``schema`` is the one that holds their version."""
-
-        def once() -> int | None:
-            newest = sa.select(sa.func.max(schema.c.version))
-            if sa.inspect(self._engine).has_table(schema.name):
-                with self.read() as connection:
-                    return connection.execute(newest).scalar()
-            with self.write("schema") as connection:
-                metadata.create_all(connection)
-                if connection.execute(newest).scalar() is None:
-                    connection.execute(schema.insert().values(version=version))
-                return connection.execute(newest).scalar()
-
-        found = self.again(once)
-        if found != version:
-            raise LedgerError(
-                f"the ledger at {self._engine.url} has schema {found}, this remint knows {version}: use the one that wrote it"
-            )
+    @property
+    def address(self) -> str:
+        """The address without its password."""
+        return str(self._engine.url)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -79,14 +64,14 @@ class Database:
             except DBAPIError as error:
                 if isinstance(error, IntegrityError):
                     raise LedgerError(
-                        f"the ledger at {self._engine.url} was written past its lock: run again ({error.orig})"
+                        f"the ledger at {self.address} was written past its lock: run again ({error.orig})"
                     ) from error
                 lost = error.connection_invalidated or self._engine.dialect.is_disconnect(error.orig, None, None)  # type: ignore[arg-type]
                 if not (lost or _starting(error)) or attempt == ATTEMPTS:
-                    raise LedgerError(f"the ledger at {self._engine.url} failed: {_first_line(error.orig)}") from error
+                    raise LedgerError(f"the ledger at {self.address} failed: {_first_line(error.orig)}") from error
                 time.sleep(0.25 * 2**attempt)
             except SQLAlchemyError as error:
-                raise LedgerError(f"the ledger at {self._engine.url} failed: {_first_line(error)}") from error
+                raise LedgerError(f"the ledger at {self.address} failed: {_first_line(error)}") from error
         raise AssertionError("the last attempt returns or raises")
 
 

@@ -32,23 +32,12 @@ import sqlalchemy as sa
 from remint.errors import Busy, Interrupted, LeaseLost, LedgerError
 from remint.runtime import jobs, processes
 from remint.runtime.home import Home
-from remint.stores.ledger.database import Database
+from remint.stores.ledger.schema import leases as _rows
+from remint.stores.ledger.schema import open_database
 
-SCHEMA = 1
 BEAT = 5.0  # seconds between two beats of a holder
 SILENT = 60.0  # seconds of a waiter's clock without a beat, after which the lease of another host's job is free
 LOOK = 1.0  # seconds between two looks of a waiter
-
-_metadata = sa.MetaData()
-_schema = sa.Table("leases_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-_rows = sa.Table(
-    "leases",
-    _metadata,
-    sa.Column("name", sa.String(256), primary_key=True),
-    sa.Column("term", sa.BigInteger, nullable=False),  # how often it was taken
-    sa.Column("beats", sa.BigInteger, nullable=False),  # in this term
-    sa.Column("holder", sa.Text, nullable=False),  # Holder as JSON; "" where it is free
-)
 
 
 @dataclass(frozen=True)
@@ -92,11 +81,10 @@ class Standing:
 
 
 class Leases:
-    """The leases at one database address, their table made where there is none. Raises what ledger.database raises."""
+    """The leases at one database address. Raises what schema.open_database raises."""
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
-        self._database.make(_metadata, _schema, SCHEMA)
+        self._database = open_database(url)
 
     def look(self, name: str) -> Standing:
         def read() -> Standing:

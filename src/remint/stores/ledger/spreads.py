@@ -7,29 +7,15 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from remint.records import SeedSpread
-from remint.stores.ledger.database import Database
-
-SCHEMA = 1
-
-_metadata = sa.MetaData()
-_schema = sa.Table("spreads_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-_rows = sa.Table(
-    "seed_spreads",
-    _metadata,
-    sa.Column("pipeline", sa.String(256), primary_key=True),
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("who", sa.Text, nullable=False),
-    sa.Column("at", sa.String(40), nullable=False),
-    sa.Column("spread", sa.Text, nullable=False),  # SeedSpread as JSON
-)
+from remint.stores.ledger.schema import open_database
+from remint.stores.ledger.schema import spreads as _rows
 
 
 class Spreads:
-    """The spreads at one database address, their tables made where there are none. Raises what ledger.database raises."""
+    """The spreads at one database address. Raises what schema.open_database raises."""
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url)
-        self._database.make(_metadata, _schema, SCHEMA)
+        self._database = open_database(url)
 
     def record(self, spread: SeedSpread, who: str) -> None:
         """Appends one measurement. Where a reply is lost it may stand there twice, which changes nothing."""

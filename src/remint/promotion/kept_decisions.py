@@ -1,0 +1,80 @@
+"""Kept decisions, compared with the digests in the ledger.
+
+A row of the ledger carries the digest of its Decision. The decision itself is a file, decision.json, in the version's report
+on this machine and with the version's run in MLflow. Both copies can be edited; the row cannot, without breaking the chain.
+A later decision on the same version replaces the file, so each version's newest decision is compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from remint.errors import IntegrityError, RemintError
+from remint.records import ModelVersion, digest
+from remint.runtime import scratch
+from remint.runtime.home import Home
+from remint.stores.ledger.collected import Collected
+from remint.stores.open import open_tracking
+
+DECISION = "decision.json"
+PENDING = "pending_decision.json"  # the decision of a row that MLflow and the report do not follow yet
+ABREAST = 8  # versions whose files MLflow is asked for at a time
+
+
+def differences(home: Home, model: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each decision that is missing, or is not the one that the ledger recorded.
+
+    ``rows`` of the ledger as they are stored. A version that remint gc removed has no decision left, and is left out.
+    """
+    readable = (row for row in rows if isinstance(row["version"], int) and isinstance(row["decision"], str))
+    newest = {row["version"]: row for row in readable if row["decision"]}
+    gone = Collected(home.ledger_url).versions(model)
+    wanted = [newest[version] for version in sorted(set(newest) - gone)]
+    if not wanted:
+        return []
+    versions = {version.version: version for version in open_tracking(home).versions(model)}
+    with ThreadPoolExecutor(ABREAST) as pool:
+        from_mlflow = list(pool.map(lambda row: _from_mlflow(home, versions.get(row["version"])), wanted))
+    lines = [line for row, found in zip(wanted, from_mlflow, strict=True) for line in _wrong(home, row, found)]
+    away = [f"{model}: decisions in MLflow were not compared: {each}" for each in from_mlflow if isinstance(each, RemintError)]
+    return [*lines, *away[:1]]
+
+
+def _wrong(home: Home, row: Mapping[str, Any], from_mlflow: str | RemintError | None) -> Iterator[str]:
+    """What is wrong with the copies of one row's decision."""
+    folder = home.report(row["model"], row["version"])
+    if _digest(folder / PENDING) == row["decision"]:
+        return  # the next run of the pipeline lets the copies follow
+    here, name = _digest(folder / DECISION), f"{row['model']}: the {DECISION} of version {row['version']}"
+    for place, found in (("on this machine", here), ("in MLflow", from_mlflow)):
+        if isinstance(found, str) and found != row["decision"]:
+            yield f"{name} {place} was changed or exchanged: it is not the one that row {row['sequence']} recorded"
+    if here is None and from_mlflow is None:
+        yield f"{name}, which row {row['sequence']} recorded, is missing, on this machine and in MLflow"
+
+
+def _from_mlflow(home: Home, version: ModelVersion | None) -> str | RemintError | None:
+    """The digest of MLflow's copy; None where it has none, an error where it cannot be asked."""
+    if version is None:
+        return None
+    try:
+        with scratch.folder() as folder:
+            return _digest(open_tracking(home).attachment(version, DECISION, folder))
+    except IntegrityError:
+        return None
+    except RemintError as error:
+        return error
+
+
+def _digest(path: Path) -> str | None:
+    """The digest of the decision in a file; None where there is no file, "" for what is no JSON."""
+    try:
+        return digest(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return ""

@@ -1,0 +1,121 @@
+"""Tables of the ledger's database: one metadata, one schema version, and the migration from what an older remint made.
+
+version 1    four parts, each with a table for its own version: ledger, collected versions, seed spreads, leases
+version 2    one version for all tables; a row of the ledger carries the digest of its Decision
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from remint.errors import LedgerError
+from remint.stores.ledger.database import Database
+
+VERSION = 2
+PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # tables that held a version in version 1, beside ledger_schema
+
+_metadata = sa.MetaData()
+_version = sa.Table("ledger_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
+
+ledger = sa.Table(
+    "ledger",
+    _metadata,
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("champion_before", sa.Integer),
+    sa.Column("champion_after", sa.Integer),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("evidence", sa.String(64), nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("decision", sa.String(64), nullable=False, server_default=""),
+)
+collected = sa.Table(
+    "collected_versions",
+    _metadata,
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+)
+spreads = sa.Table(
+    "seed_spreads",
+    _metadata,
+    sa.Column("pipeline", sa.String(256), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("spread", sa.Text, nullable=False),  # SeedSpread as JSON
+)
+leases = sa.Table(
+    "leases",
+    _metadata,
+    sa.Column("name", sa.String(256), primary_key=True),
+    sa.Column("term", sa.BigInteger, nullable=False),  # how often it was taken
+    sa.Column("beats", sa.BigInteger, nullable=False),  # in this term
+    sa.Column("holder", sa.Text, nullable=False),  # Holder as JSON; "" where it is free
+)
+
+
+def open_database(url: str) -> Database:
+    """Return the database at one address. Its tables are made or migrated where needed, once, under the database's lock.
+
+    Raises LedgerError where a newer remint wrote it, and what ``Database`` raises.
+    """
+    database = Database(url)
+
+    def look() -> int | None:
+        with database.read() as connection:
+            return _found(connection)
+
+    def migrate() -> int | None:
+        with database.write("schema") as connection:  # an older remint makes its tables under the same lock
+            found = _found(connection)
+            if found not in (None, 1):
+                return found
+            if found == 1:
+                connection.exec_driver_sql("ALTER TABLE ledger ADD COLUMN decision VARCHAR(64) DEFAULT '' NOT NULL")
+            _metadata.create_all(connection)
+            connection.execute(_version.delete())
+            connection.execute(_version.insert().values(version=VERSION))
+            for name in PARTS:  # an older remint stops at the first of them that it opens, before it trains anything
+                if sa.inspect(connection).has_table(name):
+                    connection.execute(sa.table(name, sa.column("version")).update().values(version=VERSION))
+            return VERSION
+
+    found = database.again(look)
+    if found != VERSION:
+        found = database.again(migrate)
+    if found != VERSION:
+        raise LedgerError(
+            f"the ledger at {database.address} has schema {found}, this remint knows {VERSION}: use the one that wrote it"
+        )
+    return database
+
+
+def reach(url: str) -> None:
+    """Raise LedgerError where the database is out of reach, refuses, or was written by a newer remint. Makes nothing."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return  # the first run makes it
+    database = Database(url)
+
+    def look() -> int | None:
+        with database.read() as connection:
+            return _found(connection)
+
+    found = database.again(look)
+    if found not in (None, *range(1, VERSION + 1)):
+        raise LedgerError(f"the ledger has schema {found}, this remint knows {VERSION}: use the one that wrote it")
+
+
+def _found(connection: sa.Connection) -> int | None:
+    """The version of the tables that are there; None where the ledger's are not there yet."""
+    if not sa.inspect(connection).has_table(_version.name):
+        return None
+    return connection.execute(sa.select(sa.func.max(_version.c.version))).scalar() or 0

@@ -1,0 +1,140 @@
+"""The decisions that are kept with the versions, compared with the digests in the ledger: remint history NAME --verify."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from remint.promotion.projection import sync_mlflow_to_ledger
+from remint.promotion.queries import history
+from remint.records import Decision
+from remint.runtime.home import Home
+from remint.stores.ledger.collected import Collected
+from remint.stores.open import open_ledger, open_tracking
+from tests.support import promotion_cases as cases
+from tests.support.promotion_cases import MODEL
+
+
+@pytest.fixture
+def home(registered: Home, tmp_path: Path) -> Home:
+    """Version 1 was promoted and version 2 kept, each with its decision here and in MLflow; a person rejected version 3."""
+    home = cases.copied(registered, tmp_path / "home")
+    settle(home, decision(1, None, "promoted"))
+    settle(home, decision(2, 1, "kept"))
+    cases.append(home, "rejected", 3, evidence="", who="ada")
+    sync_mlflow_to_ledger(home, MODEL)
+    assert findings(home) == []
+    return home
+
+
+def decision(version: int, champion: int | None, verdict: str, reason: str = "by the rules") -> Decision:
+    fields = {"model": MODEL, "verdict": verdict, "challenger": version, "champion": champion}
+    return Decision.model_validate({**fields, "rules": (), "reasons": (reason,), "evidence": {"report": "r" * 64}})
+
+
+def settle(home: Home, found: Decision) -> None:
+    """What a run does: the row, and then the decision on this machine and in MLflow."""
+    after = found.challenger if found.verdict == "promoted" else found.champion
+    said = {"who": "gate", "why": "by the rules", "evidence": found.evidence["report"], "decision": found.digest}
+    open_ledger(home).append(
+        MODEL, found.verdict, found.challenger, champion_after=after, expected_champion=found.champion, **said
+    )
+    path = here(home, found.challenger)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.write(path)
+    store = open_tracking(home)
+    store.attach(store.version(f"{MODEL}/{found.challenger}"), {"decision.json": path})
+
+
+def here(home: Home, version: int) -> Path:
+    return home.report(MODEL, version) / "decision.json"
+
+
+def in_mlflow(home: Home, version: int) -> Path:
+    return cases.files(home, version).parent / "decision.json"
+
+
+def findings(home: Home) -> list[str]:
+    found: list[str] = history(home, MODEL, verify=True)["findings"]
+    return found
+
+
+@pytest.mark.parametrize(("place", "where"), [(here, "on this machine"), (in_mlflow, "in MLflow")])
+def test_a_changed_decision_is_named_with_its_place(home: Home, place: object, where: str) -> None:
+    path = place(home, 2)  # type: ignore[operator]
+    said = [f"{MODEL}: the decision.json of version 2 {where} was changed or exchanged: it is not the one that row 2 recorded"]
+    decision(2, 1, "kept", "a better reason").write(path)
+    assert findings(home) == said
+    path.write_text("{not json")
+    assert findings(home) == said
+    decision(1, None, "promoted").write(path)  # that of another version
+    assert findings(home) == said
+    assert history(home, MODEL)["findings"] == [], "only --verify compares"
+
+
+def test_one_copy_is_enough_and_none_is_a_finding(home: Home) -> None:
+    here(home, 1).unlink()
+    in_mlflow(home, 2).unlink()
+    assert findings(home) == []
+    here(home, 2).unlink()
+    said = "the decision.json of version 2, which row 2 recorded, is missing, on this machine and in MLflow"
+    assert findings(home) == [f"{MODEL}: {said}"]
+    Collected(home.ledger_url).record(MODEL, {2: "k" * 64})
+    assert findings(home) == [], "remint gc removed that version"
+
+
+def test_a_version_that_mlflow_no_longer_has_lacks_its_decision_there(home: Home) -> None:
+    cases.delete(home, 2)
+    assert findings(home) == []
+    shutil.rmtree(home.report(MODEL, 2))
+    assert any("the decision.json of version 2, which row 2 recorded, is missing" in line for line in findings(home))
+
+
+def test_a_tag_alone_that_is_changed_changes_nothing(home: Home) -> None:
+    store = open_tracking(home)
+    store.set_tags(store.version(f"{MODEL}/2"), {"decision_sha256": "0" * 64})
+    assert findings(home) == []
+
+
+def test_a_tag_that_agrees_with_a_changed_decision_does_not_help_it(home: Home) -> None:
+    other, store = decision(2, 1, "kept", "a better reason"), open_tracking(home)
+    other.write(here(home, 2))
+    store.set_tags(store.version(f"{MODEL}/2"), {"decision_sha256": other.digest})
+    assert len(findings(home)) == 1
+
+
+def test_a_digest_that_is_changed_in_the_row_breaks_the_chain(home: Home) -> None:
+    other = decision(2, 1, "kept", "a better reason")
+    for path in (here(home, 2), in_mlflow(home, 2)):
+        other.write(path)
+    cases.sql(home, f"UPDATE ledger SET decision = '{other.digest}' WHERE sequence = 2")
+    assert findings(home) == [f"{MODEL}: row 2 was changed: its hash is not of what it says"]
+
+
+def test_the_newest_decision_on_a_version_is_the_one_that_is_kept(home: Home) -> None:
+    settle(home, decision(2, 1, "promoted"))
+    assert findings(home) == []
+
+
+def test_a_row_that_nothing_followed_yet_has_its_decision_pending(home: Home) -> None:
+    settle(home, decision(2, 1, "promoted"))
+    here(home, 2).rename(here(home, 2).with_name("pending_decision.json"))
+    for path in (here(home, 2), in_mlflow(home, 2)):
+        decision(2, 1, "kept").write(path)
+    assert findings(home) == []
+
+
+def test_a_store_that_is_out_of_reach_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    with sqlite3.connect(home.path / "mlflow/mlflow.db") as database:
+        database.execute("UPDATE runs SET artifact_uri = 's3://bucket/runs/' || run_uuid")
+    (said,) = findings(home)
+    assert said.startswith(f"{MODEL}: decisions in MLflow were not compared: MLflow could not fetch decision.json of {MODEL}/1")
+    here(home, 1).write_text("{}")
+    assert len(findings(home)) == 2, "what is on this machine is compared all the same"

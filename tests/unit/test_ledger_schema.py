@@ -1,0 +1,111 @@
+"""The ledger's database: one schema version, and the databases of an older remint, migrated when they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from remint.errors import LedgerError
+from remint.records import SeedSpread, digest
+from remint.runtime.addresses import with_driver
+from remint.stores.ledger import schema
+from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.leases import Leases, Standing
+from remint.stores.ledger.spreads import Spreads
+from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, PARTS, SPREADS, execute
+
+_names = count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
+    """The address of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    return str(request.getfixturevalue("postgres").database(f"schema{next(_names)}"))
+
+
+def versions(url: str) -> dict[str, list[int]]:
+    """Every table that says a version, with what it says."""
+    engine = sa.create_engine(with_driver(url), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        names = [name for name in sa.inspect(connection).get_table_names() if name.endswith("_schema")]
+        return {name: list(connection.execute(sa.text(f"SELECT version FROM {name}")).scalars()) for name in names}
+
+
+def test_a_database_of_the_old_code_is_migrated_with_everything_in_it(url: str) -> None:
+    execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
+    ledger = Ledger(url)
+    # an older remint stops at each of these: "has schema 2, this remint knows 1: use the one that wrote it"
+    assert versions(url) == {name: [2] for name in ("ledger_schema", *schema.PARTS)}
+    assert [row.hash for row in ledger.rows("digits-vae")] == OLD_HASHES
+    assert {row.decision for row in ledger.rows("digits-vae")} == {""}
+    assert ledger.verify("digits-vae", known=OLD_HASHES) == []
+    assert Collected(url).versions("digits-vae") == {2}
+    values = {"nll": (1.5, 1.25)}
+    assert Spreads(url).newest("digits-vae") == SeedSpread(
+        pipeline="digits-vae", recipe="r", dataset="d", seeds=(0, 1), values=values
+    )
+    assert Leases(url).look("retrain digits-vae") == Standing(3, 9, None)
+
+
+def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decision(url: str) -> None:
+    execute(url, *LEDGER)
+    said = {"who": "gate", "why": "better", "evidence": "e", "decision": "f" * 64}
+    row = Ledger(url).append("digits-vae", "promoted", 4, champion_after=4, expected_champion=1, **said)
+    ledger = Ledger(url)
+    assert ledger.last("digits-vae") == row and (row.sequence, row.previous, row.decision) == (5, OLD_HASHES[-1], "f" * 64)
+    assert row.hash == digest({key: value for key, value in row.to_json().items() if key != "hash"})
+    assert ledger.verify("digits-vae", known=[*OLD_HASHES, row.hash]) == []
+    for sequence, decision in ((5, "0" * 64), (5, ""), (2, "f" * 64)):
+        before = ledger.raw("digits-vae")[sequence - 1]["decision"]
+        execute(url, f"UPDATE ledger SET decision = '{decision}' WHERE sequence = {sequence}")
+        assert ledger.verify("digits-vae") == [f"digits-vae: row {sequence} was changed: its hash is not of what it says"]
+        execute(url, f"UPDATE ledger SET decision = '{before}' WHERE sequence = {sequence}")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("first", [Ledger, Collected, Spreads, Leases])
+def test_whichever_part_is_there_and_is_opened_first_all_tables_are_made(
+    part: str, first: Callable[[str], object], tmp_path: Any
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    execute(url, *PARTS[part])
+    first(url)
+    tables = sa.inspect(sa.create_engine(url)).get_table_names()
+    assert {"ledger", "collected_versions", "seed_spreads", "leases"} <= set(tables)
+    assert {value for found in versions(url).values() for value in found} == {2}
+    assert Ledger(url).verify("digits-vae", known=OLD_HASHES if part == "ledger" else []) == []
+
+
+def test_a_new_database_has_one_table_that_says_its_version(url: str) -> None:
+    Leases(url)
+    assert versions(url) == {"ledger_schema": [2]}
+
+
+def test_a_row_by_an_older_remint_that_was_at_work_meanwhile_verifies(url: str) -> None:
+    """It looked at the version before the migration, and does not know of the new column."""
+    execute(url, *LEDGER[:3])
+    Ledger(url)
+    execute(url, LEDGER[3])
+    assert Ledger(url).verify("digits-vae", known=OLD_HASHES[:1]) == []
+
+
+def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
+    execute(url, *LEDGER, "UPDATE ledger_schema SET version = 99")
+    for opened in (Ledger, Collected, Spreads, Leases, schema.reach):
+        with pytest.raises(LedgerError, match="has schema 99, this remint knows 2: use the one that wrote it"):
+            opened(url)
+    columns = sa.inspect(sa.create_engine(with_driver(url), poolclass=sa.NullPool)).get_columns("ledger")
+    assert "decision" not in {column["name"] for column in columns}
+
+
+def test_reach_takes_an_old_database_and_does_not_migrate_it(url: str) -> None:
+    execute(url, *LEDGER)
+    schema.reach(url)
+    assert versions(url) == {"ledger_schema": [1]}
