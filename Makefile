@@ -10,7 +10,7 @@ TORCH_cpu := torch==2.13.0+cpu
 TORCH_cuda := torch===2.13.0
 TORCH_ := torch==2.13.0
 
-.PHONY: setup demo test check up bench bench-fashion soak clean
+.PHONY: setup demo test check docs up bench bench-fashion soak clean
 
 setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
 
@@ -28,11 +28,14 @@ setup: .venv/installed .remint/prefect/prefect.db ## the environment and the dat
 demo: setup ## version, train, judge, register and promote a VAE, a GAN and a flow on real digits
 	$(BIN)/remint run digits-vae digits-gan digits-flow
 
-check: .venv/installed ## formatting, lint, types, import contracts
+check: .venv/installed docs ## formatting, lint, types, import contracts, the documentation site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed ## the documentation site, into site/; a broken link or name fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: setup check ## all checks and all tests but the long ones
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -58,4 +61,4 @@ soak: setup ## the long tests and every counted case in full; CASE=7 one case, S
 	$(BIN)/python -m tests.support.trials
 
 clean: ## the environment and everything that runs left behind
-	rm -rf .venv .remint outs
+	rm -rf .venv .remint outs site

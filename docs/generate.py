@@ -1,6 +1,6 @@
-"""Writes docs/settings.md and docs/commands.md from the code, so that they cannot drift: python docs/generate.py
+"""Write the pages that come from the code: python docs/generate.py
 
-tests/unit/test_docs.py fails where they are stale.
+docs/settings.md, docs/commands.md and docs/drawings/rooms.svg. tests/unit/test_docs.py fails when one of them is stale.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import typer.main
@@ -110,7 +111,66 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"settings.md": settings_page, "commands.md": commands_page}
+ROOMS = {
+    "cli": "the command line and its tables",
+    "flows": "Prefect flows and tasks, the local stack",
+    "maintenance": "audit, gc, rebuild, doctor",
+    "promotion": "the gate, decisions, reports of a decision",
+    "pipelines": "entry points of the steps that DVC runs",
+    "serving": "a registered model in use",
+    "training": "training loop, checkpoints, recovery",
+    "evaluation": "metrics, intervals, plots",
+    "distributed": "several processes on one machine",
+    "models": "the families and their networks",
+    "data": "readers, schema, splits, arrays",
+    "stores": "git, DVC, MLflow, S3, the ledger",
+    "settings": "params.yaml as typed classes",
+    "runtime": "home, jobs, processes, events",
+    "records": "what one step hands to the next",
+    "errors": "the tree of errors",
+    "redaction": "secrets out of messages",
+}
+DOORS = {"flows": "Prefect", "stores": "MLflow, DVC, boto3"}  # the only rooms that import these packages
+
+ROOMS_STYLE = """
+    text { font: 12px system-ui, sans-serif; fill: #44515d; } .t { font-weight: 600; font-size: 13px; fill: #1c2733; }
+    .p { fill: #e8eef7; stroke: #3f5b8c; } .d { fill: #b3450b; } path { stroke: #37474f; stroke-width: 1.4; fill: none; }
+    marker path { fill: #37474f; stroke: none; }
+"""
+
+
+def rooms_drawing() -> str:
+    """The layers of pyproject.toml's import contract, the highest first, as an SVG."""
+    contracts = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rows = [[name.strip().removeprefix("remint.") for name in layer.split("|")] for layer in layers]
+    width, high, step = 1000, 42, 52
+    height = step * len(rows) + 20
+    body = [f'<path d="M24 20 V{height - 16}" marker-end="url(#head)"/>']
+    for row, names in enumerate(rows):
+        wide = (width - 60 - 10 * (len(names) - 1)) / len(names)
+        for column, name in enumerate(names):
+            x, y = 48 + column * (wide + 10), 14 + row * step
+            door = f' <tspan class="d">[{DOORS[name]}]</tspan>' if name in DOORS else ""
+            body += [
+                f'<rect class="p" x="{x:.0f}" y="{y}" width="{wide:.0f}" height="{high}" rx="6"/>',
+                f'<text class="t" x="{x + 10:.0f}" y="{y + 17}">{name}{door}</text>',
+                f'<text x="{x + 10:.0f}" y="{y + 34}">{ROOMS[name]}</text>',
+            ]
+    marker = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+            "<title>The rooms of remint: imports go down only</title>",
+            f'<defs>{marker}<path d="M0 0 L8 4 L0 8 z"/></marker></defs><style>{ROOMS_STYLE}</style>',
+            f'<rect width="{width}" height="{height}" rx="10" fill="#ffffff"/>',
+            *body,
+            "</svg>\n",
+        ]
+    )
+
+
+PAGES = {"settings.md": settings_page, "commands.md": commands_page, "drawings/rooms.svg": rooms_drawing}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():

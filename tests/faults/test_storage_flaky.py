@@ -124,7 +124,7 @@ def test_mlflows_files_come_back_as_they_were_registered(
 def test_s3_that_is_away_is_one_clear_failure_of_each(
     s3: Server, home: Home, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing listens there. How long each asks is in docs/reliability.md; here each asks twice."""
+    """Nothing listens there. How long each asks is in docs/reliability/faults.md; here each asks twice."""
     bucket = s3.bucket({"p/a": b"a"})
     connect(home, bucket)
     output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})

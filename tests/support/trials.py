@@ -9,7 +9,7 @@
 
 What a trial does is a function of (case, test, seed, number), so that a failure is repeated by its seed. A soak writes a line for
 each trial that went well into .remint/soak/ and does the others only; `python -m tests.support.trials` adds the lines up
-into docs/results/soak.json and the table of docs/reliability.md.
+into docs/results/soak.json and the table of docs/reliability/counts.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 RECORDS = Path(__file__).parents[2] / ".remint/soak"
 RESULTS = Path(__file__).parents[2] / "docs/results/soak.json"
-PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+PAGE = Path(__file__).parents[2] / "docs/reliability/counts.md"
 BEGIN, END = "<!-- soak: written by python -m tests.support.trials -->\n", "<!-- soak: end -->\n"
 
 

@@ -44,7 +44,7 @@ def main() -> None:
 
 @app.callback()
 def _about() -> None:
-    """Retrains generative models on schedule and promotes only what is proven better."""
+    """Retrains generative models on schedule and promotes only what is shown to be better."""
 
 
 def here() -> tuple[Home, Params]:

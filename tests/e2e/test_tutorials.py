@@ -1,0 +1,54 @@
+"""The tutorials, done as they are written: their settings, their commands, their output but for its numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from remint.settings.params import read_params, write_params
+from tests.support.team import SOURCE, Team
+
+BLOCK = re.compile(r"^```(sh|yaml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"[+-]?\d[\d.]*")
+
+
+def lines(output: str) -> set[str]:
+    """The lines with each number as # and blanks squeezed: numbers depend on the machine."""
+    return {" ".join(NUMBER.sub("#", line).split()) for line in output.splitlines()} - {""}
+
+
+def follow(team: Team, page: Path) -> None:
+    """Add the page's settings, run its commands, and look for the output that it shows."""
+    said = ""
+    for kind, block in BLOCK.findall(page.read_text()):
+        if kind == "yaml":
+            content = read_params(team.folder)
+            for name, added in read_params_of(block, team.folder / "added").items():
+                content[name] |= added
+            write_params(content, team.folder)
+        elif kind == "sh":
+            said = team.sh(f"set -e\n{block}")
+        else:
+            missing = lines(block) - lines(said)
+            assert not missing, f"{page.name} shows {missing}, and the command said\n{said}"
+
+
+def read_params_of(block: str, folder: Path) -> dict[str, dict[str, object]]:
+    """A block of YAML as params.yaml is read."""
+    folder.mkdir(exist_ok=True)
+    (folder / "params.yaml").write_text(block)
+    content = read_params(folder)
+    (folder / "params.yaml").unlink()
+    folder.rmdir()
+    return content
+
+
+@pytest.mark.parametrize(("page", "model"), [("table", "flats-vae"), ("pictures", "shapes-vae")])
+def test_a_tutorial_ends_in_a_promoted_champion(lone_team: Team, prefect_server: str, page: str, model: str) -> None:
+    lone_team.api = prefect_server
+    follow(lone_team, SOURCE / f"docs/tutorials/{page}.md")
+    (champion,) = [each for each in lone_team.json("models", model) if "champion" in each["aliases"]]
+    assert champion["verdict"] == "promoted"
+    assert not lone_team.sh("git status --porcelain"), "the next version would be built from uncommitted work"
