@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer.main
 
@@ -98,8 +100,7 @@ def commands_page() -> str:
         "Written from the code by `python docs/generate.py`. Every command has `--help`; those that report take `--json`.",
         "",
     ]
-    group = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():
+    for name, command in _commands(typer.main.get_command(cli.app)):
         lines += [f"## `remint {name}`", "", inspect.cleandoc(command.help or ""), ""]
         lines += ["| argument | meaning |", "|---|---|"]
         for parameter in command.params:
@@ -108,6 +109,15 @@ def commands_page() -> str:
                 lines.append(f"| `{label}` | {getattr(parameter, 'help', '') or ''} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """Each command, those of a group by the group's name and theirs."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {of_group}", each) for of_group, each in _commands(command))
+        else:
+            yield name, command
 
 
 PAGES = {"settings.md": settings_page, "commands.md": commands_page}
