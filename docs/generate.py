@@ -9,7 +9,9 @@ import ast
 import inspect
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer.main
 
@@ -99,8 +101,7 @@ def commands_page() -> str:
         "Written from the code by `python docs/generate.py`. Every command has `--help`; those that report take `--json`.",
         "",
     ]
-    group = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():
+    for name, command in _commands(typer.main.get_command(cli.app)):
         lines += [f"## `remint {name}`", "", inspect.cleandoc(command.help or ""), ""]
         lines += ["| argument | meaning |", "|---|---|"]
         for parameter in command.params:
@@ -109,6 +110,15 @@ def commands_page() -> str:
                 lines.append(f"| `{label}` | {getattr(parameter, 'help', '') or ''} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """Each command, those of a group by the group's name and theirs."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {of_group}", each) for of_group, each in _commands(command))
+        else:
+            yield name, command
 
 
 ROOMS = {

@@ -16,5 +16,6 @@ from remint.cli import registry
 from remint.cli import use
 from remint.cli import maintenance
 from remint.cli import stack
+from remint.cli import new
 
 __all__ = ["app", "main"]

@@ -6,23 +6,27 @@ import gc
 import json
 import sys
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from remint.cli import terminal
+from remint.cli import completion, terminal
 from remint.errors import RemintError
 from remint.redaction import redacted
 from remint.runtime.home import Home
 from remint.settings.params import Params, load_params
 from remint.stores import git
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-ModelRef = Annotated[str, typer.Argument(help="NAME (its champion), NAME@champion, NAME@challenger or NAME/7.")]
+ModelRef = Annotated[
+    str,
+    typer.Argument(help="NAME (its champion), NAME@champion, NAME@challenger or NAME/7.", autocompletion=completion.model_refs),
+]
 
 
 def main() -> None:
@@ -42,8 +46,16 @@ def main() -> None:
         gc.freeze()  # else the interpreter looks through all of it once more before it ends
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"remint {metadata.version('remint')}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     """Retrains generative models on schedule and promotes only what is shown to be better."""
 
 

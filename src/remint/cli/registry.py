@@ -7,18 +7,22 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from remint.cli import screens, terminal
+from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 from remint.errors import SettingsError
 
 Reason = Annotated[str, typer.Option(help="Why; goes into the ledger.")]
+
+Model = Annotated[str, typer.Argument(help="NAME of a model.", autocompletion=completion.models)]
 
 NEWEST = 50  # versions of a model that are listed
 
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="One model; all of them where left out.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One model; all of them where left out.", autocompletion=completion.models)
+    ] = None,
     all_: Annotated[
         bool, typer.Option("--all", help="Every version, not only a model's newest 50 and those with an alias.")
     ] = False,
@@ -56,7 +60,7 @@ def why(model: ModelRef, as_json: AsJson = False) -> None:
 
 @app.command()
 def history(
-    model: Annotated[str, typer.Argument(help="NAME of a model.")],
+    model: Model,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hold the hashes that MLflow keeps against it, too; exit status 1 where it fails.")
     ] = False,
@@ -112,7 +116,7 @@ def reject(model: ModelRef, reason: Reason, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def rollback(model: Annotated[str, typer.Argument(help="NAME of a model.")], reason: Reason, as_json: AsJson = False) -> None:
+def rollback(model: Model, reason: Reason, as_json: AsJson = False) -> None:
     """Make the last champion before the present one, which still loads, the champion again.
 
     Example: remint rollback digits-vae --reason "the sevens blur"

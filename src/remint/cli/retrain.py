@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from remint.cli import screens, terminal
+from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import RemintError
 from remint.runtime import processes
@@ -16,7 +16,9 @@ from remint.settings.params import apply_overrides, read_params, validate_params
 
 @app.command()
 def run(
-    pipelines: Annotated[list[str], typer.Argument(help="Names below pipelines: in params.yaml.")],
+    pipelines: Annotated[
+        list[str], typer.Argument(help="Names below pipelines: in params.yaml.", autocompletion=completion.pipelines)
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value below the pipeline's name; recorded with the version.")
     ] = None,
@@ -54,7 +56,7 @@ def run(
 
 @app.command()
 def spread(
-    pipeline: Annotated[str, typer.Argument(help="A name below pipelines: in params.yaml.")],
+    pipeline: Annotated[str, typer.Argument(help="A name below pipelines: in params.yaml.", autocompletion=completion.pipelines)],
     seeds: Annotated[int, typer.Option(min=3, max=100, help="How many seeds, from training.seed upwards.")] = 5,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value below the pipeline's name.")] = None,
     as_json: AsJson = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from remint.cli import screens, terminal
+from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 
 
@@ -38,7 +38,10 @@ def sample(
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Each NAME (its champion), NAME@challenger or NAME/7.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Each NAME (its champion), NAME@challenger or NAME/7.", autocompletion=completion.model_refs),
+    ],
     output: Annotated[Path, typer.Option("-o", help="The picture, a .png.")] = Path("compare.png"),
     as_json: AsJson = False,
 ) -> None:

@@ -1,0 +1,5 @@
+"""``python -m remint``: the command line."""
+
+from remint.cli import main
+
+main()

@@ -1,0 +1,131 @@
+"""Adds blocks to a person's params.yaml. All other bytes of the file stay: comments, order, indentation, line ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from remint.errors import SettingsError
+from remint.runtime.home import is_name
+from remint.runtime.yaml import LARGEST, load_safe_yaml
+from remint.settings.params import PARAMS, Params, load_params, validate_params
+
+
+def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict[str, Any] | None = None) -> Params:
+    """Write pipeline ``name`` into params.yaml: the block of ``template``, for ``dataset`` unless that is "".
+
+    ``new``: the block of that dataset, which is added with it. Returns the settings as they are now. Raises SettingsError, and
+    leaves the file as it was, for a name that is taken or not allowed, for what is unknown, and where the result is invalid.
+    """
+    before = load_params(folder)
+    before.pipeline(template)
+    _check_free("pipelines", name, before.pipelines)
+    dataset = dataset or before.pipelines[template].dataset
+    if new is not None:
+        _check_free("datasets", dataset, before.datasets)
+    kind = before.dataset(dataset).kind if new is None else new["kind"]
+    if kind != before.datasets[before.pipelines[template].dataset].kind:
+        raise SettingsError(_other_kind(before, template, dataset, kind))
+    path = (folder / PARAMS).resolve()  # a link stays one
+    text = path.read_bytes().decode()
+    content = load_safe_yaml(text)
+    wanted = {**content, "pipelines": {**content["pipelines"], name: {**content["pipelines"][template], "dataset": dataset}}}
+    if new is not None:
+        wanted["datasets"] = {**content["datasets"], dataset: new}
+    after = validate_params(wanted)
+    try:
+        if new is not None:
+            text = _insert(text, "datasets", dataset, _dumped(new))
+        text = _insert(text, "pipelines", name, _copied(text, template, dataset))
+        is_right = load_safe_yaml(text) == wanted
+    except (ValueError, LookupError):  # blocks within braces, merged blocks
+        is_right = False
+    if not is_right:
+        raise SettingsError(f"{path} has its blocks in a form that can't be added to: add pipelines.{name} by hand")
+    _replace(path, text)
+    return after
+
+
+def _check_free(block: str, name: str, taken: dict[str, Any]) -> None:
+    if not is_name(name):
+        raise SettingsError(f"{name[:100]!r} is no name for {block}: expected letters, digits, '.', '_' and '-'")
+    if name in taken:
+        raise SettingsError(f"{PARAMS}: {block}.{name} exists already: choose another name")
+
+
+def _other_kind(params: Params, template: str, dataset: str, kind: str) -> str:
+    fit = [name for name, pipeline in params.pipelines.items() if params.datasets[pipeline.dataset].kind == kind]
+    start = f"start from {' or '.join(fit)}" if fit else f"no pipeline of {PARAMS} is of that kind"
+    return f"dataset '{dataset}' is of kind {kind}, and pipeline '{template}' is for another kind: {start}"
+
+
+def _copied(text: str, template: str, dataset: str) -> str:
+    """The block of a pipeline as it is written, behind its key, with another dataset."""
+    _, block = _entries(text, "pipelines")[template]
+    start, end = block.start_mark.index, _end(block)
+    (written,) = [value for key, value in block.value if key.value == "dataset"]
+    first, last = written.start_mark.index, written.end_mark.index
+    space = " " if block.flow_style else _line_end(text) + " " * block.start_mark.column
+    return space + text[start:first] + _scalar(dataset) + text[last:end]
+
+
+def _scalar(name: str) -> str:
+    """A name as YAML reads it back: 2024 and true in quotes."""
+    return name if load_safe_yaml(name) == name else f'"{name}"'
+
+
+def _dumped(block: dict[str, Any]) -> str:
+    """A block in YAML, in one line, behind its key."""
+    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.width = True, LARGEST
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(block, stream)
+    return " " + stream.getvalue().strip()
+
+
+def _insert(text: str, block: str, name: str, value: str) -> str:
+    """``text`` with an entry behind the last one of a block."""
+    last, node = list(_entries(text, block).values())[-1]
+    end, line = _end(node), _line_end(text)
+    end = text.find("\n", end) if "\n" in text[end:] else len(text)  # behind a comment of the last line
+    end -= text[:end].endswith("\r")
+    return f"{text[:end]}{line}{line}{' ' * last.start_mark.column}{_scalar(name)}:{value}{text[end:]}"
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _entries(text: str, block: str) -> dict[str, tuple[Node, Any]]:
+    """Key and value of each entry of a block, with their places in the text."""
+    root = YAML(typ="safe", pure=True).compose(text)
+    (entries,) = [value for key, value in root.value if key.value == block]
+    return {key.value: (key, value) for key, value in entries.value}
+
+
+def _end(node: Node) -> int:
+    """Where a value ends in the text. The parser says of a block that it ends where the next one begins."""
+    if isinstance(node, MappingNode | SequenceNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return int(node.end_mark.index)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(path.stat().st_mode & 0o7777)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
