@@ -68,14 +68,19 @@ def environment(home: Home) -> dict[str, str]:
     }
 
 
+def noted(home: Home) -> dict[str, Any]:
+    """Addresses that ``remint up`` of this home wrote down; none where it does not run."""
+    try:
+        addresses: dict[str, Any] = json.loads((home.path / "stack.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return addresses
+
+
 def stack(home: Home) -> dict[str, Any] | None:
     """Addresses of the local stack (``remint up``) where it is up."""
-    path = home.path / "stack.json"
-    try:
-        addresses: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return addresses if healthy(addresses["prefect"]) else None
+    addresses = noted(home)
+    return addresses if addresses and healthy(addresses["prefect"]) else None
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
             level="missing",
             what="No worker of the pool remint is online.",
             why=f"The schedules of {', '.join(scheduled)} do not run.",
-            do="remint up, or on a host of its own: prefect worker start --pool remint --type process",
+            do="remint up, or on a host of its own, in a clone: python -m flows.stack.worker",
         )
 
 

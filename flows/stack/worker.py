@@ -1,13 +1,16 @@
-"""The worker of the local stack: waits for the server, gives it the schedules of params.yaml, takes up what processes that
-died have left, and runs what comes due.
+"""The worker: it runs what comes due on the Prefect server that PREFECT_API_URL names.
 
-SIGTERM ends it from its far end. Prefect's worker, told to stop, kills its flows on the spot; so it is held still while
-they have their grace, write a checkpoint and hand themselves back to Prefect, and is told when they are gone.
+`remint up` starts one for its own server. That one waits for the server, gives it the schedules of params.yaml, and ends
+runs that dead processes left open. A host of a team starts one of a shared server: python -m flows.stack.worker
+
+Prefect's worker kills its flows at once when it is told to stop. So on SIGTERM it is paused while its flows have their
+grace, write a checkpoint and hand themselves back to Prefect. It is stopped when they are gone.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -37,15 +40,20 @@ def main() -> None:
     die_with_parent()
     repository = git.repository_of(Path.cwd())
     home = Home.of(repository)
-    deadline = time.monotonic() + server.START_LIMIT
-    while server.stack(home) is None and time.monotonic() < deadline:
-        time.sleep(0.5)
-    branch = git.branch_of(repository)
-    for entry in deploy(home, load_params(repository), branch):
-        print(said(entry), flush=True)
-    for line in sweep(home, own=True):
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        raise SystemExit("error: PREFECT_API_URL is not set: it names the server whose runs this worker starts")
+    own = server.noted(home).get("prefect") == address
+    if own:
+        deadline = time.monotonic() + server.START_LIMIT
+        while not server.healthy(address) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        for entry in deploy(home, load_params(repository), git.branch_of(repository)):
+            print(said(entry), flush=True)
+    for line in sweep(home, own=own):
         print(line, flush=True)
-    prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
+    name = "local" if own else platform.node()
+    prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     with processes.interruptible():
         # In a session of its own: what is sent to our group reaches it through us.
         environment = {**os.environ, PARENT: ancestor_pids()}

@@ -11,11 +11,11 @@ from remint.settings.params import read_params, write_params
 from tests.support.team import SOURCE, Team
 
 BLOCK = re.compile(r"^```(sh|yaml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"[+-]?\d[\d.]*")
+NUMBER = re.compile(r"\b[0-9a-f]{10}\b|[+-]?\d[\d.]*")
 
 
 def lines(output: str) -> set[str]:
-    """The lines with each number as # and blanks squeezed: numbers depend on the machine."""
+    """The lines with # for each number and digest, and blanks squeezed: values depend on the machine."""
     return {" ".join(NUMBER.sub("#", line).split()) for line in output.splitlines()} - {""}
 
 

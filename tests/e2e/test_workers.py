@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +21,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from tests.faults.test_processes import gone
 from tests.support.ports import free_port
-from tests.support.prefect_server import ask
+from tests.support.prefect_server import PrefectServer, ask
 from tests.support.team import Team
 from tests.support.trials import Trials
 
@@ -183,3 +184,33 @@ def test_a_run_by_hand_that_was_killed_is_closed_within_the_stated_bound(stack: 
     stack.until(lambda: stack.states(killed)[-1]["name"] == "Crashed" and sorted(stack.mlflow()) == ["KILLED", "RUNNING"], BOUND)
     assert "died" in stack.states(killed)[-1]["message"]
     assert [each["name"] for each in stack.states(healthy)][-1] == "Running"
+
+
+@pytest.mark.soak
+def test_a_worker_of_a_shared_server_hands_its_run_back_with_a_checkpoint(lone_team: Team, tmp_path: Path) -> None:
+    """The command of docs/how-to/production.md: no `remint up` on that host, and SIGTERM as systemd sends it."""
+    team, server = lone_team, PrefectServer(lone_team.folder / ".remint/prefect", tmp_path / "prefect")
+    home = Home(team.folder, team.folder / ".remint")
+    try:
+        content = read_params(team.folder)
+        content["pipelines"]["digits-vae"]["schedule"] = {"cron": "0 0 29 2 *"}
+        write_params(content, team.folder)
+        team.sh("git commit -qam 'on leap days'")
+        team.api = server.url
+        (deployed,) = team.json("deploy")
+        command = [sys.executable, "-m", "flows.stack.worker"]
+        with (tmp_path / "log").open("wb") as log:
+            worker = subprocess.Popen(command, cwd=team.folder, env=team.environment(), stdout=log, stderr=log)
+        parameters = {"pipeline": "digits-vae", "branch": "main", "overrides": ENDLESS}
+        run = ask(f"{server.url}/deployments/{deployed['id']}/create_flow_run", {"parameters": parameters})["id"]
+        deadline = time.monotonic() + 240
+        while not list(home.checkpoints.glob("*/step-*")):
+            assert worker.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        below = psutil.Process(worker.pid).children(recursive=True)
+        worker.terminate()
+        worker.wait(timeout=90)
+        assert all_gone(below)
+        assert ask(f"{server.url}/flow_runs/{run}")["state"]["name"] == "AwaitingRetry", (tmp_path / "log").read_text()
+    finally:
+        server.stop()
