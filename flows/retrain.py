@@ -12,7 +12,7 @@ from flows.job import open_job
 
 @flow(name="retrain", flow_run_name="{pipeline}", persist_result=False)
 def retrain(pipeline: str, overrides: list[str] | None = None, reason: str = "", branch: str | None = None) -> dict[str, Any]:
-    """Versions the data, trains, judges, registers, and promotes what is proven better.
+    """Versions the data, trains, judges, registers, and promotes what is shown to be better.
 
     Arguments: ``pipeline`` a name in params.yaml; ``overrides`` as in ``--set``, "training.steps=20";
     ``reason`` goes into the ledger; ``branch`` builds its head instead of what is on disk (schedules do).

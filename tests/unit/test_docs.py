@@ -1,28 +1,126 @@
-"""Pages that are written from the code are those that the code writes now, and the README's commands leave the tree as it was."""
+"""Pages against the code: generated ones are fresh, and the files, modules, tests and settings that pages name exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 import subprocess
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
+
+from remint.settings.params import read_params, validate_params
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
-PAGES = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+GENERATED = runpy.run_path(str(DOCS / "generate.py"))
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), *sorted(DOCS.rglob("*.svg"))]
+
+# Names of ours that begin like modules: tags, events, and groups of entry points.
+NOT_MODULES = {
+    "remint.keep",
+    "remint.verified",
+    "remint.approval.awaited",
+    "remint.model.digits",
+    "remint.families",
+    "remint.metrics",
+}
+NOT_MODULES |= {"remint.ledger_hash", "remint.ledger_row", "remint.ledger_head"}
 
 
-@pytest.mark.parametrize("page", sorted(PAGES))
-def test_the_page_is_fresh(page: str) -> None:
-    assert (DOCS / page).read_text() == PAGES[page](), "stale: run python docs/generate.py"
+def named(pattern: str) -> list[tuple[str, str]]:
+    """(page, match) for each different match of a pattern."""
+    return [
+        (str(page.relative_to(REPOSITORY)), found)
+        for page in PAGES
+        for found in sorted(set(re.findall(pattern, page.read_text(), re.MULTILINE)))
+    ]
 
 
-def test_what_the_readme_has_written_is_no_uncommitted_work() -> None:
+def python_files() -> Iterator[Path]:
+    for folder in ("src", "flows", "pipelines", "tests", "benchmarks", "examples", "docs"):
+        yield from (REPOSITORY / folder).rglob("*.py")
+
+
+@pytest.mark.parametrize("page", sorted(GENERATED["PAGES"]))
+def test_a_generated_page_is_fresh(page: str) -> None:
+    assert (DOCS / page).read_text() == GENERATED["PAGES"][page](), "stale: run python docs/generate.py"
+
+
+def test_the_drawing_of_the_rooms_has_them_all() -> None:
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = " ".join(next(contract["layers"] for contract in contracts if contract["type"] == "layers"))
+    assert set(GENERATED["ROOMS"]) == set(re.findall(r"\w+", layers.replace("remint.", "")))
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Paths from the root, as src/remint/errors.py, and in backticks their ends, as `training/loop.py`."""
+    whole = named(r"(?<![\w./-])(?:src|flows|pipelines|tests|benchmarks|examples)/[\w./-]*\w")
+    assert len(whole) > 50
+    assert not [(page, path) for page, path in whole if not (REPOSITORY / path).exists()]
+    paths = [str(path) for path in python_files()]
+    ends = named(r"`([\w/]+\.py)`")
+    assert len(ends) > 30
+    assert not [(page, end) for page, end in ends if not any(path.endswith(f"/{end}") for path in paths)]
+
+
+def test_modules_that_pages_name_exist() -> None:
+    found = [each for each in named(r"(?<![\w./-])(?:remint|flows|pipelines)(?:\.[a-z_]+)+") if each[1] not in NOT_MODULES]
+    assert len(found) > 30
+    assert not [(page, module) for page, module in found if importlib.util.find_spec(module) is None]
+
+
+def test_names_that_pages_import_exist() -> None:
+    found = named(r"^from ((?:remint|examples)[\w.]* import [\w, ]+)$")
+    assert len(found) > 5
+    for page, statement in found:
+        module, _, names = statement.partition(" import ")
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), (page, module, name)
+
+
+def test_tests_that_pages_name_exist() -> None:
+    sources = [path for path in python_files() if path.name.startswith("test_")]
+    known = {path.stem for path in sources}
+    known |= {name for path in sources for name in re.findall(r"def (test_\w+)", path.read_text())}
+    found = named(r"\b(test_\w+)")
+    assert len(found) > 60
+    assert not [(page, test) for page, test in found if test not in known]
+
+
+def test_commands_that_pages_name_exist() -> None:
+    commands = set(re.findall(r"^## `remint ([a-z]+)", GENERATED["PAGES"]["commands.md"](), re.MULTILINE))
+    found = named(r"(?:`|^ {4})remint ([a-z]+)(?=[ `\n])")
+    assert len(found) > 30
+    assert not [(page, command) for page, command in found if command not in commands]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/add-a-pipeline.md"])
+def test_a_pipeline_that_a_page_shows_is_valid(page: str) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    content = read_params(REPOSITORY)
+    for name, added in YAML(typ="safe").load(block).items():
+        content[name] |= added
+    assert validate_params(content).pipeline("faces-flow").metrics() == ["nll", "fd_domain"]
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = (REPOSITORY / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert set(re.findall(r": (\S+\.md)$", menu, re.MULTILINE)) == {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text().split()) <= 700
+
+
+def test_pictures_that_pages_draw_are_no_uncommitted_work() -> None:
     """An unknown file in the tree would have the next version trained and not promoted."""
-    written = re.findall(r"remint .* -o (\S+)", (REPOSITORY / "README.md").read_text())
-    assert "grid.png" in written
-    for name in written:
-        if not name.startswith("/"):
+    written = named(r"remint .* -o ([^\s`]+)")
+    assert ("README.md", "grid.png") in written
+    for _, name in written:
+        if not name.startswith("/") and name.endswith((".png", "data/drawn.csv")):
             subprocess.run(["git", "check-ignore", "--quiet", "--no-index", name], cwd=REPOSITORY, check=True)

@@ -25,7 +25,7 @@ def run(
     reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Retrain now: version the data, train, judge, register, and promote what is proven better.
+    """Retrain now: version the data, train, judge, register, and promote what is shown to be better.
 
     Example: remint run digits-vae --set training.steps=20
     """
