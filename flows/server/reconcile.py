@@ -6,7 +6,6 @@ A worker does it when it starts and when Prefect has it do so (flows/stack/tidy.
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from flows.server import stopping
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
+from remint.runtime.locks import locked
 from remint.stores import git
 from remint.stores.open import open_tracking
 
@@ -61,8 +61,7 @@ def reconcile(home: Home) -> list[str]:
 
 def sweep(home: Home, *, own: bool) -> list[str]:
     """Reconciles, ends the open flow runs that have no process, and lets deployed runs go on; a line each. ``own``: see left."""
-    with home.lock("sweep").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home.lock("sweep")):
         said = reconcile(home)
         for each in left(home, own=own):
             crash(each.id, "no process was at work on it")

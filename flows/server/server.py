@@ -7,7 +7,6 @@ seen, is not cut short, and ends with us even when we are killed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -25,6 +24,7 @@ from remint.errors import OrchestrationError, SettingsError
 from remint.runtime import processes
 from remint.runtime.addresses import DISTRUST, without_user
 from remint.runtime.home import Home
+from remint.runtime.locks import locked
 from remint.runtime.parent import PARENT, ancestor_pids
 from remint.stores.dvc import last_error_line
 
@@ -137,8 +137,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     say("starting Prefect's temporary server" + (" (its first start makes its database: up to half a minute)" if first else ""))
     began = time.monotonic()
     log = home.prefect / "temporary-server.log"
-    with home.lock("prefect-start").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two at a time would both migrate an empty database
+    with locked(home.lock("prefect-start")):  # two at a time would both migrate an empty database
         log.unlink(missing_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -8,17 +8,17 @@ HOME/jobs/ID/*.log       what dvc and the steps printed
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from remint.runtime import locks
 from remint.runtime.home import Home
 from remint.runtime.processes import CHILDREN
 
@@ -52,10 +52,9 @@ def live(home: Home, **facts: Any) -> Iterator[Job]:
     folder = home.jobs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     job = Job(folder)
     with ExitStack() as stack:
-        with _collection(home, fcntl.LOCK_SH):
+        with _collection(home, shared=True):
             folder.mkdir(parents=True)
-            lock = stack.enter_context((folder / "lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.enter_context(locks.locked(folder / "lock"))
             job.note(pid=os.getpid(), **facts)
         try:
             yield job
@@ -82,35 +81,21 @@ def alive(home: Home) -> list[Job]:
 
 def is_over(folder: Path) -> bool:
     """Whether of the job of this folder no process is left."""
-    return _is_free(folder / "lock") and _is_free(folder / CHILDREN)
+    return locks.is_free(folder / "lock") and locks.is_free(folder / CHILDREN)
 
 
-@contextmanager
-def collecting(home: Home) -> Iterator[None]:
+def collecting(home: Home) -> AbstractContextManager[None]:
     """Inside the block no job begins; ``alive`` tells those that had begun before. Two collections do not overlap."""
-    with _collection(home, fcntl.LOCK_EX):
-        yield
+    return _collection(home, shared=False)
 
 
 def is_collecting(home: Home) -> bool:
     """Whether a new job would have to wait."""
-    return not _is_free(home.lock(COLLECT))
+    return not locks.is_free(home.lock(COLLECT))
 
 
-@contextmanager
-def _collection(home: Home, how: int) -> Iterator[None]:
-    with home.ensure().lock(COLLECT).open("w") as lock:
-        fcntl.flock(lock, how)
-        yield
-
-
-def _is_free(path: Path) -> bool:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+def _collection(home: Home, *, shared: bool) -> AbstractContextManager[None]:
+    return locks.locked(home.ensure().lock(COLLECT), shared=shared)
 
 
 def _forget_old(home: Home) -> None:

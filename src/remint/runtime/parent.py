@@ -1,7 +1,8 @@
 """A process that ends with the processes that started it.
 
 This file imports the standard library only: its source is also handed to ``python -c`` in a job's workspace, where the
-code that can be imported is that of the job's commit (``in_workspace``).
+code that can be imported is that of the job's commit (``in_workspace``). So it takes its lock itself, and not
+through remint.runtime.locks.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ those that nobody holds.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from remint.runtime.locks import locked, locked_if_free
 
 PREFIX = "remint-held-"
 
@@ -21,19 +22,14 @@ PREFIX = "remint-held-"
 def folder() -> Iterator[Path]:
     """A new folder, removed when the block ends."""
     _sweep()
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(FileNotFoundError):
-            handle = os.open(path, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if path.exists():  # else somebody swept it before we had locked it
+    with ExitStack() as stack:
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=PREFIX))
+            with suppress(FileNotFoundError):  # another process swept it before this one had locked it
+                stack.enter_context(locked(path, make=False))
                 break
-            os.close(handle)
-    try:
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
         yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
 
 
 def _sweep() -> None:
@@ -42,9 +38,6 @@ def _sweep() -> None:
         with suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(handle)
+            with locked_if_free(path, make=False) as free:
+                if free:
+                    shutil.rmtree(path, ignore_errors=True)

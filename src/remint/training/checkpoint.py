@@ -14,13 +14,12 @@ they led to is safely written they are deleted, so that a training which is aske
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import socket
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from remint.errors import IntegrityError, RunError
 from remint.runtime.events import emit
+from remint.runtime.locks import locked_if_free
 from remint.runtime.manifest import verify, whole_folder
 
 KEPT = 2
@@ -152,27 +152,18 @@ class Checkpoints:
 
 @contextmanager
 def _locked(path: Path, who: str) -> Iterator[None]:
-    """An advisory lock that the kernel drops with its holder, on a file that the holder may delete."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 500).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            raise RunError(
-                f"this training is already under way: {holder} writes its checkpoints; wait for it or stop it"
-            ) from None
-        try:
-            if os.fstat(handle).st_ino == path.stat().st_ino:  # else its last holder deleted it under our hands
+    """The lock of a training's folder, with its holder's name in it. The holder may delete both."""
+    with ExitStack() as stack:
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # its last holder deleted the folder just now
+                free = stack.enter_context(locked_if_free(path))
                 break
-        except FileNotFoundError:
-            pass
-        os.close(handle)
-    try:
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{who}, process {os.getpid()} on {socket.gethostname()}\n".encode())
+        if not free:
+            holder = path.read_text(errors="replace")[:500].strip() if path.exists() else ""
+            raise RunError(
+                f"this training is already under way: {holder or 'another process'} writes its checkpoints; "
+                "wait for it or stop it"
+            )
+        path.write_text(f"{who}, process {os.getpid()} on {socket.gethostname()}\n")
         yield
-    finally:
-        os.close(handle)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from remint.errors import VersioningError
 from remint.maintenance.gc.reach import GIT, HOME, Node, Thing
 from remint.runtime import jobs
 from remint.runtime.home import Home
+from remint.runtime.locks import is_free, locked_if_free
 from remint.settings.judging import INCEPTION_SHA256
 from remint.settings.params import PARAMS
 from remint.stores import git
@@ -119,31 +119,13 @@ def _key(folder: Path) -> str:
         return ""
 
 
-@contextmanager
-def _checkpoints_lock(folder: Path) -> Iterator[bool]:
-    """Whether no training writes there; none begins inside the block."""
-    with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def _held(home: Home) -> set[str]:
     """The checkpoints of trainings that run, of a job or by hand."""
-    held = set()
-    for folder in home.checkpoints.glob("*"):
-        if (folder / LOCK).exists():
-            with _checkpoints_lock(folder) as free:
-                if not free:
-                    held.add(folder.name)
-    return held
+    return {lock.parent.name for lock in home.checkpoints.glob(f"*/{LOCK}") if not is_free(lock)}
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    with suppress(FileNotFoundError), _checkpoints_lock(folder) as free:
+    with suppress(FileNotFoundError), locked_if_free(folder / LOCK) as free:  # no training begins inside the block
         if free:
             shutil.rmtree(folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
 from remint.runtime.addresses import DISTRUST, TRUST_S3, s3_distrusted, with_driver
 from remint.runtime.home import S3_PATIENCE
+from remint.runtime.locks import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,8 +128,7 @@ def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
     """
     path = lock.with_name(f"{lock.name}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # freed by the kernel however the process ends
+    with locked(path):
         if not uri.startswith("postgresql"):
             yield
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from remint.errors import DataError, Interrupted, StorageError
 from remint.runtime import processes
 from remint.runtime.home import Home
+from remint.runtime.locks import locked
 from remint.runtime.manifest import sha256_file
 from remint.stores.s3.bucket import CONNECTIONS, Bucket, Changed, Listed, door, parse
 
@@ -63,33 +63,29 @@ def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> Fetched:
     """
     key = f"params.yaml: datasets.{dataset}.source"
     bucket, prefix = parse(key, url)
-    with _locked(home, dataset, fcntl.LOCK_EX), door(f"{key}: {url}"):
+    with _locked(home, dataset), door(f"{key}: {url}"):
         return _Fetch(Bucket(bucket, prefix), url, home.fetched, dataset, on_event).run()
 
 
 @contextmanager
 def held(home: Home, dataset: str, url: str) -> Iterator[None]:
     """Inside the block nobody changes what was fetched. Raises StorageError where it is of another source by now."""
-    with _locked(home, dataset, fcntl.LOCK_SH):
+    with _locked(home, dataset, shared=True):
         if _known(_manifest(home.fetched, dataset), url) is None:
             raise StorageError(f"{home.fetched / dataset} was fetched from another source meanwhile, by another job: run again")
         yield
 
 
-@contextmanager
-def _locked(home: Home, dataset: str, how: int) -> Iterator[None]:
-    """Waits for the lock of a dataset's folder; the kernel frees it however a process ends. Ctrl-C ends the wait."""
+def _locked(home: Home, dataset: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    """The lock of a dataset's folder. Ctrl-C ends the wait for it."""
     path = home.lock(f"fetched-{hashlib.sha256(dataset.encode()).hexdigest()[:16]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, how | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if processes.stopping.wait(0.1):
-                    raise Interrupted(f"interrupted while another job fetched {dataset}") from None
-        yield
+
+    def pause() -> None:
+        if processes.stopping.wait(0.1):
+            raise Interrupted(f"interrupted while another job fetched {dataset}")
+
+    return locked(path, shared=shared, pause=pause)
 
 
 def _manifest(root: Path, dataset: str) -> Path:
