@@ -1,6 +1,8 @@
 # The commands that people run. CI runs exactly these.
+# PYTHON=/path/to/python chooses the interpreter; left out, it is the newest of PYTHONS that is on PATH and can make environments.
 # TORCH=cpu|cuda chooses the build of torch where the machine offers both; left out, pip takes what it finds.
-PYTHON ?= python3.11
+PYTHONS := python3.13 python3.12 python3.11
+PYTHON ?= $(shell for python in $(PYTHONS); do "$$python" -c 'import ensurepip, venv' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
 TORCH ?=
 CASE ?=
@@ -10,12 +12,13 @@ TORCH_cpu := torch==2.13.0+cpu
 TORCH_cuda := torch===2.13.0
 TORCH_ := torch==2.13.0
 
-.PHONY: setup demo test check docs up bench bench-fashion soak clean
+.PHONY: setup demo test check docs up wheel bench bench-fashion soak clean
 
 setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
 
 .venv/installed: constraints.txt pyproject.toml examples/pixelcnn/pyproject.toml examples/diversity/pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH: install Python 3.11, or give PYTHON=/path/to/python3.11"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: none of $(PYTHONS) is on PATH with its module venv: install one (Debian, Ubuntu: apt install python3-venv), or give PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is not a Python from 3.11 to 3.13: give PYTHON=/path/to/one"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed "$(TORCH_$(TORCH))" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" -c constraints.txt
@@ -43,6 +46,11 @@ test: setup check ## all checks and all tests but the long ones
 up: setup ## Prefect server, MLflow server and worker in this terminal
 	$(BIN)/remint up
 
+wheel: .venv/installed ## dist/remint-VERSION-py3-none-any.whl, by which a registered model is installed elsewhere
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build
+
 bench: setup ## the README's claims, measured
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/throughput.py
@@ -61,4 +69,4 @@ soak: setup ## the long tests and every counted case in full; CASE=7 one case, S
 	$(BIN)/python -m tests.support.trials
 
 clean: ## the environment and everything that runs left behind
-	rm -rf .venv .remint outs site
+	rm -rf .venv .remint outs site build dist

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
-from flows import settle, steps
+from flows import labels, settle, steps
 from flows.job import open_job
 
 
-@flow(name="retrain", flow_run_name="{pipeline}", persist_result=False)
-def retrain(pipeline: str, overrides: list[str] | None = None, reason: str = "", branch: str | None = None) -> dict[str, Any]:
-    """Versions the data, trains, judges, registers, and promotes what is shown to be better.
+@flow(name="retrain", flow_run_name=labels.run_name, persist_result=False)
+def retrain(
+    pipeline: str, overrides: list[str] | None = None, reason: str = "", branch: str | None = None
+) -> dict[str, Any] | State[dict[str, Any]]:
+    """Version the data, train, judge, register, and promote what is shown to be better.
 
     Arguments: ``pipeline`` a name in params.yaml; ``overrides`` as in ``--set``, "training.steps=20";
     ``reason`` goes into the ledger; ``branch`` builds its head instead of what is on disk (schedules do).
-    Returns what ``remint run --json`` prints for one pipeline.
+    Ends in a state that the verdict names. Its result is what ``remint run --json`` prints for one pipeline.
     """
     with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
         steps.fetch(job)  # of an s3:// source what changed since the last time
@@ -31,4 +33,4 @@ def retrain(pipeline: str, overrides: list[str] | None = None, reason: str = "",
             version = steps.register(job)
             decision = steps.judge(job, version)
             answer = settle.settle(job, version, decision)
-        return answer
+    return labels.completed(answer)

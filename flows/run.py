@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, cast
 
 from flows.retrain import retrain
 from remint.errors import Interrupted, RemintError
@@ -21,9 +22,10 @@ def retrain_pipelines(params: Params, pipelines: list[str], overrides: list[str]
     """
     demand = max(params.pipelines[name].training.threads * params.pipelines[name].training.devices for name in pipelines)
     width = max(1, min(len(pipelines), (os.cpu_count() or 1) // demand))
+    call = cast("Callable[..., dict[str, Any]]", retrain)  # a flow that ends in a state gives that state's result
     with processes.interruptible(), ThreadPoolExecutor(width, thread_name_prefix="retrain") as pool:
         futures: dict[str, Future[dict[str, Any]]] = {
-            name: pool.submit(retrain, name, overrides=overrides, reason=reason) for name in pipelines
+            name: pool.submit(call, name, overrides=overrides, reason=reason) for name in pipelines
         }
         wait(futures.values())
     return {name: _result(future) for name, future in futures.items()}

@@ -73,6 +73,7 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
         "REMINT_LEDGER",
         "REMINT_ARTIFACTS",
         "REMINT_DVC_REMOTE",
+        "REMINT_PACKAGE",
         "MLFLOW_TRACKING_URI",
         "PREFECT_API_URL",
         "REMINT_EVENTS",

@@ -68,6 +68,15 @@ def test_3b_prefect_and_mlflow_show_what_happened(shared_team: Team) -> None:
     assert kind == "markdown" and "digits-vae/2: refused" in table and "| require | iwae |" in table
     assert artifacts["digits-vae-samples"][0] == "image" and artifacts["digits-vae-against-champion"][0] == "image"
     assert [state for (state,) in rows("prefect/prefect.db", "select distinct state_type from flow_run")] == ["COMPLETED"]
+    runs = rows(
+        "prefect/prefect.db", "select name, state_name, date(expected_start_time, 'localtime') from flow_run order by created"
+    )
+    ended = [(name, state) for name, state, day in runs if name.endswith(f" {day}")]
+    assert len(ended) == len(runs)
+    assert [(name.split()[0], state) for name, state in ended[3:]] == [("digits-vae", "Unchanged"), ("digits-vae", "Refused")]
+    assert {(name.split()[0], state) for name, state in ended[:3]} == {
+        (pipeline, "Promoted") for pipeline in ("digits-vae", "digits-gan", "digits-flow")
+    }
     tasks = {name for (name,) in rows("prefect/prefect.db", "select distinct name from task_run where state_type = 'COMPLETED'")}
     assert {"ask dvc", "version data", "learn features", "train", "evaluate", "push data", "register", "judge", "settle"} <= tasks
     curves = {name for (name,) in rows("mlflow/mlflow.db", "select distinct key from metrics")}

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def _fires(team: Team, tmp_path: Path) -> None:
             done = [run for run in runs if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]
         assert done, (tmp_path / "log").read_text()[-6000:]
         assert done[0]["parameters"]["pipeline"] == "digits-flow" and done[0]["parameters"]["branch"] == "main"
+        due = datetime.fromisoformat(done[0]["expected_start_time"]).astimezone()
+        assert (done[0]["name"], done[0]["state_name"]) == (f"digits-flow {due:%Y-%m-%d}", "Promoted")
         (version,) = team.json("models", "digits-flow")
         assert version["aliases"] == ["champion"] and version["commit"] == team.sh("git rev-parse HEAD").strip()
         answers_to_this_machine_only(prefect, mlflow, stack.pid)

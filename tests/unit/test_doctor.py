@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import platform
 import shutil
 import socket
 import sqlite3
@@ -73,7 +74,7 @@ def test_a_fresh_clone_lacks_nothing_and_nothing_is_made(home: Home) -> None:
     assert [each.level for each in found] == ["note", "note"], found
     assert {each.about for each in found} == {"prefect", "worker"}
     assert sorted(home.repository.rglob("*")) == before and not home.path.exists()
-    assert "GiB free" in facts(home) and "Python 3.11" in facts(home)
+    assert "GiB free" in facts(home) and f"Python {platform.python_version()}," in facts(home)
 
 
 def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,3 +150,10 @@ def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
         assert not doctor._elsewhere(f"http://127.0.0.1:{listening.getsockname()[1]}/api")
     told = list(doctor._open(client.mlflow("https://mlflow.invalid")))
     assert told == []
+
+
+def test_another_python_is_told_with_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [each for each in looked(home) if each.about == "python"] == []
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "14", "0"))
+    symptom = one(looked(home), "python")
+    assert "constraints.txt is for 3.11, 3.12, 3.13" in symptom.what and "PYTHON=/path/to/python3.13" in symptom.do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
-from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
+from remint.errors import IntegrityError, NotFoundError, RunError, SettingsError, TrackingError
 from remint.records import ModelVersion
 from remint.runtime import manifest
 from remint.runtime.home import Home
-from remint.stores.mlflow import Tracking, door
+from remint.runtime.yaml import load_safe_yaml
+from remint.stores.mlflow import Tracking, door, package
+from remint.stores.open import open_tracking
 from tests.support import registry_cases as cases
 
 
@@ -345,3 +349,61 @@ def test_files_go_to_another_store_once_it_is_asked_for_and_the_old_ones_stay(st
     assert {info.experiment_id for info in infos[1:]} == {experiments["digits-flow"].experiment_id}
     former = experiments[f"digits-flow ({infos[0].experiment_id}, files in {home}/mlflow/artifacts/digits-flow)"]
     assert infos[0].experiment_id == former.experiment_id and infos[0].artifact_uri.startswith(str(home))
+
+
+COMMIT = {"commit": "c" * 40}
+
+
+@pytest.mark.parametrize(
+    ("place", "repository", "line"),
+    [
+        ("git", "https://example.org/models.git", f"remint @ git+https://example.org/models.git@{'c' * 40}"),
+        ("git", "ssh://example.org/models.git", f"remint @ git+ssh://git@example.org/models.git@{'c' * 40}"),
+        ("git", "git@example.org:team/models.git", f"remint @ git+ssh://git@example.org/team/models.git@{'c' * 40}"),
+        ("git", "/srv/a team/models.git", f"remint @ git+file:///srv/a%20team/models.git@{'c' * 40}"),
+        ("git", "../models.git", f"remint=={importlib.metadata.version('remint')}"),
+        ("git", "", f"remint=={importlib.metadata.version('remint')}"),
+        ("index", "https://example.org/models.git", f"remint=={importlib.metadata.version('remint')}"),
+        ("https://example.org/r-1-py3-none-any.whl", "", "remint @ https://example.org/r-1-py3-none-any.whl"),
+    ],
+)
+def test_the_requirements_of_a_model_name_where_pip_finds_remint(
+    bundle: Path, tmp_path: Path, place: str, repository: str, line: str
+) -> None:
+    packed = package.pack(
+        bundle, cases.SPEC, package.requirement(place, {**COMMIT, "repository": repository}), tmp_path / "model"
+    )
+    first, *others = (packed / "requirements.txt").read_text().splitlines()
+    assert first == line
+    assert [name.partition("==")[0] for name in others] == list(package.NEEDS)
+    assert all("+" not in other for other in others), "a local version is on no index"
+    for requirement in (first, *others):
+        assert str(Requirement(requirement).name) == requirement.partition(" @ ")[0].partition("==")[0]
+    assert line in load_safe_yaml((packed / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+
+
+def test_a_version_says_in_its_requirements_what_the_setting_chose(
+    store: Tracking, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def first(version: ModelVersion) -> str:
+        place = Path(client(store).get_run(version.run_id).info.artifact_uri)
+        return (place / "model/requirements.txt").read_text().splitlines()[0]
+
+    tags = {**cases.TAGS, "repository": "https://example.org/models.git"}
+    assert first(cases.register(store, bundle, tags=tags)) == f"remint @ git+https://example.org/models.git@{'c' * 40}"
+    cases.make(tmp_path / "other", seed=1)
+    monkeypatch.setenv("REMINT_PACKAGE", str(tmp_path / "remint-1-py3-none-any.whl"))
+    store.place = Home.of(tmp_path).package
+    assert first(cases.register(store, tmp_path / "other", tags=tags)) == f"remint @ file://{tmp_path}/remint-1-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    "value", ["pypi", "https://example.org/remint", "https://TOKEN@example.org/r.whl", "https://a:b@h/r.whl"]
+)
+def test_a_place_of_remint_that_is_none_or_holds_a_secret_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("REMINT_PACKAGE", value)
+    with pytest.raises(SettingsError, match="REMINT_PACKAGE: expected git, index, or a wheel") as refused:
+        open_tracking(Home.of(tmp_path))
+    assert "TOKEN" not in str(refused.value)

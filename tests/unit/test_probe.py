@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ def test_every_family_draws_again_what_it_recorded(name: str, tmp_path: Path) ->
     assert len(np.unique(again["samples"].reshape(16, -1), axis=0)) > 1
     other = probe.drawn(model, case.spec, recorded.seed + 1, recorded.count)
     assert probe.different(recorded.arrays, other, exact=False) is not None
+
+
+def test_the_fingerprint_says_which_interpreter_made_it() -> None:
+    """Torch has a build for each, so that its last bits may differ."""
+    assert fingerprint(CPU, 1, 1)["interpreter"] == f"CPython {sysconfig.get_python_version()}"
 
 
 class Dense(Model):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def check_devices(pipeline: str, asked: int) -> None:
 
 
 def fingerprint(device: torch.device, threads: int, world_size: int) -> dict[str, Any]:
-    """The hardware, threads and build within which hashes of weights may be compared."""
+    """The hardware, threads and build within which hashes of weights may be compared. Torch has a build for each interpreter."""
     return {
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -49,6 +50,7 @@ def fingerprint(device: torch.device, threads: int, world_size: int) -> dict[str
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         "torch": torch.__version__,
+        "interpreter": f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}",
         "environment": {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ},
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -26,7 +25,7 @@ from remint.stores.dvc.reach import reach as reach_remote
 from remint.stores.ledger.schema import reach as reach_ledger
 from remint.stores.mlflow.reach import reach as reach_mlflow
 
-PYTHON = (3, 11)
+PYTHONS = ("3.11", "3.12", "3.13")
 ROOM = 5 * 2**30  # bytes that should be free for checkpoints, caches and reports
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 
@@ -63,13 +62,13 @@ def examine(home: Home, params: Params | None) -> Iterator[Symptom]:
 
 
 def _python() -> Iterator[Symptom]:
-    if sys.version_info[:2] != PYTHON:
+    if ".".join(platform.python_version_tuple()[:2]) not in PYTHONS:
         yield Symptom(
             about="python",
             level="missing",
-            what=f"This is Python {platform.python_version()}; constraints.txt is of {PYTHON[0]}.{PYTHON[1]}.",
-            why="The tested set of packages is for that version, and a rebuild compares within one build.",
-            do="Install Python 3.11, remove .venv, and PYTHON=/path/to/python3.11 make setup.",
+            what=f"This is Python {platform.python_version()}; constraints.txt is for {', '.join(PYTHONS)}.",
+            why="The tested set of packages is for these versions.",
+            do=f"Install Python {PYTHONS[-1]}, remove .venv, and PYTHON=/path/to/python{PYTHONS[-1]} make setup.",
         )
 
 

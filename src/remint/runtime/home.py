@@ -8,6 +8,7 @@ Each address can be set to another by the variable that its own tool knows:
     Prefect      PREFECT_API_URL        a temporary server on HOME/prefect/prefect.db
     DVC          .dvc/config(.local)    cache and remote in HOME/dvc
     its remote   REMINT_DVC_REMOTE      the one of .dvc/config(.local); a folder or s3://bucket/prefix, for jobs only
+    remint       REMINT_PACKAGE         git: origin at the job's commit; index; or a wheel: for a model's requirements
     buckets      (none)                 what s3:// sources held last, in HOME/fetched; single files, in HOME/files
 
 What lies on S3 is found with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFILE and so on): docs/how-to/use-s3.md.
@@ -19,6 +20,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from remint.errors import IntegrityError, NotFoundError, SettingsError
 from remint.runtime.addresses import with_driver
@@ -69,6 +71,16 @@ class Home:
     def dvc_remote(self) -> str | None:
         """The remote of jobs where it is not the one of .dvc/config(.local)."""
         return _address("REMINT_DVC_REMOTE")
+
+    @property
+    def package(self) -> str:
+        """Where the requirements of a registered model find remint: git, index, or the address of a wheel."""
+        value = os.environ.get("REMINT_PACKAGE") or "git"
+        if value in ("git", "index"):
+            return value
+        if not value.partition("#")[0].endswith(".whl") or urlsplit(value).username is not None:
+            raise SettingsError("REMINT_PACKAGE: expected git, index, or a wheel: a file or an address without credentials")
+        return value if "://" in value else Path(value).expanduser().absolute().as_uri()
 
     @property
     def fetched(self) -> Path:

@@ -12,7 +12,7 @@ from remint.stores.mlflow import Tracking
 
 
 def open_tracking(home: Home) -> Tracking:
-    return Tracking(home.tracking_uri, home.artifacts, home.lock("registry"), home.ledger_url)
+    return Tracking(home.tracking_uri, home.artifacts, home.lock("registry"), home.ledger_url, home.package)
 
 
 def open_ledger(home: Home) -> Ledger:

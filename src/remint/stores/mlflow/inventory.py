@@ -137,7 +137,8 @@ def put_back(store: Tracking, held: Held, bundle: Path) -> None:
     """
     with door(f"put {held.version.ref} back"), scratch.folder() as temporary:
         package.check(bundle, held.version)
-        packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, temporary / package.FOLDER)
+        remint = package.requirement(store.place, held.version.tags)
+        packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, remint, temporary / package.FOLDER)
         _repository(store, held.source).log_artifacts(str(packed))
         store.set_tags(held.version, {"package_sha256": package.sha256(packed)})  # MLmodel tells the time of its packing
         store.fetch(store.version(held.version.ref), temporary / "back")

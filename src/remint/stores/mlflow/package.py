@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,39 @@ MARK = "registered_model_meta"
 AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
 MOST_FILES = 1_000  # that lie where a model is kept
-NEEDS = ("remint", "mlflow", "numpy", "pydantic", "safetensors", "torch")
+NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # of these serving takes the versions that trained
 
 
-def pack(bundle: Path, spec: DataSpec, to: Path) -> Path:
-    """Writes the model that MLflow keeps, at ``to``: one integer ``seed`` a row in, one sample a row out."""
+def requirement(place: str, lineage: Mapping[str, str]) -> str:
+    """The line by which pip finds remint elsewhere. ``place``: Home.package. ``lineage``: the version's tags.
+
+    ``git`` means the origin of the clone at the job's commit. Without one that another machine could reach, and for
+    ``index``, the line names a release.
+    """
+    if place not in ("git", "index"):
+        return f"remint @ {place}"
+    address = _pip_address(lineage.get("repository", "")) if place == "git" else None
+    return f"remint @ git+{address}@{lineage['commit']}" if address else f"remint=={version('remint')}"
+
+
+def _pip_address(origin: str) -> str | None:
+    """The address of a repository as pip wants it; None where there is none, or a path that is relative."""
+    scheme, separator, rest = origin.partition("://")
+    if scheme == "ssh" and separator:
+        return f"ssh://git@{rest}"  # what git.origin took away
+    if separator:
+        return origin
+    host, colon, path = origin.partition(":")
+    if colon and "/" not in host:
+        return f"ssh://{host}/{path.lstrip('/')}"
+    return Path(origin).as_uri() if Path(origin).is_absolute() else None
+
+
+def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
+    """Write the model that MLflow keeps, at ``to``: one integer ``seed`` a row in, one sample a row out.
+
+    ``remint``: the line of its requirements by which pip finds remint.
+    """
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature
@@ -48,7 +77,7 @@ def pack(bundle: Path, spec: DataSpec, to: Path) -> Path:
         inputs=Schema([ColSpec(DataType.long, "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]),
     )
-    needs = [f"{name}=={version(name)}" for name in NEEDS]
+    needs = [remint, *(f"{name}=={version(name).partition('+')[0]}" for name in NEEDS)]  # 2.13.0+cpu is on no index
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # the signature says it all
         mlflow.pyfunc.save_model(str(to), loader_module=LOADER, data_path=str(named), signature=signature, pip_requirements=needs)

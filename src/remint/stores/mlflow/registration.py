@@ -104,7 +104,7 @@ class Tracking(Registry):
         client = self._client
         client.set_tag(run_id, KEY, trained.key)  # first: who registers these weights after we died goes on with this run
         self._complete_curves(run_id, bundle / CURVE)
-        uploaded = self._upload(bundle, trained, name, run_id, verify)
+        uploaded = self._upload(bundle, trained, name, run_id, lineage, verify)
         with door(f"upload {name}"):
             for attachment, path in attachments.items():
                 self.log_file(run_id, path, attachment)
@@ -132,10 +132,13 @@ class Tracking(Registry):
             known = {point.step for point in self._client.get_metric_history(run_id, first)}
             self.log_metrics(run_id, [row for row in rows if int(row["step"]) not in known])
 
-    def _upload(self, bundle: Path, trained: TrainedModel, name: str, run_id: str, verify: Verify) -> dict[str, str]:
+    def _upload(
+        self, bundle: Path, trained: TrainedModel, name: str, run_id: str, lineage: Mapping[str, str], verify: Verify
+    ) -> dict[str, str]:
         """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""
         with door(f"upload {name}"), scratch.folder() as temporary:
-            packed = package.pack(bundle, trained.spec, temporary / package.FOLDER)
+            remint = package.requirement(self.place, lineage)
+            packed = package.pack(bundle, trained.spec, remint, temporary / package.FOLDER)
             self._client.log_artifacts(run_id, str(packed), package.FOLDER)
             (temporary / "back").mkdir()
             back = self._download(self._source(run_id), temporary / "back")
@@ -177,7 +180,7 @@ class Tracking(Registry):
                         f"{lost}; nor is there its MLflow run {version.run_id}, which would take them: delete the version in "
                         "MLflow and run again, which registers these weights anew"
                     ) from lost
-        facts = {**_facts(trained, bundle), **self._upload(bundle, trained, version.name, version.run_id, verify)}
+        facts = {**_facts(trained, bundle), **self._upload(bundle, trained, version.name, version.run_id, version.tags, verify)}
         self.set_tags(version, {key: value for key, value in facts.items() if version.tags.get(key) != value})
         with scratch.folder() as temporary:
             self.fetch(self.version(version.ref), temporary / "bundle")

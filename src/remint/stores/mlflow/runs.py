@@ -34,10 +34,11 @@ class Runs:
     alone).
     """
 
-    def __init__(self, uri: str, artifacts: str, lock: Path, lock_url: str = "") -> None:
+    def __init__(self, uri: str, artifacts: str, lock: Path, lock_url: str = "", place: str = "git") -> None:
         self.uri = uri
         self.artifacts = artifacts
         self.lock = lock
+        self.place = place  # where the requirements of a model find remint: Home.package
         self.lock_url = uri if uri.startswith("postgresql") else lock_url
 
     def initialise(self) -> None:

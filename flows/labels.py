@@ -1,0 +1,31 @@
+"""The labels of a retraining in Prefect: the name of its flow run, and the state that it ends in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+
+def run_name() -> str:
+    """Pipeline and night, as in "digits-vae 2026-11-30": the day that the run was due, in this machine's time zone."""
+    return f"{flow_run.parameters['pipeline']} {flow_run.scheduled_start_time.astimezone():%Y-%m-%d}"
+
+
+def completed(outcome: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
+    """Completed, named by the verdict: Promoted, Kept, Refused or AwaitingApproval. Its result is ``outcome``.
+
+    A run that finds the same weights, evidence and rules as before decides nothing and ends as Unchanged, whatever was
+    decided then: an automation that waits for Promoted acts once a promotion.
+    """
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    if state is not None and state.is_cancelling():
+        return outcome  # Prefect refuses to complete such a run, and would give its caller no result
+    verdict, champion = outcome["decision"]["verdict"], outcome["champion"]
+    name = "Unchanged" if outcome["unchanged"] else verdict.title().replace("_", "")
+    standing = f"champion: {outcome['model']}/{champion}" if champion else "no champion"
+    return Completed(name=name, message=f"{outcome['model']}/{outcome['version']}: {verdict}; {standing}", data=outcome)

@@ -1,0 +1,119 @@
+"""A registered model is installed where there is no clone: by its own requirements, in a fresh virtual environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.team import Team
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Packaged(Team):
+    """A team with a wheel of remint."""
+
+    package: str = ""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "REMINT_PACKAGE": self.package}
+
+
+def wheel(team: Team, clone: Path) -> Path:
+    """What `make wheel` builds in a clone of a team's repository."""
+    team.sh(f"git clone -q . {clone} && ln -s {BIN.parent} {clone}/.venv && make -s -C {clone} -o .venv/installed wheel")
+    (built,) = (clone / "dist").iterdir()
+    return built
+
+
+def outside(venv_bin: Path, uri: str) -> dict[str, str]:
+    """The environment of another machine: nothing of this clone is on its paths."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "REMINT_", "VIRTUAL_ENV"))}
+    return {**kept, "PATH": f"{venv_bin}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_URI": uri}
+
+
+def downloaded(team: Team, to: Path) -> tuple[str, Path]:
+    """MLflow's address, and the champion as a person downloads it from there."""
+    uri = f"sqlite:///{team.folder}/.remint/mlflow/mlflow.db"
+    command = [BIN / "mlflow", "artifacts", "download", "--artifact-uri", "models:/digits-flow@champion", "--dst-path", to]
+    subprocess.run(command, cwd=to.parent, env=outside(BIN, uri), check=True, capture_output=True)
+    return uri, to
+
+
+def answer(port: int, server: subprocess.Popen[bytes], log: Path) -> Any:
+    body = json.dumps({"dataframe_records": [{"seed": 3}, {"seed": 5}]}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.load(reply)["predictions"]
+        except urllib.error.HTTPError:
+            raise
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.soak
+def test_a_version_is_installed_from_the_wheel_and_served(team: Team, tmp_path: Path) -> None:
+    built = wheel(team, tmp_path / "clone")
+    team = Packaged(team.folder, api=team.api, package=str(built))
+    (outcome,) = team.json("run", "digits-flow")
+    assert outcome["decision"]["verdict"] == "promoted"
+    uri, model = downloaded(team, tmp_path / "model")
+    assert (model / "requirements.txt").read_text().splitlines()[0] == f"remint @ {built.as_uri()}"
+    venv.create(tmp_path / "venv", with_pip=True)
+    fresh = tmp_path / "venv/bin"
+    install = [fresh / "pip", "install", "--quiet", "-r", model / "requirements.txt"]
+    subprocess.run(install, env=outside(fresh, uri), cwd=tmp_path, check=True)
+    where = subprocess.run(
+        [fresh / "python", "-c", "import remint.cli; print(remint.cli.__file__)"],
+        env=outside(fresh, uri),
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert where.stdout.startswith(str(tmp_path / "venv"))
+    port, log = free_port(), tmp_path / "log"
+    serve = ["mlflow", "models", "serve", "-m", "models:/digits-flow@champion", "--env-manager", "local", "--port", str(port)]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [fresh / serve[0], *serve[1:]], env=outside(fresh, uri), cwd=tmp_path, stdout=output, stderr=output
+        )
+    try:
+        drawn = np.array(answer(port, server, log), dtype=np.uint8)
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+    for sample, seed in zip(drawn, (3, 5), strict=True):
+        team.remint("sample", "digits-flow", "-n", "1", "--seed", str(seed), "-o", str(tmp_path / "one.npy"))
+        assert np.array_equal(sample, np.load(tmp_path / "one.npy")[0])
+
+
+@pytest.mark.soak
+def test_a_version_names_its_commit_at_the_origin_of_its_clone(team: Team, tmp_path: Path) -> None:
+    team.sh(f"git clone -q --bare . {tmp_path}/origin.git && git remote add origin {tmp_path}/origin.git")
+    team.json("run", "digits-flow")
+    _, model = downloaded(team, tmp_path / "model")
+    first = (model / "requirements.txt").read_text().splitlines()[0]
+    assert first == f"remint @ git+file://{tmp_path}/origin.git@{team.sh('git rev-parse HEAD').strip()}"
+    subprocess.run([BIN / "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "built", first], check=True)
+    (built,) = (tmp_path / "built").iterdir()
+    assert built.name.startswith("remint-")
