@@ -33,10 +33,11 @@ from benchmarks.pipelines import ROOT, line, measured, prepared, write
 from remint.data.arrays import Dataset
 from remint.evaluation import distance, drawing, features
 from remint.evaluation.bench import EvaluationContext, Measurement
+from remint.evaluation.evidence import Evidence
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.promotion import comparable, gate
-from remint.records import EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread
+from remint.records import EvaluationReport, Leakage, MetricValue, SeedSpread
 from remint.settings.judging import PromotionSettings
 from remint.settings.params import load_params
 

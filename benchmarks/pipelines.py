@@ -13,7 +13,8 @@ from typing import Any
 from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.evaluation import evaluate, features, report
-from remint.records import Evidence, TrainedModel
+from remint.evaluation.evidence import Evidence
+from remint.records import TrainedModel
 from remint.settings.params import PipelineSettings, load_params
 from remint.training import train
 

@@ -35,6 +35,7 @@ from remint.distributed.machine import fingerprint
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import LedgerRow, canonical, digest
 from remint.runtime.home import Home
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger
 from tests.support import registry_cases
 
@@ -45,13 +46,14 @@ SIZES = {"small": (100, 500), "full": (10_000, 50_000)}  # versions, runs
 REAL = 5  # versions with bytes, the newest
 LIMIT, SHARE = 3.0, 2.0  # seconds of a command; own share with 10,000 versions over that with 100
 REPEATS = 5
-TAGS = {
-    **registry_cases.TAGS,
-    "data": canonical({"name": "digits", "source": "sklearn:digits", "raw_sha256": "0" * 64, "train": 1078, "held_out": 359}),
-    "metrics": canonical({}),
-    "overrides": canonical({}),
-    "verdict": "kept",
-}
+TAGS = registry_cases.TAGS.updated(
+    VersionTags(
+        data=canonical({"name": "digits", "source": "sklearn:digits", "raw_sha256": "0" * 64, "train": 1078, "held_out": 359}),
+        metrics=canonical({}),
+        overrides=canonical({}),
+        verdict="kept",
+    )
+)
 
 
 def fill(home: Home, versions: int, runs: int) -> None:

@@ -17,9 +17,9 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.states import Failed
 
-from flows import artifacts
 from remint.errors import RemintError, SettingsError
 from remint.promotion import decide, queries
+from remint.promotion.page import brief
 from remint.promotion.projection import current_version
 from remint.records import LedgerRow
 from remint.runtime.home import Home
@@ -35,7 +35,7 @@ class Answer(RunInput):
 
 
 @flow(name="approve", persist_result=False)
-def approve(model: str, version: int) -> dict[str, Any] | State[Any]:
+def approve(model: str, version: int) -> LedgerRow | State[Any]:
     """Waits for a person's word on a version, and does it: the ledger's row, which says who answered.
 
     Where the answer comes too late (another champion stands, or the data changed), or names nobody or no reason, the run
@@ -72,13 +72,13 @@ def ask(row: LedgerRow) -> str | None:
 def _question(home: Home, ref: str) -> str:
     """The comparison, in Markdown, with what to do."""
     version = current_version(home, ref)
-    decision = queries.decision(home, version)
+    decision = queries.kept_decision(home, version)
     if decision is None:
         return f"{ref} awaits approval. Nothing is kept of how it was judged: remint why {ref}"
-    return artifacts.decision_markdown(version, decision, home.report(version.name, version.version))
+    return brief.markdown(version, decision, home.report(version.name, version.version))
 
 
-def _obey(home: Home, ref: str, answer: Answer) -> dict[str, Any]:
+def _obey(home: Home, ref: str, answer: Answer) -> LedgerRow:
     name, reason = answer.your_name.strip(), answer.reason.strip()
     if not name or not reason:
         raise SettingsError(f"{ref}: an answer needs your_name and a reason, both go into the ledger: start approve again")

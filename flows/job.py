@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
@@ -14,18 +14,10 @@ from prefect.states import Cancelled
 from flows.server import progress, stopping
 from flows.server.reconcile import reconcile
 from remint.errors import Busy, Interrupted
-from remint.promotion.retraining import Retraining
+from remint.promotion.retraining import Retraining, check_out
 from remint.runtime import jobs
 from remint.runtime.home import Home
-from remint.settings.params import (
-    apply_overrides,
-    overrides_as_dict,
-    read_params,
-    validate_params,
-    write_params,
-)
 from remint.stores import git
-from remint.stores.dvc import Workspace
 from remint.stores.ledger import leases
 
 
@@ -40,31 +32,9 @@ def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str |
         stack.enter_context(stopping.preemptible())
         record = stack.enter_context(jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")))
         lease = stack.enter_context(_alone(home, pipeline, record))
-        began = time.monotonic()
         reconcile(home)
-        commit = git.commit_of(repository, branch) if branch else git.commit_of_tree(repository)
-        record.note(commit=commit.sha)
         stack.callback(git.remove, home.workspaces / record.id)
-        folder = git.check_out(repository, commit, home.workspaces / record.id)
-        content = read_params(folder)
-        validate_params(content).pipeline(pipeline)
-        if overrides:
-            content = apply_overrides(content, pipeline, overrides)
-            write_params(content, folder)
-        job = Retraining(
-            home=home,
-            record=record,
-            pipeline=pipeline,
-            params=validate_params(content),
-            overrides=overrides_as_dict(overrides),
-            reason=reason,
-            commit=commit,
-            dvc=Workspace(folder, home, logs=record.folder),
-            lease=lease,
-            listener=lambda name, event, fields: progress.tell(name, event, **fields),
-        )
-        job.seconds["workspace"] = time.monotonic() - began
-        job.tell("workspace", commit=commit.sha[:10], dirty=commit.dirty)
+        job = check_out(home, record, lease, pipeline, overrides, reason, branch, _listener)
         try:
             yield job
         except BaseException as error:
@@ -72,6 +42,10 @@ def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str |
             stopped = preempted or isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
             job.close_run(stopping.STOPPED if preempted else str(error) or type(error).__name__, stopped=stopped)
             raise
+
+
+def _listener(pipeline: str, event: str, fields: dict[str, Any]) -> None:
+    progress.tell(pipeline, event, **fields)
 
 
 @contextmanager

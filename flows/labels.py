@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
+
+from remint.promotion.outcome import Outcome
 
 
 def run_name() -> str:
@@ -15,7 +15,7 @@ def run_name() -> str:
     return f"{flow_run.parameters['pipeline']} {flow_run.scheduled_start_time.astimezone():%Y-%m-%d}"
 
 
-def completed(outcome: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
+def completed(outcome: Outcome) -> Outcome | State[Outcome]:
     """Completed, named by the verdict: Promoted, Kept, Refused or AwaitingApproval. Its result is ``outcome``.
 
     A run that finds the same weights, evidence and rules as before decides nothing and ends as Unchanged, whatever was
@@ -25,7 +25,7 @@ def completed(outcome: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]
         state = client.read_flow_run(flow_run.id).state
     if state is not None and state.is_cancelling():
         return outcome  # Prefect refuses to complete such a run, and would give its caller no result
-    verdict, champion = outcome["decision"]["verdict"], outcome["champion"]
-    name = "Unchanged" if outcome["unchanged"] else verdict.title().replace("_", "")
-    standing = f"champion: {outcome['model']}/{champion}" if champion else "no champion"
-    return Completed(name=name, message=f"{outcome['model']}/{outcome['version']}: {verdict}; {standing}", data=outcome)
+    verdict = outcome.decision.verdict
+    name = "Unchanged" if outcome.unchanged else verdict.title().replace("_", "")
+    standing = f"champion: {outcome.champion_ref}" if outcome.champion else "no champion"
+    return Completed(name=name, message=f"{outcome.ref}: {verdict}; {standing}", data=outcome)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import State, flow
 
-from flows import labels, settle, steps
+from flows import labels, steps
 from flows.job import open_job
+from remint.evaluation.evidence import Evidence
+from remint.promotion.outcome import Outcome
 
 
 @flow(name="retrain", flow_run_name=labels.run_name, persist_result=False)
 def retrain(
     pipeline: str, overrides: list[str] | None = None, reason: str = "", branch: str | None = None
-) -> dict[str, Any] | State[dict[str, Any]]:
+) -> Outcome | State[Outcome]:
     """Version the data, train, judge, register, and promote what is shown to be better.
 
     Arguments: ``pipeline`` a name in params.yaml; ``overrides`` as in ``--set``, "training.steps=20";
     ``reason`` goes into the ledger; ``branch`` builds its head instead of what is on disk (schedules do).
-    Ends in a state that the verdict names. Its result is what ``remint run --json`` prints for one pipeline.
+    Ends in a state that the verdict names, with the outcome as its result.
     """
     with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
         steps.fetch(job)  # of an s3:// source what changed since the last time
@@ -27,10 +27,11 @@ def retrain(
             steps.learn_features(job)
             steps.train(job)
             steps.evaluate(job)
-        answer = settle.settled_before(job)  # same weights, evidence and rules as in the ledger: nothing to do
-        if answer is None:
+        evidence = Evidence.load(job.out("reports"))  # read and verified once
+        outcome = steps.settled_before(job, evidence)  # same weights, evidence and rules as in the ledger: nothing to do
+        if outcome is None:
             steps.push(job)  # data first: a version never names what the remote does not hold
-            version = steps.register(job)
-            decision = steps.judge(job, version)
-            answer = settle.settle(job, version, decision)
-    return labels.completed(answer)
+            version = steps.register(job, evidence)
+            judgement = steps.judge(job, version, evidence)
+            outcome = steps.settle(job, version, evidence, judgement)
+    return labels.completed(outcome)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, cast
+from typing import cast
 
 from flows.retrain import retrain
 from remint.errors import Interrupted, RemintError
+from remint.promotion.outcome import Outcome
 from remint.runtime import processes
 from remint.settings.params import Params
 
-Result = dict[str, Any] | RemintError
+Result = Outcome | RemintError
 
 
 def retrain_pipelines(params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
@@ -22,16 +23,16 @@ def retrain_pipelines(params: Params, pipelines: list[str], overrides: list[str]
     """
     demand = max(params.pipelines[name].training.threads * params.pipelines[name].training.devices for name in pipelines)
     width = max(1, min(len(pipelines), (os.cpu_count() or 1) // demand))
-    call = cast("Callable[..., dict[str, Any]]", retrain)  # a flow that ends in a state gives that state's result
+    call = cast("Callable[..., Outcome]", retrain)  # a flow that ends in a state gives that state's result
     with processes.interruptible(), ThreadPoolExecutor(width, thread_name_prefix="retrain") as pool:
-        futures: dict[str, Future[dict[str, Any]]] = {
+        futures: dict[str, Future[Outcome]] = {
             name: pool.submit(call, name, overrides=overrides, reason=reason) for name in pipelines
         }
         wait(futures.values())
     return {name: _result(future) for name, future in futures.items()}
 
 
-def _result(future: Future[dict[str, Any]]) -> Result:
+def _result(future: Future[Outcome]) -> Result:
     error = future.exception()
     if error is None:
         return future.result()

@@ -33,7 +33,7 @@ def train_seed(pipeline: str, seed: int, overrides: list[str]) -> dict[str, Any]
         job.finish_run()
         if job.model.went_wrong:
             job.tell("notice", text=f"seed {seed} ended early, {job.model.ended}: its values count all the same")
-        metrics = {name: value.value for name, value in job.evidence.report.metrics.items()}
+        metrics = {name: value.value for name, value in job.report.metrics.items()}
         return {"metrics": metrics, "dataset": job.dataset.digest, "recipe": digest(job.settings.recipe.without_seed())}
 
 
@@ -64,5 +64,5 @@ def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidenc
         from remint.evaluation import charts
 
         charts.seed_spread(picture, spread, margins)
-        artifacts.picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
+        artifacts.show_picture(picture, pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
         return {**spread.to_json(), "confidence": confidence, "margins": margins, "picture": str(picture)}

@@ -5,25 +5,24 @@ Prefect caches nothing (dvc remembers) and retries only what another try can men
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
+from flows import artifacts
 from flows.server import progress
 from remint.errors import Interrupted, UserError
-from remint.promotion import champion, decide, gate, version_tags
-from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.promotion.retraining import Retraining
-from remint.records import Decision, ModelVersion, digest
-from remint.serving import fresh
-from remint.stores import git, s3
-from remint.stores.dvc import workspace_environment
+from remint.evaluation.evidence import Evidence
+from remint.promotion import settlement
+from remint.promotion.judge import Judgement, judge_version
+from remint.promotion.outcome import Outcome
+from remint.promotion.register import register_version
+from remint.promotion.retraining import Retraining, timed
+from remint.stores import s3
+from remint.stores.mlflow import ModelVersion
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,14 +45,6 @@ def _worth_another_try(_task: Any, _run: Any, state: Any) -> bool:
     """Wrong input stays wrong, and Ctrl-C is obeyed."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, UserError | Interrupted)
-
-
-@contextmanager
-def timed(job: Retraining, name: str) -> Iterator[None]:
-    job.tell("step", name=name)
-    began = time.monotonic()
-    yield
-    job.seconds[name] = round(time.monotonic() - began, 2)
 
 
 @step("fetch data")
@@ -153,7 +144,7 @@ def evaluate(job: Retraining) -> None:
     with timed(job, "evaluate"):
         _hold_whole(job, f"features@{job.settings.dataset}", f"train@{job.pipeline}")
         job.dvc.reproduce("evaluate", job.pipeline, progress.reporter(job.pipeline, "evaluate"))
-    job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.evidence.report.metrics.items()})
+    job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.report.metrics.items()})
 
 
 @step("push data", retries=2)
@@ -167,53 +158,24 @@ def push(job: Retraining) -> None:
 
 
 @step("register", retries=1)
-def register(job: Retraining) -> ModelVersion:
+def register(job: Retraining, evidence: Evidence) -> ModelVersion:
     """Registers the weights, exactly once a key, with everything needed to build them again."""
-    log, environment = job.record.folder / "fresh.log", workspace_environment(job.dvc.folder, job.home)
-
-    def verify(bundle: Path) -> str:
-        return fresh.check(bundle, log, environment)
-
-    with timed(job, "register"):
-        job.lease.confirm()
-        tags, files = version_tags.tags(job), version_tags.files(job)
-        git.pin(job.home.repository, job.commit.sha)
-        version = job.tracking.register(job.out("trained"), job.model, job.pipeline, job.run_id, tags, files, verify)
-        job.run_id = None
-    _keep_report(job, version)
-    job.tell("registered", version=version.ref)
-    return version
-
-
-def _keep_report(job: Retraining, version: ModelVersion) -> None:
-    folder = job.home.report(version.name, version.version)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(job.out("reports"), folder)
+    return register_version(job, evidence.report)
 
 
 @step("judge")
-def judge(job: Retraining, version: ModelVersion) -> Decision:
+def judge(job: Retraining, version: ModelVersion, evidence: Evidence) -> Judgement:
     """Holds the version against the champion, measured again on today's data with today's settings."""
-    with timed(job, "judge"):
-        for mended in sync_mlflow_to_ledger(job.home, job.pipeline):
-            job.tell("notice", text=mended)
-        holder = job.ledger.champion(job.pipeline)
-        trained = job.model
-        rival = champion.ChampionEvidence() if holder is None else champion.evidence(job, holder)
-        champion.keep(job, rival, job.home.report(version.name, version.version))
-        job.rival = rival.folder
-        return gate.decide(
-            job.pipeline,
-            job.evidence,
-            version.version,
-            rival.evidence,
-            holder,
-            job.settings.promotion,
-            dirty=job.commit.reason_dirty,
-            person=decide.vetoed_by(job.home, version),
-            incomparable=rival.unavailable_reason,
-            champion_leakage=rival.leakage if rival.drift else None,
-            cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
-            spread=job.spread,
-            recipe=digest(job.settings.recipe.without_seed()),
-        )
+    return judge_version(job, version, evidence)
+
+
+@step("look into the ledger")
+def settled_before(job: Retraining, evidence: Evidence) -> Outcome | None:
+    """The answer given before for the same weights, report and rules, while its champion still stands."""
+    return settlement.settled_before(job, evidence, artifacts.announce)
+
+
+@step("settle")
+def settle(job: Retraining, version: ModelVersion, evidence: Evidence, judgement: Judgement) -> Outcome:
+    """Writes the decision to the ledger, which is the truth, and lets MLflow, the report and Prefect follow it."""
+    return settlement.settle(job, version, evidence, judgement, artifacts.announce)

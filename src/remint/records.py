@@ -2,7 +2,8 @@
 
     DatasetVersion -> TrainedModel -> EvaluationReport -> ModelVersion -> Decision -> LedgerRow
 
-Nothing flows back up: a record names its parents by their digests.
+Nothing flows back up: a record names its parents by their digests. A record of one room stands in that room: ModelVersion
+in stores/mlflow/records.py, Decision in promotion/decision.py.
 """
 
 from __future__ import annotations
@@ -11,17 +12,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:  # numpy is not needed to read a report
-    import numpy as np
-
-Verdict = Literal["promoted", "kept", "refused", "awaiting_approval"]
 Ended = Literal["finished", "patience", "collapsed", "diverged"]
 
 
@@ -252,47 +248,6 @@ class EvaluationReport(Record):
     values_sha256: str = ""  # of the per-example values beside the report
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """A report with the values behind each metric: one per example, or one per repeated draw."""
-
-    report: EvaluationReport
-    values: Mapping[str, np.ndarray]  # by metric name, float64, shape (n,)
-
-    def save(self, folder: Path) -> None:
-        """Writes report.json and values.npz. The report carries the digest of the values."""
-        import numpy as np
-
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "values.npz", allow_pickle=False, **{k: self.values[k] for k in sorted(self.values)})
-        sealed = self.report.model_copy(update={"values_sha256": values_digest(self.values)})
-        sealed.write(folder / "report.json")
-
-    @classmethod
-    def load(cls, folder: Path) -> Evidence:
-        """Raises IntegrityError where the values are not those that the report names."""
-        import numpy as np
-
-        from remint.errors import IntegrityError
-
-        report = EvaluationReport.read(folder / "report.json")
-        with np.load(folder / "values.npz", allow_pickle=False) as archive:
-            values = {name: archive[name] for name in archive.files}
-        if values_digest(values) != report.values_sha256:
-            raise IntegrityError(f"{folder}/values.npz is not what report.json was written with: evaluate again")
-        return cls(report, values)
-
-
-def values_digest(values: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, shapes and bytes, in the order of the names (a zip file's own bytes hold a clock)."""
-    state = hashlib.sha256()
-    for name in sorted(values):
-        array = values[name]
-        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        state.update(array.tobytes())
-    return state.hexdigest()
-
-
 class SeedSpread(Record):
     """What the seed alone makes of a pipeline: the metrics of one recipe, trained with several seeds on one dataset version."""
 
@@ -301,51 +256,6 @@ class SeedSpread(Record):
     dataset: str  # digest of the DatasetVersion
     seeds: tuple[int, ...]
     values: dict[str, tuple[float, ...]]  # by metric, one a seed
-
-
-class ModelVersion(Record):
-    """One registered version, as MLflow holds it."""
-
-    name: str
-    version: int
-    key: str
-    run_id: str
-    weights_sha256: str
-    dataset: str  # digest of the DatasetVersion
-    commit: str
-    dirty: bool
-    created: str  # ISO 8601, UTC
-    aliases: tuple[str, ...] = ()
-    tags: dict[str, str] = {}
-
-    @property
-    def ref(self) -> str:
-        return f"{self.name}/{self.version}"
-
-
-class RuleResult(Record):
-    """One rule of the gate, with every number that it used."""
-
-    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval"]
-    passed: bool
-    reason: str  # one sentence a person can act on
-    metric: str | None = None
-    challenger: MetricValue | None = None
-    champion: MetricValue | None = None
-    difference: tuple[float, float, float] | None = None  # champion minus challenger, low, high: above 0 is better
-    margin: float | None = None  # what the difference is held against; None: not known, or there is none
-
-
-class Decision(Record):
-    """What the gate said of one challenger, and why."""
-
-    model: str
-    verdict: Verdict
-    challenger: int  # version
-    champion: int | None  # version that it was held against
-    rules: tuple[RuleResult, ...]
-    reasons: tuple[str, ...]
-    evidence: dict[str, str]  # digests of the reports and of the rules
 
 
 class LedgerRow(Record):

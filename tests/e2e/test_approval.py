@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from remint.records import Decision, LedgerRow, MetricValue, RuleResult
+from remint.promotion.decision import Decision, RuleResult
+from remint.records import LedgerRow, MetricValue
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from remint.stores.open import open_ledger, open_tracking
@@ -21,13 +22,13 @@ from tests.support.team import Team
 
 PROGRAM = """
 import json, sys
-from remint.records import Decision
+from remint.promotion.decision import Decision
 from remint.records import LedgerRow
 from flows import approval
-from flows import artifacts as show
+from flows import artifacts
 from prefect.events.worker import EventsWorker
 for decision, row in json.load(sys.stdin):
-    show.awaiting(Decision.model_validate(decision))
+    artifacts.tell_awaiting(Decision.model_validate(decision))
     print(approval.ask(LedgerRow.model_validate(row)), approval.ask(LedgerRow.model_validate(row)))
 EventsWorker.drain_all(timeout=10)
 """

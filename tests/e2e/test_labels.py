@@ -19,16 +19,32 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending, Scheduled
 
 from flows import labels
+from remint.promotion.outcome import Outcome, Verdict
 
-FLOW = """
+GIVEN = Outcome(
+    pipeline="m",
+    dataset="d",
+    dataset_version="d" * 64,
+    weights_sha256="w" * 64,
+    model="m",
+    version=4,
+    champion=3,
+    trained=True,
+    unchanged=False,
+    metrics={},
+    context={},
+    decision=Verdict(verdict="kept", reasons=(), rules=()),
+    report="",
+    seconds={},
+)
+FLOW = f"""
 from prefect import flow
 from flows import labels
+from remint.promotion.outcome import Outcome
 
 @flow(name="night", flow_run_name=labels.run_name, persist_result=False)
 def night(pipeline: str):
-    return labels.completed(
-        {"decision": {"verdict": "kept"}, "unchanged": False, "model": pipeline, "version": 7, "champion": 6}
-    )
+    return labels.completed(Outcome.model_validate({GIVEN.to_json()!r}))
 """
 
 
@@ -38,11 +54,12 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
         yield found
 
 
-def outcome(verdict: str, *, unchanged: bool = False, champion: int | None = 3) -> dict[str, Any]:
-    return {"decision": {"verdict": verdict}, "unchanged": unchanged, "model": "m", "version": 4, "champion": champion}
+def outcome(verdict: str, *, unchanged: bool = False, champion: int | None = 3) -> Outcome:
+    said = Verdict(verdict=verdict, reasons=(), rules=())
+    return GIVEN.model_copy(update={"decision": said, "unchanged": unchanged, "champion": champion})
 
 
-def ended(client: SyncPrefectClient, given: dict[str, Any], *, cancelled: bool = False) -> FlowRun:
+def ended(client: SyncPrefectClient, given: Outcome, *, cancelled: bool = False) -> FlowRun:
     """The flow run that ended with an outcome, which its caller must get."""
     ids = []
 
@@ -68,7 +85,7 @@ def ended(client: SyncPrefectClient, given: dict[str, Any], *, cancelled: bool =
         (outcome("rolled_back", unchanged=True), "Unchanged", "m/4: rolled_back; champion: m/3"),
     ],
 )
-def test_the_verdict_names_the_state(client: SyncPrefectClient, given: dict[str, Any], state: str, message: str) -> None:
+def test_the_verdict_names_the_state(client: SyncPrefectClient, given: Outcome, state: str, message: str) -> None:
     run = ended(client, given)
     assert run.state is not None
     assert (run.state_name, run.state.type.value, run.state.message) == (state, "COMPLETED", message)

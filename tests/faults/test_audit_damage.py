@@ -23,6 +23,7 @@ from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.dvc import presence
 from remint.stores.dvc.ask import folder as dvc_folder
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger
 from tests.support import audit_cases
 from tests.support.audit_cases import MODEL, World, place
@@ -165,8 +166,8 @@ def test_an_edited_alias_is_named_and_follows_the_ledger_again(world: World) -> 
 
 
 def test_edited_tags_are_named(world: World) -> None:
-    world.store.set_tags(world.version(2), {"verdict": "promoted"})
-    world.store.set_tags(world.version(4), {"dataset": "f" * 64})
+    world.store.set_tags(world.version(2), VersionTags(verdict="promoted"))
+    world.store.set_tags(world.version(4), VersionTags(dataset="f" * 64))
     found = {each.thing: each for each in world.audit()}
     assert found.keys() == {"digits-flow/2 verdict", "digits-flow/4"}
     assert found["digits-flow/2 verdict"].safe and not found["digits-flow/4"].safe and found["digits-flow/4"].damages
@@ -274,7 +275,7 @@ def test_dvc_gc_on_the_remote_is_seen(world: World) -> None:
 
 
 def test_a_commit_that_is_nowhere_is_named(world: World) -> None:
-    world.store.set_tags(world.version(3), {"commit": "d" * 40})
+    world.store.set_tags(world.version(3), VersionTags(commit="d" * 40))
     found = only(world.audit())
     assert (found.kind, found.thing, found.safe) == ("commit", "digits-flow/3", False) and "neither in" in found.what
 
@@ -282,7 +283,7 @@ def test_a_commit_that_is_nowhere_is_named(world: World) -> None:
 def test_uncommitted_work_whose_bundle_is_gone_is_bundled_again_where_its_commit_is(world: World) -> None:
     sha = world.git("commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "uncommitted")
     world.git("update-ref", f"refs/remint/{sha}", sha)
-    world.store.set_tags(world.version(4), {"commit": sha, "dirty": "true"})
+    world.store.set_tags(world.version(4), VersionTags(commit=sha, dirty="true"))
     found = only(world.audit())
     assert (found.kind, found.thing, found.safe) == ("commit", "digits-flow/4", True)
     assert [each.repaired for each in world.repaired()] == [True]

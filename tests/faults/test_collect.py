@@ -29,7 +29,7 @@ from remint.stores.dvc import locked
 from remint.stores.dvc.collect import Object
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import Collected
-from remint.stores.mlflow import Tracking, removal
+from remint.stores.mlflow import Tracking, VersionTags, removal
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import collect_cases as cases
 from tests.support.collect_cases import World
@@ -70,7 +70,7 @@ def assert_roots_are_whole(world: World, *numbers: int) -> None:
 def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     world = make(3)
     home, store = world.home, open_tracking(world.home)
-    store.set_tags(store.version("m/1"), {"keep": "a paper cites it"})
+    store.set_tags(store.version("m/1"), VersionTags(keep="a paper cites it"))
     theirs = store._client.create_run(store._client.create_experiment("theirs")).info.run_id
     store._client.set_terminated(theirs)
     failed = store.start_run("m", {}, {})

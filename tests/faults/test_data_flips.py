@@ -10,8 +10,8 @@ import random
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ import remint
 from flows import steps
 from remint.data import arrays
 from remint.errors import IntegrityError, VersioningError
-from remint.records import DatasetVersion
+from remint.promotion.retraining import Retraining
 from remint.runtime.home import Home
+from remint.settings.params import read_params, validate_params
 from remint.stores import git
 from remint.stores.dvc import Workspace, workspace, workspace_environment
+from tests.support.retraining_cases import REPOSITORY, Told, retraining
 from tests.support.trials import Trials
 
 STEP = """
@@ -34,6 +36,7 @@ from remint.data import arrays
 from remint.data import sources
 from remint.data import splits
 from remint.evaluation import features
+from remint.records import TrainedModel
 from remint.settings.recipe import DatasetSettings
 
 def main(key):
@@ -49,7 +52,9 @@ def main(key):
         dataset = arrays.load(here / "prepared/x")
         events.emit("progress", step=1, steps=1)
         (here / "trained/x").mkdir(parents=True)
-        (here / "trained/x/dataset").write_text(dataset.version.digest)
+        of = dict(pipeline="x", dataset=dataset.version.digest, spec=dataset.version.spec, recipe={}, fingerprint={})
+        made = dict(weights_sha256="", steps=1, best_step=1, validation=None, world_size=1)
+        TrainedModel(**of, **made).write(here / "trained/x/training.json")
 
 events.run_step(main, always="{what}" == "snapshot")
 """
@@ -79,43 +84,27 @@ FILES = {
 STAGES = {"raw": "snapshot@x", "prepared": "prepare@x", "features": "features@x"}
 
 
-class Job:
-    """As much of flows.job.Retraining as the steps up to training ask for."""
+@contextmanager
+def opened(home: Home, name: str, told: Told | None = None) -> Iterator[Retraining]:
+    """A job of the pipeline x on this repository's commit."""
+    content = read_params(REPOSITORY)
+    settings = {**content["pipelines"]["digits-flow"], "dataset": "x", "promotion": {}}
+    dataset = {**content["datasets"]["digits"], "source": "images.npz", "levels": 5}
+    params = validate_params({"datasets": {"x": dataset}, "pipelines": {"x": {**settings, "evaluation": {"metrics": ["nll"]}}}})
+    folder = git.check_out(home.repository, git.commit_of_tree(home.repository), home.workspaces / name)
+    with retraining(home, params, "x", checkout=folder, told=told) as job:
+        yield job
 
-    pipeline, source, run_id = "x", "images.npz", None
-    settings = SimpleNamespace(dataset="x", metrics=list, evaluation=SimpleNamespace(feature_files=lambda _: {}))
-    model = SimpleNamespace(weights_sha256="", ended="finished", reason="")
-    trained = False
-    lease = SimpleNamespace(check=lambda: None)
 
-    def __init__(self, home: Home, name: str) -> None:
-        folder = git.check_out(home.repository, git.commit_of_tree(home.repository), home.workspaces / name)
-        self.home, self.seconds, self.told = home, dict[str, float](), list[tuple[str, dict[str, Any]]]()
-        self.dvc = Workspace(folder, home, logs=home.path / "logs" / name)
+def run(job: Retraining) -> None:
+    """The flow's steps up to training."""
+    steps.version_data.fn(job)
+    steps.learn_features.fn(job)
+    steps.train.fn(job)
 
-    @property
-    def dataset(self) -> DatasetVersion:
-        return DatasetVersion.read(self.dvc.folder / "outs/prepared/x/dataset.json")
 
-    def tell(self, event: str, **fields: Any) -> None:
-        self.told.append((event, fields))
-
-    def out(self, kind: str) -> Path:
-        return self.dvc.folder / "outs" / kind / "x"
-
-    def run(self) -> None:
-        """The flow's steps up to training."""
-        job: Any = self
-        steps.version_data.fn(job)
-        steps.learn_features.fn(job)
-        steps.train.fn(job)
-
-    def push(self) -> None:
-        self.dvc.push(*STAGES.values())
-
-    @property
-    def notices(self) -> list[str]:
-        return [fields["text"] for event, fields in self.told if event == "notice"]
+def push(job: Retraining) -> None:
+    job.dvc.push(*STAGES.values())
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +149,7 @@ def refused(home: Home) -> dict[str, str]:
     """What ends the first jobs, whose data are damaged after a step, and in the cache too, before anything was pushed."""
     said = {}
     for kind in ("raw", "prepared"):
-        spoilt, real = Job(home, kind), Workspace.reproduce
+        real = Workspace.reproduce
 
         def reproduce(self: Workspace, step: str, name: str, on_event: Any) -> bool:
             ran = real(self, step, name, on_event)  # noqa: B023
@@ -169,21 +158,27 @@ def refused(home: Home) -> dict[str, str]:
                 flip(path, random.Random(0), objects(self.home, "cache")[md5_of(path)])
             return ran
 
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(IntegrityError) as caught:
-            patch.setattr(Workspace, "reproduce", reproduce)
-            spoilt.run()
-        assert not spoilt.out("trained").exists()
+        with opened(home, kind) as spoilt:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(IntegrityError) as caught:
+                patch.setattr(Workspace, "reproduce", reproduce)
+                run(spoilt)
+            assert not spoilt.out("trained").exists()
         said[kind] = str(caught.value)
     return said
 
 
 @pytest.fixture(scope="module")
-def job(home: Home, refused: dict[str, str]) -> Job:
+def told() -> Told:
+    return []
+
+
+@pytest.fixture(scope="module")
+def job(home: Home, refused: dict[str, str], told: Told) -> Iterator[Retraining]:
     """The job after those, which came to its end."""
-    job = Job(home, "first")
-    job.run()
-    job.push()
-    return job
+    with opened(home, "first", told) as job:
+        run(job)
+        push(job)
+        yield job
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -191,7 +186,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.case(20)
-def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Job, trials: Trials) -> None:
+def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Retraining, trials: Trials) -> None:
     """In the checkout (and through a link in the cache), in the cache, in the cache without a remote, and on the remote."""
     whole = {kind: content(job.out(kind)) for kind in STAGES}
     kept = {path: path.read_bytes() for store in ("cache", "remote") for path in objects(job.home, store).values()}
@@ -216,7 +211,7 @@ def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Job, trials
         assert content(out) == whole[kind]
 
 
-def spoil(job: Job, kind: str, place: str, dice: random.Random) -> None:
+def spoil(job: Retraining, kind: str, place: str, dice: random.Random) -> None:
     out, stores = job.out(kind), {store: objects(job.home, store) for store in ("cache", "remote")}
     if place in ("checkout", "linked"):
         path = dice.choice(sorted(out.iterdir()))
@@ -241,7 +236,7 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def put_right(job: Job, kept: dict[Path, bytes], stage: str) -> None:
+def put_right(job: Retraining, kept: dict[Path, bytes], stage: str) -> None:
     for path, before in kept.items():
         if not path.exists() or path.read_bytes() != before:
             path.unlink(missing_ok=True)
@@ -250,17 +245,17 @@ def put_right(job: Job, kept: dict[Path, bytes], stage: str) -> None:
     job.dvc._dvc("checkout", "checkout", "--force", stage)
 
 
-def test_data_that_are_damaged_between_two_steps_are_not_trained_on(job: Job, refused: dict[str, str]) -> None:
+def test_data_that_are_damaged_between_two_steps_are_not_trained_on(job: Retraining, refused: dict[str, str], told: Told) -> None:
     """Refused where there is no whole copy; the next job makes them again, and trains on those."""
     for kind, said in refused.items():
         assert said.startswith(
             f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has it whole"
         )
-    assert (job.out("trained") / "dataset").read_text() == job.dataset.digest and job.notices == []
+    assert job.model.dataset == job.dataset.digest and "notice" not in [event for event, _ in told]
     assert arrays.load(job.out("prepared")).version == job.dataset
 
 
-def test_a_flipped_record_of_the_data_is_found_too(job: Job) -> None:
+def test_a_flipped_record_of_the_data_is_found_too(job: Retraining) -> None:
     """Nothing in dataset.json says that it is whole; its digest is the dataset version."""
     path = job.out("prepared") / "dataset.json"
     before = path.read_text()
@@ -272,29 +267,31 @@ def test_a_flipped_record_of_the_data_is_found_too(job: Job) -> None:
     assert path.read_text() == before
 
 
-def test_what_the_remote_lost_is_sent_again_by_the_next_push(job: Job) -> None:
+def test_what_the_remote_lost_is_sent_again_by_the_next_push(job: Retraining) -> None:
     """dvc's own push looks for the listing of a folder, finds it, and sends nothing."""
     remote = objects(job.home, "remote")
     lost = md5_of(job.out("prepared") / "train.npy")
     remote[lost].unlink()
-    job.push()
+    push(job)
     assert objects(job.home, "remote").keys() == remote.keys() and md5_of(remote[lost]) == lost
 
 
-def test_a_push_does_not_send_what_is_damaged_here(job: Job) -> None:
+def test_a_push_does_not_send_what_is_damaged_here(job: Retraining) -> None:
     lost = md5_of(job.out("prepared") / "train.npy")
     cached = objects(job.home, "cache")[lost]
     before = cached.read_bytes()
     objects(job.home, "remote")[lost].unlink()
     flip(cached, random.Random(1))
     with pytest.raises(VersioningError, match=f"the cache does not have {lost} whole"):
-        job.push()
+        push(job)
     assert lost not in objects(job.home, "remote")
     put_right(job, {cached: before}, STAGES["prepared"])
-    job.push()
+    push(job)
 
 
-def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(
+    job: Retraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = job.dvc.folder / ".dvc/tmp/rwlock"
     assert lock.exists()
     lock.write_text('{"write": {"/a')

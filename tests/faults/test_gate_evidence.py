@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from remint.errors import DataError
-from remint.records import Evidence, MetricValue
+from remint.evaluation.evidence import Evidence
+from remint.records import MetricValue
 from remint.stores import git
 from tests.support import gate_cases as cases
 from tests.support.gate_cases import COLUMNS, Generator, Trained, evidence, judged

@@ -5,22 +5,25 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from remint.errors import RemintError
+from remint.evaluation.evidence import Evidence
 from remint.maintenance.audit import registry
-from remint.promotion import decide, queries
+from remint.promotion import champion, decide, queries
+from remint.records import DatasetVersion, EvaluationReport, TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.serving import model, pyfunc
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import Tracking, VersionTags
 from remint.stores.mlflow.inventory import versions
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, remake
 from tests.support.promotion_cases import MODEL
+from tests.support.registry_cases import SPEC
+from tests.support.retraining_cases import lay, params_of, retraining
 from tests.support.trials import Trials
 
 REF = f"{MODEL}/1"
@@ -35,23 +38,23 @@ def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return made
 
 
-def champion_measured_again(home: Home, folder: Path) -> str:
+def champion_measured_again(home: Home) -> str:
     """What a retraining does with the champion before it judges: here as far as its bytes go."""
-    from remint.promotion import champion
-
-    store = open_tracking(home)
-    job = SimpleNamespace(
+    challenger = TrainedModel.read(home.path / "bundles/1/training.json")
+    report = EvaluationReport(
         pipeline=MODEL,
-        home=home,
-        tracking=SimpleNamespace(version=lambda _: store.version(REF), fetch=store.fetch),
-        record=SimpleNamespace(folder=folder, id="job"),
-        model=SimpleNamespace(key="another"),
-        settings=SimpleNamespace(evaluation=SimpleNamespace(model_dump=lambda **_: {})),
-        evidence=SimpleNamespace(report=SimpleNamespace(metrics={}, dataset=store.version(REF).dataset)),
+        model_key=challenger.key,
+        weights_sha256=challenger.weights_sha256,
+        dataset=open_tracking(home).version(REF).dataset,
+        metrics={},
     )
-    rival = champion.evidence(job, 1)  # type: ignore[arg-type]
-    assert rival.evidence is None and rival.unavailable_reason is not None
-    return rival.unavailable_reason
+    own = Evidence(report, {})
+    dataset = DatasetVersion(name="digits", source="s", raw_sha256="0", spec=SPEC, split={}, counts={}, files={})
+    with retraining(home, params_of(MODEL), MODEL) as job:
+        lay(job, dataset, challenger, own)
+        found = champion.evidence(job, own, 1)
+    assert found.evidence is None and found.unavailable_reason is not None
+    return found.unavailable_reason
 
 
 def raised(what: Callable[[], object]) -> str:
@@ -70,14 +73,13 @@ def audited(home: Home) -> str:
 
 def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, str]]:
     """What each command says. Where manifest and tags fit the poison, only those that load see it."""
-    (folder / "out").mkdir()
     if not poison.of_the_record:
         yield "sample", raised(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
     yield "rollback", raised(lambda: decide.rollback(home, MODEL, "it blurs"))
     yield "audit --deep", audited(home)
     if not poison.resealed:
         yield "promote", raised(lambda: decide.promote(home, REF, "I like it", against=2))
-        yield "judge", champion_measured_again(home, folder / "out")
+        yield "judge", champion_measured_again(home)
     elif not poison.of_the_record:
         bundle = fetch_bundle(home, open_tracking(home).version(REF))
         yield "pyfunc", raised(lambda: pyfunc._load_pyfunc(str(bundle)))
@@ -90,11 +92,11 @@ def seal(store: Tracking, files: Path) -> None:
     manifest.seal(files / BUNDLE)
     store.set_tags(
         store.version(REF),
-        {
-            "manifest_sha256": manifest.sha256_file(files / BUNDLE / manifest.NAME),
-            "weights_sha256": manifest.sha256_file(files / BUNDLE / "weights.safetensors"),
-            "package_sha256": package.sha256(files),
-        },
+        VersionTags(
+            manifest_sha256=manifest.sha256_file(files / BUNDLE / manifest.NAME),
+            weights_sha256=manifest.sha256_file(files / BUNDLE / "weights.safetensors"),
+            package_sha256=package.sha256(files),
+        ),
     )
 
 
@@ -103,7 +105,7 @@ def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
     names, store = list(POISONS), open_tracking(home)
     files = cases.files(home, 1)
     whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
-    tags = {key: store.version(REF).tags[key] for key in ("manifest_sha256", "weights_sha256", "package_sha256")}
+    tags = store.version(REF).tags
     for trial in trials(short=5, full=len(names)):
         poison, mark = POISONS[names[trial.number]], tmp_path / f"ran-{trial.number}"
         poison.make(files, Payload(mark))

@@ -12,7 +12,7 @@ import pytest
 
 from remint.errors import DataError, IntegrityError, NotFoundError, RepositoryError, SettingsError, VersioningError
 from remint.maintenance.rebuild import record
-from remint.promotion import queries
+from remint.promotion import queries, why
 from remint.records import canonical
 from remint.runtime.home import Home, is_name
 from remint.runtime.yaml import load_safe_yaml
@@ -20,6 +20,7 @@ from remint.settings import plugins
 from remint.settings.params import apply_overrides, load_params, read_params, validate_params
 from remint.stores import git
 from remint.stores.dvc import locked
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import fetch_bundle, open_tracking
 from remint.stores.s3.bucket import path_of
 from tests.support import promotion_cases as cases
@@ -144,7 +145,7 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 def tagged(home: Home, **tags: str) -> Any:
     store = open_tracking(home)
-    store.set_tags(store.version(f"{MODEL}/1"), tags)
+    store.set_tags(store.version(f"{MODEL}/1"), VersionTags.model_validate(tags))
     return store.version(f"{MODEL}/1")
 
 
@@ -179,7 +180,7 @@ def test_a_rebuild_of_tags_that_were_edited(home: Home, tmp_path: Path, tags: di
 def test_commits_that_are_options_are_not_compared(home: Home, clone: Path, tmp_path: Path) -> None:
     store = open_tracking(home)
     former, present = (store.version(f"{MODEL}/{number}") for number in (1, 2))
-    said = queries._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
+    said = why._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
     assert "names none" in said and not (tmp_path / "RAN").exists()
 
 
@@ -189,9 +190,9 @@ def test_models_of_others_in_the_same_mlflow(home: Home) -> None:
     others = ["it's", "x' or name = 'digits-flow", 'a"b', "My model", "a" * 200]
     for name in others:
         store._client.create_registered_model(name)
-    assert store.names() == [MODEL] and {entry["name"] for entry in queries.models(home, None)} == {MODEL}
+    assert store.names() == [MODEL] and {entry.name for entry in queries.models(home, None)} == {MODEL}
     for name in others:
-        for look in (lambda name=name: queries.models(home, name), lambda name=name: queries.why(home, f"{name}/1")):
+        for look in (lambda name=name: queries.models(home, name), lambda name=name: why.why(home, f"{name}/1")):
             with pytest.raises(NotFoundError) as caught:
                 look()
             assert len(str(caught.value).splitlines()) == 1

@@ -20,7 +20,7 @@ from remint.errors import IntegrityError, LedgerError, TrackingError
 from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.stores.ledger.chain import Ledger
-from remint.stores.mlflow import Tracking, door, registration
+from remint.stores.mlflow import Tracking, VersionTags, door, registration
 from tests.support import registry_cases as cases
 from tests.support.mlflow_server import Server, losing, serving
 from tests.support.postgres import Postgres
@@ -101,7 +101,9 @@ class Writer(threading.Thread):
             lambda: store.register(self.bundle, trained, self.model, self.run_id, cases.TAGS, {}, lambda _: "not looked at")
         )
         for number in range(4):
-            until_acknowledged(lambda tag=f"tag{number}": store.set_tags(version, {tag: "set"}), self.failures)
+            until_acknowledged(
+                lambda tag=f"tag{number}": store.set_tags(version, VersionTags.model_validate({tag: "set"})), self.failures
+            )
             self.tags[f"tag{number}"] = "set"
         until_acknowledged(lambda: store.set_alias(self.model, "champion", version.version), self.failures)
 
@@ -116,7 +118,9 @@ class Writer(threading.Thread):
         points = Counter(point.step for point in client(self.store).get_metric_history(self.run_id, "loss"))
         runs = client(self.store).search_runs([client(self.store).get_experiment_by_name(self.model).experiment_id])
         alias = self.store.aliases(self.model)
-        assert versions[0].tags.items() >= {**self.tags, **cases.TAGS}.items() and alias == {"champion": versions[0].version}
+        assert versions[0].tags.to_json().items() >= {**self.tags, **cases.TAGS.to_json()}.items() and alias == {
+            "champion": versions[0].version
+        }
         self.store.fetch(versions[0], fetched)
         lost = (not versions) + len(set(self.steps) - set(points))
         doubled = len(versions) - 1 + sum(count - 1 for count in points.values())

@@ -46,7 +46,7 @@ def test_sixteen_processes_on_no_database_register_one_version(
     assert together(tmp_path / "home", tmp_path / "bundle", 16, uri) == ["1"] * 16
     store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
-    assert version.tags["verified"] == "16 samples as recorded at training, to the bit"
+    assert version.tags.verified == "16 samples as recorded at training, to the bit"
     assert len(list((tmp_path / "home").glob("*.log"))) == 1  # one process had to look
     fresh.check(store.fetch(version, tmp_path / "got"), tmp_path / "log")
     experiment = client(store).get_experiment_by_name("digits-flow").experiment_id

@@ -10,8 +10,7 @@ import pytest
 
 from remint.errors import IntegrityError
 from remint.models.bundle import load_model
-from remint.records import ModelVersion
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking
 from tests.support import registry_cases as cases
 from tests.support.trials import Trials
 

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from remint.errors import IntegrityError, RunError
 from remint.models import probe
-from remint.records import ModelVersion
 from remint.runtime import manifest
 from remint.serving import fresh
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from tests.support import registry_cases as cases
 
 
@@ -90,7 +89,7 @@ def test_what_is_looked_at_is_what_came_back_and_nobody_sees_a_version_meanwhile
         return "seen"
 
     version = cases.register(store, bundle, verify=verify)
-    assert len(seen) == 1 and version.tags["verified"] == "seen"
+    assert len(seen) == 1 and version.tags.verified == "seen"
     assert cases.register(store, bundle, verify=verify) == version
     assert len(seen) == 1  # the bytes are those that were looked at
 
@@ -124,7 +123,9 @@ def test_bytes_that_were_lost_come_back_with_the_next_registration(
 ) -> None:
     (tmp_path / "dvc.lock").write_text("first")
     locks = {"dvc.lock": tmp_path / "dvc.lock"}
-    version = cases.register(store, bundle, attachments=locks, tags={**cases.TAGS, "dvc_lock_sha256": "of the first"})
+    version = cases.register(
+        store, bundle, attachments=locks, tags=cases.TAGS.updated(VersionTags(dvc_lock_sha256="of the first"))
+    )
     store.fetch(version, tmp_path / "before")
     lose(run_of(store, version))
     with pytest.raises(IntegrityError):
@@ -137,14 +138,14 @@ def test_bytes_that_were_lost_come_back_with_the_next_registration(
         return "again"
 
     again = cases.register(
-        store, bundle, attachments=locks, tags={**cases.TAGS, "dvc_lock_sha256": "of the second"}, verify=verify
+        store, bundle, attachments=locks, tags=cases.TAGS.updated(VersionTags(dvc_lock_sha256="of the second")), verify=verify
     )
-    assert again.ref == version.ref and len(looked) == 1 and again.tags["verified"] == "again"
+    assert again.ref == version.ref and len(looked) == 1 and again.tags.verified == "again"
     store.fetch(again, tmp_path / "after")
     assert manifest.sha256_tree(tmp_path / "after") == manifest.sha256_tree(tmp_path / "before")
     which = "second" if lose is lose_all else "first"  # what the version says and what its run keeps belong together
     assert store.attachment(again, "dvc.lock", tmp_path / "kept").read_text() == which
-    assert again.tags["dvc_lock_sha256"] == f"of the {which}"
+    assert again.tags.dvc_lock_sha256 == f"of the {which}"
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
@@ -162,8 +163,8 @@ def test_lineage_that_was_half_replaced_is_replaced_by_the_next_registration(
     for name in ("dvc.lock", "params.yaml"):
         (tmp_path / name).write_text("old")
     files = {name: tmp_path / name for name in ("dvc.lock", "params.yaml")}
-    old = {"dirty": "false" if lost else "true", "commit": "old", "params": "old", "dvc_lock_sha256": "old"}
-    new = {"dirty": "false", "commit": "new", "params": "new", "dvc_lock_sha256": "new"}
+    old = VersionTags(dirty="false" if lost else "true", commit="old", params_sha256="old", dvc_lock_sha256="old")
+    new = VersionTags(dirty="false", commit="new", params_sha256="new", dvc_lock_sha256="new")
     for breaks_at in moments:  # writes before it
         (tmp_path / "dvc.lock").write_text("old")
         name = f"m{breaks_at}"
@@ -179,7 +180,7 @@ def test_lineage_that_was_half_replaced_is_replaced_by_the_next_registration(
             with pytest.raises(Killed):
                 store.register(bundle, trained, name, None, new, files, str)
         whole = store.register(bundle, trained, name, None, new, files, str)
-        assert (whole.dirty, whole.commit, whole.tags["dvc_lock_sha256"]) == (False, "new", "new"), breaks_at
+        assert (whole.dirty, whole.commit, whole.tags.dvc_lock_sha256) == (False, "new", "new"), breaks_at
         assert store.attachment(whole, "dvc.lock", tmp_path / "kept" / name).read_text() == "new"
 
 
@@ -199,7 +200,7 @@ def test_the_same_weights_with_another_record_replace_what_was_lost(store: Track
     (bundle / "curve.csv").write_text("step,loss,more\n")
     manifest.seal(bundle)
     again = cases.register(store, bundle)
-    assert again.ref == version.ref and again.tags["manifest_sha256"] != version.tags["manifest_sha256"]
+    assert again.ref == version.ref and again.tags.manifest_sha256 != version.tags.manifest_sha256
     assert (store.fetch(again, tmp_path / "got") / "curve.csv").read_text() == "step,loss,more\n"
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 from remint.runtime.home import Home
-from remint.settings.params import read_params, validate_params
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
+from tests.support.retraining_cases import Told, params_of, retraining
 from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
 CONTENT = bytes(range(256)) * 8192
@@ -83,23 +81,16 @@ def test_a_flow_fetches_what_metrics_are_measured_with_and_nothing_else(
 
     monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
     bucket = s3.bucket({"net.pt2": CONTENT})
-    content = read_params(Path(__file__).parents[2])
-    content["pipelines"]["digits-gan"]["evaluation"] = {
-        "metrics": ["fd_domain", "fd_program"],
-        "program": {"path": f"s3://{bucket}/net.pt2", "sha256": SHA256},
-        "inception": {"path": "s3://no-such-bucket/weights.pth"},
+    blocks = {
+        "evaluation": {
+            "metrics": ["fd_domain", "fd_program"],
+            "program": {"path": f"s3://{bucket}/net.pt2", "sha256": SHA256},
+            "inception": {"path": "s3://no-such-bucket/weights.pth"},
+        },
+        "promotion": {},
     }
-    content["pipelines"]["digits-gan"]["promotion"] = {}
-    settings = validate_params(content).pipeline("digits-gan")
-    told: list[str] = []
-    job: Any = SimpleNamespace(
-        home=home,
-        pipeline="digits-gan",
-        settings=settings,
-        source="sklearn:digits",
-        seconds={},
-        tell=lambda event, **_: told.append(event),
-    )
-    steps.fetch.fn(job)
+    told = Told()
+    with retraining(home, params_of("digits-gan", **blocks), "digits-gan", told=told) as job:
+        steps.fetch.fn(job)
     assert [path.name for path in home.files.iterdir()] == [SHA256]
-    assert set(job.seconds) == {"fetch program"} and told == ["step"]
+    assert set(job.seconds) == {"fetch program"} and [event for event, _ in told] == ["step"]

@@ -8,117 +8,103 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flows import settle as settling
-from flows import steps
-from remint.promotion import champion, decide
+from flows import approval, artifacts
+from flows.artifacts import announce
+from remint.evaluation.evidence import Evidence
+from remint.promotion import champion, decide, settlement
+from remint.promotion.judge import Judgement, judge_version
+from remint.promotion.outcome import Outcome
+from remint.promotion.page import write
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
-from remint.records import EvaluationReport, Evidence, Leakage, MetricValue, ModelVersion, TrainedModel
+from remint.promotion.retraining import Retraining
+from remint.promotion.settlement import settle, settled_before
+from remint.records import DatasetVersion, EvaluationReport, Leakage, MetricValue, TrainedModel
 from remint.runtime.home import Home
-from remint.settings.judging import PromotionSettings
 from remint.stores.git import Commit
-from remint.stores.ledger.chain import Ledger
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
+from tests.support.registry_cases import SPEC
+from tests.support.retraining_cases import CLEAN, Told, lay, params_of, retraining
 from tests.support.trials import Trials
 
 RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
 MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before
+DATASET = DatasetVersion(name="digits", source="s", raw_sha256="0" * 64, spec=SPEC, split={}, counts={}, files={})
 
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    def page(job: Job, version: ModelVersion, decision: Any, row: Any, folder: Path) -> Path:
-        (folder / "report.html").write_text(decision.verdict)
+    def page(_job: Retraining, _version: ModelVersion, judgement: Judgement, _row: Any, folder: Path) -> Path:
+        (folder / "report.html").write_text(judgement.decision.verdict)
         return folder / "report.html"
 
-    def rival(job: Job, holder: int) -> champion.ChampionEvidence:
-        return champion.ChampionEvidence(Job(job.home, holder).evidence)
+    def measured(job: Retraining, _own: Evidence, holder: int) -> champion.ChampionEvidence:
+        return champion.ChampionEvidence(evidence_of(job.home, holder))
 
-    monkeypatch.setattr(settling.page, "write", page)
-    monkeypatch.setattr(settling.show, "decision", lambda *_: None)
-    monkeypatch.setattr(settling.show, "awaiting", lambda *_: None)
-    monkeypatch.setattr(settling.approval, "ask", lambda row: f"form {row.sequence}")
-    monkeypatch.setattr(settling.show, "against_champion", lambda *_: None)
-    monkeypatch.setattr(champion, "evidence", rival)
+    monkeypatch.setattr(write, "write", page)
+    monkeypatch.setattr(artifacts, "show_decision", lambda *_: None)
+    monkeypatch.setattr(artifacts, "tell_awaiting", lambda *_: None)
+    monkeypatch.setattr(approval, "ask", lambda row: f"form {row.sequence}")
+    monkeypatch.setattr(champion, "evidence", measured)
     monkeypatch.setattr("remint.promotion.decide.fresh.check", lambda *_: "not looked at")
     return cases.copied(registered, tmp_path / "home")
 
 
-class Job:
-    """As much of flows.job.Retraining as judge, settle and settled_before ask for, of the training that gave a version."""
-
-    def __init__(self, home: Home, version: int, commit: Commit | None = None, **rules: Any) -> None:
-        self.home, self.pipeline, self.trained, self.reason, self.rival = home, MODEL, False, "", None
-        self.number, self.commit, self.spread = version, commit or Commit("c" * 40, dirty=False), None
-        promotion_rules = PromotionSettings.model_validate({**RULES, **rules})
-        recipe = SimpleNamespace(without_seed=dict)
-        self.settings = SimpleNamespace(promotion=promotion_rules, recipe=recipe, metrics=lambda: ["nll"])
-        self.dataset, self.seconds = SimpleNamespace(name="digits", digest="d" * 64), dict[str, float]()
-        self.lease = SimpleNamespace(confirm=lambda: None)
-        self.told: list[tuple[str, dict[str, Any]]] = []
-
-    @property
-    def model(self) -> TrainedModel:
-        return TrainedModel.read(self.home.path / "bundles" / str(self.number - 1) / "training.json")
-
-    @property
-    def evidence(self) -> Evidence:
-        values_N = 0.1 * np.random.default_rng(self.number).standard_normal(300)
-        values_N += MEAN[self.number] - values_N.mean()
-        near = {"low": MEAN[self.number] - 0.02, "high": MEAN[self.number] + 0.02}
-        value = MetricValue(name="nll", value=MEAN[self.number], n=300, seed=0, fingerprint={"K": 1}, **near)
-        report = EvaluationReport(
-            pipeline=MODEL,
-            model_key=self.model.key,
-            weights_sha256=self.model.weights_sha256,
-            dataset="d" * 64,
-            metrics={"nll": value},
-            leakage=Leakage(checked=300, exact=0, near=0, tolerance="equal"),
-        )
-        return Evidence(report, {"nll": values_N})
-
-    @property
-    def ledger(self) -> Ledger:
-        return open_ledger(self.home)
-
-    @property
-    def tracking(self) -> Tracking:
-        return open_tracking(self.home)
-
-    def finish_run(self) -> None:
-        """No run of MLflow is open: nothing was trained."""
-
-    def tell(self, event: str, **fields: Any) -> None:
-        self.told.append((event, fields))
+def trained_of(home: Home, version: int) -> TrainedModel:
+    return TrainedModel.read(home.path / "bundles" / str(version - 1) / "training.json")
 
 
-def run(home: Home, version: int, commit: Commit | None = None, **rules: Any) -> dict[str, Any]:
+def evidence_of(home: Home, version: int) -> Evidence:
+    values_N = 0.1 * np.random.default_rng(version).standard_normal(300)
+    values_N += MEAN[version] - values_N.mean()
+    near = {"low": MEAN[version] - 0.02, "high": MEAN[version] + 0.02}
+    value = MetricValue(name="nll", value=MEAN[version], n=300, seed=0, fingerprint={"K": 1}, **near)
+    trained = trained_of(home, version)
+    report = EvaluationReport(
+        pipeline=MODEL,
+        model_key=trained.key,
+        weights_sha256=trained.weights_sha256,
+        dataset="d" * 64,
+        metrics={"nll": value},
+        leakage=Leakage(checked=300, exact=0, near=0, tolerance="equal"),
+    )
+    return Evidence(report, {"nll": values_N})
+
+
+@contextmanager
+def job_of(
+    home: Home, version: int, commit: Commit = CLEAN, told: Told | None = None, **rules: Any
+) -> Iterator[tuple[Retraining, Evidence]]:
+    """The retraining whose training gave this version, and its evidence."""
+    params = params_of(MODEL, evaluation={"metrics": ["nll"]}, promotion={**RULES, **rules})
+    with retraining(home, params, MODEL, commit=commit, told=told) as job:
+        lay(job, DATASET, trained_of(home, version), evidence_of(home, version))
+        yield job, Evidence.load(job.out("reports"))
+
+
+def run(home: Home, version: int, commit: Commit = CLEAN, told: Told | None = None, **rules: Any) -> Outcome:
     """The end of flows/retrain.py, of a training that gave this version."""
-    return finish(Job(home, version, commit, **rules))
-
-
-def finish(job: Any) -> dict[str, Any]:
-    home, version = job.home, job.number
-    found = settling.settled_before.fn(job)
-    if found is None:
-        registered = cases.add(home, version - 1, dirty=str(job.commit.dirty).lower(), commit=job.commit.sha)
+    with job_of(home, version, commit, told, **rules) as (job, evidence):
+        found = settled_before(job, evidence, announce)
+        if found is not None:
+            return found
+        registered = cases.add(home, version - 1, dirty=str(commit.dirty).lower(), commit=commit.sha)
         home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
-        found = settling.settle.fn(job, registered, steps.judge.fn(job, registered))
-    answer: dict[str, Any] = found
-    return answer
+        return settle(job, registered, evidence, judge_version(job, registered, evidence), announce)
 
 
-def verdict(answer: dict[str, Any]) -> tuple[str, bool, int | None]:
-    return answer["decision"]["verdict"], answer["unchanged"], answer["champion"]
+def verdict(answer: Outcome) -> tuple[str, bool, int | None]:
+    return answer.decision.verdict, answer.unchanged, answer.champion
 
 
 def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(home: Home) -> None:
@@ -132,11 +118,11 @@ def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(ho
 
     other = run(home, 2, require={"nll": {"max": 2.5}})  # other rules: it is judged again, and is better than the champion
     assert verdict(other) == ("refused", False, 1)
-    (reason,) = other["decision"]["reasons"]
+    (reason,) = other.decision.reasons
     assert reason.startswith(f"{MODEL}/2 was rolled back on 20") and reason.endswith(
         " by ada: the sevens blur; promote it by hand"
     )
-    assert [(rule["rule"], rule["passed"]) for rule in other["decision"]["rules"]] == [
+    assert [(rule.rule, rule.passed) for rule in other.decision.rules] == [
         ("person", False),
         ("leakage", True),
         ("require", True),
@@ -167,23 +153,22 @@ def test_what_was_refused_for_want_of_evidence_is_judged_again(home: Home, monke
 
 def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> None:
     run(home, 1)
-    job: Any = Job(home, 2)
-    registered = job.tracking.version(f"{MODEL}/2")
-    home.report(MODEL, 2).mkdir(parents=True)
-    decision = steps.judge.fn(job, registered)
-    assert decision.verdict == "promoted"
-    decide.reject(home, f"{MODEL}/2", "smears", who="ada")
-    answer = settling.settle.fn(job, registered, decision)
-    assert verdict(answer) == ("refused", False, 1) and "was rejected on" in answer["decision"]["reasons"][0]
+    registered = run_registered(home, 2)
+    with job_of(home, 2) as (job, evidence):
+        judgement = judge_version(job, registered, evidence)
+        assert judgement.decision.verdict == "promoted"
+        decide.reject(home, f"{MODEL}/2", "smears", who="ada")
+        answer = settle(job, registered, evidence, judgement, announce)
+    assert verdict(answer) == ("refused", False, 1) and "was rejected on" in answer.decision.reasons[0]
 
 
 def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
     assert verdict(run(home, 1)) == ("promoted", False, 1)
-    asked, again = (Job(home, 2, approval="manual") for _ in range(2))
-    assert verdict(finish(asked)) == ("awaiting_approval", False, 1)
-    assert verdict(finish(again)) == ("awaiting_approval", True, 1)
+    asked, again = Told(), Told()
+    assert verdict(run(home, 2, told=asked, approval="manual")) == ("awaiting_approval", False, 1)
+    assert verdict(run(home, 2, told=again, approval="manual")) == ("awaiting_approval", True, 1)
     form = f"{MODEL}/2 can be approved in Prefect, too: resume the run form 2 of approve/{MODEL}"
-    assert ("notice", {"text": form}) in asked.told and not [event for event, _ in again.told if event == "notice"]
+    assert ("notice", {"text": form}) in asked and not [event for event, _ in again if event == "notice"]
     decide.promote(home, f"{MODEL}/2", "looked", who="ada")
     assert verdict(run(home, 2, approval="manual")) == ("promoted", True, 2)
     assert [row.who for row in open_ledger(home).rows(MODEL)] == ["gate", "gate", "ada"]
@@ -201,7 +186,7 @@ def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_takes_it(
     dirty = Commit("f" * 40, dirty=True, changed=("src/model.py",))
     answer = run(home, 2, dirty)
     assert verdict(answer) == ("refused", False, 1)
-    assert answer["decision"]["reasons"][0].startswith("uncommitted changes in src/model.py;")
+    assert answer.decision.reasons[0].startswith("uncommitted changes in src/model.py;")
     assert verdict(run(home, 2, dirty)) == ("refused", True, 1)
     assert verdict(run(home, 2)) == ("promoted", False, 2), "a clean commit that gives the same key clears the mark"
     assert verdict(run(home, 1, dirty))[0] == "refused"
@@ -214,11 +199,11 @@ def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_takes_it(
 def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Home) -> None:
     run(home, 1)
     cases.append(home, "promoted", 2)
-    job: Any = Job(home, 3)
-    home.report(MODEL, 3).mkdir(parents=True)
-    assert steps.judge.fn(job, job.tracking.version(f"{MODEL}/3")).champion == 2
-    assert job.tracking.aliases(MODEL) == {"champion": 2}
-    assert any(event == "notice" and f"stands for {MODEL}/2 now" in fields["text"] for event, fields in job.told)
+    registered, told = run_registered(home, 3), Told()
+    with job_of(home, 3, told=told) as (job, evidence):
+        assert judge_version(job, registered, evidence).decision.champion == 2
+    assert open_tracking(home).aliases(MODEL) == {"champion": 2}
+    assert any(event == "notice" and f"stands for {MODEL}/2 now" in fields["text"] for event, fields in told)
 
 
 @pytest.mark.parametrize("point", ["project", "page", "attach", "set_tags", "artifacts"])
@@ -226,30 +211,29 @@ def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_die
     home: Home, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     run(home, 1)
-    job: Any = Job(home, 2)
-    registered = job.tracking.version(f"{MODEL}/2")
-    home.report(MODEL, 2).mkdir(parents=True)
-    decision = steps.judge.fn(job, registered)
+    registered, tracking = run_registered(home, 2), open_tracking(home)
 
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     owner, name = {
-        "project": (settling, "sync_mlflow_to_ledger"),
-        "page": (settling.page, "write"),
+        "project": (settlement, "sync_mlflow_to_ledger"),
+        "page": (write, "write"),
         "attach": (Tracking, "attach"),
         "set_tags": (Tracking, "set_tags"),
-        "artifacts": (settling.show, "decision"),
+        "artifacts": (artifacts, "show_decision"),
     }[point]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(owner, name, dies)
-        settling.settle.fn(job, registered, decision)
+    with job_of(home, 2) as (job, evidence):
+        judgement = judge_version(job, registered, evidence)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, name, dies)
+            settle(job, registered, evidence, judgement, announce)
     assert verdict(run(home, 2)) == ("promoted", True, 2)
     assert [row.version for row in open_ledger(home).rows(MODEL)] == [1, 2]
-    assert job.tracking.aliases(MODEL) == {"champion": 2}
-    version = job.tracking.version(f"{MODEL}/2")
-    assert version.tags["decision_sha256"] == decision.digest
-    kept = [job.tracking.attachment(version, name, home.path / "got") for name in ("decision.json", "report.html")]
+    assert tracking.aliases(MODEL) == {"champion": 2}
+    version = tracking.version(f"{MODEL}/2")
+    assert version.tags.decision_sha256 == judgement.decision.digest
+    kept = [tracking.attachment(version, name, home.path / "got") for name in ("decision.json", "report.html")]
     assert [path.read_text() for path in kept] == [(home.report(MODEL, 2) / path.name).read_text() for path in kept]
     assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
 
@@ -258,7 +242,8 @@ def test_a_decision_that_was_not_written_down_is_not_taken_for_one(home: Home) -
     """Its process died before the row, and an older row has the same evidence."""
     run(home, 1)
     run(home, 2)
-    decision = steps.judge.fn(Job(home, 2), current_version(home, f"{MODEL}/2"))
+    with job_of(home, 2) as (job, evidence):
+        decision = judge_version(job, current_version(home, f"{MODEL}/2"), evidence).decision
     decision.model_copy(update={"verdict": "refused"}).write(home.report(MODEL, 2) / "pending_decision.json")
     assert verdict(run(home, 2)) == ("kept", False, 2), "judged again"
     assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
@@ -270,23 +255,25 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
     run(home, 1)
     versions = {number: run_registered(home, number) for number in (2, 3)}
     for trial in trials(short=2, full=500):
-        found = {number: Job(home, number) for number in (2, 3)}
-        decisions = {number: steps.judge.fn(job, versions[number]) for number, job in found.items()}
-        assert {decision.verdict for decision in decisions.values()} == {"promoted"}
         start, verdicts = threading.Barrier(2), dict[int, str]()
 
-        def settle(number: int) -> None:
+        def race(number: int) -> None:
+            job, evidence = found[number]  # noqa: B023
             start.wait(60)  # noqa: B023
             time.sleep(delays[number])  # noqa: B023
-            answer = settling.settle.fn(found[number], versions[number], decisions[number])  # noqa: B023
-            verdicts[number] = answer["decision"]["verdict"]  # noqa: B023
+            answer = settle(job, versions[number], evidence, judgements[number], announce)  # noqa: B023
+            verdicts[number] = answer.decision.verdict  # noqa: B023
 
-        delays = {number: trial.random.uniform(0.0, 0.01) for number in (2, 3)}
-        threads = [threading.Thread(target=settle, args=(number,)) for number in (2, 3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ExitStack() as stack:
+            found = {number: stack.enter_context(job_of(home, number)) for number in (2, 3)}
+            judgements = {number: judge_version(job, versions[number], evidence) for number, (job, evidence) in found.items()}
+            assert {judgement.decision.verdict for judgement in judgements.values()} == {"promoted"}
+            delays = {number: trial.random.uniform(0.0, 0.01) for number in (2, 3)}
+            threads = [threading.Thread(target=race, args=(number,)) for number in (2, 3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         assert verdicts[3] == "promoted" and verdicts[2] in ("promoted", "refused", "kept")
         sync_mlflow_to_ledger(home, MODEL)
         assert open_ledger(home).champion(MODEL) == 3 and open_tracking(home).aliases(MODEL)["champion"] == 3

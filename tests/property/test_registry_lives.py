@@ -34,6 +34,7 @@ from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger.chain import Action, projection
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import collect_cases, registry_cases
 from tests.support import promotion_cases as cases
@@ -81,7 +82,7 @@ def register(home: Home, seed: int) -> int:
     if not bundle.exists():
         registry_cases.make(bundle, seed)
     commit = git.run_git(home.repository, "rev-parse", "HEAD").strip()
-    tags = {**cases.TAGS, "commit": commit, "dvc_lock_sha256": manifest.sha256_file(lock)}
+    tags = cases.TAGS.updated(VersionTags(commit=commit, dvc_lock_sha256=manifest.sha256_file(lock)))
     return registry_cases.register(open_tracking(home), bundle, tags=tags, attachments={"dvc.lock": lock}).version
 
 
@@ -201,7 +202,7 @@ class Lives(RuleBasedStateMachine):
         except IntegrityError:
             assert stood and not fit
         else:
-            assert row["champion_after"] == fit[0]
+            assert row.champion_after == fit[0]
             self.rows.append(("rolled_back", cast("int", left), fit[0]))
 
     # What befalls them.
@@ -262,10 +263,10 @@ class Lives(RuleBasedStateMachine):
         assert len({version.key for version in versions}) == len(versions), "one version a key"
         tags = tags_of(rows)
         for version in versions:
-            assert tags.get(version.version, {}).items() <= version.tags.items()
+            assert tags.get(version.version, VersionTags()).to_json().items() <= version.tags.to_json().items()
         if len(rows) > self.verified:
             self.verified = len(rows)
-            assert queries.history(self.home, MODEL, verify=True)["findings"] == []
+            assert queries.history(self.home, MODEL, verify=True).findings == ()
             assert sync_mlflow_to_ledger(self.home, MODEL) == []
 
     @invariant()

@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 
 from remint.maintenance import audit
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import Finding, ModelVersion, canonical
+from remint.records import Finding, canonical
 from remint.runtime import manifest
 from remint.runtime.home import Home
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases
 
@@ -113,12 +113,12 @@ def register(world: World, bundle: Path, verdict: Any) -> ModelVersion:
     }
     with lock.open("w") as stream:
         YAML().dump({"schema": "2.0", "stages": stages}, stream)
-    tags = {
-        "commit": world.git("rev-parse", "HEAD"),
-        "dirty": "false",
-        "data": canonical({"name": "digits", "source": "sklearn:digits"}),
-        "dvc_lock_sha256": manifest.sha256_file(lock),
-    }
+    tags = VersionTags(
+        commit=world.git("rev-parse", "HEAD"),
+        dirty="false",
+        data=canonical({"name": "digits", "source": "sklearn:digits"}),
+        dvc_lock_sha256=manifest.sha256_file(lock),
+    )
     version = registry_cases.register(world.store, bundle, tags=tags, attachments={"dvc.lock": lock})
     book = open_ledger(world.home)
     before = book.champion(MODEL)

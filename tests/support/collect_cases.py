@@ -20,12 +20,13 @@ from typing import Any
 from remint.maintenance import gc
 from remint.maintenance.gc import collect_garbage
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import ModelVersion, TrainedModel
+from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.dvc import addresses, workspace_environment
 from remint.stores.ledger.chain import Ledger
+from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases
 
@@ -125,12 +126,12 @@ def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
     head = git.run_git(home.repository, "rev-parse", "HEAD").strip()
     sha = git.run_git(home.repository, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", str(number), env=PERSON).strip()
     git.run_git(home.repository, "update-ref", f"refs/remint/{sha}", sha)
-    tags = {
-        "commit": sha,
-        "dirty": "false",
-        "dvc_lock_sha256": manifest.sha256_file(lock),
-        "data": json.dumps({"name": "digits", "source": "x"}),
-    }
+    tags = VersionTags(
+        commit=sha,
+        dirty="false",
+        dvc_lock_sha256=manifest.sha256_file(lock),
+        data=json.dumps({"name": "digits", "source": "x"}),
+    )
     store = open_tracking(home)
     version = registry_cases.register(store, folder / "bundle", tags=tags, attachments={"dvc.lock": lock})
     store.fetch(version, home.path / "models" / version.key)

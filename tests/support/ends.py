@@ -34,7 +34,7 @@ def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
         versions[str(version.version)] = {
             "key": version.key,
             "aliases": sorted(version.aliases),
-            "tags": {key: value for key, value in version.tags.items() if key not in TIMED},
+            "tags": {key: value for key, value in version.tags.to_json().items() if key not in TIMED},
             "run": run.info.status,
             "params": run.data.params,
             "curves": _curves(store._client, run),

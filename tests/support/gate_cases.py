@@ -18,10 +18,11 @@ from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.errors import RemintError
 from remint.evaluation import evaluate, features
+from remint.evaluation.evidence import Evidence
 from remint.evaluation.origin import Origin
 from remint.models.contract import Model
 from remint.promotion import gate
-from remint.records import Evidence, TrainedModel
+from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.plugins import settings_of

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import LedgerRow, ModelVersion, canonical
+from remint.records import LedgerRow, canonical
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Action
+from remint.stores.mlflow import ModelVersion, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases
 
 MODEL = "digits-flow"
-TAGS = {
-    **registry_cases.TAGS,
-    "data": canonical({"name": "digits", "source": "sklearn:digits", "raw_sha256": "0" * 64}),
-    "metrics": canonical({}),
-}
+TAGS = registry_cases.TAGS.updated(
+    VersionTags(
+        data=canonical({"name": "digits", "source": "sklearn:digits", "raw_sha256": "0" * 64}),
+        metrics=canonical({}),
+    )
+)
 
 
 def filled(empty: Path, to: Path, versions: int) -> Home:
@@ -54,7 +56,7 @@ def add(home: Home, seed: int, **tags: str) -> ModelVersion:
     bundle = home.path / "bundles" / str(seed)
     if not bundle.exists():
         registry_cases.make(bundle, seed)
-    return registry_cases.register(open_tracking(home), bundle, tags={**TAGS, **tags})
+    return registry_cases.register(open_tracking(home), bundle, tags=TAGS.model_copy(update=tags))
 
 
 def append(home: Home, action: Action, version: int, *, evidence: str = "e", who: str = "gate") -> LedgerRow:

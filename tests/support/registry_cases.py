@@ -19,14 +19,14 @@ from remint.distributed.machine import deterministic, fingerprint
 from remint.models import bundle as bundles
 from remint.models import probe
 from remint.models.families import family
-from remint.records import DataSpec, ModelVersion, TrainedModel
+from remint.records import DataSpec, TrainedModel
 from remint.runtime import manifest
 from remint.serving import fresh
 from remint.settings.recipe import FlowSettings, TrainingSettings
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 
 SPEC = DataSpec(shape=(1, 4, 4), levels=5)
-TAGS = {"commit": "c" * 40, "dirty": "false"}
+TAGS = VersionTags(commit="c" * 40, dirty="false")
 
 
 def make(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8) -> TrainedModel:
@@ -72,7 +72,7 @@ def register(
     store: Tracking,
     bundle: Path,
     run_id: str | None = None,
-    tags: Mapping[str, str] = TAGS,
+    tags: VersionTags = TAGS,
     attachments: Mapping[str, Path] | None = None,
     verify: Callable[[Path], str] = lambda bundle: "not looked at",
 ) -> ModelVersion:
@@ -91,7 +91,7 @@ def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
     attachments, log = {"training.json": bundle / "training.json"}, home / f"{os.getpid()}.log"
     version = register(store, bundle, run_id, attachments=attachments, verify=lambda back: fresh.check(back, log))
     with store.exclusively("projection"):  # as remint.stores.open does it: MLflow adds a tag twice where two add it at once
-        store.set_tags(version, {"verdict": "promoted"})
+        store.set_tags(version, VersionTags(verdict="promoted"))
         store.set_alias(version.name, "champion", version.version)
     return version
 

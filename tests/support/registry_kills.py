@@ -219,7 +219,7 @@ class Stage:
             found.append(f"aliases {store.aliases(NAME)}, ledger {projection(rows)}")
         if [row.version for row in rows] != list(range(1, len(keys) + 1)):
             found.append(f"rows {[(row.action, row.version) for row in rows]}")
-        hashes = {version.tags.get("ledger_hash", "none") for version in versions}
+        hashes = {version.tags.ledger_hash or "none" for version in versions}
         found += book.verify(NAME, hashes)
         experiment = store._client.get_experiment_by_name(NAME).experiment_id
         running = store._client.search_runs([experiment], "attributes.status = 'RUNNING'")

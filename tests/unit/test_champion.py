@@ -6,18 +6,26 @@ The whole way, with dvc and MLflow, is in tests/e2e/test_s3.py; here the stores 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from remint.errors import RunError, StepError, StorageError, TrackingError, VersioningError
+from remint.evaluation.evidence import Evidence
 from remint.promotion import champion
-from remint.records import DatasetVersion, DataSpec, Drift, EvaluationReport, Evidence, Leakage, ModelVersion, canonical
+from remint.promotion.champion import ChampionEvidence
+from remint.promotion.retraining import Retraining
+from remint.records import DatasetVersion, DataSpec, Drift, EvaluationReport, Leakage, TrainedModel, canonical
 from remint.runtime import manifest
-from remint.settings.judging import EvaluationSettings
+from remint.runtime.home import Home
+from remint.stores.dvc import Workspace
+from remint.stores.mlflow import Tracking, VersionTags
+from remint.stores.open import open_tracking
+from tests.support import promotion_cases, registry_cases
+from tests.support.promotion_cases import MODEL
+from tests.support.retraining_cases import lay, params_of, retraining
 
 SPEC = DataSpec(shape=(1, 2, 2), levels=2)
 COUNTS = {"train": 70, "validation": 10, "held_out": 20}
@@ -33,44 +41,38 @@ FORMER, TODAY = version_of("former"), version_of("today")
 
 def report(key: str) -> Evidence:
     return Evidence(
-        EvaluationReport(pipeline="p", model_key=key, weights_sha256="w", dataset=TODAY.digest, metrics={}, leakage=LEAKAGE),
+        EvaluationReport(pipeline=MODEL, model_key=key, weights_sha256="w", dataset=TODAY.digest, metrics={}, leakage=LEAKAGE),
         {},
     )
 
 
-class Job:
-    """As much of flows.job.Retraining as the champion's evaluation asks for."""
+@pytest.fixture(scope="module")
+def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home with version 1, which was trained on FORMER; and the training of a challenger. To be copied."""
+    home = promotion_cases.filled(empty, tmp_path_factory.mktemp("champion"), 0)
+    lock = home.path / "dvc.lock"
+    lock.write_text("stages: {}\n")
+    for seed in (0, 1):
+        registry_cases.make(home.path / f"bundles/{seed}", seed)
+    tags = VersionTags(dvc_lock_sha256=manifest.sha256_file(lock), data=canonical({"name": "d", **COUNTS}))
+    store = open_tracking(home)
+    tagged, files = registry_cases.TAGS.updated(tags), {"dvc.lock": lock}
+    version = registry_cases.register(store, home.path / "bundles/0", tags=tagged, attachments=files)
+    store.set_tags(version, VersionTags(dataset=FORMER.digest))
+    return home
 
-    def __init__(self, folder: Path, attachment: Callable[..., Path], former: Callable[..., Path]) -> None:
-        lock = folder / "dvc.lock"
-        lock.write_text("stages: {}\n")
-        tags = {
-            "dvc_lock_sha256": manifest.sha256_file(lock),
-            "data": canonical({"name": "d", **COUNTS}),
-        }
-        self.holder = ModelVersion(
-            name="p",
-            version=1,
-            key="old",
-            run_id="r",
-            weights_sha256="w",
-            dataset=FORMER.digest,
-            commit="c",
-            dirty=False,
-            created="",
-            tags=tags,
-        )
-        self.pipeline, self.home = "p", SimpleNamespace(path=folder / "home")
-        self.record = SimpleNamespace(folder=folder / "job", id="j")
-        self.settings = SimpleNamespace(evaluation=EvaluationSettings())
-        self.dataset, self.evidence, self.model = TODAY, report("new"), SimpleNamespace(key="new")
-        self.tracking = SimpleNamespace(
-            version=lambda ref: self.holder, fetch=lambda holder, to: to, attachment=lambda *_: attachment(lock)
-        )
-        self.dvc = SimpleNamespace(former=lambda lock, stage: former(stage))
 
-    def out(self, kind: str) -> Path:
-        return self.record.folder / kind
+@pytest.fixture
+def job(with_champion: Home, tmp_path: Path) -> Iterator[Retraining]:
+    """The challenger's retraining, on TODAY."""
+    home = promotion_cases.copied(with_champion, tmp_path / "home")
+    with retraining(home, params_of(MODEL), MODEL) as job:
+        lay(job, TODAY, TrainedModel.read(home.path / "bundles/1/training.json"), report("new"))
+        yield job
+
+
+def judged_by(job: Retraining) -> ChampionEvidence:
+    return champion.evidence(job, report("new"), 1)
 
 
 @pytest.fixture
@@ -88,67 +90,88 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     return calls
 
 
-def given_back(folder: Path, version: DatasetVersion) -> Callable[..., Path]:
-    def former(stage: str) -> Path:
-        assert stage == "prepare@d"
-        (folder / "former").mkdir()
-        version.write(folder / "former/dataset.json")
-        return folder / "former"
+@pytest.fixture
+def given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[DatasetVersion], None]:
+    """Makes dvc give that dataset version back for the champion's."""
 
-    return former
+    def give(version: DatasetVersion) -> None:
+        def former(_dvc: Workspace, _lock: Path, stage: str) -> Path:
+            assert stage == "prepare@d"
+            (tmp_path / "former").mkdir()
+            version.write(tmp_path / "former/dataset.json")
+            return tmp_path / "former"
+
+        monkeypatch.setattr(Workspace, "former", former)
+
+    return give
+
+
+Give = Callable[[DatasetVersion], None]
 
 
 def lost(*_: object) -> Path:
     raise VersioningError("dvc pull failed: it is gone")
 
 
-def test_drift_comes_with_the_evidence_and_is_measured_once(tmp_path: Path, measured: list[Path | None]) -> None:
-    job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
-    first = champion.evidence(job, 1)
+def test_drift_comes_with_the_evidence_and_is_measured_once(
+    job: Retraining, given_back: Give, tmp_path: Path, measured: list[Path | None]
+) -> None:
+    given_back(FORMER)
+    first = judged_by(job)
     assert first.evidence is not None and first.unavailable_reason is None and first.leakage == LEAKAGE
     assert first.drift is not None and first.drift.summary == "measured" and first.folder is not None
-    assert champion.evidence(job, 1).drift == first.drift
+    assert judged_by(job).drift == first.drift
     assert measured == [tmp_path / "former"] and not (tmp_path / "former").exists()
 
 
 @pytest.mark.parametrize(
-    ("attachment", "wrong", "why"),
+    ("owner", "name", "why"),
     [
-        (lambda lock: lock, None, "cannot be had: dvc pull failed: it is gone"),
-        (lost, None, "it is gone"),
-        (lambda lock: lock, TODAY, "not the dataset version that it was trained on"),
+        (Workspace, "former", "cannot be had: dvc pull failed: it is gone"),
+        (Tracking, "attachment", "it is gone"),
+        (None, "", "not the dataset version that it was trained on"),
     ],
 )
 def test_data_that_cannot_be_had_are_no_failure(
-    attachment: Any, wrong: DatasetVersion | None, why: str, tmp_path: Path, measured: list[Path | None]
+    job: Retraining,
+    given_back: Give,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type | None,
+    name: str,
+    why: str,
+    measured: list[Path | None],
 ) -> None:
-    job: Any = Job(tmp_path, attachment, given_back(tmp_path, wrong) if wrong else lost)
-    found = champion.evidence(job, 1)
+    with monkeypatch.context() as patch:
+        if owner is None:
+            given_back(TODAY)
+        else:
+            patch.setattr(owner, name, lost)
+        found = judged_by(job)
     assert found.evidence is not None and found.unavailable_reason is None and measured == [None]
     assert found.drift is not None and not found.drift.comparable and why in found.drift.summary
     assert found.drift.before == found.drift.after == COUNTS
-    job.dvc.former = lambda lock, stage: given_back(tmp_path, FORMER)(stage)
-    job.tracking.attachment = lambda *_: tmp_path / "dvc.lock"
-    assert champion.evidence(job, 1).drift.summary == "measured", "once they are back, they are held against today's"
+    given_back(FORMER)
+    drift = judged_by(job).drift
+    assert drift is not None and drift.summary == "measured", "once they are back, they are held against today's"
 
 
-def test_a_changed_lock_is_not_believed(tmp_path: Path, measured: list[Path | None]) -> None:
-    def changed(lock: Path) -> Path:
-        lock.write_text("stages: {prepare@d: {}}\n")
-        return lock
-
-    job: Any = Job(tmp_path, changed, given_back(tmp_path, FORMER))
-    found = champion.evidence(job, 1)
+def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measured: list[Path | None]) -> None:
+    given_back(FORMER)
+    (kept,) = (job.home.path / "mlflow/artifacts").rglob("dvc.lock")
+    kept.write_text("stages: {prepare@d: {}}\n")
+    found = judged_by(job)
     assert found.drift is not None and "not the one that it was registered with" in found.drift.summary
 
 
-def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(
+    job: Retraining, given_back: Give, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         raise RunError("the model was trained on images of another schema")
 
     monkeypatch.setattr(champion, "_measure", fails)
-    job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
-    found = champion.evidence(job, 1)
+    given_back(FORMER)
+    found = judged_by(job)
     assert found.evidence is None and "another schema" in str(found.unavailable_reason)
     assert found.drift is not None and "another schema" in found.drift.summary
 
@@ -156,42 +179,48 @@ def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(tmp_path: Pa
 @pytest.mark.parametrize("asked", ["version", "fetch", "attachment"])
 @pytest.mark.parametrize("error", [TrackingError("MLflow could not fetch p/1: away"), StorageError("no room to fetch p/1")])
 def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champion(
-    tmp_path: Path, measured: list[Path | None], asked: str, error: Exception
+    job: Retraining,
+    given_back: Give,
+    measured: list[Path | None],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    error: Exception,
 ) -> None:
     """Told as a champion that cannot be compared, it would have the challenger refused for good."""
 
     def away(*_: object) -> Path:
         raise error
 
-    job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
-    vars(job.tracking)[asked] = away
+    given_back(FORMER)
+    monkeypatch.setattr(Tracking, asked, away)
     with pytest.raises(type(error)):
-        champion.evidence(job, 1)
+        judged_by(job)
     assert not measured
 
 
-def test_the_same_data_give_no_drift_and_nothing_is_fetched(tmp_path: Path, measured: list[Path | None]) -> None:
-    job: Any = Job(tmp_path, lost, lost)
-    job.holder = job.holder.model_copy(update={"dataset": TODAY.digest})
-    found = champion.evidence(job, 1)
+def test_the_same_data_give_no_drift_and_nothing_is_fetched(
+    job: Retraining, monkeypatch: pytest.MonkeyPatch, measured: list[Path | None]
+) -> None:
+    monkeypatch.setattr(Workspace, "former", lost)
+    monkeypatch.setattr(Tracking, "attachment", lost)
+    job.tracking.set_tags(job.tracking.version(f"{MODEL}/1"), VersionTags(dataset=TODAY.digest))
+    found = judged_by(job)
     assert found.drift is None and found.evidence is not None and measured == [None]
     assert found.leakage == LEAKAGE
 
 
 def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Retraining, given_back: Give, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real process, killed; where it fails by itself the champion is the one that cannot be compared."""
-    job: Any = Job(tmp_path, lambda lock: lock, given_back(tmp_path, FORMER))
-    job.dvc.folder, job.dvc.whole = tmp_path / "checkout", lambda *_: []
-    job.settings.dataset = "d"
-    job.record.folder.mkdir()
-    (tmp_path / "checkout/pipelines").mkdir(parents=True)
+    given_back(FORMER)
+    (job.dvc.folder / "pipelines").mkdir()
+    monkeypatch.setattr(Workspace, "whole", lambda *_: [])
     monkeypatch.setattr("remint.promotion.champion.workspace_environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
-    program = tmp_path / "checkout/pipelines/evaluate.py"
+    program = job.dvc.folder / "pipelines/evaluate.py"
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    with pytest.raises(StepError, match=r"^p: the champion's evaluation was killed \(signal 9\): run again$"):
-        champion.evidence(job, 1)
+    with pytest.raises(StepError, match=rf"^{MODEL}: the champion's evaluation was killed \(signal 9\): run again$"):
+        judged_by(job)
     program.write_text("raise SystemExit('no memory for it')\n")
     shutil.rmtree(tmp_path / "former", ignore_errors=True)
-    assert champion.evidence(job, 1).unavailable_reason == "champion p/1 could not be measured again: no memory for it"
+    assert judged_by(job).unavailable_reason == f"champion {MODEL}/1 could not be measured again: no memory for it"

@@ -10,13 +10,15 @@ import pytest
 
 from remint.data import sources
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
-from remint.promotion import decide, expiry, queries
+from remint.promotion import decide, expiry
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
+from remint.promotion.why import sections, why
 from remint.records import LedgerRow, canonical
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
 from remint.settings.params import load_params
 from remint.stores.ledger.collected import Collected
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
@@ -54,13 +56,14 @@ def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
     cases.judge(home, "awaiting_approval", 2)
     cases.unverified(home, 2)
     row = decide.promote(home, f"{MODEL}/2", "looked at the samples", who="ada")
-    assert (row["action"], row["champion_before"], row["champion_after"], row["who"]) == ("promoted", 1, 2, "ada")
-    assert row["why"] == "looked at the samples" and row["evidence"] == ""
+    assert (row.action, row.champion_before, row.champion_after, row.who) == ("promoted", 1, 2, "ada")
+    assert row.why == "looked at the samples" and row.evidence == ""
     assert aliases(home) == {"champion": 2}
     tags = open_tracking(home).version(f"{MODEL}/2").tags
-    assert (tags["verdict"], tags["ledger_hash"], tags["ledger_row"]) == ("promoted", row["hash"], "3")
-    assert queries.why(home, MODEL)["approver"]["who"] == "ada"
-    assert "  looked at the samples" in dict(queries.why_text(queries.why(home, MODEL)))["Approved"]
+    assert (tags.verdict, tags.ledger_hash, tags.ledger_row) == ("promoted", row.hash, "3")
+    answer = why(home, MODEL)
+    assert answer.approver is not None and answer.approver.who == "ada"
+    assert "  looked at the samples" in dict(sections(answer))["Approved"]
 
 
 def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_against(home: Home, quick: list[Path]) -> None:
@@ -86,7 +89,7 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
 def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, quick: list[Path]) -> None:
     with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged: .* --against none"):
         decide.promote(home, f"{MODEL}/1", "first")
-    assert decide.promote(home, f"{MODEL}/1", "first", against="none")["champion_after"] == 1
+    assert decide.promote(home, f"{MODEL}/1", "first", against="none").champion_after == 1
     with pytest.raises(SettingsError, match="is the champion already"):
         decide.promote(home, f"{MODEL}/1", "again", against=1)
     with pytest.raises(SettingsError, match=f"remint rollback {MODEL}"):
@@ -136,10 +139,9 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     row = decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
-    assert (row["champion_before"], row["champion_after"], row["version"]) == (1, 1, 2)
+    assert (row.champion_before, row.champion_after, row.version) == (1, 1, 2)
     assert (
-        decide.objection(open_ledger(home).rows(MODEL, 2))
-        == f"{MODEL}/2 was rejected on {row['at'][:10]} by ada: smears the sevens"
+        decide.objection(open_ledger(home).rows(MODEL, 2)) == f"{MODEL}/2 was rejected on {row.at[:10]} by ada: smears the sevens"
     )
     with pytest.raises(
         ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; judge it again"
@@ -162,8 +164,8 @@ def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_agai
     Collected(home.ledger_url).record(MODEL, {2: first.key})
     again = cases.add(home, seed=1)
     assert again.key == first.key and again.version not in (1, 2), "a number is given once"
-    why = decide.vetoed_by(home, again)
-    assert why is not None and why.startswith(f"{MODEL}/2 was rejected on ") and why.endswith(" by ada: smears the sevens")
+    veto = decide.vetoed_by(home, again)
+    assert veto is not None and veto.startswith(f"{MODEL}/2 was rejected on ") and veto.endswith(" by ada: smears the sevens")
     assert decide.vetoed_by(home, open_tracking(home).version(f"{MODEL}/1")) is None
     cases.append(home, "promoted", again.version, evidence="", who="eve")
     assert decide.vetoed_by(home, again) is None
@@ -173,19 +175,19 @@ def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) 
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     row = decide.rollback(home, MODEL, "the sevens blur", who="ada")
-    assert (row["action"], row["version"], row["champion_before"], row["champion_after"]) == ("rolled_back", 3, 3, 2)
-    assert row["why"] == "the sevens blur" and row["evidence"] == "" and aliases(home) == {"champion": 2}
+    assert (row.action, row.version, row.champion_before, row.champion_after) == ("rolled_back", 3, 3, 2)
+    assert row.why == "the sevens blur" and row.evidence == "" and aliases(home) == {"champion": 2}
     store = open_tracking(home)
     left, back = (store.version(f"{MODEL}/{version}").tags for version in (3, 2))
-    assert (left["verdict"], left["ledger_hash"]) == ("rolled_back", row["hash"])
-    assert (back["verdict"], back["ledger_hash"], back["ledger_row"]) == ("promoted", row["hash"], "4")
-    why = queries.why(home, MODEL)
-    assert why["approver"] == {"who": "ada", "action": "rolled_back", "at": row["at"], "why": "the sevens blur"}
+    assert (left.verdict, left.ledger_hash) == ("rolled_back", row.hash)
+    assert (back.verdict, back.ledger_hash, back.ledger_row) == ("promoted", row.hash, "4")
+    approver = why(home, MODEL).to_json()["approver"]
+    assert approver == {"who": "ada", "action": "rolled_back", "at": row.at, "why": "the sevens blur"}
     again = decide.rollback(home, MODEL, "worse still", who="ada")
-    assert again["champion_after"] == 1, "what was rolled back is not gone back to"
-    assert again["why"].splitlines() == [
+    assert again.champion_after == 1, "what was rolled back is not gone back to"
+    assert again.why.splitlines() == [
         "worse still",
-        f"passed over: {MODEL}/3 was rolled back on {row['at'][:10]} by ada: the sevens blur",
+        f"passed over: {MODEL}/3 was rolled back on {row.at[:10]} by ada: the sevens blur",
     ]
     with pytest.raises(
         IntegrityError, match=f"no former champion of {MODEL} can be rolled back to; nothing was written: {MODEL}/2 was rolled"
@@ -193,7 +195,7 @@ def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) 
         decide.rollback(home, MODEL, "and again")
     assert len(rows(home)) == 5
     decide.promote(home, f"{MODEL}/3", "after all", against=1)
-    assert decide.rollback(home, MODEL, "no")["champion_after"] == 1
+    assert decide.rollback(home, MODEL, "no").champion_after == 1
 
 
 def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: Home, quick: list[Path]) -> None:
@@ -203,8 +205,8 @@ def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: H
     cases.flip(home, 3)
     cases.delete(home, 2)
     row = decide.rollback(home, MODEL, "bad")
-    assert row["champion_after"] == 1
-    _, damaged, gone = row["why"].splitlines()
+    assert row.champion_after == 1
+    _, damaged, gone = row.why.splitlines()
     assert damaged.startswith(f"passed over: {MODEL}/3 does not load: ") and "weights.safetensors is damaged" in damaged
     assert gone.startswith(f"passed over: {MODEL}/2 does not load: {MODEL} has no version 2")
 
@@ -223,7 +225,7 @@ def test_a_champion_that_somebody_deleted_is_rolled_back_from(home: Home, quick:
         cases.judge(home, "promoted", version)
     cases.delete(home, 2)
     assert sync_mlflow_to_ledger(home, MODEL) == [] and aliases(home) == {}, "it stands for nothing, rather than for another"
-    assert decide.rollback(home, MODEL, "gone")["champion_after"] == 1
+    assert decide.rollback(home, MODEL, "gone").champion_after == 1
     assert aliases(home) == {"champion": 1}
 
 
@@ -232,18 +234,18 @@ def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]
     cases.judge(home, "awaiting_approval", 2)
     store = open_tracking(home)
     assert expiry.data_changed(home, store.version(f"{MODEL}/2"), open_ledger(home).rows(MODEL, 2)) is None
-    store.set_tags(store.version(f"{MODEL}/4"), {"dataset": "e" * 64})  # registered last
+    store.set_tags(store.version(f"{MODEL}/4"), VersionTags(dataset="e" * 64))  # registered last
     with pytest.raises(
         ApprovalExpired, match=rf"approval of {MODEL}/2 expired: {MODEL}/4 is of other data since .*eeee.* --against 1"
     ) as said:
         decide.promote(home, f"{MODEL}/2", "fine")
     assert "\n" not in str(said.value) and len(rows(home)) == 2
-    assert decide.promote(home, f"{MODEL}/2", "knowingly", against=1)["champion_after"] == 2
+    assert decide.promote(home, f"{MODEL}/2", "knowingly", against=1).champion_after == 2
 
 
 def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, quick: list[Path]) -> None:
     store = open_tracking(home)
-    store.set_tags(store.version(f"{MODEL}/1"), {"dataset": "e" * 64})
+    store.set_tags(store.version(f"{MODEL}/1"), VersionTags(dataset="e" * 64))
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 4)
     assert expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4)) is None
@@ -257,8 +259,8 @@ def test_what_no_approval_was_asked_for_does_not_expire(home: Home, quick: list[
     cases.judge(home, "promoted", 1)
     cases.judge(home, verdict, 2)  # type: ignore[arg-type]
     store = open_tracking(home)
-    store.set_tags(store.version(f"{MODEL}/4"), {"dataset": "e" * 64})
-    assert decide.promote(home, f"{MODEL}/2", "over the gate")["champion_after"] == 2
+    store.set_tags(store.version(f"{MODEL}/4"), VersionTags(dataset="e" * 64))
+    assert decide.promote(home, f"{MODEL}/2", "over the gate").champion_after == 2
 
 
 def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) -> None:
@@ -270,7 +272,7 @@ def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) ->
     sources.snapshot("digits", load_params(home.repository).datasets["digits"], home.repository, home.path / "raw")
     data = canonical({"name": "digits", "source": "x.npy", "raw_sha256": sha256_file(home.path / "raw" / "data.npz")})
     store = open_tracking(home)
-    store.set_tags(store.version(f"{MODEL}/4"), {"data": data})
+    store.set_tags(store.version(f"{MODEL}/4"), VersionTags(data=data))
     cases.judge(home, "awaiting_approval", 4)
 
     def changed() -> str | None:

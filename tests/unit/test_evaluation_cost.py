@@ -89,7 +89,7 @@ def test_a_size_that_a_family_cannot_have_says_why() -> None:
     case = CASES["flow-multiscale"]
     odd = SQUARE.model_copy(update={"shape": (1, 5, 5)})
     found = cost.grown(case.family, case.settings, odd, 1)
-    assert found.model is None and found.parameters is None and "5" in found.why_not
+    assert found.model is None and found.parameters is None and "5" in found.unavailable_reason
     assert cost.grown(case.family, case.settings, odd, 4).model is not None
 
 

@@ -12,8 +12,9 @@ import pytest
 from remint.data import arrays, sources, splits
 from remint.errors import IntegrityError
 from remint.evaluation import features
+from remint.evaluation.evidence import Evidence
 from remint.evaluation.origin import Origin
-from remint.records import Drift, EvaluationReport, Evidence, TrainedModel
+from remint.records import Drift, EvaluationReport, TrainedModel
 from remint.settings.recipe import DatasetSettings, SplitSettings
 
 Array = np.ndarray[Any, Any]

@@ -17,9 +17,10 @@ from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError, RunError
 from remint.evaluation import features, report
 from remint.evaluation.evaluate import evaluate
+from remint.evaluation.evidence import Evidence
 from remint.models import bundle, families
 from remint.models.contract import Model
-from remint.records import DataSpec, Evidence, TrainedModel
+from remint.records import DataSpec, TrainedModel
 from remint.runtime import manifest
 from remint.settings import plugins
 from remint.settings.judging import EvaluationSettings

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remint.evaluation.evidence import Evidence
 from remint.promotion import comparable, gate, paired
-from remint.records import Decision, EvaluationReport, Evidence, Leakage, MetricValue, SeedSpread
+from remint.promotion.decision import Decision
+from remint.records import EvaluationReport, Leakage, MetricValue, SeedSpread
 from remint.settings.judging import PromotionSettings
 
 RULES = PromotionSettings.model_validate(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from remint.promotion.decision import Decision
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.queries import history
-from remint.records import Decision
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import Collected
 from remint.stores.open import open_ledger, open_tracking
@@ -58,7 +58,7 @@ def in_mlflow(home: Home, version: int) -> Path:
 
 
 def findings(home: Home) -> list[str]:
-    found: list[str] = history(home, MODEL, verify=True)["findings"]
+    found = list(history(home, MODEL, verify=True).findings)
     return found
 
 
@@ -72,7 +72,7 @@ def test_a_changed_decision_is_named_with_its_place(home: Home, place: object, w
     assert findings(home) == said
     decision(1, None, "promoted").write(path)  # that of another version
     assert findings(home) == said
-    assert history(home, MODEL)["findings"] == [], "only --verify compares"
+    assert history(home, MODEL).findings == (), "only --verify compares"
 
 
 def test_one_copy_is_enough_and_none_is_a_finding(home: Home) -> None:

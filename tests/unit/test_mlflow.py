@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from remint.errors import IntegrityError, NotFoundError, RunError, SettingsError, TrackingError
-from remint.records import ModelVersion
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.runtime.yaml import load_safe_yaml
-from remint.stores.mlflow import Tracking, door, package
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags, door, package
 from remint.stores.open import open_tracking
 from tests.support import registry_cases as cases
 
@@ -80,12 +78,16 @@ def test_a_version_carries_its_lineage_and_closes_its_run(store: Tracking, bundl
     run_id = store.start_run("digits-flow", {}, {})
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     version = cases.register(
-        store, bundle, run_id, tags={**cases.TAGS, "reason": "nightly"}, attachments={"dvc.lock": tmp_path / "dvc.lock"}
+        store,
+        bundle,
+        run_id,
+        tags=cases.TAGS.updated(VersionTags(reason="nightly")),
+        attachments={"dvc.lock": tmp_path / "dvc.lock"},
     )
     assert (version.ref, version.key, version.run_id, version.dirty) == ("digits-flow/1", trained.key, run_id, False)
     assert (version.weights_sha256, version.dataset, version.commit) == (trained.weights_sha256, trained.dataset, "c" * 40)
-    assert json.loads(version.tags["recipe"]) == trained.recipe and version.tags["reason"] == "nightly"
-    assert version.tags["manifest_sha256"] == manifest.sha256_file(bundle / manifest.NAME)
+    assert version.tags.settings == trained.recipe and version.tags.reason == "nightly"
+    assert version.tags.manifest_sha256 == manifest.sha256_file(bundle / manifest.NAME)
     run = client(store).get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.tags["remint.version"] == "digits-flow/1"
     kept = Path(run.info.artifact_uri)
@@ -136,10 +138,10 @@ def test_registering_twice_gives_one_version_and_other_weights_another(store: Tr
 
 
 def test_a_clean_commit_clears_the_mark_of_uncommitted_work_and_not_the_other_way_round(store: Tracking, bundle: Path) -> None:
-    assert cases.register(store, bundle, tags={"commit": "dirty", "dirty": "true"}).dirty
-    clean = cases.register(store, bundle, tags={"commit": "clean", "dirty": "false"})
+    assert cases.register(store, bundle, tags=VersionTags(commit="dirty", dirty="true")).dirty
+    clean = cases.register(store, bundle, tags=VersionTags(commit="clean", dirty="false"))
     assert (clean.version, clean.dirty, clean.commit) == (1, False, "clean")
-    after = cases.register(store, bundle, tags={"commit": "dirty again", "dirty": "true"})
+    after = cases.register(store, bundle, tags=VersionTags(commit="dirty again", dirty="true"))
     assert (after.version, after.dirty, after.commit) == (1, False, "clean")
 
 
@@ -220,9 +222,9 @@ def test_aliases_are_set_moved_and_taken_away(store: Tracking, bundle: Path, tmp
 def test_tags_and_files_are_added_to_a_version_later(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     version = cases.register(store, bundle)
     (tmp_path / "decision.json").write_text('{"verdict": "kept"}')
-    store.set_tags(version, {"verdict": "kept"})
+    store.set_tags(version, VersionTags(verdict="kept"))
     store.attach(version, {"decision.json": tmp_path / "decision.json"})
-    assert store.version(version.ref).tags["verdict"] == "kept"
+    assert store.version(version.ref).tags.verdict == "kept"
     assert (Path(client(store).get_run(version.run_id).info.artifact_uri) / "decision.json").exists()
 
 
@@ -351,9 +353,6 @@ def test_files_go_to_another_store_once_it_is_asked_for_and_the_old_ones_stay(st
     assert infos[0].experiment_id == former.experiment_id and infos[0].artifact_uri.startswith(str(home))
 
 
-COMMIT = {"commit": "c" * 40}
-
-
 @pytest.mark.parametrize(
     ("place", "repository", "line"),
     [
@@ -370,9 +369,8 @@ COMMIT = {"commit": "c" * 40}
 def test_the_requirements_of_a_model_name_where_pip_finds_remint(
     bundle: Path, tmp_path: Path, place: str, repository: str, line: str
 ) -> None:
-    packed = package.pack(
-        bundle, cases.SPEC, package.requirement(place, {**COMMIT, "repository": repository}), tmp_path / "model"
-    )
+    tags = VersionTags(commit="c" * 40, repository=repository)
+    packed = package.pack(bundle, cases.SPEC, package.requirement(place, tags), tmp_path / "model")
     first, *others = (packed / "requirements.txt").read_text().splitlines()
     assert first == line
     assert [name.partition("==")[0] for name in others] == list(package.NEEDS)
@@ -389,7 +387,7 @@ def test_a_version_says_in_its_requirements_what_the_setting_chose(
         place = Path(client(store).get_run(version.run_id).info.artifact_uri)
         return (place / "model/requirements.txt").read_text().splitlines()[0]
 
-    tags = {**cases.TAGS, "repository": "https://example.org/models.git"}
+    tags = cases.TAGS.updated(VersionTags(repository="https://example.org/models.git"))
     assert first(cases.register(store, bundle, tags=tags)) == f"remint @ git+https://example.org/models.git@{'c' * 40}"
     cases.make(tmp_path / "other", seed=1)
     monkeypatch.setenv("REMINT_PACKAGE", str(tmp_path / "remint-1-py3-none-any.whl"))

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from remint.evaluation.evidence import Evidence
 from remint.promotion import gate
+from remint.promotion.decision import Decision
 from remint.promotion.page import bars, lineage, pictures, sections, words
 from remint.promotion.page.render import render
 from remint.promotion.page.story import Side, Story
@@ -22,18 +24,16 @@ from remint.records import (
     Change,
     Column,
     DataSpec,
-    Decision,
     Drift,
     EvaluationReport,
-    Evidence,
     Leakage,
     LedgerRow,
     MetricValue,
-    ModelVersion,
     TrainedModel,
     canonical,
 )
 from remint.settings.judging import Bound, Improve, PromotionSettings
+from remint.stores.mlflow import ModelVersion, VersionTags
 from tests.support.browser import look, needs_chromium
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x onerror=alert(1)>{{ 7 * 7 }}"
@@ -84,7 +84,7 @@ def side(number: int, spec: DataSpec, shift: float, *, ended: str = "finished", 
         commit="c" * 40,
         dirty=False,
         created="2026-01-02T03:04:05+00:00",
-        tags={"recipe": canonical({"family": "flow", "model": {HOSTILE: HOSTILE, "steps": number}}), "reason": HOSTILE},
+        tags=VersionTags(recipe=canonical({"family": "flow", "model": {HOSTILE: HOSTILE, "steps": number}}), reason=HOSTILE),
     )
     report = EvaluationReport(
         pipeline="m",
@@ -361,7 +361,7 @@ def test_a_side_is_read_from_a_report_folder(tmp_path: Path) -> None:
 def test_every_rule_of_the_gate_has_a_name() -> None:
     from typing import get_args
 
-    from remint.records import RuleResult, Verdict
+    from remint.promotion.decision import RuleResult, Verdict
 
     assert set(words.RULES) == set(get_args(RuleResult.model_fields["rule"].annotation))
     assert set(words.VERDICTS) == set(get_args(Verdict)) and Decision.model_fields["verdict"].annotation == Verdict

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from remint.errors import LedgerError, NotFoundError
 from remint.promotion import queries
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
+from remint.promotion.why import why
 from remint.records import digest
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import projection
@@ -25,7 +26,7 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 
 def tags(home: Home, version: int) -> dict[str, str]:
-    found = open_tracking(home).version(f"{MODEL}/{version}").tags
+    found = open_tracking(home).version(f"{MODEL}/{version}").tags.to_json()
     return {key: found.get(key, "") for key in ("verdict", "ledger_hash", "ledger_row")}
 
 
@@ -66,7 +67,7 @@ def test_each_question_mends_first(home: Home, tmp_path: Path, touch: str) -> No
     row = cases.append(home, "promoted", 2)
     asked = {
         "models": lambda: queries.models(home, MODEL),
-        "why": lambda: queries.why(home, f"{MODEL}@champion"),
+        "why": lambda: why(home, f"{MODEL}@champion"),
         "history": lambda: queries.history(home, MODEL),
         "sample": lambda: queries.sample(home, MODEL, 2, 0, None, tmp_path / "x.npy"),
         "version": lambda: current_version(home, MODEL),
@@ -132,16 +133,15 @@ def test_a_model_that_nobody_judged_is_left_alone(home: Home) -> None:
 
 
 def findings(home: Home) -> list[str]:
-    found: list[str] = queries.history(home, MODEL, verify=True)["findings"]
-    return found
+    return list(queries.history(home, MODEL, verify=True).findings)
 
 
 def test_history_that_is_whole_verifies_against_the_hashes_of_mlflow(home: Home) -> None:
     for action, version in (("promoted", 1), ("refused", 2), ("promoted", 3)):
         cases.judge(home, action, version)  # type: ignore[arg-type]
     answer = queries.history(home, MODEL, verify=True)
-    assert answer["findings"] == [] and answer["kept_hashes"] == 3 and len(answer["rows"]) == 3
-    assert queries.history(home, MODEL)["kept_hashes"] == 0
+    assert answer.findings == () and answer.kept_hashes == 3 and len(answer.rows) == 3
+    assert queries.history(home, MODEL).kept_hashes == 0
     with pytest.raises(NotFoundError, match="unknown model"):
         queries.history(home, "digits-flo", verify=True)
 
@@ -150,7 +150,7 @@ def test_a_ledger_that_was_cut_short_shows_and_goes_on_showing(home: Home) -> No
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     cases.sql(home, "DELETE FROM ledger WHERE sequence = 3")
-    assert queries.history(home, MODEL)["findings"] == [], "from within it looks whole"
+    assert queries.history(home, MODEL).findings == (), "from within it looks whole"
     for _ in range(2):  # and no command writes over what tells of it
         (said,) = findings(home)
         assert said.startswith(
@@ -191,7 +191,7 @@ def test_a_ledger_that_was_written_anew_from_its_start_shows(home: Home) -> None
             f"UPDATE ledger SET why = '{said['why']}', previous = '{said['previous']}', hash = '{previous}' WHERE sequence = {row.sequence}"
         )
     cases.sql(home, *forged)
-    assert queries.history(home, MODEL)["findings"] == []
+    assert queries.history(home, MODEL).findings == ()
     said = findings(home)
     assert len(said) == 3 and all(any(f"row {number}, which {MODEL}/{number} " in line for line in said) for number in (1, 2, 3))
 

@@ -16,9 +16,9 @@ from remint.errors import IntegrityError, ResourceError
 from remint.maintenance.rebuild import build, environment, record
 from remint.maintenance.rebuild.compare import Facts, compare
 from remint.promotion.tolerance import tolerances
-from remint.records import MetricValue, ModelVersion, SeedSpread, canonical
+from remint.records import MetricValue, SeedSpread, canonical
 from remint.runtime import manifest
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from tests.support import registry_cases as cases
 
 HERE = {"processor": "one", "threads": 1, "device": "cpu"}
@@ -170,15 +170,14 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def registered(store: Tracking, files: dict[str, Path], tmp_path: Path, **tags: str) -> ModelVersion:
     cases.make(tmp_path / "bundle")
-    carried = {
-        **cases.TAGS,
-        "data": canonical({"name": "digits", "raw_sha256": "s"}),
-        "metrics": canonical({"nll": metric().to_json()}),
-        "dvc_lock_sha256": manifest.sha256_file(files["dvc.lock"]),
-        "params_sha256": manifest.sha256_file(files["params.yaml"]),
-        **tags,
-    }
-    return cases.register(store, tmp_path / "bundle", tags=carried, attachments=files)
+    carried = VersionTags(
+        data=canonical({"name": "digits", "raw_sha256": "s"}),
+        metrics=canonical({"nll": metric().to_json()}),
+        dvc_lock_sha256=manifest.sha256_file(files["dvc.lock"]),
+        params_sha256=manifest.sha256_file(files["params.yaml"]),
+    )
+    tagged = cases.TAGS.updated(carried).model_copy(update=tags)
+    return cases.register(store, tmp_path / "bundle", tags=tagged, attachments=files)
 
 
 def test_what_a_version_carries_is_fetched_and_what_older_ones_lack_is_said(
@@ -222,7 +221,7 @@ def test_too_few_devices_are_an_error_and_a_missing_gpu_is_said(
     found, said = record.fetch(store, made, tmp_path / "to"), list[str]()
     build.check_machine(found, said.append)
     assert len(said) == 1 and "made on a GPU (H200) and this machine has none" in said[0]
-    many = made.model_copy(update={"tags": {**made.tags, "world_size": "4096"}})
+    many = made.model_copy(update={"tags": made.tags.updated(VersionTags(world_size="4096"))})
     with pytest.raises(ResourceError, match="was trained by 4096 processes"):
         build.check_machine(record.Recorded(many, found.lock, found.params, ()), said.append)
 

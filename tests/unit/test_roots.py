@@ -11,6 +11,7 @@ from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import Collected
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases as cases
 
@@ -78,7 +79,7 @@ def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         cases.register(store, tmp_path / f"bundle{seed}")
     for version in (1, 2, 3):
         decide(book, "promoted", version, version, version - 1 or None)
-    store.set_tags(store.version("m/5"), {"keep": "a paper cites it"})
+    store.set_tags(store.version("m/5"), VersionTags(keep="a paper cites it"))
     store.set_alias("m", "shadow", 6)
     with jobs.live(home, pipeline="m") as job:
         found = roots(home, window=2)

@@ -9,9 +9,11 @@ import pytest
 
 from remint.errors import SettingsError
 from remint.evaluation import charts
+from remint.evaluation.comparison import Cost, Growth
 from remint.promotion import side_by_side
-from remint.records import DataSpec, MetricValue, ModelVersion
+from remint.records import DataSpec, MetricValue
 from remint.runtime.home import Home
+from remint.stores.mlflow import ModelVersion
 
 SPEC = DataSpec(shape=(1, 8, 8), levels=17)
 
@@ -43,43 +45,58 @@ def test_models_of_different_data_get_one_refusal_for_all_metrics() -> None:
     assert "2 dataset versions (1111111111, 2222222222)" in note and "not comparable" in note
 
 
-def row(model: str, metrics: dict[str, MetricValue], score: bool) -> dict[str, Any]:
-    seconds = MetricValue(name="t", value=0.0123, low=0.012, high=0.013, n=15, seed=0, unit="s").to_json()
-    return {
-        "model": model,
-        "family": "gan",
-        "dataset": "digits",
-        "dataset_version": "d" * 64,
-        "metrics": {name: metric.to_json() for name, metric in metrics.items()},
-        "draw": seconds,
-        "score": seconds if score else None,
-        "parameters": 12345,
-        "bytes": 2**20,
-    }
+SECONDS = MetricValue(name="t", value=0.0123, low=0.012, high=0.013, n=15, seed=0, unit="s")
 
 
-def growth(model: str) -> list[dict[str, Any]]:
-    shared = row(model, {}, score=False) | {"shape": [1, 8, 8], "why_not": ""}
-    too_odd = {"parameters": None, "draw": None, "why_not": "sides must halve"}
-    return [
-        shared | {"grows": "size", "value": 1},
-        shared | {"grows": "size", "value": 2, "shape": [1, 16, 16]} | too_odd,
-        shared | {"grows": "examples", "value": 10_000},
-    ]
+def cost(model: str, metrics: dict[str, MetricValue], score: bool) -> Cost:
+    return Cost(
+        model=model,
+        family="gan",
+        dataset="digits",
+        dataset_version="d" * 64,
+        examples=SPEC.text(),
+        metrics=metrics,
+        draw=SECONDS,
+        score=SECONDS if score else None,
+        parameters=12345,
+        bytes=2**20,
+    )
+
+
+def growth(model: str) -> tuple[Growth, ...]:
+    shared = Growth(
+        model=model,
+        family="gan",
+        grows="size",
+        value=1,
+        shape=(1, 8, 8),
+        parameters=12345,
+        unavailable_reason="",
+        draw=SECONDS,
+    )
+    too_odd = {"parameters": None, "draw": None, "unavailable_reason": "sides must halve"}
+    return (
+        shared,
+        shared.model_copy(update={"value": 2, "shape": (1, 16, 16), **too_odd}),
+        shared.model_copy(update={"grows": "examples", "value": 10_000}),
+    )
 
 
 def test_the_tables_say_what_is_missing_and_why(tmp_path: Path) -> None:
-    models = [row("a/1", {"fd": value("fd", 1.0)}, True), row("b/1", {"nll": value("nll", 2.0)}, False)]
-    answer = {"models": models, "growth": growth("a/1"), "notes": []}
-    (_, head, quality), (_, _, cost), (_, _, growing) = side_by_side.tables(answer)
+    models = (cost("a/1", {"fd": value("fd", 1.0)}, True), cost("b/1", {"nll": value("nll", 2.0)}, False))
+    answer = side_by_side.Comparison(models=models, growth=growth("a/1"), comparable=(), notes=(), picture="p.png")
+    (_, head, quality), (_, _, costs), (_, _, growing) = side_by_side.tables(answer)
     assert head == ["metric", "a/1", "b/1"]
     assert quality == [["fd", "1.000 [0.900, 1.100]", "-"], ["nll", "-", "2.000 [1.900, 2.100]"]]
-    assert cost[0][3:] == ["12.3 [12, 13] ms", "12.3 [12, 13] ms", "12,345", "1.00 MiB"] and cost[1][4] == "-"
+    assert costs[0][3:] == ["12.3 [12, 13] ms", "12.3 [12, 13] ms", "12,345", "1.00 MiB"] and costs[1][4] == "-"
     assert [line[1:3] for line in growing] == [
         ["1 x sides (1 x 8 x 8)", "12.3 [12, 13] ms"],
         ["2 x sides (1 x 16 x 16)", "sides must halve"],
         ["10,000 examples", "12.3 [12, 13] ms"],
     ]
+    json = answer.to_json()["growth"][1]
+    assert (json["why_not"], json["draw"], json["shape"]) == ("sides must halve", None, [1, 16, 16])
+    assert "unavailable_reason" not in json
     for name, shared in (("with", ["fd"]), ("without", [])):
         charts.comparison(tmp_path / f"{name}.png", models, growth("a/1"), shared)
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,7 @@ from rich.markup import escape
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 from remint.errors import SettingsError
+from remint.records import LedgerRow
 
 Reason = Annotated[str, typer.Option(help="Why; goes into the ledger.")]
 
@@ -37,23 +38,23 @@ def models(
 
     answer = queries.models(home, name, None if all_ else NEWEST)
     if as_json:
-        print_json(answer)
+        print_json([version.to_json() for version in answer])
     else:
         screens.models(answer, None if all_ else NEWEST)
 
 
-@app.command()
-def why(model: ModelRef, as_json: AsJson = False) -> None:
+@app.command("why")
+def _why(model: ModelRef, as_json: AsJson = False) -> None:
     """What a version was made from, how it compares with the champion before it, and why it was promoted or not.
 
     Example: remint why digits-vae@champion
     """
     home, _ = here()
-    from remint.promotion import queries
+    from remint.promotion.why import why
 
-    answer = queries.why(home, model)
+    answer = why(home, model)
     if as_json:
-        print_json(answer)
+        print_json(answer.to_json())
     else:
         screens.why(answer)
 
@@ -75,10 +76,10 @@ def history(
 
     answer = queries.history(home, model, verify=verify)
     if as_json:
-        print_json(answer)
+        print_json(answer.to_json())
     else:
-        screens.history(model, answer)
-    if verify and answer["findings"]:
+        screens.history(answer)
+    if verify and answer.findings:
         raise SystemExit(1)
 
 
@@ -136,11 +137,11 @@ def _against(text: str) -> int | Literal["judged", "none"]:
     raise SettingsError(f"--against {text}: expected the number of a version, or none")
 
 
-def _say(row: dict[str, Any], as_json: bool) -> None:
+def _say(row: LedgerRow, as_json: bool) -> None:
     if as_json:
-        print_json(row)
+        print_json(row.to_json())
         return
-    name, now = row["model"], screens.standing(row["model"], row["champion_after"])
-    said = f"{name}/{row['version']} was {row['action'].replace('_', ' ')} by {row['who']}; champion: {now}"
-    passed_over = row["why"].splitlines()[1:] if row["action"] == "rolled_back" else []
+    now = screens.standing(row.model, row.champion_after)
+    said = f"{row.model}/{row.version} was {row.action.replace('_', ' ')} by {row.who}; champion: {now}"
+    passed_over = row.why.splitlines()[1:] if row.action == "rolled_back" else []
     terminal.out.print("\n".join(map(escape, [said, *passed_over])), soft_wrap=True)

@@ -43,9 +43,9 @@ def run(
             progress.listeners.append(display)
             results = run_flows(params, list(dict.fromkeys(pipelines)), set_ or [], reason)
     errors = [(name, result) for name, result in results.items() if isinstance(result, RemintError)]
-    outcomes = [result for result in results.values() if isinstance(result, dict)]
+    outcomes = [result for result in results.values() if not isinstance(result, RemintError)]
     if as_json:
-        print_json(outcomes)
+        print_json([outcome.to_json() for outcome in outcomes])
     elif outcomes:
         screens.outcomes(home, outcomes)
     for name, error in errors:

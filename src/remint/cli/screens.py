@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from remint.cli.terminal import counted, out, reasons, summary, table
-from remint.promotion import gallery, queries, side_by_side
+from remint.promotion import gallery, side_by_side
+from remint.promotion.outcome import Outcome
+from remint.promotion.queries import History, VersionEntry
+from remint.promotion.side_by_side import Comparison
+from remint.promotion.why import Why, sections
 from remint.records import Finding
 from remint.runtime.home import Home
 
@@ -19,75 +23,74 @@ if TYPE_CHECKING:
 SHOWN = 10  # things of a store that remint gc shows, the largest
 
 
-def outcomes(home: Home, done: list[dict[str, Any]]) -> None:
+def outcomes(home: Home, done: list[Outcome]) -> None:
     """The summary of a run: the table, why not, the pictures and pages, what to do next."""
     out.print()
     summary(done)
     for outcome in done:
-        if outcome["unchanged"]:
-            holder = f"{outcome['model']}/{outcome['champion']}" if outcome["champion"] else "nothing"
+        if outcome.unchanged:
             same = "same data, same settings, same code: nothing was trained"
-            out.print(f"\n{outcome['pipeline']}: {same}; {holder} is in production.")
-        if outcome["decision"]["verdict"] != "promoted":
+            out.print(f"\n{outcome.pipeline}: {same}; {outcome.champion_ref} is in production.")
+        if outcome.decision.verdict != "promoted":
             reasons(outcome)
-    name = done[0]["model"]
+    name = done[0].model
     out.print()
     for picture in gallery.compare(home, done):
         out.print(f"Samples beside real data: {picture}", soft_wrap=True)
     for outcome in done:
-        out.print(f"Report: {outcome['report']}", soft_wrap=True)
+        out.print(f"Report: {outcome.report}", soft_wrap=True)
     next_ones = f"remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up"
     out.print(f"Next: {next_ones}", soft_wrap=True)
 
 
-def models(found: list[dict[str, Any]], newest: int | None) -> None:
+def models(found: list[VersionEntry], newest: int | None) -> None:
     """``newest``: versions of each model that were asked for; None: all."""
     rows = [
         [
-            f"{m['name']}/{m['version']}",
-            ", ".join(m["aliases"]),
-            m["verdict"],
-            m["dataset_version"][:10],
-            m["commit"][:10] + (" dirty" if m["dirty"] else ""),
-            m["created"][:19],
-            "  ".join(f"{name} {v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for name, v in m["metrics"].items()),
+            version.ref,
+            ", ".join(version.aliases),
+            version.verdict,
+            version.dataset_version[:10],
+            version.commit[:10] + (" dirty" if version.dirty else ""),
+            version.created[:19],
+            "  ".join(f"{name} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in version.metrics.items()),
         ]
-        for m in found
+        for version in found
     ]
     table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
-    counts = Counter(m["name"] for m in found)
+    counts = Counter(version.name for version in found)
     cut = [name for name, count in counts.items() if newest is not None and count >= newest]
     if cut:
         out.print(f"The newest {newest} of {', '.join(cut)}, and those with an alias: --all lists every version.", soft_wrap=True)
 
 
-def why(answer: dict[str, Any]) -> None:
-    for title, lines in queries.why_text(answer):
+def why(answer: Why) -> None:
+    for title, lines in sections(answer):
         out.print(f"[bold]{escape(title)}[/bold]")
         for line in lines:
             out.print(f"  {escape(line)}", soft_wrap=True)
 
 
-def history(model: str, answer: dict[str, Any]) -> None:
+def history(answer: History) -> None:
     rows = [
         [
             str(r["sequence"]),
             str(r["at"])[:19],
             str(r["who"]),
             str(r["action"]),
-            f"{model}/{r['version']}",
-            standing(model, r["champion_after"]),
+            f"{answer.model}/{r['version']}",
+            standing(answer.model, r["champion_after"]),
             str(r["why"]),
         ]
-        for r in answer["rows"]
+        for r in answer.rows
     ]
     table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
-    for finding in answer["findings"]:
+    for finding in answer.findings:
         out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
-    kept = answer["kept_hashes"]
+    kept = answer.kept_hashes
     against = f", against {kept} {'hash' if kept == 1 else 'hashes'} that MLflow keeps," if kept else ""
-    verdict = "verifies." if not answer["findings"] else "does NOT verify."
-    out.print(f"\nThe chain of {counted(len(answer['rows']), 'row')}{against} {verdict}")
+    verdict = "verifies." if not answer.findings else "does NOT verify."
+    out.print(f"\nThe chain of {counted(len(answer.rows), 'row')}{against} {verdict}")
 
 
 def standing(model: str, version: int | None) -> str:
@@ -105,13 +108,13 @@ def spread(answer: dict[str, Any]) -> None:
     out.print(f"\nRecorded for {answer['pipeline']}: {with_margin}.\nThe same as a picture: {answer['picture']}", soft_wrap=True)
 
 
-def comparison(answer: dict[str, Any]) -> None:
+def comparison(answer: Comparison) -> None:
     for title, columns, rows in side_by_side.tables(answer):
         out.print(f"\n[bold]{title}[/bold]")
         table(columns, rows)
-    for note in answer["notes"]:
+    for note in answer.notes:
         out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-    out.print(f"\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+    out.print(f"\nThe same as a picture: {answer.picture}", soft_wrap=True)
 
 
 def rebuild(answer: dict[str, Any]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from remint.promotion.outcome import Outcome
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe or a log does not wrap a table
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
@@ -103,24 +106,23 @@ class Display:
 VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "awaiting_approval": "cyan"}
 
 
-def summary(outcomes: list[dict[str, Any]]) -> None:
+def summary(outcomes: list[Outcome]) -> None:
     """One table: pipeline, dataset version, metrics with intervals, verdict, version."""
     table = Table(box=None, pad_edge=False, header_style="bold", title=None)
     for column in ("pipeline", "data", "metric", "value", "95% interval", "unit", "verdict", "version", "in production"):
         table.add_column(column, no_wrap=True)
     for outcome in outcomes:
-        verdict = outcome["decision"]["verdict"]
-        shown = f"[{VERDICT_STYLE.get(verdict, 'white')}]{verdict}[/]" + (" (before)" if outcome["unchanged"] else "")
-        champion = f"{outcome['model']}/{outcome['champion']}" if outcome["champion"] else "nothing"
-        first = [outcome["pipeline"], outcome["dataset_version"][:10]]
-        last = [shown, f"{outcome['model']}/{outcome['version']}", champion]
-        for value in outcome["metrics"].values():
-            interval = f"{value['low']:.3f} .. {value['high']:.3f}"
-            table.add_row(*first, value["name"], f"{value['value']:.3f}", interval, value["unit"], *last)
+        verdict = outcome.decision.verdict
+        shown = f"[{VERDICT_STYLE.get(verdict, 'white')}]{verdict}[/]" + (" (before)" if outcome.unchanged else "")
+        first = [outcome.pipeline, outcome.dataset_version[:10]]
+        last = [shown, outcome.ref, outcome.champion_ref]
+        for value in outcome.metrics.values():
+            interval = f"{value.low:.3f} .. {value.high:.3f}"
+            table.add_row(*first, value.name, f"{value.value:.3f}", interval, value.unit, *last)
             first, last = ["", ""], ["", "", ""]
-        for value in outcome["context"].values():  # in brackets: not of the model, but what to hold it against
-            interval = f"{value['low']:.3f} .. {value['high']:.3f}"
-            row = (f"({value['name']})", f"{value['value']:.3f}", interval, value["unit"])
+        for value in outcome.context.values():  # in brackets: not of the model, but what to hold it against
+            interval = f"{value.low:.3f} .. {value.high:.3f}"
+            row = (f"({value.name})", f"{value.value:.3f}", interval, value.unit)
             table.add_row("", "", *(f"[dim]{cell}[/dim]" for cell in row))
     out.print(table)
 
@@ -130,18 +132,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def reasons(outcome: dict[str, Any]) -> None:
+def reasons(outcome: Outcome) -> None:
     """Why a version was not promoted: each rule, with the numbers on both sides."""
-    verdict = outcome["decision"]["verdict"]
+    verdict = outcome.decision.verdict
     said = "awaits approval" if verdict == "awaiting_approval" else f"was {verdict.replace('_', ' ')}"
-    out.print(f"\n{outcome['model']}/{outcome['version']} {said}:")
-    rules = outcome["decision"]["rules"]
+    out.print(f"\n{outcome.ref} {said}:")
+    rules = outcome.decision.rules
     for rule in rules:
-        out.print(
-            f"  {'[green]holds[/green]' if rule['passed'] else '[red]fails[/red]'}  {escape(rule['reason'])}", soft_wrap=True
-        )
-    for reason in outcome["decision"]["reasons"]:  # what no rule says: a person's words, or the reason that was given
-        if reason not in {rule["reason"] for rule in rules}:
+        out.print(f"  {'[green]holds[/green]' if rule.passed else '[red]fails[/red]'}  {escape(rule.reason)}", soft_wrap=True)
+    for reason in outcome.decision.reasons:  # what no rule says: a person's words, or the reason that was given
+        if reason not in {rule.reason for rule in rules}:
             out.print(f"         {escape(reason)}", soft_wrap=True)
 
 

@@ -54,6 +54,6 @@ def compare(
 
     answer = side_by_side.compare(home, names, output, terminal.say)
     if as_json:
-        print_json(answer)
+        print_json(answer.to_json())
     else:
         screens.comparison(answer)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
 from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, original, plain, save, shares
 from remint.records import Column, Drift, SeedSpread
 
@@ -71,52 +72,49 @@ def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, colu
     save(figure, path)
 
 
-def comparison(
-    path: Path, models: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> None:
+def comparison(path: Path, models: Sequence[Cost], growth: Sequence[Growth], metrics: Sequence[str]) -> None:
     """Quality against the seconds of 1,000 samples, and how seconds and parameters grow.
 
     Args:
-        models, growth: rows of remint.promotion.side_by_side.
         metrics: those that may be compared, the first of which is drawn.
     """
-    colours = {row["model"]: LINES[place % len(LINES)] for place, row in enumerate(models)}
+    colours = {row.model: LINES[place % len(LINES)] for place, row in enumerate(models)}
     figure = Figure(figsize=(9.6, 7.0), dpi=DPI)
     _quality(figure.add_subplot(2, 2, 1), models, metrics, colours)
-    wider = " or ".join(sorted({"the columns" if len(row["shape"]) == 1 else "the sides" for row in growth}, reverse=True))
-    by_size = [row for row in growth if row["grows"] == "size"]
-    by_count = [row for row in growth if row["grows"] == "examples"]
+    wider = " or ".join(sorted({"the columns" if len(row.shape) == 1 else "the sides" for row in growth}, reverse=True))
+    by_size = [row for row in growth if row.grows == SIZE]
+    by_count = [row for row in growth if row.grows == COUNT]
     _seconds(figure.add_subplot(2, 2, 2), by_size, colours, f"times {wider}, 1,000 examples")
     _seconds(figure.add_subplot(2, 2, 3), by_count, colours, "examples")
     axes = figure.add_subplot(2, 2, 4)
     for model, colour in colours.items():
-        known = [(row["value"], row["parameters"]) for row in by_size if row["model"] == model and row["parameters"]]
+        known = [(row.value, row.parameters) for row in by_size if row.model == model and row.parameters]
         axes.plot([x for x, _ in known], [count for _, count in known], color=colour, marker="o", ms=4, lw=1.4)
-    _log(axes, [row["value"] for row in by_size], f"times {wider}", "parameters")
+    _log(axes, [row.value for row in by_size], f"times {wider}", "parameters")
     figure.tight_layout()
     save(figure, path)
 
 
-def _quality(axes: Axes, models: Sequence[Mapping[str, Any]], metrics: Sequence[str], colours: Mapping[str, str]) -> None:
+def _quality(axes: Axes, models: Sequence[Cost], metrics: Sequence[str], colours: Mapping[str, str]) -> None:
     """A cross a model: its intervals of quality and of time. Without a metric that may be compared it stands at the bottom."""
     name = metrics[0] if metrics else None
     for row in models:
-        if row["draw"] is None:
+        if row.draw is None:
             continue
-        colour, seconds = colours[row["model"]], row["draw"]
-        value = row["metrics"].get(name) if name else None
-        height = value["value"] if value else 0.0
-        axes.plot([seconds["low"], seconds["high"]], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
+        colour, seconds = colours[row.model], row.draw
+        value = row.metrics.get(name) if name else None
+        height = value.value if value else 0.0
+        axes.plot([seconds.low, seconds.high], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
         if value:
-            axes.plot([seconds["value"]] * 2, [value["low"], value["high"]], color=colour, lw=2.5, solid_capstyle="butt")
-        axes.plot([seconds["value"]], [height], "o", color=colour, ms=6, label=row["model"])
+            axes.plot([seconds.value] * 2, [value.low, value.high], color=colour, lw=2.5, solid_capstyle="butt")
+        axes.plot([seconds.value], [height], "o", color=colour, ms=6, label=row.model)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("seconds to draw 1,000", size=SMALL, color=INK)
-    better = next((row["metrics"][name]["better"] for row in models if name in row["metrics"]), "") if name else ""
+    better = next((row.metrics[name].better for row in models if name in row.metrics), "") if name else ""
     title = f"{name}, {better} is better" if name else "no metric that all were measured in the same way"
     axes.set_title(title, size=SMALL, color=INK, loc="left", weight="bold")
     if not name:
@@ -125,19 +123,17 @@ def _quality(axes: Axes, models: Sequence[Mapping[str, Any]], metrics: Sequence[
     plain(axes)
 
 
-def _seconds(axes: Axes, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str], label: str) -> None:
+def _seconds(axes: Axes, rows: Sequence[Growth], colours: Mapping[str, str], label: str) -> None:
     """Seconds of drawing, solid, and of scoring, dashed, with their intervals."""
     for model, colour in colours.items():
-        for what, dashes in (("draw", "-"), ("score", "--")):
-            known = [(row["value"], row[what]) for row in rows if row["model"] == model and row[what]]
+        own = [row for row in rows if row.model == model]
+        drawn = [(row.value, row.draw) for row in own if row.draw]
+        scored = [(row.value, row.score) for row in own if row.score]
+        for known, dashes in ((drawn, "-"), (scored, "--")):
             if known:
-                axes.plot(
-                    [x for x, _ in known], [v["value"] for _, v in known], color=colour, ls=dashes, lw=1.4, marker="o", ms=4
-                )
-                axes.vlines(
-                    [x for x, _ in known], [v["low"] for _, v in known], [v["high"] for _, v in known], color=colour, lw=2.5
-                )
-    _log(axes, [row["value"] for row in rows], label, "seconds (solid: draw, dashed: score)")
+                axes.plot([x for x, _ in known], [v.value for _, v in known], color=colour, ls=dashes, lw=1.4, marker="o", ms=4)
+                axes.vlines([x for x, _ in known], [v.low for _, v in known], [v.high for _, v in known], color=colour, lw=2.5)
+    _log(axes, [row.value for row in rows], label, "seconds (solid: draw, dashed: score)")
 
 
 def _log(axes: Axes, ticks: Sequence[int], label: str, title: str) -> None:

@@ -60,7 +60,7 @@ class Grown:
 
     spec: DataSpec
     model: Model | None
-    why_not: str = ""
+    unavailable_reason: str = ""
 
     @property
     def parameters(self) -> int | None:

@@ -13,10 +13,11 @@ from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors
 from remint.evaluation.bench import EvaluationContext, Measurement
+from remint.evaluation.evidence import Evidence
 from remint.evaluation.metrics import PROTOCOLS, Metric, metric_of
 from remint.models.bundle import load_model
 from remint.models.contract import Model
-from remint.records import EvaluationReport, Evidence, MetricValue, TrainedModel
+from remint.records import EvaluationReport, MetricValue, TrainedModel
 from remint.runtime.events import emit
 from remint.settings import plugins
 from remint.settings.catalogue import Facts

@@ -14,8 +14,9 @@ from remint.data.arrays import Dataset
 from remint.errors import IntegrityError
 from remint.evaluation import drift, leakage
 from remint.evaluation import features as feature_step
+from remint.evaluation.evidence import Evidence
 from remint.evaluation.leakage import Found
-from remint.records import Evidence, TrainedModel
+from remint.records import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ import torch
 from remint.data.arrays import Dataset
 from remint.evaluation import exhibits, plots
 from remint.evaluation.bench import PICTURE, samples
+from remint.evaluation.evidence import Evidence
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
-from remint.records import Evidence, TrainedModel
+from remint.records import TrainedModel
 
 SHOWN = 64  # images in the picture
 PER_CLASS = 8  # of a conditional model

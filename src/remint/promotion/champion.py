@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError, StorageError, TrackingError
+from remint.evaluation.evidence import Evidence
 from remint.promotion.retraining import Retraining
-from remint.records import DatasetVersion, Drift, Evidence, Leakage, ModelVersion, digest
+from remint.records import DatasetVersion, Drift, Leakage, digest
 from remint.runtime import manifest, processes
 from remint.stores.dvc import last_error_line, workspace_environment
+from remint.stores.mlflow import ModelVersion
 
 # A process that was stopped or killed, an MLflow that is away and a full disk say nothing of the champion: the next run judges.
 FROM_OUTSIDE = (Interrupted, StepError, TrackingError, StorageError)
@@ -31,15 +32,16 @@ class ChampionEvidence:
     folder: Path | None = None  # its report, with pictures
 
 
-def evidence(job: Retraining, version: int) -> ChampionEvidence:
+def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
     """The champion's evidence on the challenger's data and settings, or why there is none, and what drifted.
+
+    ``own``: the challenger's evidence.
 
     Cached by what it depends on: the champion's weights and data, the dataset version, and how each metric is measured.
     Where the champion's own data cannot be had, the drift says why, and the champion is measured all the same.
     """
     try:
         holder = job.tracking.version(f"{job.pipeline}/{version}")
-        own = job.evidence
         if holder.key == job.model.key:
             return ChampionEvidence(own, leakage=own.report.leakage, folder=job.out("reports"))
     except FROM_OUTSIDE:
@@ -71,14 +73,14 @@ def evidence(job: Retraining, version: int) -> ChampionEvidence:
             shutil.rmtree(former, ignore_errors=True)
 
 
-def keep(job: Retraining, rival: ChampionEvidence, folder: Path) -> None:
+def keep(job: Retraining, found: ChampionEvidence, folder: Path) -> None:
     """Says what drifted, and keeps it with the report of the version that is judged (``folder``)."""
-    if rival.drift is None:
+    if found.drift is None:
         return
-    job.tell("notice", text=rival.drift.summary)
-    rival.drift.write(folder / "drift.json")
-    if rival.folder is not None and (rival.folder / "drift.png").exists():
-        shutil.copyfile(rival.folder / "drift.png", folder / "drift.png")
+    job.tell("notice", text=found.drift.summary)
+    found.drift.write(folder / "drift.json")
+    if found.folder is not None and (found.folder / "drift.png").exists():
+        shutil.copyfile(found.folder / "drift.png", folder / "drift.png")
 
 
 def _cached(job: Retraining, holder: ModelVersion, own: Evidence) -> Path:
@@ -93,9 +95,9 @@ def _former(job: Retraining, holder: ModelVersion) -> tuple[Path | None, Drift |
     """The folder of the data that the champion was trained on; or why they cannot be had."""
     try:
         lock = job.tracking.attachment(holder, "dvc.lock", job.record.folder / "former")
-        if manifest.sha256_file(lock) != holder.tags.get("dvc_lock_sha256"):
+        if manifest.sha256_file(lock) != holder.tags.dvc_lock_sha256:
             raise IntegrityError(f"the dvc.lock that {holder.ref} carries is not the one that it was registered with")
-        folder = job.dvc.former(lock, f"prepare@{_data(holder).get('name')}")
+        folder = job.dvc.former(lock, f"prepare@{holder.tags.origin.name}")
         try:
             same = DatasetVersion.read(folder / "dataset.json").digest == holder.dataset
         except (OSError, ValueError):
@@ -111,15 +113,9 @@ def _former(job: Retraining, holder: ModelVersion) -> tuple[Path | None, Drift |
     return folder, None
 
 
-def _data(holder: ModelVersion) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(holder.tags.get("data", "{}"))
-    return found
-
-
 def _unknown(job: Retraining, holder: ModelVersion, why: str) -> Drift:
     """The record where nothing can be told but the numbers of examples."""
-    counts = {split: _data(holder).get(split) for split in job.dataset.counts}
-    known = {split: count for split, count in counts.items() if isinstance(count, int)}
+    known = {split: count for split, count in holder.tags.origin.counts.items() if split in job.dataset.counts}
     return Drift(
         former=holder.dataset,
         present=job.dataset.digest,

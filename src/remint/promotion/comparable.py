@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from remint.records import Evidence, MetricValue, values_digest
+from remint.evaluation.evidence import Evidence, values_digest
+from remint.records import MetricValue
 
 FEWEST = 8  # values behind a comparison; with fewer, a resample of one value repeated is too likely
 

@@ -11,23 +11,23 @@ from __future__ import annotations
 import getpass
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
 from remint.promotion import expiry
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
-from remint.records import LedgerRow, ModelVersion
+from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, describe, veto
 from remint.stores.ledger.collected import Collected
+from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_tracking
 
 Against = int | Literal["judged", "none"]  # judged: the champion that the version was judged against; none: there is none
-Row = dict[str, Any]
 
 
-def promote(home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None) -> Row:
+def promote(home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None) -> LedgerRow:
     """Makes a version the champion by a person's word; the ledger row. ``who``: None is the person who runs this.
 
     Raises ChampionChanged where another champion stands than ``against``, ApprovalExpired where the version awaits an
@@ -46,7 +46,7 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
         if changed:
             again = f"run {version.name} again, or promote it on what is known of it with --against {_name(present)}"
             raise ApprovalExpired(f"the approval of {version.ref} expired: {changed}; nothing was written: {again}")
-    _verify(home, version, load="verified" not in version.tags)  # one of an older remint, which loaded it nowhere
+    _verify(home, version, load=version.tags.verified is None)  # one of an older remint, which loaded it nowhere
     try:
         row = book.append(
             version.name,
@@ -61,10 +61,10 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
     except ChampionChanged:
         raise _changed(book, version, believed) from None
     sync_mlflow_to_ledger(home, version.name)
-    return row.to_json()
+    return row
 
 
-def reject(home: Home, ref: str, reason: str, who: str | None = None) -> Row:
+def reject(home: Home, ref: str, reason: str, who: str | None = None) -> LedgerRow:
     """Turns a version down by a person's word, whoever is champion; the ledger row. The gate alone never promotes it again.
 
     Raises SettingsError where it is the champion.
@@ -88,10 +88,10 @@ def reject(home: Home, ref: str, reason: str, who: str | None = None) -> Row:
         except ChampionChanged:
             continue  # a rejection leaves the champion as it is, whoever that is by now
         sync_mlflow_to_ledger(home, version.name)
-        return row.to_json()
+        return row
 
 
-def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Row:
+def rollback(home: Home, name: str, reason: str, who: str | None = None) -> LedgerRow:
     """Makes the last champion before the present one, which still loads, the champion again; the ledger row.
 
     Champions that were rolled back or rejected since are passed over, and those whose bytes are gone or damaged: the row
@@ -106,10 +106,10 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Row:
         raise NotFoundError(f"{name} has no champion to roll back from: remint models {name} lists its versions")
     skipped: list[str] = []
     for former in _former_champions(rows, present):
-        why_not = _unfit(home, name, former, rows)
-        if why_not is None:
+        unfit = _unfit(home, name, former, rows)
+        if unfit is None:
             break
-        skipped.append(why_not)
+        skipped.append(unfit)
     else:
         if not skipped:
             raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is none before it to roll back to")
@@ -129,7 +129,7 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Row:
         now = _standing(book, name)
         raise ChampionChanged(f"{now}, no longer {name}/{present}: nothing was written; look, and roll back again") from None
     sync_mlflow_to_ledger(home, name)
-    return row.to_json()
+    return row
 
 
 def judged(rows: list[LedgerRow]) -> LedgerRow | None:

@@ -5,17 +5,17 @@ A change of the champion needs nothing of this: promotion is a compare-and-swap 
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 
 from remint.data import schema, sources
 from remint.errors import DataError, NotFoundError, UserError
-from remint.records import LedgerRow, ModelVersion
+from remint.records import LedgerRow
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
 from remint.settings.params import load_params
+from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_tracking
 
 CHEAP = 16 * 2**20  # bytes of a local source that are read again to see whether it changed
@@ -44,21 +44,21 @@ def data_changed(home: Home, version: ModelVersion, rows: list[LedgerRow]) -> st
 
 def _source_changed(home: Home, version: ModelVersion) -> str | None:
     """Whether a small source on this machine still gives the snapshot that the version was trained on."""
-    data = json.loads(version.tags.get("data", "{}"))
+    origin = version.tags.origin
     try:
-        settings = load_params(home.repository).datasets.get(data.get("name", ""))
+        settings = load_params(home.repository).datasets.get(origin.name)
     except UserError:  # settings that are broken now tell nothing of the data
         return None
     if settings is None or not _cheap(home.repository / sources.local(settings.source)):
         return None
     schemas = home.path / "schemas"
-    kept = schemas if schema.address(schemas, data["name"], settings.schema_version).exists() else None
+    kept = schemas if schema.address(schemas, origin.name, settings.schema_version).exists() else None
     with scratch.folder() as folder:
         try:
-            sources.snapshot(data["name"], settings, home.repository, folder / "raw", schemas=kept)
+            sources.snapshot(origin.name, settings, home.repository, folder / "raw", schemas=kept)
         except DataError as error:
             return f"its data cannot be read any more: {str(error).splitlines()[0]}"
-        same = sha256_file(folder / "raw" / schema.SNAPSHOT) == data.get("raw_sha256")
+        same = sha256_file(folder / "raw" / schema.SNAPSHOT) == origin.raw_sha256
     return None if same else f"{settings.source} holds other data since"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
+from remint.promotion.outcome import Outcome
 from remint.records import DataSpec
 from remint.runtime.home import Home
 
 
-def compare(home: Home, outcomes: list[dict[str, Any]]) -> list[Path]:
+def compare(home: Home, outcomes: list[Outcome]) -> list[Path]:
     """Writes HOME/reports/samples-DATASET.png from the arrays that each report keeps (real.npy, samples.npy).
 
     A pipeline whose model cannot sample has none.
@@ -20,9 +20,9 @@ def compare(home: Home, outcomes: list[dict[str, Any]]) -> list[Path]:
     from remint.evaluation import plots
 
     pictures = []
-    order = sorted(outcomes, key=lambda outcome: str(outcome["dataset_version"]))  # stable: pipelines stay in their order
-    for _, group in itertools.groupby(order, key=lambda outcome: outcome["dataset_version"]):
-        reports = {o["pipeline"]: (o["dataset"], home.report(o["model"], o["version"])) for o in group}
+    order = sorted(outcomes, key=lambda outcome: outcome.dataset_version)  # stable: pipelines stay in their order
+    for _, group in itertools.groupby(order, key=lambda outcome: outcome.dataset_version):
+        reports = {each.pipeline: (each.dataset, home.report(each.model, each.version)) for each in group}
         dataset, first = next(iter(reports.values()))
         drawn = {name: folder / "samples.npy" for name, (_, folder) in reports.items()}
         samples = {name: np.load(path, allow_pickle=False) for name, path in drawn.items() if path.exists()}

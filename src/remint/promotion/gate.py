@@ -37,9 +37,11 @@ from typing import Literal
 
 import numpy as np
 
+from remint.evaluation.evidence import Evidence
 from remint.promotion import comparable
+from remint.promotion.decision import Decision, RuleResult, Verdict
 from remint.promotion.paired import Difference, difference, seed_margin
-from remint.records import Decision, Evidence, Leakage, RuleResult, SeedSpread, Verdict, digest
+from remint.records import Leakage, SeedSpread, digest
 from remint.settings.judging import Improve, PromotionSettings
 
 FEWEST_SEEDS = 3  # behind an automatic margin

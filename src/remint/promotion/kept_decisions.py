@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import IntegrityError, RemintError
-from remint.records import ModelVersion, digest
+from remint.records import digest
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import Collected
+from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_tracking
 
 DECISION = "decision.json"

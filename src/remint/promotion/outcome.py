@@ -1,43 +1,79 @@
-"""What ``remint run --json`` prints of one pipeline."""
+"""The outcome of one retraining: what ``remint run --json`` prints of a pipeline."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from remint.evaluation.evidence import Evidence
+from remint.promotion.decision import Decision
+from remint.promotion.kept_decisions import DECISION
 from remint.promotion.page import write
 from remint.promotion.retraining import Retraining
-from remint.records import Decision
+from remint.records import LedgerRow, MetricValue, Record
 
 
-def outcome(
-    job: Retraining, version: int, verdict: str, reasons: list[str], holder: int | None, unchanged: bool = False
-) -> dict[str, Any]:
-    """What ``remint run --json`` prints for this pipeline."""
-    report = job.evidence.report
-    return {
-        "pipeline": job.pipeline,
-        "dataset": job.dataset.name,
-        "dataset_version": job.dataset.digest,
-        "weights_sha256": job.model.weights_sha256,
-        "model": job.pipeline,
-        "version": version,
-        "champion": holder,
-        "trained": job.trained,
-        "unchanged": unchanged,
-        "metrics": {name: report.metrics[name].to_json() for name in job.settings.metrics()},
-        "context": {name: value.to_json() for name, value in report.context.items()},
-        "decision": {"verdict": verdict, "reasons": reasons, "rules": _rules(job, version)},
-        "report": str(job.home.report(job.pipeline, version) / write.NAME),
-        "seconds": job.seconds,
-    }
+class Rule(Record):
+    """One rule of the gate in its own words."""
+
+    rule: str
+    metric: str | None
+    passed: bool
+    reason: str
 
 
-def _rules(job: Retraining, version: int) -> list[dict[str, Any]]:
-    """Each rule of the version's last decision by the gate, held or not, in its own words."""
-    path = job.home.report(job.pipeline, version) / "decision.json"
-    if not path.exists():
-        return []
-    return [
-        {"rule": rule.rule, "metric": rule.metric, "passed": rule.passed, "reason": rule.reason}
-        for rule in Decision.read(path).rules
-    ]
+class Verdict(Record):
+    """The last word on a version: the gate's, or a person's since."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    rules: tuple[Rule, ...]  # of the gate's last decision
+
+
+class Outcome(Record):
+    """The outcome of one retraining."""
+
+    pipeline: str
+    dataset: str
+    dataset_version: str  # digest of the DatasetVersion
+    weights_sha256: str
+    model: str
+    version: int
+    champion: int | None
+    trained: bool  # False: dvc restored it
+    unchanged: bool  # the ledger had the answer already
+    metrics: dict[str, MetricValue]
+    context: dict[str, MetricValue]  # EvaluationReport.context
+    decision: Verdict
+    report: str  # path of the page
+    seconds: dict[str, float]  # of each step
+
+    @property
+    def ref(self) -> str:
+        return f"{self.model}/{self.version}"
+
+    @property
+    def champion_ref(self) -> str:
+        return f"{self.model}/{self.champion}" if self.champion else "nothing"
+
+
+def outcome(job: Retraining, evidence: Evidence, row: LedgerRow, reasons: tuple[str, ...], *, unchanged: bool = False) -> Outcome:
+    """The outcome that a row of the ledger stands for, with its reasons."""
+    report, path = evidence.report, job.home.report(job.pipeline, row.version)
+    rules = Decision.read(path / DECISION).rules if (path / DECISION).exists() else ()
+    named: list[dict[str, Any]] = [rule.model_dump(include=set(Rule.model_fields)) for rule in rules]
+    return Outcome(
+        pipeline=job.pipeline,
+        dataset=job.dataset.name,
+        dataset_version=job.dataset.digest,
+        weights_sha256=job.model.weights_sha256,
+        model=job.pipeline,
+        version=row.version,
+        champion=row.champion_after,
+        trained=job.trained,
+        unchanged=unchanged,
+        metrics={name: report.metrics[name] for name in job.settings.metrics()},
+        context=report.context,
+        decision=Verdict(verdict=row.action, reasons=reasons, rules=tuple(Rule.model_validate(rule) for rule in named)),
+        report=str(path / write.NAME),
+        seconds=job.seconds,
+    )

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from remint.errors import NotFoundError
-from remint.records import LedgerRow, ModelVersion
+from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, projection
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 
 RECENT = 100  # rows that are looked at in a model whose tags were never followed: an older remint wrote them itself
@@ -44,16 +44,16 @@ def sync_mlflow_to_ledger(home: Home, model: str) -> list[str]:
         last = book.last(model)
         if last is None or _follows(store, last, model):
             return []
-        aliases, tags = store.standing(model)
-        return _set_aliases(store, aliases, last) + _set_tags(store, book, last, tags.get("ledger_head", ""))
+        aliases, head = store.standing(model)
+        return _set_aliases(store, aliases, last) + _set_tags(store, book, last, head)
 
 
 def _follows(store: Tracking, last: LedgerRow | None, model: str) -> bool:
     """Whether nothing is to mend, as far as one row and one entry of MLflow tell."""
     if last is None:
         return True
-    aliases, tags = store.standing(model)
-    return tags.get("ledger_head") == _head(last) and all(
+    aliases, head = store.standing(model)
+    return head == _head(last) and all(
         aliases.get(alias) == current_version for alias, current_version in projection([last]).items()
     )
 
@@ -80,29 +80,30 @@ def _set_tags(store: Tracking, book: Ledger, last: LedgerRow, head: str) -> list
     rows = book.since(last.model, int(followed)) if followed else book.newest(last.model, RECENT)
     lost = bool(followed) and (not rows or rows[0].hash != known)
     said = []
-    for number, tags in tags_of([last] if lost else rows).items():
+    for number, wanted in tags_of([last] if lost else rows).items():
         found = _version(store, last.model, number)
         if found is None:
             continue
-        keep = lost and "ledger_hash" in found.tags  # it may be the last that tells of the rows that are gone
-        changed = {key: value for key, value in tags.items() if found.tags.get(key) != value and not (keep and key != "verdict")}
-        if changed:
-            store.set_tags(found, changed)
-            said.append(f"the tags {', '.join(sorted(changed))} of {found.ref} were not what the ledger says")
+        keep = lost and found.tags.ledger_hash is not None  # it may be the last that tells of the rows that are gone
+        changes = (VersionTags(verdict=wanted.verdict) if keep else wanted).changes(found.tags)
+        names = sorted(changes.to_json())
+        if names:
+            store.set_tags(found, changes)
+            said.append(f"the tags {', '.join(names)} of {found.ref} were not what the ledger says")
     if not lost:
-        store.set_model_tag(last.model, "ledger_head", _head(last))
+        store.set_ledger_head(last.model, _head(last))
     return said
 
 
-def tags_of(rows: Sequence[LedgerRow]) -> dict[int, dict[str, str]]:
+def tags_of(rows: Sequence[LedgerRow]) -> dict[int, VersionTags]:
     """The tags of each version that the rows of a model name, as they must be."""
-    wanted: dict[int, dict[str, str]] = {}
+    wanted: dict[int, VersionTags] = {}
     for row in rows:
-        place = {"ledger_hash": row.hash, "ledger_row": str(row.sequence)}
-        wanted[row.version] = {"verdict": row.action, **place}
+        place = VersionTags(ledger_hash=row.hash, ledger_row=str(row.sequence))
+        wanted[row.version] = place.updated(VersionTags(verdict=row.action))
         if row.action in CHAMPION_ACTIONS and row.champion_after not in (None, row.version):
             assert row.champion_after is not None
-            wanted[row.champion_after] = {**wanted.get(row.champion_after, {}), **place}
+            wanted[row.champion_after] = wanted.get(row.champion_after, VersionTags()).updated(place)
     return wanted
 
 

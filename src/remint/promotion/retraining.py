@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remint.records import DatasetVersion, Evidence, SeedSpread, TrainedModel
+from remint.records import DatasetVersion, EvaluationReport, SeedSpread, TrainedModel
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
-from remint.settings.params import Params, PipelineSettings
+from remint.settings.params import (
+    Params,
+    PipelineSettings,
+    apply_overrides,
+    overrides_as_dict,
+    read_params,
+    validate_params,
+    write_params,
+)
+from remint.stores import git
 from remint.stores.dvc import Workspace
 from remint.stores.git import Commit
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.leases import Lease
 from remint.stores.mlflow import Tracking
 from remint.stores.open import open_ledger, open_spreads, open_tracking
+
+Listener = Callable[[str, str, dict[str, Any]], None]  # is told of each event: pipeline, event, fields
 
 
 @dataclass
@@ -32,10 +45,9 @@ class Retraining:
     commit: Commit
     dvc: Workspace
     lease: Lease
-    listener: Callable[[str, str, dict[str, Any]], None]  # is told of each event: pipeline, event, fields
+    listener: Listener
     trained: bool = False
     run_id: str | None = None  # MLflow's, while it is open
-    rival: Path | None = None  # report folder of the champion on this job's data, once it is measured
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -58,8 +70,8 @@ class Retraining:
         return TrainedModel.read(self.out("trained") / "training.json")
 
     @property
-    def evidence(self) -> Evidence:
-        return Evidence.load(self.out("reports"))
+    def report(self) -> EvaluationReport:
+        return EvaluationReport.read(self.out("reports") / "report.json")
 
     @property
     def tracking(self) -> Tracking:
@@ -89,3 +101,52 @@ class Retraining:
 
     def tell(self, event: str, **fields: Any) -> None:
         self.listener(self.pipeline, event, fields)
+
+
+def check_out(
+    home: Home,
+    record: Job,
+    lease: Lease,
+    pipeline: str,
+    overrides: Sequence[str],
+    reason: str,
+    branch: str | None,
+    listener: Listener,
+) -> Retraining:
+    """Opens a retraining: the commit that it builds, a checkout of it, and the settings in it with the overrides applied.
+
+    ``branch``: its head is built; None: what is on disk.
+    """
+    began = time.monotonic()
+    commit = git.commit_of(home.repository, branch) if branch else git.commit_of_tree(home.repository)
+    record.note(commit=commit.sha)
+    folder = git.check_out(home.repository, commit, home.workspaces / record.id)
+    content = read_params(folder)
+    validate_params(content).pipeline(pipeline)
+    if overrides:
+        content = apply_overrides(content, pipeline, overrides)
+        write_params(content, folder)
+    job = Retraining(
+        home=home,
+        record=record,
+        pipeline=pipeline,
+        params=validate_params(content),
+        overrides=overrides_as_dict(overrides),
+        reason=reason,
+        commit=commit,
+        dvc=Workspace(folder, home, logs=record.folder),
+        lease=lease,
+        listener=listener,
+    )
+    job.seconds["workspace"] = time.monotonic() - began
+    job.tell("workspace", commit=commit.sha[:10], dirty=commit.dirty)
+    return job
+
+
+@contextmanager
+def timed(job: Retraining, name: str) -> Iterator[None]:
+    """Tells that a step begins, and notes the seconds that it takes."""
+    job.tell("step", name=name)
+    began = time.monotonic()
+    yield
+    job.seconds[name] = round(time.monotonic() - began, 2)

@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from remint.errors import NotFoundError
-from remint.records import LedgerRow, ModelVersion
+from remint.records import LedgerRow
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import Collected
-from remint.stores.mlflow import removal
+from remint.stores.mlflow import ModelVersion, removal
 from remint.stores.open import open_ledger, open_tracking
 
 WINDOW = 3  # champions that a roll back can go to, the present one among them
@@ -69,7 +69,7 @@ def named(home: Home, window: int = WINDOW) -> dict[str, str]:
         for version in awaiting(rows):
             note(model, version, "awaits approval")
     for kept in removal.kept(store):
-        note(kept.name, kept.version, f"kept by tag: {kept.tags[removal.KEEP]}")
+        note(kept.name, kept.version, f"kept by tag: {kept.tags.keep}")
     for job in jobs.alive(home):
         rows = by_model.get(str(job.facts.get("pipeline")), [])
         if rows and rows[-1].champion_after is not None:

@@ -6,20 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from remint.errors import SettingsError
+from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
 from remint.promotion.projection import current_version
-from remint.records import DataSpec, MetricValue, ModelVersion
+from remint.records import DataSpec, MetricValue, Record
 from remint.runtime.home import Home
+from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle
 
 if TYPE_CHECKING:  # torch is imported once something is measured
     from remint.evaluation.cost import Task
     from remint.models.contract import Model
-
-Row = dict[str, Any]
-SIZE, COUNT = "size", "examples"  # what grows: the sides of images or the columns of a table; how many are drawn or scored
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,21 @@ class Entry:
         return self.version.ref
 
 
-def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], None]) -> Row:
-    """What ``remint compare --json`` prints; draws ``picture``. ``say`` hears how far it is: it takes about a minute.
+class Comparison(Record):
+    """What ``remint compare --json`` prints."""
+
+    models: tuple[Cost, ...]
+    growth: tuple[Growth, ...]
+    comparable: tuple[str, ...]  # metrics that may be held against each other
+    notes: tuple[str, ...]  # on those that may not
+    picture: str
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], None]) -> Comparison:
+    """Measures models side by side, and draws ``picture``. ``say`` hears how far it is: it takes about a minute.
 
     Raises SettingsError for a picture that is no .png or whose folder does not exist.
     """
@@ -54,18 +66,11 @@ def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], Non
     }  # each once, in the order that they are named
     entries = [_loaded(home, version) for version in versions.values()]
     models, growth, shared = _costs(entries, say), _growth(entries, say), comparable(entries)
-    answer = {
-        "models": models,
-        "growth": growth,
-        "comparable": shared,
-        "notes": notes(entries),
-        "picture": str(picture),
-    }
 
     from remint.evaluation import charts
 
     charts.comparison(picture, models, growth, shared)
-    return answer
+    return Comparison(models=models, growth=growth, comparable=tuple(shared), notes=tuple(notes(entries)), picture=str(picture))
 
 
 def _loaded(home: Home, version: ModelVersion) -> Entry:
@@ -74,18 +79,15 @@ def _loaded(home: Home, version: ModelVersion) -> Entry:
     from remint.models.bundle import MODEL, WEIGHTS, load_model
 
     about = json.loads((bundle / MODEL).read_bytes())
-    recipe = json.loads(version.tags["recipe"])
     return Entry(
         version=version,
         model=load_model(bundle),
         family=about["family"],
         settings=about["model"],
         spec=DataSpec.model_validate(about["spec"]),
-        threads=recipe["training"]["threads"],
+        threads=version.tags.settings["training"]["threads"],
         bytes=(bundle / WEIGHTS).stat().st_size,
-        metrics={
-            name: MetricValue.model_validate(value) for name, value in json.loads(version.tags.get("metrics", "{}")).items()
-        },
+        metrics=version.tags.measurements,
     )
 
 
@@ -121,7 +123,7 @@ def notes(entries: list[Entry]) -> list[str]:
     return lines
 
 
-def _costs(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
+def _costs(entries: list[Entry], say: Callable[[str], None]) -> tuple[Cost, ...]:
     """Each model with its metrics, its size, and the seconds of drawing and of scoring."""
     from remint.evaluation import cost
 
@@ -129,20 +131,20 @@ def _costs(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
     for entry in entries:
         tasks |= _tasks(entry.ref, entry.model, entry.spec, cost.EXAMPLES, entry.threads)
     seconds = cost.timed(tasks, cost.REPEATS, lambda how_far: say(f"takes the time of each model: {how_far}"))
-    return [
-        {
-            "model": entry.ref,
-            "family": entry.family,
-            "dataset": json.loads(entry.version.tags.get("data", "{}")).get("name", ""),
-            "dataset_version": entry.version.dataset,
-            "examples": entry.spec.text(),
-            "metrics": {name: value.to_json() for name, value in entry.metrics.items()},
+    return tuple(
+        Cost(
+            model=entry.ref,
+            family=entry.family,
+            dataset=entry.version.tags.origin.name,
+            dataset_version=entry.version.dataset,
+            examples=entry.spec.text(),
+            metrics=entry.metrics,
             **_seconds(entry.ref, seconds),
-            "parameters": cost.parameters(entry.model),
-            "bytes": entry.bytes,
-        }
+            parameters=cost.parameters(entry.model),
+            bytes=entry.bytes,
+        )
         for entry in entries
-    ]
+    )
 
 
 def _tasks(name: str, model: Model, spec: DataSpec, count: int, threads: int) -> dict[str, Task]:
@@ -153,34 +155,30 @@ def _tasks(name: str, model: Model, spec: DataSpec, count: int, threads: int) ->
     return {f"{name} {what}": task for what, task in both.items() if task is not None}
 
 
-def _seconds(name: str, seconds: dict[str, MetricValue | None]) -> Row:
-    found = {what: seconds.get(f"{name} {what}") for what in ("draw", "score")}
-    return {what: value.to_json() if value else None for what, value in found.items()}
+def _seconds(name: str, seconds: dict[str, MetricValue | None]) -> dict[str, MetricValue | None]:
+    return {what: seconds.get(f"{name} {what}") for what in ("draw", "score")}
 
 
-def _growth(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
+def _growth(entries: list[Entry], say: Callable[[str], None]) -> tuple[Growth, ...]:
     """Each recipe built anew for larger examples, and each model as it is for fewer and more of them: a row a step."""
     from remint.evaluation import cost
     from remint.settings import plugins
 
-    rows: list[Row] = []
+    rows: dict[str, Growth] = {}
     tasks: dict[str, Task] = {}
 
-    def step(entry: Entry, grows: str, value: int, larger: cost.Grown, count: int) -> None:
+    def step(entry: Entry, grows: Literal["size", "examples"], value: int, larger: cost.Grown, count: int) -> None:
         name = f"{entry.ref} {grows} {value}"
         if larger.model is not None:
             tasks.update(_tasks(name, larger.model, larger.spec, count, entry.threads))
-        rows.append(
-            {
-                "model": entry.ref,
-                "family": entry.family,
-                "grows": grows,
-                "value": value,
-                "shape": list(larger.spec.shape),
-                "parameters": larger.parameters,
-                "why_not": larger.why_not,
-                "name": name,
-            }
+        rows[name] = Growth(
+            model=entry.ref,
+            family=entry.family,
+            grows=grows,
+            value=value,
+            shape=larger.spec.shape,
+            parameters=larger.parameters,
+            unavailable_reason=larger.unavailable_reason,
         )
 
     for entry in entries:
@@ -190,54 +188,54 @@ def _growth(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
         for count in cost.COUNTS:
             step(entry, COUNT, count, cost.Grown(entry.spec, entry.model), count)
     seconds = cost.timed(tasks, cost.FEWER, lambda how_far: say(f"takes the time of larger and of more examples: {how_far}"))
-    return [{**{key: row[key] for key in row if key != "name"}, **_seconds(row["name"], seconds)} for row in rows]
+    return tuple(row.model_copy(update=_seconds(name, seconds)) for name, row in rows.items())
 
 
-def tables(answer: Row) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(answer: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     """The answer in words: (title, columns, rows) of each table."""
-    models = answer["models"]
+    models = answer.models
     measured = [
-        [name, *(_metric(row["metrics"].get(name)) for row in models)]
-        for name in dict.fromkeys(name for row in models for name in row["metrics"])
+        [name, *(_metric(row.metrics.get(name)) for row in models)]
+        for name in dict.fromkeys(name for row in models for name in row.metrics)
     ]
     rows = [
         [
-            row["model"],
-            row["family"],
-            f"{row['dataset']} {row['dataset_version'][:10]}",
-            _time(row["draw"]),
-            _time(row["score"]),
-            f"{row['parameters']:,}",
-            f"{row['bytes'] / 2**20:.2f} MiB",
+            row.model,
+            row.family,
+            f"{row.dataset} {row.dataset_version[:10]}",
+            _time(row.draw),
+            _time(row.score),
+            f"{row.parameters:,}",
+            f"{row.bytes / 2**20:.2f} MiB",
         ]
         for row in models
     ]
     growing = [
         [
-            row["model"],
-            f"{row['value']} x {'sides' if len(row['shape']) == 3 else 'columns'} ({' x '.join(map(str, row['shape']))})"
-            if row["grows"] == SIZE
-            else f"{row['value']:,} examples",
-            row["why_not"] or _time(row["draw"]),
-            "" if row["why_not"] else _time(row["score"]),
-            f"{row['parameters']:,}" if row["parameters"] is not None else "",
+            row.model,
+            f"{row.value} x {'sides' if len(row.shape) == 3 else 'columns'} ({' x '.join(map(str, row.shape))})"
+            if row.grows == SIZE
+            else f"{row.value:,} examples",
+            row.unavailable_reason or _time(row.draw),
+            "" if row.unavailable_reason else _time(row.score),
+            f"{row.parameters:,}" if row.parameters is not None else "",
         ]
-        for row in answer["growth"]
+        for row in answer.growth
     ]
     return [
-        ("Quality", ["metric", *(row["model"] for row in models)], measured),
+        ("Quality", ["metric", *(row.model for row in models)], measured),
         ("Cost", ["model", "family", "data", "draws 1,000", "scores 1,000", "parameters", "weights"], rows),
         ("Growth", ["model", "of", "draws", "scores", "parameters"], growing),
     ]
 
 
-def _metric(value: Row | None) -> str:
-    return "-" if value is None else MetricValue.model_validate(value).text()
+def _metric(value: MetricValue | None) -> str:
+    return "-" if value is None else value.text()
 
 
-def _time(value: Row | None) -> str:
+def _time(value: MetricValue | None) -> str:
     """Milliseconds where all is below a second; a dash where the model cannot, or where it takes too long to be measured."""
     if value is None:
         return "-"
-    scale, unit = (1.0, "s") if value["high"] >= 1.0 else (1e3, "ms")
-    return f"{value['value'] * scale:.3g} [{value['low'] * scale:.3g}, {value['high'] * scale:.3g}] {unit}"
+    scale, unit = (1.0, "s") if value.high >= 1.0 else (1e3, "ms")
+    return f"{value.value * scale:.3g} [{value.low * scale:.3g}, {value.high * scale:.3g}] {unit}"

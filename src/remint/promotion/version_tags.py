@@ -7,34 +7,33 @@ from pathlib import Path
 
 from remint.promotion.retraining import Retraining
 from remint.promotion.tolerance import tolerances
-from remint.records import canonical, digest
+from remint.records import EvaluationReport, canonical, digest
 from remint.runtime import manifest
 from remint.stores import git
+from remint.stores.mlflow import DataOrigin, VersionTags
 from remint.stores.open import open_spreads
 
 
-def tags(job: Retraining) -> dict[str, str]:
+def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
     """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
-    dataset, report = job.dataset, job.evidence.report
     spread = open_spreads(job.home).newest(job.pipeline)
-    data = {"name": dataset.name, "source": dataset.source, "raw_sha256": dataset.raw_sha256, **dataset.counts}
-    return {
-        "data": canonical(data),
-        "metrics": canonical({name: value.to_json() for name, value in report.metrics.items()}),
-        "commit": job.commit.sha,
-        "dirty": str(job.commit.dirty).lower(),
-        "changed": "\n".join(job.commit.changed)[:4000],
-        "overrides": canonical(job.overrides),
-        "reason": job.reason,
-        "dvc_lock_sha256": manifest.sha256_file(job.dvc.lock()),
-        "params_sha256": manifest.sha256_file(job.dvc.folder / "params.yaml"),
-        "repository": git.origin(job.home.repository),
-        "python": platform.python_version(),
-        "packages_sha256": manifest.sha256_file(job.dvc.folder / "constraints.txt"),
-        "report_sha256": report.digest,
-        "tolerance": canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.without_seed()))),
-        "flow_run": job.record.facts["flow_run"],
-    }
+    return VersionTags(
+        data=canonical(DataOrigin.of(job.dataset).block()),
+        metrics=canonical({name: value.to_json() for name, value in report.metrics.items()}),
+        commit=job.commit.sha,
+        dirty=str(job.commit.dirty).lower(),
+        changed="\n".join(job.commit.changed)[:4000],
+        overrides=canonical(job.overrides),
+        reason=job.reason,
+        dvc_lock_sha256=manifest.sha256_file(job.dvc.lock()),
+        params_sha256=manifest.sha256_file(job.dvc.folder / "params.yaml"),
+        repository=git.origin(job.home.repository),
+        python=platform.python_version(),
+        packages_sha256=manifest.sha256_file(job.dvc.folder / "constraints.txt"),
+        report_sha256=report.digest,
+        tolerance=canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.without_seed()))),
+        flow_run=job.record.facts["flow_run"],
+    )
 
 
 def files(job: Retraining) -> dict[str, Path]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from remint.records import ModelVersion
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.spreads import Spreads
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking
 
 
 def open_tracking(home: Home) -> Tracking:

@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterator
 
 from remint.errors import IntegrityError, NotFoundError
 from remint.maintenance.audit.fault import Fault, fault
-from remint.records import ModelVersion
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.stores import git
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking
 
 BUNDLE = "uncommitted.bundle"
 RISK = "It cannot be built again."

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from remint.errors import IntegrityError, NotFoundError, RemintError, VersioningError
 from remint.maintenance.audit.fault import Fault, fault, unreachable
-from remint.records import ModelVersion
 from remint.runtime import manifest, scratch
 from remint.runtime.home import Home
 from remint.stores.dvc import locked, presence
 from remint.stores.dvc.presence import Presence
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking
 
 # What a rebuild needs, by stage of dvc.lock: what it is, and what is lost with it.
 NEEDED = {
@@ -32,9 +30,9 @@ def locks(store: Tracking, roots: Sequence[ModelVersion]) -> tuple[Outputs, list
         with scratch.folder() as temporary:
             try:
                 lock = store.attachment(version, "dvc.lock", temporary)
-                if manifest.sha256_file(lock) != version.tags.get("dvc_lock_sha256"):
+                if manifest.sha256_file(lock) != version.tags.dvc_lock_sha256:
                     raise IntegrityError("the dvc.lock that it carries is not the one that it was registered with")
-                dataset = json.loads(version.tags["data"])["name"]
+                dataset = version.tags.origin.name
                 for stage in NEEDED:
                     outputs[locked(lock, f"{stage}@{dataset}")["md5"]].append((version, stage))
             except (IntegrityError, NotFoundError, VersioningError, KeyError, ValueError) as error:
@@ -67,8 +65,8 @@ def missing(home: Home, outputs: Outputs, *, read: bool) -> Iterator[Fault]:
 def _missing(home: Home, found: Presence, needing: Sequence[ModelVersion], stage: str) -> Fault:
     what, risk = NEEDED[stage]
     version = needing[-1]
-    data = json.loads(version.tags["data"])
-    thing = f"{what} {data['name']} {found.md5[:10]} of {', '.join(each.ref for each in needing)}"
+    data = version.tags.origin
+    thing = f"{what} {data.name} {found.md5[:10]} of {', '.join(each.ref for each in needing)}"
     lacks = f"the remote lacks {len(found.remote_lacks)} of its {found.files} files"
     if found.damaged:
         lacks += f", and {len(found.damaged)} have other bytes than their MD5 says"
@@ -85,7 +83,7 @@ def _missing(home: Home, found: Presence, needing: Sequence[ModelVersion], stage
     if stage == "snapshot":
         repair = (
             f"Bring them from another machine's cache with dvc push; "
-            f"remint run {version.name} registers a version on the data that {data.get('source', 'the source')} holds now."
+            f"remint run {version.name} registers a version on the data that {data.source or 'the source'} holds now."
         )
     else:
         repair = f"remint run {version.name} prepares them again; remint rebuild {version.ref} needs the raw data only."

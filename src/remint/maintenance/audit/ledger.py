@@ -9,9 +9,9 @@ from functools import partial
 from remint.errors import LedgerError
 from remint.maintenance.audit.fault import Fault, fault
 from remint.promotion.projection import tags_of
-from remint.records import LedgerRow, ModelVersion
+from remint.records import LedgerRow
 from remint.stores.ledger.chain import Ledger, projection
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 
 TAGS = ("verdict", "ledger_hash", "ledger_row")  # of a version, that follow the ledger
 
@@ -31,11 +31,10 @@ def chain(book: Ledger, model: str, versions: Sequence[ModelVersion]) -> Iterato
 
 def _known(versions: Sequence[ModelVersion]) -> dict[str, str]:
     """The hashes that the versions carry, each with what carries it."""
-    tags = [(version.ref, version.tags) for version in versions]
     return {
-        each["ledger_hash"]: f"row {each.get('ledger_row', '?')}, which {ref} names"
-        for ref, each in tags
-        if "ledger_hash" in each
+        version.tags.ledger_hash: f"row {version.tags.ledger_row or '?'}, which {version.ref} names"
+        for version in versions
+        if version.tags.ledger_hash is not None
     }
 
 
@@ -69,18 +68,18 @@ def tags(store: Tracking, rows: Sequence[LedgerRow], versions: Sequence[ModelVer
     """Tags of versions that do not say what the newest row about them says."""
     wanted = tags_of(rows)
     for version in versions:
-        said = wanted.get(version.version, {})
-        wrong = {key: said.get(key, "") for key in TAGS if key in version.tags and version.tags[key] != said.get(key)}
+        said, carried = wanted.get(version.version, VersionTags()).to_json(), version.tags.to_json()
+        wrong = {key: said.get(key, "") for key in TAGS if key in carried and carried[key] != said.get(key)}
         for key, right in wrong.items():
             yield fault(
                 "tags",
                 f"{version.ref} {key}",
-                f"The tag says {version.tags[key][:20]}; the ledger says {right[:20] or 'nothing of this version'}.",
+                f"The tag says {carried[key][:20]}; the ledger says {right[:20] or 'nothing of this version'}.",
                 "Who reads MLflow alone is told of a decision that nobody took.",
                 "remint audit --repair makes the tag follow the ledger."
                 if right
                 else "Look into remint history, and delete the tag in MLflow.",
-                mend=partial(store.set_tags, version, {key: right}) if right else None,
+                mend=partial(store.set_tags, version, VersionTags.model_validate({key: right})) if right else None,
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,10 +176,11 @@ def keys(versions: Sequence[Held], why: Mapping[str, str]) -> Iterator[Fault]:
 def _key(held: Held) -> str:
     """The key by the version's tags; "" where they hold none."""
     tags = held.version.tags
+    if tags.missing(("recipe", "weights_sha256", "dataset")):
+        return ""
     try:
-        recipe = json.loads(tags["recipe"])
-        return digest({"weights": tags["weights_sha256"], "dataset": tags["dataset"], "recipe": recipe})
-    except (KeyError, ValueError):
+        return digest({"weights": tags.weights_sha256, "dataset": tags.dataset, "recipe": tags.settings})
+    except (IntegrityError, ValueError):
         return ""
 
 

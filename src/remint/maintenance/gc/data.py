@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from remint.errors import IntegrityError, VersioningError
-from remint.records import ModelVersion
 from remint.runtime import manifest, scratch
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.dvc import collect as sweep
 from remint.stores.dvc.collect import Object
+from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_tracking
 
 LOCK = "dvc.lock"
@@ -51,7 +51,7 @@ def garbage(
 
 def _needs(home: Home, version: ModelVersion, known: dict[str, set[str]]) -> set[str]:
     """The outputs that a version's dvc.lock names; versions of one dvc.lock ask once."""
-    digest = version.tags.get("dvc_lock_sha256", "")
+    digest = version.tags.dvc_lock_sha256 or ""
     if digest not in known:
         with scratch.folder() as folder:
             lock = open_tracking(home).attachment(version, LOCK, folder)

@@ -13,10 +13,9 @@ from pathlib import Path
 from remint.errors import RunError
 from remint.maintenance.gc.reach import GIT, HOME, MLFLOW, Node, Thing
 from remint.promotion import roots
-from remint.records import ModelVersion
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import Collected
-from remint.stores.mlflow import inventory, removal
+from remint.stores.mlflow import ModelVersion, inventory, removal
 from remint.stores.mlflow.removal import Run
 from remint.stores.open import open_tracking
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from remint.data.schema import SNAPSHOT
 from remint.errors import IntegrityError, RepositoryError, ResourceError, VersioningError
+from remint.evaluation.evidence import Evidence
 from remint.maintenance.rebuild.compare import Facts
 from remint.maintenance.rebuild.record import BUNDLE, Recorded
-from remint.records import Evidence, TrainedModel
+from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.settings.params import PARAMS, read_params, validate_params
@@ -58,7 +59,7 @@ class Build:
 
 def check_machine(recorded: Recorded, tell: Callable[[str], None]) -> None:
     """Raises ResourceError where this machine has too few devices; says so where it has no GPU and the version had one."""
-    made_on, ranks = recorded.facts.fingerprint, int(recorded.version.tags.get("world_size", 1))
+    made_on, ranks = recorded.facts.fingerprint, int(recorded.version.tags.world_size or 1)
     if ranks == 1 and made_on.get("device") != "cuda":
         return
     import torch

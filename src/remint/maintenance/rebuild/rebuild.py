@@ -11,11 +11,10 @@ from typing import Any
 from remint.errors import RemintError
 from remint.maintenance.rebuild import build, environment, record
 from remint.maintenance.rebuild.compare import Comparison, compare
-from remint.records import ModelVersion
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores import git
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from remint.stores.open import open_tracking
 
 EVIDENCE = "rebuild.json"
@@ -40,7 +39,7 @@ def rebuild(home: Home, ref: str, listener: build.Listener) -> dict[str, Any]:
         build.check_machine(recorded, lambda text: again.tell("notice", text=text))
         with again.timed("commit", f"builds commit {version.commit[:10]}" + " (with uncommitted changes)" * version.dirty):
             build.check_out(again, store)
-        differing = environment.python(version.tags.get("python")) + environment.packages(folder / "constraints.txt")
+        differing = environment.python(version.tags.python) + environment.packages(folder / "constraints.txt")
         if differing:
             again.tell("notice", text=_words(differing))
         rebuilt = build.run_steps(again)
@@ -76,7 +75,7 @@ def _keep(store: Tracking, version: ModelVersion, found: Comparison, answer: dic
     path.write_text(json.dumps(answer, indent=1, sort_keys=True, allow_nan=False) + "\n")
     try:
         store.attach(version, {EVIDENCE: path})
-        store.set_tags(version, {"rebuilt": f"{datetime.now(UTC).isoformat(timespec='seconds')} {verdict}"})
+        store.set_tags(version, VersionTags(rebuilt=f"{datetime.now(UTC).isoformat(timespec='seconds')} {verdict}"))
     except RemintError as error:
         return [f"the answer could not be kept with the version: {error}"]
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from remint.errors import IntegrityError
 from remint.maintenance.rebuild.compare import Facts
 from remint.promotion.tolerance import tolerances
-from remint.records import MetricValue, ModelVersion
 from remint.runtime import manifest
 from remint.runtime.home import is_name
 from remint.stores import git
 from remint.stores.dvc import locked
-from remint.stores.mlflow import Tracking
+from remint.stores.mlflow import ModelVersion, Tracking
 
 LOCK, PARAMS, BUNDLE = "dvc.lock", "params.yaml", "uncommitted.bundle"
 NEEDED = ("commit", "data", "recipe", "fingerprint", "metrics", "dvc_lock_sha256", "weights_sha256")
@@ -38,26 +36,23 @@ class Recorded:
     params: Path
     notes: tuple[str, ...]  # what it was registered without
 
-    def _json(self, tag: str) -> Any:
-        return json.loads(self.version.tags[tag])
-
     @property
     def pipeline(self) -> str:
-        return self.version.tags.get("pipeline", self.version.name)
+        return self.version.tags.pipeline or self.version.name
 
     @property
     def dataset(self) -> str:
         """Its name in params.yaml."""
-        return str(self._json("recipe")["dataset"])
+        return str(self.version.tags.settings["dataset"])
 
     @property
     def raw_sha256(self) -> str:
-        return str(self._json("data")["raw_sha256"])
+        return self.version.tags.origin.raw_sha256
 
     @property
     def repository(self) -> str:
         """Where its commit was made, in words."""
-        return self.version.tags.get("repository") or "a repository without an origin"
+        return self.version.tags.repository or "a repository without an origin"
 
     @property
     def facts(self) -> Facts:
@@ -66,23 +61,23 @@ class Recorded:
             weights_sha256=self.version.weights_sha256,
             dataset=self.version.dataset,
             features=locked(self.lock, f"features@{self.dataset}")["md5"],
-            report_sha256=tags.get("report_sha256", ""),
-            manifest_sha256=tags.get("manifest_sha256", ""),
-            settings=self._json("recipe"),
-            metrics={name: MetricValue.model_validate(value) for name, value in self._json("metrics").items()},
-            fingerprint=self._json("fingerprint"),
+            report_sha256=tags.report_sha256 or "",
+            manifest_sha256=tags.manifest_sha256 or "",
+            settings=tags.settings,
+            metrics=tags.measurements,
+            fingerprint=tags.made_on,
         )
 
     @property
     def tolerance(self) -> dict[str, dict[str, Any]]:
-        return self._json("tolerance") if "tolerance" in self.version.tags else tolerances(self.facts.metrics, None, "")
+        return self.version.tags.tolerances or tolerances(self.facts.metrics, None, "")
 
 
 def _check_names(version: ModelVersion) -> None:
     """Raises IntegrityError for tags that name what nothing of ours is called: they become words of git's and dvc's commands."""
     try:
-        names = [version.tags.get("pipeline", version.name), json.loads(version.tags["recipe"])["dataset"]]
-    except (ValueError, KeyError, TypeError) as error:
+        names = [version.tags.pipeline or version.name, version.tags.settings["dataset"]]
+    except (IntegrityError, KeyError) as error:
         raise IntegrityError(f"{version.ref} cannot be built again: its tag recipe is none ({type(error).__name__})") from error
     for name in names:
         if not isinstance(name, str) or not is_name(name):
@@ -96,13 +91,15 @@ def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
 
     Raises IntegrityError where something that a rebuild needs is missing or is not what was registered.
     """
-    missing = [tag for tag in NEEDED if tag not in version.tags]
+    missing = version.tags.missing(NEEDED)
     if missing:
         raise IntegrityError(f"{version.ref} cannot be built again: it carries no {', '.join(missing)}")
     _check_names(version)
     files = {name: store.attachment(version, name, to) for name in (LOCK, PARAMS)}
-    for name, tag in ((LOCK, "dvc_lock_sha256"), (PARAMS, "params_sha256")):
-        if version.tags.get(tag, sha256 := manifest.sha256_file(files[name])) != sha256:
+    for name, registered in ((LOCK, version.tags.dvc_lock_sha256), (PARAMS, version.tags.params_sha256)):
+        if registered is not None and manifest.sha256_file(files[name]) != registered:
             raise IntegrityError(f"the {name} that {version.ref} carries is not the one that it was registered with")
-    older = [f"registered before {tag} was recorded: {means}" for tag, means in SINCE.items() if tag not in version.tags]
+    older = [
+        f"registered before {tag} was recorded: {means}" for tag, means in SINCE.items() if tag in version.tags.missing(SINCE)
+    ]
     return Recorded(version, files[LOCK], files[PARAMS], tuple(older))

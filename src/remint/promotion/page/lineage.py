@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from remint.promotion.page.story import Story
-from remint.records import LedgerRow, ModelVersion, TrainedModel
+from remint.records import LedgerRow, TrainedModel
+from remint.stores.mlflow import ModelVersion
 
 OWN = ("registered", "weights, SHA-256", "dvc.lock, SHA-256", "reason given")  # always another version's: nothing to look at
+
+SPLITS = ("train", "validation", "held_out")
 
 View = dict[str, Any]
 
@@ -22,7 +24,7 @@ def view(story: Story) -> View:
     return {
         "origin": _rows(ours, theirs),
         "settings": _rows(settings, _settings(holder) if holder else {}),
-        "made_on": {key: value for key, value in _flat(_tag(story.challenger.version, "fingerprint")).items() if value},
+        "made_on": {key: value for key, value in _flat(story.challenger.version.tags.made_on).items() if value},
         "ledger": _ledger(story.row, story),
         "holder": holder,
     }
@@ -41,20 +43,19 @@ def _rows(ours: dict[str, str], theirs: dict[str, str]) -> list[View]:
 
 
 def _origin(version: ModelVersion, trained: TrainedModel | None) -> dict[str, str]:
-    data, tags = _tag(version, "data"), version.tags
-    source = f"{data.get('name', '')} from {data.get('source', '')}"
-    counts = ", ".join(f"{data[name]} {name.replace('_', '-')}" for name in ("train", "validation", "held_out") if name in data)
+    tags, data = version.tags, version.tags.origin
+    counts = ", ".join(f"{data.counts[name]} {name.replace('_', '-')}" for name in SPLITS if name in data.counts)
     rows = {
         "registered": f"{version.created[:19].replace('T', ' ')} UTC",
         "weights, SHA-256": version.weights_sha256,
         "data version": version.dataset,
-        "data": source,
+        "data": f"{data.name} from {data.source}",
         "examples": counts,
         "commit": version.commit + (" with uncommitted changes" if version.dirty else ""),
-        "set by hand": ", ".join(f"{key}={value}" for key, value in _tag(version, "overrides").items()) or "nothing",
-        "reason given": tags.get("reason", "") or "none",
-        "packages, SHA-256": tags.get("packages_sha256", ""),
-        "dvc.lock, SHA-256": tags.get("dvc_lock_sha256", ""),
+        "set by hand": ", ".join(f"{key}={value}" for key, value in tags.set_by_hand.items()) or "nothing",
+        "reason given": tags.reason or "none",
+        "packages, SHA-256": tags.packages_sha256 or "",
+        "dvc.lock, SHA-256": tags.dvc_lock_sha256 or "",
     }
     if trained is not None:
         rows["training"] = f"{trained.ended} after {trained.steps} steps, weights of step {trained.best_step}"
@@ -74,12 +75,7 @@ def _ledger(row: LedgerRow, story: Story) -> dict[str, str]:
 
 
 def _settings(version: ModelVersion) -> dict[str, str]:
-    return {key: value for key, value in _flat(_tag(version, "recipe")).items() if key != "dataset"}
-
-
-def _tag(version: ModelVersion, name: str) -> dict[str, Any]:
-    content = json.loads(version.tags.get(name) or "{}")
-    return content if isinstance(content, dict) else {}
+    return {key: value for key, value in _flat(version.tags.settings).items() if key != "dataset"}
 
 
 def _flat(block: dict[str, Any], prefix: str = "") -> dict[str, str]:

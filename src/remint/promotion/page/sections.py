@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from remint.promotion.decision import RuleResult
 from remint.promotion.page import bars, pictures, words
 from remint.promotion.page.story import Array, Side, Story
-from remint.records import Column, DataSpec, MetricValue, RuleResult
+from remint.records import Column, DataSpec, MetricValue
 
 ROWS = 8  # of a table that are shown with their neighbours
 COLUMNS = 7  # of a wide table that are shown of each row

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from remint.records import DataSpec, Decision, Drift, EvaluationReport, LedgerRow, ModelVersion, TrainedModel
+from remint.promotion.decision import Decision
+from remint.records import DataSpec, Drift, EvaluationReport, LedgerRow, TrainedModel
 from remint.settings.judging import PromotionSettings
+from remint.stores.mlflow import ModelVersion
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from remint.records import MetricValue, RuleResult
+from remint.promotion.decision import RuleResult
+from remint.records import MetricValue
 from remint.settings.judging import PromotionSettings
 
 # Verdict -> what it means; {new} and {old} are versions.

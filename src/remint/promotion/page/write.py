@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remint.promotion.decision import Decision
 from remint.promotion.retraining import Retraining
-from remint.records import DataSpec, Decision, Drift, LedgerRow, ModelVersion
+from remint.records import DataSpec, Drift, LedgerRow
+from remint.stores.mlflow import ModelVersion
 
 if TYPE_CHECKING:  # numpy and matplotlib are not needed before there is a decision
+    from remint.promotion.judge import Judgement
     from remint.promotion.page.story import Story
 
 NAME = "report.html"
@@ -18,17 +21,19 @@ NAME = "report.html"
 PICTURES = {"curves": "curve", "likelihood": "likelihood", "columns": "samples", "drift": "drift", "leakage": "leakage"}
 
 
-def write(job: Retraining, version: ModelVersion, decision: Decision, row: LedgerRow, folder: Path) -> Path:
+def write(job: Retraining, version: ModelVersion, judgement: Judgement, row: LedgerRow, folder: Path) -> Path:
     """Writes the page, and the pictures of both sides, into ``folder``, the report of the version."""
     import numpy as np
 
     from remint.promotion.page.render import render
     from remint.promotion.page.story import Side, Story
 
+    decision, measured = judgement.decision, judgement.champion.folder
+    _intervals(decision, folder)
     itself = decision.champion == version.version
     holder = job.tracking.version(f"{version.name}/{decision.champion}") if decision.champion and not itself else None
     challenger = Side.read(version, folder)
-    champion = Side.read(holder, job.rival) if holder and job.rival else None
+    champion = Side.read(holder, measured) if holder and measured else None
     story = Story(
         decision=decision,
         rules=job.settings.promotion,
@@ -40,8 +45,8 @@ def write(job: Retraining, version: ModelVersion, decision: Decision, row: Ledge
         holder=holder,
         drift=Drift.read(folder / "drift.json") if (folder / "drift.json").exists() else None,
     )
-    if champion is not None and job.rival is not None:
-        _beside(story, folder, job.rival)
+    if champion is not None and measured is not None:
+        _beside(story, folder, measured)
     drawn = {name: next((path for path in _places(folder, name) if path.exists()), None) for name in PICTURES}
     pictures = {name: path.read_bytes() for name, path in drawn.items() if path is not None}
     page = folder / NAME
@@ -54,15 +59,27 @@ def _places(folder: Path, name: str) -> list[Path]:
     return [folder / f"against_{name}.png", folder / f"{PICTURES[name]}.png"]
 
 
-def _beside(story: Story, folder: Path, rival: Path) -> None:
-    """Pictures of the challenger beside the champion."""
+def _intervals(decision: Decision, folder: Path) -> None:
+    """The picture of the comparison, where there was one: each metric's interval beside the champion's."""
+    compared = {rule.metric: rule for rule in decision.rules if rule.metric and rule.challenger and rule.champion}
+    if not compared:
+        return
+    from remint.evaluation import plots
+
+    challenger = {name: rule.challenger for name, rule in compared.items() if rule.challenger}
+    champion = {name: rule.champion for name, rule in compared.items() if rule.champion}
+    plots.metric_intervals(folder / "against_champion.png", challenger, champion)
+
+
+def _beside(story: Story, folder: Path, measured: Path) -> None:
+    """Pictures of the challenger beside the champion, whose report lies in ``measured``."""
     import numpy as np
 
     from remint.evaluation import drawing, exhibits, plots
     from remint.evaluation.report import read_curve
 
     assert story.champion is not None
-    both = {story.challenger.version.ref: (story.challenger, folder), story.champion.version.ref: (story.champion, rival)}
+    both = {story.challenger.version.ref: (story.challenger, folder), story.champion.version.ref: (story.champion, measured)}
     curves = {name: (read_curve(place / "curve.csv"), side.trained.best_step) for name, (side, place) in both.items()}
     if any(curve["step"] for curve, _ in curves.values()):
         plots.curves(folder / "against_curves.png", curves)

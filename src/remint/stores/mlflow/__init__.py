@@ -6,6 +6,7 @@ were uploaded, read back and compared; no request that makes something is sent a
 a projection of the ledger. MLflow takes a second to import and is imported at the first call.
 """
 
+from remint.stores.mlflow.records import DataOrigin, ModelVersion, VersionTags
 from remint.stores.mlflow.registration import Tracking
 
-__all__ = ["Tracking"]
+__all__ = ["DataOrigin", "ModelVersion", "Tracking", "VersionTags"]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import NotFoundError
-from remint.records import ModelVersion, TrainedModel
+from remint.records import TrainedModel
 from remint.runtime import scratch
 from remint.stores.mlflow import package
 from remint.stores.mlflow.door import client, door, pages
+from remint.stores.mlflow.records import ModelVersion, VersionTags
 from remint.stores.mlflow.registration import Tracking
 from remint.stores.mlflow.versions import record_of
 
@@ -140,7 +141,7 @@ def put_back(store: Tracking, held: Held, bundle: Path) -> None:
         remint = package.requirement(store.place, held.version.tags)
         packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, remint, temporary / package.FOLDER)
         _repository(store, held.source).log_artifacts(str(packed))
-        store.set_tags(held.version, {"package_sha256": package.sha256(packed)})  # MLmodel tells the time of its packing
+        store.set_tags(held.version, VersionTags(package_sha256=package.sha256(packed)))  # MLmodel tells the time of its packing
         store.fetch(store.version(held.version.ref), temporary / "back")
 
 

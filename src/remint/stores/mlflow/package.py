@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from remint.errors import IntegrityError
-from remint.records import DataSpec, ModelVersion, digest
+from remint.records import DataSpec, digest
 from remint.runtime import manifest
 from remint.runtime.yaml import load_safe_yaml
+from remint.stores.mlflow.records import ModelVersion, VersionTags
 
 FOLDER = "model"  # of the run's files
 LOADER = "remint.serving.pyfunc"
@@ -37,16 +37,16 @@ MOST_FILES = 1_000  # that lie where a model is kept
 NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # of these serving takes the versions that trained
 
 
-def requirement(place: str, lineage: Mapping[str, str]) -> str:
-    """The line by which pip finds remint elsewhere. ``place``: Home.package. ``lineage``: the version's tags.
+def requirement(place: str, tags: VersionTags) -> str:
+    """The line by which pip finds remint elsewhere. ``place``: Home.package. ``tags``: the version's.
 
     ``git`` means the origin of the clone at the job's commit. Without one that another machine could reach, and for
     ``index``, the line names a release.
     """
     if place not in ("git", "index"):
         return f"remint @ {place}"
-    address = _pip_address(lineage.get("repository", "")) if place == "git" else None
-    return f"remint @ git+{address}@{lineage['commit']}" if address else f"remint=={version('remint')}"
+    address = _pip_address(tags.repository or "") if place == "git" else None
+    return f"remint @ git+{address}@{tags.commit}" if address and tags.commit else f"remint=={version('remint')}"
 
 
 def _pip_address(origin: str) -> str | None:
@@ -132,7 +132,7 @@ def sha256(folder: Path) -> str:
 
 def opened(folder: Path, version: ModelVersion) -> Path:
     """The bundle in what a store gave back of a version, each file the one that was registered. Raises IntegrityError."""
-    bundle, registered = unpack(folder), version.tags.get("package_sha256")
+    bundle, registered = unpack(folder), version.tags.package_sha256
     if registered is not None and sha256(folder) != registered:  # an older remint wrote down the bundle's digest only
         check(bundle, version)  # which names a file of the bundle
         raise IntegrityError(f"{version.ref}: MLmodel or a file beside it is not the one that was registered")
@@ -142,9 +142,7 @@ def opened(folder: Path, version: ModelVersion) -> Path:
 def check(bundle: Path, version: ModelVersion) -> Path:
     """``bundle`` again, once its manifest holds and is the one that was registered. Raises IntegrityError."""
     path = bundle / manifest.NAME
-    if path.is_file() and manifest.sha256_file(path) != version.tags.get(
-        "manifest_sha256"
-    ):  # where it is missing, verify says so
+    if path.is_file() and manifest.sha256_file(path) != version.tags.manifest_sha256:  # where it is missing, verify says so
         raise IntegrityError(f"{version.ref}: its manifest is not the one that was registered")
     sealed = manifest.verify(bundle)
     if sealed["files"].get(WEIGHTS) != version.weights_sha256:

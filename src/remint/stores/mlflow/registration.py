@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from remint.errors import IntegrityError, RemintError
-from remint.records import ModelVersion, TrainedModel, canonical
+from remint.records import TrainedModel, canonical
 from remint.runtime import manifest, scratch
 from remint.stores.mlflow import package
-from remint.stores.mlflow.door import PREFIX, create_once, door, prefixed
+from remint.stores.mlflow.door import PREFIX, create_once, door
+from remint.stores.mlflow.records import ModelVersion, VersionTags
 from remint.stores.mlflow.versions import Registry, record_of
 
 CURVE = "curve.csv"  # in a bundle
@@ -29,7 +30,7 @@ class Tracking(Registry):
         trained: TrainedModel,
         name: str,  # of the registered model
         run_id: str | None,  # open run that trained it; None: it was restored, and a run is opened just for this
-        tags: Mapping[str, str],  # lineage; commit and dirty ("true" or "false") at least
+        tags: VersionTags,  # of the job: commit and dirty at least
         attachments: Mapping[str, Path],  # files and folders to keep with the run, by name
         verify: Verify,  # called with the bundle that was read back from the store
     ) -> ModelVersion:
@@ -48,7 +49,7 @@ class Tracking(Registry):
         with door(f"register {name}"), self.exclusively(f"model {name}"):
             version = self._by_key(name, trained.key)
             if version is None:
-                lineage = {**_facts(trained, bundle), **tags}
+                lineage = _facts(trained, bundle).updated(tags)
                 with self._run_of(run_id, trained) as open_run:
                     version = self._make(bundle, trained, name, open_run, lineage, attachments, verify)
                 run_id = open_run
@@ -56,9 +57,9 @@ class Tracking(Registry):
                 self._make_whole(version, bundle, trained, verify)
                 if self._is_told_better(version, tags, attachments):
                     # In this order, so that a process that dies in between leaves what asks the next one to do it again.
-                    self.set_tags(version, {key: value for key, value in tags.items() if key != "dirty"})
+                    self.set_tags(version, tags.model_copy(update={"dirty": None}))
                     self.attach(version, attachments)
-                    self.set_tags(version, {"dirty": tags.get("dirty", "true")})
+                    self.set_tags(version, VersionTags(dirty=tags.dirty or "true"))
                 version = self.version(version.ref)
             if run_id:
                 self._client.set_tag(run_id, VERSION, version.ref)
@@ -96,7 +97,7 @@ class Tracking(Registry):
         trained: TrainedModel,
         name: str,
         run_id: str,
-        lineage: Mapping[str, str],
+        lineage: VersionTags,
         attachments: Mapping[str, Path],
         verify: Verify,
     ) -> ModelVersion:
@@ -113,7 +114,7 @@ class Tracking(Registry):
             self._ensure_model(name)
             made = create_once(
                 lambda: client.create_model_version(
-                    name, source, run_id, tags=prefixed({**lineage, **uploaded}), await_creation_for=0
+                    name, source, run_id, tags=lineage.updated(uploaded).to_mlflow(), await_creation_for=0
                 ),
                 lambda: self._find(name, trained.key),
             )
@@ -133,8 +134,8 @@ class Tracking(Registry):
             self.log_metrics(run_id, [row for row in rows if int(row["step"]) not in known])
 
     def _upload(
-        self, bundle: Path, trained: TrainedModel, name: str, run_id: str, lineage: Mapping[str, str], verify: Verify
-    ) -> dict[str, str]:
+        self, bundle: Path, trained: TrainedModel, name: str, run_id: str, lineage: VersionTags, verify: Verify
+    ) -> VersionTags:
         """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""
         with door(f"upload {name}"), scratch.folder() as temporary:
             remint = package.requirement(self.place, lineage)
@@ -150,7 +151,7 @@ class Tracking(Registry):
                     "was registered; run again, and remove from there what is none of ours"
                 )
             try:
-                return {"verified": verify(package.unpack(back)), "package_sha256": package.sha256(back)}
+                return VersionTags(verified=verify(package.unpack(back)), package_sha256=package.sha256(back))
             except IntegrityError as error:
                 raise IntegrityError(f"{name}: {error}; nothing was registered") from error
 
@@ -180,16 +181,16 @@ class Tracking(Registry):
                         f"{lost}; nor is there its MLflow run {version.run_id}, which would take them: delete the version in "
                         "MLflow and run again, which registers these weights anew"
                     ) from lost
-        facts = {**_facts(trained, bundle), **self._upload(bundle, trained, version.name, version.run_id, version.tags, verify)}
-        self.set_tags(version, {key: value for key, value in facts.items() if version.tags.get(key) != value})
+        uploaded = self._upload(bundle, trained, version.name, version.run_id, version.tags, verify)
+        self.set_tags(version, _facts(trained, bundle).updated(uploaded).changes(version.tags))
         with scratch.folder() as temporary:
             self.fetch(self.version(version.ref), temporary / "bundle")
 
-    def _is_told_better(self, version: ModelVersion, tags: Mapping[str, str], attachments: Mapping[str, Path]) -> bool:
+    def _is_told_better(self, version: ModelVersion, tags: VersionTags, attachments: Mapping[str, Path]) -> bool:
         """Whether this registration's lineage goes before that of the version: it is clean, or has files that were lost."""
         if self._run(version) is None:
             return False  # nothing can be kept with it any more
-        dirty = tags.get("dirty") != "false"
+        dirty = tags.dirty != "false"
         if version.dirty != dirty:
             return version.dirty
         kept = {item.path for item in self._client.list_artifacts(version.run_id)}
@@ -217,17 +218,17 @@ def _equal(path: Path, other: Path) -> bool:
     return manifest.sha256_file(path) == manifest.sha256_file(other)
 
 
-def _facts(trained: TrainedModel, bundle: Path) -> dict[str, str]:
+def _facts(trained: TrainedModel, bundle: Path) -> VersionTags:
     """The part of a version's lineage that the training itself knows."""
-    return {
-        "key": trained.key,
-        "weights_sha256": trained.weights_sha256,
-        "manifest_sha256": manifest.sha256_file(bundle / manifest.NAME),
-        "dataset": trained.dataset,
-        "pipeline": trained.pipeline,
-        "recipe": canonical(trained.recipe),
-        "seed": str(trained.recipe.get("training", {}).get("seed", "")),
-        "world_size": str(trained.world_size),
-        "best_step": str(trained.best_step),
-        "fingerprint": canonical(trained.fingerprint),
-    }
+    return VersionTags(
+        key=trained.key,
+        weights_sha256=trained.weights_sha256,
+        manifest_sha256=manifest.sha256_file(bundle / manifest.NAME),
+        dataset=trained.dataset,
+        pipeline=trained.pipeline,
+        recipe=canonical(trained.recipe),
+        seed=str(trained.recipe.get("training", {}).get("seed", "")),
+        world_size=str(trained.world_size),
+        best_step=str(trained.best_step),
+        fingerprint=canonical(trained.fingerprint),
+    )

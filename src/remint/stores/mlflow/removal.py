@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from remint.errors import IntegrityError, NotFoundError
-from remint.records import ModelVersion
 from remint.stores.mlflow.door import PREFIX, client, door, pages
+from remint.stores.mlflow.records import ModelVersion
 from remint.stores.mlflow.registration import Tracking
 from remint.stores.mlflow.versions import record_of
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remint.errors import IntegrityError, NotFoundError
-from remint.records import ModelVersion
 from remint.runtime.home import is_name
 from remint.settings.recipe import did_you_mean
 from remint.stores.mlflow import package
-from remint.stores.mlflow.door import PREFIX, door, pages, prefixed
+from remint.stores.mlflow.door import PREFIX, door, pages
+from remint.stores.mlflow.records import ModelVersion, VersionTags
 from remint.stores.mlflow.runs import Runs
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 NUMBER = re.compile(r"[0-9]{1,9}")  # of a version
+LEDGER_HEAD = PREFIX + "ledger_head"  # of a model: number and hash of the newest row that its aliases have followed
 
 
 class Registry(Runs):
@@ -96,18 +97,17 @@ class Registry(Runs):
         """The version that each alias of a model stands for; none where there is no such model."""
         return self.standing(name)[0]
 
-    def standing(self, name: str) -> tuple[dict[str, int], dict[str, str]]:
-        """The version that each alias of a model stands for, and the model's own tags; nothing where there is no such model."""
+    def standing(self, name: str) -> tuple[dict[str, int], str]:
+        """The version that each alias of a model stands for, and the model's tag ``ledger_head``, "" where it has none."""
         if not is_name(name):
-            return {}, {}
+            return {}, ""
         # get_registered_model would load every version of it, of 10,000 in 0.3 s.
         with door(f"read the aliases of {name}"):
             models = self._client.search_registered_models(f"name = '{name}'")
         if not models:
-            return {}, {}
+            return {}, ""
         (found,) = models
-        tags = {key.removeprefix(PREFIX): value for key, value in found.tags.items() if key.startswith(PREFIX)}
-        return {alias: int(version) for alias, version in found.aliases.items()}, tags
+        return {alias: int(version) for alias, version in found.aliases.items()}, found.tags.get(LEDGER_HEAD, "")
 
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
         """Makes an alias stand for a version, or for nothing (None)."""
@@ -117,16 +117,16 @@ class Registry(Runs):
             else:
                 self._client.set_registered_model_alias(name, alias, str(version))
 
-    def set_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    def set_tags(self, version: ModelVersion, tags: VersionTags) -> None:
         """Adds to the tags of a version."""
         with door(f"tag {version.ref}"):
-            for key, value in prefixed(tags).items():
+            for key, value in tags.to_mlflow().items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
 
-    def set_model_tag(self, name: str, key: str, value: str) -> None:
-        """Sets one tag of a model itself."""
+    def set_ledger_head(self, name: str, head: str) -> None:
+        """Sets the model's tag ``ledger_head``."""
         with door(f"tag {name}"):
-            self._client.set_registered_model_tag(name, PREFIX + key, value)
+            self._client.set_registered_model_tag(name, LEDGER_HEAD, head)
 
     def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:
         """Keeps more files with the run of a version, by name."""
@@ -195,16 +195,16 @@ class Registry(Runs):
 
 
 def record_of(version: MlflowVersion) -> ModelVersion:
-    tags = {key.removeprefix(PREFIX): value for key, value in version.tags.items() if key.startswith(PREFIX)}
+    tags = VersionTags.of(version.tags)
     return ModelVersion(
         name=version.name,
         version=int(version.version),
-        key=tags.get("key", ""),
+        key=tags.key or "",
         run_id=version.run_id or "",
-        weights_sha256=tags.get("weights_sha256", ""),
-        dataset=tags.get("dataset", ""),
-        commit=tags.get("commit", ""),
-        dirty=tags.get("dirty", "true") != "false",
+        weights_sha256=tags.weights_sha256 or "",
+        dataset=tags.dataset or "",
+        commit=tags.commit or "",
+        dirty=tags.dirty != "false",
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(),
         aliases=tuple(sorted(version.aliases)),
         tags=tags,

@@ -1,0 +1,41 @@
+"""What was measured of models side by side (promotion/side_by_side.py)."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from remint.records import MetricValue, Record
+
+SIZE: Final = "size"  # the sides of images or the columns of a table grow
+COUNT: Final = "examples"  # the number that is drawn or scored grows
+
+
+class Cost(Record):
+    """One model: its quality, and what drawing and scoring cost."""
+
+    model: str  # NAME/7
+    family: str
+    dataset: str
+    dataset_version: str  # digest of the DatasetVersion
+    examples: str  # DataSpec.text()
+    metrics: dict[str, MetricValue]
+    draw: MetricValue | None  # seconds of 1,000; None: it cannot
+    score: MetricValue | None
+    parameters: int
+    bytes: int  # of the weights
+
+
+class Growth(Record):
+    """One model at one size of the examples, or for one count of them."""
+
+    model: str  # NAME/7
+    family: str
+    grows: Literal["size", "examples"]  # SIZE, COUNT
+    value: int
+    shape: tuple[int, ...]
+    parameters: int | None  # None: the family cannot be built so large
+    unavailable_reason: str = Field(serialization_alias="why_not")  # of that; "": it can
+    draw: MetricValue | None = None  # seconds; None: it cannot, or not in time
+    score: MetricValue | None = None

@@ -1,0 +1,49 @@
+"""Judge a version: the champion's evidence and the challenger's, held against each other by the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remint.evaluation.evidence import Evidence
+from remint.promotion import champion, decide, gate
+from remint.promotion.champion import ChampionEvidence
+from remint.promotion.decision import Decision
+from remint.promotion.projection import sync_mlflow_to_ledger
+from remint.promotion.retraining import Retraining, timed
+from remint.records import digest
+from remint.stores.mlflow import ModelVersion
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A decision with the evidence of the champion that it was made against."""
+
+    decision: Decision
+    champion: ChampionEvidence
+
+
+def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) -> Judgement:
+    """Holds the version against the champion, measured again on today's data with today's settings."""
+    with timed(job, "judge"):
+        for mended in sync_mlflow_to_ledger(job.home, job.pipeline):
+            job.tell("notice", text=mended)
+        holder = job.ledger.champion(job.pipeline)
+        found = ChampionEvidence() if holder is None else champion.evidence(job, evidence, holder)
+        champion.keep(job, found, job.home.report(version.name, version.version))
+        trained = job.model
+        decision = gate.decide(
+            job.pipeline,
+            evidence,
+            version.version,
+            found.evidence,
+            holder,
+            job.settings.promotion,
+            dirty=job.commit.reason_dirty,
+            person=decide.vetoed_by(job.home, version),
+            incomparable=found.unavailable_reason,
+            champion_leakage=found.leakage if found.drift else None,
+            cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
+            spread=job.spread,
+            recipe=digest(job.settings.recipe.without_seed()),
+        )
+    return Judgement(decision, found)

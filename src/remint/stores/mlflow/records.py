@@ -1,0 +1,179 @@
+"""A registered version and its tags, as MLflow holds them: the one place that knows the names of the tags.
+
+MLflow holds a tag as text below ``remint.``. The names and the texts stay: versions of every age are read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, ValidationError, model_serializer
+
+from remint.errors import IntegrityError
+from remint.records import DatasetVersion, MetricValue, Record
+from remint.stores.mlflow.door import PREFIX
+
+R = TypeVar("R", bound=Record)
+
+
+class DataOrigin(Record):
+    """The data of a version, in short: their name, their source and how many examples there are. "": not known."""
+
+    name: str = ""
+    source: str = ""
+    raw_sha256: str = ""  # of the snapshot
+    counts: dict[str, int] = {}  # examples in train, validation, held_out
+
+    @classmethod
+    def of(cls, dataset: DatasetVersion) -> DataOrigin:
+        return cls(name=dataset.name, source=dataset.source, raw_sha256=dataset.raw_sha256, counts=dataset.counts)
+
+    def block(self) -> dict[str, Any]:
+        """The content of the tag ``data``: the counts stand beside the other keys."""
+        return {**{key: value for key, value in self.to_json().items() if value and key != "counts"}, **self.counts}
+
+
+class VersionTags(Record):
+    """The tags of a version: its origin, and the decisions about it.
+
+    A field is the text of one tag; None: the version lacks it, as older ones lack some, or the writer leaves it as it is.
+    Tags that are not ours (a person's, a newer remint's) are kept beside the fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    # The training.
+    key: str | None = None  # TrainedModel.key
+    weights_sha256: str | None = None
+    manifest_sha256: str | None = None  # of the bundle's manifest
+    dataset: str | None = None  # digest of the DatasetVersion
+    pipeline: str | None = None
+    recipe: str | None = None  # JSON: ``settings``
+    seed: str | None = None
+    world_size: str | None = None
+    best_step: str | None = None
+    fingerprint: str | None = None  # JSON: ``made_on``
+
+    # The job.
+    data: str | None = None  # JSON: ``origin``
+    metrics: str | None = None  # JSON: ``measurements``
+    commit: str | None = None
+    dirty: str | None = None  # "true" or "false"
+    changed: str | None = None  # uncommitted paths, one a line
+    overrides: str | None = None  # JSON: ``set_by_hand``
+    reason: str | None = None
+    dvc_lock_sha256: str | None = None
+    params_sha256: str | None = None
+    repository: str | None = None
+    python: str | None = None
+    packages_sha256: str | None = None
+    report_sha256: str | None = None
+    tolerance: str | None = None  # JSON: ``tolerances``
+    flow_run: str | None = None  # Prefect's
+
+    # The registration.
+    verified: str | None = None  # a sentence: how the bytes were seen to load
+    package_sha256: str | None = None  # of all that lies where the model is kept
+
+    # The decisions.
+    verdict: str | None = None  # action of the newest row about it
+    ledger_hash: str | None = None  # of the newest row that is about it or made it champion
+    ledger_row: str | None = None  # its number
+    decision_sha256: str | None = None
+    rebuilt: str | None = None  # when, and with which result
+    keep: str | None = None  # a person's reason to keep it
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> VersionTags:
+        """The tags below ``remint.`` among those that MLflow holds."""
+        return cls.model_validate({key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)})
+
+    def to_mlflow(self) -> dict[str, str]:
+        return {PREFIX + key: value for key, value in self.to_json().items()}
+
+    @model_serializer(mode="wrap")
+    def _present(self, handler: Any) -> dict[str, str]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    def updated(self, newer: VersionTags) -> VersionTags:
+        """These tags, and those of ``newer`` in their place."""
+        return self.model_copy(update=newer.to_json())
+
+    def changes(self, former: VersionTags) -> VersionTags:
+        """The tags whose text ``former`` has not."""
+        held = former.to_json()
+        return VersionTags.model_validate({key: value for key, value in self.to_json().items() if held.get(key) != value})
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that the version has no tag of."""
+        held = self.to_json()
+        return [name for name in names if name not in held]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe (Recipe.resolved())."""
+        return self._block("recipe")
+
+    @property
+    def made_on(self) -> dict[str, Any]:
+        """Hardware, threads and build of the training."""
+        return self._block("fingerprint")
+
+    @property
+    def origin(self) -> DataOrigin:
+        block = self._block("data")
+        named = {key: block.pop(key, "") for key in ("name", "source", "raw_sha256")}
+        return self._checked("data", DataOrigin, {**named, "counts": block})
+
+    @property
+    def measurements(self) -> dict[str, MetricValue]:
+        return {name: self._checked("metrics", MetricValue, value) for name, value in self._block("metrics").items()}
+
+    @property
+    def set_by_hand(self) -> dict[str, str]:
+        """The overrides of ``--set``."""
+        return self._block("overrides")
+
+    @property
+    def tolerances(self) -> dict[str, dict[str, Any]]:
+        """How far each metric of a rebuild may lie from the recorded one (promotion/tolerance.py)."""
+        return self._block("tolerance")
+
+    def _block(self, tag: str) -> dict[str, Any]:
+        """The JSON object of a tag; empty where the version lacks it. Raises IntegrityError where the tag holds no such text."""
+        text = getattr(self, tag) or "{}"
+        try:
+            block = json.loads(text)
+        except ValueError:
+            block = None
+        if not isinstance(block, dict):
+            raise IntegrityError(f"the tag {PREFIX}{tag} says {text[:100]!r}: remint did not write it")
+        return block
+
+    def _checked(self, tag: str, record: type[R], block: Any) -> R:
+        try:
+            return record.model_validate(block)
+        except ValidationError as error:
+            raise IntegrityError(f"the tag {PREFIX}{tag} holds no {record.__name__}: remint did not write it") from error
+
+
+class ModelVersion(Record):
+    """One registered version, as MLflow holds it."""
+
+    name: str
+    version: int
+    key: str
+    run_id: str
+    weights_sha256: str
+    dataset: str  # digest of the DatasetVersion
+    commit: str
+    dirty: bool
+    created: str  # ISO 8601, UTC
+    aliases: tuple[str, ...] = ()
+    tags: VersionTags = VersionTags()
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}/{self.version}"

@@ -1,0 +1,72 @@
+"""A real retraining whose steps a test did not run: job, lease, settings and checkout, and the records that a test lays there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from remint.evaluation.evidence import Evidence
+from remint.promotion.retraining import Retraining
+from remint.records import DatasetVersion, TrainedModel
+from remint.runtime import jobs
+from remint.runtime.home import Home
+from remint.settings.params import Params, read_params, validate_params
+from remint.stores.dvc import Workspace
+from remint.stores.git import Commit
+from remint.stores.ledger import leases
+
+Told = list[tuple[str, dict[str, Any]]]  # events with what was said of them
+
+CLEAN = Commit("c" * 40, dirty=False)
+REPOSITORY = Path(__file__).parents[2]
+
+
+def params_of(pipeline: str, **blocks: Any) -> Params:
+    """The settings of this repository, with blocks of one pipeline in place of its own."""
+    content = read_params(REPOSITORY)
+    content["pipelines"][pipeline] |= blocks
+    return validate_params(content)
+
+
+@contextmanager
+def retraining(
+    home: Home,
+    params: Params,
+    pipeline: str,
+    *,
+    commit: Commit = CLEAN,
+    checkout: Path | None = None,  # None: an empty one
+    told: Told | None = None,
+) -> Iterator[Retraining]:
+    """A retraining as flows/job.py opens it. Its lease is not the pipeline's: tests have two at work that know nothing of it."""
+    events: Told = [] if told is None else told
+    with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run="") as record:
+        folder = checkout or home.workspaces / record.id
+        (folder / ".dvc").mkdir(parents=True, exist_ok=True)
+        (folder / ".dvc/config").touch()
+        with leases.held(home, f"{pipeline} {record.id}", leases.Holder.of(pipeline, record), print) as lease:
+            yield Retraining(
+                home=home,
+                record=record,
+                pipeline=pipeline,
+                params=params,
+                overrides={},
+                reason="",
+                commit=commit,
+                dvc=Workspace(folder, home, logs=record.folder),
+                lease=lease,
+                listener=lambda _, event, fields: events.append((event, fields)),
+            )
+        shutil.rmtree(folder)
+
+
+def lay(job: Retraining, dataset: DatasetVersion, trained: TrainedModel, evidence: Evidence) -> None:
+    """Lays down what the steps would have written."""
+    for folder in (job.out("prepared", job.settings.dataset), job.out("trained")):
+        folder.mkdir(parents=True)
+    dataset.write(job.out("prepared", job.settings.dataset) / "dataset.json")
+    trained.write(job.out("trained") / "training.json")
+    evidence.save(job.out("reports"))
