@@ -80,6 +80,6 @@ def spread(
             progress.listeners.append(display)
             answer = seed_spread(pipeline, list(range(first, first + seeds)), set_ or [], confidence)
     if as_json:
-        print_json(answer)
+        print_json(answer.to_json())
     else:
         screens.spread(answer)

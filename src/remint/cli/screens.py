@@ -12,6 +12,7 @@ from remint.promotion import gallery, side_by_side
 from remint.promotion.outcome import Outcome
 from remint.promotion.queries import History, VersionEntry
 from remint.promotion.side_by_side import Comparison
+from remint.promotion.spread import SpreadReport
 from remint.promotion.why import Why, sections
 from remint.records import Finding
 from remint.runtime.home import Home
@@ -97,15 +98,15 @@ def standing(model: str, version: int | None) -> str:
     return f"{model}/{version}" if version is not None else "none"
 
 
-def spread(answer: dict[str, Any]) -> None:
+def spread(answer: SpreadReport) -> None:
     rows = [
-        [metric, "  ".join(f"{value:.4f}" for value in values), f"{answer['margins'][metric]:.4f}"]
-        for metric, values in answer["values"].items()
+        [metric, "  ".join(f"{value:.4f}" for value in values), f"{answer.margins[metric]:.4f}"]
+        for metric, values in answer.values.items()
     ]
-    seeds = f"with seeds {answer['seeds'][0]} to {answer['seeds'][-1]}"
-    table(["metric", seeds, f"two differ by less at {answer['confidence']:.0%}"], rows)
+    seeds = f"with seeds {answer.seeds[0]} to {answer.seeds[-1]}"
+    table(["metric", seeds, f"two differ by less at {answer.confidence:.0%}"], rows)
     with_margin = "with improve: {margin: auto} a challenger must be better by more than that"
-    out.print(f"\nRecorded for {answer['pipeline']}: {with_margin}.\nThe same as a picture: {answer['picture']}", soft_wrap=True)
+    out.print(f"\nRecorded for {answer.pipeline}: {with_margin}.\nThe same as a picture: {answer.picture}", soft_wrap=True)
 
 
 def comparison(answer: Comparison) -> None:

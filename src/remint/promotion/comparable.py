@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from remint.evaluation.evidence import Evidence, values_digest
@@ -32,6 +34,14 @@ def unlike(challenger: Evidence, champion: Evidence, metric: str) -> str:
             return f"has {a_count} values for the challenger and {b_count} for the champion"
     a_count = np.size(challenger.values[metric])
     return f"has {a_count} values and needs {FEWEST}: raise evaluation.draws or the data" if a_count < FEWEST else ""
+
+
+def gain(challenger: Evidence, champion: Evidence, key: str, better: Literal["lower", "higher"]) -> np.ndarray | None:
+    """How much better each value of the challenger is; None where there are none."""
+    if key not in challenger.values or key not in champion.values:
+        return None
+    lower_N: np.ndarray = np.subtract(champion.values[key], challenger.values[key], dtype=np.float64)
+    return -lower_N if better == "higher" else lower_N
 
 
 def measured(evidence: Evidence, metric: str, side: str) -> tuple[MetricValue | None, str]:

@@ -35,8 +35,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from remint.evaluation.evidence import Evidence
 from remint.promotion import comparable
 from remint.promotion.decision import Decision, RuleResult, Verdict
@@ -288,8 +286,8 @@ def _paired(
     unlike = comparable.unlike(case.challenger, case.champion, metric)
     if unlike:
         return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {unlike}"}))
-    sign = -1.0 if ours.better == "higher" else 1.0
-    gain_N, gain_J = (_gain(case.challenger, case.champion, key, sign) for key in (metric, comparable.reference_of(metric)))
+    keys = (metric, comparable.reference_of(metric))
+    gain_N, gain_J = (comparable.gain(case.challenger, case.champion, key, ours.better) for key in keys)
     assert gain_N is not None, "both sides were measured"
     gain = difference(gain_N, 1.0 - level, 1.0 - case.level / case.comparisons, gain_J)
     state, words = judge(gain)
@@ -298,11 +296,3 @@ def _paired(
     reason = f"{sides}: {words}, difference {gain.text()} at {1.0 - case.level:.0%}{tries}"
     found = {"reason": reason, "difference": (gain.value, gain.low, gain.high), "margin": margin}
     return _Ruling(state, result.model_copy(update={"passed": state == "holds", **found}))
-
-
-def _gain(challenger: Evidence, champion: Evidence, key: str, sign: float) -> np.ndarray | None:
-    """How much better each value of the challenger is; None where there are none."""
-    if key not in challenger.values or key not in champion.values:
-        return None
-    gain: np.ndarray = sign * np.subtract(champion.values[key], challenger.values[key], dtype=np.float64)
-    return gain
