@@ -341,15 +341,15 @@ def test_a_host_that_comes_in_where_the_lock_was_lost_doubles_no_version(
     store = cases.tracking(tmp_path / "home")
     store.initialise()
     cases.register(store, another(made, tmp_path / "first", 1))  # the experiment and the model are there
-    looked, real = threading.Barrier(2), registration.once
+    looked, real = threading.Barrier(2), registration.create_once
 
-    def once(create: Any, find: Any) -> Any:
-        if create.__qualname__.startswith("Tracking._make."):
+    def create(make: Any, find: Any) -> Any:
+        if make.__qualname__.startswith("Tracking._make."):
             assert find() is None
             looked.wait(60)
-        return real(create, find)
+        return real(make, find)
 
-    monkeypatch.setattr(registration, "once", once)
+    monkeypatch.setattr(registration, "create_once", create)
     monkeypatch.setattr(Tracking, "exclusively", lambda *_: contextlib.nullcontext())
     bundle = another(made, tmp_path / "bundle", 2)
     versions = at_once(2, lambda: cases.register(store, bundle))

@@ -13,6 +13,7 @@ from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.queries import history
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import Collected
+from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
@@ -58,8 +59,7 @@ def in_mlflow(home: Home, version: int) -> Path:
 
 
 def findings(home: Home) -> list[str]:
-    found = list(history(home, MODEL, verify=True).findings)
-    return found
+    return list(history(home, MODEL, verify=True).findings)
 
 
 @pytest.mark.parametrize(("place", "where"), [(here, "on this machine"), (in_mlflow, "in MLflow")])
@@ -95,14 +95,14 @@ def test_a_version_that_mlflow_no_longer_has_lacks_its_decision_there(home: Home
 
 def test_a_tag_alone_that_is_changed_changes_nothing(home: Home) -> None:
     store = open_tracking(home)
-    store.set_tags(store.version(f"{MODEL}/2"), {"decision_sha256": "0" * 64})
+    store.set_tags(store.version(f"{MODEL}/2"), VersionTags(decision_sha256="0" * 64))
     assert findings(home) == []
 
 
 def test_a_tag_that_agrees_with_a_changed_decision_does_not_help_it(home: Home) -> None:
     other, store = decision(2, 1, "kept", "a better reason"), open_tracking(home)
     other.write(here(home, 2))
-    store.set_tags(store.version(f"{MODEL}/2"), {"decision_sha256": other.digest})
+    store.set_tags(store.version(f"{MODEL}/2"), VersionTags(decision_sha256=other.digest))
     assert len(findings(home)) == 1
 
 
