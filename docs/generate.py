@@ -70,9 +70,9 @@ def declared(settings: type[Settings]) -> dict[str, tuple[str, str]]:
 
 SETTINGS = """# Settings
 
-Every key of `params.yaml`, written from the code by `python docs/generate.py`. What stands below `dataset`, `family`,
-`model` and `training` decides the weights: changing it retrains. Changing the rest does not. `--set` takes the path below
-the pipeline's name: `--set training.steps=20`.
+Every key of `params.yaml`, written from the code by `python docs/generate.py`. The keys `dataset` and `family` and those below
+`model` and `training` decide the weights: a change of one retrains. A change of another key does not. `--set` takes the path
+below the pipeline's name: `--set training.steps=20`.
 """
 
 
@@ -98,7 +98,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Written from the code by `python docs/generate.py`. Every command has `--help`; those that report take `--json`.",
+        "Written from the code by `python docs/generate.py`. Every command has `--help`. Commands that report take `--json`.",
         "",
     ]
     for name, command in _commands(typer.main.get_command(cli.app)):

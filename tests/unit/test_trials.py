@@ -55,3 +55,8 @@ def test_what_was_counted_stands_in_the_page(records: Path) -> None:
         trials.main()
         before, row, after = page.read_text().partition("| 7 | `test_x` | 4 | kills 8, lost 0 | 3 |")
         assert before.startswith("before\n") and row and after.endswith("after\n") and "old" not in page.read_text()
+
+
+def test_the_page_of_counts_has_the_table_of_the_results() -> None:
+    written = trials.BEGIN + trials.table(json.loads(trials.RESULTS.read_text())) + trials.END
+    assert trials.PAGE.read_text().count(written) == 1
