@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from flows.stack.deploy import POOL, deploy, said
 from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.parent import PARENT, ancestor_pids, die_with_parent
+from remint.runtime.retry import wait_until
 from remint.settings.params import load_params
 from remint.stores import git
 
@@ -37,9 +37,7 @@ def main() -> None:
     die_with_parent()
     repository = git.repository_of(Path.cwd())
     home = Home.of(repository)
-    deadline = time.monotonic() + server.START_LIMIT
-    while server.stack(home) is None and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_until(lambda: server.stack(home) is not None, server.START_LIMIT, every=0.5)
     branch = git.branch_of(repository)
     for entry in deploy(home, load_params(repository), branch):
         print(said(entry), flush=True)
@@ -64,9 +62,7 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
         flows = psutil.Process(worker.pid).children()
         for flow in flows:
             flow.terminate()
-        deadline = time.monotonic() + GRACE
-        while any(_runs(flow) for flow in flows) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: not any(_runs(flow) for flow in flows), GRACE, every=0.1)
     worker.send_signal(signal.SIGCONT)
     worker.terminate()
 
