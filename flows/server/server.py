@@ -26,6 +26,7 @@ from remint.runtime.addresses import DISTRUST, without_user
 from remint.runtime.home import Home
 from remint.runtime.locks import locked
 from remint.runtime.parent import PARENT, ancestor_pids
+from remint.runtime.retry import wait_until
 from remint.stores.dvc import last_error_line
 
 START_LIMIT = 180.0  # seconds; the first start on an empty folder migrates Prefect's database
@@ -206,13 +207,16 @@ class _Attended(threading.Thread):
 
 def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:
     """Waits for an API to answer. Raises OrchestrationError with the server's last words, or after ``limit`` seconds."""
-    deadline = time.monotonic() + limit
-    while not healthy(url):
+
+    def answers() -> bool:
+        if healthy(url):
+            return True
         if server.poll() is not None:
             raise OrchestrationError(f"Prefect's server ended while it started: {last_error_line(log)} (all of it: {log})")
-        if time.monotonic() > deadline:
-            raise OrchestrationError(f"Prefect's server did not answer within {limit:.0f} s (its log: {log})")
-        time.sleep(0.1)
+        return False
+
+    if not wait_until(answers, limit, every=0.1):
+        raise OrchestrationError(f"Prefect's server did not answer within {limit:.0f} s (its log: {log})")
 
 
 def healthy(url: str) -> bool:

@@ -7,7 +7,6 @@ checkpoint, and a run that was typed says what to type.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -21,6 +20,7 @@ from prefect.states import AwaitingRetry
 
 from remint.errors import Interrupted
 from remint.runtime.processes import AGAIN
+from remint.runtime.retry import retry, within
 
 STOPPED = "stopped by SIGTERM: a worker goes on from the checkpoint"
 SKIPPED = "Skipped"  # the name of the state of a scheduled run that left the field to another
@@ -62,16 +62,18 @@ def end_as(state: State[Any], otherwise: BaseException) -> NoReturn:
 
 
 def _told(state: State[Any]) -> bool:
-    run, until = own_run(), time.monotonic() + PATIENCE
-    while run is not None and time.monotonic() < until:
-        try:
-            with get_client(httpx_settings={"timeout": PATIENCE}, sync_client=True) as client:
-                now = client.read_flow_run(run.id).state
-                if now is None or now.is_final() or now.is_cancelling():
-                    return False
-                return client.set_flow_run_state(run.id, state).status.value == "ACCEPT"
-        except ObjectNotFound:
-            return False
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    return False
+    run = own_run()
+    if run is None:
+        return False
+
+    def tell() -> bool:
+        with get_client(httpx_settings={"timeout": PATIENCE}, sync_client=True) as client:
+            now = client.read_flow_run(run.id).state
+            if now is None or now.is_final() or now.is_cancelling():
+                return False
+            return client.set_flow_run_state(run.id, state).status.value == "ACCEPT"
+
+    try:
+        return retry(tell, passes=lambda error: isinstance(error, httpx.HTTPError), pauses=within(PATIENCE, every=0.5))
+    except (ObjectNotFound, httpx.HTTPError):
+        return False

@@ -14,7 +14,6 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from flows.stack.deploy import POOL, deploy, said
 from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.parent import PARENT, ancestor_pids, die_with_parent
+from remint.runtime.retry import wait_until
 from remint.settings.params import load_params
 from remint.stores import git
 
@@ -45,9 +45,7 @@ def main() -> None:
         raise SystemExit("error: PREFECT_API_URL is not set: it names the server whose runs this worker starts")
     own = server.noted(home).get("prefect") == address
     if own:
-        deadline = time.monotonic() + server.START_LIMIT
-        while not server.healthy(address) and time.monotonic() < deadline:
-            time.sleep(0.5)
+        wait_until(lambda: server.healthy(address), server.START_LIMIT, every=0.5)
         for entry in deploy(home, load_params(repository), git.branch_of(repository)):
             print(said(entry), flush=True)
     for line in sweep(home, own=own):
@@ -72,16 +70,14 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
         flows = psutil.Process(worker.pid).children()
         for flow in flows:
             flow.terminate()
-        deadline = time.monotonic() + GRACE
-        while any(_runs(flow) for flow in flows) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: not any(_runs(flow) for flow in flows), GRACE, every=0.1)
     worker.send_signal(signal.SIGCONT)
     worker.terminate()
 
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)  # the worker, held still, buries nobody
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # a paused worker does not reap its children
     except psutil.NoSuchProcess:
         return False
 

@@ -178,6 +178,6 @@ def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str,
 
 def test_a_database_that_is_away_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psycopg")
-    monkeypatch.setattr("remint.stores.ledger.database.time.sleep", lambda _: None)
+    monkeypatch.setattr("remint.runtime.retry.time.sleep", lambda _: None)
     with pytest.raises(LedgerError, match="failed"):
         Ledger(f"postgresql://remint:hunter2@/postgres?host={tmp_path}")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from remint.errors import Interrupted
 from remint.redaction import redact_file
 from remint.runtime.parent import HELD, PARENT, ancestor_pids
+from remint.runtime.retry import wait_until
 
 CHILDREN = "children"  # file in a job's folder that each child keeps a lock on while it lives
 GRACE = 30.0  # seconds that a child has to write its checkpoint after SIGTERM
@@ -86,14 +86,18 @@ def stop(child: subprocess.Popen[bytes]) -> None:
             os.killpg(child.pid, sign)
         except ProcessLookupError:
             return
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            child.poll()
-            try:
-                os.killpg(child.pid, 0)
-            except (ProcessLookupError, PermissionError):
-                return
-            time.sleep(0.05)
+        if wait_until(lambda: _is_gone(child), patience, every=0.05):
+            return
+
+
+def _is_gone(child: subprocess.Popen[bytes]) -> bool:
+    """Whether no process of the group is left."""
+    child.poll()
+    try:
+        os.killpg(child.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return True
+    return False
 
 
 def _read(events: Path | None, offset: int, on_event: Callable[[dict[str, Any]], None] | None) -> int:

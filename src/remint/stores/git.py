@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from remint import redaction
 from remint.errors import RepositoryError, VersioningError
 from remint.runtime import scratch
+from remint.runtime.retry import wait_until
 
 LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
 SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
@@ -158,13 +158,10 @@ def _free(lock: Path, repository: Path) -> None:
     Git says of its locks neither who holds them nor since when, and holds one of these for milliseconds. So one is stale that
     is the same after STALE seconds, while no git is at work in this repository.
     """
-    deadline, first = time.monotonic() + STALE, _inode(lock)
-    while first is not None and _inode(lock) == first:
-        if time.monotonic() > deadline:
-            if not _git_works_in(repository):
-                lock.unlink(missing_ok=True)
-            return
-        time.sleep(0.05)
+    first = _inode(lock)
+    changed = first is None or wait_until(lambda: _inode(lock) != first, STALE, every=0.05)
+    if not changed and not _git_works_in(repository):
+        lock.unlink(missing_ok=True)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

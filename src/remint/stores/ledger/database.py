@@ -7,7 +7,6 @@ SQLite, an advisory lock on PostgreSQL.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 
 from remint.errors import LedgerError, SettingsError
 from remint.runtime.addresses import with_driver
+from remint.runtime.retry import doubling, retry
 
 BUSY = 60.0  # seconds that a writer waits for others
 ATTEMPTS = 6  # times that a lost connection is made again: for 15 seconds
@@ -58,21 +58,20 @@ class Database:
 
     def again(self, work: Callable[[], Result]) -> Result:
         """Runs one transaction, again where the connection was lost under it. The vendor's errors become ours here."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return work()
-            except DBAPIError as error:
-                if isinstance(error, IntegrityError):
-                    raise LedgerError(
-                        f"the ledger at {self.address} was written past its lock: run again ({error.orig})"
-                    ) from error
-                lost = error.connection_invalidated or self._engine.dialect.is_disconnect(error.orig, None, None)  # type: ignore[arg-type]
-                if not (lost or _starting(error)) or attempt == ATTEMPTS:
-                    raise LedgerError(f"the ledger at {self.address} failed: {_first_line(error.orig)}") from error
-                time.sleep(0.25 * 2**attempt)
-            except SQLAlchemyError as error:
-                raise LedgerError(f"the ledger at {self.address} failed: {_first_line(error)}") from error
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return retry(work, passes=self._passes, pauses=doubling(0.5, ATTEMPTS))
+        except IntegrityError as error:
+            raise LedgerError(f"the ledger at {self.address} was written past its lock: run again ({error.orig})") from error
+        except SQLAlchemyError as error:
+            why = _first_line(error.orig if isinstance(error, DBAPIError) else error)
+            raise LedgerError(f"the ledger at {self.address} failed: {why}") from error
+
+    def _passes(self, error: Exception) -> bool:
+        """Whether the connection was lost, or cannot be made for the moment."""
+        if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
+            return False
+        lost = error.connection_invalidated or self._engine.dialect.is_disconnect(error.orig, None, None)  # type: ignore[arg-type]
+        return lost or _starting(error)
 
 
 @lru_cache(maxsize=8)

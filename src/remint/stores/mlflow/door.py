@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, partial
@@ -18,6 +17,7 @@ from remint.errors import NotFoundError, RemintError, StorageError, TrackingErro
 from remint.runtime.addresses import DISTRUST, TRUST_S3, s3_distrusted, with_driver
 from remint.runtime.home import S3_PATIENCE
 from remint.runtime.locks import locked
+from remint.runtime.retry import doubling, retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "remint."  # of our tags in MLflow; our records have them without it
 ATTEMPTS = 9  # times that a request is sent whose reply is lost: for 13 seconds
+PAUSE = 0.05  # seconds before it is sent again, twice as many each time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
 AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code where its database refused, or went away
@@ -108,15 +109,13 @@ def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer
     from requests.exceptions import ChunkedEncodingError
     from sqlalchemy.exc import OperationalError
 
-    for attempt in range(ATTEMPTS):
-        try:
-            return call(*arguments, **named)
-        except (MlflowException, OperationalError) as error:  # the latter where MLflow lets it through as it ends a session
-            went_away = getattr(error, "error_code", AWAY) == AWAY or isinstance(error.__context__, ChunkedEncodingError)
-            if not went_away or _is_full(error) or attempt + 1 == ATTEMPTS:
-                raise
-        time.sleep(0.05 * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+    def passes(error: Exception) -> bool:
+        if not isinstance(error, MlflowException | OperationalError):  # the latter where MLflow lets it through as a session ends
+            return False
+        went_away = getattr(error, "error_code", AWAY) == AWAY or isinstance(error.__context__, ChunkedEncodingError)
+        return went_away and not _is_full(error)
+
+    return retry(partial(call, *arguments, **named), passes=passes, pauses=doubling(PAUSE, ATTEMPTS))
 
 
 @contextmanager
@@ -156,16 +155,16 @@ def _locked(uri: str, name: str) -> Connection:
 
     word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
     engine = sa.create_engine(with_driver(uri), poolclass=sa.NullPool)
-    for attempt in range(ATTEMPTS):
-        try:
-            connection = engine.connect()
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
-            return connection
-        except sa.exc.OperationalError as error:
-            if attempt + 1 == ATTEMPTS:
-                raise TrackingError(f"the lock on {name} cannot be had, its PostgreSQL is away: {first_line(error)}") from error
-        time.sleep(0.05 * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+
+    def take() -> Connection:
+        connection = engine.connect()
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+        return connection
+
+    try:
+        return retry(take, passes=lambda error: isinstance(error, sa.exc.OperationalError), pauses=doubling(PAUSE, ATTEMPTS))
+    except sa.exc.OperationalError as error:
+        raise TrackingError(f"the lock on {name} cannot be had, its PostgreSQL is away: {first_line(error)}") from error
 
 
 def _let_go(connection: Connection) -> None:
@@ -183,18 +182,15 @@ def create_once(create: Callable[[], Made], find: Callable[[], Made | None]) -> 
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 
-    for attempt in range(ATTEMPTS):
-        try:
-            with _no_retries():
-                return create()
-        except (MlflowException, OperationalError) as error:
-            if getattr(error, "error_code", AWAY) not in LOST or _is_full(error) or attempt + 1 == ATTEMPTS:
-                raise
-        time.sleep(0.05 * 2**attempt)
-        found = find()
-        if found is not None:
-            return found
-    raise AssertionError("the last attempt returns or raises")
+    def work() -> Made:
+        with _no_retries():
+            return create()
+
+    def passes(error: Exception) -> bool:
+        lost = isinstance(error, MlflowException | OperationalError) and getattr(error, "error_code", AWAY) in LOST
+        return lost and not _is_full(error)
+
+    return retry(work, passes=passes, pauses=doubling(PAUSE, ATTEMPTS), instead=find)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 from remint.runtime.addresses import TRUST_S3, s3_distrusted
+from remint.runtime.retry import doubling, retry
 
 SCHEME = "s3://"
 REQUESTS = 8  # times that a request is sent which gets no answer, or one that the server blames itself for: for half a minute
@@ -92,19 +92,19 @@ class Bucket:
         """
         from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
-        broken, cut, end = 0, 0, "times: nothing of it was kept; run again"
-        while True:
-            try:
-                return self._read(listed, part, on_bytes)
-            except (_Broken, FlexibleChecksumError):
-                broken += 1
-                if broken == DOWNLOADS:
-                    raise IntegrityError(f"{listed.key!r} came with other bytes than the bucket says, {broken} {end}") from None
-            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                cut += 1
-                if cut >= REQUESTS:
-                    raise StorageError(f"{listed.key!r} came cut off, {cut} {end}") from None
-                time.sleep(PAUSE * 2 ** (cut - 1))  # boto3 waits before it sends a request again, not where an answer broke off
+        cut, broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError), (_Broken, FlexibleChecksumError)
+        pauses = doubling(PAUSE, REQUESTS)  # boto3 waits before it sends a request again, not where an answer broke off
+
+        def download() -> tuple[str, str | None]:
+            return retry(lambda: self._read(listed, part, on_bytes), passes=lambda error: isinstance(error, cut), pauses=pauses)
+
+        end = "times: nothing of it was kept; run again"
+        try:
+            return retry(download, passes=lambda error: isinstance(error, broken), pauses=[0.0] * (DOWNLOADS - 1))
+        except broken:
+            raise IntegrityError(f"{listed.key!r} came with other bytes than the bucket says, {DOWNLOADS} {end}") from None
+        except cut:
+            raise StorageError(f"{listed.key!r} came cut off, {REQUESTS} {end}") from None
 
     def _read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """boto3 verifies the checksum that the server sends, if any.
