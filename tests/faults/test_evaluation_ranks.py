@@ -20,7 +20,6 @@ from remint.evaluation import bench as benches
 from remint.evaluation import features
 from remint.evaluation.bench import EvaluationContext
 from remint.evaluation.evaluate import measure
-from remint.evaluation.frechet import Moments
 from remint.models.families import family
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import apply_overrides, read_params, write_params
@@ -105,25 +104,6 @@ def test_processes_measure_what_one_does(
         assert found.keys() == alone.keys()
         for name, value in alone.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-10, err_msg=name)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_moments_do_not_depend_on_batches_or_processes(size: int, tmp_path: Path) -> None:
-    f_ND = 1e3 + np.random.default_rng(0).normal(size=(101, 12))
-    whole = Moments.of(f_ND)
-
-    def share(world: World) -> dict[str, np.ndarray]:
-        batches = np.array_split(np.array_split(f_ND, world.size)[world.rank], 4)
-        mine = Moments.of(batches[0])
-        for batch in batches[1:]:
-            mine = mine + Moments.of(batch)
-        every = mine.gathered(world)
-        return {"count": np.array([every.count]), "mean": every.mean_D.numpy(), "scatter": every.scatter_DD.numpy()}
-
-    for found in together(size, tmp_path, share):
-        assert int(found["count"][0]) == 101
-        np.testing.assert_allclose(found["mean"], whole.mean_D, rtol=1e-10)
-        np.testing.assert_allclose(found["scatter"], whole.scatter_DD, rtol=1e-10, atol=1e-10 * float(whole.scatter_DD.max()))
 
 
 @pytest.mark.parametrize("total", [1, 7, 20, 21, 22])

@@ -29,7 +29,6 @@ from remint.records import Column, DataSpec
 from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings, did_you_mean
 
-SUFFIXES = (".csv", ".parquet")
 MOST_VALUES = 1 << 28  # 2 GiB in double precision
 MOST_BYTES = 2 << 30  # of a CSV file, and of a Parquet file's text when it is written out
 MOST_COLUMNS = 10_000

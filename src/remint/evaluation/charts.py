@@ -22,7 +22,6 @@ from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_e
 from remint.records import Column, Drift, SeedSpread
 
 MOST_COLUMNS = 12
-BEFORE, AFTER = INK, MODEL
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +58,7 @@ def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, colu
         before_N, after_N = (original(x_ND[:, d], column) for x_ND in (before_ND, after_ND))
         edges = np.arange(len(column.categories) + 1) - 0.5 if column.categories else bin_edges([before_N, after_N])
         axes.stairs(shares(before_N, edges), edges, fill=True, color="#cbd2d9", label="before")
-        axes.stairs(shares(after_N, edges), edges, color=AFTER, lw=1.4, label="after")
+        axes.stairs(shares(after_N, edges), edges, color=MODEL, lw=1.4, label="after")
         if column.categories:
             few = len(column.categories) <= 6
             axes.set_xticks(range(len(column.categories)), [name[:8] if few else "" for name in column.categories])

@@ -46,11 +46,6 @@ Extract = Callable[[Array], Array]  # examples x_NX to features f_ND, float64
 Statistic = Literal["mean", "spread", "missing", "share"]
 
 
-def incomparable(former: str, present: str, why: str) -> Drift:
-    """The record where the former data cannot be had, or are of another kind."""
-    return Drift(former=former, present=present, comparable=False, summary=why)
-
-
 def of(former: Dataset, present: Dataset, extract: Extract, extractor_sha256: str) -> Drift:
     """What changed from ``former`` to ``present``; of data of another schema, that they are."""
     a, b = former.spec, present.spec

@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.distributed.world import World
-
 ACCURACY = 5e-9  # of the short way, relative to the distance
 BLOCK = 256  # columns of a triangular matrix that are multiplied at a time
 
@@ -59,12 +57,6 @@ class Moments:
         shift_D = part.mean_D - mean_D
         scatter_DD = self.scatter_DD - part.scatter_DD - torch.outer(shift_D, shift_D) * (count * part.count / self.count)
         return Moments(count, mean_D, scatter_DD)
-
-    def gathered(self, world: World) -> Moments:
-        """Of the sets of all ranks together, merged in the order of the ranks. All ranks must call it."""
-        counts, means_RD, scatters_RDD = (world.gather(part) for part in (torch.tensor(self.count), self.mean_D, self.scatter_DD))
-        parts = [Moments(int(counts[rank]), means_RD[rank], scatters_RDD[rank]) for rank in range(world.size)]
-        return sum(parts[1:], start=parts[0])
 
     @property
     def covariance_DD(self) -> Tensor:

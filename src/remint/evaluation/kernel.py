@@ -13,7 +13,6 @@ Shapes: N, M examples, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ from remint.models.contract import CanSample
 from remint.settings.catalogue import Features, in_features
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of kernel values
-
-Array = np.ndarray[Any, Any]
 
 
 def kid(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:

@@ -66,17 +66,17 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> Found:
     return Found(leakage, (*sorted(exact.items()), *sorted(near.items())))
 
 
-def write(found: Found, held_out: Split, train: Split, spec: DataSpec, out: Path, name: str = "leakage") -> None:
-    """A few pairs, where there are any: NAME.png, each held-out image with the training one to its right, or NAME.csv."""
+def write(found: Found, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:
+    """Write a few pairs, where there are any: leakage.png, a held-out image and a training one side by side, or leakage.csv."""
     if not found.pairs:
         return
     pairs = np.array(found.pairs[:SHOWN])
     x_NX = np.stack([held_out.x_NX[pairs[:, 0]], train.x_NX[pairs[:, 1]]], axis=1).reshape(-1, *spec.shape)
     if not spec.is_table:
         title = f"{len(found.pairs)} held-out images, each with a training one to its right"
-        plots.sample_grid(out / f"{name}.png", x_NX, spec.levels, title, columns=min(8, len(x_NX)))
+        plots.sample_grid(out / "leakage.png", x_NX, spec.levels, title, columns=min(8, len(x_NX)))
         return
-    with (out / f"{name}.csv").open("w", newline="") as stream:
+    with (out / "leakage.csv").open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["split", *(column.name for column in spec.columns)])
         for index, x_D in enumerate(x_NX):

@@ -10,16 +10,12 @@ Shapes: N, M examples, D coordinates, A, B rows and columns of a block, K neighb
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of distances
 ROUNDING = 1e-12
-
-Array = np.ndarray[Any, Any]
 
 
 def blocks(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -29,8 +29,7 @@ from remint.models.row_likelihoods import RowFeatures, RowLikelihood
 from remint.records import DataSpec
 from remint.settings.recipe import VaeSettings
 
-ACTIVE = 0.01  # variance of the posterior mean over the data above which a latent counts as used
-CHUNK = 256  # examples encoded at a time
+ACTIVE = 0.01  # a latent is active if its posterior mean varies more than this over the data (Burda et al., IWAE, 2016)
 
 
 class Vae(Model):
@@ -100,17 +99,6 @@ class Vae(Model):
         mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
         z_BZ = mean_BZ + scale_BZ * noise_BN[:, : self.latent_noise]
         return self.likelihood.sample(self.decode(z_BZ, y_B), noise_BN[:, self.latent_noise :])
-
-    @torch.no_grad()
-    def active_units(self, x_NX: Tensor, y_N: Tensor | None = None) -> int:
-        """Latents whose posterior mean has a variance above 0.01 over the examples.
-
-        Burda et al., Importance Weighted Autoencoders (2016).
-        """
-        x_chunks = torch.split(x_NX, CHUNK)
-        y_chunks = [None] * len(x_chunks) if y_N is None else torch.split(y_N, CHUNK)
-        means = [self.posterior(x_BX, y_B)[0] for x_BX, y_B in zip(x_chunks, y_chunks, strict=True)]
-        return int((torch.cat(means).double().var(0, correction=0) > ACTIVE).sum())
 
 
 def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:
@@ -226,7 +214,7 @@ class Elbo(Phase):
         return torch.where(mean_over_ranks(kl_Z) > floor, kl_Z, floor).sum()
 
     def curves(self) -> dict[str, float]:
-        """``kl``, and ``active_units`` as Vae.active_units has them, of the last batch. All ranks must call it."""
+        """``kl``, and ``active_units``, the number of active latents, of the last batch. All ranks must call it."""
         mean_Z, square_Z = mean_over_ranks(self.moments_2Z)
         return {"kl": float(self.kl), "active_units": float((square_Z - mean_Z.square() > ACTIVE).sum())}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,6 @@ from remint.stores.mlflow.inventory import Held, Run
 ABREAST = 8  # versions whose files are listed at a time
 NEEDED = ("manifest.json", package.WEIGHTS)
 CHAMPION = "champion of the ledger"  # as roots.named says it
-
-Say = Callable[[str], None]
 
 
 def lost(why: Mapping[str, str], versions: Sequence[Held]) -> Iterator[Fault]:
