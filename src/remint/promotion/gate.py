@@ -163,7 +163,7 @@ def _rulings(case: _Case) -> list[_Ruling]:
         rulings.append(_Ruling("broken", RuleResult(rule="person", passed=False, reason=by_hand)))
     if case.cut_short is not None:
         rulings.append(_evidence("broken", f"{case.cut_short}; a training that went wrong is not promoted by the gate"))
-    rulings.append(_leakage(case.challenger.report.leakage, rules.leakage))
+    rulings.append(_leakage(case, case.challenger.report.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
     if case.first:
         if not rules.require:
@@ -202,9 +202,11 @@ def _require(case: _Case, metric: str) -> _Ruling:
     return _Ruling("holds" if met else "broken", result)
 
 
-def _leakage(leakage: Leakage | None, limit: float) -> _Ruling:
+def _leakage(case: _Case, leakage: Leakage | None) -> _Ruling:
     if leakage is None:
-        return _evidence("broken", "nobody has looked for held-out examples in the training split: evaluate again")
+        again = f"remint run {case.model} evaluates again"
+        return _evidence("broken", f"overlap of training and held-out data was not checked: {again}")
+    limit = case.rules.leakage
     passed = leakage.share <= limit
     result = RuleResult(rule="leakage", passed=passed, reason=_leaked(leakage, limit))
     return _Ruling("holds" if passed else "broken", result)
@@ -246,8 +248,8 @@ def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple
         return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
     seeds = case.spread.values.get(metric, ()) if case.spread else ()
     if len(seeds) < FEWEST_SEEDS:
-        missing = f": nobody has measured what seeds alone make of {metric}: remint spread {case.model}"
-        return None, f" than by the luck of a seed{missing}"
+        missing = f"the spread of {metric} over seeds was not measured: run remint spread {case.model}"
+        return None, f" than seed-to-seed variation explains: {missing}"
     margin = seed_margin(seeds, confidence)
     measured = "" if case.spread and case.spread.recipe == case.recipe else ", of other settings than today's"
     return margin, f" by more than {margin:.4f}, which two of {len(seeds)} seeds differ by{measured}"

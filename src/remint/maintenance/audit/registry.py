@@ -93,7 +93,7 @@ def _bytes(home: Home, store: Tracking, held: Held, what: str, why: str) -> Faul
     ref = version.ref
     risk = f"It is {why}: who loads it gets an error." if why else "It cannot be loaded, and is not promoted."
     if _is_copy(copy, held):
-        mend = partial(inventory.put_back, store, held, copy)
+        mend = partial(inventory.restore_files, store, held, copy)
         repair = f"remint audit --repair writes it again from {copy}, whose digests are those that were registered."
     else:
         mend = None

@@ -131,7 +131,7 @@ def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
                     yield Path(each.path).name, f"{place}/{each.path}"
 
 
-def put_back(store: Tracking, held: Held, bundle: Path) -> None:
+def restore_files(store: Tracking, held: Held, bundle: Path) -> None:
     """Writes the files of a version again, from a verified bundle of it, and reads them back. Removes nothing.
 
     Raises IntegrityError where the store gives back other bytes than were registered.
