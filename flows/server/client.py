@@ -1,20 +1,28 @@
-"""What a server answers, asked over plain HTTP: as nobody, or with this machine's credentials for Prefect."""
+"""Questions to a server over plain HTTP, anonymous or with this machine's credentials for Prefect.
+
+Neither prefect nor mlflow is imported for it. A server on this machine is never asked through a proxy.
+"""
 
 from __future__ import annotations
 
 import base64
 import os
 import ssl
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from remint.runtime.addresses import DISTRUST, without_user
+from remint.runtime.addresses import DISTRUST, is_loopback, without_user
+
+if TYPE_CHECKING:
+    import httpx
 
 PATIENCE = 5  # seconds
 REFUSED = (401, 403)
 TRUST = "name the file of the authority that it is of in PREFECT_API_SSL_CERT_FILE"
+
+
+class Unanswered(Exception):
+    """A server that gave no answer, and why."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +56,33 @@ def credentials() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def status(served: Served, headers: dict[str, str] | None = None) -> int | None:
-    """What a server answers; None where it does not."""
+def status(served: Served, headers: dict[str, str] | None = None, path: str | None = None) -> int | None:
+    """The status that a server answers; None where it does not answer. ``path``: another one than that of ``served``."""
     try:
-        return ask(served, served.path, headers or {})[0]
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError):
+        return ask(served, path or served.path, headers or {}).status_code
+    except Unanswered:
         return None
 
 
 def distrusted(served: Served) -> bool:
-    """Whether a server shows a certificate that is not believed here, also since there is no file to believe it by."""
+    """Whether a server's certificate is not trusted here, or there is no file to trust it by."""
     try:
         ask(served, served.path, {})
-    except (OSError, ValueError) as error:
-        return DISTRUST in str(error) or isinstance(error, FileNotFoundError)
+    except Unanswered as error:
+        return DISTRUST in str(error) or isinstance(error.__cause__, FileNotFoundError)
     return False
 
 
-def ask(served: Served, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{without_user(served.address).rstrip('/')}/{path}", body, headers)  # noqa: S310
-    context = ssl.create_default_context(cafile=served.certificates) if served.address.startswith("https") else None
-    with urllib.request.urlopen(request, timeout=PATIENCE, context=context) as answer:  # noqa: S310  of a person's settings
-        return answer.status, answer.read()
+def ask(served: Served, path: str, headers: dict[str, str], body: bytes | None = None) -> httpx.Response:
+    """The answer of a server, whatever its status: a POST where there is a body. Raises Unanswered."""
+    import httpx  # 0.2 s that most commands do not need
+
+    address = f"{without_user(served.address).rstrip('/')}/{path}"
+    try:
+        url = httpx.URL(address)
+        trusted = ssl.create_default_context(cafile=served.certificates if url.scheme == "https" else None)
+        own = is_loopback(url.host)  # a proxy has another machine for 127.0.0.1
+        with httpx.Client(verify=trusted, timeout=PATIENCE, trust_env=not own, follow_redirects=True) as client:
+            return client.request("GET" if body is None else "POST", url, headers=headers, content=body)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:  # the last: a SOCKS proxy is set
+        raise Unanswered(str(error)) from error

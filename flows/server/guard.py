@@ -13,9 +13,9 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from remint.runtime.addresses import LOOPBACK
 from remint.runtime.parent import die_with_parent
 
-NAMES = ("127.0.0.1", "localhost", "::1")  # that this machine has for itself
 REFUSED = b"this server answers to this machine only, under the name of 127.0.0.1 or localhost\n"
 
 
@@ -40,7 +40,7 @@ def is_local(headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether a request names this machine as its host, once, and comes from no page of another."""
     hosts = [_host(b"//" + value) for name, value in headers if name == b"host"]
     origins = [_host(value) for name, value in headers if name == b"origin"]
-    return len(hosts) == 1 and all(host in NAMES for host in (*hosts, *origins))
+    return len(hosts) == 1 and all(host in LOOPBACK for host in (*hosts, *origins))
 
 
 def _host(address: bytes) -> str | None:
@@ -56,8 +56,8 @@ def main() -> None:
     import uvicorn
 
     port = int(sys.argv[1])
-    print(f"Prefect is at http://{NAMES[0]}:{port} when it is ready", flush=True)
-    uvicorn.run("flows.server.guard:create_app", factory=True, host=NAMES[0], port=port, access_log=False)
+    print(f"Prefect is at http://{LOOPBACK[0]}:{port} when it is ready", flush=True)
+    uvicorn.run("flows.server.guard:create_app", factory=True, host=LOOPBACK[0], port=port, access_log=False)
 
 
 def create_app() -> Any:

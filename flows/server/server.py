@@ -22,7 +22,7 @@ from typing import Any
 from flows.server import client
 from remint.errors import OrchestrationError, SettingsError
 from remint.runtime import processes
-from remint.runtime.addresses import DISTRUST, without_user
+from remint.runtime.addresses import DISTRUST, loopback_without_proxy, without_user
 from remint.runtime.home import Home
 from remint.runtime.locks import locked
 from remint.runtime.parent import PARENT, ancestor_pids
@@ -63,6 +63,7 @@ def environment(home: Home) -> dict[str, str]:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"),
+        **loopback_without_proxy(),  # a proxy does not reach a server on this machine
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         **STEADY,
@@ -220,10 +221,7 @@ def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: fl
 
 
 def healthy(url: str) -> bool:
-    try:
-        return client.ask(client.prefect(url), "health", {})[0] == 200
-    except OSError:
-        return False
+    return client.status(client.prefect(url), path="health") == 200
 
 
 def _drain() -> None:

@@ -5,17 +5,15 @@ Servers are asked over HTTP as anybody could ask them (flows/server/client.py): 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from flows.server import client, server
 from flows.server.client import Served
 from remint.maintenance import doctor
 from remint.maintenance.doctor import Symptom
-from remint.runtime.addresses import without_user
+from remint.runtime.addresses import is_loopback, without_user
 from remint.runtime.home import Home
 from remint.settings.params import Params
 
@@ -123,8 +121,9 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
 
 def _has_worker(served: Served) -> bool:
     try:
-        found = json.loads(client.ask(served, POOL, {**client.credentials(), "Content-Type": "application/json"}, b"{}")[1])
-    except (OSError, ValueError):
+        answer = client.ask(served, POOL, {**client.credentials(), "Content-Type": "application/json"}, b"{}")
+        found = answer.json() if answer.is_success else []
+    except (client.Unanswered, ValueError):
         return False
     return any(each.get("status") == "ONLINE" for each in found if isinstance(each, dict))
 
@@ -132,7 +131,7 @@ def _has_worker(served: Served) -> bool:
 def _elsewhere(address: str) -> bool:
     """Whether others than this machine reach an address: by its host, or since somebody listens at its port for them too."""
     parts = urlsplit(address)
-    if not _is_loopback(parts.hostname or ""):
+    if not is_loopback(parts.hostname or ""):
         return True
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
@@ -141,11 +140,4 @@ def _elsewhere(address: str) -> bool:
         listening = [each.laddr for each in psutil.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN]
     except psutil.AccessDenied:  # some systems tell administrators only
         return False
-    return any(place.port == port and not _is_loopback(place.ip) for place in listening)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return any(place.port == port and not is_loopback(place.ip) for place in listening)

@@ -109,7 +109,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path
     assert (tmp_path / "bundle" / "weights.safetensors").stat().st_size > 4_000_000
     program = "\n".join(
         [
-            "import resource, sys; from pathlib import Path; from tests import registry_cases as cases",
+            "import resource, sys; from pathlib import Path; from tests.support import registry_cases as cases",
             "store = cases.tracking(Path(sys.argv[1]))",
             "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, resource.RLIM_INFINITY))",
             "try:",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
-from remint.runtime.addresses import DISTRUST, TRUST_S3, s3_distrusted, with_driver
+from remint.runtime.addresses import DISTRUST, TRUST_S3, loopback_without_proxy, s3_distrusted, with_driver
 from remint.runtime.home import S3_PATIENCE
 from remint.runtime.locks import locked
 from remint.runtime.retry import doubling, retry
@@ -41,6 +41,7 @@ os.environ["DO_NOT_TRACK"] = "true"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a server's runs, into what --json prints
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing of ours is a pickle
+os.environ.update(loopback_without_proxy())  # of a server on this machine
 for _name, _value in S3_PATIENCE.items():  # of its files
     os.environ.setdefault(_name, _value)
 _environment = threading.RLock()

@@ -1,0 +1,183 @@
+"""Questions to servers over HTTP: real servers, proxies that are in the way, certificates, and no vendor's import."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows.server import client, server
+from flows.server.client import Served, Unanswered
+from remint.runtime.addresses import loopback_without_proxy
+from remint.runtime.home import Home
+from tests.support import access
+from tests.support.ports import free_port
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+class Requests(BaseHTTPRequestHandler):
+    """Answers by the path, and keeps what it was asked."""
+
+    seen: list[tuple[str, str, str | None]]
+
+    def do_GET(self) -> None:
+        self.seen.append((self.command, self.path, self.headers.get("Authorization")))
+        if self.path == "/api/moved":
+            self.send_response(301)
+            self.send_header("Location", "/api/health")
+        else:
+            self.send_response(401 if self.path == "/api/admin/version" and not self.headers.get("Authorization") else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"asked": self.path}).encode())
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Running:
+    """A server and what it was asked."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.seen: list[tuple[str, str, str | None]] = []
+        self.http = HTTPServer(("127.0.0.1", 0), type("Handler", (Requests,), {"seen": self.seen}))
+        if context:
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    servers: list[Running] = []
+
+    def make(context: ssl.SSLContext | None = None) -> Running:
+        servers.append(Running(context))
+        return servers[-1]
+
+    yield make
+    for each in servers:
+        each.http.shutdown()
+        each.http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PROXIES, "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_status_is_told_whatever_it_is(start: Callable[..., Running]) -> None:
+    running = start()
+    served = client.prefect(f"http://ada:hunter2@127.0.0.1:{running.port}/api/")
+    assert client.status(served) == 401
+    assert client.status(served, {"Authorization": "Basic x"}) == 200
+    assert client.status(served, path="health") == 200
+    assert server.healthy(f"http://127.0.0.1:{running.port}/api")
+    asked = [("GET", "/api/admin/version", None), ("GET", "/api/admin/version", "Basic x")]
+    assert running.seen == [*asked, ("GET", "/api/health", None), ("GET", "/api/health", None)], "no password of an address"
+
+
+def test_a_body_is_posted_and_a_redirect_followed(start: Callable[..., Running]) -> None:
+    served = client.prefect(f"http://127.0.0.1:{start().port}/api")
+    assert client.ask(served, "moved", {}).json() == {"asked": "/api/health"}
+    answer = client.ask(served, "filter", {"Content-Type": "application/json"}, b"{}")
+    assert (answer.request.method, answer.json()) == ("POST", {"asked": "/api/filter"})
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/api", "http://127.0.0.1:no/api", "nonsense", "gopher://x/"])
+def test_no_answer_is_one_error(address: str) -> None:
+    served = Served("Prefect", address.format(port=free_port()), "health", None)
+    assert client.status(served) is None and not client.distrusted(served)
+    with pytest.raises(Unanswered):
+        client.ask(served, "health", {})
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:{port}", "socks5://127.0.0.1:{port}", "nonsense://x"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_never_asked_through_a_proxy(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, proxy: str, host: str
+) -> None:
+    for name in PROXIES:
+        monkeypatch.setenv(name, proxy.format(port=free_port()))
+    assert client.status(client.prefect(f"http://{host}:{start().port}/api"), path="health") == 200
+
+
+def test_another_machine_is_asked_through_the_proxy(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = start()
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+    served = client.prefect("http://prefect.example.org/api")
+    assert client.status(served, path="health") == 200
+    assert proxy.seen == [("GET", "http://prefect.example.org/api/health", None)]
+    monkeypatch.setenv("HTTP_PROXY", f"socks5://127.0.0.1:{proxy.port}")
+    assert client.status(served) is None, "the package for it is not installed"
+
+
+def test_the_clients_of_the_vendors_leave_the_proxy_out_too(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """httpx is Prefect's, requests is MLflow's: each as its vendor makes it, under our environment."""
+    import httpx
+    import requests
+
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("NO_PROXY", "")
+    address = f"http://127.0.0.1:{start().port}/api/health"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+    for name, value in server.environment(Home(tmp_path, tmp_path)).items():
+        monkeypatch.setenv(name, value)
+    assert httpx.get(address).status_code == requests.get(address, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("", "127.0.0.1,localhost,::1"),
+        ("example.org, localhost", "example.org,localhost,127.0.0.1,::1"),
+        ("*", "*"),
+    ],
+)
+def test_hosts_that_a_person_left_out_stay_left_out(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
+    monkeypatch.setenv("NO_PROXY", given)
+    assert loopback_without_proxy() == {"NO_PROXY": wanted, "no_proxy": wanted}
+    monkeypatch.setenv("no_proxy", wanted)
+    assert loopback_without_proxy() == {"NO_PROXY": wanted, "no_proxy": wanted}, "it does not grow"
+
+
+def test_a_certificate_is_trusted_by_the_file_that_is_named(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tls").mkdir()
+    authority, certificate, key = access.certify(tmp_path / "tls")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    address = f"https://localhost:{start(context).port}/api"
+    assert client.status(client.prefect(address), path="health") is None and client.distrusted(client.prefect(address))
+    monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", str(authority))
+    assert client.status(client.prefect(address), path="health") == 200 and not client.distrusted(client.prefect(address))
+    monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+    assert client.status(client.prefect(address)) is None and client.distrusted(client.prefect(address))
+    assert client.distrusted(client.mlflow(address)), "each tool has its own variable"
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(authority))
+    assert client.status(client.mlflow(address)) == 200
+
+
+def test_neither_prefect_nor_mlflow_is_imported_for_it() -> None:
+    program = (
+        "import sys; from flows.server import client; client.status(client.prefect('http://127.0.0.1:9/api')); "
+        "print([name for name in ('prefect', 'mlflow', 'torch') if name in sys.modules], 'httpx' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert done.stdout == "[] True\n"
