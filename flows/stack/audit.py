@@ -11,15 +11,13 @@ from flows.server import server
 from remint.errors import OrchestrationError
 from remint.maintenance import audit
 from remint.maintenance.audit import Audit, Fault, fault, unreachable
-from remint.records import Finding
 from remint.runtime.home import Home
 
 RISK = "It looks as if it were still at work."
 
 
-def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> tuple[list[Finding], Audit]:
-    """Everything that is wrong in this home's stores, after the repair of what is safe where ``repair`` is asked for; and
-    what was looked at.
+def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> Audit:
+    """Everything that is wrong in this home's stores, after the repair of what is safe where ``repair`` is asked for.
 
     ``deep``: see remint.maintenance.audit. ``prefect``: whether Prefect is asked; a temporary server is started where none is up.
     """
@@ -29,7 +27,7 @@ def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: boo
             return audit.run_audit(home, deep=deep, say=say).and_(ask())
 
         found = look()
-        return audit.repair(found, look, say) if repair else found.findings, found
+        return audit.repair(found, look, say) if repair else found
 
 
 @contextmanager

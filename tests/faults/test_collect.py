@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from remint.errors import IntegrityError, NotFoundError, RunError, TrackingError
 from remint.maintenance import audit
-from remint.maintenance.gc import apply, plan
+from remint.maintenance.gc import Collection, apply, plan
 from remint.maintenance.gc.data import garbage
 from remint.runtime import jobs
 from remint.runtime.home import Home
@@ -49,8 +48,8 @@ def make(make_repository: Callable[[dict[str, str]], Path], empty: Path) -> Make
     return make_
 
 
-def things(answer: dict[str, Any], store: str) -> set[str]:
-    return {each["thing"] for each in answer["garbage"] if each["store"] == store}
+def things(answer: Collection, store: str) -> set[str]:
+    return {each.thing for each in answer.garbage if each.store == store}
 
 
 def assert_roots_are_whole(world: World, *numbers: int) -> None:
@@ -85,10 +84,10 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     (stray / "artifacts" / "page").write_text("ten bytes!")
     before = {place: world.objects(place) for place in ("cache", "remote")}
 
-    assert world.gc(older_than=1.0)["garbage"] == [], "what is young stays, with all that it needs"
+    assert world.gc(older_than=1.0).garbage == (), "what is young stays, with all that it needs"
     answer = world.gc()
     gone, version = world.outputs[2], world.versions[2]
-    assert {root["version"] for root in answer["roots"]} == {"m/1", "m/3"}
+    assert {root.version.ref for root in answer.roots} == {"m/1", "m/3"}
     assert things(answer, "MLflow") == {"m/2", f"run {version.run_id}", f"run {failed}", f"files {'f' * 32}"}
     assert things(answer, "git") == {f"refs/remint/{version.commit}"}
     assert things(answer, "DVC run cache") == {f"ab/{2:064x}"}
@@ -103,13 +102,17 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
         "fetched/.gone.json",
         ".promote-killed",
     }
-    assert answer["bytes"] == sum(each["bytes"] for each in answer["garbage"])
-    assert min(each["bytes"] for each in answer["garbage"] if each["store"].startswith("DVC")) > 0
-    assert next(each["bytes"] for each in answer["garbage"] if each["thing"] == f"run {version.run_id}") > 1000
+    said = answer.to_json()
+    assert list(said) == ["applied", "garbage", "bytes", "roots", "notes", "damaged"]
+    assert (said["applied"], said["damaged"]) == (False, None) and said["bytes"] == sum(each["bytes"] for each in said["garbage"])
+    assert [list(each) for each in said["roots"]] == [["version", "why"]] * 2
+    assert {tuple(each) for each in said["garbage"]} == {("store", "thing", "bytes", "why")}
+    assert min(each.bytes for each in answer.garbage if each.store.startswith("DVC")) > 0
+    assert next(each.bytes for each in answer.garbage if each.thing == f"run {version.run_id}") > 1000
     assert {place: world.objects(place) for place in before} == before, "a list removes nothing"
 
     applied = world.gc(apply=True)
-    assert applied["garbage"] == answer["garbage"] and applied["damaged"] == []
+    assert applied.garbage == answer.garbage and applied.damaged == ()
     assert_roots_are_whole(world, 1, 3)
     with pytest.raises(NotFoundError):
         store.version("m/2")
@@ -124,7 +127,7 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
         assert was - world.objects(place) == things(answer, f"DVC {place}")
     assert (home.fetched / "kept").exists()
     again = world.gc()
-    assert again["garbage"] == [] and again["bytes"] == 0
+    assert again.garbage == () and again.bytes == 0
 
 
 def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
@@ -182,8 +185,8 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
     with jobs.live(world.home, pipeline="m", flow_run="") as job:
         (world.home.workspaces / job.id).mkdir()
         answer = world.gc(apply=True)
-        assert [(each["store"], each["thing"]) for each in answer["garbage"]] == [("home", "workspaces/of-a-dead-job")]
-        assert "jobs run (m): DVC" in answer["notes"][0]
+        assert [(each.store, each.thing) for each in answer.garbage] == [("home", "workspaces/of-a-dead-job")]
+        assert "jobs run (m): DVC" in answer.notes[0]
         assert {path.name for path in world.home.workspaces.iterdir()} == {job.id}
     assert {place: world.objects(place) for place in before} == before
     with jobs.live(world.home, pipeline="other", flow_run=""):
@@ -226,7 +229,7 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
     assert len(world.objects("remote")) > len(world.outputs[3]) + 5, "and their files were left"
     world.gc(apply=True)
     assert_roots_are_whole(world, 3)
-    assert world.gc()["garbage"] == []
+    assert world.gc().garbage == ()
     assert {version.version for version in open_tracking(world.home).versions("m")} == {3}
     assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.PERSONS)
 

@@ -73,7 +73,7 @@ class World:
         return audit.findings(self.home, **more)
 
     def repaired(self) -> list[Finding]:
-        return audit.repair(audit.run_audit(self.home), lambda: audit.run_audit(self.home))
+        return audit.repair(audit.run_audit(self.home), lambda: audit.run_audit(self.home)).findings
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(

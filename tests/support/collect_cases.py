@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.maintenance import gc
-from remint.maintenance.gc import collect_garbage
+from remint.maintenance.gc import Collection, collect_garbage
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import TrainedModel
 from remint.runtime import manifest
@@ -51,7 +51,7 @@ class World:
         folder = self.home.dvc / place / "files" / "md5"
         return {path.parent.name + path.name for path in folder.glob("??/*")}
 
-    def gc(self, *, apply: bool = False, older_than: float = 0.0, window: int = 1) -> dict[str, Any]:
+    def gc(self, *, apply: bool = False, older_than: float = 0.0, window: int = 1) -> Collection:
         return collect_garbage(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
 
 

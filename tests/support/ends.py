@@ -81,7 +81,7 @@ def collected(team: Team) -> list[str]:
     home = Home(team.folder, team.folder / ".remint")
     gc = partial(collect_garbage, home, older_than=0.0, window=3, say=lambda _text: None)
     gc(remove=True)
-    return [str(each) for each in gc(remove=False)["garbage"]] + left_behind(team)
+    return [str(each) for each in gc(remove=False).garbage] + left_behind(team)
 
 
 def _running(client: Any) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from remint.cli import screens
 from remint.errors import IntegrityError, ResourceError
-from remint.maintenance.rebuild import build, environment, record
+from remint.maintenance.rebuild import Rebuild, build, environment, record
 from remint.maintenance.rebuild.compare import Facts, compare
 from remint.promotion.tolerance import tolerances
 from remint.records import MetricValue, SeedSpread, canonical
@@ -130,19 +130,19 @@ def test_packages_are_held_against_the_pins(tmp_path: Path) -> None:
     pins = f"# pins\nnumpy=={version('numpy')}\ntorch=={torch}\n\npydantic==0.0.1  # old\nno-such-package==1.0\n"
     (tmp_path / "constraints.txt").write_text(pins)
     assert environment.packages(tmp_path / "constraints.txt") == [
-        {"name": "pydantic", "recorded": "0.0.1", "here": version("pydantic")},
-        {"name": "no-such-package", "recorded": "1.0", "here": "not installed"},
+        environment.Change(name="pydantic", recorded="0.0.1", here=version("pydantic")),
+        environment.Change(name="no-such-package", recorded="1.0", here="not installed"),
     ]
     (tmp_path / "constraints.txt").write_text(f"torch=={torch}+other\n")
-    assert [each["name"] for each in environment.packages(tmp_path / "constraints.txt")] == ["torch"], "a pinned build counts"
+    assert [each.name for each in environment.packages(tmp_path / "constraints.txt")] == ["torch"], "a pinned build counts"
 
 
 def test_python_and_the_machine_are_named_with_both_values() -> None:
     assert environment.python(platform.python_version()) == environment.python(None) == []
-    assert environment.python("3.11.0rc0")[0]["recorded"] == "3.11.0rc0"
+    assert environment.python("3.11.0rc0")[0].recorded == "3.11.0rc0"
     assert environment.machine(HERE, {**ELSEWHERE, "torch": "2"}) == [
-        {"name": "processor", "recorded": "one", "here": "other"},
-        {"name": "torch", "recorded": None, "here": "2"},
+        environment.Change(name="processor", recorded="one", here="other"),
+        environment.Change(name="torch", recorded=None, here="2"),
     ]
 
 
@@ -226,23 +226,27 @@ def test_too_few_devices_are_an_error_and_a_missing_gpu_is_said(
         build.check_machine(record.Recorded(many, found.lock, found.params, ()), said.append)
 
 
-def test_the_screen_says_each_thing_and_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
-    recorded, rebuilt = facts(), facts(fingerprint=ELSEWHERE, weights_sha256="x", settings={"family": "vae"})
+def answer(recorded: Facts, rebuilt: Facts) -> Rebuild:
     found = compare(recorded, rebuilt, WITHIN)
-    screens.rebuild(
-        {
-            "model": "digits-flow/7",
-            "commit": "c" * 40,
-            "identical": found.identical,
-            "reproduced": found.reproduced,
-            "rule": found.rule,
-            "recorded": recorded.to_json(),
-            "rebuilt": rebuilt.to_json(),
-            "differences": [each.to_json() for each in found.differences],
-            "environment": environment.machine(recorded.fingerprint, rebuilt.fingerprint),
-            "notes": ["a note"],
-        }
+    return Rebuild(
+        model="digits-flow/7",
+        commit="c" * 40,
+        dirty=False,
+        identical=found.identical,
+        reproduced=found.reproduced,
+        rule=found.rule,
+        recorded=recorded,
+        rebuilt=rebuilt,
+        differences=found.differences,
+        environment=tuple(environment.machine(recorded.fingerprint, rebuilt.fingerprint)),
+        tolerance=WITHIN,
+        notes=("a note",),
+        seconds={"train": 1.5},
     )
+
+
+def test_the_screen_says_each_thing_and_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    screens.rebuild(answer(facts(), facts(fingerprint=ELSEWHERE, weights_sha256="x", settings={"family": "vae"})))
     text = capsys.readouterr().out
     for words in (
         "may differ",
@@ -252,3 +256,13 @@ def test_the_screen_says_each_thing_and_the_rule(capsys: pytest.CaptureFixture[s
         "digits-flow/7: NOT reproduced",
     ):
         assert words in text, words
+
+
+def test_an_answer_prints_the_keys_that_it_always_printed() -> None:
+    said = answer(facts(), facts(fingerprint=ELSEWHERE, metrics={"nll": metric(2.25)})).to_json()
+    keys = "model commit dirty identical reproduced rule recorded rebuilt differences environment tolerance notes seconds"
+    assert list(said) == keys.split()
+    assert said["recorded"] == facts().to_json() and said["notes"] == ["a note"] and said["seconds"] == {"train": 1.5}
+    assert said["environment"] == [{"name": "processor", "recorded": "one", "here": "other"}]
+    assert [list(each) for each in said["differences"]] == [["thing", "recorded", "rebuilt", "allowed", "why"]]
+    assert said["tolerance"] == WITHIN

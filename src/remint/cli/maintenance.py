@@ -26,10 +26,10 @@ def rebuild(model: ModelRef, as_json: AsJson = False) -> None:
     with terminal.Display() as display, processes.interruptible():
         answer = again.rebuild(home, model, display)
     if as_json:
-        print_json(answer)
+        print_json(answer.to_json())
     else:
         screens.rebuild(answer)
-    if not answer["reproduced"]:
+    if not answer.reproduced:
         raise SystemExit(1)
 
 
@@ -49,12 +49,12 @@ def audit(
     home, _ = here()
     from flows.stack.audit import run_audit
 
-    found, looked = run_audit(home, terminal.say, repair=repair, deep=deep, prefect=not no_prefect)
+    found = run_audit(home, terminal.say, repair=repair, deep=deep, prefect=not no_prefect)
     if as_json:
-        print_json([finding.to_json() for finding in found])
+        print_json(found.to_json())
     else:
-        screens.audit(found, looked)
-    if any(not finding.repaired for finding in found):
+        screens.audit(found)
+    if any(not finding.repaired for finding in found.findings):
         raise SystemExit(1)
 
 
@@ -82,8 +82,8 @@ def gc(
 
     answer = collect_garbage(home, remove=apply, older_than=older_than, window=keep_champions, say=terminal.say)
     if as_json:
-        print_json(answer)
+        print_json(answer.to_json())
     else:
         screens.collected(answer)
-    if answer["damaged"]:
+    if answer.damaged:
         raise SystemExit(1)

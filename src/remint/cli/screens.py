@@ -1,9 +1,9 @@
-"""What the commands print in words: one function a command, each given what ``--json`` would print."""
+"""What the commands print in words: one function a command, each given its answer."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -14,12 +14,13 @@ from remint.promotion.queries import History, VersionEntry
 from remint.promotion.side_by_side import Comparison
 from remint.promotion.spread import SpreadReport
 from remint.promotion.why import Why, sections
-from remint.records import Finding
 from remint.runtime.home import Home
 
 if TYPE_CHECKING:
     from remint.maintenance.audit import Audit
     from remint.maintenance.doctor import Symptom
+    from remint.maintenance.gc import Collection, Garbage
+    from remint.maintenance.rebuild import Rebuild
 
 SHOWN = 10  # things of a store that remint gc shows, the largest
 
@@ -118,35 +119,39 @@ def comparison(answer: Comparison) -> None:
     out.print(f"\nThe same as a picture: {answer.picture}", soft_wrap=True)
 
 
-def rebuild(answer: dict[str, Any]) -> None:
+def rebuild(answer: Rebuild) -> None:
     """Both sides, thing by thing; what differs in the environment; the verdict and the rule that it follows."""
-    recorded, rebuilt = answer["recorded"], answer["rebuilt"]
-    differing = {each["thing"]: each["why"] for each in answer["differences"]}
+    recorded, rebuilt = answer.recorded, answer.rebuilt
+    differing = {each.thing: each.why for each in answer.differences}
     digests = {"data": "dataset", "features": "features", "weights": "weights_sha256"}
     digests |= {"training": "manifest_sha256", "report": "report_sha256"}
-    rows = [[word, recorded[key][:12], rebuilt[key][:12], differing.get(key, "identical")] for word, key in digests.items()]
-    for name in recorded["metrics"]:
-        sides = [f"{side['metrics'][name]['value']:.6g}" if name in side["metrics"] else "" for side in (recorded, rebuilt)]
+    rows = [
+        [word, getattr(recorded, key)[:12], getattr(rebuilt, key)[:12], differing.get(key, "identical")]
+        for word, key in digests.items()
+    ]
+    for name in recorded.metrics:
+        sides = [f"{side.metrics[name].value:.6g}" if name in side.metrics else "" for side in (recorded, rebuilt)]
         rows.append([name, *sides, differing.get(f"metric {name}", "identical")])
     rows += [
-        [each["thing"], str(each["recorded"]), str(each["rebuilt"]), each["why"]]
-        for each in answer["differences"]
-        if each["thing"].startswith("settings ")
+        [each.thing, str(each.recorded), str(each.rebuilt), each.why]
+        for each in answer.differences
+        if each.thing.startswith("settings ")
     ]
-    out.print(f"[bold]{answer['model']}[/bold], built again from commit {answer['commit'][:10]}\n")
+    out.print(f"[bold]{answer.model}[/bold], built again from commit {answer.commit[:10]}\n")
     table(["", "recorded", "rebuilt", ""], rows)
-    for each in answer["environment"]:
-        out.print(escape(f"here {each['name']} is {each['here']}, it was {each['recorded']}"), soft_wrap=True)
-    for note in answer["notes"]:
+    for each in answer.environment:
+        out.print(escape(f"here {each.name} is {each.here}, it was {each.recorded}"), soft_wrap=True)
+    for note in answer.notes:
         out.print(escape(note), soft_wrap=True)
-    machine = "the same machine and build" if answer["rule"] == "identity" else "another machine or build"
-    word = "identical" if answer["identical"] else "within tolerance" if answer["reproduced"] else "NOT reproduced"
-    demand = "every byte must be the same" if answer["rule"] == "identity" else "each metric must be within its tolerance"
-    out.print(f"\n{answer['model']}: {word}. On {machine} {demand}.", soft_wrap=True)
+    machine = "the same machine and build" if answer.rule == "identity" else "another machine or build"
+    word = "identical" if answer.identical else "within tolerance" if answer.reproduced else "NOT reproduced"
+    demand = "every byte must be the same" if answer.rule == "identity" else "each metric must be within its tolerance"
+    out.print(f"\n{answer.model}: {word}. On {machine} {demand}.", soft_wrap=True)
 
 
-def audit(found: list[Finding], looked: Audit) -> None:
+def audit(looked: Audit) -> None:
     """Each finding in three lines, those of a kind together, and how many there are."""
+    found = looked.findings
     kinds = list(dict.fromkeys(finding.kind for finding in found))
     for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
         state = " [green](repaired)[/green]" if finding.repaired else ""
@@ -165,29 +170,29 @@ def audit(found: list[Finding], looked: Audit) -> None:
     out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)
 
 
-def collected(answer: dict[str, Any]) -> None:
+def collected(answer: Collection) -> None:
     """Store by store what nothing needs, with bytes; what stays and why; what to do."""
-    stores: dict[str, list[dict[str, Any]]] = {}
-    for each in answer["garbage"]:
-        stores.setdefault(each["store"], []).append(each)
+    stores: dict[str, list[Garbage]] = {}
+    for each in answer.garbage:
+        stores.setdefault(each.store, []).append(each)
     for store, things in stores.items():
-        out.print(f"\n[bold]{store}[/bold]: {len(things)} things, {_size(sum(each['bytes'] for each in things))}")
-        shown = sorted(things, key=lambda each: -int(each["bytes"]))[:SHOWN]
-        table(["thing", "size", ""], [[each["thing"], _size(each["bytes"]), each["why"]] for each in shown])
+        out.print(f"\n[bold]{store}[/bold]: {len(things)} things, {_size(sum(each.bytes for each in things))}")
+        shown = sorted(things, key=lambda each: -each.bytes)[:SHOWN]
+        table(["thing", "size", ""], [[each.thing, _size(each.bytes), each.why] for each in shown])
         if len(things) > SHOWN:
             out.print(f"and {len(things) - SHOWN} more, which --json lists")
-    for note in answer["notes"]:
+    for note in answer.notes:
         out.print(f"\n[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-    total, count = _size(answer["bytes"]), len(answer["garbage"])
-    out.print(f"\nKept: {', '.join(root['version'] for root in answer['roots']) or 'no version is a root'}.", soft_wrap=True)
-    if not answer["applied"]:
+    total, count = _size(answer.bytes), len(answer.garbage)
+    out.print(f"\nKept: {', '.join(root.version.ref for root in answer.roots) or 'no version is a root'}.", soft_wrap=True)
+    if answer.damaged is None:
         remove = "to remove them: remint gc --apply, with the same options"
         out.print(f"{count} things that nothing needs, {total}; {remove}." if count else "There is nothing to remove.")
         return
     out.print(f"Removed: {count} things, {total}.")
-    if answer["damaged"]:
-        for found in answer["damaged"]:
-            out.print(f"[red]damaged now:[/red] {escape(found['thing'])}: {escape(found['what'])}", soft_wrap=True)
+    if answer.damaged:
+        for found in answer.damaged:
+            out.print(f"[red]damaged now:[/red] {escape(found.thing)}: {escape(found.what)}", soft_wrap=True)
     else:
         out.print("Audited before and after: no root is damaged.")
 

@@ -99,13 +99,9 @@ def _packages(constraints: Path) -> Iterator[Symptom]:
     if not constraints.exists():
         return
     needed = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in requires("remint") or [] if "extra ==" not in each}
-    other = [
-        each
-        for each in environment.packages(constraints)
-        if each["here"] != environment.NONE or str(each["name"]).lower() in needed
-    ]
+    other = [each for each in environment.packages(constraints) if each.here != environment.NONE or each.name.lower() in needed]
     if other:
-        shown = ", ".join(f"{each['name']} {each['here']} instead of {each['recorded']}" for each in other[:5])
+        shown = ", ".join(f"{each.name} {each.here} instead of {each.recorded}" for each in other[:5])
         more = f" and {len(other) - 5} more" if len(other) > 5 else ""
         yield Symptom(
             about="packages",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from remint.errors import LedgerError, RemintError
 from remint.maintenance.audit import commits, data, ledger, places, registry, runs
@@ -39,6 +40,9 @@ class Audit:
     @property
     def findings(self) -> list[Finding]:
         return [found.finding for found in self.faults]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [finding.to_json() for finding in self.findings]
 
     def and_(self, more: Iterable[Fault]) -> Audit:
         """The same with what was found elsewhere."""
@@ -164,8 +168,8 @@ def _guarded(thing: str, check: Iterable[Fault]) -> list[Fault]:
     return found
 
 
-def repair(found: Audit, again: Callable[[], Audit], say: Say = quiet) -> list[Finding]:
-    """Mends what is safe to mend, looks again, and says what was repaired and what is left.
+def repair(found: Audit, again: Callable[[], Audit], say: Say = quiet) -> Audit:
+    """Mends what is safe to mend, and looks again: what was repaired, before what is left.
 
     ``again``: the same audit once more.
     """
@@ -179,7 +183,7 @@ def repair(found: Audit, again: Callable[[], Audit], say: Say = quiet) -> list[F
             say(f"{each.finding.thing} was not repaired: {error}")
         else:
             mended.append(each.finding)
-    left = (again() if mended else found).findings
-    still = {(each.kind, each.thing) for each in left}
+    left = again() if mended else found
+    still = {(each.kind, each.thing) for each in left.findings}
     repaired = [each.model_copy(update={"repaired": True}) for each in mended if (each.kind, each.thing) not in still]
-    return [*repaired, *left]
+    return replace(left, faults=[*map(Fault, repaired), *left.faults])

@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from remint.errors import IntegrityError
 from remint.maintenance import audit
 from remint.maintenance.gc.plan import OLDER_THAN, Plan, Say, apply, plan
 from remint.maintenance.gc.reach import Garbage, Thing, unreached
-from remint.promotion.roots import WINDOW
+from remint.promotion.roots import WINDOW, Root
 from remint.records import Finding
 from remint.runtime import jobs
 from remint.runtime.home import Home
 
-__all__ = ["OLDER_THAN", "WINDOW", "Garbage", "Plan", "Say", "Thing", "apply", "collect", "plan", "unreached"]
+__all__ = [
+    "OLDER_THAN",
+    "WINDOW",
+    "Collection",
+    "Garbage",
+    "Plan",
+    "Say",
+    "Thing",
+    "apply",
+    "collect_garbage",
+    "plan",
+    "unreached",
+]
 
 
-def collect_garbage(home: Home, *, remove: bool, older_than: float, window: int, say: Say) -> dict[str, Any]:
-    """What ``remint gc --json`` prints: ``garbage`` and ``bytes``, what is kept as a root, and whether it was removed.
+@dataclass(frozen=True)
+class Collection:
+    """What nothing needs, what is kept as a root, and whether the former was removed."""
+
+    garbage: tuple[Garbage, ...]
+    roots: tuple[Root, ...]
+    notes: tuple[str, ...]
+    damaged: tuple[Finding, ...] | None  # what is damaged after the removal; None where nothing was to be removed
+
+    @property
+    def applied(self) -> bool:
+        return self.damaged is not None
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.bytes for each in self.garbage)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "applied": self.applied,
+            "garbage": [each.to_json() for each in self.garbage],
+            "bytes": self.bytes,
+            "roots": [{"version": root.version.ref, "why": root.why} for root in self.roots],
+            "notes": list(self.notes),
+            "damaged": None if self.damaged is None else [finding.to_json() for finding in self.damaged],
+        }
+
+
+def collect_garbage(home: Home, *, remove: bool, older_than: float, window: int, say: Say) -> Collection:
+    """List what no root needs, and remove it where that is asked for.
 
     Arguments: ``older_than`` days, ``window`` champions of each model that a roll back can go to.
     Raises IntegrityError where the stores do not hold a root whole, or cannot be asked: nothing is removed then.
     """
     if not remove:
-        return _answer(plan(home, older_than, window, say), [], None)
+        planned = plan(home, older_than, window, say)
+        return Collection(planned.garbage, planned.roots, planned.notes, None)
     with jobs.collecting(home):  # no job begins meanwhile, and those that run are known
         say("auditing the roots")
         damaged = _damaged(home)
@@ -35,20 +77,9 @@ def collect_garbage(home: Home, *, remove: bool, older_than: float, window: int,
         planned = plan(home, older_than, window, say)
         said = apply(planned, say)
         say("auditing the roots again")
-        return _answer(planned, said, _damaged(home))
+        return Collection(planned.garbage, planned.roots, (*planned.notes, *said), tuple(_damaged(home)))
 
 
 def _damaged(home: Home) -> list[Finding]:
     """Findings of damaged roots, and of stores that could not be asked whether they hold them."""
     return [finding for finding in audit.findings(home) if finding.damages or finding.kind == "unreachable"]
-
-
-def _answer(planned: Plan, said: list[str], damaged: list[Finding] | None) -> dict[str, Any]:
-    return {
-        "applied": damaged is not None,
-        "garbage": [each.to_json() for each in planned.garbage],
-        "bytes": planned.bytes,
-        "roots": [{"version": root.version.ref, "why": root.why} for root in planned.roots],
-        "notes": [*planned.notes, *said],
-        "damaged": None if damaged is None else [finding.to_json() for finding in damaged],
-    }

@@ -44,10 +44,6 @@ class Plan:
     _mlflow: MlflowInventory = field(repr=False)
     _objects: tuple[Object, ...] = field(repr=False)
 
-    @property
-    def bytes(self) -> int:
-        return sum(each.bytes for each in self.garbage)
-
 
 def plan(home: Home, older_than: float, window: int, say: Say) -> Plan:
     """Looks at every store and changes none.

@@ -5,9 +5,9 @@ build.py        its commit, its data, its settings; then the steps, really run
 environment.py  what is installed here and what was there
 tolerance.py    what a metric may differ by where the machine is another
 compare.py      both sides, thing by thing
-again.py        all of it, in order
+rebuild.py      all of it, in order
 """
 
-from remint.maintenance.rebuild.rebuild import rebuild
+from remint.maintenance.rebuild.rebuild import Rebuild, rebuild
 
-__all__ = ["rebuild"]
+__all__ = ["Rebuild", "rebuild"]

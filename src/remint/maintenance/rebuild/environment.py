@@ -9,10 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from remint.records import Record
+
 NONE = "not installed"
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*={2,3}\s*([^\s;#]+)")
 
-Change = dict[str, Any]  # name, recorded, here
+
+class Change(Record):
+    """One thing that is not the same here as it was."""
+
+    name: str
+    recorded: Any
+    here: Any
 
 
 def packages(constraints: Path) -> list[Change]:
@@ -21,7 +29,7 @@ def packages(constraints: Path) -> list[Change]:
     A build's own suffix (2.13.0+cpu) counts only where the pin has one.
     """
     pins = [match.groups() for line in constraints.read_text().splitlines() if (match := PIN.match(line.strip()))]
-    return [change(name, pinned, here) for name, pinned in pins if not _fits(here := _installed(name), pinned)]
+    return [Change(name=name, recorded=pinned, here=here) for name, pinned in pins if not _fits(here := _installed(name), pinned)]
 
 
 def _installed(name: str) -> str:
@@ -38,14 +46,11 @@ def _fits(here: str, pinned: str) -> bool:
 def python(recorded: str | None) -> list[Change]:
     """Python, where its version was recorded and is another."""
     here = platform.python_version()
-    return [change("python", recorded, here)] if recorded not in (None, here) else []
+    return [Change(name="python", recorded=recorded, here=here)] if recorded not in (None, here) else []
 
 
 def machine(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Change]:
     """What differs between two fingerprints of hardware, threads and build (remint.distributed.machine)."""
     names = dict.fromkeys((*recorded, *here))
-    return [change(name, recorded.get(name), here.get(name)) for name in names if recorded.get(name) != here.get(name)]
-
-
-def change(name: str, recorded: Any, here: Any) -> Change:
-    return {"name": name, "recorded": recorded, "here": here}
+    both = ((name, recorded.get(name), here.get(name)) for name in names)
+    return [Change(name=name, recorded=before, here=now) for name, before, now in both if before != now]

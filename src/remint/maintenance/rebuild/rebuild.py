@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from remint.errors import RemintError
 from remint.maintenance.rebuild import build, environment, record
-from remint.maintenance.rebuild.compare import Comparison, compare
+from remint.maintenance.rebuild.compare import Difference, Facts, Rule, compare
+from remint.records import Record
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores import git
@@ -20,8 +20,26 @@ from remint.stores.open import open_tracking
 EVIDENCE = "rebuild.json"
 
 
-def rebuild(home: Home, ref: str, listener: build.Listener) -> dict[str, Any]:
-    """What ``remint rebuild --json`` prints. ``listener`` hears how far it is: it takes as long as the training did.
+class Rebuild(Record):
+    """What came of one rebuild: both sides, and what differs."""
+
+    model: str  # NAME/7
+    commit: str
+    dirty: bool
+    identical: bool
+    reproduced: bool  # all that differs may differ
+    rule: Rule
+    recorded: Facts
+    rebuilt: Facts
+    differences: tuple[Difference, ...]
+    environment: tuple[environment.Change, ...]
+    tolerance: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]  # by step
+
+
+def rebuild(home: Home, ref: str, listener: build.Listener) -> Rebuild:
+    """Build a version again and compare. ``listener`` hears how far it is: it takes as long as the training did.
 
     The answer is kept with the version, too: rebuild.json of its MLflow run, and the tag ``rebuilt``.
 
@@ -44,38 +62,38 @@ def rebuild(home: Home, ref: str, listener: build.Listener) -> dict[str, Any]:
             again.tell("notice", text=_words(differing))
         rebuilt = build.run_steps(again)
         found = compare(recorded.facts, rebuilt, recorded.tolerance)
-        answer: dict[str, Any] = {
-            "model": version.ref,
-            "commit": version.commit,
-            "dirty": version.dirty,
-            "identical": found.identical,
-            "reproduced": found.reproduced,
-            "rule": found.rule,
-            "recorded": recorded.facts.to_json(),
-            "rebuilt": rebuilt.to_json(),
-            "differences": [difference.to_json() for difference in found.differences],
-            "environment": environment.machine(recorded.facts.fingerprint, rebuilt.fingerprint) + differing,
-            "tolerance": recorded.tolerance,
-            "notes": list(recorded.notes),
-            "seconds": again.seconds,
-        }
-        answer["notes"] += _keep(store, version, found, answer, job.folder / EVIDENCE)
-    return answer
+        answer = Rebuild(
+            model=version.ref,
+            commit=version.commit,
+            dirty=version.dirty,
+            identical=found.identical,
+            reproduced=found.reproduced,
+            rule=found.rule,
+            recorded=recorded.facts,
+            rebuilt=rebuilt,
+            differences=found.differences,
+            environment=(*environment.machine(recorded.facts.fingerprint, rebuilt.fingerprint), *differing),
+            tolerance=recorded.tolerance,
+            notes=recorded.notes,
+            seconds=again.seconds,
+        )
+        failed = _keep(store, version, answer, job.folder / EVIDENCE)
+    return answer.model_copy(update={"notes": (*answer.notes, failed)}) if failed else answer
 
 
 def _words(differing: list[environment.Change]) -> str:
-    named = ", ".join(f"{each['name']} {each['recorded']} -> {each['here']}" for each in differing[:3])
+    named = ", ".join(f"{each.name} {each.recorded} -> {each.here}" for each in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     return f"not the environment that it was made in: {named}{more}"
 
 
-def _keep(store: Tracking, version: ModelVersion, found: Comparison, answer: dict[str, Any], path: Path) -> list[str]:
-    """Keeps the answer with the version. Where that fails, the answer stands all the same, and a note says so."""
-    verdict = "identical" if found.identical else "within tolerance" if found.reproduced else "not reproduced"
-    path.write_text(json.dumps(answer, indent=1, sort_keys=True, allow_nan=False) + "\n")
+def _keep(store: Tracking, version: ModelVersion, answer: Rebuild, path: Path) -> str | None:
+    """Keep the answer with the version; a note where that fails: the answer stands all the same."""
+    verdict = "identical" if answer.identical else "within tolerance" if answer.reproduced else "not reproduced"
+    answer.write(path)
     try:
         store.attach(version, {EVIDENCE: path})
         store.set_tags(version, VersionTags(rebuilt=f"{datetime.now(UTC).isoformat(timespec='seconds')} {verdict}"))
     except RemintError as error:
-        return [f"the answer could not be kept with the version: {error}"]
-    return []
+        return f"the answer could not be kept with the version: {error}"
+    return None
