@@ -10,7 +10,7 @@ TORCH_cpu := torch==2.13.0+cpu
 TORCH_cuda := torch===2.13.0
 TORCH_ := torch==2.13.0
 
-.PHONY: setup demo test check up bench bench-fashion soak clean
+.PHONY: setup demo test test-fast check up bench bench-fashion soak clean
 
 setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
 
@@ -35,7 +35,10 @@ check: .venv/installed ## formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 test: setup check ## all checks and all tests but the long ones
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-fast: .venv/installed ## unit and property tests, but the slow ones
+	$(BIN)/pytest -n 2 -m "not slow" tests/unit tests/property
 
 up: setup ## Prefect server, MLflow server and worker in this terminal
 	$(BIN)/remint up

@@ -27,6 +27,8 @@ from remint.stores import git
 from remint.stores.dvc import Workspace, workspace, workspace_environment
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 STEP = """
 import json, pathlib, sys
 from remint.runtime import events

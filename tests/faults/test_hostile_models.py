@@ -23,6 +23,8 @@ from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, remake
 from tests.support.promotion_cases import MODEL
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 REF = f"{MODEL}/1"
 
 

@@ -30,6 +30,8 @@ from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
 MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before
 
