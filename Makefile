@@ -12,7 +12,7 @@ TORCH_cpu := torch==2.13.0+cpu
 TORCH_cuda := torch===2.13.0
 TORCH_ := torch==2.13.0
 
-.PHONY: setup demo test check docs up wheel bench bench-fashion soak clean
+.PHONY: setup demo test test-fast check docs up wheel bench bench-fashion soak clean
 
 setup: .venv/installed .remint/prefect/prefect.db ## the environment and the databases
 
@@ -41,7 +41,10 @@ docs: .venv/installed ## the documentation site, into site/; a broken link or na
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: setup check ## all checks and all tests but the long ones
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-fast: .venv/installed ## unit and property tests, but the slow ones
+	$(BIN)/pytest -n 2 -m "not slow" tests/unit tests/property
 
 up: setup ## Prefect server, MLflow server and worker in this terminal
 	$(BIN)/remint up

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.postgres import postgres  # noqa: F401 (a fixture)
 from tests.support.s3 import proxy, s3, s3_server  # noqa: F401 (fixtures)
 from tests.support.trials import Trials
@@ -25,6 +29,7 @@ os.environ.update(
         "DO_NOT_TRACK": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "OMP_NUM_THREADS": "1",  # tests run beside each other: more threads than cores cost more than they bring
     }
 )
 
@@ -46,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return mark is not None and mark.args[0] == case
         return (item.get_closest_marker("soak") is None) if not soak else bool(mark or item.get_closest_marker("soak"))
 
+    folders = ("e2e", "faults", "property", "flows")  # the longest files first, so that all processes end at the same time
+    items.sort(key=lambda item: next((i for i, name in enumerate(folders) if f"/tests/{name}/" in str(item.path)), len(folders)))
     left_out = [item for item in items if not chosen(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -62,6 +69,47 @@ def trials(request: pytest.FixtureRequest) -> Trials:
     options = request.config.option
     first, step = map(int, options.part.split("/"))
     return Trials(case, request.node.nodeid, options.seed, soak=options.soak, part=(first, step))
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder of a name once in a run, for all its processes: the first that asks makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = root / name, root / f"{name}-is-whole"
+        with (root / f"{name}-lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def programs(request: pytest.FixtureRequest, once: Once) -> Path | None:
+    """The folder of programs that are forked from one process, for all processes of a run; None in a soak."""
+    if request.config.getoption("--soak"):
+        return None
+    whole_run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    return once("programs", lambda folder: preloaded.programs(folder, whole_run))
+
+
+@pytest.fixture(scope="module")
+def forked(programs: Path | None) -> Iterator[None]:
+    """What a module's tests start of dvc, of steps, and of fresh processes that load a model, is forked (but in a soak)."""
+    before = sys.executable
+    if programs is not None:
+        sys.executable = str(programs / "python")
+    yield
+    sys.executable = before
 
 
 @pytest.fixture(autouse=True)
@@ -105,21 +153,21 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty(once: Once) -> Path:
     """A home whose MLflow database was made and holds nothing: making it takes seconds. To be copied."""
     from tests.support import registry_cases
 
-    home = tmp_path_factory.mktemp("empty")
-    registry_cases.tracking(home).initialise()
-    return home
+    return once("empty", lambda home: registry_cases.tracking(home).initialise())
 
 
 @pytest.fixture(scope="session")
-def registered(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+def registered(empty: Path, once: Once) -> Home:
     """A home with four small versions of one model that nobody judged. To be copied (promotion_cases.copied)."""
+    from remint.runtime.home import Home
     from tests.support import promotion_cases
 
-    return promotion_cases.filled(empty, tmp_path_factory.mktemp("registered"), versions=4)
+    folder = once("registered", lambda home: promotion_cases.filled(empty, home, versions=4))
+    return Home(folder, folder)
 
 
 @pytest.fixture

@@ -84,7 +84,10 @@ def up(home: Home) -> int:
 
 def _workers(honcho: int) -> list[psutil.Process]:
     """The worker's process, where it has come up."""
-    with suppress(psutil.Error):  # one that ends while it is looked at
-        children = psutil.Process(honcho).children(recursive=True)
-        return [child for child in children if child.cmdline()[1:] == ["-m", "flows.stack.worker"]]
-    return []
+    found = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(honcho).children(recursive=True):
+            with suppress(psutil.Error):  # one that ends while it is looked at
+                if child.cmdline()[1:] == ["-m", "flows.stack.worker"]:
+                    found.append(child)
+    return found

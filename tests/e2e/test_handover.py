@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Pending
 
 from flows.server import stopping
-from tests.faults.test_processes import wait_for
+from tests.support.processes import wait_for
 
 FLOW = """
 import time

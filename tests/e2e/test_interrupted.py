@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.support.prefect_server import ask
+from tests.support.processes import below, command_line
 from tests.support.team import Team
 
 LONG = [
@@ -27,8 +28,7 @@ def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Proce
     while not list(home.glob("checkpoints/*/step-*")):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    children = psutil.Process(run.pid).children(recursive=True)
-    (trainer,) = (child for child in children if child.cmdline()[1:3] == ["-m", "pipelines.train"])
+    (trainer,) = (child for child in below(run.pid) if command_line(child)[1:3] == ["-m", "pipelines.train"])
     trainer.suspend()
     while not any("mlflow_run" in path.read_text() for path in home.glob("jobs/*/job.json")):
         assert run.poll() is None and time.monotonic() < deadline

@@ -53,7 +53,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(shared_team: Team, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(shared_team: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """One training of uncommitted work; then its source, its cache and its checkpoints are gone, and so is the work itself."""
     folder = tmp_path_factory.mktemp("elsewhere")
     generator = np.random.default_rng(0)
@@ -63,7 +63,6 @@ def story(shared_team: Team, prefect_server: str, tmp_path_factory: pytest.TempP
     write_params(
         {"datasets": {"ramps": {"source": str(source), "kind": "image"}}, "pipelines": {"flow": PIPELINE}}, shared_team.folder
     )
-    shared_team.api = prefect_server
     (outcome,) = shared_team.json("run", "flow")
     source.unlink()
     shared_team.sh("git checkout -q params.yaml")

@@ -24,6 +24,7 @@ from tests.support.leaks import Search, secrets, watched
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.prefect_server import ask
+from tests.support.processes import asked
 from tests.support.team import Team
 
 SECRETS = secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
@@ -52,7 +53,7 @@ def refuses(url: str, **headers: str) -> bool:
 def answers_to_this_machine_only(prefect: int, mlflow: int, stack: int) -> None:
     """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
-    sockets = [each for process in processes for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
+    sockets = [each for process in processes for each in asked(process.net_connections, []) if each.status == psutil.CONN_LISTEN]
     assert {each.laddr.port for each in sockets} >= {prefect, mlflow}
     assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
     for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):

@@ -11,11 +11,11 @@ import numpy as np
 from tests.support.team import Team
 
 
-def test_1_a_table_goes_the_same_way(served_team: Team) -> None:
-    outcomes = served_team.json("run", "cancer-flow", "cancer-vae")
+def test_1_a_table_goes_the_same_way(shared_team: Team) -> None:
+    outcomes = shared_team.json("run", "cancer-flow", "cancer-vae")
     for outcome in outcomes:
         assert outcome["trained"] and outcome["decision"]["verdict"] == "promoted"
-        report = served_team.folder / ".remint/reports" / outcome["model"] / "1"
+        report = shared_team.folder / ".remint/reports" / outcome["model"] / "1"
         assert {"samples.png", "by_class.png", "curve.png"} <= {path.name for path in report.iterdir()}
         by_class = json.loads((report / "report.json").read_text())["by_class"]
         assert all(set(classes) == {"malignant", "benign"} for classes in by_class.values()) and by_class
@@ -24,20 +24,20 @@ def test_1_a_table_goes_the_same_way(served_team: Team) -> None:
     assert flow["dataset_version"] == vae["dataset_version"]
 
 
-def test_2_rows_come_in_the_units_of_the_source(served_team: Team, tmp_path: Path) -> None:
-    served_team.remint("sample", "cancer-vae", "-n", "200", "-o", str(tmp_path / "rows.csv"))
+def test_2_rows_come_in_the_units_of_the_source(shared_team: Team, tmp_path: Path) -> None:
+    shared_team.remint("sample", "cancer-vae", "-n", "200", "-o", str(tmp_path / "rows.csv"))
     with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 200 and len(rows[0]) == 30
     area = np.mean([float(row["mean_area"]) for row in rows])
     assert 300 < area < 1200, "the source's mean is 655"
-    refused = served_team.remint("sample", "cancer-vae", "-o", str(tmp_path / "rows.png"), status=2).stderr
+    refused = shared_team.remint("sample", "cancer-vae", "-o", str(tmp_path / "rows.png"), status=2).stderr
     assert "draws a table: give a name that ends in .csv" in refused
 
 
-def test_3_a_conditional_model_draws_the_class_asked_for(served_team: Team, tmp_path: Path) -> None:
+def test_3_a_conditional_model_draws_the_class_asked_for(shared_team: Team, tmp_path: Path) -> None:
     changed = ("--set", "model.conditional=true", "--set", "evaluation.metrics=[elbo, iwae, fd_domain, class_agreement]")
-    (outcome,) = served_team.json("run", "digits-vae", *changed)
+    (outcome,) = shared_team.json("run", "digits-vae", *changed)
     assert outcome["metrics"]["iwae"]["fingerprint"]["given"] == "class"
     assert (
         0 <= outcome["metrics"]["class_agreement"]["value"] <= 1 and outcome["metrics"]["class_agreement"]["better"] == "higher"
@@ -45,7 +45,7 @@ def test_3_a_conditional_model_draws_the_class_asked_for(served_team: Team, tmp_
     ref = f"digits-vae/{outcome['version']}"
     drawn = {}
     for name in ("3", "8"):
-        served_team.remint("sample", ref, "--class", name, "-n", "20", "-o", str(tmp_path / f"{name}.npy"))
+        shared_team.remint("sample", ref, "--class", name, "-n", "20", "-o", str(tmp_path / f"{name}.npy"))
         drawn[name] = np.load(tmp_path / f"{name}.npy", allow_pickle=False)
     assert not np.array_equal(drawn["3"], drawn["8"]), "the same noise, another class"
-    assert "known are 0, 1, 2" in served_team.remint("sample", ref, "--class", "three", status=2).stderr
+    assert "known are 0, 1, 2" in shared_team.remint("sample", ref, "--class", "three", status=2).stderr

@@ -19,9 +19,9 @@ import pytest
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
-from tests.faults.test_processes import gone
 from tests.support.ports import free_port
 from tests.support.prefect_server import PrefectServer, ask
+from tests.support.processes import command_line, gone
 from tests.support.team import Team
 from tests.support.trials import Trials
 
@@ -80,7 +80,7 @@ class Stack:
             if "mlflow_run" in job.facts and list(self.home.checkpoints.glob("*/step-*")):
                 flow = psutil.Process(job.facts["pid"])
                 below = flow.children(recursive=True)
-                if any(each.cmdline()[1:3] == ["-m", "pipelines.train"] for each in below):
+                if any(command_line(each)[1:3] == ["-m", "pipelines.train"] for each in below):
                     return [flow, *below]
         return []
 

@@ -29,6 +29,8 @@ from tests.support import audit_cases
 from tests.support.audit_cases import MODEL, World, place
 from tests.support.promotion_cases import mlflow_gc
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:

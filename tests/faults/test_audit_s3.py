@@ -13,6 +13,8 @@ from tests.support.audit_cases import MODEL
 from tests.support.ports import free_port
 from tests.support.s3 import Server
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_what_a_bucket_lost_is_named_and_put_back(
     s3: Server, tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch

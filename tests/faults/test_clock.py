@@ -13,8 +13,8 @@ import pytest
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from tests.faults.test_leases import HOLDER, heard
-from tests.faults.test_processes import wait_for
 from tests.support.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
+from tests.support.processes import wait_for
 from tests.support.trials import Trials
 
 SILENT = 1.0  # seconds of a waiter's patience

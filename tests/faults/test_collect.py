@@ -35,6 +35,8 @@ from tests.support.collect_cases import World
 from tests.support.promotion_cases import copied, mlflow_gc
 from tests.support.s3 import Server
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Make = Callable[[int], World]
 
 

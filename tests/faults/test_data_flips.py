@@ -29,6 +29,8 @@ from remint.stores.dvc import Workspace, workspace, workspace_environment
 from tests.support.retraining_cases import REPOSITORY, Told, retraining
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 STEP = """
 import json, pathlib, sys
 from remint.runtime import events

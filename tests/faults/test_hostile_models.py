@@ -26,6 +26,8 @@ from tests.support.registry_cases import SPEC
 from tests.support.retraining_cases import lay, params_of, retraining
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 REF = f"{MODEL}/1"
 
 

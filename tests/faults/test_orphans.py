@@ -12,7 +12,7 @@ import pytest
 
 from remint.runtime import jobs
 from remint.runtime.home import Home
-from tests.faults.test_processes import is_alive
+from tests.support.processes import is_alive
 from tests.support.trials import Trials
 
 DEADLINE = 5.0  # seconds

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from remint.errors import Interrupted
 from remint.runtime import jobs, processes
 from remint.runtime.home import Home
+from tests.support.processes import gone, is_alive, wait_for
 
 PARENT = """
 import os, sys
@@ -24,32 +24,6 @@ processes.run_process([sys.executable, "-c", CHILD], cwd=Path.cwd(), env=os.envi
 """
 CHILD = "from remint.runtime.parent import die_with_parent; die_with_parent(); import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('pid', 'w').write('1'); time.sleep(600)"
-
-
-def wait_for(path: Path, seconds: float = 20.0) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text():
-            return path.read_text()
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not appear")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not is_alive(pid):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:

@@ -36,14 +36,15 @@ def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_sixteen_processes_on_no_database_register_one_version(
-    database: str, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize("count", [5, pytest.param(16, marks=pytest.mark.soak)])
+def test_processes_on_no_database_register_one_version_at_once(
+    database: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = ""
     if database == "postgresql":
-        uri = request.getfixturevalue("postgres").database("sixteen").replace("postgresql:", "postgresql+psycopg:")
+        uri = request.getfixturevalue("postgres").database("at-once").replace("postgresql:", "postgresql+psycopg:")
     cases.make(tmp_path / "bundle")
-    assert together(tmp_path / "home", tmp_path / "bundle", 16, uri) == ["1"] * 16
+    assert together(tmp_path / "home", tmp_path / "bundle", count, uri) == ["1"] * count
     store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
     assert version.tags.verified == "16 samples as recorded at training, to the bit"
@@ -51,7 +52,7 @@ def test_sixteen_processes_on_no_database_register_one_version(
     fresh.check(store.fetch(version, tmp_path / "got"), tmp_path / "log")
     experiment = client(store).get_experiment_by_name("digits-flow").experiment_id
     runs = client(store).search_runs([experiment])
-    assert Counter(run.info.status for run in runs) == {"FINISHED": 16}
+    assert Counter(run.info.status for run in runs) == {"FINISHED": count}
     assert all(len(client(store).get_metric_history(run.info.run_id, "loss")) == 5 for run in runs)
 
 

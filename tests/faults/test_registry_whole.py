@@ -19,6 +19,8 @@ from remint.serving import fresh
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from tests.support import registry_cases as cases
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def store(empty: Path, tmp_path: Path) -> Tracking:

@@ -41,6 +41,8 @@ from tests.support.postgres import Postgres
 from tests.support.s3 import Server
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 NOBODY = "127.0.0.1:9"  # the port "discard", where nobody listens
 
 

@@ -19,7 +19,7 @@ from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger import leases
-from tests.faults.test_processes import wait_for
+from tests.support.processes import wait_for
 from tests.support.trials import Trials
 
 # Holds all that a job holds: its own locks, the registry's, its pipeline's lease; says so, and sleeps.

@@ -23,6 +23,8 @@ from remint.stores.s3 import folder
 from tests.support.ports import free_port
 from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 OBJECTS = {f"p/{i}": bytes([i]) * 1000 for i in range(40)}
 
 

@@ -14,6 +14,8 @@ from remint.stores.s3 import bucket as door
 from tests.support.retraining_cases import Told, params_of, retraining
 from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CONTENT = bytes(range(256)) * 8192
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 KEY = "params.yaml: pipelines.x.evaluation.inception.path"

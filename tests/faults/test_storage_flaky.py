@@ -21,6 +21,8 @@ from tests.support.ports import free_port
 from tests.support.s3 import Proxy, Server
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 DVC = "[core]\n    no_scm = true\n    remote = far\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"far\"']\n    url = s3://{bucket}/dvc\n    verify = true\n"
 
 

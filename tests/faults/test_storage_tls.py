@@ -28,6 +28,8 @@ from tests.support import access
 from tests.support import registry_cases as cases
 from tests.support.s3 import Server
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def _pump(here: socket.socket, there: socket.socket) -> None:
     with suppress(OSError):

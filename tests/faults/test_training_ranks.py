@@ -24,6 +24,7 @@ from remint.records import TrainedModel
 from remint.training import train
 from remint.training.checkpoint import Checkpoints
 from tests.support import training_cases as cases
+from tests.support.processes import command_line
 from tests.support.trials import Trials
 
 # Each rank draws its own dropout. In float64 the order of a sum is far below 1e-10; but Adam divides the rounding of a
@@ -182,7 +183,7 @@ def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path
         home.mkdir()
         with subprocess.Popen([*torchrun, cases.__file__, str(folder), "vae", settings], env=environment) as parent:
             assert_started(home / "events")
-            ranks = [each for each in descendants(parent) if "training_cases" in " ".join(each.cmdline())]
+            ranks = [each for each in descendants(parent) if "training_cases" in " ".join(command_line(each))]
             assert len(ranks) == 2
             asked = {"torchrun": [parent], "one": [ranks[trial.random.randrange(2)]], "all": ranks}[who]
             for process in asked:

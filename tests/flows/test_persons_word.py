@@ -37,6 +37,8 @@ from tests.support.registry_cases import SPEC
 from tests.support.retraining_cases import CLEAN, Told, lay, params_of, retraining
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RULES = {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll"}}
 MEAN = {1: 2.0, 2: 1.9, 3: 1.8}  # each version is better than the one before
 DATASET = DatasetVersion(name="digits", source="s", raw_sha256="0" * 64, spec=SPEC, split={}, counts={}, files={})

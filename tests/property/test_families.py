@@ -116,6 +116,7 @@ def test_loss_under_bfloat16_autocast_is_near(case: Case, step: int) -> None:
         torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(list(CASES)), count=st.integers(1, 9), data=st.data())
 def test_a_sample_depends_on_its_own_noise_only(name: str, count: int, data: st.DataObject) -> None:

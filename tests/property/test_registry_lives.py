@@ -300,6 +300,7 @@ HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
 BATCH = 21  # lives of one trial: the first of a batch is always the same, the simplest that there is
 
 
+@pytest.mark.slow
 @pytest.mark.case(24)
 def test_lives(trials: Trials) -> None:
     """What hypothesis finds it shrinks, and prints."""

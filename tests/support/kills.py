@@ -25,6 +25,7 @@ import psutil
 from remint.runtime.home import Home
 from tests.support import ends
 from tests.support.prefect_server import PrefectServer
+from tests.support.processes import asked, command_line
 from tests.support.promotion_cases import copied
 from tests.support.team import REMINT, Team
 
@@ -165,7 +166,7 @@ class Run:
         return kind
 
     def _kind(self, process: psutil.Process) -> str:
-        said = " ".join(process.cmdline())
+        said = " ".join(command_line(process))
         if process.pid == self.process.pid:
             return "flow"
         if "dvc.cli" in said:
@@ -177,7 +178,7 @@ class Run:
         if "remint.distributed.launch" in said:
             return "torchrun"
         if "pipelines." in said:
-            return "rank" if "LOCAL_RANK" in process.environ() else "step"
+            return "rank" if "LOCAL_RANK" in asked(process.environ, {}) else "step"
         return "another"
 
     def orphans(self) -> list[str]:

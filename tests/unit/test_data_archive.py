@@ -195,6 +195,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_before_they_fill_the_memory(tmp_path: Path, name: str) -> None:
     BOMBS[name](tmp_path / name)

@@ -124,6 +124,7 @@ def _riff(count: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(parts) + 4) + b"WEBP" + parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_files_that_would_keep_a_decoder_busy(read: Reader, tmp_path: Path, name: str) -> None:
     (tmp_path / "pets").mkdir()

@@ -51,6 +51,7 @@ def refused(team: Path, name: str, **changed: Any) -> str:
     return str(caught.value).replace(f"{team}/", "")
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_is_said(team: Path) -> None:
     for index in (0, 2, 4):
         (team / f"data/pets/cats/{index:03}.png").write_text("no image")

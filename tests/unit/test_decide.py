@@ -23,6 +23,8 @@ from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
@@ -50,6 +52,7 @@ def rows(home: Home) -> list[LedgerRow]:
     return open_ledger(home).rows(MODEL)
 
 
+@pytest.mark.slow
 def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
     """With the fresh process that loads what was promoted, since nothing says that one loaded it before."""
     cases.judge(home, "promoted", 1)

@@ -23,6 +23,8 @@ from remint.runtime.home import Home
 from remint.settings.params import load_params, read_params, write_params
 from remint.stores.ledger import chain
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -97,6 +99,7 @@ def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch:
     assert "chmod go-w" in one(found, "home").do
 
 
+@pytest.mark.slow
 def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(empty, home.path)
     chain.Ledger(home.ledger_url)
@@ -115,6 +118,7 @@ def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monk
         assert "127.0.0.1" in one(found, about).what and "a-password-of-hers" not in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "word"), [(401, "refuses these credentials"), (500, "does not answer (500)")])
 def test_a_prefect_server_that_lets_nobody_in(home: Home, monkeypatch: pytest.MonkeyPatch, status: int, word: str) -> None:
     with server(status) as port:
@@ -129,6 +133,7 @@ def test_a_server_without_a_worker(home: Home, monkeypatch: pytest.MonkeyPatch) 
     assert "No worker" in one(found, "worker").what and [each for each in found if each.about == "server"] == []
 
 
+@pytest.mark.slow
 def test_servers_that_others_reach_are_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that listens for everybody, though it is spoken to as 127.0.0.1; open, then with authentication."""
     for status, words in ((200, ["without asking who they are", "plain HTTP"]), (401, ["plain HTTP"])):

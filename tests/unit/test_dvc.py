@@ -19,6 +19,8 @@ from remint.stores import git
 from remint.stores.dvc import Workspace, addresses, locked, workspace_environment
 from remint.stores.dvc import workspace as dvc_workspace
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 WORK = """
 import os, pathlib, sys, time
 from remint.errors import DataError
@@ -87,6 +89,7 @@ def quiet(_event: dict[str, Any]) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_a_step_runs_once_and_is_restored_in_another_workspace(open_workspace: Open) -> None:
     first, events = open_workspace("first"), []
     assert not first.restore("work@x")
@@ -99,6 +102,7 @@ def test_a_step_runs_once_and_is_restored_in_another_workspace(open_workspace: O
     assert not open_workspace("fourth", mode="other").restore("work@x")
 
 
+@pytest.mark.slow
 def test_the_lock_is_the_same_in_whatever_order_steps_ran(open_workspace: Open) -> None:
     locks = []
     for name, order in (("first", "xy"), ("second", "yx")):
@@ -122,11 +126,13 @@ def test_a_step_that_crashes_is_named_with_its_last_words(open_workspace: Open) 
         open_workspace("job", mode="crash").reproduce("work", "x", quiet)
 
 
+@pytest.mark.slow
 def test_a_dvc_that_is_killed_is_no_answer_of_dvcs(open_workspace: Open) -> None:
     with pytest.raises(StepError, match=r"^dvc repro --single-item work@x was killed \(signal 9\): run again"):
         open_workspace("job", mode="killed").reproduce("work", "x", quiet)
 
 
+@pytest.mark.slow
 def test_two_jobs_at_a_time_meet_no_lock(open_workspace: Open) -> None:
     jobs = [open_workspace(f"job{i}", mode=f"m{i}") for i in range(4)]
     failures: list[BaseException] = []
@@ -197,6 +203,7 @@ def test_the_remote_of_jobs_can_be_set_by_a_variable(
     assert job.home.dvc_remote == "s3://bucket/dvc"
 
 
+@pytest.mark.slow
 def test_what_an_older_lock_names_comes_back_from_the_cache_or_the_remote(
     open_workspace: Open, repository: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +233,7 @@ def test_what_an_older_lock_names_comes_back_from_the_cache_or_the_remote(
         open_workspace("other").former(lock, "work@y")
 
 
+@pytest.mark.slow
 def test_a_step_is_really_run_apart_from_what_the_home_has_and_leaves_nothing_there(
     open_workspace: Open, repository: Path
 ) -> None:

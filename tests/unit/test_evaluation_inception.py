@@ -100,6 +100,7 @@ def test_names_and_shapes_are_the_published_ones() -> None:
     assert own == published() | {name.replace("weight", "num_batches_tracked"): () for name in published() if "bn.weight" in name}
 
 
+@pytest.mark.slow
 def test_features_depend_on_the_image_alone() -> None:
     """Whatever stands beside it, and however many."""
     extractor = load(pickled(state()))
@@ -227,6 +228,7 @@ def spoilt(name: str, value: Any) -> bytes:
     return pickled(made if value is None else {**made, name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

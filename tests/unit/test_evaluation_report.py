@@ -26,6 +26,8 @@ from remint.settings import plugins
 from remint.settings.judging import EvaluationSettings
 from remint.settings.recipe import DatasetSettings
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ROOT = Path(__file__).parents[2]
 QUICK = EvaluationSettings(samples=40, draws=3, importance_samples=4)
 PARAMS = """
@@ -128,6 +130,7 @@ def test_a_report_comes_back_as_it_was_written(workspace: Path) -> None:
     assert samples.shape == (64, 1, 4, 4) and samples.max() < 5
 
 
+@pytest.mark.slow
 def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere(workspace: Path) -> None:
     assert run_step(workspace, "evaluate", "tiny-vae").returncode == 0
     first = contents(workspace / "outs/reports/tiny-vae")
@@ -144,6 +147,7 @@ def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere
     assert [event["step"] for event in said if event["event"] == "progress"] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_steps_before_it_give_what_the_library_gives(workspace: Path) -> None:
     before = contents(workspace / "outs")
     for step in ("snapshot", "prepare", "features"):
@@ -161,6 +165,7 @@ def test_raw_data_is_found_in_the_persons_tree(workspace: Path) -> None:
     assert missing.returncode == 2 and "there is no file" in missing.stderr and "Traceback" not in missing.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_bundle_is_not_judged(workspace: Path) -> None:
     weights = workspace / "outs/trained/tiny-vae/weights.safetensors"
     damaged = bytearray(weights.read_bytes())

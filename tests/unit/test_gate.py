@@ -297,6 +297,7 @@ def test_two_draws_of_one_model_are_promoted_at_most_at_the_stated_level(count: 
     assert better > 250  # what a comparison of two floats would promote
 
 
+@pytest.mark.slow
 def test_a_planted_improvement_is_found() -> None:
     """Power: a shift of 3.2 standard errors of the mean is found at least 9 times in 10 (0.94 in theory)."""
     rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
@@ -351,6 +352,7 @@ def test_each_of_several_comparisons_is_held_to_its_share_of_the_level() -> None
     assert (strict.rules[-1].difference or (0, 0, 0))[1:] == pytest.approx((low_of_two, high_of_two))
 
 
+@pytest.mark.slow
 def test_any_of_several_metrics_of_two_draws_of_one_model_is_promoted_at_most_at_the_stated_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

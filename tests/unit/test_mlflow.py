@@ -301,6 +301,7 @@ def test_a_version_of_somebody_else_is_listed_and_not_fetched(store: Tracking, t
         store.fetch(version, tmp_path / "cache" / "theirs")
 
 
+@pytest.mark.slow
 def test_runs_of_the_dead_are_closed_and_those_of_the_living_are_not(store: Tracking, home: Path, bundle: Path) -> None:
     mine = store.start_run("digits-flow", {}, {})
     program = [sys.executable, "-m", "tests.support.registry_cases", str(home), str(bundle), "die"]

@@ -263,6 +263,7 @@ def test_initialise_is_a_function_of_the_training_split(name: str) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
 def test_a_known_law_of_dependent_pixels_is_learnt_to_its_entropy() -> None:
     """Bits per dimension of all nine pairs, weighted by their true probabilities, against the entropy of that law."""
     law = torch.tensor([[0.20, 0.10, 0.04], [0.05, 0.16, 0.09], [0.04, 0.10, 0.22]]).flatten()

@@ -330,6 +330,7 @@ def test_levels_there_and_back(levels: int) -> None:
     assert to_levels(torch.tensor([-3.0, 3.0]), levels).tolist() == [0, levels - 1]
 
 
+@pytest.mark.slow
 def test_a_table_is_learnt_with_its_categories_and_classes() -> None:
     """The class sets one number, a category with shares .75 and .25 the other: both are found again in what is drawn."""
     spec = DataSpec(shape=(3,), columns=(*MIXED.columns[:1], MIXED.columns[2], Column(name="d")), classes=2)

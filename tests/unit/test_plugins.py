@@ -147,6 +147,7 @@ def test_the_examples_are_among_what_training_depends_on(tmp_path: Path) -> None
         plugins.require_watched_code(name, tmp_path, [], REPOSITORY / "constraints.txt")
 
 
+@pytest.mark.slow
 def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
     """The entry point of the editable install leads to the person's tree; a job's path comes before it."""
     shutil.copytree(

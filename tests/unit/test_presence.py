@@ -13,6 +13,8 @@ from remint.errors import VersioningError
 from remint.runtime.home import Home
 from remint.stores.dvc import presence
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CONFIG = (
     "[core]\n    remote = local\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"local\"']\n    url = ../.remint/dvc/remote\n"
 )
@@ -42,6 +44,7 @@ def output(home: Home, contents: dict[str, bytes]) -> str:
     return next(md5 for md5 in files if md5.endswith(".dir"))
 
 
+@pytest.mark.slow
 def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
     one, two = output(home, {"a": b"1", "b": b"2"}), output(home, {"a": b"3"})
     whole = presence.look(home, [one, two])
@@ -57,6 +60,7 @@ def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
     assert place("remote", home, b).read_bytes() == b"2" and presence.look(home, [one, two]) == whole
 
 
+@pytest.mark.slow
 def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: Home) -> None:
     one = output(home, {"a": b"1", "b": b"2"})
     a, b = (hashlib.md5(content).hexdigest() for content in (b"1", b"2"))
@@ -76,6 +80,7 @@ def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: 
     assert found.files == 1 and found.lost and found.cache_lacks == found.remote_lacks == (one,)
 
 
+@pytest.mark.slow
 def test_flipped_bytes_on_the_remote_are_found_where_they_are_read_and_sent_again(home: Home) -> None:
     one, b = output(home, {"a": b"1", "b": b"2"}), hashlib.md5(b"2").hexdigest()
     place("remote", home, b).write_bytes(b"x")

@@ -19,6 +19,8 @@ from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:

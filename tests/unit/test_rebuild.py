@@ -21,6 +21,8 @@ from remint.runtime import manifest
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from tests.support import registry_cases as cases
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HERE = {"processor": "one", "threads": 1, "device": "cpu"}
 ELSEWHERE = {"processor": "other", "threads": 1, "device": "cpu"}
 

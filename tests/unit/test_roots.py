@@ -15,6 +15,8 @@ from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases as cases
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def decide(book: Ledger, action: str, version: int, after: int | None, before: int | None) -> None:
     book.append(
@@ -70,6 +72,7 @@ def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
     assert gone.versions("m", "a") == {1, 4} and gone.versions("m", "c") == frozenset()
 
 
+@pytest.mark.slow
 def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = Home(tmp_path, tmp_path / "home").ensure()

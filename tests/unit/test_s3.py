@@ -31,6 +31,7 @@ def held(home: Home) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_more_objects_than_one_page_lists(proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "PAGE", 100)
     objects = {f"some/{i:04d}": str(i).encode() for i in range(230)}
@@ -89,6 +90,7 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(s3: Server, home: Home) -> 
     assert held(home) == {"a/c": b"below", "b": b"file"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["gone", "other bytes", "other size", "link", "folder"])
 def test_what_was_tampered_with_is_fetched_again(proxy: Proxy, s3: Server, home: Home, tmp_path: Path, harm: str) -> None:
     name = s3.bucket({"a": b"good", "b": b"good"})

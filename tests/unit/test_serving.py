@@ -95,6 +95,7 @@ def test_a_family_that_cannot_sample_is_said_to_be_one(bundle: Path, monkeypatch
         serving.load(bundle)
 
 
+@pytest.mark.slow
 def test_mlflow_serves_the_champion_in_a_fresh_process(bundle: Path, tmp_path: Path) -> None:
     store = cases.tracking(tmp_path / "home")
     version = cases.register(store, bundle)

@@ -130,6 +130,7 @@ with Checkpoints(Path(sys.argv[1]), "abc").held("the training of x"):
 """
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_until_the_first_is_gone(checkpoints: Checkpoints) -> None:
     arguments = [sys.executable, "-c", HOLDER, str(checkpoints.root)]
     with subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, text=True) as holder:

@@ -18,6 +18,7 @@ from tests.support.loop_cases import Cliff, Fit, Line, fit
 CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "checkpoint_every": 5}
 
 
+@pytest.mark.slow
 def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_EVENTS", str(tmp_path / "events.jsonl"))
     model = Line()

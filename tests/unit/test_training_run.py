@@ -208,6 +208,7 @@ def pipelines_train(folder: Path, training: str, **environment: str) -> subproce
     return subprocess.run(command, cwd=folder, env=cases.environment() | environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_step_reads_params_yaml_and_writes_outs(tmp_path: Path) -> None:
     cases.prepare(tmp_path)
     events = tmp_path / "events"

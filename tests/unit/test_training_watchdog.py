@@ -57,6 +57,7 @@ def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Pope
     assert is_alive(second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["slow", "another program", "all", "gone on in time"])
 def test_nobody_else_is(case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ones that sleep, that are not ours, a group that somebody has paused as a whole, one that was stopped for a moment."""

@@ -1,0 +1,30 @@
+"""What is not promoted: a model whose champion cannot be measured again, and uncommitted work."""
+
+from __future__ import annotations
+
+from tests.support.team import Team
+
+
+def test_a_champion_whose_bytes_are_gone_is_not_compared_and_nothing_is_promoted(served_team: Team) -> None:
+    weights = list((served_team.folder / ".remint/mlflow/artifacts/digits-gan").rglob("*.safetensors"))
+    assert weights
+    for path in weights:
+        path.unlink()
+    (outcome,) = served_team.json("run", "digits-gan", "--set", "training.steps=61")
+    assert outcome["trained"] and outcome["champion"] == 1 and outcome["decision"]["verdict"] == "refused"
+    (reason,) = outcome["decision"]["reasons"]
+    assert reason.startswith("not comparable: champion digits-gan/1 could not be measured again: ")
+
+
+def test_uncommitted_work_is_marked_and_not_promoted(served_team: Team) -> None:
+    source = served_team.folder / "src/remint/models/vae.py"
+    source.write_text(source.read_text() + "\n# an experiment\n")
+    (outcome,) = served_team.json("run", "digits-vae", "--set", "training.steps=80")
+    assert outcome["decision"]["verdict"] == "refused"
+    assert any("uncommitted changes in src/remint/models/vae.py" in reason for reason in outcome["decision"]["reasons"])
+    marked = served_team.json("models", "digits-vae")[0]
+    assert marked["version"] == outcome["version"] and marked["dirty"]
+    served_team.sh("git commit -qam 'the experiment, kept'")
+    (again,) = served_team.json("run", "digits-vae", "--set", "training.steps=80")
+    assert again["version"] == outcome["version"] and not again["trained"]
+    assert not served_team.json("models", "digits-vae")[0]["dirty"], "a clean commit that gives the same key clears the mark"

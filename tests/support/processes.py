@@ -1,0 +1,57 @@
+"""Real processes in tests: whether one runs, what it runs, and waiting for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+
+def wait_for(path: Path, seconds: float = 20.0) -> str:
+    """Return what a file holds, once there is something in it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not appear")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def gone(pid: int, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not is_alive(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def asked(question: Callable[[], T], otherwise: T) -> T:
+    """The answer about a process that may end at any moment, or may have ended and not been waited for by its parent."""
+    try:
+        return question()
+    except psutil.NoSuchProcess:
+        return otherwise
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """What a process runs; nothing where it has ended."""
+    return asked(process.cmdline, [])
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """All processes below one."""
+    return asked(lambda: psutil.Process(pid).children(recursive=True), [])
