@@ -372,13 +372,17 @@ def test_the_requirements_of_a_model_name_where_pip_finds_remint(
 ) -> None:
     tags = VersionTags(commit="c" * 40, repository=repository)
     packed = package.pack(bundle, cases.SPEC, package.requirement(place, tags), tmp_path / "model")
-    first, *others = (packed / "requirements.txt").read_text().splitlines()
-    assert first == line
+    first, *others, last = (packed / "requirements.txt").read_text().splitlines()
+    assert (first, last) == (line, "-c constraints.txt")
+    pins = (packed / "constraints.txt").read_text().splitlines()
+    assert {f"boto3=={importlib.metadata.version('boto3')}", "torch==2.13.0"} <= set(pins)
+    assert all("+" not in pin and Requirement(pin).name != "remint" for pin in pins)
     assert [name.partition("==")[0] for name in others] == list(package.NEEDS)
     assert all("+" not in other for other in others), "a local version is on no index"
     for requirement in (first, *others):
         assert str(Requirement(requirement).name) == requirement.partition(" @ ")[0].partition("==")[0]
     assert line in load_safe_yaml((packed / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+    assert package.unpack(packed) == packed / package.DATA
 
 
 def test_a_version_says_in_its_requirements_what_the_setting_chose(

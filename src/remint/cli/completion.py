@@ -42,7 +42,7 @@ def model_refs(incomplete: str) -> list[str]:
         return models()
     if "@" in incomplete:
         return [f"{name}@{alias}" for alias in ("champion", "challenger")]
-    return [f"{name}/{row[0]}" for row in _ledger(VERSIONS, model=name)]
+    return [f"{name}/{row[0]}" for row in _ledger(VERSIONS, model=name) if str(row[0]).isdecimal()]
 
 
 def _names(block: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The form in which a bundle lies in MLflow: a pyfunc model that a loader of ours reads. No pickle, no code.
 
-    MLmodel, conda.yaml, python_env.yaml, requirements.txt     written by MLflow when it is packed
+    MLmodel, conda.yaml, python_env.yaml,                      written by MLflow when it is packed
+    requirements.txt, constraints.txt
     registered_model_meta                                      written by MLflow where it loads from a local store
     data/bundle/                                               the sealed folder of the trained model
 
@@ -14,7 +15,7 @@ import os
 import shutil
 import stat
 import warnings
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ LOADER = "remint.serving.pyfunc"
 WEIGHTS = "weights.safetensors"
 DATA = "data/bundle"
 MARK = "registered_model_meta"
-AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", MARK})
+AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "constraints.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
 MOST_FILES = 1_000  # that lie where a model is kept
 NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # of these serving takes the versions that trained
@@ -77,11 +78,23 @@ def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
         inputs=Schema([ColSpec(DataType.long, "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]),
     )
-    needs = [remint, *(f"{name}=={version(name).partition('+')[0]}" for name in NEEDS)]  # 2.13.0+cpu is on no index
+    needs = [remint, *(f"{name}=={_released(version(name))}" for name in NEEDS), f"-c {_constraints(to.with_name('pins.txt'))}"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # the signature says it all
         mlflow.pyfunc.save_model(str(to), loader_module=LOADER, data_path=str(named), signature=signature, pip_requirements=needs)
     return to
+
+
+def _constraints(path: Path) -> Path:
+    """Write down the version of each package here. Without them pip tries one version of boto3 after the other."""
+    pins = {item.name.lower(): f"{item.name}=={_released(item.version)}" for item in distributions() if item.name != "remint"}
+    path.write_text("".join(f"{pins[name]}\n" for name in sorted(pins)))
+    return path
+
+
+def _released(number: str) -> str:
+    """A version without its local part: 2.13.0+cpu is on no index."""
+    return number.partition("+")[0]
 
 
 def unpack(folder: Path) -> Path:
