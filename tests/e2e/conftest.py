@@ -23,10 +23,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def versed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That team, whose dvc remembers the digits and their features: runs of it restore them."""
+    """That team, whose dvc remembers the digits and their features: runs of its three pipelines restore them."""
     folder = tmp_path_factory.mktemp("versed") / "team"
     shutil.copytree(template, folder, symlinks=True)
-    Team(folder).sh("dvc repro --quiet features@digits && rm -r outs dvc.lock")
+    stages = " ".join(f"features@digits-{family}" for family in ("flow", "vae", "gan"))
+    Team(folder).sh(f"dvc repro --quiet {stages} && rm -r outs dvc.lock")
     return folder
 
 

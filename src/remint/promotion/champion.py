@@ -129,7 +129,8 @@ def _unknown(job: Retraining, holder: ModelVersion, why: str) -> Drift:
 def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> None:
     """Runs the workspace's own evaluate step on another bundle. Complete or not there at all."""
     dataset = job.settings.dataset
-    for mended in job.dvc.whole(f"prepare@{dataset}", f"features@{dataset}"):
+    features = job.dvc.key("features", dataset, job.pipeline)
+    for mended in job.dvc.whole(f"prepare@{dataset}", f"features@{features}"):
         job.tell("notice", text=mended)
     temporary = out.with_name(f".{out.name}.{job.record.id}")
     log = job.record.folder / "champion.log"
