@@ -21,6 +21,7 @@ from remint.promotion.judge import Judgement, judge_version
 from remint.promotion.outcome import Outcome
 from remint.promotion.register import register_version
 from remint.promotion.retraining import Retraining, timed
+from remint.settings.judging import in_domain
 from remint.stores import s3
 from remint.stores.mlflow import ModelVersion
 
@@ -96,6 +97,7 @@ def version_data(job: Retraining) -> None:
     """Snapshots the source into dvc and prepares the arrays."""
     name = job.settings.dataset
     with timed(job, "data"):
+        job.dvc.resolve()
         with _raw(job):
             job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
         _hold_whole(job, f"snapshot@{name}")
@@ -105,10 +107,14 @@ def version_data(job: Retraining) -> None:
 
 @step("learn features")
 def learn_features(job: Retraining) -> None:
-    """Trains the extractor that Frechet distances are measured in, on the training split."""
-    with timed(job, "features"):
+    """Trains the extractor that Frechet distances are measured in, on the training split; nothing where none are measured."""
+    with timed(job, "features") if in_domain(job.settings.metrics()) else nullcontext():
         _hold_whole(job, f"prepare@{job.settings.dataset}")
-        job.dvc.reproduce("features", job.settings.dataset, progress.reporter(job.pipeline, "features"))
+        job.dvc.reproduce("features", _features(job), progress.reporter(job.pipeline, "features"))
+
+
+def _features(job: Retraining) -> str:
+    return job.dvc.key("features", job.settings.dataset, job.pipeline)
 
 
 @step("train")
@@ -142,7 +148,7 @@ def _open_run(job: Retraining) -> None:
 def evaluate(job: Retraining) -> None:
     """Measures the model on the held-out split."""
     with timed(job, "evaluate"):
-        _hold_whole(job, f"features@{job.settings.dataset}", f"train@{job.pipeline}")
+        _hold_whole(job, f"features@{_features(job)}", f"train@{job.pipeline}")
         job.dvc.reproduce("evaluate", job.pipeline, progress.reporter(job.pipeline, "evaluate"))
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.report.metrics.items()})
 
@@ -153,7 +159,7 @@ def push(job: Retraining) -> None:
     dataset, pipeline = job.settings.dataset, job.pipeline
     with timed(job, "push"):
         job.dvc.push(
-            f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{dataset}", f"train@{pipeline}", f"evaluate@{pipeline}"
+            f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{_features(job)}", f"train@{pipeline}", f"evaluate@{pipeline}"
         )
 
 

@@ -17,9 +17,7 @@ from pathlib import Path
 from remint.runtime.events import run_step
 from remint.settings import plugins
 from remint.settings.params import load_params
-
-# Where the code of a plug-in metric may lie: what dvc.yaml lists for the evaluate step.
-CODE = ("src/remint/evaluation", "src/remint/models", "examples")
+from remint.settings.steps import EvaluateStep
 
 
 def main(pipeline: str) -> None:
@@ -30,26 +28,26 @@ def main(pipeline: str) -> None:
     from remint.evaluation import evaluate, origin, report
 
     here = Path.cwd()
-    settings = load_params(here).pipeline(pipeline)
-    for metric in settings.metrics():
-        plugins.require_watched_code(metric, here, CODE, here / "constraints.txt", "metric")
-    ranks = min(settings.training.devices, machine.devices())  # fewer measure the same numbers
+    step = EvaluateStep.of(load_params(here), pipeline)
+    for metric in step.metrics:
+        plugins.require_own_code(metric, here, here / "constraints.txt", "metric")
+    ranks = min(step.devices, machine.devices())  # fewer measure the same numbers
     if ranks > 1 and not world.launched():
-        launch.run_ranks(["-m", "pipelines.evaluate", pipeline], ranks, settings.training.threads)
+        launch.run_ranks(["-m", "pipelines.evaluate", pipeline], ranks, step.threads)
         return
-    torch.set_num_threads(settings.training.threads)
+    torch.set_num_threads(step.threads)
     bundle = Path(os.environ.get("REMINT_EVALUATE_BUNDLE", here / "outs/trained" / pipeline))
     out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))
-    dataset = arrays.load(here / "outs/prepared" / settings.dataset)
-    features = here / "outs/features" / settings.dataset
+    dataset = arrays.load(here / "outs/prepared" / step.dataset)
+    features = here / "outs/features" / pipeline
     with world.join() as joined:
-        evidence = evaluate.evaluate(bundle, dataset, features, settings.evaluation, settings.metrics(), pipeline, joined)
+        evidence = evaluate.evaluate(bundle, dataset, features, step.evaluation, step.metrics, pipeline, joined)
     if not joined.leads:
         return
     former = os.environ.get("REMINT_EVALUATE_FORMER")
     origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
     report.write(origins.sealed(evidence), bundle, dataset, out)
-    origins.write(features, out)
+    origins.write(features if step.in_domain else None, out)
     if "REMINT_EVALUATE_OUT" not in os.environ:  # for `dvc metrics show` and `dvc plots show`, which take files of their own
         for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):
             (here / "outs" / target).parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from remint.runtime.events import run_step
 from remint.settings.params import load_params
+from remint.settings.steps import PrepareStep
 
 
 def main(dataset: str) -> None:
     from remint.data import splits
 
     here = Path.cwd()
-    settings = load_params(here).dataset(dataset)
+    settings = PrepareStep.of(load_params(here), dataset).settings
     splits.prepare(dataset, settings, here / "outs/raw" / dataset, here / "outs/prepared" / dataset)
 
 

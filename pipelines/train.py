@@ -5,24 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from remint.records import digest
 from remint.runtime.events import run_step
 from remint.runtime.manifest import sha256_tree
 from remint.settings import plugins
+from remint.settings.imports import Imports
 from remint.settings.params import load_params
-
-# What decides the weights beside data and settings, as dvc.yaml lists it for the train step.
-CODE = (
-    "pipelines/train.py",
-    "src/remint/settings/recipe.py",
-    "src/remint/data/arrays.py",
-    "src/remint/data/sampler.py",
-    "src/remint/models",
-    "src/remint/distributed",
-    "src/remint/training",
-    "examples/__init__.py",
-    "examples/pixelcnn",
-    "constraints.txt",
-)
+from remint.settings.steps import train_code
 
 
 def main(pipeline: str) -> None:
@@ -30,15 +19,16 @@ def main(pipeline: str) -> None:
     from remint.training import train
 
     here = Path.cwd()
+    constraints = here / "constraints.txt"
     recipe = load_params(here).pipeline(pipeline).recipe
-    plugins.require_watched_code(recipe.family, here, CODE, here / "constraints.txt")
+    plugins.require_own_code(recipe.family, here, constraints)
     train.train_pipeline(
         recipe,
         pipeline,
         arrays.load(here / "outs/prepared" / recipe.dataset),
         checkpoints=Path(os.environ.get("REMINT_HOME", ".remint")).absolute() / "checkpoints",
         out=here / "outs/trained" / pipeline,
-        code_sha256=sha256_tree(*(here / path for path in CODE)),
+        code_sha256=digest({"code": train_code(recipe.family, Imports()), "packages": sha256_tree(constraints)}),
         command=["-m", "pipelines.train", pipeline],
     )
 

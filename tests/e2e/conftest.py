@@ -28,11 +28,12 @@ def template(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def versed(template: Path, once: Once) -> Path:
-    """That team, whose dvc remembers the digits and their features: runs of it restore them."""
+    """That team, whose dvc remembers the digits and their features: runs of its three pipelines restore them."""
 
     def make(folder: Path) -> None:
         shutil.copytree(template, folder, symlinks=True)
-        Team(folder).sh("dvc repro --quiet features@digits && rm -r outs dvc.lock")
+        stages = " ".join(f"features@digits-{family}" for family in ("flow", "vae", "gan"))
+        Team(folder).sh(f"dvc repro --quiet {stages} && rm -r outs dvc.lock")
 
     return once("versed", make)
 

@@ -95,6 +95,7 @@ def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, 
 
 def test_the_commands_of_dvc_hold_no_other_words_than_names() -> None:
     stages = load_safe_yaml((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert stages.pop("resolve")["cmd"] == "exec python -m pipelines.resolve params.yaml"
     for name, stage in stages.items():
         assert stage["foreach"] in ("${datasets}", "${pipelines}")
         assert stage["do"]["cmd"] == f"exec python -m pipelines.{name} ${{key}}"

@@ -155,6 +155,19 @@ def test_data_that_cannot_be_had_are_no_failure(
     assert drift is not None and drift.summary == "measured", "once they are back, they are held against today's"
 
 
+@pytest.mark.parametrize("place", [f"outs/resolved/evaluate/{MODEL}.json", "constraints.txt"])
+def test_a_changed_evaluation_measures_the_champion_again(
+    job: Retraining, given_back: Give, measured: list[Path | None], place: str
+) -> None:
+    given_back(FORMER)
+    judged_by(job)
+    (job.dvc.folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (job.dvc.folder / place).write_text("changed\n")
+    judged_by(job)
+    judged_by(job)
+    assert len(measured) == 2
+
+
 def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measured: list[Path | None]) -> None:
     given_back(FORMER)
     (kept,) = (job.home.path / "mlflow/artifacts").rglob("dvc.lock")
@@ -215,6 +228,7 @@ def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champ
     """A real process, killed; where it fails by itself the champion is the one that cannot be compared."""
     given_back(FORMER)
     (job.dvc.folder / "pipelines").mkdir()
+    (job.dvc.folder / "dvc.yaml").write_text("stages: {features: {foreach: '${pipelines}'}}\n")
     monkeypatch.setattr(Workspace, "whole", lambda *_: [])
     monkeypatch.setattr("remint.promotion.champion.workspace_environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
     program = job.dvc.folder / "pipelines/evaluate.py"

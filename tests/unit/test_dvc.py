@@ -16,7 +16,7 @@ from remint.runtime.home import Home
 from remint.runtime.yaml import load_safe_yaml
 from remint.settings.params import write_params
 from remint.stores import git
-from remint.stores.dvc import Workspace, addresses, locked, workspace_environment
+from remint.stores.dvc import Workspace, addresses, dependency, locked, workspace_environment
 from remint.stores.dvc import workspace as dvc_workspace
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -264,3 +264,25 @@ def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path
     folder = git.check_out(bare, git.commit_of_tree(bare), home.workspaces / "job")
     with pytest.raises(RepositoryError, match="dvc init"):
         Workspace(folder, home, logs=home.path / "logs")
+
+
+@pytest.mark.parametrize(("foreach", "name"), [("${datasets}", "d"), ("${pipelines}", "p")])
+def test_what_features_are_named_after_says_the_checkouts_own_dvc_yaml(
+    open_workspace: Open, tmp_path: Path, foreach: str, name: str
+) -> None:
+    """Of older commits the dataset, and these have no stage that resolves settings."""
+    job = open_workspace("job")
+    job.resolve()
+    (job.folder / "dvc.yaml").write_text(f"stages:\n  features: {{foreach: '{foreach}', do: {{cmd: x}}}}\n")
+    assert job.key("features", "d", "p") == name
+    (tmp_path / "dvc.lock").write_text(
+        f"stages: {{evaluate@p: {{deps: [{{path: outs/prepared/d}}, {{path: outs/features/{name}}}]}}}}\n"
+    )
+    assert dependency(tmp_path / "dvc.lock", "evaluate@p", "outs/features") == name
+
+
+@pytest.mark.parametrize("path", ["outs/prepared/d", "outs/features/-d", "outs/features/..", "outs/features/a/b"])
+def test_a_lock_that_names_no_features_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "dvc.lock").write_text(f"stages: {{evaluate@p: {{deps: [{{path: {path}}}]}}}}\n")
+    with pytest.raises(VersioningError, match="dvc.lock names nothing in outs/features for evaluate@p"):
+        dependency(tmp_path / "dvc.lock", "evaluate@p", "outs/features")

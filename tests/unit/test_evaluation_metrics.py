@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,10 @@ from torch import Tensor
 
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
-from remint.evaluation import distance, features, likelihood
-from remint.evaluation.bench import EvaluationContext, Measurement
+from remint.evaluation import distance, features, likelihood, neighbours
+from remint.evaluation.bench import EvaluationContext, Measurement, Metric
 from remint.evaluation.evaluate import measure
-from remint.evaluation.metrics import METRICS, Metric
-from remint.settings import catalogue
+from remint.settings import catalogue, plugins
 from remint.settings.judging import EvaluationSettings
 
 LN2 = math.log(2.0)
@@ -242,11 +242,14 @@ def test_fingerprints_tell_what_may_not_be_compared(bench: EvaluationContext) ->
 
 
 def test_settings_and_metrics_agree_on_what_there_is() -> None:
-    assert set(METRICS) == set(catalogue.METRICS)
+    modules = {importlib.import_module(plugins.module_name(name, "metric")) for name in catalogue.METRICS}
+    assert {name: module.__name__ for module in modules for name in module.METRICS} == {
+        name: plugins.module_name(name, "metric") for name in catalogue.METRICS
+    }
 
 
 def test_a_plug_in_that_measures_something_else_is_told(bench: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "novelty", Metric(lambda model, bench: {"nolevty": distance.floor("domain", bench)}))
+    monkeypatch.setitem(neighbours.METRICS, "novelty", Metric(lambda model, bench: {"nolevty": distance.floor("domain", bench)}))
     with pytest.raises(SettingsError, match="metric 'novelty': its plug-in's measure returns nolevty and not novelty itself"):
         run(Resampler(bench.dataset), "novelty", bench)
 

@@ -76,7 +76,7 @@ def workspace(tmp_path: Path) -> Path:
     sources.snapshot("tiny", settings, tmp_path, tmp_path / "outs/raw/tiny")
     splits.prepare("tiny", settings, tmp_path / "outs/raw/tiny", tmp_path / "outs/prepared/tiny")
     dataset = arrays.load(tmp_path / "outs/prepared/tiny")
-    features.fit(dataset, tmp_path / "outs/features/tiny")
+    features.fit(dataset, tmp_path / "outs/features/tiny-vae")
     make_bundle(tmp_path / "outs/trained/tiny-vae", dataset.spec)
     (tmp_path / "params.yaml").write_text(PARAMS)
     return tmp_path
@@ -85,7 +85,7 @@ def workspace(tmp_path: Path) -> Path:
 def judge(workspace: Path, folder: Path | None = None) -> Evidence:
     folder = folder or workspace / "outs/trained/tiny-vae"
     dataset = arrays.load(workspace / "outs/prepared/tiny")
-    return evaluate(folder, dataset, workspace / "outs/features/tiny", QUICK, ["elbo", "iwae", "fd_domain"], "tiny-vae")
+    return evaluate(folder, dataset, workspace / "outs/features/tiny-vae", QUICK, ["elbo", "iwae", "fd_domain"], "tiny-vae")
 
 
 def run_step(workspace: Path, step: str, key: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -150,8 +150,8 @@ def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere
 @pytest.mark.slow
 def test_steps_before_it_give_what_the_library_gives(workspace: Path) -> None:
     before = contents(workspace / "outs")
-    for step in ("snapshot", "prepare", "features"):
-        assert run_step(workspace, step, "tiny").returncode == 0
+    for step, key in (("snapshot", "tiny"), ("prepare", "tiny"), ("features", "tiny-vae")):
+        assert run_step(workspace, step, key).returncode == 0
     assert contents(workspace / "outs") == before
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from pipelines import evaluate
-from pipelines.train import CODE
 from remint.errors import SettingsError
 from remint.models.bundle import MODEL, load_model, save_model
 from remint.models.contract import CanSample
@@ -22,6 +20,7 @@ from remint.records import DataSpec
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.settings import plugins
+from remint.settings.imports import Imports
 from remint.settings.params import read_params, validate_params
 from remint.stores.dvc import workspace_environment
 
@@ -108,43 +107,75 @@ def test_a_plug_in_that_is_none_is_one_line(house: Path, text: str, words: str) 
     assert words in line
 
 
-def require(workspace: Path, *watched: str) -> None:
-    plugins.require_watched_code("house", workspace, watched, workspace / "constraints.txt")
+def require(workspace: Path) -> None:
+    plugins.require_own_code("house", workspace, workspace / "constraints.txt")
 
 
-def test_code_that_the_train_step_does_not_depend_on_is_not_trained(house: Path, tmp_path: Path) -> None:
+def test_code_that_is_neither_in_the_repository_nor_installed_is_not_trained(house: Path, tmp_path: Path) -> None:
     """Neither the module itself nor what it imports, wherever in it."""
     house.write_text(SOUND)
     (tmp_path / "constraints.txt").write_text("")
-    require(tmp_path, "src", "lib")
-    require(tmp_path, "lib/house_family.py")
-    told = r"stages.train.do.deps\) and CODE in pipelines/train.py"
-    with pytest.raises(SettingsError, match=f"family 'house': its code .*lib/house_family.py is not among .*{told}"):
-        require(tmp_path, "src", "li")
-    helper = house.with_name("house_helper.py")
-    helper.write_text("THREE = 3\n")
+    require(tmp_path)
+    with pytest.raises(SettingsError, match="family 'house': its code .*lib/house_family.py is neither in this repository nor"):
+        require(tmp_path / "lib/other")
+    (tmp_path / "job").mkdir()
+    house = house.rename(tmp_path / "job/house_family.py")
+    (tmp_path / "lib/house_helper.py").write_text("THREE = 3\n")
     house.write_text(SOUND + "def late():\n    from house_helper import THREE\n")
-    require(tmp_path, "lib")
-    with pytest.raises(SettingsError, match=r"its code .*lib/house_helper.py is not among"):
-        require(tmp_path, "lib/house_family.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "job")
+        require(tmp_path)
+        with pytest.raises(SettingsError, match=r"its code .*lib/house_helper.py is neither"):
+            require(tmp_path / "job")
 
 
 def test_an_installed_plug_in_is_trained_where_its_version_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "venv/site-packages", monkeypatch).write_text(SOUND)
     for other in ("", "house-family==1.1\n", "# house-family==1.2\n"):
         (tmp_path / "constraints.txt").write_text(other)
-        with pytest.raises(SettingsError, match=r"family 'house': its package .* add house_family==1.2 to constraints.txt"):
-            require(tmp_path, "examples")
+        with pytest.raises(
+            SettingsError, match=r"family 'house': the version of its package is not pinned: add house_family==1.2"
+        ):
+            require(tmp_path)
     (tmp_path / "constraints.txt").write_text("torch==2.13.0\nHouse-Family==1.2  # ours\n")
-    require(tmp_path, "examples")
+    require(tmp_path)
 
 
-def test_the_examples_are_among_what_training_depends_on(tmp_path: Path) -> None:
-    plugins.require_watched_code("pixelcnn", REPOSITORY, CODE, REPOSITORY / "constraints.txt")
-    with pytest.raises(SettingsError, match="examples/pixelcnn/family.py is not among"):
-        plugins.require_watched_code("pixelcnn", tmp_path, CODE, REPOSITORY / "constraints.txt")
+def test_the_examples_are_code_of_this_repository(tmp_path: Path) -> None:
+    plugins.require_own_code("pixelcnn", REPOSITORY, REPOSITORY / "constraints.txt")
+    with pytest.raises(SettingsError, match="examples/pixelcnn/family.py is neither in this repository nor installed"):
+        plugins.require_own_code("pixelcnn", tmp_path, REPOSITORY / "constraints.txt")
     for name in ("flow", "gan", "vae"):
-        plugins.require_watched_code(name, tmp_path, [], REPOSITORY / "constraints.txt")
+        plugins.require_own_code(name, tmp_path, REPOSITORY / "constraints.txt")
+
+
+def test_the_code_of_a_plug_in_is_all_that_lies_beside_it_and_what_it_imports_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its modules, those that it finds at run time too, and its files; not what compiling and installing leave there."""
+    install(tmp_path, monkeypatch)
+    (tmp_path / "house_family-1.2.dist-info/entry_points.txt").write_text("[remint.families]\nhouse = house.family\n")
+    package = tmp_path / "house"
+    package.mkdir()
+    monkeypatch.delitem(sys.modules, "house", raising=False)
+    for name, text in (("__init__.py", ""), ("family.py", SOUND), ("late.py", "A = 1\n"), ("table.csv", "1,2\n")):
+        (package / name).write_text(text)
+
+    def digests() -> dict[str, str]:
+        return plugins.digests(Imports(), [], "house")
+
+    first = digests()
+    assert {"house", "house.family", "house.late", "house.family and beside it", "remint.models.vae"} <= set(first)
+    assert not {"remint.models.gan", "torch"} & set(first)
+    (package / "house.egg-info").mkdir()
+    (package / "house.egg-info/PKG-INFO").write_text("Name: house\n")
+    (package / "late.py").write_text('"""Other words."""\n\nA = 1  # reworded\n')
+    assert digests() == first
+    for name in ("family.py", "late.py", "table.csv"):
+        with (package / name).open("a") as stream:
+            stream.write("B = 3\n")
+        assert digests() != first
+        first = digests()
 
 
 @pytest.mark.slow
@@ -238,18 +269,11 @@ def test_a_plug_in_is_imported_only_where_it_is_named_and_does_not_take_a_built_
     assert plugins.facts_of("elbo").needs == "elbo" and "house_rule" not in sys.modules
 
 
-def test_code_that_the_evaluate_step_does_not_depend_on_is_not_measured_with(rule: Path, tmp_path: Path) -> None:
+def test_a_metric_that_is_neither_in_the_repository_nor_installed_is_not_measured(rule: Path, tmp_path: Path) -> None:
     rule.write_text(METRIC)
     (tmp_path / "constraints.txt").write_text("")
-
-    def require(*watched: str) -> None:
-        plugins.require_watched_code("rule", tmp_path, watched, tmp_path / "constraints.txt", "metric")
-
-    require("lib")
-    told = r"stages.evaluate.do.deps\) and CODE in pipelines/evaluate.py"
-    with pytest.raises(
-        SettingsError, match=f"metric 'rule': its code .*lib/house_rule.py is not among .*evaluate step: .*{told}"
-    ):
-        require("examples")
-    plugins.require_watched_code("diversity", REPOSITORY, evaluate.CODE, REPOSITORY / "constraints.txt", "metric")
-    plugins.require_watched_code("fd_domain", tmp_path, [], tmp_path / "constraints.txt", "metric")
+    plugins.require_own_code("rule", tmp_path, tmp_path / "constraints.txt", "metric")
+    with pytest.raises(SettingsError, match="metric 'rule': its code .*lib/house_rule.py is neither in this repository nor"):
+        plugins.require_own_code("rule", tmp_path / "job", tmp_path / "constraints.txt", "metric")
+    for name in ("diversity", "fd_domain"):
+        plugins.require_own_code(name, REPOSITORY, REPOSITORY / "constraints.txt", "metric")

@@ -156,6 +156,11 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
 
 LOCK = """schema: '2.0'
 stages:
+  evaluate@digits-flow:
+    cmd: x
+    deps:
+    - {path: outs/prepared/digits, hash: md5, md5: cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd.dir, size: 1, nfiles: 1}
+    - {path: outs/features/digits, hash: md5, md5: abababababababababababababababab.dir, size: 1, nfiles: 1}
   features@digits:
     cmd: x
     outs:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from remint.errors import SettingsError
-from remint.evaluation.bench import AGREEMENT, EvaluationContext, Measurement, samples
+from remint.evaluation.bench import AGREEMENT, EvaluationContext, Measurement, Metric, samples
 from remint.models.contract import CanSample
 
 
@@ -23,7 +23,7 @@ def agreement(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measur
     """
     if not getattr(model, "conditional", False):
         raise SettingsError("class_agreement needs a model with conditional: true: set it, or remove the metric")
-    extractor = bench.extractors["domain"]
+    extractor = bench.extractor("domain")
     if extractor.classify is None:
         raise SettingsError("class_agreement needs images with labels, whose features are a classifier's: remove it")
     spec, settings = bench.dataset.spec, bench.settings
@@ -39,3 +39,6 @@ def agreement(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measur
         for y in range(spec.classes)
     }
     return {"class_agreement": Measurement.over_draws(hit_MN.mean(axis=1), len(asked_N), bench, by_class=by_class, **how)}
+
+
+METRICS = {"class_agreement": Metric(agreement)}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
-from remint.errors import DataError, RunError
+from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
 from remint.models.contract import CanSample, standard_normal
@@ -73,6 +73,12 @@ class EvaluationContext:
     @property
     def draws(self) -> range:
         return range(self.settings.draws)
+
+    def extractor(self, features: Features) -> Extractor:
+        """The extractor of these features. Raises SettingsError where no metric that is measured names them."""
+        if features not in self.extractors:
+            raise SettingsError(f"a metric is measured in features '{features}', and its FACTS do not say so: set features there")
+        return self.extractors[features]
 
     def size(self, metric: str, least: int) -> int:
         """n: what settings.samples asks for, as far as held-out and training examples suffice.
@@ -125,12 +131,12 @@ class EvaluationContext:
 
     def _features(self, features: Features, x_NX: Array) -> Array:
         def make(number: int) -> Tensor:
-            return torch.from_numpy(self.extractors[features](x_NX[number * FEATURE_BLOCK : (number + 1) * FEATURE_BLOCK]))
+            return torch.from_numpy(self.extractor(features)(x_NX[number * FEATURE_BLOCK : (number + 1) * FEATURE_BLOCK]))
 
         return self.world.blocks(len(x_NX), FEATURE_BLOCK, make).numpy()
 
     def _features_of(self, features: Features, split: str, chosen_N: Array) -> Array:
-        extractor, x_NX = self.extractors[features], getattr(self.dataset, split).x_NX
+        extractor, x_NX = self.extractor(features), getattr(self.dataset, split).x_NX
 
         def make() -> Array:
             f_ND = self._features(features, np.array(x_NX[chosen_N]))
@@ -145,7 +151,7 @@ class EvaluationContext:
 
     def measured_in(self, features: Features, **how: Any) -> dict[str, Any]:
         """What a fingerprint says of features, and ``how``."""
-        extractor = self.extractors[features]
+        extractor = self.extractor(features)
         return {"extractor": extractor.sha256, "resize": extractor.resize, **how}
 
     def over_held_out(self, make: Callable[[int, Tensor, Tensor | None], Tensor]) -> Tensor:
@@ -199,6 +205,16 @@ class Measurement:
         )
         fingerprint = bench.fingerprint(**how, n=n, draws=len(values_N), interval=covers)
         return cls(values_N, n, low, high, fingerprint, reference_J, by_class or {})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What measures one metric. Metrics that come of one pass over the model share their ``measure``, which runs once."""
+
+    measure: Callable[[Any, EvaluationContext], Mapping[str, Measurement]]  # measurements by metric name
+    context: Mapping[str, Callable[[EvaluationContext], Measurement]] = field(
+        default_factory=dict
+    )  # beside it, and not of the model
 
 
 def finite(values_N: Array, metric: str) -> Array:

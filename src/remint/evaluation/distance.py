@@ -17,16 +17,17 @@ Shapes: N examples, D features, J groups, S sizes, of nested subsets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 
 from remint.evaluation import intervals
-from remint.evaluation.bench import DISTANCE, EvaluationContext, Measurement, finite
+from remint.evaluation.bench import DISTANCE, EvaluationContext, Measurement, Metric, finite
 from remint.evaluation.frechet import Moments, frechet_distance
 from remint.models.contract import CanSample
-from remint.settings.catalogue import Features, in_features
+from remint.settings.catalogue import FEATURES, Features, in_features
 
 GROUPS = 20  # J, at most
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
@@ -101,3 +102,10 @@ def _shuffled(f_ND: Array, seed: int) -> Array:
     """In an order that has nothing to do with that of the data, so that groups and subsets are drawn by chance."""
     shuffled_ND: Array = f_ND[np.random.default_rng([DISTANCE, ORDER, seed]).permutation(len(f_ND))]
     return shuffled_ND
+
+
+METRICS: dict[str, Metric] = {}
+for _features in FEATURES:
+    _fd = in_features("fd", _features)
+    METRICS[_fd] = Metric(partial(frechet, _features), {f"{_fd}_floor": partial(floor, _features)})
+    METRICS[in_features("fd_infinity", _features)] = Metric(partial(infinity, _features))

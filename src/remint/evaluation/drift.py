@@ -46,8 +46,11 @@ Extract = Callable[[Array], Array]  # examples x_NX to features f_ND, float64
 Statistic = Literal["mean", "spread", "missing", "share"]
 
 
-def of(former: Dataset, present: Dataset, extract: Extract, extractor_sha256: str) -> Drift:
-    """What changed from ``former`` to ``present``; of data of another schema, that they are."""
+def of(former: Dataset, present: Dataset, extract: Extract | None, extractor_sha256: str) -> Drift:
+    """What changed from ``former`` to ``present``; of data of another schema, that they are.
+
+    ``extract``: None where no metric is measured in the dataset's own features; the drift then has no distance.
+    """
     a, b = former.spec, present.spec
     start = Drift(
         former=former.version.digest,
@@ -207,14 +210,14 @@ def _share_change(name: str, statistic: Statistic, category: str, found: contras
 
 
 def _distance(
-    former: Split, present: Split, places: Groups, extract: Extract, fingerprint: dict[str, Any]
+    former: Split, present: Split, places: Groups, extract: Extract | None, fingerprint: dict[str, Any]
 ) -> tuple[MetricValue | None, MetricValue | None]:
-    """The Frechet distance between the two splits and its floor; None where they are the same or have no covariance."""
+    """The Frechet distance between the two splits and its floor; None where they are the same, or lack covariance or features."""
     generator = np.random.default_rng(0)
     total = sum(map(len, places.all))
     chosen = places.map(lambda place_N: _some(place_N, min(1.0, MOST / total), generator))
     k, a, r = map(len, chosen.all)
-    if a + r == 0 or min(k + a, k + r) < 2:
+    if extract is None or a + r == 0 or min(k + a, k + r) < 2:
         return None, None
     x_NX = np.concatenate([present.x_NX[chosen.kept], present.x_NX[chosen.added], former.x_NX[chosen.removed]])
     f_ND = extract(x_NX)

@@ -12,9 +12,9 @@ from remint.data.arrays import Dataset
 from remint.distributed.world import ALONE, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors
-from remint.evaluation.bench import EvaluationContext, Measurement
+from remint.evaluation.bench import EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
-from remint.evaluation.metrics import PROTOCOLS, Metric, metric_of
+from remint.evaluation.metrics import PROTOCOLS, metric_of
 from remint.models.bundle import load_model
 from remint.models.contract import Model
 from remint.records import EvaluationReport, MetricValue, TrainedModel
@@ -38,7 +38,7 @@ def evaluate(
     Args:
         bundle: folder of a trained model, sealed.
         dataset: the data that it is judged on, not necessarily the version that it was trained on.
-        features: folder of the dataset's extractor.
+        features: folder of the dataset's extractor; read where a metric is measured in the dataset's own features.
         settings: numbers of samples, draws and importance samples, and the seed.
         metrics: their names, built in or of plug-ins.
         pipeline: the name that the report carries and that errors point to.

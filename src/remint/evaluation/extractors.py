@@ -11,25 +11,25 @@ an s3:// address was fetched by a flow before, to HOME/files/SHA-256.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from remint.errors import DataError, IntegrityError
-from remint.evaluation import features, inception, program
+from remint.evaluation import features
 from remint.evaluation.features import Extractor
 from remint.records import DataSpec
 from remint.runtime.home import Home
-from remint.settings.judging import FEATURE_FILES, EvaluationSettings
+from remint.settings.judging import FEATURE_FILES, EvaluationSettings, in_domain
 
 REMOTE = "s3://"
-LOADERS = {"inception": inception.load, "program": program.load}
 
 
 def load(
     domain: Path, spec: DataSpec, settings: EvaluationSettings, metrics: Sequence[str], pipeline: str
 ) -> Mapping[str, Extractor]:
-    """The extractors that ``metrics`` are measured in, and the dataset's own.
+    """The extractors that ``metrics`` are measured in.
 
     Args:
         domain: folder of the dataset's own extractor.
@@ -40,10 +40,12 @@ def load(
         DataError: a file is not there, or not of the form that it must have.
         IntegrityError: a file is not the one whose SHA-256 is asked for; nothing of it was loaded then.
     """
-    found = {"domain": features.load(domain)}
+    found = {"domain": features.load(domain)} if in_domain(metrics) else {}
     for name, (file, sha256) in settings.feature_files(metrics).items():
         where = f"params.yaml: pipelines.{pipeline}.evaluation.{name}.path: {file.path}"
-        found[name] = LOADERS[name](_read(file.path, sha256, FEATURE_FILES[name], where), sha256, spec, where)
+        found[name] = importlib.import_module(f"remint.evaluation.{name}").load(
+            _read(file.path, sha256, FEATURE_FILES[name], where), sha256, spec, where
+        )
     return found
 
 

@@ -13,14 +13,15 @@ Shapes: N, M examples, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from remint.evaluation.bench import EvaluationContext, Measurement, finite
+from remint.evaluation.bench import EvaluationContext, Measurement, Metric, finite
 from remint.models.contract import CanSample
-from remint.settings.catalogue import Features, in_features
+from remint.settings.catalogue import FEATURES, Features, in_features
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of kernel values
 
@@ -63,3 +64,6 @@ def _sum(a_ND: Tensor, b_MD: Tensor) -> float:
 def _cubic(product: Tensor, dims: int) -> Tensor:
     kernel: Tensor = (product / dims + 1.0) ** 3
     return kernel
+
+
+METRICS = {in_features("kid", features): Metric(partial(kid, features)) for features in FEATURES}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.evaluation.bench import DEQUANTISATION, IMPORTANCE, EvaluationContext, Measurement, finite
+from remint.evaluation.bench import DEQUANTISATION, IMPORTANCE, EvaluationContext, Measurement, Metric, finite
 from remint.models.contract import HasElbo, HasLogProb, standard_normal
 from remint.records import Column
 
@@ -131,3 +131,7 @@ def _measurement(metric: str, log_p_N: Tensor, bench: EvaluationContext, **how: 
     values_N = finite((-log_p_N / bench.dataset.spec.nats_per_unit).numpy(), metric)
     y_N = bench.dataset.held_out.y_N
     return Measurement.over_examples(values_N, bench, None if y_N is None else np.array(y_N), **how)
+
+
+_CONTEXT = {"factorised": factorised}
+METRICS = {"nll": Metric(exact, _CONTEXT), "elbo": Metric(bounds, _CONTEXT), "iwae": Metric(bounds, _CONTEXT)}

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,11 @@ from torch import Tensor
 from remint.data.arrays import Split
 from remint.errors import DataError
 from remint.evaluation import pairs
-from remint.evaluation.bench import EvaluationContext, Measurement, finite
+from remint.evaluation.bench import EvaluationContext, Measurement, Metric, finite
 from remint.evaluation.features import Columns
 from remint.models.contract import CanSample
 from remint.records import DataSpec
-from remint.settings.catalogue import Features, in_features
+from remint.settings.catalogue import FEATURES, Features, in_features
 
 NEIGHBOURS = 5  # k
 
@@ -141,3 +142,10 @@ def _by_class(reached_MN: Array, features: Features, bench: EvaluationContext) -
 def _measurement(name: str, values_M: Array, features: Features, bench: EvaluationContext) -> Measurement:
     how = bench.measured_in(features, neighbours=NEIGHBOURS)
     return Measurement.over_draws(finite(values_M, name), bench.size(name, 1), bench, **how)
+
+
+METRICS = {"novelty": Metric(novelty)}
+for _features in FEATURES:
+    _fidelity = Metric(partial(fidelity, _features))
+    METRICS |= {in_features(metric, _features): _fidelity for metric in ("precision", "density", "coverage")}
+    METRICS[in_features("recall", _features)] = Metric(partial(recall, _features))

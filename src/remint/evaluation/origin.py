@@ -51,13 +51,13 @@ class Origin:
         found = self.found.leakage if self.found else None
         return replace(evidence, report=evidence.report.model_copy(update={"leakage": found}))
 
-    def write(self, features: Path, out: Path) -> None:
-        """The pictures, and the drift measured with the extractor of today's data."""
+    def write(self, features: Path | None, out: Path) -> None:
+        """The pictures, and the drift; its distance with the extractor of today's data, where there is one (``features``)."""
         if self.trained_on is None:
             return
         if self.found is not None:
             leakage.write(self.found, self.dataset.held_out, self.trained_on.train, self.dataset.spec, out)
         if self.trained_on is not self.dataset:
-            extractor = feature_step.load(features)
-            found = drift.of(self.trained_on, self.dataset, extractor, extractor.sha256)
+            extractor = feature_step.load(features) if features else None
+            found = drift.of(self.trained_on, self.dataset, extractor, extractor.sha256 if extractor else "")
             drift.write(found, self.trained_on, self.dataset, out)

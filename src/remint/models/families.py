@@ -13,5 +13,5 @@ from remint.settings.recipe import MODEL_SETTINGS
 def family(name: str) -> Family:
     """The family's module. Raises SettingsError, with the nearest name, where there is none."""
     if name in MODEL_SETTINGS:
-        return cast(Family, importlib.import_module(f"remint.models.{name}"))
+        return cast(Family, importlib.import_module(plugins.module_name(name)))
     return cast(Family, plugins.module_of(name))

@@ -37,7 +37,8 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
 
     ``own``: the challenger's evidence.
 
-    Cached by what it depends on: the champion's weights and data, the dataset version, and how each metric is measured.
+    Cached by what it depends on: the champion's weights and data, the dataset version, how each metric is measured, and the
+    evaluation's code.
     Where the champion's own data cannot be had, the drift says why, and the champion is measured all the same.
     """
     try:
@@ -87,7 +88,10 @@ def _cached(job: Retraining, holder: ModelVersion, own: Evidence) -> Path:
     """The folder of the champion's evaluation. Its key names the data that it was trained on, too (TrainedModel.key)."""
     how = {name: value.fingerprint for name, value in own.report.metrics.items()}
     settings = job.settings.evaluation.model_dump(mode="json")
-    key: dict[str, Any] = {"key": holder.key, "dataset": own.report.dataset, "how": how, "settings": settings}
+    step = manifest.sha256_tree(
+        job.dvc.folder / f"outs/resolved/evaluate/{job.pipeline}.json", job.dvc.folder / "constraints.txt"
+    )
+    key: dict[str, Any] = {"key": holder.key, "dataset": own.report.dataset, "how": how, "settings": settings, "step": step}
     return job.home.path / "evaluations" / digest({**key, "former": holder.dataset})
 
 
@@ -129,7 +133,8 @@ def _unknown(job: Retraining, holder: ModelVersion, why: str) -> Drift:
 def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> None:
     """Runs the workspace's own evaluate step on another bundle. Complete or not there at all."""
     dataset = job.settings.dataset
-    for mended in job.dvc.whole(f"prepare@{dataset}", f"features@{dataset}"):
+    features = job.dvc.key("features", dataset, job.pipeline)
+    for mended in job.dvc.whole(f"prepare@{dataset}", f"features@{features}"):
         job.tell("notice", text=mended)
     temporary = out.with_name(f".{out.name}.{job.record.id}")
     log = job.record.folder / "champion.log"

@@ -1,4 +1,4 @@
-"""What each metric asks for and what its numbers mean, the one table of it. What measures it is in evaluation/metrics.py.
+"""What each metric asks for and what its numbers mean, the one table of it. Its module in evaluation/ measures it.
 
 It stands apart so that params.yaml is checked against it without torch. Metrics of samples are measured in features, and
 their names say in which: ``_domain`` of the dataset itself, ``_inception`` of the 2015 Inception network, ``_program`` of a
@@ -26,6 +26,7 @@ class Facts:
     better: Better = "lower"
     in_unit: bool = False  # whether it is in the data's unit (records.DataSpec.unit)
     default: bool = False  # whether it is measured where ``metrics:`` is left out and the model has what it needs
+    module: str = ""  # of remint.evaluation that measures it; of a plug-in: its own
 
 
 def in_features(metric: str, features: Features) -> str:
@@ -34,25 +35,27 @@ def in_features(metric: str, features: Features) -> str:
     return special.get((metric, features), f"{metric}_{features}")
 
 
-_SAMPLES: dict[str, Better] = {
-    "fd": "lower",
-    "fd_infinity": "lower",
-    "kid": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "higher",
-    "coverage": "higher",
+_SAMPLES: dict[str, tuple[str, Better]] = {
+    "fd": ("distance", "lower"),
+    "fd_infinity": ("distance", "lower"),
+    "kid": ("kernel", "lower"),
+    "precision": ("neighbours", "higher"),
+    "recall": ("neighbours", "higher"),
+    "density": ("neighbours", "higher"),
+    "coverage": ("neighbours", "higher"),
 }
 
 METRICS: dict[str, Facts] = {
-    "nll": Facts("log_prob", in_unit=True, default=True),
-    "elbo": Facts("elbo", in_unit=True, default=True),
-    "iwae": Facts("elbo", in_unit=True, default=True),
-    "class_agreement": Facts("classes", "domain", better="higher"),
-    "novelty": Facts("sample", better="higher"),
+    "nll": Facts("log_prob", in_unit=True, default=True, module="likelihood"),
+    "elbo": Facts("elbo", in_unit=True, default=True, module="likelihood"),
+    "iwae": Facts("elbo", in_unit=True, default=True, module="likelihood"),
+    "class_agreement": Facts("classes", "domain", better="higher", module="agreement"),
+    "novelty": Facts("sample", better="higher", module="neighbours"),
     **{
-        in_features(metric, features): Facts("sample", features, better, default=(metric, features) == ("fd", "domain"))
-        for metric, better in _SAMPLES.items()
+        in_features(metric, features): Facts(
+            "sample", features, better, default=(metric, features) == ("fd", "domain"), module=module
+        )
+        for metric, (module, better) in _SAMPLES.items()
         for features in FEATURES
     },
 }

@@ -77,6 +77,11 @@ class EvaluationSettings(Settings):
         return {name: (file, file.sha256 or INCEPTION_SHA256) for name, file in files.items() if file and name in wanted}
 
 
+def in_domain(metrics: Sequence[str]) -> bool:
+    """Whether one of these metrics is measured in the dataset's own features."""
+    return any(plugins.facts_of(metric).features == "domain" for metric in metrics)
+
+
 class Bound(Settings):
     """An absolute bound on a metric's value."""
 

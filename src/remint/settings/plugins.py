@@ -1,28 +1,25 @@
-"""Families and metrics by name: what recipe.py and metrics.py list, and what installed packages offer beside it.
+"""Families and metrics by name: what recipe.py and catalogue.py list, and what installed packages offer beside it.
 
 A plug-in is an entry point whose value is a module:
 
     remint.families   ``build`` and ``phases`` (models/contract.py, Family), ``Settings``, its subclass of recipe.ModelSettings
-    remint.metrics    ``measure(model, bench)`` (evaluation/metrics.py, Metric), ``FACTS``, a metrics.Facts
+    remint.metrics    ``measure(model, bench)`` (evaluation/bench.py, Metric), ``FACTS``, a catalogue.Facts
 
 Its module is imported only where params.yaml names it.
 """
 
 from __future__ import annotations
 
-import ast
-import sysconfig
-from collections.abc import Collection, Sequence
-from functools import cache
-from importlib.machinery import ModuleSpec
+from collections.abc import Collection, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from remint.errors import SettingsError
+from remint.runtime.manifest import sha256_tree
 from remint.settings.catalogue import METRICS, Facts
+from remint.settings.imports import OURS, Imports
 from remint.settings.recipe import MODEL_SETTINGS, ModelSettings, did_you_mean
 
 Kind = Literal["family", "metric"]
@@ -30,7 +27,6 @@ Kind = Literal["family", "metric"]
 GROUPS: dict[Kind, str] = {"family": "remint.families", "metric": "remint.metrics"}
 PARTS: dict[Kind, tuple[str, ...]] = {"family": ("build", "phases", "Settings"), "metric": ("FACTS", "measure")}
 BUILT_IN: dict[Kind, Collection[str]] = {"family": MODEL_SETTINGS, "metric": METRICS}
-STEPS: dict[Kind, str] = {"family": "train", "metric": "evaluate"}  # whose result its code decides
 
 
 def names(kind: Kind = "family") -> list[str]:
@@ -76,30 +72,47 @@ def module_of(name: str, kind: Kind = "family") -> ModuleType:
     return module
 
 
-def require_watched_code(name: str, workspace: Path, watched: Sequence[str], constraints: Path, kind: Kind = "family") -> None:
-    """Refuses a plug-in whose code may change without its step being run again.
+def module_name(name: str, kind: Kind = "family") -> str:
+    """The name of the module that builds a family or measures a metric."""
+    if name not in BUILT_IN[kind]:
+        return _entry_points(kind)[name].module
+    return f"remint.models.{name}" if kind == "family" else f"remint.evaluation.{METRICS[name].module}"
 
-    Every file that it is made of is either below one of the ``watched`` paths of the workspace, which the step
-    depends on, or installed; and the plug-in itself, where it is installed, is pinned in ``constraints``, which the
-    step depends on too. Raises SettingsError. What is built in is watched as it is.
+
+def digests(imports: Imports, steps: Iterable[str], family: str, metrics: Iterable[str] = ()) -> dict[str, str]:
+    """Digests of the code of modules with a family and metrics, and of the files that plug-ins have beside theirs."""
+    roots, data = list(steps), dict[str, str]()
+    named: list[tuple[str, Kind]] = [(family, "family"), *((metric, "metric") for metric in metrics)]
+    for name, kind in named:
+        module = module_name(name, kind)
+        roots.append(module)
+        if name not in BUILT_IN[kind] and "." in module and (path := imports.paths(module).get(module)):
+            others = sorted(each for each in path.parent.rglob("*") if each.is_file() and each.suffix != ".pyc")
+            data[f"{module} and beside it"] = sha256_tree(*(each for each in others if each.suffix != ".py"))
+            inside = (each.relative_to(path.parent).with_suffix("").parts for each in others if each.suffix == ".py")
+            roots += [".".join((module.rpartition(".")[0], *parts)) for parts in inside]
+    return imports.digests(*roots) | data
+
+
+def require_own_code(name: str, workspace: Path, constraints: Path, kind: Kind = "family") -> None:
+    """Refuses a plug-in that a version could not be built again with.
+
+    Every file that it is made of is either in the workspace, which is of one commit, or installed; and the plug-in itself,
+    where it is installed, is pinned in ``constraints``. Raises SettingsError.
     """
     if name in BUILT_IN[kind]:
         return
-    step = STEPS[kind]
     point = _entry_points(kind)[name]
-    roots = [(workspace / path).resolve() for path in watched]
-    first, *others = _files(point.module)
-    for file in (first, *others):
-        if not _installed(file) and not any(file.is_relative_to(root) for root in roots):
+    files = [path for module, path in Imports().paths(point.module).items() if module.partition(".")[0] not in OURS]
+    for file in files:
+        if not file.is_relative_to(workspace.resolve()):
             raise SettingsError(
-                f"{kind} '{name}': its code {file} is not among the dependencies of the {step} step: "
-                f"add it to dvc.yaml (stages.{step}.do.deps) and CODE in pipelines/{step}.py"
+                f"{kind} '{name}': its code {file} is neither in this repository nor installed: move it into the repository and "
+                f"commit it, or install it and add its version to {constraints.name}"
             )
     pin = f"{point.dist.name}=={point.dist.version}" if point.dist else point.value
-    if _installed(first) and _folded(pin) not in map(_folded, constraints.read_text().splitlines()):
-        raise SettingsError(
-            f"{kind} '{name}': its package is not among the dependencies of the {step} step: add {pin} to {constraints.name}"
-        )
+    if not files and _folded(pin) not in map(_folded, constraints.read_text().splitlines()):
+        raise SettingsError(f"{kind} '{name}': the version of its package is not pinned: add {pin} to {constraints.name}")
 
 
 def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
@@ -108,58 +121,6 @@ def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
 
 def _origin(point: EntryPoint) -> str:
     return f" of {point.dist.name} {point.dist.version}" if point.dist else ""
-
-
-def _files(module: str) -> list[Path]:
-    """The module's file, then those of all that it imports, found in their text, down to what is installed.
-
-    The library's own are left out: which of those decide weights is the library's affair.
-    """
-    todo, seen, files = [module], {"remint"}, []
-    while todo:
-        name = todo.pop()
-        if name in seen or name.startswith("remint."):
-            continue
-        seen.add(name)
-        spec = _spec(name)
-        if spec is None or not spec.has_location or spec.origin is None:
-            continue  # built into Python, a folder without __init__.py, or not a module but a name in one
-        files.append(Path(spec.origin).resolve())
-        todo.extend(name.rpartition(".")[:1])
-        if not _installed(files[-1]) and files[-1].suffix == ".py":
-            todo.extend(_imported(files[-1], spec.parent or ""))
-    return files
-
-
-def _spec(name: str) -> ModuleSpec | None:
-    try:
-        return find_spec(name) if name else None
-    except (ImportError, ValueError):
-        return None
-
-
-def _imported(file: Path, package: str) -> list[str]:
-    """Names of what a source file imports, wherever in it; of ``from a import b`` both a and a.b."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return names
-
-
-def _installed(file: Path) -> bool:
-    """Whether a package manager put the file where it is."""
-    return any(file.is_relative_to(folder) for folder in _standard_library()) or bool(
-        {"site-packages", "dist-packages"} & set(file.parts)
-    )
-
-
-@cache
-def _standard_library() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 
 def _folded(pin: str) -> str:

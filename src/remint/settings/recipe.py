@@ -1,8 +1,7 @@
 """What training depends on: dataset, family, model and training settings.
 
-These classes stand apart from config.py because a change of a default here must retrain, and a
-change of a default there (gate, schedule, evaluation) must not: dvc.yaml lists this file, and not
-config.py, among the dependencies of the train step.
+The train step depends on their values, defaults filled in (steps.py). Gate, schedule and evaluation are in params.py and
+judging.py: they decide no weights.
 """
 
 from __future__ import annotations

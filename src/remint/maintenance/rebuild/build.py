@@ -118,7 +118,9 @@ def run_steps(build: Build) -> Facts:
         if not snapshot.exists() or manifest.sha256_file(snapshot) != recorded.raw_sha256:
             raise IntegrityError(f"{recorded.version.ref}: what the DVC remote gave back is not the data that it was made from")
         _fetch_feature_files(build, dvc.home)
-    for step, name in (("prepare", dataset), ("features", dataset), ("train", pipeline), ("evaluate", pipeline)):
+    features = recorded.features
+    dvc.resolve()
+    for step, name in (("prepare", dataset), ("features", features), ("train", pipeline), ("evaluate", pipeline)):
         build.tell("step", name=step)
         began = time.monotonic()
         dvc.renew(step, name, _reporter(build, step))
@@ -129,7 +131,7 @@ def run_steps(build: Build) -> Facts:
     return Facts(
         weights_sha256=trained.weights_sha256,
         dataset=trained.dataset,
-        features=locked(build.folder / "dvc.lock", f"features@{dataset}")["md5"],
+        features=locked(build.folder / "dvc.lock", f"features@{features}")["md5"],
         report_sha256=report.digest,
         manifest_sha256=manifest.sha256_file(bundle / manifest.NAME),
         settings=trained.recipe,

@@ -12,7 +12,7 @@ from remint.promotion.tolerance import tolerances
 from remint.runtime import manifest
 from remint.runtime.home import is_name
 from remint.stores import git
-from remint.stores.dvc import locked
+from remint.stores.dvc import dependency, locked
 from remint.stores.mlflow import ModelVersion, Tracking
 
 LOCK, PARAMS, BUNDLE = "dvc.lock", "params.yaml", "uncommitted.bundle"
@@ -46,6 +46,11 @@ class Recorded:
         return str(self.version.tags.settings["dataset"])
 
     @property
+    def features(self) -> str:
+        """The name of what its distances are measured in: its pipeline's or, of an older version, its dataset's."""
+        return dependency(self.lock, f"evaluate@{self.pipeline}", "outs/features")
+
+    @property
     def raw_sha256(self) -> str:
         return self.version.tags.origin.raw_sha256
 
@@ -60,7 +65,7 @@ class Recorded:
         return Facts(
             weights_sha256=self.version.weights_sha256,
             dataset=self.version.dataset,
-            features=locked(self.lock, f"features@{self.dataset}")["md5"],
+            features=locked(self.lock, f"features@{self.features}")["md5"],
             report_sha256=tags.report_sha256 or "",
             manifest_sha256=tags.manifest_sha256 or "",
             settings=tags.settings,

@@ -4,8 +4,8 @@ DVC remembers; remint asks. A step runs as ``dvc repro --single-item step@name``
 same settings, same code -> restored from the run cache, nothing trained.
 """
 
-from remint.stores.dvc.lock import locked
+from remint.stores.dvc.lock import dependency, locked
 from remint.stores.dvc.settings import addresses, workspace_environment
 from remint.stores.dvc.workspace import FORMER, OnEvent, Workspace, last_error_line
 
-__all__ = ["FORMER", "OnEvent", "Workspace", "addresses", "last_error_line", "locked", "workspace_environment"]
+__all__ = ["FORMER", "OnEvent", "Workspace", "addresses", "dependency", "last_error_line", "locked", "workspace_environment"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import VersioningError
+from remint.runtime.home import is_name
 from remint.runtime.yaml import load_safe_yaml
 
 SUFFIX = ".dir"  # of the digest of a folder's listing
@@ -36,6 +37,18 @@ def outputs(lock: Path, stage: str) -> dict[str, str]:
         return {str(out["path"]): str(out["md5"]) for out in _outs(lock, stage)}
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise VersioningError(f"{lock.name} names no output of {stage} ({type(error).__name__})") from error
+
+
+def dependency(lock: Path, stage: str, folder: str) -> str:
+    """The name of what a stage depends on in a folder, such as outs/features. Raises VersioningError where there is no such."""
+    try:
+        deps = load_safe_yaml(lock.read_text())["stages"][stage]["deps"]
+        (name,) = (Path(dep["path"]).name for dep in deps if str(Path(dep["path"]).parent) == folder)
+        if not is_name(name):
+            raise ValueError("it is no name")
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise VersioningError(f"{lock.name} names nothing in {folder} for {stage} ({type(error).__name__})") from error
+    return name
 
 
 def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:

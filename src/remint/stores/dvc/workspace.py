@@ -17,6 +17,7 @@ from remint.runtime.addresses import TRUST_S3, s3_distrusted
 from remint.runtime.events import EVENTS, RESTORE_ONLY
 from remint.runtime.home import Home
 from remint.runtime.parent import in_workspace
+from remint.runtime.yaml import load_safe_yaml
 from remint.stores.dvc import presence
 from remint.stores.dvc.lock import in_order, locked, md5_on_disk, outputs
 from remint.stores.dvc.settings import addresses, workspace_environment
@@ -24,6 +25,7 @@ from remint.stores.dvc.settings import addresses, workspace_environment
 # dvc in a process of its own that ends with us: a flow that is killed leaves no trainer behind.
 DVC = in_workspace("from dvc.cli import main\nsys.exit(main(sys.argv[1:]))")
 
+RESOLVE = "resolve"  # stage that writes what the others depend on
 FORMER = "remint-former"  # folder of a workspace for what an older dvc.lock names
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -70,6 +72,19 @@ class Workspace:
 
         self._dvc(step, "repro", "--single-item", f"{step}@{name}", on_event=watch)
         return ran
+
+    def resolve(self) -> None:
+        """Writes what each step depends on beside its data, once a checkout. Commits of before this stage have none."""
+        if RESOLVE in self._stages() and not (self.folder / "outs/resolved").exists():
+            self._dvc(RESOLVE, "repro", "--single-item", RESOLVE)
+
+    def key(self, step: str, dataset: str, pipeline: str) -> str:
+        """The name of a step in the checkout's dvc.yaml after its @: the pipeline's, or the dataset's (older features)."""
+        return pipeline if self._stages()[step]["foreach"] == "${pipelines}" else dataset
+
+    def _stages(self) -> dict[str, Any]:
+        stages: dict[str, Any] = load_safe_yaml((self.folder / "dvc.yaml").read_text())["stages"]
+        return stages
 
     def renew(self, step: str, name: str, on_event: OnEvent) -> None:
         """Runs one step whatever dvc remembers; it remembers nothing of it. Raises the error that ended the step."""

@@ -1,0 +1,96 @@
+"""The settings of each step, defaults filled in, and what a step depends on beside its data: these settings and its code.
+
+A step reads no other settings. So a setting that stands here runs the steps that have it again, and no other setting does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from remint.settings import plugins
+from remint.settings.catalogue import Facts
+from remint.settings.imports import Imports
+from remint.settings.judging import EvaluationSettings, in_domain
+from remint.settings.params import Params
+from remint.settings.recipe import DatasetSettings, Settings, SplitSettings
+
+
+class PrepareStep(Settings):
+    source: str
+    split: SplitSettings
+
+    @classmethod
+    def of(cls, params: Params, dataset: str) -> PrepareStep:
+        settings = params.dataset(dataset)
+        return cls(source=settings.source, split=settings.split)
+
+    @property
+    def settings(self) -> DatasetSettings:
+        """These settings with the defaults of all others."""
+        return DatasetSettings(source=self.source, split=self.split)
+
+
+class FeaturesStep(Settings):
+    dataset: str
+    learns: bool  # whether a metric of the pipeline is measured in the dataset's own features
+
+    @classmethod
+    def of(cls, params: Params, pipeline: str) -> FeaturesStep:
+        settings = params.pipeline(pipeline)
+        return cls(dataset=settings.dataset, learns=in_domain(settings.metrics()))
+
+
+class EvaluateStep(Settings):
+    dataset: str
+    family: str
+    threads: int
+    devices: int
+    evaluation: EvaluationSettings
+    facts: dict[str, Facts]  # by metric
+    files: dict[str, str]  # SHA-256 of what features are made from, by the features' name
+
+    @classmethod
+    def of(cls, params: Params, pipeline: str) -> EvaluateStep:
+        settings = params.pipeline(pipeline)
+        metrics = settings.metrics()
+        return cls(
+            dataset=settings.dataset,
+            family=settings.family,
+            threads=settings.training.threads,
+            devices=settings.training.devices,
+            evaluation=settings.evaluation.model_copy(update={"metrics": metrics}),
+            facts={metric: plugins.facts_of(metric) for metric in metrics},
+            files={name: sha256 for name, (_, sha256) in settings.evaluation.feature_files(metrics).items()},
+        )
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.facts)
+
+    @property
+    def in_domain(self) -> bool:
+        return in_domain(self.metrics)
+
+
+def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each step with the name of its dataset or pipeline, and what it depends on beside its data."""
+    imports = Imports()
+    for name in params.datasets:
+        yield "prepare", name, _key(PrepareStep.of(params, name).model_dump(mode="json"), imports.digests("pipelines.prepare"))
+    for name, pipeline in params.pipelines.items():
+        features, evaluate = FeaturesStep.of(params, name), EvaluateStep.of(params, name)
+        yield "features", name, _key(features.model_dump(mode="json"), imports.digests("pipelines.features"))
+        yield "train", name, _key(pipeline.recipe.resolved(), train_code(pipeline.family, imports))
+        modules = ["pipelines.evaluate", *(f"remint.evaluation.{features}" for features in evaluate.files)]
+        code = plugins.digests(imports, modules, evaluate.family, evaluate.metrics)
+        yield "evaluate", name, _key(evaluate.model_dump(mode="json"), code)
+
+
+def train_code(family: str, imports: Imports) -> dict[str, str]:
+    """Digests of the code that decides the weights of a family."""
+    return plugins.digests(imports, ["pipelines.train"], family)
+
+
+def _key(settings: dict[str, Any], code: dict[str, str]) -> dict[str, Any]:
+    return {"settings": settings, "code": code}

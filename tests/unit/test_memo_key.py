@@ -1,0 +1,262 @@
+"""What runs a step again, on real dvc and with real steps: all that its result depends on, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint.records import EvaluationReport
+from remint.runtime.home import Home
+from remint.runtime.yaml import load_safe_yaml
+from remint.settings.imports import WITHOUT_EFFECT
+from remint.stores.dvc import workspace_environment
+
+REPOSITORY = Path(__file__).parents[2]
+PARAMS = """
+datasets:
+  tiny: {source: tiny.npz, levels: 5}
+pipelines:
+  flow:
+    dataset: tiny
+    family: flow
+    model: {couplings: 2, hidden: 8, bins: 4}
+    training: &training {steps: 4, batch_size: 8, validate_every: 2, checkpoint_every: 2}
+    evaluation: {metrics: [nll, fd_domain], draws: 2, samples: 16}
+    promotion: {}
+  gan:
+    dataset: tiny
+    family: gan
+    model: {latent: 4, hidden: 8, layers: 1}
+    training: *training
+    evaluation: {metrics: [novelty], draws: 2}
+    promotion: {}
+"""
+PLUGIN = """  plugin:
+    dataset: tiny
+    family: pixelcnn
+    model: {hidden: 4, layers: 1}
+    training: {steps: 2, batch_size: 8, validate_every: 2}
+    evaluation: {metrics: [kid_domain, diversity], draws: 2, samples: 16}
+    promotion: {}
+"""
+SEEN = """
+import atexit, json, os, sys
+
+def note():
+    ours = {name: module.__file__ for name, module in list(sys.modules.items()) if getattr(module, "__file__", None)}
+    with open(os.environ["SEEN"] + "/" + "-".join(sys.argv).replace("/", "_")[-80:], "w") as stream:
+        json.dump(ours, stream)
+
+atexit.register(note)
+"""
+
+
+@dataclass
+class Clone:
+    """A repository with dvc, and what a step of it imported when it ran."""
+
+    folder: Path
+    seen: Path | None = None
+
+    def run(self, *command: str, **variables: str) -> str:
+        environment = {**os.environ, **workspace_environment(self.folder, Home(self.folder, self.folder / ".remint"))}
+        if self.seen:
+            environment["PYTHONPATH"] += f":{self.seen}"
+            variables["SEEN"] = str(self.seen)
+        done = subprocess.run(
+            command, cwd=self.folder, env={**environment, **variables}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def step(self, name: str, key: str, **variables: str) -> None:
+        self.run(sys.executable, "-m", f"pipelines.{name}", key, **variables)
+
+    def edit(self, path: str, before: str, after: str) -> None:
+        text = (self.folder / path).read_text()
+        assert text.count(before) == 1
+        (self.folder / path).write_text(text.replace(before, after))
+
+    def key(self, step: str, name: str) -> Any:
+        return json.loads((self.folder / "outs/resolved" / step / f"{name}.json").read_bytes())
+
+    def keys(self) -> dict[str, bytes]:
+        """What each stage depends on beside the results of others, read from dvc.yaml."""
+        self.step("resolve", "params.yaml")
+        found = {}
+        for step in ("prepare", "features", "train", "evaluate"):
+            block = load_safe_yaml((self.folder / "dvc.yaml").read_text())["stages"][step]
+            params = load_safe_yaml((self.folder / "params.yaml").read_text())[block["foreach"].strip("${}")]
+            for name in params:
+                deps = [self.folder / dep.replace("${key}", name) for dep in block["do"]["deps"] if "${item" not in dep]
+                found[f"{step}@{name}"] = b"".join(path.read_bytes() for path in deps if path.is_file())
+        return found
+
+    def changed(self) -> set[str]:
+        """The same, as dvc says it, of the stages that its dvc.lock knows."""
+        self.step("resolve", "params.yaml")
+        said = json.loads(self.run("dvc", "status", "--json"))
+        always = {"resolve", "snapshot@tiny"}
+        return {name for name, why in said.items() if name not in always and any("changed deps" in each for each in why)}
+
+
+def make(folder: Path) -> Clone:
+    for name in ("src", "pipelines", "examples"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    for name in ("dvc.yaml", "constraints.txt", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (folder / "params.yaml").write_text(PARAMS)
+    x_NHW = np.random.default_rng(0).integers(0, 5, size=(200, 4, 4)).astype(np.uint8)
+    np.savez(folder / "tiny.npz", allow_pickle=False, x=x_NHW)
+    return Clone(folder)
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose dvc.lock says that every stage has run; what they made stands for real results."""
+    clone = make(tmp_path_factory.mktemp("remembered") / "clone")
+    clone.step("resolve", "params.yaml")
+    for stage in load_safe_yaml((clone.folder / "dvc.yaml").read_text())["stages"].values():
+        names = ["tiny"] if stage.get("foreach") == "${datasets}" else ["flow", "gan"]
+        block = stage.get("do", {})
+        outs = [*block.get("outs", []), *block.get("metrics", []), *(next(iter(each)) for each in block.get("plots", []))]
+        for path in (clone.folder / out.replace("${key}", name) for out in outs for name in names):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}\n")
+    clone.run("dvc", "commit", "--force", "--quiet")
+    assert clone.changed() == set()
+    return clone
+
+
+@pytest.fixture
+def clone(remembered: Clone, tmp_path: Path) -> Clone:
+    shutil.copytree(remembered.folder, tmp_path / "clone", symlinks=True)
+    return Clone(tmp_path / "clone")
+
+
+@pytest.fixture(scope="module")
+def before(remembered: Clone) -> dict[str, bytes]:
+    return remembered.keys()
+
+
+EVERY = {f"{step}@{name}" for step in ("features", "train", "evaluate") for name in ("flow", "gan")} | {"prepare@tiny"}
+TRAIN, EVALUATE = ({name for name in EVERY if name.startswith(step)} for step in ("train", "evaluate"))
+JUDGING, RECIPE, RECORDS = (f"src/remint/{name}.py" for name in ("settings/judging", "settings/recipe", "records"))
+
+CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
+    "a default of the evaluation": (lambda c: c.edit(JUDGING, "importance_samples: Positive = 500", "importance_samples: Positive = 400"), EVALUATE),
+    "a default that all give": (lambda c: c.edit(JUDGING, "draws: Annotated[int, Field(ge=2)] = 20", "draws: Annotated[int, Field(ge=2)] = 19"), set()),
+    "a default of the split": (lambda c: c.edit(RECIPE, "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2", "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.3"), {"prepare@tiny"}),
+    "a default of the training": (lambda c: c.edit(RECIPE, "warmup: Fraction = 0.02", "warmup: Fraction = 0.03"), TRAIN),
+    "a default of one family": (lambda c: c.edit(RECIPE, "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0", "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1"), {"train@gan"}),
+    "nats_per_unit": (lambda c: c.edit(RECORDS, "1.0 if self.is_table else self.dims * math.log(2.0)", "1.0 if self.is_table else math.log(2.0)"), EVERY),
+    "another record": (lambda c: c.edit(RECORDS, "class Finding(Record):", "class Finding(Record):\n    further: str = ''\n"), set()),
+    "constraints.txt": (lambda c: (c.folder / "constraints.txt").write_text("torch==9.9\n"), EVERY),
+    "a new family": (lambda c: (c.folder / "src/remint/models/diffusion.py").write_text("def build(): ...\n"), set()),
+    "the GAN": (lambda c: c.edit("src/remint/models/gan.py", "def build(", "NEW = 1\n\n\ndef build("), {"train@gan", "evaluate@gan"}),
+    "the GAN broken": (lambda c: (c.folder / "src/remint/models/gan.py").write_text("def ("), {"train@gan", "evaluate@gan"}),
+    "a comment": (lambda c: (c.folder / "src/remint/models/gan.py").open("a").write("\n# the end\n"), set()),
+    "an error's words": (lambda c: (c.folder / "src/remint/errors.py").open("a").write("\n\nclass Further(RemintError):\n    pass\n"), set()),
+    "a metric that one has": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
+    "a metric that none has": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
+    "the promotion and another pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
+    "what stands there by default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
+    "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_runs_those_steps_again_whose_result_depends_on_it(clone: Clone, before: dict[str, bytes], what: str) -> None:
+    change, expected = CHANGES[what]
+    change(clone)
+    assert {stage for stage, key in clone.keys().items() if key != before.get(stage)} == expected
+
+
+@pytest.mark.parametrize("what", ["a default of the evaluation", "the GAN", "a new family"])
+def test_dvc_says_so_too(clone: Clone, what: str) -> None:
+    change, expected = CHANGES[what]
+    change(clone)
+    assert clone.changed() == expected
+
+
+STEPS = [("prepare", "tiny"), *((step, name) for name in ("flow", "gan", "plugin") for step in ("features", "train", "evaluate"))]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which dvc ran every step, and noted the modules that each imported; last a pipeline of plug-ins."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "seen").mkdir()
+    (folder / "seen/sitecustomize.py").write_text(SEEN)
+    clone = make(folder / "clone")
+    clone.seen = folder / "seen"
+    clone.run("dvc", "repro", "--quiet")
+    (clone.folder / "params.yaml").write_text(PARAMS + PLUGIN)
+    clone.run("dvc", "repro", "--quiet", "evaluate@plugin")
+    return clone
+
+
+def imported(ran: Clone, step: str, name: str) -> set[str]:
+    """The modules of ours that a step imported."""
+    assert ran.seen
+    (noted,) = (path for path in ran.seen.iterdir() if path.name.endswith(f"pipelines_{step}.py-{name}"))
+    files = json.loads(noted.read_bytes())
+    ours = {module for module, file in files.items() if Path(file).is_relative_to(ran.folder)}
+    return ours - {"__main__", "__mp_main__"}
+
+
+@pytest.mark.parametrize(("step", "name"), STEPS)
+def test_every_module_of_ours_that_a_step_imports_is_in_its_key(ran: Clone, step: str, name: str) -> None:
+    ours = imported(ran, step, name)
+    assert {"remint.settings.params", "remint.records"} < ours
+    if name == "plugin":  # the settings ask plug-ins for their own, and so import them in every step
+        ours -= imported(ran, "resolve", "params.yaml")
+    without_effect = {module for module in ours for each in WITHOUT_EFFECT if module == each or module.startswith(f"{each}.")}
+    assert ours - without_effect - ran.key(step, name)["code"].keys() == set()
+
+
+def test_the_code_of_plug_ins_is_in_the_key_of_their_pipeline_and_of_no_other(ran: Clone) -> None:
+    family, metric = "examples.pixelcnn.family", "examples.diversity.metric"
+    assert family in ran.key("train", "plugin")["code"] and metric not in ran.key("train", "plugin")["code"]
+    assert {family, metric} < ran.key("evaluate", "plugin")["code"].keys()
+    assert not {family, metric} & {*ran.key("train", "gan")["code"], *ran.key("evaluate", "gan")["code"]}
+
+
+def test_each_module_without_effect_is_there_and_has_a_reason() -> None:
+    for module, reason in WITHOUT_EFFECT.items():
+        path = REPOSITORY / "src" / module.replace(".", "/")
+        assert (path.is_dir() or path.with_suffix(".py").is_file()) and reason
+
+
+def test_features_are_learnt_where_a_metric_needs_them_once_a_dataset(ran: Clone) -> None:
+    made = {name: {path.name for path in (ran.folder / "outs/features" / name).iterdir()} for name in ("flow", "gan", "plugin")}
+    learnt = {"extractor.json", "extractor.safetensors"}
+    assert made == {"flow": learnt, "gan": {"none.json"}, "plugin": learnt}
+    (kept,) = [path for path in (ran.folder / ".remint/features").iterdir() if path.is_dir()]
+    for name in learnt:
+        assert (kept / name).read_bytes() == (ran.folder / "outs/features/flow" / name).read_bytes()
+
+
+def test_a_changed_default_measures_model_and_champion_alike(ran: Clone) -> None:
+    """dvc evaluates again and trains nothing; the champion, measured by the same step, is comparable."""
+    ran.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
+    said = ran.run("dvc", "repro", "evaluate@gan")
+    assert "Running stage 'evaluate@gan'" in said and "Running stage 'train@gan'" not in said
+    champion = ran.folder / "champion"
+    ran.step("evaluate", "gan", REMINT_EVALUATE_BUNDLE=str(ran.folder / "outs/trained/gan"), REMINT_EVALUATE_OUT=str(champion))
+    own, other = (EvaluationReport.read(folder / "report.json") for folder in (ran.folder / "outs/reports/gan", champion))
+    assert own.metrics["novelty"].seed == 1 and own.metrics == other.metrics
+    assert "Running stage 'evaluate@gan'" not in ran.run("dvc", "repro", "evaluate@gan")
