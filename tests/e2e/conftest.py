@@ -71,8 +71,15 @@ def own_team(versed: Path, prefect_server: str, tmp_path: Path) -> Team:
 
 
 @pytest.fixture
-def lone_team(template: Path, tmp_path: Path) -> Team:
-    """A fresh team where nothing ran before and no server is up: each run starts a temporary one."""
+def lone_team(versed: Path, tmp_path: Path) -> Team:
+    """A fresh team of one's own where no server is up: each run starts a temporary one."""
+    shutil.copytree(versed, tmp_path / "team", symlinks=True)
+    return Team(tmp_path / "team")
+
+
+@pytest.fixture
+def new_team(template: Path, tmp_path: Path) -> Team:
+    """A team where nothing ran before, and no server is up."""
     shutil.copytree(template, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team")
 

@@ -101,7 +101,7 @@ def mlflow(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def team(
-    template: Path,
+    versed: Path,
     tmp_path_factory: pytest.TempPathFactory,
     prefect: Running,
     mlflow: Running,
@@ -109,7 +109,7 @@ def team(
     postgres: Postgres,
 ) -> Guarded:
     folder = tmp_path_factory.mktemp("guarded") / "team"
-    shutil.copytree(template, folder, symlinks=True)
+    shutil.copytree(versed, folder, symlinks=True)
     for made in ("mlflow", "prefect", "ledger.db"):
         place = folder / ".remint" / made
         shutil.rmtree(place) if place.is_dir() else place.unlink()

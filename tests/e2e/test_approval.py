@@ -61,7 +61,7 @@ class Prefect:
 
         Those before ``since`` are of other tests, whose versions may have the same numbers.
         """
-        deadline, found = time.monotonic() + 60, []
+        deadline, found = time.monotonic() + 120, []
         asked = {"event": {"name": [name]}, "occurred": {"since": since.isoformat()}}
         while len(found) < count and time.monotonic() < deadline:
             found = self.post("events/filter", {"filter": asked})["events"]
@@ -167,4 +167,8 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
         assert nll["challenger"]["value"] == 1.8 and nll["champion"]["high"] == 2.0 and nll["difference"] == [0.1, 0.05, 0.15]
     finally:
         worker.terminate()
-        worker.wait(timeout=60)
+        try:
+            worker.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # Prefect's own worker was seen to hang at its end; ours is test_workers.py's
+            worker.kill()
+            worker.wait()

@@ -99,6 +99,7 @@ def test_1_it_is_identical_and_neither_side_is_touched(story: Story) -> None:
     assert json.loads(kept.read_text())["rebuilt"] == answer["rebuilt"]
 
 
+@pytest.mark.soak
 def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting_is_found(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.support.team import Team
 
@@ -35,6 +36,7 @@ def test_2_rows_come_in_the_units_of_the_source(shared_team: Team, tmp_path: Pat
     assert "draws a table: give a name that ends in .csv" in refused
 
 
+@pytest.mark.soak
 def test_3_a_conditional_model_draws_the_class_asked_for(shared_team: Team, tmp_path: Path) -> None:
     changed = ("--set", "model.conditional=true", "--set", "evaluation.metrics=[elbo, iwae, fd_domain, class_agreement]")
     (outcome,) = shared_team.json("run", "digits-vae", *changed)

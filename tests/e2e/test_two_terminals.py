@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.team import Team
 
 
-def test_two_terminals(lone_team: Team, tmp_path: Path) -> None:
+def test_two_terminals(new_team: Team, tmp_path: Path) -> None:
     names = ["digits-vae", "digits-flow"]
-    runs = [lone_team.start("run", name, log=tmp_path / name) for name in names]
+    runs = [new_team.start("run", name, log=tmp_path / name) for name in names]
     for name, run in zip(names, runs, strict=True):
         assert run.wait(timeout=300) == 0, (tmp_path / name).read_text()
         words = (tmp_path / name).read_text()
         assert "locked" not in words and "promoted" in words
-    assert {m["name"]: m["aliases"] for m in lone_team.json("models")} == {name: ["champion"] for name in names}
+    assert {m["name"]: m["aliases"] for m in new_team.json("models")} == {name: ["champion"] for name in names}
 
 
+@pytest.mark.soak
 def test_a_job_runs_its_own_commits_code(team: Team, tmp_path: Path) -> None:
     """Editing the sources while a job runs changes nothing for that job."""
     run = team.start("run", "digits-vae", log=tmp_path / "log")

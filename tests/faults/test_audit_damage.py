@@ -37,8 +37,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return audit_cases.bundles(tmp_path_factory.mktemp("bundles"))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, empty: Path, bundles: Path) -> World:
+    return audit_cases.make(tmp_path_factory.mktemp("made") / "team", empty, bundles)
+
+
 @pytest.fixture
-def world(tmp_path: Path, empty: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, made: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """dvc is asked in this process: to import it for each audit takes most of an audit's time (tests/unit/test_presence.py)."""
 
     def ask(_module: str, home: Home, question: dict[str, Any]) -> Any:
@@ -50,7 +55,7 @@ def world(tmp_path: Path, empty: Path, bundles: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(presence, "ask", ask)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    return audit_cases.make(tmp_path / "team", empty, bundles)
+    return made.copy(tmp_path / "team")
 
 
 def named(found: list[Finding]) -> set[tuple[str, str]]:

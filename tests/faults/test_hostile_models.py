@@ -108,7 +108,7 @@ def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
     files = cases.files(home, 1)
     whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
     tags = store.version(REF).tags
-    for trial in trials(short=5, full=len(names)):
+    for trial in trials(short=3, full=len(names)):
         poison, mark = POISONS[names[trial.number]], tmp_path / f"ran-{trial.number}"
         poison.make(files, Payload(mark))
         if poison.resealed:

@@ -66,7 +66,7 @@ def promote(home: Home, version: int, against: Against) -> str:
 def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials: Trials) -> None:
     """Each decided against the champion that stands: whoever is second decided against one that stands no more."""
     with promoters(home, promote) as race:
-        for trial in trials(short=3, full=500):
+        for trial in trials(short=1, full=500):
             champion = open_ledger(home).champion(MODEL)
             better, worse = trial.random.sample([number for number in (1, 2, 3, 4) if number != champion], 2)
             against: Against = "none" if champion is None else champion

@@ -167,8 +167,15 @@ def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
     assert cases.register(store, made).version == 1
 
 
-@pytest.mark.parametrize("there_again", [False, True])
-@pytest.mark.parametrize(("what", "broken"), [("its bundle", "_download_file"), ("a file beside it", "list_artifacts")])
+@pytest.mark.parametrize(
+    ("what", "broken", "there_again"),
+    [
+        ("its bundle", "_download_file", False),
+        pytest.param("its bundle", "_download_file", True, marks=pytest.mark.soak),
+        pytest.param("a file beside it", "list_artifacts", False, marks=pytest.mark.soak),
+        ("a file beside it", "list_artifacts", True),
+    ],
+)
 def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
     server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, broken: str, there_again: bool
 ) -> None:

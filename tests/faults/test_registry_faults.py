@@ -21,6 +21,8 @@ from remint.stores.mlflow import Tracking, door
 from tests.support import registry_cases as cases
 from tests.support.ports import free_port
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def client(store: Tracking) -> Any:
     from mlflow import MlflowClient
@@ -36,7 +38,7 @@ def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("count", [5, pytest.param(16, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.soak)])
 def test_processes_on_no_database_register_one_version_at_once(
     database: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

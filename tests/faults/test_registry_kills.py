@@ -12,6 +12,8 @@ from tests.support.answering import Ask, program
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 EFFECTS = {  # what a registration and promotion leave behind, each with a moment before and after it
     "create_experiment",
     "create_run",
@@ -45,7 +47,7 @@ def killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
 @pytest.mark.case(1)
 def test_a_registration_that_is_killed_at_a_boundary_is_finished_by_the_next(tmp_path: Path, trials: Trials) -> None:
     with killer(tmp_path, trials.seed) as kill:
-        for trial in trials(short=4, full=200):
+        for trial in trials(short=2, full=200):
             told = kill(trial.number)
             assert not told["found"], told
             trial.note(kills=1, lost=0, doubled=0)

@@ -10,6 +10,8 @@ import pytest
 from tests.support.answering import program
 from tests.support.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 COUNT = 8
 
 

@@ -305,7 +305,7 @@ BATCH = 21  # lives of one trial: the first of a batch is always the same, the s
 def test_lives(trials: Trials) -> None:
     """What hypothesis finds it shrinks, and prints."""
     of_batch = settings(
-        max_examples=BATCH if trials.soak else 8,
+        max_examples=BATCH if trials.soak else 3,
         stateful_step_count=12,
         deadline=None,
         database=None,

@@ -21,6 +21,7 @@ from remint.runtime.home import Home
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases
+from tests.support.team import copy_team
 
 MODEL = "digits-flow"
 CONFIG = (
@@ -61,6 +62,11 @@ class World:
     @property
     def mlflow(self) -> MlflowClient:
         return MlflowClient(self.home.tracking_uri)
+
+    def copy(self, to: Path) -> World:
+        """The same world in another folder."""
+        copy_team(self.home.repository, to)
+        return World(Home.of(to).ensure(), self.raw, self.prepared)
 
     def version(self, number: int) -> ModelVersion:
         return self.store.version(f"{MODEL}/{number}")

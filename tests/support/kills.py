@@ -8,6 +8,7 @@ instead. What is killed is drawn from the kinds of processes that are there then
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -24,6 +25,7 @@ import psutil
 
 from remint.runtime.home import Home
 from tests.support import ends
+from tests.support import team as teams
 from tests.support.prefect_server import PrefectServer
 from tests.support.processes import asked, command_line
 from tests.support.promotion_cases import copied
@@ -89,16 +91,22 @@ class Moment:
 class Run:
     """One `remint run` in a process of its own, and what it has reached."""
 
-    def __init__(self, team: Team, scene: Scene, log: Path, **more: str) -> None:
-        """``more``: of its environment."""
+    def __init__(self, team: Team, scene: Scene, log: Path, *, forked: Path | None = None, **more: str) -> None:
+        """``forked``: a folder of preloaded.programs, for a run that is not killed; ``more``: of its environment."""
         self.team, self.log, self.mark = team, log, uuid.uuid4().hex
         self.home = team.folder / ".remint"
         self.before = self._files()
         self.began = time.monotonic()
         with log.open("wb") as words, log.with_suffix(".json").open("wb") as answer:
             environment = {**team.environment(), MARK: self.mark, **more}
+            if forked is not None:
+                environment["PATH"] = f"{forked}{os.pathsep}{environment['PATH']}"
             self.process = subprocess.Popen(
-                [REMINT, *scene.command], cwd=team.folder, env=environment, stdout=answer, stderr=words
+                [REMINT if forked is None else str(forked / "remint"), *scene.command],
+                cwd=team.folder,
+                env=environment,
+                stdout=answer,
+                stderr=words,
             )
 
     def _files(self) -> set[Path]:
@@ -259,7 +267,7 @@ class Stage:
         scene = replace(scene, own_server=False)
         if scene not in self.known:
             team = self.team(scene, f"undisturbed-{len(self.known)}")
-            run = Run(team, scene, self.folder / f"{team.folder.name}.log")
+            run = Run(team, scene, self.folder / f"{team.folder.name}.log", forked=teams.forked)
             timeline = run.timeline()
             self.known[scene] = Undisturbed(ends.of(team, scene.pipeline, run.answer()), timeline)
             assert (left := ends.left_behind(team)) == [], left

@@ -45,7 +45,7 @@ PROGRAM = """#!{python} -IS
 import array, json, os, signal, socket, sys
 arguments = {first} + sys.argv[1:]
 kind, *rest = arguments[arguments[:1] == ["-P"]:] + [""]
-known = ("pipelines.", "remint.serving.fresh", "remint.stores.dvc.")
+known = ("pipelines.", "remint.serving.fresh", "remint.stores.dvc.", "tests.support.registry_", "tests.support.collect_cases")
 if kind == "remint" or (kind == "-m" and rest[0].startswith(known)) or (kind == "-c" and "from dvc.cli import main" in rest[0]):
     server = socket.socket(socket.AF_UNIX)
     server.connect({address!r})
