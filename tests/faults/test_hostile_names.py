@@ -155,7 +155,7 @@ def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_pa
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     for key in ("../../precious", str(tmp_path / "precious"), "", ".", "../" + "0" * 64):
-        with pytest.raises(IntegrityError, match="is no key: remint did not write it"):
+        with pytest.raises(IntegrityError, match="is not a key: remint did not write it"):
             fetch_bundle(home, tagged(home, key=key))
     assert (tmp_path / "precious/file").exists() and (home.path / "mlflow").is_dir()
 

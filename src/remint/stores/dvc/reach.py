@@ -11,7 +11,7 @@ from typing import Any
 
 from remint.errors import VersioningError
 from remint.runtime import scratch
-from remint.runtime.home import Home, there
+from remint.runtime.home import Home, nearest_existing
 from remint.stores.dvc.ask import answering, ask
 
 PATIENCE = 5  # seconds
@@ -37,7 +37,7 @@ def _answer(folder: Path, _question: dict[str, Any]) -> None:
     remote = repo.cloud.get_remote_odb()
     if remote.fs.protocol != "local":
         remote.fs.exists(remote.path)
-    elif not os.access(there(Path(remote.path)), os.W_OK):  # its own folder is made by the first push
+    elif not os.access(nearest_existing(Path(remote.path)), os.W_OK):  # its own folder is made by the first push
         raise VersioningError(f"{remote.path} cannot be written")
 
 
