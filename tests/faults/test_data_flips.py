@@ -204,7 +204,7 @@ def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Retraining,
             assert not out.exists() or content(out).items() <= whole[kind].items(), "what is damaged was taken away"
             trial.note(refused=1, mended=0, trained_on=0)
         else:
-            assert place not in ("cache alone", "remote") and "brought back whole" in said
+            assert place not in ("cache alone", "remote") and "restored" in said
             assert content(out) == whole[kind]
             trial.note(refused=0, mended=1, trained_on=0)
         for md5, path in objects(job.home, "cache").items():
@@ -251,7 +251,7 @@ def test_data_that_are_damaged_between_two_steps_are_not_trained_on(job: Retrain
     """Refused where there is no whole copy; the next job makes them again, and trains on those."""
     for kind, said in refused.items():
         assert said.startswith(
-            f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has it whole"
+            f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has an intact copy"
         )
     assert job.model.dataset == job.dataset.digest and "notice" not in [event for event, _ in told]
     assert arrays.load(job.out("prepared")).version == job.dataset
@@ -265,7 +265,7 @@ def test_a_flipped_record_of_the_data_is_found_too(job: Retraining) -> None:
     path.write_text(before.replace('"levels": 5', '"levels": 7'))
     assert arrays.load(job.out("prepared")).spec.levels == 7
     (said,) = job.dvc.whole(STAGES["prepared"])
-    assert said == "outs/prepared/x was damaged after prepare@x made it, and was brought back whole from the cache"
+    assert said == "outs/prepared/x was damaged after prepare@x made it, and was restored from the cache"
     assert path.read_text() == before
 
 

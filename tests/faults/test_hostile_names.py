@@ -135,7 +135,7 @@ def test_what_is_no_commit_is_no_option_of_git_either(clone: Path, name: str) ->
 
 def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").write_bytes(b"# v2 git bundle\n---upload-pack=touch\tRAN;\n\n")
-    assert [git.obtain(clone, sha) for sha in git.stands_on(tmp_path / "bundle")] == [False]
+    assert [git.obtain(clone, sha) for sha in git.prerequisites(tmp_path / "bundle")] == [False]
     assert not list(tmp_path.rglob("RAN"))
 
 
@@ -155,7 +155,7 @@ def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_pa
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     for key in ("../../precious", str(tmp_path / "precious"), "", ".", "../" + "0" * 64):
-        with pytest.raises(IntegrityError, match="is no key: remint did not write it"):
+        with pytest.raises(IntegrityError, match="is not a key: remint did not write it"):
             fetch_bundle(home, tagged(home, key=key))
     assert (tmp_path / "precious/file").exists() and (home.path / "mlflow").is_dir()
 

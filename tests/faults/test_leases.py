@@ -134,7 +134,7 @@ def test_ctrl_c_ends_the_waiting(home: Home, start: Callable[..., subprocess.Pop
     start("first")
     threading.Timer(0.3, processes.stopping.set).start()
     try:
-        with pytest.raises(Interrupted, match="while it waited: m is being retrained by job"):
+        with pytest.raises(Interrupted, match="while waiting: m is being retrained by job"):
             take(home)
     finally:
         processes.stopping.clear()

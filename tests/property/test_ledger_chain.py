@@ -102,4 +102,4 @@ def test_any_edit_of_any_row_shows_and_is_named(data: st.DataObject, length: int
         connection.execute(f"UPDATE ledger SET {column} = {COLUMNS[column]} WHERE sequence = {victim}")
         connection.commit()
         connection.close()
-        assert f"m: row {victim} was changed: its hash is not of what it says" in ledger.verify("m")
+        assert f"m: row {victim} was changed: its hash does not match its content" in ledger.verify("m")

@@ -147,7 +147,7 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
         decide.objection(open_ledger(home).rows(MODEL, 2)) == f"{MODEL}/2 was rejected on {row.at[:10]} by ada: smears the sevens"
     )
     with pytest.raises(
-        ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; judge it again"
+        ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; decide again"
     ):
         cases.append(home, "promoted", 2)  # the gate, which judged it before
     with pytest.raises(ChampionChanged, match="was rejected"):

@@ -92,7 +92,7 @@ def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch:
     home.path.chmod(0o777)
     found = looked(home)
     assert "user.email" in one(found, "git").what
-    assert "there is none" in one(found, "dvc").what
+    assert "no remote is set" in one(found, "dvc").what
     assert "4096" in one(found, "torch").what and "training.devices" in one(found, "torch").do
     packages = one(found, "packages").what
     assert "numpy" in packages and "instead of 0.0.1" in packages and "no-such-package" not in packages

@@ -152,7 +152,7 @@ def test_uncommitted_work_is_built_in_a_fresh_clone_from_its_bundle(repository: 
     (repository / "params.yaml").write_text("a: 2\n")
     commit = git.commit_of_tree(repository)
     file = git.bundle(repository, commit, tmp_path / "work.bundle")
-    assert git.stands_on(file) == [commit.base]
+    assert git.prerequisites(file) == [commit.base]
     folder = git.check_out(tmp_path / "clone", commit, tmp_path / "job", bundled=file)
     assert (folder / "params.yaml").read_text() == "a: 2\n"
     assert not git.holds(tmp_path / "clone", commit.sha), "the clone has no part in it"

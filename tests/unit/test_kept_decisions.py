@@ -111,7 +111,7 @@ def test_a_digest_that_is_changed_in_the_row_breaks_the_chain(home: Home) -> Non
     for path in (here(home, 2), in_mlflow(home, 2)):
         other.write(path)
     cases.sql(home, f"UPDATE ledger SET decision = '{other.digest}' WHERE sequence = 2")
-    assert findings(home) == [f"{MODEL}: row 2 was changed: its hash is not of what it says"]
+    assert findings(home) == [f"{MODEL}: row 2 was changed: its hash does not match its content"]
 
 
 def test_the_newest_decision_on_a_version_is_the_one_that_is_kept(home: Home) -> None:

@@ -76,9 +76,9 @@ def test_another_champion_than_expected_is_named_and_nothing_written(ledger: Led
 def test_only_promotion_and_roll_back_change_the_champion(ledger: Ledger) -> None:
     promote(ledger, 1, None)
     for action in ("kept", "refused", "awaiting_approval", "rejected"):
-        with pytest.raises(ValueError, match="leaves the champion"):
+        with pytest.raises(ValueError, match="keeps champion"):
             ledger.append("m", action, 2, champion_after=2, who="w", why="", evidence="", expected_champion=1)
-    with pytest.raises(ValueError, match="makes it champion, not 3"):
+    with pytest.raises(ValueError, match="makes it champion: it cannot set 3"):
         ledger.append("m", "promoted", 2, champion_after=3, who="w", why="", evidence="", expected_champion=1)
     assert ledger.champion("m") == 1
 

@@ -15,7 +15,7 @@ from remint.runtime.addresses import with_driver
 from remint.stores.ledger import schema
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import Collected
-from remint.stores.ledger.leases import Leases, Standing
+from remint.stores.ledger.leases import Leases, LeaseState
 from remint.stores.ledger.spreads import Spreads
 from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, PARTS, SPREADS, execute
 
@@ -51,7 +51,7 @@ def test_a_database_of_the_old_code_is_migrated_with_everything_in_it(url: str) 
     assert Spreads(url).newest("digits-vae") == SeedSpread(
         pipeline="digits-vae", recipe="r", dataset="d", seeds=(0, 1), values=values
     )
-    assert Leases(url).look("retrain digits-vae") == Standing(3, 9, None)
+    assert Leases(url).look("retrain digits-vae") == LeaseState(3, 9, None)
 
 
 def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decision(url: str) -> None:
@@ -65,7 +65,7 @@ def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decisio
     for sequence, decision in ((5, "0" * 64), (5, ""), (2, "f" * 64)):
         before = ledger.raw("digits-vae")[sequence - 1]["decision"]
         execute(url, f"UPDATE ledger SET decision = '{decision}' WHERE sequence = {sequence}")
-        assert ledger.verify("digits-vae") == [f"digits-vae: row {sequence} was changed: its hash is not of what it says"]
+        assert ledger.verify("digits-vae") == [f"digits-vae: row {sequence} was changed: its hash does not match its content"]
         execute(url, f"UPDATE ledger SET decision = '{before}' WHERE sequence = {sequence}")
 
 
@@ -99,7 +99,7 @@ def test_a_row_by_an_older_remint_that_was_at_work_meanwhile_verifies(url: str) 
 def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
     execute(url, *LEDGER, "UPDATE ledger_schema SET version = 99")
     for opened in (Ledger, Collected, Spreads, Leases, schema.reach):
-        with pytest.raises(LedgerError, match="has schema 99, this remint knows 2: use the one that wrote it"):
+        with pytest.raises(LedgerError, match="has schema 99, this remint knows 2: use the remint that wrote it"):
             opened(url)
     columns = sa.inspect(sa.create_engine(with_driver(url), poolclass=sa.NullPool)).get_columns("ledger")
     assert "decision" not in {column["name"] for column in columns}

@@ -147,7 +147,7 @@ def test_a_clean_commit_clears_the_mark_of_uncommitted_work_and_not_the_other_wa
 
 def test_a_damaged_bundle_is_not_registered(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     other = cases.make(tmp_path / "other", seed=1)
-    with pytest.raises(IntegrityError, match=r"not what training.json was written with"):
+    with pytest.raises(IntegrityError, match=r"does not match training.json"):
         store.register(bundle, other, "digits-flow", None, cases.TAGS, {}, str)
     weights = bundle / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
@@ -170,7 +170,7 @@ def test_bytes_that_the_store_does_not_give_back_are_not_registered(
         content[-1] ^= 1
         weights.write_bytes(content)
 
-    with monkeypatch.context() as patch, pytest.raises(IntegrityError, match="gave back other bytes"):
+    with monkeypatch.context() as patch, pytest.raises(IntegrityError, match="returned other bytes"):
         patch.setattr(MlflowClient, "log_artifacts", flips_a_bit)
         cases.register(store, bundle)
     assert store.names() == [] and store.close_stale() == []
@@ -183,7 +183,7 @@ def test_what_is_not_there_is_said_with_what_is(store: Tracking, bundle: Path) -
     cases.register(store, bundle)
     for ref, says in {
         "digits-flo": "did you mean 'digits-flow'",
-        "digits-flow": "digits-flow has no champion yet, nor any other alias",
+        "digits-flow": "digits-flow has no champion and no other alias yet",
         "digits-flow/9": "has no version 9",
         "digits-flow/x": "has no version x",
         "it's": "unknown model",
@@ -272,8 +272,8 @@ def _code(files: Path) -> None:
     ("damage", "says"),
     [
         (_flip, "is damaged"),
-        (_reseal, "not the one that was registered"),
-        (_loader, "only remint.serving.pyfunc without code is loaded"),
+        (_reseal, "differs from the registered one"),
+        (_loader, "remint loads only remint.serving.pyfunc without code"),
         (_code, "MLmodel"),
         (lambda files: (files / "python_model.pkl").write_bytes(b"\x80\x04."), "is not a file of a registered model"),
         (lambda files: (files / "data" / "bundle" / "x.pt").write_bytes(b"\x80\x04."), "is not a file of a registered model"),

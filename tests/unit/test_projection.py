@@ -123,7 +123,7 @@ def test_a_last_row_that_was_edited_makes_no_champion_and_is_not_built_upon(home
         lambda: cases.append(home, "kept", 3),
         lambda: open_ledger(home).champion(MODEL),
     ):
-        with pytest.raises(LedgerError, match=f"row 2 of {MODEL} in the ledger was changed past remint"):
+        with pytest.raises(LedgerError, match=f"row 2 of {MODEL} in the ledger was changed outside remint"):
             touch()
     assert open_tracking(home).aliases(MODEL) == before and len(open_ledger(home).rows(MODEL)) == 2
 

@@ -18,7 +18,7 @@ from remint.distributed import machine
 from remint.errors import RemintError, VersioningError
 from remint.maintenance.rebuild import environment
 from remint.records import Record
-from remint.runtime.home import Home, there
+from remint.runtime.home import Home, nearest_existing
 from remint.settings.params import Params
 from remint.stores import git, s3
 from remint.stores.dvc.reach import reach as reach_remote
@@ -44,7 +44,7 @@ def facts(home: Home) -> str:
     """This machine in a line."""
     import torch
 
-    count, free = torch.cuda.device_count(), shutil.disk_usage(there(home.path)).free / 2**30
+    count, free = torch.cuda.device_count(), shutil.disk_usage(nearest_existing(home.path)).free / 2**30
     devices = f"{count} GPU{'s' * (count > 1)}" if count else f"{machine.devices()} CPU cores and no GPU"
     return f"Python {platform.python_version()}, torch {torch.__version__}, {devices}, {free:.0f} GiB free in {home.path}"
 
@@ -136,7 +136,7 @@ def _torch(params: Params | None) -> Iterator[Symptom]:
 
 
 def _disk(home: Home) -> Iterator[Symptom]:
-    free = shutil.disk_usage(there(home.path)).free
+    free = shutil.disk_usage(nearest_existing(home.path)).free
     if free < ROOM:
         yield Symptom(
             about="disk",

@@ -1,4 +1,4 @@
-"""Addresses of servers and databases, as people write them."""
+"""Helpers for the addresses of servers and databases."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import os
 from ipaddress import ip_address
 from urllib.parse import urlsplit, urlunsplit
 
-# OpenSSL's word for a server's certificate that is not trusted here, in the errors of all that stand on it.
+# OpenSSL's code for an untrusted server certificate. Errors of boto3, requests and httpx contain it.
 DISTRUST = "CERTIFICATE_VERIFY_FAILED"
-TRUST_S3 = "S3's certificate is not trusted here: name the file of the authority that it is of in AWS_CA_BUNDLE"
+TRUST_S3 = "S3's certificate is not trusted here: name the file of its certificate authority in AWS_CA_BUNDLE"
 
 
-def s3_distrusted(words: str) -> bool:
-    """Whether it is S3's certificate that boto3 does not trust, by its words or by those of dvc and MLflow, who pass them on."""
-    return DISTRUST in words and "SSL validation failed" in words
+def s3_distrusted(message: str) -> bool:
+    """Return whether an error of boto3 (or of dvc or MLflow, which repeat it) means that S3's certificate is not trusted."""
+    return DISTRUST in message and "SSL validation failed" in message
 
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")  # names that this machine has for itself
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # names of this machine
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host of an address is this machine, by a name that no other machine reaches."""
+    """Return whether the host of an address is a loopback name of this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -28,9 +28,9 @@ def is_loopback(host: str) -> bool:
 
 
 def loopback_without_proxy() -> dict[str, str]:
-    """Variables by which HTTP clients (Prefect's, MLflow's, boto3's) ask this machine itself directly, and not a proxy.
+    """Return the variables that make HTTP clients (Prefect's, MLflow's, boto3's) call this machine without a proxy.
 
-    Some read the one spelling, some the other; the hosts that a person excluded stay excluded.
+    Both spellings are set, because some clients read only one of them. Hosts that a person excluded stay excluded.
     """
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = dict.fromkeys([*(each.strip() for each in given.split(",") if each.strip()), *LOOPBACK])
@@ -39,7 +39,7 @@ def loopback_without_proxy() -> dict[str, str]:
 
 
 def without_user(address: str) -> str:
-    """An address without the user and password that it may hold."""
+    """Return an address without user and password."""
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -48,5 +48,5 @@ def without_user(address: str) -> str:
 
 
 def with_driver(address: str) -> str:
-    """``postgresql://`` by psycopg 3, the driver that is tested: what the bare name means changes with SQLAlchemy's version."""
+    """Make a ``postgresql://`` address use psycopg 3, the tested driver: SQLAlchemy's default driver depends on its version."""
     return address.replace("postgresql://", "postgresql+psycopg://", 1) if address.startswith("postgresql://") else address

@@ -1,8 +1,8 @@
-"""What every entry point in pipelines/ shares: arguments, progress, and errors as exit statuses.
+"""Shared code of the entry points in pipelines/: arguments, progress events, and exit statuses for errors.
 
-A step runs as ``python -m pipelines.NAME KEY`` under dvc, by a flow or by hand. Under a flow the
-variable REMINT_EVENTS names a file: the step appends one JSON object a line to it (progress, curves, the
-error that ended it), and the flow reads along. By hand the same lines go to standard error in words.
+A step runs as ``python -m pipelines.NAME KEY``, started by dvc in a flow or by hand. In a flow the variable REMINT_EVENTS
+names a file. The step appends one JSON object per line to it (progress, curves, the error that ended it), and the flow
+reads them. By hand, the same events go to standard error as text.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import Any
 from remint.errors import RemintError, StorageError
 from remint.runtime.parent import die_with_parent
 
-EVENTS = "REMINT_EVENTS"  # file that a flow reads along
-RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether anything is to do: a step that would run says so
+EVENTS = "REMINT_EVENTS"  # file of events that the flow reads
+RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether a step must run: the step emits would_run and exits
 WOULD_RUN = 75  # exit status of a step under RESTORE_ONLY
 
-_told: dict[str, float] = {}  # when a person was last told of an event
+_last_printed: dict[str, float] = {}  # monotonic time of the last line printed for an event
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Tells whoever watches: the flow through its file, a person in words, at most twice a second."""
+    """Report an event: to the flow's file, or to standard error as text (progress at most twice a second)."""
     path = os.environ.get(EVENTS)
     if path:
         line = json.dumps({"event": event, "at": time.time(), **fields}) + "\n"
         with Path(path).open("a") as stream:
             stream.write(line)
-    elif event != "error" and (event != "progress" or time.monotonic() - _told.get(event, 0.0) > 0.5):
-        _told[event] = time.monotonic()
-        words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items())
-        print(" ".join([event, *words]), file=sys.stderr)
+    elif event != "error" and (event != "progress" or time.monotonic() - _last_printed.get(event, 0.0) > 0.5):
+        _last_printed[event] = time.monotonic()
+        parts = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items())
+        print(" ".join([event, *parts]), file=sys.stderr)
 
 
 def run_step(main: Callable[[str], None], *, always: bool = False) -> None:
-    """Runs one step with the key given on the command line; ends the process with its exit status.
+    """Run one step with the key from the command line. End the process with the step's exit status.
 
-    ``always``: a step that dvc runs every time (snapshot), also while a flow only asks.
+    ``always``: for a step that dvc runs every time (snapshot). It runs under RESTORE_ONLY too.
     """
     key = sys.argv[1]
     if os.environ.get(RESTORE_ONLY) and not always:

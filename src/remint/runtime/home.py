@@ -1,6 +1,6 @@
-"""Where a run leaves what it leaves behind: REMINT_HOME, by default ``.remint/`` of the repository.
+"""Folder and addresses of a run's files: REMINT_HOME, by default ``.remint/`` of the repository.
 
-Each address can be set to another by the variable that its own tool knows:
+A variable changes each address. The defaults:
 
     MLflow       MLFLOW_TRACKING_URI    sqlite:///HOME/mlflow/mlflow.db
     its files    REMINT_ARTIFACTS       HOME/mlflow/artifacts; a folder or s3://bucket/prefix (an MLflow server has its own)
@@ -9,9 +9,9 @@ Each address can be set to another by the variable that its own tool knows:
     DVC          .dvc/config(.local)    cache and remote in HOME/dvc
     its remote   REMINT_DVC_REMOTE      the one of .dvc/config(.local); a folder or s3://bucket/prefix, for jobs only
     remint       REMINT_PACKAGE         git: origin at the job's commit; index; or a wheel: for a model's requirements
-    buckets      (none)                 what s3:// sources held last, in HOME/fetched; single files, in HOME/files
+    buckets      (none)                 last fetched content of s3:// sources in HOME/fetched; single files in HOME/files
 
-What lies on S3 is found with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFILE and so on): docs/how-to/use-s3.md.
+S3 is reached with boto3's own settings (AWS_ENDPOINT_URL, AWS_PROFILE and so on): docs/how-to/use-s3.md.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from urllib.parse import urlsplit
 from remint.errors import IntegrityError, NotFoundError, SettingsError
 from remint.runtime.addresses import with_driver
 
-# What datasets, pipelines and models may be called: they become names of files, artifacts and branches of a tree, words of
-# commands that dvc gives to a shell, and parts of MLflow's queries.
+# Allowed names of datasets, pipelines and models. They become names of files and artifacts, arguments of shell commands that
+# dvc runs, and parts of MLflow's queries.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 KEY = re.compile(r"[0-9a-f]{64}")  # of a version, TrainedModel.key
-CREDENTIALS = re.compile(r"://[^/]*:(?!\d*(/|$))")  # in an address: what follows its host's colon is no port
+CREDENTIALS = re.compile(r"://[^/]*:(?!\d*(/|$))")  # in an address: the text after the host's colon is not a port
 
-# How dvc and MLflow ask S3 where it fails: boto gives up early by default. A person's own settings go before.
+# Retries of dvc and MLflow on S3: boto's default gives up early. A person's own settings take precedence.
 S3_PATIENCE = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder and the addresses in it. ``repository`` is the person's clone, whose tree is never written to."""
+    """Home folder and its addresses. ``repository`` is the person's clone; its working tree is never written to."""
 
     repository: Path
     path: Path
@@ -69,12 +69,12 @@ class Home:
 
     @property
     def dvc_remote(self) -> str | None:
-        """The remote of jobs where it is not the one of .dvc/config(.local)."""
+        """DVC remote of jobs; None: the one of .dvc/config(.local)."""
         return _address("REMINT_DVC_REMOTE")
 
     @property
     def package(self) -> str:
-        """Where the requirements of a registered model find remint: git, index, or the address of a wheel."""
+        """Source of remint in the requirements of a registered model: git, index, or the address of a wheel."""
         value = os.environ.get("REMINT_PACKAGE") or "git"
         if value in ("git", "index"):
             return value
@@ -84,12 +84,12 @@ class Home:
 
     @property
     def fetched(self) -> Path:
-        """What s3:// sources held when they were fetched last, a folder a dataset."""
+        """Last fetched content of s3:// sources, one folder per dataset."""
         return self.path / "fetched"
 
     @property
     def files(self) -> Path:
-        """Files that settings name by an s3:// address, each under its SHA-256."""
+        """Files that the settings name by an s3:// address, each under its SHA-256."""
         return self.path / "files"
 
     @property
@@ -109,45 +109,45 @@ class Home:
         return self.path / "reports"
 
     def copy(self, key: str) -> Path:
-        """This machine's copy of the version with that key. Raises IntegrityError for what is no key: MLflow's tags say it."""
+        """Return the folder of this machine's copy of a version. Raises IntegrityError if ``key`` (an MLflow tag) is no key."""
         if KEY.fullmatch(key) is None:
-            raise IntegrityError(f"the tag remint.key says {key[:100]!r}, which is no key: remint did not write it")
+            raise IntegrityError(f"the tag remint.key has the value {key[:100]!r}, which is not a key: remint did not write it")
         return self.path / "models" / key
 
     def report(self, model: str, version: int) -> Path:
-        """Report and pictures of one version. Raises NotFoundError for a model that no pipeline can be called like."""
+        """Return the folder with the report and pictures of one version. Raises NotFoundError if ``model`` is no valid name."""
         if not is_name(model):
-            raise NotFoundError(f"{model[:100]!r} is not the name of a model of remint's: it has no report")
+            raise NotFoundError(f"{model[:100]!r} is not a valid model name: it has no report")
         return self.reports / model / str(version)
 
     def lock(self, name: str) -> Path:
         return self.path / "locks" / name
 
     def ensure(self) -> Home:
-        """Makes the folder, readable by its owner only (dvc's site cache in it is unpickled by dvc)."""
+        """Make the folder, readable by its owner only (dvc unpickles its site cache in it)."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.path / "locks").mkdir(exist_ok=True)
         return self
 
 
-def there(path: Path) -> Path:
-    """The nearest folder that exists: ``path``, or the first above it."""
-    return path if path.exists() else there(path.parent)
+def nearest_existing(path: Path) -> Path:
+    """Return ``path`` if it exists, else the nearest folder above it that exists."""
+    return path if path.exists() else nearest_existing(path.parent)
 
 
 def is_name(text: str) -> bool:
-    """Whether a dataset, pipeline or model may be called this."""
+    """Return whether this is a valid name of a dataset, pipeline or model."""
     return NAME.fullmatch(text) is not None
 
 
 def _address(variable: str) -> str | None:
-    """A folder, absolute, or an address such as s3://bucket/prefix; None where the variable is not set.
+    """Return an absolute folder or an address such as s3://bucket/prefix; None if the variable is not set.
 
-    Raises SettingsError for one with credentials in it: it is written down, with every run that keeps files there.
+    Raises SettingsError if it contains credentials: MLflow records the address with every run that keeps files there.
     """
     value = os.environ.get(variable, "").rstrip("/")
     if CREDENTIALS.search(value):
         raise SettingsError(
-            f"{variable}: expected s3://bucket/prefix, without credentials (those belong into ~/.aws or the environment)"
+            f"{variable}: expected s3://bucket/prefix without credentials (put those into ~/.aws or the environment)"
         )
     return (value if "://" in value else str(Path(value).expanduser().absolute())) if value else None

@@ -1,9 +1,9 @@
-"""Which jobs are alive. A job holds a lock on its folder; one whose locks are free and that never said done has died.
+"""Registry of live jobs. A job locks its folder. If its locks are free and it did not record ``done``, it has died.
 
-HOME/jobs/ID/job.json    what it is: pipeline, process, Prefect's flow run, MLflow's run
-HOME/jobs/ID/lock        held while the job lives; the kernel frees it however the process ends
+HOME/jobs/ID/job.json    pipeline, process, Prefect flow run and MLflow run of the job
+HOME/jobs/ID/lock        held while the job lives; the kernel frees it when the process ends, also when it is killed
 HOME/jobs/ID/children    held by each process that the job started: a trainer may outlive its flow by some seconds
-HOME/jobs/ID/*.log       what dvc and the steps printed
+HOME/jobs/ID/*.log       output of dvc and the steps
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from remint.runtime.home import Home
 from remint.runtime.processes import CHILDREN
 
 KEPT = 20  # finished jobs whose logs are kept
-COLLECT = "collect"  # name of the lock that jobs begin under, shared, and remint gc removes under, alone
+COLLECT = "collect"  # name of a lock: jobs share it while they begin, remint gc holds it alone while it removes
 
 
 class Job:
-    """The folder of one job and what is known of it."""
+    """One job: its folder and its recorded facts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +40,7 @@ class Job:
         return facts
 
     def note(self, **facts: Any) -> None:
-        """Adds to what is known, in one rename."""
+        """Add to the recorded facts, atomically (by a rename)."""
         temporary = self.folder / ".job.json"
         temporary.write_text(json.dumps({**self.facts, **facts}, indent=1, sort_keys=True) + "\n")
         temporary.rename(self.folder / "job.json")
@@ -48,7 +48,7 @@ class Job:
 
 @contextmanager
 def live(home: Home, **facts: Any) -> Iterator[Job]:
-    """A new job, alive inside the block. It waits for a collection that is at work to end."""
+    """Register a new job, alive inside the block. Wait first until a running collection (``remint gc``) ends."""
     folder = home.jobs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     job = Job(folder)
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def live(home: Home, **facts: Any) -> Iterator[Job]:
 
 
 def dead(home: Home) -> list[Job]:
-    """Jobs that ended without saying so: killed, or the machine went down."""
+    """Return the jobs that ended without recording it: they were killed, or the machine went down."""
     found = []
     for folder in sorted(home.jobs.glob("*")):
         job = Job(folder)
@@ -74,23 +74,23 @@ def dead(home: Home) -> list[Job]:
 
 
 def alive(home: Home) -> list[Job]:
-    """Jobs whose process runs, or one that it started."""
+    """Return the jobs with a running process, their own or one that they started."""
     folders = (folder for folder in sorted(home.jobs.glob("*")) if (folder / "lock").exists())
     return [Job(folder) for folder in folders if not is_over(folder)]
 
 
 def is_over(folder: Path) -> bool:
-    """Whether of the job of this folder no process is left."""
+    """Return whether no process of the job in this folder is left."""
     return locks.is_free(folder / "lock") and locks.is_free(folder / CHILDREN)
 
 
 def collecting(home: Home) -> AbstractContextManager[None]:
-    """Inside the block no job begins; ``alive`` tells those that had begun before. Two collections do not overlap."""
+    """Keep jobs from beginning inside the block; ``alive`` returns those that began before. Collections do not overlap."""
     return _collection(home, shared=False)
 
 
 def is_collecting(home: Home) -> bool:
-    """Whether a new job would have to wait."""
+    """Return whether a collection is running, so that a new job would wait."""
     return not locks.is_free(home.lock(COLLECT))
 
 

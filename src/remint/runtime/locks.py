@@ -1,7 +1,8 @@
-"""File locks of the kernel (flock): advisory, and freed however their holder ends.
+"""Advisory file locks of the kernel (flock). The kernel frees a lock when its holder ends, also when it is killed.
 
-A lock is on a file, which is made where it is missing, or on a folder that is there (``make=False``). Its holder may delete it:
-the next holder locks what then has this name. Every lock of remint is taken here, except for that of remint.runtime.parent.
+A lock is on a file, which is made if it is missing, or on an existing folder (``make=False``). The holder may delete the
+file: the next holder then locks the new file of that name. All locks of remint are taken here, except the one of
+remint.runtime.parent.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, make: bool = True, pause: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock inside the block; wait for it. ``shared``: several processes hold it at once that all share it.
+    """Wait for the lock and hold it inside the block. ``shared``: several processes may share the lock.
 
-    ``pause`` is called between two tries, and ends the wait by an error; without it the kernel waits.
-    Raises FileNotFoundError where the folder is missing.
+    ``pause`` is called between two tries; it may raise to end the wait. Without it the kernel waits.
+    Raises FileNotFoundError if the folder is missing.
     """
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if pause is not None:
@@ -34,7 +35,7 @@ def locked(path: Path, *, shared: bool = False, make: bool = True, pause: Callab
 
 @contextmanager
 def locked_if_free(path: Path, *, make: bool = True) -> Iterator[bool]:
-    """Hold the lock inside the block where it is free, and tell whether it was. Raises FileNotFoundError as ``locked`` does."""
+    """Hold the lock inside the block if it is free. Yields whether it was. Raises FileNotFoundError as ``locked`` does."""
     handle = _take(path, fcntl.LOCK_EX | fcntl.LOCK_NB, make)
     try:
         yield handle is not None
@@ -44,7 +45,7 @@ def locked_if_free(path: Path, *, make: bool = True) -> Iterator[bool]:
 
 
 def is_free(path: Path) -> bool:
-    """Whether no process holds the lock, or its folder is gone."""
+    """Return whether no process holds the lock, or its folder is gone."""
     try:
         with locked_if_free(path) as free:
             return free
@@ -53,7 +54,7 @@ def is_free(path: Path) -> bool:
 
 
 def _take(path: Path, how: int, make: bool) -> int | None:
-    """A handle that holds the lock until it is closed; None where another process holds it and ``how`` does not wait."""
+    """Return a handle that holds the lock until it is closed; None if another process holds it and ``how`` does not wait."""
     flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
     while True:
         handle = os.open(path, flags | os.O_NOFOLLOW, 0o666)
@@ -65,7 +66,7 @@ def _take(path: Path, how: int, make: bool) -> int | None:
             os.close(handle)
             return None
         except FileNotFoundError:
-            pass  # its holder deleted it before this one had locked it
+            pass  # its holder deleted it before this process locked it
         except BaseException:
             os.close(handle)
             raise

@@ -1,6 +1,6 @@
-"""Folders whose every file is named with its SHA-256: written whole or not at all, verified before use.
+"""Sealed folders: a manifest holds the SHA-256 of each file. They are written atomically and verified before use.
 
-No weights format finds a flipped bit by itself, so nothing is loaded that its manifest does not vouch for.
+Weights formats do not detect flipped bits. So nothing is loaded before its files match the manifest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from remint.errors import IntegrityError, StorageError
 
 NAME = "manifest.json"
-LARGEST = 1 << 20  # bytes of a manifest: of some ten thousand files
+LARGEST = 1 << 20  # bytes of a manifest: enough for some ten thousand files
 
 
 def sha256_file(path: Path) -> str:
@@ -27,7 +27,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(*roots: Path) -> str:
-    """One digest over the names and bytes of all files below ``roots`` (what compiling and installing leave there left out)."""
+    """Return one digest over the names and bytes of all files below ``roots``, without __pycache__ and .egg-info."""
     state = hashlib.sha256()
     for root in roots:
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
@@ -47,7 +47,7 @@ def _fsync(path: Path) -> None:
 
 
 def seal(folder: Path, **about: Any) -> dict[str, Any]:
-    """Writes the manifest of a folder: ``about`` and the SHA-256 of every file below it."""
+    """Write the manifest of a folder: ``about`` and the SHA-256 of every file below it. Return the manifest."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME)
     manifest = {**about, "files": {str(p.relative_to(folder)): sha256_file(p) for p in files}}
     for path in files:
@@ -58,7 +58,7 @@ def seal(folder: Path, **about: Any) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``, every file checked against it. Raises IntegrityError, which names the file."""
+    """Return the manifest of ``folder`` after every file was checked against it. Raises IntegrityError, which names the file."""
     try:
         manifest: dict[str, Any] = json.loads(_read(folder / NAME))
         files = dict[str, str](manifest["files"])
@@ -67,31 +67,31 @@ def verify(folder: Path) -> dict[str, Any]:
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {NAME}
     for name in sorted(present | set(files)):
         if name not in present:
-            raise IntegrityError(f"{folder}/{name} is missing, though {NAME} names it")
+            raise IntegrityError(f"{folder}/{name} is missing, but {NAME} lists it")
         if name not in files:
-            raise IntegrityError(f"{folder}/{name} is not in {NAME}: somebody added it")
+            raise IntegrityError(f"{folder}/{name} is not in {NAME}: it was added later")
         if sha256_file(folder / name) != files[name]:
             raise IntegrityError(f"{folder}/{name} is damaged: its SHA-256 is not the one in {NAME}")
     return manifest
 
 
 def _read(path: Path) -> bytes:
-    """A manifest's bytes, and no more than one has."""
+    """Return the bytes of a manifest. Raises ValueError if it is too large or truncated."""
     with path.open("rb") as stream:
         content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"more than {LARGEST:,} bytes")
     if not content.endswith(b"\n"):
-        raise ValueError("cut short")
+        raise ValueError("truncated")
     return content
 
 
 @contextmanager
 def whole_folder(target: Path, **about: Any) -> Iterator[Path]:
-    """A temporary folder to write in, which becomes ``target``, sealed, when the block ends without an error.
+    """Yield a temporary folder, which becomes ``target``, sealed, when the block ends without an error.
 
-    Files are flushed, the manifest comes last, then one rename, then the parent is flushed: a crash or
-    a full disk leaves either nothing or all of it. Raises StorageError where the disk is full.
+    Files are flushed, then the manifest is written, then the folder is renamed, then the parent is flushed. So a crash or a
+    full disk leaves either nothing or all of it. Raises StorageError if the disk is full.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -106,7 +106,7 @@ def whole_folder(target: Path, **about: Any) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
-                f"no room to write {target} ({error.strerror}): what was there before is intact; free space and run again"
+                f"no room to write {target} ({error.strerror}): earlier files are intact. Free space and run again."
             ) from error
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive us, and whose words we read while they speak."""
+"""Child processes that end with this process. Their events are read while they run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from remint.redaction import redact_file
 from remint.runtime.parent import HELD, PARENT, ancestor_pids
 from remint.runtime.retry import wait_until
 
-CHILDREN = "children"  # file in a job's folder that each child keeps a lock on while it lives
+CHILDREN = "children"  # file in a job's folder that each child locks while it lives
 GRACE = 30.0  # seconds that a child has to write its checkpoint after SIGTERM
 
-AGAIN = "interrupted: the children were stopped and what was done is kept; run the same command again to go on"
+AGAIN = "interrupted: the child processes were stopped and finished work is kept; run the same command again to continue"
 
-stopping = threading.Event()  # set by Ctrl-C: every wait below ends with Interrupted
+stopping = threading.Event()  # set by Ctrl-C and SIGTERM: every wait below ends with Interrupted
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside the block Ctrl-C and SIGTERM stop the children and let whoever waits for them end with that reason."""
+    """Inside the block Ctrl-C and SIGTERM stop the child processes, and waits for them raise Interrupted."""
 
     def stop_all(_sign: int, _frame: FrameType | None) -> None:
         stopping.set()
@@ -50,11 +50,11 @@ def run_process(
     events: Path | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
-    """Runs a command in a process group of its own until it ends; its exit status.
+    """Run a command in its own process group until it ends. Return its exit status.
 
-    Output goes to ``log`` (appended); its folder is the job's, which is not over while the child lives (remint.runtime.jobs).
-    Each line that the child appends to ``events`` is handed to ``on_event`` as it comes. Whatever ends the wait,
-    the whole group is stopped: SIGTERM, then SIGKILL after GRACE seconds. Raises Interrupted where ``stopping`` was set.
+    Output is appended to ``log`` in the job's folder; the job is not over while the child lives (remint.runtime.jobs).
+    ``on_event`` gets each line that the child appends to ``events``. When the wait ends for any reason, the whole group is
+    stopped: SIGTERM, then SIGKILL after GRACE seconds. Raises Interrupted if ``stopping`` was set.
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -80,7 +80,7 @@ def run_process(
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Stops a child's process group: SIGTERM, GRACE seconds, SIGKILL. Nothing where it is gone."""
+    """Stop a child's process group: SIGTERM, GRACE seconds, SIGKILL. Do nothing if it is gone."""
     for sign, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(child.pid, sign)
@@ -91,7 +91,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _is_gone(child: subprocess.Popen[bytes]) -> bool:
-    """Whether no process of the group is left."""
+    """Return whether no process of the group is left."""
     child.poll()
     try:
         os.killpg(child.pid, 0)
@@ -101,7 +101,7 @@ def _is_gone(child: subprocess.Popen[bytes]) -> bool:
 
 
 def _read(events: Path | None, offset: int, on_event: Callable[[dict[str, Any]], None] | None) -> int:
-    """Hands on the whole lines that came since ``offset`` bytes; the new offset."""
+    """Pass the complete lines after ``offset`` bytes to ``on_event``. Return the new offset."""
     if events is None or on_event is None or not events.exists():
         return offset
     with events.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""The loops that try again: after errors that may pass, and until something is so."""
+"""Retry loops: after transient errors, and until a condition holds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def retry(
     pauses: Iterable[float],
     instead: Callable[[], Result | None] = lambda: None,
 ) -> Result:
-    """Return the result of ``work``, which is tried again after each of the pauses (seconds).
+    """Return the result of ``work``. After an error it is tried again after each of the pauses (seconds).
 
-    ``passes`` tells whether an error may pass by itself: any other is raised, and so is the one after the last pause.
-    ``instead`` is called before each further try; a result of it, other than None, ends the loop.
+    ``passes`` returns whether an error is transient: any other is raised, and so is the error after the last pause.
+    ``instead`` is called before each further try; its result, if not None, is returned.
     """
     left = iter(pauses)
     while True:
@@ -36,19 +36,19 @@ def retry(
 
 
 def doubling(first: float, tries: int) -> Iterator[float]:
-    """The pauses between so many tries, each twice the one before."""
+    """Return the pauses between ``tries`` tries, each twice as long as the one before."""
     return (first * 2**number for number in range(tries - 1))
 
 
 def within(seconds: float, every: float) -> Iterator[float]:
-    """Equal pauses for as long as a further try begins within so many seconds."""
+    """Yield equal pauses while a further try begins within ``seconds``."""
     end = time.monotonic() + seconds
     while time.monotonic() + every < end:
         yield every
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float, every: float) -> bool:
-    """Ask again and again for so many seconds; whether it was so in the end."""
+    """Poll a condition for at most ``seconds``. Return whether it became true."""
     end = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > end:

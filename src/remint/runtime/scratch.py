@@ -1,7 +1,7 @@
-"""Temporary folders in the system's place for them, which may hold copies of models: none outlives a killed process for long.
+"""Temporary folders, which may hold copies of models. A killed process does not leave them behind for long.
 
-Each is locked by the process that made it; the kernel frees the lock however that ends. Whoever asks for the next one removes
-those that nobody holds.
+The process that made a folder locks it. The kernel frees the lock when the process ends, also when it is killed. The next
+call of ``folder`` removes all unlocked folders.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PREFIX = "remint-held-"
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A new folder, removed when the block ends."""
+    """Yield a new folder, which is removed when the block ends."""
     _sweep()
     with ExitStack() as stack:
         while True:
             path = Path(tempfile.mkdtemp(prefix=PREFIX))
-            with suppress(FileNotFoundError):  # another process swept it before this one had locked it
+            with suppress(FileNotFoundError):  # another process removed it before this one locked it
                 stack.enter_context(locked(path, make=False))
                 break
         stack.callback(shutil.rmtree, path, ignore_errors=True)
@@ -33,7 +33,7 @@ def folder() -> Iterator[Path]:
 
 
 def _sweep() -> None:
-    """Removes the folders of dead processes of this account."""
+    """Remove the folders of dead processes of this account."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():

@@ -1,7 +1,7 @@
-"""YAML from outside as plain values, by the YAML 1.2 rules that dvc reads it with; no tag makes anything else of it.
+"""Safe YAML reader for untrusted files: plain values only, by the YAML 1.2 rules that dvc uses. Tags create no objects.
 
-Aliases and merged blocks are written out by whoever walks through the values: a file of a kilobyte can hold more of them than
-any memory. So they are counted first.
+Code that walks through the values expands aliases and merged blocks: a file of one kilobyte can expand to more than any
+memory holds. So they are counted first.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-LARGEST = 1 << 20  # bytes of a file, and values and characters in it where each alias is written out
-DEEPEST = 50  # blocks in blocks
-GROWS = "its aliases and blocks grow without end"
+LARGEST = 1 << 20  # bytes of a file, and number of values and characters in it with all aliases expanded
+DEEPEST = 50  # nested blocks
+GROWS = "its aliases and nested blocks expand too far"
 
 
 def load_safe_yaml(text: str) -> Any:
-    """YAML as plain values. Raises ValueError, in one line, for what is not, and for what would grow when it is written out."""
+    """Return YAML as plain values. Raises ValueError (one line) for invalid YAML and for aliases that expand too far."""
     yaml = YAML(typ="safe", pure=True)
     try:
         if len(text) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} characters")
         if ("<<" in text or "merge" in text) and _grows(yaml.compose(text), _parts_of_node):
-            raise ValueError(GROWS)  # before blocks are merged, which writes them out
+            raise ValueError(GROWS)  # before the parser merges blocks, which expands them
         content = yaml.load(text)
-    except (YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:  # of tags and dates, too
+    except (YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:  # invalid tags and dates too
         raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from None
     if _grows(content, _parts):
         raise ValueError(GROWS)
@@ -35,7 +35,7 @@ def load_safe_yaml(text: str) -> Any:
 
 
 def _grows(root: Any, parts: Callable[[Any], list[Any]]) -> bool:
-    """Whether there is more than LARGEST or DEEPEST of something where each alias is written out."""
+    """Return whether the expanded content exceeds LARGEST or DEEPEST."""
     todo, seen = [(root, 0)], 0
     while todo:
         value, depth = todo.pop()
@@ -55,7 +55,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _parts_of_node(node: Any) -> list[Any]:
-    """The same of what the parser has not made values of yet (ruamel.yaml.nodes)."""
+    """Do the same as ``_parts`` for the parser's nodes (ruamel.yaml.nodes)."""
     if isinstance(node, MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, SequenceNode) else [node.value] if isinstance(node, ScalarNode) else []

@@ -1,7 +1,7 @@
-"""A job never runs in a person's working tree: it runs in a checkout of one commit, made for it.
+"""Git: the commit that a job builds, and a checkout of it. A job never runs in a person's working tree.
 
-A clean tree's commit is HEAD. A dirty one becomes a commit under ``refs/remint/``, made through a
-temporary index: neither the working tree nor the person's own index is touched.
+For a clean working tree the commit is HEAD. A dirty one is committed under ``refs/remint/`` through a temporary index: neither
+the working tree nor the person's index changes.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from remint.errors import RepositoryError, VersioningError
 from remint.runtime import scratch
 from remint.runtime.retry import wait_until
 
-LARGEST_FILE = 10 * 2**20  # bytes; what is larger is data and belongs into DVC
+LARGEST_FILE = 10 * 2**20  # bytes; larger files are data and belong into DVC
 SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
-SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # a commit's whole name, SHA-1 or SHA-256
-STALE = 2.0  # seconds after which a lock on one of remint's refs is looked at
-NOT_DIRT = ("dvc.lock",)  # what `dvc repro` by hand leaves behind; a job makes its own and the version carries it
+SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # full name of a commit, SHA-1 or SHA-256
+STALE = 2.0  # seconds after which an unchanged lock on one of remint's refs may be stale
+IGNORED_CHANGES = ("dvc.lock",)  # `dvc repro` by hand changes it; a job makes its own and stores it with the version
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What a job builds from."""
+    """Commit that a job builds."""
 
     sha: str
     dirty: bool  # made from uncommitted work
     changed: tuple[str, ...] = ()  # the uncommitted paths
-    base: str = ""  # HEAD that the uncommitted work stands on
+    base: str = ""  # HEAD below the uncommitted work
 
     @property
     def reason_dirty(self) -> str | None:
-        """Why this commit is not promoted by itself, or None for a clean one."""
+        """Reason why this commit is not promoted automatically; None for a clean one."""
         if not self.dirty:
             return None
         shown = ", ".join(self.changed[:3]) + (f" and {len(self.changed) - 3} more" if len(self.changed) > 3 else "")
@@ -50,7 +50,7 @@ class Commit:
 
 
 def run_git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """Output of one git command, without taking optional locks. Raises VersioningError with git's own words."""
+    """Return the output of one git command, which takes no optional locks. Raises VersioningError with git's message."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,
@@ -65,64 +65,66 @@ def run_git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None)
 
 
 def repository_of(folder: Path) -> Path:
-    """The root of the git repository around ``folder``. Raises RepositoryError where there is none, or no commit."""
+    """Return the root of the git repository around ``folder``. Raises RepositoryError if there is none, or no commit."""
     try:
         root = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
     except VersioningError as error:
         if "not a git repository" not in str(error):
             raise RepositoryError(str(error)) from None
         raise RepositoryError(
-            f"no git repository at {folder}: a job is built from a commit; clone your remint repository, or git init and commit"
+            f"no git repository at {folder}: a job builds a commit. Clone your remint repository, or run git init and commit."
         ) from None
     try:
         run_git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
     except VersioningError:
         raise RepositoryError(
-            f"the git repository {root} has no commit yet: a job is built from a commit; run git add -A && git commit"
+            f"the git repository {root} has no commit yet: a job builds a commit. Run git add -A && git commit."
         ) from None
     return root
 
 
 def branch_of(repository: Path) -> str:
-    """The branch that is checked out. Raises RepositoryError where there is none (a detached HEAD)."""
+    """Return the checked-out branch. Raises RepositoryError if there is none (a detached HEAD)."""
     branch = run_git(repository, "rev-parse", "--abbrev-ref", "HEAD").strip()
     if branch == "HEAD":
         raise RepositoryError(
-            f"{repository} is on no branch: git switch to the one that scheduled jobs are to build, or name it with --branch"
+            f"{repository} is on no branch: git switch to the branch that scheduled jobs build, or name it with --branch"
         )
     return branch
 
 
 def commit_of(repository: Path, revision: str) -> Commit:
-    """The commit that a branch, tag or SHA names. Raises RepositoryError where it names none."""
-    if revision.startswith("-") or not revision.isprintable():  # git would take the first for an option
-        raise RepositoryError(f"{revision[:100]!r} is no branch, tag or commit: git branch --all shows what {repository} has")
+    """Return the commit of a branch, tag or SHA. Raises RepositoryError if it does not exist."""
+    if revision.startswith("-") or not revision.isprintable():  # git would read the first as an option
+        raise RepositoryError(
+            f"{revision[:100]!r} is no branch, tag or commit: git branch --all lists the branches of {repository}"
+        )
     try:
         return Commit(run_git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip(), dirty=False)
     except VersioningError:
         raise RepositoryError(
-            f"{repository} has no branch, tag or commit '{revision}': git branch --all shows what it has"
+            f"{repository} has no branch, tag or commit '{revision}': git branch --all lists its branches"
         ) from None
 
 
 def commit_of_tree(repository: Path) -> Commit:
-    """HEAD where the working tree is clean, else a commit of what is on disk (tracked and untracked, not ignored).
+    """Return HEAD if the working tree is clean, else a new commit of all files on disk that git does not ignore.
 
-    The same content gives the same commit. Raises RepositoryError, which names the file, for one that is too
-    large or whose name looks like a secret's.
+    The same content gives the same commit. Raises RepositoryError, which names the file, if a file is too large or looks like
+    a secret.
     """
     head = run_git(repository, "rev-parse", "HEAD").strip()
     changed = _changed(repository)
     if not changed:
         return Commit(head, dirty=False)
     for path in changed:
-        _refuse_unfit(repository / path, path)
+        _refuse_secret_or_large(repository / path, path)
     with scratch.folder() as folder:
         index = folder / "index"
         own = Path(run_git(repository, "rev-parse", "--git-path", "index").strip())
         if (repository / own).exists():
-            # Its stat cache spares hashing what did not change; its time, too, must stay: by it git knows which
-            # entries were written in the same tick as their file and have to be read again.
+            # The index's stat cache avoids hashing unchanged files. The index must keep its time: by it git knows which
+            # entries were written in the same tick as their file and must be read again.
             shutil.copy2(repository / own, index)
         env = {"GIT_INDEX_FILE": str(index)}
         run_git(repository, "add", "--all", env=env)
@@ -143,24 +145,26 @@ def commit_of_tree(repository: Path) -> Commit:
 
 
 def pin(repository: Path, sha: str) -> None:
-    """Keeps a commit from git's own collection, whatever becomes of the branches that lead to it."""
+    """Protect a commit from `git gc`, also if the branches that lead to it are deleted."""
     update = ("update-ref", f"refs/remint/{sha}", sha)
     try:
         run_git(repository, *update)
     except VersioningError:
-        _free(repository / run_git(repository, "rev-parse", "--git-path", f"refs/remint/{sha}.lock").strip(), repository)
+        _remove_stale_lock(
+            repository / run_git(repository, "rev-parse", "--git-path", f"refs/remint/{sha}.lock").strip(), repository
+        )
         run_git(repository, *update)
 
 
-def _free(lock: Path, repository: Path) -> None:
-    """Takes away the lock of one of remint's refs that a killed git has left, at which every later one would fail.
+def _remove_stale_lock(lock: Path, repository: Path) -> None:
+    """Remove the lock of one of remint's refs if a killed git left it: every later git would fail on it.
 
-    Git says of its locks neither who holds them nor since when, and holds one of these for milliseconds. So one is stale that
-    is the same after STALE seconds, while no git is at work in this repository.
+    Git's locks name neither their holder nor a time, and git holds these for milliseconds. So a lock is stale if it is the
+    same after STALE seconds and no git runs in this repository.
     """
     first = _inode(lock)
     changed = first is None or wait_until(lambda: _inode(lock) != first, STALE, every=0.05)
-    if not changed and not _git_works_in(repository):
+    if not changed and not _git_runs_in(repository):
         lock.unlink(missing_ok=True)
 
 
@@ -171,13 +175,13 @@ def _inode(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _git_works_in(repository: Path) -> bool:
+def _git_runs_in(repository: Path) -> bool:
     places = (each.info["cwd"] for each in psutil.process_iter(["name", "cwd"]) if each.info["name"] == "git")
     return any(Path(place).is_relative_to(repository.resolve()) for place in places if place)
 
 
 def _changed(repository: Path) -> list[str]:
-    """Paths with uncommitted changes, renames as both of their names."""
+    """Return the paths with uncommitted changes; of a rename both names."""
     fields = iter(run_git(repository, "status", "--porcelain=v1", "-z", "--untracked-files=all").split("\0"))
     paths = []
     for field in fields:
@@ -185,35 +189,35 @@ def _changed(repository: Path) -> list[str]:
             paths.append(field[3:])
             if field[0] in "RC":
                 paths.append(next(fields))
-    return sorted(path for path in paths if path not in NOT_DIRT)
+    return sorted(path for path in paths if path not in IGNORED_CHANGES)
 
 
-def _refuse_unfit(path: Path, name: str) -> None:
+def _refuse_secret_or_large(path: Path, name: str) -> None:
     if not path.is_file():
         return
     if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
         raise RepositoryError(
-            f"{name} looks like a secret and would be committed with your uncommitted work: add it to .gitignore"
+            f"{name} looks like a secret, and it would be committed with your uncommitted work: add it to .gitignore"
         )
     if path.stat().st_size > LARGEST_FILE:
         size = path.stat().st_size / 2**20
         raise RepositoryError(
-            f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and name it as a dataset's source if it is data"
+            f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and if it is data, name it as a dataset's source"
         )
     variable = redaction.variable_in(path.read_bytes())
     if variable is not None:
         raise RepositoryError(
-            f"{name} holds the secret of {variable} and would be committed with your uncommitted work: take it out of the file"
+            f"{name} holds the secret of {variable} and would be committed with your uncommitted work: remove the secret"
         )
 
 
 def is_commit(sha: str) -> bool:
-    """Whether this is the whole name of a commit, and so nothing that git could take for an option or a path."""
+    """Return whether this is the full name of a commit, which git cannot read as an option or a path."""
     return SHA.fullmatch(sha) is not None
 
 
 def holds(repository: Path, sha: str) -> bool:
-    """Whether this clone has a commit, on a branch or not."""
+    """Return whether this clone has a commit, on a branch or not."""
     if not is_commit(sha):
         return False
     try:
@@ -224,9 +228,9 @@ def holds(repository: Path, sha: str) -> bool:
 
 
 def obtain(repository: Path, sha: str) -> bool:
-    """Whether this clone has a commit, fetched from its origin where it had not.
+    """Fetch a commit from origin if this clone lacks it. Return whether the clone has it now.
 
-    Fetches objects only: no branch, tag or file of the person's changes.
+    Fetches objects only: the person's branches, tags and files do not change.
     """
     if not is_commit(sha):
         return False
@@ -234,13 +238,13 @@ def obtain(repository: Path, sha: str) -> bool:
     for wanted in (sha, "refs/heads/*"):  # an old server gives branches only
         if holds(repository, sha):
             return True
-        with suppress(VersioningError):  # the answer says it
+        with suppress(VersioningError):  # the return value reports it
             run_git(repository, *quiet, wanted, env={"GIT_TERMINAL_PROMPT": "0"})
     return holds(repository, sha)
 
 
 def origin(repository: Path) -> str:
-    """The address that this clone was made from, without user, password and query; "" where there is none."""
+    """Return the address of origin without user, password and query; "" if there is none."""
     try:
         address = run_git(repository, "remote", "get-url", "origin").strip()
     except VersioningError:
@@ -253,9 +257,9 @@ def origin(repository: Path) -> str:
 
 
 def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | None = None) -> Path:
-    """A checkout of ``commit`` in the new ``folder``, its objects shared with the repository.
+    """Check ``commit`` out into the new ``folder``, which shares its objects with the repository. Return ``folder``.
 
-    ``bundled``: a bundle that holds the commit, where the repository has no more than what it stands on.
+    ``bundled``: a bundle with the commit, if the repository has only the bundle's prerequisites.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     run_git(folder.parent, "clone", "--quiet", "--shared", "--no-checkout", str(repository), str(folder))
@@ -266,13 +270,13 @@ def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | No
 
 
 def bundle(repository: Path, commit: Commit, file: Path) -> Path:
-    """A git bundle of a dirty commit upon its base, so that it can be built elsewhere."""
+    """Write a git bundle of a dirty commit without its base, so that it can be built elsewhere. Return ``file``."""
     run_git(repository, "bundle", "create", "--quiet", str(file), f"refs/remint/{commit.sha}", f"^{commit.base}")
     return file
 
 
-def stands_on(bundle: Path) -> list[str]:
-    """The commits that a git bundle needs and does not hold, as its header names them (gitformat-bundle)."""
+def prerequisites(bundle: Path) -> list[str]:
+    """Return the commits that a git bundle needs and does not contain, from its header (gitformat-bundle)."""
     with bundle.open("rb") as stream:
         header = iter(stream.readline, b"\n")
         return [line[1:].split()[0].decode() for line in takewhile(bool, header) if line.startswith(b"-")]

@@ -1,4 +1,4 @@
-"""The stores of one home, opened."""
+"""Openers of the stores of one home."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def open_spreads(home: Home) -> Spreads:
 
 
 def fetch_bundle(home: Home, version: ModelVersion) -> Path:
-    """The version's bundle on this machine, fetched once and verified each time."""
+    """Return the version's bundle on this machine, fetched once and verified each time."""
     return open_tracking(home).fetch(version, home.copy(version.key))

@@ -27,7 +27,7 @@ def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fau
     here = git.holds(home.repository, version.commit)
     with scratch.folder() as temporary:
         try:
-            base = git.stands_on(store.attachment(version, BUNDLE, temporary))
+            base = git.prerequisites(store.attachment(version, BUNDLE, temporary))
         except (IntegrityError, NotFoundError):
             if not here:
                 yield _lost(version, f"It was built from uncommitted work, and the {BUNDLE} that holds it is gone.")

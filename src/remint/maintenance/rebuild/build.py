@@ -88,7 +88,7 @@ def check_out(build: Build, store: Tracking) -> None:
     bundled = None
     if version.dirty and not git.holds(repository, version.commit):
         bundled = store.attachment(version, BUNDLE, build.logs)
-    for sha in git.stands_on(bundled) if bundled else [version.commit]:
+    for sha in git.prerequisites(bundled) if bundled else [version.commit]:
         if not git.obtain(repository, sha):
             stands = f"uncommitted work on {sha}" if bundled else f"commit {sha}"
             raise RepositoryError(

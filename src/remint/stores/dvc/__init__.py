@@ -1,7 +1,7 @@
-"""The only caller of dvc: steps and their memory, and the data's way to the remote and back.
+"""Interface to DVC, the only caller of dvc: steps with their run cache, and data to and from the remote.
 
-DVC remembers; remint asks. A step runs as ``dvc repro --single-item step@name`` in a workspace: same data,
-same settings, same code -> restored from the run cache, nothing trained.
+A step runs as ``dvc repro --single-item step@name`` in a workspace. For the same data, settings and code, dvc restores the
+outputs from its run cache and trains nothing.
 """
 
 from remint.stores.dvc.lock import dependency, locked

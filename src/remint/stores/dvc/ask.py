@@ -1,6 +1,6 @@
-"""dvc asked by its own interface, in a process of its own: a question and an answer, both JSON.
+"""Calls of dvc's Python interface in a separate process; question and answer are JSON.
 
-dvc is imported there and nowhere else, so that a question costs its import once and leaves nothing of it behind.
+dvc is imported only in that process: its import costs time and memory, which end with the process.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from remint.stores.dvc.settings import addresses, workspace_environment
 
 
 def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None = None, log: Path | None = None) -> Any:
-    """What ``answering`` of that module answers, with the stores of a job's checkout, and its words in a log, where one is given.
+    """Run ``module`` as a program (see ``answer_question``) and return its answer.
 
-    Raises VersioningError with dvc's own words where it fails, Interrupted as remint.runtime.processes does.
+    It uses the stores of ``checkout`` (None: a temporary folder with a job's addresses), and its output goes to ``log``.
+    Raises VersioningError with dvc's message if it fails, Interrupted as remint.runtime.processes does.
     """
     with scratch.folder() as temporary, nullcontext(checkout) if checkout else folder(home) as place:
         asked, answered = (temporary / name for name in ("question.json", "answer.json"))
@@ -43,19 +44,19 @@ def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None
             log=log,
         )
         if status:
-            words = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            last = words[-1] if words else f"exit status {status}"
-            raise VersioningError(f"dvc could not be asked: {TRUST_S3 if s3_distrusted(last) else last}")
+            lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            last = lines[-1] if lines else f"exit status {status}"
+            raise VersioningError(f"dvc failed: {TRUST_S3 if s3_distrusted(last) else last}")
         return json.loads(answered.read_bytes())
 
 
-def answering(answer: Callable[[Path, dict[str, Any]], Any]) -> None:
-    """The process that is asked. Its arguments: a folder of dvc's, the file of the question, the file of the answer."""
+def answer_question(answer: Callable[[Path, dict[str, Any]], Any]) -> None:
+    """Main function of the separate process. Its arguments: dvc's folder, the question's file, the answer's file."""
     die_with_parent()
     place, asked, answered = map(Path, sys.argv[1:])
     try:
         said = answer(place, json.loads(asked.read_bytes()))
-    except Exception as error:  # noqa: BLE001  the parent turns it into ours
+    except Exception as error:  # noqa: BLE001  the parent raises VersioningError
         text = str(error).strip() or type(error).__name__
         raise SystemExit(text.splitlines()[0]) from None
     answered.write_text(json.dumps(said))
@@ -63,12 +64,12 @@ def answering(answer: Callable[[Path, dict[str, Any]], Any]) -> None:
 
 @contextmanager
 def folder(home: Home) -> Iterator[Path]:
-    """A folder in which dvc has the addresses of a job's workspace."""
+    """Yield a temporary folder in which dvc has the addresses of a job's workspace."""
     with scratch.folder() as place:
         (place / ".dvc").mkdir()
         settings = configparser.ConfigParser(interpolation=None)
         settings.read(home.repository / ".dvc" / "config")
-        settings.read_dict({"core": {"no_scm": "true"}})  # there is no git around this folder
+        settings.read_dict({"core": {"no_scm": "true"}})  # this folder is in no git repository
         with (place / ".dvc" / "config").open("w") as stream:
             settings.write(stream)
         addresses(home, place)
@@ -76,7 +77,7 @@ def folder(home: Home) -> Iterator[Path]:
 
 
 def md5_of(odb: Any, md5: str) -> str:
-    """The MD5 of the bytes that lie under this one, with its suffix."""
+    """Return the MD5 of the stored bytes of object ``md5``, with its suffix."""
     from dvc_data.hashfile.hash import file_md5
 
     suffix = SUFFIX if md5.endswith(SUFFIX) else ""

@@ -1,13 +1,13 @@
-"""What lies in dvc's cache, run cache and remote that nothing needs: found, and taken away, through dvc's own stores.
+"""Garbage collection of dvc's cache, run cache and remote, through dvc's own stores.
 
-Not by `dvc gc`: it stops at a commit whose dvc.yaml it cannot read, forgets the files of a folder whose listing is out of
-reach (`--force`, which its dry run implies), knows no ages and counts no bytes. What it does right is done here too: the
-listing of a folder goes before its files, since dvc takes the files for granted where it finds the listing.
+`dvc gc` is not used: it stops at a commit whose dvc.yaml it cannot read, ignores the files of a folder whose listing is out
+of reach (`--force`, which its dry run implies), considers no ages and counts no bytes. As in `dvc gc`, the listing of a folder
+is removed before its files, because dvc assumes that all files exist when it finds the listing.
 
-An entry of the run cache is of use while every output that it names is kept. What is younger than a moment is kept, with
-what it names: another host may have put it there for a version that it is about to register.
+An entry of the run cache is useful while every output that it names is kept. Recent objects are kept, with the objects that
+they name: another host may have written them for a version that it is about to register.
 
-python -m remint.stores.dvc.collect FOLDER QUESTION ANSWER    the process that imports dvc; question and answer are files of JSON
+python -m remint.stores.dvc.collect FOLDER QUESTION ANSWER    the process that imports dvc; question and answer are JSON files
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remint.runtime.home import Home
-from remint.stores.dvc.ask import answering, ask, md5_of
+from remint.stores.dvc.ask import answer_question, ask, md5_of
 from remint.stores.dvc.lock import SUFFIX
 
 MD5 = re.compile(r"\bmd5[\"']?\s*:\s*[\"']?([0-9a-f]{32}(?:\.dir)?)\b")
-ABREAST = 16  # objects that are removed at a time
-MODIFIED = ("mtime", "LastModified", "last_modified", "updated")  # what file systems call the time of an object's last change
+ABREAST = 16  # objects that are removed at the same time
+MODIFIED = ("mtime", "LastModified", "last_modified", "updated")  # file systems' names for the time of an object's last change
 
 Place = Literal["run cache", "cache", "remote"]
 
 
 @dataclass(frozen=True)
 class Object:
-    """One file of dvc's that nothing needs. ``name``: its MD5; of the run cache a key, or one entry of a key."""
+    """Unneeded file of dvc. ``name``: its MD5; in the run cache a key, or one entry of a key."""
 
     place: Place
     name: str
@@ -44,22 +44,22 @@ class Object:
 
 
 def named(text: str) -> set[str]:
-    """The MD5 of everything that a dvc.lock or .dvc file names, dependencies too: more than dvc keeps for it, never less."""
+    """Return every MD5 in a dvc.lock or .dvc file, dependencies too: at least those that dvc would keep."""
     return set(MD5.findall(text))
 
 
 def unneeded(home: Home, wanted: Collection[str], before: float) -> list[Object]:
-    """What is older than ``before`` (Unix time) and needed by nobody.
+    """Return the objects that are older than ``before`` (Unix time) and that nothing needs. Changes nothing.
 
-    ``wanted``: MD5 that are kept, of folders with their files. Raises VersioningError where the remote is out of reach.
-    Changes nothing.
+    ``wanted``: MD5 of the kept outputs; the files of a kept folder are kept too. Raises VersioningError if the remote is out
+    of reach.
     """
     question = {"wanted": sorted(wanted), "before": before}
     return [Object(**each) for each in ask(__name__, home, question)]
 
 
 def remove(home: Home, objects: Sequence[Object]) -> None:
-    """Takes these away; what is gone already is passed over. Raises VersioningError."""
+    """Remove these objects; skip those that are gone already. Raises VersioningError."""
     ask(__name__, home, {"remove": [asdict(each) for each in objects]})
 
 
@@ -72,13 +72,13 @@ class _Listed:
 
 @dataclass(frozen=True)
 class _Entry(_Listed):
-    """One entry of the run cache: what it says that a step made."""
+    """Entry of the run cache, with the outputs of the step that it records."""
 
     outputs: frozenset[str]
 
 
 class _Stores:
-    """Cache, remote (None: there is none) and run cache of a folder's dvc."""
+    """Cache, remote (if there is one) and run cache of dvc in a folder."""
 
     def __init__(self, folder: Path) -> None:
         from dvc.config import NoRemoteError
@@ -100,7 +100,7 @@ class _Stores:
         runs = []
         for key, of_key in sorted(entries.items()):
             gone = [each for each in of_key if not each.outputs <= kept]
-            if len(gone) == len(of_key) or "/." in key:  # the latter: what a gc that was killed left
+            if len(gone) == len(of_key) or "/." in key:  # the latter: left by a killed gc
                 runs.append(Object("run cache", key, sum(each.bytes for each in gone)))
             else:
                 runs += [Object("run cache", f"{key}/{each.path}", each.bytes) for each in gone]
@@ -113,7 +113,7 @@ class _Stores:
         return runs + objects
 
     def _entries(self) -> dict[str, list[_Entry]]:
-        """The entries of each key of the run cache. A key without any is one too: dvc fails at its empty folder."""
+        """Return the entries of each key of the run cache, keys without entries too: dvc fails on their empty folders."""
         found: dict[str, list[_Entry]] = {}
         for folder in sorted(self.runs.glob("*/*")):
             of_key = found.setdefault(str(folder.relative_to(self.runs)), [])
@@ -123,7 +123,7 @@ class _Stores:
         return found
 
     def _with_files(self, outputs: set[str], listed: dict[Place, dict[str, _Listed]]) -> set[str]:
-        """The outputs, and of folders their files, as the first whole listing of them tells."""
+        """Return the outputs and the files of the folders among them, by the first intact listing of each."""
         kept = set(outputs)
         for output in outputs:
             if output.endswith(SUFFIX):
@@ -132,7 +132,7 @@ class _Stores:
         return kept
 
     def remove(self, objects: Sequence[Object]) -> None:
-        """Entries of the run cache, then listings, then files. One by one: s3fs does not tell what a bulk request left."""
+        """Remove entries of the run cache, then listings, then files. One request each: s3fs hides failures of bulk requests."""
         for each in objects:
             if each.place == "run cache":
                 _forget(self.runs / each.name)
@@ -148,7 +148,7 @@ class _Stores:
 
 
 def _forget(path: Path) -> None:
-    """Removes an entry of the run cache, or a key with its entries: at once, since dvc fails at a key's empty folder."""
+    """Remove an entry of the run cache, or a key with its entries. A key is renamed first: dvc fails on its empty folder."""
     if path.is_dir():
         aside = path.with_name(f".{path.name.lstrip('.')}")
         path.rename(aside)
@@ -158,7 +158,7 @@ def _forget(path: Path) -> None:
 
 
 def _listed(odb: Any) -> dict[str, _Listed]:
-    """Every object of a store by its MD5. What dvc did not put there is not one."""
+    """Return every object of a store by its MD5. Files that dvc did not write are left out."""
     found = {}
     for path, info in _infos(odb):
         try:
@@ -171,7 +171,7 @@ def _listed(odb: Any) -> dict[str, _Listed]:
 
 
 def _infos(odb: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What a store's file system knows of each of its files."""
+    """Yield the path and the metadata of each file of a store."""
     if odb.fs.protocol != "local":
         yield from odb.fs.fs.find(odb.path, detail=True).items()
         return
@@ -181,7 +181,7 @@ def _infos(odb: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """When an object changed last (Unix time); now where its store does not tell."""
+    """Return the time of an object's last change (Unix time); now if its store does not record it."""
     for key in MODIFIED:
         value = info.get(key)
         if isinstance(value, datetime):
@@ -207,4 +207,4 @@ def _answer(folder: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    answering(_answer)
+    answer_question(_answer)

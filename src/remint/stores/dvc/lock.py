@@ -1,6 +1,6 @@
-"""What a dvc.lock says that steps made, and the MD5 that dvc gives to what lies on disk, read byte by byte.
+"""Reader of dvc.lock, and dvc's MD5 of files on disk, computed from their bytes.
 
-dvc knows a file again by its time, size and inode, and takes what is in its cache for whole: so it does not see a flipped bit.
+dvc identifies a file by its time, size and inode, and assumes that its cache is intact. So it does not notice a flipped bit.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 def locked(lock: Path, stage: str) -> dict[str, Any]:
-    """What a dvc.lock says of the one output of a stage: ``md5``, ``size``, ``nfiles``, ``hash``.
+    """Return the record of a stage's only output in a dvc.lock: ``md5``, ``size``, ``nfiles``, ``hash``.
 
-    Raises VersioningError where it names none.
+    Raises VersioningError if there is none.
     """
     try:
         (out,) = _outs(lock, stage)
@@ -32,7 +32,7 @@ def locked(lock: Path, stage: str) -> dict[str, Any]:
 
 
 def outputs(lock: Path, stage: str) -> dict[str, str]:
-    """The MD5 of each output of a stage, by its path. Raises VersioningError where the lock does not name the stage."""
+    """Return the MD5 of each output of a stage, by its path. Raises VersioningError if the lock does not name the stage."""
     try:
         return {str(out["path"]): str(out["md5"]) for out in _outs(lock, stage)}
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -40,12 +40,12 @@ def outputs(lock: Path, stage: str) -> dict[str, str]:
 
 
 def dependency(lock: Path, stage: str, folder: str) -> str:
-    """The name of what a stage depends on in a folder, such as outs/features. Raises VersioningError where there is no such."""
+    """Return the name of a stage's only dependency in a folder such as outs/features. Raises VersioningError if it has none."""
     try:
         deps = load_safe_yaml(lock.read_text())["stages"][stage]["deps"]
         (name,) = (Path(dep["path"]).name for dep in deps if str(Path(dep["path"]).parent) == folder)
         if not is_name(name):
-            raise ValueError("it is no name")
+            raise ValueError("not a valid name")
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise VersioningError(f"{lock.name} names nothing in {folder} for {stage} ({type(error).__name__})") from error
     return name
@@ -55,21 +55,21 @@ def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:
     outs: list[dict[str, Any]] = load_safe_yaml(lock.read_text())["stages"][stage]["outs"]
     for out in outs:
         if MD5.fullmatch(out["md5"]) is None or out["path"].startswith("/") or ".." in out["path"].split("/"):
-            raise ValueError("a path or a digest of it is none")
+            raise ValueError("invalid path or digest")
     return outs
 
 
 def in_order(text: str) -> str:
-    """A dvc.lock with its stages in the order of their names: dvc writes them in that in which they ended or were restored.
+    """Return a dvc.lock with its stages sorted by name: dvc writes them in the order in which they ended or were restored.
 
-    Lines are moved and none is written anew: dvc reads YAML by other rules than most writers write it.
+    Lines are moved, not rewritten: dvc's YAML rules differ from those of most writers.
     """
     head, *stages = re.split(r"^(?=  \S)", text, flags=re.MULTILINE)
     return head + "".join(sorted(stages))
 
 
 def md5_on_disk(path: Path) -> str | None:
-    """The MD5 of a file, or of a folder's listing as dvc writes it; None where there is nothing."""
+    """Return the MD5 of a file, or of a folder's listing in dvc's form; None if there is nothing at ``path``."""
     if path.is_file():
         return _md5(path)
     if not path.is_dir():

@@ -1,10 +1,10 @@
-"""Where the files of dvc's outputs lie: each one asked for, in the cache and on the remote, sent, and brought back.
+"""Presence of dvc's files in the cache and on the remote, checked file by file; push and repair.
 
-dvc's own `status --cloud` and `push` look for the listing of a folder and take its files for granted, so that a remote
-which lost one is "in sync" for ever; `push` sends what a flipped cache holds, and ends well where the remote took it not;
-`checkout` takes the cache for whole. Here every file is asked for by its own digest, and read before it is copied.
+dvc's `status --cloud` and `push` look only for the listing of a folder: a remote that lost a file stays "in sync". `push`
+sends damaged files of the cache, and succeeds even if the remote did not store them. `checkout` assumes that the cache is
+intact. Here each file is looked for by its own digest, and read before it is copied.
 
-python -m remint.stores.dvc.presence FOLDER QUESTION ANSWER    the process that imports dvc; question and answer are files of JSON
+python -m remint.stores.dvc.presence FOLDER QUESTION ANSWER    the process that imports dvc; question and answer are JSON files
 """
 
 from __future__ import annotations
@@ -16,60 +16,60 @@ from typing import Any
 from remint.errors import VersioningError
 from remint.records import Record
 from remint.runtime.home import Home
-from remint.stores.dvc.ask import answering, ask, md5_of
+from remint.stores.dvc.ask import answer_question, ask, md5_of
 from remint.stores.dvc.lock import SUFFIX
 
 
 class Presence(Record):
-    """One output of dvc, by the MD5 in its dvc.lock (of a folder: that of its listing, ending in .dir)."""
+    """Presence of one output, by the MD5 in its dvc.lock (for a folder: the MD5 of its listing, ending in .dir)."""
 
     md5: str
-    files: int  # that it consists of, the listing counted; of a folder whose listing is gone: 1
+    files: int  # number of its files, with the listing; 1 if the listing is gone
     cache_lacks: tuple[str, ...]  # MD5 of files that the cache does not have
     remote_lacks: tuple[str, ...]
-    damaged: tuple[str, ...] = ()  # on the remote, with other bytes than their MD5 says; only where they were read
+    damaged: tuple[str, ...] = ()  # MD5 of files on the remote with other bytes; () if they were not read
 
     @property
     def lost(self) -> bool:
-        """Whether neither cache nor remote has it whole."""
+        """True if a file is intact neither in the cache nor on the remote."""
         return bool(set(self.cache_lacks) & {*self.remote_lacks, *self.damaged})
 
 
 def look(home: Home, outputs: Sequence[str], *, read: bool = False) -> list[Presence]:
-    """Where each of these outputs lies. ``read``: the bytes on the remote are read and held against their MD5.
+    """Return the presence of each output. ``read``: the bytes on the remote are read and compared with their MD5.
 
-    Raises VersioningError where there is no remote, or it is out of reach.
+    Raises VersioningError if there is no remote, or it is out of reach.
     """
     return [Presence.model_validate(each) for each in ask(__name__, home, {"outputs": list(outputs), "read": read})]
 
 
 def send(home: Home, found: Presence) -> None:
-    """Copies what the remote lacks of an output, or has damaged, from the cache, each file held against its MD5 first.
+    """Copy the missing and damaged files of an output from the cache to the remote, after their MD5 was checked.
 
-    Raises VersioningError where the cache has not all of it: nothing was sent then.
+    Raises VersioningError if the cache lacks one of them: nothing was sent then.
     """
     ask(__name__, home, {"send": [*found.remote_lacks, *found.damaged]})
 
 
 def complete(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> int:
-    """Copies what the remote lacks of these outputs from the cache, listings last; how many files.
+    """Copy the files that the remote lacks of these outputs from the cache, listings last. Return the number of files.
 
-    Raises VersioningError where there is no remote, it is out of reach, or the cache has not all of it whole: nothing was
-    sent then.
+    Raises VersioningError if there is no remote, it is out of reach, or the cache does not have all of them intact: nothing
+    was sent then.
     """
     return int(ask(__name__, home, {"complete": list(outputs)}, checkout, log))
 
 
 class Mended(Record):
-    """What ``mend`` did: MD5 of files."""
+    """Result of ``mend``: MD5 of files."""
 
-    damaged: tuple[str, ...]  # that lay in the cache with other bytes than their MD5 says, and are gone from there
-    brought: tuple[str, ...]  # that came from the remote, whole
-    unavailable_reason: str = ""  # the remote could not be asked
+    damaged: tuple[str, ...]  # removed from the cache because their bytes did not match
+    brought: tuple[str, ...]  # fetched from the remote, intact
+    unavailable_reason: str = ""  # error of the remote; "" if it answered
 
 
 def mend(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> Mended:
-    """Reads every file of these outputs in the cache, takes the damaged ones away, and brings what is lacking from the remote."""
+    """Read every file of these outputs in the cache, remove the damaged ones, and fetch the missing ones from the remote."""
     return Mended.model_validate(ask(__name__, home, {"mend": list(outputs)}, checkout, log))
 
 
@@ -107,20 +107,20 @@ def _answer(folder: Path, question: dict[str, Any]) -> Any:
 
 
 def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> Mended:
-    damaged = _take_away(cache, outputs)  # of folders whose listing is damaged that one alone, until it is here again
+    damaged = _remove_damaged(cache, outputs)  # without an intact listing, a folder's files are found only after it was fetched
     try:
         remote = repo.cloud.get_remote_odb()
-        listings = _bring(cache, remote, [output for output in outputs if output.endswith(SUFFIX)])
-        damaged += _take_away(cache, outputs)
-        brought = _bring(cache, remote, sorted({md5 for output in outputs for md5 in _files(output, cache)}))
-    except Exception as error:  # noqa: BLE001  whatever keeps the remote away: what is damaged must be gone all the same
+        listings = _fetch(cache, remote, [output for output in outputs if output.endswith(SUFFIX)])
+        damaged += _remove_damaged(cache, outputs)
+        brought = _fetch(cache, remote, sorted({md5 for output in outputs for md5 in _files(output, cache)}))
+    except Exception as error:  # noqa: BLE001  damaged files are removed even if the remote fails
         return Mended(
             damaged=tuple(damaged), brought=(), unavailable_reason=(str(error).strip() or type(error).__name__).splitlines()[0]
         )
     return Mended(damaged=tuple(damaged), brought=(*listings, *brought))
 
 
-def _take_away(cache: Any, outputs: Sequence[str]) -> list[str]:
+def _remove_damaged(cache: Any, outputs: Sequence[str]) -> list[str]:
     everything = sorted({md5 for output in outputs for md5 in (*_files(output, cache), output)})
     damaged = [md5 for md5 in everything if cache.exists(md5) and md5_of(cache, md5) != md5]
     for md5 in damaged:
@@ -128,8 +128,8 @@ def _take_away(cache: Any, outputs: Sequence[str]) -> list[str]:
     return damaged
 
 
-def _bring(cache: Any, remote: Any, wanted: Sequence[str]) -> list[str]:
-    """Copies those that the cache lacks and the remote has whole; which."""
+def _fetch(cache: Any, remote: Any, wanted: Sequence[str]) -> list[str]:
+    """Fetch the files that the cache lacks and the remote has intact. Return their MD5."""
     lacking = [md5 for md5 in wanted if not cache.exists(md5)]
     whole = [md5 for md5 in lacking if remote.exists(md5) and md5_of(remote, md5) == md5]
     for md5 in whole:
@@ -138,7 +138,7 @@ def _bring(cache: Any, remote: Any, wanted: Sequence[str]) -> list[str]:
 
 
 def _files(output: str, *stores: Any) -> list[str]:
-    """The MD5 of each file of an output, a folder's listing last, so that it is sent last."""
+    """Return the MD5 of each file of an output, a folder's listing last, so that it is sent last."""
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
 
@@ -153,8 +153,8 @@ def _files(output: str, *stores: Any) -> list[str]:
 def _send(cache: Any, remote: Any, lacking: Sequence[str]) -> None:
     for md5 in lacking:
         if not cache.exists(md5) or md5_of(cache, md5) != md5:
-            raise VersioningError(f"the cache does not have {md5} whole either")
-    for listings in (False, True):  # whoever finds a listing takes its files for granted
+            raise VersioningError(f"the cache does not have {md5} intact either")
+    for listings in (False, True):  # listings last: dvc assumes that all files exist when it finds the listing
         chosen = [md5 for md5 in lacking if md5.endswith(SUFFIX) == listings]
         for md5 in chosen:
             if remote.exists(md5):
@@ -163,8 +163,8 @@ def _send(cache: Any, remote: Any, lacking: Sequence[str]) -> None:
             remote.add([cache.oid_to_path(md5) for md5 in chosen], cache.fs, chosen, check_exists=False)
     left = set(lacking) - set(remote.list_oids_exists(list(lacking)))
     if left:
-        raise VersioningError(f"the remote did not take {', '.join(sorted(left))}")
+        raise VersioningError(f"the remote did not store {', '.join(sorted(left))}")
 
 
 if __name__ == "__main__":
-    answering(_answer)
+    answer_question(_answer)

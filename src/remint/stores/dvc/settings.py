@@ -1,4 +1,4 @@
-"""What dvc is given in a checkout: absolute addresses, an environment of its own, and nothing secret that it could log."""
+"""Settings of dvc in a checkout: absolute addresses, a separate environment, and no secrets that dvc could log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from remint.errors import RepositoryError
 from remint.runtime.addresses import without_user
 from remint.runtime.home import S3_PATIENCE, Home
 
-# What a remote's settings may name a file by (dvc's Config._map_dirs).
+# Keys of a remote's settings that may name a file (dvc's Config._map_dirs).
 FILES = ("url", "credentialpath", "configpath", "keyfile", "cert_path", "key_path")
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 def workspace_environment(folder: Path, home: Home) -> dict[str, str]:
-    """A job runs its own commit's code with this environment's programs, and dvc calls nobody."""
+    """Return the environment of a job's dvc: the commit's code, this environment's programs, no analytics."""
     return {
         "PYTHONPATH": f"{folder}/src:{folder}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -30,34 +30,32 @@ def workspace_environment(folder: Path, home: Home) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_supported",  # with when_required flipped bytes pass
         **{name: os.environ.get(name) or value for name, value in S3_PATIENCE.items()},
-        # S3 takes no password from there, and dvc logs it.
+        # dvc logs this address, and S3 ignores a password in it.
         **{name: without_user(os.environ[name]) for name in ENDPOINTS if os.environ.get(name)},
     }
 
 
 def _site_cache(home: Home) -> Path:
-    """dvc's site cache, which dvc unpickles: nobody else may write there."""
+    """Return the folder of dvc's site cache. dvc unpickles its files, so only this user may write there."""
     site = home.dvc / "site"
     site.mkdir(parents=True, exist_ok=True, mode=0o700)
     if site.is_symlink() or site.stat().st_uid != os.getuid():
-        raise RepositoryError(
-            f"{site} belongs to somebody else, and dvc would run what lies there: remove it, or set REMINT_HOME"
-        )
+        raise RepositoryError(f"{site} belongs to another user, and dvc would run code from there: remove it, or set REMINT_HOME")
     if site.stat().st_mode & 0o077:
         site.chmod(0o700)
     return site
 
 
 def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
-    """Writes the workspace's ``.dvc/config.local``: the person's own settings, every local address absolute.
+    """Write the workspace's ``.dvc/config.local``: the person's settings, with every local address absolute.
 
-    In a checkout elsewhere a relative remote would be another folder, and a push would go there
-    without a word. An address inside the repository's ``.remint/`` follows REMINT_HOME. REMINT_DVC_REMOTE goes before all.
-    ``cache``: a folder in place of the cache that is set.
+    In a checkout elsewhere a relative remote would be another folder, and a push would silently go there. An address inside
+    the repository's ``.remint/`` follows REMINT_HOME. REMINT_DVC_REMOTE takes precedence. ``cache``: a folder that replaces
+    the cache of the settings.
     """
     if not (folder / ".dvc" / "config").exists():
         raise RepositoryError(
-            f"{home.repository} has no .dvc/config in its commit: run dvc init and commit, or clone a remint repository"
+            f"{home.repository} has no .dvc/config in its commit: run dvc init and commit it, or clone a remint repository"
         )
     own = home.repository / ".dvc"
     settings = configparser.ConfigParser(interpolation=None)
@@ -69,7 +67,7 @@ def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
             if value and "://" not in value:
                 settings[section][key] = str(_rooted((own / Path(value).expanduser()).resolve(), home))
         if is_remote:
-            settings[section]["verify"] = "true"  # else a pull of a flipped bit ends well
+            settings[section]["verify"] = "true"  # without it a pull accepts flipped bits
             if "endpointurl" in settings[section]:
                 settings[section]["endpointurl"] = without_user(settings[section]["endpointurl"])
     if home.dvc_remote:
@@ -77,7 +75,7 @@ def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
     if cache:
         settings.read_dict({"cache": {"dir": str(cache)}})
     config = folder / ".dvc" / "config.local"
-    config.touch(mode=0o600)  # it may hold the keys of a remote
+    config.touch(mode=0o600)  # it may contain the credentials of a remote
     with config.open("w") as stream:
         settings.write(stream)
 

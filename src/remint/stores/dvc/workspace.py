@@ -1,4 +1,4 @@
-"""dvc in one checkout: its addresses, its steps, and what it holds of former ones."""
+"""dvc in one checkout: its steps, their outputs, and outputs of older jobs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from remint.stores.dvc import presence
 from remint.stores.dvc.lock import in_order, locked, md5_on_disk, outputs
 from remint.stores.dvc.settings import addresses, workspace_environment
 
-# dvc in a process of its own that ends with us: a flow that is killed leaves no trainer behind.
+# dvc in a child process that ends with this process: a killed flow leaves no trainer behind.
 DVC = in_workspace("from dvc.cli import main\nsys.exit(main(sys.argv[1:]))")
 
-RESOLVE = "resolve"  # stage that writes what the others depend on
-FORMER = "remint-former"  # folder of a workspace for what an older dvc.lock names
+RESOLVE = "resolve"  # stage that writes the settings on which the others depend
+FORMER = "remint-former"  # folder of a workspace for an output of an older dvc.lock
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -34,9 +34,9 @@ OnEvent = Callable[[dict[str, Any]], None]
 class Workspace:
     """dvc in one checkout.
 
-    Arguments: ``folder`` the checkout, ``home`` where cache, remote and checkpoints are, ``logs`` a folder for
-    what dvc and the steps print, ``scratch`` a folder that stands for the home's in all but the remote: steps then find
-    no cache and no checkpoint of anybody's, and leave none.
+    Arguments: ``folder`` the checkout, ``home`` the home with cache, remote and checkpoints, ``logs`` a folder for the output
+    of dvc and the steps, ``scratch`` a folder that replaces the home except for the remote: steps then neither find nor leave
+    a cache or a checkpoint.
     """
 
     def __init__(self, folder: Path, home: Home, logs: Path, scratch: Path | None = None) -> None:
@@ -46,7 +46,7 @@ class Workspace:
         addresses(home, folder, cache=self.home.dvc / "cache" if scratch else None)
 
     def restore(self, target: str) -> bool:
-        """Restores ``target`` and all before it from the run cache. False where a step would have to run."""
+        """Restore ``target`` and all steps before it from the run cache. Return False if a step would have to run."""
         would_run = False
 
         def watch(event: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Workspace:
         return True
 
     def reproduce(self, step: str, name: str, on_event: OnEvent) -> bool:
-        """Runs one step, or restores it. True where it ran. Raises the error that ended the step."""
+        """Run one step, or restore it. Return whether it ran. Raises the error that ended the step."""
         ran = False
 
         def watch(event: dict[str, Any]) -> None:
@@ -74,12 +74,12 @@ class Workspace:
         return ran
 
     def resolve(self) -> None:
-        """Writes what each step depends on beside its data, once a checkout. Commits of before this stage have none."""
+        """Write the settings on which each step depends, once per checkout. Do nothing if the commit has no such stage."""
         if RESOLVE in self._stages() and not (self.folder / "outs/resolved").exists():
             self._dvc(RESOLVE, "repro", "--single-item", RESOLVE)
 
     def key(self, step: str, dataset: str, pipeline: str) -> str:
-        """The name of a step in the checkout's dvc.yaml after its @: the pipeline's, or the dataset's (older features)."""
+        """Return the part after @ of a step's name in the checkout's dvc.yaml: the pipeline, or the dataset (older features)."""
         return pipeline if self._stages()[step]["foreach"] == "${pipelines}" else dataset
 
     def _stages(self) -> dict[str, Any]:
@@ -87,31 +87,31 @@ class Workspace:
         return stages
 
     def renew(self, step: str, name: str, on_event: OnEvent) -> None:
-        """Runs one step whatever dvc remembers; it remembers nothing of it. Raises the error that ended the step."""
+        """Run one step without dvc's run cache, and do not record it there. Raises the error that ended the step."""
         self._dvc(step, "repro", "--force", "--no-run-cache", "--no-commit", "--single-item", f"{step}@{name}", on_event=on_event)
 
     def pull(self, *targets: str) -> None:
-        """Brings what the checkout's dvc.lock says that these steps made: cache, else remote. Raises VersioningError."""
+        """Fetch these steps' outputs, by the checkout's dvc.lock, from the cache, else the remote. Raises VersioningError."""
         self._dvc("pull", "pull", "--force", *targets)
 
     def lock(self) -> Path:
-        """The checkout's dvc.lock, the same to the byte whichever of its steps ran and which were restored."""
+        """Return the checkout's dvc.lock with sorted stages: its bytes do not depend on which steps ran or were restored."""
         lock = self.folder / "dvc.lock"
         lock.write_text(in_order(lock.read_text()))
         return lock
 
     def push(self, *stages: str) -> None:
-        """Copies what the remote lacks of the outputs of these steps, file by file (dvc's own push looks for listings only).
+        """Copy missing files of these steps' outputs to the remote (dvc's own push looks for listings only).
 
-        Raises VersioningError where it is out of reach, or where the cache has not all of it whole.
+        Raises VersioningError if the remote is out of reach, or the cache does not have all of them intact.
         """
         presence.complete(self.home, [md5 for stage in stages for md5 in self._made(stage).values()], *self._place("push"))
 
     def whole(self, *stages: str) -> list[str]:
-        """Holds every byte that these steps made against this checkout's dvc.lock; what had to be mended, a sentence each.
+        """Compare every byte of these steps' outputs with this checkout's dvc.lock. Return a sentence for each repair.
 
-        What is damaged goes from checkout and cache, and comes back from whichever of cache and remote has it whole. Raises
-        IntegrityError where neither has: the next run makes it again.
+        Damaged files are removed from checkout and cache, and restored from an intact copy in the cache or on the remote.
+        Raises IntegrityError if there is none: the next run makes the outputs again.
         """
         mended = []
         for stage in stages:
@@ -127,39 +127,39 @@ class Workspace:
             place = self.folder / path
             shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
         remote_failed = f" (the remote: {found.unavailable_reason})" if found.unavailable_reason else ""
-        with suppress(VersioningError):  # what it did not bring is seen below
+        with suppress(VersioningError):  # missing files are found below
             self._dvc("mend", "checkout", "--force", stage)
         if any(md5_on_disk(self.folder / path) != md5 for path, md5 in damaged.items()):
             raise IntegrityError(
-                f"{named} was damaged after {stage} made it, and neither cache nor remote has it whole{remote_failed}: it was "
-                "removed; run again, which makes it again"
+                f"{named} was damaged after {stage} made it, and neither cache nor remote has an intact copy{remote_failed}: it "
+                "was removed; run again to make it again"
             )
         whence = "remote" if found.brought else "cache"
-        return f"{named} was damaged after {stage} made it, and was brought back whole from the {whence}"
+        return f"{named} was damaged after {stage} made it, and was restored from the {whence}"
 
     def _place(self, label: str) -> tuple[Path, Path]:
-        """Whose stores dvc is asked about, and where it writes its words."""
+        """Return the checkout and the log file for a call of ``presence``."""
         return self.folder, self.logs / f"{label}.log"
 
     def _made(self, stage: str) -> dict[str, str]:
         return outputs(self.folder / "dvc.lock", stage)
 
     def former(self, lock: Path, stage: str) -> Path:
-        """What ``stage`` had made when ``lock`` (a dvc.lock) was written, in a folder of this workspace: cache, else remote.
+        """Fetch the output of ``stage`` in an older dvc.lock (``lock``) from the cache, else the remote. Return its folder.
 
-        Raises VersioningError where the lock does not name it, or neither has it whole.
+        Raises VersioningError if the lock does not name it, or if there is no intact copy.
         """
         made, place = locked(lock, stage), self.folder / FORMER
         (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**made, "path": FORMER}]}))
         self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
-        if md5_on_disk(place) != made["md5"]:  # the cache is damaged, which dvc takes for whole
+        if md5_on_disk(place) != made["md5"]:  # the cache is damaged, and dvc does not notice
             presence.mend(self.home, [made["md5"]], *self._place("former"))
             shutil.rmtree(place, ignore_errors=True)
             self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
         return place
 
     def _dvc(self, label: str, *arguments: str, on_event: OnEvent | None = None, env: Mapping[str, str] | None = None) -> None:
-        self._free()
+        self._remove_stale_lock()
         log, events = self.logs / f"{label}.log", self.logs / f"{label}.jsonl"
         events.unlink(missing_ok=True)
         errors: list[RemintError] = []
@@ -181,14 +181,14 @@ class Workspace:
         if errors:
             raise errors[0]
         if status < 0:
-            raise StepError(f"dvc {' '.join(arguments)} was killed (signal {-status}): run again (all of it: {log})")
+            raise StepError(f"dvc {' '.join(arguments)} was killed (signal {-status}): run again (full output: {log})")
         if status:
-            raise VersioningError(f"dvc {' '.join(arguments)} failed: {last_error_line(log)} (all of it: {log})")
+            raise VersioningError(f"dvc {' '.join(arguments)} failed: {last_error_line(log)} (full output: {log})")
 
-    def _free(self) -> None:
-        """Takes away a lock file that a killed dvc left half written, at which every later one fails.
+    def _remove_stale_lock(self) -> None:
+        """Remove a lock file that a killed dvc left half written: every later dvc would fail on it.
 
-        A checkout is one job's, which calls dvc once at a time: nobody holds it.
+        Nothing holds it: a checkout belongs to one job, which makes one call of dvc at a time.
         """
         path = self.folder / ".dvc/tmp/rwlock"
         try:
@@ -200,10 +200,10 @@ class Workspace:
 
 
 def last_error_line(log: Path) -> str:
-    """The last line of a log that says something, for an error of one line."""
-    said = log.read_text(errors="replace") if log.exists() else ""
-    if s3_distrusted(said):
+    """Return the last error line of a log, for a one-line message."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    if s3_distrusted(text):
         return TRUST_S3
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith("ERROR") or "Error" in line]
-    return (telling or lines or ["it said nothing"])[-1].removeprefix("ERROR: ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR") or "Error" in line]
+    return (errors or lines or ["no output"])[-1].removeprefix("ERROR: ")

@@ -1,12 +1,12 @@
-"""The promotion ledger: what the gate and people decided of each model, append-only and hash-chained, in SQL.
+"""Promotion ledger in SQL: the decisions of the gate and of people for each model, append-only, hash-chained.
 
-One row a decision. ``hash`` is over all other fields of the row, ``previous`` is the hash of the model's row before, and
-(model, sequence) is unique: so a row that was changed, removed or moved shows, and an append is a compare-and-swap on
-who is champion. A chain that was written anew from its start, or cut short at its end, looks whole from within: pass
-``verify`` the hashes that are kept elsewhere (each promoted version's tag ``ledger_hash``), and it shows too.
+One row per decision. ``hash`` covers all other fields of the row, ``previous`` is the hash of the model's row before, and
+(model, sequence) is unique. So ``verify`` finds rows that were changed, removed or moved, and an append is a compare-and-swap
+on the champion. A chain that was rewritten from its start, or truncated at its end, is consistent in itself. ``verify`` finds
+that too, by hashes that are kept elsewhere (the tag ``ledger_hash`` of each promoted version).
 ``decision`` is the digest of the Decision, which is kept with the version: remint.promotion.kept_decisions compares the two.
 
-Appends to one model are serialised by the database (remint.stores.ledger.database); the unique key stands behind that.
+The database serialises appends to one model (remint.stores.ledger.database); the unique key is a second guard.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from remint.stores.ledger.schema import ledger as _rows
 from remint.stores.ledger.schema import open_database
 
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
-AGAINST = frozenset({"rejected", "rolled_back"})  # a person's word against a version, until a person promotes it
+AGAINST = frozenset({"rejected", "rolled_back"})  # actions by which a person vetoes a version until it is promoted again
 
 Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
 
 
 class Ledger:
-    """The ledger at one database address. Raises what schema.open_database raises."""
+    """Ledger at one database address. Raises the errors of schema.open_database."""
 
     def __init__(self, url: str) -> None:
         self._database = open_database(url)
@@ -45,95 +45,95 @@ class Ledger:
         champion_after: int | None,
         who: str,
         why: str,
-        evidence: str,  # digest of what the decision rests on; "" for a person's act
+        evidence: str,  # digest of the decision's evidence; "" for a person's act
         decision: str = "",  # digest of the Decision; "" for a person's act
         expected_champion: int | None,  # champion that the decision was made against
         at: datetime | None = None,  # None: now
     ) -> LedgerRow:
-        """Appends one row if ``expected_champion`` is still champion, as one step that nobody can come between.
+        """Append one row, atomically, if ``expected_champion`` is still champion.
 
-        Raises ChampionChanged, which names the present champion, where it is not: nothing was written, decide again. So it
-        does where the gate would promote a version that a person spoke against meanwhile.
-        Raises NotFoundError where the champion to be was removed by remint gc, ValueError where ``champion_after`` does not
-        follow from the action.
+        Raises ChampionChanged, which names the present champion, if it is not, or if the gate would promote a version that a
+        person has vetoed meanwhile: nothing was written then, decide again.
+        Raises NotFoundError if remint gc removed the new champion, ValueError if ``champion_after`` does not follow from the
+        action.
         """
         if action not in CHAMPION_ACTIONS and champion_after != expected_champion:
-            raise ValueError(f"{action} leaves the champion {expected_champion} as it is, and cannot make it {champion_after}")
+            raise ValueError(f"{action} keeps champion {expected_champion}: it cannot set {champion_after}")
         if action == "promoted" and champion_after != version:
-            raise ValueError(f"promoting version {version} makes it champion, not {champion_after}")
+            raise ValueError(f"promoting version {version} makes it champion: it cannot set {champion_after}")
         moment = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="microseconds")
-        said = {"model": model, "action": action, "version": version, "who": who, "why": why, "evidence": evidence}
-        said |= {"decision": decision, "at": moment}
-        tried = False
+        entry = {"model": model, "action": action, "version": version, "who": who, "why": why, "evidence": evidence}
+        entry |= {"decision": decision, "at": moment}
+        attempted = False
 
-        def once() -> LedgerRow:
-            nonlocal tried
+        def transaction() -> LedgerRow:
+            nonlocal attempted
             with self._database.write(model) as connection:
                 last = self._last(connection, model)
-                if tried and last is not None and said.items() <= last.to_json().items():
-                    return last  # the reply to our commit was lost, not the commit
-                tried = True
+                if attempted and last is not None and entry.items() <= last.to_json().items():
+                    return last  # the first commit succeeded, only its reply was lost
+                attempted = True
                 if action in CHAMPION_ACTIONS and champion_after is not None:
                     collected.refuse(connection, model, champion_after)
                 if evidence and action in ("promoted", "awaiting_approval"):
                     _refuse_vetoed(connection, model, version)
-                row = _following(last, said, expected_champion, champion_after)
+                row = _following(last, entry, expected_champion, champion_after)
                 connection.execute(_rows.insert().values(**row.to_json()))
                 return row
 
-        return self._database.again(once)
+        return self._database.run(transaction)
 
     def rows(self, model: str | None = None, version: int | None = None) -> list[LedgerRow]:
-        """The rows of one model, oldest first, about one version where it is given; of all models without either.
+        """Return the rows of one model (None: all models), oldest first; only those about ``version`` if it is given.
 
-        Raises LedgerError for a row that is no row.
+        Raises LedgerError if a row is damaged.
         """
         return [_row(fields) for fields in self._read(_of(model, version).order_by(_rows.c.model, _rows.c.sequence))]
 
     def about(self, model: str, version: int) -> list[LedgerRow]:
-        """The rows about one version and those that went back to it, oldest first."""
+        """Return the rows about one version, and the rollbacks to it, oldest first."""
         back = sa.and_(_rows.c.action == "rolled_back", _rows.c.champion_after == version)
         query = _of(model).where(sa.or_(_rows.c.version == version, back)).order_by(_rows.c.sequence)
         return [_row(fields) for fields in self._read(query)]
 
     def raw(self, model: str) -> list[dict[str, Any]]:
-        """The rows of one model as they are stored, oldest first: for those who look for damage."""
+        """Return the rows of one model as they are stored, unchecked, oldest first."""
         return self._read(_of(model).order_by(_rows.c.sequence))
 
     def newest(self, model: str, count: int) -> list[LedgerRow]:
-        """The last rows of one model, at most ``count``, oldest first."""
+        """Return the last rows of one model, at most ``count``, oldest first."""
         found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(count))
         return [_row(fields) for fields in reversed(found)]
 
     def since(self, model: str, sequence: int) -> list[LedgerRow]:
-        """The rows of one model from that number on, oldest first."""
+        """Return the rows of one model from ``sequence`` on, oldest first."""
         query = _of(model).where(_rows.c.sequence >= sequence).order_by(_rows.c.sequence)
         return [_row(fields) for fields in self._read(query)]
 
     def models(self) -> list[str]:
-        """The models that have rows."""
+        """Return the models that have rows."""
         return [fields["model"] for fields in self._read(sa.select(_rows.c.model).distinct().order_by(_rows.c.model))]
 
     def last(self, model: str) -> LedgerRow | None:
-        """The model's newest row, None where there is none. Raises LedgerError for one that was changed: nothing follows it."""
+        """Return the model's newest row, None if there is none. Raises LedgerError if that row was changed."""
         found = self._read(_of(model).order_by(_rows.c.sequence.desc()).limit(1))
         return _unchanged(found[0]) if found else None
 
     def champion(self, model: str) -> int | None:
-        """The version that is champion, None where there is none."""
+        """Return the champion's version number, None if there is no champion."""
         last = self.last(model)
         return last.champion_after if last else None
 
     def head(self, model: str) -> str:
-        """Hash of the model's last row, "" where there is none."""
+        """Return the hash of the model's last row, "" if there is none."""
         last = self.last(model)
         return last.hash if last else ""
 
     def verify(self, model: str, known: Collection[str] = ()) -> list[str]:
-        """What is wrong with the chain of one model, one line a finding; nothing where it is as it was written.
+        """Return the faults of one model's chain, one line each; an empty list if it is intact.
 
-        ``known``: hashes of rows that are kept elsewhere, each of which must be in the chain; a mapping says of each what
-        carries it ("row 5, which digits-vae/3 names").
+        ``known``: hashes of rows that are kept elsewhere. Each must be in the chain. A mapping describes each row for the
+        message ("row 5, which digits-vae/3 names").
         """
         rows = self.raw(model)
         findings: list[str] = []
@@ -148,7 +148,7 @@ class Ledger:
             if _digest(row) != row["hash"]:
                 findings.append(f"{name} " + _moved_or_changed(row, rows))
             elif row["sequence"] == expected and row["champion_before"] != champion:
-                findings.append(f"{name} starts from champion {row['champion_before']}, though the row before left {champion}")
+                findings.append(f"{name} starts from champion {row['champion_before']}, but the row before left {champion}")
             previous, champion, expected = row["hash"], row["champion_after"], row["sequence"] + 1
         present = {row["hash"] for row in rows}
         named = known if isinstance(known, Mapping) else dict.fromkeys(known, "a row that a version names")
@@ -163,7 +163,7 @@ class Ledger:
             with self._database.read() as connection:
                 return [dict(row) for row in connection.execute(query).mappings()]
 
-        return self._database.again(read)
+        return self._database.run(read)
 
     @staticmethod
     def _last(connection: sa.Connection, model: str) -> LedgerRow | None:
@@ -172,10 +172,10 @@ class Ledger:
 
 
 def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
-    """The version that each alias of a model stands for (None: it stands for nothing), by its rows: the last one tells.
+    """Return the version of each alias of a model (None: no version) that follows from its rows.
 
-    ``champion`` is the ledger's champion. ``challenger`` is the version that the last row is about, where that row left
-    the champion as it was and is not about the champion itself.
+    ``champion`` is the ledger's champion. ``challenger`` is the version of the last row, if that row did not change the
+    champion and is not about the champion itself.
     """
     if not rows:
         return {"champion": None, "challenger": None}
@@ -185,13 +185,13 @@ def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
 
 
 def veto(rows: Sequence[LedgerRow]) -> LedgerRow | None:
-    """Of the rows about one version: the one by which a person took it out of the running, unless promoted since."""
-    spoken = [row for row in rows if row.action in AGAINST or row.action == "promoted"]
-    return spoken[-1] if spoken and spoken[-1].action in AGAINST else None
+    """Return the row, among those about one version, by which a person vetoed it; None if it was promoted since."""
+    acts = [row for row in rows if row.action in AGAINST or row.action == "promoted"]
+    return acts[-1] if acts and acts[-1].action in AGAINST else None
 
 
 def describe(row: LedgerRow) -> str:
-    """What a row says, in a few words: digits-vae/3 was rolled back on 2026-05-01 by ada: it blurs."""
+    """Describe a row in one line: digits-vae/3 was rolled back on 2026-05-01 by ada: it blurs."""
     why = f": {row.why.splitlines()[0]}" if row.why else ""
     return f"{row.model}/{row.version} was {row.action.replace('_', ' ')} on {row.at[:10]} by {row.who}{why}"
 
@@ -200,7 +200,7 @@ def _refuse_vetoed(connection: sa.Connection, model: str, version: int) -> None:
     query = _of(model, version).where(_rows.c.action.in_([*AGAINST, "promoted"])).order_by(_rows.c.sequence)
     row = veto([_row(dict(fields)) for fields in connection.execute(query).mappings()])
     if row is not None:
-        raise ChampionChanged(f"{describe(row)}: nothing was written; judge it again")
+        raise ChampionChanged(f"{describe(row)}: nothing was written; decide again")
 
 
 def _of(model: str | None, version: int | None = None) -> sa.Select[Any]:
@@ -210,16 +210,16 @@ def _of(model: str | None, version: int | None = None) -> sa.Select[Any]:
     return query if version is None else query.where(_rows.c.version == version)
 
 
-def _following(last: LedgerRow | None, said: dict[str, Any], expected: int | None, champion_after: int | None) -> LedgerRow:
-    """The row after ``last``. Raises ChampionChanged where that left another champion than was expected."""
+def _following(last: LedgerRow | None, entry: dict[str, Any], expected: int | None, champion_after: int | None) -> LedgerRow:
+    """Return the row after ``last``. Raises ChampionChanged if the present champion is not ``expected``."""
     present = last.champion_after if last else None
     if present != expected:
-        model, now = said["model"], f"version {present}" if present is not None else "none"
+        model, now = entry["model"], f"version {present}" if present is not None else "none"
         raise ChampionChanged(
-            f"{model}: the champion is now {now}, not {expected}: nothing was written; judge version {said['version']} again"
+            f"{model}: the champion is now {now}, not {expected}: nothing was written; decide on version {entry['version']} again"
         )
     fields = {
-        **said,
+        **entry,
         "sequence": last.sequence + 1 if last else 1,
         "champion_before": present,
         "champion_after": champion_after,
@@ -229,9 +229,9 @@ def _following(last: LedgerRow | None, said: dict[str, Any], expected: int | Non
 
 
 def _digest(row: dict[str, Any]) -> str:
-    """The hash of what a row says; "" for what was never written by us (SQLite takes bytes for text).
+    """Return the hash of a row's content; "" for content that remint never writes (SQLite accepts bytes as text).
 
-    A row without a Decision's digest hashes as rows did before there was one: so those that are older still verify.
+    A row without a Decision's digest is hashed without that field, as in schema version 1: so older rows still verify.
     """
     try:
         return digest({key: value for key, value in row.items() if key != "hash" and (key != "decision" or value)})
@@ -244,23 +244,24 @@ def _row(fields: dict[str, Any]) -> LedgerRow:
         return LedgerRow.model_validate(fields)
     except ValidationError as error:
         raise LedgerError(
-            f"row {fields['sequence']} of {fields['model']} in the ledger is damaged: remint history {fields['model']}"
+            f"row {fields['sequence']} of {fields['model']} in the ledger is damaged: "
+            f"run remint history {fields['model']} --verify"
         ) from error
 
 
 def _unchanged(fields: dict[str, Any]) -> LedgerRow:
-    """The row that the next one and MLflow's aliases stand on: somebody who edits it makes no champion by it."""
+    """Return a row whose hash is right: an edited row must not make a champion. Raises LedgerError if it was changed."""
     if _digest(fields) != fields["hash"]:
         raise LedgerError(
-            f"row {fields['sequence']} of {fields['model']} in the ledger was changed past remint, and nothing follows it: "
-            f"remint history {fields['model']} --verify"
+            f"row {fields['sequence']} of {fields['model']} in the ledger was changed outside remint, and it is not used: "
+            f"run remint history {fields['model']} --verify"
         )
     return _row(fields)
 
 
 def _moved_or_changed(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """What became of a row whose hash is not of its content."""
+    """Describe a row whose hash does not match its content."""
     for other in rows:
         if other is not row and _digest({**row, "sequence": other["sequence"]}) == row["hash"]:
             return f"was written as row {other['sequence']}: the rows were reordered"
-    return "was changed: its hash is not of what it says"
+    return "was changed: its hash does not match its content"

@@ -1,7 +1,7 @@
-"""The SQL database of the ledger: one address, transactions that are taken up again, and its errors made ours.
+"""SQL database of the ledger: one address, transactions with retries, and its errors as remint's errors.
 
-SQLite is the default; PostgreSQL takes the driver psycopg 3. Writers about one thing are serialised: BEGIN IMMEDIATE on
-SQLite, an advisory lock on PostgreSQL.
+SQLite is the default; PostgreSQL uses the driver psycopg 3. Writers of one subject are serialised: by BEGIN IMMEDIATE on
+SQLite, by an advisory lock on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from remint.errors import LedgerError, SettingsError
 from remint.runtime.addresses import with_driver
 from remint.runtime.retry import doubling, retry
 
-BUSY = 60.0  # seconds that a writer waits for others
-ATTEMPTS = 6  # times that a lost connection is made again: for 15 seconds
+BUSY = 60.0  # seconds that a writer waits for other writers
+ATTEMPTS = 6  # tries of a transaction whose connection is lost, over 15 seconds
 
 Result = TypeVar("Result")
 
 
 class Database:
-    """The database at one address.
+    """Database at one address.
 
-    Raises SettingsError for an address that is neither sqlite:///FILE nor postgresql://.., LedgerError where the database
-    cannot be reached.
+    Raises SettingsError if the address is neither sqlite:///FILE nor postgresql://.., LedgerError if the database cannot be
+    reached.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,7 +39,7 @@ class Database:
 
     @property
     def address(self) -> str:
-        """The address without its password."""
+        """Address without its password."""
         return str(self._engine.url)
 
     @contextmanager
@@ -49,25 +49,27 @@ class Database:
 
     @contextmanager
     def write(self, what: str) -> Iterator[sa.Connection]:
-        """A transaction that nobody else's writing transaction about ``what`` overlaps."""
+        """Open a transaction that overlaps no other writing transaction for ``what``."""
         with self._engine.connect().execution_options(remint_write=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
-                word = int.from_bytes(hashlib.sha256(f"remint ledger {what}".encode()).digest()[:8], "big", signed=True)
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+                lock_id = int.from_bytes(hashlib.sha256(f"remint ledger {what}".encode()).digest()[:8], "big", signed=True)
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_id)))
             yield connection
 
-    def again(self, work: Callable[[], Result]) -> Result:
-        """Runs one transaction, again where the connection was lost under it. The vendor's errors become ours here."""
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Run one transaction, and run it again if its connection is lost. Raises LedgerError for the database's errors."""
         try:
             return retry(work, passes=self._passes, pauses=doubling(0.5, ATTEMPTS))
         except IntegrityError as error:
-            raise LedgerError(f"the ledger at {self.address} was written past its lock: run again ({error.orig})") from error
+            raise LedgerError(
+                f"the ledger at {self.address} was written without its lock by another program: run again ({error.orig})"
+            ) from error
         except SQLAlchemyError as error:
             why = _first_line(error.orig if isinstance(error, DBAPIError) else error)
             raise LedgerError(f"the ledger at {self.address} failed: {why}") from error
 
     def _passes(self, error: Exception) -> bool:
-        """Whether the connection was lost, or cannot be made for the moment."""
+        """Return whether the connection was lost, or cannot be made at the moment."""
         if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError):
             return False
         lost = error.connection_invalidated or self._engine.dialect.is_disconnect(error.orig, None, None)  # type: ignore[arg-type]
@@ -90,8 +92,8 @@ def _engine(url: str) -> sa.Engine:
     except ModuleNotFoundError as error:
         raise SettingsError(f"REMINT_LEDGER: PostgreSQL needs {error.name}: pip install 'psycopg[binary]'") from None
 
-    # The driver opens a transaction only at the first write, too late for a compare-and-swap: begin it ourselves
-    # (SQLAlchemy, "Serializable isolation, savepoints, transactional DDL" of the SQLite dialect's page).
+    # The driver begins a transaction only at the first write, too late for a compare-and-swap. So it is begun here
+    # (SQLAlchemy, "Serializable isolation, savepoints, transactional DDL" on the SQLite dialect's page).
     @event.listens_for(engine, "connect")
     def _no_implicit_begin(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
@@ -105,7 +107,7 @@ def _engine(url: str) -> sa.Engine:
 
 
 def _starting(error: DBAPIError) -> bool:
-    """Whether PostgreSQL cannot be reached for the moment: it refuses, starts or stops (SQLSTATE classes 08 and 57P)."""
+    """Return whether PostgreSQL cannot be reached at the moment: it refuses, starts or stops (SQLSTATE classes 08 and 57P)."""
     state = str(getattr(error.orig, "sqlstate", None) or "")
     return (
         state.startswith(("08", "57P"))

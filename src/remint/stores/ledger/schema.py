@@ -1,7 +1,7 @@
-"""Tables of the ledger's database: one metadata, one schema version, and the migration from what an older remint made.
+"""Tables of the ledger's database: one metadata, one schema version, and the migration from older versions.
 
-version 1    four parts, each with a table for its own version: ledger, collected versions, seed spreads, leases
-version 2    one version for all tables; a row of the ledger carries the digest of its Decision
+version 1    four parts, each with a version table: ledger, collected versions, seed spreads, leases
+version 2    one version for all tables; a row of the ledger holds the digest of its Decision
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from remint.errors import LedgerError
 from remint.stores.ledger.database import Database
 
 VERSION = 2
-PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # tables that held a version in version 1, beside ledger_schema
+PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # version tables of version 1, besides ledger_schema
 
 _metadata = sa.MetaData()
 _version = sa.Table("ledger_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
@@ -57,16 +57,16 @@ leases = sa.Table(
     "leases",
     _metadata,
     sa.Column("name", sa.String(256), primary_key=True),
-    sa.Column("term", sa.BigInteger, nullable=False),  # how often it was taken
-    sa.Column("beats", sa.BigInteger, nullable=False),  # in this term
-    sa.Column("holder", sa.Text, nullable=False),  # Holder as JSON; "" where it is free
+    sa.Column("term", sa.BigInteger, nullable=False),  # how often the lease was taken
+    sa.Column("beats", sa.BigInteger, nullable=False),  # increments in this term
+    sa.Column("holder", sa.Text, nullable=False),  # Holder as JSON; "" if it is free
 )
 
 
 def open_database(url: str) -> Database:
-    """Return the database at one address. Its tables are made or migrated where needed, once, under the database's lock.
+    """Return the database at one address. Make or migrate its tables first if needed, once, under the database's lock.
 
-    Raises LedgerError where a newer remint wrote it, and what ``Database`` raises.
+    Raises LedgerError if a newer remint wrote it, and the errors of ``Database``.
     """
     database = Database(url)
 
@@ -84,23 +84,23 @@ def open_database(url: str) -> Database:
             _metadata.create_all(connection)
             connection.execute(_version.delete())
             connection.execute(_version.insert().values(version=VERSION))
-            for name in PARTS:  # an older remint stops at the first of them that it opens, before it trains anything
+            for name in PARTS:  # an older remint then refuses the first of them that it opens, before it trains anything
                 if sa.inspect(connection).has_table(name):
                     connection.execute(sa.table(name, sa.column("version")).update().values(version=VERSION))
             return VERSION
 
-    found = database.again(look)
+    found = database.run(look)
     if found != VERSION:
-        found = database.again(migrate)
+        found = database.run(migrate)
     if found != VERSION:
         raise LedgerError(
-            f"the ledger at {database.address} has schema {found}, this remint knows {VERSION}: use the one that wrote it"
+            f"the ledger at {database.address} has schema {found}, this remint knows {VERSION}: use the remint that wrote it"
         )
     return database
 
 
 def reach(url: str) -> None:
-    """Raise LedgerError where the database is out of reach, refuses, or was written by a newer remint. Makes nothing."""
+    """Raise LedgerError if the database is out of reach, refuses, or was written by a newer remint. Makes nothing."""
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return  # the first run makes it
     database = Database(url)
@@ -109,13 +109,13 @@ def reach(url: str) -> None:
         with database.read() as connection:
             return _found(connection)
 
-    found = database.again(look)
+    found = database.run(look)
     if found not in (None, *range(1, VERSION + 1)):
-        raise LedgerError(f"the ledger has schema {found}, this remint knows {VERSION}: use the one that wrote it")
+        raise LedgerError(f"the ledger has schema {found}, this remint knows {VERSION}: use the remint that wrote it")
 
 
 def _found(connection: sa.Connection) -> int | None:
-    """The version of the tables that are there; None where the ledger's are not there yet."""
+    """Return the schema version of the tables; None if the ledger has no tables yet."""
     if not sa.inspect(connection).has_table(_version.name):
         return None
     return connection.execute(sa.select(sa.func.max(_version.c.version))).scalar() or 0

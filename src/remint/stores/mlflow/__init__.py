@@ -1,9 +1,9 @@
-"""MLflow's door, the only caller of mlflow: runs with their curves, models with their versions and aliases.
+"""Interface to MLflow, the only caller of mlflow: runs with their curves, models with their versions and aliases.
 
-MLflow retries lost requests into duplicates, marks a version READY whether or not its files exist, and takes the last
-writer's alias. So a version is looked for and made under one lock, by its key (records.TrainedModel.key), after its bytes
-were uploaded, read back and compared; no request that makes something is sent again without a look; and an alias is only
-a projection of the ledger. MLflow takes a second to import and is imported at the first call.
+MLflow's retries of lost requests make duplicates; it marks a version READY even if its files do not exist; and the last
+writer sets an alias. So remint looks for a version and makes it under one lock, by its key (records.TrainedModel.key), after
+its bytes were uploaded, read back and compared. A request that creates something is repeated only after a look, and an alias
+only follows the ledger. MLflow takes a second to import, so it is imported at the first call.
 """
 
 from remint.stores.mlflow.records import DataOrigin, ModelVersion, VersionTags

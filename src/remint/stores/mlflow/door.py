@@ -1,4 +1,4 @@
-"""What every call of MLflow goes through: its import, its locks, requests that are not doubled, and its errors made ours."""
+"""Common code of all MLflow calls: import, locks, requests that make no duplicates, and MLflow's errors as remint's."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from sqlalchemy import Connection
 
-PREFIX = "remint."  # of our tags in MLflow; our records have them without it
-ATTEMPTS = 9  # times that a request is sent whose reply is lost: for 13 seconds
-PAUSE = 0.05  # seconds before it is sent again, twice as many each time
+PREFIX = "remint."  # of remint's tags in MLflow; the records have them without it
+ATTEMPTS = 9  # tries of a request whose reply is lost, over 13 seconds
+PAUSE = 0.05  # seconds before the second try, doubled each time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
-AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code where its database refused, or went away
-LOST = ("INTERNAL_ERROR", AWAY)  # its codes where it does not know whether a request was done
-TRUST = "name the file of the authority that it is of in MLFLOW_TRACKING_SERVER_CERT_PATH"
+AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code if its database refused or went away
+LOST = ("INTERNAL_ERROR", AWAY)  # MLflow's codes if it does not know whether a request was done
+TRUST = "name the file of its certificate authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 Made = TypeVar("Made")
 Answer = TypeVar("Answer")
 
-# MLflow reads these when it is imported, by whomever: so they are set before anybody here can.
+# MLflow reads these when it is imported, so they are set before any import of it.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a server's runs, into what --json prints
-os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing of ours is a pickle
-os.environ.update(loopback_without_proxy())  # of a server on this machine
-for _name, _value in S3_PATIENCE.items():  # of its files
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a URL would break the output of --json
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # remint stores no pickles
+os.environ.update(loopback_without_proxy())  # for a server on this machine
+for _name, _value in S3_PATIENCE.items():  # for files on S3
     os.environ.setdefault(_name, _value)
 _environment = threading.RLock()
 
 
 @lru_cache(maxsize=8)
 def client(uri: str, lock: Path) -> MlflowClient:
-    """MLflow's client of one address; its database is made under a lock where there is none (seconds, once).
+    """Return MLflow's client for one address. A missing database is made first, under a lock (seconds, once).
 
-    A SQLite database is made beside its place and renamed into it: MLflow's migrations are not one transaction, and a
-    file that a killed process left half migrated would be refused for ever.
+    A SQLite database is made under another name and then renamed: MLflow's migrations are not one transaction, and MLflow
+    would always refuse a file that a killed process left half migrated.
     """
     from mlflow import MlflowClient
 
-    # MLflow prints the traceback of an error and raises it as well; ours is the one line that people should see.
+    # MLflow prints the traceback of an error and raises it as well; people should see remint's one line only.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with exclusive(lock, "database", uri):
@@ -68,12 +68,12 @@ def client(uri: str, lock: Path) -> MlflowClient:
             MlflowClient(f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
             unfinished.rename(place)
         opened = cast("MlflowClient", RetryingClient(MlflowClient(uri, registry_uri=uri)))
-        _greet(opened, uri)
+        _first_request(opened, uri)
     return opened
 
 
-def _greet(client: MlflowClient, uri: str) -> None:
-    """A first request. A certificate that is not believed will not be believed later: MLflow would ask for four minutes."""
+def _first_request(client: MlflowClient, uri: str) -> None:
+    """Send a first request. If the certificate is not trusted, fail at once: MLflow would retry for four minutes."""
     from mlflow.exceptions import MlflowException
 
     if uri.startswith("https:"):
@@ -89,19 +89,19 @@ def _greet(client: MlflowClient, uri: str) -> None:
 
 
 class RetryingClient:
-    """MLflow's client, which asks again where a database went away: one that restarts ends no training.
+    """MLflow client that retries when the database went away: a restart of the database ends no training.
 
-    What makes something is not sent again (``once`` does, after a look); to do the rest twice is to do it once. For a server
-    MLflow's own retries do this, but for a reply that breaks off after its first line.
+    Requests that create something are not retried here (``create_once`` does that, after a look); the others can be repeated
+    without harm. For a server MLflow's own retries do this, except for a reply that breaks off after its first line.
     """
 
     def __init__(self, client: MlflowClient) -> None:
-        self._patient = client
-        # Each write loads every version of the model, to see that it is no prompt: once is enough, at 10,000 it takes 0.3 s.
+        self._client = client
+        # Each write loads all versions of the model to check that it is no prompt. Cached, as it takes 0.3 s for 10,000.
         client._raise_if_prompt = cache(client._raise_if_prompt)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._patient, name)
+        found = getattr(self._client, name)
         return found if name.startswith(("_", "create_")) or not callable(found) else partial(_again, found)
 
 
@@ -111,7 +111,7 @@ def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer
     from sqlalchemy.exc import OperationalError
 
     def passes(error: Exception) -> bool:
-        if not isinstance(error, MlflowException | OperationalError):  # the latter where MLflow lets it through as a session ends
+        if not isinstance(error, MlflowException | OperationalError):  # MLflow passes on the latter at the end of a session
             return False
         went_away = getattr(error, "error_code", AWAY) == AWAY or isinstance(error.__context__, ChunkedEncodingError)
         return went_away and not _is_full(error)
@@ -121,10 +121,10 @@ def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer
 
 @contextmanager
 def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
-    """Nobody else on this host, nor on any other of the same PostgreSQL, is inside a block of this name.
+    """Hold the exclusive lock ``name`` inside the block, among all processes of this host and all hosts of one PostgreSQL.
 
-    Raises TrackingError where PostgreSQL is out of reach, or went away during the block: what was done in it is done, and other
-    hosts may have come in meanwhile.
+    Raises TrackingError if PostgreSQL is out of reach, or went away during the block: the block's work is done then, but
+    other hosts may have entered the block meanwhile.
     """
     path = lock.with_name(f"{lock.name}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,51 +134,51 @@ def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
             return
         from sqlalchemy.exc import DBAPIError
 
-        connection = _locked(uri, name)
+        connection = _advisory_lock(uri, name)
         try:
             yield
         except BaseException:
-            _let_go(connection)
+            _close(connection)
             raise
         try:
             connection.commit()
         except DBAPIError as error:
             raise TrackingError(
-                f"the lock on {name} was lost, its PostgreSQL went away: run again ({first_line(error)})"
+                f"the lock on {name} was lost because PostgreSQL went away: run again ({first_line(error)})"
             ) from error
         finally:
-            _let_go(connection)
+            _close(connection)
 
 
-def _locked(uri: str, name: str) -> Connection:
-    """A connection that holds the lock of this name until it is closed, or its PostgreSQL goes away."""
+def _advisory_lock(uri: str, name: str) -> Connection:
+    """Return a connection that holds the lock of this name until it is closed, or PostgreSQL goes away."""
     import sqlalchemy as sa
 
-    word = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
+    lock_id = int.from_bytes(hashlib.sha256(f"remint {name}".encode()).digest()[:8], "big", signed=True)
     engine = sa.create_engine(with_driver(uri), poolclass=sa.NullPool)
 
     def take() -> Connection:
         connection = engine.connect()
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(word)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_id)))
         return connection
 
     try:
         return retry(take, passes=lambda error: isinstance(error, sa.exc.OperationalError), pauses=doubling(PAUSE, ATTEMPTS))
     except sa.exc.OperationalError as error:
-        raise TrackingError(f"the lock on {name} cannot be had, its PostgreSQL is away: {first_line(error)}") from error
+        raise TrackingError(f"cannot take the lock on {name}, PostgreSQL is out of reach: {first_line(error)}") from error
 
 
-def _let_go(connection: Connection) -> None:
+def _close(connection: Connection) -> None:
     from sqlalchemy.exc import DBAPIError
 
-    with suppress(DBAPIError):  # it is gone already
+    with suppress(DBAPIError):  # the connection is lost already
         connection.close()
 
 
 def create_once(create: Callable[[], Made], find: Callable[[], Made | None]) -> Made:
-    """What ``create`` makes, made once: where its reply is lost, ``find`` is asked before it is sent again.
+    """Return the result of ``create``, made exactly once: if a reply is lost, ``find`` looks before ``create`` is repeated.
 
-    MLflow's own retries are off inside: they send a POST again whose first copy may have been done.
+    MLflow's own retries are off inside: they would repeat a POST whose first copy may have been done.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
@@ -211,7 +211,7 @@ def _no_retries() -> Iterator[None]:
 
 @contextmanager
 def door(what: str) -> Iterator[None]:
-    """Turns MLflow's errors, and those of what it stands on, into ours. ``what`` completes "MLflow could not ..."."""
+    """Turn errors of MLflow and of the libraries below it into remint's. ``what`` completes "MLflow could not ..."."""
     try:
         yield
     except (RemintError, KeyboardInterrupt):
@@ -221,7 +221,7 @@ def door(what: str) -> Iterator[None]:
             raise
         line = first_line(error)
         if _is_full(error):
-            raise StorageError(f"no room to {what}: {line}; nothing half-made is left; free space and run again") from error
+            raise StorageError(f"no room to {what}: {line}; nothing incomplete is left; free space and run again") from error
         if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"MLflow could not {what}: {line}") from error
         if s3_distrusted(str(error)):
@@ -236,7 +236,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _is_vendor(error: Exception) -> bool:
-    """Whether an error comes from MLflow, its database, its network or its files, and not from a mistake of ours."""
+    """Return whether an error comes from MLflow, its database, its network or its files, and not from a bug in remint."""
     root = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError | ModuleNotFoundError) or root in (  # a driver that is not installed
         "mlflow",
@@ -256,12 +256,12 @@ def first_line(error: Exception) -> str:
 
 
 def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
-    """Our tags as MLflow holds them."""
+    """Return remint's tags under their names in MLflow."""
     return {key if key.startswith((PREFIX, "mlflow.")) else PREFIX + key: value for key, value in tags.items()}
 
 
 def pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Everything that a paged search finds."""
+    """Yield all results of a paged search."""
     token = None
     while True:
         page = search(max_results=1000, page_token=token)

@@ -1,4 +1,4 @@
-"""What MLflow holds, all of it, for those who hold it against other stores: versions, runs, and folders of its files."""
+"""Full inventory of MLflow, for comparison with other stores: versions, runs, and folders of files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Run:
-    """One run, deleted or not. ``ours``: opened by remint. ``version``: tag of the version that was registered of it."""
+    """One run, deleted or not. ``ours``: opened by remint. ``version``: tag of the version that was registered from it."""
 
     id: str
     status: str
@@ -34,14 +34,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Held:
-    """One version and where its files are said to be."""
+    """One version and the recorded address of its files."""
 
     version: ModelVersion
     source: str
 
 
 def runs(store: Tracking) -> dict[str, Run]:
-    """Every run that MLflow still has a row of, by its id."""
+    """Return every run in MLflow's database, deleted ones too, by id."""
     from mlflow.entities import ViewType
 
     with door("list runs"):
@@ -64,7 +64,7 @@ def _run(run: Any) -> Run:
 
 
 def has_run(store: Tracking, run_id: str) -> bool:
-    """Whether MLflow has a row of this run."""
+    """Return whether this run is in MLflow's database, deleted or not."""
     try:
         with door(f"look for run {run_id}"):
             client(store.uri, store.lock).get_run(run_id)
@@ -74,13 +74,13 @@ def has_run(store: Tracking, run_id: str) -> bool:
 
 
 def restore_run(store: Tracking, run_id: str) -> None:
-    """Takes back that a run was deleted."""
+    """Undo the deletion of a run."""
     with door(f"restore run {run_id}"):
         client(store.uri, store.lock).restore_run(run_id)
 
 
 def versions(store: Tracking, name: str) -> list[Held]:
-    """The versions of one model, oldest first, without their aliases."""
+    """Return the versions of one model, oldest first, without their aliases."""
     with door(f"list versions of {name}"):
         mlflow = client(store.uri, store.lock)
         found = pages(lambda **page: mlflow.search_model_versions(f"name = '{name}'", **page))
@@ -88,9 +88,9 @@ def versions(store: Tracking, name: str) -> list[Held]:
 
 
 def files(store: Tracking, held: Held) -> dict[str, int]:
-    """Size in bytes, by name, of the files of a version's bundle, as the store lists them; none where the folder is gone.
+    """Return the size in bytes, by name, of the files of a version's bundle, as the store lists them; {} if they are gone.
 
-    Raises IntegrityError where links, pipes or devices lie among them.
+    Raises IntegrityError if links, pipes or devices are among them.
     """
     with door(f"list the files of {held.version.ref}"):
         place = package.local(held.source)
@@ -101,13 +101,13 @@ def files(store: Tracking, held: Held) -> dict[str, int]:
 
 
 def keeps_model(store: Tracking, run: Run) -> bool:
-    """Whether a run keeps the files of a model."""
+    """Return whether a run keeps the files of a model."""
     with door(f"list the files of run {run.id}"):
         return any(each.path == package.FOLDER for each in _repository(store, run.place).list_artifacts() or [])
 
 
 def has_files(store: Tracking, place: str) -> bool:
-    """Whether any file lies below this address: `mlflow gc` leaves empty folders behind."""
+    """Return whether there is any file below this address (`mlflow gc` leaves empty folders behind)."""
     with door(f"list {place}"):
         repository, folders = _repository(store, place), [""]
         while folders:
@@ -119,7 +119,7 @@ def has_files(store: Tracking, place: str) -> bool:
 
 
 def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
-    """Each folder of a run's files that the artifact stores of all experiments list: the run's id and its address."""
+    """Yield the run id and the address of each run's folder in the artifact stores of all experiments."""
     from mlflow.entities import ViewType
 
     with door("list the folders of runs"):
@@ -132,16 +132,16 @@ def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
 
 
 def restore_files(store: Tracking, held: Held, bundle: Path) -> None:
-    """Writes the files of a version again, from a verified bundle of it, and reads them back. Removes nothing.
+    """Write the files of a version again, from its verified bundle, and read them back. Removes nothing.
 
-    Raises IntegrityError where the store gives back other bytes than were registered.
+    Raises IntegrityError if the store returns other bytes than were registered.
     """
     with door(f"put {held.version.ref} back"), scratch.folder() as temporary:
         package.check(bundle, held.version)
         remint = package.requirement(store.place, held.version.tags)
         packed = package.pack(bundle, TrainedModel.read(bundle / "training.json").spec, remint, temporary / package.FOLDER)
         _repository(store, held.source).log_artifacts(str(packed))
-        store.set_tags(held.version, VersionTags(package_sha256=package.sha256(packed)))  # MLmodel tells the time of its packing
+        store.set_tags(held.version, VersionTags(package_sha256=package.sha256(packed)))  # MLmodel contains the time of packing
         store.fetch(store.version(held.version.ref), temporary / "back")
 
 

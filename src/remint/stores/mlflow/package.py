@@ -1,12 +1,12 @@
-"""The form in which a bundle lies in MLflow: a pyfunc model that a loader of ours reads. No pickle, no code.
+"""Package format of a bundle in MLflow: a pyfunc model that remint's loader reads. No pickle, no code.
 
-    MLmodel, conda.yaml, python_env.yaml,                      written by MLflow when it is packed
+    MLmodel, conda.yaml, python_env.yaml,                      written by MLflow when the bundle is packed
     requirements.txt, constraints.txt
-    registered_model_meta                                      written by MLflow where it loads from a local store
+    registered_model_meta                                      written by MLflow when it loads from a local store
     data/bundle/                                               the sealed folder of the trained model
 
-What comes back from a store is judged before anything of it is loaded: files outside this list, another loader, a
-code directory or bytes that the version's tags do not vouch for are refused.
+Files from a store are checked before anything of them is loaded. Refused are files outside this list, another loader, a
+code directory, and bytes that do not match the version's tags.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ DATA = "data/bundle"
 MARK = "registered_model_meta"
 AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "constraints.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
-MOST_FILES = 1_000  # that lie where a model is kept
-NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # of these serving takes the versions that trained
+MOST_FILES = 1_000  # in the folder of a registered model
+NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # packages that serving needs in the training's versions
 
 
 def requirement(place: str, tags: VersionTags) -> str:
-    """The line by which pip finds remint elsewhere. ``place``: Home.package. ``tags``: the version's.
+    """Return the requirement by which pip finds remint elsewhere. ``place``: Home.package. ``tags``: the version's.
 
-    ``git`` means the origin of the clone at the job's commit. Without one that another machine could reach, and for
-    ``index``, the line names a release.
+    ``git`` means the clone's origin at the job's commit. If another machine cannot reach that origin, and for ``index``, the
+    requirement is a release.
     """
     if place not in ("git", "index"):
         return f"remint @ {place}"
@@ -51,10 +51,10 @@ def requirement(place: str, tags: VersionTags) -> str:
 
 
 def _pip_address(origin: str) -> str | None:
-    """The address of a repository as pip wants it; None where there is none, or a path that is relative."""
+    """Return the address of a repository in pip's form; None if there is none, or if it is a relative path."""
     scheme, separator, rest = origin.partition("://")
     if scheme == "ssh" and separator:
-        return f"ssh://git@{rest}"  # what git.origin took away
+        return f"ssh://git@{rest}"  # git.origin removed the user
     if separator:
         return origin
     host, colon, path = origin.partition(":")
@@ -64,41 +64,41 @@ def _pip_address(origin: str) -> str | None:
 
 
 def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
-    """Write the model that MLflow keeps, at ``to``: one integer ``seed`` a row in, one sample a row out.
+    """Write the MLflow model of a bundle to ``to``. Input: one integer ``seed`` per row; output: one sample per row.
 
-    ``remint``: the line of its requirements by which pip finds remint.
+    ``remint``: its requirement by which pip finds remint.
     """
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    named = shutil.copytree(bundle, to.with_name("bundle"))  # MLflow keeps the folder's own name
+    named = shutil.copytree(bundle, to.with_name("bundle"))  # MLflow keeps the folder's name
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.long, "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]),
     )
     needs = [remint, *(f"{name}=={_released(version(name))}" for name in NEEDS), f"-c {_constraints(to.with_name('pins.txt'))}"]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*input example")  # the signature says it all
+        warnings.filterwarnings("ignore", message=".*input example")  # the signature is enough
         mlflow.pyfunc.save_model(str(to), loader_module=LOADER, data_path=str(named), signature=signature, pip_requirements=needs)
     return to
 
 
 def _constraints(path: Path) -> Path:
-    """Write down the version of each package here. Without them pip tries one version of boto3 after the other."""
+    """Write the installed version of each package to ``path``. Without them pip tries many versions of boto3."""
     pins = {item.name.lower(): f"{item.name}=={_released(item.version)}" for item in distributions() if item.name != "remint"}
     path.write_text("".join(f"{pins[name]}\n" for name in sorted(pins)))
     return path
 
 
 def _released(number: str) -> str:
-    """A version without its local part: 2.13.0+cpu is on no index."""
+    """Return a version without its local part: no index has 2.13.0+cpu."""
     return number.partition("+")[0]
 
 
 def unpack(folder: Path) -> Path:
-    """The bundle in what a store gave back. Raises IntegrityError for what ``pack`` does not write."""
+    """Return the bundle in a folder from a store. Raises IntegrityError if it has content that ``pack`` does not write."""
     only_files(folder)
     try:
         about = load_safe_yaml((folder / "MLmodel").read_text())
@@ -109,28 +109,28 @@ def unpack(folder: Path) -> Path:
         raise IntegrityError(f"{folder}/MLmodel does not describe a model of remint: {type(error).__name__}") from error
     if (loader, data, code) != (LOADER, DATA, None) or set(flavors) != {"python_function"}:
         found = f"the loader {str(loader)[:100]!r} with code {str(code)[:100]!r}"
-        raise IntegrityError(f"{folder}/MLmodel asks for {found}: only {LOADER} without code is loaded")
+        raise IntegrityError(f"{folder}/MLmodel names {found}: remint loads only {LOADER} without code")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         inside = name.is_relative_to(DATA) and path.suffix in KINDS
         if path.is_file() and not inside and str(name) not in AROUND:
-            raise IntegrityError(f"{folder}: {name} is not a file of a registered model: nothing of it is loaded")
+            raise IntegrityError(f"{folder}: {name} is not a file of a registered model: nothing was loaded")
     return folder / DATA
 
 
 def only_files(folder: Path) -> None:
-    """Raises IntegrityError where a link, a pipe, a device or far too much lies at ``folder`` or below: a copy follows it."""
+    """Raise IntegrityError if ``folder`` contains links, pipes or devices (copying would follow them), or too many files."""
     found = [folder, *(Path(at, name) for at, folders, names in os.walk(folder) for name in (*folders, *names))]
     for path in found:
         kind = path.lstat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise IntegrityError(f"{path} is a link, a pipe or a device, not a file of a registered model: nothing of it is read")
+            raise IntegrityError(f"{path} is a link, a pipe or a device, not a file of a registered model: nothing was read")
     if len(found) > MOST_FILES:
-        raise IntegrityError(f"{folder} holds {len(found):,} files, more than a registered model has: nothing of it is read")
+        raise IntegrityError(f"{folder} holds {len(found):,} files, more than a registered model has: nothing was read")
 
 
 def local(place: str) -> Path | None:
-    """The folder or file of this machine that an address of MLflow's means; None: it is elsewhere."""
+    """Return the local folder or file of an MLflow address; None if it is not on this machine."""
     address = urlsplit(place)
     if address.scheme not in ("", "file"):
         return None
@@ -138,26 +138,26 @@ def local(place: str) -> Path | None:
 
 
 def sha256(folder: Path) -> str:
-    """One digest over all that ``pack`` wrote at ``folder``: the bundle, and what MLflow and people read around it."""
+    """Return one digest over all files that ``pack`` wrote to ``folder``: the bundle and MLflow's files around it."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARK)
     return digest({str(path.relative_to(folder)): manifest.sha256_file(path) for path in files})
 
 
 def opened(folder: Path, version: ModelVersion) -> Path:
-    """The bundle in what a store gave back of a version, each file the one that was registered. Raises IntegrityError."""
+    """Return the bundle in a version's folder from a store. Raises IntegrityError if any file differs from the registered one."""
     bundle, registered = unpack(folder), version.tags.package_sha256
-    if registered is not None and sha256(folder) != registered:  # an older remint wrote down the bundle's digest only
-        check(bundle, version)  # which names a file of the bundle
-        raise IntegrityError(f"{version.ref}: MLmodel or a file beside it is not the one that was registered")
+    if registered is not None and sha256(folder) != registered:  # an older remint recorded the bundle's digest only
+        check(bundle, version)  # its error names the file, if that is in the bundle
+        raise IntegrityError(f"{version.ref}: MLmodel or a file beside it differs from the registered one")
     return check(bundle, version)
 
 
 def check(bundle: Path, version: ModelVersion) -> Path:
-    """``bundle`` again, once its manifest holds and is the one that was registered. Raises IntegrityError."""
+    """Return ``bundle`` after its files match its manifest, and that the registered one. Raises IntegrityError."""
     path = bundle / manifest.NAME
-    if path.is_file() and manifest.sha256_file(path) != version.tags.manifest_sha256:  # where it is missing, verify says so
-        raise IntegrityError(f"{version.ref}: its manifest is not the one that was registered")
+    if path.is_file() and manifest.sha256_file(path) != version.tags.manifest_sha256:  # verify reports a missing one
+        raise IntegrityError(f"{version.ref}: its manifest differs from the registered one")
     sealed = manifest.verify(bundle)
     if sealed["files"].get(WEIGHTS) != version.weights_sha256:
-        raise IntegrityError(f"{version.ref}: its weights are not those that were registered")
+        raise IntegrityError(f"{version.ref}: its weights differ from the registered ones")
     return bundle

@@ -1,4 +1,4 @@
-"""Whether MLflow's store answers, and is of this MLflow's schema. Looks only: no database is made or migrated."""
+"""Check of MLflow's store: does it answer, and has it this MLflow's schema? No database is made or migrated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ PATIENCE = 5  # seconds
 
 
 def reach(uri: str) -> None:
-    """Raises TrackingError where the store is out of reach, refuses these credentials, or has another schema.
+    """Raise TrackingError if the store is out of reach, refuses the credentials, or has another schema.
 
-    ``uri``: as ``Home.tracking_uri`` names it, with its driver.
-    A database that is not there yet, or holds nothing, is made by the first run.
+    ``uri``: Home.tracking_uri, with its driver. A missing or empty database is no error: the first run makes it.
     """
     with door("reach its store"):
         if uri.startswith("http"):
@@ -53,7 +52,7 @@ def _database(uri: str) -> None:
 
 
 def _newest() -> str | None:
-    """The newest schema that this MLflow knows."""
+    """Return the newest schema that this MLflow knows."""
     import mlflow
     from alembic.script import ScriptDirectory
 

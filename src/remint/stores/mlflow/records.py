@@ -1,6 +1,6 @@
-"""A registered version and its tags, as MLflow holds them: the one place that knows the names of the tags.
+"""Records of a registered version and its tags in MLflow. Only this module knows the names of the tags.
 
-MLflow holds a tag as text below ``remint.``. The names and the texts stay: versions of every age are read here.
+MLflow holds a tag as text below ``remint.``. Names and texts must not change: old versions are read here too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ R = TypeVar("R", bound=Record)
 
 
 class DataOrigin(Record):
-    """The data of a version, in short: their name, their source and how many examples there are. "": not known."""
+    """Data of a version, in short: name, source and number of examples. "": not known."""
 
     name: str = ""
     source: str = ""
@@ -31,15 +31,15 @@ class DataOrigin(Record):
         return cls(name=dataset.name, source=dataset.source, raw_sha256=dataset.raw_sha256, counts=dataset.counts)
 
     def block(self) -> dict[str, Any]:
-        """The content of the tag ``data``: the counts stand beside the other keys."""
+        """Return the content of the tag ``data``, with the counts beside the other keys."""
         return {**{key: value for key, value in self.to_json().items() if value and key != "counts"}, **self.counts}
 
 
 class VersionTags(Record):
-    """The tags of a version: its origin, and the decisions about it.
+    """Tags of a version: its origin, and the decisions about it.
 
-    A field is the text of one tag; None: the version lacks it, as older ones lack some, or the writer leaves it as it is.
-    Tags that are not ours (a person's, a newer remint's) are kept beside the fields.
+    A field is the text of one tag. None: the version lacks it (older versions lack some), or a write leaves it unchanged.
+    Unknown tags (a person's, a newer remint's) are kept beside the fields.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -61,7 +61,7 @@ class VersionTags(Record):
     metrics: str | None = None  # JSON: ``measurements``
     commit: str | None = None
     dirty: str | None = None  # "true" or "false"
-    changed: str | None = None  # uncommitted paths, one a line
+    changed: str | None = None  # uncommitted paths, one per line
     overrides: str | None = None  # JSON: ``set_by_hand``
     reason: str | None = None
     dvc_lock_sha256: str | None = None
@@ -74,20 +74,20 @@ class VersionTags(Record):
     flow_run: str | None = None  # Prefect's
 
     # The registration.
-    verified: str | None = None  # a sentence: how the bytes were seen to load
-    package_sha256: str | None = None  # of all that lies where the model is kept
+    verified: str | None = None  # a sentence: how the stored bytes were loaded
+    package_sha256: str | None = None  # of all files of the MLflow model
 
     # The decisions.
-    verdict: str | None = None  # action of the newest row about it
-    ledger_hash: str | None = None  # of the newest row that is about it or made it champion
-    ledger_row: str | None = None  # its number
+    verdict: str | None = None  # action of the newest row about the version
+    ledger_hash: str | None = None  # of the newest row that is about the version or made it champion
+    ledger_row: str | None = None  # number of that row
     decision_sha256: str | None = None
     rebuilt: str | None = None  # when, and with which result
     keep: str | None = None  # a person's reason to keep it
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> VersionTags:
-        """The tags below ``remint.`` among those that MLflow holds."""
+        """Return the tags below ``remint.`` from all tags in MLflow."""
         return cls.model_validate({key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)})
 
     def to_mlflow(self) -> dict[str, str]:
@@ -98,22 +98,22 @@ class VersionTags(Record):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     def updated(self, newer: VersionTags) -> VersionTags:
-        """These tags, and those of ``newer`` in their place."""
+        """Return these tags, replaced by those of ``newer`` where it has them."""
         return self.model_copy(update=newer.to_json())
 
     def changes(self, former: VersionTags) -> VersionTags:
-        """The tags whose text ``former`` has not."""
+        """Return the tags that are missing in ``former`` or differ there."""
         held = former.to_json()
         return VersionTags.model_validate({key: value for key, value in self.to_json().items() if held.get(key) != value})
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that the version has no tag of."""
+        """Return those of the names for which the version has no tag."""
         held = self.to_json()
         return [name for name in names if name not in held]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The recipe (Recipe.resolved())."""
+        """Recipe (Recipe.resolved())."""
         return self._block("recipe")
 
     @property
@@ -133,34 +133,34 @@ class VersionTags(Record):
 
     @property
     def set_by_hand(self) -> dict[str, str]:
-        """The overrides of ``--set``."""
+        """Overrides by ``--set``."""
         return self._block("overrides")
 
     @property
     def tolerances(self) -> dict[str, dict[str, Any]]:
-        """How far each metric of a rebuild may lie from the recorded one (promotion/tolerance.py)."""
+        """Allowed distance of each metric of a rebuild from the recorded one (promotion/tolerance.py)."""
         return self._block("tolerance")
 
     def _block(self, tag: str) -> dict[str, Any]:
-        """The JSON object of a tag; empty where the version lacks it. Raises IntegrityError where the tag holds no such text."""
+        """Return the JSON object of a tag; {} if the version lacks it. Raises IntegrityError if the tag is no JSON object."""
         text = getattr(self, tag) or "{}"
         try:
             block = json.loads(text)
         except ValueError:
             block = None
         if not isinstance(block, dict):
-            raise IntegrityError(f"the tag {PREFIX}{tag} says {text[:100]!r}: remint did not write it")
+            raise IntegrityError(f"the tag {PREFIX}{tag} has the value {text[:100]!r}: remint did not write it")
         return block
 
     def _checked(self, tag: str, record: type[R], block: Any) -> R:
         try:
             return record.model_validate(block)
         except ValidationError as error:
-            raise IntegrityError(f"the tag {PREFIX}{tag} holds no {record.__name__}: remint did not write it") from error
+            raise IntegrityError(f"the tag {PREFIX}{tag} is not a valid {record.__name__}: remint did not write it") from error
 
 
 class ModelVersion(Record):
-    """One registered version, as MLflow holds it."""
+    """One registered version in MLflow."""
 
     name: str
     version: int

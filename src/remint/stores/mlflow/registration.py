@@ -1,4 +1,4 @@
-"""Registration: versions that exist once a key, and only once their bytes were seen to be loadable."""
+"""Registration: one version per key, made only after its stored bytes were loaded successfully."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from remint.stores.mlflow.records import ModelVersion, VersionTags
 from remint.stores.mlflow.versions import Registry, record_of
 
 CURVE = "curve.csv"  # in a bundle
-KEY, VERSION = PREFIX + "key", PREFIX + "version"  # of a run: of the model that it registers, and what came of it
+KEY, VERSION = PREFIX + "key", PREFIX + "version"  # tags of a run: key of the model, and the version that was registered
 
-Verify = Callable[[Path], str]  # loads a bundle elsewhere and says in a sentence what it saw; raises where it does not load
+Verify = Callable[[Path], str]  # loads a bundle in another process and describes the result; raises if it does not load
 
 
 class Tracking(Registry):
-    """MLflow, whole: runs, models, and the making of versions."""
+    """All of MLflow: runs, models, and registration."""
 
     def register(
         self,
         bundle: Path,  # sealed folder of the trained model
         trained: TrainedModel,
         name: str,  # of the registered model
-        run_id: str | None,  # open run that trained it; None: it was restored, and a run is opened just for this
+        run_id: str | None,  # open run that trained it; None: it was restored, and a run is opened for the registration
         tags: VersionTags,  # of the job: commit and dirty at least
         attachments: Mapping[str, Path],  # files and folders to keep with the run, by name
         verify: Verify,  # called with the bundle that was read back from the store
     ) -> ModelVersion:
-        """The version of ``trained.key``: the one that exists, or a new one. Closes the run as FINISHED.
+        """Return the version of ``trained.key``: the existing one, or a new one. Close the run as FINISHED.
 
-        The bytes are in the store, read back, compared and verified, before the version exists; where anything fails there
-        is no version and the run stays open. One that exists is read back too, and what its run has lost is uploaded again.
-        A version that came from uncommitted work loses that mark, and takes the tags, when a clean commit gives the same key.
+        The bytes are uploaded, read back, compared and verified before the version is made. If anything fails, there is no
+        version and the run stays open. An existing version is read back too, and files that its run has lost are uploaded
+        again. A version from uncommitted work gets the new tags and becomes clean when a clean commit gives the same key.
 
-        Raises IntegrityError where the bundle or what the store gives back is damaged, StorageError where it is full, and
-        what ``verify`` raises.
+        Raises IntegrityError if the bundle or the stored bytes are damaged, StorageError if the store is full, and the errors
+        of ``verify``.
         """
         sealed = manifest.verify(bundle)
         if sealed["files"].get(package.WEIGHTS) != trained.weights_sha256:
-            raise IntegrityError(f"{bundle}/{package.WEIGHTS} is not what training.json was written with: train again")
+            raise IntegrityError(f"{bundle}/{package.WEIGHTS} does not match training.json: train again")
         with door(f"register {name}"), self.exclusively(f"model {name}"):
             version = self._by_key(name, trained.key)
             if version is None:
@@ -55,8 +55,8 @@ class Tracking(Registry):
                 run_id = open_run
             else:
                 self._make_whole(version, bundle, trained, verify)
-                if self._is_told_better(version, tags, attachments):
-                    # In this order, so that a process that dies in between leaves what asks the next one to do it again.
+                if self._has_better_lineage(version, tags, attachments):
+                    # ``dirty`` changes last: if this process dies before, the next one does all three again.
                     self.set_tags(version, tags.model_copy(update={"dirty": None}))
                     self.attach(version, attachments)
                     self.set_tags(version, VersionTags(dirty=tags.dirty or "true"))
@@ -68,8 +68,10 @@ class Tracking(Registry):
 
     @contextmanager
     def _run_of(self, run_id: str | None, trained: TrainedModel) -> Iterator[str]:
-        """The run that trained the model; or the one that a process left which died while it registered it; or one that is
-        opened in its stead. The latter two are closed where the block fails."""
+        """Yield the run that trained the model, or the run of a registration that died, or a new run.
+
+        The latter two are closed if the block fails.
+        """
         if run_id is not None:
             yield run_id
             return
@@ -81,12 +83,12 @@ class Tracking(Registry):
         try:
             yield run_id
         except BaseException as error:
-            with suppress(RemintError):  # the first error is the one to tell
+            with suppress(RemintError):  # the first error is the one to report
                 self.end_run(run_id, "FAILED" if isinstance(error, RemintError) else "KILLED", str(error) or type(error).__name__)
             raise
 
     def _left_of(self, trained: TrainedModel) -> str | None:
-        """The run in which a registration of this model did not come to its end."""
+        """Return the run of an unfinished registration of this model, None if there is none."""
         closed = f"tags.`{KEY}` = '{trained.key}' and attributes.status != 'RUNNING'"
         found = self._client.search_runs([self._experiment(trained.pipeline)], closed)
         return next((run.info.run_id for run in found if VERSION not in run.data.tags), None)
@@ -101,9 +103,9 @@ class Tracking(Registry):
         attachments: Mapping[str, Path],
         verify: Verify,
     ) -> ModelVersion:
-        """Uploads, reads back, verifies, and then makes the version with all its tags in one request."""
+        """Upload, read back, verify, and then make the version with all its tags in one request."""
         client = self._client
-        client.set_tag(run_id, KEY, trained.key)  # first: who registers these weights after we died goes on with this run
+        client.set_tag(run_id, KEY, trained.key)  # first: if this process dies, the next one continues with this run
         self._complete_curves(run_id, bundle / CURVE)
         uploaded = self._upload(bundle, trained, name, run_id, lineage, verify)
         with door(f"upload {name}"):
@@ -119,13 +121,15 @@ class Tracking(Registry):
                 lambda: self._find(name, trained.key),
             )
             first = self._find(name, trained.key)
-            if first is not None and first.version != made.version:  # a host came in when a PostgreSQL took our lock with it
+            if (
+                first is not None and first.version != made.version
+            ):  # the lock was lost with PostgreSQL, and another host was faster
                 client.delete_model_version(name, made.version)
                 made = first
             return record_of(made)
 
     def _complete_curves(self, run_id: str, curve: Path) -> None:
-        """Adds the rows that the run lacks: other processes trained a part of it, or all."""
+        """Add the rows that the run lacks: other processes may have trained a part, or all."""
         with curve.open(newline="") as stream:
             rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
         if rows:
@@ -136,7 +140,7 @@ class Tracking(Registry):
     def _upload(
         self, bundle: Path, trained: TrainedModel, name: str, run_id: str, lineage: VersionTags, verify: Verify
     ) -> VersionTags:
-        """Puts the bundle where the run keeps its model, and reads it back; the tags that say what came back."""
+        """Upload the bundle to the run's model folder and read it back. Return the tags about the stored bytes."""
         with door(f"upload {name}"), scratch.folder() as temporary:
             remint = package.requirement(self.place, lineage)
             packed = package.pack(bundle, trained.spec, remint, temporary / package.FOLDER)
@@ -147,8 +151,8 @@ class Tracking(Registry):
             others = _others(packed, back)
             if others:
                 raise IntegrityError(
-                    f"{name}: the store gave back other bytes than were uploaded to run {run_id} ({', '.join(others)}): nothing "
-                    "was registered; run again, and remove from there what is none of ours"
+                    f"{name}: the store returned other bytes than were uploaded to run {run_id} ({', '.join(others)}): nothing "
+                    "was registered. Remove other programs' files from that folder and run again."
                 )
             try:
                 return VersionTags(verified=verify(package.unpack(back)), package_sha256=package.sha256(back))
@@ -156,14 +160,14 @@ class Tracking(Registry):
                 raise IntegrityError(f"{name}: {error}; nothing was registered") from error
 
     def _source(self, run_id: str) -> str:
-        """Where the run keeps its model."""
+        """Return the address of the run's model folder."""
         return f"{self._client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
 
     def _make_whole(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
-        """Makes a version that exists loadable from the same weights.
+        """Make an existing version loadable again from the same weights.
 
-        A run that is still open was left by a process that died after it made the version; a deleted one is restored, lest
-        `mlflow gc` takes the bytes. Raises IntegrityError where the bytes are gone and their run with them.
+        A run that is still open belongs to a process that died after it made the version: it is closed. A deleted run is
+        restored, because `mlflow gc` would remove the bytes. Raises IntegrityError if both the bytes and their run are gone.
         """
         run = self._run(version)
         if run is not None:
@@ -178,18 +182,18 @@ class Tracking(Registry):
             except IntegrityError as lost:
                 if run is None:
                     raise IntegrityError(
-                        f"{lost}; nor is there its MLflow run {version.run_id}, which would take them: delete the version in "
-                        "MLflow and run again, which registers these weights anew"
+                        f"{lost}; its MLflow run {version.run_id} is gone too, so the files cannot be uploaded again: "
+                        "delete the version in MLflow and run again, which registers these weights as a new version"
                     ) from lost
         uploaded = self._upload(bundle, trained, version.name, version.run_id, version.tags, verify)
         self.set_tags(version, _facts(trained, bundle).updated(uploaded).changes(version.tags))
         with scratch.folder() as temporary:
             self.fetch(self.version(version.ref), temporary / "bundle")
 
-    def _is_told_better(self, version: ModelVersion, tags: VersionTags, attachments: Mapping[str, Path]) -> bool:
-        """Whether this registration's lineage goes before that of the version: it is clean, or has files that were lost."""
+    def _has_better_lineage(self, version: ModelVersion, tags: VersionTags, attachments: Mapping[str, Path]) -> bool:
+        """Return whether this registration's lineage replaces the version's: it is clean, or has files that were lost."""
         if self._run(version) is None:
-            return False  # nothing can be kept with it any more
+            return False  # without a run no files can be kept
         dirty = tags.dirty != "false"
         if version.dirty != dirty:
             return version.dirty
@@ -207,7 +211,7 @@ class Tracking(Registry):
 
 
 def _others(packed: Path, back: Path) -> list[str]:
-    """The files, at most three, that are not the same in both folders."""
+    """Return the files, at most three, that differ between the folders."""
     ours, theirs = ({str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()} for root in (packed, back))
     names = sorted({*ours, *theirs})
     same = {name for name in names if name in ours and name in theirs and _equal(ours[name], theirs[name])}
@@ -219,7 +223,7 @@ def _equal(path: Path, other: Path) -> bool:
 
 
 def _facts(trained: TrainedModel, bundle: Path) -> VersionTags:
-    """The part of a version's lineage that the training itself knows."""
+    """Return the tags of a version that come from the training itself."""
     return VersionTags(
         key=trained.key,
         weights_sha256=trained.weights_sha256,

@@ -1,8 +1,8 @@
-"""What is taken out of MLflow: versions, and runs with their files. Only remint's own runs are ever looked at here.
+"""Removal from MLflow: versions, and runs with their files. Only runs that remint opened are considered.
 
-A version goes before its run, and a run before its files: a process that is killed in between leaves a run that no version
-needs, or a deleted one with files, which the next look finds; it never leaves a version that is there to see and has no
-bytes. In a database a run is then purged, as `mlflow gc --run-ids` does; a server leaves it marked as deleted.
+A version is removed before its run, and a run before its files. A process that is killed in between leaves a run without a
+version, or a deleted run with files; the next collection finds both. It never leaves a visible version without bytes. In a
+database the run is then purged, as `mlflow gc --run-ids` does; on a server it stays marked as deleted.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from remint.stores.mlflow.versions import record_of
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-KEEP = "keep"  # tag of a version, remint.keep in MLflow; its value says why it is kept
-START = "remint.start"  # tag that every run of ours has from its first moment on
+KEEP = "keep"  # tag of a version, remint.keep in MLflow; its value is the reason
+START = "remint.start"  # tag that remint sets in the request that opens a run
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of remint's that has ended, deleted or not."""
+    """Ended run that remint opened, deleted or not."""
 
     id: str
     pipeline: str  # name of its experiment
     ended: float  # Unix time
     status: str
-    version: str  # NAME/7 that was registered of it, "" where none was
+    version: str  # NAME/7 that was registered from it, "" if none was
     place: str  # address of its files
     deleted: bool
 
 
 def kept(store: Tracking) -> list[ModelVersion]:
-    """The versions of all models that carry the tag ``remint.keep``, without their aliases."""
+    """Return the versions of all models that have the tag ``remint.keep``, without their aliases."""
     with door("look for the versions that are kept by tag"):
         found = pages(lambda **page: _client(store).search_model_versions(f"tags.`{PREFIX}{KEEP}` LIKE '%'", **page))
         return [record_of(version) for version in found]
 
 
 def all_versions(store: Tracking) -> list[ModelVersion]:
-    """Every version of every model that remint registered, without their aliases."""
+    """Return every version that remint registered, of all models, without aliases."""
     with door("list all versions"):
         found = (record_of(each) for each in pages(lambda **page: _client(store).search_model_versions("", **page)))
         return [version for version in found if version.key]
 
 
 def ended_runs(store: Tracking) -> list[Run]:
-    """Every run that remint opened and that has ended, deleted ones too."""
+    """Return every ended run that remint opened, deleted ones too."""
     from mlflow.entities import ViewType
 
     with door("list runs"):
@@ -81,7 +81,7 @@ def _run(run: Any, pipeline: str) -> Run:
 
 
 def size(store: Tracking, place: str) -> int:
-    """Bytes of the files at an address; 0 where there are none."""
+    """Return the bytes of the files at an address; 0 if there are none."""
     with door(f"list the files at {place}"):
         local = _local(place)
         if local is not None:
@@ -94,20 +94,20 @@ def _size(files: ArtifactRepository, path: str | None) -> int:
 
 
 def remove_version(store: Tracking, version: ModelVersion) -> None:
-    """Deletes a version; its run and bytes stay. Nothing where it is gone already."""
+    """Delete a version; its run and bytes stay. Do nothing if it is gone already."""
     with suppress(NotFoundError), door(f"delete {version.ref}"):
         _client(store).delete_model_version(version.name, str(version.version))
 
 
 def remove_run(store: Tracking, run: Run) -> bool:
-    """Deletes a run and its files. False where its row stays, marked as deleted, since only a server can purge it.
+    """Delete a run and its files. Return False if its row stays, marked as deleted, because only a server can purge it.
 
-    Raises IntegrityError where the address of its files is not one that MLflow gives to this run.
+    Raises IntegrityError if the address of its files is not one that MLflow gives to this run.
     """
     if run.id not in urlsplit(run.place).path.split("/"):
         raise IntegrityError(
-            f"MLflow says that the files of run {run.id} lie at {run.place}, which is no place of that run: it was left there; "
-            "look who wrote that, and delete the run in MLflow"
+            f"MLflow names {run.place} as the folder of run {run.id}, but that is not a folder of this run: nothing was removed. "
+            "Find out who changed the address, and delete the run in MLflow."
         )
     with door(f"delete run {run.id}"):
         mlflow = _client(store)
@@ -116,7 +116,7 @@ def remove_run(store: Tracking, run: Run) -> bool:
         clear(store, run.place)
         local = _local(run.place)
         if local is not None and local.parent.name == run.id:
-            with suppress(OSError):  # not empty: it holds what is not ours
+            with suppress(OSError):  # not empty: other programs' files are in it
                 local.parent.rmdir()
         database: Any = mlflow._tracking_client.store
         if not hasattr(database, "_hard_delete_run"):
@@ -126,7 +126,7 @@ def remove_run(store: Tracking, run: Run) -> bool:
 
 
 def clear(store: Tracking, place: str) -> None:
-    """Removes every file at an address. Nothing where there are none."""
+    """Remove every file at an address. Do nothing if there are none."""
     files: Any = _repository(store, place)
     with door(f"remove the files at {place}"):
         if hasattr(files, "_get_s3_client"):
@@ -136,13 +136,13 @@ def clear(store: Tracking, place: str) -> None:
 
 
 def _sign_md5(request: Any, **_named: Any) -> None:
-    """What servers that speak an older S3 ask of a request that deletes several objects; boto3 sends a CRC32 instead."""
+    """Add the MD5 header that older S3 servers require when several objects are deleted; boto3 sends a CRC32 instead."""
     digest = hashlib.md5(request.data, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _local(place: str) -> Path | None:
-    """The folder that an address stands for; None where it is not on this machine."""
+    """Return the local folder of an address; None if it is not on this machine."""
     parts = urlsplit(place)
     return Path(parts.path) if parts.scheme in ("", "file") else None
 

@@ -1,4 +1,4 @@
-"""MLflow's runs: opened, fed with curves and files, and closed whatever happens."""
+"""MLflow runs: open them, log curves and files, and close them, also after a crash."""
 
 from __future__ import annotations
 
@@ -21,33 +21,32 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # points of curves in one request
 PARAMS = 100  # parameters in one request
-DIED = "its process died without closing it"  # reason of a run that is closed by another process
+DIED = "its process died without closing it"  # reason of a run that another process closes
 LOAD_EVERY = 5  # seconds between two samples of this machine's load
 
 
 class Runs:
-    """The runs of one MLflow.
+    """Runs of one MLflow.
 
-    ``uri``: sqlite:///FILE, postgresql+psycopg://.. or a server's http(s)://..; ``artifacts``: folder or address below which
-    a database's runs keep their files (a server has its own); ``lock``: file beside which this host's locks lie;
-    ``lock_url``: a PostgreSQL database in which hosts exclude each other where ``uri`` is none (any other address: this host
-    alone).
+    ``uri``: sqlite:///FILE, postgresql+psycopg://.. or a server's http(s)://..; ``artifacts``: folder or address for the files
+    of a database's runs (a server has its own); ``lock``: this host's lock files are made beside this file; ``lock_url``:
+    PostgreSQL database for locks between hosts if ``uri`` is none (with any other address, locks hold on this host only).
     """
 
     def __init__(self, uri: str, artifacts: str, lock: Path, lock_url: str = "", place: str = "git") -> None:
         self.uri = uri
         self.artifacts = artifacts
         self.lock = lock
-        self.place = place  # where the requirements of a model find remint: Home.package
+        self.place = place  # source of remint in a model's requirements: Home.package
         self.lock_url = uri if uri.startswith("postgresql") else lock_url
 
     def initialise(self) -> None:
-        """Makes MLflow's database where there is none (seconds, once). Every other method does so by itself."""
+        """Make MLflow's database if there is none (seconds, once). Every other method does this too."""
         with door("open its database"):
             self._client.search_experiments(max_results=1)
 
     def exclusively(self, name: str) -> AbstractContextManager[None]:
-        """Nobody else of those who share this MLflow is inside a block of this name."""
+        """Hold the exclusive lock ``name`` inside the block, among all processes that share this MLflow."""
         return exclusive(self.lock, name, self.lock_url)
 
     @property
@@ -55,7 +54,7 @@ class Runs:
         return client(self.uri, self.lock)
 
     def start_run(self, pipeline: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
-        """Opens a run of the experiment ``pipeline`` and samples this machine's load into it until it ends; its id."""
+        """Open a run of the experiment ``pipeline`` and log this machine's load until it ends. Return its id."""
         from mlflow.entities import Param
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -83,7 +82,7 @@ class Runs:
             return run_id
 
     def log_metrics(self, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
-        """Appends to the curves of a run: each row is ``step`` and, by name, the numbers at that step."""
+        """Append to the curves of a run. Each row holds ``step`` and, by name, the values at that step."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -95,7 +94,7 @@ class Runs:
                 self._client.log_batch(run_id, metrics=points[start : start + BATCH])
 
     def log_file(self, run_id: str, path: Path, name: str | None = None) -> None:
-        """Keeps a file or a folder with the run as ``name`` (which may have slashes), by default its own name."""
+        """Store a file or folder with the run as ``name`` (may contain slashes; default: the file's name)."""
         place = Path(name or path.name)
         folder = str(place.parent) if place.parent != Path() else None
         with door(f"keep {path.name}"):
@@ -108,7 +107,7 @@ class Runs:
                     self._client.log_artifact(run_id, str(shutil.copy(path, temporary / place.name)), folder)
 
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str = "") -> None:
-        """Closes a run; ``reason`` stands in its description. Nothing where it is closed already."""
+        """Close a run; ``reason`` becomes its description. Do nothing if it is closed already."""
         with door(f"close run {run_id}"):
             if self._client.get_run(run_id).info.status != "RUNNING":
                 return
@@ -117,14 +116,14 @@ class Runs:
             self._client.set_terminated(run_id, status)
 
     def reopen_run(self, run_id: str) -> None:
-        """Opens a run that is closed again; it is this process's from now on."""
+        """Reopen a closed run; it belongs to this process from now on."""
         with door(f"open run {run_id} again"):
             self._client.set_tag(run_id, "remint.process", _this_process())
             self._client.set_tag(run_id, "mlflow.note.content", "")
             self._client.update_run(run_id, status="RUNNING")
 
     def stale_runs(self) -> list[str]:
-        """The ids of the runs that a process of this host opened and died without closing."""
+        """Return the ids of open runs whose process, on this host, has died."""
         with door("look for stale runs"):
             experiments = [experiment.experiment_id for experiment in pages(self._client.search_experiments)]
             filters = f"attributes.status = 'RUNNING' and tags.`remint.process` LIKE '{socket.gethostname()}/%'"
@@ -132,17 +131,17 @@ class Runs:
             return [run.info.run_id for run in running if not _is_alive(run.data.tags["remint.process"])]
 
     def close_stale(self) -> list[str]:
-        """Closes, as KILLED, the runs that a process of this host opened and died without closing; their ids."""
+        """Close, as KILLED, the open runs whose process, on this host, has died. Return their ids."""
         stale = self.stale_runs()
         for run_id in stale:
             self.end_run(run_id, "KILLED", DIED)
         return stale
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment of this name, made where there is none.
+        """Return the id of the experiment of this name. Make it if there is none.
 
-        MLflow never changes where an experiment keeps its files. Where they are to go to another store from now on
-        (REMINT_ARTIFACTS), the old experiment gives up its name and keeps what it has.
+        MLflow never changes the artifact store of an experiment. If REMINT_ARTIFACTS names another store now, the old
+        experiment is renamed and keeps its files.
         """
         place = None if self.uri.startswith("http") else f"{self.artifacts}/{name}"
 
@@ -165,7 +164,7 @@ class Runs:
 
 
 def _this_process() -> str:
-    """Host, process and when it started: process numbers come again."""
+    """Return host, pid and start time of this process (pids are reused)."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
@@ -182,7 +181,7 @@ def _is_alive(process: str) -> bool:
 
 
 def _flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow's parameters: ``training.steps`` -> "1500"."""
+    """Return nested settings as MLflow parameters: ``training.steps`` -> "1500"."""
     flat: dict[str, str] = {}
     for key, value in block.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}

@@ -1,4 +1,4 @@
-"""MLflow's model registry: what there is, what is kept with it, and its bytes, verified before anybody loads them."""
+"""MLflow's model registry: versions, aliases, tags, attached files, and bundles that are verified before loading."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 NUMBER = re.compile(r"[0-9]{1,9}")  # of a version
-LEDGER_HEAD = PREFIX + "ledger_head"  # of a model: number and hash of the newest row that its aliases have followed
+LEDGER_HEAD = PREFIX + "ledger_head"  # tag of a model: number and hash of the newest row that its aliases follow
 
 
 class Registry(Runs):
-    """The models of one MLflow, their versions and aliases, on top of its runs."""
+    """Models of one MLflow, with their versions and aliases, in addition to its runs."""
 
     def _find(self, name: str, key: str) -> MlflowVersion | None:
-        """The version with this key; the first, were there ever two."""
+        """Return the version with this key, the oldest if there are two; None if there is none."""
         found = self._client.search_model_versions(f"name = '{name}' and tags.`{PREFIX}key` = '{key}'")
         return min(found, key=lambda version: int(version.version), default=None)
 
     def _run(self, version: ModelVersion) -> Run | None:
-        """The run of a version; None: MLflow has none of its id."""
+        """Return the run of a version; None if MLflow does not have it."""
         try:
             with door(f"look for the run of {version.ref}"):
                 return self._client.get_run(version.run_id)
@@ -44,15 +44,15 @@ class Registry(Runs):
 
     def _by_key(self, name: str, key: str) -> ModelVersion | None:
         found = self._find(name, key)
-        return self.version(f"{name}/{found.version}") if found else None  # a search leaves the aliases out
+        return self.version(f"{name}/{found.version}") if found else None  # a search does not return the aliases
 
     def names(self) -> list[str]:
-        """The registered models whose names a pipeline can have: another's name could mean something in a query or a path."""
+        """Return the registered models with valid pipeline names: others could do harm in a query or a path."""
         with door("list models"):
             return sorted(model.name for model in pages(self._client.search_registered_models) if is_name(model.name))
 
     def versions(self, name: str, newest: int | None = None) -> list[ModelVersion]:
-        """The versions of one model, newest first: all, or the ``newest`` ones and those that have an alias."""
+        """Return the versions of one model, newest first: all, or the ``newest`` ones and those with an alias."""
         if not is_name(name):
             return []
         with door(f"list versions of {name}"):
@@ -62,7 +62,7 @@ class Registry(Runs):
             else:
                 found = list(self._client.search_model_versions(ours, newest, newest_first))
             numbers = {version.version: version for version in (record_of(each) for each in found)}
-        # MLflow's search leaves the aliases out.
+        # MLflow's search does not return the aliases.
         for alias, number in sorted(self.aliases(name).items()):
             holder = numbers.get(number)
             if holder is None:
@@ -72,7 +72,7 @@ class Registry(Runs):
         return [numbers[number] for number in sorted(numbers, reverse=True)]
 
     def version(self, ref: str) -> ModelVersion:
-        """The version of NAME (its champion), NAME@alias or NAME/7. Raises NotFoundError, which says what there is."""
+        """Return the version of NAME (its champion), NAME@alias or NAME/7. Raises NotFoundError, which names alternatives."""
         name, _, number = ref.partition("/")
         name, _, alias = name.partition("@")
         alias = alias or "champion"
@@ -83,25 +83,25 @@ class Registry(Runs):
                 with door(f"look for {ref}"):
                     return record_of(self._client.get_model_version(name, number))
             except NotFoundError:
-                pass  # the one below says what there is instead
+                pass  # the errors below name the alternatives
         names = self.names()
         if name not in names:
             hint = did_you_mean(f"model '{name}'", name, names) if names else f"unknown model '{name}': nothing is registered yet"
-            raise NotFoundError(f"{hint}; remint models lists what there is")
+            raise NotFoundError(f"{hint}; remint models lists the models")
         if number:
-            raise NotFoundError(f"{name} has no version {number}; remint models {name} lists what there is")
-        others = f"no {alias}, only {' and '.join(sorted(aliases))}" if aliases else f"no {alias} yet, nor any other alias"
+            raise NotFoundError(f"{name} has no version {number}; remint models {name} lists its versions")
+        others = f"no {alias}, only {' and '.join(sorted(aliases))}" if aliases else f"no {alias} and no other alias yet"
         raise NotFoundError(f"{name} has {others}; remint models {name} lists its versions")
 
     def aliases(self, name: str) -> dict[str, int]:
-        """The version that each alias of a model stands for; none where there is no such model."""
+        """Return the version number of each alias of a model; {} if there is no such model."""
         return self.standing(name)[0]
 
     def standing(self, name: str) -> tuple[dict[str, int], str]:
-        """The version that each alias of a model stands for, and the model's tag ``ledger_head``, "" where it has none."""
+        """Return the version number of each alias of a model, and the model's tag ``ledger_head`` ("" if it has none)."""
         if not is_name(name):
             return {}, ""
-        # get_registered_model would load every version of it, of 10,000 in 0.3 s.
+        # get_registered_model would load all versions of the model (0.3 s for 10,000).
         with door(f"read the aliases of {name}"):
             models = self._client.search_registered_models(f"name = '{name}'")
         if not models:
@@ -110,7 +110,7 @@ class Registry(Runs):
         return {alias: int(version) for alias, version in found.aliases.items()}, found.tags.get(LEDGER_HEAD, "")
 
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
-        """Makes an alias stand for a version, or for nothing (None)."""
+        """Set an alias to a version, or delete it (None)."""
         with door(f"set {name}@{alias}"):
             if version is None:
                 self._client.delete_registered_model_alias(name, alias)
@@ -118,25 +118,25 @@ class Registry(Runs):
                 self._client.set_registered_model_alias(name, alias, str(version))
 
     def set_tags(self, version: ModelVersion, tags: VersionTags) -> None:
-        """Adds to the tags of a version."""
+        """Set tags of a version; its other tags stay."""
         with door(f"tag {version.ref}"):
             for key, value in tags.to_mlflow().items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
 
     def set_ledger_head(self, name: str, head: str) -> None:
-        """Sets the model's tag ``ledger_head``."""
+        """Set the model's tag ``ledger_head``."""
         with door(f"tag {name}"):
             self._client.set_registered_model_tag(name, LEDGER_HEAD, head)
 
     def attach(self, version: ModelVersion, files: Mapping[str, Path]) -> None:
-        """Keeps more files with the run of a version, by name."""
+        """Store files with the run of a version, by name."""
         for name, path in files.items():
             self.log_file(version.run_id, path, name)
 
     def attachment(self, version: ModelVersion, name: str, to: Path) -> Path:
-        """A file that is kept with the run of a version, fetched into the folder ``to``.
+        """Fetch a file that was stored with the run of a version into the folder ``to``. Return its path.
 
-        Raises IntegrityError where there is none, TrackingError where the store cannot be asked.
+        Raises IntegrityError if there is none, TrackingError if the store does not answer.
         """
         to.mkdir(parents=True, exist_ok=True)
         run = self._run(version)
@@ -149,10 +149,10 @@ class Registry(Runs):
                 raise IntegrityError(f"{version.ref}: {name} cannot be read: {error}") from error
 
     def fetch(self, version: ModelVersion, to: Path) -> Path:
-        """The bundle of a version at ``to``, whole and verified, or not there at all. One that is there already is verified.
+        """Fetch the bundle of a version to ``to``, atomically and verified. An existing folder is verified and reused.
 
-        Raises IntegrityError where the bytes are gone, damaged, not those that were registered, or not ours to load;
-        TrackingError where the store cannot be asked for them.
+        Raises IntegrityError if the bytes are gone, damaged, not the registered ones, or not in remint's format;
+        TrackingError if the store does not answer.
         """
         try:
             return package.check(to, version)
@@ -169,11 +169,11 @@ class Registry(Runs):
         return to
 
     def _download(self, source: str, to: Path) -> Path:
-        """What the store holds at an address, copied into ``to``. Raises FileNotFoundError where it holds nothing there.
+        """Copy the files at an address of the store into ``to``. Raises FileNotFoundError if there are none.
 
-        MLflow's client raises one error for what is missing and for a store that went away in the middle: so the store is
-        asked what it lists. What it lists is asked for once more; where it does not give it then either that is an outage,
-        which says nothing of the bytes.
+        MLflow's client raises the same error for missing files and for a store that went away. So the store is asked whether
+        it lists the files. Listed files are requested once more; if that fails too, the store is out of order, and nothing
+        is known about the bytes.
         """
         import mlflow.artifacts
 
@@ -183,12 +183,12 @@ class Registry(Runs):
                     package.only_files(place)
                 return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
             except (FileNotFoundError, NotADirectoryError) as error:
-                raise FileNotFoundError(f"nothing lies at {source}") from error
+                raise FileNotFoundError(f"there is nothing at {source}") from error
             except mlflow.MlflowException as error:
                 above, _, name = source.rpartition("/")
                 beside = mlflow.artifacts.list_artifacts(artifact_uri=above, tracking_uri=self.uri)
                 if name not in {each.path.rpartition("/")[2] for each in beside}:
-                    raise FileNotFoundError(f"nothing lies at {source}") from error
+                    raise FileNotFoundError(f"there is nothing at {source}") from error
                 if last:
                     raise
         raise AssertionError("the last attempt returns or raises")

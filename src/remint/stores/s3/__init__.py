@@ -1,13 +1,13 @@
-"""S3's door, the only caller of boto3: what lies in a bucket below a prefix, brought into a folder.
+"""Interface to S3, the only caller of boto3: it copies the objects below a prefix of a bucket into a folder.
 
     HOME/fetched/NAME/           the objects, each at its key below the prefix, and nothing else
-    HOME/fetched/.NAME.json      manifest: what the bucket said of each (size, ETag), and what lies here (SHA-256, time)
-    HOME/fetched/.NAME.parts/    objects on their way
-    HOME/files/SHA-256           single objects that settings name together with their SHA-256 (file.py)
+    HOME/fetched/.NAME.json      manifest: size and ETag of each object in the bucket, SHA-256 and time of its file here
+    HOME/fetched/.NAME.parts/    unfinished downloads
+    HOME/files/SHA-256           single objects that the settings name together with their SHA-256 (file.py)
 
-Only what changed is fetched. An object is verified before it takes its name, and the manifest is written after the files
-that it vouches for: whenever a process dies, the next one goes on from what is whole. Endpoint and credentials are boto3's
-own affair (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on): neither is written down, nor repeated in an error.
+Only changed objects are fetched. An object is verified before its file gets its name, and the manifest is written after the
+files that it lists. So if a process dies, the next one continues from the complete files. boto3 finds endpoint and
+credentials (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on); remint neither stores them nor repeats them in errors.
 """
 
 from remint.stores.s3.bucket import SCHEME, answers

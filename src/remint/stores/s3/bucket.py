@@ -1,4 +1,4 @@
-"""A bucket as S3 shows it: listed, read object by object with every byte verified, and its errors made ours."""
+"""Bucket on S3: list its objects, read them with every byte verified, and turn boto3's errors into remint's."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from remint.runtime.addresses import TRUST_S3, s3_distrusted
 from remint.runtime.retry import doubling, retry
 
 SCHEME = "s3://"
-REQUESTS = 8  # times that a request is sent which gets no answer, or one that the server blames itself for: for half a minute
-PAUSE = 0.05  # seconds before an object that came cut off is asked for again, twice as many each time
-READ_TIMEOUT = 60  # seconds that an answer may stand still
-DOWNLOADS = 3  # times that an object is fetched whose bytes come broken; one that comes cut off: REQUESTS times
-PAGE = 1000  # objects in one listing, the most that S3 gives
-CONNECTIONS = 16  # at the same time
+REQUESTS = 8  # tries of a request that gets no answer or a server error, over half a minute
+PAUSE = 0.05  # seconds before a truncated object is requested again, doubled each time
+READ_TIMEOUT = 60  # seconds without a byte of an answer
+DOWNLOADS = 3  # tries of an object whose bytes are wrong; a truncated one: REQUESTS tries
+PAGE = 1000  # objects in one listing, S3's maximum
+CONNECTIONS = 16  # parallel connections
 CHUNK = 2**20  # bytes
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")  # of a bucket
-MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag that is one: that of an object which was not uploaded in parts
-GONE = ("PreconditionFailed", "NoSuchKey", "412", "404")  # S3's codes for an object that is not the one that was listed
-STALE = ("ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")  # refusals that come with other statuses than 403
+MD5 = re.compile(r"[0-9a-f]{32}")  # the ETag of an object that was not uploaded in parts
+GONE = ("PreconditionFailed", "NoSuchKey", "412", "404")  # S3's codes for an object that changed since it was listed
+STALE = ("ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")  # refusals with other statuses than 403
 
 
 @dataclass(frozen=True)
 class Listed:
-    """An object as the bucket lists it. ``name``: its path in the folder."""
+    """Object in a bucket's listing. ``name``: its path in the folder."""
 
     name: str
     key: str
     size: int
-    etag: str  # "" where the server gives none
+    etag: str  # "" if the server sends none
     modified: datetime
 
 
 class Changed(Exception):
-    """The object is not the one that was listed."""
+    """Error: the object changed since it was listed."""
 
 
 class _Broken(Exception):
-    """The bytes that came are not those of the object."""
+    """Error: the received bytes are not those of the object."""
 
 
 class Bucket:
-    """What lies below ``prefix``. One for all threads of a fetch."""
+    """Objects below ``prefix``. All threads of a fetch share one instance."""
 
     def __init__(self, bucket: str, prefix: str, requests: int | None = None) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.s3 = _client(requests or REQUESTS)
 
     def objects(self) -> dict[str, Listed]:
-        """Everything below the prefix, by its path in the folder; or the one object that the prefix itself names.
+        """Return the objects below the prefix, by path in the folder; or the single object that the prefix names.
 
-        Raises DataError where that is nothing, or something that cannot be laid down as files below a folder.
+        Raises DataError if there are none, or if their keys cannot be files below a folder.
         """
         prefix = self.prefix
         if prefix and not prefix.endswith("/"):
@@ -74,42 +74,42 @@ class Bucket:
         listing = self.s3.get_paginator("list_objects_v2")
         for page in listing.paginate(Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}):
             for entry in page.get("Contents", []):
-                if entry["Size"] or not entry["Key"].endswith("/"):  # the others are what a console makes to show a folder
+                if entry["Size"] or not entry["Key"].endswith("/"):  # a console makes empty objects to show folders
                     name = path_of(entry["Key"].removeprefix(prefix))
                     found[name] = _listed(name, entry)
         if not found:
-            raise DataError("nothing lies there: correct bucket and prefix, or upload the data")
+            raise DataError("there are no objects: correct bucket and prefix, or upload the data")
         folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
         if both := sorted(folders & set(found)):
-            raise DataError(f"the key {both[0]!r} is an object and the folder of others: rename one of them")
+            raise DataError(f"the key {both[0]!r} is both an object and a folder of other objects: rename one of them")
         return found
 
     def read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
-        """Writes an object's bytes, verified, to ``part``; their SHA-256 and the object's version (None: it has none).
+        """Write an object's bytes, verified, to ``part``. Return their SHA-256 and the object's version (None: it has none).
 
-        ``on_bytes`` is told of each chunk; what it raises ends the read. Raises Changed; IntegrityError where the bytes are
-        DOWNLOADS times not what the bucket says of them; StorageError where they come cut off REQUESTS times.
+        ``on_bytes`` gets the size of each chunk; it may raise to end the read. Raises Changed; IntegrityError if the bytes do
+        not match the bucket's listing DOWNLOADS times; StorageError if they are truncated REQUESTS times.
         """
         from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
         cut, broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError), (_Broken, FlexibleChecksumError)
-        pauses = doubling(PAUSE, REQUESTS)  # boto3 waits before it sends a request again, not where an answer broke off
+        pauses = doubling(PAUSE, REQUESTS)  # boto3 retries requests, but not answers that break off
 
         def download() -> tuple[str, str | None]:
             return retry(lambda: self._read(listed, part, on_bytes), passes=lambda error: isinstance(error, cut), pauses=pauses)
 
-        end = "times: nothing of it was kept; run again"
+        end = "times: nothing was kept; run again"
         try:
             return retry(download, passes=lambda error: isinstance(error, broken), pauses=[0.0] * (DOWNLOADS - 1))
         except broken:
-            raise IntegrityError(f"{listed.key!r} came with other bytes than the bucket says, {DOWNLOADS} {end}") from None
+            raise IntegrityError(f"{listed.key!r} did not match its size or checksum in the bucket, {DOWNLOADS} {end}") from None
         except cut:
-            raise StorageError(f"{listed.key!r} came cut off, {REQUESTS} {end}") from None
+            raise StorageError(f"{listed.key!r} was truncated, {REQUESTS} {end}") from None
 
     def _read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
-        """boto3 verifies the checksum that the server sends, if any.
+        """Read once. boto3 verifies the checksum that the server sends, if any.
 
-        The ETag is the bytes' MD5 where it looks like one and the object is not encrypted with a key of its owner
+        The ETag is the bytes' MD5 if it looks like one and the object is not encrypted with a key of its owner
         (S3's API reference, "Object").
         """
         answer = self._get(listed)
@@ -144,23 +144,21 @@ class Bucket:
 
 
 def parse(where: str, url: str) -> tuple[str, str]:
-    """Bucket and prefix of s3://bucket/prefix. Raises DataError, which does not repeat what may be a password."""
+    """Return bucket and prefix of s3://bucket/prefix. Raises DataError, which does not repeat ``url``: it may hold a password."""
     bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
     if not url.startswith(SCHEME) or not NAME.fullmatch(bucket):
-        raise DataError(
-            f"{where}: expected s3://bucket/prefix, without credentials (those belong into ~/.aws or the environment)"
-        )
+        raise DataError(f"{where}: expected s3://bucket/prefix without credentials (put those into ~/.aws or the environment)")
     return bucket, prefix
 
 
 def path_of(name: str) -> str:
-    """``name``, a key below the prefix, where it can be a file below a folder. Raises DataError where it cannot."""
+    """Return ``name``, a key below the prefix. Raises DataError if it cannot be a file below a folder."""
     parts = name.split("/")
     unfit = any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts)
     if unfit or "\\" in name or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise DataError(
-            f"the key {name!r} cannot be a file below a folder (parts that are empty, '.', '..' or longer than 255 bytes, "
-            "backslashes and NUL are refused): rename the object or take another prefix"
+            f"the key {name!r} cannot be a file below a folder (refused: parts that are empty, '.', '..' or longer than "
+            "255 bytes, backslashes, NUL): rename the object or use another prefix"
         )
     return name
 
@@ -170,7 +168,7 @@ def _listed(name: str, entry: Mapping[str, Any]) -> Listed:
 
 
 def answers(where: str, url: str) -> None:
-    """Asks once whether these credentials may list what lies at an address. Raises as ``door`` does."""
+    """Check, with one request, that these credentials may list an address. Raises as ``door`` does."""
     with door(f"{where}: {url}"):
         asked = Bucket(*parse(where, url), requests=1)
         asked.s3.list_objects_v2(Bucket=asked.bucket, Prefix=asked.prefix, MaxKeys=1)
@@ -182,7 +180,7 @@ def _client(requests: int) -> Any:
 
     config = Config(
         retries={"mode": "standard", "total_max_attempts": requests},
-        response_checksum_validation="when_supported",  # whatever the environment says: with when_required flipped bytes pass
+        response_checksum_validation="when_supported",  # not from the environment: when_required would accept flipped bytes
         max_pool_connections=CONNECTIONS,
         connect_timeout=10,
         read_timeout=READ_TIMEOUT,
@@ -190,22 +188,22 @@ def _client(requests: int) -> Any:
     try:
         client = boto3.session.Session().client("s3", config=config)
     except ValueError:
-        raise StorageError("the endpoint is not an address: correct AWS_ENDPOINT_URL (https://host:port)") from None
+        raise StorageError("the endpoint is not a valid address: correct AWS_ENDPOINT_URL (https://host:port)") from None
     client.meta.events.register_first("needs-retry.s3", _give_up)
     return client
 
 
 def _give_up(caught_exception: Exception | None = None, **_: object) -> None:
-    """boto3 asks before each retry: a certificate that is not trusted will not be trusted later."""
+    """Stop boto3's retries (it calls this before each) if the certificate is not trusted: that will not change."""
     if caught_exception is not None and s3_distrusted(str(caught_exception)):
         raise caught_exception
 
 
 @contextmanager
 def door(where: str) -> Iterator[None]:
-    """Turns boto3's errors, and those of this machine's files, into ours, which begin with ``where``.
+    """Turn errors of boto3 and of local files into remint's, which begin with ``where``.
 
-    ``from None``: the vendor's own words may hold an endpoint with a password in it, and Prefect logs what an error came from.
+    ``from None``: boto3's message may hold an endpoint with a password, and Prefect logs the cause of an error.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -218,29 +216,29 @@ def door(where: str) -> Iterator[None]:
     except BotoCoreError as error:
         raise StorageError(f"{where}: {_unanswered(error)}") from None
     except OSError as error:
-        remedy = "free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "look at that folder's rights"
-        raise StorageError(f"{where}: {error.strerror}: {error.filename}: what was there is intact; {remedy}") from None
+        remedy = "free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that folder's permissions"
+        raise StorageError(f"{where}: {error.strerror}: {error.filename}: earlier files are intact; {remedy}") from None
 
 
 def _answered(where: str, response: Mapping[str, Any]) -> RemintError:
-    """What S3 answered, with what to do about it."""
+    """Return the error for an answer of S3, with its remedy."""
     code, status = response["Error"].get("Code", "?"), response["ResponseMetadata"]["HTTPStatusCode"]
     if code in ("NoSuchBucket", "InvalidBucketName"):
-        return DataError(f"{where}: there is no such bucket at this endpoint: correct the source, or AWS_ENDPOINT_URL")
+        return DataError(f"{where}: this bucket does not exist at this endpoint: correct the source, or AWS_ENDPOINT_URL")
     if code == "InvalidObjectState":
-        return StorageError(f"{where}: objects of it are archived (Glacier): restore them first")
+        return StorageError(f"{where}: some objects are archived (Glacier): restore them first")
     if status in (401, 403) or code in STALE:
         return StorageError(
             f"{where}: S3 refuses ({code}): check the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY) and that they may list and read this"
+            "AWS_SECRET_ACCESS_KEY) and their permission to list and read this"
         )
     if status >= 500 or status == 429:
-        return StorageError(f"{where}: S3 failed {REQUESTS} times (the last time: {status} {code}): run again later")
+        return StorageError(f"{where}: S3 failed {REQUESTS} times (last: {status} {code}): run again later")
     return StorageError(f"{where}: S3 answered {status} {code}: check AWS_REGION and AWS_ENDPOINT_URL")
 
 
 def _unanswered(error: Exception) -> str:
-    """Why no answer came, without the vendor's words."""
+    """Return the reason for a missing answer, without boto3's message."""
     from botocore import exceptions as vendor
 
     kind = type(error).__name__

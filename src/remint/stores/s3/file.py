@@ -1,4 +1,4 @@
-"""One object that settings name together with its SHA-256: fetched once, and never anything else."""
+"""Download of a single object that the settings name together with its SHA-256: fetched once, verified."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from remint.stores.s3.folder import OnEvent
 
 
 def fetch_file(home: Home, key: str, url: str, sha256: str, on_event: OnEvent) -> Path:
-    """HOME/files/``sha256`` with the bytes of that digest, from ``url`` where they are not there yet. Whole or not at all.
+    """Return HOME/files/``sha256``, with the bytes of that digest. Fetch them atomically from ``url`` if they are missing.
 
-    ``key``: the setting that names the address, for errors. Raises DataError where no such object lies there or it changes
-    while it is read, IntegrityError where it is another file, StorageError as ``fetch`` does.
+    ``key``: the setting that names the address, for errors. Raises DataError if the object does not exist or changes while it
+    is read, IntegrityError if it has another SHA-256, StorageError as ``fetch`` does.
     """
     path = home.files / sha256
     if path.is_file() and sha256_file(path) == sha256:
@@ -30,7 +30,7 @@ def fetch_file(home: Home, key: str, url: str, sha256: str, on_event: OnEvent) -
         try:
             found = _read(Bucket(bucket, name), part, on_event)
             if found != sha256:
-                raise IntegrityError(f"its SHA-256 is {found}, expected {sha256}: nothing of it was kept")
+                raise IntegrityError(f"its SHA-256 is {found}, expected {sha256}: nothing was kept")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -38,7 +38,7 @@ def fetch_file(home: Home, key: str, url: str, sha256: str, on_event: OnEvent) -
 
 
 def _read(bucket: Bucket, part: Path, on_event: OnEvent) -> str:
-    """Writes the one object that the address names to ``part``; its SHA-256."""
+    """Write the single object at the address to ``part``. Return its SHA-256."""
     listed, *others = bucket.objects().values()
     if others or listed.key != bucket.prefix:
         raise DataError("it is a folder, expected the address of one file: s3://bucket/key")
@@ -54,4 +54,4 @@ def _read(bucket: Bucket, part: Path, on_event: OnEvent) -> str:
     try:
         return bucket.read(listed, part, on_bytes)[0]
     except Changed:
-        raise DataError("it changed while it was read: run again when nobody writes to it") from None
+        raise DataError("it changed while it was read: run again when no program writes to it") from None

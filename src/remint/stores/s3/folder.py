@@ -1,4 +1,4 @@
-"""The folder that a bucket is brought into: what is there already stays, what is gone goes, the rest is fetched."""
+"""Local copy of a bucket's prefix: unchanged files stay, removed ones are deleted, the rest is fetched."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from remint.runtime.locks import locked
 from remint.runtime.manifest import sha256_file
 from remint.stores.s3.bucket import CONNECTIONS, Bucket, Changed, Listed, door, parse
 
-ROUNDS = 3  # times that the bucket is listed where it changes while it is read
+ROUNDS = 3  # listings of a bucket that changes while it is read
 
 OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """An object that lies in the folder: what the bucket said of it, and what was written."""
+    """Manifest entry of a file in the folder: the bucket's facts about the object, and the file's own."""
 
     size: int
     etag: str
     modified: str
-    version: str | None  # where the bucket keeps versions
+    version: str | None  # None if the bucket keeps no versions
     sha256: str
     mtime_ns: int
 
     def is_of(self, listed: Listed) -> bool:
-        """Whether the bucket still says the same. Without an ETag the time has to do."""
+        """Return whether the object is unchanged in the bucket: by its ETag, or by its time if there is no ETag."""
         same = self.etag == listed.etag if listed.etag else self.modified == listed.modified.isoformat()
         return same and self.size == listed.size
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What one call did: how many objects the folder holds now, and how many files were fetched and removed."""
+    """Result of ``fetch``: the number of objects in the folder, of files fetched, and of files removed."""
 
     objects: int
     fetched: int
@@ -55,11 +55,11 @@ class Fetched:
 
 
 def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> Fetched:
-    """Makes HOME/fetched/``dataset`` hold what lies at ``url``, one process at a time; ``on_event`` is told of progress.
+    """Copy the objects at ``url`` into HOME/fetched/``dataset``, one process at a time. ``on_event`` gets progress events.
 
-    Raises DataError where there is no such bucket or nothing in it, for keys that cannot be paths below a folder, and for
-    objects that change faster than they can be read; StorageError where S3 is out of reach, refuses or fails, or this disk
-    is full; IntegrityError where bytes are not what the bucket says of them.
+    Raises DataError if the bucket does not exist or is empty, if keys cannot be paths below a folder, or if objects change
+    faster than they can be read; StorageError if S3 is out of reach, refuses or fails, or the disk is full; IntegrityError
+    if bytes do not match the bucket's listing.
     """
     key = f"params.yaml: datasets.{dataset}.source"
     bucket, prefix = parse(key, url)
@@ -69,21 +69,21 @@ def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> Fetched:
 
 @contextmanager
 def held(home: Home, dataset: str, url: str) -> Iterator[None]:
-    """Inside the block nobody changes what was fetched. Raises StorageError where it is of another source by now."""
+    """Keep the fetched files unchanged inside the block. Raises StorageError if they are from another source by now."""
     with _locked(home, dataset, shared=True):
         if _known(_manifest(home.fetched, dataset), url) is None:
-            raise StorageError(f"{home.fetched / dataset} was fetched from another source meanwhile, by another job: run again")
+            raise StorageError(f"another job has fetched {home.fetched / dataset} from another source meanwhile: run again")
         yield
 
 
 def _locked(home: Home, dataset: str, *, shared: bool = False) -> AbstractContextManager[None]:
-    """The lock of a dataset's folder. Ctrl-C ends the wait for it."""
+    """Return the lock of a dataset's folder. Ctrl-C ends the wait for it."""
     path = home.lock(f"fetched-{hashlib.sha256(dataset.encode()).hexdigest()[:16]}")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def pause() -> None:
         if processes.stopping.wait(0.1):
-            raise Interrupted(f"interrupted while another job fetched {dataset}")
+            raise Interrupted(f"interrupted while waiting for another job that fetches {dataset}")
 
     return locked(path, shared=shared, pause=pause)
 
@@ -93,7 +93,7 @@ def _manifest(root: Path, dataset: str) -> Path:
 
 
 def _known(path: Path, url: str) -> dict[str, Kept] | None:
-    """What a manifest vouches for; None where there is none of this source that can be read: then all is fetched again."""
+    """Return the entries of a manifest; None if it is missing, unreadable or of another source: then all is fetched again."""
     try:
         content = json.loads(path.read_bytes())
         if content["source"] != url:
@@ -104,7 +104,7 @@ def _known(path: Path, url: str) -> dict[str, Kept] | None:
 
 
 class _Fetch:
-    """One fetch, and how far it has come."""
+    """One fetch and its progress."""
 
     def __init__(self, bucket: Bucket, url: str, root: Path, dataset: str, on_event: OnEvent) -> None:
         self.bucket, self.url, self.on_event = bucket, url, on_event
@@ -126,11 +126,11 @@ class _Fetch:
             if not changed:
                 return Fetched(len(listed), self.count, removed)
         raise DataError(
-            f"the object {changed[0]!r} changed while it was read, {ROUNDS} times: run again when nobody writes to the bucket"
+            f"the object {changed[0]!r} changed while it was read, {ROUNDS} times: run again when no program writes to the bucket"
         )
 
     def _is_here(self, listed: Listed) -> bool:
-        """Whether the object lies here as it was written: by size and time, else by its SHA-256."""
+        """Return whether the object is here, unchanged: by size and time, or by its SHA-256 if the time differs."""
         kept, path = self.kept.get(listed.name), self.folder / listed.name
         if kept is None or not kept.is_of(listed):
             return False
@@ -150,12 +150,12 @@ class _Fetch:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise StorageError(
-                f"no room for {needed / 2**20:.0f} MiB in {self.folder} ({free / 2**20:.0f} MiB are free): nothing was fetched; "
+                f"no room for {needed / 2**20:.0f} MiB in {self.folder} ({free / 2**20:.0f} MiB free): nothing was fetched; "
                 "free space, or set REMINT_HOME to a folder of a larger disk"
             )
 
     def _remove_others(self, names: set[str]) -> int:
-        """Takes away what the bucket does not hold, and every link: nothing is written through one. How many files."""
+        """Remove files that are not in the bucket, and all links (nothing may be written through one). Return their number."""
         removed = 0
         for place, folders, files in os.walk(self.folder, topdown=False):
             for path in (Path(place, each) for each in (*files, *folders)):
@@ -169,7 +169,7 @@ class _Fetch:
         return removed
 
     def _get_all(self, missing: list[Listed]) -> list[str]:
-        """Fetches objects, several at a time; the keys of those that changed meanwhile. What is whole is kept in any case."""
+        """Fetch objects in parallel. Return the keys of those that changed meanwhile. Complete files are kept in any case."""
         todo: queue.SimpleQueue[Listed] = queue.SimpleQueue()
         for each in missing:
             todo.put(each)
@@ -187,7 +187,7 @@ class _Fetch:
                         for worker in ended:
                             worker.result()
                         if processes.stopping.is_set():
-                            raise Interrupted("interrupted: what was fetched is kept; run the same command again to go on")
+                            raise Interrupted("interrupted: fetched files are kept; run the same command again to continue")
                 except BaseException:
                     self.stop.set()
                     raise
@@ -198,7 +198,7 @@ class _Fetch:
         return changed
 
     def _work(self, todo: queue.SimpleQueue[Listed], changed: list[str]) -> None:
-        """One worker: takes objects until there are no more, or somebody failed."""
+        """Fetch objects from the queue until it is empty or a worker has failed."""
         part = self.parts / str(threading.get_ident())
         while not self.stop.is_set():
             try:
@@ -225,7 +225,7 @@ class _Fetch:
             self.bytes += count
 
     def _write(self) -> None:
-        """The manifest, in one rename, after the files that it names."""
+        """Write the manifest atomically, after the files that it lists."""
         temporary = self.manifest.with_suffix(".tmp")
         objects = {name: asdict(kept) for name, kept in sorted(self.kept.items())}
         with temporary.open("w") as stream:
