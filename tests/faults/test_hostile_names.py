@@ -254,6 +254,6 @@ def test_tags_of_yaml_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_cannot_be_written(home: Home, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="it cannot be written: File name too long"):
+    with pytest.raises(SettingsError, match="cannot be written: File name too long"):
         queries.sample(home, f"{MODEL}/1", 1, 0, None, tmp_path / f"{'x' * 300}.npy")
     assert not is_name("x" * 101)

@@ -122,7 +122,7 @@ def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(ho
     assert verdict(other) == ("refused", False, 1)
     (reason,) = other.decision.reasons
     assert reason.startswith(f"{MODEL}/2 was rolled back on 20") and reason.endswith(
-        " by ada: the sevens blur; promote it by hand"
+        " by ada: the sevens blur; only a person can promote it now"
     )
     assert [(rule.rule, rule.passed) for rule in other.decision.rules] == [
         ("person", False),
@@ -205,7 +205,7 @@ def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Hom
     with job_of(home, 3, told=told) as (job, evidence):
         assert judge_version(job, registered, evidence).decision.champion == 2
     assert open_tracking(home).aliases(MODEL) == {"champion": 2}
-    assert any(event == "notice" and f"stands for {MODEL}/2 now" in fields["text"] for event, fields in told)
+    assert any(event == "notice" and f"names {MODEL}/2 now" in fields["text"] for event, fields in told)
 
 
 @pytest.mark.parametrize("point", ["project", "page", "attach", "set_tags", "artifacts"])

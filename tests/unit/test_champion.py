@@ -127,9 +127,9 @@ def test_drift_comes_with_the_evidence_and_is_measured_once(
 @pytest.mark.parametrize(
     ("owner", "name", "why"),
     [
-        (Workspace, "former", "cannot be had: dvc pull failed: it is gone"),
+        (Workspace, "former", "cannot be restored: dvc pull failed: it is gone"),
         (Tracking, "attachment", "it is gone"),
-        (None, "", "not the dataset version that it was trained on"),
+        (None, "", "another dataset version than the one that it was trained on"),
     ],
 )
 def test_data_that_cannot_be_had_are_no_failure(

@@ -75,10 +75,10 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     cases.judge(home, "promoted", 3)
     before = rows(home)
     with pytest.raises(
-        ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), and {MODEL}/2 was to be"
+        ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), but {MODEL}/2 was to"
     ) as said:
         decide.promote(home, f"{MODEL}/2", "it is fine")
-    assert f"promoted against {MODEL}/1: nothing was written; run {MODEL} again to have it judged, or give --against 3" in str(
+    assert f"replace {MODEL}/1. Nothing was written. Run `remint run {MODEL}` to judge it again, or give --against 3" in str(
         said.value
     )
     for stale in (1, 4, "none"):
@@ -90,7 +90,7 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
 
 
 def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, quick: list[Path]) -> None:
-    with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged: .* --against none"):
+    with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged. .*: --against none"):
         decide.promote(home, f"{MODEL}/1", "first")
     assert decide.promote(home, f"{MODEL}/1", "first", against="none").champion_after == 1
     with pytest.raises(SettingsError, match="is the champion already"):
@@ -146,9 +146,7 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
     assert (
         decide.objection(open_ledger(home).rows(MODEL, 2)) == f"{MODEL}/2 was rejected on {row.at[:10]} by ada: smears the sevens"
     )
-    with pytest.raises(
-        ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; decide again"
-    ):
+    with pytest.raises(ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; decide again"):
         cases.append(home, "promoted", 2)  # the gate, which judged it before
     with pytest.raises(ChampionChanged, match="was rejected"):
         cases.append(home, "awaiting_approval", 2)
@@ -190,10 +188,10 @@ def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) 
     assert again.champion_after == 1, "what was rolled back is not gone back to"
     assert again.why.splitlines() == [
         "worse still",
-        f"passed over: {MODEL}/3 was rolled back on {row.at[:10]} by ada: the sevens blur",
+        f"skipped: {MODEL}/3 was rolled back on {row.at[:10]} by ada: the sevens blur",
     ]
     with pytest.raises(
-        IntegrityError, match=f"no former champion of {MODEL} can be rolled back to; nothing was written: {MODEL}/2 was rolled"
+        IntegrityError, match=f"no former champion of {MODEL} can be restored; nothing was written: {MODEL}/2 was rolled"
     ):
         decide.rollback(home, MODEL, "and again")
     assert len(rows(home)) == 5
@@ -210,8 +208,8 @@ def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: H
     row = decide.rollback(home, MODEL, "bad")
     assert row.champion_after == 1
     _, damaged, gone = row.why.splitlines()
-    assert damaged.startswith(f"passed over: {MODEL}/3 does not load: ") and "weights.safetensors is damaged" in damaged
-    assert gone.startswith(f"passed over: {MODEL}/2 does not load: {MODEL} has no version 2")
+    assert damaged.startswith(f"skipped: {MODEL}/3 does not load: ") and "weights.safetensors is damaged" in damaged
+    assert gone.startswith(f"skipped: {MODEL}/2 does not load: {MODEL} has no version 2")
 
 
 def test_without_a_champion_before_there_is_nothing_to_go_back_to(home: Home) -> None:
@@ -239,7 +237,7 @@ def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]
     assert expiry.data_changed(home, store.version(f"{MODEL}/2"), open_ledger(home).rows(MODEL, 2)) is None
     store.set_tags(store.version(f"{MODEL}/4"), VersionTags(dataset="e" * 64))  # registered last
     with pytest.raises(
-        ApprovalExpired, match=rf"approval of {MODEL}/2 expired: {MODEL}/4 is of other data since .*eeee.* --against 1"
+        ApprovalExpired, match=rf"approval of {MODEL}/2 expired: {MODEL}/4 has other data since then .*eeee.* --against 1"
     ) as said:
         decide.promote(home, f"{MODEL}/2", "fine")
     assert "\n" not in str(said.value) and len(rows(home)) == 2
@@ -253,7 +251,7 @@ def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home
     cases.judge(home, "awaiting_approval", 4)
     assert expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4)) is None
     cases.judge(home, "kept", 1)  # the source gives the former data again
-    with pytest.raises(ApprovalExpired, match=f"{MODEL}/1 is of other data since"):
+    with pytest.raises(ApprovalExpired, match=f"{MODEL}/1 has other data since then"):
         decide.promote(home, f"{MODEL}/4", "fine")
 
 
@@ -283,8 +281,8 @@ def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) ->
 
     assert changed() is None
     np.save(home.repository / "x.npy", x_NCHW[::-1])
-    assert changed() == "x.npy holds other data since"
+    assert changed() == "x.npy changed since then"
     (home.repository / "x.npy").write_bytes(b"no array")
-    assert (changed() or "").startswith("its data cannot be read any more: ")
+    assert (changed() or "").startswith("its data can no longer be read: ")
     (home.repository / "params.yaml").write_text("datasets: nonsense")
     assert changed() is None, "settings that are broken tell nothing of the data"

@@ -166,14 +166,16 @@ def test_what_a_person_took_out_of_the_running_is_refused_and_the_other_rules_ar
     champion = None if first else evidence(1.9, key="champion")
     decision = decide(evidence(1.8), champion, person="m/2 was rolled back on 2026-05-01 by ada: it blurs")
     assert decision.verdict == "refused"
-    assert decision.reasons == ("m/2 was rolled back on 2026-05-01 by ada: it blurs; promote it by hand",)
+    assert decision.reasons == ("m/2 was rolled back on 2026-05-01 by ada: it blurs; only a person can promote it now",)
     told = [(rule.rule, rule.passed) for rule in decision.rules]
     assert told == [("person", False), ("leakage", True), ("require", True), ("improve", True)][: 3 if first else 4]
 
 
 def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> None:
     decision = decide(evidence(1.8), evidence(1.9, key="champion"), cut_short="training collapsed: it covers half")
-    assert decision.verdict == "refused" and decision.reasons[0].startswith("training collapsed: it covers half; a training")
+    assert decision.verdict == "refused" and decision.reasons[0].startswith(
+        "training collapsed: it covers half; the gate does not promote"
+    )
     assert [(rule.rule, rule.passed) for rule in decision.rules] == [
         ("evidence", False),
         ("leakage", True),
@@ -209,12 +211,12 @@ BAD = {
     "nan value": (unfinite(float("nan")), "is not finite (1 of 360 values)"),
     "inf value": (unfinite(float("inf")), "is not finite"),
     "nan in report": (nan_in_the_report(), "is not finite"),
-    "no list": (Evidence(evidence().report, {"nll": np.zeros((3, 3))}), "no list of numbers"),
-    "words": (Evidence(evidence().report, {"nll": np.array(["a"] * N)}), "no list of numbers"),
-    "interval": (evidence(low=2.0, high=1.0), "down to"),
+    "no list": (Evidence(evidence().report, {"nll": np.zeros((3, 3))}), "no array of numbers"),
+    "words": (Evidence(evidence().report, {"nll": np.array(["a"] * N)}), "no array of numbers"),
+    "interval": (evidence(low=2.0, high=1.0), "lower limit 2 is above its upper limit 1"),
     "other values": (
         Evidence(evidence().report.model_copy(update={"values_sha256": "0" * 64}), evidence().values),
-        "not those that its report",
+        "do not match the digest in its report",
     ),
 }
 UNLIKE = {
@@ -395,12 +397,12 @@ def test_an_automatic_margin_is_what_two_seeds_differ_by() -> None:
     margin = 2.131847 * np.sqrt(2.0) * deviation  # t at 0.95 with 4 degrees of freedom
     champion = evidence(1.9, key="champion", noise=2)
     lucky, better = (decide(evidence(1.9 - share * margin), champion, AUTO, spread=seeds, recipe="r") for share in (0.9, 1.2))
-    assert lucky.verdict == "kept" and f"by more than {margin:.4f}, which two of 5 seeds differ by," in lucky.reasons[0]
+    assert lucky.verdict == "kept" and f"by more than {margin:.4f}, the seed-to-seed variation (5 seeds)," in lucky.reasons[0]
     assert better.verdict == "promoted" and better.evidence["spread"] == seeds.digest
     assert better.rules[-1].margin == pytest.approx(margin)
     assert decide(evidence(1.9 - 0.9 * margin), champion, RULES).verdict == "promoted"  # what margin 0 makes of luck
     other = decide(evidence(1.8), champion, AUTO, spread=spread(1.90, 1.91, 1.89, recipe="before"), recipe="r")
-    assert "of other settings than today's" in other.rules[-1].reason
+    assert "measured with other settings than today's" in other.rules[-1].reason
 
 
 @pytest.mark.parametrize("seeds", [None, spread(1.9, 1.91), spread()], ids=["none", "two", "of no seed"])
@@ -465,7 +467,7 @@ def test_examples_that_stand_in_a_training_split_refuse() -> None:
     leaked = decide(of(seen(2, 3)), champion)
     assert leaked.verdict == "refused"
     assert leaked.reasons[0] == (
-        "5 of 360 held-out examples stand in the training split (2 exactly, 3 nearly: within 2% of the range), and 1.00% may"
+        "5 of 360 held-out examples are also in the training split (2 exactly, 3 nearly: within 2% of the range); the limit is 1.00%"
     )
     assert decide(of(seen(2, 3)), champion, RULES.model_copy(update={"leakage": 0.02})).verdict == "promoted"
     assert decide(of(None), champion).verdict == "refused"

@@ -65,7 +65,7 @@ def findings(home: Home) -> list[str]:
 @pytest.mark.parametrize(("place", "where"), [(here, "on this machine"), (in_mlflow, "in MLflow")])
 def test_a_changed_decision_is_named_with_its_place(home: Home, place: object, where: str) -> None:
     path = place(home, 2)  # type: ignore[operator]
-    said = [f"{MODEL}: the decision.json of version 2 {where} was changed or exchanged: it is not the one that row 2 recorded"]
+    said = [f"{MODEL}: the decision.json of version 2 {where} was changed or replaced: it does not match the digest in row 2"]
     decision(2, 1, "kept", "a better reason").write(path)
     assert findings(home) == said
     path.write_text("{not json")
@@ -80,7 +80,7 @@ def test_one_copy_is_enough_and_none_is_a_finding(home: Home) -> None:
     in_mlflow(home, 2).unlink()
     assert findings(home) == []
     here(home, 2).unlink()
-    said = "the decision.json of version 2, which row 2 recorded, is missing, on this machine and in MLflow"
+    said = "the decision.json of version 2, recorded in row 2, is missing on this machine and in MLflow"
     assert findings(home) == [f"{MODEL}: {said}"]
     Collected(home.ledger_url).record(MODEL, {2: "k" * 64})
     assert findings(home) == [], "remint gc removed that version"
@@ -90,7 +90,7 @@ def test_a_version_that_mlflow_no_longer_has_lacks_its_decision_there(home: Home
     cases.delete(home, 2)
     assert findings(home) == []
     shutil.rmtree(home.report(MODEL, 2))
-    assert any("the decision.json of version 2, which row 2 recorded, is missing" in line for line in findings(home))
+    assert any("the decision.json of version 2, recorded in row 2, is missing" in line for line in findings(home))
 
 
 def test_a_tag_alone_that_is_changed_changes_nothing(home: Home) -> None:

@@ -142,7 +142,7 @@ def story(spec: DataSpec = IMAGES, shift: float = -0.4, champion: bool = True, *
     png = io.BytesIO()
     Image.new("RGB", (40, 20), "white").save(png, "PNG")
     drawn = dict.fromkeys(("curves", "likelihood", "columns"), png.getvalue())
-    both = {"champion": theirs, "holder": theirs.version} if champion else {}
+    both = {"champion": theirs, "champion_version": theirs.version} if champion else {}
     return Story(decision, RULES, row, spec, rows(spec, 64, 0), ours, **both, pictures=drawn)
 
 
@@ -280,7 +280,7 @@ def test_drift_and_leakage_are_told() -> None:
     change = Change(of=HOSTILE, statistic="mean", before=1.0, after=2.5, change=1.5, low=1.2, high=1.8, p=0.001)
     drift = Drift(former="d0", present="d", comparable=True, summary="one thing changed", before={"train": 80}, after={"train": 100}, kept=75, added=25, removed=5, tested=9, changed=(change,))  # fmt: skip
     text = Page(render(replace(story(), drift=drift))).words["Data"]
-    assert "75 training examples stayed, 25 came and 5 went" in text and "1 of 9 statistics changed" in text
+    assert "75 training examples are unchanged, 25 were added and 5 were removed" in text and "1 of 9 statistics changed" in text
     assert "one thing changed" in text and "mean of <script>" in text and "[+1.20, +1.80]" in text
     assert "None of 60 held-out examples in the training split (0.00%)" in text
     assert "None of 60 held-out examples in the training split of the champion" in text

@@ -56,7 +56,7 @@ def test_what_a_crash_left_behind_is_mended_at_the_next_touch(home: Home) -> Non
     first, second, third = (cases.append(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
     assert open_tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
     said = sync_mlflow_to_ledger(home, MODEL)
-    assert f"{MODEL}@champion stood for nothing and stands for {MODEL}/3 now, as the ledger says" in said and len(said) == 4
+    assert f"{MODEL}@champion named nothing; it names {MODEL}/3 now, as the ledger does" in said and len(said) == 4
     assert open_tracking(home).aliases(MODEL) == {"champion": 3}
     for version, row in ((1, first), (2, second), (3, third)):
         assert tags(home, version) == {"verdict": row.action, "ledger_hash": row.hash, "ledger_row": str(row.sequence)}
@@ -83,7 +83,7 @@ def test_an_edited_alias_follows_the_ledger_again(home: Home, alias: str, to: in
     cases.judge(home, "promoted", 1)
     open_tracking(home).set_alias(MODEL, alias, to)
     (said,) = sync_mlflow_to_ledger(home, MODEL)
-    assert said.startswith(f"{MODEL}@{alias} stood for ") and open_tracking(home).aliases(MODEL) == {"champion": 1}
+    assert said.startswith(f"{MODEL}@{alias} named ") and open_tracking(home).aliases(MODEL) == {"champion": 1}
 
 
 def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_a_ledger_that_was_cut_short_shows_and_goes_on_showing(home: Home) -> No
     for _ in range(2):  # and no command writes over what tells of it
         (said,) = findings(home)
         assert said.startswith(
-            f"{MODEL}: row 3, which {MODEL}/3 carries the hash of, is gone or was rewritten: no row has its hash "
+            f"{MODEL}: row 3, whose hash is a tag of {MODEL}/3, is gone or was rewritten: no row has its hash "
         )
         queries.models(home, MODEL)
     cases.judge(home, "promoted", 2 if open_ledger(home).champion(MODEL) != 2 else 1)
@@ -195,7 +195,9 @@ def test_a_ledger_that_was_written_anew_from_its_start_shows(home: Home) -> None
     cases.sql(home, *forged)
     assert queries.history(home, MODEL).findings == ()
     said = findings(home)
-    assert len(said) == 3 and all(any(f"row {number}, which {MODEL}/{number} " in line for line in said) for number in (1, 2, 3))
+    assert len(said) == 3 and all(
+        any(f"row {number}, whose hash is a tag of {MODEL}/{number}," in line for line in said) for number in (1, 2, 3)
+    )
 
 
 def test_a_ledger_that_was_emptied_shows(home: Home) -> None:
@@ -204,7 +206,7 @@ def test_a_ledger_that_was_emptied_shows(home: Home) -> None:
     with pytest.raises(NotFoundError):
         queries.history(home, MODEL)
     (said,) = findings(home)
-    assert f"row 1, which {MODEL}/1 carries the hash of, is gone" in said
+    assert f"row 1, whose hash is a tag of {MODEL}/1, is gone" in said
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         found = roots(home, window=2)
         assert [type(root) for root in found] == [Root] * 4
         assert {root.version.ref: root.why for root in found} == {
-            "m/2": "champion 1 before, to roll back to",
-            "m/3": f"champion of the ledger, job {job.id} runs and judges against it",
+            "m/2": "former champion 1, kept for a rollback",
+            "m/3": f"champion of the ledger, running job {job.id} compares its model with it",
             "m/5": "kept by tag: a paper cites it",
             "m/6": "@shadow",
         }

@@ -1,4 +1,4 @@
-"""The champion, measured again on a challenger's data with its settings, and its own data held against today's."""
+"""Evaluation of the champion on the challenger's data and settings, and the drift since the champion was trained."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ from remint.runtime import manifest, processes
 from remint.stores.dvc import last_error_line, workspace_environment
 from remint.stores.mlflow import ModelVersion
 
-# A process that was stopped or killed, an MLflow that is away and a full disk say nothing of the champion: the next run judges.
-FROM_OUTSIDE = (Interrupted, StepError, TrackingError, StorageError)
+# A stopped or killed process, MLflow out of reach or a full disk is no fault of the champion: the run fails, the next one judges.
+OUTSIDE_ERRORS = (Interrupted, StepError, TrackingError, StorageError)
 
 
 @dataclass(frozen=True)
 class ChampionEvidence:
-    """What a challenger is held against. Nothing at all: there is no champion."""
+    """Evidence of the champion that a challenger is compared with. All fields None: there is no champion."""
 
     evidence: Evidence | None = None  # on the challenger's data with its settings
-    unavailable_reason: str | None = None  # why there is none
+    unavailable_reason: str | None = None  # why the champion has no evidence
     drift: Drift | None = None  # since the champion was trained; None: it was trained on the challenger's data
-    leakage: Leakage | None = None  # of today's held-out split into what the champion was trained on; None: not known
-    folder: Path | None = None  # its report, with pictures
+    leakage: Leakage | None = None  # of today's held-out split into the champion's training split; None: not known
+    folder: Path | None = None  # the champion's report, with pictures
 
 
 def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
-    """The champion's evidence on the challenger's data and settings, or why there is none, and what drifted.
+    """Return the champion's evidence on the challenger's data and settings, or the reason why there is none, and the drift.
 
-    ``own``: the challenger's evidence.
+    ``own``: the challenger's evidence. ``version``: number of the champion.
 
-    Cached by what it depends on: the champion's weights and data, the dataset version, how each metric is measured, and the
-    evaluation's code.
-    Where the champion's own data cannot be had, the drift says why, and the champion is measured all the same.
+    The cache key holds the champion's weights and data, the dataset version, the way each metric is measured, and the
+    evaluation's code. If the champion's own data is missing, the drift gives the reason, and the champion is measured all the
+    same.
     """
     try:
-        holder = job.tracking.version(f"{job.pipeline}/{version}")
-        if holder.key == job.model.key:
+        champion = job.tracking.version(f"{job.pipeline}/{version}")
+        if champion.key == job.model.key:
             return ChampionEvidence(own, leakage=own.report.leakage, folder=job.out("reports"))
-    except FROM_OUTSIDE:
+    except OUTSIDE_ERRORS:
         raise
     except RemintError as error:
         return ChampionEvidence(unavailable_reason=f"champion {job.pipeline}/{version} could not be measured again: {error}")
     former, drift = None, None
-    folder = _cached(job, holder, own)
-    if holder.dataset != own.report.dataset and not (folder / "drift.json").exists():
-        former, drift = _former(job, holder)
+    folder = _cached(job, champion, own)
+    if champion.dataset != own.report.dataset and not (folder / "drift.json").exists():
+        former, drift = _former(job, champion)
     try:
         if not (folder / "report.json").exists() or former is not None:
-            bundle = job.tracking.fetch(holder, job.record.folder / "champion")
+            bundle = job.tracking.fetch(champion, job.record.folder / "champion")
             _measure(job, bundle, former, folder)
             shutil.rmtree(bundle, ignore_errors=True)
         found = Evidence.load(folder)
         if (folder / "drift.json").exists():
             drift = Drift.read(folder / "drift.json")
         return ChampionEvidence(found, drift=drift, leakage=found.report.leakage, folder=folder)
-    except FROM_OUTSIDE:
+    except OUTSIDE_ERRORS:
         raise
     except RemintError as error:
-        why = f"champion {holder.ref} could not be measured again: {error}"
-        if drift is None and holder.dataset != own.report.dataset:
-            drift = _unknown(job, holder, f"what changed since the champion {holder.ref} was trained cannot be told: {error}")
+        why = f"champion {champion.ref} could not be measured again: {error}"
+        if drift is None and champion.dataset != own.report.dataset:
+            drift = _unknown_drift(job, champion, f"drift since champion {champion.ref} was trained is not known: {error}")
         return ChampionEvidence(unavailable_reason=why, drift=drift)
     finally:
         if former is not None:
@@ -75,7 +75,7 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
 
 
 def keep(job: Retraining, found: ChampionEvidence, folder: Path) -> None:
-    """Says what drifted, and keeps it with the report of the version that is judged (``folder``)."""
+    """Report the drift, and write it to the report of the version that is judged (``folder``)."""
     if found.drift is None:
         return
     job.tell("notice", text=found.drift.summary)
@@ -84,44 +84,44 @@ def keep(job: Retraining, found: ChampionEvidence, folder: Path) -> None:
         shutil.copyfile(found.folder / "drift.png", folder / "drift.png")
 
 
-def _cached(job: Retraining, holder: ModelVersion, own: Evidence) -> Path:
-    """The folder of the champion's evaluation. Its key names the data that it was trained on, too (TrainedModel.key)."""
+def _cached(job: Retraining, champion: ModelVersion, own: Evidence) -> Path:
+    """Cache folder of the champion's evaluation. Its name also depends on the champion's training data (TrainedModel.key)."""
     how = {name: value.fingerprint for name, value in own.report.metrics.items()}
     settings = job.settings.evaluation.model_dump(mode="json")
     step = manifest.sha256_tree(
         job.dvc.folder / f"outs/resolved/evaluate/{job.pipeline}.json", job.dvc.folder / "constraints.txt"
     )
-    key: dict[str, Any] = {"key": holder.key, "dataset": own.report.dataset, "how": how, "settings": settings, "step": step}
-    return job.home.path / "evaluations" / digest({**key, "former": holder.dataset})
+    key: dict[str, Any] = {"key": champion.key, "dataset": own.report.dataset, "how": how, "settings": settings, "step": step}
+    return job.home.path / "evaluations" / digest({**key, "former": champion.dataset})
 
 
-def _former(job: Retraining, holder: ModelVersion) -> tuple[Path | None, Drift | None]:
-    """The folder of the data that the champion was trained on; or why they cannot be had."""
+def _former(job: Retraining, champion: ModelVersion) -> tuple[Path | None, Drift | None]:
+    """Return the folder of the champion's own data; if it cannot be restored, a Drift with the reason."""
     try:
-        lock = job.tracking.attachment(holder, "dvc.lock", job.record.folder / "former")
-        if manifest.sha256_file(lock) != holder.tags.dvc_lock_sha256:
-            raise IntegrityError(f"the dvc.lock that {holder.ref} carries is not the one that it was registered with")
-        folder = job.dvc.former(lock, f"prepare@{holder.tags.origin.name}")
+        lock = job.tracking.attachment(champion, "dvc.lock", job.record.folder / "former")
+        if manifest.sha256_file(lock) != champion.tags.dvc_lock_sha256:
+            raise IntegrityError(f"the dvc.lock of {champion.ref} in MLflow is not the one that it was registered with")
+        folder = job.dvc.former(lock, f"prepare@{champion.tags.origin.name}")
         try:
-            same = DatasetVersion.read(folder / "dataset.json").digest == holder.dataset
+            same = DatasetVersion.read(folder / "dataset.json").digest == champion.dataset
         except (OSError, ValueError):
             same = False
         if not same:
             shutil.rmtree(folder, ignore_errors=True)
-            raise IntegrityError("what dvc gave back is not the dataset version that it was trained on")
-    except FROM_OUTSIDE:
+            raise IntegrityError("dvc restored another dataset version than the one that it was trained on")
+    except OUTSIDE_ERRORS:
         raise
     except RemintError as error:
-        why = f"what changed since the champion {holder.ref} was trained cannot be told, its data cannot be had: {error}"
-        return None, _unknown(job, holder, why)
+        why = f"drift since champion {champion.ref} was trained is not known, because its data cannot be restored: {error}"
+        return None, _unknown_drift(job, champion, why)
     return folder, None
 
 
-def _unknown(job: Retraining, holder: ModelVersion, why: str) -> Drift:
-    """The record where nothing can be told but the numbers of examples."""
-    known = {split: count for split, count in holder.tags.origin.counts.items() if split in job.dataset.counts}
+def _unknown_drift(job: Retraining, champion: ModelVersion, why: str) -> Drift:
+    """A drift record that holds only the numbers of examples and the reason."""
+    known = {split: count for split, count in champion.tags.origin.counts.items() if split in job.dataset.counts}
     return Drift(
-        former=holder.dataset,
+        former=champion.dataset,
         present=job.dataset.digest,
         comparable=False,
         summary=why,
@@ -131,7 +131,7 @@ def _unknown(job: Retraining, holder: ModelVersion, why: str) -> Drift:
 
 
 def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> None:
-    """Runs the workspace's own evaluate step on another bundle. Complete or not there at all."""
+    """Run the workspace's evaluate step on ``bundle``. Afterwards ``out`` is complete, or does not exist."""
     dataset = job.settings.dataset
     features = job.dvc.key("features", dataset, job.pipeline)
     for mended in job.dvc.whole(f"prepare@{dataset}", f"features@{features}"):

@@ -1,9 +1,9 @@
-"""A person's word on a version: promote, reject, roll back. Each is one row of the ledger, by compare-and-swap.
+"""Decisions of a person on a version: promote, reject, roll back. Each is one ledger row, written by compare-and-swap.
 
-What a person decides is decided against the champion that the person believes stands. Where another stands by now
-nothing is written, and the error says who. Before a version becomes champion its bytes are fetched from the store and held
-against its digests: they are those that a fresh process loaded when it was registered. To go back to a former champion, which
-may be of another torch, a fresh process loads it again. MLflow follows the ledger (remint.stores.open).
+A person decides against a champion. If another version is champion by now, nothing is written, and the error names it.
+Before a version becomes champion, its bytes are fetched from the store and compared with its digests: a fresh process loaded
+the same bytes when the version was registered. A former champion may need another torch, so before a rollback a fresh process
+loads it again. MLflow follows the ledger (remint.promotion.projection).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Against = int | Literal["judged", "none"]  # judged: the champion that the versi
 
 
 def promote(home: Home, ref: str, reason: str, against: Against = "judged", who: str | None = None) -> LedgerRow:
-    """Makes a version the champion by a person's word; the ledger row. ``who``: None is the person who runs this.
+    """Make a version the champion. Return the ledger row. ``who``: None is the user of this process.
 
-    Raises ChampionChanged where another champion stands than ``against``, ApprovalExpired where the version awaits an
-    approval that was asked for with other data (an explicit ``against`` overrules that), IntegrityError where its bytes are
-    gone or damaged, SettingsError where it is the champion already. Nothing was written then.
+    Raises ChampionChanged if the champion is not ``against``, ApprovalExpired if the data changed since approval was
+    requested (an explicit ``against`` skips this check), IntegrityError if the bytes are missing or damaged, SettingsError
+    if the version is the champion already. Each error means that nothing was written.
     """
     version, book = current_version(home, ref), open_ledger(home)
     rows, present = book.rows(version.name, version.version), book.champion(version.name)
     if version.version == present:
         raise SettingsError(f"{version.ref} is the champion already")
-    believed = _believed(version, rows, present, against)
-    if believed != present:
-        raise _changed(book, version, believed)
+    expected = _decided_against(version, rows, present, against)
+    if expected != present:
+        raise _changed(book, version, expected)
     if against == "judged":
         changed = expiry.data_changed(home, version, rows)
         if changed:
-            again = f"run {version.name} again, or promote it on what is known of it with --against {_name(present)}"
-            raise ApprovalExpired(f"the approval of {version.ref} expired: {changed}; nothing was written: {again}")
-    _verify(home, version, load=version.tags.verified is None)  # one of an older remint, which loaded it nowhere
+            again = f"Run `remint run {version.name}` again, or skip this check with --against {_name(present)}"
+            raise ApprovalExpired(f"the approval of {version.ref} expired: {changed}. Nothing was written. {again}")
+    _verify(home, version, load=version.tags.verified is None)  # an older remint did not load it at registration
     try:
         row = book.append(
             version.name,
@@ -56,24 +56,24 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
             who=who or getpass.getuser(),
             why=reason,
             evidence="",
-            expected_champion=believed,
+            expected_champion=expected,
         )
     except ChampionChanged:
-        raise _changed(book, version, believed) from None
+        raise _changed(book, version, expected) from None
     sync_mlflow_to_ledger(home, version.name)
     return row
 
 
 def reject(home: Home, ref: str, reason: str, who: str | None = None) -> LedgerRow:
-    """Turns a version down by a person's word, whoever is champion; the ledger row. The gate alone never promotes it again.
+    """Reject a version against any champion. Return the ledger row. The gate alone never promotes the version again.
 
-    Raises SettingsError where it is the champion.
+    Raises SettingsError if it is the champion.
     """
     version, book = current_version(home, ref), open_ledger(home)
     while True:
         present = book.champion(version.name)
         if version.version == present:
-            raise SettingsError(f"{version.ref} is the champion already: remint rollback {version.name} goes back from it")
+            raise SettingsError(f"{version.ref} is the champion: use `remint rollback {version.name}` to replace it")
         try:
             row = book.append(
                 version.name,
@@ -86,17 +86,17 @@ def reject(home: Home, ref: str, reason: str, who: str | None = None) -> LedgerR
                 expected_champion=present,
             )
         except ChampionChanged:
-            continue  # a rejection leaves the champion as it is, whoever that is by now
+            continue  # a rejection keeps the champion, so try again with the new one
         sync_mlflow_to_ledger(home, version.name)
         return row
 
 
 def rollback(home: Home, name: str, reason: str, who: str | None = None) -> LedgerRow:
-    """Makes the last champion before the present one, which still loads, the champion again; the ledger row.
+    """Make the newest former champion that still loads the champion again. Return the ledger row.
 
-    Champions that were rolled back or rejected since are passed over, and those whose bytes are gone or damaged: the row
-    says which and why. Raises NotFoundError where there is no former champion, IntegrityError where none can be gone back
-    to, ChampionChanged where somebody else changed the champion meanwhile. Nothing was written then.
+    Champions that were rolled back or rejected since are skipped, and those with missing or damaged bytes: the row lists
+    them with reasons. Raises NotFoundError if there is no former champion, IntegrityError if none can be restored,
+    ChampionChanged if the champion changed meanwhile. Each error means that nothing was written.
     """
     sync_mlflow_to_ledger(home, name)
     book = open_ledger(home)
@@ -106,14 +106,14 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Ledg
         raise NotFoundError(f"{name} has no champion to roll back from: remint models {name} lists its versions")
     skipped: list[str] = []
     for former in _former_champions(rows, present):
-        unfit = _unfit(home, name, former, rows)
-        if unfit is None:
+        obstacle = _rollback_obstacle(home, name, former, rows)
+        if obstacle is None:
             break
-        skipped.append(unfit)
+        skipped.append(obstacle)
     else:
         if not skipped:
             raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is none before it to roll back to")
-        raise IntegrityError(f"no former champion of {name} can be rolled back to; nothing was written: {'; '.join(skipped)}")
+        raise IntegrityError(f"no former champion of {name} can be restored; nothing was written: {'; '.join(skipped)}")
     try:
         row = book.append(
             name,
@@ -121,37 +121,37 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Ledg
             present,
             champion_after=former,
             who=who or getpass.getuser(),
-            why="\n".join([reason, *(f"passed over: {each}" for each in skipped)]),
+            why="\n".join([reason, *(f"skipped: {each}" for each in skipped)]),
             evidence="",
             expected_champion=present,
         )
     except ChampionChanged:
-        now = _standing(book, name)
-        raise ChampionChanged(f"{now}, no longer {name}/{present}: nothing was written; look, and roll back again") from None
+        now = _present_champion(book, name)
+        raise ChampionChanged(f"{now}, no longer {name}/{present}. Nothing was written. Check it, and roll back again") from None
     sync_mlflow_to_ledger(home, name)
     return row
 
 
 def judged(rows: list[LedgerRow]) -> LedgerRow | None:
-    """Of the rows about one version: what the gate said last."""
+    """Return the gate's newest row among the rows about one version."""
     return next((row for row in reversed(rows) if row.evidence), None)
 
 
 def objection(rows: list[LedgerRow]) -> str | None:
-    """Of the rows about one version: why the gate alone must not promote it; None where no person spoke against it."""
+    """Return why the gate alone must not promote a version, from the rows about it; None if no person vetoed it."""
     row = veto(rows)
     return describe(row) if row else None
 
 
 def vetoed_by(home: Home, version: ModelVersion) -> str | None:
-    """The same of a version and of those with its key that remint gc removed: the same weights, made again, are no others."""
+    """Return ``objection`` of a version and of collected versions with its key: they are the same weights."""
     book, former = open_ledger(home), Collected(home.ledger_url).versions(version.name, version.key)
     rows = [row for number in {version.version, *former} for row in book.rows(version.name, number)]
     return objection(sorted(rows, key=lambda row: row.sequence))
 
 
-def _believed(version: ModelVersion, rows: list[LedgerRow], present: int | None, against: Against) -> int | None:
-    """The champion that the person decides against."""
+def _decided_against(version: ModelVersion, rows: list[LedgerRow], present: int | None, against: Against) -> int | None:
+    """Return the champion that the person decides against."""
     if against == "none":
         return None
     if isinstance(against, int):
@@ -159,24 +159,24 @@ def _believed(version: ModelVersion, rows: list[LedgerRow], present: int | None,
     row = judged(rows)
     if row is None:
         raise SettingsError(
-            f"{version.ref} was never judged: run {version.name} again, or name the champion that it is promoted against with "
+            f"{version.ref} was never judged. Run `remint run {version.name}` again, or name the champion to replace: "
             f"--against {_name(present)}"
         )
     return row.champion_before
 
 
-def _changed(book: Ledger, version: ModelVersion, believed: int | None) -> ChampionChanged:
-    """Who is champion now, and what to do."""
+def _changed(book: Ledger, version: ModelVersion, expected: int | None) -> ChampionChanged:
+    """Return the error that names the present champion and the next step."""
     present = book.champion(version.name)
-    was = f"{version.name}/{believed}" if believed is not None else "none"
+    was = f"{version.name}/{expected}" if expected is not None else "none"
     return ChampionChanged(
-        f"{_standing(book, version.name)}, and {version.ref} was to be promoted against {was}: nothing was written; run "
-        f"{version.name} again to have it judged, or give --against {_name(present)}"
+        f"{_present_champion(book, version.name)}, but {version.ref} was to replace {was}. Nothing was written. Run `remint run "
+        f"{version.name}` to judge it again, or give --against {_name(present)}"
     )
 
 
-def _standing(book: Ledger, name: str) -> str:
-    """Who is champion now, since when and by whom."""
+def _present_champion(book: Ledger, name: str) -> str:
+    """A clause with the present champion, its date and its approver."""
     rows = book.rows(name)
     present = rows[-1].champion_after if rows else None
     if present is None:
@@ -190,13 +190,13 @@ def _name(champion: int | None) -> str:
 
 
 def _former_champions(rows: list[LedgerRow], present: int) -> list[int]:
-    """The champions before the present one, the last first, each once."""
+    """Return the champions before the present one, newest first, each once."""
     stood = [row.champion_after for row in reversed(rows) if row.action in CHAMPION_ACTIONS]
     return list(dict.fromkeys(version for version in stood if version is not None and version != present))
 
 
-def _unfit(home: Home, name: str, version: int, rows: list[LedgerRow]) -> str | None:
-    """Why one does not go back to a former champion; None where one can."""
+def _rollback_obstacle(home: Home, name: str, version: int, rows: list[LedgerRow]) -> str | None:
+    """Return why a former champion cannot be restored; None if it can."""
     why = objection([row for row in rows if row.version == version])
     if why is not None:
         return why
@@ -208,7 +208,7 @@ def _unfit(home: Home, name: str, version: int, rows: list[LedgerRow]) -> str | 
 
 
 def _verify(home: Home, version: ModelVersion, *, load: bool) -> None:
-    """Fetches the bytes from the store, not from this machine's copies, and verifies them; loads them in a fresh process."""
+    """Fetch the bytes from the store, not from local copies, and verify them. ``load``: also load them in a fresh process."""
     with tempfile.TemporaryDirectory(prefix=".promote-", dir=home.path) as folder:
         bundle = open_tracking(home).fetch(version, Path(folder) / "bundle")
         if load:

@@ -1,4 +1,4 @@
-"""A decision of the gate, with every rule and every number behind it."""
+"""Decision of the gate, with every rule and every number."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class RuleResult(Record):
 
     rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval"]
     passed: bool
-    reason: str  # one sentence a person can act on
+    reason: str  # one sentence that a person can act on
     metric: str | None = None
     challenger: MetricValue | None = None
     champion: MetricValue | None = None
     difference: tuple[float, float, float] | None = None  # champion minus challenger, low, high: above 0 is better
-    margin: float | None = None  # what the difference is held against; None: not known, or there is none
+    margin: float | None = None  # bound for the lower limit of the difference; None: not known, or no bound
 
 
 class Decision(Record):
-    """What the gate said of one challenger, and why."""
+    """Decision of the gate on one challenger, with reasons."""
 
     model: str
     verdict: Verdict
     challenger: int  # version
-    champion: int | None  # version that it was held against
+    champion: int | None  # version that it was compared with
     rules: tuple[RuleResult, ...]
     reasons: tuple[str, ...]
     evidence: dict[str, str]  # digests of the reports and of the rules

@@ -1,4 +1,4 @@
-"""Several pipelines' samples beside real examples, one picture for each dataset."""
+"""Pictures of several pipelines' samples beside real examples, one for each dataset."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from remint.runtime.home import Home
 
 
 def compare(home: Home, outcomes: list[Outcome]) -> list[Path]:
-    """Writes HOME/reports/samples-DATASET.png from the arrays that each report keeps (real.npy, samples.npy).
+    """Write HOME/reports/samples-DATASET.png from the arrays in each report (real.npy, samples.npy). Return the paths.
 
-    A pipeline whose model cannot sample has none.
+    A pipeline whose model cannot sample is left out.
     """
     import numpy as np
 
     from remint.evaluation import plots
 
     pictures = []
-    order = sorted(outcomes, key=lambda outcome: outcome.dataset_version)  # stable: pipelines stay in their order
+    order = sorted(outcomes, key=lambda outcome: outcome.dataset_version)  # a stable sort: pipelines keep their order
     for _, group in itertools.groupby(order, key=lambda outcome: outcome.dataset_version):
         reports = {each.pipeline: (each.dataset, home.report(each.model, each.version)) for each in group}
         dataset, first = next(iter(reports.values()))

@@ -1,32 +1,33 @@
 """The gate: evidence and rules in, a decision with reasons out. Pure: no file, no clock, no vendor.
 
-The burden of proof is the challenger's. A rule holds, is broken, or cannot be told from chance, and the verdict follows:
+The challenger has the burden of proof. A rule holds, is open (chance can explain the numbers) or is broken. The worst of
+them gives the verdict:
 
-    rule          holds                                        cannot be told     broken
-    require       the 95% interval lies wholly within bounds   -                  any other outcome
+    rule          holds                                        open               broken
+    require       the whole 95% interval is within bounds      -                  any other outcome
     improve       shown better by more than the margin         anything between   shown worse than the champion
     never_worse   shown worse by no more than the tolerance    anything between   shown worse by more than it
     verdict       promoted (or awaiting_approval)              kept               refused
 
-``require`` asks the interval's far limit and not the value: a value at the bound is beyond it in half of all
-repetitions, and an interval that is wide for want of examples must not open the gate. A challenger that is shown to be
-worse on the metric that it should improve is refused and not kept: something broke, and a person should look. Missing,
-broken or incomparable evidence refuses, whatever the numbers.
+``require`` checks the interval's far limit, not the value: a value at the bound is beyond it in half of all repetitions,
+and an interval that is wide because of few examples must not open the gate. A challenger that is shown to be worse on the
+metric that it should improve is refused, not kept: something broke, and a person should look. Missing, broken or
+incomparable evidence refuses at any numbers.
 
-"Shown" is one-sided at ``improve.confidence`` (0.95 for guards where there is no ``improve``), by a bootstrap over pairs
-(remint.promotion.paired): over examples for likelihoods, over repeated draws for what is measured of samples. Chance has as many
-tries as there are comparisons, so each is held to its share of the level (Bonferroni): one of several ``improve.metric``
-is enough to promote, which divides the level among them; any comparison that shows the challenger worse refuses it, which
-divides that level among all. That every guard holds needs no correction: chance would have to pass them all.
+"Shown" is one-sided at ``improve.confidence`` (0.95 for guards without ``improve``), by a bootstrap over pairs
+(remint.promotion.paired): over examples for likelihoods, over repeated draws for metrics of samples. More comparisons give
+chance more tries, so they share the error level (Bonferroni). One better ``improve.metric`` is enough to promote: these
+metrics share that level. One comparison that shows the challenger worse is enough to refuse: all comparisons share that
+level. The guards need no correction to hold: chance would have to pass all of them.
 
-An interval over examples knows nothing of the training's own chance. Two trainings that differ by the seed alone do differ,
-and with ``margin: 0`` the luckier one is promoted, time and again. ``margin: auto`` asks for more than two seeds differ by,
-as ``remint spread`` recorded it (paired.seed_margin); where nothing is recorded nothing is shown to be better.
+An interval over examples leaves out the randomness of training. Two trainings that differ in the seed alone do differ, and
+with ``margin: 0`` the luckier one is promoted each time. ``margin: auto`` asks for more than the seed-to-seed variation that
+``remint spread`` recorded (paired.seed_margin); without a record nothing is shown to be better.
 
-A version that a person rejected or rolled back is refused whatever its numbers, until a person promotes it.
+A version that a person rejected or rolled back is refused at any numbers, until a person promotes it.
 
-``leakage``: held-out examples that stand in a training split as well say nothing of what was learnt. Above a share the
-challenger is refused; where it is the champion that has seen them, the two are not comparable.
+``leakage``: held-out examples that are also in the training split do not measure generalisation. Above a share of them the
+challenger is refused; if the champion was trained on them, the two are not comparable.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from remint.promotion.paired import Difference, difference, seed_margin
 from remint.records import Leakage, SeedSpread, digest
 from remint.settings.judging import Improve, PromotionSettings
 
-FEWEST_SEEDS = 3  # behind an automatic margin
+FEWEST_SEEDS = 3  # that an automatic margin needs
 GUARD_CONFIDENCE = 0.95
 
 State = Literal["holds", "open", "broken"]
@@ -57,7 +58,7 @@ class _Ruling:
 
 @dataclass(frozen=True)
 class _Case:
-    """What the rules are held against."""
+    """Evidence, rules and circumstances of one decision."""
 
     model: str
     challenger: Evidence
@@ -75,7 +76,7 @@ class _Case:
 
     @property
     def level(self) -> float:
-        """How often, at most, chance alone may be taken for a difference, over all comparisons together."""
+        """Error level: probability at which chance alone may pass for a difference, over all comparisons together."""
         return 1.0 - (self.rules.improve.confidence if self.rules.improve else GUARD_CONFIDENCE)
 
     @property
@@ -88,7 +89,7 @@ class _Case:
 
     @property
     def same(self) -> bool:
-        """Whether the challenger is the champion: same weights, data and settings."""
+        """True if the challenger is the champion: same weights, data and settings."""
         keys = self.champion is not None and self.challenger.report.model_key == self.champion.report.model_key
         return not self.first and (keys or self.challenger_version == self.champion_version)
 
@@ -101,18 +102,18 @@ def decide(
     champion_version: int | None,
     rules: PromotionSettings,
     *,
-    dirty: str | None = None,  # which changes were not committed; None: the challenger was built from a clean commit
-    person: str | None = None,  # by which words a person took this version out of the running; None: nobody did
-    incomparable: str | None = None,  # why the champion could not be evaluated; None: it could
-    cut_short: str | None = None,  # how the training went wrong; None: it came to its end
-    spread: SeedSpread | None = None,  # what seeds make of this pipeline; None: nobody has measured it
-    recipe: str = "",  # of the challenger, as in SeedSpread
-    champion_leakage: Leakage | None = None,  # of the champion's training split, where it was another than the challenger's
+    dirty: str | None = None,  # the uncommitted changes; None: built from a clean commit
+    person: str | None = None,  # a person's veto, in words; None: there is none
+    incomparable: str | None = None,  # why the champion could not be evaluated; None: it was
+    cut_short: str | None = None,  # how the training went wrong; None: it did not
+    spread: SeedSpread | None = None,  # seed-to-seed variation of this pipeline; None: not measured
+    recipe: str = "",  # digest of the challenger's recipe, as in SeedSpread
+    champion_leakage: Leakage | None = None,  # into the champion's training split, if that is another one
 ) -> Decision:
-    """The verdict on one challenger, with every rule and every number that it used.
+    """Return the decision on one challenger, with every rule and every number.
 
-    ``champion`` is the champion's evidence on the challenger's data, measured with today's settings. Bad evidence is a
-    refusal with its reason, never an exception, and never a promotion.
+    ``champion`` is the champion's evidence on the challenger's data, measured with today's settings. Bad evidence gives a
+    refusal with its reason, never an exception and never a promotion.
     """
     sides = (model, challenger, challenger_version, champion, champion_version)
     case = _Case(*sides, rules, spread, recipe, dirty, person, incomparable, cut_short, champion_leakage)
@@ -159,23 +160,21 @@ def _rulings(case: _Case) -> list[_Ruling]:
         uncommitted = f"{case.dirty}; commit and run again, or promote it yourself with a reason"
         rulings.append(_Ruling("broken", RuleResult(rule="clean", passed=False, reason=uncommitted)))
     if case.person is not None:
-        by_hand = f"{case.person}; promote it by hand"
+        by_hand = f"{case.person}; only a person can promote it now"
         rulings.append(_Ruling("broken", RuleResult(rule="person", passed=False, reason=by_hand)))
     if case.cut_short is not None:
-        rulings.append(_evidence("broken", f"{case.cut_short}; a training that went wrong is not promoted by the gate"))
+        rulings.append(_evidence("broken", f"{case.cut_short}; the gate does not promote a training that went wrong"))
     rulings.append(_leakage(case, case.challenger.report.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
     if case.first:
         if not rules.require:
-            rulings.append(
-                _evidence("broken", "no champion, and no requirement to hold a first version against: write promotion.require")
-            )
+            rulings.append(_evidence("broken", "no champion, and no requirement for a first version: write promotion.require"))
         return rulings
     if case.incomparable is not None:
         return [*rulings, _evidence("broken", f"not comparable: {case.incomparable}")]
     if case.champion_leakage is not None and case.champion_leakage.share > rules.leakage:
         leaked = _leaked(case.champion_leakage, rules.leakage)
-        seen = f"not comparable: the champion was trained on examples that judge it now: {leaked}"
+        seen = f"not comparable: the champion was trained on examples that are held out now: {leaked}"
         return [*rulings, _evidence("broken", seen)]
     if rules.improve is not None:
         rulings += _improve(case, rules.improve)
@@ -204,7 +203,7 @@ def _require(case: _Case, metric: str) -> _Ruling:
 
 def _leakage(case: _Case, leakage: Leakage | None) -> _Ruling:
     if leakage is None:
-        again = f"remint run {case.model} evaluates again"
+        again = f"run `remint run {case.model}` to evaluate again"
         return _evidence("broken", f"overlap of training and held-out data was not checked: {again}")
     limit = case.rules.leakage
     passed = leakage.share <= limit
@@ -215,13 +214,13 @@ def _leakage(case: _Case, leakage: Leakage | None) -> _Ruling:
 def _leaked(leakage: Leakage, limit: float) -> str:
     count = leakage.exact + leakage.near
     return (
-        f"{count} of {leakage.checked} held-out examples stand in the training split ({leakage.exact} exactly,"
-        f" {leakage.near} nearly: {leakage.tolerance}), and {limit:.2%} may"
+        f"{count} of {leakage.checked} held-out examples are also in the training split ({leakage.exact} exactly,"
+        f" {leakage.near} nearly: {leakage.tolerance}); the limit is {limit:.2%}"
     )
 
 
 def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
-    """A ruling on each metric; where one is shown to be better, those that are not shown to be worse hold nothing up."""
+    """Return a ruling for each metric. If one metric is shown to be better, the open ones hold too."""
     rulings = [_improve_one(case, rule, metric) for metric in rule.metrics]
     if not any(ruling.state == "holds" for ruling in rulings):
         return rulings
@@ -243,7 +242,7 @@ def _improve_one(case: _Case, rule: Improve, metric: str) -> _Ruling:
 
 
 def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple[float | None, str]:
-    """By how much the challenger must be better, in words too; None where that is not known."""
+    """Return by how much the challenger must be better (None: not known), and the same in words."""
     if rule.margin != "auto":
         return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
     seeds = case.spread.values.get(metric, ()) if case.spread else ()
@@ -251,8 +250,8 @@ def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple
         missing = f"the spread of {metric} over seeds was not measured: run remint spread {case.model}"
         return None, f" than seed-to-seed variation explains: {missing}"
     margin = seed_margin(seeds, confidence)
-    measured = "" if case.spread and case.spread.recipe == case.recipe else ", of other settings than today's"
-    return margin, f" by more than {margin:.4f}, which two of {len(seeds)} seeds differ by{measured}"
+    measured = "" if case.spread and case.spread.recipe == case.recipe else ", measured with other settings than today's"
+    return margin, f" by more than {margin:.4f}, the seed-to-seed variation ({len(seeds)} seeds){measured}"
 
 
 def _never_worse(case: _Case, metric: str) -> _Ruling:
@@ -263,7 +262,7 @@ def _never_worse(case: _Case, metric: str) -> _Ruling:
             return "holds", f"shown to be worse by no more than {tolerance:g}"
         if gain.high < -tolerance:
             return "broken", f"shown to be worse by more than {tolerance:g}"
-        return "open", f"not shown to be within {tolerance:g} (more samples or a wider tolerance would tell)"
+        return "open", f"not shown to be within {tolerance:g} (use more samples or a wider tolerance)"
 
     return _paired(case, "never_worse", metric, case.level, -tolerance, judge)
 
@@ -272,11 +271,11 @@ def _paired(
     case: _Case,
     rule: Literal["improve", "never_worse"],
     metric: str,
-    level: float,  # of the lower limit, which says that the challenger is good enough
-    margin: float | None,  # what that limit is held against
+    level: float,  # of the lower limit, which decides whether the challenger is good enough
+    margin: float | None,  # bound for that limit
     judge: Callable[[Difference], tuple[State, str]],
 ) -> _Ruling:
-    """One rule that holds the two sides against each other, with the numbers of both."""
+    """Return the ruling of one rule that compares the two sides, with the numbers of both."""
     ours, problem = comparable.measured(case.challenger, metric, "the challenger")
     if case.champion is None:
         theirs, missing = None, "the champion was not evaluated on this data"
@@ -285,9 +284,9 @@ def _paired(
     result = RuleResult(rule=rule, passed=False, reason="", metric=metric, challenger=ours, champion=theirs)
     if ours is None or theirs is None or case.champion is None:
         return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {problem or missing}"}))
-    unlike = comparable.unlike(case.challenger, case.champion, metric)
-    if unlike:
-        return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {unlike}"}))
+    incomparable = comparable.incomparable_reason(case.challenger, case.champion, metric)
+    if incomparable:
+        return _Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {incomparable}"}))
     keys = (metric, comparable.reference_of(metric))
     gain_N, gain_J = (comparable.gain(case.challenger, case.champion, key, ours.better) for key in keys)
     assert gain_N is not None, "both sides were measured"

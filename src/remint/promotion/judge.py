@@ -1,4 +1,4 @@
-"""Judge a version: the champion's evidence and the challenger's, held against each other by the gate."""
+"""Judge a version: the gate compares the evidence of the challenger with that of the champion."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from remint.stores.mlflow import ModelVersion
 
 @dataclass(frozen=True)
 class Judgement:
-    """A decision with the evidence of the champion that it was made against."""
+    """A decision, and the champion's evidence that it is based on."""
 
     decision: Decision
     champion: ChampionEvidence
 
 
 def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) -> Judgement:
-    """Holds the version against the champion, measured again on today's data with today's settings."""
+    """Compare the version with the champion, which is measured again on today's data with today's settings."""
     with timed(job, "judge"):
         for mended in sync_mlflow_to_ledger(job.home, job.pipeline):
             job.tell("notice", text=mended)
-        holder = job.ledger.champion(job.pipeline)
-        found = ChampionEvidence() if holder is None else champion.evidence(job, evidence, holder)
+        champion_version = job.ledger.champion(job.pipeline)
+        found = ChampionEvidence() if champion_version is None else champion.evidence(job, evidence, champion_version)
         champion.keep(job, found, job.home.report(version.name, version.version))
         trained = job.model
         decision = gate.decide(
@@ -36,7 +36,7 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             evidence,
             version.version,
             found.evidence,
-            holder,
+            champion_version,
             job.settings.promotion,
             dirty=job.commit.reason_dirty,
             person=decide.vetoed_by(job.home, version),

@@ -22,14 +22,14 @@ from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_tracking
 
 DECISION = "decision.json"
-PENDING = "pending_decision.json"  # the decision of a row that MLflow and the report do not follow yet
-ABREAST = 8  # versions whose files MLflow is asked for at a time
+PENDING = "pending_decision.json"  # decision of a row that MLflow and the report do not follow yet
+PARALLEL = 8  # downloads from MLflow at a time
 
 
 def differences(home: Home, model: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each decision that is missing, or is not the one that the ledger recorded.
+    """Return a line for each decision that is missing or does not match the ledger.
 
-    ``rows`` of the ledger as they are stored. A version that remint gc removed has no decision left, and is left out.
+    ``rows``: of the ledger as they are stored. Versions that remint gc removed have no decision left: they are left out.
     """
     readable = (row for row in rows if isinstance(row["version"], int) and isinstance(row["decision"], str))
     newest = {row["version"]: row for row in readable if row["decision"]}
@@ -38,28 +38,28 @@ def differences(home: Home, model: str, rows: Sequence[Mapping[str, Any]]) -> li
     if not wanted:
         return []
     versions = {version.version: version for version in open_tracking(home).versions(model)}
-    with ThreadPoolExecutor(ABREAST) as pool:
+    with ThreadPoolExecutor(PARALLEL) as pool:
         from_mlflow = list(pool.map(lambda row: _from_mlflow(home, versions.get(row["version"])), wanted))
-    lines = [line for row, found in zip(wanted, from_mlflow, strict=True) for line in _wrong(home, row, found)]
+    lines = [line for row, found in zip(wanted, from_mlflow, strict=True) for line in _problems(home, row, found)]
     away = [f"{model}: decisions in MLflow were not compared: {each}" for each in from_mlflow if isinstance(each, RemintError)]
     return [*lines, *away[:1]]
 
 
-def _wrong(home: Home, row: Mapping[str, Any], from_mlflow: str | RemintError | None) -> Iterator[str]:
-    """What is wrong with the copies of one row's decision."""
+def _problems(home: Home, row: Mapping[str, Any], from_mlflow: str | RemintError | None) -> Iterator[str]:
+    """Yield a line for each problem with the copies of one row's decision."""
     folder = home.report(row["model"], row["version"])
     if _digest(folder / PENDING) == row["decision"]:
-        return  # the next run of the pipeline lets the copies follow
+        return  # the next run of the pipeline writes the copies
     here, name = _digest(folder / DECISION), f"{row['model']}: the {DECISION} of version {row['version']}"
     for place, found in (("on this machine", here), ("in MLflow", from_mlflow)):
         if isinstance(found, str) and found != row["decision"]:
-            yield f"{name} {place} was changed or exchanged: it is not the one that row {row['sequence']} recorded"
+            yield f"{name} {place} was changed or replaced: it does not match the digest in row {row['sequence']}"
     if here is None and from_mlflow is None:
-        yield f"{name}, which row {row['sequence']} recorded, is missing, on this machine and in MLflow"
+        yield f"{name}, recorded in row {row['sequence']}, is missing on this machine and in MLflow"
 
 
 def _from_mlflow(home: Home, version: ModelVersion | None) -> str | RemintError | None:
-    """The digest of MLflow's copy; None where it has none, an error where it cannot be asked."""
+    """Return the digest of MLflow's copy; None if there is none, the error if MLflow cannot be reached."""
     if version is None:
         return None
     try:
@@ -72,7 +72,7 @@ def _from_mlflow(home: Home, version: ModelVersion | None) -> str | RemintError 
 
 
 def _digest(path: Path) -> str | None:
-    """The digest of the decision in a file; None where there is no file, "" for what is no JSON."""
+    """Return the digest of the decision in a file; None if the file is missing, "" if it is not JSON."""
     try:
         return digest(json.loads(path.read_bytes()))
     except FileNotFoundError:

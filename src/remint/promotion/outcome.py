@@ -1,4 +1,4 @@
-"""The outcome of one retraining: what ``remint run --json`` prints of a pipeline."""
+"""Outcome of one retraining: the JSON of ``remint run --json`` for one pipeline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remint.records import LedgerRow, MetricValue, Record
 
 
 class Rule(Record):
-    """One rule of the gate in its own words."""
+    """One rule of the gate with its result."""
 
     rule: str
     metric: str | None
@@ -22,7 +22,7 @@ class Rule(Record):
 
 
 class Verdict(Record):
-    """The last word on a version: the gate's, or a person's since."""
+    """Newest decision on a version: of the gate, or of a person after it."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -30,7 +30,7 @@ class Verdict(Record):
 
 
 class Outcome(Record):
-    """The outcome of one retraining."""
+    """Outcome of one retraining."""
 
     pipeline: str
     dataset: str
@@ -40,7 +40,7 @@ class Outcome(Record):
     version: int
     champion: int | None
     trained: bool  # False: dvc restored it
-    unchanged: bool  # the ledger had the answer already
+    unchanged: bool  # True: the ledger held this decision already
     metrics: dict[str, MetricValue]
     context: dict[str, MetricValue]  # EvaluationReport.context
     decision: Verdict
@@ -57,7 +57,7 @@ class Outcome(Record):
 
 
 def outcome(job: Retraining, evidence: Evidence, row: LedgerRow, reasons: tuple[str, ...], *, unchanged: bool = False) -> Outcome:
-    """The outcome that a row of the ledger stands for, with its reasons."""
+    """Return the outcome for a ledger row and its reasons."""
     report, path = evidence.report, job.home.report(job.pipeline, row.version)
     rules = Decision.read(path / DECISION).rules if (path / DECISION).exists() else ()
     named: list[dict[str, Any]] = [rule.model_dump(include=set(Rule.model_fields)) for rule in rules]

@@ -1,4 +1,4 @@
-"""How much better one model is than another, from values in pairs: of the same examples, or with the same noise.
+"""Paired comparison of two models: values of the same examples, or of draws with the same noise.
 
 Shapes: N pairs, B resamples, J groups of reference examples.
 """
@@ -19,10 +19,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the challenger is. Above 0 is better, whichever direction the metric has."""
+    """Improvement of the challenger over the champion. Above 0 is better, for either direction of the metric."""
 
     value: float
-    low: float  # one-sided limits, each at the confidence asked for
+    low: float  # one-sided limits, each at the requested confidence
     high: float
 
     def text(self) -> str:
@@ -30,21 +30,21 @@ class Difference:
 
 
 def difference(better_N: Array, below: float, above: float, reference_J: Array | None = None) -> Difference:
-    """The mean of paired differences, with one-sided limits at confidence ``below`` and ``above``.
+    """Return the mean of paired differences, with one-sided limits at confidence ``below`` and ``above``.
 
     Studentised bootstrap (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5): the plain percentile
     bootstrap is too narrow for 20 values. The same input gives the same limits.
 
-    ``reference_J``: differences of the two sides' jackknife pseudo-values, where the values are distances to a reference
-    whose examples were chosen by chance too. Their t limit is independent of the other and is added in quadrature.
+    ``reference_J``: differences of the two sides' jackknife pseudo-values, if the values are distances to reference examples,
+    which are a random sample too. Their t limit is independent of the other and is added in quadrature.
     """
     n = better_N.size
     mean, error = float(better_N.mean()), float(better_N.std(ddof=1)) / np.sqrt(n)
-    # Differences that are all alike, but for rounding, have no spread to resample.
+    # Differences that are equal up to rounding have no spread to resample.
     if error <= 1e-12 * float(np.abs(better_N).max()):
         down = up = 0.0
     else:
-        t_B = _studentised((better_N - mean) / error)  # free of units, and of under- and overflow
+        t_B = _studentised((better_N - mean) / error)  # without units, so without under- and overflow
         low, high = np.quantile(t_B, [1.0 - above, below])
         down, up = float(high) * error, -float(low) * error
     if reference_J is not None:
@@ -56,7 +56,7 @@ def difference(better_N: Array, below: float, above: float, reference_J: Array |
 
 
 def _studentised(centred_N: Array) -> Array:
-    """t of each resample of values whose mean is 0 and whose standard error is 1."""
+    """Return t of each resample of values with mean 0 and standard error 1."""
     n = centred_N.size
     generator = np.random.default_rng(0)
     t_B = np.empty(RESAMPLES)
@@ -70,10 +70,10 @@ def _studentised(centred_N: Array) -> Array:
 
 
 def seed_margin(values: Sequence[float], confidence: float) -> float:
-    """What two trainings of one recipe differ by, from their seeds alone, with no more than this confidence.
+    """Return the bound on the difference that the seed alone makes between two trainings of one recipe.
 
-    Of n seeds with standard deviation s the difference of two more is t distributed, n - 1 degrees of freedom, in units of
-    sqrt(2) s: one of them beats the other by more than t sqrt(2) s in 1 - confidence of all pairs.
+    Given n seeds with standard deviation s, the difference of two further seeds is t distributed with n - 1 degrees of
+    freedom, in units of sqrt(2) s: one beats the other by more than t sqrt(2) s in a share 1 - confidence of all pairs.
     """
     n = len(values)
     return float(stdtrit(n - 1, confidence)) * float(np.sqrt(2.0)) * float(np.std(values, ddof=1))

@@ -1,4 +1,4 @@
-"""What people ask of the registry and the ledger: what is there, why, what happened, and draw from it."""
+"""Queries of the registry and the ledger: versions, history, kept decisions; and samples of a version."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class VersionEntry(Record):
     commit: str
     dirty: bool
     created: str  # ISO 8601, UTC
-    verdict: str  # action of the newest row about it, "" where there is none
-    metrics: dict[str, MetricValue]  # as it was registered
+    verdict: str  # action of the newest ledger row about it; "": no row
+    metrics: dict[str, MetricValue]  # at registration
 
     @property
     def ref(self) -> str:
@@ -53,18 +53,18 @@ class VersionEntry(Record):
 
 
 class History(Record):
-    """The ledger's rows of one model, and what is wrong with them."""
+    """Ledger rows of one model, and the problems found in them."""
 
     model: str
-    rows: tuple[dict[str, Any], ...]  # as they are stored, oldest first: a damaged one is no LedgerRow
-    findings: tuple[str, ...]  # of the chain, one line each; none: it is as it was written
-    kept_hashes: int  # hashes of rows that MLflow keeps, where these were held against it
+    rows: tuple[dict[str, Any], ...]  # as stored, oldest first: a damaged row is no valid LedgerRow
+    findings: tuple[str, ...]  # problems of the chain, one line each; empty: it is intact
+    kept_hashes: int  # number of row hashes in MLflow that were compared with it
 
 
 def models(home: Home, name: str | None, newest: int | None = None) -> list[VersionEntry]:
-    """One entry a version, newest first: all, or of each model the ``newest`` ones and those that have an alias.
+    """Return one entry per version, newest first. ``newest``: only so many of each model, and those with an alias.
 
-    Raises NotFoundError for a name that nothing is registered under.
+    Raises NotFoundError if no version of ``name`` is registered.
     """
     store = open_tracking(home)
     names = store.names()
@@ -73,7 +73,7 @@ def models(home: Home, name: str | None, newest: int | None = None) -> list[Vers
             raise NotFoundError(
                 did_you_mean(f"model '{name}'", name, names)
                 if names
-                else f"unknown model '{name}': nothing is registered yet; remint run {name}"
+                else f"unknown model '{name}': nothing is registered yet. Run `remint run {name}`"
             )
         names = [name]
     for each in names:
@@ -82,10 +82,10 @@ def models(home: Home, name: str | None, newest: int | None = None) -> list[Vers
 
 
 def history(home: Home, name: str, *, verify: bool = False) -> History:
-    """The ledger's rows of one model, oldest first, and what is wrong with the chain (nothing, as it should be).
+    """Return the ledger rows of one model, oldest first, and the problems of the chain.
 
-    ``verify``: the hashes that MLflow keeps of rows (remint.promotion.projection) are held against it, too, so that a ledger
-    that was cut short or written anew shows; and so are the decisions that are kept with the versions.
+    ``verify``: also compare it with the row hashes in MLflow (remint.promotion.projection), which shows a ledger that was
+    truncated or rewritten, and with the decisions that are kept with the versions. Raises NotFoundError if there is no row.
     """
     book = open_ledger(home)
     rows, known = book.raw(name), _kept_hashes(home, name) if verify else {}
@@ -94,7 +94,7 @@ def history(home: Home, name: str, *, verify: bool = False) -> History:
         raise NotFoundError(
             did_you_mean(f"model '{name}'", name, others)
             if others
-            else f"the ledger is empty: remint run {name} writes its first row"
+            else f"the ledger is empty. Run `remint run {name}` to write its first row"
         )
     findings = book.verify(name, known) + (kept_decisions.differences(home, name, rows) if verify else [])
     with suppress(LedgerError):  # a damaged row: the findings name it
@@ -103,31 +103,31 @@ def history(home: Home, name: str, *, verify: bool = False) -> History:
 
 
 def _kept_hashes(home: Home, name: str) -> dict[str, str]:
-    """Each hash of a ledger row that MLflow keeps of a model, and what carries it."""
+    """Return each hash of a ledger row in MLflow, with a description of its row and place."""
     store = open_tracking(home)
     sequence, _, head = store.standing(name)[1].partition(" ")
     known = {head: f"row {sequence}, the newest that the aliases of {name} followed,"} if head else {}
     for version in reversed(store.versions(name)):
         kept = version.tags.ledger_hash
         if kept:
-            known[kept] = f"row {version.tags.ledger_row or '?'}, which {version.ref} carries the hash of,"
+            known[kept] = f"row {version.tags.ledger_row or '?'}, whose hash is a tag of {version.ref},"
     return known
 
 
 def kept_decision(home: Home, version: ModelVersion) -> Decision | None:
-    """What the gate said last of a version, with every number; None where nothing is kept."""
+    """Return the gate's newest decision on a version, with every number; None if it is not kept."""
     text = _kept(home, version, kept_decisions.DECISION)
     return Decision.model_validate_json(text) if text else None
 
 
 def kept_drift(home: Home, version: ModelVersion) -> Drift | None:
-    """What changed in the data before a version; None where nothing did, or nothing is kept."""
+    """Return the drift of the data before a version; None if there is none, or it is not kept."""
     text = _kept(home, version, "drift.json")
     return Drift.model_validate_json(text) if text else None
 
 
 def _kept(home: Home, version: ModelVersion, name: str) -> str | None:
-    """The text of a file of a version's decision, from this machine or from MLflow; None where there is none."""
+    """Return the text of a file of a version's decision, from this machine or from MLflow; None if it is missing."""
     path = home.report(version.name, version.version) / name
     with scratch.folder() as folder, suppress(IntegrityError):
         if not path.exists():
@@ -137,9 +137,9 @@ def _kept(home: Home, version: ModelVersion, name: str) -> str | None:
 
 
 def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, output: Path) -> dict[str, Any]:
-    """Draws ``count`` samples, of one class where it is named, and writes them.
+    """Draw ``count`` samples and write them. ``of_class``: all of this class.
 
-    Raises SettingsError for a file that is none of .png and .npy (images) or .csv (a table), and for an unknown class.
+    Raises SettingsError if the file does not end in .png or .npy (images) or .csv (a table), and for an unknown class.
     """
     if output.suffix not in (".png", ".npy", ".csv"):
         raise SettingsError(
@@ -169,7 +169,7 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
             named = "" if of_class is None else f", class {of_class}"
             plots.sample_grid(output, x_NX, model.spec.levels, title=f"{version.ref}{named}, seed {seed}")
     except OSError as error:
-        raise SettingsError(f"-o {output}: it cannot be written: {error.strerror or error}") from error
+        raise SettingsError(f"-o {output}: cannot be written: {error.strerror or error}") from error
     return {
         "model": version.ref,
         "count": count,

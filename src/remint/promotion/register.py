@@ -1,4 +1,4 @@
-"""Register the weights of a retraining, with everything needed to build them again."""
+"""Register the weights of a retraining, with everything that a rebuild needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remint.stores.mlflow import ModelVersion
 
 
 def register_version(job: Retraining, report: EvaluationReport) -> ModelVersion:
-    """The version of the job's weights, registered exactly once a key. Its report is kept on this machine."""
+    """Register the job's weights, once per key, and copy the report to HOME. Return the version."""
     log, environment = job.record.folder / "fresh.log", workspace_environment(job.dvc.folder, job.home)
 
     def verify(bundle: Path) -> str:

@@ -1,4 +1,4 @@
-"""One retraining: its commit, workspace and settings, and the records that its steps have written so far."""
+"""One retraining: commit, workspace, settings, and the records that its steps have written."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from remint.stores.ledger.leases import Lease
 from remint.stores.mlflow import Tracking
 from remint.stores.open import open_ledger, open_spreads, open_tracking
 
-Listener = Callable[[str, str, dict[str, Any]], None]  # is told of each event: pipeline, event, fields
+Listener = Callable[[str, str, dict[str, Any]], None]  # receives each event: pipeline, event, fields
 
 
 @dataclass
 class Retraining:
-    """State that the steps of one retraining share. Records are read from disk when they are asked for."""
+    """Shared state of the steps of one retraining. Records are read from disk at each access."""
 
     home: Home
     record: Job
@@ -79,7 +79,7 @@ class Retraining:
 
     @property
     def spread(self) -> SeedSpread | None:
-        """What seeds alone make of this pipeline; None where nobody has measured it, or the gate does not ask."""
+        """Seed-to-seed variation of this pipeline; None if it was not measured, or the gate does not use it."""
         improve = self.settings.promotion.improve
         return open_spreads(self.home).newest(self.pipeline) if improve and improve.margin == "auto" else None
 
@@ -88,13 +88,13 @@ class Retraining:
         return open_ledger(self.home)
 
     def finish_run(self) -> None:
-        """Ends the MLflow run of a training that nothing is registered of."""
+        """End the MLflow run of a training whose weights are not registered."""
         if self.run_id is not None:
             self.tracking.end_run(self.run_id, "FINISHED")
             self.run_id = None
 
     def close_run(self, reason: str, *, stopped: bool) -> None:
-        """End the MLflow run that is still open. ``stopped``: from outside, by a signal or a person."""
+        """End the MLflow run if it is still open. ``stopped``: by a signal or a person."""
         if self.run_id is not None:
             self.tracking.end_run(self.run_id, "KILLED" if stopped else "FAILED", reason)
             self.run_id = None
@@ -113,9 +113,9 @@ def check_out(
     branch: str | None,
     listener: Listener,
 ) -> Retraining:
-    """Opens a retraining: the commit that it builds, a checkout of it, and the settings in it with the overrides applied.
+    """Check out the commit of a retraining, apply the overrides to its settings, and return its state.
 
-    ``branch``: its head is built; None: what is on disk.
+    ``branch``: use its head; None: use the files on disk.
     """
     began = time.monotonic()
     commit = git.commit_of(home.repository, branch) if branch else git.commit_of_tree(home.repository)
@@ -145,7 +145,7 @@ def check_out(
 
 @contextmanager
 def timed(job: Retraining, name: str) -> Iterator[None]:
-    """Tells that a step begins, and notes the seconds that it takes."""
+    """Report that a step begins, and record its duration in seconds."""
     job.tell("step", name=name)
     began = time.monotonic()
     yield

@@ -1,12 +1,12 @@
-"""What must never be lost: the versions that somebody serves, may go back to, keeps or is judging.
+"""Roots: the versions that must not be lost.
 
-    alias       of any model
-    champion    the ledger's, and the last ones before it that a roll back can go to (a window)
-    approval    a person is asked whether to promote it, and the champion that was asked about still stands
-    keep        the version carries the tag remint.keep in MLflow; its value says why
-    job         a job that runs holds its work against it
+    alias       has an alias in MLflow
+    champion    is the ledger's champion, or one of the champions before it that a rollback can restore (a window)
+    approval    awaits approval, and the champion has not changed since the request
+    keep        has the tag remint.keep in MLflow; its value gives the reason
+    job         is the champion that a running job compares its work with
 
-`remint gc` removes nothing that these need, and `remint audit` looks at these to the last byte.
+`remint gc` removes nothing that a root needs, and `remint audit` checks every byte of the roots.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from remint.stores.ledger.collected import Collected
 from remint.stores.mlflow import ModelVersion, removal
 from remint.stores.open import open_ledger, open_tracking
 
-WINDOW = 3  # champions that a roll back can go to, the present one among them
-MOVES = frozenset({"promoted", "rolled_back"})
-AGAINST = frozenset({"rejected", "rolled_back"})
+WINDOW = 3  # champions that are kept for a rollback, the present one included
+CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})
+VETOES = frozenset({"rejected", "rolled_back"})
 
 
 @dataclass(frozen=True)
 class Root:
-    """A version that must not be lost, and the reasons why, one clause."""
+    """A version that must not be lost, and the reasons in one clause."""
 
     version: ModelVersion
     why: str
 
 
 def roots(home: Home, window: int = WINDOW) -> list[Root]:
-    """The roots that MLflow holds, by model and number; ``named`` has those, too, that it has lost."""
+    """Return the roots that MLflow holds, by model and number. ``named`` also returns roots that MLflow has lost."""
     store = open_tracking(home)
     found = []
     for ref, why in named(home, window).items():
@@ -46,9 +46,10 @@ def roots(home: Home, window: int = WINDOW) -> list[Root]:
 
 
 def named(home: Home, window: int = WINDOW) -> dict[str, str]:
-    """Each root as NAME/7, with the reasons why it is one. The versions of a model are not listed for it.
+    """Return each root as NAME/7 with its reasons, without listing all versions of a model.
 
-    Arguments: ``window`` the champions of each model that a roll back can go to, the present one among them (1 or more).
+    Arguments: ``window`` the number of champions of each model that are kept for a rollback, the present one included (1 or
+    more).
     """
     store, book = open_tracking(home), open_ledger(home)
     reasons: dict[tuple[str, int], list[str]] = {}
@@ -65,7 +66,7 @@ def named(home: Home, window: int = WINDOW) -> dict[str, str]:
     for model, rows in by_model.items():
         gone = Collected(home.ledger_url).versions(model)
         for place, version in enumerate(champions(rows, gone)[:window]):
-            note(model, version, "champion of the ledger" if not place else f"champion {place} before, to roll back to")
+            note(model, version, "champion of the ledger" if not place else f"former champion {place}, kept for a rollback")
         for version in awaiting(rows):
             note(model, version, "awaits approval")
     for kept in removal.kept(store):
@@ -73,16 +74,16 @@ def named(home: Home, window: int = WINDOW) -> dict[str, str]:
     for job in jobs.alive(home):
         rows = by_model.get(str(job.facts.get("pipeline")), [])
         if rows and rows[-1].champion_after is not None:
-            note(rows[-1].model, rows[-1].champion_after, f"job {job.id} runs and judges against it")
+            note(rows[-1].model, rows[-1].champion_after, f"running job {job.id} compares its model with it")
     return {f"{model}/{version}": ", ".join(reasons[model, version]) for model, version in sorted(reasons)}
 
 
 def champions(rows: list[LedgerRow], gone: set[int] | frozenset[int] = frozenset()) -> list[int]:
-    """Of one model's rows: the champion and those before it, the newest first, each once.
+    """Return from one model's rows the champion and those before it, newest first, each once.
 
-    Without those that a person spoke against since they were promoted, and those that were collected (``gone``).
+    Leaves out versions that a person vetoed after they were promoted, and those that were collected (``gone``).
     """
-    stood = [row.champion_after for row in reversed(rows) if row.action in MOVES]
+    stood = [row.champion_after for row in reversed(rows) if row.action in CHAMPION_ACTIONS]
     present = rows[-1].champion_after if rows else None
     return list(
         dict.fromkeys(
@@ -94,7 +95,7 @@ def champions(rows: list[LedgerRow], gone: set[int] | frozenset[int] = frozenset
 
 
 def awaiting(rows: list[LedgerRow]) -> list[int]:
-    """Of one model's rows: the versions that a person is asked about, against the champion that still stands."""
+    """Return from one model's rows the versions that await approval against the present champion."""
     last = {row.version: row for row in rows}
     return [
         version
@@ -104,5 +105,5 @@ def awaiting(rows: list[LedgerRow]) -> list[int]:
 
 
 def _vetoed(rows: list[LedgerRow], version: int) -> bool:
-    spoken = [row.action for row in rows if row.version == version and row.action in {*AGAINST, "promoted"}]
-    return bool(spoken) and spoken[-1] in AGAINST
+    decided = [row.action for row in rows if row.version == version and row.action in {*VETOES, "promoted"}]
+    return bool(decided) and decided[-1] in VETOES

@@ -1,7 +1,7 @@
-"""Settle a decision: one row of the ledger, and then everything that follows it.
+"""Settle a decision: write one ledger row, then update everything that follows the ledger.
 
-A process may die between the row and the rest. The decision is kept in pending_decision.json from before the row until
-everything has followed, and the next run of the pipeline finishes it.
+A process may die between the row and the updates. The decision is kept in pending_decision.json from before the row until
+all updates are done, and the next run of the pipeline finishes them.
 """
 
 from __future__ import annotations
@@ -24,37 +24,36 @@ from remint.records import LedgerRow, digest
 from remint.stores.ledger.collected import Collected
 from remint.stores.mlflow import ModelVersion, VersionTags
 
-# Shows a decision with its row to people, and asks them where it awaits approval.
+# Shows a decision with its row to people, and requests approval if it awaits one.
 Announce = Callable[[Retraining, ModelVersion, Decision, LedgerRow], None]
 
 
 def settle(job: Retraining, version: ModelVersion, evidence: Evidence, judgement: Judgement, announce: Announce) -> Outcome:
-    """Writes the decision to the ledger, which is the truth, and lets MLflow, the report and people's screens follow it."""
+    """Write the decision to the ledger, the source of truth, then update MLflow, the report and Prefect. Return the outcome."""
     with timed(job, "settle"):
         for _ in range(3):
             try:
-                judgement.decision.write(
-                    _pending(job, version.version)
-                )  # first: where we die, the next run follows the row by it
+                # Written before the row: if this process dies, the next run finishes the updates from this file.
+                judgement.decision.write(_pending(job, version.version))
                 row = _append(job, evidence, judgement.decision)
                 break
-            except ChampionChanged:  # somebody promoted, or spoke against it, while we judged: judge it again
+            except ChampionChanged:  # the champion changed, or a person vetoed the version
                 judgement = judge_version(job, version, evidence)
         else:
             raise ChampionChanged(
                 f"{job.pipeline}: the champion changed three times while version {version.version} was judged: run again"
             )
-        _follow(job, version, judgement, row, announce)
+        _update(job, version, judgement, row, announce)
     return outcome(job, evidence, row, judgement.decision.reasons)
 
 
 def _pending(job: Retraining, version: int) -> Path:
-    """The decision on a version until everything has followed its row; then it is decision.json."""
+    """Path of the decision on a version until all updates are done; then it is renamed to decision.json."""
     return job.home.report(job.pipeline, version) / PENDING
 
 
-def _follow(job: Retraining, version: ModelVersion, judgement: Judgement, row: LedgerRow, announce: Announce) -> None:
-    """What comes of a row. All of it can be done again."""
+def _update(job: Retraining, version: ModelVersion, judgement: Judgement, row: LedgerRow, announce: Announce) -> None:
+    """Update everything that follows a row. Safe to repeat."""
     sync_mlflow_to_ledger(job.home, job.pipeline)
     decision, folder = judgement.decision, job.home.report(version.name, version.version)
     written = write.write(job, version, judgement, row, folder)
@@ -84,34 +83,33 @@ def _append(job: Retraining, evidence: Evidence, decision: Decision) -> LedgerRo
 
 
 def evidence_key(job: Retraining, evidence: Evidence) -> str:
-    """What a decision rests on, apart from who is champion: same weights, report, rules and spread -> same key."""
+    """Return the digest of the basis of a decision, without the champion: same weights, report, rules and spread -> same key."""
     rules, spread = job.settings.promotion.model_dump(mode="json"), job.spread
     rests_on = {"key": job.model.key, "report": evidence.report.digest, "rules": rules, "dirty": job.commit.dirty}
     return digest(rests_on | ({"spread": spread.digest} if spread else {}))
 
 
 def settled_before(job: Retraining, evidence: Evidence, announce: Announce) -> Outcome | None:
-    """The answer given before for the same weights, report and rules, while its champion still stands."""
+    """Return the earlier outcome for the same weights, report and rules; None if there is none or the champion changed."""
     key, rows = evidence_key(job, evidence), job.ledger.rows(job.pipeline)
     judged = next((row for row in reversed(rows) if row.evidence == key), None)
     if judged is None:
         return None
     since = [row for row in rows if row.version == judged.version and row.sequence > judged.sequence and not row.evidence]
-    row = since[-1] if since else judged  # a person may have spoken of it since
+    row = since[-1] if since else judged  # a person's later decision counts
     if not since and judged.version in Collected(job.home.ledger_url).versions(job.pipeline):
-        return None  # remint gc removed that version: it is registered and judged anew, unless a person has spoken of it
+        return None  # remint gc removed the version, and no person decided on it: register and judge it anew
     if row.champion_after != rows[-1].champion_after or (not since and _lacked_evidence(job, row.version)):
         return None
-    if _pending(job, judged.version).exists() and not _followed(job, evidence, judged, announce):
+    if _pending(job, judged.version).exists() and not _finish_pending(job, evidence, judged, announce):
         return None
-    job.finish_run()  # it was trained again where dvc's memory of it is gone, and came out the same
+    job.finish_run()  # a run is open if dvc's cache was lost and the training gave the same weights
     job.tell("unchanged", version=f"{job.pipeline}/{row.version}", champion=row.champion_after)
     return outcome(job, evidence, row, tuple(row.why.splitlines()), unchanged=True)
 
 
-def _followed(job: Retraining, evidence: Evidence, row: LedgerRow, announce: Announce) -> bool:
-    """Lets everything follow a row whose process died right after it. False where the version is gone, or nothing is known of
-    that decision."""
+def _finish_pending(job: Retraining, evidence: Evidence, row: LedgerRow, announce: Announce) -> bool:
+    """Finish the updates of a row whose process died after it. Return False if the version or its pending decision is lost."""
     try:
         decision = Decision.read(_pending(job, row.version))
         version = job.tracking.version(f"{row.model}/{row.version}")
@@ -120,13 +118,13 @@ def _followed(job: Retraining, evidence: Evidence, row: LedgerRow, announce: Ann
     if decision.verdict != row.action or not row.why.startswith("\n".join(decision.reasons)):
         return False
     with timed(job, "settle"):
-        holder = decision.champion
-        found = ChampionEvidence() if holder is None else champion.evidence(job, evidence, holder)
-        _follow(job, version, Judgement(decision, found), row, announce)
+        champion_version = decision.champion
+        found = ChampionEvidence() if champion_version is None else champion.evidence(job, evidence, champion_version)
+        _update(job, version, Judgement(decision, found), row, announce)
     return True
 
 
 def _lacked_evidence(job: Retraining, version: int) -> bool:
-    """Whether the gate refused a version for want of evidence, which may be there by now: bytes that were put back, say."""
+    """Return whether the gate refused a version for lack of evidence, which may exist by now: restored bytes, for example."""
     path = job.home.report(job.pipeline, version) / DECISION
     return path.exists() and any(rule.rule == "evidence" and not rule.passed for rule in Decision.read(path).rules)

@@ -1,4 +1,4 @@
-"""Models side by side: quality with its interval, what drawing and scoring cost, and how that grows with the data."""
+"""Comparison of models: quality with intervals, cost of drawing and scoring, and growth of that cost with the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remint.runtime.home import Home
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle
 
-if TYPE_CHECKING:  # torch is imported once something is measured
+if TYPE_CHECKING:  # torch is imported only when something is measured
     from remint.evaluation.cost import Task
     from remint.models.contract import Model
 
@@ -40,12 +40,12 @@ class Entry:
 
 
 class Comparison(Record):
-    """What ``remint compare --json`` prints."""
+    """Answer of ``remint compare --json``."""
 
     models: tuple[Cost, ...]
     growth: tuple[Growth, ...]
-    comparable: tuple[str, ...]  # metrics that may be held against each other
-    notes: tuple[str, ...]  # on those that may not
+    comparable: tuple[str, ...]  # metrics that are comparable between the models
+    notes: tuple[str, ...]  # on metrics that are not comparable
     picture: str
 
     def to_json(self) -> dict[str, Any]:
@@ -53,17 +53,15 @@ class Comparison(Record):
 
 
 def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], None]) -> Comparison:
-    """Measures models side by side, and draws ``picture``. ``say`` hears how far it is: it takes about a minute.
+    """Measure models side by side and draw ``picture``. Takes about a minute; ``say`` receives the progress.
 
-    Raises SettingsError for a picture that is no .png or whose folder does not exist.
+    Raises SettingsError if ``picture`` is no .png or its folder does not exist.
     """
     if picture.suffix != ".png":
         raise SettingsError(f"-o {picture}: expected a name that ends in .png")
     if not picture.absolute().parent.is_dir():
         raise SettingsError(f"-o {picture}: the folder {picture.absolute().parent} does not exist")
-    versions = {
-        version.ref: version for version in (current_version(home, ref) for ref in refs)
-    }  # each once, in the order that they are named
+    versions = {version.ref: version for version in (current_version(home, ref) for ref in refs)}  # each once, in this order
     entries = [_loaded(home, version) for version in versions.values()]
     models, growth, shared = _costs(entries, say), _growth(entries, say), comparable(entries)
 
@@ -92,7 +90,7 @@ def _loaded(home: Home, version: ModelVersion) -> Entry:
 
 
 def comparable(entries: list[Entry]) -> list[str]:
-    """The metrics that two models at least have, and all that have them measured in one and the same way."""
+    """Return the metrics that at least two models have, and that all of these models measured in the same way."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.metrics))
     holders = {name: [entry.metrics[name] for entry in entries if name in entry.metrics] for name in names}
     return [
@@ -103,7 +101,7 @@ def comparable(entries: list[Entry]) -> list[str]:
 
 
 def notes(entries: list[Entry]) -> list[str]:
-    """Which numbers must not be held against each other, and why."""
+    """Return a line for each set of numbers that is not comparable, with the reason."""
     lines = []
     datasets = {entry.version.dataset[:10] for entry in entries}
     if len(datasets) > 1:
@@ -124,13 +122,13 @@ def notes(entries: list[Entry]) -> list[str]:
 
 
 def _costs(entries: list[Entry], say: Callable[[str], None]) -> tuple[Cost, ...]:
-    """Each model with its metrics, its size, and the seconds of drawing and of scoring."""
+    """Return each model with its metrics, its size, and the seconds of drawing and of scoring."""
     from remint.evaluation import cost
 
     tasks: dict[str, Task] = {}
     for entry in entries:
         tasks |= _tasks(entry.ref, entry.model, entry.spec, cost.EXAMPLES, entry.threads)
-    seconds = cost.timed(tasks, cost.REPEATS, lambda how_far: say(f"takes the time of each model: {how_far}"))
+    seconds = cost.timed(tasks, cost.REPEATS, lambda progress: say(f"measuring the time of each model: {progress}"))
     return tuple(
         Cost(
             model=entry.ref,
@@ -148,7 +146,7 @@ def _costs(entries: list[Entry], say: Callable[[str], None]) -> tuple[Cost, ...]
 
 
 def _tasks(name: str, model: Model, spec: DataSpec, count: int, threads: int) -> dict[str, Task]:
-    """Drawing and scoring, as far as the model can, by ``NAME draw`` and ``NAME score``."""
+    """Return the tasks that the model supports, as ``NAME draw`` and ``NAME score``."""
     from remint.evaluation import cost
 
     both = {"draw": cost.drawing(model, count, threads), "score": cost.scoring(model, spec, count, threads)}
@@ -160,7 +158,7 @@ def _seconds(name: str, seconds: dict[str, MetricValue | None]) -> dict[str, Met
 
 
 def _growth(entries: list[Entry], say: Callable[[str], None]) -> tuple[Growth, ...]:
-    """Each recipe built anew for larger examples, and each model as it is for fewer and more of them: a row a step."""
+    """Return one row per step: each recipe rebuilt for larger examples, and each model with fewer and more examples."""
     from remint.evaluation import cost
     from remint.settings import plugins
 
@@ -187,12 +185,14 @@ def _growth(entries: list[Entry], say: Callable[[str], None]) -> tuple[Growth, .
             step(entry, SIZE, times, cost.grown(entry.family, settings, entry.spec, times), cost.EXAMPLES)
         for count in cost.COUNTS:
             step(entry, COUNT, count, cost.Grown(entry.spec, entry.model), count)
-    seconds = cost.timed(tasks, cost.FEWER, lambda how_far: say(f"takes the time of larger and of more examples: {how_far}"))
+    seconds = cost.timed(
+        tasks, cost.FEWER, lambda progress: say(f"measuring the time of larger and of more examples: {progress}")
+    )
     return tuple(row.model_copy(update=_seconds(name, seconds)) for name, row in rows.items())
 
 
 def tables(answer: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The answer in words: (title, columns, rows) of each table."""
+    """Return the answer as tables: (title, columns, rows) of each."""
     models = answer.models
     measured = [
         [name, *(_metric(row.metrics.get(name)) for row in models)]
@@ -234,7 +234,7 @@ def _metric(value: MetricValue | None) -> str:
 
 
 def _time(value: MetricValue | None) -> str:
-    """Milliseconds where all is below a second; a dash where the model cannot, or where it takes too long to be measured."""
+    """Return milliseconds if all is below a second, else seconds; "-" if the model cannot do it, or takes too long to measure."""
     if value is None:
         return "-"
     scale, unit = (1.0, "s") if value.high >= 1.0 else (1e3, "ms")

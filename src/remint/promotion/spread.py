@@ -1,4 +1,4 @@
-"""What seeds alone make of a pipeline: recorded where the gate looks for it, and drawn."""
+"""Seed-to-seed variation of a pipeline: recorded for the gate, and drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remint.stores.open import open_spreads
 
 
 class SeedResult(Record):
-    """The result of one seed."""
+    """Result of one seed."""
 
     metrics: dict[str, float]
     dataset: str  # digest of the DatasetVersion
@@ -26,17 +26,17 @@ class SeedResult(Record):
 
 
 class SpreadReport(SeedSpread):
-    """What ``remint spread --json`` prints."""
+    """Answer of ``remint spread --json``."""
 
     confidence: float  # of the margins
-    margins: dict[str, float]  # by metric: two seeds differ by less
+    margins: dict[str, float]  # by metric: bound on the difference between two seeds
     picture: str
 
 
 def record_spread(
     home: Home, pipeline: str, seeds: Sequence[int], results: Sequence[SeedResult], confidence: float
 ) -> SpreadReport:
-    """Records the spread of one recipe's seeds, and draws it."""
+    """Record the spread of one recipe's seeds, and draw it."""
     spread = SeedSpread(
         pipeline=pipeline,
         recipe=results[0].recipe,

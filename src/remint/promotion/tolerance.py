@@ -1,9 +1,9 @@
-"""What a metric may differ by between two machines, as it is recorded with each version.
+"""Allowed difference of a metric between two machines, recorded with each version.
 
-Sums are taken in another order on another processor, and a training makes another model of them, as another seed would.
-So where the pipeline's seeds were measured (remint spread) two trainings may differ by what two of them do, in 95% of
-pairs: t(n - 1) sqrt(2) s. Where nobody has, by half the width of the metric's 95% interval, which knows nothing of the
-training's own chance and is therefore only a stand-in.
+Another processor sums in another order, and the training then gives another model, as another seed would. If the pipeline's
+seeds were measured (remint spread), two trainings may differ as two of these seeds do in 95% of pairs: t(n - 1) sqrt(2) s.
+Otherwise they may differ by half the width of the metric's 95% interval. That is only a substitute: it leaves out the
+randomness of training.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FEWEST_SEEDS = 3
 
 
 def tolerances(metrics: Mapping[str, MetricValue], spread: SeedSpread | None, recipe: str) -> dict[str, dict[str, Any]]:
-    """By metric: ``within`` what it may differ, in its own unit, and ``from`` what that was taken.
+    """Return for each metric ``within``, the allowed difference in its unit, and ``from``, the source of that number.
 
-    ``spread``: the newest of the pipeline; ``recipe``: that of the version, as in SeedSpread. A spread of another recipe
-    says nothing.
+    ``spread``: the newest of the pipeline; ``recipe``: that of the version, as in SeedSpread. A spread of another recipe is
+    not used.
     """
     found = {}
     for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""What a version carries so that it can be built again: tags, and files beside the weights."""
+"""Tags and files of a version that a rebuild needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remint.stores.open import open_spreads
 
 
 def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
-    """What a version must carry so that it can be built again (the recipe and fingerprint are in training.json)."""
+    """Return the tags that a rebuild of the version needs (the recipe and fingerprint are in training.json)."""
     spread = open_spreads(job.home).newest(job.pipeline)
     return VersionTags(
         data=canonical(DataOrigin.of(job.dataset).block()),
@@ -37,7 +37,7 @@ def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
 
 
 def files(job: Retraining) -> dict[str, Path]:
-    """The files that are kept with a version, by name."""
+    """Return the files that are kept with a version, by name."""
     kept = {
         "report": job.out("reports"),
         "dvc.lock": job.dvc.lock(),

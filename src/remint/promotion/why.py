@@ -1,4 +1,4 @@
-"""The answer of ``remint why``: the origin of a version beside that of the champion before it, and every decision about it."""
+"""Answer of ``remint why``: the origin of a version beside that of the champion before it, and every decision about it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Section = tuple[str, list[str]]
 
 
 class Former(VersionEntry):
-    """The champion that stood before a version."""
+    """The champion before a version."""
 
     lineage: VersionTags
 
 
 class Approver(Record):
-    """Who made a version champion."""
+    """The person or gate that made a version champion."""
 
     who: str
     action: Literal["promoted", "rolled_back"]
@@ -35,27 +35,27 @@ class Approver(Record):
 
 
 class Why(VersionEntry):
-    """What ``remint why --json`` prints."""
+    """Answer of ``remint why --json``."""
 
-    report: str  # where the page lies
+    report: str  # path of the page
     lineage: VersionTags
-    serving_sha256: str  # of the manifest of all that is served
+    serving_sha256: str  # of the manifest of all served files
     former: Former | None
     code: str  # git diff --stat from the former's commit
     drift: str | None  # a sentence
     compared: tuple[RuleResult, ...]  # of the gate's last decision
-    approver: Approver | None  # None: it was never champion
+    approver: Approver | None  # None: never champion
     decisions: tuple[LedgerRow, ...]  # oldest first
 
 
 def why(home: Home, ref: str) -> Why:
-    """The lineage of a version beside that of the champion before it, and every decision about it."""
+    """Return the lineage of a version beside that of the champion before it, and every decision about it."""
     version, store = current_version(home, ref), open_tracking(home)
     rows = open_ledger(home).about(version.name, version.version)
     before = _champion_before(rows, version.version)
     former = None
     if before is not None:
-        with suppress(NotFoundError):  # somebody deleted it: what it was is no longer known
+        with suppress(NotFoundError):  # it was deleted: its lineage is lost
             former = store.version(f"{version.name}/{before}")
     page = home.report(version.name, version.version) / "report.html"
     drift, judged = kept_drift(home, version), kept_decision(home, version)
@@ -74,23 +74,23 @@ def why(home: Home, ref: str) -> Why:
 
 
 def _champion_before(rows: list[LedgerRow], version: int) -> int | None:
-    """The champion that stood when the version was judged for the first time."""
+    """Return the champion at the time when the version was first judged."""
     earlier = [row.champion_before for row in rows if row.version == version and row.champion_before not in (None, version)]
     return earlier[0] if earlier else None
 
 
 def _approver(rows: list[LedgerRow], version: int) -> Approver | None:
-    """Who made the version champion the last time, when and why; None where nobody ever did."""
+    """Return the newest approver of the version; None if it was never champion."""
     made = [row for row in rows if row.action in CHAMPION_ACTIONS and row.champion_after == version]
     return Approver.model_validate({key: getattr(made[-1], key) for key in Approver.model_fields}) if made else None
 
 
 def _code_change(home: Home, former: ModelVersion | None, version: ModelVersion) -> str:
-    """`git diff --stat` between the two commits; "" where they are one, or where this clone lacks one."""
+    """Return `git diff --stat` between the two commits; "" if they are equal; a note if a commit is missing."""
     if former is None or former.commit == version.commit:
         return ""
     if not (git.is_commit(former.commit) and git.is_commit(version.commit)):
-        return "(what MLflow says of their commits names none)"
+        return "(a commit in MLflow is not a valid commit id)"
     try:
         return git.run_git(home.repository, "diff", "--stat", former.commit, version.commit).rstrip()
     except VersioningError:
@@ -98,20 +98,20 @@ def _code_change(home: Home, former: ModelVersion | None, version: ModelVersion)
 
 
 def sections(answer: Why) -> list[Section]:
-    """The answer in words, section by section: title and lines."""
+    """Return the answer as text: title and lines of each section."""
     tags, former = answer.lineage, answer.former
     overrides = tags.set_by_hand
     state = " (uncommitted work)" if answer.dirty else ""
     aliases = f", {' and '.join(answer.aliases)}" if answer.aliases else ""
-    beside = former.ref if former else "no champion before it"
+    beside = former.ref if former else "no earlier champion"
     return [
         (
             f"{answer.ref}{aliases}",
             [
                 f"registered {answer.created[:19]} UTC",
                 f"weights SHA-256 {answer.weights_sha256}",
-                f"everything that is served, SHA-256 of its manifest {answer.serving_sha256}",
-                f"beside {beside}",
+                f"served files, SHA-256 of their manifest {answer.serving_sha256}",
+                f"compared with {beside}",
                 f"report {answer.report}",
                 *([f"rebuilt {tags.rebuilt}"] if tags.rebuilt is not None else []),
             ],
@@ -136,11 +136,11 @@ def _data(version: VersionEntry, tags: VersionTags) -> dict[str, Any]:
 
 
 def _approval(answer: Why) -> list[str]:
-    """Who made it champion, or that nobody did."""
+    """Return lines on the approver, or on the newest verdict if there is none."""
     approver = answer.approver
     if approver is None:
         verdict = answer.decisions[-1].action.replace("_", " ") if answer.decisions else "not judged yet"
-        return [f"by nobody: {verdict}"]
+        return [f"no: {verdict}"]
     how = "promoted" if approver.action == "promoted" else "rolled back to"
     return [f"by {approver.who}, {approver.at[:19]} UTC ({how})", *(f"  {line}" for line in approver.why.splitlines())]
 
@@ -153,7 +153,7 @@ def _flat(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _changes(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
-    """Each key with its value; where it differs from before, both."""
+    """Return a line for each key; with ``before``, one for each key that changed, with both values."""
     if before is None:
         return [f"{key}: {value}" for key, value in now.items()]
     changed = [
@@ -163,7 +163,7 @@ def _changes(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
 
 
 def _metrics(answer: Why) -> list[str]:
-    """Each metric; beside it the champion's on the same data, where the gate measured it, else as it was registered."""
+    """Return a line for each metric, beside the champion's on the same data if the gate measured it, else at its registration."""
 
     def text(value: MetricValue | None) -> str:
         return value.text() if value else "not measured"
@@ -172,7 +172,9 @@ def _metrics(answer: Why) -> list[str]:
     lines = []
     for name in sorted({*now, *before}):
         rival = next((rule.champion for rule in answer.compared if rule.metric == name and rule.champion), None)
-        beside = f"   champion, same data: {text(rival)}" if rival else f"   champion then: {text(before.get(name))}"
+        beside = (
+            f"   champion, same data: {text(rival)}" if rival else f"   champion at its registration: {text(before.get(name))}"
+        )
         lines.append(f"{name}: {text(now.get(name))}" + (beside if rival or before else ""))
     return lines
 

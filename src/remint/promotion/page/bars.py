@@ -1,4 +1,4 @@
-"""Intervals as inline SVG: several on one scale, and a difference about zero. Shape says as much as colour does."""
+"""Intervals as inline SVG: several on one scale, or a difference around zero. Shapes differ as well as colours."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from remint.promotion.page import words
 from remint.records import MetricValue
 
 ROW, HEAD, FOOT = 18, 15, 20  # pixels of an interval, of a line above them, of the axis
-FAR = 12.0  # a mark farther off than so many times the intervals' span is an arrow at the edge: the intervals must be seen
+FAR = 12.0  # spans of the intervals; a mark farther away becomes an arrow at the edge, so that the intervals stay visible
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values onto pixels."""
+    """Linear map from values to pixels."""
 
     low: float
     high: float
@@ -35,7 +35,7 @@ class Scale:
         return round(self.pad + min(1.0, max(0.0, share)) * (self.width - 2 * self.pad), 1)
 
     def ticks(self, count: int = 6) -> list[float]:
-        """Round numbers, at most ``count`` and one."""
+        """Return round numbers, at most ``count`` + 1."""
         raw = (self.high - self.low) / count
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(size * power for size in (1, 2, 5, 10) if size * power >= raw * (1 - 1e-9))
@@ -43,7 +43,7 @@ class Scale:
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
     def axis(self, top: float, height: float) -> Markup:
-        """A faint line and a number at each tick."""
+        """Return a faint line and a number at each tick."""
         ticks = self.ticks()
         step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) or 1.0
         places = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -57,11 +57,11 @@ class Scale:
 
 
 def intervals(sides: Sequence[tuple[str, MetricValue]], marks: Sequence[tuple[str, float]] = (), width: int = 340) -> Markup:
-    """95% intervals one below the other.
+    """Return 95% intervals, one below the other.
 
     Args:
-        sides: who ("challenger" or "champion", which is the CSS class too) and the measurement.
-        marks: names and values to hold them against; a dashed line each, with its name above.
+        sides: "challenger" or "champion" (the CSS class, too) and the measurement.
+        marks: names and values of reference lines; each is a dashed line with its name above.
     """
     ends = [end for _, value in sides for end in (value.low, value.high)]
     span = max(ends) - min(ends) or 1.0
@@ -73,12 +73,12 @@ def intervals(sides: Sequence[tuple[str, MetricValue]], marks: Sequence[tuple[st
         parts.append(_mark(scale, *mark, HEAD * line + 11, top + height, inside=mark in near))
     for row, (who, value) in enumerate(sides):
         parts.append(_interval(scale, who, (value.value, value.low, value.high), top + ROW * (row + 0.5)))
-    said = "; ".join(f"{who} {value.text()}" for who, value in sides)
-    return _svg(width, top + height + FOOT, parts, said)
+    label = "; ".join(f"{who} {value.text()}" for who, value in sides)
+    return _svg(width, top + height + FOOT, parts, label)
 
 
 def difference(numbers: tuple[float, float, float], margin: float | None, width: int = 250) -> Markup:
-    """How much better the challenger is, with its limits: right of 0 is better; the dashed line is what is asked."""
+    """Return the improvement of the challenger with its limits: right of 0 is better; the dashed line is the margin."""
     value, low, high = numbers
     reach = max(abs(low), abs(high), 1.15 * abs(margin or 0.0)) or 1.0
     scale = Scale.over([-reach, reach], width)
@@ -87,13 +87,13 @@ def difference(numbers: tuple[float, float, float], margin: float | None, width:
     parts.append(Markup('<text class="tick end" x="{}" y="11">better →</text>').format(width - scale.pad))
     parts.append(Markup('<line class="zero" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(scale(0.0), HEAD - 2, HEAD + ROW))
     if margin:
-        parts.append(_mark(scale, "asked", margin, 11, HEAD + ROW, inside=True))
+        parts.append(_mark(scale, "margin", margin, 11, HEAD + ROW, inside=True))
     parts.append(_interval(scale, "difference", (value, low, high), HEAD + ROW / 2))
     return _svg(width, HEAD + ROW + FOOT, parts, f"difference {value:+.4g}, from {low:+.4g} to {high:+.4g}")
 
 
 def stacked(sides: Sequence[tuple[str, MetricValue]], scale: Scale) -> Markup:
-    """Intervals on a scale that other rows share, close together and without an axis."""
+    """Return intervals on a scale shared with other rows, close together and without an axis."""
     apart = 9
     parts = [
         _interval(scale, who, (value.value, value.low, value.high), 8 + apart * row, slim=True)
@@ -103,12 +103,12 @@ def stacked(sides: Sequence[tuple[str, MetricValue]], scale: Scale) -> Markup:
 
 
 def axis(scale: Scale) -> Markup:
-    """The numbers of a scale by themselves."""
+    """Return the axis of a scale alone."""
     return _svg(scale.width, FOOT, [scale.axis(0, 4)], "scale")
 
 
 def _interval(scale: Scale, who: str, numbers: tuple[float, float, float], y: float, *, slim: bool = False) -> Markup:
-    """A bar from low to high with end strokes; at the value a disc, a square of the champion's."""
+    """Return a bar from low to high with end strokes, and a disc at the value (a square for the champion)."""
     value, low, high = (scale(number) for number in numbers)
     size = 3.5 if slim else 5.0
     bar = Markup(
@@ -123,7 +123,7 @@ def _interval(scale: Scale, who: str, numbers: tuple[float, float, float], y: fl
 
 
 def _mark(scale: Scale, name: str, value: float, y: float, bottom: float, *, inside: bool) -> Markup:
-    """A dashed line with its name; of what is beyond the scale an arrow at the edge that points to it."""
+    """Return a dashed line with its name; for a value beyond the scale, an arrow at the edge."""
     right = value > (scale.low + scale.high) / 2.0
     side, dx = ("end", -4) if right else ("start", 4)
     if not inside:
@@ -135,6 +135,6 @@ def _mark(scale: Scale, name: str, value: float, y: float, bottom: float, *, ins
     ).format(scale(value), y - 8, bottom, side, scale(value) + dx, y, name, value)
 
 
-def _svg(width: int, height: float, parts: Sequence[Markup], said: str) -> Markup:
+def _svg(width: int, height: float, parts: Sequence[Markup], label: str) -> Markup:
     head = Markup('<svg class="chart" width="{0}" height="{1}" viewBox="0 0 {0} {1}" role="img" aria-label="{2}">')
-    return head.format(width, round(height), escape(said)) + Markup("").join(parts) + Markup("</svg>")
+    return head.format(width, round(height), escape(label)) + Markup("").join(parts) + Markup("</svg>")

@@ -1,4 +1,4 @@
-"""A decision in brief, for people who do not look at the page: as Markdown, and as the content of an event."""
+"""Summary of a decision without the page: as Markdown, and as the payload of an event."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from remint.stores.mlflow import ModelVersion
 
 
 def markdown(version: ModelVersion, decision: Decision, folder: Path) -> str:
-    """The gate's table: each rule, both numbers, their intervals; and where the page with everything else lies."""
+    """Return the gate's table (each rule with both numbers and intervals) and the place of the full page."""
     against = f"champion {decision.model}/{decision.champion}" if decision.champion is not None else "no champion yet"
-    lines = [f"## {version.ref}: {decision.verdict}", "", f"Held against {against}.", ""]
+    lines = [f"## {version.ref}: {decision.verdict}", "", f"Compared with {against}.", ""]
     lines += ["| rule | metric | challenger | champion | passed | why |", "|---|---|---|---|---|---|"]
     for rule in decision.rules:
         numbers = [value.text() if value else "" for value in (rule.challenger, rule.champion)]
@@ -25,7 +25,7 @@ def markdown(version: ModelVersion, decision: Decision, folder: Path) -> str:
 
 
 def comparison(decision: Decision) -> dict[str, Any]:
-    """Challenger beside champion, with intervals, and what to type."""
+    """Return challenger and champion with intervals, and the commands that promote or reject."""
     ref = f"{decision.model}/{decision.challenger}"
     metrics: dict[str, dict[str, Any]] = {}
     for rule in decision.rules:

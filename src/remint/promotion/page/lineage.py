@@ -1,4 +1,4 @@
-"""Where a version comes from, key by key, beside the champion's."""
+"""Lineage of a version, key by key, beside that of the champion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from remint.promotion.page.story import Story
 from remint.records import LedgerRow, TrainedModel
 from remint.stores.mlflow import ModelVersion
 
-OWN = ("registered", "weights, SHA-256", "dvc.lock, SHA-256", "reason given")  # always another version's: nothing to look at
+ALWAYS_DIFFERENT = ("registered", "weights, SHA-256", "dvc.lock, SHA-256", "reason given")  # so not marked as changed
 
 SPLITS = ("train", "validation", "held_out")
 
@@ -16,17 +16,17 @@ View = dict[str, Any]
 
 
 def view(story: Story) -> View:
-    """Two tables, origin and settings: each row with the challenger's value, the champion's, and whether they differ."""
+    """Return two tables, origin and settings. Each row has the challenger's value, the champion's, and whether they differ."""
     ours = _origin(story.challenger.version, story.challenger.trained)
-    holder = story.holder
-    theirs = _origin(holder, story.champion.trained if story.champion else None) if holder else {}
+    champion_version = story.champion_version
+    theirs = _origin(champion_version, story.champion.trained if story.champion else None) if champion_version else {}
     settings = _settings(story.challenger.version)
     return {
         "origin": _rows(ours, theirs),
-        "settings": _rows(settings, _settings(holder) if holder else {}),
+        "settings": _rows(settings, _settings(champion_version) if champion_version else {}),
         "made_on": {key: value for key, value in _flat(story.challenger.version.tags.made_on).items() if value},
         "ledger": _ledger(story.row, story),
-        "holder": holder,
+        "champion_version": champion_version,
     }
 
 
@@ -36,7 +36,7 @@ def _rows(ours: dict[str, str], theirs: dict[str, str]) -> list[View]:
             "key": key,
             "ours": ours.get(key, ""),
             "theirs": theirs.get(key, ""),
-            "changed": key not in OWN and ours.get(key) != theirs.get(key),
+            "changed": key not in ALWAYS_DIFFERENT and ours.get(key) != theirs.get(key),
         }
         for key in {**ours, **theirs}
     ]
@@ -64,7 +64,7 @@ def _origin(version: ModelVersion, trained: TrainedModel | None) -> dict[str, st
 
 
 def _ledger(row: LedgerRow, story: Story) -> dict[str, str]:
-    """What the ledger holds of this decision, and what it rests on."""
+    """Return the ledger's row of this decision, and the digests of its evidence."""
     return {
         "row": f"{row.model}, number {row.sequence}: {row.action}, by {row.who}, {row.at[:19].replace('T', ' ')} UTC",
         "hash": row.hash,

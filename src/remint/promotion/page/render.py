@@ -1,6 +1,6 @@
-"""A story in, one HTML page out: pictures and style inside it, nothing fetched, no script. Pure: equal stories, equal pages.
+"""Render a story as one HTML page. Pictures and style are inside it; it has no script and fetches nothing.
 
-Whatever comes from outside (names of columns and classes, reasons, settings) is escaped.
+Pure: equal stories give equal pages. All text from outside (names of columns and classes, reasons, settings) is escaped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from remint.promotion.page.story import Story
 
 
 def render(story: Story) -> str:
-    """The page of one decision."""
+    """Return the page of one decision."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

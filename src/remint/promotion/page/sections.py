@@ -1,4 +1,4 @@
-"""The sections of the page, each a story turned into what its part of the template shows: text, numbers and pictures.
+"""Sections of the page: text, numbers and pictures for each part of the template.
 
 Shapes: N examples, X the axes of one example, D columns of a table.
 """
@@ -16,15 +16,15 @@ from remint.promotion.page import bars, pictures, words
 from remint.promotion.page.story import Array, Side, Story
 from remint.records import Column, DataSpec, MetricValue
 
-ROWS = 8  # of a table that are shown with their neighbours
-COLUMNS = 7  # of a wide table that are shown of each row
-UNUSUAL = 4  # columns that are named of a row that a model fails
+ROWS = 8  # rows of a table that are shown with their neighbours
+COLUMNS = 7  # columns of a wide table that are shown
+UNUSUAL = 4  # unusual columns that are named for each failed row
 
 View = dict[str, Any]
 
 
 def sides(story: Story) -> list[tuple[str, Side]]:
-    """Who is shown: the challenger, and beside it the champion where it was measured on the same data."""
+    """Return the shown sides: the challenger, and the champion if it was measured on the same data."""
     return [("challenger", story.challenger), *([("champion", story.champion)] if story.champion else [])]
 
 
@@ -34,12 +34,12 @@ def verdict(story: Story) -> View:
     old = f"{decision.model}/{decision.champion}" if decision.champion is not None else "nothing"
     trained = story.challenger.trained
     rules = sorted(decision.rules, key=lambda rule: list(words.RULES).index(rule.rule))
-    told = [rule.reason for rule in rules if rule.reason in decision.reasons]
+    ordered = [rule.reason for rule in rules if rule.reason in decision.reasons]
     return {
         "kind": decision.verdict,
         "title": title,
         "meaning": meaning.format(new=f"{decision.model}/{decision.challenger}", old=old),
-        "reasons": [*told, *(reason for reason in decision.reasons if reason not in told)],
+        "reasons": [*ordered, *(reason for reason in decision.reasons if reason not in ordered)],
         "rules": [_rule(story, rule) for rule in rules],
         "alarm": trained.ended if trained.went_wrong else "",
         "trained": trained,
@@ -79,7 +79,7 @@ def _difference(numbers: tuple[float, float, float] | None) -> View | None:
 
 
 def metrics(story: Story) -> list[View]:
-    """A row for each metric: both values, their intervals on one scale, what to hold them against, and the difference."""
+    """Return a row for each metric: both values, their intervals on one scale with reference lines, and the difference."""
     rows = []
     rules = {rule.metric: rule for rule in reversed(story.decision.rules) if rule.metric and rule.difference}
     for name, ours in story.challenger.report.metrics.items():
@@ -105,7 +105,7 @@ def metrics(story: Story) -> list[View]:
 
 
 def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float]]:
-    """What to hold a metric against: its own floor, and of a likelihood what a trivial model reaches; and a required bound."""
+    """Return the reference lines of a metric: its floor, the value of a trivial model for a likelihood, and required bounds."""
     marks = []
     for other, context in story.challenger.report.context.items():
         if other == f"{name}_floor":
@@ -118,7 +118,7 @@ def _marks(story: Story, name: str, value: MetricValue) -> list[tuple[str, float
 
 
 def samples(story: Story) -> View:
-    """Grids of images: real ones, and each side's of equal latents. Of a table a picture of its columns."""
+    """Return grids of real images and of each side's samples from the same latents; for a table, a picture of its columns."""
     spec = story.spec
     shown = [(who, side) for who, side in sides(story) if side.samples_NX is not None]
     if spec.is_table or not shown:
@@ -132,7 +132,7 @@ def samples(story: Story) -> View:
 
 
 def nearest(story: Story) -> list[View]:
-    """Of each side samples with the training examples nearest to them; and how near real examples come."""
+    """Return for each side samples with their nearest training examples, and the same distance for real examples."""
     views = []
     for who, side in sides(story):
         if side.nearest is None or side.samples_NX is None:
@@ -175,7 +175,7 @@ def nearest(story: Story) -> list[View]:
 
 
 def failures(story: Story) -> View | None:
-    """The held-out examples that the challenger does worst on, with the champion's value of the same example."""
+    """Return the held-out examples on which the challenger is worst, with the champion's value of the same example."""
     failed = story.challenger.failures
     if failed is None:
         return None
@@ -206,7 +206,7 @@ def failures(story: Story) -> View | None:
 
 
 def _rival_values(side: Side, metric: str) -> Array | None:
-    """The champion's value of every held-out example, where it was chosen by the same."""
+    """Return the champion's value of every held-out example; None if its failures were chosen by another metric."""
     if metric in side.values:
         return side.values[metric]
     same = side.failures is not None and str(side.failures["metric"]) == metric and "all_M" in side.failures
@@ -218,7 +218,7 @@ def _cells(row_D: Array, spec: DataSpec, chosen: Sequence[int]) -> list[str]:
 
 
 def _original(value: float, column: Column) -> str:
-    """A value of a row in the column's own units."""
+    """Return a value of a row in the column's own units."""
     if not math.isfinite(value):
         return "missing"
     if column.categories:
@@ -227,7 +227,7 @@ def _original(value: float, column: Column) -> str:
 
 
 def _unusual(row_D: Array, spec: DataSpec) -> list[str]:
-    """The numbers of a row that lie farthest from their mean, with how far in standard deviations."""
+    """Return the numbers of a row that are farthest from their mean, with the distance in standard deviations."""
     far = [(abs(float(row_D[place])), place) for place, column in enumerate(spec.columns) if column.numeric]
     far = sorted((pair for pair in far if math.isfinite(pair[0])), key=lambda pair: (-pair[0], pair[1]))[:UNUSUAL]
     named = [(spec.columns[place], float(row_D[place])) for _, place in far]
@@ -235,7 +235,7 @@ def _unusual(row_D: Array, spec: DataSpec) -> list[str]:
 
 
 def by_class(story: Story) -> list[View]:
-    """A table for each metric that has a value for each class: both sides on one scale."""
+    """Return a table for each metric with values by class: both sides on one scale."""
     views = []
     for name, classes in story.challenger.report.by_class.items():
         others: Mapping[str, MetricValue] = story.champion.report.by_class.get(name, {}) if story.champion else {}
@@ -260,7 +260,7 @@ def by_class(story: Story) -> list[View]:
 
 
 def data(story: Story) -> View:
-    """What leaks from the training split into the held-out one, and what changed since the champion was trained."""
+    """Return the leakage between the splits, and the drift since the champion was trained."""
     drift = story.drift
     distances = [value for value in (drift.distance, drift.floor) if value is not None] if drift else []
     places = words.decimals(*distances)
@@ -268,8 +268,8 @@ def data(story: Story) -> View:
         "leakage": story.challenger.report.leakage,
         "theirs": story.champion.report.leakage if story.champion and drift else None,
         "drift": drift,
-        "same": story.holder is not None and story.holder.dataset == story.challenger.report.dataset,
-        "holder": story.holder,
+        "same": story.champion_version is not None and story.champion_version.dataset == story.challenger.report.dataset,
+        "champion_version": story.champion_version,
         "counts": [(name, drift.before.get(name, 0), drift.after.get(name, 0)) for name in drift.after] if drift else [],
         "distance": _value(drift.distance, places) if drift else None,
         "floor": _value(drift.floor, places) if drift else None,

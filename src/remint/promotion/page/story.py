@@ -1,4 +1,4 @@
-"""What the report page is made from: records, arrays and pictures of one decision. The page knows nothing else.
+"""Input of the report page: records, arrays and pictures of one decision. The page uses nothing else.
 
 Shapes: N examples, M held-out examples, X the axes of one example.
 """
@@ -23,7 +23,7 @@ Arrays = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Side:
-    """One model as it was measured on the challenger's data: what its report folder holds (evaluation/report.py)."""
+    """One model, measured on the challenger's data: the content of its report folder (evaluation/report.py)."""
 
     version: ModelVersion
     report: EvaluationReport
@@ -49,17 +49,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Story:
-    """One decision, and all that a person needs to agree with it or not."""
+    """One decision, with everything that a person needs to check it."""
 
     decision: Decision
     rules: PromotionSettings
     row: LedgerRow
     spec: DataSpec
-    real_NX: Array  # held-out examples, to be held beside the samples
+    real_NX: Array  # held-out examples, shown beside the samples
     challenger: Side
-    champion: Side | None = None  # None: there is none, or it could not be measured on this data
-    holder: ModelVersion | None = None  # the champion's entry in the registry, measured or not
-    drift: Drift | None = None  # None: the data are those that the champion was trained on, or there is no champion
+    champion: Side | None = None  # None: no champion, or it could not be measured on this data
+    champion_version: ModelVersion | None = None  # the champion's entry in the registry, measured or not
+    drift: Drift | None = None  # None: the champion was trained on the same data, or there is no champion
     pictures: Mapping[str, bytes] = field(default_factory=dict)  # PNG files by name: curves, likelihood, columns
 
 

@@ -1,4 +1,4 @@
-"""What the page calls things: metrics, rules and verdicts, each in words that need no glossary; and numbers as text."""
+"""Text of the page: names of metrics, rules and verdicts in plain words, and numbers as text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from remint.promotion.decision import RuleResult
 from remint.records import MetricValue
 from remint.settings.judging import PromotionSettings
 
-# Verdict -> what it means; {new} and {old} are versions.
+# Verdict -> title and meaning; {new} and {old} are versions.
 VERDICTS = {
     "promoted": ("Promoted", "{new} goes into production."),
     "kept": ("Kept", "{new} is not shown to be better: {old} stays in production."),
     "refused": ("Refused", "{new} does not go into production."),
-    "awaiting_approval": ("Awaiting approval", "{new} holds every rule, and a person has the last word."),
+    "awaiting_approval": ("Awaiting approval", "{new} passes every rule; a person must approve it."),
 }
 
-# In the order in which the page tells of them: what is wrong with the evidence, then what was asked of the model.
+# In the order of the page: problems of the evidence first, then requirements on the model.
 RULES = {
     "evidence": "evidence",
     "clean": "committed code",
-    "person": "a person's word",
+    "person": "a person's veto",
     "approval": "approval",
     "improve": "must be better",
     "require": "required",
@@ -28,7 +28,7 @@ RULES = {
     "leakage": "leakage",
 }
 
-# By the beginning of a metric's name, the longest first.
+# Keys are prefixes of a metric's name; the longest match counts.
 METRICS = {
     "nll": "exact negative log-likelihood of held-out examples",
     "elbo": "evidence lower bound on the likelihood of held-out examples, as a loss",
@@ -38,30 +38,30 @@ METRICS = {
     "fd_": "Frechet distance of samples to held-out examples",
     "fid": "Frechet Inception distance of samples to held-out examples",
     "kid": "kernel distance (squared MMD) of samples to held-out examples",
-    "precision": "share of samples that lie among real examples",
-    "recall": "share of real examples that lie among samples",
-    "density": "how densely real examples lie around samples; real ones score 1",
-    "coverage": "share of real examples with a sample near by",
+    "precision": "share of samples that are close to real examples",
+    "recall": "share of real examples that are close to samples",
+    "density": "density of real examples around samples; real examples score 1",
+    "coverage": "share of real examples with a sample nearby",
     "novelty": "distance of samples to their nearest training example",
-    "class_agreement": "share of samples that a classifier takes for the class asked for",
-    "factorised": "a model without any dependence between dimensions",
+    "class_agreement": "share of samples that a classifier assigns to the requested class",
+    "factorised": "a model with independent dimensions",
 }
 
 
 def about(metric: str) -> str:
-    """One clause that says what a metric is; "" of one that a plug-in brings."""
+    """Return one clause that explains a metric; "" for a metric of a plug-in."""
     return next((METRICS[key] for key in sorted(METRICS, key=len, reverse=True) if metric.startswith(key)), "")
 
 
 def asked(rule: RuleResult, rules: PromotionSettings) -> str:
-    """What a rule asks for, as params.yaml says it."""
+    """Return the requirement of a rule, as in params.yaml."""
     if rule.rule == "require" and rule.metric in rules.require:
         bound = rules.require[rule.metric]
         limits = [f"at least {bound.min:g}"] if bound.min is not None else []
         return " and ".join(limits + ([f"at most {bound.max:g}"] if bound.max is not None else []))
     if rule.rule == "improve" and rules.improve is not None:
         known = f" by more than {rule.margin:.4g}" if rule.margin else ""
-        return f"shown better{known}" + (", which seeds differ by" if rules.improve.margin == "auto" else "")
+        return f"shown better{known}" + (", the seed-to-seed variation" if rules.improve.margin == "auto" else "")
     if rule.rule == "never_worse" and rule.metric in rules.never_worse:
         return f"shown worse by at most {rules.never_worse[rule.metric]:g}"
     if rule.rule == "leakage":
@@ -70,7 +70,7 @@ def asked(rule: RuleResult, rules: PromotionSettings) -> str:
 
 
 def decimals(*values: MetricValue | None) -> int:
-    """Places after the point that show the narrowest interval with two figures, and no value with more than five."""
+    """Return the decimal places that show the narrowest interval with two digits, and no value with more than five."""
     known = [value for value in values if value is not None]
     halves = [(value.high - value.low) / 2.0 for value in known if value.high > value.low]
     most = max((abs(value.value) for value in known), default=0.0)
@@ -79,12 +79,12 @@ def decimals(*values: MetricValue | None) -> int:
 
 
 def places_of(size: float) -> int:
-    """Places after the point that show ``size``, above 0, with two figures; at most 6."""
+    """Return the decimal places, at most 6, that show ``size`` (above 0) with two digits."""
     return min(6, max(0, 1 - math.floor(math.log10(size))))
 
 
 def number(value: float, places: int) -> str:
-    """With a true minus sign."""
+    """Return the number with a true minus sign."""
     return f"{value:.{places}f}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""report.html of one version: what the decision was made from, for people. It lies on disk and in MLflow."""
+"""Write report.html of one version: the decision and its evidence, for people. Kept on disk and in MLflow."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from remint.promotion.retraining import Retraining
 from remint.records import DataSpec, Drift, LedgerRow
 from remint.stores.mlflow import ModelVersion
 
-if TYPE_CHECKING:  # numpy and matplotlib are not needed before there is a decision
+if TYPE_CHECKING:  # numpy and matplotlib are imported only when there is a decision
     from remint.promotion.judge import Judgement
     from remint.promotion.page.story import Story
 
 NAME = "report.html"
 
-# Pictures of the page, and the one of the version alone that each is in place of.
+# Picture of both sides (against_NAME.png) -> picture of the version alone, used if the first is missing.
 PICTURES = {"curves": "curve", "likelihood": "likelihood", "columns": "samples", "drift": "drift", "leakage": "leakage"}
 
 
 def write(job: Retraining, version: ModelVersion, judgement: Judgement, row: LedgerRow, folder: Path) -> Path:
-    """Writes the page, and the pictures of both sides, into ``folder``, the report of the version."""
+    """Write the page and the pictures of both sides into ``folder``, the report of the version. Return its path."""
     import numpy as np
 
     from remint.promotion.page.render import render
     from remint.promotion.page.story import Side, Story
 
     decision, measured = judgement.decision, judgement.champion.folder
-    _intervals(decision, folder)
+    _draw_intervals(decision, folder)
     itself = decision.champion == version.version
-    holder = job.tracking.version(f"{version.name}/{decision.champion}") if decision.champion and not itself else None
+    champion_version = job.tracking.version(f"{version.name}/{decision.champion}") if decision.champion and not itself else None
     challenger = Side.read(version, folder)
-    champion = Side.read(holder, measured) if holder and measured else None
+    champion = Side.read(champion_version, measured) if champion_version and measured else None
     story = Story(
         decision=decision,
         rules=job.settings.promotion,
@@ -42,25 +42,25 @@ def write(job: Retraining, version: ModelVersion, judgement: Judgement, row: Led
         real_NX=np.load(folder / "real.npy", allow_pickle=False),
         challenger=challenger,
         champion=champion,
-        holder=holder,
+        champion_version=champion_version,
         drift=Drift.read(folder / "drift.json") if (folder / "drift.json").exists() else None,
     )
     if champion is not None and measured is not None:
-        _beside(story, folder, measured)
-    drawn = {name: next((path for path in _places(folder, name) if path.exists()), None) for name in PICTURES}
+        _draw_both(story, folder, measured)
+    drawn = {name: next((path for path in _candidates(folder, name) if path.exists()), None) for name in PICTURES}
     pictures = {name: path.read_bytes() for name, path in drawn.items() if path is not None}
     page = folder / NAME
     page.write_text(render(replace(story, pictures=pictures)))
     return page
 
 
-def _places(folder: Path, name: str) -> list[Path]:
-    """Where a picture lies: the one of both sides, else the version's own."""
+def _candidates(folder: Path, name: str) -> list[Path]:
+    """Return the possible paths of a picture: of both sides, then of the version alone."""
     return [folder / f"against_{name}.png", folder / f"{PICTURES[name]}.png"]
 
 
-def _intervals(decision: Decision, folder: Path) -> None:
-    """The picture of the comparison, where there was one: each metric's interval beside the champion's."""
+def _draw_intervals(decision: Decision, folder: Path) -> None:
+    """Draw each metric's interval beside the champion's, if they were compared."""
     compared = {rule.metric: rule for rule in decision.rules if rule.metric and rule.challenger and rule.champion}
     if not compared:
         return
@@ -71,8 +71,8 @@ def _intervals(decision: Decision, folder: Path) -> None:
     plots.metric_intervals(folder / "against_champion.png", challenger, champion)
 
 
-def _beside(story: Story, folder: Path, measured: Path) -> None:
-    """Pictures of the challenger beside the champion, whose report lies in ``measured``."""
+def _draw_both(story: Story, folder: Path, measured: Path) -> None:
+    """Draw the challenger beside the champion, whose report is in ``measured``."""
     import numpy as np
 
     from remint.evaluation import drawing, exhibits, plots
