@@ -24,7 +24,7 @@ def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: boo
     with _prefect(home, say, prefect) as ask:
 
         def look() -> Audit:
-            return audit.run_audit(home, deep=deep, say=say).and_(ask())
+            return audit.run_audit(home, deep=deep, say=say).with_faults(ask())
 
         found = look()
         return audit.repair(found, look, say) if repair else found
