@@ -188,7 +188,7 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
         (world.home.workspaces / job.id).mkdir()
         answer = world.gc(apply=True)
         assert [(each.store, each.thing) for each in answer.garbage] == [("home", "workspaces/of-a-dead-job")]
-        assert "jobs run (m): DVC" in answer.notes[0]
+        assert "jobs are running (m): DVC" in answer.notes[0]
         assert {path.name for path in world.home.workspaces.iterdir()} == {job.id}
     assert {place: world.objects(place) for place in before} == before
     with jobs.live(world.home, pipeline="other", flow_run=""):
