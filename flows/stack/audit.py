@@ -1,4 +1,4 @@
-"""``remint audit``: Prefect's part, and all stores together."""
+"""Audit of Prefect, and the whole audit for ``remint audit``."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from remint.maintenance import audit
 from remint.maintenance.audit import Audit, Fault, fault, unreachable
 from remint.runtime.home import Home
 
-RISK = "It looks as if it were still at work."
+RISK = "It looks like a run that is still working."
 
 
 def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: bool, prefect: bool) -> Audit:
-    """Everything that is wrong in this home's stores, after the repair of what is safe where ``repair`` is asked for.
+    """Audit all stores of this home. ``repair``: make the safe repairs first.
 
-    ``deep``: see remint.maintenance.audit. ``prefect``: whether Prefect is asked; a temporary server is started where none is up.
+    ``deep``: see remint.maintenance.audit. ``prefect``: audit Prefect too; if no server is up, a temporary one is started.
     """
     with _prefect(home, say, prefect) as ask:
 
         def look() -> Audit:
-            return audit.run_audit(home, deep=deep, say=say).and_(ask())
+            return audit.run_audit(home, deep=deep, say=say).with_faults(ask())
 
         found = look()
         return audit.repair(found, look, say) if repair else found
@@ -32,7 +32,7 @@ def run_audit(home: Home, say: Callable[[str], None], *, repair: bool, deep: boo
 
 @contextmanager
 def _prefect(home: Home, say: Callable[[str], None], wanted: bool) -> Iterator[Callable[[], list[Fault]]]:
-    """What asks Prefect, while its server is there."""
+    """Yield a function that audits Prefect, while its server is up."""
     given, stack = os.environ.get("PREFECT_API_URL"), (server.stack(home) or {}).get("prefect")
     nothing = not given and not stack and not (home.prefect / "prefect.db").exists()
     if not wanted or nothing:  # no flow ever ran in this home
@@ -56,7 +56,7 @@ def _prefect(home: Home, say: Callable[[str], None], wanted: bool) -> Iterator[C
 
 
 def flow_runs(home: Home, *, own: bool) -> list[Fault]:
-    """Flow runs that are open and have no process."""
+    """Return a fault for each open flow run without a process."""
     import httpx
 
     from flows.server import reconcile
@@ -77,6 +77,6 @@ def _fault(home: Home, left: Any) -> Fault:
         f"flow run {left.name} ({left.id})",
         f"It is {left.state}, and {died}.",
         RISK,
-        "remint audit --repair ends it as Crashed, and with it what its job left open.",
-        mend=lambda: reconcile.end(home, left.job) if left.job else reconcile.crash(left.id, "no process was at work on it"),
+        "remint audit --repair ends it as Crashed, and closes everything that its job left open.",
+        mend=lambda: reconcile.end(home, left.job) if left.job else reconcile.crash(left.id, "it had no process"),
     )

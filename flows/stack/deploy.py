@@ -1,12 +1,12 @@
-"""Schedules and forms into Prefect, run by a worker of the pool "remint".
+"""Deployments in Prefect, run by a worker of the pool "remint".
 
-retrain/NAME    of each pipeline that has a ``schedule:``
-approve/NAME    of each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
-tidy/remint     looks after runs whose process is gone, when Prefect's automations start it (flows/stack/tidy.py)
+retrain/NAME    for each pipeline with a ``schedule:``
+approve/NAME    for each pipeline with ``approval: manual``: the form in which a person answers (flows/approval.py)
+tidy/remint     cleans up runs whose process is gone; Prefect's automations start it (flows/stack/tidy.py)
 
-That one pipeline is retrained once at a time is kept by our own lease (stores/ledger/leases.py), no limit of the deployment.
-Prefect keeps its slots by wall clocks and kills a run that cannot renew one: a clock that jumps, or a server that is away
-at the wrong moment, would end a healthy training.
+A lease (stores/ledger/leases.py), and not a concurrency limit of the deployment, keeps a pipeline from being retrained twice
+at the same time. Prefect's limits depend on wall clocks, and Prefect kills a run that cannot renew its slot: a clock that
+jumps, or a server that is away at the wrong moment, would end a healthy training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POOL = "remint"
 
 
 def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
-    """Makes Prefect's deployments those of params.yaml: added, changed and removed ones alike.
+    """Add, change and remove Prefect's deployments so that they match params.yaml. Return an entry for each.
 
     A scheduled job builds the head of ``branch``. The calls are idempotent.
     """
@@ -42,7 +42,7 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
     from flows.stack import tidy
 
     _pool()
-    about = "Gives runs whose process is gone an end, and lets scheduled ones go on. Automations start it."
+    about = "Ends runs whose process is gone, and lets scheduled ones resume. Automations start it."
     tidy.install(UUID(_deploy(home, tidy.tidy, "flows/stack/tidy.py:tidy", "remint", description=about)))
     deployed = []
     for name, pipeline in params.pipelines.items():
@@ -63,28 +63,28 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
         if pipeline.promotion.approval != "manual":
             _remove(f"approve/{name}")
         else:
-            about = f"Asks a person whether a version of {name} is to be promoted. Retrainings start it."
+            about = f"Asks a person whether to promote a version of {name}. Retrainings start it."
             form = _deploy(home, approve, "flows/approval.py:approve", name, parameters={"model": name}, description=about)
             deployed.append(_entry(name, f"approve/{name}", form))
     return deployed
 
 
-def said(entry: dict[str, Any]) -> str:
-    """One of the entries of ``deploy`` in words."""
+def describe(entry: dict[str, Any]) -> str:
+    """Describe an entry of ``deploy`` in one line."""
     if entry["schedule"] is None:
-        return f"{entry['deployment']}: the form for what awaits approval"
+        return f"{entry['deployment']}: the form for versions that await approval"
     schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
     return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}"
 
 
 def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
-    """Makes or changes one deployment; its id."""
+    """Make or change one deployment. Return its id."""
     remote = cast("Flow[..., Any]", what.from_source(source=str(home.repository), entrypoint=entrypoint))
-    with redirect_stdout(io.StringIO()):  # Prefect prints a table of its own, which --json must not carry
+    with redirect_stdout(io.StringIO()):  # Prefect prints a table, which would break the output of --json
         identity = remote.deploy(
             name=name,
             work_pool_name=POOL,
-            # No address of a store, whose password would lie in Prefect's database: a run has its worker's environment.
+            # No address of a store: its password would be stored in Prefect's database. A run has its worker's environment.
             job_variables={
                 "command": f"{shlex.quote(sys.executable)} -m flows.server.engine",
                 "env": {"REMINT_HOME": str(home.path), **server.STEADY},

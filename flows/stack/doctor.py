@@ -1,6 +1,6 @@
-"""``remint doctor``: Prefect's part, whether servers are open to others, and all of it together.
+"""Checks of Prefect and of open servers, and the whole check for ``remint doctor``.
 
-Servers are asked over HTTP as anybody could ask them (flows/server/client.py): nothing of Prefect or MLflow is imported for it.
+Servers are asked over plain HTTP requests (flows/server/client.py), without an import of Prefect or MLflow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from remint.runtime.addresses import is_loopback, without_user
 from remint.runtime.home import Home
 from remint.settings.params import Params
 
-POOL = "work_pools/remint/workers/filter"  # of flows/stack/deploy.py, which takes seconds to import
+POOL = "work_pools/remint/workers/filter"  # the pool of flows/stack/deploy.py, which takes seconds to import
 
 
 def run_doctor(home: Home, params: Params | None) -> list[Symptom]:
-    """Everything that is missing, or open."""
+    """Run all checks of this machine and its servers."""
     found = list(doctor.examine(home, params))
     for served in _servers(home):
         found += _open(served)
@@ -29,7 +29,7 @@ def run_doctor(home: Home, params: Params | None) -> list[Symptom]:
 
 
 def _servers(home: Home) -> list[Served]:
-    """The servers whose addresses are set, and those of the local stack where it is up."""
+    """Return the servers whose addresses are set, and those of the local stack if it is up."""
     stack = server.stack(home) or {}
     prefect = {os.environ.get("PREFECT_API_URL"), stack.get("prefect")}
     mlflow = {home.tracking_uri if home.tracking_uri.startswith("http") else None, stack.get("mlflow")}
@@ -40,7 +40,7 @@ def _servers(home: Home) -> list[Served]:
 
 
 def _open(served: Served) -> Iterator[Symptom]:
-    """Whether others than this machine reach a server without saying who they are, or can read what is said to it."""
+    """Check whether other machines reach a server without authentication, or could read its traffic."""
     where = without_user(served.address)
     if not _elsewhere(where):
         return
@@ -48,24 +48,24 @@ def _open(served: Served) -> Iterator[Symptom]:
         yield Symptom(
             about="server",
             level="warning",
-            what=f"{served.name} at {where} answers others than this machine, without asking who they are.",
-            why="Who reaches Prefect's API has its workers run commands; who reaches MLflow's can change what is served."
+            what=f"{served.name} at {where} answers other machines without authentication.",
+            why="Everyone who reaches Prefect's API can run commands on its workers."
             if served.name == "Prefect"
-            else "Who reaches it can read, change and delete every run and registered model.",
-            do="Turn on its authentication, or let it listen on 127.0.0.1 only: docs/how-to/production.md",
+            else "Everyone who reaches it can read, change and delete every run and registered model.",
+            do="Turn on its authentication, or make it listen on 127.0.0.1 only: docs/how-to/production.md",
         )
     if where.startswith("http://"):
         yield Symptom(
             about="server",
             level="warning",
-            what=f"{served.name} at {where} is spoken to over plain HTTP.",
-            why="Who listens on the way reads passwords and models, and can change them.",
+            what=f"{served.name} at {where} is used over plain HTTP.",
+            why="Anyone on the network path can read and change passwords and models.",
             do="Put a proxy with TLS in front of it, and use its https:// address: docs/how-to/production.md",
         )
 
 
 def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
-    """Prefect's server and a worker for schedules."""
+    """Check Prefect's server, and that a worker runs the schedules."""
     given = os.environ.get("PREFECT_API_URL")
     address = given or (server.stack(home) or {}).get("prefect")
     scheduled = [name for name, pipeline in (params.pipelines if params else {}).items() if pipeline.schedule]
@@ -74,16 +74,16 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
             yield Symptom(
                 about="prefect",
                 level="note",
-                what="The database of the temporary Prefect server is not made yet.",
-                why="The first run makes it, and takes some ten seconds longer.",
+                what="The database of the temporary Prefect server does not exist yet.",
+                why="The first run makes it, and takes about ten seconds longer.",
                 do="remint init",
             )
         if scheduled:
             yield Symptom(
                 about="worker",
                 level="note",
-                what=f"Nothing runs the schedules of {', '.join(scheduled)} now.",
-                why="A schedule fires while a Prefect server and a worker run.",
+                what=f"No worker runs the schedules of {', '.join(scheduled)} now.",
+                why="A schedule starts runs only while a Prefect server and a worker are up.",
                 do="remint up, or docs/how-to/production.md",
             )
         return
@@ -103,7 +103,7 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
                 else f"does not answer{f' ({answer})' if answer else ''}."
             ),
             why="No run can begin.",
-            do="Set PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) as the server has it."
+            do="Set PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) to the server's value."
             if refuses
             else f"{client.TRUST[0].upper()}{client.TRUST[1:]}."
             if distrusted
@@ -115,7 +115,7 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
             level="missing",
             what="No worker of the pool remint is online.",
             why=f"The schedules of {', '.join(scheduled)} do not run.",
-            do="remint up, or on a host of its own, in a clone: python -m flows.stack.worker",
+            do="remint up, or on another host, in a clone: python -m flows.stack.worker",
         )
 
 
@@ -129,7 +129,7 @@ def _has_worker(served: Served) -> bool:
 
 
 def _elsewhere(address: str) -> bool:
-    """Whether others than this machine reach an address: by its host, or since somebody listens at its port for them too."""
+    """Return whether other machines reach an address: it names another host, or its port listens on a public interface."""
     parts = urlsplit(address)
     if not is_loopback(parts.hostname or ""):
         return True
@@ -138,6 +138,6 @@ def _elsewhere(address: str) -> bool:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         listening = [each.laddr for each in psutil.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN]
-    except psutil.AccessDenied:  # some systems tell administrators only
+    except psutil.AccessDenied:  # some systems show this to administrators only
         return False
     return any(place.port == port and not is_loopback(place.ip) for place in listening)

@@ -1,12 +1,12 @@
-"""The care that Prefect's server has a worker take of runs whose process is gone: `remint deploy` installs it.
+"""Cleanup of runs whose process is gone, started by Prefect's automations. `remint deploy` installs it.
 
-Two automations of the server start a run of tidy/remint
+Two automations of the server start a run of tidy/remint:
 
-    crashed    a worker saw the process of a run end, and said so
-    silent     nothing was heard of a run for SILENT seconds: no heartbeat, no state
+    crashed    a worker reported that the process of a run has ended
+    silent     a run sent no heartbeat and no state for SILENT seconds
 
-and that run looks at what is true, which the server cannot: which jobs the kernel says are alive (remint.runtime.jobs). So an
-automation that fires for nothing, after the server was away or a clock jumped, touches no healthy run.
+That run then asks the kernel which jobs are alive (remint.runtime.jobs); the server cannot know that. So a false alarm, after
+the server was away or a clock jumped, does not affect healthy runs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from flows.server.reconcile import FLOWS, sweep
 from remint.runtime.home import Home
 from remint.stores import git
 
-SILENT = 5 * server.HEARTBEAT  # seconds; a server that is away for a minute misses no more than three heartbeats
+SILENT = 5 * server.HEARTBEAT  # seconds; a server that is away for a minute misses at most three heartbeats
 ALIVE = {f"prefect.flow-run.{word}" for word in ("heartbeat", "Pending", "Submitting", "Running", "Retrying", "Cancelling")}
 
 
 @flow(name="tidy", persist_result=False)
 def tidy() -> list[str]:
-    """Gives what dead processes of this home left open an end, and lets the deployed runs among them go on; a line each."""
+    """End the runs that dead processes of this home left open, and let deployed ones resume. Return a line for each."""
     home = Home.of(git.repository_of(Path.cwd())).ensure()
     return sweep(home, own=os.environ.get("PREFECT_API_URL") == (server.stack(home) or {}).get("prefect"))
 
 
 def install(deployment: UUID) -> None:
-    """Makes the two automations, or makes them what they are to be. ``deployment``: of ``tidy``."""
+    """Make or update the two automations. ``deployment``: the id of the deployment of ``tidy``."""
     each = "prefect.resource.id"
     every: dict[str, Any] = {
         "match": {each: "prefect.flow-run.*"},
@@ -54,7 +54,7 @@ def install(deployment: UUID) -> None:
         for name, trigger in (("crashed", crashed), ("silent", silent)):
             wanted = AutomationCore(
                 name=f"remint: {name}",
-                description="Has a worker look after runs whose process is gone. Made by remint deploy.",
+                description="Starts the cleanup of runs whose process is gone. Made by remint deploy.",
                 trigger=trigger,
                 actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=None, job_variables=None)],
             )

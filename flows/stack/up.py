@@ -1,7 +1,7 @@
-"""The local stack in one terminal: Prefect server, MLflow server and worker, as the Procfile says.
+"""Local stack in one terminal: Prefect server, MLflow server and worker, from the Procfile.
 
-It is stopped from its far end: the worker first, whose flows get their grace and tell the servers where they stand; when
-it is gone, honcho ends the rest.
+The worker is stopped first: its flows get time to finish and report their state to the servers. When it is gone, honcho stops
+the servers.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ main(["start", *sys.argv[1:]])
 
 
 def up(home: Home) -> int:
-    """Runs the Procfile until Ctrl-C; its exit status. Other commands find the stack by HOME/stack.json.
+    """Run the Procfile until Ctrl-C. Return its exit status. Other commands find the stack by HOME/stack.json.
 
-    Where MLFLOW_TRACKING_URI names a server, that one is used, and none is started here.
+    If MLFLOW_TRACKING_URI names a server, that one is used, and no MLflow server is started.
     """
     if server.stack(home):
-        raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json says where)")
+        raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json holds its addresses)")
     home.prefect.mkdir(parents=True, exist_ok=True)
     prefect_port = os.environ.get("REMINT_PREFECT_PORT", "4200")
     mlflow_port = os.environ.get("REMINT_MLFLOW_PORT", "5000")
@@ -50,11 +50,11 @@ def up(home: Home) -> int:
         "REMINT_HOME": str(home.path),
         "REMINT_PREFECT_PORT": prefect_port,
         "REMINT_MLFLOW_PORT": mlflow_port,
-        # Not on mlflow's command line, which everybody on this machine may read: the address may hold a password.
+        # Not on mlflow's command line, which all users of this machine can read: the address may hold a password.
         "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
         "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{mlflow_port}" for name in ("127.0.0.1", "localhost")),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what nobody here asks of it
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes that are not used here
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
@@ -72,7 +72,7 @@ def up(home: Home) -> int:
         for worker in workers:
             worker.terminate()
         if not workers:
-            stack.terminate()  # honcho stops all its children, with five seconds of grace, and itself
+            stack.terminate()  # honcho then stops its children, with five seconds of grace
 
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, stop)
@@ -83,11 +83,11 @@ def up(home: Home) -> int:
 
 
 def _workers(honcho: int) -> list[psutil.Process]:
-    """The worker's process, where it has come up."""
+    """Return the worker's process, if it has started."""
     found = []
     with suppress(psutil.Error):
         for child in psutil.Process(honcho).children(recursive=True):
-            with suppress(psutil.Error):  # one that ends while it is looked at
+            with suppress(psutil.Error):  # a process that ends meanwhile
                 if child.cmdline()[1:] == ["-m", "flows.stack.worker"]:
                     found.append(child)
     return found

@@ -1,10 +1,10 @@
-"""The worker: it runs what comes due on the Prefect server that PREFECT_API_URL names.
+"""Worker: it runs due flow runs of the Prefect server at PREFECT_API_URL.
 
-`remint up` starts one for its own server. That one waits for the server, gives it the schedules of params.yaml, and ends
-runs that dead processes left open. A host of a team starts one of a shared server: python -m flows.stack.worker
+`remint up` starts one for its own server. That worker waits for the server, deploys the schedules of params.yaml, and ends
+runs that dead processes left open. A team's host starts a worker for a shared server by: python -m flows.stack.worker
 
-Prefect's worker kills its flows at once when it is told to stop. So on SIGTERM it is paused while its flows have their
-grace, write a checkpoint and hand themselves back to Prefect. It is stopped when they are gone.
+Prefect's worker kills its flows at once when it is stopped. So on SIGTERM this module pauses it while the flows write a
+checkpoint and hand themselves back to Prefect. Then it stops the worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from flows.server import server, stopping
 from flows.server.reconcile import sweep
-from flows.stack.deploy import POOL, deploy, said
+from flows.stack.deploy import POOL, deploy, describe
 from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.parent import PARENT, ancestor_pids, die_with_parent
@@ -29,11 +29,11 @@ from remint.runtime.retry import wait_until
 from remint.settings.params import load_params
 from remint.stores import git
 
-# The signal at its parent's death stays with a process that becomes another program.
+# A process keeps its parent-death signal when it executes another program.
 WORKER = (
     "import os, sys; from remint.runtime.parent import die_with_parent; die_with_parent(); os.execv(sys.executable, sys.argv[1:])"
 )
-GRACE = processes.GRACE + stopping.PATIENCE + 5.0  # seconds that flows have after SIGTERM, with all that they wait for
+GRACE = processes.GRACE + stopping.PATIENCE + 5.0  # seconds that flows have after SIGTERM, with their own waits
 
 
 def main() -> None:
@@ -42,18 +42,18 @@ def main() -> None:
     home = Home.of(repository)
     address = os.environ.get("PREFECT_API_URL")
     if not address:
-        raise SystemExit("error: PREFECT_API_URL is not set: it names the server whose runs this worker starts")
+        raise SystemExit("error: PREFECT_API_URL is not set: set it to the address of the Prefect server (https://host/api)")
     own = server.noted(home).get("prefect") == address
     if own:
         wait_until(lambda: server.healthy(address), server.START_LIMIT, every=0.5)
         for entry in deploy(home, load_params(repository), git.branch_of(repository)):
-            print(said(entry), flush=True)
+            print(describe(entry), flush=True)
     for line in sweep(home, own=own):
         print(line, flush=True)
     name = "local" if own else platform.node()
     prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     with processes.interruptible():
-        # In a session of its own: what is sent to our group reaches it through us.
+        # In a separate session: signals to this process group reach the worker only through this process.
         environment = {**os.environ, PARENT: ancestor_pids()}
         worker = subprocess.Popen([sys.executable, "-c", WORKER, *prefect], env=environment, start_new_session=True)
         while worker.poll() is None and not processes.stopping.wait(0.2):
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """Ends the flows of a worker, then the worker."""
+    """Stop the flows of a worker, then the worker."""
     with suppress(psutil.Error):
         worker.send_signal(signal.SIGSTOP)
         flows = psutil.Process(worker.pid).children()

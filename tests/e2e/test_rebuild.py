@@ -124,5 +124,5 @@ def test_3_data_that_are_gone_are_one_clear_error(story: Story) -> None:
     stores = story.elsewhere.stores
     (stores / "dvc/remote").rename(stores / "dvc/away")
     told = story.elsewhere.remint("rebuild", "flow/1", status=1).stderr
-    assert "error: flow/1: its data cannot be had: dvc pull" in told
+    assert "error: flow/1: its data cannot be fetched: dvc pull" in told
     assert list((story.elsewhere.home / "workspaces").iterdir()) == []

@@ -137,7 +137,7 @@ def test_bytes_that_are_gone_or_edited_are_named_and_not_promoted(world: World, 
     found_by = {each.thing: each for each in world.audit()}
     assert found_by.keys() == {"digits-flow/1", "digits-flow/3", "digits-flow/4"}
     assert "remint rollback digits-flow" in found_by["digits-flow/3"].repair
-    assert found_by["digits-flow/1"].safe, "this machine has a copy whose digests are those that were registered"
+    assert found_by["digits-flow/1"].safe, "this machine has a copy whose digests match the registered ones"
     left = world.repaired()
     assert [(each.thing, each.repaired) for each in left if each.repaired] == [("digits-flow/1", True)]
     assert {each.thing for each in left if not each.repaired} == {"digits-flow/3", "digits-flow/4"}
@@ -165,11 +165,11 @@ def test_an_edited_alias_is_named_and_follows_the_ledger_again(world: World) -> 
     world.store.set_alias(MODEL, "champion", 2)
     found = next(each for each in world.audit() if each.kind == "alias")
     assert (found.thing, found.damages, found.safe) == ("digits-flow@champion", "digits-flow/3", True)
-    assert found.what == "It stands for digits-flow/2; the ledger says digits-flow/3." and "nobody decided" in found.risk
+    assert found.what == "It points to digits-flow/2; the ledger records digits-flow/3." and "was not promoted" in found.risk
     assert [(each.thing, each.repaired) for each in world.repaired()] == [("digits-flow@champion", True)]
     assert world.store.aliases(MODEL) == {"champion": 3, "challenger": 4}
     world.store.set_alias(MODEL, "champion", None)
-    assert only(world.audit()).what == "It stands for nothing; the ledger says digits-flow/3."
+    assert only(world.audit()).what == "It points to nothing; the ledger records digits-flow/3."
 
 
 def test_edited_tags_are_named(world: World) -> None:
@@ -266,7 +266,7 @@ def test_data_that_the_remote_lost_are_named_and_sent_again_while_the_cache_has_
         place(store, world.home, world.raw).unlink()
     found_one = only(world.audit())
     assert (
-        not found_one.safe and "can be built again" in found_one.risk and "cache of this machine has them not" in found_one.what
+        not found_one.safe and "can be built again" in found_one.risk and "cache of this machine lacks them too" in found_one.what
     )
 
 

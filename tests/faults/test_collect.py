@@ -138,7 +138,7 @@ def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
     shutil.rmtree(world.home.path / "models" / world.versions[2].key)
     (next(place.rglob("weights.safetensors"))).write_bytes(b"other")
     before = world.objects("cache")
-    with pytest.raises(IntegrityError, match=r"m/2, which must not be lost, is damaged: m/2: .*nothing was removed"):
+    with pytest.raises(IntegrityError, match=r"m/2, which must be kept, is damaged: m/2: .*Nothing was removed"):
         world.gc(apply=True)
     assert open_tracking(world.home).version("m/1").version == 1
     assert world.objects("cache") == before
@@ -188,7 +188,7 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
         (world.home.workspaces / job.id).mkdir()
         answer = world.gc(apply=True)
         assert [(each.store, each.thing) for each in answer.garbage] == [("home", "workspaces/of-a-dead-job")]
-        assert "jobs run (m): DVC" in answer.notes[0]
+        assert "jobs are running (m): DVC" in answer.notes[0]
         assert {path.name for path in world.home.workspaces.iterdir()} == {job.id}
     assert {place: world.objects(place) for place in before} == before
     with jobs.live(world.home, pipeline="other", flow_run=""):
@@ -197,7 +197,7 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
     planned = plan(world.home, 0.0, 1, lambda _text: None)
     assert "m/1" in {each.thing for each in planned.garbage}
     cases.promote(open_ledger(world.home), 1, 2)
-    with pytest.raises(RunError, match="m/1 became a root while this was under way: nothing was removed"):
+    with pytest.raises(RunError, match="m/1 became a root during the collection: nothing was removed"):
         apply(planned, lambda _text: None)
     assert open_tracking(world.home).version("m/1").version == 1
     assert {place: world.objects(place) for place in before} == before
@@ -274,14 +274,14 @@ def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make
     store = open_tracking(world.home)
     store._client.delete_run(champion.run_id)
     assert damages(world) == {"m/2"}
-    with pytest.raises(IntegrityError, match="m/2, which must not be lost, is damaged"):
+    with pytest.raises(IntegrityError, match="m/2, which must be kept, is damaged"):
         world.gc(apply=True)
     store._client.restore_run(champion.run_id)
     assert damages(world) == set()
 
     dvc_gc(world, cloud=True)
     assert damages(world) == {"m/2"}, "its data are gone"
-    with pytest.raises(IntegrityError, match="m/2, which must not be lost, is damaged"):
+    with pytest.raises(IntegrityError, match="m/2, which must be kept, is damaged"):
         world.gc(apply=True)
     store._client.delete_run(champion.run_id)
     mlflow_gc(world.home)

@@ -163,12 +163,12 @@ def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_pa
 @pytest.mark.parametrize(
     ("tags", "says"),
     [
-        ({"commit": "--upload-pack=touch RAN;"}, "its tag commit is '--upload-pack=touch RAN;', which is none"),
-        ({"pipeline": "x; touch RAN"}, "'x; touch RAN', which is no name"),
-        ({"recipe": canonical({"dataset": "$(touch RAN)"})}, "which is no name"),
-        ({"recipe": canonical({"dataset": ["x"]})}, "which is no name"),
-        ({"recipe": "[]"}, "its tag recipe is none"),
-        ({"recipe": "{"}, "its tag recipe is none"),
+        ({"commit": "--upload-pack=touch RAN;"}, "its tag commit is '--upload-pack=touch RAN;', not a commit"),
+        ({"pipeline": "x; touch RAN"}, "'x; touch RAN', which is not a valid name"),
+        ({"recipe": canonical({"dataset": "$(touch RAN)"})}, "which is not a valid name"),
+        ({"recipe": canonical({"dataset": ["x"]})}, "which is not a valid name"),
+        ({"recipe": "[]"}, "its tag recipe is invalid"),
+        ({"recipe": "{"}, "its tag recipe is invalid"),
     ],
 )
 def test_a_rebuild_of_tags_that_were_edited(home: Home, tmp_path: Path, tags: dict[str, str], says: str) -> None:

@@ -136,7 +136,7 @@ def test_a_server_without_a_worker(home: Home, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_servers_that_others_reach_are_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that listens for everybody, though it is spoken to as 127.0.0.1; open, then with authentication."""
-    for status, words in ((200, ["without asking who they are", "plain HTTP"]), (401, ["plain HTTP"])):
+    for status, words in ((200, ["without authentication", "plain HTTP"]), (401, ["plain HTTP"])):
         with server(status, "0.0.0.0") as port:
             monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:a-password-of-hers@127.0.0.1:{port}")

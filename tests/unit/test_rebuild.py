@@ -208,14 +208,14 @@ def test_a_file_that_is_not_the_one_that_was_registered_is_refused(
     made = registered(store, files, tmp_path)
     (kept,) = (tmp_path / "home" / "mlflow" / "artifacts").rglob(name)
     kept.write_text(kept.read_text() + "# edited\n")
-    with pytest.raises(IntegrityError, match=f"{name} that digits-flow/1 carries is not the one"):
+    with pytest.raises(IntegrityError, match=f"the {name} of digits-flow/1 differs from the registered one"):
         record.fetch(store, made, tmp_path / "to")
 
 
 def test_a_version_without_what_a_rebuild_needs_is_refused_by_name(tmp_path: Path, store: Tracking) -> None:
     cases.make(tmp_path / "bundle")
     made = cases.register(store, tmp_path / "bundle")
-    with pytest.raises(IntegrityError, match="digits-flow/1 cannot be built again: it carries no data, metrics, dvc_lock_sha256"):
+    with pytest.raises(IntegrityError, match="digits-flow/1 cannot be built again: it has no data, metrics, dvc_lock_sha256"):
         record.fetch(store, made, tmp_path / "to")
 
 

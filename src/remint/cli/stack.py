@@ -35,14 +35,14 @@ def deploy(
 
     with server.api(home, terminal.say):
         from flows.stack.deploy import deploy as deploy_flows
-        from flows.stack.deploy import said
+        from flows.stack.deploy import describe
 
         deployed = deploy_flows(home, params, branch)
     if as_json:
         print_json(deployed)
         return
     for entry in deployed:
-        terminal.out.print(said(entry), soft_wrap=True)
+        terminal.out.print(describe(entry), soft_wrap=True)
     nothing = "No pipeline has a schedule: or approval: manual in params.yaml."
     terminal.out.print("These run while a server and a worker run: remint up" if deployed else nothing)
     own = [name for name in STORES if os.environ.get(name)]

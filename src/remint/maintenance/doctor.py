@@ -1,7 +1,7 @@
-"""What is missing on this machine, and how to get it. Looks only: nothing is made, moved or sent.
+"""Checks of this machine for ``remint doctor``: missing parts, and their remedies. Nothing is made, moved or sent.
 
-Each vendor is asked at its own door: MLflow's store in tracking/, DVC's remote in versioning/, S3 in storage/, Prefect in
-flows/stack/doctor.py, which puts all of it together for ``remint doctor``.
+Each vendor is checked in its own package: MLflow in stores/mlflow, DVC's remote in stores/dvc, S3 in stores/s3, Prefect in
+flows/stack/doctor.py, which runs all checks.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 class Symptom(Record):
-    """One thing that is missing, or that is there and should not be."""
+    """Something that is missing, or that should not be there."""
 
     about: str  # python, git, packages, torch, disk, home, dvc, s3, mlflow, ledger, prefect, worker, server
-    level: Literal["missing", "warning", "note"]  # a note is no reason for exit status 1
+    level: Literal["missing", "warning", "note"]  # a note does not cause exit status 1
     what: str  # a sentence
-    why: str  # a sentence: what can come of it
-    do: str  # a sentence, with the command to type
+    why: str  # a sentence: the consequence
+    do: str  # a sentence, with the command
 
 
 def facts(home: Home) -> str:
-    """This machine in a line."""
+    """Describe this machine in one line."""
     import torch
 
     count, free = torch.cuda.device_count(), shutil.disk_usage(nearest_existing(home.path)).free / 2**30
@@ -50,7 +50,7 @@ def facts(home: Home) -> str:
 
 
 def examine(home: Home, params: Params | None) -> Iterator[Symptom]:
-    """Everything but Prefect. ``params``: None where params.yaml could not be read."""
+    """Run all checks except those of Prefect. ``params``: None if params.yaml could not be read."""
     yield from _python()
     yield from _git(home.repository)
     yield from _packages(home.repository / "constraints.txt")
@@ -68,7 +68,7 @@ def _python() -> Iterator[Symptom]:
             level="missing",
             what=f"This is Python {platform.python_version()}; constraints.txt is for {', '.join(PYTHONS)}.",
             why="The tested set of packages is for these versions.",
-            do=f"Install Python {PYTHONS[-1]}, remove .venv, and PYTHON=/path/to/python{PYTHONS[-1]} make setup.",
+            do=f"Install Python {PYTHONS[-1]}, remove .venv, and run PYTHON=/path/to/python{PYTHONS[-1]} make setup.",
         )
 
 
@@ -81,7 +81,7 @@ def _git(repository: Path) -> Iterator[Symptom]:
                 about="git",
                 level="missing",
                 what=f"git has no {key}.",
-                why="A version is built from a commit, and you cannot make one.",
+                why="A version is built from a commit, and git cannot make a commit without it.",
                 do=f'git config --global {key} "{"Ada" if key == "user.name" else "ada@example.org"}"',
             )
     if not (repository / ".dvc" / "config").exists():
@@ -89,13 +89,13 @@ def _git(repository: Path) -> Iterator[Symptom]:
             about="dvc",
             level="missing",
             what=f"{repository} has no .dvc/config.",
-            why="DVC remembers steps and keeps data; without it no job runs.",
+            why="DVC caches steps and stores data; without it no job runs.",
             do="dvc init, dvc remote add --default NAME s3://bucket/dvc, and commit; or clone a remint repository.",
         )
 
 
 def _packages(constraints: Path) -> Iterator[Symptom]:
-    """Packages that are not those of constraints.txt; of those that are not installed the ones that remint itself needs."""
+    """Find packages in other versions than constraints.txt pins, and missing packages that remint needs."""
     if not constraints.exists():
         return
     needed = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in requires("remint") or [] if "extra ==" not in each}
@@ -106,8 +106,8 @@ def _packages(constraints: Path) -> Iterator[Symptom]:
         yield Symptom(
             about="packages",
             level="warning",
-            what=f"Other packages than constraints.txt says: {shown}{more}.",
-            why="That set is the one that is tested; another torch makes other weights.",
+            what=f"Packages differ from constraints.txt: {shown}{more}.",
+            why="Only the packages of constraints.txt are tested; another torch makes other weights.",
             do="make setup, or pip install -e . -c constraints.txt",
         )
 
@@ -119,9 +119,9 @@ def _torch(params: Params | None) -> Iterator[Symptom]:
         yield Symptom(
             about="torch",
             level="missing",
-            what=f"This machine has an NVIDIA GPU, and torch {version('torch')} is a CPU build.",
-            why="Trainings run on the processor's cores.",
-            do="Remove .venv, and TORCH=cuda make setup.",
+            what=f"This machine has an NVIDIA GPU, but torch {version('torch')} is a CPU build.",
+            why="Trainings run on the CPU.",
+            do="Remove .venv, and run TORCH=cuda make setup.",
         )
     have = machine.devices()
     for name, pipeline in (params.pipelines if params else {}).items():
@@ -131,7 +131,7 @@ def _torch(params: Params | None) -> Iterator[Symptom]:
                 level="missing",
                 what=f"params.yaml: pipelines.{name}.training.devices is {pipeline.training.devices}, this machine has {have}.",
                 why=f"remint run {name} is refused here.",
-                do=f"Run it where there are more, or --set training.devices={have}.",
+                do=f"Run it on a machine with more devices, or with --set training.devices={have}.",
             )
 
 
@@ -141,23 +141,23 @@ def _disk(home: Home) -> Iterator[Symptom]:
         yield Symptom(
             about="disk",
             level="warning",
-            what=f"{free / 2**30:.1f} GiB are free in {home.path}.",
-            why="A training that finds no room for its checkpoint ends.",
-            do="remint gc --apply, or REMINT_HOME=/a/larger/disk.",
+            what=f"Only {free / 2**30:.1f} GiB are free in {home.path}.",
+            why="A training ends if there is no space for its checkpoint.",
+            do="Run remint gc --apply, or set REMINT_HOME=/a/larger/disk.",
         )
     if home.path.exists() and home.path.stat().st_mode & 0o022:
         yield Symptom(
             about="home",
             level="warning",
-            what=f"Others on this machine may write into {home.path}.",
-            why="DVC unpickles what lies in its cache there: who writes it runs commands as you.",
+            what=f"Other users of this machine can write to {home.path}.",
+            why="DVC unpickles files of its cache there: other users could run commands as you.",
             do=f"chmod go-w {home.path}",
         )
 
 
 def _dvc(home: Home) -> Iterator[Symptom]:
     if not (home.repository / ".dvc" / "config").exists():
-        return  # said above
+        return  # reported by _git
     try:
         reach_remote(home)
     except RemintError as error:
@@ -165,13 +165,13 @@ def _dvc(home: Home) -> Iterator[Symptom]:
             about="dvc",
             level="missing",
             what=f"DVC's remote cannot be used: {error}.",
-            why="Data are pushed before a version is registered: a run ends there.",
+            why="A run pushes its data before it registers a version: it would fail.",
             do="Correct the remote in .dvc/config(.local) or REMINT_DVC_REMOTE: docs/how-to/use-s3.md",
         )
 
 
 def _s3(home: Home, params: Params | None) -> Iterator[Symptom]:
-    """The sources on S3 and MLflow's files; what DVC has there it is asked about itself."""
+    """Check the sources and MLflow's files on S3. DVC's remote on S3 is checked through dvc."""
     named = {f"datasets.{name}.source": each.source for name, each in (params.datasets if params else {}).items()}
     for where, url in {**named, "REMINT_ARTIFACTS": home.artifacts}.items():
         if not url.startswith(s3.SCHEME):
@@ -183,13 +183,13 @@ def _s3(home: Home, params: Params | None) -> Iterator[Symptom]:
                 about="s3",
                 level="missing",
                 what=f"{error}.",
-                why="What lies there can be neither read nor written.",
-                do="docs/how-to/use-s3.md says which variables and rights it takes.",
+                why="The objects there can be neither read nor written.",
+                do="docs/how-to/use-s3.md lists the variables and permissions that it needs.",
             )
 
 
 def _stores(home: Home) -> Iterator[Symptom]:
-    """MLflow's store and the ledger. A file that is not there yet is made by the first run."""
+    """Check MLflow's store and the ledger. A missing file is no symptom: the first run makes it."""
     for about, url, ask in (("mlflow", home.tracking_uri, reach_mlflow), ("ledger", home.ledger_url, reach_ledger)):
         try:
             ask(url)
@@ -199,6 +199,6 @@ def _stores(home: Home) -> Iterator[Symptom]:
                 about=about,
                 level="missing",
                 what=f"{error}.",
-                why="Nothing can be registered, judged or loaded.",
-                do=f"Bring it up, or correct {variable} and its password: docs/how-to/production.md",
+                why="No version can be registered, judged or loaded.",
+                do=f"Start it, or correct {variable} and its password: docs/how-to/production.md",
             )

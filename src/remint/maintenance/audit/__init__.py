@@ -1,6 +1,6 @@
-"""git, DVC's remote, MLflow, its files and the ledger held against each other (Prefect's part is in flows/stack/audit.py).
+"""Audit: compare git, DVC's remote, MLflow, its files and the ledger (Prefect's part is in flows/stack/audit.py).
 
-A store that is out of reach is a finding too, and the rest is audited all the same.
+A store that is out of reach is a finding too; the other stores are still audited.
 """
 
 from remint.maintenance.audit.fault import Fault, fault, unreachable

@@ -1,4 +1,4 @@
-"""git against the versions that were built from it: their commits, bundles of uncommitted work, and refs that nothing needs."""
+"""Audit of git: commits of versions, bundles of uncommitted work, and unneeded refs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RISK = "It cannot be built again."
 
 
 def present(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fault]:
-    """Whether the commit of a version can be had: here, at origin, or (uncommitted work) from the bundle that it carries."""
+    """Check that a version's commit is available: here, at origin, or (for uncommitted work) in the version's bundle."""
     if version.dirty:
         yield from _bundled(home, store, version)
     elif not git.obtain(home.repository, version.commit):
@@ -30,21 +30,21 @@ def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fau
             base = git.prerequisites(store.attachment(version, BUNDLE, temporary))
         except (IntegrityError, NotFoundError):
             if not here:
-                yield _lost(version, f"It was built from uncommitted work, and the {BUNDLE} that holds it is gone.")
+                yield _lost(version, f"It was built from uncommitted work, and the {BUNDLE} with that work is gone.")
                 return
             yield fault(
                 "commit",
                 version.ref,
-                f"It was built from uncommitted work, and the {BUNDLE} that it carried is gone; this clone has the commit.",
+                f"It was built from uncommitted work, and its {BUNDLE} is gone; this clone has the commit.",
                 "It can be built again in this clone only.",
-                "remint audit --repair makes the bundle anew and keeps it with the version.",
+                "remint audit --repair makes the bundle again and stores it with the version.",
                 damages=version.ref,
                 mend=lambda: _bundle(home, store, version),
             )
             return
     gone = [sha[:10] for sha in base if not git.obtain(home.repository, sha)]
     if gone and not here:
-        yield _lost(version, f"Its uncommitted work stands on {', '.join(gone)}, which is neither here nor at origin.")
+        yield _lost(version, f"Its uncommitted work is based on {', '.join(gone)}, which is neither here nor at origin.")
 
 
 def _bundle(home: Home, store: Tracking, version: ModelVersion) -> None:
@@ -61,7 +61,7 @@ def _lost(version: ModelVersion, what: str) -> Fault:
 
 
 def refs(home: Home, needed: Collection[str]) -> Iterator[Fault]:
-    """Commits that are kept though no version and no running job was built from them. ``needed``: those that one was."""
+    """Find kept commits that no version and no running job was built from. ``needed``: the commits of those."""
     listed = git.run_git(home.repository, "for-each-ref", "--format=%(refname)", "refs/remint").split()
     for ref in listed:
         sha = ref.removeprefix("refs/remint/")
@@ -70,6 +70,6 @@ def refs(home: Home, needed: Collection[str]) -> Iterator[Fault]:
                 "orphan",
                 ref,
                 "No version was built from this commit.",
-                "It takes room in the clone; of uncommitted work it keeps what somebody may have thrown away.",
+                "It takes space in the clone, and it may keep uncommitted work that a person wanted to discard.",
                 f"remint gc --apply removes it (git update-ref -d {ref}).",
             )

@@ -1,4 +1,4 @@
-"""DVC against the versions that need it: the dvc.lock that each carries, and every file that building it again needs."""
+"""Audit of DVC: the dvc.lock of each version, and every file that a rebuild of it needs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from remint.stores.dvc import locked, presence
 from remint.stores.dvc.presence import Presence
 from remint.stores.mlflow import ModelVersion, Tracking
 
-# What a rebuild needs, by stage of dvc.lock: what it is, and what is lost with it.
+# Outputs that a rebuild needs, by stage of dvc.lock: name of the output, and the risk if it is lost.
 NEEDED = {
-    "snapshot": ("raw data", "No version of it can be built again"),
-    "prepare": ("prepared data", "What changed since it was trained, and whether its data leak into today's, cannot be told"),
+    "snapshot": ("raw data", "No version that was trained on them can be built again"),
+    "prepare": ("prepared data", "Later data cannot be compared with them, for changes or for leakage"),
 }
 
-Outputs = dict[str, list[tuple[ModelVersion, str]]]  # by MD5: the versions that need it, each with the stage that made it
+Outputs = dict[str, list[tuple[ModelVersion, str]]]  # by MD5: the versions that need the output, each with the stage that made it
 
 
 def locks(store: Tracking, roots: Sequence[ModelVersion]) -> tuple[Outputs, list[Fault]]:
-    """The outputs that the dvc.lock of these versions name, and what is wrong with those files themselves."""
+    """Return the outputs in the dvc.lock of each version, and the faults of those files themselves."""
     outputs: Outputs = defaultdict(list)
     found: list[Fault] = []
     for version in roots:
@@ -31,7 +31,7 @@ def locks(store: Tracking, roots: Sequence[ModelVersion]) -> tuple[Outputs, list
             try:
                 lock = store.attachment(version, "dvc.lock", temporary)
                 if manifest.sha256_file(lock) != version.tags.dvc_lock_sha256:
-                    raise IntegrityError("the dvc.lock that it carries is not the one that it was registered with")
+                    raise IntegrityError("its dvc.lock differs from the registered one")
                 dataset = version.tags.origin.name
                 for stage in NEEDED:
                     outputs[locked(lock, f"{stage}@{dataset}")["md5"]].append((version, stage))
@@ -47,14 +47,14 @@ def _no_lock(version: ModelVersion, what: str) -> Fault:
         "lineage",
         version.ref,
         f"Its dvc.lock cannot be read: {what}.",
-        "Which data it was trained on is lost: it cannot be built again.",
-        f"remint run {version.name} registers what is trained now, with a dvc.lock of its own.",
+        "The record of its training data is lost: it cannot be built again.",
+        f"remint run {version.name} registers a new version with a new dvc.lock.",
         damages=version.ref,
     )
 
 
 def missing(home: Home, outputs: Outputs, *, read: bool) -> Iterator[Fault]:
-    """Files that the remote lacks, or the cache too. ``read``: the bytes on the remote are held against their MD5."""
+    """Find files that the remote, or also the cache, lacks. ``read``: compare the bytes on the remote with their MD5."""
     if not outputs:
         return
     for found in presence.look(home, sorted(outputs), read=read):
@@ -69,28 +69,28 @@ def _missing(home: Home, found: Presence, needing: Sequence[ModelVersion], stage
     thing = f"{what} {data.name} {found.md5[:10]} of {', '.join(each.ref for each in needing)}"
     lacks = f"the remote lacks {len(found.remote_lacks)} of its {found.files} files"
     if found.damaged:
-        lacks += f", and {len(found.damaged)} have other bytes than their MD5 says"
+        lacks += f", and the bytes of {len(found.damaged)} do not match their MD5"
     if not found.lost:
         return fault(
             "remote",
             thing,
             f"{lacks[0].upper()}{lacks[1:]}; the cache of this machine has them.",
-            f"{risk} from anywhere else, nor here once dvc gc has run.",
-            "remint audit --repair sends them again (dvc push takes a folder for whole whose listing is there).",
+            f"{risk} on other machines, and also not here after dvc gc.",
+            "remint audit --repair sends them again (dvc push checks only the listing of a folder).",
             damages=version.ref,
             mend=lambda: presence.send(home, found),
         )
     if stage == "snapshot":
         repair = (
-            f"Bring them from another machine's cache with dvc push; "
-            f"remint run {version.name} registers a version on the data that {data.source or 'the source'} holds now."
+            f"Send them from another machine's cache with dvc push; "
+            f"remint run {version.name} registers a version on the present data of {data.source or 'the source'}."
         )
     else:
-        repair = f"remint run {version.name} prepares them again; remint rebuild {version.ref} needs the raw data only."
+        repair = f"remint run {version.name} prepares them again; remint rebuild {version.ref} needs only the raw data."
     return fault(
         "remote",
         thing,
-        f"{lacks[0].upper()}{lacks[1:]}, and the cache of this machine has them not either.",
+        f"{lacks[0].upper()}{lacks[1:]}, and the cache of this machine lacks them too.",
         f"{risk}.",
         repair,
         damages=version.ref,

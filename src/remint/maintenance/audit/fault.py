@@ -1,4 +1,4 @@
-"""What a check hands back: a finding, and how it is mended where that is safe."""
+"""Result of an audit check: a finding, and its repair if that is safe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mend = Callable[[], object]
 
 @dataclass(frozen=True)
 class Fault:
-    """A finding with what `--repair` calls for it; None where only a person may mend it."""
+    """Finding with the function that `--repair` calls; None if only a person may repair it."""
 
     finding: Finding
     mend: Mend | None = None
@@ -22,17 +22,17 @@ class Fault:
 def fault(
     kind: str, thing: str, what: str, risk: str, repair: str, *, damages: str | None = None, mend: Mend | None = None
 ) -> Fault:
-    """A fault in one call: it is safe to repair where ``mend`` is given."""
+    """Make a fault. It counts as safe to repair if ``mend`` is given."""
     found = Finding(kind=kind, thing=thing, what=what, risk=risk, repair=repair, safe=mend is not None, damages=damages)
     return Fault(found, mend)
 
 
 def unreachable(thing: str, error: RemintError) -> Fault:
-    """A store that could not be asked: what it holds was not audited."""
+    """Make the fault of a store that did not answer and was not audited."""
     return fault(
         "unreachable",
         thing,
         f"{error}.",
-        "Nothing of it could be checked: what is wrong there is not in this list.",
-        "Bring it back within reach, and run remint audit again.",
+        "It was not checked: its faults are not in this list.",
+        "Make it reachable again, and run remint audit again.",
     )

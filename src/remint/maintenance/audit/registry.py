@@ -1,4 +1,4 @@
-"""MLflow against its own files: versions without bytes, bytes without versions, two versions of one key, edited tags."""
+"""Audit of MLflow: versions without bytes, bytes without versions, two versions of one key, edited tags."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from remint.serving import fresh
 from remint.stores.mlflow import Tracking, inventory, package
 from remint.stores.mlflow.inventory import Held, Run
 
-ABREAST = 8  # versions whose files are listed at a time
+PARALLEL = 8  # versions whose files are listed at the same time
 NEEDED = ("manifest.json", package.WEIGHTS)
-CHAMPION = "champion of the ledger"  # as roots.named says it
+CHAMPION = "champion of the ledger"  # a reason of roots.named
 
 
 def lost(why: Mapping[str, str], versions: Sequence[Held]) -> Iterator[Fault]:
-    """Roots that MLflow no longer has. Those that remint gc removed are none."""
+    """Find roots that MLflow no longer has. Versions that remint gc removed are no roots."""
     present = {held.version.ref for held in versions}
     for ref, reason in why.items():
         if ref not in present:
@@ -33,16 +33,16 @@ def lost(why: Mapping[str, str], versions: Sequence[Held]) -> Iterator[Fault]:
                 "version",
                 ref,
                 f"It is {reason}; MLflow has no such version.",
-                "It cannot be loaded, built again or gone back to.",
-                f"remint rollback {name} --reason .. goes back to the last champion that loads; remint run {name} makes another.",
+                "It cannot be loaded, built again or restored by a rollback.",
+                f"remint rollback {name} --reason .. restores the last champion that loads; remint run {name} makes a new one.",
                 damages=ref,
             )
 
 
 def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> Iterator[Fault]:
-    """A version that is served or gone back to: its bytes come from the store and are held against its digests.
+    """Check a root: fetch its bytes from the store and compare them with its digests.
 
-    ``why`` it is one of those (Root.why); ``load``: it is loaded in a fresh process, too.
+    ``why``: the reason why it is a root (Root.why); ``load``: also load it in a new process.
     """
     ref = held.version.ref
     with scratch.folder() as place:
@@ -55,22 +55,22 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
         except RunError as error:
             lacks = _lacks(store, held)
             if isinstance(lacks, IntegrityError):
-                lacks = []  # what was said of the bytes stands
+                lacks = []  # the first error is reported
             if isinstance(lacks, RemintError):
-                raise lacks from error  # the store is out of reach, which says nothing of the bytes
-            said = re.sub(rf"{re.escape(str(place))}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
-            yield _bytes(home, store, held, _without(held, lacks) if lacks else said, why)
+                raise lacks from error  # the store is out of reach: nothing is known about the bytes
+            message = re.sub(rf"{re.escape(str(place))}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
+            yield _bytes(home, store, held, _without(held, lacks) if lacks else message, why)
 
 
 def listed(home: Home, store: Tracking, versions: Sequence[Held]) -> Iterator[Fault]:
-    """Any other version: whether the store lists its files. Their bytes are not read."""
-    with ThreadPoolExecutor(ABREAST) as pool:
+    """Check that the store lists the files of the other versions. Their bytes are not read."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
         for held, lacks in zip(versions, pool.map(lambda held: _lacks(store, held), versions), strict=True):
             if isinstance(lacks, IntegrityError):
                 yield _bytes(home, store, held, str(lacks), "")
             elif isinstance(lacks, RemintError):
                 yield unreachable(f"the files of {held.version.ref}", lacks)
-                return  # one store holds them all: it is asked once
+                return  # all versions are in the same store: one finding is enough
             elif lacks:
                 yield _bytes(home, store, held, _without(held, lacks), "")
 
@@ -88,20 +88,20 @@ def _without(held: Held, lacks: Sequence[str]) -> str:
 
 
 def _bytes(home: Home, store: Tracking, held: Held, what: str, why: str) -> Fault:
-    """A version whose bytes are gone, damaged, or not what was registered."""
+    """Make the fault of a version whose bytes are gone, damaged, or not the registered ones."""
     version, copy = held.version, home.path / "models" / held.version.key
     ref = version.ref
-    risk = f"It is {why}: who loads it gets an error." if why else "It cannot be loaded, and is not promoted."
+    risk = f"It is {why}: loading it is an error." if why else "It cannot be loaded or promoted."
     if _is_copy(copy, held):
         mend = partial(inventory.restore_files, store, held, copy)
-        repair = f"remint audit --repair writes it again from {copy}, whose digests are those that were registered."
+        repair = f"remint audit --repair writes it again from {copy}, whose digests match the registered ones."
     else:
         mend = None
-        repair = f"remint rebuild {ref} makes the same weights again, to compare with."
+        repair = f"remint rebuild {ref} makes the same weights again, for comparison."
         if CHAMPION in why:
-            repair = f"remint rollback {version.name} --reason .. goes back to the last champion that loads; {repair}"
+            repair = f"remint rollback {version.name} --reason .. restores the last champion that loads; {repair}"
         elif not why:
-            repair = f"remint gc takes it away; {repair}"
+            repair = f"remint gc removes it; {repair}"
     return fault("bytes", ref, f"{what}.", risk, repair, damages=ref if why else None, mend=mend)
 
 
@@ -114,20 +114,20 @@ def _is_copy(copy: Path, held: Held) -> bool:
 
 
 def runs_of(store: Tracking, versions: Sequence[Held], runs: Mapping[str, Run], why: Mapping[str, str]) -> Iterator[Fault]:
-    """Versions whose run was deleted: `mlflow gc` then takes their files, report and dvc.lock, and asks nobody."""
+    """Find versions whose run was deleted: `mlflow gc` removes their files, report and dvc.lock without a warning."""
     for held in versions:
         version, root = held.version, why.get(held.version.ref, "")
         damages = version.ref if root else None
         run = runs.get(version.run_id)
-        if run is None and not inventory.has_run(store, version.run_id):  # not one that was opened meanwhile
+        if run is None and not inventory.has_run(store, version.run_id):  # it may have been opened after the list was made
             yield fault(
                 "run",
                 version.ref,
                 f"Its run {version.run_id} is no longer in MLflow.",
-                "Its dvc.lock, settings and report cannot be had: it cannot be built again.",
-                f"remint run {version.name} registers what is trained now; remint rollback {version.name} --reason .. goes back."
+                "Its dvc.lock, settings and report are lost: it cannot be built again.",
+                f"remint run {version.name} registers a new version; remint rollback {version.name} --reason .. restores another."
                 if root
-                else f"None is needed to go on; remint gc takes {version.ref} away.",
+                else f"No repair is needed; remint gc removes {version.ref}.",
                 damages=damages,
             )
         elif run is not None and run.deleted:
@@ -137,27 +137,27 @@ def runs_of(store: Tracking, versions: Sequence[Held], runs: Mapping[str, Run], 
                 version.ref,
                 f"Its run {run.id} is marked as deleted.",
                 "The next mlflow gc removes the run with the version's files, report and dvc.lock.",
-                f"remint audit --repair restores the run ({restore})." if root else f"{restore}; or remint gc takes both away.",
+                f"remint audit --repair restores the run ({restore})." if root else f"{restore}; or remint gc removes both.",
                 damages=damages,
                 mend=partial(inventory.restore_run, store, run.id) if root else None,
             )
 
 
 def keys(versions: Sequence[Held], why: Mapping[str, str]) -> Iterator[Fault]:
-    """Versions of one key, and those whose key is not that of what their tags say."""
+    """Find versions that share a key, and versions whose key does not match their tags."""
     same: dict[str, list[str]] = defaultdict(list)
     for held in versions:
         version = held.version
         same[version.key].append(version.ref)
         damages = version.ref if version.ref in why else None
-        risk = "Its lineage is not what it was registered with: what it was trained on can no longer be believed."
+        risk = "Its lineage differs from the registered one: the record of its training can no longer be trusted."
         if _key(held) != version.key:
             yield fault(
                 "tags",
                 version.ref,
                 "Its key is not the digest of the weights, data and settings in its tags: a tag was edited.",
                 risk,
-                "Put the tag back in MLflow; training.json in its files says what it was.",
+                "Restore the tag in MLflow; training.json in its files holds the right value.",
                 damages=damages,
             )
     for refs in same.values():
@@ -165,14 +165,14 @@ def keys(versions: Sequence[Held], why: Mapping[str, str]) -> Iterator[Fault]:
             yield fault(
                 "version",
                 refs[-1],
-                f"It has the key of {refs[0]}: {' and '.join(refs)} are one and the same model.",
-                "It was registered past remint's lock; a promotion of one says nothing of the other.",
-                f"Delete {refs[-1]} in MLflow's page of the model, where the ledger does not name it.",
+                f"It has the key of {refs[0]}: {' and '.join(refs)} are the same model.",
+                "It was registered without remint's lock; a promotion of one does not apply to the other.",
+                f"Delete {refs[-1]} on MLflow's page of the model, if the ledger does not name it.",
             )
 
 
 def _key(held: Held) -> str:
-    """The key by the version's tags; "" where they hold none."""
+    """Return the key that follows from the version's tags; "" if they are incomplete."""
     tags = held.version.tags
     if tags.missing(("recipe", "weights_sha256", "dataset")):
         return ""
@@ -185,8 +185,8 @@ def _key(held: Held) -> str:
 def orphans(
     store: Tracking, folders: Sequence[tuple[str, str]], runs: Mapping[str, Run], versions: Sequence[Held]
 ) -> Iterator[Fault]:
-    """Files of no run, and models of no version."""
-    risk = "Nothing reaches these bytes: they take room."
+    """Find files without a run, and models without a version."""
+    risk = "These files are not used and take space."
     for run_id, place in folders:
         if run_id not in runs and inventory.has_files(store, place) and not inventory.has_run(store, run_id):
             yield fault(
@@ -196,7 +196,7 @@ def orphans(
     ended = [run for run in runs.values() if run.ours and run.id not in named and run.status != "RUNNING"]
     for run in ended:
         if (run.version or run.status != "FINISHED") and inventory.keeps_model(store, run):
-            what = f"{run.version} is no longer registered" if run.version else "its registration did not come to its end"
+            what = f"{run.version} is no longer registered" if run.version else "its registration was not completed"
             yield fault(
                 "orphan",
                 f"run {run.id}",

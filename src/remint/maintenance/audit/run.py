@@ -1,4 +1,4 @@
-"""All checks together, each store's failure a finding of its own, and the repair of what is safe to repair."""
+"""All checks of an audit, with a finding for each store that fails, and the safe repairs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from remint.stores.mlflow import Tracking, inventory
 from remint.stores.mlflow.inventory import Held, Run
 from remint.stores.open import open_ledger, open_tracking
 
-SETTLE = 2.0  # seconds that a job has to let MLflow follow the row that it has just written
+SETTLE = 2.0  # seconds that a job has to update MLflow after it has written a row
 
 Say = Callable[[str], None]
 
 
 def quiet(_text: str) -> None:
-    """Tells nobody."""
+    """Ignore progress messages."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked at, and what is wrong with it."""
+    """Result of an audit: the faults, and the numbers of what was checked."""
 
     faults: list[Fault]
     models: int = 0
     versions: int = 0
-    roots: int = 0  # of them, those whose bytes were read
+    roots: int = 0  # the versions among them whose bytes were read
 
     @property
     def findings(self) -> list[Finding]:
@@ -44,21 +44,21 @@ class Audit:
     def to_json(self) -> list[dict[str, Any]]:
         return [finding.to_json() for finding in self.findings]
 
-    def and_(self, more: Iterable[Fault]) -> Audit:
-        """The same with what was found elsewhere."""
+    def with_faults(self, more: Iterable[Fault]) -> Audit:
+        """Return this audit with more faults."""
         return replace(self, faults=[*self.faults, *more])
 
 
 def findings(home: Home, *, deep: bool = False, say: Say = quiet) -> list[Finding]:
-    """Everything that is wrong in this home's stores. Changes nothing. Prefect's part is in flows/stack/audit.py."""
+    """Return all findings in this home's stores. Changes nothing. Prefect's part is in flows/stack/audit.py."""
     return run_audit(home, deep=deep, say=say).findings
 
 
 def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
-    """The same, each with how it is mended, and what was looked at.
+    """Run all checks. Changes nothing.
 
-    ``deep``: the bytes of all versions are read, not of the roots only, roots are loaded in a fresh process, and the bytes
-    on DVC's remote are held against their digests.
+    ``deep``: read the bytes of all versions, not only of the roots, load the roots in a new process, and compare the bytes on
+    DVC's remote with their digests.
     """
     book, found = _ledger(home)
     store = open_tracking(home)
@@ -83,10 +83,10 @@ def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
 
 
 def _built_from(home: Home, held: Sequence[Held]) -> set[str]:
-    """The commits that versions were built from, and jobs that are alive are building."""
+    """Return the commits that versions were built from, and that live jobs are building."""
     alive = jobs.alive(home)
     if any("commit" not in job.facts for job in alive):
-        time.sleep(SETTLE)  # it is making its commit
+        time.sleep(SETTLE)  # the job is making its commit
     return {each.version.commit for each in held} | {job.facts.get("commit", "") for job in alive}
 
 
@@ -98,18 +98,18 @@ def _ledger(home: Home) -> tuple[Ledger | None, list[Fault]]:
 
 
 def _roots(home: Home, held: Sequence[Held]) -> tuple[dict[str, str], list[Fault]]:
-    """Why each root is one. Where the ledger cannot be read, every version is taken for a root: none is looked at less."""
+    """Return the reason of each root. If the ledger cannot be read, every version counts as a root and is fully checked."""
     try:
         return roots.named(home), []
     except RemintError as error:
         everything = {each.version.ref: "a version, which may be the champion" for each in held}
-        return everything, [unreachable("what is served and may be gone back to", error)]
+        return everything, [unreachable("the roots (champions and rollback targets)", error)]
 
 
 def _versions(
     home: Home, store: Tracking, held: Sequence[Held], known: Mapping[str, Run], why: Mapping[str, str], *, deep: bool, say: Say
 ) -> list[Fault]:
-    """Versions against their runs, files, data and commits: roots by their bytes, the others by what is listed."""
+    """Check versions against their runs, files, data and commits: roots by their bytes, the others by listings."""
     needed = [each for each in held if each.version.ref in why]
     others = [each for each in held if each.version.ref not in why]
     found = [*registry.keys(held, why), *_guarded("MLflow's runs", registry.runs_of(store, held, known, why))]
@@ -128,12 +128,12 @@ def _versions(
     found += [*unread, *_guarded("DVC's remote", data.missing(home, outputs, read=deep))]
     if held:
         spent = time.monotonic() - began
-        say(f"{len(held)} versions in {spent:.1f} s, {spent / len(held):.2f} s each; {len(needed)} of them by their bytes")
+        say(f"{len(held)} versions in {spent:.1f} s, {spent / len(held):.2f} s each; the bytes of {len(needed)} were read")
     return found
 
 
 def _decisions(home: Home, store: Tracking, book: Ledger, model: str) -> list[Fault]:
-    """The ledger of one model against itself and MLflow; looked at again where a job may be between the two."""
+    """Check the ledger of one model and MLflow's copy of it. Check again if a live job may be updating the two."""
     found = _guarded(f"the ledger of {model}", _followed(store, book, model))
     if found and jobs.alive(home):
         time.sleep(SETTLE)
@@ -145,13 +145,13 @@ def _followed(store: Tracking, book: Ledger, model: str) -> Iterator[Fault]:
     try:
         rows = book.rows(model)
     except LedgerError:
-        rows = None  # one of them is no row: the chain tells which
+        rows = None  # a row is damaged: ``ledger.chain`` names it
     versions = [each.version for each in inventory.versions(store, model)]
     damaged = list(ledger.chain(book, model, versions))
     yield from damaged
     if rows is not None:
         for found in (*ledger.aliases(store, model, rows, versions), *ledger.tags(store, rows, versions)):
-            yield ledger.held_back(found) if damaged else found
+            yield ledger.without_repair(found) if damaged else found
 
 
 def _of_this_machine(home: Home) -> list[Fault]:
@@ -159,7 +159,7 @@ def _of_this_machine(home: Home) -> list[Fault]:
 
 
 def _guarded(thing: str, check: Iterable[Fault]) -> list[Fault]:
-    """What a check finds; where its store is out of reach, that."""
+    """Return the faults of a check, and a fault for its store if that is out of reach."""
     found: list[Fault] = []
     try:
         found.extend(check)
@@ -169,9 +169,9 @@ def _guarded(thing: str, check: Iterable[Fault]) -> list[Fault]:
 
 
 def repair(found: Audit, again: Callable[[], Audit], say: Say = quiet) -> Audit:
-    """Mends what is safe to mend, and looks again: what was repaired, before what is left.
+    """Make the safe repairs, and audit again. Return the repaired findings, then the remaining ones.
 
-    ``again``: the same audit once more.
+    ``again`` repeats the audit.
     """
     mended = []
     for each in found.faults:

@@ -1,4 +1,4 @@
-"""MLflow's runs that nobody will close."""
+"""Audit of MLflow's runs: open runs of dead processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from remint.stores.mlflow.runs import DIED
 
 
 def stale(store: Tracking) -> Iterator[Fault]:
-    """Runs that a process of this host opened and left RUNNING when it died. Those of other hosts cannot be told from here."""
+    """Find RUNNING runs whose process, on this host, has died. Processes of other hosts cannot be checked from here."""
     for run_id in store.stale_runs():
         yield fault(
             "run",
             f"run {run_id}",
             "It is RUNNING, and the process that opened it has died.",
-            "It looks as if something were still training.",
+            "It looks like a training that still runs.",
             "remint audit --repair closes it as KILLED with that reason.",
             mend=partial(store.end_run, run_id, "KILLED", DIED),
         )

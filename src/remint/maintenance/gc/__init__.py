@@ -1,4 +1,4 @@
-"""remint gc: what no root needs is listed, and removed where that is asked for and no root is damaged."""
+"""remint gc: list everything that no root needs, and remove it on request if no root is damaged."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Collection:
-    """What nothing needs, what is kept as a root, and whether the former was removed."""
+    """Result of a collection: the garbage, the roots, and whether the garbage was removed."""
 
     garbage: tuple[Garbage, ...]
     roots: tuple[Root, ...]
     notes: tuple[str, ...]
-    damaged: tuple[Finding, ...] | None  # what is damaged after the removal; None where nothing was to be removed
+    damaged: tuple[Finding, ...] | None  # findings after the removal; None if no removal was requested
 
     @property
     def applied(self) -> bool:
@@ -58,22 +58,22 @@ class Collection:
 
 
 def collect_garbage(home: Home, *, remove: bool, older_than: float, window: int, say: Say) -> Collection:
-    """List what no root needs, and remove it where that is asked for.
+    """List everything that no root needs. ``remove``: remove it too.
 
-    Arguments: ``older_than`` days, ``window`` champions of each model that a roll back can go to.
-    Raises IntegrityError where the stores do not hold a root whole, or cannot be asked: nothing is removed then.
+    Arguments: ``older_than`` days, ``window`` champions of each model that a rollback can restore.
+    Raises IntegrityError if a root is damaged, or a store does not answer: nothing is removed then.
     """
     if not remove:
         planned = plan(home, older_than, window, say)
         return Collection(planned.garbage, planned.roots, planned.notes, None)
-    with jobs.collecting(home):  # no job begins meanwhile, and those that run are known
+    with jobs.collecting(home):  # no job begins meanwhile, and the running ones are known
         say("auditing the roots")
         damaged = _damaged(home)
         if damaged:
             first = damaged[0]
             more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-            root = f"{first.damages}, which must not be lost, is damaged" if first.damages else "not all could be audited"
-            raise IntegrityError(f"{root}: {first.thing}: {first.what}{more}; nothing was removed; {first.repair}")
+            root = f"{first.damages}, which must be kept, is damaged" if first.damages else "a store could not be audited"
+            raise IntegrityError(f"{root}: {first.thing}: {first.what}{more} Nothing was removed. {first.repair}")
         planned = plan(home, older_than, window, say)
         said = apply(planned, say)
         say("auditing the roots again")
@@ -81,5 +81,5 @@ def collect_garbage(home: Home, *, remove: bool, older_than: float, window: int,
 
 
 def _damaged(home: Home) -> list[Finding]:
-    """Findings of damaged roots, and of stores that could not be asked whether they hold them."""
+    """Return the findings about damaged roots, and about stores that did not answer."""
     return [finding for finding in audit.findings(home) if finding.damages or finding.kind == "unreachable"]

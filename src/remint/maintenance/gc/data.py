@@ -1,7 +1,7 @@
-"""dvc's part: what the versions that stay were trained on, and what people track themselves, is kept; the rest is not.
+"""Garbage of dvc: objects that no kept version was trained on and that no person tracks.
 
-Which outputs are needed stands in text: in the dvc.lock that each version carries, and in every dvc.lock and .dvc file of
-every commit that a branch, a tag, a stash or the reflog reaches, of the versions' own commits, and of the working tree.
+Needed are the outputs that are named in a version's dvc.lock, or in a dvc.lock or .dvc file of the working tree, of a
+version's commit, or of any commit that a branch, a tag, a stash or the reflog reaches.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_tracking
 
 LOCK = "dvc.lock"
-POINTERS = ("*.dvc", f"*{LOCK}")  # files by which dvc knows what it keeps
+POINTERS = ("*.dvc", f"*{LOCK}")  # files that name dvc's objects
 
 
 def garbage(
     home: Home, roots: Iterable[ModelVersion], others: Iterable[ModelVersion], before: float
 ) -> tuple[list[Object], list[str]]:
-    """What lies in dvc's stores that nothing needs; and what there is to say.
+    """Return the unneeded objects in dvc's stores, and notes for people.
 
-    Arguments: ``roots`` versions whose data must be whole, ``others`` versions that stay as well, ``before`` a Unix time: what
-    is younger stays. Raises IntegrityError where a root's dvc.lock is gone or damaged, VersioningError where dvc fails.
+    Arguments: ``roots`` versions whose data must be kept, ``others`` versions that stay too, ``before`` a Unix time: younger
+    objects stay. Raises IntegrityError if a root's dvc.lock is gone or damaged, VersioningError if dvc fails.
     """
     if git.run_git(home.repository, "rev-parse", "--is-shallow-repository").strip() == "true":
-        return [], [f"DVC is left alone: {home.repository} is a shallow clone, in which older commits' data cannot be told"]
+        return [], [f"DVC's data are not collected: {home.repository} is a shallow clone, without the files of older commits"]
     wanted: set[str] = set()
-    said: list[str] = []
+    notes: list[str] = []
     known: dict[str, set[str]] = {}
     rooted, staying = list(roots), list(others)
     for version in rooted:
@@ -43,26 +43,26 @@ def garbage(
         try:
             wanted |= _needs(home, version, known)
         except IntegrityError as error:
-            said.append(f"{error}: what it was trained on is not kept for it")
+            notes.append(f"{error}: its training data are not kept for it")
     for text in pointers(home.repository, {version.commit for version in (*rooted, *staying)}):
         wanted |= sweep.named(text)
-    return sweep.unneeded(home, wanted, before), said
+    return sweep.unneeded(home, wanted, before), notes
 
 
 def _needs(home: Home, version: ModelVersion, known: dict[str, set[str]]) -> set[str]:
-    """The outputs that a version's dvc.lock names; versions of one dvc.lock ask once."""
+    """Return the outputs in a version's dvc.lock. ``known`` caches them by the digest of the dvc.lock."""
     digest = version.tags.dvc_lock_sha256 or ""
     if digest not in known:
         with scratch.folder() as folder:
             lock = open_tracking(home).attachment(version, LOCK, folder)
             if manifest.sha256_file(lock) != digest:
-                raise IntegrityError(f"{version.ref}: its dvc.lock is not the one that it was registered with")
+                raise IntegrityError(f"{version.ref}: its dvc.lock differs from the registered one")
             known[digest] = sweep.named(lock.read_text(errors="replace"))
     return known[digest]
 
 
 def pointers(repository: Path, commits: Collection[str]) -> Iterator[str]:
-    """The text of every dvc.lock and .dvc file in git's history, that of ``commits`` too, and in the working tree."""
+    """Yield the text of every dvc.lock and .dvc file in the working tree and in git's history, with that of ``commits``."""
     tracked = git.run_git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *POINTERS).split("\0")
     for name in dict.fromkeys(tracked):
         path = repository / name
@@ -71,7 +71,7 @@ def pointers(repository: Path, commits: Collection[str]) -> Iterator[str]:
     present = [commit for commit in sorted(commits) if commit and git.holds(repository, commit)]
     reached = ("--exclude=refs/remint/*", "--all", "--reflog", *present)
     listed = git.run_git(repository, "rev-list", "--full-history", "--objects", *reached, "--", *POINTERS)
-    files = (line.partition(" ")[::2] for line in listed.splitlines())  # digest and path, "" of a commit
+    files = (line.partition(" ")[::2] for line in listed.splitlines())  # digest and path; the path of a commit is ""
     blobs = [sha for sha, path in files if Path(path).suffix == ".dvc" or Path(path).name == LOCK]
     yield _blobs(repository, blobs)
 

@@ -1,4 +1,4 @@
-"""MLflow's part: versions with their runs, and runs of remint that ended without a version."""
+"""Garbage of MLflow: versions with their runs, runs of remint that ended without a version, and files without a run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from remint.stores.mlflow import ModelVersion, inventory, removal
 from remint.stores.mlflow.removal import Run
 from remint.stores.open import open_tracking
 
-ABREAST = 8  # runs whose files are listed at a time
+PARALLEL = 8  # runs whose files are listed at the same time
 
 
 @dataclass(frozen=True)
 class MlflowInventory:
-    """What MLflow held when it was asked."""
+    """Content of MLflow at one moment."""
 
     home: Home
     versions: Mapping[str, ModelVersion]  # by NAME/7
-    runs: Mapping[str, Run]  # by id, the ended ones of remint's
-    strays: Mapping[str, str]  # addresses of files of no run, by name
+    runs: Mapping[str, Run]  # by id, the ended runs of remint
+    strays: Mapping[str, str]  # addresses of files without a run, by name
 
     @classmethod
     def look(cls, home: Home) -> MlflowInventory:
@@ -40,7 +40,7 @@ class MlflowInventory:
 
     @cached_property
     def of_version(self) -> dict[str, list[str]]:
-        """The runs of each version: the one that it was registered from, and those that gave the same model again."""
+        """Runs of each version: the one that it was registered from, and later runs that gave the same model."""
         found: dict[str, list[str]] = defaultdict(list)
         for run in self.runs.values():
             if run.version:
@@ -51,19 +51,19 @@ class MlflowInventory:
         return found
 
     def things(self) -> list[Thing]:
-        """Versions and runs, without their bytes: these are asked for where they matter (``bytes_of``)."""
+        """Return versions, runs and stray files, without their sizes (see ``bytes_of``)."""
         versions = [
             Thing(
                 MLFLOW,
                 ref,
                 datetime.fromisoformat(version.created).timestamp(),
-                "a version that nothing needs: no alias, no window, no tag, no job",
+                "a version without an alias, a keep tag or a job, and not among the last champions",
             )
             for ref, version in self.versions.items()
         ]
         registered = {version.run_id for version in self.versions.values()}
         strays = [
-            Thing(MLFLOW, name, Path(place).stat().st_mtime, "files that no run of MLflow has")
+            Thing(MLFLOW, name, Path(place).stat().st_mtime, "files that belong to no run of MLflow")
             for name, place in self.strays.items()
         ]
         runs = [
@@ -72,7 +72,7 @@ class MlflowInventory:
         return versions + runs + strays
 
     def needs(self, node: Node) -> list[Node]:
-        """What a version needs besides dvc's part."""
+        """Return the nodes that a version needs, except those of dvc."""
         version = self.versions.get(node[1]) if node[0] == MLFLOW else None
         if version is None:
             return []
@@ -85,17 +85,17 @@ class MlflowInventory:
         ]
 
     def bytes_of(self, things: Sequence[Thing]) -> dict[str, int]:
-        """Bytes of the files of the runs among these, and of those of no run, by name."""
+        """Return the size in bytes of the runs and stray files among these, by name."""
         store, places = open_tracking(self.home), {**{_name(run): run.place for run in self.runs.values()}, **self.strays}
         chosen = [thing.name for thing in things if thing.name in places]
-        with ThreadPoolExecutor(ABREAST) as pool:
+        with ThreadPoolExecutor(PARALLEL) as pool:
             return dict(zip(chosen, pool.map(lambda name: removal.size(store, places[name]), chosen), strict=True))
 
     def remove(self, names: Collection[str], window: int) -> list[str]:
-        """Takes versions and runs away, versions first; what there is to say of it.
+        """Remove versions, then runs and files. Return notes for people.
 
-        A version is written down as collected before it goes: from then on the ledger makes it no champion, and nobody takes
-        it for lost. Raises RunError where one of them has become a root since this was looked at: nothing is removed then.
+        A version is recorded as collected before it is removed. From then on the ledger does not make it champion, and it
+        does not count as lost. Raises RunError if one of them has become a root meanwhile: nothing is removed then.
         """
         store, book = open_tracking(self.home), Collected(self.home.ledger_url)
         models: dict[str, list[ModelVersion]] = defaultdict(list)
@@ -103,16 +103,16 @@ class MlflowInventory:
             models[version.name].append(version)
         for model in {version.name for version in self.versions.values()}:
             staying = {each.version for ref, each in self.versions.items() if each.name == model and ref not in names}
-            book.forget(model, staying & book.versions(model))  # that a gc which was killed meant to remove
+            book.forget(model, staying & book.versions(model))  # recorded by a gc that was killed before the removal
         for model, versions in models.items():
             book.record(model, {version.version: version.key for version in versions})
         late = sorted(set(names) & set(roots.named(self.home, window)))
         if late:
             for model, versions in models.items():
                 book.forget(model, [version.version for version in versions])
-            raise RunError(f"{', '.join(late)} became a root while this was under way: nothing was removed; run remint gc again")
+            raise RunError(f"{', '.join(late)} became a root during the collection: nothing was removed; run remint gc again")
         for model, versions in models.items():
-            with store.exclusively(f"model {model}"):  # nobody registers, and so finds one of them, meanwhile
+            with store.exclusively(f"model {model}"):  # no registration may find one of them meanwhile
                 for version in versions:
                     removal.remove_version(store, version)
         left = [run for run in self.runs.values() if _name(run) in names and not removal.remove_run(store, run)]
@@ -121,12 +121,12 @@ class MlflowInventory:
         if not left:
             return []
         return [
-            f"{len(left)} runs are marked as deleted, their files are gone: mlflow gc beside the MLflow server purges their rows"
+            f"{len(left)} runs are marked as deleted, their files are removed: run mlflow gc on the MLflow server to purge them"
         ]
 
 
 def _strays(home: Home) -> Iterator[tuple[str, str]]:
-    """Folders of files whose run MLflow does not know. Only where database and files are HOME's own: all there is remint's."""
+    """Yield folders whose run MLflow does not know, only if database and files are in HOME: all files there are remint's."""
     store = open_tracking(home)
     if not Path(store.uri.removeprefix("sqlite:///")).is_relative_to(home.path):
         return
@@ -141,7 +141,7 @@ def _name(run: Run) -> str:
 
 def _why(run: Run, versions: Mapping[str, ModelVersion], registered: bool) -> str:
     if registered or run.version in versions:
-        return f"the run of {run.version or 'a version'}, which nothing needs"
+        return f"the run of {run.version or 'a version'} that is not needed"
     if run.version:
-        return f"a run of {run.version}, which is gone"
+        return f"a run of {run.version}, which no longer exists"
     return f"a run of {run.pipeline} that ended {run.status} without a version"

@@ -1,4 +1,4 @@
-"""What lies below HOME and in git's ``refs/remint``: workspaces, checkpoints, copies, caches, reports, logs of jobs."""
+"""Garbage in HOME and in git's ``refs/remint``: workspaces, checkpoints, copies, caches, reports, job logs."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from remint.settings.params import PARAMS
 from remint.stores import git
 
 REFS = "refs/remint"
-LOCK = "lock"  # of a training's checkpoints (training/checkpoint.py)
+LOCK = "lock"  # lock file of a training's checkpoints (training/checkpoint.py)
 
 
 def things(home: Home) -> Iterator[Thing]:
-    """Everything that gc may remove here. Where jobs run that is only what dead ones left: workspaces."""
+    """Yield everything that gc may remove here. While jobs run, that is only the workspaces of dead jobs."""
     alive = {job.id for job in jobs.alive(home)}
-    yield from _things(home, home.workspaces, "the workspace of a job that is over", skip=alive)
+    yield from _things(home, home.workspaces, "the workspace of an ended job", skip=alive)
     if alive:
         return
-    yield from _things(home, home.checkpoints, "checkpoints of a training that did not come to its end", skip=_held(home))
-    yield from _things(home, home.path / "models", "a copy of a version that no root is")
-    yield from _each(home, sorted(home.path.glob("*.promote-*")), "a copy that a promotion was looking at when it was killed")
-    yield from _things(home, home.path / "evaluations", "what a champion scored on later data")
-    yield from _things(home, home.path / "features", "features of a dataset version, computed anew where they are asked for")
+    yield from _things(home, home.checkpoints, "checkpoints of an unfinished training", skip=_held(home))
+    yield from _things(home, home.path / "models", "a copy of a version that is no root")
+    yield from _each(home, sorted(home.path.glob("*.promote-*")), "a copy of a promotion that was killed")
+    yield from _things(home, home.path / "evaluations", "a champion's evaluation on later data")
+    yield from _things(home, home.path / "features", "features of a dataset version, computed again when they are needed")
     yield from _things(home, home.files, "a fetched file that no settings name")
-    yield from _things(home, home.fetched, "what a bucket held, of a dataset that no settings name")
-    yield from _things(home, home.jobs, "the log of a job that is over", skip={job.id for job in jobs.dead(home)})
+    yield from _things(home, home.fetched, "fetched data of a dataset that no settings name")
+    yield from _things(home, home.jobs, "the log of an ended job", skip={job.id for job in jobs.dead(home)})
     for model in sorted(home.reports.glob("*")):
-        yield from _things(home, model, "the report of a version that no root is")
+        yield from _things(home, model, "the report of a version that is no root")
     yield from _refs(home)
 
 
 def roots(home: Home) -> list[Node]:
-    """What the settings on disk, and those at the head of each branch, name below HOME; and the newest logs of jobs."""
+    """Return what settings name below HOME (those on disk and at the head of each branch), and the newest job logs."""
     settings = "\n".join(_settings(home))
     if "inception" in settings:
-        settings += INCEPTION_SHA256  # what is meant where no digest is given
+        settings += INCEPTION_SHA256  # the default digest
     newest = [folder.name for folder in sorted(home.jobs.glob("*"))[-jobs.KEPT :]]
     return [
         *((HOME, f"fetched/{path.name}") for path in _entries(home.fetched) if _dataset(path) in settings),
@@ -55,7 +55,7 @@ def roots(home: Home) -> list[Node]:
 
 
 def needs(home: Home) -> Callable[[Node], list[Node]]:
-    """The evaluations that belong to a version's key, which ``shelf`` names as one."""
+    """Return a function for the evaluations of a version's key; MlflowInventory.needs names them as one node."""
     by_key: dict[str, list[Node]] = {}
     for folder in sorted((home.path / "evaluations").glob("*")):
         by_key.setdefault(f"evaluations of {_key(folder)}", []).append((HOME, f"evaluations/{folder.name}"))
@@ -63,13 +63,13 @@ def needs(home: Home) -> Callable[[Node], list[Node]]:
 
 
 def remove(home: Home, name: str) -> None:
-    """Takes a thing below HOME away."""
+    """Remove a thing below HOME."""
     path = home.path / name
     if path.parent == home.checkpoints:
         _remove_checkpoints(path)
         return
     if path.is_dir():
-        aside = path.with_name(f".{path.name}.gone")  # never a folder of which a part is gone
+        aside = path.with_name(f".{path.name}.gone")  # so that a kill leaves no partial folder under the old name
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         path = aside
@@ -81,7 +81,7 @@ def remove_ref(home: Home, ref: str) -> None:
 
 
 def _things(home: Home, folder: Path, why: str, skip: Collection[str] = ()) -> Iterator[Thing]:
-    """A thing for each entry of a folder; what an earlier gc, or a writer, left half done is one too."""
+    """Yield a thing for each entry of a folder, also for entries that a killed gc or writer left."""
     yield from _each(home, [path for path in _entries(folder) if path.name not in skip], why)
 
 
@@ -92,17 +92,17 @@ def _each(home: Home, paths: Sequence[Path], why: str) -> Iterator[Thing]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Hidden ones first: what vouches for a dataset's folder goes before the folder."""
+    """Return the entries, hidden ones first: a dataset's manifest is removed before its folder."""
     return sorted(folder.iterdir(), key=lambda path: (not path.name.startswith("."), path.name)) if folder.is_dir() else []
 
 
 def _dataset(path: Path) -> str:
-    """The dataset that NAME, .NAME.json or .NAME.parts below HOME/fetched is of."""
+    """Return the dataset of NAME, .NAME.json or .NAME.parts below HOME/fetched."""
     return path.name[1:].rpartition(".")[0] if path.name.startswith(".") else path.name
 
 
 def _measure(path: Path) -> tuple[int, float]:
-    """Bytes, and the time of the last change of any of it."""
+    """Return the size in bytes and the time of the last change, over all files."""
     states = []
     for each in (path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())):
         with suppress(FileNotFoundError):
@@ -112,7 +112,7 @@ def _measure(path: Path) -> tuple[int, float]:
 
 
 def _key(folder: Path) -> str:
-    """Key of the model that was measured, "" where that cannot be read."""
+    """Return the key of the evaluated model, "" if it cannot be read."""
     try:
         return str(json.loads((folder / "report.json").read_bytes())["model_key"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -120,7 +120,7 @@ def _key(folder: Path) -> str:
 
 
 def _held(home: Home) -> set[str]:
-    """The checkpoints of trainings that run, of a job or by hand."""
+    """Return the checkpoints of running trainings, of jobs or by hand."""
     return {lock.parent.name for lock in home.checkpoints.glob(f"*/{LOCK}") if not is_free(lock)}
 
 
@@ -131,18 +131,18 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def _settings(home: Home) -> Iterator[str]:
-    """params.yaml on disk and at the head of each branch."""
+    """Yield params.yaml on disk and at the head of each branch."""
     with suppress(FileNotFoundError):
         yield (home.repository / PARAMS).read_text()
     heads = git.run_git(home.repository, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/remotes").split()
     for head in dict.fromkeys(heads):
-        with suppress(VersioningError):  # a branch without one
+        with suppress(VersioningError):  # a branch without params.yaml
             yield git.run_git(home.repository, "show", f"{head}:{PARAMS}")
 
 
 def _refs(home: Home) -> Iterator[Thing]:
-    """The commits of uncommitted work, with the bytes that git would free by and by without them."""
+    """Yield the commits of uncommitted work, with the bytes that git can free without them."""
     others = ("--not", "--exclude=refs/remint/*", "--all")
     for ref in git.run_git(home.repository, "for-each-ref", "--format=%(refname)", REFS).split():
         size = git.run_git(home.repository, "rev-list", "--objects", "--disk-usage", ref, *others).strip()
-        yield Thing(GIT, ref, 0.0, "uncommitted work that no version was made from", int(size))
+        yield Thing(GIT, ref, 0.0, "uncommitted work that no version was built from", int(size))

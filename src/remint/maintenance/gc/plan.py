@@ -1,7 +1,7 @@
-"""What gc would remove, and its removal: nothing that a root needs, nothing younger than it was told, nothing in use.
+"""Plan of a collection, and its removal: nothing that a root needs, nothing younger than the limit, nothing in use.
 
-Order of removal: MLflow's versions, runs and files, then what lies in HOME and git, then dvc's objects. A process that is
-killed leaves what the next gc finds, and never a version that is there to see and lacks its bytes or its data.
+Order of removal: MLflow's versions, runs and files, then folders of HOME and refs of git, then dvc's objects. A killed process
+leaves garbage that the next gc finds, but never a visible version without its bytes or its data.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from remint.stores.dvc.collect import Object
 DAY = 86400.0  # seconds
 OLDER_THAN = 7.0  # days
 WHY = {
-    "run cache": "it remembers a step whose outputs nothing needs",
-    "cache": "no version that stays, commit or file on disk names it",
-    "remote": "no version that stays, commit or file on disk names it",
+    "run cache": "it records a step whose outputs are not needed",
+    "cache": "no kept version, commit or file on disk names it",
+    "remote": "no kept version, commit or file on disk names it",
 }
 
 Say = Callable[[str], None]
@@ -34,10 +34,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What nothing reaches, why the rest stays, and what there is to say."""
+    """Plan of a collection: the garbage, the roots, and notes for people."""
 
     home: Home
-    window: int  # champions of each model that a roll back can go to
+    window: int  # champions of each model that a rollback can restore
     roots: tuple[Root, ...]
     garbage: tuple[Garbage, ...]
     notes: tuple[str, ...]
@@ -46,54 +46,54 @@ class Plan:
 
 
 def plan(home: Home, older_than: float, window: int, say: Say) -> Plan:
-    """Looks at every store and changes none.
+    """Make the plan. It reads every store and changes none.
 
-    Arguments: ``older_than`` days: what is younger stays, with all that it needs; ``window`` champions of each model to which
-    a roll back can go. Raises what the stores' doors raise.
+    Arguments: ``older_than`` days: younger things stay, with everything that they need; ``window`` champions of each model
+    that a rollback can restore. Raises the errors of the stores.
     """
     before = time.time() - older_than * DAY if older_than else float("inf")
     running = sorted({str(job.facts.get("pipeline", "")) for job in jobs.alive(home)})
     say("asking MLflow for its versions and runs")
-    roots, shelf = rooted.roots(home, window), MlflowInventory.look(home)
-    belongs = places.needs(home)
+    roots, inventory = rooted.roots(home, window), MlflowInventory.look(home)
+    evaluations = places.needs(home)
 
     def needs(node: Node) -> Iterator[Node]:
-        return chain(shelf.needs(node), belongs(node))
+        return chain(inventory.needs(node), evaluations(node))
 
     fixed: list[Node] = [(MLFLOW, root.version.ref) for root in roots]
-    fixed += [(MLFLOW, ref) for ref, version in shelf.versions.items() if version.name in running]
+    fixed += [(MLFLOW, ref) for ref, version in inventory.versions.items() if version.name in running]
     fixed += places.roots(home)
-    things = [*shelf.things(), *places.things(home)]
+    things = [*inventory.things(), *places.things(home)]
     if running:
-        fixed += [thing.node for thing in things if thing.store == MLFLOW and thing.name not in shelf.versions]
+        fixed += [thing.node for thing in things if thing.store == MLFLOW and thing.name not in inventory.versions]
     found, marked = unreached(things, fixed, needs, before)
-    say("asking where the files of what is left lie")
-    sizes = shelf.bytes_of([thing for thing in found if thing.store == MLFLOW])
+    say("measuring the files of unneeded versions and runs")
+    sizes = inventory.bytes_of([thing for thing in found if thing.store == MLFLOW])
     garbage = [Garbage(thing.store, thing.name, sizes.get(thing.name, thing.bytes), thing.why) for thing in found]
     objects: list[Object] = []
     notes: list[str] = []
     if running:
         notes.append(
-            f"jobs run ({', '.join(running)}): DVC, copies, caches and refs that they may be using are left alone, and so are "
-            "these models and all runs; run remint gc again when they are over"
+            f"jobs are running ({', '.join(running)}): DVC, copies, caches and refs that they may use are not collected, nor are "
+            "the versions of these models and all runs; run remint gc again when the jobs have ended"
         )
     else:
-        say("asking dvc what it keeps")
-        staying = [version for ref, version in shelf.versions.items() if (MLFLOW, ref) in marked]
+        say("listing dvc's objects")
+        staying = [version for ref, version in inventory.versions.items() if (MLFLOW, ref) in marked]
         refs = {root.version.ref for root in roots}
         objects, notes = data.garbage(
             home, [root.version for root in roots], [version for version in staying if version.ref not in refs], before
         )
         garbage += [Garbage(f"DVC {each.place}", each.name, each.bytes, WHY[each.place]) for each in objects]
-    return Plan(home, window, tuple(roots), tuple(garbage), tuple(notes), shelf, tuple(objects))
+    return Plan(home, window, tuple(roots), tuple(garbage), tuple(notes), inventory, tuple(objects))
 
 
 def apply(plan: Plan, say: Say) -> list[str]:
-    """Removes what was planned; what there is to say of it. Raises what the stores' doors raise."""
+    """Remove the planned garbage. Return notes for people. Raises the errors of the stores."""
     say("removing versions, runs and their files from MLflow")
     names = {store: [each.thing for each in plan.garbage if each.store == store] for store in (MLFLOW, HOME, GIT)}
-    said = plan._mlflow.remove(set(names[MLFLOW]), plan.window)
-    say("removing what lies in REMINT_HOME")
+    notes = plan._mlflow.remove(set(names[MLFLOW]), plan.window)
+    say("removing files in REMINT_HOME")
     for name in names[HOME]:
         places.remove(plan.home, name)
     for ref in names[GIT]:
@@ -101,4 +101,4 @@ def apply(plan: Plan, say: Say) -> list[str]:
     if plan._objects:
         say("removing objects from dvc's cache and remote")
         sweep.remove(plan.home, plan._objects)
-    return said
+    return notes

@@ -1,4 +1,4 @@
-"""What is reached from the roots and what is not: pure, no store, no clock."""
+"""Reachability from the roots. Pure: no store, no clock."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Node = tuple[str, str]  # store and name of a thing
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing that takes room in a store and may be removed by itself."""
+    """Thing in a store that takes space and can be removed alone."""
 
     store: str
     name: str
-    since: float  # Unix time at which it was made, or used last
-    why: str  # what it is, and why nothing needs it where nothing does; a clause
+    since: float  # Unix time at which it was made or last used
+    why: str  # description, and the reason if it is unneeded; a clause
     bytes: int = 0
 
     @property
@@ -28,7 +28,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing that nothing reaches."""
+    """Thing that is not reached from the roots."""
 
     store: str
     thing: str
@@ -40,7 +40,7 @@ class Garbage:
 
 
 def reached(roots: Iterable[Node], needs: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """The roots, what they need, what that needs, and so on. ``needs`` is asked once of each that is reached."""
+    """Return the roots and everything that they need, directly or indirectly. ``needs`` is called once per reached node."""
     found, open_ = set(), list(roots)
     while open_:
         node = open_.pop()
@@ -53,7 +53,7 @@ def reached(roots: Iterable[Node], needs: Callable[[Node], Iterable[Node]]) -> s
 def unreached(
     things: Iterable[Thing], roots: Iterable[Node], needs: Callable[[Node], Iterable[Node]], before: float
 ) -> tuple[list[Thing], set[Node]]:
-    """The things that are older than ``before`` and that neither a root nor a younger thing needs; and what was reached."""
+    """Return the things older than ``before`` that neither a root nor a younger thing needs, and all reached nodes."""
     everything = list(things)
     young = [thing.node for thing in everything if thing.since >= before]
     marked = reached([*roots, *young], needs)

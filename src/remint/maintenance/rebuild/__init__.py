@@ -1,11 +1,10 @@
-"""A version built again from what it carries alone, and held against what was registered.
+"""Rebuild: build a version again from its own records only, and compare the result with the registered version.
 
-record.py       what a version carries, and that it is what was registered
-build.py        its commit, its data, its settings; then the steps, really run
-environment.py  what is installed here and what was there
-tolerance.py    what a metric may differ by where the machine is another
-compare.py      both sides, thing by thing
-rebuild.py      all of it, in order
+record.py       fetch and verify the records of a version
+build.py        check out its commit, data and settings, and run the steps
+environment.py  compare the packages, Python and machine with the recorded ones
+compare.py      compare the two results (tolerances: promotion/tolerance.py)
+rebuild.py      do all of this, in order
 """
 
 from remint.maintenance.rebuild.rebuild import Rebuild, rebuild

@@ -1,8 +1,8 @@
-"""A version built again in a workspace of its own: its commit, settings and data, and every step really run.
+"""Build a version again in a separate workspace, from its commit, settings and data. Every step really runs.
 
-The snapshot step is not run: the source may have changed or be gone. The data come from the DVC remote, as the version's
-dvc.lock names them. Cache, checkpoints and fetched files lie in the workspace and go with it, so that neither what a person
-has on this machine helps, nor anything stays behind.
+Only the snapshot step does not run: the source may have changed or be gone. The data come from the DVC remote, by the
+version's dvc.lock. Cache, checkpoints and fetched files are in the workspace and removed with it: so a rebuild uses no files
+of this machine's other work, and leaves none.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from remint.stores import git, s3
 from remint.stores.dvc import OnEvent, Workspace, locked
 from remint.stores.mlflow import Tracking
 
-Listener = Callable[[str, str, dict[str, Any]], None]  # version, event, what is said of it
-SCRATCH = ".remint"  # folder of the workspace that stands for the home's
+Listener = Callable[[str, str, dict[str, Any]], None]  # version, event, fields of the event
+SCRATCH = ".remint"  # folder of the workspace that replaces the home
 
 
 @dataclass
 class Build:
-    """One rebuild: where it runs and how far it is."""
+    """One rebuild: its folders and its progress."""
 
     home: Home
     recorded: Recorded
@@ -58,7 +58,7 @@ class Build:
 
 
 def check_machine(recorded: Recorded, tell: Callable[[str], None]) -> None:
-    """Raises ResourceError where this machine has too few devices; says so where it has no GPU and the version had one."""
+    """Raise ResourceError if this machine has too few devices. Report it if the version had a GPU and this machine has none."""
     made_on, ranks = recorded.facts.fingerprint, int(recorded.version.tags.world_size or 1)
     if ranks == 1 and made_on.get("device") != "cuda":
         return
@@ -69,19 +69,19 @@ def check_machine(recorded: Recorded, tell: Callable[[str], None]) -> None:
     if ranks > machine.devices():
         raise ResourceError(
             f"{recorded.version.ref} was trained by {ranks} processes, this machine has devices for {machine.devices()}: "
-            f"rebuild it where there are {ranks} GPUs or CPU cores"
+            f"rebuild it on a machine with {ranks} GPUs or CPU cores"
         )
     if made_on.get("device") == "cuda" and not torch.cuda.is_available():
         tell(
-            f"it was made on a GPU ({made_on.get('device_name')}) and this machine has none: it is trained on the CPU, which may"
-            " take many times as long, and its metrics are held to their tolerances"
+            f"it was made on a GPU ({made_on.get('device_name')}) and this machine has none: training on the CPU may take many "
+            "times as long, and metrics are compared within their tolerances"
         )
 
 
 def check_out(build: Build, store: Tracking) -> None:
-    """The version's commit in the workspace, with its params.yaml and its dvc.lock.
+    """Check out the version's commit into the workspace, with the version's params.yaml and dvc.lock.
 
-    Raises RepositoryError where neither this clone, its origin nor the version has the commit.
+    Raises RepositoryError if neither this clone nor its origin nor the version has the commit.
     """
     recorded, repository = build.recorded, build.home.repository
     version = recorded.version
@@ -90,10 +90,10 @@ def check_out(build: Build, store: Tracking) -> None:
         bundled = store.attachment(version, BUNDLE, build.logs)
     for sha in git.prerequisites(bundled) if bundled else [version.commit]:
         if not git.obtain(repository, sha):
-            stands = f"uncommitted work on {sha}" if bundled else f"commit {sha}"
+            source = f"uncommitted work on {sha}" if bundled else f"commit {sha}"
             raise RepositoryError(
-                f"{version.ref} was built from {stands} of {recorded.repository}, which neither this clone ({repository}) nor its"
-                " origin holds: rebuild it in a clone that does, or git fetch it"
+                f"{version.ref} was built from {source} of {recorded.repository}, and neither this clone ({repository}) nor its"
+                " origin has that commit: rebuild it in a clone that has it, or git fetch it"
             )
     git.check_out(repository, git.Commit(version.commit, version.dirty), build.folder, bundled)
     shutil.copyfile(recorded.params, build.folder / PARAMS)
@@ -101,10 +101,10 @@ def check_out(build: Build, store: Tracking) -> None:
 
 
 def run_steps(build: Build) -> Facts:
-    """Brings the data and runs prepare, features, train and evaluate; what came of them.
+    """Fetch the data and run prepare, features, train and evaluate. Return the facts of the result.
 
-    Raises VersioningError where the data cannot be had, IntegrityError where they are not those that were registered, and what
-    the steps raise.
+    Raises VersioningError if the data cannot be fetched, IntegrityError if they are not the registered ones, and the errors
+    of the steps.
     """
     recorded = build.recorded
     dataset, pipeline = recorded.dataset, recorded.pipeline
@@ -113,10 +113,10 @@ def run_steps(build: Build) -> Facts:
         try:
             dvc.pull(f"snapshot@{dataset}")
         except VersioningError as error:
-            raise VersioningError(f"{recorded.version.ref}: its data cannot be had: {error}") from error
+            raise VersioningError(f"{recorded.version.ref}: its data cannot be fetched: {error}") from error
         snapshot = build.out("raw", dataset) / SNAPSHOT
         if not snapshot.exists() or manifest.sha256_file(snapshot) != recorded.raw_sha256:
-            raise IntegrityError(f"{recorded.version.ref}: what the DVC remote gave back is not the data that it was made from")
+            raise IntegrityError(f"{recorded.version.ref}: the DVC remote returned other data than it was trained on")
         _fetch_feature_files(build, dvc.home)
     features = recorded.features
     dvc.resolve()
@@ -149,11 +149,11 @@ def _reporter(build: Build, step: str) -> OnEvent:
 
 
 def _fetch_feature_files(build: Build, home: Home) -> None:
-    """Brings what metrics are measured with, where it lies at an s3:// address, to where the steps look for it."""
+    """Fetch files of feature extractors with an s3:// address to the folder where the steps look for them."""
     content = read_params(build.folder)
     block = content["pipelines"][build.recorded.pipeline]["evaluation"]
     if not any(isinstance(file, dict) and str(file.get("path")).startswith(s3.SCHEME) for file in block.values()):
-        return  # params.yaml may be older than today's settings: it is read as such only where it must be
+        return  # params.yaml may be older than today's settings: validate it only if that is needed
     settings = validate_params(content).pipeline(build.recorded.pipeline)
     for name, (file, sha256) in settings.evaluation.feature_files(settings.metrics()).items():
         if file.path.startswith(s3.SCHEME):

@@ -1,9 +1,9 @@
-"""Both sides of a rebuild, thing by thing. Pure: records in, differences out.
+"""Comparison of a version with its rebuild. Pure: records in, differences out.
 
-rule        applies where                                      demands
-identity    the fingerprint of machine and build is the same   every digest and every number the same, to the bit
-tolerance   it is another                                      the same data and settings; each metric within what the
-                                                               version recorded; weights, features and report may differ
+rule        applies if                                         requires
+identity    the fingerprint of machine and build is the same   every digest and every number the same, bit for bit
+tolerance   the fingerprints differ                            the same data and settings; each metric within the version's
+                                                               recorded tolerance; weights, features and report may differ
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from remint.records import MetricValue, Record
 
 Rule = Literal["identity", "tolerance"]
 
-# The digests, in the order in which they come about, and whether another machine may make others.
+# The digests, in the order in which they are made; True: another machine may make a different one.
 DIGESTS = {"dataset": False, "features": True, "weights_sha256": True, "manifest_sha256": True, "report_sha256": True}
 
 
 class Facts(Record):
-    """What a version is, as it was registered or as it was built again."""
+    """Facts of a version, as registered or as built again."""
 
     weights_sha256: str
     dataset: str  # digest of the DatasetVersion
     features: str  # dvc's digest of the folder that distances are measured in
-    report_sha256: str  # of the EvaluationReport, the values behind each metric included
-    manifest_sha256: str  # of the trained model's folder: its record and curve too
+    report_sha256: str  # of the EvaluationReport, with the values behind each metric
+    manifest_sha256: str  # of the trained model's folder, with its record and curve
     settings: dict[str, Any]  # Recipe.resolved()
     metrics: dict[str, MetricValue]
     fingerprint: dict[str, Any]
 
 
 class Difference(Record):
-    """One thing that is not the same."""
+    """One difference between a version and its rebuild."""
 
     thing: str
     recorded: Any
     rebuilt: Any
-    allowed: bool  # by the rule that was applied
-    why: str  # a few words: what it is held against
+    allowed: bool  # by the applied rule
+    why: str  # a few words: the criterion
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Comparison:
 
     @property
     def reproduced(self) -> bool:
-        """Whether all that differs may."""
+        """True if all differences are allowed."""
         return all(difference.allowed for difference in self.differences)
 
 
 def compare(recorded: Facts, rebuilt: Facts, tolerance: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    """Holds the two against each other. ``tolerance``: as ``tolerances`` makes it; a metric without one may not differ."""
+    """Compare the two. ``tolerance``: from ``tolerances``; a metric without one must be the same."""
     rule: Rule = "identity" if recorded.fingerprint == rebuilt.fingerprint else "tolerance"
     found = _settings(recorded.settings, rebuilt.settings)
     for thing, may in DIGESTS.items():
@@ -101,7 +101,7 @@ def _flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _metric(
     name: str, recorded: MetricValue | None, rebuilt: MetricValue | None, rule: Rule, tolerance: Mapping[str, Any] | None
 ) -> Difference:
-    """One metric of which something differs: its value, its interval, how it was measured, or that it was."""
+    """Describe the difference of one metric: in its value, its interval or its method, or on one side only."""
     both = {"recorded": recorded and recorded.to_json(), "rebuilt": rebuilt and rebuilt.to_json()}
     thing = f"metric {name}"
     if recorded is None or rebuilt is None:

@@ -1,4 +1,4 @@
-"""What differs between the environment that a version was made in and this one: packages, Python, the machine."""
+"""Differences between this environment and the one of a version: packages, Python, machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*={2,3}\s*([^\s;#]+)")
 
 
 class Change(Record):
-    """One thing that is not the same here as it was."""
+    """One difference from the recorded environment."""
 
     name: str
     recorded: Any
@@ -24,9 +24,9 @@ class Change(Record):
 
 
 def packages(constraints: Path) -> list[Change]:
-    """The packages that are not installed here as a commit's constraints.txt pins them.
+    """Return the packages whose installed version differs from the pin in a commit's constraints.txt.
 
-    A build's own suffix (2.13.0+cpu) counts only where the pin has one.
+    The local part of a version (2.13.0+cpu) counts only if the pin has one.
     """
     pins = [match.groups() for line in constraints.read_text().splitlines() if (match := PIN.match(line.strip()))]
     return [Change(name=name, recorded=pinned, here=here) for name, pinned in pins if not _fits(here := _installed(name), pinned)]
@@ -44,13 +44,13 @@ def _fits(here: str, pinned: str) -> bool:
 
 
 def python(recorded: str | None) -> list[Change]:
-    """Python, where its version was recorded and is another."""
+    """Return the change of Python's version, if one was recorded and it differs."""
     here = platform.python_version()
     return [Change(name="python", recorded=recorded, here=here)] if recorded not in (None, here) else []
 
 
 def machine(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Change]:
-    """What differs between two fingerprints of hardware, threads and build (remint.distributed.machine)."""
+    """Return the differences of two fingerprints of hardware, threads and build (remint.distributed.machine)."""
     names = dict.fromkeys((*recorded, *here))
     both = ((name, recorded.get(name), here.get(name)) for name in names)
     return [Change(name=name, recorded=before, here=now) for name, before, now in both if before != now]

@@ -1,4 +1,4 @@
-"""One rebuild, top to bottom."""
+"""One rebuild, from start to end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EVIDENCE = "rebuild.json"
 
 
 class Rebuild(Record):
-    """What came of one rebuild: both sides, and what differs."""
+    """Result of one rebuild: both sides and their differences."""
 
     model: str  # NAME/7
     commit: str
     dirty: bool
     identical: bool
-    reproduced: bool  # all that differs may differ
+    reproduced: bool  # all differences are allowed
     rule: Rule
     recorded: Facts
     rebuilt: Facts
@@ -39,12 +39,12 @@ class Rebuild(Record):
 
 
 def rebuild(home: Home, ref: str, listener: build.Listener) -> Rebuild:
-    """Build a version again and compare. ``listener`` hears how far it is: it takes as long as the training did.
+    """Build a version again and compare. This takes as long as the training did; ``listener`` gets the progress.
 
-    The answer is kept with the version, too: rebuild.json of its MLflow run, and the tag ``rebuilt``.
+    The result is stored with the version too: as rebuild.json of its MLflow run, and in the tag ``rebuilt``.
 
-    Raises NotFoundError for an unknown version, RepositoryError where its commit cannot be had, IntegrityError where what
-    it carries is damaged, ResourceError where this machine has too few devices, and what its steps raise.
+    Raises NotFoundError for an unknown version, RepositoryError if its commit is not available, IntegrityError if its records
+    are damaged, ResourceError if this machine has too few devices, and the errors of its steps.
     """
     store = open_tracking(home)
     version = store.version(ref)
@@ -55,7 +55,7 @@ def rebuild(home: Home, ref: str, listener: build.Listener) -> Rebuild:
         recorded = record.fetch(store, version, job.folder / "version")
         again = build.Build(home, recorded, folder, job.folder, listener)
         build.check_machine(recorded, lambda text: again.tell("notice", text=text))
-        with again.timed("commit", f"builds commit {version.commit[:10]}" + " (with uncommitted changes)" * version.dirty):
+        with again.timed("commit", f"checks out commit {version.commit[:10]}" + " (with uncommitted changes)" * version.dirty):
             build.check_out(again, store)
         differing = environment.python(version.tags.python) + environment.packages(folder / "constraints.txt")
         if differing:
@@ -84,16 +84,16 @@ def rebuild(home: Home, ref: str, listener: build.Listener) -> Rebuild:
 def _words(differing: list[environment.Change]) -> str:
     named = ", ".join(f"{each.name} {each.recorded} -> {each.here}" for each in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    return f"not the environment that it was made in: {named}{more}"
+    return f"the environment differs from the recorded one: {named}{more}"
 
 
 def _keep(store: Tracking, version: ModelVersion, answer: Rebuild, path: Path) -> str | None:
-    """Keep the answer with the version; a note where that fails: the answer stands all the same."""
+    """Store the result with the version. Return a note if that fails; the result is still valid."""
     verdict = "identical" if answer.identical else "within tolerance" if answer.reproduced else "not reproduced"
     answer.write(path)
     try:
         store.attach(version, {EVIDENCE: path})
         store.set_tags(version, VersionTags(rebuilt=f"{datetime.now(UTC).isoformat(timespec='seconds')} {verdict}"))
     except RemintError as error:
-        return f"the answer could not be kept with the version: {error}"
+        return f"the result could not be stored with the version: {error}"
     return None

@@ -1,4 +1,4 @@
-"""What a version carries so that it can be built again: tags, dvc.lock, params.yaml, the bundle of uncommitted work."""
+"""Records of a version that a rebuild needs: tags, dvc.lock, params.yaml, and the bundle of uncommitted work."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from remint.stores.mlflow import ModelVersion, Tracking
 LOCK, PARAMS, BUNDLE = "dvc.lock", "params.yaml", "uncommitted.bundle"
 NEEDED = ("commit", "data", "recipe", "fingerprint", "metrics", "dvc_lock_sha256", "weights_sha256")
 
-# What versions carry by now, and what it means where an older one does not.
+# Tags that older versions may lack, and the consequence.
 SINCE = {
     "params_sha256": "its params.yaml could not be verified",
-    "python": "the version of Python that made it is not known",
+    "python": "its version of Python is not known",
     "tolerance": "the tolerances are half the width of its 95% intervals",
-    "repository": "where its commit was made is not known",
+    "repository": "the repository of its commit is not known",
 }
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A version with its files on this machine, verified."""
+    """Version with its verified files on this machine."""
 
     version: ModelVersion
     lock: Path
     params: Path
-    notes: tuple[str, ...]  # what it was registered without
+    notes: tuple[str, ...]  # about tags that it lacks
 
     @property
     def pipeline(self) -> str:
@@ -42,12 +42,12 @@ class Recorded:
 
     @property
     def dataset(self) -> str:
-        """Its name in params.yaml."""
+        """Name of its dataset in params.yaml."""
         return str(self.version.tags.settings["dataset"])
 
     @property
     def features(self) -> str:
-        """The name of what its distances are measured in: its pipeline's or, of an older version, its dataset's."""
+        """Name of its features step: that of the pipeline or, for an older version, that of the dataset."""
         return dependency(self.lock, f"evaluate@{self.pipeline}", "outs/features")
 
     @property
@@ -56,7 +56,7 @@ class Recorded:
 
     @property
     def repository(self) -> str:
-        """Where its commit was made, in words."""
+        """Repository of its commit, for messages."""
         return self.version.tags.repository or "a repository without an origin"
 
     @property
@@ -79,31 +79,35 @@ class Recorded:
 
 
 def _check_names(version: ModelVersion) -> None:
-    """Raises IntegrityError for tags that name what nothing of ours is called: they become words of git's and dvc's commands."""
+    """Raise IntegrityError if tags hold invalid names: they become arguments of git and dvc."""
     try:
         names = [version.tags.pipeline or version.name, version.tags.settings["dataset"]]
     except (IntegrityError, KeyError) as error:
-        raise IntegrityError(f"{version.ref} cannot be built again: its tag recipe is none ({type(error).__name__})") from error
+        raise IntegrityError(
+            f"{version.ref} cannot be built again: its tag recipe is invalid ({type(error).__name__})"
+        ) from error
     for name in names:
         if not isinstance(name, str) or not is_name(name):
-            raise IntegrityError(f"{version.ref} cannot be built again: its tags name {str(name)[:100]!r}, which is no name")
+            raise IntegrityError(
+                f"{version.ref} cannot be built again: its tags hold {str(name)[:100]!r}, which is not a valid name"
+            )
     if not git.is_commit(version.commit):
-        raise IntegrityError(f"{version.ref} cannot be built again: its tag commit is {version.commit[:100]!r}, which is none")
+        raise IntegrityError(f"{version.ref} cannot be built again: its tag commit is {version.commit[:100]!r}, not a commit")
 
 
 def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
-    """Brings the files of a version into the folder ``to``.
+    """Fetch the files of a version into the folder ``to``.
 
-    Raises IntegrityError where something that a rebuild needs is missing or is not what was registered.
+    Raises IntegrityError if something that a rebuild needs is missing, or differs from what was registered.
     """
     missing = version.tags.missing(NEEDED)
     if missing:
-        raise IntegrityError(f"{version.ref} cannot be built again: it carries no {', '.join(missing)}")
+        raise IntegrityError(f"{version.ref} cannot be built again: it has no {', '.join(missing)}")
     _check_names(version)
     files = {name: store.attachment(version, name, to) for name in (LOCK, PARAMS)}
     for name, registered in ((LOCK, version.tags.dvc_lock_sha256), (PARAMS, version.tags.params_sha256)):
         if registered is not None and manifest.sha256_file(files[name]) != registered:
-            raise IntegrityError(f"the {name} that {version.ref} carries is not the one that it was registered with")
+            raise IntegrityError(f"the {name} of {version.ref} differs from the registered one")
     older = [
         f"registered before {tag} was recorded: {means}" for tag, means in SINCE.items() if tag in version.tags.missing(SINCE)
     ]

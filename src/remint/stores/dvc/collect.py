@@ -28,7 +28,7 @@ from remint.stores.dvc.ask import answer_question, ask, md5_of
 from remint.stores.dvc.lock import SUFFIX
 
 MD5 = re.compile(r"\bmd5[\"']?\s*:\s*[\"']?([0-9a-f]{32}(?:\.dir)?)\b")
-ABREAST = 16  # objects that are removed at the same time
+PARALLEL = 16  # objects that are removed at the same time
 MODIFIED = ("mtime", "LastModified", "last_modified", "updated")  # file systems' names for the time of an object's last change
 
 Place = Literal["run cache", "cache", "remote"]
@@ -138,7 +138,7 @@ class _Stores:
                 _forget(self.runs / each.name)
         for listings in (True, False):
             chosen = [each for each in objects if each.place != "run cache" and each.name.endswith(SUFFIX) == listings]
-            with ThreadPoolExecutor(ABREAST) as pool:
+            with ThreadPoolExecutor(PARALLEL) as pool:
                 list(pool.map(self._remove, chosen))
 
     def _remove(self, one: Object) -> None:
