@@ -1,7 +1,7 @@
-"""Prefect's own form for a version that awaits approval. No process waits: the run is suspended until a person answers.
+"""Approval of a version by a form in Prefect. The run is suspended until a person answers: no process waits.
 
-`remint deploy` makes the deployment approve/NAME of each pipeline with ``approval: manual``, and a retraining that ends in
-awaiting_approval starts a run of it. Its page in Prefect has a button "Resume", which shows the comparison and the form.
+`remint deploy` creates the deployment approve/NAME for each pipeline with ``approval: manual``. A retraining that ends in
+awaiting_approval starts a run of it. The button "Resume" on its page in Prefect shows the comparison and the form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from remint.stores import git
 
 
 class Answer(RunInput):
-    """What a person fills in."""
+    """Fields of the form."""
 
     decision: Literal["promote", "reject"]
     reason: str
@@ -36,23 +36,23 @@ class Answer(RunInput):
 
 @flow(name="approve", persist_result=False)
 def approve(model: str, version: int) -> LedgerRow | State[Any]:
-    """Waits for a person's word on a version, and does it: the ledger's row, which says who answered.
+    """Wait for a person's decision on a version and carry it out. Return the ledger row, which names the person.
 
-    Where the answer comes too late (another champion stands, or the data changed), or names nobody or no reason, the run
-    fails with that one line, and nothing was written.
+    If the answer is too late (another champion, or changed data) or lacks a name or a reason, the run fails with that one
+    line, and nothing was written.
     """
     home, ref = Home.of(git.repository_of(Path.cwd())).ensure(), f"{model}/{version}"
     answer = suspend_flow_run(wait_for_input=Answer.with_initial_data(description=_question(home, ref)))
     try:
-        return _obey(home, ref, answer)
+        return _carry_out(home, ref, answer)
     except RemintError as error:
         return Failed(message=str(error))
 
 
 def ask(row: LedgerRow) -> str | None:
-    """Starts the form for what a row of the ledger leaves to a person; the name of its run, None where it is not deployed.
+    """Start the form for a row that awaits approval. Return the name of its run; None if the form is not deployed.
 
-    The same row is asked about once.
+    Each row starts one form only.
     """
     try:
         run = run_deployment(
@@ -65,22 +65,22 @@ def ask(row: LedgerRow) -> str | None:
         )
     except ObjectNotFound:
         return None
-    assert isinstance(run, FlowRun), "outside of asynchronous code it is no coroutine"
+    assert isinstance(run, FlowRun), "a coroutine only in asynchronous code"
     return run.name
 
 
 def _question(home: Home, ref: str) -> str:
-    """The comparison, in Markdown, with what to do."""
+    """Return the comparison in Markdown."""
     version = current_version(home, ref)
     decision = queries.kept_decision(home, version)
     if decision is None:
-        return f"{ref} awaits approval. Nothing is kept of how it was judged: remint why {ref}"
+        return f"{ref} awaits approval. Its decision was not kept: see `remint why {ref}`"
     return brief.markdown(version, decision, home.report(version.name, version.version))
 
 
-def _obey(home: Home, ref: str, answer: Answer) -> LedgerRow:
+def _carry_out(home: Home, ref: str, answer: Answer) -> LedgerRow:
     name, reason = answer.your_name.strip(), answer.reason.strip()
     if not name or not reason:
-        raise SettingsError(f"{ref}: an answer needs your_name and a reason, both go into the ledger: start approve again")
+        raise SettingsError(f"{ref}: an answer needs your_name and a reason for the ledger: start approve again")
     act = decide.promote if answer.decision == "promote" else decide.reject
     return act(home, ref, reason, who=f"{name} via Prefect")

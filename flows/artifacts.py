@@ -1,4 +1,4 @@
-"""Prefect artifacts for a decision: the gate's table and the pictures. The same files lie on disk and in MLflow."""
+"""Prefect artifacts for a decision: the gate's table and the pictures. The same files are on disk and in MLflow."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from remint.stores.mlflow import ModelVersion
 
 
 def announce(job: Retraining, version: ModelVersion, decision: Decision, row: LedgerRow) -> None:
-    """Shows a decision in Prefect; where it awaits approval, and nothing was decided since, an event and a form ask for it."""
+    """Show a decision in Prefect. If it still awaits approval, send an event and start the form."""
     show_decision(job, version, decision)
     if decision.verdict != "awaiting_approval" or row != job.ledger.last(row.model):
         return
     tell_awaiting(decision)
     form = approval.ask(row)
     if form is not None:
-        job.tell("notice", text=f"{version.ref} can be approved in Prefect, too: resume the run {form} of approve/{row.model}")
+        job.tell("notice", text=f"{version.ref} can also be approved in Prefect: resume the run {form} of approve/{row.model}")
 
 
 def show_decision(job: Retraining, version: ModelVersion, decision: Decision) -> None:
-    """Artifacts of one decision."""
+    """Create the artifacts of one decision."""
     folder = job.home.report(version.name, version.version)
     create_markdown_artifact(
         markdown=brief.markdown(version, decision, folder),
@@ -41,7 +41,7 @@ def show_decision(job: Retraining, version: ModelVersion, decision: Decision) ->
 
 
 def tell_awaiting(decision: Decision) -> None:
-    """An event for those who are to be told that a person is waited for: automations take it to mail, chat and so on."""
+    """Send an event that a decision awaits a person. Automations forward it by mail, chat and so on."""
     emit_event(
         event="remint.approval.awaited",
         resource={"prefect.resource.id": f"remint.model.{decision.model}", "prefect.resource.name": decision.model},
@@ -50,7 +50,7 @@ def tell_awaiting(decision: Decision) -> None:
 
 
 def show_picture(path: Path, pipeline: str, description: str) -> None:
-    """One picture as an artifact of the flow that runs."""
+    """Create an artifact of the present flow run from one picture."""
     data = base64.b64encode(path.read_bytes()).decode()
     create_image_artifact(
         image_url=f"data:image/png;base64,{data}", key=artifact_key(pipeline, path.stem), description=description

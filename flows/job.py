@@ -1,4 +1,4 @@
-"""Opens the job of one retraining: its lease, its checkout, and the end of what it leaves open."""
+"""Job of one retraining: lease, checkout, and clean-up at its end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from remint.stores.ledger import leases
 
 @contextmanager
 def open_job(pipeline: str, overrides: Sequence[str], reason: str, branch: str | None) -> Iterator[Retraining]:
-    """A commit, a checkout of it with the overrides applied, a lock that says that the job lives, the pipeline's lease."""
+    """Open a job: a lock that shows that it lives, the pipeline's lease, and a checkout with the overrides applied."""
     repository = git.repository_of(Path.cwd())
     home = Home.of(repository).ensure()
     if jobs.is_collecting(home):
-        progress.tell(pipeline, "notice", text="remint gc is at work: the job begins when it is over")
+        progress.tell(pipeline, "notice", text="waiting for remint gc to finish")
     with ExitStack() as stack:
         stack.enter_context(stopping.preemptible())
         record = stack.enter_context(jobs.live(home, pipeline=pipeline, flow_run=str(flow_run.id or "")))
-        lease = stack.enter_context(_alone(home, pipeline, record))
+        lease = stack.enter_context(_pipeline_lease(home, pipeline, record))
         reconcile(home)
         stack.callback(git.remove, home.workspaces / record.id)
         job = check_out(home, record, lease, pipeline, overrides, reason, branch, _listener)
@@ -49,8 +49,8 @@ def _listener(pipeline: str, event: str, fields: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _alone(home: Home, pipeline: str, record: jobs.Job) -> Iterator[leases.Lease]:
-    """The lease of the pipeline, waited for; but no two scheduled runs of it queue up: the later leaves as Skipped."""
+def _pipeline_lease(home: Home, pipeline: str, record: jobs.Job) -> Iterator[leases.Lease]:
+    """Wait for the lease of the pipeline. A scheduled run does not wait for another scheduled run: it ends as Skipped."""
     holder = leases.Holder.of(pipeline, record)
 
     def say(text: str) -> None:
@@ -58,11 +58,11 @@ def _alone(home: Home, pipeline: str, record: jobs.Job) -> Iterator[leases.Lease
 
     with ExitStack() as stack:
         if stopping.is_deployed():
-            try:  # a process of this very flow run is on its way out, or was thought dead
-                mine = leases.held(
+            try:  # wait only for an older process of this same flow run
+                own_schedule = leases.held(
                     home, f"schedule of {pipeline}", holder, say, waits=lambda other: other.flow_run == holder.flow_run
                 )
-                stack.enter_context(mine)
+                stack.enter_context(own_schedule)
             except Busy as busy:
                 stopping.end_as(Cancelled(name=stopping.SKIPPED, message=str(busy)), otherwise=busy)
         yield stack.enter_context(leases.held(home, pipeline, holder, say))

@@ -1,4 +1,4 @@
-"""The labels of a retraining in Prefect: the name of its flow run, and the state that it ends in."""
+"""Labels of a retraining in Prefect: the name of its flow run, and its final state."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from remint.promotion.outcome import Outcome
 
 
 def run_name() -> str:
-    """Pipeline and night, as in "digits-vae 2026-11-30": the day that the run was due, in this machine's time zone."""
+    """Return pipeline and day, as in "digits-vae 2026-11-30": the day when the run was due, in this machine's time zone."""
     return f"{flow_run.parameters['pipeline']} {flow_run.scheduled_start_time.astimezone():%Y-%m-%d}"
 
 
 def completed(outcome: Outcome) -> Outcome | State[Outcome]:
-    """Completed, named by the verdict: Promoted, Kept, Refused or AwaitingApproval. Its result is ``outcome``.
+    """Return the state Completed, named by the verdict: Promoted, Kept, Refused or AwaitingApproval. Its result is ``outcome``.
 
-    A run that finds the same weights, evidence and rules as before decides nothing and ends as Unchanged, whatever was
-    decided then: an automation that waits for Promoted acts once a promotion.
+    A run with the same weights, evidence and rules as before decides nothing and ends as Unchanged. So an automation that
+    waits for Promoted acts once per promotion.
     """
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run.id).state
     if state is not None and state.is_cancelling():
-        return outcome  # Prefect refuses to complete such a run, and would give its caller no result
+        return outcome  # Prefect does not complete such a run, and its caller would get no result
     verdict = outcome.decision.verdict
     name = "Unchanged" if outcome.unchanged else verdict.title().replace("_", "")
-    standing = f"champion: {outcome.champion_ref}" if outcome.champion else "no champion"
-    return Completed(name=name, message=f"{outcome.ref}: {verdict}; {standing}", data=outcome)
+    champion = f"champion: {outcome.champion_ref}" if outcome.champion else "no champion"
+    return Completed(name=name, message=f"{outcome.ref}: {verdict}; {champion}", data=outcome)

@@ -17,20 +17,20 @@ def retrain(
     """Version the data, train, judge, register, and promote what is shown to be better.
 
     Arguments: ``pipeline`` a name in params.yaml; ``overrides`` as in ``--set``, "training.steps=20";
-    ``reason`` goes into the ledger; ``branch`` builds its head instead of what is on disk (schedules do).
-    Ends in a state that the verdict names, with the outcome as its result.
+    ``reason`` for the ledger; ``branch`` a branch whose head is used instead of the files on disk (schedules do this).
+    The final state has the name of the verdict, and the outcome as its result.
     """
     with open_job(pipeline, overrides or [], reason, branch) as job:  # one commit, checked out for this job
-        steps.fetch(job)  # of an s3:// source what changed since the last time
-        if not steps.restore(job):  # dvc is asked once: what it remembers is restored and nothing trains
+        steps.fetch(job)  # changed objects of an s3:// source
+        if not steps.restore(job):  # if dvc's cache has all results, they are restored and nothing trains
             steps.version_data(job)
             steps.learn_features(job)
             steps.train(job)
             steps.evaluate(job)
         evidence = Evidence.load(job.out("reports"))  # read and verified once
-        outcome = steps.settled_before(job, evidence)  # same weights, evidence and rules as in the ledger: nothing to do
+        outcome = steps.settled_before(job, evidence)  # same weights, evidence and rules as in the ledger: no new decision
         if outcome is None:
-            steps.push(job)  # data first: a version never names what the remote does not hold
+            steps.push(job)  # data first: a version never names data that the remote lacks
             version = steps.register(job, evidence)
             judgement = steps.judge(job, version, evidence)
             outcome = steps.settle(job, version, evidence, judgement)

@@ -1,4 +1,4 @@
-"""Retrains several pipelines now, as many at a time as the machine has room for."""
+"""Retrain several pipelines now, as many at a time as the machine's cores allow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = Outcome | RemintError
 
 
 def retrain_pipelines(params: Params, pipelines: list[str], overrides: list[str], reason: str) -> dict[str, Result]:
-    """The outcome of each pipeline, or the error that ended it; one's failure does not stop another.
+    """Return the outcome of each pipeline, or the error that ended it. A failure does not stop the other pipelines.
 
     Ctrl-C and SIGTERM stop the children, which write a checkpoint first, and end each flow with that reason.
     """

@@ -1,4 +1,4 @@
-"""What seeds alone make of a pipeline: the same recipe on the same data, trained with several seeds."""
+"""Seed-to-seed variation of a pipeline: the same recipe on the same data, trained with several seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from remint.stores import git
 
 @flow(name="train seed", flow_run_name="{pipeline} seed {seed}", persist_result=False)
 def train_seed(pipeline: str, seed: int, overrides: list[str]) -> SeedResult:
-    """Trains and evaluates with one seed. Nothing is registered; dvc remembers it, and so does the next spread."""
+    """Train and evaluate with one seed. Nothing is registered; dvc's cache keeps the result for the next spread."""
     with open_job(pipeline, [*overrides, f"training.seed={seed}"], reason="seed spread", branch=None) as job:
         steps.fetch(job)
         if not steps.restore(job):
@@ -28,23 +28,23 @@ def train_seed(pipeline: str, seed: int, overrides: list[str]) -> SeedResult:
             steps.evaluate(job)
         job.finish_run()
         if job.model.went_wrong:
-            job.tell("notice", text=f"seed {seed} ended early, {job.model.ended}: its values count all the same")
+            job.tell("notice", text=f"seed {seed} ended early ({job.model.ended}): its values are used all the same")
         return SeedResult.of(job)
 
 
 @flow(name="seed spread", flow_run_name="{pipeline}", persist_result=False)
 def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidence: float) -> SpreadReport:
-    """Trains once with each of the seeds, one after the other, and records what they differ by, where the gate looks for it.
+    """Train once with each seed, one after the other, and record the variation for the gate.
 
     ``confidence``: of the margins in the picture.
     """
     home = Home.of(git.repository_of(Path.cwd())).ensure()
-    # Between two seeds, too, a process is at work on this run.
+    # A job for the whole run: between two seeds the run still has a process.
     with jobs.live(home, pipeline=pipeline, commit="", flow_run=str(flow_run.id or "")):
         results = []
         for place, seed in enumerate(seeds, start=1):
             progress.tell(pipeline, "notice", text=f"seed {seed}, {place} of {len(seeds)}")
             results.append(train_seed(pipeline, seed, overrides))
         report = record_spread(home, pipeline, seeds, results, confidence)
-        artifacts.show_picture(Path(report.picture), pipeline, f"{pipeline}: what {len(seeds)} seeds make of it")
+        artifacts.show_picture(Path(report.picture), pipeline, f"{pipeline}: variation of {len(seeds)} seeds")
         return report

@@ -1,6 +1,6 @@
-"""One task a step. Each asks dvc to reproduce its step in the job's workspace, or has one effect and records it.
+"""Tasks of a retraining, one per step. Each lets dvc reproduce its step in the job's workspace, or has one recorded effect.
 
-Prefect caches nothing (dvc remembers) and retries only what another try can mend: the network and the registry.
+Prefect caches nothing (dvc does), and retries only steps that use the network or the registry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 def step(name: str, *, retries: int = 0) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task that Prefect neither caches nor keeps the result of, tried again where that can help."""
+    """Return a decorator for a task without caching and stored results, retried if that can help."""
     return task(
         name=name,
         task_run_name=name,
@@ -38,19 +38,19 @@ def step(name: str, *, retries: int = 0) -> Callable[[Callable[P, R]], Task[P, R
         persist_result=False,
         retries=retries,
         retry_delay_seconds=5,
-        retry_condition_fn=_worth_another_try,
+        retry_condition_fn=_can_retry,
     )
 
 
-def _worth_another_try(_task: Any, _run: Any, state: Any) -> bool:
-    """Wrong input stays wrong, and Ctrl-C is obeyed."""
+def _can_retry(_task: Any, _run: Any, state: Any) -> bool:
+    """Return False for wrong input, which stays wrong, and for Ctrl-C."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, UserError | Interrupted)
 
 
 @step("fetch data")
 def fetch(job: Retraining) -> None:
-    """Brings what an s3:// source holds now under HOME/fetched, and files of features. What is not remote lies where it is."""
+    """Download an s3:// source to HOME/fetched, and remote files of features. Local sources are used in place."""
     dataset, source = job.settings.dataset, job.source
     _fetch_feature_files(job)
     if not source.startswith(s3.SCHEME):
@@ -61,7 +61,7 @@ def fetch(job: Retraining) -> None:
 
 
 def _fetch_feature_files(job: Retraining) -> None:
-    """Brings the files under HOME/files that metrics are measured with, where they lie at an s3:// address."""
+    """Download the feature files of the metrics to HOME/files, if their address is s3://."""
     for name, (file, sha256) in job.settings.evaluation.feature_files(job.settings.metrics()).items():
         if file.path.startswith(s3.SCHEME):
             key = f"params.yaml: pipelines.{job.pipeline}.evaluation.{name}.path"
@@ -69,57 +69,58 @@ def _fetch_feature_files(job: Retraining) -> None:
                 s3.fetch_file(job.home, key, file.path, sha256, progress.reporter(job.pipeline, "fetch"))
 
 
-def _raw(job: Retraining) -> AbstractContextManager[None]:
-    """While dvc takes its snapshot nobody else fetches into the folder that it is taken of."""
+def _source_lock(job: Retraining) -> AbstractContextManager[None]:
+    """Lock the fetched folder against other fetches while dvc takes its snapshot."""
     is_remote = job.source.startswith(s3.SCHEME)
     return s3.held(job.home, job.settings.dataset, job.source) if is_remote else nullcontext()
 
 
 @step("ask dvc")
 def restore(job: Retraining) -> bool:
-    """True where dvc remembers the whole chain: the workspace then holds it."""
-    with timed(job, "ask"), _raw(job):
+    """Restore all results of the pipeline from dvc's cache. Return False if one is missing."""
+    with timed(job, "ask"), _source_lock(job):
         known = job.dvc.restore(f"evaluate@{job.pipeline}")
     if known:
         job.tell("restored")
-        _hold_whole(job, f"train@{job.pipeline}", f"evaluate@{job.pipeline}")
+        _verify_outputs(job, f"train@{job.pipeline}", f"evaluate@{job.pipeline}")
     return known
 
 
-def _hold_whole(job: Retraining, *stages: str) -> None:
-    """What dvc takes for whole is read and held against its digests, before anybody learns from it or judges by it."""
+def _verify_outputs(job: Retraining, *stages: str) -> None:
+    """Read the outputs that dvc considers complete, compare them with their digests, and report repairs."""
     for mended in job.dvc.whole(*stages):
         job.tell("notice", text=mended)
 
 
 @step("version data")
 def version_data(job: Retraining) -> None:
-    """Snapshots the source into dvc and prepares the arrays."""
+    """Take a snapshot of the source into dvc and prepare the arrays."""
     name = job.settings.dataset
     with timed(job, "data"):
         job.dvc.resolve()
-        with _raw(job):
+        with _source_lock(job):
             job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
-        _hold_whole(job, f"snapshot@{name}")
+        _verify_outputs(job, f"snapshot@{name}")
         job.dvc.reproduce("prepare", name, progress.reporter(job.pipeline, "data"))
     job.tell("ran", name="data", version=job.dataset.digest[:12], counts=job.dataset.counts)
 
 
 @step("learn features")
 def learn_features(job: Retraining) -> None:
-    """Trains the extractor that Frechet distances are measured in, on the training split; nothing where none are measured."""
+    """Train the feature extractor for Frechet distances on the training split, if a metric needs it."""
     with timed(job, "features") if in_domain(job.settings.metrics()) else nullcontext():
-        _hold_whole(job, f"prepare@{job.settings.dataset}")
+        _verify_outputs(job, f"prepare@{job.settings.dataset}")
         job.dvc.reproduce("features", _features(job), progress.reporter(job.pipeline, "features"))
 
 
 def _features(job: Retraining) -> str:
+    """Key of the features stage for this pipeline."""
     return job.dvc.key("features", job.settings.dataset, job.pipeline)
 
 
 @step("train")
 def train(job: Retraining) -> None:
-    """Trains, or restores. An MLflow run is opened once something trains, and fed from what the trainer says."""
+    """Train, or restore from dvc's cache. A training opens an MLflow run, which gets the metrics of the trainer's events."""
     report = progress.reporter(job.pipeline, "train")
 
     def on_event(event: dict[str, Any]) -> None:
@@ -132,7 +133,7 @@ def train(job: Retraining) -> None:
         report(event)
 
     with timed(job, "train"):
-        _hold_whole(job, f"prepare@{job.settings.dataset}")
+        _verify_outputs(job, f"prepare@{job.settings.dataset}")
         job.trained = job.dvc.reproduce("train", job.pipeline, on_event)
     model = job.model
     job.tell("ran", name="train", trained=job.trained, weights=model.weights_sha256[:12], ended=model.ended, why=model.reason)
@@ -146,16 +147,16 @@ def _open_run(job: Retraining) -> None:
 
 @step("evaluate")
 def evaluate(job: Retraining) -> None:
-    """Measures the model on the held-out split."""
+    """Measure the model on the held-out split."""
     with timed(job, "evaluate"):
-        _hold_whole(job, f"features@{_features(job)}", f"train@{job.pipeline}")
+        _verify_outputs(job, f"features@{_features(job)}", f"train@{job.pipeline}")
         job.dvc.reproduce("evaluate", job.pipeline, progress.reporter(job.pipeline, "evaluate"))
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.report.metrics.items()})
 
 
 @step("push data", retries=2)
 def push(job: Retraining) -> None:
-    """Copies data, weights and report to the dvc remote."""
+    """Copy data, weights and report to the dvc remote."""
     dataset, pipeline = job.settings.dataset, job.pipeline
     with timed(job, "push"):
         job.dvc.push(
@@ -165,23 +166,23 @@ def push(job: Retraining) -> None:
 
 @step("register", retries=1)
 def register(job: Retraining, evidence: Evidence) -> ModelVersion:
-    """Registers the weights, exactly once a key, with everything needed to build them again."""
+    """Register the weights, once per key, with everything that a rebuild needs."""
     return register_version(job, evidence.report)
 
 
 @step("judge")
 def judge(job: Retraining, version: ModelVersion, evidence: Evidence) -> Judgement:
-    """Holds the version against the champion, measured again on today's data with today's settings."""
+    """Compare the version with the champion, which is measured again on today's data with today's settings."""
     return judge_version(job, version, evidence)
 
 
-@step("look into the ledger")
+@step("find earlier decision")
 def settled_before(job: Retraining, evidence: Evidence) -> Outcome | None:
-    """The answer given before for the same weights, report and rules, while its champion still stands."""
+    """Return the earlier outcome for the same weights, report and rules; None if there is none or the champion changed."""
     return settlement.settled_before(job, evidence, artifacts.announce)
 
 
 @step("settle")
 def settle(job: Retraining, version: ModelVersion, evidence: Evidence, judgement: Judgement) -> Outcome:
-    """Writes the decision to the ledger, which is the truth, and lets MLflow, the report and Prefect follow it."""
+    """Write the decision to the ledger, the source of truth, then update MLflow, the report and Prefect."""
     return settlement.settle(job, version, evidence, judgement, artifacts.announce)

@@ -1,4 +1,4 @@
-"""The tree of errors. A vendor's error becomes one of these at that vendor's door.
+"""Tree of errors. The package that calls a vendor converts the vendor's errors into these.
 
     RemintError
     |-- UserError              the input is wrong: one line, exit status 2
@@ -8,21 +8,21 @@
     |   |-- ResourceError        more devices than this machine has
     |   `-- NotFoundError        a model, version or alias that does not exist
     `-- RunError               a run failed: one line, exit status 1
-        |-- StepError            a step ended with a failure of its own
-        |-- StorageError         a disk or store is full or out of reach
-        |-- IntegrityError       bytes are not what their digest says
+        |-- StepError            a step failed
+        |-- StorageError         a disk or store is full or cannot be reached
+        |-- IntegrityError       bytes do not match their digest
         |-- VersioningError      git or DVC
         |-- TrackingError        MLflow
         |-- LedgerError          the promotion ledger
-        |   |-- ChampionChanged    the compare-and-swap was lost: somebody promoted first
-        |   |-- LeaseLost          another job took the pipeline over while this one slept
-        |   `-- ApprovalExpired    the data changed since the approval was asked for
+        |   |-- ChampionChanged    the compare-and-swap failed: another promotion came first
+        |   |-- LeaseLost          another job took over the pipeline while this one slept
+        |   `-- ApprovalExpired    the data changed since approval was requested
         |-- OrchestrationError   Prefect
-        |-- Busy                 another run of the same pipeline is at work
-        `-- Interrupted          Ctrl-C or SIGTERM: children stopped, work so far kept
+        |-- Busy                 another run of the same pipeline is active
+        `-- Interrupted          Ctrl-C or SIGTERM: children were stopped, finished work is kept
 
-The message of each says what is wrong, where (file and key), and what to do. A secret in it is taken out (remint.redaction):
-vendors' words may hold an address with its password.
+Each message names the problem, its place (file and key) and the next step. Secrets in it are redacted (remint.redaction): a
+vendor's text may contain an address with its password.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from remint.redaction import redacted
 
 
 class RemintError(Exception):
-    """Anything that remint says on purpose. ``exit_status`` is that of the command line."""
+    """Base class of all intended errors. ``exit_status`` is that of the command line."""
 
     exit_status = 1
 
@@ -120,5 +120,5 @@ def _tree(root: type[RemintError]) -> dict[str, type[RemintError]]:
 
 
 def by_name(name: str, message: str) -> RemintError:
-    """The error that a step wrote down as (class name, message), made again in the flow's process."""
+    """Return the error that a step recorded as (class name, message), for the flow's process."""
     return _tree(RemintError).get(name, StepError)(message)

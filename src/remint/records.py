@@ -1,9 +1,9 @@
-"""The spine: what is handed from step to step, frozen, each with a canonical JSON form and a digest.
+"""Records that steps hand to each other: frozen, each with a canonical JSON form and a digest.
 
     DatasetVersion -> TrainedModel -> EvaluationReport -> ModelVersion -> Decision -> LedgerRow
 
-Nothing flows back up: a record names its parents by their digests. A record of one room stands in that room: ModelVersion
-in stores/mlflow/records.py, Decision in promotion/decision.py.
+A record names its parents by their digests. A record of one package is in that package: ModelVersion in
+stores/mlflow/records.py, Decision in promotion/decision.py.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Ended = Literal["finished", "patience", "collapsed", "diverged"]
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling only: sorted keys, no blanks, no NaN. Equal values have equal text."""
+    """Return JSON with one spelling only: sorted keys, no blanks, no NaN. Equal values have equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of ``value``."""
+    """Return the SHA-256 (hex) of the canonical JSON of ``value``."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
@@ -44,7 +44,7 @@ class Record(BaseModel):
         return digest(self.to_json())
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with other values, and so with a digest of its own."""
+        """Return a copy with other values and its own digest."""
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("digest", None)
         return copied
@@ -58,11 +58,11 @@ class Record(BaseModel):
 
 
 class Column(Record):
-    """One column of a table, as every version of the data has it: what it is, and its standard form."""
+    """One column of a table, the same in every version of the data, with its standard form."""
 
     name: str
-    categories: tuple[str, ...] = ()  # of a categorical column, whose values are their places 0, 1, ..; none: it is numeric
-    mean: float = 0.0  # of a numeric column at its first import; its values are (original - mean) / scale
+    categories: tuple[str, ...] = ()  # of a categorical column, whose values are indices 0, 1, ..; empty: a numeric column
+    mean: float = 0.0  # of a numeric column at its first import; values are (original - mean) / scale
     scale: float = 1.0
     missing: bool = False  # whether values may be missing (NaN)
 
@@ -72,17 +72,17 @@ class Column(Record):
 
 
 class DataSpec(Record):
-    """What a model has to know of its data.
+    """Form of the data, as a model needs it.
 
-    Images are uint8 (C, H, W), values 0 .. levels-1. A row of a table is float32 (D,): standardised numbers, places of
-    categories, NaN where a value is missing.
+    Images are uint8 (C, H, W), values 0 .. levels-1. A row of a table is float32 (D,): standardised numbers, indices of
+    categories, NaN for missing values.
     """
 
-    shape: tuple[int, int, int] | tuple[int]  # C, H, W of an image; D of a table's row
+    shape: tuple[int, int, int] | tuple[int]  # C, H, W of an image; D of a row
     levels: int = 0  # of images
-    classes: int = 0  # number of labels; 0: there are none
+    classes: int = 0  # number of labels; 0: no labels
     columns: tuple[Column, ...] = ()  # of a table, D of them
-    class_names: tuple[str, ...] = ()  # of the labels, where they have names
+    class_names: tuple[str, ...] = ()  # of the labels, if they have names
 
     @property
     def is_table(self) -> bool:
@@ -119,7 +119,7 @@ class DataSpec(Record):
 
     @property
     def nats_per_unit(self) -> float:
-        """Nats of a whole example that make one unit."""
+        """Nats of a whole example in one unit."""
         return 1.0 if self.is_table else self.dims * math.log(2.0)
 
 
@@ -128,52 +128,52 @@ class DatasetVersion(Record):
 
     name: str
     source: str
-    raw_sha256: str  # of the snapshot that it was prepared from
+    raw_sha256: str  # of the raw snapshot
     spec: DataSpec
     split: dict[str, float]
     counts: dict[str, int]  # examples in train, validation, held_out
-    files: dict[str, str]  # SHA-256 of each prepared file, by its name
+    files: dict[str, str]  # SHA-256 of each prepared file, by name
 
 
 class TrainedModel(Record):
-    """One training: what went in, what came out, and on what it ran."""
+    """One training: its inputs, its result and its machine."""
 
     pipeline: str
     dataset: str  # digest of the DatasetVersion
     spec: DataSpec
     recipe: dict[str, Any]  # Recipe.resolved()
     weights_sha256: str
-    steps: int  # steps that were run: fewer than asked for where it was ended early
+    steps: int  # executed steps: fewer than requested if it was ended early
     best_step: int  # step whose averaged weights are served
-    ended: Ended = "finished"  # collapsed, diverged: it was, and what is served is the best before it
-    reason: str = ""  # one sentence, where it was ended early
-    validation: float | None  # score at best_step, bits/dim, lower is better; None: the family has none
+    ended: Ended = "finished"  # collapsed or diverged: the served weights are the best before that
+    reason: str = ""  # one sentence, if it was ended early
+    validation: float | None  # score at best_step, bits/dim, lower is better; None: the family has no score
     world_size: int
-    fingerprint: dict[str, Any]  # hardware, threads and build, within which hashes may be compared
+    fingerprint: dict[str, Any]  # hardware, threads and build; hashes are comparable only if it is equal
 
     @property
     def key(self) -> str:
-        """What makes a version one and the same: weights, dataset version, model and training settings."""
+        """Identity of a version: digest of weights, dataset version, model and training settings."""
         return digest({"weights": self.weights_sha256, "dataset": self.dataset, "recipe": self.recipe})
 
     @property
     def went_wrong(self) -> bool:
-        """Whether it was ended because it collapsed or diverged."""
+        """True if it was ended because it collapsed or diverged."""
         return self.ended in ("collapsed", "diverged")
 
 
 class MetricValue(Record):
-    """One measurement. Never a bare float."""
+    """One measurement with its interval."""
 
     name: str
     value: float
     low: float  # limits of the 95% interval
     high: float
-    n: int  # examples (or samples) that it was computed from
+    n: int  # number of examples (or samples)
     seed: int
     unit: str = ""
     better: Literal["lower", "higher"] = "lower"
-    fingerprint: dict[str, Any] = {}  # how it was measured; unequal ones are not comparable
+    fingerprint: dict[str, Any] = {}  # method of the measurement; values with different fingerprints are not comparable
 
     def text(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
@@ -181,16 +181,16 @@ class MetricValue(Record):
 
 
 class Leakage(Record):
-    """Held-out examples that also stand in a training split, whose model would be judged by what it has seen."""
+    """Held-out examples that are also in the training split. They would test a model on its own training data."""
 
     checked: int  # held-out examples
-    exact: int  # of them, those that are byte for byte an example of the training split
-    near: int  # of the others, those within the tolerance of one
-    tolerance: str  # a sentence: what near is
+    exact: int  # of them, equal byte for byte to a training example
+    near: int  # of the others, within the tolerance of a training example
+    tolerance: str  # a sentence: the meaning of near
 
     @property
     def share(self) -> float:
-        """Of the held-out examples, exact and near."""
+        """Share of held-out examples that are exact or near."""
         return (self.exact + self.near) / self.checked
 
     def text(self) -> str:
@@ -199,17 +199,17 @@ class Leakage(Record):
 
 
 class Change(Record):
-    """One statistic of a training split that is not what it was."""
+    """One statistic of a training split that changed."""
 
-    of: str  # a column, "label", or what was taken of each image: brightness, contrast, a channel's brightness
+    of: str  # a column, "label", or a value of each image: brightness, contrast, a channel's brightness
     statistic: Literal["mean", "spread", "missing", "share"]
-    category: str = ""  # of a share: the category that moved most
+    category: str = ""  # of a share: the category that changed most
     before: float  # in the column's own units; a share of 1
     after: float
-    change: float  # standardised: of a mean in former deviations, of a spread the log of the ratio, of a share Cohen's h
+    change: float  # standardised: a mean in former deviations, the log ratio of a spread, Cohen's h of a share
     low: float  # limits of its 95% interval
     high: float
-    p: float  # of the test that nothing changed, corrected for all tests (Holm)
+    p: float  # of the test for no change, corrected for all tests (Holm)
 
     def text(self) -> str:
         what = f"{self.statistic} of {self.of}" + (f" = {self.category}" if self.category else "")
@@ -217,21 +217,21 @@ class Change(Record):
 
 
 class Drift(Record):
-    """What changed in the training data since a model was trained."""
+    """Change of the training data since a model was trained."""
 
     former: str  # digest of the DatasetVersion that it was trained on
-    present: str  # of the one that it is judged with
-    comparable: bool  # whether the two could be held against each other; the summary says why not
+    present: str  # digest of the DatasetVersion that it is judged with
+    comparable: bool  # False: the two could not be compared, for the reason in the summary
     summary: str  # one sentence
     before: dict[str, int] = {}  # examples in train, validation, held_out
     after: dict[str, int] = {}
-    kept: int = 0  # examples that stand in both training splits
-    added: int = 0  # that are in the present one only
-    removed: int = 0  # that were in the former one only
-    tested: int = 0  # statistics that were held against each other
-    changed: tuple[Change, ...] = ()  # those that changed at 5%, corrected for all, the largest first
-    distance: MetricValue | None = None  # Frechet distance between the two training splits in today's features
-    floor: MetricValue | None = None  # the same where the same examples are shuffled between the two: nothing changed
+    kept: int = 0  # examples in both training splits
+    added: int = 0  # examples in the present one only
+    removed: int = 0  # examples in the former one only
+    tested: int = 0  # number of compared statistics
+    changed: tuple[Change, ...] = ()  # those that changed at the 5% level, corrected for all, the largest first
+    distance: MetricValue | None = None  # Frechet distance between the two training splits in the present features
+    floor: MetricValue | None = None  # the same distance after shuffling all examples between the two
 
 
 class EvaluationReport(Record):
@@ -240,22 +240,22 @@ class EvaluationReport(Record):
     pipeline: str
     model_key: str  # TrainedModel.key
     weights_sha256: str
-    dataset: str  # digest of the DatasetVersion whose held-out split was used
+    dataset: str  # digest of the DatasetVersion with the held-out split
     metrics: dict[str, MetricValue]
-    context: dict[str, MetricValue] = {}  # not of the model: the floor of a Frechet distance, a trivial baseline
-    by_class: dict[str, dict[str, MetricValue]] = {}  # metric, class: the same over the held-out examples of one class
-    leakage: Leakage | None = None  # into the split that the model was trained on; None: that cannot be had
+    context: dict[str, MetricValue] = {}  # reference values: the floor of a Frechet distance, a trivial baseline
+    by_class: dict[str, dict[str, MetricValue]] = {}  # metric, class: over the held-out examples of one class
+    leakage: Leakage | None = None  # into the model's training split; None: that split is missing
     values_sha256: str = ""  # of the per-example values beside the report
 
 
 class SeedSpread(Record):
-    """What the seed alone makes of a pipeline: the metrics of one recipe, trained with several seeds on one dataset version."""
+    """Seed-to-seed variation of a pipeline: metrics of one recipe, trained with several seeds on one dataset version."""
 
     pipeline: str
     recipe: str  # digest of the recipe without its seed
     dataset: str  # digest of the DatasetVersion
     seeds: tuple[int, ...]
-    values: dict[str, tuple[float, ...]]  # by metric, one a seed
+    values: dict[str, tuple[float, ...]]  # by metric, one per seed
 
 
 class LedgerRow(Record):
@@ -269,21 +269,21 @@ class LedgerRow(Record):
     version: int  # the version that the row is about
     who: str
     why: str
-    evidence: str  # digest of what the decision rests on, or "" for a person's act
+    evidence: str  # digest of the basis of the decision, "" for a person's act
     at: str  # ISO 8601, UTC
     previous: str  # hash of the row before, "" for the first
     hash: str
-    decision: str = ""  # digest of the Decision; "" for a person's act, and in rows from before it was kept
+    decision: str = ""  # digest of the Decision; "" for a person's act, and in rows of older versions of remint
 
 
 class Finding(Record):
-    """One thing that the stores do not agree about, as ``remint audit`` names it."""
+    """One disagreement between the stores, found by ``remint audit``."""
 
     kind: str  # a word: alias, bytes, ledger, remote, run, flow_run, workspace, orphan, ..
-    thing: str  # what is wrong: a version, an alias, a row, a run, a folder
-    what: str  # a sentence: what is wrong with it
-    risk: str  # a sentence: what can come of it
-    repair: str  # a sentence: what mends it, with the command to type
-    safe: bool  # `remint audit --repair` does it
+    thing: str  # the damaged thing: a version, an alias, a row, a run, a folder
+    what: str  # a sentence: the problem
+    risk: str  # a sentence: the possible consequence
+    repair: str  # a sentence: the repair, with its command
+    safe: bool  # `remint audit --repair` does the repair
     damages: str | None = None  # NAME/7 of the root version that it damages; None: none
     repaired: bool = False

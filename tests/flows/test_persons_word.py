@@ -169,7 +169,7 @@ def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
     asked, again = Told(), Told()
     assert verdict(run(home, 2, told=asked, approval="manual")) == ("awaiting_approval", False, 1)
     assert verdict(run(home, 2, told=again, approval="manual")) == ("awaiting_approval", True, 1)
-    form = f"{MODEL}/2 can be approved in Prefect, too: resume the run form 2 of approve/{MODEL}"
+    form = f"{MODEL}/2 can also be approved in Prefect: resume the run form 2 of approve/{MODEL}"
     assert ("notice", {"text": form}) in asked and not [event for event, _ in again if event == "notice"]
     decide.promote(home, f"{MODEL}/2", "looked", who="ada")
     assert verdict(run(home, 2, approval="manual")) == ("promoted", True, 2)
