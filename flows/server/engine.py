@@ -1,6 +1,6 @@
-"""The process of a run that a worker started: Prefect's own engine, which ends with its worker.
+"""Process of a flow run that a worker started: Prefect's own engine, which ends with its worker.
 
-python -m flows.server.engine    the command of our deployments; Prefect says by its environment which flow run it is
+python -m flows.server.engine    the command of remint's deployments; Prefect passes the flow run by the environment
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Prefect's server for this machine alone: what comes under another name, or from another site's page, is refused.
+"""Prefect's server for this machine alone: requests for another host name or from another site's page are refused.
 
-python -m flows.server.guard PORT    serves Prefect's own application behind that
+python -m flows.server.guard PORT    serves Prefect's application behind this guard
 
-Who reaches Prefect's API has its worker run commands, and so has a page in a person's browser that may send requests to
-127.0.0.1, or has a name of its own resolve to it (DNS rebinding). Prefect looks at neither Host nor Origin, MLflow at both.
+A client of Prefect's API can make its worker run commands. So can a web page in a browser on this machine, if it sends
+requests to 127.0.0.1 or lets its own host name resolve to it (DNS rebinding). MLflow checks Host and Origin, Prefect does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REFUSED = b"this server answers to this machine only, under the name of 127.0.0.
 
 
 class Guard:
-    """An ASGI application before another one."""
+    """ASGI application in front of another one."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -37,7 +37,7 @@ class Guard:
 
 
 def is_local(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a request names this machine as its host, once, and comes from no page of another."""
+    """Return whether a request has one Host header, for this machine, and no Origin of another."""
     hosts = [_host(b"//" + value) for name, value in headers if name == b"host"]
     origins = [_host(value) for name, value in headers if name == b"origin"]
     return len(hosts) == 1 and all(host in LOOPBACK for host in (*hosts, *origins))
@@ -51,17 +51,17 @@ def _host(address: bytes) -> str | None:
 
 
 def main() -> None:
-    """Serves until a signal ends it, and ends with its parent."""
+    """Serve until a signal arrives or the parent process ends."""
     die_with_parent()
     import uvicorn
 
     port = int(sys.argv[1])
-    print(f"Prefect is at http://{LOOPBACK[0]}:{port} when it is ready", flush=True)
+    print(f"Prefect starts at http://{LOOPBACK[0]}:{port}", flush=True)
     uvicorn.run("flows.server.guard:create_app", factory=True, host=LOOPBACK[0], port=port, access_log=False)
 
 
 def create_app() -> Any:
-    """Prefect's application behind the guard, as ``prefect server start`` has it."""
+    """Return Prefect's application behind the guard, configured as in ``prefect server start``."""
     os.environ.setdefault("PREFECT__SERVER_FINAL", "1")
     from prefect.server.api.server import create_app as prefect_app
 

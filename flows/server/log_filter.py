@@ -1,4 +1,4 @@
-"""Secrets kept out of Prefect's logs, which lie in its database and show in its pages: a filter at each of its handlers."""
+"""Filter that redacts secrets in Prefect's logs, which its database stores and its pages show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOGGERS = ("", "prefect.flow_runs", "prefect.task_runs", "prefect.workers", "pre
 
 
 class RedactingFilter(logging.Filter):
-    """Lets every record pass, without the secrets in its message and in the traceback that Prefect adds to it."""
+    """Filter that passes every record, with secrets in its message and traceback redacted."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redacted(record.getMessage()), None
@@ -20,7 +20,7 @@ class RedactingFilter(logging.Filter):
 
 
 def install() -> None:
-    """Adds the filter where it is not yet. Prefect, when it is imported, makes its handlers."""
+    """Add the filter to each handler that lacks it. Prefect creates its handlers when it is imported."""
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             if not any(isinstance(each, RedactingFilter) for each in handler.filters):

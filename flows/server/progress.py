@@ -1,4 +1,4 @@
-"""Who listens while a job runs: the terminal where there is one, Prefect's log and artifacts always."""
+"""Events of a running job: sent to the terminal, if there is one, and to Prefect's log and artifacts."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from flows.server import log_filter
 
 log_filter.install()
 
-Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, what is said of it
+Listener = Callable[[str, str, dict[str, Any]], None]  # pipeline, event, fields
 
 listeners: list[Listener] = []
 
-# What a person should know of the data that were taken, though nothing is wrong with them as a whole.
+# Notices for a person. About data that is usable as a whole:
 NOTICES = {
     "set_aside": "{files} of {of} image files could not be used and were set aside: {named}",
-    "ignored": "{files} files that are no images were ignored, the first is {first}",
-    "dropped_rows": "{rows} of {of} rows were dropped, since something in them is missing",
-    "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from that of the first import ({before:.4g})",
-    "leakage": "of the {checked} held-out examples {exact} exactly and {near} nearly stand in the training split",
+    "ignored": "{files} files that are no images were ignored; the first is {first}",
+    "dropped_rows": "{rows} of {of} rows were dropped because of missing values",
+    "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from its first import ({before:.4g})",
+    "leakage": "of {checked} held-out examples, {exact} exactly and {near} nearly match a training example",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
-    # ... and of a training that met with something and goes on.
+    # About a training that continues after a problem:
     "damaged_checkpoint": "{message}; it was set aside as {kept}, and the checkpoint before it is used",
     "skipped": "step {step} was skipped, {skipped} in all so far: {message}",
-    "rolled_back": "at step {step} {message}: back to step {to}, learning rate times {learning_rate:.3g} ({time} of {times})",
-    "diverged_before": "this training diverged before (what is known of it: {record}); it is tried again from step {step}",
-    "restarted": "{message}: it was killed, and all {processes} go on from the last checkpoint",
+    "rolled_back": "at step {step} {message}: returns to step {to}, learning rate times {learning_rate:.3g} ({time} of {times})",
+    "diverged_before": "this training diverged before (its record: {record}); it is tried again from step {step}",
+    "restarted": "{message}: it was killed, and all {processes} continue from the last checkpoint",
 }
 
 _LOGGED = {"notice", "workspace", "step", "ran", "restored", "registered", "decided", "unchanged"}
 
 
 def tell(pipeline: str, event: str, **fields: Any) -> None:
-    """Tells everybody. The many "progress" events go to the terminal only: Prefect has its progress artifact."""
+    """Send an event to the listeners and to Prefect's log. "progress" events skip the log: Prefect has its progress artifact."""
     for listener in listeners:
         listener(pipeline, event, fields)
     if event in _LOGGED:
@@ -49,19 +49,19 @@ def tell(pipeline: str, event: str, **fields: Any) -> None:
 
 
 def reporter(pipeline: str, name: str) -> Callable[[dict[str, Any]], None]:
-    """Takes a step's events: tells the terminal of progress and, at most every two seconds, Prefect's progress artifact."""
+    """Return a receiver of a step's events. It reports progress, and updates Prefect's progress artifact at most every 2 s."""
     artifact: UUID | None = None
-    told = 0.0
+    updated = 0.0
 
     def on_event(event: dict[str, Any]) -> None:
-        nonlocal artifact, told
+        nonlocal artifact, updated
         if event["event"] in NOTICES:
             tell(pipeline, "notice", text=NOTICES[event["event"]].format(**event))
         if event["event"] != "progress":
             return
         tell(pipeline, "progress", name=name, **{key: value for key, value in event.items() if key not in ("event", "at")})
-        if "step" in event and time.monotonic() - told > 2.0:
-            told = time.monotonic()
+        if "step" in event and time.monotonic() - updated > 2.0:
+            updated = time.monotonic()
             percent = 100.0 * event["step"] / event["steps"]
             if artifact is None:
                 key, description = artifact_key(pipeline, name), f"{name} {pipeline}"
@@ -74,7 +74,7 @@ def reporter(pipeline: str, name: str) -> Callable[[dict[str, Any]], None]:
 
 
 def artifact_key(*parts: str) -> str:
-    """An artifact's key as Prefect wants it: lower-case letters, numbers and dashes."""
+    """Return an artifact's key in Prefect's form: lower-case letters, numbers and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 

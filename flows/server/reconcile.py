@@ -1,7 +1,7 @@
-"""Gives what a killed job left open an end: Prefect's flow run, MLflow's run, its workspace. Every job does it first.
+"""Clean-up after killed jobs: end their flow run in Prefect and their run in MLflow, and remove their workspace.
 
-A worker does it when it starts and when Prefect has it do so (flows/stack/tidy.py), and lets deployed runs go on besides.
-``remint audit`` asks the same of Prefect without changing anything: which flow runs are open and have no process.
+Every job does it first. A worker does it at its start and on schedule (flows/stack/tidy.py), and also restarts deployed
+runs. ``remint audit`` uses ``left`` to list open flow runs without a process, and changes nothing.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from remint.runtime.locks import locked
 from remint.stores import git
 from remint.stores.open import open_tracking
 
-FLOWS = ["retrain", "train seed", "seed spread"]  # ours; a shared server has others
+FLOWS = ["retrain", "train seed", "seed spread"]  # remint's flows; a shared server has others
 OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
-UNATTENDED = 120.0  # seconds after which a flow run without a job has no process: starting one takes less
-RESTARTS = 5  # deaths of its processes after which a deployed run is left to a person
-SETTLE = 3.0  # seconds between two looks, lest a run that is just ending is taken for one without a process
-PAGE = 200  # flow runs in one request
+UNATTENDED = 120.0  # seconds; an open flow run without a job for longer than this has no process
+RESTARTS = 5  # times that a deployed run is restarted after its process died; then a person must look
+SETTLE = 3.0  # seconds between two checks: a run that is just ending must not count as one without a process
+PAGE = 200  # flow runs per request
 
 
 @dataclass(frozen=True)
 class Left:
-    """A flow run that is open and has no process. ``job`` that died; None: no job of this home knows of it."""
+    """An open flow run without a process. ``job``: the dead job; None: no job of this home belongs to it."""
 
     id: UUID
     name: str
@@ -55,40 +55,40 @@ class Left:
 
 
 def reconcile(home: Home) -> list[str]:
-    """One line for each job that had died."""
+    """End the dead jobs. Return one line for each."""
     return [end(home, job) for job in jobs.dead(home)]
 
 
 def sweep(home: Home, *, own: bool) -> list[str]:
-    """Reconciles, ends the open flow runs that have no process, and lets deployed runs go on; a line each. ``own``: see left."""
+    """Reconcile, end open flow runs without a process, and restart deployed runs. Return a line for each. ``own``: see left."""
     with locked(home.lock("sweep")):
-        said = reconcile(home)
+        lines = reconcile(home)
         for each in left(home, own=own):
-            crash(each.id, "no process was at work on it")
-            said.append(f"flow run {each.name} ({each.id}) was {each.state}, and no process was at work on it")
-        return said + restart(home)
+            crash(each.id, "it had no process")
+            lines.append(f"flow run {each.name} ({each.id}) was {each.state} and had no process")
+        return lines + restart(home)
 
 
 def restart(home: Home) -> list[str]:
-    """Hands the newest run of each schedule of this home back to Prefect where it crashed; a line each."""
+    """Hand the newest run of each schedule of this home back to Prefect if it crashed. Return a line for each."""
     alive = {job.facts.get("flow_run") for job in jobs.alive(home)}
-    said = []
+    lines = []
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"]))):
             run = _newest(client, deployment.id)
-            ours = deployment.job_variables.get("working_dir") == str(home.repository)
-            if not ours or run is None or run.state_type != StateType.CRASHED or str(run.id) in alive:
+            own_deployment = deployment.job_variables.get("working_dir") == str(home.repository)
+            if not own_deployment or run is None or run.state_type != StateType.CRASHED or str(run.id) in alive:
                 continue
             deaths = sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
             if deaths <= RESTARTS:
-                why = f"its process died ({deaths} of at most {RESTARTS} times): a worker goes on from the checkpoint"
+                why = f"its process died ({deaths} of at most {RESTARTS} times): a worker continues from the checkpoint"
                 client.set_flow_run_state(run.id, AwaitingRetry(message=why))
-                said.append(f"{deployment.name}: {why}")
-    return said
+                lines.append(f"{deployment.name}: {why}")
+    return lines
 
 
 def _newest(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
-    """The run of a deployment that was due last, of those that were begun and did not leave the field to another."""
+    """Return the run of a deployment that was due last, among those that started and were not skipped."""
     begun = FlowRunFilterState(
         type=FlowRunFilterStateType(not_any_=[StateType.SCHEDULED]), name=FlowRunFilterStateName(not_any_=[stopping.SKIPPED])
     )
@@ -102,17 +102,17 @@ def _newest(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
 
 
 def end(home: Home, job: Job) -> str:
-    """Ends what one dead job left open; the reason that stands in Prefect and MLflow."""
+    """Clean up after one dead job. Return the reason that is written to Prefect and MLflow."""
     facts = job.facts
-    retrained, rebuilt = f"the next run of {facts['pipeline']} goes on from its checkpoint", facts.get("rebuild")
-    what_next = f"remint rebuild {rebuilt} starts again from its first step" if rebuilt else retrained
-    reason = f"process {facts['pid']} of job {job.id} died; {what_next}"
+    retrained, rebuilt = f"the next run of {facts['pipeline']} continues from its checkpoint", facts.get("rebuild")
+    next_step = f"remint rebuild {rebuilt} starts again from its first step" if rebuilt else retrained
+    reason = f"process {facts['pid']} of job {job.id} died; {next_step}"
     if facts.get("flow_run"):
         crash(UUID(facts["flow_run"]), reason)
     store = open_tracking(home)
     if facts.get("mlflow_run"):
         store.end_run(facts["mlflow_run"], "KILLED", reason)
-    store.close_stale()  # one that was opened and not yet noted when the process died
+    store.close_stale()  # a run that was opened but not yet recorded when the process died
     copies = (job.folder / "champion", *job.folder.glob(".fetch-*"), *home.path.glob(f"evaluations/.*.{job.id}"))
     for folder in (home.workspaces / job.id, *copies):
         git.remove(folder)
@@ -121,7 +121,7 @@ def end(home: Home, job: Job) -> str:
 
 
 def crash(flow_run: UUID, reason: str) -> None:
-    """Ends a flow run as Crashed. Nothing where it has ended, or is gone."""
+    """End a flow run as Crashed. Do nothing if it has ended or is missing."""
     with get_client(sync_client=True) as client:
         try:
             run = client.read_flow_run(flow_run)
@@ -132,10 +132,10 @@ def crash(flow_run: UUID, reason: str) -> None:
 
 
 def left(home: Home, *, own: bool) -> list[Left]:
-    """The flow runs that are open and have no process.
+    """Return the open flow runs without a process.
 
-    ``own``: the server serves this home alone, so that a run which no job of it knows belongs to nobody. On a shared one
-    such a run may be another machine's: only those of jobs that died here are told.
+    ``own``: the server serves this home alone, so an open run without a job has no process. On a shared server such a run
+    may belong to another machine: then only runs of jobs that died here are returned.
     """
     found = _left(home, own)
     if found:
@@ -147,8 +147,8 @@ def left(home: Home, *, own: bool) -> list[Left]:
 
 def _left(home: Home, own: bool) -> list[Left]:
     with get_client(sync_client=True) as client:
-        opened = list(_open(client))
-    # After the runs: a job that began since is alive by now, and one that ended has ended its run.
+        opened = list(_open_runs(client))
+    # Read after the runs: a job that started since is alive by now, and a job that ended has ended its run.
     alive = {job.facts.get("flow_run") for job in jobs.alive(home)}
     dead = {job.facts.get("flow_run"): job for job in jobs.dead(home)}
     found = []
@@ -159,7 +159,7 @@ def _left(home: Home, own: bool) -> list[Left]:
     return found
 
 
-def _open(client: SyncPrefectClient) -> Iterator[FlowRun]:
+def _open_runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
     offset = 0
     while True:
         page = client.read_flow_runs(

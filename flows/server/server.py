@@ -1,8 +1,8 @@
-"""A Prefect API to run under: the one that is set, the local stack's, or a temporary one of our own.
+"""Prefect API for a command: the configured one, the local stack's, or a temporary server.
 
-The temporary server is Prefect's own application on HOME/prefect/prefect.db, behind flows/server/guard.py, with what a one-shot
-run does not need turned off. It is started by us, not by Prefect's client, so that its start runs beside other work, is
-seen, is not cut short, and ends with us even when we are killed.
+The temporary server is Prefect's own application on HOME/prefect/prefect.db, behind flows/server/guard.py, without the
+services that a one-shot run does not need. This module starts it in place of Prefect's client: then its start runs in parallel
+with other work, is reported, has a long limit, and it ends with this process even if that is killed.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ SERVER = (
     "import sys; from remint.runtime.parent import die_with_parent; die_with_parent(); import uvicorn; uvicorn.main(sys.argv[1:])"
 )
 
-RESTARTS = 3  # of a temporary server that was killed: of one that cannot live more would not help
+RESTARTS = 3  # of a killed temporary server; more would not help a server that cannot run
 
-HEARTBEAT = 30  # seconds between two signs of life of a flow run; Prefect takes none that is shorter
+HEARTBEAT = 30  # seconds between heartbeats of a flow run; Prefect's minimum
 
-# What lets a run live through a server that is away, and the server know that it lives.
+# Let a run survive an absence of the server, and show the server that the run is alive.
 STEADY = {
-    "PREFECT_CLIENT_MAX_RETRIES": "7",  # four minutes, each wait twice the one before
+    "PREFECT_CLIENT_MAX_RETRIES": "7",  # four minutes in all; each wait is twice the one before
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else each event that is late, on the terminal, in a thousand characters
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else each late event prints a thousand characters
 }
 
-# What a server that lives for one command does not need: block types for a UI that nobody opens, schedules, late runs.
+# Turn off the services that one command does not need: the UI and its block types, schedules, late runs.
 ONE_SHOT = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -56,7 +56,7 @@ ONE_SHOT = {
 
 
 def environment(home: Home) -> dict[str, str]:
-    """Variables that Prefect and MLflow read when they are imported: state under HOME, and nobody is called."""
+    """Return the variables that Prefect and MLflow read at import: state under HOME, and no telemetry."""
     return {
         "PREFECT_HOME": str(home.prefect),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -71,7 +71,7 @@ def environment(home: Home) -> dict[str, str]:
 
 
 def noted(home: Home) -> dict[str, Any]:
-    """Addresses that ``remint up`` of this home wrote down; none where it does not run."""
+    """Return the addresses that ``remint up`` of this home recorded; empty if it does not run."""
     try:
         addresses: dict[str, Any] = json.loads((home.path / "stack.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -80,16 +80,17 @@ def noted(home: Home) -> dict[str, Any]:
 
 
 def stack(home: Home) -> dict[str, Any] | None:
-    """Addresses of the local stack (``remint up``) where it is up."""
+    """Return the addresses of the local stack (``remint up``) if it answers, else None."""
     addresses = noted(home)
     return addresses if addresses and healthy(addresses["prefect"]) else None
 
 
 @contextmanager
 def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
-    """The address of a Prefect API, which is set in the environment inside the block.
+    """Set the address of a Prefect API in the environment inside the block, and yield it.
 
-    Must be entered before prefect is imported. ``say`` is told what is waited for.
+    Must be entered before prefect is imported. ``say`` receives progress messages. Raises SettingsError if the certificate
+    file cannot be read, OrchestrationError if the server refuses the credentials or cannot be reached.
     """
     os.environ.update(environment(home))
     given = os.environ.get("PREFECT_API_URL") or (stack(home) or {}).get("prefect")
@@ -101,9 +102,9 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         if client.status(served, client.credentials()) in client.REFUSED:
             raise OrchestrationError(
                 f"Prefect's server at {without_user(given)} refuses these credentials: set PREFECT_API_AUTH_STRING (or "
-                "PREFECT_API_KEY) as the server has it"
+                "PREFECT_API_KEY) to the server's value"
             )
-        with _door(given):
+        with _unreachable_as_error(given):
             yield given
         return
     with _temporary(home, say) as url:
@@ -115,8 +116,8 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
 
 
 @contextmanager
-def _door(address: str) -> Iterator[None]:
-    """A server that cannot be reached as one of our errors: Prefect's client gives httpx's, or a bare RuntimeError around it."""
+def _unreachable_as_error(address: str) -> Iterator[None]:
+    """Convert an unreachable server into OrchestrationError: Prefect's client raises httpx's error, or a RuntimeError from it."""
     try:
         yield
     except Exception as error:
@@ -136,10 +137,10 @@ def _door(address: str) -> Iterator[None]:
 def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     home.prefect.mkdir(parents=True, exist_ok=True)
     first = not (home.prefect / "prefect.db").exists()
-    say("starting Prefect's temporary server" + (" (its first start makes its database: up to half a minute)" if first else ""))
+    say("starting Prefect's temporary server" + (" (the first start creates its database: up to half a minute)" if first else ""))
     began = time.monotonic()
     log = home.prefect / "temporary-server.log"
-    with locked(home.lock("prefect-start")):  # two at a time would both migrate an empty database
+    with locked(home.lock("prefect-start")):  # two starts at a time would both migrate an empty database
         log.unlink(missing_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -157,10 +158,10 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
             "--lifespan",
             "on",
         ]
-        server = _Attended([sys.executable, "-c", SERVER, *arguments], log)
-        os.environ["PREFECT_API_URL"] = url  # prefect reads it once, when it is imported: else it starts a server of its own
+        server = _RestartingServer([sys.executable, "-c", SERVER, *arguments], log)
+        os.environ["PREFECT_API_URL"] = url  # prefect reads it once, at import; without it prefect starts another server
         try:
-            import prefect.flows  # noqa: F401  its import takes as long as a third of the server's start: side by side
+            import prefect.flows  # noqa: F401  slow (a third of the server's start), so in parallel with it
 
             wait_healthy(url, server.process, log)
         except BaseException:
@@ -174,11 +175,11 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         server.stop()
 
 
-class _Attended(threading.Thread):
-    """A temporary server. Once this thread is started, it starts the server again where that is killed.
+class _RestartingServer(threading.Thread):
+    """A temporary server, and the thread that restarts it if it is killed.
 
-    Nobody else would, and a run lives through a server that comes back. The thread lasts as long as what it started: the
-    kernel ends a child with the thread that made it (die_with_parent).
+    A run survives a server that comes back. The thread lasts as long as its servers: the kernel ends a child together with
+    the thread that started it (die_with_parent).
     """
 
     def __init__(self, command: list[str], log: Path) -> None:
@@ -207,13 +208,13 @@ class _Attended(threading.Thread):
 
 
 def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:
-    """Waits for an API to answer. Raises OrchestrationError with the server's last words, or after ``limit`` seconds."""
+    """Wait for an API to answer. Raises OrchestrationError if the server ends (with its last error) or after ``limit`` s."""
 
     def answers() -> bool:
         if healthy(url):
             return True
         if server.poll() is not None:
-            raise OrchestrationError(f"Prefect's server ended while it started: {last_error_line(log)} (all of it: {log})")
+            raise OrchestrationError(f"Prefect's server ended while it started: {last_error_line(log)} (its log: {log})")
         return False
 
     if not wait_until(answers, limit, every=0.1):
@@ -225,7 +226,7 @@ def healthy(url: str) -> bool:
 
 
 def _drain() -> None:
-    """Waits until what Prefect's client still holds (logs, task states) has reached the server."""
+    """Wait until the buffers of Prefect's client (logs, task states) have reached the server."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -234,11 +235,11 @@ def _drain() -> None:
 
 
 def initialise(home: Home, say: Callable[[str], None]) -> None:
-    """Makes the databases of Prefect, MLflow and the ledger where they are not there yet."""
+    """Create the databases of Prefect, MLflow and the ledger if they do not exist."""
     from remint.stores.open import open_ledger, open_tracking
 
     with api(home, say):
-        say("making MLflow's database and the ledger")
+        say("creating MLflow's database and the ledger")
         open_tracking(home).initialise()
         open_ledger(home)
     say(f"{home.path} is ready")

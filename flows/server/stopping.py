@@ -1,8 +1,7 @@
-"""How a flow's process leaves off what is not its own to end: when it is told to stop, and when another is at work on it.
+"""Graceful shutdown of a flow run on SIGTERM.
 
-SIGTERM comes where a machine is taken away, a worker stops, or a person cancels in Prefect. A person's word stays: Prefect
-makes it Cancelled. Else a deployed run is handed back to Prefect as AwaitingRetry, for a worker to go on with from the
-checkpoint, and a run that was typed says what to type.
+A cancelled run becomes Cancelled. A deployed run is handed back to Prefect as AwaitingRetry, and a worker resumes it from
+the checkpoint. A run started from the command line prints the command that resumes it.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from remint.errors import Interrupted
 from remint.runtime.processes import AGAIN
 from remint.runtime.retry import retry, within
 
-STOPPED = "stopped by SIGTERM: a worker goes on from the checkpoint"
-SKIPPED = "Skipped"  # the name of the state of a scheduled run that left the field to another
-PATIENCE = 10.0  # seconds that Prefect's server has to answer a process that is to go
+STOPPED = "stopped by SIGTERM: a worker continues from the checkpoint"
+SKIPPED = "Skipped"  # name of the state of a scheduled run that gave way to another
+PATIENCE = 10.0  # seconds that a stopping process waits for Prefect's server
 
 
 def own_run() -> FlowRun | None:
-    """The flow run that this is the process of, as Prefect's engine holds it."""
+    """Return the flow run of this process, as held by Prefect's engine; None outside of a flow."""
     context = FlowRunContext.get()
     return context.flow_run if context else None
 
 
 def is_deployed() -> bool:
-    """Whether a worker runs this flow, and would run it again."""
+    """Return whether a worker runs this flow, and so can run it again."""
     run = own_run()
     return run is not None and run.deployment_id is not None
 
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """Around a flow's work: SIGTERM in it, once the children have had their grace, ends as the page's top says."""
+    """Handle SIGTERM inside the block, after the children had time to stop, as described at the top of this module."""
     try:
         yield
     except TerminationSignal as sign:
@@ -51,17 +50,16 @@ def preemptible() -> Iterator[None]:
 
 
 def end_as(state: State[Any], otherwise: BaseException) -> NoReturn:
-    """Ends this process with its flow run in a state of our choice, and Prefect's engine without a word of its own.
+    """End this process with its flow run in ``state``, without a further state from Prefect's engine.
 
-    Raises ``otherwise``, of which the engine makes what it makes of it, where a person has cancelled the run, it has ended,
-    or Prefect cannot be told.
+    Raises ``otherwise``, for the engine to handle, if the run was cancelled or has ended, or if Prefect cannot be reached.
     """
-    if not _told(state):
+    if not _set_state(state):
         raise otherwise
     raise Abort(state.message or "")
 
 
-def _told(state: State[Any]) -> bool:
+def _set_state(state: State[Any]) -> bool:
     run = own_run()
     if run is None:
         return False

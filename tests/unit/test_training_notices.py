@@ -45,12 +45,12 @@ def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f"step 13 was skipped, 1 in all so far: {broke}",
         f"step 14 was skipped, 2 in all so far: {broke}",
         f"step 16 was skipped, 4 in all so far: {broke}",
-        f"at step 18 6 steps in a row were skipped, the last since {broke}: back to step 10, learning rate times 0.5 (1 of 2)",
+        f"at step 18 6 steps in a row were skipped, the last since {broke}: returns to step 10, learning rate times 0.5 (1 of 2)",
         f"step 24 was skipped, 1 in all so far: {broke}",
         f"step 1 was skipped, 1 in all so far: {broke}",
-        f"this training diverged before (what is known of it: {tmp_path}/fails/d/diverged); it is tried again from step 0",
+        f"this training diverged before (its record: {tmp_path}/fails/d/diverged); it is tried again from step 0",
         f"step 1 was skipped, 1 in all so far: {broke}",
         f"{damaged.at(2)}/notes.json is damaged: its SHA-256 is not the one in manifest.json; it was set aside as "
         f"{damaged.folder}/damaged-00000002, and the checkpoint before it is used",
-        "process 7 was stopped, and all others waited for it: it was killed, and all 2 go on from the last checkpoint",
+        "process 7 was stopped, and all others waited for it: it was killed, and all 2 continue from the last checkpoint",
     ]
