@@ -148,7 +148,7 @@ def left(home: Home, *, own: bool) -> list[Left]:
 def _left(home: Home, own: bool) -> list[Left]:
     with get_client(sync_client=True) as client:
         opened = list(_open_runs(client))
-    # Read after the runs: a job that started since is alive by now, and a job that ended has ended its run.
+    # Read after the runs: jobs that started since are then alive, and jobs that ended have ended their runs.
     alive = {job.facts.get("flow_run") for job in jobs.alive(home)}
     dead = {job.facts.get("flow_run"): job for job in jobs.dead(home)}
     found = []

@@ -95,17 +95,17 @@ class DataSpec(Record):
 
     @property
     def image(self) -> tuple[int, int, int]:
-        """C, H, W."""
-        c, h, w = self.shape  # type: ignore[misc]  # a row of a table has none
+        """C, H, W of an image."""
+        c, h, w = self.shape  # type: ignore[misc]  # not for rows of a table
         return c, h, w
 
     def fits(self, other: DataSpec, *, conditional: bool) -> bool:
-        """Whether a model of such examples can be held against others: the classes only matter to a conditional one."""
+        """Return whether a model of such data can be measured on ``other`` data. Classes count only if it is conditional."""
         same = (self.shape, self.levels, self.columns) == (other.shape, other.levels, other.columns)
         return same and (not conditional or (self.classes, self.class_names) == (other.classes, other.class_names))
 
     def text(self) -> str:
-        """What the examples are, in a few words."""
+        """Return a short description of the examples."""
         labels = f", {self.classes} classes" if self.classes else ""
         if self.is_table:
             numeric = sum(column.numeric for column in self.columns)
@@ -114,7 +114,7 @@ class DataSpec(Record):
 
     @property
     def unit(self) -> str:
-        """What likelihoods are reported in."""
+        """Unit of likelihoods."""
         return "nats" if self.is_table else "bits/dim"
 
     @property

@@ -1,6 +1,6 @@
 """Decisions of a person on a version: promote, reject, roll back. Each is one ledger row, written by compare-and-swap.
 
-A person decides against a champion. If another version is champion by now, nothing is written, and the error names it.
+Each decision assumes a champion. If another version is champion by now, nothing is written, and the error names it.
 Before a version becomes champion, its bytes are fetched from the store and compared with its digests: a fresh process loaded
 the same bytes when the version was registered. A former champion may need another torch, so before a rollback a fresh process
 loads it again. MLflow follows the ledger (remint.promotion.projection).
@@ -38,7 +38,7 @@ def promote(home: Home, ref: str, reason: str, against: Against = "judged", who:
     rows, present = book.rows(version.name, version.version), book.champion(version.name)
     if version.version == present:
         raise SettingsError(f"{version.ref} is the champion already")
-    expected = _decided_against(version, rows, present, against)
+    expected = _assumed_champion(version, rows, present, against)
     if expected != present:
         raise _changed(book, version, expected)
     if against == "judged":
@@ -150,8 +150,8 @@ def vetoed_by(home: Home, version: ModelVersion) -> str | None:
     return objection(sorted(rows, key=lambda row: row.sequence))
 
 
-def _decided_against(version: ModelVersion, rows: list[LedgerRow], present: int | None, against: Against) -> int | None:
-    """Return the champion that the person decides against."""
+def _assumed_champion(version: ModelVersion, rows: list[LedgerRow], present: int | None, against: Against) -> int | None:
+    """Return the champion that the person's decision assumes."""
     if against == "none":
         return None
     if isinstance(against, int):

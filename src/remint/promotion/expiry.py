@@ -32,7 +32,7 @@ def data_changed(home: Home, version: ModelVersion, rows: list[LedgerRow]) -> st
         return None
     store, last = open_tracking(home), open_ledger(home).last(version.name)
     assert last is not None, "there is a row that requested approval"
-    since = store.versions(version.name, newest=1)[:1]  # the list goes on with versions that have an alias
+    since = store.versions(version.name, newest=1)[:1]  # [:1]: versions with an alias follow
     if last != asked:
         with suppress(NotFoundError):  # that version may have been deleted
             since.append(store.version(f"{version.name}/{last.version}"))
