@@ -166,7 +166,7 @@ def test_the_command_says_what_to_do_next(make_repository: object) -> None:
     folder = make_repository({"params.yaml": (REPOSITORY / "params.yaml").read_text()})  # type: ignore[operator]
     done = remint(folder, "new", "pipeline", "wine-vae", "--from", "cancer-vae", "--dataset", "wine", "--source", "sklearn:wine")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Set pipelines.wine-vae.promotion.require for this data: iwae: max 30.0 is from the old one." in done.stdout
+    assert "Set pipelines.wine-vae.promotion.require for this data: iwae: max 30.0 comes from the old one." in done.stdout
     assert 'git commit -m "Add wine-vae" params.yaml' in done.stdout
     assert "remint run wine-vae" in done.stdout
     assert load_params(folder).datasets["wine"].kind == "table"
