@@ -1,6 +1,6 @@
 # The commands that people run. CI runs exactly these.
-# PYTHON=/path/to/python chooses the interpreter; left out, it is the newest of PYTHONS that is on PATH and can make environments.
-# TORCH=cpu|cuda chooses the build of torch where the machine offers both; left out, pip takes what it finds.
+# PYTHON=/path/to/python chooses the interpreter; the default is the newest of PYTHONS on PATH that can create environments.
+# TORCH=cpu|cuda chooses the build of torch; by default pip chooses.
 PYTHONS := python3.13 python3.12 python3.11
 PYTHON ?= $(shell for python in $(PYTHONS); do "$$python" -c 'import ensurepip, venv' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
@@ -40,16 +40,16 @@ check: .venv/installed docs ## formatting, lint, types, import contracts, the do
 docs: .venv/installed ## the documentation site, into site/; a broken link or name fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: setup check ## all checks and all tests but the long ones
+test: setup check ## all checks, and all tests except the long ones
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-fast: .venv/installed ## unit and property tests, but the slow ones
+test-fast: .venv/installed ## unit and property tests except the slow ones
 	$(BIN)/pytest -n 2 -m "not slow" tests/unit tests/property
 
 up: setup ## Prefect server, MLflow server and worker in this terminal
 	$(BIN)/remint up
 
-wheel: .venv/installed ## dist/remint-VERSION-py3-none-any.whl, by which a registered model is installed elsewhere
+wheel: .venv/installed ## dist/remint-VERSION-py3-none-any.whl, to install a registered model elsewhere
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	rm -rf build
@@ -67,9 +67,9 @@ bench: setup ## the README's claims, measured
 bench-fashion: setup ## Fashion-MNIST, half an hour a family
 	$(BIN)/python -m benchmarks.fashion
 
-soak: setup ## the long tests and every counted case in full; CASE=7 one case, SEED=3 its seed, PART=1/4 a fourth of it; it goes on where it was stopped
+soak: setup ## the long tests and every counted case in full; CASE=7 one case, SEED=3 its seed, PART=1/4 a quarter of it; resumes after a stop
 	$(BIN)/pytest --soak $(if $(CASE),--case $(CASE)) --seed $(SEED) --part $(PART) tests
 	$(BIN)/python -m tests.support.trials
 
-clean: ## the environment and everything that runs left behind
+clean: ## remove the environment and everything that runs created
 	rm -rf .venv .remint outs site build dist

@@ -1,9 +1,9 @@
-"""The README's claims about the demo, measured: time, memory, quality over three seeds, equality to the bit.
+"""Measure the README's claims about the demo: time, memory, quality over three seeds, equality to the bit.
 
     python benchmarks/demo.py [--part demo|noop|quality|bits]
 
-Works in a fresh clone of this repository's HEAD in a temporary folder, with the environment that runs it. Prints one
-line a claim: what was measured, the bound, and whether it holds. Exit status 1 where one does not.
+Uses a fresh clone of this repository's HEAD in a temporary folder, and the Python environment that runs this script. Prints
+one line per claim: measured value, bound, and whether it holds. Exit status 1 if one does not hold.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(folder: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 class PeakMemory:
-    """Greatest sum of the proportional set sizes of this process's descendants, in bytes, sampled four times a second."""
+    """Largest sum of the proportional set sizes of this process's descendants, in bytes, sampled four times a second."""
 
     def __enter__(self) -> PeakMemory:
         self.peak, self.over = 0, threading.Event()
@@ -93,7 +93,7 @@ def noop(folder: Path) -> None:
     stack = subprocess.Popen([*REMINT, "up"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait("http://127.0.0.1:4297/api/health")
-        time.sleep(15)  # the worker starts, too
+        time.sleep(15)  # for the worker to start
         claim("no-op run, local stack up (median of 3)", statistics.median(_timed(folder) for _ in range(3)), "s", 8)
     finally:
         stack.terminate()
@@ -133,7 +133,7 @@ def quality(folder: Path) -> None:
 
 
 def bits(folder: Path) -> None:
-    """Each pipeline from scratch in two homes: the same SHA-256 of the weights."""
+    """Train each pipeline from scratch in two homes, and compare the SHA-256 of the weights."""
     first, second = (_weights(folder, folder.parent / f"home{i}") for i in range(2))
     for name in PIPELINES:
         claim(f"{name}: weights of two trainings from scratch that differ", float(first[name] != second[name]), "files", 0)

@@ -1,14 +1,14 @@
-"""The digits pipelines of params.yaml on held-out digits, three seeds of each, held to their bounds.
+"""Measure the digits pipelines of params.yaml on held-out digits, three seeds each, and check their bounds.
 
     python benchmarks/digits.py [SEED ...]
 
 flow   bits/dim of the exact likelihood, at most 1.93
 VAE    bits/dim of IWAE-1000, at most 1.88
-GAN    Frechet distance over the floor of real images, at most 2; novelty, the mean distance of a sample to the nearest
-       training image over that of the held-out images, at least 0.9, so that memorising does not win
+GAN    Frechet distance relative to that of real images (the floor), at most 2; novelty, the mean distance of a sample to
+       the nearest training image relative to that of held-out images, at least 0.9, which excludes memorising
 
 Each trains within 180 seconds of processor time. Prints a table, writes docs/results/digits.json and digits.png, and ends
-with status 1 where a bound is missed.
+with status 1 if a bound is missed.
 """
 
 from __future__ import annotations

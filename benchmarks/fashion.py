@@ -1,10 +1,10 @@
-"""The Fashion-MNIST pipelines of params.yaml at 32 x 32, each within 30 minutes of processor time; hours, all in all.
+"""Measure the Fashion-MNIST pipelines of params.yaml at 32 x 32, each within 30 minutes of processor time; hours in total.
 
     python -m benchmarks.fashion [FAMILY ...]
 
 Needs the four files of Debian's package dataset-fashion-mnist (any copy of the IDX files: datasets.fashion.source).
-Prints a line a family, writes docs/results/fashion.json and, beside real images, docs/results/fashion.png: look at it.
-Ends with status 1 where a family took longer.
+Prints one line per family, writes docs/results/fashion.json and, with real images for comparison, docs/results/fashion.png:
+look at it. Ends with status 1 if a family took longer.
 """
 
 from __future__ import annotations

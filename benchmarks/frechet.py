@@ -1,14 +1,14 @@
-"""The Frechet distance of 10,000 examples of 2,048 features, side by side with torchmetrics' own compute.
+"""Time the Frechet distance of 10,000 examples of 2,048 features, and that of torchmetrics.
 
     .venv/bin/python benchmarks/frechet.py
 
-Both get the same float64 arrays. What is timed is the distance from the sums that each keeps over the batches:
-`frechet_distance` of two `Moments` here, `FrechetInceptionDistance.compute` there (with the features handed through in
-place of its network). Adding the batches up is one matrix product on either side and is left out. Each is timed REPEATS
-times in turn, in one process with torch's own number of threads; the best counts.
+Both get the same float64 arrays. Timed is the distance from the sums over the batches: `frechet_distance` of two `Moments`
+in remint, `FrechetInceptionDistance.compute` in torchmetrics (features are passed through instead of its network). Summing the
+batches is one matrix product in both and is left out. Each is timed REPEATS times in turn, in one process with torch's default
+number of threads; the best time counts.
 
-Two pairs of sets: independent normal features, and features that are nonnegative and hang together over four orders of
-magnitude, as the pooled activations of a network do. Writes docs/results/frechet.json.
+Two pairs of sets: independent normal features, and nonnegative features that are correlated over four orders of magnitude,
+like the pooled activations of a network. Writes docs/results/frechet.json.
 
 Shapes: N examples, D features.
 """
@@ -30,12 +30,12 @@ from remint.evaluation.frechet import Moments, frechet_distance
 
 EXAMPLES, FEATURES = 10_000, 2_048
 REPEATS = 5
-FASTER, EQUAL = 4.0, 1e-6  # what is claimed: times faster, relative difference
+FASTER, EQUAL = 4.0, 1e-6  # the claims: times faster, relative difference
 OUT = Path(__file__).parents[1] / "docs/results/frechet.json"
 
 
 class Features(nn.Module):
-    """In place of torchmetrics' network: the features are given."""
+    """Identity in place of torchmetrics' network: the features are given."""
 
     num_features = FEATURES
 
@@ -44,13 +44,13 @@ class Features(nn.Module):
 
 
 def independent(seed: int) -> Tensor:
-    """Standard normal numbers; of the second set 10% wider and 0.1 further."""
+    """Return standard normal numbers; the second set is 10% wider and shifted by 0.1."""
     f_ND = torch.randn(EXAMPLES, FEATURES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return f_ND * (1.0 + 0.1 * seed) + 0.1 * seed
 
 
 def activations(seed: int) -> Tensor:
-    """Rectified mixtures of hidden causes whose strengths fall as 1 / k; the second set's are turned a little."""
+    """Return rectified mixtures of latent factors with strengths 1 / k; in the second set they are slightly rotated."""
     cause_ND = torch.randn(EXAMPLES, FEATURES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     first_DD, turn_DD = torch.randn(2, FEATURES, FEATURES, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     strength_D = 1.0 / torch.arange(1, FEATURES + 1, dtype=torch.float64)
@@ -58,7 +58,7 @@ def activations(seed: int) -> Tensor:
 
 
 def stopped(timed: Callable[[], float]) -> tuple[float, float]:
-    """The value and its time in seconds."""
+    """Return the value and its time in seconds."""
     began = time.perf_counter()
     value = timed()
     return value, time.perf_counter() - began
@@ -72,7 +72,7 @@ def compare(make: Callable[[int], Tensor]) -> dict[str, Any]:
     ours = Moments.of(a_ND.numpy()), Moments.of(b_ND.numpy())
     runs = []
     for _ in range(REPEATS):
-        theirs._computed = None  # it keeps what it computed
+        theirs._computed = None  # discard its cached result
         runs.append((stopped(lambda: frechet_distance(*ours)), stopped(lambda: float(theirs.compute()))))
     (value, _), (other, _) = runs[0]
     seconds, their_seconds = (min(run[side][1] for run in runs) for side in (0, 1))

@@ -1,18 +1,18 @@
-"""How often the gate promotes: what is no better, what is, and what only had a luckier seed. Beside it, two floats compared.
+"""Measure how often the gate promotes equal models, better models, and models that differ only by the seed.
 
     python -m benchmarks.gate [TRAININGS]
 
-A/A     two draws of one and the same model, 200 pairs: at most the stated 5% may be promoted
+A/A     two measurements of the same model, 200 pairs: at most the stated 5% may be promoted
         likelihood  per-example values of two trainings of digits-flow, each example's two labels exchanged at random
         distance    digits-gan measured with two seeds of its noise
-power   a planted improvement, 200 pairs: at least 90% must be
-        likelihood  the same two trainings on examples drawn anew, one better by PLANTED bits/dim on average
-        distance    the other side has a share of SPOILT samples whose pixels are shuffled
-seeds   trainings of digits-flow (STEPS steps) that differ by the seed alone: five of them give the recorded spread, two
+power   a planted improvement, 200 pairs: at least 90% must be promoted
+        likelihood  the same two trainings on resampled examples, one better by PLANTED bits/dim on average
+        distance    the champion has a share of SPOILT samples whose pixels are shuffled
+seeds   trainings of digits-flow (STEPS steps) that differ only by the seed: five of them give the recorded spread, two
         others are champion and challenger, 200 times; at most 5% may be promoted with ``margin: auto``
 
-A point comparison promotes whatever has the better value. Writes docs/results/gate.json and gate.png; ends with status 1
-where a bound is missed.
+For comparison, a point comparison of two floats promotes the better value. Writes docs/results/gate.json and gate.png; ends
+with status 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs of challenger and champion, and how often either rule may, or must, promote the challenger."""
+    """Pairs of challenger and champion, with the least and largest share that may be promoted."""
 
     name: str
     metric: str
@@ -63,7 +63,7 @@ class Case:
 
 
 class Spoilt:
-    """A model that draws as another does, but for a share of samples whose pixels are shuffled."""
+    """A model that draws the samples of another one, with the pixels of a share of them shuffled."""
 
     def __init__(self, model: CanSample, share: float) -> None:
         self.model, self.share, self.sample_noise = model, share, model.sample_noise
@@ -86,13 +86,14 @@ def main(trainings: str = str(TRAININGS)) -> int:
         measured("digits-gan", dataset, extractor, folder / "gan", 0)
         gan = load_model(folder / "gan/trained")
         assert isinstance(gan, CanSample)
-        alike = [_distance(gan, dataset, extractor, seed) for seed in _told(range(2 * PAIRS), "digits-gan measured")]
+        alike = [_distance(gan, dataset, extractor, seed) for seed in _with_progress(range(2 * PAIRS), "digits-gan measured")]
         spoilt = [
-            _distance(Spoilt(gan, SPOILT), dataset, extractor, seed) for seed in _told(range(PAIRS), "spoilt samples measured")
+            _distance(Spoilt(gan, SPOILT), dataset, extractor, seed)
+            for seed in _with_progress(range(PAIRS), "spoilt samples measured")
         ]
         seeds = [
             measured("digits-flow", dataset, extractor, folder / "seed", seed, training={"steps": STEPS}).evidence
-            for seed in _told(range(int(trainings)), "trained")
+            for seed in _with_progress(range(int(trainings)), "trained")
         ]
     nll = [np.asarray(side.values["nll"]) for side in flows]
     cases = [
@@ -114,7 +115,7 @@ def main(trainings: str = str(TRAININGS)) -> int:
     return int(bool(missed))
 
 
-def _told(count: range, what: str) -> Iterator[int]:
+def _with_progress(count: range, what: str) -> Iterator[int]:
     for index in count:
         if index % 20 == 0:
             print(f"{what}: {index} of {len(count)}", flush=True)
@@ -129,7 +130,7 @@ def _distance(model: Any, dataset: Dataset, extractor: Path, seed: int) -> Evide
 
 
 def _evidence(metric: str, found: Measurement | Array) -> Evidence:
-    """As the evaluate step writes it, but for a fingerprint that says nothing of the seed: here two of them are compared."""
+    """Return evidence as the evaluate step writes it, but without the seed in the fingerprint: two seeds are compared here."""
     if isinstance(found, Measurement):
         value, low, high, n = float(found.values_N.mean()), found.low, found.high, found.n
         values = {metric: found.values_N}
@@ -147,20 +148,20 @@ def _evidence(metric: str, found: Measurement | Array) -> Evidence:
 
 
 def _exchanged(nll: list[Array], generator: np.random.Generator) -> tuple[Evidence, Evidence, None]:
-    """The labels of each example's two values exchanged by the toss of a coin: neither side is better."""
+    """Exchange each example's two values with probability 1/2: neither side is better."""
     first_N = generator.integers(2, size=len(nll[0])).astype(bool)
     return _evidence("nll", np.where(first_N, *nll)), _evidence("nll", np.where(first_N, *nll[::-1])), None
 
 
 def _planted(nll: list[Array], generator: np.random.Generator) -> tuple[Evidence, Evidence, None]:
-    """The two trainings on as many examples, drawn anew, with a mean difference of PLANTED."""
+    """Return the two trainings on as many resampled examples, with a mean difference of PLANTED."""
     drawn_N = generator.integers(len(nll[0]), size=len(nll[0]))
     equal_N = nll[1] - nll[1].mean() + nll[0].mean()
     return _evidence("nll", equal_N[drawn_N] - PLANTED), _evidence("nll", nll[0][drawn_N]), None
 
 
 def _of_seeds(trained: list[Evidence], metric: str, generator: np.random.Generator) -> tuple[Evidence, Evidence, SeedSpread]:
-    """Two trainings, and the spread recorded of RECORDED others."""
+    """Return two trainings, and the spread recorded from RECORDED others."""
     chosen = [trained[place] for place in generator.permutation(len(trained))[: RECORDED + 2]]
     challenger, champion, *recorded = chosen
     values = tuple(each.report.metrics[metric].value for each in recorded)
@@ -169,7 +170,7 @@ def _of_seeds(trained: list[Evidence], metric: str, generator: np.random.Generat
 
 
 def _row(case: Case) -> dict[str, Any]:
-    """The shares that are promoted, with their 95% binomial intervals, by the gate and by comparing two floats."""
+    """Return the promoted shares, with 95% binomial intervals, of the gate and of comparing two floats."""
     metric = case.metric
     shares: dict[str, Any] = {}
     for rule, margin in (("gate", 0.0), ("margin auto", "auto")):
@@ -198,7 +199,7 @@ def _row(case: Case) -> dict[str, Any]:
 
 
 def _picture(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The share of pairs that each rule promotes, with its 95% interval; the bound as a tick."""
+    """Draw the share of pairs that each rule promotes, with its 95% interval, and the bound as a tick."""
     rules = {"point comparison": drawing.QUIET, "gate": drawing.OTHER, "margin auto": drawing.MODEL}
     figure = Figure(figsize=(8.0, 0.9 + 0.75 * len(rows)), dpi=drawing.DPI)
     axes = figure.add_subplot()

@@ -1,19 +1,19 @@
-"""Modes of two densities in the plane: what the default GAN captures, what older losses drop, how near the flow's density is.
+"""Measure modes of two densities in the plane: captured by the default GAN, dropped by older losses, and the flow's density.
 
     python -m benchmarks.modes [SEED ...]
 
 ring   8 Gaussians of deviation 0.02 on a circle of radius 2; entropy -2.907 nats
 grid   5 x 5 Gaussians of deviation 0.05, two apart; entropy 0.065 nats
 
-The GAN, in 100 seconds of processor time and with its raw weights (the averaged ones are told beside them): every mode has
-20 of 2,500 samples, 94% lie within three deviations of one, and the modes' own deviation, of those, is 0.65 of the true one
-or more (real points have 0.97: the tails are cut). The losses of 2014 stand beside it, of the first seed: with the same
-networks, penalties, steps and learning rates, and as they were published, without penalties and waves. The collapse guard ends
-a training that drops modes, and what is judged is then what it goes back to; one that diverges draws nothing. The flow:
-0.10 nats (ring) and 0.15 (grid) of the entropy.
+Bounds of the GAN, in 100 seconds of processor time and with its raw weights (the averaged ones are reported too): every mode
+has 20 of 2,500 samples, 94% are within three deviations of a mode, and the deviation of these within a mode is at least 0.65 of
+the true one (real points have 0.97, because the tails are cut). The losses of 2014 are shown for comparison, for the first
+seed: with the same networks, penalties, steps and learning rates, and as published, without penalties and Fourier features. The
+collapse guard ends a training that drops modes, and the weights that it returns to are judged. A diverged training draws
+nothing. Bounds of the flow: 0.10 nats (ring) and 0.15 (grid) above the entropy.
 
-Prints a table, writes docs/results/modes.json and, of the first seed, modes.png. Ends with status 1 where a bound of the
-default GAN or of the flow is missed. All trainings are real ones (training/train.py), of 50,000 points each.
+Prints a table, writes docs/results/modes.json and, for the first seed, modes.png. Ends with status 1 if a bound of the
+default GAN or of the flow is missed. All trainings are real ones (training/train.py), on 50,000 points each.
 
 Shapes: N points, M modes, 2 the plane.
 """
@@ -57,7 +57,7 @@ DEFAULT = "relativistic"
 
 @dataclass(frozen=True)
 class Modes:
-    """Equal Gaussians in the plane, and points of them as a dataset of two numeric columns."""
+    """Equal Gaussians in the plane, and points drawn from them as a dataset of two numeric columns."""
 
     name: str
     centre_M2: Array
@@ -65,12 +65,12 @@ class Modes:
 
     @property
     def scale(self) -> float:
-        """By which both columns are divided: their means are 0 and their deviations equal."""
+        """Divisor of both columns: their means are 0 and their deviations equal."""
         return float(np.sqrt((self.centre_M2**2).sum(1).mean() / 2 + self.deviation**2))
 
     @property
     def entropy(self) -> float:
-        """Nats, of modes that do not overlap."""
+        """Entropy in nats, for modes that do not overlap."""
         return math.log(len(self.centre_M2)) + math.log(2 * math.pi * math.e * self.deviation**2)
 
     def draw(self, count: int, seed: int) -> Array:
@@ -94,7 +94,7 @@ class Modes:
         return Dataset(version, *splits)
 
     def judge(self, x_N2: Array) -> dict[str, float]:
-        """Modes captured, share of the points within three deviations of one, and how wide the captured ones are."""
+        """Return the captured modes, the share of points within three deviations of a mode, and the captured modes' widths."""
         square_NM = ((x_N2[:, None] - self.centre_M2) ** 2).sum(-1)
         mode_N, within_N = square_NM.argmin(1), square_NM.min(1) <= (WITHIN * self.deviation) ** 2
         of_modes = [x_N2[within_N & (mode_N == mode)] for mode in range(len(self.centre_M2))]
@@ -126,7 +126,7 @@ FLOW_TRAINING = {"steps": 1_500, "batch_size": 512, "learning_rate": 2e-3, "ema"
 
 PLAIN = {"penalty": 0.0, "penalty_final": 0.0, "fourier": 0}  # as the losses were published
 
-# What is trained: its name in the table, and what it changes in the settings above.
+# GANs to train: name in the table, and changes of the settings above.
 GANS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "non_saturating": {"loss": "non_saturating"},
@@ -149,7 +149,7 @@ def recipe(modes: Modes, name: str, seed: int) -> Recipe:
 
 
 def measured(modes: Modes, name: str, seed: int) -> tuple[dict[str, Any], Array]:
-    """One training: what it is worth, and samples of it."""
+    """Run one training. Return its measurements and samples."""
     dataset, world = modes.dataset(), World(0, 1, torch.device("cpu"))
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder, deterministic(threads=1):
@@ -182,7 +182,7 @@ def samples(model: Any, modes: Modes) -> Array:
 
 
 def nats(model: Model, x_N2: Array, modes: Modes) -> float:
-    """Mean of -log p of the points as they were before they were divided by the scale."""
+    """Return the mean of -log p of the points, in the units before division by the scale."""
     assert isinstance(model, HasLogProb)
     x = torch.from_numpy(x_N2)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def missed(row: dict[str, Any], modes: Modes) -> list[str]:
 
 
 def picture(drawn: dict[tuple[str, str], tuple[dict[str, Any], Array]], densities: dict[str, Modes]) -> None:
-    """One row of panels a density, one panel a training, its samples beside real points."""
+    """Draw one row of panels per density: real points, and the samples of each training."""
     names = ["real", *dict.fromkeys(name for _, name in drawn)]
     figure = Figure(figsize=(2.6 * len(names), 3.2 * len(densities)), dpi=drawing.DPI)
     for index, modes in enumerate(densities.values()):

@@ -1,4 +1,4 @@
-"""A pipeline of params.yaml trained and measured in this process, without flow and registry: what several benchmarks share."""
+"""Shared code of the benchmarks: train and measure a pipeline of params.yaml in this process, without flow and registry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Result:
-    """One training and what it is worth."""
+    """One training with its evaluation."""
 
     pipeline: str
     seed: int
@@ -38,7 +38,7 @@ class Result:
 
 
 def prepared(name: str, folder: Path) -> tuple[Dataset, Path]:
-    """Dataset ``name`` of params.yaml, made below ``folder`` as the steps make it, and its features."""
+    """Prepare dataset ``name`` of params.yaml below ``folder``, as the steps do. Return it and the folder of its features."""
     os.environ["REMINT_EVENTS"] = os.devnull  # these scripts print tables, not progress
     os.environ.setdefault("REMINT_HOME", str(folder / "home"))
     settings = load_params(ROOT).dataset(name)
@@ -58,7 +58,7 @@ def measured(
     training: Mapping[str, Any] | None = None,
     **evaluation: Any,
 ) -> Result:
-    """Trains the pipeline of params.yaml with ``seed`` into ``folder`` and measures it.
+    """Train the pipeline of params.yaml with ``seed`` into ``folder`` and measure it.
 
     ``training`` and ``evaluation`` change these blocks.
     """
@@ -89,12 +89,12 @@ def _changed(settings: PipelineSettings, training: dict[str, Any], evaluation: d
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of numbers as one line."""
+    """Return a row of numbers as one line."""
     return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items())
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """The numbers as docs/results/NAME.json."""
+    """Write the numbers to docs/results/NAME.json. Return the path."""
     path = ROOT / "docs/results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,14 +1,14 @@
-"""The registry when it is full: 10,000 versions and 50,000 runs in MLflow, as many decisions in the ledger.
+"""Time commands on a full registry: 10,000 versions and 50,000 runs in MLflow, and one decision per version in the ledger.
 
     .venv/bin/python -m benchmarks.registry
 
-All versions are of one model, which is the hardest case. What is there is made in two ways: the last versions are really
-registered, small flows with their bytes; the others, their runs and the ledger's rows are written by SQL as copies of the
-first, with hashes of their own. The same is done with 100 versions and 500 runs. Both on SQLite.
+All versions are of one model, which is the hardest case. The last versions are really registered (small flows with their
+bytes). The others, their runs and the ledger's rows are written by SQL as copies of the first, with valid hashes. The same is
+done with 100 versions and 500 runs. Both use SQLite.
 
-Two clocks: a command from the shell to its end (the median of three, its imports included), and, in one process with
-everything imported, remint's own share of it: the time outside of MLflow's client and of the child that loads a model,
-the best of five. Writes docs/results/registry.json.
+Two times: a command from the shell (median of three, with its imports), and, in one process with everything imported, remint's
+share of it: the time outside MLflow's client and the child that loads a model (best of five). Writes
+docs/results/registry.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TAGS = registry_cases.TAGS.updated(
 
 
 def fill(home: Home, versions: int, runs: int) -> None:
-    """Registers one version, copies it, and registers the last ones for real."""
+    """Register one version, copy it, and register the last ones for real."""
     registry_cases.make(home.path / "bundles/0", 0)
     store = registry_cases.tracking(home.path)
     registry_cases.register(store, home.path / "bundles/0", tags=TAGS)
@@ -83,7 +83,7 @@ def fill(home: Home, versions: int, runs: int) -> None:
 
 
 def _copy(database: sqlite3.Connection, versions: int, runs: int) -> None:
-    """Rows of MLflow's tables for ``runs`` runs in all, of which ``versions`` have a version, after those of the first."""
+    """Copy the first run's rows in MLflow's tables, for ``runs`` runs in total, of which ``versions`` have a version."""
 
     def columns(table: str, but: tuple[str, ...]) -> str:
         return ", ".join(row[1] for row in database.execute(f"PRAGMA table_info({table})") if row[1] not in but)
@@ -112,7 +112,7 @@ def _copy(database: sqlite3.Connection, versions: int, runs: int) -> None:
 
 
 def _decisions(home: Home, versions: int) -> None:
-    """One row of the ledger a version, every hundredth a promotion: hashes and all, as ``Ledger.append`` writes them."""
+    """Write one ledger row per version, every hundredth a promotion, with hashes as ``Ledger.append`` writes them."""
     open_ledger(home).rows(MODEL)
     rows, champion, previous = [], None, ""
     for number in range(1, versions + 1):
@@ -138,7 +138,7 @@ def _decisions(home: Home, versions: int) -> None:
 
 
 def commands(versions: int) -> dict[str, Callable[[int], list[str]]]:
-    """What is timed. Promotions go to and fro between two versions, the second of which is champion at first."""
+    """Return the timed commands. Promotions alternate between two versions; the second one is champion first."""
     newest = versions - 1
     return {
         "models": lambda _: ["models", MODEL],
@@ -155,7 +155,7 @@ def commands(versions: int) -> dict[str, Callable[[int], list[str]]]:
 
 
 def from_the_shell(repository: Path, arguments: list[str]) -> float:
-    """Seconds of one command."""
+    """Return the seconds of one command."""
     began = time.perf_counter()
     done = subprocess.run(
         [str(Path(sys.executable).parent / "remint"), *arguments], cwd=repository, capture_output=True, text=True, check=False
@@ -167,7 +167,7 @@ def from_the_shell(repository: Path, arguments: list[str]) -> float:
 
 @contextmanager
 def others_timed() -> Iterator[dict[str, float]]:
-    """Seconds spent in MLflow's client and in children, counted once however they are nested."""
+    """Measure the seconds in MLflow's client and in children. Nested calls count once."""
     import mlflow.artifacts
     from mlflow import MlflowClient
 
@@ -205,7 +205,7 @@ def others_timed() -> Iterator[dict[str, float]]:
 
 
 def own_share(arguments: Callable[[int], list[str]]) -> float:
-    """Seconds of one command that are neither MLflow's nor a child's, everything imported."""
+    """Return the seconds of one command outside MLflow and children, with everything imported."""
     from remint import cli
 
     shares = []

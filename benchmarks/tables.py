@@ -1,17 +1,17 @@
-"""Held-out nats of small tables: the flow against the best Gaussian mixture, over five random splits.
+"""Compare held-out nats of the flow and of the best Gaussian mixture on small tables, over five random splits.
 
     python -m benchmarks.tables [SPLIT ...]
 
-breast_cancer  569 rows of 30 numbers, strongly dependent and heavy-tailed: here the flow must win
-wine           178 rows of 13 numbers, of which 125 train: told, not demanded
+breast_cancer  569 rows of 30 numbers, strongly dependent and heavy-tailed: the flow must be better
+wine           178 rows of 13 numbers, of which 125 train: reported without a bound
 
-A split is 70% to train, 10% to choose by, 20% held out; columns are standardised by the first two. The flow is trained by
-training/train.py and stops by its validation score. The mixture has full covariances; number of components and ridge are
-chosen by its validation score out of all pairs, and it is then fitted anew to training and validation rows together, which
-the flow never is. Beside them the same mixture of asinh(x), as which numbers enter the flow, to tell the two apart.
+A split is 70% for training, 10% for validation, 20% held out; columns are standardised by the first two. The flow is trained
+by training/train.py and stops by its validation score. The mixture has full covariances; number of components and ridge are
+chosen by the validation score from all pairs. It is then fitted again to training and validation rows together; the flow is
+not. A third model is the same mixture of asinh(x), the flow's input transform, to separate the two effects.
 
-Prints a table, writes docs/results/tables.json and tables.png. Ends with status 1 where the flow's advantage on
-breast_cancer, a paired mean over the splits, has a 95% interval (Student's t) that holds 0.
+Prints a table, writes docs/results/tables.json and tables.png. Ends with status 1 if the 95% interval (Student's t) of the
+flow's advantage on breast_cancer, a paired mean over the splits, contains 0.
 
 Shapes: N rows, D columns.
 """
@@ -51,14 +51,14 @@ HELD_OUT, VALIDATION = 0.2, 0.1  # shares of the rows
 COMPONENTS, RIDGES = range(1, 7), (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 MODEL = {
     "breast_cancer": FlowSettings(coupling="affine", couplings=8, hidden=64, dropout=0.2),
-    "wine": FlowSettings(coupling="affine", couplings=2, hidden=32, dropout=0.2),  # more of either overfits sooner
+    "wine": FlowSettings(coupling="affine", couplings=2, hidden=32, dropout=0.2),  # larger ones overfit sooner
 }
 TRAINING = {"steps": 1500, "batch_size": 64, "learning_rate": 5e-3, "validate_every": 50, "checkpoint_every": 1_000_000}
 FLOW, MIXTURE, MIXTURE_OF_ASINH = NAMES = ("flow", "mixture", "mixture of asinh")
 
 
 def parts(name: str, split: int) -> tuple[Array, Array, Array]:
-    """Standardised rows to train on, to choose by and held out, float64, each (N, D)."""
+    """Return standardised rows for training, for validation and held out, float64, each (N, D)."""
     x_ND = SOURCES[name]().data
     order_N = np.random.default_rng(split).permutation(len(x_ND))
     held_out, validation = round(HELD_OUT * len(x_ND)), round(VALIDATION * len(x_ND))
@@ -68,7 +68,7 @@ def parts(name: str, split: int) -> tuple[Array, Array, Array]:
 
 
 def flow(name: str, split: int) -> float:
-    """Held-out nats of a row."""
+    """Return the mean held-out nats of a row."""
     rows = [part_ND.astype(np.float32) for part_ND in parts(name, split)]
     dims = rows[0].shape[1]
     spec = DataSpec(shape=(dims,), columns=tuple(Column(name=f"{place}") for place in range(dims)))
@@ -88,7 +88,7 @@ def flow(name: str, split: int) -> float:
 
 
 def mixture(name: str, split: int, of_asinh: bool) -> float:
-    """Held-out nats of a row."""
+    """Return the mean held-out nats of a row."""
     parts_ND = parts(name, split)
     train_ND, validation_ND, held_out_ND = (np.arcsinh(part_ND) if of_asinh else part_ND for part_ND in parts_ND)
 
@@ -108,7 +108,7 @@ def measured(name: str, what: str, split: int) -> dict[str, Any]:
 
 
 def advantage(rows: list[dict[str, Any]], name: str, over: str) -> tuple[float, float, float]:
-    """How many nats the flow is better by, a mean over the splits, and its 95% interval."""
+    """Return the flow's advantage in nats, a mean over the splits, and its 95% interval."""
     nats = {what: np.array([row["nats"] for row in rows if (row["data"], row["model"]) == (name, what)]) for what in NAMES}
     difference = nats[over] - nats[FLOW]
     half = stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
@@ -116,7 +116,7 @@ def advantage(rows: list[dict[str, Any]], name: str, over: str) -> tuple[float, 
 
 
 def picture(rows: list[dict[str, Any]]) -> None:
-    """A panel a table; each split a thin line from model to model, each mean a bar."""
+    """Draw one panel per table: each split as a thin line across the models, each mean as a bar."""
     figure = Figure(figsize=(8.0, 3.4), dpi=drawing.DPI)
     for place, name in enumerate(SOURCES, start=1):
         axes = figure.add_subplot(1, len(SOURCES), place)

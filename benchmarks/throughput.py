@@ -1,10 +1,10 @@
-"""Steps per second of remint's loop beside a plain DataLoader loop, on the digits, in one run on one thread.
+"""Compare steps per second of remint's loop and of a plain DataLoader loop, on the digits, in one run on one thread.
 
     python benchmarks/throughput.py [FAMILY ...]
 
-The plain loop does the same work as most people write it: a Dataset that makes a float tensor of each image, a
-shuffling DataLoader, AdamW as it comes, an average of the weights parameter by parameter, ``loss.item()`` in every
-step. The two take turns, so that a busy machine slows both; the median of the turns is printed.
+The plain loop does the same work in the usual way: a Dataset that makes a float tensor of each image, a shuffling
+DataLoader, AdamW with its defaults, an average of the weights parameter by parameter, ``loss.item()`` in every step. The
+two alternate, so that a busy machine slows both. The median is printed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def rate(loop: Callable[[str, np.ndarray[Any, Any], DataSpec], None], *arguments
 def main(*names: str) -> None:
     from sklearn.datasets import load_digits
 
-    os.environ["REMINT_EVENTS"] = os.devnull  # a terminal's speed is not what is measured
+    os.environ["REMINT_EVENTS"] = os.devnull  # do not measure the terminal
     x_NCHW = load_digits().images.astype(np.uint8)[:, None]
     spec = DataSpec(shape=(1, 8, 8), levels=17)
     print(f"{'family':8}{'plain':>12}{'remint':>12}{'ratio':>8}   (steps per second, batch {TRAINING.batch_size}, one thread)")

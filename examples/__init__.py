@@ -1,1 +1,1 @@
-"""Families of this repository's own. A package, so that a job imports the copy of its checkout before any other."""
+"""Example plug-ins. This is a package, so that a job imports the copy in its own checkout."""

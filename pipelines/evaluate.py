@@ -1,11 +1,11 @@
 """python -m pipelines.evaluate PIPELINE: outs/trained/PIPELINE, on held-out data -> outs/{reports,metrics,curves}/PIPELINE.
 
-With REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT set it measures another bundle, the champion's, with the data and
-the settings of this workspace, and writes there. REMINT_EVALUATE_FORMER is then the folder of the prepared data that the
-champion was trained on, where they are others and can be had: what drifted since and what of today's held-out split stands in
-them is written, too.
+REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT, if set, name another bundle to measure (the champion's) and the folder for its
+report. Data and settings are those of this workspace. REMINT_EVALUATE_FORMER is the folder of the prepared data that the
+champion was trained on, if they differ and are available. The report then also has the drift since then, and the overlap of
+those data with the present held-out split.
 
-With training.devices: N it is measured by N processes, or as many as this machine has devices for: no number depends on it.
+With training.devices: N, N processes measure, or as many as this machine has devices. Their number changes no result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(pipeline: str) -> None:
     step = EvaluateStep.of(load_params(here), pipeline)
     for metric in step.metrics:
         plugins.require_own_code(metric, here, here / "constraints.txt", "metric")
-    ranks = min(step.devices, machine.devices())  # fewer measure the same numbers
+    ranks = min(step.devices, machine.devices())  # fewer processes measure the same values
     if ranks > 1 and not world.launched():
         launch.run_ranks(["-m", "pipelines.evaluate", pipeline], ranks, step.threads)
         return
@@ -48,7 +48,7 @@ def main(pipeline: str) -> None:
     origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
     report.write(origins.sealed(evidence), bundle, dataset, out)
     origins.write(features if step.in_domain else None, out)
-    if "REMINT_EVALUATE_OUT" not in os.environ:  # for `dvc metrics show` and `dvc plots show`, which take files of their own
+    if "REMINT_EVALUATE_OUT" not in os.environ:  # `dvc metrics show` and `dvc plots show` need separate files
         for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):
             (here / "outs" / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, here / "outs" / target)

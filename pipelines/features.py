@@ -1,7 +1,7 @@
 """python -m pipelines.features PIPELINE: outs/prepared/DATASET -> outs/features/PIPELINE, for Frechet distances.
 
-Nothing is learnt for a pipeline none of whose metrics needs it. Pipelines of one dataset learn once: what they learnt is kept
-in HOME/features.
+Nothing is learnt if no metric of the pipeline needs it. Pipelines of one dataset share the result, which is kept in
+HOME/features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(pipeline: str) -> None:
     if step.learns:
         _learn(here, step.dataset, out)
     else:
-        (out / "none.json").write_text("{}\n")  # dvc wants a file, and the evaluation depends on it
+        (out / "none.json").write_text("{}\n")  # DVC needs an output, on which the evaluation depends
 
 
 def _learn(here: Path, dataset: str, out: Path) -> None:
@@ -43,7 +43,7 @@ def _learn(here: Path, dataset: str, out: Path) -> None:
     version = DatasetVersion.read(prepared / arrays.VERSION).digest
     kept = Home.of(here).path / "features" / digest({"dataset": version, "code": code, "packages": packages})
     if not _is_whole(kept):
-        torch.set_num_threads(1)  # the weights' SHA-256 is in every fingerprint: it must not depend on the machine's cores
+        torch.set_num_threads(1)  # the weights' SHA-256 is in every fingerprint and must not depend on the number of cores
         with manifest.whole_folder(kept) as folder:
             features.fit(arrays.load(prepared), folder)
     for name in (features.WEIGHTS, features.ABOUT):

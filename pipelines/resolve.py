@@ -1,4 +1,4 @@
-"""python -m pipelines.resolve params.yaml -> outs/resolved/STEP/NAME.json, what each step depends on beside its data."""
+"""python -m pipelines.resolve params.yaml -> outs/resolved/STEP/NAME.json: settings and code digests of each step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""python -m pipelines.snapshot DATASET: what its source holds now -> outs/raw/DATASET.
+"""python -m pipelines.snapshot DATASET: the present content of its source -> outs/raw/DATASET.
 
-What lies at an s3:// source is not fetched here: a flow did it before, into HOME/fetched/DATASET. By hand that is used again.
+Objects of an s3:// source are not fetched here. The flow fetches them first, into HOME/fetched/DATASET; a run by hand uses
+the objects that are there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main(dataset: str) -> None:
     here = Path.cwd()
     home = Home.of(here)
     settings = load_params(here).dataset(dataset)
-    # A file source is looked for in the job's own checkout, then in the person's tree: raw data is not in git.
+    # Raw data is often not in git: look in the job's checkout first, then in the person's working tree.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
     root = next((root for root in roots if (root / sources.local(settings.source)).exists()), roots[-1])
     sources.snapshot(

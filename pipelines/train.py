@@ -1,4 +1,4 @@
-"""python -m pipelines.train PIPELINE: outs/prepared/DATASET -> outs/trained/PIPELINE, or on from a checkpoint."""
+"""python -m pipelines.train PIPELINE: outs/prepared/DATASET -> outs/trained/PIPELINE. Resumes from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Diversity: how far samples lie from each other, over how far held-out examples do. Higher is better, 1 as they do.
+"""Diversity: distances between samples, relative to distances between held-out examples. Higher is better; equal: 1.
 
     sum over the features of the variance over samples / the same over held-out examples
 
-That is the ratio of the mean squared distances between two of them. A model that draws one example over and over has 0.
+This is the ratio of the mean squared distances within each set. A model that always draws the same example has 0.
 
 Shapes: N examples, D features, M draws.
 """
@@ -22,10 +22,10 @@ FACTS = Facts(needs="sample", features="domain", better="higher")
 
 
 def measure(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
-    """The mean over repeated draws of n samples, each against the same n held-out examples."""
+    """Return the mean over repeated draws of n samples, each compared with the same n held-out examples."""
     n = bench.size("diversity", 2)
-    usual = spread(bench.real("domain"))
-    ratio_M = np.array([spread(bench.drawn("domain", model, draw)) / usual for draw in bench.draws])
+    reference = spread(bench.real("domain"))
+    ratio_M = np.array([spread(bench.drawn("domain", model, draw)) / reference for draw in bench.draws])
     return {"diversity": Measurement.over_draws(finite(ratio_M, "diversity"), n, bench, **bench.measured_in("domain"))}
 
 

@@ -1,9 +1,9 @@
-"""Gated PixelCNN: the exact likelihood of a discrete image, one value after another.
+"""Gated PixelCNN: exact likelihood of a discrete image, one value after another.
 
     log p(x) = sum over i of log p(x_i | x_0, ..., x_i-1)    each a categorical distribution over the levels
 
-van den Oord et al., Conditional Image Generation with PixelCNN Decoders (2016). Values come row by row, from left to
-right; the channels of a pixel stand side by side as columns, so that one order runs through all.
+van den Oord et al., Conditional Image Generation with PixelCNN Decoders (2016). The order is row by row, from left to
+right; the channels of a pixel are neighbouring columns, so that one order covers all values.
 
 Shapes: B batch, N examples, C channels, H height, W width, V = W C columns, F features, L levels, X = C, H, W,
 noise numbers are the second axis of ``noise_BN``.
@@ -33,15 +33,15 @@ class Settings(ModelSettings):
 
     hidden: Positive = 32  # features of each of the two stacks
     layers: Positive = 5
-    reach: Positive = 1  # rows above and columns beside that one layer looks at
+    reach: Positive = 1  # rows above and columns beside that one layer sees
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 
 class GatedLayer(nn.Module):
-    """One layer of two stacks: one has seen the rows above, the other what stands to the left as well.
+    """One layer of two stacks: the vertical one sees the rows above, the horizontal one also the values to the left.
 
-    Together they see everything that came before and nothing else. A convolution that is masked is written as a smaller
-    one whose input is padded on the sides that it may look at.
+    Together they see all earlier values and no others. Each masked convolution is written as a smaller one whose input is
+    padded on the visible sides.
     """
 
     def __init__(self, settings: Settings, classes: int) -> None:
@@ -62,15 +62,15 @@ class GatedLayer(nn.Module):
 
 
 def gate(x: Tensor) -> Tensor:
-    """tanh of one half of the features times the logistic function of the other."""
+    """Return tanh of one half of the features times the logistic function of the other half."""
     value, openness = x.chunk(2, dim=1)
     return value.tanh() * openness.sigmoid()
 
 
 class PixelCnn(Model):
-    """CanSample and HasLogProb (models/contract.py)."""
+    """The network. Implements CanSample and HasLogProb (models/contract.py)."""
 
-    density_noise = 0  # the likelihood is that of the levels themselves: nothing to dequantise
+    density_noise = 0  # the likelihood is of the discrete levels: no dequantisation
     log_share_LHV: Tensor
 
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
@@ -89,7 +89,7 @@ class PixelCnn(Model):
 
     @torch.no_grad()
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
-        """Training starts from how often each level was seen in each place, one count added to each (Laplace's rule)."""
+        """Start from the frequency of each level at each place, with one count added (Laplace's rule)."""
         self.labels.fit(y_N)
         x_NHV = self._in_order(x_NX)
         count_LHV = torch.stack([(x_NHV == level).sum(0) for level in range(self.spec.levels)]) + 1
@@ -101,27 +101,27 @@ class PixelCnn(Model):
         return log_prob_BLHV.gather(1, x_BHV.long().unsqueeze(1)).sum((1, 2, 3))
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Each value in its turn, by inverting its distribution function at Phi(noise)."""
+        """Draw one value after another, by inverting its distribution function at Phi(noise)."""
         noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
         channels, height, width = self.spec.image
         share_BHV = torch.special.ndtr(noise_BN).view(-1, height, width * channels)
         x_BHV = torch.zeros_like(share_BHV)
         for row in range(height):
             for column in range(width * channels):
-                logits_BL = self._logits(x_BHV[:, : row + 1], y_B)[:, :, row, column]  # the rows below do not count
+                logits_BL = self._logits(x_BHV[:, : row + 1], y_B)[:, :, row, column]  # later rows have no effect
                 reached = running_sums(logits_BL.softmax(1)[:, :-1])
                 x_BHV[:, row, column] = (share_BHV[:, row, column, None] >= reached).sum(1).to(x_BHV.dtype)
         return x_BHV.view(-1, height, width, channels).permute(0, 3, 1, 2).to(torch.uint8)
 
     def _in_order(self, x_BX: Tensor) -> Tensor:
-        """Channels as columns, shape (B, H, V)."""
+        """Return the channels as columns, shape (B, H, V)."""
         return x_BX.permute(0, 2, 3, 1).flatten(2)
 
     def _logits(self, x_BHV: Tensor, y_B: Tensor | None) -> Tensor:
-        """Of each level, given what came before, shape (B, L, H, V); H may be fewer rows, the first ones."""
+        """Return the logits of each level given the earlier values, shape (B, L, H, V); H may be the first rows only."""
         value_BHV = to_unit(x_BHV.to(self.inward.weight.dtype), self.spec.levels)
-        seen = self.inward(torch.stack([value_BHV, torch.ones_like(value_BHV)], dim=1))  # ones: no padding looks like a level
-        above, left = F.pad(seen, (0, 0, 1, -1)), F.pad(seen, (1, -1))  # each place sees its neighbour's, never its own
+        seen = self.inward(torch.stack([value_BHV, torch.ones_like(value_BHV)], dim=1))  # ones tell levels from padding
+        above, left = F.pad(seen, (0, 0, 1, -1)), F.pad(seen, (1, -1))  # shifted: no place sees its own value
         one_hot_BK = self.labels.one_hot(y_B, seen.dtype) if self.conditional else None
         for layer in self.layers:
             above, left = layer(above, left, one_hot_BK)
@@ -129,7 +129,7 @@ class PixelCnn(Model):
 
 
 class Likelihood(Phase):
-    """Minus the log likelihood in bits per dimension."""
+    """Loss: minus the log likelihood in bits per dimension."""
 
     name: ClassVar[str] = "likelihood"
 

@@ -1,6 +1,6 @@
-"""Questions to a server over plain HTTP, anonymous or with this machine's credentials for Prefect.
+"""HTTP requests to a server, anonymous or with this machine's Prefect credentials.
 
-Neither prefect nor mlflow is imported for it. A server on this machine is never asked through a proxy.
+This module imports neither prefect nor mlflow. Requests to a server on this machine bypass the proxy.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 PATIENCE = 5  # seconds
 REFUSED = (401, 403)
-TRUST = "name the file of the authority that it is of in PREFECT_API_SSL_CERT_FILE"
+TRUST = "name the file of its certificate authority in PREFECT_API_SSL_CERT_FILE"
 
 
 class Unanswered(Exception):
-    """A server that gave no answer, and why."""
+    """No answer from a server; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server that is in use. ``path``: what nobody may ask it without saying who they are."""
+    """A server in use. ``path``: a resource that needs credentials where authentication is on."""
 
     name: str
     address: str
     path: str
-    certificates: str | None  # file of those that it is trusted by
+    certificates: str | None  # file of trusted certificate authorities
 
 
 def prefect(address: str) -> Served:
-    """Prefect's client reads these variables, too, and then certifi's file rather than the system's."""
+    """Return Prefect's server. Prefect's client reads these variables too; else it trusts certifi's file, not the system's."""
     import certifi
 
     named = os.environ.get("PREFECT_API_SSL_CERT_FILE") or os.environ.get("SSL_CERT_FILE")
@@ -49,15 +49,15 @@ def mlflow(address: str) -> Served:
 
 
 def credentials() -> dict[str, str]:
-    """What Prefect's client says of itself."""
-    word, key = os.environ.get("PREFECT_API_AUTH_STRING"), os.environ.get("PREFECT_API_KEY")
-    if word:
-        return {"Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"}
+    """Return the headers with which Prefect's client authenticates."""
+    login, key = os.environ.get("PREFECT_API_AUTH_STRING"), os.environ.get("PREFECT_API_KEY")
+    if login:
+        return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def status(served: Served, headers: dict[str, str] | None = None, path: str | None = None) -> int | None:
-    """The status that a server answers; None where it does not answer. ``path``: another one than that of ``served``."""
+    """Return the status code of a server's answer, or None without an answer. ``path`` replaces that of ``served``."""
     try:
         return ask(served, path or served.path, headers or {}).status_code
     except Unanswered:
@@ -65,7 +65,7 @@ def status(served: Served, headers: dict[str, str] | None = None, path: str | No
 
 
 def distrusted(served: Served) -> bool:
-    """Whether a server's certificate is not trusted here, or there is no file to trust it by."""
+    """Return whether a server's certificate is not trusted here, or the file of trusted authorities is missing."""
     try:
         ask(served, served.path, {})
     except Unanswered as error:
@@ -74,15 +74,15 @@ def distrusted(served: Served) -> bool:
 
 
 def ask(served: Served, path: str, headers: dict[str, str], body: bytes | None = None) -> httpx.Response:
-    """The answer of a server, whatever its status: a POST where there is a body. Raises Unanswered."""
-    import httpx  # 0.2 s that most commands do not need
+    """Return the answer of a server, of any status, to a GET, or to a POST if there is a body. Raises Unanswered."""
+    import httpx  # takes 0.2 s, and most commands do not need it
 
     address = f"{without_user(served.address).rstrip('/')}/{path}"
     try:
         url = httpx.URL(address)
         trusted = ssl.create_default_context(cafile=served.certificates if url.scheme == "https" else None)
-        own = is_loopback(url.host)  # a proxy has another machine for 127.0.0.1
-        with httpx.Client(verify=trusted, timeout=PATIENCE, trust_env=not own, follow_redirects=True) as client:
+        is_local = is_loopback(url.host)  # for a proxy, 127.0.0.1 is another machine
+        with httpx.Client(verify=trusted, timeout=PATIENCE, trust_env=not is_local, follow_redirects=True) as client:
             return client.request("GET" if body is None else "POST", url, headers=headers, content=body)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:  # the last: a SOCKS proxy is set
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:  # ImportError: a SOCKS proxy is set
         raise Unanswered(str(error)) from error

@@ -190,9 +190,9 @@ def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"label": "y"}, "label is not for kind: image"),
-        ({"kind": "table", "resize": {"size": [8, 8]}}, "resize is not for kind: table"),
-        ({"kind": "table", "channels": 3}, "channels is not for kind: table"),
+        ({"label": "y"}, "label does not apply to kind: image"),
+        ({"kind": "table", "resize": {"size": [8, 8]}}, "resize does not apply to kind: table"),
+        ({"kind": "table", "channels": 3}, "channels does not apply to kind: table"),
     ],
 )
 def test_settings_of_the_other_kind(settings: dict[str, Any], expected: str) -> None:

@@ -118,12 +118,12 @@ IN_BRACES = f"datasets: {{faces: {{source: data/faces}}}}\npipelines: {{faces-va
 @pytest.mark.parametrize(
     ("text", "name", "template", "dataset", "words"),
     [
-        (SMALL, "faces-vae", "faces-vae", "faces", "pipelines.faces-vae exists already"),
+        (SMALL, "faces-vae", "faces-vae", "faces", "pipelines.faces-vae already exists"),
         (SMALL, "x", "face-vae", "faces", "unknown pipeline 'face-vae': did you mean 'faces-vae'?"),
         (SMALL, "x", "faces-vae", "face", "unknown dataset 'face': did you mean 'faces'?"),
-        (SMALL, "../x", "faces-vae", "faces", "'../x' is no name for pipelines"),
-        (SMALL, "x: 1", "faces-vae", "faces", "is no name for pipelines"),
-        (SMALL, "", "faces-vae", "faces", "is no name for pipelines"),
+        (SMALL, "../x", "faces-vae", "faces", "'../x' is not a valid name in pipelines"),
+        (SMALL, "x: 1", "faces-vae", "faces", "is not a valid name in pipelines"),
+        (SMALL, "", "faces-vae", "faces", "is not a valid name in pipelines"),
         (IN_BRACES, "x", "faces-vae", "faces", "add pipelines.x by hand"),
         (SMALL.replace("latent", "latnet"), "x", "faces-vae", "faces", "did you mean 'latent'?"),
         (
@@ -149,7 +149,7 @@ def test_a_refusal_leaves_the_file_as_it_was(
 
 def test_new_names_of_datasets_are_held_to_the_same_rules(tmp_path: Path) -> None:
     path = written(tmp_path, SMALL)
-    for name, words in {"faces": "datasets.faces exists already", "a b": "is no name for datasets"}.items():
+    for name, words in {"faces": "datasets.faces already exists", "a b": "is not a valid name in datasets"}.items():
         with pytest.raises(SettingsError, match=words):
             add_pipeline(tmp_path, "x", "faces-vae", name, {"source": "data", "kind": "image"})
     with pytest.raises(SettingsError, match="datasets.y.source: expected a path"):
@@ -166,7 +166,7 @@ def test_the_command_says_what_to_do_next(make_repository: object) -> None:
     folder = make_repository({"params.yaml": (REPOSITORY / "params.yaml").read_text()})  # type: ignore[operator]
     done = remint(folder, "new", "pipeline", "wine-vae", "--from", "cancer-vae", "--dataset", "wine", "--source", "sklearn:wine")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Set pipelines.wine-vae.promotion.require for this data: iwae: max 30.0 is from the old one." in done.stdout
+    assert "Set pipelines.wine-vae.promotion.require for this data: iwae: max 30.0 comes from the old one." in done.stdout
     assert 'git commit -m "Add wine-vae" params.yaml' in done.stdout
     assert "remint run wine-vae" in done.stdout
     assert load_params(folder).datasets["wine"].kind == "table"

@@ -156,7 +156,7 @@ def test_what_it_cannot_be_is_refused() -> None:
     content = read_params(Path(__file__).parents[2])
     content["pipelines"] = {"x": content["pipelines"]["digits-vae"] | {"family": "vaegan"}}
     for critic, words in (
-        ({"conditional": True}, "critic.conditional: the critic is given the class where the model is"),
+        ({"conditional": True}, "critic.conditional: remove it and set model.conditional"),
         ({"hiden": 3}, "critic: unknown key 'hiden': did you mean 'hidden'"),
     ):
         content["pipelines"]["x"]["model"] = {"critic": critic}

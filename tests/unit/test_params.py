@@ -60,7 +60,7 @@ def test_the_repositorys_own_params_are_valid() -> None:
         (
             "pipelines.digits-gan.evaluation",
             {"metrics": ["fd_domain", "fid"], "inception": {"path": "w.pth", "sha256": "0" * 64}},
-            ["digits-gan.evaluation", "fid is said of the published weights only (SHA-256 6726825d..)"],
+            ["digits-gan.evaluation", "fid is defined for the published weights only (SHA-256 6726825d..)"],
         ),
         ("pipelines.digits-gan.evaluation.inception", {"pth": "x"}, ["evaluation.inception", "did you mean 'path'?"]),
         (
@@ -108,7 +108,7 @@ def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize("block", ["model", "training", "evaluation", "promotion"])
 def test_every_block_is_written(content: dict[str, Any], block: str) -> None:
     del content["pipelines"]["digits-vae"][block]
-    with pytest.raises(SettingsError, match=f"pipelines.digits-vae.{block}: missing: every block is written"):
+    with pytest.raises(SettingsError, match=f"pipelines.digits-vae.{block}: missing: add it"):
         validate_params(content)
 
 

@@ -1,13 +1,13 @@
-"""The command line, on top of flows/.
+"""Command line of remint.
 
-Exit status: 0 the command did what it says (a refusal to promote is a result), 1 a run failed, 2 the input is wrong.
+Exit status: 0 the command was carried out (a refusal to promote is a result), 1 a run failed, 2 the input is wrong.
 With ``--json`` exactly one JSON document goes to standard output; progress goes to standard error.
 """
 
 # ruff: noqa: E402, F401, I001 (each adds its commands to the application, in the order in which --help lists them)
 import gc
 
-# Before anything large is imported: to look again and again through what stays takes a third of a short command's time.
+# Before the large imports: repeated collections of long-lived objects take a third of a short command's time.
 gc.set_threshold(50_000, 20, 100)
 
 from remint.cli.app import app, main

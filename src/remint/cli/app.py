@@ -1,4 +1,4 @@
-"""The application that the commands are added to, and what they share."""
+"""Typer application of the commands, and the parts that they share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ModelRef = Annotated[
 
 
 def main() -> None:
-    """Entry point: our errors become one or two lines and an exit status, never a traceback."""
+    """Run the command line. A RemintError becomes one or two lines and an exit status, not a traceback."""
     try:
         app()
     except RemintError as error:
@@ -39,11 +39,11 @@ def main() -> None:
     except KeyboardInterrupt:
         terminal.err.print("interrupted", soft_wrap=True)
         raise SystemExit(1) from None
-    except Exception:  # noqa: BLE001  a mistake of ours: Python's own words of it, but for the secrets
+    except Exception:  # noqa: BLE001  a bug of remint: print the traceback without secrets
         sys.stderr.write(redacted(traceback.format_exc()))
         raise SystemExit(1) from None
     finally:
-        gc.freeze()  # else the interpreter looks through all of it once more before it ends
+        gc.freeze()  # avoids a last garbage collection at exit
 
 
 def _version(asked: bool) -> None:
@@ -60,7 +60,7 @@ def _about(
 
 
 def here() -> tuple[Home, Params]:
-    """The home of the repository around the current folder, and its settings, both checked."""
+    """Return the home of the repository around the current folder and its settings, both checked."""
     repository = git.repository_of(Path.cwd())
     return Home.of(repository).ensure(), load_params(repository)
 

@@ -1,7 +1,7 @@
-"""Names that a shell completes: pipelines and datasets of params.yaml, models and versions of the ledger.
+"""Shell completion of pipelines and datasets in params.yaml, and of models and versions in the ledger.
 
-A shell asks at each TAB, in the middle of a typed line. So these functions are quick, they write nothing, and where
-something is wrong they complete nothing. Only plain names are given: a shell evaluates what it gets.
+A shell calls these functions at each TAB, while a line is typed. They are fast, write nothing, and complete nothing after an
+error. They return only plain names, because a shell evaluates the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from remint.runtime.home import Home, is_name
 from remint.settings.params import read_params
 from remint.stores import git
 
-PATIENCE = 2  # seconds that the ledger's database has to answer
+PATIENCE = 2  # seconds to wait for the ledger's database
 VERSIONS = "SELECT DISTINCT version FROM ledger WHERE model = :model ORDER BY version DESC"
 
 
@@ -30,13 +30,13 @@ def datasets() -> list[str]:
 
 
 def models() -> list[str]:
-    """Names of models: what the ledger knows, else the pipelines, which give models their names."""
+    """Return the models in the ledger, else the pipelines, after which models are named."""
     known = [str(row[0]) for row in _ledger("SELECT DISTINCT model FROM ledger ORDER BY model")]
     return [name for name in known if is_name(name)] or _names("pipelines")
 
 
 def model_refs(incomplete: str) -> list[str]:
-    """NAME; behind NAME@ the aliases; behind NAME/ the versions, the newest first. Typer leaves out what does not fit."""
+    """Return names; after NAME@ the aliases; after NAME/ the versions, newest first. Typer drops those that do not match."""
     name = re.split("[@/]", incomplete)[0]
     if incomplete == name or not is_name(name):
         return models()
@@ -46,16 +46,16 @@ def model_refs(incomplete: str) -> list[str]:
 
 
 def _names(block: str) -> list[str]:
-    """The names below ``datasets:`` or ``pipelines:``, in the order of the file."""
+    """Return the names below ``datasets:`` or ``pipelines:``, in the order of the file."""
     try:
         content = read_params(git.repository_of(Path.cwd()))[block]
         return [name for name in content if is_name(name)]
-    except Exception:  # noqa: BLE001  a shell shows whatever is printed in the middle of what is typed
+    except Exception:  # noqa: BLE001  a shell would print an error into the typed line
         return []
 
 
 def _ledger(query: str, **values: Any) -> list[Any]:
-    """Rows of the ledger's database, which is not made where there is none."""
+    """Return rows of the ledger's database. A missing database is not created."""
     try:
         address = sa.make_url(with_driver(Home.of(git.repository_of(Path.cwd())).ledger_url))
         is_sqlite = address.get_backend_name() == "sqlite"

@@ -1,4 +1,4 @@
-"""Commands that take care of what is registered: rebuild it, hold the stores against each other, collect what nothing reaches."""
+"""Commands for the care of registered versions and stores: rebuild, audit and gc."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from remint.stores import git
 
 @app.command()
 def rebuild(model: ModelRef, as_json: AsJson = False) -> None:
-    """Build a version again from what it carries alone, and compare: data, weights, report and every metric.
+    """Rebuild a version from the files and tags that it was registered with, and compare data, weights, report and metrics.
 
     Example: remint rebuild digits-vae/7
     """
     home = Home.of(git.repository_of(Path.cwd())).ensure()  # no params.yaml: the version has its own
-    from remint.maintenance import rebuild as again
+    from remint.maintenance import rebuild as rebuilding
 
     with terminal.Display() as display, processes.interruptible():
-        answer = again.rebuild(home, model, display)
+        answer = rebuilding.rebuild(home, model, display)
     if as_json:
         print_json(answer.to_json())
     else:
@@ -35,14 +35,14 @@ def rebuild(model: ModelRef, as_json: AsJson = False) -> None:
 
 @app.command()
 def audit(
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is safe to mend, and look again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair findings where that is safe, then audit again.")] = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Read the bytes of all versions and of DVC's remote; load what is served or kept.")
+        bool, typer.Option("--deep", help="Read the bytes of all versions and of DVC's remote; load served and kept versions.")
     ] = False,
-    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Leave Prefect out: no server is started.")] = False,
+    no_prefect: Annotated[bool, typer.Option("--no-prefect", help="Leave out Prefect and start no server.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hold git, DVC's remote, MLflow, its files, the ledger and Prefect against each other; exit status 1 where they differ.
+    """Compare git, DVC's remote, MLflow, its files, the ledger and Prefect. Exit status 1 if they differ.
 
     Example: remint audit --repair
     """
@@ -60,20 +60,22 @@ def audit(
 
 @app.command()
 def gc(
-    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed; refused where a root is damaged.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove the listed things; refused if a root is damaged.")] = False,
     older_than: Annotated[
-        float, typer.Option("--older-than", min=0.0, help="Days; what is younger stays, with all that it needs.")
+        float, typer.Option("--older-than", min=0.0, help="Age in days; younger things stay, with everything that they need.")
     ] = 7.0,
     keep_champions: Annotated[
         int,
-        typer.Option("--keep-champions", min=1, help="Of each model, the present one among them: a roll back can go to these."),
+        typer.Option(
+            "--keep-champions", min=1, help="Champions to keep per model, with the present one: rollback can return to them."
+        ),
     ] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """List what nothing needs in MLflow, DVC's cache and remote, REMINT_HOME and refs/remint; with --apply remove it.
+    """List things in MLflow, DVC's cache and remote, REMINT_HOME and refs/remint that are not needed; with --apply remove them.
 
-    Needed are champions, what a roll back can go to, other aliases, what awaits approval, versions with the tag remint.keep,
-    what running jobs use, and all that a rebuild of these takes.
+    Needed are champions, versions that a rollback can return to, versions with another alias, with the tag remint.keep or
+    awaiting approval, the things that running jobs use, and everything that is needed to rebuild these versions.
 
     Example: remint gc --older-than 30 --apply
     """

@@ -1,4 +1,4 @@
-"""Commands that write blocks of params.yaml."""
+"""Commands that add blocks to params.yaml."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Kind = Literal["image", "table"]
 
 @new.callback()
 def _about() -> None:
-    """Write a new block into params.yaml."""
+    """Add a block to params.yaml."""
 
 
 @new.command()
@@ -33,29 +33,29 @@ def pipeline(
     dataset: Annotated[
         str,
         typer.Option(
-            help="What to train on; a new dataset with --source; that of --from if omitted.", autocompletion=completion.datasets
+            help="Dataset to train on, a new one with --source; if omitted, that of --from.", autocompletion=completion.datasets
         ),
     ] = "",
     source: Annotated[
-        str, typer.Option(help="Adds the dataset: a folder or file (relative to the repository), or an address.")
+        str, typer.Option(help="Source of a new dataset: a folder or file (relative to the repository), or an address.")
     ] = "",
-    kind: Annotated[Kind | None, typer.Option(help="Of the new dataset; table for .csv and .parquet if omitted.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Kind of the new dataset; if omitted, table for .csv and .parquet.")] = None,
 ) -> None:
-    """Write a pipeline into params.yaml: a copy of another, for a dataset of yours. The rest of the file stays as it is.
+    """Add a pipeline to params.yaml: a copy of another one, for your dataset. The rest of the file does not change.
 
     Example: remint new pipeline cats-vae --from digits-vae --dataset cats --source data/cats
     """
     repository = git.repository_of(Path.cwd())
     if not source and kind:
-        raise SettingsError("--kind is for a new dataset: give its --source, too")
+        raise SettingsError("--kind applies to a new dataset only: give its --source as well")
     if source and not dataset:
-        raise SettingsError("--source is for a new dataset: give its name by --dataset")
+        raise SettingsError("--source adds a new dataset: give its name with --dataset")
     block = _dataset(repository, dataset, source, kind) if source else None
     params = add_pipeline(repository, name, template, dataset, block)
     written, copied = params.pipelines[name], params.pipelines[template]
-    lines = [f"{PARAMS} has the pipeline {name} now, with the settings of {template} and the dataset {written.dataset}."]
+    lines = [f"Added pipeline {name} to {PARAMS}, with the settings of {template} and the dataset {written.dataset}."]
     if written.dataset != copied.dataset:
-        lines += _to_set(name, written)
+        lines += _bounds_to_check(name, written)
     lines += [f'Next: git commit -m "Add {name}" {PARAMS}   (a version of uncommitted settings is not promoted)']
     lines += [f"      remint run {name}"]
     lines += ["      remint deploy   (for its schedule)"] if written.schedule else []
@@ -63,7 +63,7 @@ def pipeline(
 
 
 def _dataset(repository: Path, name: str, source: str, kind: Kind | None) -> dict[str, Any]:
-    """The block of a new dataset. Raises SettingsError or DataError where there is nothing at its source."""
+    """Return the block of a new dataset. Raises SettingsError or DataError if there is nothing at its source."""
     from remint.data import shipped, sources
 
     by_name = "table" if source.endswith(sources.TABLES) or source in shipped.TABLES else "image"
@@ -74,12 +74,14 @@ def _dataset(repository: Path, name: str, source: str, kind: Kind | None) -> dic
     return block
 
 
-def _to_set(name: str, settings: PipelineSettings) -> list[str]:
-    """What was right for the other dataset and may be wrong for this one."""
+def _bounds_to_check(name: str, settings: PipelineSettings) -> list[str]:
+    """Return a line on the bounds that were chosen for the other dataset and may not fit this one."""
     bounds = [
         f"{metric}: {word} {value}"
         for metric, bound in settings.promotion.require.items()
         for word, value in (("min", bound.min), ("max", bound.max))
         if value is not None
     ]
-    return [f"Set pipelines.{name}.promotion.require for this data: {', '.join(bounds)} is from the old one."] if bounds else []
+    return (
+        [f"Set pipelines.{name}.promotion.require for this data: {', '.join(bounds)} comes from the old one."] if bounds else []
+    )

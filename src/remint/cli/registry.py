@@ -1,4 +1,4 @@
-"""Commands about what is registered: what there is, why, who decided it, and a person's own word."""
+"""Commands for registered versions: list them, explain them, show decisions, and decide by hand."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from remint.cli.app import AsJson, ModelRef, app, here, print_json
 from remint.errors import SettingsError
 from remint.records import LedgerRow
 
-Reason = Annotated[str, typer.Option(help="Why; goes into the ledger.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded in the ledger.")]
 
 Model = Annotated[str, typer.Argument(help="NAME of a model.", autocompletion=completion.models)]
 
-NEWEST = 50  # versions of a model that are listed
+NEWEST = 50  # listed versions per model
 
 
 @app.command()
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="One model; all of them where left out.", autocompletion=completion.models)
+        str | None, typer.Argument(help="One model; all models if omitted.", autocompletion=completion.models)
     ] = None,
     all_: Annotated[
         bool, typer.Option("--all", help="Every version, not only a model's newest 50 and those with an alias.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is registered, and what is champion.
+    """List the registered versions and the champions.
 
     Example: remint models digits-vae
     """
@@ -45,7 +45,7 @@ def models(
 
 @app.command("why")
 def _why(model: ModelRef, as_json: AsJson = False) -> None:
-    """What a version was made from, how it compares with the champion before it, and why it was promoted or not.
+    """Explain a version: its data, settings and code, its comparison with the champion before it, and the decision.
 
     Example: remint why digits-vae@champion
     """
@@ -63,11 +63,11 @@ def _why(model: ModelRef, as_json: AsJson = False) -> None:
 def history(
     model: Model,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hold the hashes that MLflow keeps against it, too; exit status 1 where it fails.")
+        bool, typer.Option("--verify", help="Also compare with the hashes in MLflow; exit status 1 if it does not verify.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The ledger of one model: every decision, who took it, when and why, and whether the chain verifies.
+    """Show the ledger of one model: every decision with its author, time and reason, and whether the hash chain verifies.
 
     Example: remint history digits-vae --verify
     """
@@ -89,11 +89,11 @@ def promote(
     reason: Reason,
     against: Annotated[
         str,
-        typer.Option(help="Version that you believe is champion, or none; left out, the one that MODEL was judged against."),
+        typer.Option(help="Version that you expect to be champion, or none; if omitted, the one that MODEL was judged against."),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion by a person's word: one that awaits approval, or one that the gate refused.
+    """Make a version the champion by hand: one that awaits approval, or one that the gate did not promote.
 
     Example: remint promote digits-vae/3 --reason "looked at the samples" --against 2
     """
@@ -106,7 +106,7 @@ def promote(
 
 @app.command()
 def reject(model: ModelRef, reason: Reason, as_json: AsJson = False) -> None:
-    """Turn a version down by a person's word; the champion stays, and the gate alone never promotes the version again.
+    """Reject a version by hand. The champion stays, and the gate alone never promotes the version again.
 
     Example: remint reject digits-vae/3 --reason "smears the sevens"
     """
@@ -118,7 +118,7 @@ def reject(model: ModelRef, reason: Reason, as_json: AsJson = False) -> None:
 
 @app.command()
 def rollback(model: Model, reason: Reason, as_json: AsJson = False) -> None:
-    """Make the last champion before the present one, which still loads, the champion again.
+    """Make the last champion before the present one the champion again. Versions that do not load are passed over.
 
     Example: remint rollback digits-vae --reason "the sevens blur"
     """
@@ -129,7 +129,7 @@ def rollback(model: Model, reason: Reason, as_json: AsJson = False) -> None:
 
 
 def _against(text: str) -> int | Literal["judged", "none"]:
-    number = text.rpartition("/")[2]  # NAME/7 is understood, too
+    number = text.rpartition("/")[2]  # NAME/7 is accepted as well
     if number.isdecimal():
         return int(number)
     if text in ("", "none"):
@@ -141,7 +141,7 @@ def _say(row: LedgerRow, as_json: bool) -> None:
     if as_json:
         print_json(row.to_json())
         return
-    now = screens.standing(row.model, row.champion_after)
+    now = screens.version_ref(row.model, row.champion_after)
     said = f"{row.model}/{row.version} was {row.action.replace('_', ' ')} by {row.who}; champion: {now}"
     passed_over = row.why.splitlines()[1:] if row.action == "rolled_back" else []
     terminal.out.print("\n".join(map(escape, [said, *passed_over])), soft_wrap=True)

@@ -22,10 +22,10 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value below the pipeline's name; recorded with the version.")
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why; goes into the ledger.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Retrain now: version the data, train, judge, register, and promote what is shown to be better.
+    """Retrain now: version the data, train, evaluate, register, and promote a model that is shown to be better.
 
     Example: remint run digits-vae --set training.steps=20
     """
@@ -61,7 +61,7 @@ def spread(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value below the pipeline's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train one recipe with several seeds and record what its metrics differ by: margin: auto asks for more than that.
+    """Train one recipe with several seeds and record how much its metrics differ. margin: auto asks for more than that.
 
     Example: remint spread digits-flow --seeds 5
     """

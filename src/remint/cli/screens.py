@@ -1,4 +1,4 @@
-"""What the commands print in words: one function a command, each given its answer."""
+"""Text output of the commands: one function per command, which prints its answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from remint.promotion.queries import History, VersionEntry
 from remint.promotion.side_by_side import Comparison
 from remint.promotion.spread import SpreadReport
 from remint.promotion.why import Why, sections
+from remint.records import DataSpec
 from remint.runtime.home import Home
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from remint.maintenance.gc import Collection, Garbage
     from remint.maintenance.rebuild import Rebuild
 
-SHOWN = 10  # things of a store that remint gc shows, the largest
+SHOWN = 10  # largest things per store that remint gc shows
 
 
 def outcomes(home: Home, done: list[Outcome]) -> None:
-    """The summary of a run: the table, why not, the pictures and pages, what to do next."""
+    """Print the summary of a run: table, reasons, pictures and pages, next commands."""
     out.print()
     summary(done)
     for outcome in done:
@@ -41,12 +42,18 @@ def outcomes(home: Home, done: list[Outcome]) -> None:
         out.print(f"Samples beside real data: {picture}", soft_wrap=True)
     for outcome in done:
         out.print(f"Report: {outcome.report}", soft_wrap=True)
-    next_ones = f"remint why {name}   remint sample {name} -n 64 -o grid.png   remint history {name}   remint up"
-    out.print(f"Next: {next_ones}", soft_wrap=True)
+    spec = home.report(name, done[0].version) / "spec.json"
+    out.print(next_commands(name, is_table=spec.exists() and DataSpec.read(spec).is_table), soft_wrap=True)
+
+
+def next_commands(name: str, *, is_table: bool) -> str:
+    """Return the line of commands that may follow a run of pipeline ``name``."""
+    sample = "-n 500 -o /tmp/rows.csv" if is_table else "-n 64 -o grid.png"
+    return f"Next: remint why {name}   remint sample {name} {sample}   remint history {name}   remint up"
 
 
 def models(found: list[VersionEntry], newest: int | None) -> None:
-    """``newest``: versions of each model that were asked for; None: all."""
+    """Print a table of versions. ``newest``: limit per model; None: all."""
     rows = [
         [
             version.ref,
@@ -63,7 +70,9 @@ def models(found: list[VersionEntry], newest: int | None) -> None:
     counts = Counter(version.name for version in found)
     cut = [name for name, count in counts.items() if newest is not None and count >= newest]
     if cut:
-        out.print(f"The newest {newest} of {', '.join(cut)}, and those with an alias: --all lists every version.", soft_wrap=True)
+        out.print(
+            f"Only the newest {newest} of {', '.join(cut)}, and those with an alias. --all lists every version.", soft_wrap=True
+        )
 
 
 def why(answer: Why) -> None:
@@ -81,21 +90,21 @@ def history(answer: History) -> None:
             str(r["who"]),
             str(r["action"]),
             f"{answer.model}/{r['version']}",
-            standing(answer.model, r["champion_after"]),
+            version_ref(answer.model, r["champion_after"]),
             str(r["why"]),
         ]
         for r in answer.rows
     ]
-    table(["#", "when (UTC)", "who", "what", "version", "champion then", "why"], rows)
+    table(["#", "when (UTC)", "who", "what", "version", "champion after", "why"], rows)
     for finding in answer.findings:
         out.print(f"[red]{escape(finding)}[/red]", soft_wrap=True)
     kept = answer.kept_hashes
-    against = f", against {kept} {'hash' if kept == 1 else 'hashes'} that MLflow keeps," if kept else ""
+    against = f", compared with {kept} {'hash' if kept == 1 else 'hashes'} in MLflow," if kept else ""
     verdict = "verifies." if not answer.findings else "does NOT verify."
     out.print(f"\nThe chain of {counted(len(answer.rows), 'row')}{against} {verdict}")
 
 
-def standing(model: str, version: int | None) -> str:
+def version_ref(model: str, version: int | None) -> str:
     return f"{model}/{version}" if version is not None else "none"
 
 
@@ -105,9 +114,9 @@ def spread(answer: SpreadReport) -> None:
         for metric, values in answer.values.items()
     ]
     seeds = f"with seeds {answer.seeds[0]} to {answer.seeds[-1]}"
-    table(["metric", seeds, f"two differ by less at {answer.confidence:.0%}"], rows)
-    with_margin = "with improve: {margin: auto} a challenger must be better by more than that"
-    out.print(f"\nRecorded for {answer.pipeline}: {with_margin}.\nThe same as a picture: {answer.picture}", soft_wrap=True)
+    table(["metric", seeds, f"difference of two, {answer.confidence:.0%} bound"], rows)
+    with_margin = "with improve: {margin: auto} a challenger must be better by more than this bound"
+    out.print(f"\nRecorded for {answer.pipeline}: {with_margin}.\nAs a picture: {answer.picture}", soft_wrap=True)
 
 
 def comparison(answer: Comparison) -> None:
@@ -116,11 +125,11 @@ def comparison(answer: Comparison) -> None:
         table(columns, rows)
     for note in answer.notes:
         out.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-    out.print(f"\nThe same as a picture: {answer.picture}", soft_wrap=True)
+    out.print(f"\nAs a picture: {answer.picture}", soft_wrap=True)
 
 
 def rebuild(answer: Rebuild) -> None:
-    """Both sides, thing by thing; what differs in the environment; the verdict and the rule that it follows."""
+    """Print both sides of each thing, differences of the environment, and the verdict with its rule."""
     recorded, rebuilt = answer.recorded, answer.rebuilt
     differing = {each.thing: each.why for each in answer.differences}
     digests = {"data": "dataset", "features": "features", "weights": "weights_sha256"}
@@ -137,10 +146,10 @@ def rebuild(answer: Rebuild) -> None:
         for each in answer.differences
         if each.thing.startswith("settings ")
     ]
-    out.print(f"[bold]{answer.model}[/bold], built again from commit {answer.commit[:10]}\n")
+    out.print(f"[bold]{answer.model}[/bold], rebuilt from commit {answer.commit[:10]}\n")
     table(["", "recorded", "rebuilt", ""], rows)
     for each in answer.environment:
-        out.print(escape(f"here {each.name} is {each.here}, it was {each.recorded}"), soft_wrap=True)
+        out.print(escape(f"{each.name} is {each.here} here, and was {each.recorded}"), soft_wrap=True)
     for note in answer.notes:
         out.print(escape(note), soft_wrap=True)
     machine = "the same machine and build" if answer.rule == "identity" else "another machine or build"
@@ -171,7 +180,7 @@ def audit(looked: Audit) -> None:
 
 
 def collected(answer: Collection) -> None:
-    """Store by store what nothing needs, with bytes; what stays and why; what to do."""
+    """Print the things per store that are not needed, with sizes; notes; kept versions; the next step."""
     stores: dict[str, list[Garbage]] = {}
     for each in answer.garbage:
         stores.setdefault(each.store, []).append(each)
@@ -187,18 +196,18 @@ def collected(answer: Collection) -> None:
     out.print(f"\nKept: {', '.join(root.version.ref for root in answer.roots) or 'no version is a root'}.", soft_wrap=True)
     if answer.damaged is None:
         remove = "to remove them: remint gc --apply, with the same options"
-        out.print(f"{count} things that nothing needs, {total}; {remove}." if count else "There is nothing to remove.")
+        out.print(f"{count} things that are not needed, {total}; {remove}." if count else "There is nothing to remove.")
         return
     out.print(f"Removed: {count} things, {total}.")
     if answer.damaged:
         for found in answer.damaged:
-            out.print(f"[red]damaged now:[/red] {escape(found.thing)}: {escape(found.what)}", soft_wrap=True)
+            out.print(f"[red]now damaged:[/red] {escape(found.thing)}: {escape(found.what)}", soft_wrap=True)
     else:
         out.print("Audited before and after: no root is damaged.")
 
 
 def doctor(about: str, found: list[Symptom]) -> None:
-    """The machine in a line, each thing that is missing in three, and how many there are."""
+    """Print the machine in one line, each problem in three, and the number of problems."""
     colours = {"missing": "red", "warning": "yellow", "note": "dim"}
     out.print(f"{escape(about)}\n", soft_wrap=True)
     for each in found:
@@ -206,11 +215,11 @@ def doctor(about: str, found: list[Symptom]) -> None:
         out.print(f"[{colour}]{each.level}[/]  {each.about}: {escape(each.what)}", soft_wrap=True)
         out.print(f"  {escape(each.why)}\n  [green]do[/green]  {escape(each.do)}\n", soft_wrap=True)
     wrong = [each for each in found if each.level != "note"]
-    out.print(f"{counted(len(wrong), 'thing')} to mend" if wrong else "nothing is missing")
+    out.print(f"{counted(len(wrong), 'thing')} to fix" if wrong else "nothing is missing")
 
 
 def _size(count: int) -> str:
-    """Bytes in words."""
+    """Return a number of bytes with its unit."""
     number, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if number < 1024 or unit == "TiB":

@@ -1,4 +1,4 @@
-"""Commands about schedules, the local stack and this machine: deploy, up, init and doctor."""
+"""Commands for schedules, the local stack and this machine: deploy, up, init and doctor."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from remint.runtime.home import Home
 from remint.settings.params import load_params
 from remint.stores import git
 
-# Addresses that a deployment does not carry: they may hold a password, and Prefect shows what it carries.
+# Addresses that are not stored in a deployment: they may contain a password, and Prefect shows a deployment's content.
 STORES = ("MLFLOW_TRACKING_URI", "REMINT_LEDGER", "REMINT_ARTIFACTS", "REMINT_DVC_REMOTE")
 
 
 @app.command()
 def deploy(
-    branch: Annotated[str, typer.Option(help="Scheduled jobs build its head; the current branch where left out.")] = "",
+    branch: Annotated[str, typer.Option(help="Branch whose head scheduled jobs build; the current branch if omitted.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give each pipeline with a schedule a Prefect deployment, and each with approval: manual its form; take away others.
+    """Create a Prefect deployment per pipeline with a schedule, and a form per pipeline with approval: manual. Remove others.
 
     Example: remint deploy --branch main
     """
@@ -47,7 +47,9 @@ def deploy(
     terminal.out.print("These run while a server and a worker run: remint up" if deployed else nothing)
     own = [name for name in STORES if os.environ.get(name)]
     if deployed and own:
-        terminal.out.print(f"A run has the environment of its worker: set {', '.join(own)} there as here.", soft_wrap=True)
+        terminal.out.print(
+            f"A run gets the environment of its worker: set {', '.join(own)} there to the same values.", soft_wrap=True
+        )
 
 
 @app.command()
@@ -64,7 +66,7 @@ def up() -> None:
 
 @app.command()
 def init() -> None:
-    """Make the databases of Prefect, MLflow and the ledger, so that the first run need not wait for it.
+    """Create the databases of Prefect, MLflow and the ledger, so that the first run does not wait for them.
 
     Example: remint init
     """
@@ -76,21 +78,21 @@ def init() -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what is missing on this machine and how to get it, and which servers are open; exit status 1 where anything is.
+    """Report missing parts of this machine and how to get them, and open servers. Exit status 1 if there are any.
 
-    Looks at Python, git, packages, torch, disk, DVC's remote, S3, MLflow, the ledger and Prefect, and changes nothing.
+    Checks Python, git, packages, torch, disk, DVC's remote, S3, MLflow, the ledger and Prefect, and changes nothing.
 
     Example: remint doctor
     """
     home = Home.of(git.repository_of(Path.cwd()))
-    from flows.stack import doctor as ask
+    from flows.stack import doctor as checks
     from remint.maintenance.doctor import Symptom, facts
 
     try:
-        found = ask.run_doctor(home, load_params(home.repository))
+        found = checks.run_doctor(home, load_params(home.repository))
     except SettingsError as error:
         params = Symptom(about="params", level="missing", what=f"{error}", why="No pipeline runs.", do="Correct params.yaml.")
-        found = [params, *ask.run_doctor(home, None)]
+        found = [params, *checks.run_doctor(home, None)]
     if as_json:
         print_json([each.to_json() for each in found])
     else:

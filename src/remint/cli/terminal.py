@@ -1,4 +1,4 @@
-"""What a person sees while a job runs and when it has ended. Progress goes to standard error, results to standard output."""
+"""Terminal output during and after a run: progress on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from rich.table import Table
 if TYPE_CHECKING:
     from remint.promotion.outcome import Outcome
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe or a log does not wrap a table
+out = Console(
+    highlight=False, width=None if sys.stdout.isatty() else 160
+)  # fixed for a pipe or a log, so that tables do not wrap
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 
 DOING = {
-    "fetch": "fetches what is new in the bucket",
-    "ask": "asks dvc what it remembers",
+    "fetch": "fetches new objects from the bucket",
+    "ask": "looks up earlier results in DVC",
     "data": "versions the data",
     "prepare": "prepares the data",
-    "features": "learns the features that distances are measured in",
+    "features": "learns the features for distances",
     "train": "trains",
     "evaluate": "evaluates on held-out data",
     "push": "pushes data to the remote",
     "register": "registers",
-    "judge": "is held against the champion",
+    "judge": "is compared with the champion",
     "settle": "writes the decision to the ledger",
 }
 
@@ -38,7 +40,7 @@ def say(message: str) -> None:
 
 
 class Display:
-    """One line a pipeline while it runs: bars where there is a screen, else a line a step and one every ten seconds."""
+    """Progress of the running pipelines: a bar each on a terminal, else a line per step and one every ten seconds."""
 
     def __init__(self) -> None:
         columns = (
@@ -62,7 +64,7 @@ class Display:
             self.bars.stop()
 
     def __call__(self, pipeline: str, event: str, fields: dict[str, Any]) -> None:
-        """A listener of flows/server/progress.py."""
+        """Show one event (a listener of flows/server/progress.py)."""
         with self.lock:
             text = self._text(event, fields)
             if text is None:
@@ -93,7 +95,7 @@ class Display:
         if event == "ran" and fields["name"] == "fetch":
             return f"{fields['fetched']} of {fields['objects']} objects fetched, {fields['removed']} removed"
         if event == "ran" and fields["name"] == "train" and not fields["trained"]:
-            return "restored from dvc's cache: nothing to train"
+            return "restored from DVC's cache: nothing to train"
         if event == "ran" and fields["name"] == "train" and fields["why"]:
             return f"training ended early, {fields['ended']}: {fields['why']}"
         if event == "registered":
@@ -107,7 +109,7 @@ VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "await
 
 
 def summary(outcomes: list[Outcome]) -> None:
-    """One table: pipeline, dataset version, metrics with intervals, verdict, version."""
+    """Print one table: pipeline, dataset version, metrics with intervals, verdict, version."""
     table = Table(box=None, pad_edge=False, header_style="bold", title=None)
     for column in ("pipeline", "data", "metric", "value", "95% interval", "unit", "verdict", "version", "in production"):
         table.add_column(column, no_wrap=True)
@@ -120,7 +122,7 @@ def summary(outcomes: list[Outcome]) -> None:
             interval = f"{value.low:.3f} .. {value.high:.3f}"
             table.add_row(*first, value.name, f"{value.value:.3f}", interval, value.unit, *last)
             first, last = ["", ""], ["", "", ""]
-        for value in outcome.context.values():  # in brackets: not of the model, but what to hold it against
+        for value in outcome.context.values():  # in brackets: values to compare with, not of the model
             interval = f"{value.low:.3f} .. {value.high:.3f}"
             row = (f"({value.name})", f"{value.value:.3f}", interval, value.unit)
             table.add_row("", "", *(f"[dim]{cell}[/dim]" for cell in row))
@@ -128,19 +130,19 @@ def summary(outcomes: list[Outcome]) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 row, 2 rows."""
+    """Return number and noun: 1 row, 2 rows."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def reasons(outcome: Outcome) -> None:
-    """Why a version was not promoted: each rule, with the numbers on both sides."""
+    """Print why a version was not promoted: each rule with the numbers of both sides."""
     verdict = outcome.decision.verdict
     said = "awaits approval" if verdict == "awaiting_approval" else f"was {verdict.replace('_', ' ')}"
     out.print(f"\n{outcome.ref} {said}:")
     rules = outcome.decision.rules
     for rule in rules:
         out.print(f"  {'[green]holds[/green]' if rule.passed else '[red]fails[/red]'}  {escape(rule.reason)}", soft_wrap=True)
-    for reason in outcome.decision.reasons:  # what no rule says: a person's words, or the reason that was given
+    for reason in outcome.decision.reasons:  # a reason of a person, or one outside the rules
         if reason not in {rule.reason for rule in rules}:
             out.print(f"         {escape(reason)}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""Commands that use what was registered: sample and compare."""
+"""Commands that use registered models: sample and compare."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def sample(
     model: ModelRef,
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many samples.")] = 64,
     output: Annotated[
-        Path, typer.Option("-o", help="A .png (a grid), a .npy (uint8, N x C x H x W), or a .csv of a table.")
+        Path, typer.Option("-o", help="File to write: images as .png (a grid) or .npy (uint8, N x C x H x W), a table as .csv.")
     ] = Path("samples.png"),
-    of_class: Annotated[str | None, typer.Option("--class", help="Of a conditional model: the class to draw.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Sample i depends on the seed and i only.")] = 0,
+    of_class: Annotated[str | None, typer.Option("--class", help="Class to draw, for a conditional model.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sample i depends only on the seed and i.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Draw from a registered model, the champion unless another is named.
+    """Draw samples from a registered model, by default the champion.
 
     Example: remint sample digits-vae -n 64 -o grid.png
     """
@@ -45,7 +45,7 @@ def compare(
     output: Annotated[Path, typer.Option("-o", help="The picture, a .png.")] = Path("compare.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Models side by side: metrics, seconds to draw and to score, size, and how each grows with the data.
+    """Compare models side by side: metrics, seconds to draw and to score, size, and how each grows with the data.
 
     Example: remint compare digits-vae digits-gan digits-flow
     """

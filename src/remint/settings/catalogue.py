@@ -1,8 +1,8 @@
-"""What each metric asks for and what its numbers mean, the one table of it. Its module in evaluation/ measures it.
+"""Table of the metrics: needs, features, direction and unit. The modules in evaluation/ measure them.
 
-It stands apart so that params.yaml is checked against it without torch. Metrics of samples are measured in features, and
-their names say in which: ``_domain`` of the dataset itself, ``_inception`` of the 2015 Inception network, ``_program`` of a
-torch.export program. Only the Frechet distance in Inception's features is called ``fid``.
+The table is separate so that params.yaml can be checked without torch. Metrics of samples are measured in features, named by
+the suffix: ``_domain``: of the dataset itself, ``_inception``: of the 2015 Inception network, ``_program``: of a torch.export
+program. Only the Frechet distance in Inception features is called ``fid``.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ FEATURES: tuple[Features, ...] = ("domain", "inception", "program")
 
 @dataclass(frozen=True)
 class Facts:
-    """One metric."""
+    """Facts of one metric."""
 
     needs: Need  # a protocol of models/contract.py, as ModelSettings.can names it; classes: samples of a conditional model
-    features: Features | None = None  # that it is measured in
+    features: Features | None = None  # in which it is measured
     better: Better = "lower"
-    in_unit: bool = False  # whether it is in the data's unit (records.DataSpec.unit)
-    default: bool = False  # whether it is measured where ``metrics:`` is left out and the model has what it needs
-    module: str = ""  # of remint.evaluation that measures it; of a plug-in: its own
+    in_unit: bool = False  # whether its values are in the data's unit (records.DataSpec.unit)
+    default: bool = False  # whether it is measured if ``metrics:`` is absent and the model has ``needs``
+    module: str = ""  # module in remint.evaluation that measures it; empty for a plug-in, which measures itself
 
 
 def in_features(metric: str, features: Features) -> str:
-    """The name of a metric of samples in these features."""
+    """Return the name of a sample metric in these features."""
     special = {("fd", "inception"): "fid", ("fd_infinity", "inception"): "fid_infinity"}
     return special.get((metric, features), f"{metric}_{features}")
 
@@ -62,5 +62,5 @@ METRICS: dict[str, Facts] = {
 
 
 def by_default(can: frozenset[str]) -> list[str]:
-    """What is measured of a model that has these protocols where params.yaml names no metrics."""
+    """Return the metrics to measure if params.yaml names none, for a model with these protocols."""
     return [name for name, facts in METRICS.items() if facts.default and facts.needs in can]

@@ -1,4 +1,4 @@
-"""Adds blocks to a person's params.yaml. All other bytes of the file stay: comments, order, indentation, line ends."""
+"""Editor for a person's params.yaml: adds blocks and keeps all other bytes (comments, order, indentation, line ends)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from remint.settings.params import PARAMS, Params, load_params, validate_params
 
 
 def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict[str, Any] | None = None) -> Params:
-    """Write pipeline ``name`` into params.yaml: the block of ``template``, for ``dataset`` unless that is "".
+    """Add pipeline ``name`` to params.yaml: a copy of ``template``, for ``dataset`` unless that is "".
 
-    ``new``: the block of that dataset, which is added with it. Returns the settings as they are now. Raises SettingsError, and
-    leaves the file as it was, for a name that is taken or not allowed, for what is unknown, and where the result is invalid.
+    ``new``: block of that dataset, added as well. Returns the new settings. Raises SettingsError and leaves the file unchanged
+    if a name is taken or not allowed, a template or dataset is unknown, or the result is invalid.
     """
     before = load_params(folder)
     before.pipeline(template)
@@ -32,7 +32,7 @@ def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict
     kind = before.dataset(dataset).kind if new is None else new["kind"]
     if kind != before.datasets[before.pipelines[template].dataset].kind:
         raise SettingsError(_other_kind(before, template, dataset, kind))
-    path = (folder / PARAMS).resolve()  # a link stays one
+    path = (folder / PARAMS).resolve()  # a symbolic link stays one
     text = path.read_bytes().decode()
     content = load_safe_yaml(text)
     wanted = {**content, "pipelines": {**content["pipelines"], name: {**content["pipelines"][template], "dataset": dataset}}}
@@ -44,19 +44,19 @@ def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict
             text = _insert(text, "datasets", dataset, _dumped(new))
         text = _insert(text, "pipelines", name, _copied(text, template, dataset))
         is_right = load_safe_yaml(text) == wanted
-    except (ValueError, LookupError):  # blocks within braces, merged blocks
+    except (ValueError, LookupError):  # blocks in braces, merged blocks
         is_right = False
     if not is_right:
-        raise SettingsError(f"{path} has its blocks in a form that can't be added to: add pipelines.{name} by hand")
+        raise SettingsError(f"{path}: cannot add to blocks of this layout: add pipelines.{name} by hand")
     _replace(path, text)
     return after
 
 
 def _check_free(block: str, name: str, taken: dict[str, Any]) -> None:
     if not is_name(name):
-        raise SettingsError(f"{name[:100]!r} is no name for {block}: expected letters, digits, '.', '_' and '-'")
+        raise SettingsError(f"{name[:100]!r} is not a valid name in {block}: expected letters, digits, '.', '_' and '-'")
     if name in taken:
-        raise SettingsError(f"{PARAMS}: {block}.{name} exists already: choose another name")
+        raise SettingsError(f"{PARAMS}: {block}.{name} already exists: choose another name")
 
 
 def _other_kind(params: Params, template: str, dataset: str, kind: str) -> str:
@@ -66,7 +66,7 @@ def _other_kind(params: Params, template: str, dataset: str, kind: str) -> str:
 
 
 def _copied(text: str, template: str, dataset: str) -> str:
-    """The block of a pipeline as it is written, behind its key, with another dataset."""
+    """Return the text of a pipeline's block, to put after a key, with another dataset."""
     _, block = _entries(text, "pipelines")[template]
     start, end = block.start_mark.index, _end(block)
     (written,) = [value for key, value in block.value if key.value == "dataset"]
@@ -76,12 +76,12 @@ def _copied(text: str, template: str, dataset: str) -> str:
 
 
 def _scalar(name: str) -> str:
-    """A name as YAML reads it back: 2024 and true in quotes."""
+    """Return a name as a YAML string: 2024 and true get quotes."""
     return name if load_safe_yaml(name) == name else f'"{name}"'
 
 
 def _dumped(block: dict[str, Any]) -> str:
-    """A block in YAML, in one line, behind its key."""
+    """Return a block as one line of YAML, to put after a key."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style, yaml.width = True, LARGEST
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -90,10 +90,10 @@ def _dumped(block: dict[str, Any]) -> str:
 
 
 def _insert(text: str, block: str, name: str, value: str) -> str:
-    """``text`` with an entry behind the last one of a block."""
+    """Return ``text`` with an entry added after the last one of a block."""
     last, node = list(_entries(text, block).values())[-1]
     end, line = _end(node), _line_end(text)
-    end = text.find("\n", end) if "\n" in text[end:] else len(text)  # behind a comment of the last line
+    end = text.find("\n", end) if "\n" in text[end:] else len(text)  # after a comment on the last line
     end -= text[:end].endswith("\r")
     return f"{text[:end]}{line}{line}{' ' * last.start_mark.column}{_scalar(name)}:{value}{text[end:]}"
 
@@ -103,14 +103,14 @@ def _line_end(text: str) -> str:
 
 
 def _entries(text: str, block: str) -> dict[str, tuple[Node, Any]]:
-    """Key and value of each entry of a block, with their places in the text."""
+    """Return the key and value nodes of each entry of a block, with their positions in the text."""
     root = YAML(typ="safe", pure=True).compose(text)
     (entries,) = [value for key, value in root.value if key.value == block]
     return {key.value: (key, value) for key, value in entries.value}
 
 
 def _end(node: Node) -> int:
-    """Where a value ends in the text. The parser says of a block that it ends where the next one begins."""
+    """Return the end of a value in the text. (The parser reports the start of the next value as the end of a block.)"""
     if isinstance(node, MappingNode | SequenceNode) and not node.flow_style and node.value:
         last = node.value[-1]
         return _end(last[1] if isinstance(last, tuple) else last)
@@ -118,7 +118,7 @@ def _end(node: Node) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
+    """Replace the file atomically."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:

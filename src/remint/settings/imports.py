@@ -1,7 +1,7 @@
-"""The code that a step imports, found in its text, with a digest of each module.
+"""Modules that a step imports, found in its source, with a digest of each.
 
-A digest is over the syntax tree without docstrings: a comment, a docstring or a line break runs no step again. Packages that
-are installed are left out, since constraints.txt pins them.
+A digest covers the syntax tree without docstrings: a changed comment, docstring or line break runs no step again. Installed
+packages are left out, because constraints.txt pins them.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
-OURS = ("remint", "pipelines")  # wherever they lie: the code that runs is the code that counts
+OURS = ("remint", "pipelines")  # digested even if they are installed
 
-# Modules of ours that cannot change a step's result, each with the reason. With a package go all modules in it.
+# Modules that cannot change a step's result, each with the reason. A package stands for all its modules.
 WITHOUT_EFFECT = {
-    "remint.errors": "an error ends a step, which then has no result",
-    "remint.redaction": "hides secrets in what is printed",
-    "remint.runtime.addresses": "where stores lie",
-    "remint.runtime.events": "what a step prints while it runs",
-    "remint.runtime.home": "where files lie",
-    "remint.runtime.locks": "whose turn it is",
+    "remint.errors": "an error ends a step without a result",
+    "remint.redaction": "hides secrets in printed text",
+    "remint.runtime.addresses": "addresses of stores",
+    "remint.runtime.events": "progress output of a step",
+    "remint.runtime.home": "paths of files",
+    "remint.runtime.locks": "file locks",
     "remint.runtime.parent": "ends a process with its parent",
     "remint.runtime.processes": "starts and stops processes",
-    "remint.runtime.retry": "asks again after a failure that passes",
+    "remint.runtime.retry": "retries after temporary failures",
     "remint.runtime.scratch": "temporary folders",
     "remint.runtime.yaml": "reads params.yaml, whose values are in the key",
     "remint.settings": "the settings of a step are in the key with their defaults, and so are the facts of its metrics",
 }
-# Modules that hold a bit for every step: of them counts what is imported by name, with what that refers to.
+# Modules with parts for many steps: only definitions that are imported by name count, with everything they refer to.
 BY_NAME = frozenset({"remint.records"})
 
 
 class Imports:
-    """The modules that a module imports, and so on, with their digests. Each file is read once."""
+    """Direct and indirect imports of modules, with digests. Each file is read once."""
 
     def __init__(self) -> None:
         self._tops: dict[str, Path | None] = {}
         self._modules: dict[str, _Module | None] = {}
 
     def digests(self, *roots: str) -> dict[str, str]:
-        """The modules ``roots`` and all that they import, by name, each with its digest."""
+        """Return the digests of ``roots`` and of all modules that they import, by module name."""
         found = self._reached(roots)
         wanted = {name for module in found.values() for name in module.imports}
         return {
@@ -54,7 +54,7 @@ class Imports:
         }
 
     def paths(self, *roots: str) -> dict[str, Path]:
-        """The files of ``roots`` and of all that they import, by the module's name; an installed module has none."""
+        """Return the files of ``roots`` and of all modules that they import, by module name, without installed ones."""
         return {name: module.path for name, module in self._reached(roots).items()}
 
     def _reached(self, roots: Iterable[str]) -> dict[str, _Module]:
@@ -69,7 +69,7 @@ class Imports:
         return found
 
     def _module(self, name: str) -> _Module | None:
-        """None for what is installed, without effect, or no module but a name in one."""
+        """Return None if the name is an installed module, one without effect, or a name inside a module."""
         if name not in self._modules:
             path = None if _without_effect(name) else self._path(name)
             self._modules[name] = _Module(name, path) if path else None
@@ -88,7 +88,7 @@ class Imports:
 
 
 class _Module:
-    """One file. What is not Python's syntax counts byte by byte, and imports nothing."""
+    """One source file. A file that is not valid Python is digested as bytes and imports nothing."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
@@ -103,9 +103,9 @@ class _Module:
         self._defined = {each: node for node in tree.body for each in _defines(node)}
 
     def digest_of(self, wanted: Collection[str]) -> str:
-        """The digest of the definitions that others import by name, and of all that these refer to in this file.
+        """Return the digest of the definitions that others import by name, and of all that these refer to in this file.
 
-        Of the whole file where others import the module itself.
+        The digest covers the whole file if others import the module itself.
         """
         if f"{self.name}.*" in wanted:
             return self.digest
@@ -120,7 +120,7 @@ class _Module:
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Names of what a file imports, wherever in it; of ``from a import b`` both a and a.b."""
+    """Yield the names of all imports anywhere in a file; for ``from a import b`` both a and a.b."""
     todo = [tree]
     while todo:
         node = todo.pop()
@@ -143,7 +143,7 @@ def _whole(name: str) -> tuple[str, ...]:
 
 
 def is_installed(file: Path) -> bool:
-    """Whether a package manager put the file where it is."""
+    """Return whether a package manager installed the file."""
     return any(file.is_relative_to(folder) for folder in _standard_library()) or bool(
         {"site-packages", "dist-packages"} & set(file.parts)
     )
@@ -154,7 +154,7 @@ def _without_effect(name: str) -> bool:
 
 
 def _top(name: str) -> Path | None:
-    """The path of a package or module without its suffix; None where it is installed, or is none."""
+    """Return the path of a package or module without its suffix; None if it is installed or does not exist."""
     try:
         spec = find_spec(name) if name else None
     except (ImportError, ValueError):
@@ -180,7 +180,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _defines(node: ast.stmt) -> list[str]:
-    """The names that a statement of a module defines."""
+    """Return the names that a module-level statement defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return [node.name]
     if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""params.yaml -> typed, frozen settings. Every error names its file and key, and the nearest valid name.
+"""params.yaml as typed, frozen settings. Every error names its file and key, and suggests the nearest valid name.
 
 params.yaml
   datasets:  NAME: recipe.DatasetSettings
@@ -28,14 +28,14 @@ from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.recipe import DatasetSettings, ModelSettings, Positive, Recipe, Settings, TrainingSettings, did_you_mean
 
 PARAMS = "params.yaml"
-MISTAKES = 20  # that are told at a time
+MISTAKES = 20  # reported at a time
 
-_short = reprlib.Repr()  # of what somebody wrote, in an error
+_short = reprlib.Repr()  # shortens the values that an error quotes
 _short.maxstring = _short.maxother = 100
 
 
 class ScheduleSettings(Settings):
-    """When the pipeline runs by itself. Exactly one of cron, interval and rrule."""
+    """Schedule of a pipeline. Give exactly one of cron, interval and rrule."""
 
     cron: str | None = None
     interval: Positive | None = None  # seconds
@@ -45,7 +45,7 @@ class ScheduleSettings(Settings):
     @field_validator("cron")
     @classmethod
     def _cron(cls, cron: str | None) -> str | None:
-        # Five fields of the cron alphabet; Prefect's own parser has the last word when it is deployed.
+        # A first check: five fields of cron's characters. Prefect's parser checks the rest at deployment.
         if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[0-9A-Za-z*/,\-?# ]+", cron) is None):
             raise ValueError(f"expected five cron fields, as in '0 3 * * *', not '{cron}'")
         return cron
@@ -54,7 +54,7 @@ class ScheduleSettings(Settings):
     @classmethod
     def _timezone(cls, timezone: str) -> str:
         if timezone not in zoneinfo.available_timezones():
-            raise ValueError(f"expected an IANA name, as UTC or Europe/Berlin, not '{timezone}'")
+            raise ValueError(f"expected an IANA time zone, such as UTC or Europe/Berlin, not '{timezone}'")
         return timezone
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class PipelineSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _model_of_family(cls, block: Any) -> Any:
-        """The ``model:`` block is read with the settings of the family."""
+        """Validate the ``model:`` block with the settings class of the family."""
         if not isinstance(block, dict) or not isinstance(block.get("family"), str):
             return block
         try:
@@ -95,7 +95,7 @@ class PipelineSettings(Settings):
     @field_validator("schedule", mode="before")
     @classmethod
     def _no_schedule(cls, schedule: Any) -> Any:
-        return schedule or None  # {} is how an absent block is written
+        return schedule or None  # {} means: no schedule
 
     @model_validator(mode="after")
     def _metrics_fit(self) -> PipelineSettings:
@@ -113,7 +113,7 @@ class PipelineSettings(Settings):
         return self
 
     def metrics(self) -> list[str]:
-        """The metrics that are measured: those asked for, else all that the family promises."""
+        """Return the metrics to measure: those in ``evaluation.metrics``, else the defaults for the family's capabilities."""
         return self.evaluation.metrics or catalogue.by_default(self.model.can)
 
     @property
@@ -122,14 +122,14 @@ class PipelineSettings(Settings):
 
 
 class Params(Settings):
-    """All of params.yaml."""
+    """Content of params.yaml."""
 
     datasets: dict[str, DatasetSettings]
     pipelines: dict[str, PipelineSettings]
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> Params:
-        """They become names of files, artifacts and models."""
+        """Check the names, which become names of files, artifacts and models."""
         for block in ("datasets", "pipelines"):
             for name in getattr(self, block):
                 if not is_name(name):
@@ -154,34 +154,34 @@ class Params(Settings):
                 if table and plugins.facts_of(metric).features == "inception":
                     raise ValueError(
                         f"pipelines.{name}.evaluation.metrics: {metric} needs images, and dataset '{pipeline.dataset}' is a "
-                        "table: measure it in the dataset's own features, as fd_domain"
+                        "table: use a metric in the dataset's own features, such as fd_domain"
                     )
         return self
 
     def dataset(self, name: str) -> DatasetSettings:
-        """Raises SettingsError with the nearest name where there is no such dataset."""
+        """Return the dataset's settings. Raises SettingsError with the nearest name if there is no such dataset."""
         if name not in self.datasets:
             raise SettingsError(f"{PARAMS}: " + did_you_mean(f"dataset '{name}'", name, list(self.datasets)))
         return self.datasets[name]
 
     def pipeline(self, name: str) -> PipelineSettings:
-        """Raises SettingsError with the nearest name where there is no such pipeline."""
+        """Return the pipeline's settings. Raises SettingsError with the nearest name if there is no such pipeline."""
         if name not in self.pipelines:
             raise SettingsError(f"{PARAMS}: " + did_you_mean(f"pipeline '{name}'", name, list(self.pipelines)))
         return self.pipelines[name]
 
 
 def load_params(folder: Path) -> Params:
-    """Reads params.yaml of ``folder``. Raises SettingsError: one line a mistake, each with its key."""
+    """Read params.yaml of ``folder``. Raises SettingsError with one line per mistake, each with its key."""
     return validate_params(read_params(folder))
 
 
 def read_params(folder: Path) -> dict[str, Any]:
-    """params.yaml as plain values, by the YAML 1.2 rules that dvc reads it with."""
+    """Return params.yaml as plain values, read by the YAML 1.2 rules that DVC uses."""
     path = folder / PARAMS
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > LARGEST:
-            raise SettingsError(f"{path} is not a file of settings: expected a file of at most {LARGEST >> 10} KiB")
+            raise SettingsError(f"{path} is not a settings file: expected a regular file of at most {LARGEST >> 10} KiB")
         content = load_safe_yaml(path.read_text())
     except FileNotFoundError:
         raise SettingsError(f"there is no {PARAMS} in {folder}: run inside a clone of your remint repository") from None
@@ -193,7 +193,7 @@ def read_params(folder: Path) -> dict[str, Any]:
 
 
 def write_params(content: Mapping[str, Any], folder: Path) -> None:
-    """Writes params.yaml (of a workspace: a person's own file has comments and is never written)."""
+    """Write params.yaml of a workspace. Not for a person's file, whose comments would be lost (edit.py keeps them)."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     with (folder / PARAMS).open("w") as stream:
@@ -205,15 +205,15 @@ def validate_params(content: Mapping[str, Any]) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         lines = _lines(error)
-        more = [f"{PARAMS}: and {len(lines) - MISTAKES} mistakes more"] if len(lines) > MISTAKES else []
+        more = [f"{PARAMS}: and {len(lines) - MISTAKES} more mistakes"] if len(lines) > MISTAKES else []
         raise SettingsError("\n".join([*(f"{PARAMS}: {line}" for line in lines[:MISTAKES]), *more])) from None
 
 
 def apply_overrides(content: dict[str, Any], pipeline: str, assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of params.yaml's content with ``--set key=value`` applied below ``pipelines.<pipeline>``.
+    """Return a copy of params.yaml's content with ``--set key=value`` applied below ``pipelines.<pipeline>``.
 
-    A value is read as YAML, so that 20 is a number and true a truth value. Whether the key exists and the
-    value fits is for ``validate`` to say. Raises SettingsError for what is not ``key=value``.
+    A value is read as YAML: 20 is a number and true a boolean. ``validate_params`` checks keys and values later. Raises
+    SettingsError if an assignment is not ``key=value``.
     """
     content = copy.deepcopy(content)
     for assignment in assignments:
@@ -235,21 +235,21 @@ def apply_overrides(content: dict[str, Any], pipeline: str, assignments: Sequenc
 
 
 def overrides_as_dict(assignments: Sequence[str]) -> dict[str, str]:
-    """The overrides as they are recorded with a version."""
+    """Return the overrides in the form that is recorded with a version."""
     return dict(sorted((key, value) for key, _, value in (a.partition("=") for a in assignments)))
 
 
 def _lines(error: ValidationError, prefix: tuple[str, ...] = ()) -> list[str]:
-    """One line a mistake: key: what is wrong."""
+    """Return one line per mistake: the key and the problem."""
     lines = []
     for mistake in error.errors(include_url=False, include_context=False):
         key = ".".join(str(part) for part in (*prefix, *mistake["loc"]) if part != "[key]")
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "missing":
-            message = "missing: every block is written, if only as {}"
+            message = "missing: add it (an empty block is written as {})"
         elif not mistake["type"].startswith("value_error"):
             message = f"{message[0].lower()}{message[1:]}, not {_short.repr(mistake['input'])}"
-        # A family's own lines already carry their key.
+        # The lines of a family's settings start with their key already.
         for part in message.split("; "):
             own_key = part.startswith(("model.", "model:"))
             lines.append(f"{key}.{part}" if own_key else f"{key}: {part}" if key else part)

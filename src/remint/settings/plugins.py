@@ -1,11 +1,11 @@
-"""Families and metrics by name: what recipe.py and catalogue.py list, and what installed packages offer beside it.
+"""Families and metrics by name: those of recipe.py and catalogue.py, and those of installed packages.
 
 A plug-in is an entry point whose value is a module:
 
     remint.families   ``build`` and ``phases`` (models/contract.py, Family), ``Settings``, its subclass of recipe.ModelSettings
     remint.metrics    ``measure(model, bench)`` (evaluation/bench.py, Metric), ``FACTS``, a catalogue.Facts
 
-Its module is imported only where params.yaml names it.
+The module is imported only if params.yaml names the plug-in.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BUILT_IN: dict[Kind, Collection[str]] = {"family": MODEL_SETTINGS, "metric": MET
 
 
 def names(kind: Kind = "family") -> list[str]:
-    """Every family that ``family:``, or metric that ``metrics:``, may name, sorted."""
+    """Return all names that ``family:`` (or ``metrics:``) accepts, sorted."""
     return sorted({*BUILT_IN[kind], *_entry_points(kind)})
 
 
 def settings_of(name: str) -> type[ModelSettings]:
-    """The class of the family's ``model:`` block. Raises SettingsError: an unknown name, a plug-in that is none."""
+    """Return the class of the family's ``model:`` block. Raises SettingsError if the name is unknown or the plug-in invalid."""
     if name in MODEL_SETTINGS:
         return MODEL_SETTINGS[name]
     settings: type[ModelSettings] = module_of(name).Settings
@@ -43,7 +43,7 @@ def settings_of(name: str) -> type[ModelSettings]:
 
 
 def facts_of(name: str) -> Facts:
-    """What the metric asks for and what its numbers mean. Raises SettingsError: an unknown name, a plug-in that is none."""
+    """Return the metric's needs and the meaning of its values. Raises SettingsError as ``settings_of`` does."""
     if name in METRICS:
         return METRICS[name]
     facts: Facts = module_of(name, "metric").FACTS
@@ -51,7 +51,7 @@ def facts_of(name: str) -> Facts:
 
 
 def module_of(name: str, kind: Kind = "family") -> ModuleType:
-    """The module of a plug-in. Raises SettingsError: none of that name, one that cannot be imported or lacks a part."""
+    """Return the module of a plug-in. Raises SettingsError if it does not exist, cannot be imported or lacks a part."""
     found = _entry_points(kind)
     if name not in found:
         raise SettingsError(did_you_mean(f"{kind} '{name}'", name, names(kind)))
@@ -60,8 +60,8 @@ def module_of(name: str, kind: Kind = "family") -> ModuleType:
     try:
         module: ModuleType = point.load()
     except Exception as error:  # a plug-in may raise anything while it is imported
-        words = " ".join(str(error).split()).replace(";", ",")
-        raise SettingsError(f"{where} cannot be imported: {type(error).__name__}: {words}") from error
+        message = " ".join(str(error).split()).replace(";", ",")
+        raise SettingsError(f"{where} cannot be imported: {type(error).__name__}: {message}") from error
     missing = [part for part in PARTS[kind] if not hasattr(module, part)]
     if missing:
         raise SettingsError(f"{where} has no {', '.join(missing)}: see remint.settings.plugins")
@@ -73,14 +73,14 @@ def module_of(name: str, kind: Kind = "family") -> ModuleType:
 
 
 def module_name(name: str, kind: Kind = "family") -> str:
-    """The name of the module that builds a family or measures a metric."""
+    """Return the name of the module that builds a family or measures a metric."""
     if name not in BUILT_IN[kind]:
         return _entry_points(kind)[name].module
     return f"remint.models.{name}" if kind == "family" else f"remint.evaluation.{METRICS[name].module}"
 
 
 def digests(imports: Imports, steps: Iterable[str], family: str, metrics: Iterable[str] = ()) -> dict[str, str]:
-    """Digests of the code of modules with a family and metrics, and of the files that plug-ins have beside theirs."""
+    """Return digests of the code of ``steps``, a family and metrics, and of the other files in the plug-ins' folders."""
     roots, data = list(steps), dict[str, str]()
     named: list[tuple[str, Kind]] = [(family, "family"), *((metric, "metric") for metric in metrics)]
     for name, kind in named:
@@ -95,10 +95,10 @@ def digests(imports: Imports, steps: Iterable[str], family: str, metrics: Iterab
 
 
 def require_own_code(name: str, workspace: Path, constraints: Path, kind: Kind = "family") -> None:
-    """Refuses a plug-in that a version could not be built again with.
+    """Refuse a plug-in with which a version could not be rebuilt.
 
-    Every file that it is made of is either in the workspace, which is of one commit, or installed; and the plug-in itself,
-    where it is installed, is pinned in ``constraints``. Raises SettingsError.
+    Each of its files must be in the workspace (a checkout of one commit) or installed. An installed plug-in must also be
+    pinned in ``constraints``. Raises SettingsError.
     """
     if name in BUILT_IN[kind]:
         return
@@ -124,5 +124,5 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _folded(pin: str) -> str:
-    """One spelling of a pinned package's name (PEP 503)."""
+    """Normalise the name of a pinned package (PEP 503)."""
     return pin.partition("#")[0].strip().lower().replace("_", "-").replace(".", "-")

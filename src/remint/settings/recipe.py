@@ -1,7 +1,7 @@
-"""What training depends on: dataset, family, model and training settings.
+"""Settings that training depends on: dataset, family, model and training.
 
-The train step depends on their values, defaults filled in (steps.py). Gate, schedule and evaluation are in params.py and
-judging.py: they decide no weights.
+The train step depends on their values with defaults filled in (steps.py). The settings of gate, schedule and evaluation do
+not affect the weights: they are in params.py and judging.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
-LONGEST = 200  # characters of a name that is compared with others: the time grows with the square
+LONGEST = 200  # characters of a name to compare with others: the time is quadratic in the length
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
 
 class Settings(BaseModel):
-    """Frozen settings. An unknown key is refused with the nearest known one; types are strict."""
+    """Frozen settings with strict types. An unknown key is refused with the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -36,13 +36,13 @@ class Settings(BaseModel):
 
 
 def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
-    """One clause that refuses a name: the nearest known one where there is one, else all of them."""
+    """Return a clause that refuses a name and suggests the nearest known one, or lists all known ones."""
     near = difflib.get_close_matches(name[:LONGEST], sorted(known), n=1, cutoff=0.5)
     return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}")
 
 
 class SplitSettings(Settings):
-    """Shares of the examples; the rest is the training split. An example's split is a hash of its content."""
+    """Shares of the examples; the rest is the training split. A hash of its content assigns each example to a split."""
 
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
@@ -50,10 +50,10 @@ class SplitSettings(Settings):
 
 
 class ResizeSettings(Settings):
-    """Every image is made this size: cut around its centre to these proportions, then resampled; or padded with zeros."""
+    """Common size of all images. Each is cropped around its centre to this aspect ratio and resampled, or padded with zeros."""
 
     size: list[Positive] = Field(min_length=2, max_length=2)  # H, W
-    filter: Filter = "lanczos"  # lanczos, bicubic, bilinear, box, nearest: as Pillow has them; pad: zeros around, no resampling
+    filter: Filter = "lanczos"  # lanczos, bicubic, bilinear, box, nearest: as in Pillow; pad: zeros around, no resampling
 
 
 class DatasetSettings(Settings):
@@ -61,16 +61,16 @@ class DatasetSettings(Settings):
 
     source: str  # sklearn:NAME | a folder | file.npy/.npz/.csv/.parquet/.zip/.tar/.tar.gz | idx:FOLDER | s3://bucket/prefix
     kind: Literal["image", "table"] = "image"
-    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # images: C, H, W that every one must have
-    levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as the source says
-    channels: Literal[1, 3] | None = None  # image files are made grey or RGB; None: as they are, all of them the same
-    resize: ResizeSettings | None = None  # images; None: they must all be of one size
-    undecodable: Fraction = 0.01  # image files that may be set aside as broken, as a share of all
-    label: str | None = None  # tables: the column that holds the class; None: there is none (of sklearn: the target)
-    categorical: list[str] = []  # tables: columns of integers that are categories; text always is
-    drop: list[str] = []  # tables: columns that are left out
-    missing: Literal["keep", "drop_rows"] = "keep"  # tables: what becomes of rows with missing values
-    schema_version: Positive = 1  # raised by one, the next import learns the schema anew in place of refusing what does not fit
+    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # images: C, H, W, the same for all
+    levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as in the source
+    channels: Literal[1, 3] | None = None  # 1: convert image files to grey, 3: to RGB; None: unchanged, all must be alike
+    resize: ResizeSettings | None = None  # images; None: all must have one size already
+    undecodable: Fraction = 0.01  # largest share of image files that may be set aside as broken
+    label: str | None = None  # tables: the class column; None: no classes (sklearn: its target)
+    categorical: list[str] = []  # tables: integer columns that are categories; text columns always are
+    drop: list[str] = []  # tables: columns to leave out
+    missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
+    schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
     split: SplitSettings = SplitSettings()
 
     @field_validator("source")
@@ -85,35 +85,35 @@ class DatasetSettings(Settings):
         others = {"image": ("label", "categorical", "drop", "missing"), "table": ("shape", "levels", "channels", "resize")}
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is not for kind: {self.kind}: leave it out, or correct kind")
+                raise ValueError(f"{key} does not apply to kind: {self.kind}: remove it, or correct kind")
         return self
 
 
 class ModelSettings(Settings):
-    """Base of a family's ``model:`` block. ``can`` names the protocols of models/contract.py that it has."""
+    """Base class of a family's ``model:`` block. ``can``: protocols of models/contract.py that the model implements."""
 
     can: ClassVar[frozenset[str]] = frozenset()
 
-    conditional: bool = False  # given the class label: sampled by class, likelihoods of x given y
+    conditional: bool = False  # conditional on the class label: samples by class, likelihoods of x given y
 
 
 class FlowSettings(ModelSettings):
-    """Normalizing flow of coupling layers, with uniform dequantisation of what is discrete as its first layer."""
+    """Normalizing flow of coupling layers. Its first layer dequantises discrete values uniformly."""
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob"})
 
     network: Literal["mlp", "multiscale"] = "mlp"  # multiscale: convolutional, of images (RealNVP, Glow)
-    coupling: Literal["spline", "affine"] = "spline"  # what a coupling does to an element: neural spline, or scale and shift
-    couplings: Positive = 6  # of each scale of a multiscale network
+    coupling: Literal["spline", "affine"] = "spline"  # transform of an element: neural spline, or scale and shift
+    couplings: Positive = 6  # coupling layers; multiscale: at each scale
     hidden: Positive = 128  # units of each hidden layer of a coupling's mlp
     layers: Positive = 2  # hidden layers of a coupling's mlp
-    scales: Positive = 2  # of a multiscale network; each halves the sides of the map that the next one sees
+    scales: Positive = 2  # of a multiscale network; each halves height and width for the next one
     width: Positive = 32  # channels of a coupling's residual convolutional network
     blocks: Positive = 2  # of a coupling's residual convolutional network
-    dilation: Positive = 1  # greatest distance of a 3x3 convolution's taps, doubling from block to block
+    dilation: Positive = 1  # largest dilation of the 3x3 convolutions; it doubles from block to block
     bins: Annotated[int, Field(ge=2, le=128)] = 6  # of a spline
     bound: Rate = 5.0  # a spline acts on -bound .. bound, in standard deviations
-    tails: Literal["asinh", "linear"] = "asinh"  # tables: numbers as their asinh, so that outliers come near, or as they are
+    tails: Literal["asinh", "linear"] = "asinh"  # tables: asinh moves outliers closer; linear keeps numbers as they are
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 
@@ -122,9 +122,9 @@ Pixels = Literal["mode", "mean", "draw"]
 
 
 class VaeSettings(ModelSettings):
-    """Variational autoencoder of images, or of tables, whose values may be missing.
+    """Variational autoencoder of images, or of tables, where values may be missing.
 
-    Unless said otherwise the likelihood is discretised_logistic of images and sigma_gaussian of a table's numeric columns.
+    The default likelihood is discretised_logistic for images and sigma_gaussian for the numeric columns of a table.
     """
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "elbo"})
@@ -135,14 +135,14 @@ class VaeSettings(ModelSettings):
     layers: Count = 2  # hidden layers of an mlp; 0: linear maps
     width: Positive = 32  # channels of the finest map of a residual network; doubled at each halving, up to four times as many
     blocks: Positive = 2  # of a residual network, at each size of its maps
-    dilation: Positive = 1  # greatest distance of a 3x3 convolution's taps, doubling from block to block
+    dilation: Positive = 1  # largest dilation of the 3x3 convolutions; it doubles from block to block
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     likelihood: Likelihood | None = None  # bernoulli, categorical, discretised_logistic, sigma_gaussian; tables: gaussian_mixture
-    mixtures: Positive = 3  # components of discretised_logistic (1 is the plain one) and of gaussian_mixture
-    pixels: Pixels = "mode"  # each pixel of a sample, given z: its likeliest level, the one nearest to its mean, or a draw
+    mixtures: Positive = 3  # components of discretised_logistic (1: a single logistic) and of gaussian_mixture
+    pixels: Pixels = "mode"  # pixel of a sample, given z: the likeliest level, the level nearest to the mean, or a draw
     beta: Annotated[float, Field(ge=0.0)] = 1.0  # weight of the KL in the loss; 1: the evidence lower bound
     kl_warmup: Fraction = 0.2  # share of the steps over which the weight of the KL rises from 0
-    free_bits: Annotated[float, Field(ge=0.0)] = 0.0  # nats of KL that each latent has for nothing; 0: none
+    free_bits: Annotated[float, Field(ge=0.0)] = 0.0  # nats of KL per latent that the loss does not penalise; 0: none
 
 
 Loss = Literal["relativistic", "minimax", "non_saturating", "wgan_gp"]
@@ -150,7 +150,7 @@ Augmentation = Literal["colour", "translation", "cutout"]
 
 
 class CriticSettings(ModelSettings):
-    """What every family with a critic is told of its networks and of the game between them (models/adversarial.py)."""
+    """Settings of the critic's networks and of adversarial training, for every family with a critic (models/adversarial.py)."""
 
     loss: Loss = "relativistic"  # relativistic (R3GAN), minimax or non_saturating (Goodfellow 2014), wgan_gp
     network: Literal["mlp", "residual_mlp", "dcgan", "residual"] = "mlp"  # dcgan and residual are convolutional, of images
@@ -158,17 +158,17 @@ class CriticSettings(ModelSettings):
     layers: Positive = 3  # hidden layers of an mlp, blocks of a residual_mlp
     width: Positive = 32  # channels of the finest map of dcgan and residual; doubled at each halving, up to four times as many
     blocks: Positive = 1  # of a residual network, at each size of its maps
-    dilation: Positive = 1  # greatest distance of a 3x3 convolution's taps in a residual network, doubling from block to block
-    fourier: Count = 0  # random frequencies whose waves stand beside the critic's input, of tables with few columns
+    dilation: Positive = 1  # largest dilation of a residual network's 3x3 convolutions; it doubles from block to block
+    fourier: Count = 0  # random Fourier frequencies added to the critic's input, for tables with few columns; 0: none
     fourier_scale: Rate = 5.0  # standard deviation of the frequencies, in radians per standard deviation of a column
-    penalty: Annotated[float, Field(ge=0.0)] = 10.0  # weight of R1 + R2, or of wgan_gp's own penalty, at the start ...
+    penalty: Annotated[float, Field(ge=0.0)] = 10.0  # weight of R1 + R2, or of wgan_gp's penalty, at the start ...
     penalty_final: Annotated[float, Field(ge=0.0)] = 0.5  # ... and from 70% of the steps on
     penalty_every: Positive = 4  # lazy: every n-th step, n times the weight
     critic_learning_rate: Rate = 1.33  # times training.learning_rate
-    augment: Fraction = 0.0  # small data: how sure of its examples augmentation keeps the critic, 0 .. 1, such as 0.6; 0: none
-    augment_examples: Positive = 100_000  # examples in which its probability can rise from 0 to 1
+    augment: Fraction = 0.0  # small data: confidence of the critic that augmentation aims at, 0 .. 1, such as 0.6; 0: none
+    augment_examples: Positive = 100_000  # examples over which the augmentation probability can rise from 0 to 1
     augmentations: list[Augmentation] = ["colour", "translation", "cutout"]  # (models/augment.py)
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of Adam, on both sides
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of Adam, for generator and critic
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # at the start ...
     beta2_final: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None  # ... and from 70% of the steps on; None: as at the start
 
@@ -182,24 +182,26 @@ class GanSettings(CriticSettings):
 
 
 class VaeGanCriticSettings(CriticSettings):
-    """The game of a family whose decoder answers to a likelihood as well: the weaker part of it, steady from the start."""
+    """Critic of a family whose decoder also has a likelihood loss: a weaker penalty, constant from the start."""
 
-    penalty: Annotated[float, Field(ge=0.0)] = 1.0  # weight of R1 + R2, or of wgan_gp's own penalty, at the start ...
+    penalty: Annotated[float, Field(ge=0.0)] = 1.0  # weight of R1 + R2, or of wgan_gp's penalty, at the start ...
     penalty_final: Annotated[float, Field(ge=0.0)] = 1.0  # ... and from 70% of the steps on
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5  # of Adam, of decoder and critic
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5  # of Adam, for decoder and critic
 
 
 class VaeGanSettings(VaeSettings):
     """Variational autoencoder of images whose decoder is also trained against a critic."""
 
     pixels: Pixels = "mean"  # each pixel of a sample, given z; the critic judges the mean
-    adversarial: Rate = 4.0  # weight of the critic's part in the decoder's loss, beside the likelihood's in bits/dim
-    critic: VaeGanCriticSettings = VaeGanCriticSettings()  # the critic's networks, and the game with it
+    adversarial: Rate = 4.0  # weight of the critic's term in the decoder's loss, whose likelihood term is in bits/dim
+    critic: VaeGanCriticSettings = VaeGanCriticSettings()  # networks and training of the critic
 
     @model_validator(mode="after")
-    def _one_word_for_classes(self) -> VaeGanSettings:
+    def _critic_has_no_conditional(self) -> VaeGanSettings:
         if self.critic.conditional:
-            raise ValueError("critic.conditional: the critic is given the class where the model is: set conditional instead")
+            raise ValueError(
+                "critic.conditional: remove it and set model.conditional: the critic gets the class when the model does"
+            )
         return self
 
 
@@ -212,7 +214,7 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 
 
 class TrainingSettings(Settings):
-    """How long, how fast, from which seed, on how many devices."""
+    """Length, learning rate, seed and devices of a training."""
 
     steps: Positive = 1500  # optimizer steps
     batch_size: Positive = 64  # examples per step, over all devices together
@@ -222,19 +224,19 @@ class TrainingSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0  # greatest norm of a phase's gradient; 0: not clipped
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # decay per step of the averaged weights, which are served
-    ema_images: Positive | None = None  # examples in which the average forgets half, whatever the batch size; in place of ema
+    ema_images: Positive | None = None  # half-life of the average in examples, for any batch size; replaces ema
     seed: Count = 0
     threads: Positive = 1  # CPU threads of each process
     devices: Positive = 1  # processes: one GPU each, or CPU processes where there is no GPU
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"  # bf16: matrix products only; fp64: everything, for exactness
     validate_every: Positive = 100  # steps between two scores on the validation split
     patience: Count = 0  # scores without a new best after which training stops; 0: never
-    collapse: Fraction | None = None  # samples that reach less of what real ones do end it; None: 0.6 without likelihood; 0: off
+    collapse: Fraction | None = None  # stop below this sample coverage relative to real data; None: 0.6 if no likelihood; 0: off
     checkpoint_every: Positive = 250  # steps between two checkpoints
-    skip_limit: Count = 5  # steps in a row that are skipped, whose loss or gradient is not finite; one more: it goes back
-    skip_share: Fraction = 0.05  # of all steps, likewise, where that is more than skip_limit
-    rollbacks: Count = 2  # times that it goes back to the last good checkpoint; once more: the run fails
-    rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # times the learning rate, each time that it goes back
+    skip_limit: Count = 5  # consecutive steps skipped because loss or gradient is not finite; one more: rollback
+    skip_share: Fraction = 0.05  # share of all steps that may be skipped in total, if more than skip_limit; one more: rollback
+    rollbacks: Count = 2  # rollbacks to the last good checkpoint; one more: the run fails
+    rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # factor on the learning rate at each rollback
 
     @model_validator(mode="after")
     def _even_split(self) -> TrainingSettings:
@@ -244,7 +246,7 @@ class TrainingSettings(Settings):
 
 
 class Recipe(Settings):
-    """All that decides a pipeline's weights apart from the data and the code."""
+    """Settings that decide a pipeline's weights, together with data and code."""
 
     dataset: str
     family: str
@@ -252,7 +254,7 @@ class Recipe(Settings):
     training: TrainingSettings
 
     def resolved(self) -> dict[str, Any]:
-        """Every setting, defaults filled in, as JSON holds it."""
+        """Return every setting, defaults filled in, as JSON values."""
         return {
             "dataset": self.dataset,
             "family": self.family,
@@ -261,7 +263,7 @@ class Recipe(Settings):
         }
 
     def without_seed(self) -> dict[str, Any]:
-        """``resolved`` without the seed: what trainings have in common that differ by chance alone."""
+        """Return ``resolved()`` without the seed: equal for trainings that differ only by chance."""
         resolved = self.resolved()
         del resolved["training"]["seed"]
         return resolved

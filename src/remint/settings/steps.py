@@ -1,6 +1,6 @@
-"""The settings of each step, defaults filled in, and what a step depends on beside its data: these settings and its code.
+"""Settings of each step with defaults filled in. A step depends on its data, these settings and its code.
 
-A step reads no other settings. So a setting that stands here runs the steps that have it again, and no other setting does.
+A step reads no other settings. A changed setting therefore runs again only the steps that have it here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PrepareStep(Settings):
 
     @property
     def settings(self) -> DatasetSettings:
-        """These settings with the defaults of all others."""
+        """Dataset settings with these values and the defaults of all others."""
         return DatasetSettings(source=self.source, split=self.split)
 
 
@@ -48,7 +48,7 @@ class EvaluateStep(Settings):
     devices: int
     evaluation: EvaluationSettings
     facts: dict[str, Facts]  # by metric
-    files: dict[str, str]  # SHA-256 of what features are made from, by the features' name
+    files: dict[str, str]  # SHA-256 of each feature file, by the features' name
 
     @classmethod
     def of(cls, params: Params, pipeline: str) -> EvaluateStep:
@@ -74,7 +74,7 @@ class EvaluateStep(Settings):
 
 
 def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each step with the name of its dataset or pipeline, and what it depends on beside its data."""
+    """Yield each step with the name of its dataset or pipeline, and with its settings and code digests."""
     imports = Imports()
     for name in params.datasets:
         yield "prepare", name, _key(PrepareStep.of(params, name).model_dump(mode="json"), imports.digests("pipelines.prepare"))
@@ -88,7 +88,7 @@ def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def train_code(family: str, imports: Imports) -> dict[str, str]:
-    """Digests of the code that decides the weights of a family."""
+    """Return digests of the code that decides the weights of a family."""
     return plugins.digests(imports, ["pipelines.train"], family)
 
 
