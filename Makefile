@@ -36,6 +36,7 @@ check: .venv/installed docs ## formatting, lint, types, import contracts, the do
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/plain_english.py
 
 docs: .venv/installed ## the documentation site, into site/; a broken link or name fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
