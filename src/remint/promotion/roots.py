@@ -18,13 +18,12 @@ from remint.errors import NotFoundError
 from remint.records import LedgerRow
 from remint.runtime import jobs
 from remint.runtime.home import Home
+from remint.stores.ledger.chain import CHAMPION_ACTIONS, VETOES
 from remint.stores.ledger.collected import Collected
 from remint.stores.mlflow import ModelVersion, removal
 from remint.stores.open import open_ledger, open_tracking
 
 WINDOW = 3  # champions that are kept for a rollback, the present one included
-CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})
-VETOES = frozenset({"rejected", "rolled_back"})
 
 
 @dataclass(frozen=True)

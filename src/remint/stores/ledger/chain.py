@@ -25,7 +25,7 @@ from remint.stores.ledger.schema import ledger as _rows
 from remint.stores.ledger.schema import open_database
 
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
-AGAINST = frozenset({"rejected", "rolled_back"})  # actions by which a person vetoes a version until it is promoted again
+VETOES = frozenset({"rejected", "rolled_back"})  # actions by which a person vetoes a version until it is promoted again
 
 Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
 
@@ -186,8 +186,8 @@ def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
 
 def veto(rows: Sequence[LedgerRow]) -> LedgerRow | None:
     """Return the row, among those about one version, by which a person vetoed it; None if it was promoted since."""
-    acts = [row for row in rows if row.action in AGAINST or row.action == "promoted"]
-    return acts[-1] if acts and acts[-1].action in AGAINST else None
+    acts = [row for row in rows if row.action in VETOES or row.action == "promoted"]
+    return acts[-1] if acts and acts[-1].action in VETOES else None
 
 
 def describe(row: LedgerRow) -> str:
@@ -197,7 +197,7 @@ def describe(row: LedgerRow) -> str:
 
 
 def _refuse_vetoed(connection: sa.Connection, model: str, version: int) -> None:
-    query = _of(model, version).where(_rows.c.action.in_([*AGAINST, "promoted"])).order_by(_rows.c.sequence)
+    query = _of(model, version).where(_rows.c.action.in_([*VETOES, "promoted"])).order_by(_rows.c.sequence)
     row = veto([_row(dict(fields)) for fields in connection.execute(query).mappings()])
     if row is not None:
         raise ChampionChanged(f"{describe(row)}: nothing was written; decide again")
