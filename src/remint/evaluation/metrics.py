@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from remint.evaluation import agreement, distance, kernel, likelihood, neighbours
-from remint.evaluation.bench import EvaluationContext, Measurement
+from remint.evaluation.context import EvaluationContext, Measurement
 from remint.models.contract import CanSample, HasElbo, HasLogProb
 from remint.settings import plugins
 from remint.settings.catalogue import Features, Need, in_features
@@ -34,15 +34,15 @@ def _of_samples(features: Features) -> dict[str, Metric]:
     fidelity = Metric(partial(neighbours.fidelity, features))
     fd = in_features("fd", features)
     return {
-        fd: Metric(partial(distance.frechet, features), {f"{fd}_floor": partial(distance.floor, features)}),
-        in_features("fd_infinity", features): Metric(partial(distance.infinity, features)),
+        fd: Metric(partial(distance.frechet, features), {f"{fd}_floor": partial(distance.real_data_floor, features)}),
+        in_features("fd_infinity", features): Metric(partial(distance.frechet_infinity, features)),
         in_features("kid", features): Metric(partial(kernel.kid, features)),
         **{in_features(metric, features): fidelity for metric in ("precision", "density", "coverage")},
         in_features("recall", features): Metric(partial(neighbours.recall, features)),
     }
 
 
-_LIKELIHOOD = {"factorised": likelihood.factorised}
+_LIKELIHOOD = {"factorised": likelihood.independent_baseline}
 METRICS: dict[str, Metric] = {
     "nll": Metric(likelihood.exact, _LIKELIHOOD),
     "elbo": Metric(likelihood.bounds, _LIKELIHOOD),

@@ -14,7 +14,7 @@ from remint.data.arrays import Dataset
 from remint.errors import IntegrityError
 from remint.evaluation import drift, leakage
 from remint.evaluation import features as feature_step
-from remint.evaluation.leakage import Found
+from remint.evaluation.leakage import LeakageFindings
 from remint.records import Evidence, TrainedModel
 
 
@@ -24,7 +24,7 @@ class Origin:
 
     dataset: Dataset  # that the model is judged with
     trained_on: Dataset | None  # None: another version, which cannot be had
-    found: Found | None  # None where the two are not of one schema either
+    found: LeakageFindings | None  # None where the two are not of one schema either
 
     @classmethod
     def of(cls, bundle: Path, dataset: Dataset, former: Path | None) -> Origin:

@@ -128,7 +128,7 @@ def _costs(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
     tasks: dict[str, Task] = {}
     for entry in entries:
         tasks |= _tasks(entry.ref, entry.model, entry.spec, cost.EXAMPLES, entry.threads)
-    seconds = cost.timed(tasks, cost.REPEATS, lambda how_far: say(f"takes the time of each model: {how_far}"))
+    seconds = cost.measure_seconds(tasks, cost.REPEATS, lambda how_far: say(f"takes the time of each model: {how_far}"))
     return [
         {
             "model": entry.ref,
@@ -149,7 +149,7 @@ def _tasks(name: str, model: Model, spec: DataSpec, count: int, threads: int) ->
     """Drawing and scoring, as far as the model can, by ``NAME draw`` and ``NAME score``."""
     from remint.evaluation import cost
 
-    both = {"draw": cost.drawing(model, count, threads), "score": cost.scoring(model, spec, count, threads)}
+    both = {"draw": cost.sampling_task(model, count, threads), "score": cost.scoring_task(model, spec, count, threads)}
     return {f"{name} {what}": task for what, task in both.items() if task is not None}
 
 
@@ -166,7 +166,7 @@ def _growth(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
     rows: list[Row] = []
     tasks: dict[str, Task] = {}
 
-    def step(entry: Entry, grows: str, value: int, larger: cost.Grown, count: int) -> None:
+    def step(entry: Entry, grows: str, value: int, larger: cost.ScaledModel, count: int) -> None:
         name = f"{entry.ref} {grows} {value}"
         if larger.model is not None:
             tasks.update(_tasks(name, larger.model, larger.spec, count, entry.threads))
@@ -178,18 +178,20 @@ def _growth(entries: list[Entry], say: Callable[[str], None]) -> list[Row]:
                 "value": value,
                 "shape": list(larger.spec.shape),
                 "parameters": larger.parameters,
-                "why_not": larger.why_not,
+                "why_not": larger.unavailable_reason,
                 "name": name,
             }
         )
 
     for entry in entries:
         settings = plugins.settings_of(entry.family).model_validate(entry.settings)
-        for times in cost.TIMES:
-            step(entry, SIZE, times, cost.grown(entry.family, settings, entry.spec, times), cost.EXAMPLES)
+        for times in cost.SCALES:
+            step(entry, SIZE, times, cost.scaled_model(entry.family, settings, entry.spec, times), cost.EXAMPLES)
         for count in cost.COUNTS:
-            step(entry, COUNT, count, cost.Grown(entry.spec, entry.model), count)
-    seconds = cost.timed(tasks, cost.FEWER, lambda how_far: say(f"takes the time of larger and of more examples: {how_far}"))
+            step(entry, COUNT, count, cost.ScaledModel(entry.spec, entry.model), count)
+    seconds = cost.measure_seconds(
+        tasks, cost.REPEATS_SCALED, lambda how_far: say(f"takes the time of larger and of more examples: {how_far}")
+    )
     return [{**{key: row[key] for key in row if key != "name"}, **_seconds(row["name"], seconds)} for row in rows]
 
 

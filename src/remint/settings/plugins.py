@@ -3,7 +3,7 @@
 A plug-in is an entry point whose value is a module:
 
     remint.families   ``build`` and ``phases`` (models/contract.py, Family), ``Settings``, its subclass of recipe.ModelSettings
-    remint.metrics    ``measure(model, bench)`` (evaluation/metrics.py, Metric), ``FACTS``, a metrics.Facts
+    remint.metrics    ``measure(model, context)`` (evaluation/metrics.py, Metric), ``FACTS``, a metrics.Facts
 
 Its module is imported only where params.yaml names it.
 """
