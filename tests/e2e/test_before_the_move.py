@@ -44,7 +44,7 @@ def test_an_old_home_loads_verifies_rebuilds_and_is_made_again_the_same(old: Old
     (before,) = old.json("run", PIPELINE)
     assert (before["decision"]["verdict"], before["version"]) == ("promoted", 1)
     old.remint(*SAMPLE, "-o", str(tmp_path / "before.npy"))
-    reasons = old.json("why", PIPELINE)["decisions"]
+    rows = old.json("why", PIPELINE)["decisions"]
 
     old.sh("git rm -rq .")
     copy_sources(old.folder)
@@ -55,7 +55,7 @@ def test_an_old_home_loads_verifies_rebuilds_and_is_made_again_the_same(old: Old
     new.remint(*SAMPLE, "-o", str(tmp_path / "after.npy"))
     assert (tmp_path / "after.npy").read_bytes() == (tmp_path / "before.npy").read_bytes()
     assert "verifies" in new.remint("history", PIPELINE, "--verify").stdout
-    assert new.json("why", PIPELINE)["decisions"] == reasons
+    assert new.json("why", PIPELINE)["decisions"] == [{**row, "decision": ""} for row in rows], "digests begin with the move"
     answer = new.json("rebuild", f"{PIPELINE}/1")
     assert answer["identical"], json.dumps(answer["differences"])
 
