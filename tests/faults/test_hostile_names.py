@@ -182,7 +182,7 @@ def test_commits_that_are_options_are_not_compared(home: Home, clone: Path, tmp_
     store = open_tracking(home)
     former, present = (store.version(f"{MODEL}/{number}") for number in (1, 2))
     said = why._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
-    assert "names none" in said and not (tmp_path / "RAN").exists()
+    assert "not a valid commit id" in said and not (tmp_path / "RAN").exists()
 
 
 def test_models_of_others_in_the_same_mlflow(home: Home) -> None:
