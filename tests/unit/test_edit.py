@@ -173,8 +173,8 @@ def test_the_command_says_what_to_do_next(make_repository: object) -> None:
     for wrong, words in {
         ("--dataset", "cats", "--source", "data/cats"): "unknown source 'data/cats'",
         ("--dataset", "cats", "--source", "cats.csv"): "there is no file",
-        ("--source", "data/cats"): "give its name by --dataset",
-        ("--kind", "table"): "give its --source, too",
+        ("--source", "data/cats"): "give its name with --dataset",
+        ("--kind", "table"): "give its --source as well",
     }.items():
         before = (folder / "params.yaml").read_text()
         done = remint(folder, "new", "pipeline", "x", "--from", "digits-vae", *wrong)

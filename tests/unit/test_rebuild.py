@@ -258,7 +258,7 @@ def test_the_screen_says_each_thing_and_the_rule(capsys: pytest.CaptureFixture[s
     for words in (
         "may differ",
         "settings family",
-        "here processor is other, it was one",
+        "processor is other here, and was one",
         "a note",
         "digits-flow/7: NOT reproduced",
     ):
