@@ -17,7 +17,7 @@ from remint.settings.params import write_params
 from tests.support.s3 import OWN, PASSWORD, Server
 from tests.support.team import Team
 
-PIPELINE = {
+PIPELINE: dict[str, Any] = {
     "dataset": "pictures",
     "family": "flow",
     "model": {"couplings": 2, "hidden": 16, "bins": 4},
@@ -71,7 +71,8 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: Se
     shutil.copytree(template, folder, symlinks=True)
     data, store = s3_server.bucket(pictures(0, 150)), s3_server.bucket({})
     source = {"source": f"s3://{data}/nightly", "kind": "image"}
-    write_params({"datasets": {"pictures": source}, "pipelines": {"flow": PIPELINE}}, folder)
+    pipeline = {**PIPELINE, "evaluation": {**PIPELINE["evaluation"], "metrics": ["nll", "fd_domain"]}}  # drift needs features
+    write_params({"datasets": {"pictures": source}, "pipelines": {"flow": pipeline}}, folder)
     team = OnS3(folder=folder, server=s3_server, data=data, store=store)
     team.sh("git commit -qam 'Data on S3'")
     return team
