@@ -32,7 +32,7 @@ from scipy.stats import binom, binomtest
 from benchmarks.pipelines import ROOT, line, measured, prepared, write
 from remint.data.arrays import Dataset
 from remint.evaluation import distance, drawing, features
-from remint.evaluation.bench import EvaluationContext, Measurement
+from remint.evaluation.context import EvaluationContext, Measurement
 from remint.evaluation.evidence import Evidence
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
@@ -124,9 +124,9 @@ def _with_progress(count: range, what: str) -> Iterator[int]:
 
 def _distance(model: Any, dataset: Dataset, extractor: Path, seed: int) -> Evidence:
     settings = load_params(ROOT).pipeline("digits-gan").evaluation.model_copy(update={"seed": seed})
-    bench = EvaluationContext(dataset, {"domain": features.load(extractor)}, settings)
+    context = EvaluationContext(dataset, {"domain": features.load(extractor)}, settings)
     with torch.no_grad():
-        return _evidence("fd_domain", distance.frechet("domain", model, bench)["fd_domain"])
+        return _evidence("fd_domain", distance.frechet("domain", model, context)["fd_domain"])
 
 
 def _evidence(metric: str, found: Measurement | Array) -> Evidence:

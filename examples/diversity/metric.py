@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from remint.evaluation.bench import EvaluationContext, Measurement, finite
+from remint.evaluation.context import EvaluationContext, Measurement, finite
 from remint.models.contract import CanSample
 from remint.settings.catalogue import Facts
 
 FACTS = Facts(needs="sample", features="domain", better="higher")
 
 
-def measure(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def measure(model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """Return the mean over repeated draws of n samples, each compared with the same n held-out examples."""
-    n = bench.size("diversity", 2)
-    reference = spread(bench.real("domain"))
-    ratio_M = np.array([spread(bench.drawn("domain", model, draw)) / reference for draw in bench.draws])
-    return {"diversity": Measurement.over_draws(finite(ratio_M, "diversity"), n, bench, **bench.measured_in("domain"))}
+    n = context.size("diversity", 2)
+    reference = spread(context.real("domain"))
+    ratio_M = np.array([spread(context.drawn("domain", model, draw)) / reference for draw in context.draws])
+    return {"diversity": Measurement.over_draws(finite(ratio_M, "diversity"), n, context, **context.measured_in("domain"))}
 
 
 def spread(f_ND: np.ndarray[Any, Any]) -> float:

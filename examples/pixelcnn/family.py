@@ -102,7 +102,7 @@ class PixelCnn(Model):
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Draw one value after another, by inverting its distribution function at Phi(noise)."""
-        noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
+        noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         channels, height, width = self.spec.image
         share_BHV = torch.special.ndtr(noise_BN).view(-1, height, width * channels)
         x_BHV = torch.zeros_like(share_BHV)

@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from remint.data.arrays import Dataset
 from remint.distributed import launch, machine
-from remint.distributed.world import ALONE, World
+from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import IntegrityError
-from remint.evaluation import bench as benches
+from remint.evaluation import context as evaluation_context
 from remint.evaluation import features
-from remint.evaluation.bench import EvaluationContext
+from remint.evaluation.context import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.models.families import family
 from remint.settings.judging import EvaluationSettings
@@ -45,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out examples and samples make several blocks, the last of which is not full."""
-    monkeypatch.setattr(benches, "BLOCK", 7)
-    monkeypatch.setattr(benches, "FEATURE_BLOCK", 11)
+    monkeypatch.setattr(evaluation_context, "BLOCK", 7)
+    monkeypatch.setattr(evaluation_context, "FEATURE_BLOCK", 11)
 
 
 def together(size: int, folder: Path, work: Callable[[World], dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
@@ -78,15 +78,15 @@ def values(folder: Path, world: World) -> dict[str, np.ndarray]:
     """Every number of every measurement."""
     dataset = cases.load(folder)
     settings = EvaluationSettings(samples=40, draws=3, importance_samples=5)
-    bench = EvaluationContext(dataset, {"domain": features.load(folder / "features")}, settings, world)
+    context = EvaluationContext(dataset, {"domain": features.load(folder / "features")}, settings, world)
     found = {}
     for name, metrics in METRICS.items():
-        measured, context = measure(model(name, dataset), metrics, bench, "tiny")
+        measured, baselines = measure(model(name, dataset), metrics, context, "tiny")
         for metric in metrics:
             one = measured[metric]
             found[f"{name} {metric}"] = np.concatenate([one.values_N, [one.low, one.high]])
             found[f"{name} {metric} reference"] = np.zeros(0) if one.reference_J is None else one.reference_J
-        found |= {f"{name} {key}": np.array([value.value, value.low, value.high]) for key, value in context.items()}
+        found |= {f"{name} {key}": np.array([value.value, value.low, value.high]) for key, value in baselines.items()}
     return found
 
 
@@ -96,7 +96,7 @@ def test_processes_measure_what_one_does(
     size: int, kept: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With features of real examples kept on disk or not."""
-    alone = values(folder, ALONE)
+    alone = values(folder, SINGLE_PROCESS)
     assert {len(value) for value in alone.values()} >= {3 + 2, 49 + 2}  # draws; held-out examples
     if kept:
         monkeypatch.setenv("REMINT_HOME", str(tmp_path))

@@ -168,7 +168,7 @@ HOPELESS = {"steps": 60, "batch_size": 4, "learning_rate": 1e-4, "validate_every
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard may judge what has hardly begun."""
-    monkeypatch.setattr(guard, "EARLIEST", 0)
+    monkeypatch.setattr(guard, "MIN_STEPS", 0)
 
 
 @pytest.mark.usefixtures("early")

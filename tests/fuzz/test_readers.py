@@ -139,7 +139,7 @@ def test_images(fuzz: Fuzz, tmp_path: Path) -> None:
     def prop(seed: int, content: bytes) -> None:
         for each in (mutated(random.Random(seed))[1], content):
             with suppress(pictures.Undecodable), ours():
-                x_CHW = pictures.decoded(each, DatasetSettings(source="x"))
+                x_CHW = pictures.decode_image(each, DatasetSettings(source="x"))
                 assert x_CHW.dtype == np.uint8 and x_CHW.ndim == 3 and x_CHW.shape[0] in (1, 3)
 
     fuzz(prop)

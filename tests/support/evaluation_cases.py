@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Dataset, Split
-from remint.evaluation.bench import EvaluationContext
+from remint.evaluation.context import EvaluationContext
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.settings.judging import EvaluationSettings
 

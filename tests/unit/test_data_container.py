@@ -35,10 +35,12 @@ def plain(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("index", [index for index, (ending, _) in enumerate(whole()) if ending in READ])
 def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
     _, content = whole()[index]
-    essential, turned = container.essence(content)
+    essential, turned = container.strip_metadata(content)
     assert len(essential) <= len(content)
     image = Image.open(io.BytesIO(essential)).convert("RGBA")
-    np.testing.assert_array_equal(np.asarray(image if turned == 1 else image.transpose(pictures.TURNS[turned])), plain(content))
+    np.testing.assert_array_equal(
+        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), plain(content)
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -51,9 +53,9 @@ def test_every_orientation_of_every_format(kind: str, order: str, orientation: i
     exact = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
     np.testing.assert_array_equal(
-        plain(content)[..., :3], pictures.decoded(content, DatasetSettings(source="x")).transpose(1, 2, 0)
+        plain(content)[..., :3], pictures.decode_image(content, DatasetSettings(source="x")).transpose(1, 2, 0)
     )
-    assert container.essence(content)[1] == orientation
+    assert container.strip_metadata(content)[1] == orientation
 
 
 def test_exif_that_is_cut_off_or_says_nothing_turns_nothing() -> None:

@@ -134,7 +134,7 @@ def refusal_after(folder: Path, **settings: Any) -> str:
 
 
 def one(content: bytes, **settings: Any) -> np.ndarray:
-    return pictures.decoded(content, DatasetSettings(source="x", **settings))
+    return pictures.decode_image(content, DatasetSettings(source="x", **settings))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

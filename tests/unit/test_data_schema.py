@@ -236,9 +236,11 @@ def test_a_first_import_that_is_refused_learns_nothing(tmp_path: Path) -> None:
 
 def test_a_schema_is_never_written_over(tmp_path: Path) -> None:
     """Many first imports at once: one schema stands, and everybody gets it."""
-    learnt = [schema.learnt("people", DatasetSettings(source="a.npy"), DataSpec(shape=(1, 4, 4), levels=n)) for n in range(2, 18)]
+    learnt = [
+        schema.make_schema("people", DatasetSettings(source="a.npy"), DataSpec(shape=(1, 4, 4), levels=n)) for n in range(2, 18)
+    ]
     with ThreadPoolExecutor(8) as pool:
-        kept = list(pool.map(lambda one: schema.keep(one, tmp_path), learnt))
+        kept = list(pool.map(lambda one: schema.save_schema(one, tmp_path), learnt))
     assert (
         len({one.digest for one in kept}) == 1
         and kept[0] in learnt
@@ -250,7 +252,7 @@ def test_the_slower_of_two_first_imports_is_held_against_the_schema_of_the_faste
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring(tmp_path, CONTENT)
-    monkeypatch.setattr(schema, "known", lambda *_: None)  # as it was when the slower one began
+    monkeypatch.setattr(schema, "read_schema", lambda *_: None)  # as it was when the slower one began
     np.testing.assert_array_equal(
         bring(tmp_path, changed(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
     )

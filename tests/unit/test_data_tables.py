@@ -61,7 +61,7 @@ def column(values: Any, name: str = "x", **settings: Any) -> Column:
 
 def unfit(values: Any, name: str = "x", **settings: Any) -> str:
     array = pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values)])
-    with pytest.raises(columns.Unfit) as caught:
+    with pytest.raises(columns.UnusableColumn) as caught:
         columns.refuse_type(array)
         columns.learn(name, array, settings.get("categorical", False))
     return str(caught.value)

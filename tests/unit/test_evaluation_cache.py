@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remint.data.arrays import Dataset
-from remint.evaluation.bench import EvaluationContext
+from remint.evaluation.context import EvaluationContext
 from remint.records import DatasetVersion
 from tests.support.evaluation_cases import Itself, bench_of, normal, rows
 
@@ -32,8 +32,8 @@ def fresh(dataset: Dataset, **extractor: str) -> tuple[EvaluationContext, list[i
 
 
 def test_they_are_computed_once(dataset: Dataset, kept: Path) -> None:
-    bench, seen = fresh(dataset)
-    real_ND, train_ND = bench.real("domain"), bench.training("domain", 0)
+    context, seen = fresh(dataset)
+    real_ND, train_ND = context.real("domain"), context.training("domain", 0)
     assert seen == [20, 20] and len(list(kept.iterdir())) == 2
     again, unseen = fresh(dataset)
     np.testing.assert_array_equal(again.real("domain"), real_ND)
@@ -43,8 +43,8 @@ def test_they_are_computed_once(dataset: Dataset, kept: Path) -> None:
 
 def test_without_a_home_nothing_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     for _ in range(2):
-        bench, seen = fresh(dataset)
-        bench.real("domain")
+        context, seen = fresh(dataset)
+        context.real("domain")
         assert seen == [20]
     assert not list(tmp_path.iterdir())
 
@@ -52,13 +52,13 @@ def test_without_a_home_nothing_is_kept(dataset: Dataset, tmp_path: Path) -> Non
 def test_what_they_are_made_of_decides(dataset: Dataset, kept: Path) -> None:
     fresh(dataset)[0].real("domain")
     other_data = replace(dataset, version=DatasetVersion.model_validate({**dataset.version.to_json(), "raw_sha256": "other"}))
-    for bench, seen in (fresh(dataset, sha256="1" * 64), fresh(dataset, resize="bilinear 299"), fresh(other_data)):
-        bench.real("domain")
+    for context, seen in (fresh(dataset, sha256="1" * 64), fresh(dataset, resize="bilinear 299"), fresh(other_data)):
+        context.real("domain")
         assert seen == [20]
-    bench, seen = fresh(dataset)
-    replace(bench, settings=bench.settings.model_copy(update={"samples": 19})).real("domain")
-    bench.training("domain", 0)
-    bench.training("domain", 1)
+    context, seen = fresh(dataset)
+    replace(context, settings=context.settings.model_copy(update={"samples": 19})).real("domain")
+    context.training("domain", 0)
+    context.training("domain", 1)
     assert seen == [19, 20, 20] and len(list(kept.iterdir())) == 7
 
 
@@ -69,11 +69,11 @@ def test_a_damaged_file_is_computed_again(dataset: Dataset, kept: Path, place: i
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    bench, seen = fresh(dataset)
-    np.testing.assert_array_equal(bench.real("domain"), real_ND)
+    context, seen = fresh(dataset)
+    np.testing.assert_array_equal(context.real("domain"), real_ND)
     assert seen == [20] and list(kept.iterdir()) == [path]
-    bench, seen = fresh(dataset)
-    bench.real("domain")
+    context, seen = fresh(dataset)
+    context.real("domain")
     assert seen == []
 
 
@@ -86,6 +86,6 @@ def test_a_file_that_was_cut_short_is_computed_again_and_one_that_was_never_fini
     path.write_bytes(whole[:-8])
     assert len(fresh(dataset)[0].real("domain")) == 20 and path.read_bytes() == whole
     path.rename(kept / f".{path.stem.partition('-')[0]}.1.tmp")
-    bench, seen = fresh(dataset)
-    bench.real("domain")
+    context, seen = fresh(dataset)
+    context.real("domain")
     assert seen == [20]

@@ -54,10 +54,10 @@ def test_the_interval_covers_the_choice_of_held_out_examples_only_with_the_jackk
 def test_the_deviations_behind_the_interval_are_those_of_the_definition() -> None:
     """Against the jackknife written out: leave each group out, measure the merged draws against the rest."""
     dataset = rows(normal(100, 3, 0), normal(60, 3, 1))
-    bench, model = bench_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
-    found = measure(model, ["fd_domain"], bench, "test")[0]["fd_domain"]
-    f_ND = distance._shuffled(bench.real("domain"), 0)
-    merged = Moments.of(np.concatenate([bench.drawn("domain", model, draw) for draw in range(3)]))
+    context, model = bench_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
+    found = measure(model, ["fd_domain"], context, "test")[0]["fd_domain"]
+    f_ND = distance._shuffled(context.real("domain"), 0)
+    merged = Moments.of(np.concatenate([context.drawn("domain", model, draw) for draw in range(3)]))
     left = np.array([frechet_distance(merged, Moments.of(np.delete(f_ND, np.s_[g::20], axis=0))) for g in range(20)])
     pseudo_J = 20 * 0.0 - 19 * left
     assert found.reference_J is not None
@@ -82,19 +82,19 @@ def test_without_end_the_distance_is_nearer_to_that_of_the_laws() -> None:
 
 def test_the_intercept_of_values_on_a_straight_line_in_one_over_size() -> None:
     sizes = [50, 60, 80, 100]
-    assert distance._weights(sizes) @ np.array([3.0 + 7.0 / size for size in sizes]) == pytest.approx(3.0, rel=1e-12)
-    assert distance._weights([77]).tolist() == [1.0]
+    assert distance._intercept_weights(sizes) @ np.array([3.0 + 7.0 / size for size in sizes]) == pytest.approx(3.0, rel=1e-12)
+    assert distance._intercept_weights([77]).tolist() == [1.0]
 
 
 def test_metrics_share_the_draws_and_their_features() -> None:
     """Three draws of 100 samples and one reference of 100, for seven metrics; and 3 draws of training examples for the floor."""
     extractor, model = Itself(), Sampler(lambda z: 1.1 * z, 2)
-    bench = bench_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
+    context = bench_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
     metrics = ["kid_domain", "precision_domain", "recall_domain", "coverage_domain", "fd_infinity_domain", "novelty"]
-    measure(model, metrics, bench, "test")
+    measure(model, metrics, context, "test")
     assert model.calls == 3 and extractor.seen.count(100) == len(extractor.seen)
     assert len(extractor.seen) == 1 + 3
-    measure(model, [*metrics, "fd_domain"], bench, "test")
+    measure(model, [*metrics, "fd_domain"], context, "test")
     assert model.calls == 6, "a second measurement has draws of its own"
     assert len(extractor.seen) == 2 * (1 + 3) + 3, "and the floor's"
 
@@ -109,8 +109,8 @@ def test_samples_stay_samples_where_their_features_are_others() -> None:
     metrics = ["fd_domain", "kid_domain", "recall_domain", "novelty"]
 
     def found(*asked: str) -> dict[str, list[float]]:
-        bench = bench_of(rows(normal(100, 2, 0), normal(90, 2, 1)), Tenfold())
-        measured, _ = measure(Sampler(lambda z: 1.1 * z, 2), list(asked), bench, "test")
+        context = bench_of(rows(normal(100, 2, 0), normal(90, 2, 1)), Tenfold())
+        measured, _ = measure(Sampler(lambda z: 1.1 * z, 2), list(asked), context, "test")
         return {name: measured[name].values_N.tolist() for name in asked}
 
     alone = {name: found(name)[name] for name in metrics}

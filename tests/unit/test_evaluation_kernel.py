@@ -26,8 +26,8 @@ def test_it_is_the_definition_over_all_pairs_in_any_blocks(monkeypatch: pytest.M
     among = float(k_AA[~torch.eye(23, dtype=torch.bool)].mean())
     for block in (2048, 4):
         monkeypatch.setattr(kernel, "BLOCK", block)
-        assert kernel.among(a) == pytest.approx(among, rel=1e-12)
-        assert kernel.between(a, b) == pytest.approx(float(k_AB.mean()), rel=1e-12)
+        assert kernel.within_mean(a) == pytest.approx(among, rel=1e-12)
+        assert kernel.cross_mean(a, b) == pytest.approx(float(k_AB.mean()), rel=1e-12)
 
 
 def test_of_equal_laws_it_is_zero_on_the_mean_and_of_others_above() -> None:
@@ -38,12 +38,12 @@ def test_of_equal_laws_it_is_zero_on_the_mean_and_of_others_above() -> None:
         return torch.randn(20, 3, generator=generator, dtype=torch.float64)
 
     def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-        return kernel.among(a) + kernel.among(b) - 2.0 * kernel.between(a, b)
+        return kernel.within_mean(a) + kernel.within_mean(b) - 2.0 * kernel.cross_mean(a, b)
 
     equal = np.array([distance(sets(), sets()) for _ in range(2000)])
     error = equal.std(ddof=1) / 2000**0.5
     assert abs(equal.mean()) < 3.0 * error and (equal < 0).mean() > 0.3
-    biased = np.mean([kernel.between(a, a) - kernel.among(a) for a in (sets() for _ in range(200))])
+    biased = np.mean([kernel.cross_mean(a, a) - kernel.within_mean(a) for a in (sets() for _ in range(200))])
     assert 2.0 * biased > 10.0 * error, "what leaving out the pairs of one with itself takes away would be seen"
     shifted = np.array([distance(sets() + 0.5, sets()) for _ in range(200)])
     assert shifted.mean() > 10.0 * shifted.std(ddof=1) / 200**0.5

@@ -120,6 +120,6 @@ def test_the_pairs_are_shown(tmp_path: Path) -> None:
         "held_out,1,11,red,0,-1",
         "train,1,11,red,0,-1",
     ]
-    none = leakage.Found(leakage.find(Split(held[:1], None), Split(train[:1] // 2, None), IMAGES).leakage, ())
+    none = leakage.LeakageFindings(leakage.find(Split(held[:1], None), Split(train[:1] // 2, None), IMAGES).leakage, ())
     leakage.write(none, *splits, IMAGES, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()

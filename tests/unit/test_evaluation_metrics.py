@@ -15,7 +15,7 @@ from torch import Tensor
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import distance, features, likelihood, neighbours
-from remint.evaluation.bench import EvaluationContext, Measurement, Metric
+from remint.evaluation.context import EvaluationContext, Measurement, Metric
 from remint.evaluation.evaluate import measure
 from remint.settings import catalogue, plugins
 from remint.settings.judging import EvaluationSettings
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def bench(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
+def context(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
     """The digits, and principal components for features (a classifier takes longer and is tested elsewhere)."""
     folder = tmp_path_factory.mktemp("bench")
     features.fit(replace(digits, train=replace(digits.train, y_N=None)), folder / "features")
@@ -36,8 +36,8 @@ def bench(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Evaluati
     )
 
 
-def run(model: object, metric: str, bench: EvaluationContext) -> Measurement:
-    return measure(model, [metric], bench, "digits-test")[0][metric]
+def run(model: object, metric: str, context: EvaluationContext) -> Measurement:
+    return measure(model, [metric], context, "digits-test")[0][metric]
 
 
 def counts(dataset: Dataset) -> np.ndarray:
@@ -94,53 +94,53 @@ class Resampler:
         return self.x_NCHW[(torch.special.ndtr(noise_BN[:, 0]) * len(self.x_NCHW)).long()]
 
 
-def test_nll_is_the_cross_entropy_of_a_factorised_model(bench: EvaluationContext) -> None:
-    p_PL = counts(bench.dataset) / counts(bench.dataset).sum(axis=1, keepdims=True)
-    x_NP = np.array(bench.dataset.held_out.x_NX).reshape(-1, 64)
+def test_nll_is_the_cross_entropy_of_a_factorised_model(context: EvaluationContext) -> None:
+    p_PL = counts(context.dataset) / counts(context.dataset).sum(axis=1, keepdims=True)
+    x_NP = np.array(context.dataset.held_out.x_NX).reshape(-1, 64)
     expected_N = np.array([np.mean([-math.log2(p_PL[p, level]) for p, level in enumerate(x_P)]) for x_P in x_NP])
-    found = run(Factorised(bench.dataset), "nll", bench)
+    found = run(Factorised(context.dataset), "nll", context)
     np.testing.assert_allclose(found.values_N, expected_N, rtol=1e-12)
-    np.testing.assert_allclose(likelihood.factorised(bench).values_N, expected_N, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.independent_baseline(context).values_N, expected_N, rtol=1e-12)
     assert found.low < expected_N.mean() < found.high and found.n == len(x_NP)
 
 
-def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(bench: EvaluationContext) -> None:
+def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(context: EvaluationContext) -> None:
     class Uniform:
         density_noise = 1
 
         def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return torch.full((len(x_BCHW),), -64 * math.log(17.0), dtype=torch.float64)
 
-    np.testing.assert_allclose(run(Uniform(), "nll", bench).values_N, math.log2(17.0), rtol=1e-14)
+    np.testing.assert_allclose(run(Uniform(), "nll", context).values_N, math.log2(17.0), rtol=1e-14)
 
 
-def test_nll_is_the_mean_over_dequantisations(bench: EvaluationContext) -> None:
-    exact, noisy = (run(Factorised(bench.dataset, noise), "nll", bench).values_N for noise in (0.0, 1.0))
+def test_nll_is_the_mean_over_dequantisations(context: EvaluationContext) -> None:
+    exact, noisy = (run(Factorised(context.dataset, noise), "nll", context).values_N for noise in (0.0, 1.0))
     spread = (noisy - exact).std() * 64 * LN2  # of the mean of the draws' standard normal noise
     assert spread == pytest.approx(likelihood.DEQUANTISATION_DRAWS**-0.5, rel=0.15)
 
 
-def test_elbo_and_iwae_of_two_causes(bench: EvaluationContext) -> None:
+def test_elbo_and_iwae_of_two_causes(context: EvaluationContext) -> None:
     """ELBO is the mean of the two log probabilities; IWAE-K comes to the log of their mean as K grows."""
     model = TwoCauses()
-    x_NCHW = torch.from_numpy(np.array(bench.dataset.held_out.x_NX))
+    x_NCHW = torch.from_numpy(np.array(context.dataset.held_out.x_NX))
     log_p_2N = model.log_p_2B(x_NCHW).numpy()
     to_bits = -1.0 / (64 * LN2)
     elbo, log_p = log_p_2N.mean(axis=0) * to_bits, (np.logaddexp(*log_p_2N) - LN2) * to_bits
-    many = replace(bench, settings=EvaluationSettings(importance_samples=4000))
+    many = replace(context, settings=EvaluationSettings(importance_samples=4000))
     found = measure(model, ["elbo", "iwae"], many, "digits-test")[0]
     # Standard error of a mean of 4,000 signs, with the half distance of the two values.
     error_N = np.abs(np.subtract(*log_p_2N)) / 2 * -to_bits / 4000**0.5
     assert (np.abs(found["elbo"].values_N - elbo) < 5 * error_N + 1e-12).all()
     assert (np.abs(found["iwae"].values_N - log_p) < 5 * error_N + 1e-12).all()
     assert (elbo - log_p).mean() > 20 * error_N.mean(), "the two bounds must be far enough apart for this test to tell them"
-    one = replace(bench, settings=EvaluationSettings(importance_samples=1))
+    one = replace(context, settings=EvaluationSettings(importance_samples=1))
     alone = measure(model, ["elbo", "iwae"], one, "digits-test")[0]
     np.testing.assert_allclose(alone["elbo"].values_N, alone["iwae"].values_N, rtol=1e-14)
 
 
-def test_importance_samples_are_walked_through_in_parts(bench: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(TwoCauses(), "iwae", bench).values_N
+def test_importance_samples_are_walked_through_in_parts(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(TwoCauses(), "iwae", context).values_N
     monkeypatch.setattr(likelihood, "IMPORTANCE_BLOCK", 3 * 128 * 64)
     shapes = []
 
@@ -149,39 +149,39 @@ def test_importance_samples_are_walked_through_in_parts(bench: EvaluationContext
             shapes.append(len(noise_KBN))
             return super().elbo(x_BCHW, noise_KBN)
 
-    np.testing.assert_allclose(run(Watched(), "iwae", bench).values_N, whole, rtol=1e-13)
+    np.testing.assert_allclose(run(Watched(), "iwae", context).values_N, whole, rtol=1e-13)
     assert max(shapes) <= 3 * 128 and min(shapes) <= 3
 
 
-def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(bench: EvaluationContext) -> None:
-    floor = distance.floor("domain", bench)
-    resampled = run(Resampler(bench.dataset), "fd_domain", bench)
+def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(context: EvaluationContext) -> None:
+    floor = distance.real_data_floor("domain", context)
+    resampled = run(Resampler(context.dataset), "fd_domain", context)
     assert resampled.low < floor.high * 1.1 and floor.low * 0.9 < resampled.high
-    assert run(Factorised(bench.dataset), "fd_domain", bench).values_N.min() > 3.0 * floor.values_N.max()
-    assert len(resampled.values_N) == 8 and resampled.n == floor.n == len(bench.dataset.held_out)
+    assert run(Factorised(context.dataset), "fd_domain", context).values_N.min() > 3.0 * floor.values_N.max()
+    assert len(resampled.values_N) == 8 and resampled.n == floor.n == len(context.dataset.held_out)
 
 
-def test_fewer_samples_than_features(bench: EvaluationContext) -> None:
-    few = replace(bench, settings=EvaluationSettings(samples=20, draws=4))
-    assert np.isfinite(run(Resampler(bench.dataset), "fd_domain", few).values_N).all()
+def test_fewer_samples_than_features(context: EvaluationContext) -> None:
+    few = replace(context, settings=EvaluationSettings(samples=20, draws=4))
+    assert np.isfinite(run(Resampler(context.dataset), "fd_domain", few).values_N).all()
 
 
 @pytest.mark.parametrize("metric", ["nll", "fd_domain"])
-def test_a_measurement_is_a_function_of_its_seed(bench: EvaluationContext, metric: str) -> None:
-    model = Factorised(bench.dataset, noise=1.0)
-    first, again = run(model, metric, bench), run(model, metric, bench)
-    other = run(model, metric, replace(bench, settings=bench.settings.model_copy(update={"seed": 1})))
+def test_a_measurement_is_a_function_of_its_seed(context: EvaluationContext, metric: str) -> None:
+    model = Factorised(context.dataset, noise=1.0)
+    first, again = run(model, metric, context), run(model, metric, context)
+    other = run(model, metric, replace(context, settings=context.settings.model_copy(update={"seed": 1})))
     np.testing.assert_array_equal(first.values_N, again.values_N)
     assert not np.array_equal(first.values_N, other.values_N) and first.fingerprint != other.fingerprint
 
 
-def test_draws_are_different_draws(bench: EvaluationContext) -> None:
-    assert len(set(run(Resampler(bench.dataset), "fd_domain", bench).values_N)) == 8
-    assert len(set(distance.floor("domain", bench).values_N)) == 8
+def test_draws_are_different_draws(context: EvaluationContext) -> None:
+    assert len(set(run(Resampler(context.dataset), "fd_domain", context).values_N)) == 8
+    assert len(set(distance.real_data_floor("domain", context).values_N)) == 8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: EvaluationContext, bad: float) -> None:
+def test_a_value_that_is_not_finite_is_counted_and_never_left_out(context: EvaluationContext, bad: float) -> None:
     class Broken(Factorised):
         def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             nats_B = super().log_prob(x_BCHW, noise_BN)
@@ -189,10 +189,10 @@ def test_a_value_that_is_not_finite_is_counted_and_never_left_out(bench: Evaluat
             return nats_B
 
     with pytest.raises(RunError, match=r"metric nll: 3 of 359 values are not finite"):
-        run(Broken(bench.dataset), "nll", bench)
+        run(Broken(context.dataset), "nll", context)
 
 
-def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: EvaluationContext) -> None:
+def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(context: EvaluationContext) -> None:
     class Impossible(TwoCauses):
         def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
             log_w_KB = super().elbo(x_BCHW, noise_KBN)
@@ -200,45 +200,45 @@ def test_one_impossible_importance_sample_spoils_the_elbo_and_not_iwae(bench: Ev
             return log_w_KB
 
     with pytest.raises(RunError, match="metric elbo: 359 of 359"):
-        run(Impossible(), "elbo", bench)
+        run(Impossible(), "elbo", context)
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x.float(), lambda x: x[:, :, :7], lambda x: x + 17])
-def test_samples_must_be_images_of_the_dataset(bench: EvaluationContext, spoil: Any) -> None:
+def test_samples_must_be_images_of_the_dataset(context: EvaluationContext, spoil: Any) -> None:
     class Wrong(Resampler):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             spoiled: Tensor = spoil(super().sample(noise_BN))
             return spoiled
 
     with pytest.raises(RunError, match="the model's samples are"):
-        run(Wrong(bench.dataset), "fd_domain", bench)
+        run(Wrong(context.dataset), "fd_domain", context)
 
 
-def test_what_a_model_cannot_do_is_not_reported(bench: EvaluationContext) -> None:
+def test_what_a_model_cannot_do_is_not_reported(context: EvaluationContext) -> None:
     with pytest.raises(SettingsError, match=r"pipelines\.digits-test\.evaluation\.metrics: nll needs a model that is HasLogProb"):
-        run(Resampler(bench.dataset), "nll", bench)
+        run(Resampler(context.dataset), "nll", context)
     with pytest.raises(SettingsError, match="did you mean 'fd_domain'"):
-        run(Resampler(bench.dataset), "fd_domian", bench)
+        run(Resampler(context.dataset), "fd_domian", context)
 
 
-def test_one_image_has_no_distance(bench: EvaluationContext) -> None:
+def test_one_image_has_no_distance(context: EvaluationContext) -> None:
     with pytest.raises(DataError, match=r"datasets\.digits\.split\.held_out"):
-        run(Resampler(bench.dataset), "fd_domain", replace(bench, settings=EvaluationSettings(samples=1)))
+        run(Resampler(context.dataset), "fd_domain", replace(context, settings=EvaluationSettings(samples=1)))
 
 
-def test_fingerprints_tell_what_may_not_be_compared(bench: EvaluationContext) -> None:
-    model = Resampler(bench.dataset)
-    bench = replace(bench, settings=EvaluationSettings(samples=60, draws=2))
-    known = run(model, "fd_domain", bench).fingerprint
-    assert known["extractor"] == bench.extractors["domain"].sha256 and known["dataset"] == bench.dataset.version.digest
+def test_fingerprints_tell_what_may_not_be_compared(context: EvaluationContext) -> None:
+    model = Resampler(context.dataset)
+    context = replace(context, settings=EvaluationSettings(samples=60, draws=2))
+    known = run(model, "fd_domain", context).fingerprint
+    assert known["extractor"] == context.extractors["domain"].sha256 and known["dataset"] == context.dataset.version.digest
     changed = [
-        replace(bench, settings=bench.settings.model_copy(update={"samples": 61})),
-        replace(bench, settings=bench.settings.model_copy(update={"draws": 3})),
-        replace(bench, extractors={"domain": replace(bench.extractors["domain"], sha256="other")}),
+        replace(context, settings=context.settings.model_copy(update={"samples": 61})),
+        replace(context, settings=context.settings.model_copy(update={"draws": 3})),
+        replace(context, extractors={"domain": replace(context.extractors["domain"], sha256="other")}),
     ]
     assert all(run(model, "fd_domain", other).fingerprint != known for other in changed)
-    fewer = replace(bench, settings=bench.settings.model_copy(update={"importance_samples": 49}))
-    assert run(TwoCauses(), "iwae", fewer).fingerprint != run(TwoCauses(), "iwae", bench).fingerprint
+    fewer = replace(context, settings=context.settings.model_copy(update={"importance_samples": 49}))
+    assert run(TwoCauses(), "iwae", fewer).fingerprint != run(TwoCauses(), "iwae", context).fingerprint
 
 
 def test_settings_and_metrics_agree_on_what_there_is() -> None:
@@ -248,20 +248,22 @@ def test_settings_and_metrics_agree_on_what_there_is() -> None:
     }
 
 
-def test_a_plug_in_that_measures_something_else_is_told(bench: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(neighbours.METRICS, "novelty", Metric(lambda model, bench: {"nolevty": distance.floor("domain", bench)}))
+def test_a_plug_in_that_measures_something_else_is_told(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        neighbours.METRICS, "novelty", Metric(lambda model, context: {"nolevty": distance.real_data_floor("domain", context)})
+    )
     with pytest.raises(SettingsError, match="metric 'novelty': its plug-in's measure returns nolevty and not novelty itself"):
-        run(Resampler(bench.dataset), "novelty", bench)
+        run(Resampler(context.dataset), "novelty", context)
 
 
-def test_context_is_of_the_data_and_stands_once(bench: EvaluationContext) -> None:
-    measured, context = measure(Factorised(bench.dataset), ["nll", "fd_domain"], bench, "digits-test")
-    assert set(measured) == {"nll", "fd_domain"} and set(context) == {"factorised", "fd_domain_floor"}
-    assert context["factorised"].value == pytest.approx(2.44, abs=0.02) and context["factorised"].unit == "bits/dim"
-    assert context["fd_domain_floor"].n == 359
+def test_context_is_of_the_data_and_stands_once(context: EvaluationContext) -> None:
+    measured, baselines = measure(Factorised(context.dataset), ["nll", "fd_domain"], context, "digits-test")
+    assert set(measured) == {"nll", "fd_domain"} and set(baselines) == {"factorised", "fd_domain_floor"}
+    assert baselines["factorised"].value == pytest.approx(2.44, abs=0.02) and baselines["factorised"].unit == "bits/dim"
+    assert baselines["fd_domain_floor"].n == 359
 
 
-def test_each_pass_over_the_model_runs_once(bench: EvaluationContext) -> None:
+def test_each_pass_over_the_model_runs_once(context: EvaluationContext) -> None:
     passes = []
 
     class Counted(TwoCauses):
@@ -269,5 +271,5 @@ def test_each_pass_over_the_model_runs_once(bench: EvaluationContext) -> None:
             passes.append(noise_KBN.shape[:2].numel())
             return super().elbo(x_BCHW, noise_KBN)
 
-    measure(Counted(), ["elbo", "iwae"], bench, "digits-test")
-    assert sum(passes) == 50 * len(bench.dataset.held_out)
+    measure(Counted(), ["elbo", "iwae"], context, "digits-test")
+    assert sum(passes) == 50 * len(context.dataset.held_out)

@@ -13,7 +13,7 @@ from torch import Tensor
 from remint.data.arrays import Dataset
 from remint.errors import DataError, RunError
 from remint.evaluation import neighbours, pairs
-from remint.evaluation.bench import EvaluationContext
+from remint.evaluation.context import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.records import Column
 from tests.support.evaluation_cases import Array, Itself, Sampler, always, bench_of, normal, rows
@@ -24,8 +24,8 @@ K = neighbours.NEIGHBOURS
 OF_SAMPLES = ["precision_domain", "recall_domain", "density_domain", "coverage_domain"]
 
 
-def values(model: object, bench: EvaluationContext, *metrics: str) -> dict[str, float]:
-    measured, _ = measure(model, list(metrics), bench, "test")
+def values(model: object, context: EvaluationContext, *metrics: str) -> dict[str, float]:
+    measured, _ = measure(model, list(metrics), context, "test")
     return {name: float(measured[name].values_N.mean()) for name in metrics}
 
 
@@ -51,8 +51,8 @@ def test_the_four_are_what_their_papers_define(far: float) -> None:
         def __call__(self, x_NX: Array) -> Array:
             return super().__call__(x_NX) * 0.1 + 10.0**far
 
-    bench = bench_of(rows(real, real, y_N), Lattice())
-    measured, _ = measure(Sampler(always(drawn.astype(np.float32)), 2), OF_SAMPLES, bench, "test")
+    context = bench_of(rows(real, real, y_N), Lattice())
+    measured, _ = measure(Sampler(always(drawn.astype(np.float32)), 2), OF_SAMPLES, context, "test")
     found = {name: measured[name].values_N[0] for name in OF_SAMPLES}
     assert found == pytest.approx(
         {
@@ -80,11 +80,11 @@ def test_a_collapsed_model_looks_real_and_reaches_little_and_a_noisy_one_the_oth
     def real(seed: int) -> Array:
         return normal(300, 4, seed) + 4.0 * side[:, None].astype(np.float32)
 
-    bench = bench_of(rows(real(1), real(0), y_N))
-    measured, _ = measure(Sampler(lambda z: 0.3 * z + 4.0, 4), OF_SAMPLES, bench, "test")
+    context = bench_of(rows(real(1), real(0), y_N))
+    measured, _ = measure(Sampler(lambda z: 0.3 * z + 4.0, 4), OF_SAMPLES, context, "test")
     collapsed = {name: float(one.values_N.mean()) for name, one in measured.items() if name in OF_SAMPLES}
-    noisy = values(Sampler(lambda z: 7.0 * z, 4), bench, *OF_SAMPLES)
-    good = values(Sampler(lambda z: z + 4.0 * torch.sign(torch.arange(len(z))[:, None] % 2 - 0.5), 4), bench, *OF_SAMPLES)
+    noisy = values(Sampler(lambda z: 7.0 * z, 4), context, *OF_SAMPLES)
+    good = values(Sampler(lambda z: z + 4.0 * torch.sign(torch.arange(len(z))[:, None] % 2 - 0.5), 4), context, *OF_SAMPLES)
     assert collapsed["precision_domain"] > 0.95 > 0.2 > collapsed["recall_domain"]
     assert collapsed["density_domain"] > 0.95 > 0.4 > collapsed["coverage_domain"]
     assert noisy["recall_domain"] > 0.9 > 0.4 > noisy["precision_domain"]
@@ -109,8 +109,8 @@ def test_novelty_of_the_training_split_itself_is_nothing(digits: Dataset) -> Non
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return images[(torch.special.ndtr(noise_BN[:, 0]) * len(images)).long()]
 
-    bench = EvaluationContext(digits, {}, bench_of(digits).settings)
-    assert values(Memory(torch.clone, 1), bench, "novelty") == {"novelty": 0.0}
+    context = EvaluationContext(digits, {}, bench_of(digits).settings)
+    assert values(Memory(torch.clone, 1), context, "novelty") == {"novelty": 0.0}
 
 
 def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> None:
@@ -147,8 +147,8 @@ def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> 
 
 
 def test_novelty_of_the_same_law_is_about_one_and_of_noise_above() -> None:
-    bench = bench_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
-    same, noise = (values(Sampler(lambda z, s=scale: s * z, 3), bench, "novelty")["novelty"] for scale in (1.0, 4.0))
+    context = bench_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
+    same, noise = (values(Sampler(lambda z, s=scale: s * z, 3), context, "novelty")["novelty"] for scale in (1.0, 4.0))
     assert same == pytest.approx(1.0, abs=0.15) and noise > 2.0
 
 
@@ -169,9 +169,9 @@ def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str
     def far(z: Tensor) -> Tensor:
         return torch.where(torch.arange(len(z))[:, None] < 3, 100.0, z)
 
-    bench = bench_of(rows(normal(90, 2, 0), normal(90, 2, 1)), Broken())
+    context = bench_of(rows(normal(90, 2, 0), normal(90, 2, 1)), Broken())
     with pytest.raises(RunError, match="features 'domain' of 3 of 90 samples are not finite"):
-        values(Sampler(far, 2), bench, metric)
+        values(Sampler(far, 2), context, metric)
 
 
 @pytest.mark.parametrize(("metric", "least"), [("precision_domain", 6), ("recall_domain", 6), ("kid_domain", 2), ("novelty", 2)])

@@ -16,7 +16,7 @@ from torch import Tensor
 from remint.data.arrays import Dataset, Split
 from remint.errors import RunError, SettingsError
 from remint.evaluation import distance, features, likelihood, plots
-from remint.evaluation.bench import EvaluationContext, Measurement, samples
+from remint.evaluation.context import EvaluationContext, Measurement, samples
 from remint.evaluation.evaluate import measure
 from remint.models.contract import Model
 from remint.records import Column, DatasetVersion, DataSpec
@@ -44,7 +44,7 @@ def split(count: int, seed: int) -> Split:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
+def context(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
     parts = {
         name: split(count, seed) for seed, (name, count) in enumerate([("train", 3000), ("validation", 50), ("held_out", 400)])
     }
@@ -75,13 +75,13 @@ class Law(Model):
         return torch.stack([noise_BN[:, 0] + y_B, noise_BN[:, 1], colour_B.float()], dim=1)
 
 
-def run(model: object, metric: str, bench: EvaluationContext) -> Measurement:
-    return measure(model, [metric], bench, "rows-test")[0][metric]
+def run(model: object, metric: str, context: EvaluationContext) -> Measurement:
+    return measure(model, [metric], context, "rows-test")[0][metric]
 
 
-def test_nll_is_in_nats_given_the_class_and_also_class_by_class(bench: EvaluationContext) -> None:
-    found = run(Law(), "nll", bench)
-    x_ND, y_N = bench.dataset.held_out.x_NX, bench.dataset.held_out.y_N
+def test_nll_is_in_nats_given_the_class_and_also_class_by_class(context: EvaluationContext) -> None:
+    found = run(Law(), "nll", context)
+    x_ND, y_N = context.dataset.held_out.x_NX, context.dataset.held_out.y_N
     assert y_N is not None
     expected_N = -Law().log_prob(torch.from_numpy(x_ND), torch.zeros(len(x_ND), 0), torch.from_numpy(y_N)).numpy()
     np.testing.assert_array_equal(found.values_N, expected_N)
@@ -92,32 +92,32 @@ def test_nll_is_in_nats_given_the_class_and_also_class_by_class(bench: Evaluatio
     assert found.by_class[1].values_N.mean() == expected_N[y_N == 1].mean()
 
 
-def test_factorised_rows_are_normal_and_counted_columns(bench: EvaluationContext) -> None:
-    train, held_out = (np.array(part.x_NX, dtype=np.float64) for part in (bench.dataset.train, bench.dataset.held_out))
+def test_factorised_rows_are_normal_and_counted_columns(context: EvaluationContext) -> None:
+    train, held_out = (np.array(part.x_NX, dtype=np.float64) for part in (context.dataset.train, context.dataset.held_out))
     counts = np.bincount(train[:, 2].astype(int), minlength=3) + 1.0
     expected_N = -np.log(counts / counts.sum())[held_out[:, 2].astype(int)]
     for place in (0, 1):
         law = stats.norm(np.nanmean(train[:, place]), np.nanstd(train[:, place]))
         expected_N -= np.nan_to_num(law.logpdf(held_out[:, place]))
-    np.testing.assert_allclose(likelihood.factorised(bench).values_N, expected_N, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.independent_baseline(context).values_N, expected_N, rtol=1e-12)
 
 
-def test_features_of_a_table_are_its_columns_standardised(bench: EvaluationContext) -> None:
-    f_ND = bench.extractors["domain"](bench.dataset.train.x_NX)
+def test_features_of_a_table_are_its_columns_standardised(context: EvaluationContext) -> None:
+    f_ND = context.extractors["domain"](context.dataset.train.x_NX)
     assert f_ND.shape == (3000, 1 + 2 + 3), "a number; a number and whether it is missing; three categories"
     np.testing.assert_allclose(f_ND.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(f_ND.std(0), 1, atol=1e-5)
-    assert bench.extractors["domain"].classify is None
+    assert context.extractors["domain"].classify is None
 
 
-def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_shifts_does_not(bench: EvaluationContext) -> None:
+def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_shifts_does_not(context: EvaluationContext) -> None:
     class Shifted(Law):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return super().sample(noise_BN, y_B) + torch.tensor([1.0, 0.0, 0.0])
 
-    observed = replace(bench.dataset, **{name: _complete(getattr(bench.dataset, name)) for name in ("train", "held_out")})
-    complete = replace(bench, dataset=observed)
-    floor = distance.floor("domain", complete).values_N.mean()
+    observed = replace(context.dataset, **{name: _complete(getattr(context.dataset, name)) for name in ("train", "held_out")})
+    complete = replace(context, dataset=observed)
+    floor = distance.real_data_floor("domain", complete).values_N.mean()
     own, shifted = (run(model, "fd_domain", complete).values_N.mean() for model in (Law(), Shifted()))
     assert own < 3 * floor < shifted, (floor, own, shifted)
 
@@ -137,7 +137,7 @@ def _complete(part: Split) -> Split:
         (lambda x: x[:, :2], r"\(2,\)"),
     ],
 )
-def test_rows_that_are_none_are_refused(bench: EvaluationContext, spoil: object, words: str) -> None:
+def test_rows_that_are_none_are_refused(context: EvaluationContext, spoil: object, words: str) -> None:
     class Spoiled(Law):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             rows: Tensor = spoil(super().sample(noise_BN, y_B))  # type: ignore[operator]
@@ -169,21 +169,23 @@ class ByClass(Model):
 
 def test_class_agreement_is_the_share_that_is_of_the_class_asked_for(digits: Dataset, tmp_path: Path) -> None:
     features.fit(digits, tmp_path / "features")
-    bench = EvaluationContext(digits, {"domain": features.load(tmp_path / "features")}, EvaluationSettings(samples=200, draws=3))
-    right = run(ByClass(digits), "class_agreement", bench)
+    context = EvaluationContext(
+        digits, {"domain": features.load(tmp_path / "features")}, EvaluationSettings(samples=200, draws=3)
+    )
+    right = run(ByClass(digits), "class_agreement", context)
     assert right.values_N.mean() > 0.97 and right.n == 200
     assert {y: value.n for y, value in right.by_class.items()} == dict.fromkeys(range(10), 20)
     assert np.mean([value.values_N.mean() for value in right.by_class.values()]) == pytest.approx(right.values_N.mean())
-    assert run(ByClass(digits, off=1), "class_agreement", bench).values_N.mean() < 0.05
+    assert run(ByClass(digits, off=1), "class_agreement", context).values_N.mean() < 0.05
 
 
-def test_class_agreement_needs_a_conditional_model_and_a_classifier(bench: EvaluationContext, digits: Dataset) -> None:
+def test_class_agreement_needs_a_conditional_model_and_a_classifier(context: EvaluationContext, digits: Dataset) -> None:
     unconditional = Law()
     unconditional.conditional = False
     with pytest.raises(SettingsError, match="conditional: true"):
-        run(unconditional, "class_agreement", bench)
+        run(unconditional, "class_agreement", context)
     with pytest.raises(SettingsError, match="needs images with labels"):
-        run(Law(), "class_agreement", bench)
+        run(Law(), "class_agreement", context)
 
 
 def test_a_served_table_comes_in_original_units_and_by_class(tmp_path: Path) -> None:
@@ -208,8 +210,8 @@ def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() ->
         ServedModel(plain, SPEC).sample(3, seed=0, of_class=1)
 
 
-def test_pictures_of_tables_and_classes(bench: EvaluationContext, tmp_path: Path) -> None:
+def test_pictures_of_tables_and_classes(context: EvaluationContext, tmp_path: Path) -> None:
     rows = {"law": samples(Law(), SPEC, 200, 0)}
     for name in ("first", "second"):
-        plots.table_columns(tmp_path / f"{name}.png", bench.dataset.held_out.x_NX, rows, COLUMNS, "rows")
+        plots.table_columns(tmp_path / f"{name}.png", context.dataset.held_out.x_NX, rows, COLUMNS, "rows")
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()

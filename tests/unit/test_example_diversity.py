@@ -24,10 +24,10 @@ def test_diversity_of_known_laws(scale: float, expected: float) -> None:
     def draw(noise_BN: Tensor) -> Tensor:
         return scale * noise_BN + torch.tensor([3.0, 0.0, 0.0])  # where it lies does not matter
 
-    bench = bench_of(rows(normal(900, 3, 0), normal(800, 3, 1)), draws=4)
-    found = measure(Sampler(draw, 3), ["diversity"], bench, "test")[0]["diversity"]
+    context = bench_of(rows(normal(900, 3, 0), normal(800, 3, 1)), draws=4)
+    found = measure(Sampler(draw, 3), ["diversity"], context, "test")[0]["diversity"]
     assert found.values_N.mean() == pytest.approx(expected, rel=0.1, abs=1e-12)
-    assert found.n == 800 and found.fingerprint["extractor"] == bench.extractors["domain"].sha256
+    assert found.n == 800 and found.fingerprint["extractor"] == context.extractors["domain"].sha256
 
 
 def blocks(kind: str) -> list[str]:

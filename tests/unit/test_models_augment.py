@@ -8,7 +8,7 @@ from torch import Tensor
 
 from remint.errors import SettingsError
 from remint.models.adversarial import CriticPhase, GeneratorPhase
-from remint.models.augment import NUMBERS, Augment, coloured, cut_out, translated
+from remint.models.augment import NOISE_NUMBERS, Augment, cutout, jitter_colour, translate
 from remint.models.contract import standard_normal
 from remint.models.gan import build, phases
 from remint.records import DataSpec
@@ -42,7 +42,7 @@ def test_probability_0_is_the_identity_and_so_is_no_augmentation() -> None:
 
 
 def test_a_probability_is_the_share_of_images_that_are_changed() -> None:
-    for kind in NUMBERS:
+    for kind in NOISE_NUMBERS:
         augment = an_augment(0.3, augmentations=[kind])
         x = image(2000)
         changed = (augment(x, noise(augment, 2000)) != x).flatten(1).any(1).double().mean()
@@ -65,29 +65,29 @@ def test_kinds_are_those_asked_for_in_one_order() -> None:
 
 def test_translation_moves_by_an_eighth_at_most_and_repeats_the_edge() -> None:
     x = torch.arange(128, dtype=torch.float64).view(1, 1, 8, 16)
-    up = translated(x, torch.tensor([[0.0, 0.5]], dtype=torch.float64))
-    right = translated(x, torch.tensor([[0.5, 1.0]], dtype=torch.float64))
+    up = translate(x, torch.tensor([[0.0, 0.5]], dtype=torch.float64))
+    right = translate(x, torch.tensor([[0.5, 1.0]], dtype=torch.float64))
     rows = torch.tensor([1, 2, 3, 4, 5, 6, 7, 7])
     assert torch.equal(up, x[:, :, rows])
     assert torch.equal(right, x[..., torch.tensor([0, 0, *range(14)])])
-    assert torch.equal(translated(x, torch.tensor([[0.5, 0.5]], dtype=torch.float64)), x)
+    assert torch.equal(translate(x, torch.tensor([[0.5, 0.5]], dtype=torch.float64)), x)
 
 
 def test_cutout_is_a_square_of_half_the_side_within_the_image() -> None:
     x = torch.ones(2, 1, 8, 8)
-    inside = cut_out(x, torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
+    inside = cutout(x, torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
     assert int((inside[0] == 0).sum()) == 16 and bool((inside[0, 0, 2:6, 2:6] == 0).all())
     assert bool((inside[1, 0, :2, 6:] == 0).all()) and int((inside[1] == 0).sum()) == 4
 
 
 def test_colour_of_the_middle_numbers_is_the_identity_and_of_others_their_formula() -> None:
     x = image(1)
-    torch.testing.assert_close(coloured(x, torch.full((1, 3), 0.5, dtype=torch.float64)), x)
-    brighter = coloured(x, torch.tensor([[1.0, 0.5, 0.5]], dtype=torch.float64))
+    torch.testing.assert_close(jitter_colour(x, torch.full((1, 3), 0.5, dtype=torch.float64)), x)
+    brighter = jitter_colour(x, torch.tensor([[1.0, 0.5, 0.5]], dtype=torch.float64))
     torch.testing.assert_close(brighter, x + 0.5)
-    grey = coloured(x, torch.tensor([[0.5, 0.0, 0.5]], dtype=torch.float64))
+    grey = jitter_colour(x, torch.tensor([[0.5, 0.0, 0.5]], dtype=torch.float64))
     torch.testing.assert_close(grey, x.mean(1, keepdim=True).expand_as(x))
-    flat = coloured(x, torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64))
+    flat = jitter_colour(x, torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64))
     torch.testing.assert_close(flat, x.mean() + (x - x.mean()) / 2)
 
 

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
-from remint.models.convolutional import Activation, Downwards, SameSize, Upwards, doubled, halved, rates, stages, widths
+from remint.models.convolutional import (
+    Activation,
+    DownsamplingNetwork,
+    SameSizeNetwork,
+    UpsamplingNetwork,
+    dilation_rates,
+    downsample,
+    stages,
+    upsample,
+    widths,
+)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -30,8 +40,8 @@ def moved(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_there_and_back_at_every_size(size: tuple[int, int], count: int, channels: int) -> None:
     torch.manual_seed(0)
-    down = Downwards(channels, size, 8, 1, 5, beside=2, dilation=2).double()
-    up = Upwards(5, 8, 1, channels, size, dilation=2).double()
+    down = DownsamplingNetwork(channels, size, 8, 1, 5, beside=2, dilation=2).double()
+    up = UpsamplingNetwork(5, 8, 1, channels, size, dilation=2).double()
     features = down(numbers(2, channels, *size), numbers(2, 2))
     assert features.shape == (2, 5) and features.dtype == torch.float64
     assert up(features).shape == (2, channels, *size)
@@ -41,7 +51,7 @@ def test_there_and_back_at_every_size(size: tuple[int, int], count: int, channel
 @pytest.mark.parametrize(("size", "stop"), [((9, 9), "9 x 9"), ((22, 22), "11 x 11"), ((64, 8), "32 x 4")])
 def test_a_size_that_does_not_halve_is_refused_by_name(size: tuple[int, int], stop: str) -> None:
     with pytest.raises(SettingsError, match=f"stops at {stop}"):
-        Downwards(1, size, 8, 1, 5)
+        DownsamplingNetwork(1, size, 8, 1, 5)
 
 
 def test_maps_grow_wider_as_they_grow_coarser_up_to_four_times() -> None:
@@ -51,14 +61,14 @@ def test_maps_grow_wider_as_they_grow_coarser_up_to_four_times() -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 1, 1, 2), (2, 2, 7, 7)])
 def test_doubled_is_bilinear_interpolation(shape: tuple[int, ...]) -> None:
     x = numbers(*shape)
-    torch.testing.assert_close(doubled(x), F.interpolate(x, scale_factor=2, mode="bilinear"), rtol=0, atol=1e-15)
+    torch.testing.assert_close(upsample(x), F.interpolate(x, scale_factor=2, mode="bilinear"), rtol=0, atol=1e-15)
 
 
 def test_halved_is_bilinear_interpolation_and_undoes_a_doubled_constant() -> None:
     x = numbers(2, 3, 4, 6)
-    torch.testing.assert_close(halved(x), F.interpolate(x, scale_factor=0.5, mode="bilinear"), rtol=0, atol=1e-15)
+    torch.testing.assert_close(downsample(x), F.interpolate(x, scale_factor=0.5, mode="bilinear"), rtol=0, atol=1e-15)
     ones = torch.ones(1, 1, 3, 3)
-    assert torch.equal(halved(doubled(ones)), ones)
+    assert torch.equal(downsample(upsample(ones)), ones)
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
@@ -66,11 +76,11 @@ def test_halved_is_bilinear_interpolation_and_undoes_a_doubled_constant() -> Non
 @torch.no_grad()
 def test_variance_is_kept_at_initialisation_and_when_the_branches_open(side: int, activation: Activation) -> None:
     torch.manual_seed(0)
-    down = Downwards(3, (side, side), 16, 2, 64, activation=activation)
-    up = Upwards(64, 16, 2, 3, (side, side), activation=activation)
+    down = DownsamplingNetwork(3, (side, side), 16, 2, 64, activation=activation)
+    up = UpsamplingNetwork(64, 16, 2, 3, (side, side), activation=activation)
     features, coarse = torch.randn(16, 64), torch.randn(16, 3, *stages((side, side))[-1])
     for _ in range(len(down.stages) - 1):  # images are smooth: of white noise, halving leaves a quarter of the variance
-        coarse = doubled(coarse)
+        coarse = upsample(coarse)
     coarse = coarse / coarse.std()
     assert 0.3 < float(down(coarse).std()) < 3.0
     assert 0.3 < float(up(features).std()) < 3.0
@@ -85,24 +95,24 @@ def test_variance_is_kept_at_initialisation_and_when_the_branches_open(side: int
 def test_every_block_is_the_identity_at_initialisation_and_the_zero_trunk_is_zero() -> None:
     torch.manual_seed(0)
     x = numbers(2, 3, 5, 5)
-    trunk = SameSize(3, 8, 4, 2).double()
+    trunk = SameSizeNetwork(3, 8, 4, 2).double()
     torch.testing.assert_close(trunk(x), trunk.last(trunk.stem(x, None)), rtol=0, atol=0)
-    assert torch.equal(SameSize(3, 8, 4, 2, zero=True).double()(x), torch.zeros(2, 4, 5, 5, dtype=torch.float64))
+    assert torch.equal(SameSizeNetwork(3, 8, 4, 2, zero=True).double()(x), torch.zeros(2, 4, 5, 5, dtype=torch.float64))
 
 
 def test_rates_double_up_to_the_greatest_that_a_map_has_room_for() -> None:
-    assert rates(5, 4) == [1, 2, 4, 4, 4]
-    assert rates(3, 1) == [1, 1, 1]
-    assert rates(3, 4, (8, 8)) == [1, 2, 4]
-    assert rates(3, 4, (4, 8)) == [1, 2, 2]
-    assert rates(2, 4, (1, 1)) == [1, 1]
+    assert dilation_rates(5, 4) == [1, 2, 4, 4, 4]
+    assert dilation_rates(3, 1) == [1, 1, 1]
+    assert dilation_rates(3, 4, (8, 8)) == [1, 2, 4]
+    assert dilation_rates(3, 4, (4, 8)) == [1, 2, 2]
+    assert dilation_rates(2, 4, (1, 1)) == [1, 1]
 
 
 @pytest.mark.parametrize(("dilation", "reach"), [(1, 3), (2, 5), (4, 7)])
 def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
     """Of three blocks with rates r the middle place sees sum(r) places in each direction, no more and no less."""
     torch.manual_seed(0)
-    trunk = moved(SameSize(1, 8, 1, 3, dilation=dilation))
+    trunk = moved(SameSizeNetwork(1, 8, 1, 3, dilation=dilation))
     x = numbers(1, 1, 21, 21).requires_grad_(True)
     (gradient,) = torch.autograd.grad(trunk(x)[0, 0, 10, 10], x)
     seen = gradient[0, 0] != 0
@@ -113,7 +123,7 @@ def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
 
 def test_no_example_sees_another_and_what_stands_beside_is_seen() -> None:
     torch.manual_seed(0)
-    trunk = moved(Downwards(1, (8, 8), 4, 1, 2, beside=3))
+    trunk = moved(DownsamplingNetwork(1, (8, 8), 4, 1, 2, beside=3))
     x, beside = numbers(3, 1, 8, 8), numbers(3, 3, seed=1)
     whole = trunk(x, beside)
     torch.testing.assert_close(trunk(x[1:2], beside[1:2]), whole[1:2], rtol=1e-12, atol=1e-12)
@@ -123,6 +133,6 @@ def test_no_example_sees_another_and_what_stands_beside_is_seen() -> None:
 
 def test_gradient_of_a_gradient_by_finite_differences() -> None:
     torch.manual_seed(0)
-    trunk = moved(Downwards(1, (8, 8), 2, 1, 1))
+    trunk = moved(DownsamplingNetwork(1, (8, 8), 2, 1, 1))
     x = numbers(1, 1, 8, 8).requires_grad_(True)
     assert torch.autograd.gradgradcheck(trunk, (x,))

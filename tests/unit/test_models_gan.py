@@ -308,17 +308,17 @@ def test_categories_are_drawn_with_the_probabilities_of_the_logits() -> None:
 def test_the_critic_sees_one_hot_rows_and_near_one_hot_draws_that_carry_gradients() -> None:
     space = build(SETTINGS, MIXED).space
     rows = torch.tensor([[0.5, 2.0, 0.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
-    seen = space.real(rows)
+    seen = space.encode(rows)
     assert seen.tolist() == [[0.5, 0, 0, 1, 1, 0], [-1.0, 1, 0, 0, 0, 1]]
-    assert torch.equal(space.example(seen), rows.float())
+    assert torch.equal(space.decode(seen), rows.float())
     out = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     noise = torch.randn(2, 5, dtype=torch.float64)
-    drawn = space.drawn(out, noise)
+    drawn = space.from_network(out, noise)
     torch.testing.assert_close(drawn[:, 1:4].sum(1), torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(drawn[:, 4:].sum(1), torch.ones(2, dtype=torch.float64))
-    assert torch.equal(space.example(space.real(space.example(drawn).double())), space.example(drawn))
-    assert torch.autograd.gradcheck(lambda o: space.drawn(o, noise), (out,))
-    assert bool(space.drawn(out, torch.full_like(noise, 40.0)).isfinite().all())
+    assert torch.equal(space.decode(space.encode(space.decode(drawn).double())), space.decode(drawn))
+    assert torch.autograd.gradcheck(lambda o: space.from_network(o, noise), (out,))
+    assert bool(space.from_network(out, torch.full_like(noise, 40.0)).isfinite().all())
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

@@ -201,7 +201,7 @@ def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
 METRIC = """
 from remint.settings.catalogue import Facts
 FACTS = Facts(needs="sample", better="higher")
-def measure(model, bench): ...
+def measure(model, context): ...
 """
 
 
@@ -249,7 +249,7 @@ def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_
     [
         ("import not_there", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
         ("FACTS = 3", "has no measure"),
-        ("FACTS = 3\ndef measure(model, bench): ...", "FACTS is not a remint.settings.catalogue.Facts"),
+        ("FACTS = 3\ndef measure(model, context): ...", "FACTS is not a remint.settings.catalogue.Facts"),
     ],
 )
 def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) -> None:

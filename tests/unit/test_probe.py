@@ -36,16 +36,16 @@ def test_every_family_draws_again_what_it_recorded(name: str, tmp_path: Path) ->
         probe.record(tmp_path, fingerprint(CPU, 1, 1))
         manifest.seal(tmp_path)
         recorded = probe.read(tmp_path)
-        assert recorded is not None and recorded.machine == probe.here(fingerprint(CPU, 1, 1))
+        assert recorded is not None and recorded.machine == probe.with_block_size(fingerprint(CPU, 1, 1))
         model = bundles.load_model(tmp_path)
         torch.manual_seed(7)  # nothing is drawn from it
-        again = probe.drawn(model, case.spec, recorded.seed, recorded.count)
+        again = probe.compute(model, case.spec, recorded.seed, recorded.count)
     assert recorded.count == 16 and set(recorded.arrays) == {"samples"} | ({"class"} if case.settings.conditional else set())
-    assert probe.different(recorded.arrays, again, exact=True) is None
-    assert probe.not_finite(model, case.spec, again) is None
+    assert probe.difference(recorded.arrays, again, exact=True) is None
+    assert probe.nonfinite_values(model, case.spec, again) is None
     assert len(np.unique(again["samples"].reshape(16, -1), axis=0)) > 1
-    other = probe.drawn(model, case.spec, recorded.seed + 1, recorded.count)
-    assert probe.different(recorded.arrays, other, exact=False) is not None
+    other = probe.compute(model, case.spec, recorded.seed + 1, recorded.count)
+    assert probe.difference(recorded.arrays, other, exact=False) is not None
 
 
 def test_the_fingerprint_says_which_interpreter_made_it() -> None:
@@ -70,24 +70,24 @@ class Dense(Model):
 @pytest.mark.parametrize("ability", ["log_prob", "elbo", "none"])
 def test_a_family_that_cannot_sample_is_asked_for_what_it_can(ability: str) -> None:
     model = Dense(ability)
-    arrays = probe.drawn(model, registry_cases.SPEC, seed=0, count=5)
+    arrays = probe.compute(model, registry_cases.SPEC, seed=0, count=5)
     assert {name: array.shape for name, array in arrays.items()} == ({} if ability == "none" else {ability: (5,)})
-    assert probe.not_finite(model, registry_cases.SPEC, arrays) is None
+    assert probe.nonfinite_values(model, registry_cases.SPEC, arrays) is None
 
 
 def test_large_images_are_few() -> None:
-    assert [probe.affordable(DataSpec(shape=(3, side, side), levels=256)) for side in (32, 256, 2048)] == [16, 5, 1]
+    assert [probe.sample_count(DataSpec(shape=(3, side, side), levels=256)) for side in (32, 256, 2048)] == [16, 5, 1]
 
 
 def test_what_is_not_finite_is_named() -> None:
     model = Dense("none")
     holes = MIXED.model_copy(update={"columns": (Column(name="a"), Column(name="b", missing=True)), "shape": (2,)})
     rows = np.array([[0.0, np.nan], [1.0, 2.0]], np.float32)
-    assert probe.not_finite(model, holes, {"samples": rows}) is None
-    assert probe.not_finite(model, holes, {"samples": rows[:, ::-1].copy()}) == "1 of 4 values of samples are not finite"
-    assert probe.not_finite(model, holes, {"samples": np.array([[0.0, np.inf]])}) is not None
+    assert probe.nonfinite_values(model, holes, {"samples": rows}) is None
+    assert probe.nonfinite_values(model, holes, {"samples": rows[:, ::-1].copy()}) == "1 of 4 values of samples are not finite"
+    assert probe.nonfinite_values(model, holes, {"samples": np.array([[0.0, np.inf]])}) is not None
     model.bias = torch.nn.Parameter(torch.tensor([0.0, torch.nan]))
-    assert probe.not_finite(model, holes, {}) == "the weights bias hold values that are not finite"
+    assert probe.nonfinite_values(model, holes, {}) == "the weights bias hold values that are not finite"
 
 
 def test_what_is_the_same_elsewhere() -> None:
@@ -103,15 +103,15 @@ def test_what_is_the_same_elsewhere() -> None:
         (far, False, False),
         (many, False, False),
     ):
-        assert (probe.different({"samples": image}, {"samples": drawn}, exact=exact) is None) == same
+        assert (probe.difference({"samples": image}, {"samples": drawn}, exact=exact) is None) == same
     row = np.array([[1000.0, 0.0, np.nan]], np.float32)
     for change, same in ((0.09, True), (0.2, False)):
         assert (
-            probe.different({"samples": row}, {"samples": row + np.float32(change) * (row == 1000)}, exact=False) is None
+            probe.difference({"samples": row}, {"samples": row + np.float32(change) * (row == 1000)}, exact=False) is None
         ) == same
-    assert probe.different({"samples": row}, {"samples": np.zeros_like(row)}, exact=False) is not None
-    assert probe.different({"samples": image}, {"samples": image[:3]}, exact=False) is not None
-    assert probe.different({"samples": image}, {}, exact=False) == "samples was recorded, nothing drawn"
+    assert probe.difference({"samples": row}, {"samples": np.zeros_like(row)}, exact=False) is not None
+    assert probe.difference({"samples": image}, {"samples": image[:3]}, exact=False) is not None
+    assert probe.difference({"samples": image}, {}, exact=False) == "samples was recorded, nothing drawn"
 
 
 @pytest.fixture

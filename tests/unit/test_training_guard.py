@@ -13,7 +13,7 @@ from remint.distributed.world import World
 from remint.models.contract import Model
 from remint.records import Column, DataSpec
 from remint.settings.recipe import TrainingSettings
-from remint.training.guard import FALL, PATIENCE, Guard, coordinates, guard
+from remint.training.guard import FRACTION_OF_BEST, PATIENCE, Guard, build_guard, coordinates
 from remint.training.state import Row
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -34,7 +34,7 @@ class Drawing(Model):
 
 
 def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE, **settings: Any) -> Guard:
-    made = guard(Drawing(x_NX), train_NX, real_NX, spec, TrainingSettings.model_validate(settings), ONE)
+    made = build_guard(Drawing(x_NX), train_NX, real_NX, spec, TrainingSettings.model_validate(settings), ONE)
     assert made is not None
     return made
 
@@ -50,7 +50,7 @@ def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE
     ],
 )
 def test_what_places_on_a_line_reach_and_cover(samples: Tensor, reached: float, coverage: float) -> None:
-    assert watch(samples, TEN, TEN).look(Drawing(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
+    assert watch(samples, TEN, TEN).measure(Drawing(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
 
 
 def test_what_as_many_training_examples_reach_is_the_measure() -> None:
@@ -66,7 +66,7 @@ def test_a_model_that_draws_the_mean_covers_nothing() -> None:
     radius_N = torch.cdist(real, real).topk(6, dim=1, largest=False).values[:, -1]
     assert (real.norm(dim=1) <= radius_N).double().mean() > 0.9, "the case itself"
     watching = watch(mean, train, real, spec)
-    assert watching.look(Drawing(mean)) == pytest.approx({"reached": 5 / 200, "coverage": 5 / 200})
+    assert watching.measure(Drawing(mean)) == pytest.approx({"reached": 5 / 200, "coverage": 5 / 200})
     assert watching.reference > 0.7
 
 
@@ -82,7 +82,7 @@ def test_images_are_as_far_apart_as_their_pixels_and_equal_ones_not_at_all() -> 
         (first.expand(12, -1, -1, -1), 0.5, 0.5),
         (nearly.expand(12, -1, -1, -1), 0.5, 0.0),
     ):
-        assert watch(samples, real, real, spec).look(Drawing(samples)) == {"reached": reached, "coverage": coverage}
+        assert watch(samples, real, real, spec).measure(Drawing(samples)) == {"reached": reached, "coverage": coverage}
 
 
 def test_coordinates_of_a_row_are_numbers_and_corners() -> None:
@@ -104,7 +104,7 @@ def test_who_is_watched() -> None:
             raise NotImplementedError
 
     def made(model: Model, count: int = 10, **settings: Any) -> Guard | None:
-        return guard(model, TEN, TEN[:count], LINE, TrainingSettings.model_validate(settings), ONE)
+        return build_guard(model, TEN, TEN[:count], LINE, TrainingSettings.model_validate(settings), ONE)
 
     assert made(Scored(TEN)) is None, "its score finds a collapse"
     asked, unasked = made(Scored(TEN), collapse=0.5), made(Drawing(TEN))
@@ -149,13 +149,13 @@ def rows(*reached: float) -> list[Row]:
 )
 def test_the_verdict_is_of_the_last_five_looks(seen: list[float], collapsed: bool) -> None:
     assert PATIENCE == 5
-    assert FALL == 0.75
-    watching = Guard(look=lambda _: {}, reference=0.8, limit=0.6, every=100, steps=2000)
+    assert FRACTION_OF_BEST == 0.75
+    watching = Guard(measure=lambda _: {}, reference=0.8, limit=0.6, every=100, steps=2000)
     said = watching.collapsed(rows(*seen))
     assert (said is not None) == collapsed, said
 
 
 def test_a_model_that_has_hardly_begun_has_not_collapsed() -> None:
-    short = Guard(look=lambda _: {}, reference=1.0, limit=0.6, every=100, steps=1000)
+    short = Guard(measure=lambda _: {}, reference=1.0, limit=0.6, every=100, steps=1000)
     assert short.collapsed(rows(*[0.1] * 9)) is None, "the fifth of its looks came at step 500"
     assert short.collapsed(rows(*[0.1] * 10)) is not None

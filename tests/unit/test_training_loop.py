@@ -126,19 +126,19 @@ def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard may judge what has hardly begun."""
-    monkeypatch.setattr(guard_module, "EARLIEST", 0)
+    monkeypatch.setattr(guard_module, "MIN_STEPS", 0)
 
 
 def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
     """A guard that sees the given coverage, and the weights that it was shown."""
     seen, kept = iter(coverage), list[Tensor]()
 
-    def look(judged: Model) -> Row:
+    def measure(judged: Model) -> Row:
         kept.append(judged.state_dict()["weight"].clone())
         share = next(seen)
         return {"coverage": share, "reached": share}
 
-    return Guard(look, reference=1.0, limit=0.6, every=every, steps=steps), kept
+    return Guard(measure, reference=1.0, limit=0.6, every=every, steps=steps), kept
 
 
 @pytest.mark.usefixtures("early")

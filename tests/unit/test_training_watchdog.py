@@ -25,7 +25,7 @@ children[0].wait()
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    monkeypatch.setattr(watchdog, "EVERY", 0.05)
+    monkeypatch.setattr(watchdog, "INTERVAL", 0.05)
     with subprocess.Popen([sys.executable, "-c", GROUP, "the.ranks"], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
@@ -67,13 +67,13 @@ def test_nobody_else_is(case: str, group: tuple[subprocess.Popen[str], list[int]
     monkeypatch.setattr(watchdog, "_group", lambda program: looked.append(program) or real(program))
     stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "gone on in time": [first]}[case]
     if case == "gone on in time":
-        monkeypatch.setattr(watchdog, "EVERY", 0.5)
+        monkeypatch.setattr(watchdog, "INTERVAL", 0.5)
     with watchdog.watched("another" if case == "another program" else "the.ranks") as killed:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         if case == "gone on in time":
-            assert wait_for(lambda: len(looked) >= watchdog.LOOKS - 2)
+            assert wait_for(lambda: len(looked) >= watchdog.STOPPED_CHECKS - 2)
             os.kill(first, signal.SIGCONT)
-        assert wait_for(lambda: len(looked) > watchdog.LOOKS + 1)
+        assert wait_for(lambda: len(looked) > watchdog.STOPPED_CHECKS + 1)
         assert killed == []
     assert is_alive(first) and is_alive(second)

@@ -61,7 +61,7 @@ def files(path: Path) -> Iterator[File]:
     Raises DataError, which names archive and member, for one that is damaged, hostile or larger than the limits.
     """
     seen: set[str] = set()
-    with _whole(path):
+    with _damage_as_data_error(path):
         for file in _zip(path) if path.name.lower().endswith(".zip") else _tar(path):
             if file.name in seen:
                 raise DataError(f"{path}: member {file.name!r} is there twice: which one is meant is not clear")
@@ -71,7 +71,7 @@ def files(path: Path) -> Iterator[File]:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _damage_as_data_error(path: Path) -> Iterator[None]:
     """Damage, whoever finds it, as one error that names the archive."""
     try:
         yield
@@ -82,18 +82,18 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, read: Callable[[], bytes]) -> bytes:
-    with _whole(path):
+    with _damage_as_data_error(path):
         return read()
 
 
 def _zip(path: Path) -> Iterator[File]:
-    bounded(path, entries(path), 0, None)
+    check_limits(path, count_zip_entries(path), 0, None)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
-        bounded(path, len(members), total, path.stat().st_size)
+        check_limits(path, len(members), total, path.stat().st_size)
         for place, member in enumerate(members):
-            name = _inside(path, member.orig_filename)
+            name = _safe_name(path, member.orig_filename)
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise DataError(f"{path}: member {name!r} is a link or a device, not a file: pack the files themselves")
@@ -102,10 +102,10 @@ def _zip(path: Path) -> Iterator[File]:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"{path}: member {name!r} is not packed by deflate: pack it again")
             if not member.is_dir():
-                yield File(name, member.file_size, partial(_member, archive, member), (place, len(members)))
+                yield File(name, member.file_size, partial(_read_zip_member, archive, member), (place, len(members)))
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """The bytes of one member. ZipFile.read would unpack all that there is, however few it says there are."""
     if member.file_size > LONGEST_READ:
         raise ValueError(f"a member of {member.file_size:,} bytes")
@@ -116,7 +116,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     return content
 
 
-def entries(path: Path) -> int:
+def count_zip_entries(path: Path) -> int:
     """How many entries a zip's directory can have: zipfile makes an object of each, however many there are."""
     count, rest = 0, b""
     with path.open("rb") as stream:
@@ -131,22 +131,22 @@ def _tar(path: Path) -> Iterator[File]:
     """Members of type regular file."""
     count = 0
     with path.open("rb") as packed:
-        for _ in tar.members(_Meter(path, packed), trusting=True):
+        for _ in tar.members(_BoundedStream(path, packed), trusting=True):
             count += 1
-            bounded(path, count, 0, None)
+            check_limits(path, count, 0, None)
     with path.open("rb") as packed:
-        meter = _Meter(path, packed)
+        meter = _BoundedStream(path, packed)
         for place, member in enumerate(tar.members(meter)):
-            name = _inside(path, member.name)
+            name = _safe_name(path, member.name)
             if not (member.is_file or member.is_folder):
                 raise DataError(f"{path}: member {name!r} is a link, a device or sparse, not a file: pack the files themselves")
-            bounded(path, place + 1, meter.tell() + member.size, None)
+            check_limits(path, place + 1, meter.tell() + member.size, None)
             if member.is_file:
                 yield File(name, member.size, partial(meter.take, member.size), (place, count))
         meter.finish()
 
 
-def bounded(path: Path, count: int, total: int, packed: int | None) -> None:
+def check_limits(path: Path, count: int, total: int, packed: int | None) -> None:
     """Raises DataError where ``count`` members or ``total`` unpacked bytes (of ``packed`` ones) are beyond the limits."""
     if count > MOST_MEMBERS:
         raise DataError(f"{path} holds more than {MOST_MEMBERS:,} files: give the folder that it was made of")
@@ -156,7 +156,7 @@ def bounded(path: Path, count: int, total: int, packed: int | None) -> None:
         raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size: that is a bomb, not a set of images")
 
 
-def _inside(path: Path, name: str) -> str:
+def _safe_name(path: Path, name: str) -> str:
     """The member's name, its parts separated by /. Raises DataError for one that would lie outside of a folder."""
     parts = re.split(r"[\\/]", name)
     if len(name) > LONGEST_NAME:
@@ -166,7 +166,7 @@ def _inside(path: Path, name: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-class _Meter:
+class _BoundedStream:
     """The bytes of a tar, unpacked, forwards only, which stops where they are more than they may be."""
 
     def __init__(self, path: Path, packed: BinaryIO) -> None:
@@ -206,4 +206,4 @@ class _Meter:
 
     def _moved(self, by: int) -> None:
         self.position += by
-        bounded(self.path, 0, self.position, self.packed.tell())
+        check_limits(self.path, 0, self.position, self.packed.tell())

@@ -27,7 +27,7 @@ DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 Array = np.ndarray[Any, Any]
 
 
-class Unfit(Exception):
+class UnusableColumn(Exception):
     """Why a column cannot be used, as the rest of a sentence that begins with its name."""
 
 
@@ -42,23 +42,23 @@ def values(column: pa.ChunkedArray, known: Column) -> Array:
     """The values of a column that is known, float64 (N,). Raises Unfit where it is not what it was."""
     if known.numeric:
         if is_text(column):
-            raise Unfit(f"was numbers, is now text such as {_examples(not_numbers(texts(column)[1]))}")
+            raise UnusableColumn(f"was numbers, is now text such as {_examples(not_numbers(texts(column)[1]))}")
         x_N = numbers(column)
         if np.isinf(x_N).any():
-            raise Unfit(f"has {int(np.isinf(x_N).sum())} infinite values")
+            raise UnusableColumn(f"has {int(np.isinf(x_N).sum())} infinite values")
         if not np.isfinite(standard(x_N[:, None], (known,))[~np.isnan(x_N)]).all():
-            raise Unfit(f"has values as far off as {np.nanmax(np.abs(x_N)):.3g}; its mean was {known.mean:.3g}")
+            raise UnusableColumn(f"has values as far off as {np.nanmax(np.abs(x_N)):.3g}; its mean was {known.mean:.3g}")
     else:
         code_N, names = texts(column)
         new = [name for name in names if name not in known.categories]
         if new:
-            raise Unfit(f"has {len(new)} value{'s' * (len(new) > 1)} that it never had: {_examples(new)}")
+            raise UnusableColumn(f"has {len(new)} value{'s' * (len(new) > 1)} that it never had: {_examples(new)}")
         place = np.array([known.categories.index(name) for name in names], dtype=np.float64)
         x_N = np.full(len(code_N), np.nan)
         x_N[code_N >= 0] = place[code_N[code_N >= 0]]
     missing = int(np.isnan(x_N).sum())
     if missing and not known.missing:
-        raise Unfit(f"misses {missing} of {len(x_N)} values; at the first import it missed none")
+        raise UnusableColumn(f"misses {missing} of {len(x_N)} values; at the first import it missed none")
     return x_N
 
 
@@ -74,9 +74,11 @@ def refuse_type(column: pa.ChunkedArray) -> None:
     """Raises Unfit for what is neither number nor text."""
     kind = column.type
     if pa.types.is_temporal(kind):
-        raise Unfit(f"holds dates or times ({kind}): make numbers of them (days since a day, the hour, the weekday), or drop it")
+        raise UnusableColumn(
+            f"holds dates or times ({kind}): make numbers of them (days since a day, the hour, the weekday), or drop it"
+        )
     if not (_is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
-        raise Unfit(f"holds {kind}, neither numbers nor text: flatten it into columns, or drop it")
+        raise UnusableColumn(f"holds {kind}, neither numbers nor text: flatten it into columns, or drop it")
 
 
 def is_text(column: pa.ChunkedArray) -> bool:
@@ -110,7 +112,7 @@ def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     try:
         names = encoded.dictionary.to_pylist()
     except UnicodeDecodeError as error:
-        raise Unfit("holds text that is not UTF-8: save it so") from error
+        raise UnusableColumn("holds text that is not UTF-8: save it so") from error
     code_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     ordered = sorted((name for name in names if name), key=_order(names))
     place = {name: index for index, name in enumerate(ordered)} | {"": -1}
@@ -129,7 +131,7 @@ def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
     fractions = x_N[x_N != np.floor(x_N)]  # NaN among them, which is unequal to itself
     fractions = fractions[~np.isnan(fractions)]
     if len(fractions):
-        raise Unfit(f"is to be categories, and holds numbers such as {fractions[0]:g}")
+        raise UnusableColumn(f"is to be categories, and holds numbers such as {fractions[0]:g}")
     return pa.chunked_array([pa.array(np.nan_to_num(x_N).astype(np.int64), mask=np.isnan(x_N))])
 
 
@@ -142,21 +144,21 @@ def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
     code_N, names = texts(column)
     present = int((code_N >= 0).sum())
     if len(names) < 2:
-        raise Unfit("has no value at all" if not names else f"has the same value in every row ({names[0]!r})")
+        raise UnusableColumn("has no value at all" if not names else f"has the same value in every row ({names[0]!r})")
     dates = [text for text in names if DATE.fullmatch(text)]
     if len(dates) > len(names) / 2:
-        raise Unfit(
+        raise UnusableColumn(
             f"holds dates such as {dates[0]!r}: make numbers of them (days since a day, the hour, the weekday), or drop it"
         )
     others = not_numbers(names)
     if not said and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
-        raise Unfit(
+        raise UnusableColumn(
             f"holds numbers, and text such as {_examples(others)}: leave a cell empty where one is missing, or say categorical"
         )
     if present > FEW_ROWS and len(names) > present / 2 and not said:
-        raise Unfit(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
+        raise UnusableColumn(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
     if len(names) > MOST_CATEGORIES:
-        raise Unfit(f"has {len(names)} categories, more than {MOST_CATEGORIES}: merge the rare ones, or drop it")
+        raise UnusableColumn(f"has {len(names)} categories, more than {MOST_CATEGORIES}: merge the rare ones, or drop it")
     return Column(name=name, categories=tuple(names), missing=present < len(code_N))
 
 
@@ -164,23 +166,27 @@ def _numeric(name: str, column: pa.ChunkedArray) -> Column:
     x_N = numbers(column)
     there_N = x_N[~np.isnan(x_N)]
     if not len(there_N):
-        raise Unfit("has no value at all")
+        raise UnusableColumn("has no value at all")
     if np.isinf(there_N).any():
-        raise Unfit(f"has {int(np.isinf(there_N).sum())} infinite values: leave them empty, or drop it")
+        raise UnusableColumn(f"has {int(np.isinf(there_N).sum())} infinite values: leave them empty, or drop it")
     constant, counts = there_N.min() == there_N.max(), pa.types.is_integer(column.type)
     if (there_N == np.floor(there_N)).all():
         if IDENTIFIER.search(name):
-            raise Unfit("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
+            raise UnusableColumn("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
         if np.abs(there_N).max() > EXACT and (counts or constant):  # CSV's beyond 2^64 are floats by now, and equal
-            raise Unfit("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
+            raise UnusableColumn("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
     if constant:
-        raise Unfit(f"has the same value in every row ({there_N[0]:g})")
+        raise UnusableColumn(f"has the same value in every row ({there_N[0]:g})")
     if counts and _numbers_the_rows(there_N):
-        raise Unfit("looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)")
+        raise UnusableColumn(
+            "looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = float(there_N.mean()), float(there_N.std())
     if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
-        raise Unfit(f"has values up to {np.abs(there_N).max():.3g}, whose spread cannot be computed: rescale it, or drop it")
+        raise UnusableColumn(
+            f"has values up to {np.abs(there_N).max():.3g}, whose spread cannot be computed: rescale it, or drop it"
+        )
     return Column(name=name, mean=mean, scale=scale, missing=len(there_N) < len(x_N))
 
 

@@ -30,11 +30,11 @@ EXIF = b"Exif\0\0"
 ORIENTATION, SHORT = 0x0112, 3  # a tag of EXIF, and the type of its value
 
 
-class Hostile(ValueError):
+class HostileImage(ValueError):
     """A file that no camera or program writes; why, as the rest of a sentence."""
 
 
-def essence(content: bytes) -> tuple[bytes, int]:
+def strip_metadata(content: bytes) -> tuple[bytes, int]:
     """The file without what no pixel depends on, and how it is to be turned: EXIF's orientation, 1 to 8.
 
     What is damaged goes on for the decoder to judge. Raises Hostile for more parts or scans than an image has.
@@ -61,7 +61,7 @@ def _png(content: bytes) -> tuple[bytes, int]:
             break
         at = end
     else:
-        raise Hostile(f"has more than {MOST_PARTS:,} parts")
+        raise HostileImage(f"has more than {MOST_PARTS:,} parts")
     return b"".join(kept), turned
 
 
@@ -88,13 +88,13 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
             pixels = max(pixels, height * width)
         scans += marker == SCAN
         if scans > MOST_SCANS or scans * pixels > MOST_WORK:
-            raise Hostile(f"has {scans} scans of {pixels:,} pixels")
+            raise HostileImage(f"has {scans} scans of {pixels:,} pixels")
         if marker == APP1 and turned is None and part[4:].startswith(EXIF):
             turned = orientation(part[4:])
         if marker not in (START, COMMENT) and (not APP0 <= marker <= LAST_APP or marker in (APP0, APP14)):
             kept.append(part)
     else:
-        raise Hostile(f"has more than {MOST_PARTS:,} parts")
+        raise HostileImage(f"has more than {MOST_PARTS:,} parts")
     return b"".join(kept), turned or 1
 
 
@@ -107,7 +107,7 @@ def _webp_orientation(content: bytes) -> int:
         if kind == b"EXIF":
             return orientation(content[at + 8 : at + 8 + length])
         at += 8 + length + length % 2
-    raise Hostile(f"has more than {MOST_PARTS:,} parts")
+    raise HostileImage(f"has more than {MOST_PARTS:,} parts")
 
 
 def orientation(exif: bytes) -> int:

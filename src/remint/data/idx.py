@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.data.archive import bounded
+from remint.data.archive import check_limits
 from remint.data.folder import regular, visible
 from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
@@ -78,7 +78,7 @@ def _array(path: Path, axes: int) -> Array:
             if (zero, kind, found) != (0, 8, axes):
                 raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it starts with other numbers")
             size = math.prod(shape)
-            bounded(path, 1, size, path.stat().st_size)
+            check_limits(path, 1, size, path.stat().st_size)
             content = stream.read(size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
         raise DataError(f"{path} is not an IDX file, or is damaged ({type(error).__name__}): fetch it again") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.data.archive import bounded, entries
+from remint.data.archive import check_limits, count_zip_entries
 from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
@@ -63,10 +63,10 @@ def npz(path: Path) -> Raw:
 
 
 def _small_enough(path: Path) -> None:
-    bounded(path, entries(path), 0, None)
+    check_limits(path, count_zip_entries(path), 0, None)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    bounded(path, len(members), sum(member.file_size for member in members), path.stat().st_size)
+    check_limits(path, len(members), sum(member.file_size for member in members), path.stat().st_size)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from remint.data.container import Hostile, essence
+from remint.data.container import HostileImage, strip_metadata
 from remint.data.folder import File
 from remint.data.images import IMAGE_LEVELS, Raw, fitted
 from remint.errors import DataError
@@ -30,19 +30,19 @@ from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")
+UNSUPPORTED = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 
 MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. What claims more is a bomb or no training image
 MOST_RATIO = 1_000  # pixels for each byte of the file: more than any JPEG has, and most of what deflate can do ...
 FREE_PIXELS = 1 << 22  # ... beyond these
 MOST_FILE_BYTES = 64 << 20
-TOLD_EVERY = 256  # files between two reports of progress
+PROGRESS_EVERY = 256  # files between two reports of progress
 NAMED = 3  # files that an error names
-MANY = 1_000  # files that cannot be used, of which no more are looked at where they are too large a share of all
+EARLY_REFUSAL = 1_000  # files that cannot be used, of which no more are looked at where they are too large a share of all
 
 # How an image is turned, by EXIF's orientation.
-TURNS = {
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -86,7 +86,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
     ignored = []
     for count, file in enumerate(files):
         suffix = file.name[file.name.rfind(".") :].lower()
-        if suffix in OTHERS:
+        if suffix in UNSUPPORTED:
             aside[file.name] = "is not PNG, JPEG or WebP"
         elif suffix not in FORMATS:
             ignored.append(file.name)
@@ -94,23 +94,23 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
             aside[file.name] = f"has {file.size:,} bytes, more than {MOST_FILE_BYTES:,}"
         else:
             try:
-                images[file.name] = decoded(file.read(), settings)
+                images[file.name] = decode_image(file.read(), settings)
             except Undecodable as error:
                 aside[file.name] = str(error)
             except DataError as error:
                 raise DataError(f"{where}: {file.name}: {error}") from error
         done, whole = file.place
-        if len(aside) > max(MANY, settings.undecodable * whole):
-            _few_enough(where, whole - len(aside), aside, settings.undecodable, "at least ")
-        if count % TOLD_EVERY == TOLD_EVERY - 1:
+        if len(aside) > max(EARLY_REFUSAL, settings.undecodable * whole):
+            _check_set_aside(where, whole - len(aside), aside, settings.undecodable, "at least ")
+        if count % PROGRESS_EVERY == PROGRESS_EVERY - 1:
             emit("progress", step=done, steps=whole)
-    _few_enough(where, len(images), dict(sorted(aside.items())), settings.undecodable)
+    _check_set_aside(where, len(images), dict(sorted(aside.items())), settings.undecodable)
     if not images:
         raise DataError(f"{where} holds no PNG, JPEG or WebP files ({len(ignored)} others)")
     if ignored:
         emit("ignored", files=len(ignored), first=min(ignored))
     names = sorted(images)
-    _alike(where, {name: images[name].shape for name in names})
+    _check_same_shape(where, {name: images[name].shape for name in names})
     label_N = labels(where, names)
     classes = tuple(sorted(set(label_N or ())))
     place = {name: index for index, name in enumerate(classes)}
@@ -129,18 +129,18 @@ class Undecodable(Exception):
     """A file that is set aside, and why."""
 
 
-def decoded(content: bytes, settings: DatasetSettings) -> Array:
+def decode_image(content: bytes, settings: DatasetSettings) -> Array:
     """One file as uint8 (C, H, W). Raises Undecodable, which says why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage, of sizes that are checked here
-            essential, turned = essence(content)
+            essential, turned = strip_metadata(content)
             image: Image.Image = Image.open(io.BytesIO(essential), formats=sorted(set(FORMATS.values())))
-            _bounded(image.width, image.height, len(content))
+            _check_pixels(image.width, image.height, len(content))
             image.load()
-            image = image if turned == 1 else image.transpose(TURNS[turned])
-            image = _plain(image, settings.channels)
-    except Hostile as error:
+            image = image if turned == 1 else image.transpose(TRANSPOSES[turned])
+            image = _to_8_bit(image, settings.channels)
+    except HostileImage as error:
         raise Undecodable(str(error)) from error
     except UNDECODABLE as error:
         reason = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged or cut off"
@@ -151,7 +151,7 @@ def decoded(content: bytes, settings: DatasetSettings) -> Array:
     return np.ascontiguousarray(np.atleast_3d(x_HWC).transpose(2, 0, 1))
 
 
-def _bounded(width: int, height: int, size: int) -> None:
+def _check_pixels(width: int, height: int, size: int) -> None:
     """Raises Undecodable for an image that claims more pixels than are read, or than so many bytes can hold."""
     if width * height > MOST_PIXELS:
         raise Undecodable(f"claims {width} x {height} pixels, more than {MOST_PIXELS:,}")
@@ -159,7 +159,7 @@ def _bounded(width: int, height: int, size: int) -> None:
         raise Undecodable(f"claims {width} x {height} pixels in {size:,} bytes: that is a bomb, or damaged")
 
 
-def _plain(image: Image.Image, channels: int | None) -> Image.Image:
+def _to_8_bit(image: Image.Image, channels: int | None) -> Image.Image:
     """The image as 8-bit grey or RGB: as asked for, else as it is (a palette of greys is grey)."""
     grey = image.mode in GREY
     if image.mode.startswith("I"):
@@ -175,7 +175,7 @@ def _plain(image: Image.Image, channels: int | None) -> Image.Image:
     return rgb.convert("L") if (channels or (1 if grey else 3)) == 1 else rgb
 
 
-def _few_enough(where: str, good: int, aside: dict[str, str], share: float, so_far: str = "") -> None:
+def _check_set_aside(where: str, good: int, aside: dict[str, str], share: float, so_far: str = "") -> None:
     if not aside:
         return
     named = "; ".join(f"{name} {why}" for name, why in list(aside.items())[:NAMED]) + ("; .." if len(aside) > NAMED else "")
@@ -188,7 +188,7 @@ def _few_enough(where: str, good: int, aside: dict[str, str], share: float, so_f
     emit("set_aside", files=len(aside), of=total, named=named)
 
 
-def _alike(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises DataError where images differ in channels or size: whether to convert or resample is for a person to say."""
     for axis, what, remedy in (
         (slice(0, 1), "channels", "set channels: 1 or 3"),

@@ -34,7 +34,7 @@ class Schema(Record):
     spec: DataSpec
 
 
-def learnt(name: str, settings: DatasetSettings, spec: DataSpec) -> Schema:
+def make_schema(name: str, settings: DatasetSettings, spec: DataSpec) -> Schema:
     decisive = settings.model_dump(mode="json", exclude=NOT_OF_THE_SCHEMA)
     return Schema(dataset=name, version=settings.schema_version, settings=decisive, spec=spec)
 
@@ -43,7 +43,7 @@ def address(folder: Path, name: str, version: int) -> Path:
     return folder / f"{name}-{version}.json"
 
 
-def known(folder: Path | None, name: str, settings: DatasetSettings) -> Schema | None:
+def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Schema | None:
     """The schema that an earlier import learnt; None where this is the first, or nothing is kept.
 
     Raises DataError for one that cannot be read.
@@ -59,7 +59,7 @@ def known(folder: Path | None, name: str, settings: DatasetSettings) -> Schema |
         raise DataError(f"{path} is not a schema: restore it, or remove it, and the next import learns it anew") from error
 
 
-def keep(schema: Schema, folder: Path) -> Schema:
+def save_schema(schema: Schema, folder: Path) -> Schema:
     """Writes a schema, whole or not at all, and never over another: returns the one that stands (somebody was first)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = address(folder, schema.dataset, schema.version)
@@ -73,9 +73,9 @@ def keep(schema: Schema, folder: Path) -> Schema:
     return schema
 
 
-def refusal(schema: Schema, settings: DatasetSettings, differences: list[str]) -> DataError:
+def mismatch_error(schema: Schema, settings: DatasetSettings, differences: list[str]) -> DataError:
     """The account of what does not fit, and the two ways out."""
-    now = learnt(schema.dataset, settings, schema.spec).settings
+    now = make_schema(schema.dataset, settings, schema.spec).settings
     before = {key: _text(schema.settings.get(key)) for key in now}
     changed = [f"{key} was {before[key]}, is {_text(now[key])}" for key in now if _text(now[key]) != before[key]]
     key = f"datasets.{schema.dataset}"

@@ -56,7 +56,7 @@ def snapshot(
     Raises SettingsError for a source that is not known, DataError for one that is missing, empty, broken, not of the
     shape and levels that params.yaml asks for or not of its schema.
     """
-    known = schema.known(schemas, name, settings)
+    known = schema.read_schema(schemas, name, settings)
     try:
         source = located(name, settings, root, fetched)
         if settings.kind == "table":
@@ -67,10 +67,10 @@ def snapshot(
         if "params.yaml:" in str(error):
             raise
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
-    stands = known or schema.learnt(name, settings, spec)
+    stands = known or schema.make_schema(name, settings, spec)
     arrays = _fitting(stands, settings, conform)
     if schemas is not None and known is None:
-        stands = schema.keep(stands, schemas)
+        stands = schema.save_schema(stands, schemas)
         arrays = _fitting(stands, settings, conform)  # somebody else's, where two first imports met
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
@@ -163,7 +163,7 @@ def _fitting(stands: Schema, settings: DatasetSettings, conform: Conform) -> dic
     """The arrays as the schema has them. Raises DataError, with a line for each difference, where they do not fit."""
     arrays, differences = conform(stands.spec)
     if differences:
-        raise schema.refusal(stands, settings, differences)
+        raise schema.mismatch_error(stands, settings, differences)
     if stands.settings["source"] != settings.source:
         emit("schema", learnt_from=stands.settings["source"], fits=settings.source)
     return arrays

@@ -23,7 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from remint.data import columns, shipped
-from remint.data.columns import MOST_CATEGORIES, Unfit
+from remint.data.columns import MOST_CATEGORIES, UnusableColumn
 from remint.errors import DataError
 from remint.records import Column, DataSpec
 from remint.runtime.events import emit
@@ -35,7 +35,7 @@ MOST_COLUMNS = 10_000
 LONGEST_NAME = 200  # characters
 ROWS = 1 << 16  # of Parquet that are looked at at a time
 BOOLEANS = {"false", "true"}
-FAR = 10.0  # scales by which a column's mean may move before a person is told
+DRIFT_SCALES = 10.0  # scales by which a column's mean may move before a person is told
 
 Array = np.ndarray[Any, Any]
 
@@ -206,7 +206,7 @@ def _whole_rows(table: Table) -> Table:
 def _unusable(column: pa.ChunkedArray) -> bool:
     try:
         columns.refuse_type(column)
-    except Unfit:
+    except UnusableColumn:
         return True
     return False
 
@@ -218,14 +218,14 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
         try:
             columns.refuse_type(column)
             learnt.append(columns.learn(column_name, column, column_name in settings.categorical))
-        except Unfit as reason:
+        except UnusableColumn as reason:
             problems.append(f"column '{column_name}' {reason}")
             unfit.append(column_name)
     class_names: tuple[str, ...] = ()
     if table.label is not None:
         try:
             class_names = _classes(table, table.label)
-        except Unfit as reason:
+        except UnusableColumn as reason:
             problems.append(f"label '{table.label_name}' {reason}")
     if problems:
         drop = ", ".join([*settings.drop, *unfit])
@@ -242,9 +242,11 @@ def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:
     columns.refuse_type(label)
     code_N, names = columns.texts(label)
     if (code_N < 0).any():
-        raise Unfit(f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: fill it in, or set missing: drop_rows")
+        raise UnusableColumn(
+            f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: fill it in, or set missing: drop_rows"
+        )
     if not 2 <= len(names) <= MOST_CATEGORIES:
-        raise Unfit(f"has {len(names)} classes: expected 2 to {MOST_CATEGORIES}")
+        raise UnusableColumn(f"has {len(names)} classes: expected 2 to {MOST_CATEGORIES}")
     return table.class_names or tuple(names)
 
 
@@ -256,11 +258,11 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
     for known in spec.columns:
         try:
             if known.name not in table.features:
-                raise Unfit("is missing")
+                raise UnusableColumn("is missing")
             columns.refuse_type(table.features[known.name])
             x.append(columns.values(table.features[known.name], known))
-            _tell_of_drift(known, x[-1])
-        except Unfit as reason:
+            _report_drift(known, x[-1])
+        except UnusableColumn as reason:
             differences.append(f"column '{known.name}' {reason}")
     names = {known.name for known in spec.columns}
     differences += [f"column '{name}' is new" for name in table.features if name not in names]
@@ -271,14 +273,14 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
         try:
             columns.refuse_type(table.label)
             arrays["y"] = columns.values(table.label, Column(name="", categories=spec.class_names)).astype(np.int64)
-        except Unfit as reason:
+        except UnusableColumn as reason:
             differences.append(f"label '{table.label_name}' {reason}")
     return ({} if differences else {"x": np.stack(x, axis=1), **arrays}), differences
 
 
-def _tell_of_drift(known: Column, x_N: Array) -> None:
+def _report_drift(known: Column, x_N: Array) -> None:
     """A mean that moved far is no reason to refuse data, and one to look at them."""
     if known.numeric and not np.isnan(x_N).all():
         moved = (float(np.nanmean(x_N)) - known.mean) / known.scale
-        if abs(moved) > FAR:
+        if abs(moved) > DRIFT_SCALES:
             emit("drift", column=known.name, mean=float(np.nanmean(x_N)), before=known.mean, scales=moved)

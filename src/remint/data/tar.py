@@ -67,7 +67,7 @@ def members(stream: Stream, *, trusting: bool = False) -> Iterator[Member]:
                 break
             if size > LONGEST_HEADER:
                 raise ValueError(f"a header claims {size:,} bytes")
-            more, read = _said(kind, _padded(stream, size))
+            more, read = _parse_header(kind, _padded(stream, size))
             records += read
             if records > RECORDS + RECORDS_EACH * count:
                 raise ValueError(f"its headers hold {records:,} records")
@@ -109,7 +109,7 @@ def _name(block: bytes) -> bytes:
     return prefix + b"/" + name if prefix and block[257:263] == b"ustar\0" else name
 
 
-def _said(kind: bytes, content: bytes) -> tuple[dict[bytes, bytes], int]:
+def _parse_header(kind: bytes, content: bytes) -> tuple[dict[bytes, bytes], int]:
     """What a header says of the next member, and in how many records.
 
     What one says of all that follow must not name or measure them.

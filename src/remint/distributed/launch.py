@@ -21,7 +21,7 @@ from remint.runtime import processes, scratch
 from remint.runtime.events import EVENTS, emit
 from remint.runtime.parent import die_with_parent
 
-OWN = {"started", "ended", "error"}  # events that this process speaks for itself
+PARENT_EVENTS = {"started", "ended", "error"}  # events that this process speaks for itself
 PROGRAM = "remint.distributed.launch"
 RESTARTS = 3  # times that ranks are started again since one was stopped
 
@@ -54,7 +54,7 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
         event.pop("at")
         if kind == "error":
             failures.append(by_name(event["kind"], event["message"]))
-        elif kind not in OWN:
+        elif kind not in PARENT_EVENTS:
             emit(kind, **event)
 
     with scratch.folder() as folder:
@@ -73,10 +73,12 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
             words = log.read_text(errors="replace").splitlines()
             if not failures:
                 print("\n".join(words[-60:]), file=sys.stderr)
-            raise (failures[0] if failures else StepError(f"one of {count} processes failed (status {status}): {_reason(words)}"))
+            raise (
+                failures[0] if failures else StepError(f"one of {count} processes failed (status {status}): {_error_line(words)}")
+            )
 
 
-def _reason(words: Sequence[str]) -> str:
+def _error_line(words: Sequence[str]) -> str:
     """The line of a log that says what went wrong: the first traceback's last, or the last of all."""
     for index, line in enumerate(words):
         if "Traceback (most recent call last)" in line:

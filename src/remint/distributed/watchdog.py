@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-EVERY = 5.0  # seconds between two looks
-LOOKS = 4  # in a row that must find a process stopped
+INTERVAL = 5.0  # seconds between two looks
+STOPPED_CHECKS = 4  # in a row that must find a process stopped
 
 
 @contextmanager
@@ -37,14 +37,14 @@ def watched(program: str) -> Iterator[list[int]]:
 
 def _watch(program: str, killed: list[int], over: threading.Event) -> None:
     seen: dict[psutil.Process, int] = {}  # how often in a row each was found stopped
-    while not over.wait(EVERY):
+    while not over.wait(INTERVAL):
         group = list(_group(program))
         stopped = [process for process in group if _is_stopped(process)]
         seen = {process: seen.get(process, 0) + 1 for process in stopped} if len(stopped) < len(group) else {}
         for process, looks in seen.items():
-            if looks == LOOKS:
+            if looks == STOPPED_CHECKS:
                 killed.append(process.pid)
-                print(f"process {process.pid} was stopped for some {LOOKS * EVERY:.0f} s: killed", file=sys.stderr)
+                print(f"process {process.pid} was stopped for some {STOPPED_CHECKS * INTERVAL:.0f} s: killed", file=sys.stderr)
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)  # the only one that a stopped process obeys
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from remint.models.contract import Phase
 
-SILENCE = timedelta(minutes=10)  # longest wait for a rank that says nothing
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # longest wait for a rank that says nothing
 
 
 def launched() -> bool:
@@ -75,11 +75,11 @@ class World:
         """Whether any rank says so. All ranks must call it, and all get one answer."""
         return mine if self.control is None else bool(self.gather(torch.tensor([mine])).any())
 
-    def first(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """Rank 0's number, on every rank."""
         return number if self.control is None else int(self.gather(torch.tensor([number]))[0])
 
-    def shared(self, phase: Phase) -> nn.Module:
+    def data_parallel(self, phase: Phase) -> nn.Module:
         """The phase, its gradients averaged over the ranks in the backward pass."""
         if self.size == 1:
             return phase
@@ -108,7 +108,7 @@ def _mean_in_rank_order(mine: Tensor) -> Any:
     return dist.all_gather_single(every, mine, async_op=True).get_future().then(mean)
 
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 @contextmanager
@@ -122,9 +122,9 @@ def join() -> Iterator[World]:
     if not launched():
         yield World(0, 1, device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=SILENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        control = dist.new_group(backend="gloo", timeout=SILENCE)
+        control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
         yield World(dist.get_rank(), dist.get_world_size(), device, control)
     finally:
         dist.destroy_process_group()

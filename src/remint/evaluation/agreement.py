@@ -12,33 +12,33 @@ from collections.abc import Mapping
 import numpy as np
 
 from remint.errors import SettingsError
-from remint.evaluation.bench import AGREEMENT, EvaluationContext, Measurement, Metric, samples
+from remint.evaluation.context import AGREEMENT, EvaluationContext, Measurement, Metric, samples
 from remint.models.contract import CanSample
 
 
-def agreement(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def agreement(model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """As many samples of each class, in each draw.
 
     Raises SettingsError where the model is not conditional or the features are not a classifier's.
     """
     if not getattr(model, "conditional", False):
         raise SettingsError("class_agreement needs a model with conditional: true: set it, or remove the metric")
-    extractor = bench.extractor("domain")
+    extractor = context.extractor("domain")
     if extractor.classify is None:
         raise SettingsError("class_agreement needs images with labels, whose features are a classifier's: remove it")
-    spec, settings = bench.dataset.spec, bench.settings
+    spec, settings = context.dataset.spec, context.settings
     each = max(1, settings.samples // spec.classes)
     asked_N = np.repeat(np.arange(spec.classes), each)
     hit_MN = np.empty((settings.draws, len(asked_N)))
-    for draw in bench.draws:
-        x_NX = samples(model, spec, len(asked_N), settings.seed, AGREEMENT, draw, y_N=asked_N, world=bench.world)
+    for draw in context.draws:
+        x_NX = samples(model, spec, len(asked_N), settings.seed, AGREEMENT, draw, y_N=asked_N, world=context.world)
         hit_MN[draw] = extractor.classify(x_NX) == asked_N
-    how = bench.measured_in("domain")
+    how = context.measured_in("domain")
     by_class = {
-        y: Measurement.over_draws(hit_MN[:, asked_N == y].mean(axis=1), each, bench, **how, of_class=y)
+        y: Measurement.over_draws(hit_MN[:, asked_N == y].mean(axis=1), each, context, **how, of_class=y)
         for y in range(spec.classes)
     }
-    return {"class_agreement": Measurement.over_draws(hit_MN.mean(axis=1), len(asked_N), bench, by_class=by_class, **how)}
+    return {"class_agreement": Measurement.over_draws(hit_MN.mean(axis=1), len(asked_N), context, by_class=by_class, **how)}
 
 
 METRICS = {"class_agreement": Metric(agreement)}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.distributed.world import ALONE, World
+from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import StorageError
 from remint.evaluation.features import Extractor
 from remint.records import digest
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 
 def features(
-    dataset: str, split: str, chosen_N: Array, extractor: Extractor, make: Callable[[], Array], world: World = ALONE
+    dataset: str, split: str, chosen_N: Array, extractor: Extractor, make: Callable[[], Array], world: World = SINGLE_PROCESS
 ) -> Array:
     """What ``make`` computes, from the file where there is one.
 

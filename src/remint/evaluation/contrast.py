@@ -63,7 +63,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Tested:
+class ContrastTest:
     """A difference, its 95% interval, and the p-value of the test that there is none."""
 
     before: float
@@ -73,7 +73,7 @@ class Tested:
     p: float
 
 
-def mean(groups: Groups) -> Tested | None:
+def mean(groups: Groups) -> ContrastTest | None:
     """How the mean changed, and whether the values did; None where a set is empty, or the two are one."""
     if not len(groups.former) or not len(groups.present) or not (len(groups.added) or len(groups.removed)):
         return None
@@ -89,7 +89,7 @@ def mean(groups: Groups) -> Tested | None:
     variance, p = float(parts_G.sum()), _rank_test(groups)
     freedom = variance**2 / float((parts_G**2 / freedom_G).sum()) if variance > 0.0 else 1.0
     half = float(stdtrit(freedom, (1.0 + CONFIDENCE) / 2.0)) * variance**0.5
-    return Tested(before, after, after - before - half, after - before + half, p)
+    return ContrastTest(before, after, after - before - half, after - before + half, p)
 
 
 def _ranks(value_N: Array) -> Array:
@@ -110,7 +110,7 @@ def _rank_test(groups: Groups) -> float:
     return 2.0 * float(ndtr(-abs(difference) / variance**0.5)) if variance > 0.0 else 1.0
 
 
-def spread(groups: Groups) -> Tested | None:
+def spread(groups: Groups) -> ContrastTest | None:
     """How the mean distance from the median of all values changed. A group that lies elsewhere is spread more, too."""
     if not sum(map(len, groups.all)):
         return None
@@ -147,14 +147,14 @@ def shares(groups: Groups, categories: int) -> Shares | None:
         return None
     before_C, after_C = _shares(groups.former, categories), _shares(groups.present, categories)
     pooled_C = _shares(np.concatenate(groups.all), categories)
-    p_C, d_C = _together(pooled_C, after_C - before_C, EXPECTED * s)
+    p_C, d_C = _merge_rare(pooled_C, after_C - before_C, EXPECTED * s)
     half = float(ndtri((1.0 + CONFIDENCE) / 2.0)) * s**0.5
     if len(p_C) < 2:  # one category has nearly all: nothing can be told
         return None
     return Shares(before_C, after_C, half, float(chdtrc(len(p_C) - 1, float((d_C**2 / (p_C * s)).sum()))))
 
 
-def _together(p_C: Array, d_C: Array, least: float) -> tuple[Array, Array]:
+def _merge_rare(p_C: Array, d_C: Array, least: float) -> tuple[Array, Array]:
     """Categories with a share below ``least`` as one, which joins the rarest of the others where it is below, too."""
     order_C = np.argsort(-p_C, kind="stable")
     p_C, d_C = p_C[order_C], d_C[order_C]

@@ -1,6 +1,6 @@
 """What a model costs: seconds to draw and to score examples, parameters, and how both grow with the data.
 
-    draw     samples, their noise included, in blocks of bench.BLOCK
+    draw     samples, their noise included, in blocks of context.BLOCK
     score    one pass over examples: an exact density for one dequantisation, or a bound for one latent sample
              (IWAE-K takes K times as long); nothing where the family has neither
 
@@ -28,17 +28,17 @@ from torch import Tensor
 
 from remint.distributed.machine import fingerprint
 from remint.errors import RemintError
-from remint.evaluation.bench import BLOCK
+from remint.evaluation.context import BLOCK
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.models.families import family
 from remint.records import DataSpec, MetricValue
 from remint.settings.recipe import ModelSettings
 
 EXAMPLES = 1000  # that are drawn and scored
-REPEATS, FEWER = 15, 5  # of a model as it is registered; of each step of its growth
-TIMES = (1, 2, 4)  # an image's sides, a table's columns
+REPEATS, REPEATS_SCALED = 15, 5  # of a model as it is registered; of each step of its growth
+SCALES = (1, 2, 4)  # an image's sides, a table's columns
 COUNTS = (100, 1_000, 10_000)  # samples
-LONGEST = 30.0  # seconds that one repeat may take by the first block; what is longer is not measured
+MAX_SECONDS = 30.0  # seconds that one repeat may take by the first block; what is longer is not measured
 INITIAL = 256  # random examples that a model built anew starts from
 
 Run = Callable[[int], None]  # on so many examples
@@ -55,7 +55,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Grown:
+class ScaledModel:
     """A model of larger examples, built anew; or why the family cannot have it."""
 
     spec: DataSpec
@@ -71,7 +71,7 @@ def parameters(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def drawing(model: Model, count: int, threads: int) -> Task | None:
+def sampling_task(model: Model, count: int, threads: int) -> Task | None:
     """Draws ``count`` samples; None where the model cannot."""
     if not isinstance(model, CanSample):
         return None
@@ -83,7 +83,7 @@ def drawing(model: Model, count: int, threads: int) -> Task | None:
     return Task(run, count, threads, {"what": "draw"})
 
 
-def scoring(model: Model, spec: DataSpec, count: int, threads: int) -> Task | None:
+def scoring_task(model: Model, spec: DataSpec, count: int, threads: int) -> Task | None:
     """Scores ``count`` examples once; None where the model has neither a density nor a bound."""
     x_NX = examples(spec, count)
     y_N = torch.arange(count) % max(spec.classes, 1) if model.conditional else None
@@ -132,7 +132,7 @@ def examples(spec: DataSpec, count: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def enlarged(spec: DataSpec, times: int) -> DataSpec:
+def scaled_spec(spec: DataSpec, times: int) -> DataSpec:
     """The same kind of data with ``times`` as long sides of an image, or as many columns of a table."""
     if not spec.is_table:
         c, h, w = spec.image
@@ -145,9 +145,9 @@ def enlarged(spec: DataSpec, times: int) -> DataSpec:
     return spec.model_copy(update={"shape": (len(columns),), "columns": columns})
 
 
-def grown(name: str, settings: ModelSettings, spec: DataSpec, times: int) -> Grown:
+def scaled_model(name: str, settings: ModelSettings, spec: DataSpec, times: int) -> ScaledModel:
     """The family's model of larger examples with the same settings, untrained, started from random examples."""
-    larger = enlarged(spec, times)
+    larger = scaled_spec(spec, times)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -156,14 +156,14 @@ def grown(name: str, settings: ModelSettings, spec: DataSpec, times: int) -> Gro
             y_N = torch.arange(INITIAL) % spec.classes if spec.classes else None
             model.initialise(examples(larger, INITIAL), y_N)
     except RemintError as error:
-        return Grown(larger, None, str(error))
-    return Grown(larger, model.eval().requires_grad_(False))
+        return ScaledModel(larger, None, str(error))
+    return ScaledModel(larger, model.eval().requires_grad_(False))
 
 
-def timed(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -> dict[str, MetricValue | None]:
+def measure_seconds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -> dict[str, MetricValue | None]:
     """The seconds of each task by its name; None for one that would take longer than LONGEST. ``say`` hears how far it is."""
     machines = {threads: fingerprint(torch.device("cpu"), threads, 1) for threads in {task.threads for task in tasks.values()}}
-    taken: dict[str, list[float]] = {name: [] for name, task in tasks.items() if _foreseen(task) <= LONGEST}
+    taken: dict[str, list[float]] = {name: [] for name, task in tasks.items() if _estimated_seconds(task) <= MAX_SECONDS}
     for repeat in range(repeats):
         if repeat % 5 == 0:
             say(f"repeat {repeat + 1} of {repeats}")
@@ -174,7 +174,7 @@ def timed(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -
     }
 
 
-def _foreseen(task: Task) -> float:
+def _estimated_seconds(task: Task) -> float:
     """Seconds of the whole by its first block, which is done twice: the first time it is slower."""
     first = min(task.examples, BLOCK)
     _seconds(task, first)

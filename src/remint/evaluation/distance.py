@@ -24,48 +24,48 @@ from typing import Any
 import numpy as np
 
 from remint.evaluation import intervals
-from remint.evaluation.bench import DISTANCE, EvaluationContext, Measurement, Metric, finite
+from remint.evaluation.context import DISTANCE, EvaluationContext, Measurement, Metric, finite
 from remint.evaluation.frechet import Moments, frechet_distance
 from remint.models.contract import CanSample
 from remint.settings.catalogue import FEATURES, Features, in_features
 
 GROUPS = 20  # J, at most
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
-LEAST = 3  # examples: the two that are left when one is taken away have a covariance
-LEAST_NESTED = 4 * GROUPS  # two of every group in the smallest subset
+SUBSET_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
+MIN_EXAMPLES = 3  # examples: the two that are left when one is taken away have a covariance
+MIN_EXAMPLES_NESTED = 4 * GROUPS  # two of every group in the smallest subset
 ORDER = 1  # beside the seed, of the order of the reference
 
 Array = np.ndarray[Any, Any]
 
 
-def frechet(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def frechet(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``fd``: the mean over repeated draws of n samples, each against the same n held-out examples."""
     name = in_features("fd", features)
-    return {name: _measurement(name, features, lambda draw: bench.drawn(features, model, draw), bench)}
+    return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context)}
 
 
-def floor(features: Features, bench: EvaluationContext) -> Measurement:
+def real_data_floor(features: Features, context: EvaluationContext) -> Measurement:
     """The same with n training examples, drawn without replacement, in place of the samples: what real ones reach."""
-    return _measurement(in_features("fd", features), features, lambda draw: bench.training(features, draw), bench)
+    return _measurement(in_features("fd", features), features, lambda draw: context.training(features, draw), context)
 
 
-def infinity(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def frechet_infinity(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``fd_infinity``: the mean over repeated draws of the intercept over nested subsets of both sides."""
     name = in_features("fd_infinity", features)
-    return {name: _measurement(name, features, lambda draw: bench.drawn(features, model, draw), bench, SHARES)}
+    return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context, SUBSET_SHARES)}
 
 
 def _measurement(
-    name: str, features: Features, side: Callable[[int], Array], bench: EvaluationContext, shares: Sequence[float] = (1.0,)
+    name: str, features: Features, side: Callable[[int], Array], context: EvaluationContext, shares: Sequence[float] = (1.0,)
 ) -> Measurement:
     """The intercept over nested subsets of these shares; of one share, the distance itself. ``side``: features of a draw."""
-    n = bench.size(name, LEAST if len(shares) == 1 else LEAST_NESTED)
+    n = context.size(name, MIN_EXAMPLES if len(shares) == 1 else MIN_EXAMPLES_NESTED)
     sizes_S = [round(share * n) for share in shares]
-    weight_S = _weights(sizes_S)
-    real_ND = _shuffled(bench.real(features), bench.settings.seed)
+    weight_S = _intercept_weights(sizes_S)
+    real_ND = _shuffled(context.real(features), context.settings.seed)
     real_S = _nested(real_ND, sizes_S)
     values, merged = [], None
-    for draw in bench.draws:
+    for draw in context.draws:
         drawn_S = _nested(side(draw), sizes_S)
         values.append(float(weight_S @ list(map(frechet_distance, drawn_S, real_S))))
         merged = drawn_S[-1] if merged is None else merged + drawn_S[-1]
@@ -75,11 +75,11 @@ def _measurement(
     for group in range(groups):  # a share of every subset, so that the line has the same intercept
         left_S = [real - Moments.of(real_ND[group:size:groups]) for real, size in zip(real_S, sizes_S, strict=True)]
         without.append(float(weight_S @ [frechet_distance(merged, left) for left in left_S]))
-    how = bench.measured_in(features, **({"sizes": sizes_S} if len(shares) > 1 else {}))
+    how = context.measured_in(features, **({"sizes": sizes_S} if len(shares) > 1 else {}))
     return Measurement.over_draws(
         finite(np.array(values, dtype=np.float64), name),
         n,
-        bench,
+        context,
         reference_J=finite(intervals.pseudo_values(without), name),
         **how,
     )
@@ -91,7 +91,7 @@ def _nested(f_ND: Array, sizes_S: Sequence[int]) -> list[Moments]:
     return list(accumulate(parts))
 
 
-def _weights(sizes_S: Sequence[int]) -> Array:
+def _intercept_weights(sizes_S: Sequence[int]) -> Array:
     """What the least-squares intercept of values over 1/size is a sum of the values with; 1 of a single size."""
     line_S2 = np.array([[1.0, 1.0 / size] for size in sizes_S])
     weight_S: Array = np.linalg.pinv(line_S2)[0] if len(sizes_S) > 1 else np.ones(1)
@@ -107,5 +107,5 @@ def _shuffled(f_ND: Array, seed: int) -> Array:
 METRICS: dict[str, Metric] = {}
 for _features in FEATURES:
     _fd = in_features("fd", _features)
-    METRICS[_fd] = Metric(partial(frechet, _features), {f"{_fd}_floor": partial(floor, _features)})
-    METRICS[in_features("fd_infinity", _features)] = Metric(partial(infinity, _features))
+    METRICS[_fd] = Metric(partial(frechet, _features), {f"{_fd}_floor": partial(real_data_floor, _features)})
+    METRICS[in_features("fd_infinity", _features)] = Metric(partial(frechet_infinity, _features))

@@ -30,7 +30,7 @@ from scipy.special import stdtrit
 
 from remint.data.arrays import Dataset, Split
 from remint.evaluation import charts, contrast
-from remint.evaluation.contrast import Groups, Tested
+from remint.evaluation.contrast import ContrastTest, Groups
 from remint.evaluation.frechet import Moments, frechet_distance
 from remint.evaluation.leakage import content
 from remint.records import Change, DataSpec, Drift, MetricValue
@@ -182,7 +182,7 @@ def _numeric(name: str, groups: Groups, offset: float = 0.0, scale: float = 1.0)
         yield _change(name, "spread", spread.before * scale, spread.after * scale, [ratio, ratio - half, ratio + half], spread)
 
 
-def _change(name: str, statistic: Statistic, before: float, after: float, change: list[float], tested: Tested) -> Change:
+def _change(name: str, statistic: Statistic, before: float, after: float, change: list[float], tested: ContrastTest) -> Change:
     value, low, high = change
     return Change(of=name, statistic=statistic, before=before, after=after, change=value, low=low, high=high, p=tested.p)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from remint.data.arrays import Dataset
-from remint.distributed.world import ALONE, World
+from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors
-from remint.evaluation.bench import EvaluationContext, Measurement, Metric
+from remint.evaluation.context import EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.metrics import PROTOCOLS, metric_of
 from remint.models.bundle import load_model
@@ -31,7 +31,7 @@ def evaluate(
     settings: EvaluationSettings,
     metrics: list[str],
     pipeline: str,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Evidence:
     """Measures the model of ``bundle`` on the held-out split of ``dataset``.
 
@@ -57,16 +57,16 @@ def evaluate(
             " of another schema: train again"
         )
     _refuse_broken_weights(model)
-    bench = EvaluationContext(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
-    measured, context = measure(model, metrics, bench, pipeline)
+    context = EvaluationContext(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
+    measured, baselines = measure(model, metrics, context, pipeline)
     report = EvaluationReport(
         pipeline=pipeline,
         model_key=trained.key,
         weights_sha256=trained.weights_sha256,
         dataset=dataset.version.digest,
-        metrics={name: _value(name, plugins.facts_of(name), measured[name], bench) for name in metrics},
-        context=context,
-        by_class=_by_class(measured, metrics, bench),
+        metrics={name: _value(name, plugins.facts_of(name), measured[name], context) for name in metrics},
+        context=baselines,
+        by_class=_by_class(measured, metrics, context),
     )
     values = {name: measured[name].values_N for name in metrics}
     references = {f"{name}:reference": measured[name].reference_J for name in metrics}
@@ -75,32 +75,32 @@ def evaluate(
 
 @torch.no_grad()
 def measure(
-    model: object, metrics: list[str], bench: EvaluationContext, pipeline: str
+    model: object, metrics: list[str], context: EvaluationContext, pipeline: str
 ) -> tuple[dict[str, Measurement], dict[str, MetricValue]]:
-    """The measurements of a model by metric, and the context beside them; each pass over the model or the data runs once."""
-    bench = replace(bench)  # with a shelf of its own, which goes when this ends
+    """The measurements of a model by metric, and the baselines beside them; each pass over the model or the data runs once."""
+    context = replace(context)  # with an array cache of its own, deleted when this ends
     chosen = {name: _metric(name, model, pipeline) for name in metrics}
     passes = {metric.measure: name for name, metric in chosen.items()}
-    contexts: dict[str, tuple[Facts, Callable[[EvaluationContext], Measurement]]] = {
+    compute_baseline: dict[str, tuple[Facts, Callable[[EvaluationContext], Measurement]]] = {
         name: (plugins.facts_of(metric), compute) for metric in metrics for name, compute in chosen[metric].context.items()
     }
-    steps = len(passes) + len(contexts)
+    steps = len(passes) + len(compute_baseline)
     measured: dict[str, Measurement] = {}
-    tell = emit if bench.world.leads else _say_nothing
+    tell = emit if context.world.leads else _no_progress
     for step, (run, name) in enumerate(passes.items()):
         tell("progress", step=step, steps=steps, metric=name)
-        measured.update(run(model, bench))
+        measured.update(run(model, context))
         if name not in measured:
             raise SettingsError(f"metric '{name}': its plug-in's measure returns {', '.join(measured)} and not {name} itself")
-    context: dict[str, MetricValue] = {}
-    for step, (name, (facts, compute)) in enumerate(contexts.items(), start=len(passes)):
+    baselines: dict[str, MetricValue] = {}
+    for step, (name, (facts, compute)) in enumerate(compute_baseline.items(), start=len(passes)):
         tell("progress", step=step, steps=steps, metric=name)
-        context[name] = _value(name, facts, compute(bench), bench)
+        baselines[name] = _value(name, facts, compute(context), context)
     tell("progress", step=steps, steps=steps)
-    return measured, context
+    return measured, baselines
 
 
-def _say_nothing(_event: str, **_: object) -> None:
+def _no_progress(_event: str, **_: object) -> None:
     """Of what the first process says for all."""
 
 
@@ -117,28 +117,28 @@ def _metric(name: str, model: object, pipeline: str) -> Metric:
 
 
 def _by_class(
-    measured: dict[str, Measurement], metrics: list[str], bench: EvaluationContext
+    measured: dict[str, Measurement], metrics: list[str], context: EvaluationContext
 ) -> dict[str, dict[str, MetricValue]]:
     """Each metric that has a value for each class, by the class's name."""
-    names = bench.dataset.spec.class_names or [str(y) for y in range(bench.dataset.spec.classes)]
+    names = context.dataset.spec.class_names or [str(y) for y in range(context.dataset.spec.classes)]
     return {
         name: {
-            names[y]: _value(name, plugins.facts_of(name), value, bench) for y, value in sorted(measured[name].by_class.items())
+            names[y]: _value(name, plugins.facts_of(name), value, context) for y, value in sorted(measured[name].by_class.items())
         }
         for name in metrics
         if measured[name].by_class
     }
 
 
-def _value(name: str, facts: Facts, measurement: Measurement, bench: EvaluationContext) -> MetricValue:
+def _value(name: str, facts: Facts, measurement: Measurement, context: EvaluationContext) -> MetricValue:
     return MetricValue(
         name=name,
         value=float(measurement.values_N.mean()),
         low=measurement.low,
         high=measurement.high,
         n=measurement.n,
-        seed=bench.settings.seed,
-        unit=bench.dataset.spec.unit if facts.in_unit else "",
+        seed=context.settings.seed,
+        unit=context.dataset.spec.unit if facts.in_unit else "",
         better=facts.better,
         fingerprint=measurement.fingerprint,
     )

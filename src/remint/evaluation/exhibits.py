@@ -28,7 +28,7 @@ import torch
 
 from remint.data.arrays import Dataset
 from remint.evaluation import pairs
-from remint.evaluation.bench import PICTURE, samples
+from remint.evaluation.context import PICTURE, samples
 from remint.evaluation.neighbours import coordinates
 from remint.models.contract import CanSample
 from remint.records import DataSpec

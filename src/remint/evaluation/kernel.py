@@ -19,33 +19,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.evaluation.bench import EvaluationContext, Measurement, Metric, finite
+from remint.evaluation.context import EvaluationContext, Measurement, Metric, finite
 from remint.models.contract import CanSample
 from remint.settings.catalogue import FEATURES, Features, in_features
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of kernel values
 
 
-def kid(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def kid(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``kid``: the mean over repeated draws of n samples, each against the same n held-out examples."""
     name = in_features("kid", features)
-    n = bench.size(name, 2)
-    real_ND = torch.from_numpy(bench.real(features))
-    within = among(real_ND)
+    n = context.size(name, 2)
+    real_ND = torch.from_numpy(context.real(features))
+    within = within_mean(real_ND)
     values = []
-    for draw in bench.draws:
-        drawn_ND = torch.from_numpy(bench.drawn(features, model, draw))
-        values.append(among(drawn_ND) + within - 2.0 * between(drawn_ND, real_ND))
-    how = bench.measured_in(features, kernel="(a.b/D + 1)^3", estimate="unbiased")
-    return {name: Measurement.over_draws(finite(np.array(values, dtype=np.float64), name), n, bench, **how)}
+    for draw in context.draws:
+        drawn_ND = torch.from_numpy(context.drawn(features, model, draw))
+        values.append(within_mean(drawn_ND) + within - 2.0 * cross_mean(drawn_ND, real_ND))
+    how = context.measured_in(features, kernel="(a.b/D + 1)^3", estimate="unbiased")
+    return {name: Measurement.over_draws(finite(np.array(values, dtype=np.float64), name), n, context, **how)}
 
 
-def between(a_ND: Tensor, b_MD: Tensor) -> float:
+def cross_mean(a_ND: Tensor, b_MD: Tensor) -> float:
     """Mean of the kernel over all pairs of one example of each set."""
     return _sum(a_ND, b_MD) / (len(a_ND) * len(b_MD))
 
 
-def among(a_ND: Tensor) -> float:
+def within_mean(a_ND: Tensor) -> float:
     """Mean of the kernel over all pairs of two different examples of one set."""
     count = len(a_ND)
     itself_N = _cubic(a_ND.square().sum(dim=1), a_ND.shape[1])

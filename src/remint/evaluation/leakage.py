@@ -43,14 +43,14 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class LeakageFindings:
     """What of one split stands in another, and where."""
 
     leakage: Leakage
     pairs: tuple[tuple[int, int], ...]  # held-out, training: exact ones first
 
 
-def find(held_out: Split, train: Split, spec: DataSpec) -> Found:
+def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     """The held-out examples that the training split holds exactly or nearly; labels do not matter.
 
     Memory is bounded by P numbers an example and by blocks, whatever the size of an example.
@@ -63,10 +63,10 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> Found:
     leakage = Leakage(checked=len(held_out), exact=len(exact), near=len(near), tolerance=metric.words)
     if exact or near:
         emit("leakage", exact=len(exact), near=len(near), checked=len(held_out))
-    return Found(leakage, (*sorted(exact.items()), *sorted(near.items())))
+    return LeakageFindings(leakage, (*sorted(exact.items()), *sorted(near.items())))
 
 
-def write(found: Found, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:
+def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:
     """Write a few pairs, where there are any: leakage.png, a held-out image and a training one side by side, or leakage.csv."""
     if not found.pairs:
         return

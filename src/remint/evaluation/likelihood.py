@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from remint.evaluation.bench import DEQUANTISATION, IMPORTANCE, EvaluationContext, Measurement, Metric, finite
+from remint.evaluation.context import DEQUANTISATION, IMPORTANCE, EvaluationContext, Measurement, Metric, finite
 from remint.models.contract import HasElbo, HasLogProb, standard_normal
 from remint.records import Column
 
@@ -30,7 +30,7 @@ IMPORTANCE_BLOCK = 2**19  # pixels decoded at a time, so that K does not cost me
 Array = np.ndarray[Any, Any]
 
 
-def exact(model: HasLogProb, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def exact(model: HasLogProb, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``nll``: the mean over several dequantisations of -log p(x + u)."""
     draws = DEQUANTISATION_DRAWS if model.density_noise else 1
 
@@ -38,27 +38,27 @@ def exact(model: HasLogProb, bench: EvaluationContext) -> Mapping[str, Measureme
         sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
         for draw in range(draws):
             shape = (len(x_BX), model.density_noise)
-            noise_BN = standard_normal(shape, bench.settings.seed, DEQUANTISATION, draw, number)
+            noise_BN = standard_normal(shape, context.settings.seed, DEQUANTISATION, draw, number)
             sum_B += model.log_prob(x_BX, noise_BN, y_B).double()
         return sum_B
 
     how = {"dequantisation": "uniform", "dequantisation_draws": draws} if model.density_noise else {"dequantisation": "none"}
-    return {"nll": _measurement("nll", bench.over_held_out(summed) / draws, bench, **how, **_given(model))}
+    return {"nll": _measurement("nll", context.over_held_out(summed) / draws, context, **how, **_conditioning(model))}
 
 
-def bounds(model: HasElbo, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def bounds(model: HasElbo, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``elbo`` and ``iwae`` from the same K importance weights w_k: -mean log w_k and -log mean w_k."""
-    samples = bench.settings.importance_samples
-    nats_N2 = bench.over_held_out(lambda number, x_BX, y_B: _bounds_of_block(model, number, x_BX, y_B, bench))
+    samples = context.settings.importance_samples
+    nats_N2 = context.over_held_out(lambda number, x_BX, y_B: _bounds_of_block(model, number, x_BX, y_B, context))
     return {
-        name: _measurement(name, nats_N, bench, importance_samples=samples, **_given(model))
+        name: _measurement(name, nats_N, context, importance_samples=samples, **_conditioning(model))
         for name, nats_N in zip(("elbo", "iwae"), nats_N2.unbind(1), strict=True)
     }
 
 
-def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, bench: EvaluationContext) -> Tensor:
+def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, context: EvaluationContext) -> Tensor:
     """ELBO and IWAE-K of a block in nats, (B, 2) float64; K is walked through a part at a time."""
-    total, seed = bench.settings.importance_samples, bench.settings.seed
+    total, seed = context.settings.importance_samples, context.settings.seed
     part = max(1, IMPORTANCE_BLOCK // x_BX.numel())
     sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
     log_sum_B = torch.full((len(x_BX),), -math.inf, dtype=torch.float64)
@@ -72,20 +72,20 @@ def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | No
     return torch.stack([sum_B / total, log_sum_B - math.log(total)], dim=1)
 
 
-def factorised(bench: EvaluationContext) -> Measurement:
+def independent_baseline(context: EvaluationContext) -> Measurement:
     """What a model that has learnt nothing of how an example's dimensions hang together reaches.
 
     Pixels and categories: an independent categorical distribution for each, counted on the training split with one count
     added to each level (Laplace's rule). Numeric columns: an independent normal distribution with the training split's
     mean and variance. A missing value counts for nothing.
     """
-    spec, train = bench.dataset.spec, bench.dataset.train
+    spec, train = context.dataset.spec, context.dataset.train
     if spec.is_table:
         columns = zip(spec.columns, np.array(train.x_NX, dtype=np.float64).T, strict=True)
         laws = [_normal(column_N) if column.numeric else _categorical(column_N, column) for column, column_N in columns]
-        held_DN = np.array(bench.dataset.held_out.x_NX, dtype=np.float64).T
+        held_DN = np.array(context.dataset.held_out.x_NX, dtype=np.float64).T
         nats_N = np.array(sum(law(x_N) for law, x_N in zip(laws, held_DN, strict=True)))
-        return Measurement.over_examples(nats_N, bench)
+        return Measurement.over_examples(nats_N, context)
     levels, dims = spec.levels, spec.dims
     pixel_P = np.arange(dims) * levels
     counts_PL = np.ones(dims * levels)
@@ -93,8 +93,8 @@ def factorised(bench: EvaluationContext) -> Measurement:
         x_BP = train.x_NX[at : at + 1024].reshape(-1, dims)
         counts_PL += np.bincount((pixel_P + x_BP).ravel(), minlength=dims * levels)
     bits_PL = np.log2(len(train) + levels) - np.log2(counts_PL)
-    bits_N = bench.over_held_out(lambda _, x_BX, __: torch.from_numpy(bits_PL[pixel_P + x_BX.flatten(1).numpy()].mean(axis=1)))
-    return Measurement.over_examples(bits_N.numpy(), bench)
+    bits_N = context.over_held_out(lambda _, x_BX, __: torch.from_numpy(bits_PL[pixel_P + x_BX.flatten(1).numpy()].mean(axis=1)))
+    return Measurement.over_examples(bits_N.numpy(), context)
 
 
 def _normal(train_N: Array) -> Callable[[Array], Array]:
@@ -121,17 +121,17 @@ def _places(x_N: Array) -> Array:
     return place_N
 
 
-def _given(model: object) -> dict[str, str]:
+def _conditioning(model: object) -> dict[str, str]:
     """What a conditional model's likelihood is given, for the fingerprint."""
     return {"given": "class"} if getattr(model, "conditional", False) else {}
 
 
-def _measurement(metric: str, log_p_N: Tensor, bench: EvaluationContext, **how: Any) -> Measurement:
+def _measurement(metric: str, log_p_N: Tensor, context: EvaluationContext, **how: Any) -> Measurement:
     """Nats of each example as the metric's values, in the data's unit."""
-    values_N = finite((-log_p_N / bench.dataset.spec.nats_per_unit).numpy(), metric)
-    y_N = bench.dataset.held_out.y_N
-    return Measurement.over_examples(values_N, bench, None if y_N is None else np.array(y_N), **how)
+    values_N = finite((-log_p_N / context.dataset.spec.nats_per_unit).numpy(), metric)
+    y_N = context.dataset.held_out.y_N
+    return Measurement.over_examples(values_N, context, None if y_N is None else np.array(y_N), **how)
 
 
-_CONTEXT = {"factorised": factorised}
+_CONTEXT = {"factorised": independent_baseline}
 METRICS = {"nll": Metric(exact, _CONTEXT), "elbo": Metric(bounds, _CONTEXT), "iwae": Metric(bounds, _CONTEXT)}

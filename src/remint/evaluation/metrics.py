@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from remint.evaluation.bench import Metric
+from remint.evaluation.context import Metric
 from remint.models.contract import CanSample, HasElbo, HasLogProb
 from remint.settings import plugins
 from remint.settings.catalogue import METRICS, Need

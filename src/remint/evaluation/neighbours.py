@@ -31,7 +31,7 @@ from torch import Tensor
 from remint.data.arrays import Split
 from remint.errors import DataError
 from remint.evaluation import pairs
-from remint.evaluation.bench import EvaluationContext, Measurement, Metric, finite
+from remint.evaluation.context import EvaluationContext, Measurement, Metric, finite
 from remint.evaluation.features import Columns
 from remint.models.contract import CanSample
 from remint.records import DataSpec
@@ -42,49 +42,49 @@ NEIGHBOURS = 5  # k
 Array = np.ndarray[Any, Any]
 
 
-def fidelity(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def fidelity(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``precision``, ``density`` and ``coverage``, the last also by class where there are labels."""
     names = [in_features(metric, features) for metric in ("precision", "density", "coverage")]
-    bench.size(names[0], NEIGHBOURS + 1)
-    centre_D, real_ND = _centred(bench.real(features))
+    context.size(names[0], NEIGHBOURS + 1)
+    centre_D, real_ND = _centred(context.real(features))
     radius_N = pairs.radii(real_ND, NEIGHBOURS)
     values, reached = [], []
-    for draw in bench.draws:
-        drawn_ND = torch.from_numpy(bench.drawn(features, model, draw)) - centre_D
+    for draw in context.draws:
+        drawn_ND = torch.from_numpy(context.drawn(features, model, draw)) - centre_D
         within_N, reached_N = _within(drawn_ND, real_ND, radius_N)
         values.append(((within_N > 0).double().mean(), within_N.double().mean() / NEIGHBOURS, reached_N.double().mean()))
         reached.append(reached_N.double())
     precision, density, coverage = (
-        _measurement(name, np.array(values_M), features, bench)
+        _measurement(name, np.array(values_M), features, context)
         for name, values_M in zip(names, zip(*values, strict=True), strict=True)
     )
-    by_class = _by_class(torch.stack(reached).numpy(), features, bench)
+    by_class = _by_class(torch.stack(reached).numpy(), features, context)
     return dict(zip(names, (precision, density, replace(coverage, by_class=by_class)), strict=True))
 
 
-def recall(features: Features, model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def recall(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``recall``: the held-out examples in balls around the samples of a draw."""
     name = in_features("recall", features)
-    bench.size(name, NEIGHBOURS + 1)
-    centre_D, real_ND = _centred(bench.real(features))
+    context.size(name, NEIGHBOURS + 1)
+    centre_D, real_ND = _centred(context.real(features))
     values = []
-    for draw in bench.draws:
-        drawn_ND = torch.from_numpy(bench.drawn(features, model, draw)) - centre_D
+    for draw in context.draws:
+        drawn_ND = torch.from_numpy(context.drawn(features, model, draw)) - centre_D
         within_N, _ = _within(real_ND, drawn_ND, pairs.radii(drawn_ND, NEIGHBOURS))
         values.append((within_N > 0).double().mean())
-    return {name: _measurement(name, np.array(values), features, bench)}
+    return {name: _measurement(name, np.array(values), features, context)}
 
 
-def novelty(model: CanSample, bench: EvaluationContext) -> Mapping[str, Measurement]:
+def novelty(model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """``novelty``. Raises DataError where every held-out example is a copy of a training example."""
-    n, train = bench.size("novelty", 2), bench.dataset.train
-    held_out_NX = np.array(bench.dataset.held_out.x_NX[bench.reference()])
-    usual = _to_nearest(held_out_NX, train, bench.dataset.spec)
+    n, train = context.size("novelty", 2), context.dataset.train
+    held_out_NX = np.array(context.dataset.held_out.x_NX[context.reference()])
+    usual = _to_nearest(held_out_NX, train, context.dataset.spec)
     if usual == 0.0:
-        name = bench.dataset.version.name
+        name = context.dataset.version.name
         raise DataError(f"novelty: every held-out example of {name} also stands in its training split: remove the metric")
-    values = [_to_nearest(bench.sampled(model, draw), train, bench.dataset.spec) / usual for draw in bench.draws]
-    return {"novelty": Measurement.over_draws(finite(np.array(values), "novelty"), n, bench, space="data")}
+    values = [_to_nearest(context.sampled(model, draw), train, context.dataset.spec) / usual for draw in context.draws]
+    return {"novelty": Measurement.over_draws(finite(np.array(values), "novelty"), n, context, space="data")}
 
 
 def coordinates(x_NX: Array, spec: DataSpec) -> Tensor:
@@ -118,7 +118,7 @@ def _within(a_ND: Tensor, centre_MD: Tensor, radius_M: Tensor) -> tuple[Tensor, 
     """In how many balls each of a lies, int64 (N,), and which balls hold any of them, bool (M,). Radii are squared."""
     count_N = torch.zeros(len(a_ND), dtype=torch.int64)
     holds_M = torch.zeros(len(centre_MD), dtype=torch.bool)
-    granted_N, reach_M = pairs.granted(a_ND), radius_M + pairs.granted(centre_MD)
+    granted_N, reach_M = pairs.rounding_error(a_ND), radius_M + pairs.rounding_error(centre_MD)
     for rows, columns, d_AB in pairs.blocks(a_ND, centre_MD):
         inside_AB = d_AB <= reach_M[columns] + granted_N[rows, None]
         count_N[rows] += inside_AB.sum(dim=1)
@@ -126,22 +126,22 @@ def _within(a_ND: Tensor, centre_MD: Tensor, radius_M: Tensor) -> tuple[Tensor, 
     return count_N, holds_M
 
 
-def _by_class(reached_MN: Array, features: Features, bench: EvaluationContext) -> dict[int, Measurement]:
+def _by_class(reached_MN: Array, features: Features, context: EvaluationContext) -> dict[int, Measurement]:
     """Coverage of the held-out examples of each class."""
-    y_N = bench.dataset.held_out.y_N
+    y_N = context.dataset.held_out.y_N
     if y_N is None:
         return {}
-    y_N = np.array(y_N)[bench.reference()]
-    how = bench.measured_in(features, neighbours=NEIGHBOURS)
+    y_N = np.array(y_N)[context.reference()]
+    how = context.measured_in(features, neighbours=NEIGHBOURS)
     return {
-        y: Measurement.over_draws(reached_MN[:, y_N == y].mean(axis=1), int((y_N == y).sum()), bench, **how, of_class=y)
+        y: Measurement.over_draws(reached_MN[:, y_N == y].mean(axis=1), int((y_N == y).sum()), context, **how, of_class=y)
         for y in np.unique(y_N).tolist()
     }
 
 
-def _measurement(name: str, values_M: Array, features: Features, bench: EvaluationContext) -> Measurement:
-    how = bench.measured_in(features, neighbours=NEIGHBOURS)
-    return Measurement.over_draws(finite(values_M, name), bench.size(name, 1), bench, **how)
+def _measurement(name: str, values_M: Array, features: Features, context: EvaluationContext) -> Measurement:
+    how = context.measured_in(features, neighbours=NEIGHBOURS)
+    return Measurement.over_draws(finite(values_M, name), context.size(name, 1), context, **how)
 
 
 METRICS = {"novelty": Metric(novelty)}

@@ -15,7 +15,7 @@ from remint.errors import IntegrityError
 from remint.evaluation import drift, leakage
 from remint.evaluation import features as feature_step
 from remint.evaluation.evidence import Evidence
-from remint.evaluation.leakage import Found
+from remint.evaluation.leakage import LeakageFindings
 from remint.records import TrainedModel
 
 
@@ -25,7 +25,7 @@ class Origin:
 
     dataset: Dataset  # that the model is judged with
     trained_on: Dataset | None  # None: another version, which cannot be had
-    found: Found | None  # None where the two are not of one schema either
+    found: LeakageFindings | None  # None where the two are not of one schema either
 
     @classmethod
     def of(cls, bundle: Path, dataset: Dataset, former: Path | None) -> Origin:

@@ -41,7 +41,7 @@ def radii(a_ND: Tensor, neighbours: int) -> Tensor:
     return nearest_NK[:, -1]
 
 
-def granted(a_ND: Tensor) -> Tensor:
+def rounding_error(a_ND: Tensor) -> Tensor:
     """By how much squared distances to these examples may be beside the truth, (N,)."""
     return ROUNDING * a_ND.square().sum(dim=1)
 

@@ -27,7 +27,7 @@ import torch
 
 from remint.data.arrays import Dataset
 from remint.evaluation import exhibits, plots
-from remint.evaluation.bench import PICTURE, samples
+from remint.evaluation.context import PICTURE, samples
 from remint.evaluation.evidence import Evidence
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from remint.models.augment import Augment
 from remint.models.contract import Batch, Model, Phase
-from remint.models.space import Space
+from remint.models.space import CriticSpace
 from remint.settings.recipe import CriticSettings, Loss
 
 PENALTY_RAMP = 0.7  # share of the steps over which the penalty's weight and beta2 go from their first to their last value
@@ -78,10 +78,10 @@ def ramp(first: float, last: float, progress: float) -> float:
     return first + min(1.0, progress / PENALTY_RAMP) * (last - first)
 
 
-class Draws(Model):
+class AdversarialGenerator(Model):
     """What stands against the critic: ``forward(noise_BN, y_B)`` gives examples as the critic sees them, shape (B, S)."""
 
-    space: Space
+    space: CriticSpace
     sample_noise: int
 
 
@@ -102,9 +102,9 @@ class CriticPhase(AdversarialPhase):
     """Trains the critic. The penalty is lazy: on every n-th step, n times its weight."""
 
     name: ClassVar[str] = "critic"
-    generator: Draws
+    generator: AdversarialGenerator
 
-    def __init__(self, critic: nn.Module, generator: Draws, augment: Augment, settings: CriticSettings) -> None:
+    def __init__(self, critic: nn.Module, generator: AdversarialGenerator, augment: Augment, settings: CriticSettings) -> None:
         super().__init__(settings)
         self.critic = critic
         self.augment = augment
@@ -121,7 +121,7 @@ class CriticPhase(AdversarialPhase):
     def forward(self, batch: Batch) -> Tensor:
         noise_BN, of_real_BN, of_fake_BN, share_B1 = torch.split(batch.noise_BN, self.sizes, dim=1)
         with torch.no_grad():
-            real_BS = self.augment(self.generator.space.real(batch.x_BX), of_real_BN)
+            real_BS = self.augment(self.generator.space.encode(batch.x_BX), of_real_BN)
             fake_BS = self.augment(self.generator(noise_BN, batch.y_B).to(real_BS.dtype), of_fake_BN)
         weight = self.penalty_weight(batch.progress)
         penalised = weight > 0.0 and batch.step % self.settings.penalty_every == 0
@@ -159,7 +159,7 @@ class GeneratorPhase(AdversarialPhase):
     name: ClassVar[str] = "generator"
     critic: nn.Module  # (B, S) and the classes to scores (B,)
 
-    def __init__(self, generator: Draws, critic: nn.Module, augment: Augment, settings: CriticSettings) -> None:
+    def __init__(self, generator: AdversarialGenerator, critic: nn.Module, augment: Augment, settings: CriticSettings) -> None:
         super().__init__(settings)
         self.generator = generator
         self.augment = augment
@@ -173,6 +173,6 @@ class GeneratorPhase(AdversarialPhase):
         real_B = None
         if self.settings.loss == "relativistic":
             with torch.no_grad():
-                real_B = self.critic(self.augment(self.generator.space.real(batch.x_BX), of_real_BN), batch.y_B)
+                real_B = self.critic(self.augment(self.generator.space.encode(batch.x_BX), of_real_BN), batch.y_B)
         fake_BS = self.augment(self.generator(noise_BN, batch.y_B), of_fake_BN)
         return generator_loss(self.settings.loss, real_B, self.critic(fake_BS, batch.y_B))

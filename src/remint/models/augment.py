@@ -27,9 +27,9 @@ from remint.errors import SettingsError
 from remint.records import DataSpec
 from remint.settings.recipe import CriticSettings
 
-NUMBERS = {"colour": 3, "translation": 2, "cutout": 2}  # noise numbers of each, beside the one that says whether it is done
-TRAVEL = 8  # part of a side that an image is moved by at most
-HOLE = 2  # part of a side that is cut out
+NOISE_NUMBERS = {"colour": 3, "translation": 2, "cutout": 2}  # noise numbers of each, beside the one that says whether it is done
+SHIFT_DIVISOR = 8  # part of a side that an image is moved by at most
+CUTOUT_DIVISOR = 2  # part of a side that is cut out
 
 
 class Augment(nn.Module):
@@ -45,19 +45,21 @@ class Augment(nn.Module):
         self.target = settings.augment
         self.examples = settings.augment_examples
         self.compares = settings.loss in ("relativistic", "wgan_gp")  # whether a score alone has no meaning
-        kinds = [kind for kind in NUMBERS if kind in settings.augmentations]  # in this order, whatever the settings' is
+        kinds = [kind for kind in NOISE_NUMBERS if kind in settings.augmentations]  # in this order, whatever the settings' is
         self.kinds = kinds if self.target else []
-        self.noise_size = sum(1 + NUMBERS[kind] for kind in self.kinds)
+        self.noise_size = sum(1 + NOISE_NUMBERS[kind] for kind in self.kinds)
         self.register_buffer("probability", torch.zeros(()))
 
     def forward(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
         """Image i is changed by row i of the noise only."""
         if not self.kinds:
             return x_BCHW
-        uniform = torch.split(torch.special.ndtr(noise_BN.to(x_BCHW.dtype)), [1 + NUMBERS[kind] for kind in self.kinds], dim=1)
+        uniform = torch.split(
+            torch.special.ndtr(noise_BN.to(x_BCHW.dtype)), [1 + NOISE_NUMBERS[kind] for kind in self.kinds], dim=1
+        )
         for kind, u_BN in zip(self.kinds, uniform, strict=True):
             done_B1 = u_BN[:, :1] < self.probability
-            changed_BCHW = {"colour": coloured, "translation": translated, "cutout": cut_out}[kind](x_BCHW, u_BN[:, 1:])
+            changed_BCHW = {"colour": jitter_colour, "translation": translate, "cutout": cutout}[kind](x_BCHW, u_BN[:, 1:])
             x_BCHW = torch.where(done_B1[:, :, None, None], changed_BCHW, x_BCHW)
         return x_BCHW
 
@@ -65,12 +67,12 @@ class Augment(nn.Module):
     def adapt(self, real_B: Tensor, fake_B: Tensor) -> None:
         """Moves p by one step, towards where the critic is as sure as it is to be."""
         signs_B = (real_B - fake_B if self.compares else real_B).sign()
-        total, count = _of_all_ranks(torch.stack([signs_B.sum(), torch.ones_like(signs_B).sum()]).double()).unbind()
+        total, count = _sum_over_ranks(torch.stack([signs_B.sum(), torch.ones_like(signs_B).sum()]).double()).unbind()
         step = (total / count - self.target).sign() * count / self.examples
         self.probability.copy_((self.probability + step).clamp(0.0, 1.0))
 
 
-def coloured(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
+def jitter_colour(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
     """Other brightness, saturation (where there are colours) and contrast."""
     brightness, saturation, contrast = u_BN[:, :, None, None, None].unbind(1)
     x_BCHW = x_BCHW + (brightness - 0.5)
@@ -80,37 +82,37 @@ def coloured(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
     return middle + (x_BCHW - middle) * (0.5 + contrast)
 
 
-def translated(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
+def translate(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
     """Moved by whole places, by products with matrices of 0 and 1: an index's backward pass has no fixed order on CUDA."""
     rows_BHH, columns_BWW = (
-        _moves(u_B, size).to(x_BCHW.dtype) for u_B, size in zip(u_BN.unbind(1), x_BCHW.shape[2:], strict=True)
+        _shift_matrices(u_B, size).to(x_BCHW.dtype) for u_B, size in zip(u_BN.unbind(1), x_BCHW.shape[2:], strict=True)
     )
     with torch.autocast(x_BCHW.device.type, enabled=False):
         return rows_BHH.unsqueeze(1) @ x_BCHW @ columns_BWW.unsqueeze(1).transpose(2, 3)
 
 
-def _moves(u_B: Tensor, size: int) -> Tensor:
+def _shift_matrices(u_B: Tensor, size: int) -> Tensor:
     """Matrices that move ``size`` places by an eighth of them at most, and at least by one; shape (B, size, size)."""
-    farthest = max(1, size // TRAVEL)
+    farthest = max(1, size // SHIFT_DIVISOR)
     by_B = (u_B * (2 * farthest + 1)).floor().clamp(max=2 * farthest) - farthest
     from_BS = (torch.arange(size, device=u_B.device) - by_B.unsqueeze(1)).clamp(0, size - 1)
     return F.one_hot(from_BS.long(), size)
 
 
-def cut_out(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
+def cutout(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
     """Without a square of half the side around a place of its own, as far as it lies within the image."""
-    rows_BH, columns_BW = (_hole(u_B, size) for u_B, size in zip(u_BN.unbind(1), x_BCHW.shape[2:], strict=True))
+    rows_BH, columns_BW = (_cutout_mask(u_B, size) for u_B, size in zip(u_BN.unbind(1), x_BCHW.shape[2:], strict=True))
     return x_BCHW.masked_fill(rows_BH[:, None, :, None] & columns_BW[:, None, None, :], 0.0)
 
 
-def _hole(u_B: Tensor, size: int) -> Tensor:
+def _cutout_mask(u_B: Tensor, size: int) -> Tensor:
     middle_B1 = (u_B.unsqueeze(1) * size).floor()
-    first_B1 = middle_B1 - size // HOLE // 2
+    first_B1 = middle_B1 - size // CUTOUT_DIVISOR // 2
     places = torch.arange(size, device=u_B.device)
-    return (places >= first_B1) & (places < first_B1 + size // HOLE)
+    return (places >= first_B1) & (places < first_B1 + size // CUTOUT_DIVISOR)
 
 
-def _of_all_ranks(mine: Tensor) -> Tensor:
+def _sum_over_ranks(mine: Tensor) -> Tensor:
     """The sum over the processes that train together, in the order of the ranks. All of them must call it."""
     if not (dist.is_available() and dist.is_initialized()):
         return mine

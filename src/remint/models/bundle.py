@@ -23,7 +23,8 @@ from remint.settings.recipe import ModelSettings
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
-FREE, SHARE = 64 << 20, 8  # bytes of tensors that building a network may make: these, and so many times those of its weights
+BASE_BUDGET = 64 << 20  # bytes of tensors that building a network may make ...
+BUDGET_PER_BYTE = 8  # ... and so many more for each byte of its weights
 
 
 def save_model(folder: Path, model: Model, family: str, settings: ModelSettings, spec: DataSpec) -> str:
@@ -46,11 +47,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     where its family is not installed here.
     """
     manifest.verify(folder)
-    name, settings, spec = _about(folder)
+    name, settings, spec = _read_config(folder)
     try:
-        budget = FREE + SHARE * (folder / WEIGHTS).stat().st_size
+        budget = BASE_BUDGET + BUDGET_PER_BYTE * (folder / WEIGHTS).stat().st_size
         # Fresh weights are drawn and thrown away: the caller's numbers stay as they were.
-        with torch.random.fork_rng(devices=[]), _Budget(budget):
+        with torch.random.fork_rng(devices=[]), _TensorBudget(budget):
             model = family(name).build(settings, spec)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
@@ -60,7 +61,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     return model.to(device).eval().requires_grad_(False)
 
 
-class _Budget(TorchFunctionMode):
+class _TensorBudget(TorchFunctionMode):
     """Stops who makes more tensors than so many bytes: settings that do not belong to the weights could ask for any number.
 
     A function mode, not a dispatch mode, which imports torch._dynamo, in 2 s.
@@ -81,10 +82,10 @@ class _Budget(TorchFunctionMode):
 
 def spec_of(folder: Path) -> DataSpec:
     """The data that the model of a folder is of. Raises IntegrityError."""
-    return _about(folder)[2]
+    return _read_config(folder)[2]
 
 
-def _about(folder: Path) -> tuple[str, ModelSettings, DataSpec]:
+def _read_config(folder: Path) -> tuple[str, ModelSettings, DataSpec]:
     try:
         about: dict[str, Any] = json.loads((folder / MODEL).read_bytes())
         settings = settings_of(about["family"]).model_validate(about["model"])

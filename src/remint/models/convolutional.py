@@ -28,7 +28,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU}
 GAINS: dict[Activation, float] = {"leaky_relu": math.sqrt(2.0 / 1.04), "silu": 1.677}  # 1 / rms of act(standard normal)
-INSIDE = 2  # channels inside a block, times those outside
+EXPANSION = 2  # channels inside a block, times those outside
 GROUP = 16  # channels of a group of the 3x3 convolution
 COARSEST = 8  # greatest side of the map that is flattened
 WIDEST = 4  # channels of a coarse map at most, times those of the finest
@@ -57,13 +57,13 @@ def widths(width: int, count: int) -> list[int]:
     return [width * min(2**stage, WIDEST) for stage in range(count)]
 
 
-def halved(x_BCHW: Tensor) -> Tensor:
+def downsample(x_BCHW: Tensor) -> Tensor:
     """Half the height and width, bilinearly: means of 2 x 2."""
     b, c, h, w = x_BCHW.shape
     return x_BCHW.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
 
 
-def doubled(x_BCHW: Tensor) -> Tensor:
+def upsample(x_BCHW: Tensor) -> Tensor:
     """Twice the height and width, bilinearly; beyond the edge lies the edge.
 
     As ``interpolate(scale_factor=2, mode="bilinear")``, whose backward pass on CUDA has no fixed order.
@@ -82,16 +82,16 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, rate: int, branches: int, activation: Activation, dropout: float = 0.0) -> None:
         super().__init__()
-        inside = INSIDE * channels
+        inside = EXPANSION * channels
         groups = inside // math.gcd(inside, GROUP)
         layers: list[nn.Module] = [
-            started(nn.Conv2d(channels, inside, 1), branches**-0.25),
+            initialised(nn.Conv2d(channels, inside, 1), branches**-0.25),
             ACTIVATIONS[activation](),
-            started(
+            initialised(
                 nn.Conv2d(inside, inside, 3, padding=rate, dilation=rate, groups=groups), GAINS[activation] * branches**-0.25
             ),
             ACTIVATIONS[activation](),
-            started(nn.Conv2d(inside, channels, 1), 0.0),
+            initialised(nn.Conv2d(inside, channels, 1), 0.0),
         ]
         if dropout:
             layers.insert(4, nn.Dropout(dropout))
@@ -102,13 +102,13 @@ class Block(nn.Module):
         return x_BCHW + moved
 
 
-def rates(blocks: int, dilation: int, size: Size | None = None) -> list[int]:
+def dilation_rates(blocks: int, dilation: int, size: Size | None = None) -> list[int]:
     """Distance of the taps in each block of a stage: 1, 2, 4, .. up to ``dilation``, and to half of the map's side."""
     greatest = dilation if size is None else max(1, min(dilation, min(size) // 2))
     return [min(2**block, greatest) for block in range(blocks)]
 
 
-class Downwards(nn.Module):
+class DownsamplingNetwork(nn.Module):
     """Image to features: (B, C, H, W), and (B, ``beside``) where it is given more, to (B, ``out_features``)."""
 
     def __init__(
@@ -134,20 +134,20 @@ class Downwards(nn.Module):
         self.changes = nn.ModuleList()  # of channels, after a map is halved
         for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
             if stage:
-                self.changes.append(_change(wide[stage - 1], own))
-            places = rates(blocks, dilation, at)
+                self.changes.append(_match_channels(wide[stage - 1], own))
+            places = dilation_rates(blocks, dilation, at)
             self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
-        self.last = started(nn.Linear(wide[-1] * math.prod(sizes[-1]), out_features), 1.0)
+        self.last = initialised(nn.Linear(wide[-1] * math.prod(sizes[-1]), out_features), 1.0)
 
     def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
         h_BCHW = self.stages[0](self.stem(x_BCHW, beside_BF))
         for change, stage in zip(self.changes, self.stages[1:], strict=True):
-            h_BCHW = stage(change(halved(h_BCHW)))
+            h_BCHW = stage(change(downsample(h_BCHW)))
         features_BF: Tensor = self.last(h_BCHW.flatten(1))
         return features_BF
 
 
-class Upwards(nn.Module):
+class UpsamplingNetwork(nn.Module):
     """Features to an image's map: (B, ``in_features``) to (B, C, H, W)."""
 
     def __init__(
@@ -168,25 +168,25 @@ class Upwards(nn.Module):
         wide = widths(width, len(sizes))[::-1]
         branches = blocks * len(sizes)
         self.first_map = (wide[0], *sizes[0])
-        self.first = started(nn.Linear(in_features, math.prod(self.first_map)), 1.0)
+        self.first = initialised(nn.Linear(in_features, math.prod(self.first_map)), 1.0)
         self.stages = nn.ModuleList()
         self.changes = nn.ModuleList()  # of channels, after a map is doubled
         for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
             if stage:
-                self.changes.append(_change(wide[stage - 1], own))
-            places = rates(blocks, dilation, at)
+                self.changes.append(_match_channels(wide[stage - 1], own))
+            places = dilation_rates(blocks, dilation, at)
             self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
-        self.last = started(nn.Conv2d(wide[-1], channels, 1), 1.0)
+        self.last = initialised(nn.Conv2d(wide[-1], channels, 1), 1.0)
 
     def forward(self, features_BF: Tensor) -> Tensor:
         h_BCHW = self.stages[0](self.first(features_BF).view(-1, *self.first_map))
         for change, stage in zip(self.changes, self.stages[1:], strict=True):
-            h_BCHW = stage(change(doubled(h_BCHW)))
+            h_BCHW = stage(change(upsample(h_BCHW)))
         x_BCHW: Tensor = self.last(h_BCHW)
         return x_BCHW
 
 
-class SameSize(nn.Module):
+class SameSizeNetwork(nn.Module):
     """Map to map of the same height and width, whatever they are; with ``zero`` the output is 0 at initialisation."""
 
     def __init__(
@@ -204,8 +204,10 @@ class SameSize(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = Stem(channels_in, width, beside)
-        self.blocks = nn.Sequential(*(Block(width, rate, blocks, activation, dropout) for rate in rates(blocks, dilation)))
-        self.last = started(nn.Conv2d(width, channels_out, 1), 0.0 if zero else 1.0)
+        self.blocks = nn.Sequential(
+            *(Block(width, rate, blocks, activation, dropout) for rate in dilation_rates(blocks, dilation))
+        )
+        self.last = initialised(nn.Conv2d(width, channels_out, 1), 0.0 if zero else 1.0)
 
     def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
         y_BCHW: Tensor = self.last(self.blocks(self.stem(x_BCHW, beside_BF)))
@@ -217,8 +219,8 @@ class Stem(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, beside: int) -> None:
         super().__init__()
-        self.map = started(nn.Conv2d(channels_in, channels_out, 1), 1.0)
-        self.beside = started(nn.Linear(beside, channels_out, bias=False), 1.0) if beside else None
+        self.map = initialised(nn.Conv2d(channels_in, channels_out, 1), 1.0)
+        self.beside = initialised(nn.Linear(beside, channels_out, bias=False), 1.0) if beside else None
 
     def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None) -> Tensor:
         h_BCHW: Tensor = self.map(x_BCHW)
@@ -227,14 +229,14 @@ class Stem(nn.Module):
         return h_BCHW
 
 
-def _change(channels_in: int, channels_out: int) -> nn.Module:
+def _match_channels(channels_in: int, channels_out: int) -> nn.Module:
     """1x1 convolution where the number of channels changes."""
     if channels_in == channels_out:
         return nn.Identity()
-    return started(nn.Conv2d(channels_in, channels_out, 1, bias=False), 1.0)
+    return initialised(nn.Conv2d(channels_in, channels_out, 1, bias=False), 1.0)
 
 
-def started(layer: Layer, gain: float) -> Layer:
+def initialised(layer: Layer, gain: float) -> Layer:
     """The layer with normal weights of standard deviation gain / sqrt(fan in), and biases of 0."""
     fan_in = layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))

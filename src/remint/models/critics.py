@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
-from remint.models.convolutional import GAINS, INSIDE, Downwards, Size, Upwards, stages, started, widths
+from remint.models.convolutional import (
+    EXPANSION,
+    GAINS,
+    DownsamplingNetwork,
+    Size,
+    UpsamplingNetwork,
+    initialised,
+    stages,
+    widths,
+)
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, mlp
-from remint.models.space import Space
+from remint.models.space import CriticSpace
 from remint.settings.recipe import CriticSettings
 
 DENSE = ("mlp", "residual_mlp")  # networks that take an example as a row of numbers
@@ -35,16 +44,16 @@ class ResidualMlp(nn.Module):
 
     def __init__(self, in_features: int, hidden: int, out_features: int, blocks: int) -> None:
         super().__init__()
-        self.first = started(nn.Linear(in_features, hidden), 1.0)
+        self.first = initialised(nn.Linear(in_features, hidden), 1.0)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                started(nn.Linear(hidden, INSIDE * hidden), blocks**-0.5),
+                initialised(nn.Linear(hidden, EXPANSION * hidden), blocks**-0.5),
                 nn.LeakyReLU(LEAK),
-                started(nn.Linear(INSIDE * hidden, hidden), 0.0),
+                initialised(nn.Linear(EXPANSION * hidden, hidden), 0.0),
             )
             for _ in range(blocks)
         )
-        self.last = started(nn.Linear(hidden, out_features), 1.0)
+        self.last = initialised(nn.Linear(hidden, out_features), 1.0)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         h_BF: Tensor = self.first(x_BD)
@@ -54,17 +63,17 @@ class ResidualMlp(nn.Module):
         return y_BF
 
 
-def drawing_network(settings: CriticSettings, in_features: int, space: Space) -> nn.Module:
+def generator_network(settings: CriticSettings, in_features: int, space: CriticSpace) -> nn.Module:
     """(B, ``in_features``) to (B, S). Raises SettingsError where the data are none that the network can draw."""
     if settings.network in DENSE:
         return nn.Sequential(_dense(settings, in_features, math.prod(space.shape)), nn.Unflatten(1, space.shape))
     channels, size = _map(settings, space)
     if settings.network == "residual":
-        return Upwards(in_features, settings.width, settings.blocks, channels, size, dilation=settings.dilation)
+        return UpsamplingNetwork(in_features, settings.width, settings.blocks, channels, size, dilation=settings.dilation)
     return _dcgan_generator(in_features, settings.width, channels, size)
 
 
-def judging_network(settings: CriticSettings, space: Space, beside: int, out_features: int) -> nn.Module:
+def critic_network(settings: CriticSettings, space: CriticSpace, beside: int, out_features: int) -> nn.Module:
     """(B, S), or of a dense network rows of (B, D + ``beside``), to (B, ``out_features``).
 
     Raises SettingsError where the data are none that the network can judge.
@@ -73,7 +82,7 @@ def judging_network(settings: CriticSettings, space: Space, beside: int, out_fea
         return _dense(settings, math.prod(space.shape) + beside, out_features)
     channels, size = _map(settings, space)
     if settings.network == "residual":
-        return Downwards(channels, size, settings.width, settings.blocks, out_features, dilation=settings.dilation)
+        return DownsamplingNetwork(channels, size, settings.width, settings.blocks, out_features, dilation=settings.dilation)
     return _dcgan_critic(channels, size, settings.width, out_features)
 
 
@@ -88,7 +97,7 @@ class Critic(nn.Module):
 
     frequencies_DW: Tensor
 
-    def __init__(self, settings: CriticSettings, space: Space, labels: Labels) -> None:
+    def __init__(self, settings: CriticSettings, space: CriticSpace, labels: Labels) -> None:
         """Raises SettingsError where the data are none that the network can judge."""
         super().__init__()
         self.classes = labels.width
@@ -99,7 +108,7 @@ class Critic(nn.Module):
                 raise SettingsError("model.fourier is for tables and network: mlp or residual_mlp: leave it out")
             self.register_buffer("frequencies_DW", settings.fourier_scale * torch.randn(dims, self.fourier))
         self.takes_rows = settings.network in DENSE
-        self.net = judging_network(settings, space, 2 * self.fourier, out_features)
+        self.net = critic_network(settings, space, 2 * self.fourier, out_features)
 
     def forward(self, x_BS: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Shape (B,)."""
@@ -124,7 +133,7 @@ def _dense(settings: CriticSettings, in_features: int, out_features: int) -> nn.
     return mlp([in_features, *[settings.hidden] * settings.layers, out_features], nn.ReLU)
 
 
-def _map(settings: CriticSettings, space: Space) -> tuple[int, Size]:
+def _map(settings: CriticSettings, space: CriticSpace) -> tuple[int, Size]:
     """Channels and size of the images. Raises SettingsError where the data are none."""
     if space.spec.is_table:
         raise SettingsError(f"model.network: {settings.network} is for images, and this is a table: take mlp or residual_mlp")
@@ -145,11 +154,11 @@ def _dcgan_generator(in_features: int, width: int, channels: int, size: Size) ->
     sizes = _dcgan_sizes(size)
     wide = widths(width, len(sizes) - 1)[::-1]
     height, across = sizes[-1]
-    layers: list[nn.Module] = [started(nn.Linear(in_features, wide[0] * height * across), 1.0)]
+    layers: list[nn.Module] = [initialised(nn.Linear(in_features, wide[0] * height * across), 1.0)]
     layers.append(nn.Unflatten(1, (wide[0], height, across)))
     for own, then in zip(wide, [*wide[1:], channels], strict=True):
         layers += [nn.GroupNorm(math.gcd(own, NORM_GROUPS), own), nn.ReLU()]
-        layers.append(started(nn.ConvTranspose2d(own, then, 4, stride=2, padding=1), 1.0))
+        layers.append(initialised(nn.ConvTranspose2d(own, then, 4, stride=2, padding=1), 1.0))
     return nn.Sequential(*layers)
 
 
@@ -159,6 +168,6 @@ def _dcgan_critic(channels: int, size: Size, width: int, out_features: int) -> n
     layers: list[nn.Module] = []
     for before, own in zip([channels, *wide], wide, strict=False):
         gain = GAINS["leaky_relu"] if layers else 1.0
-        layers += [started(nn.Conv2d(before, own, 4, stride=2, padding=1), gain), nn.LeakyReLU(LEAK)]
+        layers += [initialised(nn.Conv2d(before, own, 4, stride=2, padding=1), gain), nn.LeakyReLU(LEAK)]
     height, across = sizes[-1]
-    return nn.Sequential(*layers, nn.Flatten(), started(nn.Linear(wide[-1] * height * across, out_features), 1.0))
+    return nn.Sequential(*layers, nn.Flatten(), initialised(nn.Linear(wide[-1] * height * across, out_features), 1.0))

@@ -25,7 +25,7 @@ BLOCK = 4096  # examples that are counted at a time
 SMOOTHING = 0.5  # counts added to every level of every dimension (Jeffreys)
 
 
-class Entrance(nn.Module):
+class Dequantiser(nn.Module):
     """From examples, flattened, to z and back."""
 
     noise_size: int  # N: numbers that place one example within its levels
@@ -46,7 +46,7 @@ class Entrance(nn.Module):
         raise NotImplementedError
 
 
-class Quantiles(Entrance):
+class QuantileDequantiser(Dequantiser):
     """z = the normal quantile of each dimension's empirical CDF at v: a flow that starts here starts factorised.
 
     The CDF is piecewise linear: within a level its slope is the level's smoothed share of the training split, which is
@@ -100,7 +100,7 @@ class Quantiles(Entrance):
         return weight_QL / total_Q1, below_QL / total_Q1
 
 
-class Rows(Entrance):
+class RowDequantiser(Dequantiser):
     """A table's rows: places of categories by their quantiles, numbers as they are or as z = asinh(x).
 
     asinh is nearly x within a standard deviation and a logarithm far out: the outliers of real tables come near, where
@@ -113,7 +113,7 @@ class Rows(Entrance):
         super().__init__()
         self.tails = tails
         self.register_buffer("numeric_D", torch.tensor([column.numeric for column in columns]))
-        self.categories = Quantiles([len(column.categories) for column in columns if not column.numeric])
+        self.categories = QuantileDequantiser([len(column.categories) for column in columns if not column.numeric])
         self.noise_size = self.categories.noise_size
 
     def fit(self, x_ND: Tensor) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from remint.errors import SettingsError
 from remint.models.bijections import ActNorm, Bijection, Chain, Coupling, Marginal
 from remint.models.contract import Batch, Model, Phase, standard_normal
-from remint.models.dequantisation import Entrance, Quantiles, Rows
+from remint.models.dequantisation import Dequantiser, QuantileDequantiser, RowDequantiser
 from remint.models.glow import Multiscale
 from remint.models.labels import Labels
 from remint.models.layers import in_unit, normal_log_density
@@ -40,7 +40,9 @@ class Flow(Model):
         self.spec = spec
         self.conditional = settings.conditional
         self.labels = Labels(settings.conditional, spec)
-        self.entrance: Entrance = Rows(spec.columns, settings.tails) if spec.is_table else Quantiles([spec.levels] * spec.dims)
+        self.entrance: Dequantiser = (
+            RowDequantiser(spec.columns, settings.tails) if spec.is_table else QuantileDequantiser([spec.levels] * spec.dims)
+        )
         self.bijections = bijections(settings, spec, self.labels.width)
         self.sample_noise = spec.dims + self.labels.noise_size
         self.density_noise = self.entrance.noise_size
@@ -75,7 +77,7 @@ class Flow(Model):
         return normal_log_density(base_BD).sum(1) + log_det_B
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        base_BD, y_B = self.labels.drawn(noise_BN, y_B)
+        base_BD, y_B = self.labels.split_noise(noise_BN, y_B)
         return self.entrance.shown(self.from_base(base_BD, y_B)).view(-1, *self.spec.shape)
 
     def _classes(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:

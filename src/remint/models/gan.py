@@ -13,40 +13,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from remint.models.adversarial import CriticPhase, Draws, GeneratorPhase
+from remint.models.adversarial import AdversarialGenerator, CriticPhase, GeneratorPhase
 from remint.models.augment import Augment
 from remint.models.contract import Phase
-from remint.models.critics import Critic, drawing_network
+from remint.models.critics import Critic, generator_network
 from remint.models.labels import Labels
-from remint.models.space import Space
+from remint.models.space import CriticSpace
 from remint.records import DataSpec
 from remint.settings.recipe import GanSettings
 
 
-class Generator(Draws):
+class Generator(AdversarialGenerator):
     """CanSample (models/contract.py). Its noise: z, what draws the categories of a table's row, what draws the class."""
 
     def __init__(self, settings: GanSettings, spec: DataSpec) -> None:
         """Raises SettingsError where the data are none that such a network can draw."""
         super().__init__()
         self.conditional = settings.conditional
-        self.space = Space(spec)
+        self.space = CriticSpace(spec)
         self.labels = Labels(settings.conditional, spec)
         self.sizes = [settings.latent, self.space.noise_size]
         self.sample_noise = sum(self.sizes) + self.labels.noise_size
-        self.net = drawing_network(settings, settings.latent + self.labels.width, self.space)
+        self.net = generator_network(settings, settings.latent + self.labels.width, self.space)
 
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
         self.labels.fit(y_N)
 
     def forward(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Examples as the critic sees them, shape (B, S)."""
-        noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
+        noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         z_BZ, categories_BG = torch.split(noise_BN, self.sizes, dim=1)
-        return self.space.drawn(self.net(self.labels.beside(z_BZ, y_B)), categories_BG)
+        return self.space.from_network(self.net(self.labels.append_one_hot(z_BZ, y_B)), categories_BG)
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        return self.space.example(self(noise_BN, y_B))
+        return self.space.decode(self(noise_BN, y_B))
 
 
 def build(settings: GanSettings, spec: DataSpec) -> Generator:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from remint.errors import SettingsError
 from remint.models.bijections import ActNorm, Bijection, Chain, Elementwise, affine, elementwise
-from remint.models.convolutional import SameSize
+from remint.models.convolutional import SameSizeNetwork
 from remint.models.layers import at_least_single
 from remint.settings.recipe import FlowSettings
 
@@ -87,7 +87,7 @@ class MapCoupling(Bijection):
         super().__init__()
         self.size, self.elementwise = kind
         self.kept = channels - channels // 2
-        self.net = SameSize(
+        self.net = SameSizeNetwork(
             channels_in=self.kept,
             width=settings.width,
             channels_out=(channels - self.kept) * self.size,

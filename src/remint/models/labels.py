@@ -17,8 +17,8 @@ from remint.records import DataSpec
 class Labels(nn.Module):
     """The classes' shares in the training split, and labels as what a network takes in.
 
-    Of an unconditional model ``width`` and ``noise_size`` are 0, and ``drawn`` and ``beside`` hand on what they get, so
-    that a network need not ask.
+    Of an unconditional model ``width`` and ``noise_size`` are 0, and ``split_noise`` and ``append_one_hot`` return their
+    inputs, so that a network need not ask.
     """
 
     share_K: Tensor
@@ -41,7 +41,7 @@ class Labels(nn.Module):
             assert y_N is not None
             self.share_K.copy_(torch.bincount(y_N, minlength=self.width).double() / len(y_N))
 
-    def drawn(self, noise_BN: Tensor, y_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def split_noise(self, noise_BN: Tensor, y_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The noise without the number that draws the class, and the classes: those given, else drawn by that number."""
         if not self.conditional:
             return noise_BN, None
@@ -56,7 +56,7 @@ class Labels(nn.Module):
         assert y_B is not None, "a conditional model is given the class"
         return F.one_hot(y_B, self.width).to(dtype)
 
-    def beside(self, x: Tensor, y_B: Tensor | None) -> Tensor:
+    def append_one_hot(self, x: Tensor, y_B: Tensor | None) -> Tensor:
         """x, shape (..., B, D), with the classes as D + K numbers; of an unconditional model x as it is."""
         if not self.conditional:
             return x

@@ -31,12 +31,12 @@ from remint.runtime import manifest
 
 FILE = "samples.safetensors"
 COUNT = 16
-LARGEST = 2**20  # bytes of all samples: fewer than COUNT of large images, one at least
+MAX_BYTES = 2**20  # bytes of all samples: fewer than COUNT of large images, one at least
 SEED = 0
 
 # Where the machine is not the one that they were drawn on, sums are taken in another order.
-SHARE = 0.01  # of an image's values that may be one level away
-RELATIVE = 1e-4  # of numbers, and absolute below 1
+SHARE_TOLERANCE = 0.01  # of an image's values that may be one level away
+RELATIVE_TOLERANCE = 1e-4  # of numbers, and absolute below 1
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -61,18 +61,18 @@ def record(folder: Path, machine: Mapping[str, Any]) -> None:
     """
     manifest.seal(folder)
     spec = spec_of(folder)
-    arrays = drawn(load_model(folder), spec, SEED, affordable(spec))
-    about = canonical({"seed": SEED, "machine": here(machine)})  # one entry: several are written in no order
+    arrays = compute(load_model(folder), spec, SEED, sample_count(spec))
+    about = canonical({"seed": SEED, "machine": with_block_size(machine)})  # one entry: several are written in no order
     (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"about": about}))
 
 
-def here(machine: Mapping[str, Any]) -> dict[str, Any]:
+def with_block_size(machine: Mapping[str, Any]) -> dict[str, Any]:
     """A machine's fingerprint with the size of a block, on which the last bits depend as well."""
     return {**machine, "block": BLOCK}
 
 
-def affordable(spec: DataSpec) -> int:
-    return max(1, min(COUNT, LARGEST // (spec.dims * (4 if spec.is_table else 1))))
+def sample_count(spec: DataSpec) -> int:
+    return max(1, min(COUNT, MAX_BYTES // (spec.dims * (4 if spec.is_table else 1))))
 
 
 def read(folder: Path) -> Recorded | None:
@@ -91,7 +91,7 @@ def read(folder: Path) -> Recorded | None:
         raise IntegrityError(f"{folder / FILE} does not hold recorded samples: {type(error).__name__}") from error
 
 
-def drawn(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
+def compute(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
     """What the model says for a seed: ``count`` samples; without that ability the density, or its bound, of zeros.
 
     A conditional model is given the classes 0, 1, .. in turn.
@@ -113,7 +113,7 @@ def drawn(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
     return kept
 
 
-def not_finite(model: Model, spec: DataSpec, arrays: Arrays) -> str | None:
+def nonfinite_values(model: Model, spec: DataSpec, arrays: Arrays) -> str | None:
     """What of the weights or of what was drawn is not finite; None where all is. Values that may be missing may be NaN."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -127,7 +127,7 @@ def not_finite(model: Model, spec: DataSpec, arrays: Arrays) -> str | None:
     return None
 
 
-def different(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
+def difference(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
     """How what was drawn again differs from the record; None where it does not.
 
     ``exact``: where it differs in one bit, else where it differs by more than SHARE and RELATIVE.
@@ -144,8 +144,8 @@ def different(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
             return f"{int((before != now).sum())} of {before.size} values of {name} are others"
         if before.dtype == np.uint8:
             off = np.abs(before.astype(np.int64) - now)
-            if off.max() > 1 or (off > 0).mean() > SHARE:
+            if off.max() > 1 or (off > 0).mean() > SHARE_TOLERANCE:
                 return f"{(off > 0).mean():.1%} of the values of {name} are others, by up to {off.max()} levels"
-        elif not np.allclose(before, now, rtol=RELATIVE, atol=RELATIVE, equal_nan=True):
-            return f"{name} differ by more than {RELATIVE} of themselves"
+        elif not np.allclose(before, now, rtol=RELATIVE_TOLERANCE, atol=RELATIVE_TOLERANCE, equal_nan=True):
+            return f"{name} differ by more than {RELATIVE_TOLERANCE} of themselves"
     return None

@@ -25,7 +25,7 @@ TEMPERATURE = 0.5  # t: lower is nearer to one-hot, with noisier gradients; 0.2 
 TINY = 1e-12
 
 
-class Space:
+class CriticSpace:
     """Maps between examples and what the critic sees of them."""
 
     def __init__(self, spec: DataSpec) -> None:
@@ -41,7 +41,7 @@ class Space:
         self.shape: tuple[int, ...] = (sum(self.widths),) if spec.is_table else spec.shape
         self.noise_size = sum(len(column.categories) for column in spec.columns)  # G: numbers that draw the categories
 
-    def real(self, x_BX: Tensor) -> Tensor:
+    def encode(self, x_BX: Tensor) -> Tensor:
         """Shape (B, S) of floating point examples of the data."""
         if not self.spec.is_table:
             return to_unit(x_BX, self.spec.levels)
@@ -53,7 +53,7 @@ class Space:
         ]
         return torch.cat(parts, dim=1)
 
-    def drawn(self, out_BS: Tensor, noise_BG: Tensor) -> Tensor:
+    def from_network(self, out_BS: Tensor, noise_BG: Tensor) -> Tensor:
         """A network's output, of the same shape, as an example that the critic may take for a real one."""
         out_BS = at_least_single(out_BS)
         if not self.spec.is_table:
@@ -70,8 +70,8 @@ class Space:
         ]
         return torch.cat(parts, dim=1)
 
-    def example(self, x_BS: Tensor) -> Tensor:
-        """The example of the data that ``drawn`` stands for: nearest levels, likeliest categories."""
+    def decode(self, x_BS: Tensor) -> Tensor:
+        """The example of the data that ``x_BS`` stands for: nearest levels, likeliest categories."""
         if not self.spec.is_table:
             return to_levels(x_BS, self.spec.levels)
         parts = [

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from remint.errors import SettingsError
 from remint.models.contract import Batch, Model, Phase
-from remint.models.convolutional import Downwards, Upwards
+from remint.models.convolutional import DownsamplingNetwork, UpsamplingNetwork
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, mlp, normal_log_density, to_unit
 from remint.models.likelihoods import PixelLikelihood, level_likelihood
@@ -61,13 +61,13 @@ class Vae(Model):
             features = self.encoder(to_unit(x_BX, self.spec.levels), beside_BF)
         else:
             flat_BF = to_unit(x_BX.flatten(1), self.spec.levels) if self.rows is None else self.rows(x_BX)
-            features = self.encoder(self.labels.beside(flat_BF, y_B))
+            features = self.encoder(self.labels.append_one_hot(flat_BF, y_B))
         mean_BZ, spread_BZ = at_least_single(features).chunk(2, dim=1)
         return mean_BZ, F.softplus(spread_BZ) + 1e-4
 
     def decode(self, z: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Parameters of the likelihood, shape (..., B, P), of z of shape (..., B, Z)."""
-        inputs = self.labels.beside(z, y_B)
+        inputs = self.labels.append_one_hot(z, y_B)
         if not self.convolutional:
             return at_least_single(self.decoder(inputs))
         maps = at_least_single(self.decoder(inputs.flatten(0, -2)))
@@ -87,7 +87,7 @@ class Vae(Model):
         return self.log_likelihood(x_BX, z_KBZ, y_B) + log_prior_KB - log_posterior_KB
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
+        noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         z_BZ, shown_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
         return self.likelihood.sample(self.decode(z_BZ, y_B), shown_BN)
 
@@ -115,7 +115,7 @@ def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outp
         raise SettingsError("model.network: residual is of images, and this dataset is a table: take network: mlp")
     channels, height, width = spec.image
     size, maps = (height, width), outputs // (height * width)
-    encoder = Downwards(
+    encoder = DownsamplingNetwork(
         channels,
         size,
         settings.width,
@@ -126,7 +126,7 @@ def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outp
         activation="silu",
         dropout=settings.dropout,
     )
-    decoder = Upwards(
+    decoder = UpsamplingNetwork(
         settings.latent + classes,
         settings.width,
         settings.blocks,

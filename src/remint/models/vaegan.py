@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from remint.errors import SettingsError
-from remint.models.adversarial import AdversarialPhase, CriticPhase, Draws, generator_loss
+from remint.models.adversarial import AdversarialGenerator, AdversarialPhase, CriticPhase, generator_loss
 from remint.models.augment import Augment
 from remint.models.contract import Batch, Phase
 from remint.models.critics import Critic
 from remint.models.layers import in_unit
 from remint.models.likelihoods import PixelLikelihood
-from remint.models.space import Space
+from remint.models.space import CriticSpace
 from remint.models.vae import Elbo, Vae
 from remint.records import DataSpec
 from remint.settings.recipe import VaeGanSettings
 
 
-class VaeGan(Vae, Draws):
+class VaeGan(Vae, AdversarialGenerator):
     """CanSample and HasElbo (models/contract.py), and what the critic judges."""
 
     likelihood: PixelLikelihood
@@ -41,11 +41,11 @@ class VaeGan(Vae, Draws):
         if spec.is_table:
             raise SettingsError("family 'vaegan' is for images, and this dataset is a table: use vae, or gan")
         super().__init__(settings, spec)
-        self.space = Space(spec)
+        self.space = CriticSpace(spec)
 
     def forward(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Mean images of z drawn from the prior, as the critic sees them: values in [-1, 1], shape (B, X)."""
-        noise_BN, y_B = self.labels.drawn(noise_BN, y_B)
+        noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         return self.likelihood.mean(self.decode(noise_BN[:, : self.latent_noise], y_B))
 
 
@@ -93,7 +93,7 @@ class DecoderPhase(AdversarialPhase):
         with torch.no_grad():
             mean_BZ, scale_BZ = self.model.posterior(batch.x_BX, batch.y_B)
             if self.settings.loss == "relativistic":
-                real_B = self.critic(self.augment(self.model.space.real(batch.x_BX), of_real_BN), batch.y_B)
+                real_B = self.critic(self.augment(self.model.space.encode(batch.x_BX), of_real_BN), batch.y_B)
         log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * posterior_BZ, batch.y_B)
         reconstruction = -in_unit(log_likelihood_B.mean(), self.model.spec)
         fake_BX = self.augment(self.model(noise_BN, batch.y_B), of_fake_BN)

@@ -128,7 +128,7 @@ def _costs(entries: list[Entry], say: Callable[[str], None]) -> tuple[Cost, ...]
     tasks: dict[str, Task] = {}
     for entry in entries:
         tasks |= _tasks(entry.ref, entry.model, entry.spec, cost.EXAMPLES, entry.threads)
-    seconds = cost.timed(tasks, cost.REPEATS, lambda progress: say(f"measuring the time of each model: {progress}"))
+    seconds = cost.measure_seconds(tasks, cost.REPEATS, lambda progress: say(f"measuring the time of each model: {progress}"))
     return tuple(
         Cost(
             model=entry.ref,
@@ -149,7 +149,7 @@ def _tasks(name: str, model: Model, spec: DataSpec, count: int, threads: int) ->
     """Return the tasks that the model supports, as ``NAME draw`` and ``NAME score``."""
     from remint.evaluation import cost
 
-    both = {"draw": cost.drawing(model, count, threads), "score": cost.scoring(model, spec, count, threads)}
+    both = {"draw": cost.sampling_task(model, count, threads), "score": cost.scoring_task(model, spec, count, threads)}
     return {f"{name} {what}": task for what, task in both.items() if task is not None}
 
 
@@ -165,7 +165,7 @@ def _growth(entries: list[Entry], say: Callable[[str], None]) -> tuple[Growth, .
     rows: dict[str, Growth] = {}
     tasks: dict[str, Task] = {}
 
-    def step(entry: Entry, grows: Literal["size", "examples"], value: int, larger: cost.Grown, count: int) -> None:
+    def step(entry: Entry, grows: Literal["size", "examples"], value: int, larger: cost.ScaledModel, count: int) -> None:
         name = f"{entry.ref} {grows} {value}"
         if larger.model is not None:
             tasks.update(_tasks(name, larger.model, larger.spec, count, entry.threads))
@@ -181,12 +181,12 @@ def _growth(entries: list[Entry], say: Callable[[str], None]) -> tuple[Growth, .
 
     for entry in entries:
         settings = plugins.settings_of(entry.family).model_validate(entry.settings)
-        for times in cost.TIMES:
-            step(entry, SIZE, times, cost.grown(entry.family, settings, entry.spec, times), cost.EXAMPLES)
+        for times in cost.SCALES:
+            step(entry, SIZE, times, cost.scaled_model(entry.family, settings, entry.spec, times), cost.EXAMPLES)
         for count in cost.COUNTS:
-            step(entry, COUNT, count, cost.Grown(entry.spec, entry.model), count)
-    seconds = cost.timed(
-        tasks, cost.FEWER, lambda progress: say(f"measuring the time of larger and of more examples: {progress}")
+            step(entry, COUNT, count, cost.ScaledModel(entry.spec, entry.model), count)
+    seconds = cost.measure_seconds(
+        tasks, cost.REPEATS_SCALED, lambda progress: say(f"measuring the time of larger and of more examples: {progress}")
     )
     return tuple(row.model_copy(update=_seconds(name, seconds)) for name, row in rows.items())
 

@@ -72,18 +72,22 @@ def _main(folder: str) -> None:
     model, spec, recorded = load_model(bundle), spec_of(bundle), probe.read(bundle)
     threads = _threads(bundle)
     with deterministic(threads):
-        machine = probe.here(fingerprint(torch.device("cpu"), threads, 1))
-        count = recorded.count if recorded else probe.affordable(spec)
-        again = probe.drawn(model, spec, recorded.seed if recorded else probe.SEED, count)
-    wrong = probe.not_finite(model, spec, again)
+        machine = probe.with_block_size(fingerprint(torch.device("cpu"), threads, 1))
+        count = recorded.count if recorded else probe.sample_count(spec)
+        again = probe.compute(model, spec, recorded.seed if recorded else probe.SEED, count)
+    wrong = probe.nonfinite_values(model, spec, again)
     if wrong:
         raise IntegrityError(f"{wrong}: train again")
     if recorded is None:
         emit("checked", how="loaded and drew finite samples; nothing was recorded at training that they could equal")
         return
     exact = machine == recorded.machine
-    wrong = probe.different(recorded.arrays, again, exact=exact)
-    how = "to the bit" if exact else f"within {probe.SHARE:.0%} of pixels by one level and {probe.RELATIVE} of numbers"
+    wrong = probe.difference(recorded.arrays, again, exact=exact)
+    how = (
+        "to the bit"
+        if exact
+        else f"within {probe.SHARE_TOLERANCE:.0%} of pixels by one level and {probe.RELATIVE_TOLERANCE} of numbers"
+    )
     if wrong:
         raise IntegrityError(f"the model does not draw what was recorded at training ({how}): {wrong}")
     kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"

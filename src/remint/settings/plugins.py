@@ -3,7 +3,7 @@
 A plug-in is an entry point whose value is a module:
 
     remint.families   ``build`` and ``phases`` (models/contract.py, Family), ``Settings``, its subclass of recipe.ModelSettings
-    remint.metrics    ``measure(model, bench)`` (evaluation/bench.py, Metric), ``FACTS``, a catalogue.Facts
+    remint.metrics    ``measure(model, context)`` (evaluation/context.py, Metric), ``FACTS``, a catalogue.Facts
 
 The module is imported only if params.yaml names the plug-in.
 """

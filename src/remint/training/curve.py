@@ -34,7 +34,7 @@ def end_interval(
         if not math.isfinite(row["validation"]):
             return f"the validation score is {row['validation']}"
     if guard is not None and guard.due(state.step):
-        row |= guard.look(state.average.model)
+        row |= guard.measure(state.average.model)
     state.add_row(row)
     state.ending = ending(state, guard, settings)
     if world.leads:

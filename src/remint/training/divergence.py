@@ -156,7 +156,7 @@ def roll_back(
     if len(state.rollbacks) == settings.rollbacks:
         _fail(state, why, settings, checkpoints, world)
     good = [step for step in state.rollback_steps if step < state.step - state.consecutive_skips]
-    target = world.first((checkpoints.newest(good) or 0) if world.leads else 0)
+    target = world.broadcast((checkpoints.newest(good) or 0) if world.leads else 0)
     rollbacks = [*state.rollbacks, {"step": state.step, "to": target, "why": why, "breaks": state.nonfinite_steps}]
     state.restore(*(checkpoints.read(target) if target else initial), rank=world.rank)
     state.rollbacks = rollbacks
@@ -190,7 +190,7 @@ def _fail(state: TrainingState, why: str, settings: TrainingSettings, checkpoint
             curve.write(rows or [{"step": state.step}], folder / CURVE)
         if state.steps_in_interval:
             emit("metrics", **rows[-1])
-    world.first(0)  # every rank waits until rank 0 has written
+    world.broadcast(0)  # every rank waits until rank 0 has written
     back = f", after going back {len(state.rollbacks)} times" if state.rollbacks else ""
     raise StepError(
         f"training diverged at step {state.step}{back}: {why}; lower training.learning_rate or set training.gradient_clip "

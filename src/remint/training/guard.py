@@ -28,19 +28,19 @@ from remint.distributed.world import World
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.records import DataSpec
 from remint.settings.recipe import TrainingSettings
-from remint.training.randomness import LOOK
+from remint.training.randomness import COLLAPSE_CHECK
 from remint.training.state import Row
 
-EXAMPLES = 500  # most validation examples, and samples, that a look takes
-NEAR = 0.02  # k as a share of the real examples ...
-LEAST = 5  # ... and at least
-LOOKS = 50  # most looks of a training, each of which costs what one or two steps do
+MAX_EXAMPLES = 500  # most validation examples, and samples, that a look takes
+NEIGHBOUR_SHARE = 0.02  # k as a share of the real examples ...
+MIN_NEIGHBOURS = 5  # ... and at least
+MAX_CHECKS = 50  # most looks of a training, each of which costs what one or two steps do
 CHUNK = 250  # samples; the same at every world size, so that what is seen is too
 
-LIMIT = 0.6  # share of the reference below which a model has lost modes, where the settings name none
-FALL = 0.75  # share of its own best below which it is losing them
+DEFAULT_LIMIT = 0.6  # share of the reference below which a model has lost modes, where the settings name none
+FRACTION_OF_BEST = 0.75  # share of its own best below which it is losing them
 WARMUP = 0.3  # share of the steps in which a model may reach little ...
-EARLIEST = 500  # ... and as many steps at least, for one that has hardly begun has not collapsed
+MIN_STEPS = 500  # ... and as many steps at least, for one that has hardly begun has not collapsed
 PATIENCE = 5  # looks in a row that must say so
 
 
@@ -48,7 +48,7 @@ PATIENCE = 5  # looks in a row that must say so
 class Guard:
     """Looks at a model that trains, and says whether it has collapsed."""
 
-    look: Callable[[Model], Row]  # coverage and reached
+    measure: Callable[[Model], Row]  # coverage and reached
     reference: float  # what as many training examples reach
     limit: float  # least share of it
     every: int  # steps between two looks
@@ -60,18 +60,18 @@ class Guard:
     def collapsed(self, rows: Sequence[Row]) -> str | None:
         """One clause that says how, or None: the last PATIENCE looks reached too little, and none of them was a new best."""
         looks = [(row["step"], row["reached"] / self.reference) for row in rows if "reached" in row]
-        late = [share for step, share in looks[-PATIENCE:] if step > max(EARLIEST, WARMUP * self.steps)]
+        late = [share for step, share in looks[-PATIENCE:] if step > max(MIN_STEPS, WARMUP * self.steps)]
         best = max((share for _, share in looks[:-PATIENCE]), default=0.0)
         if len(late) < PATIENCE or max(late) > best:
             return None
         if max(late) < self.limit:
             return f"its samples reach {late[-1]:.0%} of what real examples reach, less than {self.limit:.0%}"
-        if max(late) < FALL * best:
+        if max(late) < FRACTION_OF_BEST * best:
             return f"its samples reach {late[-1]:.0%} of what real examples reach, and reached {best:.0%} before"
         return None
 
 
-def guard(
+def build_guard(
     model: Model,
     train_NX: Tensor,
     validation_NX: Tensor,
@@ -86,12 +86,12 @@ def guard(
     """
     limit = settings.collapse
     if limit is None:
-        limit = 0.0 if isinstance(model, (HasElbo, HasLogProb)) else LIMIT
-    count = min(len(validation_NX), EXAMPLES)
-    k = max(LEAST, round(NEAR * count))
+        limit = 0.0 if isinstance(model, (HasElbo, HasLogProb)) else DEFAULT_LIMIT
+    count = min(len(validation_NX), MAX_EXAMPLES)
+    k = max(MIN_NEIGHBOURS, round(NEIGHBOUR_SHARE * count))
     if limit == 0.0 or count <= k or not isinstance(model, CanSample):
         return None
-    real_ND = coordinates(spread(validation_NX, count), spec)
+    real_ND = coordinates(evenly_spaced(validation_NX, count), spec)
     # Of all that is here the example itself is nearest to it.
     radius_N1 = distances(real_ND, real_ND, spec).topk(k + 1, dim=1, largest=False).values[:, -1:]
 
@@ -101,13 +101,13 @@ def guard(
         near_NM = apart_NM <= apart_NM.topk(k, dim=0, largest=False).values[-1]
         return torch.stack([near_NM.sum(1), (near_NM & (apart_NM <= radius_N1)).sum(1)]).cpu()
 
-    reference = float((cover(coordinates(spread(train_NX, count), spec))[0] > 0).double().mean())
-    noise = standard_normal((count, model.sample_noise), settings.seed, LOOK)
+    reference = float((cover(coordinates(evenly_spaced(train_NX, count), spec))[0] > 0).double().mean())
+    noise = standard_normal((count, model.sample_noise), settings.seed, COLLAPSE_CHECK)
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     chunks = torch.split(noise.to(validation_NX.device, dtype), CHUNK)
 
     @torch.no_grad()
-    def look(judged: Model) -> Row:
+    def measure(judged: Model) -> Row:
         assert isinstance(judged, CanSample)
         counts_2N = torch.zeros((2, count), dtype=torch.int64)  # whole numbers, whose sum over the ranks is exact
         for chunk in chunks[world.rank :: world.size]:
@@ -115,11 +115,11 @@ def guard(
         reached, covered = (world.gather(counts_2N).sum(0) > 0).double().mean(1).tolist()
         return {"coverage": covered, "reached": reached}
 
-    rows = max(1, -(-settings.steps // (LOOKS * settings.validate_every)))
-    return Guard(look, reference, limit, rows * settings.validate_every, settings.steps)
+    rows = max(1, -(-settings.steps // (MAX_CHECKS * settings.validate_every)))
+    return Guard(measure, reference, limit, rows * settings.validate_every, settings.steps)
 
 
-def spread(x_NX: Tensor, count: int) -> Tensor:
+def evenly_spaced(x_NX: Tensor, count: int) -> Tensor:
     """``count`` examples, evenly spaced."""
     return x_NX[torch.linspace(0, len(x_NX) - 1, count, dtype=torch.float64).round().long().to(x_NX.device)]
 

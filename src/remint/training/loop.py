@@ -61,7 +61,7 @@ def training_loop(
     model.requires_grad_(False)
     for phase in phases:
         phase.train().requires_grad_(False)
-    runners = [world.shared(phase) for phase in phases]  # before the average: it gives all ranks the weights of rank 0
+    runners = [world.data_parallel(phase) for phase in phases]  # before the average: it gives all ranks the weights of rank 0
     state = _initial_state(model, phases, settings, world, machine)
     initial = state.tensors(world.gather(state.losses_P)), state.notes()
     _resume(state, checkpoints, world)
@@ -230,7 +230,7 @@ def _interrupt(state: TrainingState, steps: int, world: World) -> NoReturn:
     """Raise Interrupted, in every process once the checkpoint is written."""
     if world.leads:
         emit("interrupted", step=state.step)
-    world.first(0)
+    world.broadcast(0)
     raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to go on from it")
 
 
@@ -247,7 +247,7 @@ def _write_checkpoint(state: TrainingState, checkpoints: Checkpoints, world: Wor
 def _resume(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
     """Restore the newest intact checkpoint, where there is one."""
     newest = checkpoints.newest() if world.leads else None
-    step = world.first(newest or 0)
+    step = world.broadcast(newest or 0)
     if step:
         state.restore(*checkpoints.read(step), rank=world.rank)
     if world.leads:

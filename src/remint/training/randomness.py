@@ -14,7 +14,7 @@ from torch import Tensor
 from remint.models.contract import standard_normal
 
 # First number after the seed: what the numbers are for.
-INITIAL, BATCH, SCORE, LAYERS, LOOK = range(5)
+INITIAL, BATCH, SCORE, LAYERS, COLLAPSE_CHECK = range(5)
 
 
 def batch_noise(rows: slice, batch_size: int, size: int, *, seed: int, step: int, phase: int, device: torch.device) -> Tensor:

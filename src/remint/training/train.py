@@ -37,7 +37,7 @@ from remint.runtime.processes import GRACE, stopping
 from remint.settings.recipe import Recipe
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
-from remint.training.guard import guard
+from remint.training.guard import build_guard
 from remint.training.loop import training_loop
 from remint.training.randomness import INITIAL, seed_layers
 from remint.training.state import TrainingState
@@ -66,7 +66,7 @@ def train_pipeline(
     """
     asked = recipe.training.devices
     check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else asked)
-    with _heeding_signals() as stop:
+    with _stopping_on_signals() as stop:
         if asked > 1 and not launched():
             run_ranks(command, asked, recipe.training.threads)
             return TrainedModel.read(out / RECORD)
@@ -87,7 +87,7 @@ def train_pipeline(
                 if world.leads:
                     _write(state, recipe, pipeline, dataset, out)
                     kept.delete()
-            world.first(0)  # nobody reads before rank 0 has written
+            world.broadcast(0)  # nobody reads before rank 0 has written
             return TrainedModel.read(out / RECORD)
 
 
@@ -97,7 +97,7 @@ class Stop:
     def __init__(self) -> None:
         self._asked: float | None = None
 
-    def heed(self, *_: object) -> None:
+    def handle_signal(self, *_: object) -> None:
         """A handler of signals."""
         self._asked = self._asked or time.monotonic()
         stopping.set()
@@ -114,10 +114,10 @@ class Stop:
 
 
 @contextmanager
-def _heeding_signals() -> Iterator[Stop]:
+def _stopping_on_signals() -> Iterator[Stop]:
     """SIGINT and SIGTERM ask to stop, rather than stopping us, while the block runs."""
     stop = Stop()
-    before = {sign: signal.signal(sign, stop.heed) for sign in (signal.SIGINT, signal.SIGTERM)}
+    before = {sign: signal.signal(sign, stop.handle_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -143,7 +143,7 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
         phases = [phase.double() for phase in phases]
     validation_NX, labels_N = _on_device(dataset.validation, world.device)
     score = scorer(model, validation_NX, labels_N, spec, settings.seed, world)
-    watch = guard(model, x_NX, validation_NX, spec, settings, world)
+    watch = build_guard(model, x_NX, validation_NX, spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
     return training_loop(
         model,

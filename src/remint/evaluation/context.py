@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Dataset
-from remint.distributed.world import ALONE, World
+from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
@@ -67,7 +67,7 @@ class EvaluationContext:
     dataset: Dataset
     extractors: Mapping[str, Extractor]
     settings: EvaluationSettings
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
     _cache: ArrayCache = field(default_factory=ArrayCache, init=False, repr=False, compare=False)
 
     @property
@@ -180,12 +180,12 @@ class Measurement:
     by_class: dict[int, Measurement] = field(default_factory=dict)  # the same over the examples of each class
 
     @classmethod
-    def over_examples(cls, values_N: Array, bench: EvaluationContext, y_N: Array | None = None, **how: Any) -> Measurement:
+    def over_examples(cls, values_N: Array, context: EvaluationContext, y_N: Array | None = None, **how: Any) -> Measurement:
         """One value for each held-out example; with their labels also class by class."""
-        low, high = intervals.over_examples(values_N, bench.settings.seed)
-        fingerprint = bench.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
+        low, high = intervals.over_examples(values_N, context.settings.seed)
+        fingerprint = context.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
         classes = [] if y_N is None else np.unique(y_N).tolist()
-        by_class = {y: cls.over_examples(values_N[y_N == y], bench, **how, of_class=y) for y in classes}
+        by_class = {y: cls.over_examples(values_N[y_N == y], context, **how, of_class=y) for y in classes}
         return cls(values_N, len(values_N), low, high, fingerprint, by_class=by_class)
 
     @classmethod
@@ -193,7 +193,7 @@ class Measurement:
         cls,
         values_N: Array,
         n: int,
-        bench: EvaluationContext,
+        context: EvaluationContext,
         by_class: dict[int, Measurement] | None = None,
         reference_J: Array | None = None,
         **how: Any,
@@ -203,7 +203,7 @@ class Measurement:
         covers = (
             "t over draws" if reference_J is None else f"t over draws and over {len(reference_J)} jackknife groups of held-out"
         )
-        fingerprint = bench.fingerprint(**how, n=n, draws=len(values_N), interval=covers)
+        fingerprint = context.fingerprint(**how, n=n, draws=len(values_N), interval=covers)
         return cls(values_N, n, low, high, fingerprint, reference_J, by_class or {})
 
 
@@ -234,7 +234,9 @@ def _finite_rows(f_ND: Array, what: str, of: str, so: str) -> Array:
     return f_ND
 
 
-def samples(model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None, world: World = ALONE) -> Array:
+def samples(
+    model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None, world: World = SINGLE_PROCESS
+) -> Array:
     """``count`` samples x_NX: a pure function of the model and ``seed``, of which the second number is the stream.
 
     ``y_N``: the classes that a conditional model is to draw of. Raises RunError where they are not examples of ``spec``.
