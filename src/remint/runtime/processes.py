@@ -27,8 +27,8 @@ stopping = threading.Event()  # set by Ctrl-C and SIGTERM: every wait below ends
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop the child processes inside the block: waits for them then raise Interrupted."""
-    """Inside the block Ctrl-C and SIGTERM stop the child processes, and waits for them raise Interrupted."""
 
     def stop_all(_sign: int, _frame: FrameType | None) -> None:
         stopping.set()
