@@ -1,9 +1,9 @@
-"""N processes on this machine: torchrun starts this same program N times, and dies with us.
+"""Start N ranks on this machine with torchrun, which ends when this process ends.
 
-``run`` (remint.runtime.processes) starts this file as a program, which asks the kernel for a signal at its parent's death
-and becomes torchrun; each rank asks the same of torchrun (step.run). So whoever is killed, however, the ranks get
-SIGTERM, finish their step, write a checkpoint and end. What the ranks say comes back through a file of events.
-A rank that was stopped, and for which all others wait, is killed (watchdog.py), and the ranks are started again.
+``run_process`` (remint.runtime.processes) starts this file as a program. The program asks the kernel for a signal at its
+parent's death, and becomes torchrun. Each rank asks for a signal at torchrun's death (run_step). If any process
+above the ranks is killed, the ranks get SIGTERM, finish their step, write a checkpoint and end. The ranks report through a
+file of events. A rank that is stopped while all others wait for it is killed (watchdog.py), and all ranks start again.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from remint.runtime import processes, scratch
 from remint.runtime.events import EVENTS, emit
 from remint.runtime.parent import die_with_parent
 
-PARENT_EVENTS = {"started", "ended", "error"}  # events that this process speaks for itself
+PARENT_EVENTS = {"started", "ended", "error"}  # events that this process emits itself, and does not forward
 PROGRAM = "remint.distributed.launch"
-RESTARTS = 3  # times that ranks are started again since one was stopped
+RESTARTS = 3  # most restarts after a stopped rank
 
 
 def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
-    """Runs ``python *command`` as ``count`` ranks of ``threads`` CPU threads, until all have ended.
+    """Run ``python *command`` as ``count`` ranks of ``threads`` CPU threads, until all have ended.
 
-    Their progress is handed on. Where one was stopped all are started again: a training goes on from its last checkpoint.
-    Raises what a rank raised, if that was one of ours (a user's mistake stays one); StepError where one ended otherwise;
-    Interrupted where this process was asked to stop.
+    Their events are forwarded. If one rank was stopped, all start again, and training resumes from its last checkpoint.
+    Raises the RemintError of a rank with its class (a user's mistake stays a UserError); StepError if a rank fails in
+    another way; Interrupted if this process is asked to stop.
     """
     for restart in range(RESTARTS + 1):
         with watchdog.watched(PROGRAM) as killed:
             try:
                 return _run_once(command, count, threads)
-            except RemintError:  # the other ranks' words are about the one that was killed
+            except RemintError:  # the other ranks' errors only report the killed rank
                 if not killed or restart == RESTARTS or processes.stopping.is_set():
                     raise
         emit("restarted", processes=count, message=f"process {killed[0]} was stopped, and all others waited for it")
@@ -66,7 +66,7 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
         except Interrupted:
             for line in (
                 events.read_text().splitlines()[seen:] if events.exists() else ()
-            ):  # last words, after it stopped listening
+            ):  # events written after the listener stopped
                 hand_on(json.loads(line))
             raise
         if status:
@@ -79,7 +79,7 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
 
 
 def _error_line(words: Sequence[str]) -> str:
-    """The line of a log that says what went wrong: the first traceback's last, or the last of all."""
+    """Return the line of a log that names the error: the last line of the first traceback, or the last line of the log."""
     for index, line in enumerate(words):
         if "Traceback (most recent call last)" in line:
             prefix = line.partition("Traceback")[0]

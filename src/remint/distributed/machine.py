@@ -1,6 +1,6 @@
-"""What this machine can do, what it is, and how torch is held to the same answer every time.
+"""Devices and fingerprint of this machine, and deterministic kernels in torch.
 
-Weights are equal to the bit only between runs of one fingerprint: processor, instruction set, threads, world
+Weights are equal to the bit only between runs with the same fingerprint: processor, instruction set, threads, world
 size, device and torch build all change the order of floating-point sums.
 """
 
@@ -18,18 +18,18 @@ import torch
 
 from remint.errors import ResourceError
 
-# Variables that choose other kernels and so other last bits.
+# Variables that choose other kernels, and so change the last bits.
 KERNEL_VARIABLES = ("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 
 
 def devices() -> int:
-    """How many processes this machine can run side by side: one a GPU, without one: one a CPU core."""
+    """Return the number of processes that this machine can run side by side: one per GPU; without a GPU, one per CPU core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no affinity
     return torch.cuda.device_count() or cores
 
 
 def check_devices(pipeline: str, asked: int) -> None:
-    """Raises ResourceError where this machine has fewer devices than ``asked`` processes."""
+    """Raise ResourceError if this machine has fewer devices than ``asked``."""
     have = devices()
     if asked > have:
         gpus, cores = torch.cuda.device_count(), have
@@ -41,7 +41,10 @@ def check_devices(pipeline: str, asked: int) -> None:
 
 
 def fingerprint(device: torch.device, threads: int, world_size: int) -> dict[str, Any]:
-    """The hardware, threads and build within which hashes of weights may be compared. Torch has a build for each interpreter."""
+    """Return the hardware, threads and build. Hashes of weights are comparable only if these are equal.
+
+    The interpreter is part of it because torch has one build per interpreter.
+    """
     return {
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -66,17 +69,17 @@ def _processor() -> str:
 
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
-    """Deterministic kernels on ``threads`` CPU threads while the block runs."""
-    torch_wide: Any = torch.utils.deterministic  # a module with a property, which its stubs do not say
+    """Use deterministic kernels and ``threads`` CPU threads while the block runs."""
+    torch_wide: Any = torch.utils.deterministic  # a module with a property, which its type stubs lack
     threads_before, fill_before = torch.get_num_threads(), torch_wide.fill_uninitialized_memory
     mode_before = torch.get_deterministic_debug_mode()
     if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.set_num_threads(threads)
-    # CUDA has no deterministic form of some operations (a cumulative sum): there a warning, or nothing would train.
-    # Not use_deterministic_algorithms: it imports torch's compiler, which nothing here uses and which takes a second.
+    # CUDA has no deterministic form of some operations (a cumulative sum). An error there would stop every training.
+    # use_deterministic_algorithms is not used: it imports torch's compiler, which takes a second and is not needed here.
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
-    torch_wide.fill_uninitialized_memory = False  # finds bugs in kernels, at the price of time
+    torch_wide.fill_uninitialized_memory = False  # filling finds bugs in kernels, but takes time
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
-"""Finds a process of a group of ranks that was stopped (SIGSTOP) while the others wait for it, and kills it.
+"""Watchdog of a group of ranks: kill a rank that was stopped (SIGSTOP) while the others wait for it.
 
-A stopped rank is waited for as long as the process group is patient: it neither fails nor goes on. Silence does not tell
-it from the others, which are as silent because they wait for it, nor from a rank that is busy with a long step, a large
-checkpoint or a slow disk. The kernel does: it is asked for the state of each process. So a rank that is slow is left alone,
-and so is a machine that slept: what is counted is how often the rank was seen stopped while this process was awake itself.
-Where every process of the group is stopped, somebody has paused the training, and it waits.
+The other ranks wait for a stopped rank until COLLECTIVE_TIMEOUT. A missing heartbeat does not identify the stopped rank:
+the waiting ranks are silent too, and so is a rank in a long step, a large checkpoint or a slow write. The watchdog therefore
+asks the kernel for the state of each process. A slow rank is left alone. A machine that slept causes no kill either: only
+checks made while this process runs are counted. If every process of the group is stopped, a person has paused the training,
+and the watchdog does nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from contextlib import contextmanager, suppress
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-INTERVAL = 5.0  # seconds between two looks
-STOPPED_CHECKS = 4  # in a row that must find a process stopped
+INTERVAL = 5.0  # seconds between two checks
+STOPPED_CHECKS = 4  # consecutive checks that must find a process stopped
 
 
 @contextmanager
 def watched(program: str) -> Iterator[list[int]]:
-    """While the block runs, kills stopped processes below a child of ours that has ``program`` in its command; their pids."""
+    """Kill stopped processes of the group while the block runs, and yield the list of their pids.
+
+    The group: each child process that has ``program`` in its command, and all its descendants.
+    """
     killed: list[int] = []
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(program, killed, over), name="watchdog", daemon=True)
@@ -36,7 +39,7 @@ def watched(program: str) -> Iterator[list[int]]:
 
 
 def _watch(program: str, killed: list[int], over: threading.Event) -> None:
-    seen: dict[psutil.Process, int] = {}  # how often in a row each was found stopped
+    seen: dict[psutil.Process, int] = {}  # consecutive checks that found each process stopped
     while not over.wait(INTERVAL):
         group = list(_group(program))
         stopped = [process for process in group if _is_stopped(process)]
@@ -46,11 +49,11 @@ def _watch(program: str, killed: list[int], over: threading.Event) -> None:
                 killed.append(process.pid)
                 print(f"process {process.pid} was stopped for some {STOPPED_CHECKS * INTERVAL:.0f} s: killed", file=sys.stderr)
                 with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGKILL)  # the only one that a stopped process obeys
+                    process.send_signal(signal.SIGKILL)  # the only signal that ends a stopped process
 
 
 def _group(program: str) -> Iterator[psutil.Process]:
-    """The children of ours that run ``program``, and all below them."""
+    """Yield the child processes that run ``program``, and all their descendants."""
     for child in psutil.Process().children():
         try:
             if program in child.cmdline():
@@ -61,7 +64,7 @@ def _group(program: str) -> Iterator[psutil.Process]:
 
 
 def _is_stopped(process: psutil.Process) -> bool:
-    """By a signal. One that a debugger holds is not."""
+    """Return whether a signal has stopped the process. A process held by a debugger does not count."""
     try:
         return bool(process.status() == psutil.STATUS_STOPPED)
     except psutil.NoSuchProcess:

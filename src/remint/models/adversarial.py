@@ -1,4 +1,4 @@
-"""Losses, penalties and phases of a game between a critic D and whatever draws examples G.
+"""Losses, penalties and phases of the game between a critic D and a generator G.
 
     relativistic    critic: mean softplus(D(G(z)) - D(x))                generator: mean softplus(D(x) - D(G(z)))
     minimax         critic: mean softplus(-D(x)) + softplus(D(G(z)))     generator: -mean softplus(D(G(z)))
@@ -8,12 +8,12 @@
     penalty of the first three: weight / 2 (R1 + R2), R1 = mean |grad D(x)|^2 over real x, R2 = the same over G(z)
     of wgan_gp:                 weight mean (|grad D(x')| - 1)^2 over x' = u x + (1 - u) G(z), u uniform
 
-Goodfellow et al., Generative adversarial nets (2014), sigmoid(D) being their discriminator; Gulrajani et al., Improved
+Goodfellow et al., Generative adversarial nets (2014), with sigmoid(D) as their discriminator; Gulrajani et al., Improved
 training of Wasserstein GANs (2017); Jolicoeur-Martineau, The relativistic discriminator (2018); Huang et al., The GAN is
-dead; long live the GAN! (R3GAN, 2024), whose pairing loss converges locally with both penalties, so that there is
-nothing else to hold it stable. A penalty is what it says at any precision: it is computed in single or better.
+dead; long live the GAN! (R3GAN, 2024): their pairing loss converges locally with both penalties, so no other method
+of stabilisation is used. Penalties are computed in single precision or better, at any precision of training.
 
-Shapes: B batch, S axes of one example as the critic sees it (models/space.py), N noise numbers.
+Shapes: B batch, S axes of one example as input of the critic (models/space.py), N noise numbers.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from remint.models.contract import Batch, Model, Phase
 from remint.models.space import CriticSpace
 from remint.settings.recipe import CriticSettings, Loss
 
-PENALTY_RAMP = 0.7  # share of the steps over which the penalty's weight and beta2 go from their first to their last value
+PENALTY_RAMP = 0.7  # fraction of the steps over which the penalty's weight and beta2 change from first to last value
 
 
 def relativistic(winner_B: Tensor, loser_B: Tensor) -> Tensor:
-    """Mean of softplus(loser - winner): what the side that wants ``winner`` to be the greater descends."""
+    """Return the mean of softplus(loser - winner): the loss of the side whose score is ``winner``."""
     return F.softplus(loser_B - winner_B).mean()
 
 
 def critic_loss(loss: Loss, real_B: Tensor, fake_B: Tensor) -> Tensor:
-    """What the critic descends, without penalties, of its scores of real and drawn examples."""
+    """Return the critic's loss, without penalties, from its scores of real and drawn examples."""
     if loss == "relativistic":
         return relativistic(real_B, fake_B)
     if loss == "wgan_gp":
@@ -48,7 +48,7 @@ def critic_loss(loss: Loss, real_B: Tensor, fake_B: Tensor) -> Tensor:
 
 
 def generator_loss(loss: Loss, real_B: Tensor | None, fake_B: Tensor) -> Tensor:
-    """What the generator descends. Scores of real examples are asked for by the relativistic loss only."""
+    """Return the generator's loss. Only the relativistic loss needs scores of real examples."""
     if loss == "relativistic":
         assert real_B is not None
         return relativistic(fake_B, real_B)
@@ -58,35 +58,35 @@ def generator_loss(loss: Loss, real_B: Tensor | None, fake_B: Tensor) -> Tensor:
 
 
 def squared_gradients(score_B: Tensor, x_BS: Tensor) -> Tensor:
-    """|d score_i / d x_i|^2, shape (B,), differentiable again: their mean is R1 of real examples, R2 of drawn ones.
+    """Return |d score_i / d x_i|^2, shape (B,), differentiable. The mean is R1 for real examples, R2 for drawn ones.
 
-    ``score_B`` was computed from ``x_BS``.
+    ``score_B`` must have been computed from ``x_BS``.
     """
     (gradient_BS,) = torch.autograd.grad(score_B.sum(), x_BS, create_graph=True)
     return gradient_BS.flatten(1).square().sum(1)
 
 
 def lipschitz_penalty(score_B: Tensor, x_BS: Tensor) -> Tensor:
-    """Mean over the batch of (|d score_i / d x_i| - 1)^2, whose own gradient at a slope of 0 is taken as 0."""
+    """Return the batch mean of (|d score_i / d x_i| - 1)^2. Its own gradient at a slope of 0 is taken as 0."""
     (gradient_BS,) = torch.autograd.grad(score_B.sum(), x_BS, create_graph=True)
     slope_B: Tensor = torch.linalg.vector_norm(gradient_BS.flatten(1), dim=1)
     return (slope_B - 1.0).square().mean()
 
 
 def ramp(first: float, last: float, progress: float) -> float:
-    """From ``first`` to ``last`` in a straight line over the first 70% of the steps."""
+    """Interpolate linearly from ``first`` to ``last`` over the first 70% of the steps."""
     return first + min(1.0, progress / PENALTY_RAMP) * (last - first)
 
 
 class AdversarialGenerator(Model):
-    """What stands against the critic: ``forward(noise_BN, y_B)`` gives examples as the critic sees them, shape (B, S)."""
+    """Generator of the game: ``forward(noise_BN, y_B)`` returns examples as input of the critic, shape (B, S)."""
 
     space: CriticSpace
     sample_noise: int
 
 
 class AdversarialPhase(Phase):
-    """What the phases of both sides have in common."""
+    """Common part of the phases of critic and generator."""
 
     def __init__(self, settings: CriticSettings) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class AdversarialPhase(Phase):
 
 
 class CriticPhase(AdversarialPhase):
-    """Trains the critic. The penalty is lazy: on every n-th step, n times its weight."""
+    """Phase that trains the critic. The penalty is lazy: added on every n-th step, with n times its weight."""
 
     name: ClassVar[str] = "critic"
     generator: AdversarialGenerator
@@ -115,7 +115,7 @@ class CriticPhase(AdversarialPhase):
         self._curves: dict[str, Tensor] = {}
 
     def penalty_weight(self, progress: float) -> float:
-        """From ``penalty`` to ``penalty_final`` in a straight line."""
+        """Interpolate linearly from ``penalty`` to ``penalty_final``."""
         return ramp(self.settings.penalty, self.settings.penalty_final, progress)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -154,10 +154,10 @@ class CriticPhase(AdversarialPhase):
 
 
 class GeneratorPhase(AdversarialPhase):
-    """Trains the generator against the critic as it now is."""
+    """Phase that trains the generator against the current critic."""
 
     name: ClassVar[str] = "generator"
-    critic: nn.Module  # (B, S) and the classes to scores (B,)
+    critic: nn.Module  # maps (B, S) and the classes to scores (B,)
 
     def __init__(self, generator: AdversarialGenerator, critic: nn.Module, augment: Augment, settings: CriticSettings) -> None:
         super().__init__(settings)

@@ -1,17 +1,18 @@
-"""Differentiable augmentation of images, real and drawn alike, before a critic that has few of them to learn from.
+"""Differentiable augmentation of real and drawn images before the critic, for small training sets.
 
     colour       brightness + U(-1/2, 1/2), saturation x U(0, 2), contrast x U(1/2, 3/2)
     translation  by up to an eighth of each side, the edge repeated
-    cutout       a square of half the side, anywhere, set to the middle of the range
+    cutout       a square of half the side, at any position, set to the middle of the range
 
-Each is done to an image with probability p, and the gradient goes through it to the generator (Zhao et al.,
-Differentiable augmentation for data-efficient GAN training, 2020). p is held where the critic is ``target`` sure of its
-training examples (Karras et al., Training generative adversarial networks with limited data, ADA, 2020):
+Each is applied to an image with probability p, and the gradient passes through it to the generator (Zhao et al.,
+Differentiable augmentation for data-efficient GAN training, 2020). p is adapted until r, the critic's overfitting to its
+training examples, equals ``target`` (Karras et al., Training generative adversarial networks with limited data, ADA, 2020):
 
-    r = mean sign(D(x)), where a loss compares D(x) with D(G(z)) mean sign(D(x) - D(G(z)))    p += sign(r - target) B / examples
+    r = mean sign(D(x)); for a loss that compares D(x) with D(G(z)): r = mean sign(D(x) - D(G(z)))
+    p += sign(r - target) B / examples
 
-r is 0 where the critic knows nothing and 1 where it knows every example. Below p = 0.8 what is drawn does not take on the
-augmentations. p is a buffer, so that it lies in every checkpoint; r is of the global batch.
+r = 0: no overfitting; r = 1: the critic recognises every training example. Below p = 0.8 the augmentations do not leak into
+drawn images. p is a buffer, and so part of every checkpoint. r is computed over the global batch.
 
 Shapes: B batch, C channels, H height, W width, N noise numbers.
 """
@@ -27,31 +28,31 @@ from remint.errors import SettingsError
 from remint.records import DataSpec
 from remint.settings.recipe import CriticSettings
 
-NOISE_NUMBERS = {"colour": 3, "translation": 2, "cutout": 2}  # noise numbers of each, beside the one that says whether it is done
-SHIFT_DIVISOR = 8  # part of a side that an image is moved by at most
-CUTOUT_DIVISOR = 2  # part of a side that is cut out
+NOISE_NUMBERS = {"colour": 3, "translation": 2, "cutout": 2}  # noise numbers of each, plus one that decides whether it is applied
+SHIFT_DIVISOR = 8  # an image moves by at most size / 8
+CUTOUT_DIVISOR = 2  # the square's side is size / 2
 
 
 class Augment(nn.Module):
-    """Does to each image what its own noise says; nothing at all where ``augment`` is 0."""
+    """Augmentation of each image by its own noise; the identity if the setting ``augment`` is 0."""
 
     probability: Tensor
 
     def __init__(self, settings: CriticSettings, spec: DataSpec) -> None:
-        """Raises SettingsError where a table is to be augmented."""
+        """Build the augmentation. Raises SettingsError if the data are a table and ``augment`` is set."""
         super().__init__()
         if settings.augment and spec.is_table:
             raise SettingsError("model.augment is for images, and this is a table: leave it out")
         self.target = settings.augment
         self.examples = settings.augment_examples
-        self.compares = settings.loss in ("relativistic", "wgan_gp")  # whether a score alone has no meaning
-        kinds = [kind for kind in NOISE_NUMBERS if kind in settings.augmentations]  # in this order, whatever the settings' is
+        self.compares = settings.loss in ("relativistic", "wgan_gp")  # whether only differences of scores have a meaning
+        kinds = [kind for kind in NOISE_NUMBERS if kind in settings.augmentations]  # always in this order
         self.kinds = kinds if self.target else []
         self.noise_size = sum(1 + NOISE_NUMBERS[kind] for kind in self.kinds)
         self.register_buffer("probability", torch.zeros(()))
 
     def forward(self, x_BCHW: Tensor, noise_BN: Tensor) -> Tensor:
-        """Image i is changed by row i of the noise only."""
+        """Augment images. Image i depends only on row i of the noise."""
         if not self.kinds:
             return x_BCHW
         uniform = torch.split(
@@ -65,7 +66,7 @@ class Augment(nn.Module):
 
     @torch.no_grad()
     def adapt(self, real_B: Tensor, fake_B: Tensor) -> None:
-        """Moves p by one step, towards where the critic is as sure as it is to be."""
+        """Move p by one step, so that r approaches ``target``."""
         signs_B = (real_B - fake_B if self.compares else real_B).sign()
         total, count = _sum_over_ranks(torch.stack([signs_B.sum(), torch.ones_like(signs_B).sum()]).double()).unbind()
         step = (total / count - self.target).sign() * count / self.examples
@@ -73,7 +74,7 @@ class Augment(nn.Module):
 
 
 def jitter_colour(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
-    """Other brightness, saturation (where there are colours) and contrast."""
+    """Change brightness, saturation (of colour images) and contrast."""
     brightness, saturation, contrast = u_BN[:, :, None, None, None].unbind(1)
     x_BCHW = x_BCHW + (brightness - 0.5)
     grey = x_BCHW.mean(1, keepdim=True)
@@ -83,7 +84,7 @@ def jitter_colour(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
 
 
 def translate(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
-    """Moved by whole places, by products with matrices of 0 and 1: an index's backward pass has no fixed order on CUDA."""
+    """Translate by whole pixels, by products with 0/1 matrices: the backward pass of indexing has no fixed order on CUDA."""
     rows_BHH, columns_BWW = (
         _shift_matrices(u_B, size).to(x_BCHW.dtype) for u_B, size in zip(u_BN.unbind(1), x_BCHW.shape[2:], strict=True)
     )
@@ -92,7 +93,7 @@ def translate(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
 
 
 def _shift_matrices(u_B: Tensor, size: int) -> Tensor:
-    """Matrices that move ``size`` places by an eighth of them at most, and at least by one; shape (B, size, size)."""
+    """Return matrices that shift ``size`` pixels by at most max(1, size / 8); shape (B, size, size)."""
     farthest = max(1, size // SHIFT_DIVISOR)
     by_B = (u_B * (2 * farthest + 1)).floor().clamp(max=2 * farthest) - farthest
     from_BS = (torch.arange(size, device=u_B.device) - by_B.unsqueeze(1)).clamp(0, size - 1)
@@ -100,7 +101,7 @@ def _shift_matrices(u_B: Tensor, size: int) -> Tensor:
 
 
 def cutout(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
-    """Without a square of half the side around a place of its own, as far as it lies within the image."""
+    """Set a square of half the side, around a random position of each image, to 0. Parts outside the image are ignored."""
     rows_BH, columns_BW = (_cutout_mask(u_B, size) for u_B, size in zip(u_BN.unbind(1), x_BCHW.shape[2:], strict=True))
     return x_BCHW.masked_fill(rows_BH[:, None, :, None] & columns_BW[:, None, None, :], 0.0)
 
@@ -113,7 +114,7 @@ def _cutout_mask(u_B: Tensor, size: int) -> Tensor:
 
 
 def _sum_over_ranks(mine: Tensor) -> Tensor:
-    """The sum over the processes that train together, in the order of the ranks. All of them must call it."""
+    """Return the sum over the ranks, in the order of the ranks. All ranks must call it."""
     if not (dist.is_available() and dist.is_initialized()):
         return mine
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

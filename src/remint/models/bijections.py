@@ -1,6 +1,6 @@
-"""Invertible layers over vectors, each with its log-determinant, and how they are put together.
+"""Invertible layers over vectors, with their log-determinants, and their composition.
 
-Shapes: B batch, D dimensions of a vector, K classes, P numbers that describe one element's transformation, ... any.
+Shapes: B batch, D dimensions of a vector, K classes, P parameters of one element's transformation, ... any.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from remint.models.splines import parameters, rational_quadratic
 from remint.settings.recipe import FlowSettings
 
 LOG_SCALE = 2.0  # an affine coupling multiplies by exp(-LOG_SCALE) .. exp(LOG_SCALE)
-FLATTEST = 1e-2  # least standard deviation of a channel that is stretched to one
+FLATTEST = 1e-2  # least standard deviation used to scale a channel to 1
 
 Elementwise = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
 class Bijection(nn.Module):
-    """z -> z, both ways. ``c_BK``: the classes that a conditional flow is given, one-hot; of an unconditional one None."""
+    """Invertible map z -> z. ``c_BK``: the classes, one-hot, for a conditional flow; None for an unconditional one."""
 
     def fit(self, z: Tensor) -> None:
-        """Sets what starts from the data, given as this layer sees them. By default nothing."""
+        """Set data-dependent initial values. ``z``: the data as input of this layer. By default this does nothing."""
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """The value and the log-determinant, shape (B,), of the direction that was asked for."""
+        """Return the value and the log-determinant, shape (B,), in the requested direction."""
         raise NotImplementedError
 
     def fit_through(self, z: Tensor, c_BK: Tensor | None) -> Tensor:
-        """Fits this layer, or each that it is made of to what those before make of the data, and returns what comes out."""
+        """Fit this layer to z and return its output. A composite layer fits each part to the output of the part before."""
         self.fit(z)
         value: Tensor = self(z, c_BK)[0]
         return value
 
 
 class Chain(Bijection):
-    """One after the other; backwards for the inverse."""
+    """Layers in sequence; in reverse order for the inverse."""
 
     def __init__(self, layers: Sequence[Bijection]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Chain(Bijection):
 
 
 class ActNorm(Bijection):
-    """A trained scale and shift of each channel (dimension 1) that start by making the data zero-mean, unit-variance.
+    """Trained scale and shift of each channel (dimension 1). Their initial values give the data zero mean and unit variance.
 
     Kingma & Dhariwal, Glow (2018), with the statistics of the training split in place of those of the first batch.
     """
@@ -86,16 +86,16 @@ class ActNorm(Bijection):
 
 
 class Coupling(Bijection):
-    """Transforms one part of the dimensions, element by element, by what a network makes of the rest.
+    """Coupling: a network of the kept dimensions gives the elementwise transformation of the others.
 
-    Dinh et al., Density estimation using Real NVP (2017). Starts as the identity.
+    Dinh et al., Density estimation using Real NVP (2017). At initialisation it is the identity.
     """
 
     kept: Tensor
     moved: Tensor
 
     def __init__(self, moved: Tensor, settings: FlowSettings, classes: int) -> None:
-        """``moved``: which dimensions are transformed, bool, shape (D,). ``classes``: K of a conditional flow, else 0."""
+        """``moved``: mask of the transformed dimensions, bool, shape (D,). ``classes``: K of a conditional flow, else 0."""
         super().__init__()
         self.register_buffer("kept", (~moved).nonzero().squeeze(1))
         self.register_buffer("moved", moved.nonzero().squeeze(1))
@@ -113,7 +113,7 @@ class Coupling(Bijection):
 
 
 class Marginal(Bijection):
-    """Transforms the only dimension there is: its numbers are parameters, of each class its own. Starts as the identity."""
+    """Transformation of data with one dimension; its P numbers are parameters, one set per class. Initially the identity."""
 
     def __init__(self, settings: FlowSettings, classes: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Marginal(Bijection):
 
 
 def elementwise(settings: FlowSettings) -> tuple[int, Elementwise]:
-    """P and the transformation (value, theta of shape (..., P), inverse) that ``coupling`` names."""
+    """Return P and the transformation named by ``coupling``: a function of (value, theta of shape (..., P), inverse)."""
     if settings.coupling == "affine":
         return 2, affine
 
@@ -138,9 +138,9 @@ def elementwise(settings: FlowSettings) -> tuple[int, Elementwise]:
 
 
 def affine(x: Tensor, theta: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """exp(s) x + t, or its inverse, and the log of the slope; (s, t) from ``theta``, |s| held below LOG_SCALE by a tanh.
+    """Return exp(s) x + t, or its inverse, and the log of the slope. ``theta`` gives (s, t); tanh limits |s| to LOG_SCALE.
 
-    A free s grows without bound where a region is empty, and with it the error of the inverse.
+    An unlimited s grows without bound in an empty region, and so does the error of the inverse.
     """
     raw, shift = theta.unbind(-1)
     log_scale = LOG_SCALE * torch.tanh(raw / LOG_SCALE)

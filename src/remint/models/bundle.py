@@ -1,4 +1,4 @@
-"""A trained model on disk: weights.safetensors and model.json, in a folder that manifest.py seals."""
+"""Trained model on disk: weights.safetensors and model.json, in a folder that manifest.py seals."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from remint.settings.recipe import ModelSettings
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
-BASE_BUDGET = 64 << 20  # bytes of tensors that building a network may make ...
-BUDGET_PER_BYTE = 8  # ... and so many more for each byte of its weights
+BASE_BUDGET = 64 << 20  # bytes of tensors that building a network may create ...
+BUDGET_PER_BYTE = 8  # ... plus this many for each byte of its weights
 
 
 def save_model(folder: Path, model: Model, family: str, settings: ModelSettings, spec: DataSpec) -> str:
-    """Writes the two files into ``folder``, which the caller seals once it is complete.
+    """Write the two files into ``folder``, which the caller seals once it is complete.
 
     Equal weights give equal bytes. Returns the SHA-256 of weights.safetensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(weights))  # not save_file, whose error of a full disk has no errno
+    (folder / WEIGHTS).write_bytes(save(weights))  # not save_file: its error for a full disk has no errno
     about = {"family": family, "model": settings.model_dump(mode="json"), "spec": spec.to_json()}
     (folder / MODEL).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
     return manifest.sha256_file(folder / WEIGHTS)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """The model of a sealed folder, in eval mode and without gradients.
+    """Load the model of a sealed folder, in eval mode and without gradients.
 
-    Raises IntegrityError where a file is not what the manifest says or does not fit its settings, SettingsError
-    where its family is not installed here.
+    Raises IntegrityError if a file differs from the manifest or does not fit the model's settings, SettingsError
+    if its family is not installed here.
     """
     manifest.verify(folder)
     name, settings, spec = _read_config(folder)
     try:
         budget = BASE_BUDGET + BUDGET_PER_BYTE * (folder / WEIGHTS).stat().st_size
-        # Fresh weights are drawn and thrown away: the caller's numbers stay as they were.
+        # Building draws initial weights, which are then replaced: the caller's random state must not change.
         with torch.random.fork_rng(devices=[]), _TensorBudget(budget):
             model = family(name).build(settings, spec)
         model.load_state_dict(load_file(folder / WEIGHTS))
@@ -62,9 +62,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
 
 
 class _TensorBudget(TorchFunctionMode):
-    """Stops who makes more tensors than so many bytes: settings that do not belong to the weights could ask for any number.
+    """Limit on bytes of created tensors; raises MemoryError above it. Settings that do not fit the weights could need any number.
 
-    A function mode, not a dispatch mode, which imports torch._dynamo, in 2 s.
+    This is a function mode: a dispatch mode imports torch._dynamo, which takes 2 s.
     """
 
     def __init__(self, most: int) -> None:
@@ -81,7 +81,7 @@ class _TensorBudget(TorchFunctionMode):
 
 
 def spec_of(folder: Path) -> DataSpec:
-    """The data that the model of a folder is of. Raises IntegrityError."""
+    """Return the data specification of a folder's model. Raises IntegrityError if model.json does not describe a model."""
     return _read_config(folder)[2]
 
 

@@ -1,16 +1,16 @@
-"""What a model family is: a model with capabilities, and the phases that train it.
+"""Contract of a model family: a model with capabilities, and the phases that train it.
 
 Shapes: B batch, N noise numbers or examples, K importance samples, X the axes of one example: C, H, W of an image
 (channels, height, width), D of a table's row.
 
 A family is one module with two functions,
 
-    build(settings, spec) -> Model          the network that is served
-    phases(model, settings) -> list[Phase]  what the loop runs, in this order, in every step
+    build(settings, spec) -> Model          the served network
+    phases(model, settings) -> list[Phase]  the phases of every training step, in this order
 
-and a class of settings in recipe.py. Nothing asks a model for its family: what it can do is
-said by the protocols below. All randomness comes in as ``noise``, standard normal numbers that the
-caller draws: so a sample, a score and a loss are pure functions of their arguments.
+and a class of settings in recipe.py. No code asks a model for its family: the protocols below define the
+capabilities of a model. All randomness is passed in as ``noise``: standard normal numbers that the
+caller draws. A sample, a score and a loss are therefore pure functions of their arguments.
 """
 
 from __future__ import annotations
@@ -24,44 +24,46 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class CanSample(Protocol):
-    """Draws examples."""
+    """A model that draws examples."""
 
     sample_noise: int  # N: standard normal numbers that one sample takes
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """x_BX: images uint8, values 0 .. levels-1; rows of a table as records.DataSpec says.
+        """Return x_BX: images as uint8, values 0 .. levels-1; rows of a table as in records.DataSpec.
 
-        Row i depends on row i of the noise only. ``y_B``: the classes that a conditional model is to draw of; without
-        them it draws each from the training split's shares, by the last of the noise numbers.
+        Row i depends only on row i of the noise. ``y_B``: classes of the samples, for a conditional model. Without them
+        the last noise number of each row draws its class, with the class shares of the training split.
         """
         ...
 
 
 @runtime_checkable
 class HasLogProb(Protocol):
-    """Has an exact density of the dequantised example."""
+    """A model with an exact density of the dequantised example."""
 
     density_noise: int  # N: standard normal numbers that place one example within its levels
 
     def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """log p(x) in nats, shape (B,), of discrete x (any dtype, values 0 .. levels-1) or of a table's rows.
+        """Return log p(x) in nats, shape (B,), of discrete x (any dtype, values 0 .. levels-1) or of a table's rows.
 
-        Of a conditional model log p(x | y), with y given.
+        A conditional model returns log p(x | y), with y given.
 
-        With x + u, u in [0, 1) made from the noise: its mean over u is a lower bound of the log of
-        the discrete probability (Theis et al., A note on the evaluation of generative models, 2016).
+        The density is that of x + u, with u in [0, 1) made from the noise. Its mean over u is a lower bound of the log
+        of the discrete probability (Theis et al., A note on the evaluation of generative models, 2016).
         """
         ...
 
 
 @runtime_checkable
 class HasElbo(Protocol):
-    """Has an evidence lower bound."""
+    """A model with an evidence lower bound."""
 
     latent_noise: int  # N: standard normal numbers that one latent sample takes
 
     def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """log p(x, z_k) - log q(z_k | x) in nats, shape (K, B), no constant dropped; all given y of a conditional model.
+        """Return log p(x, z_k) - log q(z_k | x) in nats, shape (K, B), no constant dropped.
+
+        All terms are given y if the model is conditional.
 
         The mean over k estimates the ELBO (Kingma & Welling, 2013); logmeanexp over k is IWAE-K
         (Burda et al., Importance Weighted Autoencoders, 2016).
@@ -70,34 +72,34 @@ class HasElbo(Protocol):
 
 
 class Model(nn.Module):
-    """The network that is served. It is in eval mode and without gradients wherever a protocol's method is called."""
+    """The served network. The methods of the protocols are called in eval mode and without gradients."""
 
-    conditional: bool = False  # whether everything is given the class
+    conditional: bool = False  # whether sample, density and bound are given the class
 
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
-        """Sets buffers, and whatever starts from the data, from the whole training split, once, before step 0.
+        """Set buffers and data-dependent initial values from the whole training split, once, before step 0.
 
-        By default nothing. Every process calls it with the same examples, in float64 where it trains so.
+        By default this does nothing. Every process calls it with the same examples; in float64 if training is in float64.
         """
 
 
 @dataclass
 class Batch:
-    """What a phase is given in one step: this process's slice of the global batch."""
+    """Input of a phase in one step: this process's slice of the global batch."""
 
     x_BX: Tensor  # floating point, on the device: pixel values 0 .. levels-1, or a table's rows
     noise_BN: Tensor  # standard normal, N = the phase's noise_size; a function of (seed, step, phase, global position)
-    progress: float  # share of the steps already done, 0 <= progress < 1
+    progress: float  # fraction of the steps already done, 0 <= progress < 1
     step: int  # steps already done
     y_B: Tensor | None = None  # int64 labels
 
 
 class Phase(nn.Module):
-    """One optimizer and the loss that it descends.
+    """One optimizer and the loss that it minimises.
 
-    ``forward(batch)`` returns the scalar loss, a mean over the batch, so that DistributedDataParallel's
-    hooks fire. A phase registers only the parameters that it trains; what it only looks through (a
-    generator's critic) is passed to ``reference_frozen`` and gets no gradient while this phase runs.
+    ``forward(batch)`` returns the scalar loss, a mean over the batch; the call fires DistributedDataParallel's
+    hooks. A phase registers only the parameters that it trains. A module that it uses and does not train (the critic
+    in a generator's phase) is passed to ``reference_frozen``, and gets no gradient while this phase runs.
     """
 
     name: ClassVar[str]
@@ -106,14 +108,14 @@ class Phase(nn.Module):
     betas: tuple[float, float] = (0.9, 0.999)
 
     def reference_frozen(self, **modules: nn.Module) -> None:
-        """Keeps references without registering their parameters."""
+        """Keep references to modules without registering their parameters."""
         self.__dict__.update(modules)
 
     def schedule(self, progress: float) -> None:
-        """Sets ``learning_rate`` and ``betas`` of the step to come by the share of steps done. By default neither."""
+        """Set ``learning_rate`` and ``betas`` for the next step from the fraction of steps done. By default this does nothing."""
 
     def curves(self) -> dict[str, float]:
-        """Numbers of the last forward that people want to see as curves, by name."""
+        """Return numbers of the last forward pass to plot as curves, by name."""
         return {}
 
 
@@ -126,7 +128,7 @@ class Family(Protocol):
 
 
 def standard_normal(shape: tuple[int, ...], *seed: int | str, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers, float32, a pure function of (shape, seed), the same on every device."""
+    """Return standard normal numbers, float32: a pure function of (shape, seed), the same on every device."""
     import hashlib
 
     word = int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], "little") >> 1

@@ -1,12 +1,12 @@
-"""Residual convolutional trunks without normalisation, which the families share.
+"""Residual convolutional trunks without normalisation, shared by the families.
 
     block(h) = h + W3 act(W2 * act(W1 h))     1x1, grouped 3x3, 1x1; twice as many channels inside
 
-Huang et al., The GAN is dead; long live the GAN! (R3GAN, 2024). Nothing is normalised, so no example sees another and a
-gradient penalty means what it says; what holds the variance is the initialisation: the last layer of a branch is zero
-and the others are scaled by the number of branches (Zhang et al., Fixup initialization, 2019). Between stages maps are
-resampled bilinearly, by sums that have one order on every device. ``dilation`` spreads the taps of the 3x3 convolutions,
-doubling from block to block of a stage (Yu & Koltun, Multi-scale context aggregation by dilated convolutions, 2016).
+Huang et al., The GAN is dead; long live the GAN! (R3GAN, 2024). Without normalisation, examples of a batch are independent,
+and a gradient penalty applies to one example. The initialisation controls the variance: the last layer of a branch is zero
+and the others are scaled by the number of branches (Zhang et al., Fixup initialization, 2019). Between stages, maps are
+resampled bilinearly, by sums in one order on every device. ``dilation`` spreads the taps of the 3x3 convolutions, and
+doubles from block to block of a stage (Yu & Koltun, Multi-scale context aggregation by dilated convolutions, 2016).
 
 Shapes: B batch, C channels, H height, W width, F features.
 """
@@ -28,16 +28,16 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"leaky_relu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU}
 GAINS: dict[Activation, float] = {"leaky_relu": math.sqrt(2.0 / 1.04), "silu": 1.677}  # 1 / rms of act(standard normal)
-EXPANSION = 2  # channels inside a block, times those outside
-GROUP = 16  # channels of a group of the 3x3 convolution
-COARSEST = 8  # greatest side of the map that is flattened
-WIDEST = 4  # channels of a coarse map at most, times those of the finest
+EXPANSION = 2  # channels inside a block, relative to those outside
+GROUP = 16  # channels per group of the 3x3 convolution
+COARSEST = 8  # largest side of the map that is flattened
+WIDEST = 4  # most channels of a coarse map, relative to the finest
 
 
 def stages(size: Size) -> list[Size]:
-    """Sizes of the maps from the finest to the coarsest: halved while both sides are even and stay at 4 or more.
+    """Return the sizes of the maps, finest to coarsest: halved while both sides are even and remain at least 4.
 
-    Raises SettingsError where the coarsest is larger than 8 x 8.
+    Raises SettingsError if the coarsest is larger than 8 x 8.
     """
     height, width = size
     sizes = [size]
@@ -53,20 +53,20 @@ def stages(size: Size) -> list[Size]:
 
 
 def widths(width: int, count: int) -> list[int]:
-    """Channels of ``count`` stages from the finest, which has ``width``: doubled at each, up to four times as many."""
+    """Return the channels of ``count`` stages from the finest: ``width``, doubled at each stage, at most four times as many."""
     return [width * min(2**stage, WIDEST) for stage in range(count)]
 
 
 def downsample(x_BCHW: Tensor) -> Tensor:
-    """Half the height and width, bilinearly: means of 2 x 2."""
+    """Halve height and width bilinearly: means of 2 x 2."""
     b, c, h, w = x_BCHW.shape
     return x_BCHW.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
 
 
 def upsample(x_BCHW: Tensor) -> Tensor:
-    """Twice the height and width, bilinearly; beyond the edge lies the edge.
+    """Double height and width bilinearly; the edge is repeated.
 
-    As ``interpolate(scale_factor=2, mode="bilinear")``, whose backward pass on CUDA has no fixed order.
+    Equal to ``interpolate(scale_factor=2, mode="bilinear")``, whose backward pass on CUDA has no fixed order.
     """
     for dim in (2, 3):
         size = x_BCHW.shape[dim]
@@ -78,7 +78,7 @@ def upsample(x_BCHW: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """One residual block of C channels; at initialisation the identity. ``branches``: blocks of the whole trunk."""
+    """Residual block of C channels; at initialisation the identity. ``branches``: number of blocks in the whole trunk."""
 
     def __init__(self, channels: int, rate: int, branches: int, activation: Activation, dropout: float = 0.0) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ class Block(nn.Module):
 
 
 def dilation_rates(blocks: int, dilation: int, size: Size | None = None) -> list[int]:
-    """Distance of the taps in each block of a stage: 1, 2, 4, .. up to ``dilation``, and to half of the map's side."""
+    """Return the distance of the taps in each block of a stage: 1, 2, 4, .. at most ``dilation`` and half of the map's side."""
     greatest = dilation if size is None else max(1, min(dilation, min(size) // 2))
     return [min(2**block, greatest) for block in range(blocks)]
 
 
 class DownsamplingNetwork(nn.Module):
-    """Image to features: (B, C, H, W), and (B, ``beside``) where it is given more, to (B, ``out_features``)."""
+    """Network from images, (B, C, H, W), and if ``beside`` features, (B, ``beside``), to (B, ``out_features``)."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class DownsamplingNetwork(nn.Module):
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
     ) -> None:
-        """Raises SettingsError as ``stages`` does."""
+        """Build the network. Raises SettingsError as ``stages`` does."""
         super().__init__()
         sizes = stages(size)
         wide = widths(width, len(sizes))
@@ -148,7 +148,7 @@ class DownsamplingNetwork(nn.Module):
 
 
 class UpsamplingNetwork(nn.Module):
-    """Features to an image's map: (B, ``in_features``) to (B, C, H, W)."""
+    """Network from features, (B, ``in_features``), to maps of an image's size, (B, C, H, W)."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class UpsamplingNetwork(nn.Module):
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
     ) -> None:
-        """Raises SettingsError as ``stages`` does."""
+        """Build the network. Raises SettingsError as ``stages`` does."""
         super().__init__()
         sizes = stages(size)[::-1]
         wide = widths(width, len(sizes))[::-1]
@@ -187,7 +187,7 @@ class UpsamplingNetwork(nn.Module):
 
 
 class SameSizeNetwork(nn.Module):
-    """Map to map of the same height and width, whatever they are; with ``zero`` the output is 0 at initialisation."""
+    """Network from map to map of the same height and width, of any size; with ``zero`` the output is 0 at initialisation."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class SameSizeNetwork(nn.Module):
 
 
 class Stem(nn.Module):
-    """1x1 convolution from a map's channels to a trunk's; features beside the map are added to each of its places."""
+    """1x1 convolution from a map's channels to a trunk's; additional features are projected and added at each position."""
 
     def __init__(self, channels_in: int, channels_out: int, beside: int) -> None:
         super().__init__()
@@ -230,14 +230,14 @@ class Stem(nn.Module):
 
 
 def _match_channels(channels_in: int, channels_out: int) -> nn.Module:
-    """1x1 convolution where the number of channels changes."""
+    """Return a 1x1 convolution if the number of channels changes, else the identity."""
     if channels_in == channels_out:
         return nn.Identity()
     return initialised(nn.Conv2d(channels_in, channels_out, 1, bias=False), 1.0)
 
 
 def initialised(layer: Layer, gain: float) -> Layer:
-    """The layer with normal weights of standard deviation gain / sqrt(fan in), and biases of 0."""
+    """Return the layer with normal weights of standard deviation gain / sqrt(fan in), and biases of 0."""
     fan_in = layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
     if layer.bias is not None:

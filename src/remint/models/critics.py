@@ -1,13 +1,13 @@
-"""Networks of a generative adversarial game, by name: the same kind on both sides.
+"""Networks of a generative adversarial game, by name. Generator and critic use the same kind.
 
     mlp           hidden layers with ReLU
     residual_mlp  residual blocks of dense layers: h + W2 act(W1 h)
     dcgan         strided convolutions (Radford et al., Unsupervised representation learning with deep convolutional
-                  generative adversarial networks, 2016), with GroupNorm in the place of BatchNorm in the generator and
-                  without any in the critic, whose score of an example must not depend on the others
+                  generative adversarial networks, 2016), with GroupNorm instead of BatchNorm in the generator and no
+                  normalisation in the critic: its score of an example must not depend on other examples
     residual      convolutional residual trunks without normalisation (models/convolutional.py)
 
-Shapes: B batch, S axes of one example (models/space.py), D their numbers, F features, K classes, W frequencies.
+Shapes: B batch, S axes of one example (models/space.py), D numbers of one example, F features, K classes, W frequencies.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from remint.models.layers import at_least_single, mlp
 from remint.models.space import CriticSpace
 from remint.settings.recipe import CriticSettings
 
-DENSE = ("mlp", "residual_mlp")  # networks that take an example as a row of numbers
+DENSE = ("mlp", "residual_mlp")  # networks whose input is one row of numbers per example
 LEAK = 0.2
-NORM_GROUPS = 8  # of the channels of one map, normalised together
+NORM_GROUPS = 8  # most groups of channels in one map
 
 
 class ResidualMlp(nn.Module):
-    """(B, D) to (B, F) through residual blocks of dense layers, without normalisation; at first each is the identity."""
+    """Residual blocks of dense layers, (B, D) to (B, F), without normalisation. At initialisation each block is the identity."""
 
     def __init__(self, in_features: int, hidden: int, out_features: int, blocks: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class ResidualMlp(nn.Module):
 
 
 def generator_network(settings: CriticSettings, in_features: int, space: CriticSpace) -> nn.Module:
-    """(B, ``in_features``) to (B, S). Raises SettingsError where the data are none that the network can draw."""
+    """Return a network from (B, ``in_features``) to (B, S). Raises SettingsError if the network cannot draw such data."""
     if settings.network in DENSE:
         return nn.Sequential(_dense(settings, in_features, math.prod(space.shape)), nn.Unflatten(1, space.shape))
     channels, size = _map(settings, space)
@@ -74,9 +74,9 @@ def generator_network(settings: CriticSettings, in_features: int, space: CriticS
 
 
 def critic_network(settings: CriticSettings, space: CriticSpace, beside: int, out_features: int) -> nn.Module:
-    """(B, S), or of a dense network rows of (B, D + ``beside``), to (B, ``out_features``).
+    """Return a network from (B, S), or from (B, D + ``beside``) if it is dense, to (B, ``out_features``).
 
-    Raises SettingsError where the data are none that the network can judge.
+    Raises SettingsError if the network cannot take such data.
     """
     if settings.network in DENSE:
         return _dense(settings, math.prod(space.shape) + beside, out_features)
@@ -87,18 +87,18 @@ def critic_network(settings: CriticSettings, space: CriticSpace, beside: int, ou
 
 
 class Critic(nn.Module):
-    """D: one number an example, of which a relativistic loss sees differences only.
+    """Critic D: one score per example. A relativistic loss uses only differences of scores.
 
-    A conditional one gives 1 + K numbers, and the score is the first plus that of the class: a projection (Miyato &
-    Koyama, cGANs with projection discriminator, 2018). In few dimensions a network learns slowly what changes quickly;
-    ``fourier`` frequencies put sin(W x) and cos(W x) beside its input (Tancik et al., Fourier features let networks
+    A conditional critic has 1 + K outputs, and the score is the first plus that of the class: a projection (Miyato &
+    Koyama, cGANs with projection discriminator, 2018). In few dimensions a network learns high frequencies slowly:
+    ``fourier`` frequencies W append sin(x W) and cos(x W) to its input (Tancik et al., Fourier features let networks
     learn high frequency functions in low dimensional domains, 2020).
     """
 
     frequencies_DW: Tensor
 
     def __init__(self, settings: CriticSettings, space: CriticSpace, labels: Labels) -> None:
-        """Raises SettingsError where the data are none that the network can judge."""
+        """Build the critic. Raises SettingsError if the network cannot take such data."""
         super().__init__()
         self.classes = labels.width
         self.fourier = settings.fourier
@@ -111,7 +111,7 @@ class Critic(nn.Module):
         self.net = critic_network(settings, space, 2 * self.fourier, out_features)
 
     def forward(self, x_BS: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Shape (B,)."""
+        """Return the scores, shape (B,)."""
         score_BK = at_least_single(self.net(self._row(x_BS.flatten(1)) if self.takes_rows else x_BS))
         if not self.classes:
             return score_BK.squeeze(1)
@@ -122,7 +122,7 @@ class Critic(nn.Module):
     def _row(self, x_BD: Tensor) -> Tensor:
         if not self.fourier:
             return x_BD
-        with torch.autocast(x_BD.device.type, enabled=False):  # half precision would lose the phase of a wave
+        with torch.autocast(x_BD.device.type, enabled=False):  # half precision loses the phase of a wave
             waves_BW = at_least_single(x_BD) @ self.frequencies_DW
         return torch.cat([x_BD, waves_BW.sin(), waves_BW.cos()], dim=1)
 
@@ -134,7 +134,7 @@ def _dense(settings: CriticSettings, in_features: int, out_features: int) -> nn.
 
 
 def _map(settings: CriticSettings, space: CriticSpace) -> tuple[int, Size]:
-    """Channels and size of the images. Raises SettingsError where the data are none."""
+    """Return channels and size of the images. Raises SettingsError if the data are a table."""
     if space.spec.is_table:
         raise SettingsError(f"model.network: {settings.network} is for images, and this is a table: take mlp or residual_mlp")
     channels, height, width = space.spec.image

@@ -1,11 +1,11 @@
-"""From data to real numbers that a flow can act on, and back: uniform dequantisation with its log-determinant.
+"""Uniform dequantisation: map data to real numbers for a flow, with the log-determinant, and back.
 
-A discrete value x becomes v = x + u, with u = Phi(noise) uniform in (0, 1), so that the density of v integrates to the
-probability of x over [x, x + 1), and the mean of its log over u is a lower bound of the log of that probability
-(Theis et al., A note on the evaluation of generative models, 2016). Then a fixed function takes v to z.
+A discrete value x becomes v = x + u, with u = Phi(noise) uniform in (0, 1). The density of v integrates over [x, x + 1)
+to the probability of x, and the mean over u of its log is a lower bound of the log of that probability
+(Theis et al., A note on the evaluation of generative models, 2016). Then a fixed function maps v to z.
 
-Shapes: B batch, N noise numbers or examples, D dimensions of an example, Q discrete ones among them, L levels of a
-dimension at most.
+Shapes: B batch, N noise numbers or examples, D dimensions of an example, Q discrete dimensions among them,
+L largest number of levels of a dimension.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from remint.records import Column
 
 SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
 FARTHEST = 80.0  # its sinh still fits into single precision
-BLOCK = 4096  # examples that are counted at a time
+BLOCK = 4096  # examples counted at a time
 SMOOTHING = 0.5  # counts added to every level of every dimension (Jeffreys)
 
 
 class Dequantiser(nn.Module):
-    """From examples, flattened, to z and back."""
+    """Map between flattened examples and z."""
 
-    noise_size: int  # N: numbers that place one example within its levels
+    noise_size: int  # N: noise numbers that place one example within its levels
 
     def fit(self, x_ND: Tensor) -> None:
-        """Sets what depends on the training split. By default nothing."""
+        """Fit the map to the training split. By default this does nothing."""
 
     def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """z, shape (B, D), in the precision of the noise, and log |dz / dv|, shape (B,)."""
+        """Return z, shape (B, D), in the precision of the noise, and log |dz / dv|, shape (B,)."""
         raise NotImplementedError
 
     def inverse(self, z_BD: Tensor) -> Tensor:
-        """v, double precision: floor(v) is x where x is discrete."""
+        """Return v, in double precision: floor(v) is x if x is discrete."""
         raise NotImplementedError
 
     def shown(self, v_BD: Tensor) -> Tensor:
-        """The example, in its own type, that v lies in."""
+        """Return the example whose levels contain v, in the dtype of examples."""
         raise NotImplementedError
 
 
 class QuantileDequantiser(Dequantiser):
-    """z = the normal quantile of each dimension's empirical CDF at v: a flow that starts here starts factorised.
+    """z = the normal quantile of each dimension's empirical CDF at v: an identity flow on z is a factorised model.
 
     The CDF is piecewise linear: within a level its slope is the level's smoothed share of the training split, which is
-    positive for levels never seen. In double precision: the tails of a distribution function do not fit into single.
+    positive also for unseen levels. Double precision: single cannot represent the tails of a distribution function.
     """
 
-    count_QL: Tensor  # whole numbers, which no change of precision touches
-    within_QL: Tensor  # 1 for the levels that a dimension has
+    count_QL: Tensor  # integers: a change of precision does not alter them
+    within_QL: Tensor  # 1 for each level that the dimension has, else 0
 
     def __init__(self, levels: Sequence[int]) -> None:
-        """``levels``: of each dimension."""
+        """``levels``: number of levels of each dimension."""
         super().__init__()
         self.noise_size = len(levels)
         levels_Q = torch.tensor(levels, dtype=torch.long)
@@ -93,7 +93,7 @@ class QuantileDequantiser(Dequantiser):
         return torch.minimum(v_BD.floor(), self.within_QL.sum(1) - 1).clamp(min=0).to(torch.uint8)
 
     def _distribution(self) -> tuple[Tensor, Tensor]:
-        """Share of each level, and of all levels below it, float64, each shape (Q, L)."""
+        """Return the share of each level, and of all levels below it, float64, each of shape (Q, L)."""
         weight_QL = self.count_QL.double() + SMOOTHING * self.within_QL
         below_QL = self.count_QL.cumsum(1) - self.count_QL + SMOOTHING * (self.within_QL.cumsum(1) - self.within_QL).double()
         total_Q1 = weight_QL.sum(1, keepdim=True)
@@ -101,13 +101,13 @@ class QuantileDequantiser(Dequantiser):
 
 
 class RowDequantiser(Dequantiser):
-    """A table's rows: places of categories by their quantiles, numbers as they are or as z = asinh(x).
+    """Dequantiser of table rows: categories by their quantiles, numbers unchanged or as z = asinh(x).
 
-    asinh is nearly x within a standard deviation and a logarithm far out: the outliers of real tables come near, where
-    a network has seen something, and cost a normal base what a power law would charge them.
+    asinh is nearly x within one standard deviation and logarithmic far out. Outliers of real tables thus move into the
+    range that a network has seen, and their cost under a normal base is about that under a power law.
     """
 
-    numeric_D: Tensor  # which columns are, bool
+    numeric_D: Tensor  # bool: which columns are numeric
 
     def __init__(self, columns: Sequence[Column], tails: Literal["asinh", "linear"]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Samples as they are served: in blocks of one size, each a function of its seed, its index and its class alone.
+"""Draw samples for serving, in blocks of one size. Each sample is a function of its seed, index and class alone.
 
-Shapes: B block, N samples asked for, X the axes of one example (C, H, W of an image, D of a table's row); noise numbers are
+Shapes: B block, N requested samples, X the axes of one example (C, H, W of an image, D of a table's row); noise numbers are
 the second axis of ``noise_BD``.
 """
 
@@ -14,8 +14,8 @@ import torch
 from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec
 
-# Samples in one forward pass, always: a matrix product's rounding depends on how many rows it has, so that blocks of
-# one size are what makes sample i the same in a batch of 1 and of 1,000. What is drawn beyond the count is dropped.
+# Number of samples in every forward pass. The rounding of a matrix product depends on its number of rows: with blocks of
+# one size, sample i is the same in a batch of 1 and of 1,000. Samples beyond the count are dropped.
 BLOCK = 64
 
 
@@ -23,12 +23,12 @@ def draw(
     model: CanSample,
     spec: DataSpec,
     places: Sequence[tuple[int, int]],
-    classes: Sequence[int] | None = None,  # of a conditional model
+    classes: Sequence[int] | None = None,  # for a conditional model
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """x_NX: for each (seed, index) the sample of that index in the series of that seed, of its class where given.
+    """Return x_NX: for each (seed, index), the sample with that index in the series of that seed, of its class if given.
 
-    Images are uint8, rows of a table float32 as records.DataSpec says.
+    Images are uint8; rows of a table are float32, as in records.DataSpec.
     """
     out_NX = np.empty((len(places), *spec.shape), np.float32 if spec.is_table else np.uint8)
     for start in range(0, len(places), BLOCK):

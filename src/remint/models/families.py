@@ -1,4 +1,4 @@
-"""The module of each family: a file of this folder, or a plug-in (remint.settings.plugins)."""
+"""Module of each family: a file of this folder, or a plug-in (remint.settings.plugins)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from remint.settings.recipe import MODEL_SETTINGS
 
 
 def family(name: str) -> Family:
-    """The family's module. Raises SettingsError, with the nearest name, where there is none."""
+    """Return the module of a family. Raises SettingsError, with the nearest name, if there is none."""
     if name in MODEL_SETTINGS:
         return cast(Family, importlib.import_module(plugins.module_name(name)))
     return cast(Family, plugins.module_of(name))

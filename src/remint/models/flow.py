@@ -2,8 +2,8 @@
 
     x  --entrance-->  z  --bijections-->  base    log p(x) = log N(base; 0, I) + log |det d base / dv|
 
-The entrance dequantises what is discrete (models/dequantisation.py), and is fixed by the training split. The bijections
-are couplings, whose elements move by neural splines (Durkan et al., Neural Spline Flows, 2019) or by scale and shift
+The entrance dequantises discrete values (models/dequantisation.py), and is fixed by the training split. The bijections
+are couplings, which transform elements by neural splines (Durkan et al., Neural Spline Flows, 2019) or by scale and shift
 (Dinh et al., Density estimation using Real NVP, 2017).
 
 Shapes: B batch, X axes of one example (C channels, H height, W width of an image), D dimensions of an example,
@@ -27,13 +27,13 @@ from remint.models.layers import in_unit, normal_log_density
 from remint.records import DataSpec
 from remint.settings.recipe import FlowSettings
 
-# The layers that start from the data are fitted to the training split; of a large one to as many examples, evenly spaced,
-# as have so many numbers, or so many examples where that is more.
+# Layers with data-dependent initial values are fitted to the training split. From a large split, evenly spaced examples are
+# used: INITIAL_NUMBERS numbers in total, but at least INITIAL_EXAMPLES examples.
 INITIAL_NUMBERS, INITIAL_EXAMPLES = 2**20, 1024
 
 
 class Flow(Model):
-    """CanSample and HasLogProb (models/contract.py)."""
+    """Normalizing flow: CanSample and HasLogProb (models/contract.py)."""
 
     def __init__(self, settings: FlowSettings, spec: DataSpec) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class Flow(Model):
         self.train(was_training)
 
     def to_base(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The dequantised example as a point of the base space, shape (B, D), and log |det|, shape (B,)."""
+        """Map an example, dequantised, to a point of the base space, shape (B, D), with log |det|, shape (B,)."""
         z_BD, entered_B = self.entrance(x_BX.flatten(1), noise_BN)
         base_BD, moved_B = self.bijections(z_BD, self._classes(y_B, z_BD.dtype))
         return base_BD, entered_B + moved_B
 
     def from_base(self, base_BD: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """The inverse: v, double precision, shape (B, D); 0 <= v <= levels where x is discrete."""
+        """Map back to v, double precision, shape (B, D); 0 <= v <= levels if x is discrete."""
         z_BD, _ = self.bijections(base_BD, self._classes(y_B, base_BD.dtype), inverse=True)
         return self.entrance.inverse(z_BD)
 
@@ -85,7 +85,7 @@ class Flow(Model):
 
 
 def bijections(settings: FlowSettings, spec: DataSpec, classes: int) -> Bijection:
-    """What takes the entrance's z, shape (B, D), to the base."""
+    """Return the bijection from the entrance's z, shape (B, D), to the base."""
     if settings.network == "multiscale":
         return Multiscale(spec.image, settings, classes)
     layers: list[Bijection] = [ActNorm(spec.dims)] if spec.is_table else []
@@ -95,10 +95,10 @@ def bijections(settings: FlowSettings, spec: DataSpec, classes: int) -> Bijectio
 
 
 def partitions(spec: DataSpec, count: int) -> list[Tensor]:
-    """Which dimensions each coupling transforms, bool, shape (D,).
+    """Return for each coupling a mask of the dimensions that it transforms, bool, shape (D,).
 
-    Of an image a checkerboard and its complement, so that each pixel is first conditioned on its neighbours; then fixed
-    random halves, each followed by its complement.
+    For an image the first two are a checkerboard and its complement: each pixel is first conditioned on its neighbours.
+    The others are fixed random halves, each followed by its complement.
     """
     generator = torch.Generator().manual_seed(0)
     parts: list[Tensor] = []
@@ -112,7 +112,7 @@ def partitions(spec: DataSpec, count: int) -> list[Tensor]:
 
 
 class Likelihood(Phase):
-    """Maximum likelihood: the loss is the negative log density, in bits per dimension or nats of a row."""
+    """Maximum-likelihood phase: the loss is the negative log density, in bits per dimension or nats of a row."""
 
     name: ClassVar[str] = "likelihood"
 
@@ -126,8 +126,11 @@ class Likelihood(Phase):
 
 
 def build(settings: FlowSettings, spec: DataSpec) -> Flow:
-    """Raises SettingsError where values may be missing, as a density of the row needs all of it; where a table is to be
-    seen by a convolutional network; and where an image cannot be halved as often as asked."""
+    """Build the model.
+
+    Raises SettingsError if values may be missing (the density of a row needs all values), if a table is combined with the
+    multi-scale network, or if an image cannot be halved ``scales`` times.
+    """
     if spec.is_table and settings.network == "multiscale":
         raise SettingsError("model.network: multiscale is for images, and this dataset is a table: take network: mlp")
     missing = [column.name for column in spec.columns if column.missing]

@@ -1,11 +1,11 @@
-"""Generative adversarial network: a generator trained against a critic (models/adversarial.py), which is not served.
+"""Generative adversarial network: a generator trained against a critic (models/adversarial.py). Only the generator is served.
 
     z ~ N(0, I)    x = G(z)
 
 Goodfellow et al., Generative adversarial nets (2014); by default the pairing loss and both zero-centred gradient
-penalties of Huang et al., R3GAN (2024). A conditional generator takes the class beside z, its critic by projection.
+penalties of Huang et al., R3GAN (2024). A conditional generator takes z and the class; its critic takes the class by projection.
 
-Shapes: B batch, X axes of one example of the data, S axes of one as the critic sees it, Z latent, N noise numbers.
+Shapes: B batch, X axes of one example of the data, S axes of one as input of the critic, Z latent, N noise numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from remint.settings.recipe import GanSettings
 
 
 class Generator(AdversarialGenerator):
-    """CanSample (models/contract.py). Its noise: z, what draws the categories of a table's row, what draws the class."""
+    """Generator: CanSample (models/contract.py). Its noise: z, then numbers that draw the categories of a row, and the class."""
 
     def __init__(self, settings: GanSettings, spec: DataSpec) -> None:
-        """Raises SettingsError where the data are none that such a network can draw."""
+        """Build the generator. Raises SettingsError if the network cannot draw such data."""
         super().__init__()
         self.conditional = settings.conditional
         self.space = CriticSpace(spec)
@@ -40,7 +40,7 @@ class Generator(AdversarialGenerator):
         self.labels.fit(y_N)
 
     def forward(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Examples as the critic sees them, shape (B, S)."""
+        """Return examples as input of the critic, shape (B, S)."""
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         z_BZ, categories_BG = torch.split(noise_BN, self.sizes, dim=1)
         return self.space.from_network(self.net(self.labels.append_one_hot(z_BZ, y_B)), categories_BG)

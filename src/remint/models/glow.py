@@ -1,11 +1,11 @@
-"""Invertible layers over images' maps: the multi-scale flow.
+"""Invertible layers over the maps of images: the multi-scale flow.
 
-    scale(z) = squeeze, then couplings x (ActNorm, 1x1 convolution, coupling), then half of the channels to the base
-    and the other half to the next scale, which the part that goes is given
+    scale(z) = squeeze, then couplings x (ActNorm, 1x1 convolution, coupling), then half of the channels to the base,
+    conditioned on the other half, which goes to the next scale
 
 Kingma & Dhariwal, Glow (2018); Dinh et al., Density estimation using Real NVP (2017).
 
-Shapes: B batch, C channels, H height, W width, D = C H W dimensions, K classes, P numbers that describe one element's
+Shapes: B batch, C channels, H height, W width, D = C H W dimensions, K classes, P parameters of one element's
 transformation.
 """
 
@@ -25,7 +25,7 @@ from remint.settings.recipe import FlowSettings
 
 
 class Squeeze(Bijection):
-    """Each 2 x 2 places of a map become one place of four times as many channels."""
+    """Squeeze: each 2 x 2 block of a map becomes one position with four times as many channels."""
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         moved = F.pixel_shuffle(z, 2) if inverse else F.pixel_unshuffle(z, 2)
@@ -33,10 +33,10 @@ class Squeeze(Bijection):
 
 
 class InvertibleConvolution(Bijection):
-    """1x1 convolution by the matrix P L (U + diag(s)), which starts as a random rotation.
+    """1x1 convolution by the matrix P L (U + diag(s)), at initialisation a random rotation.
 
-    P is fixed, and so are the signs of s; L has ones on its diagonal. The log-determinant is H W sum(log |s|), and the
-    inverse takes two triangular systems. Never in half precision.
+    P and the signs of s are fixed; L has ones on its diagonal. The log-determinant is H W sum(log |s|), and the
+    inverse solves two triangular systems. Half precision is never used.
     """
 
     order_C: Tensor
@@ -69,7 +69,7 @@ class InvertibleConvolution(Bijection):
         return (lower_CC @ upper_CC)[self.order_C]
 
     def _inverse_matrix(self) -> Tensor:
-        """In double precision."""
+        """Return the inverse matrix, in double precision."""
         lower_CC, upper_CC = (factor_CC.double() for factor_CC in self._factors())
         permutation_CC = torch.eye(len(self.order_C), dtype=torch.float64, device=self.order_C.device)[self.order_C]
         solved_CC = torch.linalg.solve_triangular(lower_CC, permutation_CC.T.contiguous(), upper=False, unitriangular=True)
@@ -78,9 +78,9 @@ class InvertibleConvolution(Bijection):
 
 
 class MapCoupling(Bijection):
-    """Transforms the second half of the channels by what a residual convolutional network makes of the first.
+    """Coupling of a map: the first half of the channels gives, by a residual network, the transformation of the second.
 
-    Starts as the identity.
+    At initialisation it is the identity.
     """
 
     def __init__(self, channels: int, settings: FlowSettings, classes: int, kind: tuple[int, Elementwise]) -> None:
@@ -107,13 +107,13 @@ class MapCoupling(Bijection):
 
 
 class Scale(Bijection):
-    """One scale and all coarser ones: maps z, shape (B, C, H, W), to a point of the base, shape (B, D), and back.
+    """One scale and all coarser scales: map z, shape (B, C, H, W), to a point of the base, shape (B, D), and back.
 
-    What leaves is standardised by an affine coupling that sees what stays, which is Glow's learnt prior.
+    An affine coupling, conditioned on the staying channels, standardises the leaving channels: Glow's learnt prior.
     """
 
     def __init__(self, image: tuple[int, int, int], settings: FlowSettings, classes: int, scales: int) -> None:
-        """``image``: C, H, W of what this scale is given. ``scales``: how many there are from here on."""
+        """``image``: C, H, W of this scale's input. ``scales``: number of scales from this one on."""
         super().__init__()
         channels, self.height, self.width = 4 * image[0], image[1] // 2, image[2] // 2
         layers: list[Bijection] = [Squeeze()]
@@ -156,10 +156,10 @@ class Scale(Bijection):
 
 
 class Multiscale(Bijection):
-    """The scales of a whole image, given flattened."""
+    """All scales of an image. The input is the flattened image."""
 
     def __init__(self, image: tuple[int, int, int], settings: FlowSettings, classes: int) -> None:
-        """Raises SettingsError where the image cannot be halved once for each scale."""
+        """Build the scales. Raises SettingsError if the image cannot be halved once for each scale."""
         super().__init__()
         _, height, width = image
         unit = 2**settings.scales

@@ -1,4 +1,4 @@
-"""What a conditional model knows of the classes.
+"""Class labels of a conditional model.
 
 Shapes: B batch, N examples, K classes.
 """
@@ -15,34 +15,34 @@ from remint.records import DataSpec
 
 
 class Labels(nn.Module):
-    """The classes' shares in the training split, and labels as what a network takes in.
+    """Class shares in the training split, and labels as input of a network.
 
-    Of an unconditional model ``width`` and ``noise_size`` are 0, and ``split_noise`` and ``append_one_hot`` return their
-    inputs, so that a network need not ask.
+    For an unconditional model ``width`` and ``noise_size`` are 0, and ``split_noise`` and ``append_one_hot`` return their
+    inputs: a network needs no special case.
     """
 
     share_K: Tensor
 
     def __init__(self, conditional: bool, spec: DataSpec) -> None:
-        """Raises SettingsError where a conditional model is asked for and the data have no labels."""
+        """Build the labels. Raises SettingsError if the model is conditional and the data have no labels."""
         super().__init__()
         if conditional and spec.classes == 0:
             raise SettingsError("model.conditional: true needs labels, and this dataset has none: leave it out, or add labels")
         self.conditional = conditional
-        self.width = spec.classes if conditional else 0  # K numbers that ``one_hot`` adds to a network's input
-        self.noise_size = int(conditional)  # the last noise number of a sample, which draws its class
+        self.width = spec.classes if conditional else 0  # K: numbers that ``one_hot`` adds to a network's input
+        self.noise_size = int(conditional)  # the last noise number of a sample draws its class
         if conditional:
             self.register_buffer("share_K", torch.full((spec.classes,), 1.0 / spec.classes, dtype=torch.float64))
 
     @torch.no_grad()
     def fit(self, y_N: Tensor | None) -> None:
-        """Sets the shares from the labels of the training split."""
+        """Set the shares from the labels of the training split."""
         if self.conditional:
             assert y_N is not None
             self.share_K.copy_(torch.bincount(y_N, minlength=self.width).double() / len(y_N))
 
     def split_noise(self, noise_BN: Tensor, y_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The noise without the number that draws the class, and the classes: those given, else drawn by that number."""
+        """Return the noise without the number that draws the class, and the classes: those given, else drawn by that number."""
         if not self.conditional:
             return noise_BN, None
         rest_BN, last_B = noise_BN[:, :-1], noise_BN[:, -1]
@@ -52,12 +52,12 @@ class Labels(nn.Module):
         return rest_BN, y_B
 
     def one_hot(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Shape (B, K)."""
+        """Return the labels one-hot, shape (B, K)."""
         assert y_B is not None, "a conditional model is given the class"
         return F.one_hot(y_B, self.width).to(dtype)
 
     def append_one_hot(self, x: Tensor, y_B: Tensor | None) -> Tensor:
-        """x, shape (..., B, D), with the classes as D + K numbers; of an unconditional model x as it is."""
+        """Return x, shape (..., B, D), with one-hot classes appended: (..., B, D + K); x itself if unconditional."""
         if not self.conditional:
             return x
         return torch.cat([x, self.one_hot(y_B, x.dtype).expand(*x.shape[:-1], -1)], dim=-1)

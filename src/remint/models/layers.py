@@ -1,4 +1,4 @@
-"""Building blocks that the families share.
+"""Building blocks shared by the families.
 
 Shapes: B batch, C channels, H height, W width, D = C H W dimensions.
 """
@@ -16,7 +16,7 @@ from remint.records import DataSpec
 
 
 def mlp(sizes: list[int], activation: Callable[[], nn.Module], *, norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers of ``sizes``; after each but the last: LayerNorm (where asked), activation, dropout."""
+    """Return linear layers of ``sizes``; after each except the last: LayerNorm (if ``norm``), activation, dropout."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes[:-1]):
         layers.append(nn.Linear(fan_in, fan_out))
@@ -29,40 +29,40 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module], *, norm: bool = F
 
 
 def last_linear(net: nn.Sequential) -> nn.Linear:
-    """The output layer of an ``mlp``."""
+    """Return the output layer of an ``mlp``."""
     layer = net[-1]
     assert isinstance(layer, nn.Linear)
     return layer
 
 
 def at_least_single(x: Tensor) -> Tensor:
-    """Half precision to single; single and double as they are. For what autocast computed, where sums must be exact."""
+    """Return half precision as single, and single and double unchanged. For autocast results that need exact sums."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def running_sums(x: Tensor) -> Tensor:
-    """Sums of the first 1, 2, ... numbers along the last dimension, for a few numbers.
+    """Return the sums of the first 1, 2, ... numbers along the last dimension, for a few numbers.
 
-    As ``cumsum``, which has no deterministic algorithm for floating point on CUDA.
+    Equal to ``cumsum``, which has no deterministic algorithm for floating point on CUDA.
     """
     return torch.stack(list(itertools.accumulate(x.unbind(-1))), dim=-1) if x.shape[-1] else x
 
 
 def to_unit(x: Tensor, levels: int) -> Tensor:
-    """Levels 0 .. levels-1 to [-1, 1]."""
+    """Map levels 0 .. levels-1 to [-1, 1]."""
     return x * (2.0 / (levels - 1)) - 1.0
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:
-    """[-1, 1] to the nearest level, uint8; what lies outside becomes the nearest end."""
+    """Map [-1, 1] to the nearest level, uint8. Values outside become the nearest end."""
     return ((x + 1.0) * ((levels - 1) / 2.0)).round().clamp(0, levels - 1).to(torch.uint8)
 
 
 def normal_log_density(z: Tensor) -> Tensor:
-    """Log density of the standard normal distribution, element by element."""
+    """Return the log density of the standard normal distribution, element by element."""
     return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
 
 
 def in_unit(nats: Tensor, spec: DataSpec) -> Tensor:
-    """Nats per example in the unit that likelihoods of such data are reported in: bits per dimension, or nats of a row."""
+    """Convert nats per example to the reporting unit of such data: bits per dimension, or nats of a row."""
     return nats / spec.nats_per_unit

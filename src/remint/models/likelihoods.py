@@ -1,4 +1,4 @@
-"""Distributions over the levels of a pixel: their probabilities sum to 1 over 0 .. levels-1, exactly.
+"""Distributions over the levels of a pixel. Their probabilities over 0 .. levels-1 sum to exactly 1.
 
 Shapes: ... any leading shape, B batch, D dimensions (pixels and channels), P parameters of one dimension,
 M mixture components, L levels, N noise numbers, X the axes of one image.
@@ -17,40 +17,40 @@ from remint.models.layers import normal_log_density, running_sums, to_levels, to
 from remint.records import DataSpec
 from remint.settings.recipe import Pixels
 
-MIN_LOG_SCALE = -7.0  # of logistic and Gaussian, on the scale where the levels span [-1, 1]
+MIN_LOG_SCALE = -7.0  # for logistic and Gaussian, on the scale on which the levels span [-1, 1]
 
 
 class LevelLikelihood(nn.Module):
     """p(level | theta), independent over dimensions given theta."""
 
     parameters_per_dim: int  # P
-    noise_per_dim: int  # standard normal numbers that one draw takes
+    noise_per_dim: int  # standard normal numbers for one draw
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
-        """Log probability of each level x, shape (...), under theta, shape (..., P); nats."""
+        """Return the log probability of each level x, shape (...), under theta, shape (..., P); nats."""
         raise NotImplementedError
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
-        """Levels, uint8, shape (B, D), a function of the noise."""
+        """Return levels, uint8, shape (B, D): a function of the noise."""
         raise NotImplementedError
 
     def mean(self, theta: Tensor) -> Tensor:
-        """Expected value, shape (...), on the scale where the levels span [-1, 1]; differentiable in theta.
+        """Return the expected value, shape (...), on the scale on which the levels span [-1, 1]; differentiable in theta.
 
-        Of a law that is integrated over levels it is that of the law itself, what lies outside [-1, 1] moved to the nearest
-        end, so that it costs the same for any number of levels: 1 - integral over [-1, 1] of the distribution function.
+        For a continuous law integrated over levels: the mean of the continuous law, with values outside [-1, 1] clamped.
+        It is 1 - integral over [-1, 1] of the distribution function, and costs the same for any number of levels.
         """
         raise NotImplementedError
 
 
 class Bernoulli(LevelLikelihood):
-    """One logit, of level 1. Of binarised images: two levels and no more."""
+    """One logit: that of level 1. For binarised images, which have two levels."""
 
     parameters_per_dim = 1
     noise_per_dim = 1
 
     def __init__(self, levels: int) -> None:
-        """Raises SettingsError where there are more levels than two (grey values are no probabilities)."""
+        """Build the likelihood. Raises SettingsError if there are more than two levels (grey values are no probabilities)."""
         super().__init__()
         if levels != 2:
             raise SettingsError(
@@ -64,7 +64,7 @@ class Bernoulli(LevelLikelihood):
         return log_prob
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
-        # As Categorical draws: the upper tail of the noise is level 1.
+        # As in Categorical: the upper tail of the noise is level 1.
         return torch.gt(theta_BDP.squeeze(-1).sigmoid(), torch.special.ndtr(-noise_BN)).to(torch.uint8)
 
     def mean(self, theta: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Bernoulli(LevelLikelihood):
 
 
 class Categorical(LevelLikelihood):
-    """One logit a level. Knows no order of the levels."""
+    """One logit per level. The order of the levels is not used."""
 
     noise_per_dim = 1
 
@@ -115,7 +115,7 @@ class DiscretisedLogistic(LevelLikelihood):
         centre = to_unit(level.to(theta.dtype), self.levels) - mean
         above = F.logsigmoid((centre + half) * rate)  # log P(below the level's upper edge)
         below = F.logsigmoid((half - centre) * rate)  # log P(above the level's lower edge)
-        # s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)): no difference of near numbers anywhere
+        # s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) avoids the difference of near numbers
         inner = above + below + torch.log(-torch.expm1(-2 * half * rate))
         component = torch.where(level == 0, above, torch.where(level == self.levels - 1, below, inner))
         return torch.logsumexp(logit.log_softmax(-1) + component, -1)
@@ -124,7 +124,7 @@ class DiscretisedLogistic(LevelLikelihood):
         logit, mean, log_scale = self._components(theta_BDP)
         which_noise, value_noise = noise_BN.chunk(2, dim=1)
         which_BD1 = pick(logit, torch.special.ndtr(which_noise)).unsqueeze(-1)
-        # The logistic's quantile log u / (1 - u), u = Phi(noise), from both tails so that neither underflows.
+        # Quantile of the logistic: log u / (1 - u), u = Phi(noise), from both tails so that neither underflows.
         quantile = torch.special.log_ndtr(value_noise) - torch.special.log_ndtr(-value_noise)
         value = mean.gather(-1, which_BD1).squeeze(-1) + quantile * log_scale.gather(-1, which_BD1).squeeze(-1).exp()
         return to_levels(value, self.levels)
@@ -142,11 +142,11 @@ class DiscretisedLogistic(LevelLikelihood):
 
 
 class SigmaGaussian(LevelLikelihood):
-    """Gaussian of one learnt scale that all pixels share, integrated over the level; the end levels take the tails.
+    """Gaussian integrated over the level, with one learnt scale for all pixels; the end levels take the tails.
 
     p(x) = Phi((x + h - mu) / sigma) - Phi((x - h - mu) / sigma), x on [-1, 1] and h half the distance of two levels. The
-    scale is what balances reconstruction and KL: Rybkin et al., Simple and effective VAE training with calibrated
-    decoders (2021), whose density it integrates, so that it is a probability and comparable with the others.
+    scale balances reconstruction and KL: Rybkin et al., Simple and effective VAE training with calibrated decoders (2021).
+    Their density is integrated here: it becomes a probability, comparable with the other likelihoods.
     """
 
     parameters_per_dim = 1
@@ -161,7 +161,7 @@ class SigmaGaussian(LevelLikelihood):
         half = 1.0 / (self.levels - 1)
         rate = torch.exp(-self._log_sigma())
         centre = to_unit(x.to(theta.dtype), self.levels) - theta.squeeze(-1)
-        # By symmetry the difference is taken in the lower tail, where both terms are small and known to all digits.
+        # By symmetry the difference is taken in the lower tail, where both terms are small and precise to all digits.
         near, far = (half - centre.abs()) * rate, (-half - centre.abs()) * rate
         log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
         inner = log_near + torch.log(-torch.expm1(log_far - log_near))
@@ -187,21 +187,21 @@ class SigmaGaussian(LevelLikelihood):
 
 
 class PixelLikelihood(nn.Module):
-    """p(image | theta): the pixels are independent given theta, D * P numbers."""
+    """p(image | theta). The pixels are independent given theta, which has D * P numbers."""
 
     def __init__(self, law: LevelLikelihood, spec: DataSpec, shows: Pixels) -> None:
-        """``shows``: what ``sample`` shows of each pixel: its likeliest level, the one nearest to its mean, or a draw."""
+        """``shows``: output of ``sample`` for each pixel: its likeliest level, the level nearest to its mean, or a draw."""
         super().__init__()
         self.law, self.spec, self.shows = law, spec, shows
         self.outputs = spec.dims * law.parameters_per_dim
         self.noise_size = spec.dims * law.noise_per_dim if shows == "draw" else 0
 
     def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
-        """In nats, shape (..., B), of theta of shape (..., B, D * P)."""
+        """Return the log probability in nats, shape (..., B), for theta of shape (..., B, D * P)."""
         return self.law.log_prob(x_BX.flatten(1), self._by_pixel(theta)).sum(-1)
 
     def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
-        """x_BX, uint8."""
+        """Return x_BX, uint8."""
         if self.shows == "mean":
             return to_levels(self.mean(theta_BP), self.spec.levels)
         theta_BDP = self._by_pixel(theta_BP)
@@ -209,23 +209,23 @@ class PixelLikelihood(nn.Module):
         return x_BD.view(-1, *self.spec.shape)
 
     def mean(self, theta_BP: Tensor) -> Tensor:
-        """Each pixel's expected value in [-1, 1], shape (B, X)."""
+        """Return the expected value of each pixel in [-1, 1], shape (B, X)."""
         mean_BD = self.law.mean(self._by_pixel(theta_BP))
         return mean_BD.view(-1, *self.spec.shape)
 
     def _by_pixel(self, theta: Tensor) -> Tensor:
-        """Shape (..., D, P)."""
+        """Return theta with shape (..., D, P)."""
         return theta.view(*theta.shape[:-1], self.spec.dims, self.law.parameters_per_dim)
 
     def _likeliest(self, theta_BDP: Tensor) -> Tensor:
-        """The level with the highest probability of each pixel, uint8, shape (B, D).
+        """Return the most probable level of each pixel, uint8, shape (B, D).
 
-        Given theta the pixels are independent, so a draw adds noise to each that real images do not have: the mode is
-        the picture that the latents describe (on digits its Frechet distance is a quarter lower).
+        Given theta the pixels are independent: a draw adds noise to each pixel, which real images do not have. The mode
+        is the image that the latents describe (on digits its Frechet distance is a quarter lower).
         """
         highest_BD = torch.full(theta_BDP.shape[:-1], -torch.inf, device=theta_BDP.device, dtype=theta_BDP.dtype)
         x_BD = torch.zeros(theta_BDP.shape[:-1], device=theta_BDP.device, dtype=torch.uint8)
-        for level in range(self.spec.levels):  # one at a time: all at once would be as many copies of theta
+        for level in range(self.spec.levels):  # one at a time: all at once needs one copy of theta per level
             log_prob_BD = self.law.log_prob(torch.full_like(highest_BD, level), theta_BDP)
             x_BD[log_prob_BD > highest_BD] = level
             highest_BD = torch.maximum(highest_BD, log_prob_BD)
@@ -233,7 +233,7 @@ class PixelLikelihood(nn.Module):
 
 
 def pick(logit: Tensor, share: Tensor) -> Tensor:
-    """Index drawn from softmax(logit), shape (...), by inverting its distribution function at ``share`` in (0, 1)."""
+    """Draw an index from softmax(logit), shape (...), by inverting its distribution function at ``share`` in (0, 1)."""
     reached = running_sums(logit.softmax(-1)[..., :-1])
     return (share.unsqueeze(-1) >= reached).sum(-1)
 
@@ -242,7 +242,7 @@ LevelLaw = Literal["bernoulli", "categorical", "discretised_logistic", "sigma_ga
 
 
 def level_likelihood(name: LevelLaw, levels: int, mixtures: int) -> LevelLikelihood:
-    """Raises SettingsError as Bernoulli does."""
+    """Return the named likelihood. Raises SettingsError as Bernoulli does."""
     if name == "bernoulli":
         return Bernoulli(levels)
     if name == "categorical":

@@ -1,10 +1,10 @@
-"""Samples that are drawn once, at the end of training, and kept with the weights: whoever loads the bundle can draw them again.
+"""Recorded samples: drawn once at the end of training and stored with the weights, to be compared with samples drawn later.
 
-    samples.safetensors   ``samples``, or ``log_prob`` or ``elbo`` of a family that cannot sample; ``class`` of each, of a
-                          conditional model; nothing of a family that can do none of the three
+    samples.safetensors   ``samples``; or ``log_prob`` or ``elbo`` of a family that cannot sample; also ``class`` of each for
+                          a conditional model; nothing for a family without these three abilities
 
-Its metadata are the seed and the machine that they were drawn on. They are drawn on the CPU from the bundle as it was
-written, in the way that serving draws.
+The metadata of the file are the seed and the machine. Samples are drawn on the CPU from the written bundle, in the same way
+as for serving.
 
 Shapes: N samples, X the axes of one example.
 """
@@ -31,19 +31,19 @@ from remint.runtime import manifest
 
 FILE = "samples.safetensors"
 COUNT = 16
-MAX_BYTES = 2**20  # bytes of all samples: fewer than COUNT of large images, one at least
+MAX_BYTES = 2**20  # most bytes of all samples: for large images fewer than COUNT, but at least one
 SEED = 0
 
-# Where the machine is not the one that they were drawn on, sums are taken in another order.
-SHARE_TOLERANCE = 0.01  # of an image's values that may be one level away
-RELATIVE_TOLERANCE = 1e-4  # of numbers, and absolute below 1
+# Tolerances for another machine, which may take sums in another order.
+SHARE_TOLERANCE = 0.01  # fraction of an image's values that may differ by one level
+RELATIVE_TOLERANCE = 1e-4  # relative for numbers, absolute below 1
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a bundle keeps of its own samples."""
+    """Recorded samples of a bundle, with their seed and machine."""
 
     seed: int
     machine: dict[str, Any]
@@ -55,19 +55,19 @@ class Recorded:
 
 
 def record(folder: Path, machine: Mapping[str, Any]) -> None:
-    """Draws from the complete bundle in ``folder``, and adds what was drawn; the caller seals the folder.
+    """Draw samples from the complete bundle in ``folder`` and add them to it; the caller seals the folder.
 
-    ``machine``: the fingerprint within which the bytes may be compared (distributed.machine.fingerprint of the CPU).
+    ``machine``: the fingerprint under which the bytes are comparable (distributed.machine.fingerprint of the CPU).
     """
     manifest.seal(folder)
     spec = spec_of(folder)
     arrays = compute(load_model(folder), spec, SEED, sample_count(spec))
-    about = canonical({"seed": SEED, "machine": with_block_size(machine)})  # one entry: several are written in no order
+    about = canonical({"seed": SEED, "machine": with_block_size(machine)})  # one entry: the order of several entries is not fixed
     (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"about": about}))
 
 
 def with_block_size(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """A machine's fingerprint with the size of a block, on which the last bits depend as well."""
+    """Return a machine's fingerprint with the block size added: the last bits depend on both."""
     return {**machine, "block": BLOCK}
 
 
@@ -76,9 +76,9 @@ def sample_count(spec: DataSpec) -> int:
 
 
 def read(folder: Path) -> Recorded | None:
-    """What was recorded in a sealed bundle; None in one from before samples were recorded.
+    """Return the recorded samples of a sealed bundle; None if the bundle is older than this record.
 
-    Raises IntegrityError for a file that does not hold it.
+    Raises IntegrityError if the file does not hold recorded samples.
     """
     if not (folder / FILE).exists():
         return None
@@ -92,7 +92,7 @@ def read(folder: Path) -> Recorded | None:
 
 
 def compute(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
-    """What the model says for a seed: ``count`` samples; without that ability the density, or its bound, of zeros.
+    """Return ``count`` samples of the model for a seed; if it cannot sample, its density or bound at all-zero examples.
 
     A conditional model is given the classes 0, 1, .. in turn.
     """
@@ -114,7 +114,7 @@ def compute(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
 
 
 def nonfinite_values(model: Model, spec: DataSpec, arrays: Arrays) -> str | None:
-    """What of the weights or of what was drawn is not finite; None where all is. Values that may be missing may be NaN."""
+    """Describe weights or drawn values that are not finite; None if all are. Values that may be missing may be NaN."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the weights {name} hold values that are not finite"
@@ -128,9 +128,9 @@ def nonfinite_values(model: Model, spec: DataSpec, arrays: Arrays) -> str | None
 
 
 def difference(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
-    """How what was drawn again differs from the record; None where it does not.
+    """Describe how values drawn again differ from the recorded ones; None if they are equal.
 
-    ``exact``: where it differs in one bit, else where it differs by more than SHARE and RELATIVE.
+    ``exact``: every bit counts; otherwise only a difference above SHARE_TOLERANCE or RELATIVE_TOLERANCE.
     """
     if {name: array.shape for name, array in recorded.items()} != {name: array.shape for name, array in again.items()}:
         return f"{', '.join(recorded) or 'nothing'} was recorded, {', '.join(again) or 'nothing'} drawn"

@@ -1,12 +1,12 @@
-"""Distributions over the rows of a table, which may lack values, and rows as what a network takes in.
+"""Distributions over the rows of a table, which may lack values, and features of rows for a network.
 
     log p(row | theta) = sum over the observed columns of log p(value | theta of the column)
 
-A value that is missing is summed out: given theta the columns are independent, so its factor is 1 (Nazabal et al.,
+A missing value is summed out: given theta the columns are independent, so its factor is 1 (Nazabal et al.,
 Handling incomplete heterogeneous data using VAEs, 2020). Numeric columns have densities, in nats of the standardised
-value, categorical ones probabilities.
+value; categorical columns have probabilities.
 
-Shapes: ... any leading shape, B batch, D columns, F numbers that a network takes in, P parameters, M mixture
+Shapes: ... any leading shape, B batch, D columns, F input numbers of a network, P parameters, M mixture
 components, N noise numbers.
 """
 
@@ -22,11 +22,11 @@ from remint.models.layers import normal_log_density
 from remint.models.likelihoods import Categorical, pick
 from remint.records import DataSpec
 
-MIN_LOG_SIGMA = -5.0  # of a column whose standard deviation is 1: a density without a floor grows without bound
+MIN_LOG_SIGMA = -5.0  # for a column with standard deviation 1: without a floor the density grows without bound
 
 
 class SigmaGaussianColumns(nn.Module):
-    """Numeric columns, each a Gaussian about what the decoder says, with one learnt sigma a column.
+    """Numeric columns, each a Gaussian around the decoder's output, with one learnt sigma per column.
 
     Rybkin et al., Simple and effective VAE training with calibrated decoders (2021).
     """
@@ -50,7 +50,7 @@ class SigmaGaussianColumns(nn.Module):
 
 
 class GaussianMixtureColumns(nn.Module):
-    """Numeric columns, each a mixture of Gaussians whose weights, means and sigmas the decoder says."""
+    """Numeric columns, each a mixture of Gaussians. The decoder gives the weights, means and sigmas."""
 
     noise_per_dim = 2
 
@@ -75,13 +75,13 @@ class GaussianMixtureColumns(nn.Module):
 
 
 class RowLikelihood(nn.Module):
-    """p(row | theta). Theta holds the parameters of the numeric columns, then those of each categorical one."""
+    """p(row | theta). Theta holds the parameters of the numeric columns, then those of each categorical column."""
 
     def __init__(self, law: Literal["sigma_gaussian", "gaussian_mixture"], spec: DataSpec, mixtures: int) -> None:
         super().__init__()
         self.numeric = [place for place, column in enumerate(spec.columns) if column.numeric]
         self.sizes = {place: len(column.categories) for place, column in enumerate(spec.columns) if not column.numeric}
-        # A table without numbers has no sigma to learn: an empty parameter would never move.
+        # A table without numeric columns has no sigma to learn: an empty parameter would never change.
         shared = law == "sigma_gaussian" and len(self.numeric) > 0
         self.law = SigmaGaussianColumns(len(self.numeric)) if shared else GaussianMixtureColumns(mixtures)
         self.categorical = {place: Categorical(size) for place, size in self.sizes.items()}
@@ -90,10 +90,10 @@ class RowLikelihood(nn.Module):
         self.noise_size = len(self.numeric) * self.law.noise_per_dim + len(self.sizes)
 
     def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
-        """Of the observed values, in nats, shape (..., B), of theta of shape (..., B, P)."""
+        """Return the log probability of the observed values, in nats, shape (..., B), for theta of shape (..., B, P)."""
         observed_BD, filled_BD = ~x_BX.isnan(), x_BX.nan_to_num(0.0).to(theta.dtype)
         numbers, *logits = torch.split(theta, self.parts, -1)
-        # A missing value is 0 before its factor is left out, so that no gradient is NaN.
+        # A missing value becomes 0 before its factor is masked out: a NaN would reach the gradient.
         log_numeric = self.law.log_prob(filled_BD[:, self.numeric], self._by_column(numbers))
         total = torch.where(observed_BD[:, self.numeric], log_numeric, 0.0).sum(-1)
         for (place, law), logit in zip(self.categorical.items(), logits, strict=True):
@@ -101,7 +101,7 @@ class RowLikelihood(nn.Module):
         return total
 
     def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
-        """Whole rows, float32, shape (B, D): every value drawn."""
+        """Return complete rows, float32, shape (B, D), with every value drawn."""
         x_BD = theta_BP.new_empty(len(theta_BP), len(self.numeric) + len(self.sizes), dtype=torch.float32)
         numbers_BP, *logits = torch.split(theta_BP, self.parts, -1)
         numbers_BN, places_BN = torch.split(noise_BN, [noise_BN.shape[1] - len(logits), len(logits)], 1)
@@ -111,14 +111,14 @@ class RowLikelihood(nn.Module):
         return x_BD
 
     def _by_column(self, numbers: Tensor) -> Tensor:
-        """Parameters of the numeric columns, shape (..., D, P)."""
+        """Return the parameters of the numeric columns, shape (..., D, P)."""
         return numbers.view(*numbers.shape[:-1], len(self.numeric), self.law.parameters_per_dim)
 
 
 class RowFeatures:
-    """Rows as F numbers: numeric values, 0 where missing; categories one-hot, all 0 where missing; 1 where missing.
+    """Features of rows, F numbers: numeric values (0 if missing), one-hot categories (all 0 if missing), missing flags.
 
-    The last only of columns that may lack values: of the others it would always be 0.
+    Only columns that may lack values have a flag (1 if missing). For the others it would always be 0.
     """
 
     def __init__(self, spec: DataSpec) -> None:
@@ -128,7 +128,7 @@ class RowFeatures:
         self.width = len(self.numeric) + sum(self.sizes.values()) + len(self.missing)
 
     def __call__(self, x_BD: Tensor) -> Tensor:
-        """Shape (B, F), of the type of the rows."""
+        """Return the features, shape (B, F), in the dtype of the rows."""
         absent_BD, filled_BD = x_BD.isnan(), x_BD.nan_to_num(0.0)
         parts = [filled_BD[:, self.numeric]]
         for place, size in self.sizes.items():

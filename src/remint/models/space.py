@@ -1,14 +1,14 @@
-"""Examples as a critic sees them, and back: differentiable on the generator's side.
+"""Map between examples and the critic's input, differentiable on the generator's side.
 
-    an image       levels as numbers in [-1, 1], shape (C, H, W); drawn ones leave through a tanh
-    a table's row  numeric columns as they are, a categorical column of k categories as k numbers: one-hot where the row is
-                   real; where it is drawn, softmax((logits + g) / t) with g of the Gumbel distribution
+    an image       levels as numbers in [-1, 1], shape (C, H, W); the generator's output passes through tanh
+    a table's row  numeric columns unchanged; a categorical column with k categories as k numbers: one-hot in a real
+                   row; softmax((logits + g) / t) in a drawn row, with g from the Gumbel distribution
 
-The largest of ``logits + g`` is a draw from softmax(logits), so what the critic judges is, but for its temperature t,
-what is sampled, and the gradient reaches the logits (Jang et al., Categorical reparameterization with Gumbel-softmax,
-2017; Maddison et al., The concrete distribution, 2017). Without g one could only reach a category that z decides.
+The largest of ``logits + g`` is a draw from softmax(logits). Apart from the temperature t, the critic therefore judges the
+samples themselves, and the gradient reaches the logits (Jang et al., Categorical reparameterization with Gumbel-softmax,
+2017; Maddison et al., The concrete distribution, 2017). Without g, z alone would decide the category.
 
-Shapes: B batch, X axes of one example of the data, S axes of one as the critic sees it, G categories of all columns.
+Shapes: B batch, X axes of one example of the data, S axes of one as input of the critic, G categories of all columns.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from remint.errors import SettingsError
 from remint.models.layers import at_least_single, to_levels, to_unit
 from remint.records import DataSpec
 
-TEMPERATURE = 0.5  # t: lower is nearer to one-hot, with noisier gradients; 0.2 learnt a table of three categories less well
+TEMPERATURE = 0.5  # t: lower is nearer to one-hot, with noisier gradients; 0.2 was worse on a table of three categories
 TINY = 1e-12
 
 
 class CriticSpace:
-    """Maps between examples and what the critic sees of them."""
+    """Map between examples and the critic's input."""
 
     def __init__(self, spec: DataSpec) -> None:
-        """Raises SettingsError where a column may be missing values."""
+        """Build the map. Raises SettingsError if a column may lack values."""
         missing = [column.name for column in spec.columns if column.missing]
         if missing:
             raise SettingsError(
@@ -42,7 +42,7 @@ class CriticSpace:
         self.noise_size = sum(len(column.categories) for column in spec.columns)  # G: numbers that draw the categories
 
     def encode(self, x_BX: Tensor) -> Tensor:
-        """Shape (B, S) of floating point examples of the data."""
+        """Return the critic's input, shape (B, S), for examples in floating point."""
         if not self.spec.is_table:
             return to_unit(x_BX, self.spec.levels)
         if not self.noise_size:
@@ -54,7 +54,7 @@ class CriticSpace:
         return torch.cat(parts, dim=1)
 
     def from_network(self, out_BS: Tensor, noise_BG: Tensor) -> Tensor:
-        """A network's output, of the same shape, as an example that the critic may take for a real one."""
+        """Map a network's output to the critic's input, of the same shape."""
         out_BS = at_least_single(out_BS)
         if not self.spec.is_table:
             return out_BS.tanh()
@@ -71,7 +71,7 @@ class CriticSpace:
         return torch.cat(parts, dim=1)
 
     def decode(self, x_BS: Tensor) -> Tensor:
-        """The example of the data that ``x_BS`` stands for: nearest levels, likeliest categories."""
+        """Return the examples for ``x_BS``: nearest levels, likeliest categories."""
         if not self.spec.is_table:
             return to_levels(x_BS, self.spec.levels)
         parts = [

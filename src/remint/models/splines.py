@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines on an interval, the identity outside it.
+"""Monotone rational-quadratic splines on an interval, and the identity outside it.
 
 Shapes: ... any leading shape, K bins.
 """
@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 from remint.models.layers import running_sums
 
-MIN_BIN = 1e-3  # least width and height of a bin, as a share of the interval: a slope any flatter loses digits in the inverse
+MIN_BIN = 1e-3  # least width and height of a bin, as a fraction of the interval: the inverse of a flatter slope loses digits
 MIN_DERIVATIVE = 1e-3
 
 
 def parameters(bins: int) -> int:
-    """Numbers that describe one spline: widths, heights, and derivatives at the inner knots."""
+    """Return the count of numbers that describe one spline: widths, heights, and derivatives at the inner knots."""
     return 3 * bins - 1
 
 
 def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """Spline of Durkan et al., Neural Spline Flows (2019), with linear (identity) tails.
+    """Apply the spline of Durkan et al., Neural Spline Flows (2019), with linear (identity) tails.
 
     All-zero ``theta`` is the identity. The function and its first derivative are continuous.
 
@@ -31,10 +31,10 @@ def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = F
         x: points, shape (...).
         theta: unconstrained widths, heights, derivatives, shape (..., 3 K - 1).
         bound: the spline acts on [-bound, bound].
-        inverse: the inverse function instead.
+        inverse: apply the inverse function instead.
 
     Returns:
-        The value and the log of the derivative (of the direction that was asked for), each shape (...).
+        The value and the log of the derivative (in the requested direction), each of shape (...).
     """
     bins = (theta.shape[-1] + 1) // 3
     inside = (x > -bound) & (x < bound)
@@ -57,7 +57,7 @@ def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = F
         b = h * d0 - rise * bend
         c = -s * rise
         root = (b.square() - 4 * a * c).clamp(min=0.0).sqrt()
-        # The root in [0, 1], by the form that takes no difference of near numbers; where b < 0, a is positive.
+        # The root in [0, 1], in the form without a difference of near numbers. If b < 0, a is positive.
         rising = b >= 0
         t = torch.where(rising, 2 * c / (-b - root), (root - b) / torch.where(rising, torch.ones_like(a), 2 * a))
         value = x0 + t * w
@@ -70,6 +70,6 @@ def rational_quadratic(x: Tensor, theta: Tensor, bound: float, inverse: bool = F
 
 
 def _bins(theta: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Left edge and size of each bin of [-bound, bound], each shape (..., K)."""
+    """Return left edge and size of each bin of [-bound, bound]: shapes (..., K)."""
     size = 2 * bound * (MIN_BIN + (1 - MIN_BIN * theta.shape[-1]) * theta.softmax(-1))
     return F.pad(running_sums(size[..., :-1]), (1, 0)) - bound, size

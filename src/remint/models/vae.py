@@ -2,9 +2,9 @@
 
     z ~ N(0, I)    x | z ~ a likelihood whose parts are independent    q(z | x) = N(mean(x), diag(scale(x))^2)
 
-Kingma & Welling, Auto-Encoding Variational Bayes (2013); Rezende et al. (2014). What is given z are an image's pixels
-(likelihoods.py) or a row's columns (row_likelihoods.py). A conditional one is given the class in encoder and decoder; its
-prior stays N(0, I) (Sohn et al., Learning structured output representation, 2015).
+Kingma & Welling, Auto-Encoding Variational Bayes (2013); Rezende et al. (2014). The parts of x are an image's pixels
+(likelihoods.py) or a row's columns (row_likelihoods.py). In a conditional model, encoder and decoder are given the class,
+and the prior remains N(0, I) (Sohn et al., Learning structured output representation, 2015).
 
 Shapes: X the axes of one example (C channels, H height, W width, or D columns), B batch, K importance samples,
 Z latent, P parameters of one example's likelihood, N noise numbers, or examples.
@@ -33,10 +33,10 @@ ACTIVE = 0.01  # a latent is active if its posterior mean varies more than this 
 
 
 class Vae(Model):
-    """CanSample and HasElbo (models/contract.py)."""
+    """Variational autoencoder: CanSample and HasElbo (models/contract.py)."""
 
     def __init__(self, settings: VaeSettings, spec: DataSpec) -> None:
-        """Raises SettingsError where likelihood or network are not of such data."""
+        """Build the model. Raises SettingsError if the likelihood or the network does not fit such data."""
         super().__init__()
         self.spec = spec
         self.conditional = settings.conditional
@@ -54,7 +54,7 @@ class Vae(Model):
         self.labels.fit(y_N)
 
     def posterior(self, x_BX: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and scale of q(z | x), each shape (B, Z)."""
+        """Return mean and scale of q(z | x), each of shape (B, Z)."""
         x_BX = x_BX.to(next(self.parameters()).dtype)
         if self.convolutional:
             beside_BF = self.labels.one_hot(y_B, x_BX.dtype) if self.conditional else None
@@ -66,17 +66,17 @@ class Vae(Model):
         return mean_BZ, F.softplus(spread_BZ) + 1e-4
 
     def decode(self, z: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Parameters of the likelihood, shape (..., B, P), of z of shape (..., B, Z)."""
+        """Return the parameters of the likelihood, shape (..., B, P), for z of shape (..., B, Z)."""
         inputs = self.labels.append_one_hot(z, y_B)
         if not self.convolutional:
             return at_least_single(self.decoder(inputs))
         maps = at_least_single(self.decoder(inputs.flatten(0, -2)))
         channels = self.spec.image[0]
-        # The likelihood wants the parameters of one pixel side by side.
+        # The likelihood needs the parameters of one pixel next to each other.
         return maps.view(len(maps), channels, -1, *maps.shape[2:]).movedim(2, -1).reshape(*z.shape[:-1], -1)
 
     def log_likelihood(self, x_BX: Tensor, z: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """log p(x | z) in nats, shape (..., B), of z of shape (..., B, Z); of a row's observed values."""
+        """Return log p(x | z) in nats, shape (..., B), for z of shape (..., B, Z). For a row: of its observed values."""
         return self.likelihood.log_prob(x_BX, self.decode(z, y_B))
 
     def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
@@ -92,9 +92,9 @@ class Vae(Model):
         return self.likelihood.sample(self.decode(z_BZ, y_B), shown_BN)
 
     def reconstruct(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Examples as ``sample`` gives them, whose z is drawn from q(z | x): of a row, also the values that it lacks.
+        """Return examples in the form of ``sample``, with z drawn from q(z | x). Missing values of a row are drawn too.
 
-        ``noise_BN``: as many numbers as a sample takes, less the one that draws a class.
+        ``noise_BN``: the noise numbers of a sample, without the one that draws a class.
         """
         mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
         z_BZ = mean_BZ + scale_BZ * noise_BN[:, : self.latent_noise]
@@ -102,7 +102,7 @@ class Vae(Model):
 
 
 def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder: what an example is as a row of numbers to 2 Z numbers, Z numbers to ``outputs``."""
+    """Return encoder (an example as a row of numbers, to 2 Z numbers) and decoder (Z numbers to ``outputs``)."""
     features = RowFeatures(spec).width if spec.is_table else spec.dims
     hidden = [settings.hidden] * settings.layers
     encoder = mlp([features + classes, *hidden, 2 * settings.latent], nn.SiLU, norm=True, dropout=settings.dropout)
@@ -110,7 +110,7 @@ def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: 
 
 
 def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder: images to 2 Z numbers, Z numbers to maps whose channels are each pixel's parameters."""
+    """Return encoder (images to 2 Z numbers) and decoder (Z numbers to maps; the channels are each pixel's parameters)."""
     if spec.is_table:
         raise SettingsError("model.network: residual is of images, and this dataset is a table: take network: mlp")
     channels, height, width = spec.image
@@ -140,7 +140,7 @@ def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outp
 
 
 def _likelihood(settings: VaeSettings, spec: DataSpec) -> PixelLikelihood | RowLikelihood:
-    """Raises SettingsError where the likelihood is not one of such data."""
+    """Return the likelihood of the settings. Raises SettingsError if it does not fit such data."""
     asked = settings.likelihood
     if spec.is_table:
         if asked not in (None, "sigma_gaussian", "gaussian_mixture"):
@@ -159,12 +159,15 @@ def _likelihood(settings: VaeSettings, spec: DataSpec) -> PixelLikelihood | RowL
 
 
 def kl_from_prior(mean_BZ: Tensor, scale_BZ: Tensor) -> Tensor:
-    """KL(q(z | x) || N(0, I)) of each latent, nats, shape (B, Z): 1/2 (mean^2 + scale^2 - 1 - log scale^2)."""
+    """Return KL(q(z | x) || N(0, I)) of each latent, nats, shape (B, Z): 1/2 (mean^2 + scale^2 - 1 - log scale^2)."""
     return 0.5 * (mean_BZ.square() + scale_BZ.square() - 1 - 2 * scale_BZ.log())
 
 
 def mean_over_ranks(mine: Tensor) -> Tensor:
-    """Mean of the ranks' tensors without gradient, summed in their order; of one process its own. All ranks must call it."""
+    """Return the mean of a tensor over the ranks, without gradient, summed in rank order. All ranks must call it.
+
+    A single process gets its own tensor back.
+    """
     mine = mine.detach()
     if not (dist.is_available() and dist.is_initialized()):
         return mine
@@ -176,11 +179,11 @@ def mean_over_ranks(mine: Tensor) -> Tensor:
 class Elbo(Phase):
     """Minus the evidence lower bound, in bits per dimension or nats of a row, with the KL in closed form.
 
-    The KL's weight rises from 0 to ``beta`` over the first ``kl_warmup`` of the steps, lest the latents be given up before
-    the decoder can read them (Bowman et al., Generating Sentences from a Continuous Space, 2016). For the same reason
-    each latent has ``free_bits`` nats for nothing: sum_z max(free_bits, mean over the batch of KL_z) stands in place of
-    the KL (Kingma et al., Improved variational inference with inverse autoregressive flow, 2016). With beta other than
-    1 it is a beta-VAE (Higgins et al., 2017), and no bound.
+    The KL's weight rises from 0 to ``beta`` over the first ``kl_warmup`` of the steps. Without this, latents can collapse
+    before the decoder uses them (Bowman et al., Generating Sentences from a Continuous Space, 2016). For the same reason
+    ``free_bits`` nats of each latent are free: sum_z max(free_bits, mean over the batch of KL_z) replaces the
+    KL (Kingma et al., Improved variational inference with inverse autoregressive flow, 2016). With a beta other than
+    1 the model is a beta-VAE (Higgins et al., 2017), and the loss is no bound.
     """
 
     name: ClassVar[str] = "elbo"
@@ -191,7 +194,7 @@ class Elbo(Phase):
         self.settings = settings
         self.noise_size = model.latent_noise
         self.kl = torch.zeros(())
-        self.moments_2Z = torch.zeros(2, model.latent_noise)  # of the posterior means over our part of the batch
+        self.moments_2Z = torch.zeros(2, model.latent_noise)  # of the posterior means over this rank's part of the batch
 
     def forward(self, batch: Batch) -> Tensor:
         mean_BZ, scale_BZ = self.model.posterior(batch.x_BX, batch.y_B)
@@ -207,20 +210,20 @@ class Elbo(Phase):
         return self.settings.beta * (min(1.0, progress / warmup) if warmup else 1.0)
 
     def _charged(self, kl_Z: Tensor) -> Tensor:
-        """The KL above the floor. The global batch says which latents are below it, so that any number of ranks agree."""
+        """Return the KL with the floor applied. The global batch decides which latents are below it, for any number of ranks."""
         floor = self.settings.free_bits
         if floor == 0:
             return kl_Z.sum()
         return torch.where(mean_over_ranks(kl_Z) > floor, kl_Z, floor).sum()
 
     def curves(self) -> dict[str, float]:
-        """``kl``, and ``active_units``, the number of active latents, of the last batch. All ranks must call it."""
+        """Return ``kl`` and ``active_units`` (the number of active latents) of the last batch. All ranks must call it."""
         mean_Z, square_Z = mean_over_ranks(self.moments_2Z)
         return {"kl": float(self.kl), "active_units": float((square_Z - mean_Z.square() > ACTIVE).sum())}
 
 
 def build(settings: VaeSettings, spec: DataSpec) -> Vae:
-    """Raises SettingsError as Vae does."""
+    """Build the model. Raises SettingsError as Vae does."""
     return Vae(settings, spec)
 
 

@@ -1,12 +1,12 @@
-"""Hybrid of a variational autoencoder and a generative adversarial network: a decoder that also answers to a critic.
+"""Hybrid of a variational autoencoder and a generative adversarial network: the decoder also has an adversarial loss.
 
     encoder:  -ELBO                                               as in models/vae.py
     decoder:  -E log p(x | z), z ~ q(z | x)  +  weight * generator's loss of m(z), z ~ N(0, I)
     critic:   critic's loss of x against m(z), and its penalty     as in models/adversarial.py
 
-with m(z) the mean image of p(x | z), which the critic's gradient can pass, and which a sample shows. Larsen et al.,
-Autoencoding beyond pixels using a learned similarity metric (2016), with the likelihood of the pixels where they
-compare the critic's features: so that the bound stays one, and can be held beside the plain autoencoder's.
+Here m(z) is the mean image of p(x | z): the critic's gradient passes through it, and a sample shows it. Larsen et al.,
+Autoencoding beyond pixels using a learned similarity metric (2016). They compare the critic's features; here the
+likelihood of the pixels is used instead, so that the ELBO remains a bound, comparable with that of the plain autoencoder.
 
 Shapes: X the axes of one image, B batch, N noise numbers, Z latent.
 """
@@ -32,25 +32,25 @@ from remint.settings.recipe import VaeGanSettings
 
 
 class VaeGan(Vae, AdversarialGenerator):
-    """CanSample and HasElbo (models/contract.py), and what the critic judges."""
+    """Hybrid model: CanSample and HasElbo (models/contract.py), and the generator of the adversarial game."""
 
     likelihood: PixelLikelihood
 
     def __init__(self, settings: VaeGanSettings, spec: DataSpec) -> None:
-        """Raises SettingsError where the data are a table, and as Vae does."""
+        """Build the model. Raises SettingsError if the data are a table, and as Vae does."""
         if spec.is_table:
             raise SettingsError("family 'vaegan' is for images, and this dataset is a table: use vae, or gan")
         super().__init__(settings, spec)
         self.space = CriticSpace(spec)
 
     def forward(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Mean images of z drawn from the prior, as the critic sees them: values in [-1, 1], shape (B, X)."""
+        """Return mean images for z drawn from the prior, as input of the critic: values in [-1, 1], shape (B, X)."""
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         return self.likelihood.mean(self.decode(noise_BN[:, : self.latent_noise], y_B))
 
 
 class EncoderPhase(Phase):
-    """Trains the encoder by the bound, through the decoder as it now is."""
+    """Phase that trains the encoder by the ELBO, through the current decoder."""
 
     name: ClassVar[str] = "encoder"
     bound: Elbo
@@ -70,7 +70,7 @@ class EncoderPhase(Phase):
 
 
 class DecoderPhase(AdversarialPhase):
-    """Trains the decoder by what the encoder sees in the images, and against the critic by what it draws itself."""
+    """Phase that trains the decoder: reconstruction of encoded images, and adversarial loss of images drawn from the prior."""
 
     name: ClassVar[str] = "decoder"
     model: VaeGan
@@ -106,7 +106,7 @@ class DecoderPhase(AdversarialPhase):
 
 
 def build(settings: VaeGanSettings, spec: DataSpec) -> VaeGan:
-    """Raises SettingsError as VaeGan does."""
+    """Build the model. Raises SettingsError as VaeGan does."""
     return VaeGan(settings, spec)
 
 

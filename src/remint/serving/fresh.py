@@ -1,6 +1,6 @@
-"""A bundle that loads here may not load elsewhere: a fresh process loads it, draws what training recorded, and compares.
+"""Check that a bundle loads in a fresh process and draws the samples that training recorded.
 
-python -m remint.serving.fresh BUNDLE    the process; what it says is read through remint.runtime.events
+python -m remint.serving.fresh BUNDLE    the fresh process; it reports through remint.runtime.events
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MOST_THREADS = 1_024
 
 
 def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Loads a sealed bundle in a fresh process and draws the samples recorded at training again; what was compared, a sentence.
+    """Load a sealed bundle in a fresh process, draw the recorded samples again, and return one sentence about the comparison.
 
-    ``log``: file that the process's words are appended to. ``environment``: variables beside our own, with the PYTHONPATH
-    of the code that is to load it; None: the code that we run.
+    ``log``: file to which the output of the process is appended. ``environment``: variables added to those of this process,
+    with the PYTHONPATH of the code that loads the bundle; None: the code of this process.
 
-    Raises IntegrityError where a file is damaged, the model cannot be loaded here, or what is drawn is not finite or not what
-    was recorded; RunError where the process ended otherwise.
+    Raises IntegrityError if a file is damaged, the model cannot be loaded here, or the samples are not finite or differ from
+    the record; RunError if the process fails in another way.
     """
     events = log.with_suffix(".jsonl")
     events.unlink(missing_ok=True)
@@ -40,7 +40,7 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
 
     ours = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     status = processes.run_process(
-        [sys.executable, "-P", "-m", "remint.serving.fresh", str(bundle.absolute())],  # -P: nothing of the folder it starts in
+        [sys.executable, "-P", "-m", "remint.serving.fresh", str(bundle.absolute())],  # -P: do not import from the current folder
         cwd=log.absolute().parent,
         env={**os.environ, **(ours if environment is None else environment), EVENTS: str(events.absolute())},
         log=log,
@@ -48,7 +48,7 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
         on_event=listen,
     )
     if errors:
-        if isinstance(errors[0], UserError):  # a plug-in that is not installed, a device that there is not: nobody's input here
+        if isinstance(errors[0], UserError):  # a missing plug-in or device: not the user's mistake here
             raise IntegrityError(f"the model does not load here: {errors[0]}")
         raise errors[0]
     if status or not said:

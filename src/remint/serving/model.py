@@ -1,6 +1,6 @@
-"""What was promoted, in use: a registered bundle that draws samples.
+"""Served model: a registered bundle that draws samples.
 
-Shapes: N samples asked for, X the axes of one example (C, H, W of an image, D of a table's row).
+Shapes: N requested samples, X the axes of one example (C, H, W of an image, D of a table's row).
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ from remint.settings.recipe import did_you_mean
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that can sample, and what it knows of its data."""
+    """A model that can sample, with the description of its data."""
 
     model: CanSample
     spec: DataSpec
     device: str = "cpu"
 
     def sample(self, count: int, seed: int, of_class: int | None = None) -> np.ndarray:
-        """x_NX: images uint8, rows of a table as records.DataSpec says. Sample i is a function of (seed, i, class) alone."""
+        """Return x_NX: images as uint8, table rows as in records.DataSpec. Sample i is a function of (seed, i, class) alone."""
         return self.draw([(seed, index) for index in range(count)], None if of_class is None else [of_class] * count)
 
     def draw(self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None) -> np.ndarray:
-        """x_NX: for each (seed, index) the sample of that index in the series of that seed, of its class where given.
+        """Return x_NX: for each (seed, index), the sample with that index in the series of that seed, of its class if given.
 
-        Raises SettingsError for a class of a model that is not conditional.
+        Raises SettingsError if classes are given and the model is not conditional.
         """
         if classes is not None and not getattr(self.model, "conditional", False):
             raise SettingsError("this model was not trained by class (model.conditional: true): leave the class out")
         return draw(self.model, self.spec, places, classes, self.device)
 
     def class_named(self, name: str) -> int:
-        """The number of a class by its name, or by the number itself. Raises SettingsError with the nearest name."""
+        """Return the number of a class from its name; without names, from the number as text.
+
+        Raises SettingsError, with the nearest name, if there is no such class.
+        """
         names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
         if name not in names:
             raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
         return names.index(name)
 
     def table(self, x_ND: np.ndarray) -> dict[str, list[float | str]]:
-        """Rows as columns by name, in original units: numbers, and categories by their names."""
+        """Return the rows as columns by name: numbers in original units, and names of categories."""
         assert self.spec.is_table
         return {
             column.name: (value_N.astype(np.float64) * column.scale + column.mean).tolist()
@@ -60,9 +63,9 @@ class ServedModel:
 
 
 def load(folder: Path, device: str = "cpu") -> ServedModel:
-    """The model of a registered bundle, verified against its manifest.
+    """Load the model of a registered bundle and verify it against its manifest.
 
-    Raises IntegrityError where a file is not what the manifest says, UserError where the family cannot sample.
+    Raises IntegrityError if a file differs from the manifest, UserError if the family cannot sample.
     """
     model = load_model(folder, device)
     if not isinstance(model, CanSample):
@@ -72,7 +75,7 @@ def load(folder: Path, device: str = "cpu") -> ServedModel:
 
 
 def write_csv(path: Path, table: Mapping[str, Sequence[float | str]]) -> None:
-    """Columns by name, a line a row; a number's text gives the number back to the bit."""
+    """Write columns by name, one row per line. Numbers are written so that they read back exactly, to the bit."""
     import csv
 
     with path.open("w", newline="") as stream:

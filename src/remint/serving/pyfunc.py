@@ -1,6 +1,6 @@
-"""MLflow's door to a registered bundle: ``mlflow.pyfunc.load_model("models:/digits-vae@champion")``.
+"""MLflow's loader for a registered bundle: ``mlflow.pyfunc.load_model("models:/digits-vae@champion")``.
 
-MLflow imports this module by name and calls ``_load_pyfunc``: no class of ours is pickled, no code travels with the model.
+MLflow imports this module by name and calls ``_load_pyfunc``. No class of remint is pickled, and the model contains no code.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from remint.serving.model import ServedModel, load
 
 
 class Sampler:
-    """The object that MLflow calls ``predict`` of."""
+    """The object whose ``predict`` MLflow calls."""
 
     def __init__(self, served: ServedModel) -> None:
         self.served = served
 
     def predict(self, rows: Mapping[str, Iterable[int]], params: dict[str, Any] | None = None) -> Any:
-        """One sample a row (of a DataFrame), the first of the series of the row's ``seed``, of its ``class`` where there is one.
+        """Return one sample per row of a DataFrame: the first of the series of the row's ``seed``, of its ``class`` if given.
 
-        x_NX, uint8, of images; a DataFrame in original units of a table.
+        Images: x_NX, uint8. A table: a DataFrame in original units.
         """
         classes = [self.served.class_named(str(name)) for name in rows["class"]] if "class" in rows else None
         x_NX = self.served.draw([(int(seed), 0) for seed in rows["seed"]], classes)
@@ -33,5 +33,5 @@ class Sampler:
 
 
 def _load_pyfunc(path: str) -> Sampler:
-    """Raises IntegrityError where a file of the bundle is not what its manifest says."""
+    """Load a bundle for MLflow. Raises IntegrityError if a file of the bundle differs from its manifest."""
     return Sampler(load(Path(path)))
