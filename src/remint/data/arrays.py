@@ -3,7 +3,7 @@
     outs/prepared/NAME/
         dataset.json          records.DatasetVersion; its digest is the dataset version
         SPLIT.npy             for SPLIT in train, validation, held_out: images uint8 (N, C, H, W), rows float32 (N, D)
-        SPLIT_labels.npy      int64 (N,), where there are labels
+        SPLIT_labels.npy      int64 (N,), if there are labels
 
 DVC checks a file when it stores it but not when it links it. Therefore ``load`` hashes each file again, before step 1 of
 a training and before each evaluation.
