@@ -1,4 +1,4 @@
-"""Prefect's and MLflow's servers as docs/how-to/production.md sets them up, each with its own authentication, for tests."""
+"""Prefect's and MLflow's servers, set up as in docs/how-to/production.md, each with its own authentication, for tests."""
 
 from __future__ import annotations
 
