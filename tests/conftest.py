@@ -1,4 +1,4 @@
-"""What tests of several folders share: small real repositories."""
+"""Fixtures shared by several test folders: homes, repositories, datasets, trials."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ os.environ.update(
         "DO_NOT_TRACK": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "OMP_NUM_THREADS": "1",  # tests run beside each other: more threads than cores cost more than they bring
+        "OMP_NUM_THREADS": "1",  # tests run in parallel: more threads than cores slow them down
     }
 )
 
@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`make test` leaves the long tests out; `make soak` runs them and the counted cases, or one case of these."""
+    """Select tests: `make test` omits the long ones; `make soak` runs them and the counted cases, or one case."""
     soak, case = config.getoption("--soak"), config.getoption("--case")
 
     def chosen(item: pytest.Item) -> bool:
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def trials(request: pytest.FixtureRequest) -> Trials:
-    """The trials of a counted case: a few, or in a soak all of them."""
+    """Trials of a counted case: a few, or all of them in a soak."""
     (case,) = request.node.get_closest_marker("case").args
     options = request.config.option
     first, step = map(int, options.part.split("/"))
@@ -76,7 +76,7 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """Makes a folder of a name once in a run, for all its processes: the first that asks makes it, the others wait."""
+    """Function that makes a named folder once per run for all processes: the first caller makes it, the others wait."""
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -95,7 +95,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def programs(request: pytest.FixtureRequest, once: Once) -> Path | None:
-    """The folder of programs that are forked from one process, for all processes of a run; None in a soak."""
+    """Folder of preloaded programs for all processes of a run, forked from one server; None in a soak."""
     if request.config.getoption("--soak"):
         return None
     whole_run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
@@ -104,7 +104,7 @@ def programs(request: pytest.FixtureRequest, once: Once) -> Path | None:
 
 @pytest.fixture(scope="module")
 def forked(programs: Path | None) -> Iterator[None]:
-    """What a module's tests start of dvc, of steps, and of fresh processes that load a model, is forked (but in a soak)."""
+    """Fork the dvc, step and model-loading processes of a module's tests from a preloaded server, except in a soak."""
     before = sys.executable
     if programs is not None:
         sys.executable = str(programs / "python")
@@ -114,7 +114,7 @@ def forked(programs: Path | None) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the stores of the person who runs it."""
+    """Isolate every test from the stores of the user who runs it."""
     for name in (
         "REMINT_HOME",
         "REMINT_SOURCES",
@@ -142,7 +142,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The digits as the steps prepare them."""
+    """Digits dataset, prepared as the pipeline steps do it."""
     from remint.data import arrays, sources, splits
     from remint.settings.recipe import DatasetSettings
 
@@ -154,7 +154,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def empty(once: Once) -> Path:
-    """A home whose MLflow database was made and holds nothing: making it takes seconds. To be copied."""
+    """Home with an empty MLflow database, which takes seconds to create. Tests copy it."""
     from tests.support import registry_cases
 
     return once("empty", lambda home: registry_cases.tracking(home).initialise())
@@ -162,7 +162,7 @@ def empty(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def registered(empty: Path, once: Once) -> Home:
-    """A home with four small versions of one model that nobody judged. To be copied (promotion_cases.copied)."""
+    """Home with four small, undecided versions of one model. Tests copy it (promotion_cases.copied)."""
     from remint.runtime.home import Home
     from tests.support import promotion_cases
 
@@ -172,7 +172,7 @@ def registered(empty: Path, once: Once) -> Home:
 
 @pytest.fixture
 def make_repository(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
-    """Makes a git repository with one commit of the given files."""
+    """Function that makes a git repository with one commit of the given files."""
 
     def make(files: dict[str, str], name: str = "team") -> Path:
         folder = tmp_path / name

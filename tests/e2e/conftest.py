@@ -1,4 +1,4 @@
-"""Teams to test with."""
+"""Fixtures of team repositories and Prefect servers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def forked_commands(programs: Path | None) -> None:
 
 @pytest.fixture(scope="session")
 def template(once: Once) -> Path:
-    """A team with its databases made, to be copied: making them takes Prefect ten seconds."""
+    """Team with initialised databases, which take Prefect ten seconds. Tests copy it."""
     return once("template", lambda folder: make_team(folder).remint("init", new=True))
 
 
 @pytest.fixture(scope="session")
 def versed(template: Path, once: Once) -> Path:
-    """That team, whose dvc remembers the digits and their features: runs of its three pipelines restore them."""
+    """The template team with the digits and their features in dvc's run cache: runs of three pipelines restore them."""
 
     def make(folder: Path) -> None:
         shutil.copytree(template, folder, symlinks=True)
@@ -40,7 +40,7 @@ def versed(template: Path, once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(versed: Path, once: Once) -> Path:
-    """That team with a champion of each family. trained.json beside it: the team's state before and after, and the outcomes."""
+    """The versed team with a champion of each family. trained.json beside it: state before and after, and the outcomes."""
 
     def make(folder: Path) -> None:
         made = copy_team(versed, folder)
@@ -52,47 +52,47 @@ def trained(versed: Path, once: Once) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_team(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Team:
-    """One team that has trained, for the tests of a module that go on from one another."""
+    """One trained team for the tests of a module, which build on each other."""
     return copy_team(trained, tmp_path_factory.mktemp("trained") / "team")
 
 
 @pytest.fixture
 def served_team(trained_team: Team, prefect_server: str) -> Team:
-    """That team, from now on with a server that is up."""
+    """The trained team, from now on with a running Prefect server."""
     trained_team.api = prefect_server
     return trained_team
 
 
 @pytest.fixture(name="team")
 def own_team(versed: Path, prefect_server: str, tmp_path: Path) -> Team:
-    """A fresh team of one's own, with a Prefect server that is up."""
+    """Fresh team for one test, with a running Prefect server."""
     shutil.copytree(versed, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team", api=prefect_server)
 
 
 @pytest.fixture
 def lone_team(versed: Path, tmp_path: Path) -> Team:
-    """A fresh team of one's own where no server is up: each run starts a temporary one."""
+    """Fresh team for one test without a server: each run starts a temporary one."""
     shutil.copytree(versed, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team")
 
 
 @pytest.fixture
 def new_team(template: Path, tmp_path: Path) -> Team:
-    """A team where nothing ran before, and no server is up."""
+    """Team without any earlier run and without a server."""
     shutil.copytree(template, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team")
 
 
 @pytest.fixture(scope="module")
 def shared_team(versed: Path, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Team:
-    """One team for the tests of a module that go on from one another, with a Prefect server that is up."""
+    """One team for the tests of a module, which build on each other, with a running Prefect server."""
     return copy_team(versed, tmp_path_factory.mktemp("shared") / "team", prefect_server)
 
 
 @pytest.fixture(scope="session")
 def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A Prefect server that is up, for runs that need not show that they start one of their own."""
+    """Running Prefect server, for tests that do not need a temporary one."""
     started = PrefectServer(template / ".remint/prefect", tmp_path_factory.mktemp("prefect"))
     yield started
     started.stop()
@@ -100,7 +100,7 @@ def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def prefect_server(server: PrefectServer) -> str:
-    """The address of that server."""
+    """Address of the running Prefect server."""
     return server.url
 
 

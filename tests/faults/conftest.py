@@ -1,4 +1,4 @@
-"""What tests of faults share."""
+"""Fixtures shared by the fault tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import registry_cases
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a small trained model, to be registered; copied by whoever changes it."""
+    """Bundle of a small trained model for registration. Copy it before a change."""
     folder = tmp_path_factory.mktemp("made") / "bundle"
     registry_cases.make(folder)
     return folder

@@ -1,4 +1,4 @@
-"""How long is fuzzed: a few examples, always the same, in `make test`; in a soak as many as go into ten minutes."""
+"""Fuzzing budget: a few fixed examples in `make test`; in a soak as many as fit into ten minutes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import HealthCheck
 from tests.support.trials import Trials
 
 SECONDS, ROUNDS = 10.0, 10  # of a soak, for each of six tests
-EXAMPLES = 40  # in `make test`, and between two looks at the clock
+EXAMPLES = 40  # in `make test`, and between two checks of the time
 
 Fuzz = Callable[[Callable[..., None]], None]
 
 
 @pytest.fixture
 def fuzz(trials: Trials) -> Fuzz:
-    """Runs a property of hypothesis; in a soak each round has a seed of its own."""
+    """Function that runs a hypothesis property. In a soak each round has its own seed."""
     quiet: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
     def run(prop: Callable[..., None]) -> None:

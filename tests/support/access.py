@@ -1,4 +1,4 @@
-"""Prefect's and MLflow's servers as docs/how-to/production.md sets them up, each with its own authentication, for tests."""
+"""Prefect's and MLflow's servers, set up as in docs/how-to/production.md, each with its own authentication, for tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ http {{
 
 @dataclass
 class Running:
-    """A server at ``address``. ``log``: all that it said. ``trusted``: file of the certificates that it is believed by."""
+    """Server at ``address``. ``log``: its output. ``trusted``: file of the certificates that authenticate it."""
 
     address: str
     process: subprocess.Popen[bytes]
@@ -51,7 +51,7 @@ class Running:
     trusted: Path | None = None
 
     def ask(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> tuple[int, bytes]:
-        """Status and body. ``who``: user:password."""
+        """Send a request and return status and body. ``who``: user:password."""
         said = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if who is not None:
             said["Authorization"] = f"Basic {base64.b64encode(who.encode()).decode()}"
@@ -77,7 +77,7 @@ class Running:
 def running(
     command: list[str], address: str, environment: Mapping[str, str], log: Path, trusted: Path | None = None
 ) -> Iterator[Running]:
-    """A server that dies with the tests, until it answers /health of ``address`` and then until the block ends."""
+    """Run a server until the block ends; enter the block when /health of ``address`` answers. It dies with the tests."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, *command],
@@ -104,7 +104,7 @@ def running(
 
 @contextmanager
 def prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iterator[Running]:
-    """Prefect's server on a copy of ``template``. ``auth``: user:password, in each request; None: nobody is asked."""
+    """Run Prefect's server on a copy of ``template``. ``auth``: user:password for each request; None: no authentication."""
     shutil.copytree(template, folder)
     port = free_port()
     own = {} if auth is None else {"PREFECT_SERVER_API_AUTH_STRING": auth}
@@ -115,7 +115,7 @@ def prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iter
 
 
 def mlflow_environment(database: Path, folder: Path, port: int, password: str) -> dict[str, str]:
-    """What the production page says of MLflow's server."""
+    """Return the environment of MLflow's server from the production page."""
     (folder / "basic_auth.ini").write_text(SETTINGS.format(folder=folder))
     return {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{database}",
@@ -136,7 +136,7 @@ MLFLOW = ["-m", "mlflow", "server", "--app-name", "basic-auth"]
 
 @contextmanager
 def mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator[Running]:
-    """MLflow's server on a copy of the database ``template``, with ``password`` for its admin."""
+    """Run MLflow's server on a copy of the database ``template``, with ``password`` for its admin."""
     folder.mkdir()
     shutil.copy(template, folder / "mlflow.db")
     port = free_port()
@@ -147,9 +147,9 @@ def mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator
 
 @contextmanager
 def nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iterator[Running]:
-    """nginx with these server blocks; ``address``: one of them that answers /health."""
+    """Run nginx with these server blocks; ``address``: one of them that answers /health."""
     assert NGINX is not None
-    user = "user root;" if os.geteuid() == 0 else ""  # its workers write where the tests do
+    user = "user root;" if os.geteuid() == 0 else ""  # its workers write to the tests' folder
     (folder / "nginx.conf").write_text(HTTP.format(user=user, folder=folder, servers="\n".join(servers)))
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
     with running(command, address, {}, folder / "nginx.log", trusted) as server:
@@ -157,7 +157,7 @@ def nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iter
 
 
 def certify(folder: Path) -> tuple[Path, Path, Path]:
-    """Files of a private authority, and of a certificate for localhost and its key."""
+    """Make the files of a private authority, of a certificate for localhost, and of its key."""
     (folder / "names").write_text("subjectAltName=DNS:localhost")
     for command in (
         "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",

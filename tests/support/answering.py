@@ -1,4 +1,4 @@
-"""Programs that answer a line on standard input with a line of JSON, so that many trials pay for their imports once."""
+"""Programs that answer a line on standard input with a line of JSON, so that many trials share one import."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Ask = Callable[[int | None], dict[str, Any]]  # a number, None: only listen
+Ask = Callable[[int | None], dict[str, Any]]  # a number; None: only read the next answer
 
 
 @contextmanager
 def program(module: str, arguments: Sequence[str], words: Path) -> Iterator[Ask]:
-    """Runs ``python -m module``; what else it says goes to the file ``words``."""
+    """Run ``python -m module``. Its standard error goes to the file ``words``."""
     with words.open("w") as stream:
         command = [sys.executable, "-m", module, *arguments]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True)

@@ -1,4 +1,4 @@
-"""A small home in which everything agrees: git, DVC's cache and remote, MLflow, its files and the ledger, all real."""
+"""Small consistent home for tests of the audit: real git, DVC cache and remote, MLflow with its files, and ledger."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ CONFIG = (
 
 
 def place(store: str, home: Home, md5: str) -> Path:
-    """Where the cache, or the remote, keeps a file of dvc's."""
+    """Return the path of dvc's file in the cache or the remote."""
     return home.dvc / store / "files/md5" / md5[:2] / md5[2:]
 
 
 def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("cache", "remote")) -> str:
-    """A folder as dvc keeps it, in cache and remote; the MD5 of its listing."""
+    """Write a folder into cache and remote as dvc does. Return the MD5 of its listing."""
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
     files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}
@@ -49,7 +49,7 @@ def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("c
 
 @dataclass
 class World:
-    """The home, and what is in it: version 1 was champion, 2 was refused, 3 is champion, 4 is challenger."""
+    """The home and its content: version 1 was champion, 2 was refused, 3 is champion, 4 is challenger."""
 
     home: Home
     raw: str  # MD5 of the listing of the raw data
@@ -64,7 +64,7 @@ class World:
         return MlflowClient(self.home.tracking_uri)
 
     def copy(self, to: Path) -> World:
-        """The same world in another folder."""
+        """Copy the world to another folder."""
         copy_team(self.home.repository, to)
         return World(Home.of(to).ensure(), self.raw, self.prepared)
 
@@ -72,7 +72,7 @@ class World:
         return self.store.version(f"{MODEL}/{number}")
 
     def files(self, number: int) -> Path:
-        """The folder in which MLflow keeps the files of a version's run."""
+        """Return MLflow's artifact folder of a version's run."""
         return Path(self.mlflow.get_run(self.version(number).run_id).info.artifact_uri.removeprefix("file://"))
 
     def audit(self, **more: Any) -> list[Finding]:
@@ -88,14 +88,14 @@ class World:
 
 
 def bundles(folder: Path) -> Path:
-    """The bundles of the four versions, to make many worlds of."""
+    """Make the bundles of the four versions, once for many worlds."""
     for seed in range(1, 5):
         registry_cases.make(folder / str(seed), seed, MODEL)
     return folder
 
 
 def make(repository: Path, empty: Path, bundles: Path) -> World:
-    """A world in the folder ``repository``; ``empty`` is a home whose MLflow database is made."""
+    """Make a world in the folder ``repository``. ``empty``: a home with an initialised MLflow database."""
     (repository / ".dvc").mkdir(parents=True)
     (repository / ".dvc/config").write_text(CONFIG)
     (repository / ".gitignore").write_text("/.remint/\n")
@@ -110,7 +110,7 @@ def make(repository: Path, empty: Path, bundles: Path) -> World:
 
 
 def register(world: World, bundle: Path, verdict: Any) -> ModelVersion:
-    """One more version, with all that it needs to be built again, and the ledger's row about it."""
+    """Register a version with everything that a rebuild needs, and append its ledger row."""
     lock = world.home.path / "dvc.lock"
     outs = {"snapshot": world.raw, "prepare": world.prepared}
     stages = {

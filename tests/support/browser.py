@@ -1,4 +1,4 @@
-"""Headless Chromium, where there is one: what a person would see of a page."""
+"""Page rendering in headless Chromium, if installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 
-# Runs in a copy of the page: the page itself has no script.
+# Added to a copy of the page: the page itself has no script.
 COUNT = """<script>addEventListener("load", () => { const all = [...document.images];
 document.body.dataset.images = all.length; document.body.dataset.broken = all.filter(i => !i.complete || !i.naturalWidth).length;
 document.body.dataset.wide = document.documentElement.scrollWidth; document.body.dataset.fetched =
@@ -22,18 +22,18 @@ performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")
 
 @dataclass(frozen=True)
 class Seen:
-    """What became of a page in a window 1280 pixels wide."""
+    """Rendering of a page in a window 1280 pixels wide."""
 
     images: int
     broken: int
-    width: int  # of the content: more than 1280 needs scrolling sideways
-    fetched: int  # what was asked of anything but the page itself
+    width: int  # of the content: above 1280, the page scrolls sideways
+    fetched: int  # number of requests beyond the page itself
     errors: list[str]
     screenshot: Path
 
 
 def look(page: Path, folder: Path) -> Seen:
-    """Opens a page, counts its pictures and writes FOLDER/NAME.png."""
+    """Open a page, count its images and write FOLDER/NAME.png."""
     assert CHROMIUM is not None
     copy, screenshot = folder / f"counted-{page.name}", folder / f"{page.stem}.png"
     copy.write_text(page.read_text().replace("</body>", COUNT))

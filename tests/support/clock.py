@@ -1,4 +1,4 @@
-"""A wall clock that a test can set, for whole trees of processes: a shim before the C library, which reads a file."""
+"""Wall clock that a test can set for whole process trees: a preloaded C library that reads the shift from a file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ time_t time(time_t *place) {
 
 @dataclass
 class Clock:
-    """Processes with ``environment`` see the wall clock ``set`` seconds away from the machine's; monotonic clocks stay."""
+    """Wall clock for processes with ``environment``: ``set`` shifts it by seconds. Monotonic clocks do not change."""
 
     folder: Path
     library: Path

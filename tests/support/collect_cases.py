@@ -1,6 +1,6 @@
-"""A small real world to collect in: a git repository with dvc, its cache and remote, MLflow on SQLite, versions with data.
+"""Small real world for garbage collection: a git repository with dvc, cache and remote, MLflow on SQLite, versions with data.
 
-python -m tests.support.collect_cases REPOSITORY    for each of POINTS a process that collects what no root needs and kills itself there
+python -m tests.support.collect_cases REPOSITORY    for each of POINTS, a process that collects garbage and kills itself there
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ FILES = {
     ".gitignore": "/outs/\n/.remint/\n",
 }
 PERSONS = ("thesis.csv", "old.csv")
-POINTS = ("written down", "version", "run", "files", "home", "listings")  # of a collection, where it can be killed
+POINTS = ("written down", "version", "run", "files", "home", "listings")  # of a collection where a test kills it
 
 
 @dataclass(frozen=True)
 class World:
     home: Home
     versions: dict[int, ModelVersion]
-    outputs: dict[int, list[str]]  # of each version: MD5 of what dvc keeps of it
+    outputs: dict[int, list[str]]  # version -> MD5 of its outputs in dvc
 
     def objects(self, place: str) -> set[str]:
-        """MD5 of every object in dvc's cache or remote."""
+        """Return the MD5 of every object in dvc's cache or remote."""
         folder = self.home.dvc / place / "files" / "md5"
         return {path.parent.name + path.name for path in folder.glob("??/*")}
 
@@ -56,7 +56,7 @@ class World:
 
 
 def make(repository: Path, count: int) -> World:
-    """Versions 1 to ``count`` of one model, each with data of its own beside what all share; the last one is champion."""
+    """Make versions 1 to ``count`` of one model, each with its own and with shared data; the last one is champion."""
     home = Home.of(repository).ensure()
     outputs = data(home, repository, count)
     store, book = open_tracking(home), open_ledger(home)
@@ -74,9 +74,9 @@ def promote(book: Ledger, number: int, before: int | None, action: Any = "promot
 
 
 def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
-    """Raw and prepared data of each version in dvc's cache and remote, and two files that a person tracks.
+    """Add raw and prepared data of each version to dvc's cache and remote, and two files that a person tracks.
 
-    One of these is not committed yet, the other is in an old commit only.
+    One of these is not committed yet, the other is only in an old commit.
     """
     from dvc.repo import Repo
 
@@ -108,7 +108,7 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
 
 
 def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
-    """A version that carries its dvc.lock, a copy and a report in HOME, an entry in the run cache, a ref of its own."""
+    """Register a version with its dvc.lock, a local copy and a report in HOME, an entry in the run cache, and a git ref."""
     folder = home.path / "made" / str(number)
     registry_cases.make(folder / "bundle", number, pipeline="m")
     trained = TrainedModel.read(folder / "bundle" / "training.json")
@@ -152,7 +152,7 @@ def _die(*_arguments: Any, **_named: Any) -> Any:
 
 
 def kill_at(point: str) -> None:
-    """Makes this process die at a point of a collection: right after what is named was done for the first time."""
+    """Make this process die at a point of a collection: right after the named action happened for the first time."""
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -181,11 +181,11 @@ def kill_at(point: str) -> None:
 
 
 def _killed_at_each_point(home: Home) -> None:
-    """Forks before MLflow has opened anything, so that it is imported once; prints how each process ended."""
+    """Fork before MLflow has opened a database, so that it is imported once. Print how each process ended."""
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
-    gc._damaged = lambda _home: []  # what it refuses is tested by itself, and takes seconds
+    gc._damaged = lambda _home: []  # takes seconds and has its own test
     for point in POINTS:
         child = os.fork()
         if not child:

@@ -1,4 +1,4 @@
-"""What a retraining comes to: all that must be the same where it was killed on its way, and what may not be left behind."""
+"""Results of a retraining: values that must not change after a kill, and leftovers that must not exist."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from remint.stores.open import open_ledger, open_tracking
 from tests.support.prefect_server import ask
 from tests.support.team import Team
 
-OWN = {"trained", "unchanged", "seconds", "report"}  # of an outcome: how this run came to it, and where it lies
-TIMED = {"flow_run", "ledger_hash", "package_sha256"}  # tags that hold a moment or a run, or a digest of one
+OWN = {"trained", "unchanged", "seconds", "report"}  # keys of an outcome that describe this run: they may differ
+TIMED = {"flow_run", "ledger_hash", "package_sha256"}  # tags that contain a time or a run, or a digest of one
 CHAINED = {"at", "previous", "hash"}  # of a ledger's row
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
-    """What a retraining came to, without anything that tells the time."""
+    """Return the results of a retraining, without values that depend on time."""
     home = Home(team.folder, team.folder / ".remint")
     store, book = open_tracking(home), open_ledger(home)
     versions = {}
@@ -51,14 +51,14 @@ def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curves(client: Any, run: Any) -> dict[str, list[tuple[int, float]]]:
-    """The curves of a run, without this machine's load, by step: a point that a killed run had not told comes after the others."""
+    """Return a run's curves, sorted by step, without system metrics: points that a killed run lacked are logged late."""
     names = sorted(name for name in run.data.metrics if not name.startswith("system/"))
     history = {name: client.get_metric_history(run.info.run_id, name) for name in names}
     return {name: sorted((point.step, point.value) for point in points) for name, points in history.items()}
 
 
 def different(found: Any, wanted: Any, place: str = "") -> list[str]:
-    """Where two of them differ, one line a place."""
+    """Return the differences between two results, one line for each place."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted({*found, *wanted})
         return [line for key in keys for line in different(found.get(key), wanted.get(key), f"{place}/{key}")]
@@ -66,7 +66,7 @@ def different(found: Any, wanted: Any, place: str = "") -> list[str]:
 
 
 def left_behind(team: Team) -> list[str]:
-    """What killed jobs left that no command will mend: nothing, once a run of the same pipeline came to its end."""
+    """Return the leftovers of killed jobs. After a completed run of the same pipeline the list must be empty."""
     home = Home(team.folder, team.folder / ".remint")
     found = [f"{each.kind} {each.thing}: {each.what}" for each in audit.findings(home)]
     found += [f"{job.id} is dead" for job in jobs.dead(home)]
@@ -77,7 +77,7 @@ def left_behind(team: Team) -> list[str]:
 
 
 def collected(team: Team) -> list[str]:
-    """What is wrong after gc has removed what nothing needs; nothing, and then it finds nothing more."""
+    """Run gc and return the problems: garbage that a second run finds, and leftovers. Both must be empty."""
     home = Home(team.folder, team.folder / ".remint")
     gc = partial(collect_garbage, home, older_than=0.0, window=3, say=lambda _text: None)
     gc(remove=True)
@@ -90,7 +90,7 @@ def _running(client: Any) -> list[str]:
 
 
 def _flow_runs(team: Team, home: Home) -> dict[str, str]:
-    """The state of each flow run that no deployment began: other tests that leave some on the server deploy theirs."""
+    """Return the state of each flow run without a deployment: runs that other tests leave on the server have one."""
     if team.api is None:
         with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
             return dict(database.execute("SELECT name || ' ' || id, state_type FROM flow_run WHERE deployment_id IS NULL"))

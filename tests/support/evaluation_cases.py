@@ -1,4 +1,4 @@
-"""Data whose features are themselves, and models that draw what a test wants drawn."""
+"""Data whose features are the data themselves, and models that draw samples chosen by the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Itself:
-    """An extractor whose features are the columns as they are. It counts the examples that it is given."""
+    """Extractor whose features are the unchanged columns. It counts its examples."""
 
     sha256: str = "0" * 64
     name: str = "domain"
@@ -36,7 +36,7 @@ class Itself:
 
 @dataclass(eq=False)
 class Sampler:
-    """x = draw(z), z standard normal, as many numbers as the rows have columns. It counts its calls."""
+    """x = draw(z), z standard normal with as many numbers as there are columns. It counts its calls."""
 
     draw: Callable[[Tensor], Tensor]
     sample_noise: int
@@ -48,7 +48,7 @@ class Sampler:
 
 
 def rows(train_ND: Array, held_out_ND: Array, y_N: Array | None = None, columns: tuple[Column, ...] | None = None) -> Dataset:
-    """A table of these rows."""
+    """Make a table of these rows."""
     columns = columns or tuple(Column(name=f"c{d}") for d in range(train_ND.shape[1]))
     spec = DataSpec(shape=(len(columns),), columns=columns, classes=0 if y_N is None else int(y_N.max()) + 1)
     version = DatasetVersion(name="rows", source="rows.csv", raw_sha256="", spec=spec, split={}, counts={}, files={})
@@ -57,16 +57,16 @@ def rows(train_ND: Array, held_out_ND: Array, y_N: Array | None = None, columns:
 
 
 def bench_of(dataset: Dataset, extractor: Any = None, **settings: Any) -> EvaluationContext:
-    """With all held-out examples in the reference unless ``samples`` says otherwise."""
+    """Return a context with all held-out examples in the reference, unless ``samples`` limits them."""
     settings = {"samples": len(dataset.held_out), "draws": 2, **settings}
     return EvaluationContext(dataset, {"domain": extractor or Itself()}, EvaluationSettings(**settings))
 
 
 def normal(count: int, dims: int, seed: int) -> Array:
-    """Rows of standard normal numbers, as float32 has them."""
+    """Return rows of standard normal numbers, rounded to float32."""
     return np.random.default_rng(seed).normal(size=(count, dims)).astype(np.float32)
 
 
 def always(x_ND: Array) -> Callable[[Tensor], Tensor]:
-    """Draws that are these rows, in order, whatever the noise."""
+    """Return a draw function that gives these rows in order for any noise."""
     return lambda noise_BN: torch.from_numpy(x_ND)[: len(noise_BN)]

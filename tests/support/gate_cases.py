@@ -1,4 +1,4 @@
-"""A small table, flows that are really trained on it, and generators that are bad in a way that is known, judged as a flow does."""
+"""Cases for the gate: a small table, flows trained on it, and generators with known defects, judged as a flow run does."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ COLUMNS = ("a", "b", "c", "d")
 SETTINGS = DatasetSettings(source="rows.csv", kind="table")
 OF_SAMPLES = ["fd_domain", "coverage_domain", "novelty"]
 METRICS = ["nll", *OF_SAMPLES]
-# As params.yaml has them for digits: a likelihood that independent columns do not reach, three times what real rows score
-# against real ones, most of what is real reached, and no copies.
+# Chosen as for digits in params.yaml: a likelihood that independent columns do not reach, three times the distance between
+# two sets of real rows, coverage of most real rows, and no copies.
 REQUIRE = {"fd_domain": {"max": 0.6}, "coverage_domain": {"min": 0.75}, "novelty": {"min": 0.8}}
 RULES = {"require": {"nll": {"max": 5.2}, **REQUIRE}, "improve": {"metric": "fd_domain"}}
 FLOW = {"couplings": 3, "hidden": 32, "bins": 6, "tails": "linear", "dropout": 0.0}
@@ -44,7 +44,7 @@ TRAINING = {"steps": 300, "batch_size": 128, "learning_rate": 5e-3, "ema": 0.98,
 
 @dataclass(frozen=True)
 class Trained:
-    """One flow, the data that it was trained on, and the features of these."""
+    """One trained flow, its data and their features."""
 
     dataset: Dataset
     features: Path
@@ -52,7 +52,7 @@ class Trained:
 
 
 def write(path: Path, seed: int, rows: int = ROWS) -> None:
-    """Two clusters in ``a``, ``b`` that follows it, ``c``, and ``d`` on a bow over ``c``."""
+    """Write a table: two clusters in ``a``, ``b`` linear in ``a``, ``c`` normal, and ``d`` quadratic in ``c``."""
     dice = np.random.default_rng(seed)
     n_ND = dice.normal(size=(rows, 4))
     a_N = np.where(dice.random(rows) < 0.5, -2.0, 2.0) + 0.7 * n_ND[:, 0]
@@ -64,14 +64,14 @@ def write(path: Path, seed: int, rows: int = ROWS) -> None:
 
 
 def prepare(folder: Path, settings: DatasetSettings = SETTINGS) -> Dataset:
-    """What the steps make of rows.csv; the schema is kept, as a home keeps it."""
+    """Prepare rows.csv as the steps do, and keep the schema as a home does."""
     sources.snapshot("rows", settings, folder, folder / "raw", schemas=folder / "schemas")
     splits.prepare("rows", settings, folder / "raw", folder / "prepared")
     return arrays.load(folder / "prepared")
 
 
 def trained(folder: Path, seed: int) -> Trained:
-    """Everything from the table to a bundle, as the steps do it."""
+    """Make everything from the table to a bundle, as the steps do."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "rows.csv", seed)
     dataset = prepare(folder)
@@ -89,7 +89,7 @@ def trained(folder: Path, seed: int) -> Trained:
 
 
 class Generator(Model):
-    """Draws what ``draw`` makes of the noise of a flow and of the flow: as a generator that nothing else is known of."""
+    """Generator without a likelihood: ``draw`` computes samples from a flow's noise and its sampling function."""
 
     def __init__(self, flow: Any, draw: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Generator(Model):
 def evidence(
     of: Trained, folder: Path, *, generator: Callable[[Any], Model] | None = None, dataset: Dataset | None = None
 ) -> Evidence:
-    """The evaluate step's work, written down and read again. ``generator``: what is measured in place of the flow."""
+    """Evaluate as the step does, save the evidence and load it. ``generator``: evaluated in place of the flow."""
     metrics, real = OF_SAMPLES if generator else METRICS, evaluate.load_model
     judged_on = dataset or of.dataset
     settings = EvaluationSettings(samples=220, draws=8)
@@ -115,7 +115,7 @@ def evidence(
 
 
 def judged(make: Callable[[], Evidence], champion: Evidence | None, *, samples_only: bool = False, **more: Any) -> str:
-    """The gate's verdict; or the class of the error that ended the run before there was anything to judge."""
+    """Return the gate's verdict, or the name of the error class that ended the run before the gate."""
     rules = PromotionSettings.model_validate({**RULES, "require": REQUIRE} if samples_only else RULES)
     try:
         challenger = make()
@@ -125,7 +125,7 @@ def judged(make: Callable[[], Evidence], champion: Evidence | None, *, samples_o
 
 
 def spoilt_weights(of: Trained, to: Path, dice: np.random.Generator) -> Trained:
-    """The bundle with one weight that is no number, sealed and recorded as though it had been trained so."""
+    """Copy the bundle with one weight set to NaN or infinity, sealed and recorded as if trained so."""
     shutil.copytree(of.bundle, to)
     weights = load_file(to / "weights.safetensors")
     name = str(dice.choice(sorted(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel())))

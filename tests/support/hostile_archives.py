@@ -1,4 +1,4 @@
-"""Archives and folders that mean harm, by name; each is made at a path, beside which nothing may ever be written."""
+"""Malicious archives and folders, by name. Each is made at a path; no test may find a new file next to it."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def tar(path: Path, *members: tuple[tarfile.TarInfo, bytes], form: int = tarfile
 
 
 def raw_tar(path: Path, *blocks: bytes) -> None:
-    """Headers as they are, which tarfile would not write."""
+    """Write raw headers that tarfile would not write."""
     with gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as out:
         for block in blocks:
             out.write(block)
 
 
 def header(member: tarfile.TarInfo, **fields: bytes) -> bytes:
-    """A header with some of its fields (offset of each by name) written over, and its checksum made right again."""
+    """Return a header with some fields overwritten and a correct checksum."""
     place = {"size": (124, 12), "prefix": (345, 155), "magic": (257, 8)}
     block = bytearray(member.tobuf(tarfile.GNU_FORMAT)[-512:])
     for name, value in fields.items():
@@ -80,7 +80,7 @@ def content(data: bytes) -> bytes:
 
 def zipped(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", packing, compresslevel=1) as out:
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, data in [("good.png", GOOD), *members]:
             out.writestr(name, data)
 
@@ -92,7 +92,7 @@ def linked(name: str, kind: int) -> zipfile.ZipInfo:
 
 
 def many_in_tar(path: Path, count: int = 300_000) -> None:
-    """Headers and nothing else, each another: a few megabytes packed."""
+    """Write many different headers without content: a few megabytes packed."""
     block = header(info("0000000.png"))
     base, rest = sum(block[:148]) + 256 + sum(block[156:]) - sum(block[:7]), block[7:148]
     with gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as out:
@@ -103,7 +103,7 @@ def many_in_tar(path: Path, count: int = 300_000) -> None:
 
 
 def many_in_zip(path: Path, count: int = 300_000) -> None:
-    """A zip's directory of many entries that all mean one member."""
+    """Write a zip whose directory has many entries for one member."""
     zipped(path)
     whole = path.read_bytes()
     start, end = whole.index(b"PK\x01\x02"), whole.index(b"PK\x05\x06")
@@ -117,7 +117,7 @@ def bomb_zip(path: Path) -> None:
 
 
 def overlapping(path: Path) -> None:
-    """Many entries that share one body (Fifield, A better zip bomb, 2019)."""
+    """Write many entries that share one body (Fifield, A better zip bomb, 2019)."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("a.png", bytes(MIB))
         (first,) = out.filelist
@@ -129,7 +129,7 @@ def overlapping(path: Path) -> None:
 
 
 def lying_zip(path: Path) -> None:
-    """A member that says it is small and unpacks to much."""
+    """Write a member that claims to be small and unpacks to 300 MiB."""
     zipped(path, ("zeros.png", bytes(300 * MIB)))
     whole = bytearray(path.read_bytes())
     at = whole.rindex(b"PK\x01\x02")
@@ -142,7 +142,7 @@ def bomb_tar(path: Path) -> None:
 
 
 def nested(path: Path) -> None:
-    """A bomb within a member: archives in archives are not opened."""
+    """Write a bomb inside a member: the reader must not open nested archives."""
     inner = zlib.compress(bytes(64 * MIB), 9)
     zipped(path, ("inner.tar.gz", gzip.compress(inner)), ("inner.zip", inner))
 
@@ -155,12 +155,12 @@ def encrypted(path: Path) -> None:
 
 
 def bombs_of_pixels(path: Path) -> None:
-    """Images that are small in the archive and not when they are decoded."""
+    """Write images that are small in the archive and large when decoded."""
     zipped(path, *((f"{index}.png", png_of(8_000, 8_000)) for index in range(10)))
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG of few bytes that claims width x height pixels."""
+    """Return a small PNG that claims width x height pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -256,4 +256,4 @@ ARCHIVES: dict[str, Make] = {
     "twice.zip": lambda path: zipped(path, ("x.png", GOOD), ("x.png", GOOD)),
     "nested.zip": nested,
 }
-HARMLESS = {"nested.zip"}  # what lies within is never opened
+HARMLESS = {"nested.zip"}  # the inner archive is never opened

@@ -1,4 +1,4 @@
-"""Image files of every format that Pillow writes, and mutations of them, each a function of a generator of random numbers."""
+"""Image files of the formats that Pillow writes, and random mutations of them, each a function of a random generator."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-READ = (".png", ".jpg", ".webp")  # what we read; what has another ending is set aside unread
+READ = (".png", ".jpg", ".webp")  # endings that remint reads; other images are set aside unread
 OTHERS = (".bmp", ".gif", ".tiff")
 NUMBERS = (0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 def _picture(size: tuple[int, int], channels: int) -> np.ndarray[Any, Any]:
     x_HWC = np.random.default_rng(size[0]).integers(256, size=(*size, channels), dtype=np.uint8)
-    x_HWC[: size[0] // 2] //= 64  # half of it is noise, the other half packs well
+    x_HWC[: size[0] // 2] //= 64  # one half is noise, the other half compresses well
     return x_HWC if channels > 1 else x_HWC[:, :, 0]
 
 
@@ -31,7 +31,7 @@ def _written(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 @cache
 def whole() -> list[tuple[str, bytes]]:
-    """(ending, content) of whole files: grey, colour, palettes, transparency, 16 bits, animations, EXIF, text, scans."""
+    """Return (ending, content) of valid files: grey, colour, palettes, transparency, 16 bits, animations, EXIF, text, scans."""
     grey, colour, alpha = (Image.fromarray(_picture((24, 20), channels)) for channels in (1, 3, 4))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "somewhere"
@@ -56,7 +56,7 @@ def whole() -> list[tuple[str, bytes]]:
 
 
 def mutated(choose: random.Random) -> tuple[str, bytes]:
-    """(ending, content) of one file: a whole one with one to four things done to it; one in five under another's ending."""
+    """Return (ending, content) of a valid file after one to four mutations; one in five has a wrong ending."""
     ending, content = choose.choice([each for each in whole() if each[0] in READ or choose.random() < 0.3])
     out = bytearray(content)
     for _ in range(choose.choice((1, 1, 2, 4))):
@@ -67,7 +67,7 @@ def mutated(choose: random.Random) -> tuple[str, bytes]:
 
 
 def _seal(out: bytearray) -> None:
-    """Makes the checksums of a PNG's parts right again, without which nothing behind the first change is read."""
+    """Correct the checksums of a PNG's parts: after a wrong one, a decoder stops reading."""
     at = 8
     while out.startswith(b"\x89PNG") and at + 12 <= len(out):
         end = at + 8 + int.from_bytes(out[at : at + 4], "big")
@@ -77,7 +77,7 @@ def _seal(out: bytearray) -> None:
 
 
 def _place(out: bytearray, choose: random.Random) -> int:
-    """Any place, or, as often, one among the first hundred bytes, where headers are."""
+    """Draw any position or, equally often, one in the first hundred bytes, which hold headers."""
     return choose.randrange(min(len(out), choose.choice((100, len(out)))) or 1)
 
 
@@ -93,7 +93,7 @@ def _overwrite(out: bytearray, choose: random.Random) -> None:
 
 
 def _number(out: bytearray, choose: random.Random) -> None:
-    """A length, a size or an offset that is at the border of what fits."""
+    """Draw a length, size or offset at a boundary of its range."""
     number, form = choose.choice(NUMBERS), choose.choice("<>") + choose.choice("BHI")
     size = struct.calcsize(form)
     at = _place(out, choose)

@@ -1,8 +1,8 @@
-"""Retrainings that are killed at a moment and taken up again, beside the same that nobody disturbed.
+"""Retrainings that are killed at a random moment and resumed, for comparison with an undisturbed run.
 
-A moment is something that the run reaches (a line that it tells, a file that appears) and a while after it, at most until what
-the undisturbed run reached next: short phases are hit as often as long ones. One of four is drawn from the whole time
-instead. What is killed is drawn from the kinds of processes that are there then.
+A moment is an event of the run (a printed line, a new file) plus a delay, at most until the next event of the undisturbed
+run. So short phases are hit as often as long ones. One moment of four is drawn from the whole duration instead. The victim
+is drawn from the kinds of processes alive at that moment.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.support.processes import asked, command_line
 from tests.support.promotion_cases import copied
 from tests.support.team import REMINT, Team
 
-MARK = "REMINT_TEST_RUN"  # in the environment of every process of one run
-PIPELINES = (  # each family, two processes, a table
+MARK = "REMINT_TEST_RUN"  # environment variable in every process of one run
+PIPELINES = (  # each family, one with two processes, one with a table
     ("digits-vae", ()),
     ("digits-gan", ()),
     ("digits-flow", ()),
@@ -42,9 +42,9 @@ PIPELINES = (  # each family, two processes, a table
 )
 STEPS = ("training.steps=30", "training.validate_every=10", "training.checkpoint_every=5")
 KINDS = ("first", "next", "cold", "next", "first", "dirty")
-GRACE = 5.0  # seconds after which nothing of a killed run may be alive
+GRACE = 5.0  # seconds after which no process of a killed run may be alive
 LIMIT = 300.0  # seconds that any run may take
-APPEAR = (  # below REMINT_HOME, each a moment by its name
+APPEAR = (  # below REMINT_HOME; each new file is an event
     "jobs/*",
     "jobs/*/*",
     "workspaces/*",
@@ -59,8 +59,8 @@ PROGRESS = re.compile(r" \d+/\d+ ")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is retrained. ``kind``: a first version, one beside a champion, one of uncommitted work beside a champion, or a
-    first one whose data, too, are new to dvc."""
+    """One retraining. ``kind``: ``first`` version, ``next`` to a champion, ``dirty`` (uncommitted work, with a champion), or
+    ``cold`` (first version with data that are new to dvc)."""
 
     pipeline: str
     settings: tuple[str, ...]
@@ -74,7 +74,7 @@ class Scene:
 
 
 def scene(number: int) -> Scene:
-    """The families in turn; each tenth with a temporary server."""
+    """Return scene ``number``: the families in turn; every tenth scene has a temporary server."""
     pipeline, settings = PIPELINES[number % len(PIPELINES)]
     return Scene(pipeline, settings, KINDS[number // len(PIPELINES) % len(KINDS)], own_server=number % 10 == 9)
 
@@ -89,10 +89,10 @@ class Moment:
 
 
 class Run:
-    """One `remint run` in a process of its own, and what it has reached."""
+    """One `remint run` in a separate process, and its events so far."""
 
     def __init__(self, team: Team, scene: Scene, log: Path, *, forked: Path | None = None, **more: str) -> None:
-        """``forked``: a folder of preloaded.programs, for a run that is not killed; ``more``: of its environment."""
+        """Start the run. ``forked``: folder of preloaded.programs, for a run that is not killed; ``more``: environment."""
         self.team, self.log, self.mark = team, log, uuid.uuid4().hex
         self.home = team.folder / ".remint"
         self.before = self._files()
@@ -113,12 +113,12 @@ class Run:
         return {path for pattern in APPEAR for path in self.home.glob(pattern)}
 
     def reached(self) -> set[str]:
-        """Names of what it has told, and of what has appeared since it began."""
+        """Return the printed lines, and the names of the files that appeared since the start."""
         lines = {line for line in self.log.read_text(errors="replace").splitlines() if not PROGRESS.search(line)}
         return {"its start", *lines, *(_name(path.relative_to(self.home)) for path in self._files() - self.before)}
 
     def until(self, moment: Moment) -> bool:
-        """Waits for a moment. False where the run was over before."""
+        """Wait for a moment. Return False if the run ended before it."""
         while moment.after not in self.reached():
             if self._over():
                 return False
@@ -134,24 +134,24 @@ class Run:
         return self.process.poll() is not None
 
     def timeline(self) -> dict[str, float]:
-        """Lets it run to its end; seconds after which it reached each moment."""
+        """Let the run finish. Return the seconds from the start to each event."""
         seen: set[str] = set()
         times: dict[str, float] = {}
         while not self._over():
             new = self.reached() - seen
             seen |= new
-            times |= {name: time.monotonic() - self.began for name in sorted(new)[:1]}  # what came together is one moment
+            times |= {name: time.monotonic() - self.began for name in sorted(new)[:1]}  # simultaneous events are one moment
         return {**times, "its end": time.monotonic() - self.began}
 
     def answer(self) -> Any:
-        """What it printed, once it is over."""
+        """Wait for the end and return the printed outcome."""
         self.process.wait(LIMIT)
         assert self.process.returncode == 0, f"exit status {self.process.returncode}\n{self.log.read_text()}"
         (outcome,) = json.loads(self.log.with_suffix(".json").read_text())
         return outcome
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of this run that is alive, whoever is its parent by now."""
+        """Return every live process of this run, including reparented ones."""
         found = []
         for each in psutil.process_iter():
             try:
@@ -162,7 +162,7 @@ class Run:
         return found
 
     def kill_one(self, draw: random.Random) -> str:
-        """Kills one process, of a kind drawn from those that are there; what it was."""
+        """Draw a kind of process and kill one process of it. Return the kind."""
         kinds: dict[str, list[psutil.Process]] = {}
         for each in self.processes():
             try:
@@ -190,7 +190,7 @@ class Run:
         return "another"
 
     def orphans(self) -> list[str]:
-        """What is alive GRACE after the flow is gone."""
+        """Return the processes that are alive GRACE seconds after the flow's end."""
         self.process.wait(LIMIT)
         deadline = time.monotonic() + (GRACE if teams.forked is None else 4 * GRACE)  # beside other tests all takes longer
         while (alive := self.processes()) and time.monotonic() < deadline:
@@ -199,7 +199,7 @@ class Run:
 
 
 def _name(path: Path) -> str:
-    """A file that appears, without what is another in each run: the job, the training's digest, the run."""
+    """Return the name of a new file without the parts that differ between runs: job, training digest, run."""
     parts = path.parts
     if parts[0] == "jobs" and len(parts) == 3:
         return f"jobs/ID/{parts[2]}"
@@ -210,13 +210,13 @@ def _name(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a scene comes to, and when it reached what."""
+    """Results and timeline of an undisturbed scene."""
 
     ends: dict[str, Any]
     timeline: dict[str, float]
 
     def moment(self, draw: random.Random, *, again: bool) -> Moment:
-        """``again``: of a run that takes another up, and does not reach all that this one did."""
+        """Draw a moment. ``again``: for a run that resumes another and does not reach all events of this one."""
         if again or draw.random() < 0.25:
             return Moment("its start", draw.uniform(0.0, self.timeline["its end"] * (0.5 if again else 1.0)))
         reached = sorted(self.timeline.items(), key=lambda item: item[1])
@@ -225,7 +225,7 @@ class Undisturbed:
 
 
 class Stage:
-    """Teams to be killed in, each a copy of one where a scene begins; and what each scene comes to undisturbed."""
+    """Teams for the kills, each a copy of the scene's initial team; and the undisturbed results of each scene."""
 
     def __init__(self, empty: Path, folder: Path, server: PrefectServer) -> None:
         self.empty, self.folder, self.server = empty, folder, server
@@ -233,7 +233,7 @@ class Stage:
 
     @cached_property
     def judged(self) -> Path:
-        """A team that has a champion of each pipeline."""
+        """Team with a champion of each pipeline."""
         team = Team(self.folder / "judged", api=self.server.url)
         shutil.copytree(self.empty, team.folder, symlinks=True)
         sets = [part for each in (*STEPS, "training.seed=1") for part in ("--set", each)]
@@ -253,7 +253,7 @@ class Stage:
         return Team(folder, api=None if scene.own_server else self.server.url)
 
     def data(self, scene: Scene) -> Path:
-        """What dvc keeps of a pipeline's data and their features, once a run has made them."""
+        """Return the folder for dvc's copy of a pipeline's data and features. A run fills it."""
         return self.folder / f"data-of-{scene.pipeline.partition('-')[0]}"
 
     def keep_data(self, scene: Scene, team: Team) -> None:
@@ -263,7 +263,7 @@ class Stage:
                 shutil.rmtree(entry)
 
     def undisturbed(self, scene: Scene) -> Undisturbed:
-        """Whose server it is makes no difference to what it comes to, nor to what it reaches between its start and its end."""
+        """Run a scene undisturbed, once. The kind of server changes neither its results nor its events."""
         scene = replace(scene, own_server=False)
         if scene not in self.known:
             team = self.team(scene, f"undisturbed-{len(self.known)}")
@@ -277,7 +277,7 @@ class Stage:
         return self.known[scene]
 
     def kill(self, run: Run, draw: random.Random) -> str:
-        """Kills one process of a run, or the server that it talks to, which is started again; what it was."""
+        """Kill one process of a run, or its server, which is then restarted. Return the kind of victim."""
         if run.team.api is None or draw.random() > 0.08:
             return run.kill_one(draw)
         self.server.kill()

@@ -1,6 +1,6 @@
-"""Everything that a run leaves behind, searched for what must not be there: files, archives in them, git, S3, PostgreSQL.
+"""Search for secrets in everything that a run leaves behind: files, archives in them, git, S3, PostgreSQL.
 
-What is looked for is looked for plain, as an address has it, and as a header has it.
+Each secret is searched in plain text, percent-encoded as in addresses, and base64-encoded as in headers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-DEEP = 3  # archives within archives
+DEEP = 3  # levels of nested archives
 
 
 class Search:
-    """Looks for words; ``found``: the places of each."""
+    """Search for words. ``found``: the places of each."""
 
     def __init__(self, words: Collection[str]) -> None:
         self.forms = {form: word for word in words for form in _forms(word)}
@@ -45,7 +45,7 @@ class Search:
                 self.bytes(f"the name of {path}", path.name.encode(), 0)
 
     def git(self, repository: Path) -> None:
-        """Every object, reachable or not, and what the refs and the log of each say."""
+        """Search every git object, reachable or not."""
         everything = ["git", "cat-file", "--batch-all-objects", "--batch"]
         self.bytes(f"git of {repository}", subprocess.run(everything, cwd=repository, check=True, capture_output=True).stdout)
 
@@ -56,7 +56,7 @@ class Search:
                 self.bytes(f"s3://{name}/{each['Key']}", each["Key"].encode() + b"\n" + body)
 
     def postgres(self, url: str) -> None:
-        """Every row of every table."""
+        """Search every row of every table."""
         import psycopg
 
         with psycopg.connect(url) as connection:
@@ -73,7 +73,7 @@ class Search:
 
 
 def _forms(word: str) -> set[bytes]:
-    """The word plain, percent-encoded, and in each of the ways that base64 has it within something longer."""
+    """Return the word in plain text, percent-encoded, and in each base64 form it can have inside a longer text."""
     encoded = {base64.b64encode(b"u" * lead + word.encode())[lead + 2 : -4] for lead in range(3)}
     return {word.encode(), quote(word, safe="").encode(), *(each for each in encoded if len(each) >= 8)}
 
@@ -94,7 +94,7 @@ def _members(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 @contextmanager
 def watched(lines: set[str]) -> Iterator[None]:
-    """Inside the block the command line of every process of this machine is taken down, over and over."""
+    """Record the command lines of all processes of this machine repeatedly while the block runs."""
     over = threading.Event()
 
     def look() -> None:
@@ -116,7 +116,7 @@ def watched(lines: set[str]) -> Iterator[None]:
 
 
 def secrets(random: Any, names: Collection[str]) -> dict[str, str]:
-    """A word for each name that nobody says by chance."""
+    """Return a unique random secret for each name."""
     return {name: f"planted-{random.randrange(16**12):012x}/x+y" for name in names}
 
 

@@ -1,4 +1,4 @@
-"""A model of two weights and the phases that train it, small enough for exact oracles of the training loop."""
+"""Model of two weights and its training phases, small enough for exact oracles of the training loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ X_NCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size=(10, 1, 1
 
 
 class Line(Model):
-    """y = w x: what all phases here train a part of."""
+    """y = w x: the model that all phases here train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Fit(Phase):
 
 
 class Cliff(Fit):
-    """Is NaN once a step has moved a weight by more than ``bound``: too high a learning rate leads there, and none back."""
+    """Loss that is NaN after a step has moved a weight by more than ``bound``, as a too high learning rate does."""
 
     name: ClassVar[str] = "cliff"
 
@@ -114,7 +114,7 @@ def fit(
 
 
 def by_hand(steps: Iterable[int], *, weight_decay: float, clip: float | None) -> tuple[nn.Parameter, Tensor, list[float]]:
-    """The oracle: these steps of Line's training by torch's AdamW, as SETTINGS say. Weight, its moving average, losses."""
+    """Compute the oracle: train Line for these steps with torch's AdamW and SETTINGS. Return weight, average, losses."""
     weight = nn.Parameter(torch.tensor([2.0, -1.0]))
     optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=weight_decay)
     average, losses = torch.tensor([2.0, -1.0]), []

@@ -1,8 +1,8 @@
-"""What reading hostile files costs: each is read in a forked process of its own, whose memory and time are measured.
+"""Cost of reading hostile files: each is read in its own forked process, whose memory and time are measured.
 
 python -m tests.support.measured    a line of JSON on standard input: {"kind": .., "paths": [..]}; a line for each path on standard output
 
-A process that crashes, hangs or fills the memory ends alone, and its line says how.
+If a process crashes, hangs or fills the memory, only that process ends, and its line reports how.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import IO, Any
 
 from remint.errors import RemintError
 
-LIMIT = 30  # seconds after which a process that reads is taken for one that hangs
+LIMIT = 30  # seconds after which a reading process counts as hung
 
 
 @dataclass(frozen=True)
 class Read:
-    """How one file was read."""
+    """Result of reading one file."""
 
-    ended: str  # "read", "refused" (by an error of ours), "raised" (another's error), "signal 11" (crashed, or hung: 14)
+    ended: str  # "read", "refused" (RemintError), "raised" (another error), "signal 11" (crashed; 14: hung)
     said: str
-    seconds: float  # of the processor
-    grown: int  # bytes by which the peak of its memory rose above what the process began with
+    seconds: float  # CPU time
+    grown: int  # bytes of peak memory above the peak at the start
     notes: dict[str, Any]
 
 
 class Reader:
-    """The process that forks."""
+    """Connection to the process that forks."""
 
     def __init__(self, stdin: IO[str], stdout: IO[str]) -> None:
         self.stdin, self.stdout = stdin, stdout
@@ -60,7 +60,7 @@ def reader() -> Iterator[Reader]:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    """A dataset's source, of whatever kind it is, down to the checked arrays."""
+    """Import a dataset's source of any kind, including the checks."""
     from remint.data import sources
     from remint.settings.recipe import DatasetSettings
 
@@ -70,7 +70,7 @@ def _source(path: Path) -> dict[str, Any]:
 
 
 def _images(path: Path) -> dict[str, Any]:
-    """A folder of image files: how many could be decoded, why the others not, and the slowest, in seconds."""
+    """Read a folder of images. Return the number of decoded files, the reasons for the others, and the slowest file."""
     from remint.data import folder, pictures
     from remint.settings.recipe import DatasetSettings, ResizeSettings
 
@@ -96,7 +96,7 @@ def _peak() -> int:
 
 
 def _child(kind: str, path: Path, out: int) -> None:
-    """Reads one file and says what came of it. Never returns."""
+    """Read one file and report the result. Never returns."""
     signal.alarm(LIMIT)
     before, began = _peak(), time.process_time()
     notes: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def _read(kind: str, path: Path) -> str:
 
 
 def main() -> None:
-    from remint.data import idx, pictures, sources, tables  # noqa: F401 (once, and not in each process)
+    from remint.data import idx, pictures, sources, tables  # noqa: F401 (imported once, before the forks)
 
     for line in sys.stdin:
         asked = json.loads(line)

@@ -1,6 +1,6 @@
-"""A real MLflow server for tests that is killed and there again within a moment, and a proxy that loses its replies.
+"""Real MLflow server for tests that can be killed and restarted quickly, and a proxy that loses its replies.
 
-python -m tests.support.mlflow_server PORT DATABASE FILES    imports the server once; each line on standard input forks one that serves,
+python -m tests.support.mlflow_server PORT DATABASE FILES    imports the server once; for each line on standard input, forks a server
                                                      and prints its process id
 """
 
@@ -27,7 +27,7 @@ from tests.support.ports import free_port
 
 @dataclass
 class Server:
-    """An MLflow server on a SQLite database, which serves its files as well."""
+    """MLflow server on a SQLite database; it also serves the artifacts."""
 
     port: int
     parent: subprocess.Popen[str]
@@ -48,7 +48,7 @@ class Server:
         os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Until it answers."""
+        """Wait until the server answers."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
@@ -64,7 +64,7 @@ class Server:
 
 @contextmanager
 def serving(home: Path) -> Iterator[Server]:
-    """A server on the MLflow database of a home."""
+    """Run a server on the MLflow database of a home."""
     port = free_port()
     database = f"sqlite:///{home}/mlflow/mlflow.db"
     command = [sys.executable, "-m", "tests.support.mlflow_server", str(port), database, str(home / "files")]
@@ -84,12 +84,12 @@ def serving(home: Path) -> Iterator[Server]:
 
 @dataclass
 class Losing:
-    """Hands every request on to a server, and loses a share of the replies to POSTs, once it was done there."""
+    """Proxy that forwards every request and loses a share of the replies to POSTs, after the server has handled them."""
 
     port: int  # of the server
     share: float
     dice: random.Random
-    cut: bool = False  # after the first lines of a reply, instead of before
+    cut: bool = False  # lose the reply after its header, instead of before it
     address: str = ""
     lost: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -158,7 +158,7 @@ def main(port: str, database: str, files: str) -> None:
     import uvicorn
     from mlflow.server.fastapi_app import app
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the killed ones
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: killed servers need no wait()
     for _ in sys.stdin:
         child = os.fork()
         if not child:

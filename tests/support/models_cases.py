@@ -1,4 +1,4 @@
-"""Small models of every family, with weights that are not those of the first step (where a flow is still the identity)."""
+"""Small models of every family, with weights that differ from the initial ones (an initial flow is the identity)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from remint.models.families import family
 from remint.records import Column, DataSpec
 from remint.settings.recipe import FlowSettings, GanSettings, ModelSettings, VaeGanCriticSettings, VaeGanSettings, VaeSettings
 
-PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine examples in all: every sum over them can be written out
+PAIR = DataSpec(shape=(1, 1, 2), levels=3)  # nine possible examples: tests sum over all of them
 LABELLED_PAIR = PAIR.model_copy(update={"classes": 3})
 IMAGE = DataSpec(shape=(2, 3, 4), levels=17, classes=3)
-SQUARE = DataSpec(shape=(1, 4, 4), levels=5, classes=3)  # its sides can be halved twice
-NUMBERS = DataSpec(shape=(3,), columns=tuple(Column(name=name) for name in "abc"), classes=3)  # a table, complete
-MIXED = DataSpec(  # a table with everything that one may have
+SQUARE = DataSpec(shape=(1, 4, 4), levels=5, classes=3)  # its height and width can be halved twice
+NUMBERS = DataSpec(shape=(3,), columns=tuple(Column(name=name) for name in "abc"), classes=3)  # a table without missing values
+MIXED = DataSpec(  # a table with every kind of column
     shape=(4,),
     columns=(
         Column(name="age", mean=40.0, scale=9.0),
@@ -33,14 +33,14 @@ COMPLETE = MIXED.model_copy(update={"columns": tuple(column.model_copy(update={"
 
 @dataclass(frozen=True)
 class Case:
-    """One family with settings, and the data that the tests of every family show it."""
+    """One family with settings, and the data for the tests of every family."""
 
     family: str
     settings: ModelSettings
     spec: DataSpec = IMAGE
 
     def build(self, spec: DataSpec | None = None, seed: int = 0, spread: float = 0.2) -> Model:
-        """In float64 and eval mode, initialised from random data; ``spread`` is added to every parameter at random."""
+        """Build the model in float64 and eval mode, from random data. ``spread``: scale of the noise on every parameter."""
         spec = spec or self.spec
         torch.manual_seed(seed)
         model = family(self.family).build(self.settings, spec).double().eval()
@@ -54,7 +54,7 @@ class Case:
         return [phase.double() for phase in family(self.family).phases(model, self.settings)]
 
     def y(self, count: int, seed: int = 1) -> Tensor | None:
-        """Classes to give a conditional model; None to others."""
+        """Return random classes for a conditional model, None for others."""
         return labels(self.spec, count, seed) if self.settings.conditional else None
 
 
@@ -114,7 +114,7 @@ CASES = {
 
 
 def examples(spec: DataSpec, count: int, seed: int = 1) -> Tensor:
-    """Random examples, uint8 images or float32 rows, in which no two values of one example are independent."""
+    """Return random examples, uint8 images or float32 rows. No two values of one example are independent."""
     generator = torch.Generator().manual_seed(seed)
     if spec.is_table:
         return _rows(spec, count, generator)
@@ -137,19 +137,19 @@ def _rows(spec: DataSpec, count: int, generator: torch.Generator) -> Tensor:
 
 
 def labels(spec: DataSpec, count: int, seed: int = 1) -> Tensor | None:
-    """Random classes, int64, every one of them among the first few; None where the data have none."""
+    """Return random classes, int64; the first few contain every class. None if the data have no classes."""
     if not spec.classes:
         return None
     return (torch.arange(count) + torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed))) % spec.classes
 
 
 def every_example(spec: DataSpec) -> Tensor:
-    """All levels ** dims examples, uint8."""
+    """Return all levels ** dims examples, uint8."""
     grid = torch.cartesian_prod(*[torch.arange(spec.levels)] * spec.dims)
     return grid.view(-1, *spec.shape).to(torch.uint8)
 
 
 def a_batch(phase: Phase, spec: DataSpec, count: int = 6, step: int = 0, progress: float = 0.5) -> Batch:
-    """As the loop makes it, in float64, with the labels that the data have."""
+    """Return a batch as the loop makes it, in float64, with labels if the data have any."""
     noise = standard_normal((count, phase.noise_size), step, 7).double()
     return Batch(examples(spec, count).double(), noise, progress=progress, step=step, y_B=labels(spec, count))

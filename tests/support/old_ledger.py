@@ -1,4 +1,4 @@
-"""The tables of a ledger's database as commit 1b187ec made them (schema version 1), with rows and hashes that it wrote."""
+"""Ledger tables as commit 1b187ec created them (schema version 1), with rows and hashes that it wrote."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Models that mean harm: what somebody who can write where MLflow keeps its files can make of a version.
+"""Malicious models: changes to a version by an attacker who can write to MLflow's artifact store.
 
-Each is made of ``model``, the folder of a registered version in the store. The payload makes a file; nobody may ever run it.
+Each change is made in ``model``, the folder of a registered version in the store. The payload creates a file: if the file
+appears, the payload was executed and the test fails.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BUNDLE = "data/bundle"
 
 
 class Payload:
-    """Unpickled, or imported as ``code``, it makes a file."""
+    """Object that creates a file when it is unpickled or when ``code`` is imported."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -41,9 +42,9 @@ class Payload:
 
 @dataclass(frozen=True)
 class Poison:
-    """``resealed``: manifest and MLflow's tags were made to fit, so that only the loader stands in the way.
+    """One attack. ``resealed``: manifest and MLflow's tags match the change, so only the loader can refuse it.
 
-    ``of_the_record``: of it only what a fresh process holds the model against, which those who draw do not read.
+    ``of_the_record``: it changes only the record that a fresh process compares the model with; sampling does not read it.
     """
 
     make: Callable[[Path, Payload], None]
@@ -79,7 +80,7 @@ def code_directory(model: Path, payload: Payload) -> None:
 
 
 def python_model(model: Path, payload: Payload) -> None:
-    """As mlflow.pyfunc.save_model(python_model=..) writes it."""
+    """Write a model as mlflow.pyfunc.save_model(python_model=..) does."""
     (model / "python_model.pkl").write_bytes(payload.pickle)
     _mlmodel(
         model, (LOADER, "loader_module: mlflow.pyfunc.model\n    python_model: python_model.pkl\n    cloudpickle_version: 3.0.0")
@@ -122,7 +123,7 @@ def pickle_for_weights(model: Path, payload: Payload) -> None:
 
 
 def torch_archive_for_weights(model: Path, payload: Payload) -> None:
-    """As torch.save writes it, and torch.export: a zip that holds a pickle."""
+    """Write a zip that contains a pickle, as torch.save and torch.export do."""
     with zipfile.ZipFile(model / BUNDLE / "weights.safetensors", "w") as out:
         out.writestr("archive/data.pkl", payload.pickle)
         out.writestr("archive/version", "3\n")
@@ -156,7 +157,7 @@ def link_to_everything(model: Path, _: Payload) -> None:
 
 
 def bundle_is_a_link(model: Path, _: Payload) -> None:
-    """To a folder whose bytes are right, today."""
+    """Replace the bundle by a link to a folder whose content is correct for now."""
     (model / BUNDLE).rename(model.parent / "elsewhere")
     (model / BUNDLE).symlink_to(model.parent / "elsewhere")
 
@@ -186,7 +187,7 @@ def deep_manifest(model: Path, _: Payload) -> None:
 
 
 def _header(model: Path, header: bytes, length: int | None = None, data: bytes = b"") -> None:
-    """Weights in the form of safetensors: the length of the header, the header, the data."""
+    """Write weights in safetensors format: the length of the header, the header, the data."""
     size = struct.pack("<Q", len(header) if length is None else length)
     (model / BUNDLE / "weights.safetensors").write_bytes(size + header + data)
 
@@ -238,7 +239,7 @@ def deep_model(model: Path, _: Payload) -> None:
 
 
 def deep_samples(model: Path, payload: Payload) -> None:
-    """The record of what it drew at training, with a pickle where its seed stands."""
+    """Put a pickle in place of the seed in the record of the training samples."""
     header = json.dumps({"__metadata__": {"about": json.dumps({"seed": payload.pickle.hex(), "machine": {}})}}).encode()
     (model / BUNDLE / "samples.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
 
@@ -289,6 +290,6 @@ POISONS: dict[str, Poison] = {
 
 
 def remake(model: Path, whole: Path) -> None:
-    """Puts a model back as it was."""
+    """Restore the original model."""
     shutil.rmtree(model.parent, ignore_errors=True)
     shutil.copytree(whole.parent, model.parent)

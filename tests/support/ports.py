@@ -1,4 +1,4 @@
-"""A port of this machine that a server of a test may listen on."""
+"""Free port for a test's server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ FIRST, LAST = 12_000, 32_000
 
 
 def free_port() -> int:
-    """Below those that the kernel gives to connections (from 32768 on Linux).
+    """Return a free port below the kernel's range for outgoing connections (from 32768 on Linux).
 
-    A server that is killed and started again at its port would else find it taken now and then: by a connection of another test, or
-    by a client's of its own, which knocks at the empty port until it is given the same number and talks to itself.
+    Otherwise a server that is killed and restarted would sometimes find its port in use: by a connection of another test, or
+    by its own client, which retries until the kernel gives it the same port and it connects to itself.
     """
     while True:
         port = FIRST + secrets.randbelow(LAST - FIRST)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, from the binaries that are installed, with as many databases as are asked for."""
+"""Real PostgreSQL server for tests, from the installed binaries, with any number of databases."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.ports import free_port
 
 @dataclass
 class Postgres:
-    """A server of its own on a Unix socket, run by an account that is not root (it refuses to run as root)."""
+    """Separate server on a Unix socket, run by an account other than root (it refuses to run as root)."""
 
     folder: Path
     bin: Path
     user: str | None  # None: the account that runs the tests
-    port: int = 5432  # names the socket; of localhost, too, after listen()
+    port: int = 5432  # part of the socket's name; after listen() also the TCP port
     options: str = "-c listen_addresses="
 
     @property
@@ -52,19 +52,19 @@ class Postgres:
             connection.execute(command)
 
     def lock(self, role: str, password: str) -> None:
-        """Makes a role that must give its password (of letters, digits and what quotes nothing)."""
+        """Make a role that must give its password. ``password``: letters, digits and characters that need no quoting."""
         rules = self.folder / "data/pg_hba.conf"
         rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{rules.read_text()}")
         self.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
         self.execute("SELECT pg_reload_conf()")
 
     def database(self, name: str) -> str:
-        """The address of a new, empty database."""
+        """Make an empty database and return its address."""
         self.execute(f'CREATE DATABASE "{name}"')
         return self._address(name)
 
     def listen(self, certificate: Path, key: Path) -> None:
-        """Starts it again, open to localhost over TLS with passwords."""
+        """Restart the server, open to localhost over TLS with passwords."""
         data = self.folder / "data"
         for source, name in ((certificate, "server.crt"), (key, "server.key")):
             shutil.copy(source, data / name)
@@ -93,7 +93,7 @@ def postgres() -> Iterator[Postgres]:
 
 @contextmanager
 def fresh() -> Iterator[Postgres]:
-    """A server of one's own, on a socket only. Skips the test where that cannot be."""
+    """Run a separate server on a socket only. Skips the test if that is impossible."""
     pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     binaries = _binaries()
     if binaries is None:
@@ -104,7 +104,7 @@ def fresh() -> Iterator[Postgres]:
         user = next((name for name in ("postgres", "nobody") if name in accounts), None)
         if user is None:
             pytest.skip("PostgreSQL does not run as root, and there is no account postgres or nobody to run it as")
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path has at most 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path can have at most 107 characters
     if user:
         shutil.chown(folder, user)
     server = Postgres(folder, binaries, user)

@@ -1,4 +1,4 @@
-"""A real Prefect server for tests: it can be killed, and started again at the same address."""
+"""Real Prefect server for tests: it can be killed, and restarted at the same address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 
 
 def ask(url: str, body: Any = None) -> Any:
-    """What a server answers to a GET, or to ``body`` posted; asked again while its database is busy, as Prefect's client does."""
+    """Return the answer to a GET, or a POST of ``body``. Retries while the database is busy, as Prefect's client does."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     deadline = time.monotonic() + 60
@@ -33,7 +33,7 @@ def ask(url: str, body: Any = None) -> Any:
 
 
 class PrefectServer:
-    """A server on ``home``, a copy of ``template`` (a PREFECT_HOME whose database was made: making it takes ten seconds)."""
+    """Server on ``home``, a copy of ``template`` (a PREFECT_HOME with a database, which takes ten seconds to create)."""
 
     def __init__(self, template: Path, home: Path) -> None:
         shutil.copytree(template, home, dirs_exist_ok=True)

@@ -1,13 +1,13 @@
-"""Python processes that are forked from one which has imported the large libraries already.
+"""Python processes forked from a server process that has already imported the large libraries.
 
     python preloaded.py SOCKET PID    the server, which is forked; it ends with the process PID
 
-A run starts a dozen Python processes, and each spends one or two seconds of the processor on the imports of torch, mlflow or
-dvc. ``programs`` makes a folder with the programs ``python`` and ``remint``. For a step, for dvc and for a command of remint they
-hand their arguments, environment, folder and standard streams to the server, which forks a process that runs the program;
-they forward signals, and return its exit status. Our own code and Prefect, which reads its settings when it is imported,
-are imported after the fork. Every other program is executed as usual, and so is one whose environment sets what a library
-reads when it is loaded.
+A run starts a dozen Python processes, and each needs one or two seconds of CPU time to import torch, mlflow or dvc.
+``programs`` makes a folder with the programs ``python`` and ``remint``. For a step, for dvc and for a command of remint they
+send their arguments, environment, folder and standard streams to the server, which forks a process that runs the program;
+they forward signals, and return its exit status. remint's own code and Prefect, which reads its settings at import, are
+imported after the fork. Every other program is executed as usual, as is one whose environment contains a variable that a
+library reads when it is loaded.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ os.execv({python!r}, [{python!r}] + ([{script!r}] + rest[:-1] if kind == "remint
 
 
 def programs(folder: Path, pid: int) -> None:
-    """Start a server that ends with the process ``pid``; write the programs that ask it: their folder is to be the first in PATH."""
+    """Start a server that ends with the process ``pid``. Write its client programs; put their folder first in PATH."""
     folder.mkdir()
     address, script = folder / "server", Path(sys.executable).parent / "remint"
     environment = {
@@ -87,7 +87,7 @@ def programs(folder: Path, pid: int) -> None:
 
 
 class Server:
-    """Forks a process for each connection, and reports how it ended."""
+    """Server that forks a process for each connection, and reports how it ended."""
 
     def __init__(self, address: str, pid: int) -> None:
         self.own, self.selector = dict(os.environ), selectors.DefaultSelector()
@@ -128,7 +128,7 @@ class Server:
             os.close(descriptor)
 
     def _forward(self, client: socket.socket, pid: int) -> None:
-        """Send the process the signal that its client received; SIGKILL where the client is dead."""
+        """Send the process the signal that its client received; SIGKILL if the client is dead."""
         signals = client.recv(1) or bytes([signal.SIGKILL])
         os.kill(pid, signals[0])
         if signals[0] == signal.SIGKILL:
@@ -146,7 +146,7 @@ class Server:
 
 
 def _become(program: str, arguments: list[str], environment: dict[str, str], folder: str, streams: array.array[int]) -> NoReturn:
-    """Run the program as a new process of Python's would, and end."""
+    """Run the program as a new Python process would, and exit."""
     os.setsid()
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def wait_for(path: Path, seconds: float = 20.0) -> str:
-    """Return what a file holds, once there is something in it."""
+    """Wait until a file has content, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if path.exists() and path.read_text():
@@ -40,7 +40,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
 
 
 def asked(question: Callable[[], T], otherwise: T) -> T:
-    """The answer about a process that may end at any moment, or may have ended and not been waited for by its parent."""
+    """Return the answer about a process, or ``otherwise`` if it has ended (even as a zombie)."""
     try:
         return question()
     except psutil.NoSuchProcess:
@@ -48,10 +48,10 @@ def asked(question: Callable[[], T], otherwise: T) -> T:
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """What a process runs; nothing where it has ended."""
+    """Return a process's command line; empty if it has ended."""
     return asked(process.cmdline, [])
 
 
 def below(pid: int) -> list[psutil.Process]:
-    """All processes below one."""
+    """Return all descendants of a process."""
     return asked(lambda: psutil.Process(pid).children(recursive=True), [])

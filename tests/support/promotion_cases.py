@@ -1,4 +1,4 @@
-"""Homes with a few small registered versions, made once and copied; and the gate's part of a decision in one call."""
+"""Homes with a few small registered versions, made once and copied, and one call for the gate's part of a decision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAGS = registry_cases.TAGS.updated(
 
 
 def filled(empty: Path, to: Path, versions: int) -> Home:
-    """A home with so many versions of one model, which nobody judged yet; their bundles lie in ``bundles``."""
+    """Make a home with that many undecided versions of one model, and their bundles in ``bundles``."""
     home = copied(Home(to, empty), to)
     for seed in range(versions):
         add(home, seed)
@@ -33,7 +33,7 @@ def filled(empty: Path, to: Path, versions: int) -> Home:
 
 
 def copied(template: Home, to: Path) -> Home:
-    """A copy of a home, with the absolute addresses in MLflow's database made its own."""
+    """Copy a home, and change the absolute addresses in MLflow's database to the copy."""
     shutil.copytree(template.path, to, dirs_exist_ok=True)
     columns = {
         "experiments": ("artifact_location",),
@@ -47,12 +47,12 @@ def copied(template: Home, to: Path) -> Home:
     database.close()
     from mlflow.tracking._tracking_service import utils
 
-    utils._artifact_repos_cache.clear()  # by run: it would go on writing into the home that was copied
+    utils._artifact_repos_cache.clear()  # keyed by run: it would still write into the original home
     return Home(to, to)
 
 
 def add(home: Home, seed: int, **tags: str) -> ModelVersion:
-    """Registers the model of one seed, or finds it registered."""
+    """Register the model of one seed, unless it is registered."""
     bundle = home.path / "bundles" / str(seed)
     if not bundle.exists():
         registry_cases.make(bundle, seed)
@@ -60,7 +60,7 @@ def add(home: Home, seed: int, **tags: str) -> ModelVersion:
 
 
 def append(home: Home, action: Action, version: int, *, evidence: str = "e", who: str = "gate") -> LedgerRow:
-    """The ledger's row of a decision, and nothing else: what a process leaves that dies right after it."""
+    """Append the ledger row of a decision and nothing else, like a process that dies right after it."""
     book = open_ledger(home)
     champion = book.champion(MODEL)
     after = version if action == "promoted" else champion
@@ -70,21 +70,21 @@ def append(home: Home, action: Action, version: int, *, evidence: str = "e", who
 
 
 def judge(home: Home, action: Action, version: int) -> LedgerRow:
-    """What the gate does once it has decided."""
+    """Record a decision as the gate does: append the row and update MLflow."""
     row = append(home, action, version)
     sync_mlflow_to_ledger(home, MODEL)
     return row
 
 
 def files(home: Home, version: int) -> Path:
-    """Where the bytes of a version lie in the store."""
+    """Return the folder of a version's files in the store."""
     run = open_tracking(home).version(f"{MODEL}/{version}").run_id
     (found,) = (home.path / "mlflow/artifacts").glob(f"*/{run}/artifacts/model")
     return found
 
 
 def flip(home: Home, version: int) -> None:
-    """One byte of the weights, in the store."""
+    """Flip one bit of the weights in the store."""
     weights = files(home, version) / "data/bundle/weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -92,7 +92,7 @@ def flip(home: Home, version: int) -> None:
 
 
 def sql(home: Home, *statements: str) -> None:
-    """Done to the ledger's database, past remint."""
+    """Execute statements on the ledger's database without remint."""
     with sqlite3.connect(home.path / "ledger.db") as database:
         for statement in statements:
             database.execute(statement)
@@ -100,19 +100,19 @@ def sql(home: Home, *statements: str) -> None:
 
 
 def unverified(home: Home, version: int) -> None:
-    """Makes a version one of an older remint, which loaded it nowhere when it was registered."""
+    """Make a version look like one of an older remint, which did not load models at registration."""
     store: Any = open_tracking(home)
     store._client.delete_model_version_tag(MODEL, str(version), "remint.verified")
 
 
 def delete(home: Home, version: int) -> None:
-    """Takes a version out of MLflow, past remint."""
+    """Delete a version from MLflow without remint."""
     store: Any = open_tracking(home)
     store._client.delete_model_version(MODEL, str(version))
 
 
 def mlflow_gc(home: Home) -> None:
-    """`mlflow gc`, as a person types it."""
+    """Run `mlflow gc` as on the command line."""
     import mlflow
     from click.testing import CliRunner
     from mlflow.cli import gc
@@ -121,5 +121,5 @@ def mlflow_gc(home: Home) -> None:
     try:
         done = CliRunner().invoke(gc, ["--backend-store-uri", uri, "--tracking-uri", uri], catch_exceptions=False)
     finally:
-        mlflow.set_tracking_uri(None)  # the command leaves it in the environment, for every later test
+        mlflow.set_tracking_uri(None)  # the command leaves the address in the environment
     assert done.exit_code == 0, done.output

@@ -1,7 +1,7 @@
-"""Processes that race each other, forked from one that runs nothing else.
+"""Racing processes, forked from a server process without other threads.
 
-What another thread holds at a fork, a mutex of SQLite's say, its child finds held for ever; and pytest's own process has
-threads, of its workers and of what earlier tests used.
+A lock that another thread holds at a fork, such as a mutex of SQLite, stays locked in the child forever. pytest's own process
+has such threads, from its workers and from earlier tests.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 context = multiprocessing.get_context("forkserver")
-# What each racer would import by itself.
+# Modules that each racer would otherwise import itself.
 context.set_forkserver_preload(["remint.promotion.decide", "remint.stores.ledger.spreads", "mlflow", "pytest"])
 
 
 def racer(target: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """A process that is to be started. ``target``: a module's own function."""
+    """Return a process that is not started yet. ``target``: a module-level function."""
     return context.Process(target=_race, args=(dict(os.environ), target, *arguments), daemon=True)
 
 
 def _race(environment: Mapping[str, str], target: Callable[..., None], *arguments: Any) -> None:
-    os.environ.clear()  # the server's is of when the first racer was started
+    os.environ.clear()  # the server has the environment of the first racer's start
     os.environ.update(environment)
     target(*arguments)
 
 
 def at_once(target: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
-    """What ``target(index, *arguments)`` returns in each of ``count`` processes that begin together."""
+    """Run ``target(index, *arguments)`` in ``count`` processes that begin together. Return the results."""
     barrier, said = context.Barrier(count), context.Queue()
     racers = [racer(_say, barrier, said, target, index, *arguments) for index in range(count)]
     for each in racers:

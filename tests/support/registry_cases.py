@@ -1,4 +1,4 @@
-"""Small real bundles that tests of the registry share, and a program whose processes register them at the same time.
+"""Small real bundles shared by the registry tests, and a program whose processes register them at the same time.
 
 python -m tests.support.registry_cases HOME BUNDLE COUNT [URI]    COUNT processes register BUNDLE at once; prints each one's version
 python -m tests.support.registry_cases HOME BUNDLE die            opens a run and kills itself
@@ -30,7 +30,7 @@ TAGS = VersionTags(commit="c" * 40, dirty="false")
 
 
 def make(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8) -> TrainedModel:
-    """A sealed bundle at ``folder``, as training leaves it, of a flow with fresh weights drawn from ``seed``."""
+    """Make a sealed bundle at ``folder``, as training does, of a flow with random weights from ``seed``."""
     settings = FlowSettings(couplings=2, hidden=hidden, bins=3)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -76,13 +76,13 @@ def register(
     attachments: Mapping[str, Path] | None = None,
     verify: Callable[[Path], str] = lambda bundle: "not looked at",
 ) -> ModelVersion:
-    """Most tests are about other things than whether the model loads in a fresh process (seconds)."""
+    """Register a bundle, by default without loading it in a fresh process: that takes seconds and few tests need it."""
     trained = TrainedModel.read(bundle / "training.json")
     return store.register(bundle, trained, trained.pipeline, run_id, tags, attachments or {}, verify)
 
 
 def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
-    """What one retraining does with MLflow."""
+    """Do the MLflow part of one retraining."""
     store = tracking(home, uri)
     trained = TrainedModel.read(bundle / "training.json")
     run_id = store.start_run(trained.pipeline, {"job": str(os.getpid())}, trained.recipe)
@@ -90,17 +90,17 @@ def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
         store.log_metrics(run_id, [{"step": step, "loss": 1.0 / (step + 1)}])
     attachments, log = {"training.json": bundle / "training.json"}, home / f"{os.getpid()}.log"
     version = register(store, bundle, run_id, attachments=attachments, verify=lambda back: fresh.check(back, log))
-    with store.exclusively("projection"):  # as remint.stores.open does it: MLflow adds a tag twice where two add it at once
+    with store.exclusively("projection"):  # as remint.stores.open: two simultaneous writers would add a tag twice
         store.set_tags(version, VersionTags(verdict="promoted"))
         store.set_alias(version.name, "champion", version.version)
     return version
 
 
 def _together(home: Path, bundle: Path, count: int, uri: str = "") -> int:
-    """Forks before MLflow has opened anything: the database, too, is made by all of them at once."""
+    """Register in ``count`` forks, made before MLflow opens the database: all of them create it at once."""
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (imported once, and not by each of them)
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (imported once, before the forks)
 
     ready, go = os.pipe()
     children = []
@@ -108,7 +108,7 @@ def _together(home: Path, bundle: Path, count: int, uri: str = "") -> int:
         child = os.fork()
         if not child:
             os.close(go)
-            os.read(ready, 1)  # ends for all when the parent closes its end
+            os.read(ready, 1)  # returns in all children when the parent closes its end
             os.write(1, f"{whole_life(home, bundle, uri).version}\n".encode())
             sys.stdout.flush()
             os._exit(0)

@@ -1,12 +1,11 @@
-"""Kills a process at each boundary of a registration and promotion, and looks at what the next command makes of it.
+"""Kills a process at each boundary of a registration and promotion, then runs the command again and checks the result.
 
-python -m tests.support.registry_kills FOLDER SEED [POSTGRES]    for each number on standard input a kill, at moments ordered by SEED
+python -m tests.support.registry_kills FOLDER SEED [POSTGRES]    one kill for each number on standard input, in an order from SEED
 
-A boundary is the moment before, and the one after, each call that leaves something behind: MLflow's writing methods, the
-copy of each file into its store, commits that wrote, renames, and the check in another process. Their order is recorded
-from one undisturbed run; then a process is run for each, which kills itself (SIGKILL) when it gets there. Processes are
-forked after the imports and open every store anew. One line of JSON a kill: where, and what was found wrong. Each moment
-comes once before any comes again.
+A boundary is the moment before or after a call with a persistent effect: MLflow's writing methods, the copy of each file
+into its store, commits with writes, renames, and the check in another process. One undisturbed run records their order.
+Then a process for each boundary kills itself (SIGKILL) there. Processes are forked after the imports and open every store
+again. Each kill prints one line of JSON: the place and the problems found. No moment repeats before all others came once.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases as cases
 
 NAME = "digits-flow"
-WRITES = (  # of MlflowClient
+WRITES = (  # methods of MlflowClient
     "create_experiment",
     "create_run",
     "log_batch",
@@ -52,18 +51,18 @@ WRITES = (  # of MlflowClient
     "set_registered_model_alias",
     "delete_registered_model_alias",
 )
-SCENES = {"first": 0, "next": 1}  # registered and promoted on an empty registry, or beside a champion: its seed
+SCENES = {"first": 0, "next": 1}  # seed of the model; first: into an empty registry, next: beside a champion
 
 
 @dataclass(frozen=True)
 class Moment:
     scene: str
-    place: int  # in the scene's trace
+    place: int  # index in the scene's trace
     name: str
 
 
 class Boundaries:
-    """Puts itself around everything that leaves something behind, and kills this process when it gets to ``deadly``."""
+    """Wrappers around every call with a persistent effect; they kill this process at ``deadly``."""
 
     def __init__(self, home: Path, deadly: Moment | None) -> None:
         self.home, self.deadly = home, deadly
@@ -85,7 +84,7 @@ class Boundaries:
 
         def call(*arguments: Any, **named: Any) -> Any:
             what = name(*arguments, **named)
-            if what is None or threading.current_thread() is not threading.main_thread():  # MLflow samples this machine's load
+            if what is None or threading.current_thread() is not threading.main_thread():  # MLflow's own sampling thread
                 return real(*arguments, **named)
             self._reached(f"before {what}")
             answer = real(*arguments, **named)
@@ -114,7 +113,7 @@ class Boundaries:
 
 
 class Stage:
-    """Homes to be killed in, each a copy of one where a scene begins. ``postgres``: address of a server, else SQLite."""
+    """Homes for the kills, each a copy of the scene's initial home. ``postgres``: address of a server, else SQLite."""
 
     def __init__(self, folder: Path, postgres: str = "") -> None:
         self.folder, self.postgres = folder, postgres
@@ -144,7 +143,7 @@ class Stage:
 
     def _home(self, name: str) -> Home:
         path = self.folder / "homes" / name
-        os.environ["REMINT_ARTIFACTS"] = str(path / "files")  # MLflow remembers where an experiment keeps them
+        os.environ["REMINT_ARTIFACTS"] = str(path / "files")  # MLflow stores this path in each experiment
         if self.postgres:
             for variable, database in (("MLFLOW_TRACKING_URI", "mlflow"), ("REMINT_LEDGER", "ledger")):
                 address = self.postgres.replace("/postgres?", f"/{database}-{name}?")
@@ -160,10 +159,10 @@ class Stage:
         open_ledger(home)
 
     def _command(self, name: str, scene: str) -> None:
-        """What a job and then a person do. It may be the second time, after a kill."""
+        """Register as a job does, then promote as a person does. After a kill this runs a second time."""
         home = self._home(name)
         store, book = open_tracking(home), open_ledger(home)
-        store.close_stale()  # every job begins with it
+        store.close_stale()  # first action of every job
         trained = TrainedModel.read(self.folder / scene / "training.json")
         run_id = store.start_run(NAME, {}, trained.recipe)
         attachments = {"training.json": self.folder / scene / "training.json"}
@@ -174,7 +173,7 @@ class Stage:
             assert "is the champion already" in str(error), error
 
     def trace(self, scene: str) -> list[Moment]:
-        """The boundaries of one undisturbed run."""
+        """Return the boundaries of one undisturbed run."""
         self.copy(f"template-{scene}", f"trace-{scene}")
 
         def run() -> list[str]:
@@ -187,7 +186,7 @@ class Stage:
         return [Moment(scene, place, name) for place, name in enumerate(names)]
 
     def kill(self, moment: Moment, name: str) -> list[str]:
-        """What is wrong after a kill at this moment and one more command; nothing where all is as it should be."""
+        """Kill at this moment and run the command again. Return the problems: an empty list if all is correct."""
         self.copy(f"template-{moment.scene}", name)
 
         def dies() -> None:
@@ -227,13 +226,16 @@ class Stage:
 
 
 def forked_check(bundle: Path, log: Path, environment: object = None) -> str:
-    """fresh.check in a fork of this process, which has torch already: 100 kills would wait for torch 300 times."""
+    """Run fresh.check in a fork of this process, which has imported torch: 100 kills would import it 300 times."""
     in_a_fork(lambda: fresh._main(str(bundle)))
     return "loaded in a fork"
 
 
 def in_a_fork(work: Callable[[], Any], dies: bool = False) -> Any:
-    """What ``work`` returns in a child process. ``dies``: the signal that ended it, negative, or 0. Raises what it raised."""
+    """Return the result of ``work`` in a child process; with ``dies`` the negative signal that ended it, or 0.
+
+    Raises IntegrityError with the child's traceback.
+    """
     receive, send = os.pipe()
     child = os.fork()
     if not child:
@@ -256,7 +258,7 @@ def in_a_fork(work: Callable[[], Any], dies: bool = False) -> Any:
 
 
 def moment(moments: list[Moment], number: int, seed: int) -> Moment:
-    """The moment of this number: each comes once before any comes again."""
+    """Return the moment of this number: none repeats before all others came once."""
     turn, place = divmod(number, len(moments))
     return random.Random(f"{seed} {turn}").sample(moments, len(moments))[place]
 
@@ -265,7 +267,7 @@ def main(folder: Path, seed: int, postgres: str = "") -> None:
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store
-    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (imported once, and not by each of them)
+    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (imported once, before the forks)
 
     torch.set_num_threads(1)
     fresh.check = forked_check

@@ -1,8 +1,8 @@
-"""Eight retrainings of one name end at once: with eight models, and then all with the same one.
+"""Eight retrainings of one name that end at once: first with eight models, then all with the same one.
 
-python -m tests.support.registry_together HOME    for each number on standard input, on a copy of HOME; one line of JSON a number
+python -m tests.support.registry_together HOME    for each number on standard input, a trial on a copy of HOME; prints a line of JSON
 
-Processes are forked after the imports, open every store anew, and begin when the last of them is there.
+Processes are forked after the imports, open every store again, and begin when all of them exist.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAME = "digits-flow"
 
 
 def at_once(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
-    """The versions that processes were given which register these bundles at once."""
+    """Register these bundles in simultaneous processes. Return the version numbers they received."""
     ready, go = os.pipe()
     told, tell = os.pipe()
     children = []
@@ -37,7 +37,7 @@ def at_once(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
         late, child = draw.uniform(0.0, 0.02), os.fork()
         if not child:
             os.close(go)
-            os.read(ready, 1)  # ends for all when the parent closes its end
+            os.read(ready, 1)  # returns in all children when the parent closes its end
             time.sleep(late)
             os.write(tell, f"{cases.whole_life(home, bundle).version}\n".encode())
             os._exit(0)
@@ -51,7 +51,7 @@ def at_once(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
 
 
 def findings(home: Path) -> list[str]:
-    """What is wrong with what they left."""
+    """Return the problems in the home after the registrations."""
     store = cases.tracking(home)
     versions = store.versions(NAME)
     found = [] if len({each.key for each in versions}) == len(versions) == COUNT + 1 else [f"{[each.key for each in versions]}"]
@@ -76,7 +76,7 @@ def main(empty: Path) -> None:
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store
-    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (imported once, and not by each of them)
+    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (imported once, before the forks)
 
     torch.set_num_threads(1)
     fresh.check = forked_check

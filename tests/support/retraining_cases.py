@@ -1,4 +1,4 @@
-"""A real retraining whose steps a test did not run: job, lease, settings and checkout, and the records that a test lays there."""
+"""Real retraining without its steps: job, lease, settings and checkout, and the records that a test writes there."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from remint.stores.dvc import Workspace
 from remint.stores.git import Commit
 from remint.stores.ledger import leases
 
-Told = list[tuple[str, dict[str, Any]]]  # events with what was said of them
+Told = list[tuple[str, dict[str, Any]]]  # events with their fields
 
 CLEAN = Commit("c" * 40, dirty=False)
 REPOSITORY = Path(__file__).parents[2]
 
 
 def params_of(pipeline: str, **blocks: Any) -> Params:
-    """The settings of this repository, with blocks of one pipeline in place of its own."""
+    """Return this repository's settings with some blocks of one pipeline replaced."""
     content = read_params(REPOSITORY)
     content["pipelines"][pipeline] |= blocks
     return validate_params(content)
@@ -38,10 +38,10 @@ def retraining(
     pipeline: str,
     *,
     commit: Commit = CLEAN,
-    checkout: Path | None = None,  # None: an empty one
+    checkout: Path | None = None,  # None: an empty folder
     told: Told | None = None,
 ) -> Iterator[Retraining]:
-    """A retraining as flows/job.py opens it. Its lease is not the pipeline's: tests have two at work that know nothing of it."""
+    """Open a retraining as flows/job.py does, but with its own lease: some tests run two at once on one pipeline."""
     events: Told = [] if told is None else told
     with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run="") as record:
         folder = checkout or home.workspaces / record.id
@@ -64,7 +64,7 @@ def retraining(
 
 
 def lay(job: Retraining, dataset: DatasetVersion, trained: TrainedModel, evidence: Evidence) -> None:
-    """Lays down what the steps would have written."""
+    """Write the records that the steps would have written."""
     for folder in (job.out("prepared", job.settings.dataset), job.out("trained")):
         folder.mkdir(parents=True)
     dataset.write(job.out("prepared", job.settings.dataset) / "dataset.json")

@@ -1,4 +1,4 @@
-"""A real S3 server for tests (JuiceFS's gateway, which is MinIO's, over a folder), and a proxy that spoils its answers."""
+"""Real S3 server for tests (JuiceFS's gateway, which is MinIO's, over a folder), and a proxy that corrupts its answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.ports import free_port
 
 USER, PASSWORD = "remint-tests", "planted-secret-8d3fb1"
 JUICEFS = str(Path(sys.executable).parent / "juicefs")
-# A server that dies with the tests, also where they are killed.
+# The server dies with the tests, even if they are killed.
 SERVE = (
     "import os, sys; from remint.runtime.parent import die_with_parent; die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])"
 )
@@ -40,12 +40,12 @@ OWN = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", 
 
 @dataclass
 class Server:
-    """Where the server listens."""
+    """A running S3 server."""
 
     address: str
 
     def environment(self) -> dict[str, str]:
-        """What a person sets to work with this server and no other."""
+        """Return the environment that selects this server and no other."""
         return {
             "AWS_ENDPOINT_URL": self.address,
             "AWS_ACCESS_KEY_ID": USER,
@@ -64,7 +64,7 @@ class Server:
         )
 
     def bucket(self, objects: Mapping[str, bytes]) -> str:
-        """A new bucket that holds these."""
+        """Make a new bucket with these objects."""
         name = f"b{uuid.uuid4().hex}"
         self.client.create_bucket(Bucket=name)
         with ThreadPoolExecutor(8) as pool:
@@ -80,7 +80,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The gateway on a free port, until the tests end."""
+    """Gateway on a free port, until the tests end."""
     folder = tmp_path_factory.mktemp("s3")
     (folder / "data").mkdir()
     meta = f"sqlite3://{folder}/meta.db"
@@ -112,7 +112,7 @@ def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:
         try:
             urllib.request.urlopen(address, timeout=5)
         except urllib.error.HTTPError:
-            return  # 403: it answers
+            return  # 403: the server answers
         except OSError:
             time.sleep(0.05)
     raise AssertionError(f"the S3 server did not start: {log.read_text()[-2000:]}")
@@ -120,7 +120,7 @@ def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server, found by boto3 as a person's would be."""
+    """The S3 server, configured for boto3 by environment variables as for a user."""
     for name in OWN:
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_server.environment().items():
@@ -130,17 +130,17 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @dataclass
 class Proxy:
-    """Between boto3 and the server. Keys in ``seen`` and in the hooks are plain text."""
+    """Proxy between boto3 and the server. Keys in ``seen`` and in the hooks are plain text."""
 
     upstream: str
     address: str = ""
-    failing: float = 0.0  # share of requests that are answered with 503
-    resetting: float = 0.0  # share whose connection is reset, half of them in mid-body
-    stalling: float = 0.0  # share that gets no answer for ``stall`` seconds, and then none at all
+    failing: float = 0.0  # share of requests answered with 503
+    resetting: float = 0.0  # share of requests with a connection reset, half of them within the body
+    stalling: float = 0.0  # share of requests whose connection is reset after ``stall`` seconds
     stall: float = 0.0
-    rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body  # of what a GET brings
-    says_former_length: bool = False  # of a body that was rewritten
-    before: Callable[[str], None] = lambda _path: None  # called with the path before a GET goes on
+    rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body  # changes the body of a GET
+    says_former_length: bool = False  # keep the old Content-Length for a rewritten body
+    before: Callable[[str], None] = lambda _path: None  # called with the path before a request is forwarded
     seen: list[str] = field(default_factory=list)  # paths of the GETs of objects
     listings: int = 0
     refused: int = 0
@@ -148,7 +148,7 @@ class Proxy:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fate(self) -> str:
-        """What becomes of the next request: "" where it is answered."""
+        """Draw the fate of the next request: "" means a normal answer."""
         with self.lock:
             thrown, ends = self.dice.random(), 0.0
             for fate in ("failing", "resetting", "stalling"):
@@ -161,7 +161,7 @@ class Proxy:
 
 @pytest.fixture
 def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy that boto3 goes through."""
+    """Proxy, configured as boto3's endpoint."""
     made = Proxy(s3.address)
 
     class Handler(BaseHTTPRequestHandler):
@@ -188,7 +188,7 @@ def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
                 return
             made.before(path)
             connection = http.client.HTTPConnection(urlsplit(made.upstream).netloc)
-            connection.request(self.command, self.path, sent, dict(self.headers))  # the host, too, is part of what is signed
+            connection.request(self.command, self.path, sent, dict(self.headers))  # the signature covers the Host header too
             reply = connection.getresponse()
             body = reply.read()
             if fate == "cut":
@@ -202,7 +202,7 @@ def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
         def _reset(self) -> None:
-            """Ends the connection as a router does that forgot it."""
+            """Reset the connection, like a router that has lost its state."""
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()

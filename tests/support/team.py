@@ -1,4 +1,4 @@
-"""A team's repository: this working tree as a commit of its own, with trainings of a few steps."""
+"""Team repository: this working tree as one commit, with trainings of a few steps."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ forked: Path | None = None  # the folder of preloaded.programs; None: every comm
 
 @dataclass
 class Team:
-    """A repository and the command line in it."""
+    """A repository and its command line."""
 
     folder: Path
-    api: str | None = None  # of a Prefect server that is up; None: each run starts a temporary one
+    api: str | None = None  # address of a running Prefect server; None: each run starts a temporary one
 
     def environment(self) -> dict[str, str]:
         apart = (
@@ -39,18 +39,18 @@ class Team:
             "PREFECT_",
             "MLFLOW_TRACKING",
             "PYTHONDONTWRITEBYTECODE",
-        )  # the last: a dozen processes share what is compiled
+        )  # the last one: a dozen processes share compiled files
         kept = {key: value for key, value in os.environ.items() if not key.startswith(apart)}
-        # /bin/sh stays as a parent of what it runs, where bash would be replaced by it: what dvc starts must die all the same.
+        # /bin/sh stays as the parent of its command, while bash replaces itself. dvc's processes must die in both cases.
         path = f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": path, **({"PREFECT_API_URL": self.api} if self.api else {})}
 
     def remint(
         self, *arguments: str, status: int = 0, cwd: Path | None = None, new: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end and hold its exit status against the one expected.
+        """Run one command to its end and compare its exit status with the expected one.
 
-        ``new``: in new processes, in a run where others are forked.
+        ``new``: use new processes even if other commands are forked.
         """
         programs = None if new else forked
         environment = self.environment()
@@ -84,14 +84,14 @@ class Team:
         ).stdout
 
     def state(self) -> str:
-        """Everything of a person's that a job could have touched: files, index, branches."""
+        """Return the user's state that a job must not change: files, index, branches."""
         return self.sh(
             "git ls-files -co --exclude-standard -z | sort -z | xargs -0 sha256sum; sha256sum .git/index; git for-each-ref refs/heads; cat .git/HEAD"
         )
 
 
 def quick(content: dict[str, Any]) -> dict[str, Any]:
-    """Trainings of a few steps, and rules that they pass."""
+    """Shorten the trainings to a few steps, and relax the rules so that they pass."""
     for pipeline in content["pipelines"].values():
         pipeline["model"] |= SMALL[pipeline["family"]]
         pipeline["training"] |= {"steps": 60, "validate_every": 20, "checkpoint_every": 20}
@@ -99,13 +99,13 @@ def quick(content: dict[str, Any]) -> dict[str, Any]:
         if "iwae" in pipeline["evaluation"]["metrics"]:
             pipeline["evaluation"]["importance_samples"] = 20
         pipeline["promotion"]["require"] = {metric: {"max": 1e6} for metric in pipeline["promotion"]["require"]}
-        pipeline["promotion"]["improve"].pop("margin", None)  # of so few steps better ones are soon made
+        pipeline["promotion"]["improve"].pop("margin", None)  # after so few steps a better model is easy to train
         pipeline.pop("schedule", None)
     return content
 
 
 def copy_sources(folder: Path) -> None:
-    """Copies what is in this working tree, without the tests."""
+    """Copy this working tree without the tests."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=SOURCE, check=True, capture_output=True, text=True
     ).stdout.split("\n")
@@ -116,7 +116,7 @@ def copy_sources(folder: Path) -> None:
 
 
 def make_team(folder: Path) -> Team:
-    """A commit of what is in this working tree, with quick trainings."""
+    """Make a repository with one commit of this working tree and quick trainings."""
     copy_sources(folder)
     write_params(quick(read_params(folder)), folder)
     team = Team(folder)
@@ -127,7 +127,7 @@ def make_team(folder: Path) -> Team:
 
 
 def copy_team(template: Path, folder: Path, api: str | None = None) -> Team:
-    """A copy of a team, with the absolute addresses in MLflow's database made its own."""
+    """Copy a team, and change the absolute addresses in MLflow's database to the copy."""
     from tests.support.promotion_cases import copied
 
     shutil.copytree(template, folder, symlinks=True, ignore=lambda path, _: {".remint"} if path == str(template) else set())

@@ -1,13 +1,14 @@
-"""Small real trainings that the tests of several folders share, and a program that runs one (and kills itself).
+"""Small real trainings shared by several test folders, and a program that runs them and can kill itself.
 
     python training_cases.py FOLDER CASE,.. TRAINING_JSON [die=N] [stop=N] [freeze=N] [rank=R] [ruin=STEP] [spoil=STEP]
                              [twice|every=FIRST] [anywhere] [keep] [stock]
 
-trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step that it runs (from 0);
-``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``, ``spoil``: see there; ``twice``: goes
-on from where it was stopped, and then trains it once more, in one piece, into HOME/CASE-whole; ``every``: the whole into
-HOME/CASE-whole, and from FIRST on one that is stopped after each of its steps and goes on, into HOME/CASE-STEP; ``anywhere``: also
-with more processes than cores; ``keep``: also its checkpoints; ``stock``: with the all-reduce of DDP itself.
+trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step of this process
+(from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``,
+``spoil``: see these functions; ``twice``: resume after the stop, then train again without a stop into HOME/CASE-whole;
+``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and a resume after it, into
+HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints; ``stock``: use DDP's own
+all-reduce.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from remint.training import divergence, loop, train
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
-FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, which every test takes
+FAMILIES = ("flow", "gan", "pixelcnn", "vae", "vaegan")  # one case of each, for every test
 MODELS: dict[str, dict[str, Any]] = {
     "flow": {"couplings": 2, "hidden": 16, "bins": 4, "dropout": 0.1},
     "gan": {"latent": 4, "hidden": 16, "layers": 2, "penalty_every": 4, "augment": 0.1, "augment_examples": 100},
@@ -56,7 +57,7 @@ SIGNALS = {"die": signal.SIGKILL, "stop": signal.SIGTERM, "freeze": signal.SIGST
 
 
 def prepare(folder: Path) -> Dataset:
-    """240 images of 1x5x5 pixels and 5 levels, each a blurred random one, labelled dark or bright, prepared by the real steps."""
+    """Prepare 240 blurred random images, 1x5x5 pixels, 5 levels, labelled dark or bright, with the real steps."""
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(240, 6, 6))
     smooth = noise[:, :-1, :-1] + noise[:, 1:, :-1] + noise[:, :-1, 1:] + noise[:, 1:, 1:]
@@ -81,7 +82,7 @@ def recipe(case: str, *, dropout: bool = True, **training: Any) -> Recipe:
 
 
 def run(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | None = None) -> TrainedModel:
-    """Trains into ``folder/out``, with checkpoints in ``folder/checkpoints``."""
+    """Train into ``folder/out``, with checkpoints in ``folder/checkpoints``."""
     checkpoints, out = folder / "checkpoints", folder / "out"
     return train.train_pipeline(
         recipe, "tiny", dataset, checkpoints=checkpoints, out=out, code_sha256="c0de", command=command or []
@@ -93,15 +94,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def environment() -> dict[str, str]:
-    """What a child needs to import the library."""
+    """Return the environment in which a child can import the library."""
     root = Path(__file__).parents[2]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
 
 
 def at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None:
-    """This process will send itself ``sign``, once, in the middle of the given step of those that it runs from now on.
+    """Make this process send itself ``sign`` once, during step ``number`` counted from now on.
 
-    ``mark``: a file that is made then, and where it is there already, nothing is sent.
+    ``mark``: a file that is made before the signal; if it exists, no signal is sent.
     """
     real, run = loop.batch_indices, iter(range(10**9))
 
@@ -116,7 +117,7 @@ def at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None
 
 
 def ruin(step: int) -> None:
-    """An infinite learning rate in that step, until the training has been back once: a function of its state alone."""
+    """Make the learning rate infinite in that step, until the first rollback. It depends only on the training state."""
     real = divergence.rollback_factor
 
     def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
@@ -126,7 +127,7 @@ def ruin(step: int) -> None:
 
 
 def spoil(step: int) -> None:
-    """Inf in one parameter's gradient in that step, and in the loss alone, whose gradient is finite, two steps later."""
+    """Put inf into one parameter's gradient in that step and, two steps later, into the loss, with a finite gradient."""
     real = loop._compute_gradient
 
     def gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: str) -> Any:
@@ -142,7 +143,7 @@ def spoil(step: int) -> None:
 
 
 def stock() -> None:
-    """DDP as it comes: all-reduce in place of the sum in the order of the ranks."""
+    """Use plain DDP: all-reduce in place of the sum in the order of the ranks."""
     DistributedDataParallel.register_comm_hook = lambda *_: None  # type: ignore[method-assign]
 
 
@@ -180,7 +181,7 @@ def main(folder: str, names: str, training: str, *options: str) -> None:
 
 
 def stopped_everywhere(recipe: Recipe, dataset: Dataset, home: Path, first: int, *, mine: bool) -> None:
-    """The training in one piece, and in two, for each place where it may be stopped. ``mine``: it is this rank that is told to."""
+    """Train without a stop, and with a stop and a resume after each step. ``mine``: this rank receives the signal."""
     case = recipe.family
     run(recipe, dataset, home / f"{case}-whole")
     for step in range(first, recipe.training.steps):
@@ -196,7 +197,7 @@ def stopped_everywhere(recipe: Recipe, dataset: Dataset, home: Path, first: int,
 
 @contextmanager
 def joined_once() -> Iterator[None]:
-    """One process group for all trainings of a rank: gloo cannot join a second one of the same name."""
+    """Use one process group for all trainings of a rank: gloo cannot join a second one of the same name."""
     if not world.launched():
         yield
         return

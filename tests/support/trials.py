@@ -1,4 +1,4 @@
-"""Cases of ``tests/faults`` that are counted: a few trials in `make test`, all of them in `make soak CASE=.. SEED=..`.
+"""Counted cases of ``tests/faults``: a few trials in `make test`, all trials in `make soak CASE=.. SEED=..`.
 
     @pytest.mark.case(7)
     def test_a_signal_leaves_a_whole_checkpoint(trials: Trials) -> None:
@@ -7,9 +7,9 @@
             ...
             trial.note(lost=0)
 
-What a trial does is a function of (case, test, seed, number), so that a failure is repeated by its seed. A soak writes a line for
-each trial that went well into .remint/soak/ and does the others only; `python -m tests.support.trials` adds the lines up
-into docs/results/soak.json and the table of docs/reliability/counts.md.
+A trial is a function of (case, test, seed, number): the seed reproduces a failure. A soak writes a line for each passed trial
+to .remint/soak/ and skips those trials the next time. `python -m tests.support.trials` sums the lines into
+docs/results/soak.json and the table of docs/reliability/counts.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BEGIN, END = "<!-- soak: written by python -m tests.support.trials -->\n", "<!--
 
 @dataclass
 class Trial:
-    """One trial. ``notes``: what was counted, summed over the trials in the table; zeros are what most promise."""
+    """One trial. ``notes``: counts, summed over the trials in the table; most must be zero."""
 
     number: int
     random: random.Random
@@ -44,14 +44,14 @@ class Trial:
 
 
 class Trials:
-    """The trials of one test. ``soak``: all of them, recorded; else a few. ``part``: (i, n), those of number i modulo n."""
+    """Trials of one test. ``soak``: all of them, recorded; else a few. ``part``: (i, n), the numbers equal to i modulo n."""
 
     def __init__(self, case: int, test: str, seed: int, *, soak: bool, part: tuple[int, int] = (0, 1)) -> None:
         self.case, self.test, self.seed, self.soak, self.part = case, test, seed, soak, part
         self.record = RECORDS / f"{case:02}-{seed}-{hashlib.sha256(test.encode()).hexdigest()[:8]}.jsonl"
 
     def __call__(self, short: int, full: int) -> Iterator[Trial]:
-        """So many trials. A test that fails says on standard output which one it was in."""
+        """Yield the trials. Print each number, so that the output of a failed test names its trial."""
         count = full if self.soak else short
         first, step = self.part
         for number in sorted(set(range(first, count, step)) - self._done()):
@@ -63,7 +63,7 @@ class Trials:
                 self._write(trial, count, time.monotonic() - began)
 
     def _done(self) -> set[int]:
-        """Numbers of the trials that a soak has recorded."""
+        """Return the numbers of the trials that a soak has recorded."""
         lines = self.record.read_text().splitlines() if self.soak and self.record.exists() else []
         return {json.loads(line)["trial"] for line in lines}
 
@@ -77,7 +77,7 @@ class Trials:
 
 
 def summed(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the lines of one test and seed say together."""
+    """Sum the lines of one test and seed."""
     notes: dict[str, float] = {}
     for line in lines:
         for name, count in line["notes"].items():
@@ -93,7 +93,7 @@ def summed(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
+    """Return the results as a Markdown table."""
     lines = ["| case | test | trials | counted | seed | day | minutes |", "|---|---|---|---|---|---|---|"]
     for each in results:
         counted = ", ".join(f"{name.replace('_', ' ')} {count:g}" for name, count in each["notes"].items())
@@ -104,7 +104,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Adds the newest lines to the results, and writes the table."""
+    """Add the newest lines to the results, and write the table."""
     results = (
         {(each["case"], each["test"], each["seed"]): each for each in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     )

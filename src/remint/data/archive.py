@@ -1,10 +1,10 @@
-"""The files of a .zip, .tar or .tar.gz, read one after the other from its start to its end, and never unpacked.
+"""Reader of .zip, .tar and .tar.gz files: sequential, in memory, never unpacked to disk.
 
-Nothing is written anywhere, so a member can do no harm by its name; one whose name would lead out of a folder is refused
-all the same, since whoever packed it meant harm or made a mistake. Members are regular files: links, devices, sparse
-files and encrypted ones are refused by name. Memory is bounded by the limits below, whatever a header says, and members are
-counted before the first of them is read. (tarfile reads a header of any length, and takes 25 microseconds for each; its own
-filter can be bypassed before Python 3.11.13. So tars are read by tar.py.)
+Nothing is written, so a member's name can do no harm. A name that leads out of the folder is still refused: it is an
+attack or a mistake. Members must be regular files: links, devices, sparse files and encrypted files are refused by name.
+The limits below bound the memory for any header, and members are counted before the first is read. (tarfile reads
+headers of any length, takes 25 microseconds for each, and its filter can be bypassed before Python 3.11.13. Therefore
+tar.py reads tars.)
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 MOST_MEMBERS = 250_000
 MOST_BYTES = 8 << 30  # of all members together
-MOST_RATIO = 100  # bytes unpacked for each byte packed ...
-FREE_BYTES = 16 << 20  # ... beyond these
-LONGEST_NAME = 4_096  # characters, folders and all
+MOST_RATIO = 100  # unpacked bytes for each packed byte, after the first FREE_BYTES
+FREE_BYTES = 16 << 20
+LONGEST_NAME = 4_096  # characters, folders included
 LONGEST_READ = 64 << 20  # bytes of one member
 BLOCK = 1 << 20
-ENTRY = b"PK\x01\x02"  # what an entry of a zip's directory begins with
+ENTRY = b"PK\x01\x02"  # first bytes of an entry in a zip's directory
 
-# What zipfile, gzip, struct and tar.py raise for bytes that are not what they claim to be.
+# Errors of zipfile, gzip, struct and tar.py for damaged or false content.
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -56,9 +56,9 @@ def is_archive(path: Path) -> bool:
 
 
 def files(path: Path) -> Iterator[File]:
-    """The regular, not hidden members of an archive, each read before the next one is asked for.
+    """Yield the regular, visible members of an archive. Read each one before you ask for the next.
 
-    Raises DataError, which names archive and member, for one that is damaged, hostile or larger than the limits.
+    Raises DataError, which names archive and member, if one is damaged, hostile or larger than the limits.
     """
     seen: set[str] = set()
     with _damage_as_data_error(path):
@@ -72,7 +72,7 @@ def files(path: Path) -> Iterator[File]:
 
 @contextmanager
 def _damage_as_data_error(path: Path) -> Iterator[None]:
-    """Damage, whoever finds it, as one error that names the archive."""
+    """Turn every error about damaged content into a DataError that names the archive."""
     try:
         yield
     except (*DAMAGED, OSError) as error:
@@ -106,7 +106,7 @@ def _zip(path: Path) -> Iterator[File]:
 
 
 def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """The bytes of one member. ZipFile.read would unpack all that there is, however few it says there are."""
+    """Return the bytes of one member. ZipFile.read would unpack all content, even beyond the size in the directory."""
     if member.file_size > LONGEST_READ:
         raise ValueError(f"a member of {member.file_size:,} bytes")
     with archive.open(member) as stream:
@@ -117,7 +117,7 @@ def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes
 
 
 def count_zip_entries(path: Path) -> int:
-    """How many entries a zip's directory can have: zipfile makes an object of each, however many there are."""
+    """Return an upper bound of the entries in a zip's directory: zipfile makes an object for each, without a limit."""
     count, rest = 0, b""
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):
@@ -128,7 +128,7 @@ def count_zip_entries(path: Path) -> int:
 
 
 def _tar(path: Path) -> Iterator[File]:
-    """Members of type regular file."""
+    """Yield the regular files of a tar."""
     count = 0
     with path.open("rb") as packed:
         for _ in tar.members(_BoundedStream(path, packed), trusting=True):
@@ -147,7 +147,7 @@ def _tar(path: Path) -> Iterator[File]:
 
 
 def check_limits(path: Path, count: int, total: int, packed: int | None) -> None:
-    """Raises DataError where ``count`` members or ``total`` unpacked bytes (of ``packed`` ones) are beyond the limits."""
+    """Raise DataError if ``count`` members or ``total`` unpacked bytes (from ``packed`` bytes) exceed the limits."""
     if count > MOST_MEMBERS:
         raise DataError(f"{path} holds more than {MOST_MEMBERS:,} files: give the folder that it was made of")
     if total > MOST_BYTES:
@@ -157,7 +157,7 @@ def check_limits(path: Path, count: int, total: int, packed: int | None) -> None
 
 
 def _safe_name(path: Path, name: str) -> str:
-    """The member's name, its parts separated by /. Raises DataError for one that would lie outside of a folder."""
+    """Return the member's name, its parts separated by /. Raises DataError if the name leads out of the folder."""
     parts = re.split(r"[\\/]", name)
     if len(name) > LONGEST_NAME:
         raise DataError(f"{path}: member {name[:40]!r}.. has a name of {len(name):,} characters: pack it again")
@@ -167,7 +167,7 @@ def _safe_name(path: Path, name: str) -> str:
 
 
 class _BoundedStream:
-    """The bytes of a tar, unpacked, forwards only, which stops where they are more than they may be."""
+    """Forward-only stream of a tar's unpacked bytes that enforces the limits."""
 
     def __init__(self, path: Path, packed: BinaryIO) -> None:
         self.path, self.packed = path, packed
@@ -180,7 +180,7 @@ class _BoundedStream:
         return self.position
 
     def take(self, size: int) -> bytes:
-        """The next ``size`` bytes. Raises EOFError where there are fewer, ValueError for more than one member may have."""
+        """Return the next ``size`` bytes. Raises EOFError if fewer remain, ValueError if ``size`` exceeds LONGEST_READ."""
         if size > LONGEST_READ:
             raise ValueError(f"a member of {size:,} bytes")
         content = self.unpacked.read(size)
@@ -190,7 +190,7 @@ class _BoundedStream:
         return content
 
     def skip(self, to: int) -> None:
-        """Goes on to a place. Raises EOFError where it ends before."""
+        """Move forward to position ``to``. Raises EOFError if the stream ends before it."""
         if not self.gzipped:
             self.unpacked.seek(to)
             self._moved(to - self.position)
@@ -200,7 +200,7 @@ class _BoundedStream:
             self.take(min(BLOCK, to - self.position))
 
     def finish(self) -> None:
-        """To the end, where gzip compares its checksum."""
+        """Read to the end, where gzip compares its checksum."""
         while content := self.unpacked.read(BLOCK):
             self._moved(len(content))
 

@@ -1,12 +1,12 @@
-"""A prepared dataset: memory-mapped arrays whose every byte is the one that was prepared.
+"""Prepared dataset: memory-mapped arrays, checked against the SHA-256 of their preparation.
 
     outs/prepared/NAME/
         dataset.json          records.DatasetVersion; its digest is the dataset version
         SPLIT.npy             for SPLIT in train, validation, held_out: images uint8 (N, C, H, W), rows float32 (N, D)
-        SPLIT_labels.npy      int64 (N,), where there are labels
+        SPLIT_labels.npy      int64 (N,), if there are labels
 
-DVC checks a file when it stores it and not when it links it, so that each is hashed again here, before
-step 1 of a training and before anything is judged.
+DVC checks a file when it stores it but not when it links it. Therefore ``load`` hashes each file again, before step 1 of
+a training and before each evaluation.
 
 Shapes: N examples, X the axes of one: C, H, W of an image (channels, height, width), D of a table's row.
 """
@@ -35,7 +35,7 @@ class Split:
     """The examples of one split."""
 
     x_NX: Array  # images uint8, values 0 .. levels-1; rows float32 as records.DataSpec says; memory-mapped
-    y_N: Array | None  # int64, None: there are no labels
+    y_N: Array | None  # int64; None without labels
 
     def __len__(self) -> int:
         return len(self.x_NX)
@@ -43,7 +43,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset version with its three splits: learn from the first, choose by the second, judge by the third."""
+    """One dataset version with three splits: train on the first, select on the second, evaluate on the third."""
 
     version: DatasetVersion
     train: Split
@@ -56,7 +56,7 @@ class Dataset:
 
 
 def load(folder: Path) -> Dataset:
-    """The dataset prepared in ``folder``. Raises IntegrityError, which names the file, where a byte is not as prepared."""
+    """Load the dataset prepared in ``folder``. Raises IntegrityError, which names the file, if a byte has changed."""
     again = "prepare it again (dvc repro --force)"
     try:
         version = DatasetVersion.read(folder / VERSION)

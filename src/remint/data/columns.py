@@ -1,7 +1,7 @@
-"""One column of a table: what it is, whether a model can learn from it, and its values as numbers.
+"""Columns of a table: their kind, their fitness for a model, and their values as numbers.
 
-A column is numeric or categorical. Its values are float64: the numbers themselves, or the places of the categories;
-NaN where one is missing (an empty cell, a null, NaN). ``standard`` is the form that models are given.
+A column is numeric or categorical. Its values are float64: the numbers themselves or the indices of the categories, and
+NaN for a missing value (an empty cell, a null, NaN). ``standard`` returns the form that models receive.
 
 Shapes: N rows, D columns.
 """
@@ -17,10 +17,10 @@ import pyarrow as pa
 from remint.records import Column
 
 MOST_CATEGORIES = 256
-FEW_ROWS = 20  # among so few, values that are all different say nothing
-FEW_CATEGORIES = 3  # so few may be called 1, 2 and other
-EXACT = 2**53  # integers up to here are float64's
-NAMED = 3  # examples that a message gives
+FEW_ROWS = 20  # in so few rows, all-different values do not show an identifier
+FEW_CATEGORIES = 3  # so few categories may mix numbers and text (1, 2, other)
+EXACT = 2**53  # float64 holds integers up to here exactly
+NAMED = 3  # examples in a message
 IDENTIFIER = re.compile(r"(?i:(?:^|[_\-. ])(?:id|ids|uuid|guid|pk|rowid))$|[a-z](?:Id|ID|Uuid|UUID|Guid|GUID)$")
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 
@@ -28,18 +28,18 @@ Array = np.ndarray[Any, Any]
 
 
 class UnusableColumn(Exception):
-    """Why a column cannot be used, as the rest of a sentence that begins with its name."""
+    """Reason why a column cannot be used, as the rest of a sentence that begins with its name."""
 
 
 def learn(name: str, column: pa.ChunkedArray, categorical: bool) -> Column:
-    """What a column is, from its first values. Raises Unfit for an identifier, a constant, a date and the like."""
+    """Learn a column's description from its values. Raises UnusableColumn for identifiers, constants, dates and the like."""
     if categorical or is_text(column):
         return _categories(name, column, categorical)
     return _numeric(name, column)
 
 
 def values(column: pa.ChunkedArray, known: Column) -> Array:
-    """The values of a column that is known, float64 (N,). Raises Unfit where it is not what it was."""
+    """Return the values of a known column, float64 (N,). Raises UnusableColumn if it no longer fits its description."""
     if known.numeric:
         if is_text(column):
             raise UnusableColumn(f"was numbers, is now text such as {_examples(not_numbers(texts(column)[1]))}")
@@ -63,7 +63,7 @@ def values(column: pa.ChunkedArray, known: Column) -> Array:
 
 
 def standard(x_ND: Array, columns: tuple[Column, ...]) -> Array:
-    """float32 (N, D): (x - mean) / scale of numeric columns, places of categories as they are."""
+    """Return float32 (N, D): (x - mean) / scale of numeric columns, indices of categories unchanged."""
     mean_D, scale_D = (np.array([getattr(column, key) for column in columns]) for key in ("mean", "scale"))
     with np.errstate(over="ignore"):
         standard_ND: Array = ((x_ND - mean_D) / scale_D).astype(np.float32)
@@ -71,7 +71,7 @@ def standard(x_ND: Array, columns: tuple[Column, ...]) -> Array:
 
 
 def refuse_type(column: pa.ChunkedArray) -> None:
-    """Raises Unfit for what is neither number nor text."""
+    """Raise UnusableColumn if the type is neither number nor text."""
     kind = column.type
     if pa.types.is_temporal(kind):
         raise UnusableColumn(
@@ -86,25 +86,25 @@ def is_text(column: pa.ChunkedArray) -> bool:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether values of this type, or those that a dictionary of it names, have lengths of their own."""
+    """Return whether values of this type (of a dictionary: its values) have variable length."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return _is_string(kind) or bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_missing(column: pa.ChunkedArray) -> Array:
-    """Which values are missing, bool (N,)."""
+    """Return a mask of the missing values, bool (N,)."""
     return texts(column)[0] < 0 if is_text(column) else np.isnan(numbers(column))
 
 
 def numbers(column: pa.ChunkedArray) -> Array:
-    """float64 (N,), NaN where a value is missing."""
+    """Return the values as float64 (N,), NaN where one is missing."""
     return np.array(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
 
 
 def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
-    """The place of each value among the different ones, int64 (N,), -1 where it is missing; and these, in order.
+    """Return each value's index among the distinct values, int64 (N,), -1 where it is missing; and these in order.
 
-    Whole numbers are ordered as numbers and written as such (3, not 3.0), so that CSV and Parquet agree.
+    Whole numbers are sorted as numbers and written as integers (3, not 3.0), so that CSV and Parquet agree.
     """
     if pa.types.is_floating(column.type):
         column = _whole(column)
@@ -116,19 +116,19 @@ def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     code_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     ordered = sorted((name for name in names if name), key=_order(names))
     place = {name: index for index, name in enumerate(ordered)} | {"": -1}
-    lookup = np.array([*(place[name] for name in names), -1], dtype=np.int64)  # the last: of code -1
+    lookup = np.array([*(place[name] for name in names), -1], dtype=np.int64)  # the last one is for code -1
     return lookup[code_N], ordered
 
 
 def not_numbers(names: list[str]) -> list[str]:
-    """Those that are not numbers as people write them."""
+    """Return the names that are not decimal numbers."""
     return [name for name in names if not re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", name)]
 
 
 def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Floats as the integers that they are (pandas makes floats of integers where one is missing)."""
+    """Return whole floats as integers (pandas turns integers into floats if one is missing)."""
     x_N = numbers(column)
-    fractions = x_N[x_N != np.floor(x_N)]  # NaN among them, which is unequal to itself
+    fractions = x_N[x_N != np.floor(x_N)]  # includes NaN, which is unequal to itself
     fractions = fractions[~np.isnan(fractions)]
     if len(fractions):
         raise UnusableColumn(f"is to be categories, and holds numbers such as {fractions[0]:g}")
@@ -173,7 +173,7 @@ def _numeric(name: str, column: pa.ChunkedArray) -> Column:
     if (there_N == np.floor(there_N)).all():
         if IDENTIFIER.search(name):
             raise UnusableColumn("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
-        if np.abs(there_N).max() > EXACT and (counts or constant):  # CSV's beyond 2^64 are floats by now, and equal
+        if np.abs(there_N).max() > EXACT and (counts or constant):  # beyond 2^64, CSV gives floats, all equal
             raise UnusableColumn("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
     if constant:
         raise UnusableColumn(f"has the same value in every row ({there_N[0]:g})")
@@ -191,7 +191,7 @@ def _numeric(name: str, column: pa.ChunkedArray) -> Column:
 
 
 def _numbers_the_rows(there_N: Array) -> bool:
-    """Whether integers rise or fall from row to row, by small steps: sorted measurements repeat, or lie far apart."""
+    """Return whether integers rise or fall in each row by small steps. Sorted measurements repeat or lie far apart."""
     step = np.diff(there_N)
     dense = np.abs(there_N[-1] - there_N[0]) < 10 * len(there_N)
     return bool(len(there_N) > FEW_ROWS and dense and ((step > 0).all() or (step < 0).all()))

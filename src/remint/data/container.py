@@ -1,9 +1,9 @@
-"""Of an image file, what its pixels follow from: its parts are walked before Pillow sees any of them.
+"""Image containers: keep only the parts that pixels depend on, before Pillow reads the file.
 
-Pillow reads each part of a file in Python, keeps all text, and copies every entry of EXIF however often two entries claim the
-same bytes: so a file of a few megabytes can take it minutes, or gigabytes. Here parts are counted, scans are counted, EXIF is
-read for the one entry that matters, and of PNG and JPEG nothing else goes on that no pixel depends on. WebP is read by its own
-library, in C, and goes on as it is.
+Pillow reads each part of a file in Python, keeps all text, and copies every EXIF entry, even if entries share the same
+bytes. A file of a few megabytes can therefore cost minutes or gigabytes. This module counts parts and scans, reads only
+the orientation from EXIF, and removes the other metadata of PNG and JPEG. WebP stays unchanged: its own library, in C,
+reads it.
 
     PNG     signature, then parts: length, kind, content, CRC-32 (W3C, PNG, third edition, 2025)
     JPEG    markers FF xx, each with its length; after SOS the coded data, in which FF is followed by 00 or D0 .. D7 (ITU-T T.81)
@@ -15,29 +15,29 @@ from __future__ import annotations
 import re
 import struct
 
-MOST_PARTS = 100_000  # of one file: a PNG of the largest size that is read, in parts of a kilobyte, has no more
+MOST_PARTS = 100_000  # of one file: enough for a PNG of the largest allowed size in parts of a kilobyte
 MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
-MOST_WORK = 1 << 30  # pixels times scans: each scan goes over all of them
+MOST_WORK = 1 << 30  # pixels times scans: each scan visits all pixels
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-MARKER = re.compile(rb"\xff([^\x00\xff])")  # the next marker, whatever lies before it
-AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # the same in coded data, which restarts do not end
+MARKER = re.compile(rb"\xff([^\x00\xff])")  # the next marker, after any bytes
+AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # the same in coded data; restart markers do not end it
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 START, END, SCAN, APP0, APP1, APP14, LAST_APP, COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 EXIF = b"Exif\0\0"
-ORIENTATION, SHORT = 0x0112, 3  # a tag of EXIF, and the type of its value
+ORIENTATION, SHORT = 0x0112, 3  # an EXIF tag and the type of its value
 
 
 class HostileImage(ValueError):
-    """A file that no camera or program writes; why, as the rest of a sentence."""
+    """File that no camera or program writes. The message is the rest of a sentence."""
 
 
 def strip_metadata(content: bytes) -> tuple[bytes, int]:
-    """The file without what no pixel depends on, and how it is to be turned: EXIF's orientation, 1 to 8.
+    """Return the file without the parts that no pixel depends on, and its EXIF orientation, 1 to 8.
 
-    What is damaged goes on for the decoder to judge. Raises Hostile for more parts or scans than an image has.
+    Damaged parts stay: the decoder judges them. Raises HostileImage for too many parts or scans.
     """
     if content.startswith(PNG):
         return _png(content)
@@ -66,7 +66,7 @@ def _png(content: bytes) -> tuple[bytes, int]:
 
 
 def _jpeg(content: bytes) -> tuple[bytes, int]:
-    """The markers up to the first scan without comments and the applications' own, then all scans as they are."""
+    """Keep the markers up to the first scan, without comments and application data, and all scans unchanged."""
     kept, turned, at, scans, pixels = [b"\xff\xd8"], None, 2, 0, 0
     for _ in range(MOST_PARTS):
         found = (AFTER_SCAN if scans else MARKER).search(content, at)
@@ -111,7 +111,7 @@ def _webp_orientation(content: bytes) -> int:
 
 
 def orientation(exif: bytes) -> int:
-    """What EXIF says of how the image is to be turned (JEITA CP-3451, table 4); 1, as it is, where it says nothing."""
+    """Return EXIF's orientation (JEITA CP-3451, table 4), 1 to 8. Without one: 1, upright."""
     exif = exif.removeprefix(EXIF)
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
@@ -124,5 +124,5 @@ def orientation(exif: bytes) -> int:
             if tag == ORIENTATION:
                 return int(value) if kind == SHORT and 1 <= value <= 8 else 1
     except struct.error:
-        pass  # cut off
+        pass  # EXIF is cut off
     return 1

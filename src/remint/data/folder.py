@@ -1,7 +1,7 @@
-"""The files of a folder, in the order of their names, and nothing that lies outside of it.
+"""Files of a folder in the order of their names, and no file outside of it.
 
-Hidden files are ignored. A link is followed where it stays inside; one that leads out, to nothing or to a folder is
-refused by name, and so is whatever is no regular file (a pipe would never end).
+Hidden files are ignored. A link to a file inside the folder is followed. A link that leads outside, to nothing or to a
+folder is refused by name, as is every file that is not regular (a pipe would never end).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from remint.errors import DataError
 class File:
     """One file of a folder or of an archive."""
 
-    name: str  # below the folder, parts separated by /
+    name: str  # path relative to the folder, parts separated by /
     size: int  # bytes
-    read: Callable[[], bytes]  # before the next file is asked for: an archive is read from its start to its end
-    place: tuple[int, int]  # how many come before it, and of how many it is one
+    read: Callable[[], bytes]  # call it before asking for the next file: archives are read sequentially
+    place: tuple[int, int]  # number of files before it, number of all files
 
 
 def hidden(name: str) -> bool:
-    """Whether any part of a path is hidden, or what macOS adds to its archives."""
+    """Return whether a part of the path is hidden or is the __MACOSX folder of macOS archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def files(folder: Path) -> Iterator[File]:
-    """Every file below ``folder``. Raises DataError, which names it, for what is not one or cannot be read."""
+    """Yield every file below ``folder``. Raises DataError, which names the path, if it is no file or is unreadable."""
     walked = os.walk(folder, onerror=_refuse)
     paths = [Path(at, name) for at, folders, names in walked for name in [*names, *_links(at, folders)]]
     seen = sorted((str(path.relative_to(folder)), path) for path in paths)
@@ -43,12 +43,12 @@ def files(folder: Path) -> Iterator[File]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies directly in ``folder``."""
+    """Return the visible entries directly in ``folder``, sorted."""
     return [path for path in sorted(folder.iterdir()) if not hidden(path.name)]
 
 
 def _links(at: str, folders: list[str]) -> list[str]:
-    return [name for name in folders if Path(at, name).is_symlink()]  # walk does not enter them
+    return [name for name in folders if Path(at, name).is_symlink()]  # os.walk does not enter links
 
 
 def _refuse(error: OSError) -> None:
@@ -56,7 +56,7 @@ def _refuse(error: OSError) -> None:
 
 
 def regular(path: Path, folder: Path) -> int:
-    """The size of a regular file, or of the one inside ``folder`` that a link leads to. Raises DataError for all else."""
+    """Return the size of a regular file, or of a link's target inside ``folder``. Raises DataError for all others."""
     if path.is_symlink():
         target = path.resolve()
         if not target.is_relative_to(folder.resolve()):
@@ -74,11 +74,11 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file that may have been replaced by a pipe since it was looked at: opening one must not wait."""
+    """Return a file's content. Open without blocking: a pipe may have replaced the file since it was checked."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): grant the right to read it, or remove it") from error
-    with open(handle, "rb") as stream:  # noqa: PTH123 (by its number)
+    with open(handle, "rb") as stream:  # noqa: PTH123 (a file descriptor)
         _check_kind(path, os.fstat(handle))
         return stream.read()

@@ -1,8 +1,8 @@
-"""IDX files, as MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017) come in, plain or gzipped.
+"""IDX files, the format of MNIST (LeCun et al., 1998) and Fashion-MNIST (Xiao et al., 2017), plain or gzipped.
 
     FOLDER/train-images-idx3-ubyte.gz    00 00 08 03, then N, H, W as big-endian 32-bit numbers, then N H W bytes
     FOLDER/train-labels-idx1-ubyte.gz    00 00 08 01, then N, then N bytes
-    FOLDER/t10k-..                       the same: all are pooled, since the split is ours (splits.py)
+    FOLDER/t10k-..                       the same; all files are pooled, since splits.py makes the split
 
 Shapes: N images, H height, W width.
 """
@@ -34,9 +34,9 @@ def holds_idx(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Raw:
-    """The images of all IDX files in ``folder``, in the order of their names, with labels where there are any.
+    """Read the images of all IDX files in ``folder``, in the order of their names, and the labels if present.
 
-    Raises DataError, which names the file, for one that is damaged, missing or there twice.
+    Raises DataError, which names the file, if one is damaged, missing or present twice.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}: put it there or correct the path")
@@ -71,7 +71,7 @@ def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: 
 
 
 def _array(path: Path, axes: int) -> Array:
-    """The bytes of one file, exactly as many as its header says."""
+    """Return the array of one file. Its length must be exactly the one in the header."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             zero, kind, found, *shape = struct.unpack(f">HBB{axes}I", stream.read(4 * (1 + axes)))

@@ -1,4 +1,4 @@
-"""Images as every later step has them: uint8 (N, C, H, W), values 0 .. levels-1, all of one size.
+"""Checks and conversions of images to the form of every later step: uint8 (N, C, H, W), values 0 .. levels-1, one size.
 
 Shapes: N examples, C channels, H height, W width.
 """
@@ -16,28 +16,28 @@ from remint.errors import DataError
 from remint.records import DataSpec
 from remint.settings.recipe import DatasetSettings, ResizeSettings
 
-IMAGE_LEVELS = 256  # of a file source that says nothing: 8-bit images
-MOST_CLASSES = 10_000  # a label above is a mistake (an identifier, a time), not a class number
-CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length is taken for the channels
+IMAGE_LEVELS = 256  # default of file sources: 8-bit images
+MOST_CLASSES = 10_000  # a larger label is a mistake (an identifier, a time), not a class number
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length counts as the channel axis
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A source of images as it was read: unchecked arrays, and the name that errors give them."""
+    """Image source as read: unchecked arrays, and the name of the source for errors."""
 
     where: str
     x: Array
     y: Array | None
     levels: int
-    channels_first: bool = False  # known to be (N, C, H, W), whatever the lengths of its axes say
+    channels_first: bool = False  # known to be (N, C, H, W), for any lengths of the axes
     class_names: tuple[str, ...] = ()
-    set_aside: Mapping[str, str] = field(default_factory=dict)  # files that could not be used, and why
+    set_aside: Mapping[str, str] = field(default_factory=dict)  # unusable file -> reason
 
 
 def checked(name: str, settings: DatasetSettings, raw: Raw) -> Array:
-    """The images as uint8 (N, C, H, W), resized. Raises DataError, in one line, for what is not that."""
+    """Return the images as uint8 (N, C, H, W), resized. Raises DataError, in one line, if they do not fit."""
     levels = settings.levels or raw.levels
     if raw.x.dtype.kind not in "buif":
         raise DataError(f"{raw.where}: x holds {raw.x.dtype}, not numbers: save it as integers 0 .. {levels - 1}")
@@ -55,7 +55,7 @@ def checked(name: str, settings: DatasetSettings, raw: Raw) -> Array:
 
 
 def resized(x_NCHW: Array, resize: ResizeSettings, levels: int) -> Array:
-    """Each channel of each image by itself: what Pillow does to the channels of a picture, for any number of them."""
+    """Resize each channel of each image separately, as Pillow does, for any number of channels."""
     if list(x_NCHW.shape[2:]) == resize.size:
         return x_NCHW
     n, c = x_NCHW.shape[:2]
@@ -66,9 +66,9 @@ def resized(x_NCHW: Array, resize: ResizeSettings, levels: int) -> Array:
 
 
 def fitted(image: Image.Image, resize: ResizeSettings) -> Image.Image:
-    """The image as H x W: the largest part of these proportions around its centre, resampled; or zeros around it.
+    """Return the image as H x W: its largest centred crop of that aspect ratio, resampled, or the image padded with zeros.
 
-    Raises DataError for an image that is too large to be padded.
+    Raises DataError if an image is too large for padding.
     """
     height, width = resize.size
     if image.size == (width, height):
@@ -87,10 +87,10 @@ def fitted(image: Image.Image, resize: ResizeSettings) -> Image.Image:
 
 
 def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
-    """(N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W).
+    """Return (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W).
 
-    With ``shape:`` in params.yaml an array must be of it, channels first or last. Without, the axis of
-    length 1, 3 or 4 holds the channels; where both or neither could, the person has to say.
+    With ``shape:`` in params.yaml the array must have that shape, channels first or last. Without it, the axis of length
+    1, 3 or 4 is the channel axis. Raises DataError if both axes or neither have such a length.
     """
     x = raw.x
     if raw.channels_first and settings.shape in (None, list(x.shape[1:])):
@@ -121,7 +121,7 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
 
 
 def _check_values(name: str, where: str, x_NCHW: Array, levels: int) -> None:
-    """Every value must be one of the integers 0 .. levels-1."""
+    """Raise DataError unless every value is one of the integers 0 .. levels-1."""
     if x_NCHW.dtype.kind == "f":
         _refuse(~np.isfinite(x_NCHW), where, x_NCHW, "is not a finite number", "repair or drop those images")
         scale = f"multiply by {levels - 1} and round" if x_NCHW.min() >= 0 and x_NCHW.max() <= 1 else "round them"
@@ -139,7 +139,7 @@ def _refuse(bad_NCHW: Array, where: str, x_NCHW: Array, wrong: str, remedy: str)
 
 
 def check_labels(raw: Raw, count: int) -> Array:
-    """The labels as int64 (N,). Raises DataError where they are not one class number, from 0, an image."""
+    """Return the labels as int64 (N,). Raises DataError unless each image has one class number, from 0."""
     y = raw.y
     assert y is not None
     if y.shape != (count,):
@@ -151,14 +151,14 @@ def check_labels(raw: Raw, count: int) -> Array:
 
 
 def learn(settings: DatasetSettings, raw: Raw, x_NCHW: Array, y_N: Array | None) -> DataSpec:
-    """What checked images are."""
+    """Return the spec of checked images."""
     _, c, h, w = x_NCHW.shape
     classes = 0 if y_N is None else len(raw.class_names) or int(y_N.max()) + 1
     return DataSpec(shape=(c, h, w), levels=settings.levels or raw.levels, classes=classes, class_names=raw.class_names)
 
 
 def conform(raw: Raw, x_NCHW: Array, y_N: Array | None, found: DataSpec, known: DataSpec) -> tuple[dict[str, Array], list[str]]:
-    """x and y as the schema ``known`` has them, and each difference between it and ``found``, in words."""
+    """Return x and y in the form of the schema ``known``, and a description of each difference from ``found``."""
     if known.is_table:
         return {}, ["was a table, is now images"]
     differences = []

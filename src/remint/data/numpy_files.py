@@ -1,4 +1,4 @@
-"""NumPy's .npy and .npz files: images, and in an .npz also their labels. Pickles are refused."""
+"""NumPy's .npy files (images) and .npz files (images and labels). Pickles are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from remint.data.archive import check_limits, count_zip_entries
 from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
-# What numpy raises for bytes that are not the file they claim to be, refused pickles (ValueError) included.
+# Errors of numpy for damaged or false content and for refused pickles (ValueError).
 UNREADABLE = (
     ValueError,
     TypeError,
@@ -39,7 +39,7 @@ Array = np.ndarray[Any, Any]
 
 
 def npy(path: Path) -> Raw:
-    """One array of images."""
+    """Read one array of images."""
     with _whole(path, "a NumPy .npy file"):
         x = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(x, np.ndarray):
@@ -48,7 +48,7 @@ def npy(path: Path) -> Raw:
 
 
 def npz(path: Path) -> Raw:
-    """The arrays x, images, and y, their labels, where there is one."""
+    """Read the arrays x (images) and y (labels, optional)."""
     with _whole(path, "a NumPy .npz file"):
         _small_enough(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -57,7 +57,7 @@ def npz(path: Path) -> Raw:
     if "x" not in arrays:
         raise DataError(f"{path} has no array 'x' (it holds {found[:200]}): save the images as x and the labels, if any, as y")
     for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no array
+        if not isinstance(array, np.ndarray):  # numpy returns bytes for a member that is not an array
             raise DataError(f"{path}: {key} is not an array: save it again with np.savez")
     return Raw(where=str(path), x=arrays["x"], y=arrays.get("y"), levels=IMAGE_LEVELS)
 
@@ -71,7 +71,7 @@ def _small_enough(path: Path) -> None:
 
 @contextmanager
 def _whole(path: Path, what: str) -> Iterator[None]:
-    """Damage, whoever finds it, as one error that names the file."""
+    """Turn every error about damaged content into a DataError that names the file."""
     try:
         yield
     except (*UNREADABLE, OSError) as error:

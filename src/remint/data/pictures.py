@@ -1,10 +1,10 @@
-"""PNG, JPEG and WebP files -> images of one size.
+"""Reader of PNG, JPEG and WebP files: images of one size.
 
-The folder that a file lies in is its label, and no folders mean no labels; a single folder around everything is only a
-wrapper. A file that cannot be decoded, is too large, or is an image of another format is set aside, counted and named.
+The folder of a file is its label. Without folders there are no labels, and a single folder around all files is ignored. A
+file that cannot be decoded, is too large, or has another image format is set aside, counted and named.
 
-What a file becomes: turned as its EXIF entry says; the first frame of an animation; transparent parts laid over white;
-16-bit grey divided by 256; grey or RGB as ``channels`` says; then cut and resampled, or padded, as ``resize`` says.
+Decoding rotates the image by its EXIF orientation, takes the first frame of an animation, puts transparent parts on white,
+divides 16-bit grey by 256, converts to grey or RGB (setting ``channels``), and crops and resamples or pads (``resize``).
 
 Shapes: N images, C channels, H height, W width.
 """
@@ -33,15 +33,15 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 UNSUPPORTED = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 
-MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. What claims more is a bomb or no training image
-MOST_RATIO = 1_000  # pixels for each byte of the file: more than any JPEG has, and most of what deflate can do ...
-FREE_PIXELS = 1 << 22  # ... beyond these
+MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. A larger one is a bomb or no training image
+MOST_RATIO = 1_000  # pixels for each byte of the file, after FREE_PIXELS: above every JPEG, near the limit of deflate
+FREE_PIXELS = 1 << 22
 MOST_FILE_BYTES = 64 << 20
 PROGRESS_EVERY = 256  # files between two reports of progress
-NAMED = 3  # files that an error names
-EARLY_REFUSAL = 1_000  # files that cannot be used, of which no more are looked at where they are too large a share of all
+NAMED = 3  # files in an error message
+EARLY_REFUSAL = 1_000  # unusable files after which reading stops, if their share of all files is too large
 
-# How an image is turned, by EXIF's orientation.
+# EXIF orientation -> transposition that makes the image upright.
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,7 +54,7 @@ TRANSPOSES = {
 
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
-# What Pillow raises for bytes that are not the image they claim to be. They are in memory: no OSError is the disk's.
+# Errors of Pillow for damaged or false content. The bytes are in memory, so an OSError never comes from the disk.
 UNDECODABLE = (
     OSError,
     SyntaxError,
@@ -76,10 +76,10 @@ Array = np.ndarray[Any, Any]
 
 
 def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
-    """The images of ``files``, in the order of their names.
+    """Read the images of ``files``, in the order of their names.
 
-    Raises DataError where there are none, where they differ in size or channels, where their folders are no labels,
-    and where a larger share than ``settings.undecodable`` had to be set aside.
+    Raises DataError if there are none, if they differ in size or channels, if their folders do not form labels, or if a
+    larger share than ``settings.undecodable`` was set aside.
     """
     images: dict[str, Array] = {}
     aside: dict[str, str] = {}
@@ -126,14 +126,14 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
 
 
 class Undecodable(Exception):
-    """A file that is set aside, and why."""
+    """Reason why a file is set aside."""
 
 
 def decode_image(content: bytes, settings: DatasetSettings) -> Array:
-    """One file as uint8 (C, H, W). Raises Undecodable, which says why."""
+    """Decode one file to uint8 (C, H, W). Raises Undecodable with the reason."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage, of sizes that are checked here
+            warnings.simplefilter("ignore")  # about damage, and about sizes that are checked below
             essential, turned = strip_metadata(content)
             image: Image.Image = Image.open(io.BytesIO(essential), formats=sorted(set(FORMATS.values())))
             _check_pixels(image.width, image.height, len(content))
@@ -152,7 +152,7 @@ def decode_image(content: bytes, settings: DatasetSettings) -> Array:
 
 
 def _check_pixels(width: int, height: int, size: int) -> None:
-    """Raises Undecodable for an image that claims more pixels than are read, or than so many bytes can hold."""
+    """Raise Undecodable if an image claims more pixels than the limit, or than ``size`` bytes can hold."""
     if width * height > MOST_PIXELS:
         raise Undecodable(f"claims {width} x {height} pixels, more than {MOST_PIXELS:,}")
     if width * height > MOST_RATIO * size + FREE_PIXELS:
@@ -160,7 +160,7 @@ def _check_pixels(width: int, height: int, size: int) -> None:
 
 
 def _to_8_bit(image: Image.Image, channels: int | None) -> Image.Image:
-    """The image as 8-bit grey or RGB: as asked for, else as it is (a palette of greys is grey)."""
+    """Return the image as 8-bit grey or RGB: by ``channels``, else by its content (a palette of greys is grey)."""
     grey = image.mode in GREY
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
@@ -189,7 +189,7 @@ def _check_set_aside(where: str, good: int, aside: dict[str, str], share: float,
 
 
 def _check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises DataError where images differ in channels or size: whether to convert or resample is for a person to say."""
+    """Raise DataError if images differ in channels or size: a person must choose to convert or resample."""
     for axis, what, remedy in (
         (slice(0, 1), "channels", "set channels: 1 or 3"),
         (slice(1, 3), "size", "set resize: {size: [H, W]}"),
@@ -205,7 +205,7 @@ def _check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def labels(where: str, names: list[str]) -> list[str] | None:
-    """The folder of each file, or None where no file is in one. Raises DataError where some are, or lie deeper."""
+    """Return the folder of each file, or None without folders. Raises DataError for mixed depths or deeper folders."""
     parts = [name.split("/") for name in names]
     while len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
         parts = [part[1:] for part in parts]  # a wrapper
@@ -219,6 +219,6 @@ def labels(where: str, names: list[str]) -> list[str] | None:
         )
     label_N = [part[0] for part in parts]
     for label in label_N:
-        if not label.isprintable():  # nor can bytes that are no UTF-8 be
+        if not label.isprintable():  # includes bytes that are not UTF-8
             raise DataError(f"{where}: the folder {label!r} has a name that cannot be printed: rename it")
     return label_N

@@ -1,8 +1,8 @@
-"""Which examples each step sees: a pure function of (seed, step), so that a resumed run needs no state of it.
+"""Batch sampler: a pure function of (seed, step), so a resumed run needs no sampler state.
 
-Position p of the endless stream of examples lies in epoch p // count, at place p % count of that epoch's
+Position p of the endless stream of examples is in epoch p // count, at index p % count of that epoch's
 permutation. Step s takes the positions s * batch_size .. (s + 1) * batch_size - 1: every batch is full, and
-each epoch holds every example once. (The idea of EDM2's InfiniteSampler: Karras et al., 2024.)
+each epoch holds every example once. (Idea: EDM2's InfiniteSampler, Karras et al., 2024.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@lru_cache(maxsize=4)  # a batch may touch two epochs; the rest is room for a second stream
+@lru_cache(maxsize=4)  # a batch may need two epochs; the others are for a second stream
 def _permutation(count: int, seed: int, epoch: int) -> Indices:
     order = np.random.default_rng([seed, epoch]).permutation(count)
     order.flags.writeable = False
@@ -23,10 +23,10 @@ def _permutation(count: int, seed: int, epoch: int) -> Indices:
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> Indices:
-    """Places of the global batch's examples in the training split, int64, shape (batch_size,).
+    """Return the indices of the global batch in the training split, int64, shape (batch_size,).
 
-    ``count``: examples in the split; ``step``: steps already done. A batch that an epoch cannot fill
-    goes on in the next epoch's permutation.
+    ``count``: examples in the split; ``step``: steps already done. If an epoch cannot fill the batch, the batch
+    continues in the next epoch's permutation.
     """
     position = step * batch_size
     end = position + batch_size

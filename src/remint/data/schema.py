@@ -1,10 +1,10 @@
-"""What a dataset looks like, learnt at its first import and held against every later one.
+"""Dataset schema: learnt at the first import and compared with every later one.
 
     REMINT_HOME/schemas/NAME-VERSION.json    written once; VERSION is datasets.NAME.schema_version of params.yaml
     outs/raw/NAME/schema.json                the copy that goes with each snapshot, and is versioned with it
 
-The standard form of a table's columns is part of it, so that likelihoods stay comparable over versions of the data.
-What does not fit is refused with an account of each difference. Raising ``schema_version`` learns the schema anew.
+It contains the mean and scale of a table's columns, so that likelihoods stay comparable across versions of the data.
+Data that do not fit are refused with a list of the differences. Raising ``schema_version`` learns a new schema.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from remint.records import DataSpec, Record
 from remint.settings.recipe import DatasetSettings
 
 SCHEMA = "schema.json"
-SNAPSHOT = "data.npz"  # what it is the schema of
+SNAPSHOT = "data.npz"  # the arrays that the schema describes
 NOT_OF_THE_SCHEMA = {"split", "undecodable", "schema_version"}  # settings that change no column
 
 
 class Schema(Record):
-    """One learnt schema: what the data are, and the settings that they were read with."""
+    """One learnt schema: the spec of the data and the settings of the import."""
 
     dataset: str
     version: int
@@ -44,9 +44,9 @@ def address(folder: Path, name: str, version: int) -> Path:
 
 
 def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Schema | None:
-    """The schema that an earlier import learnt; None where this is the first, or nothing is kept.
+    """Return the schema of an earlier import; None at the first import or without ``folder``.
 
-    Raises DataError for one that cannot be read.
+    Raises DataError if the schema is not readable.
     """
     if folder is None:
         return None
@@ -60,21 +60,21 @@ def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Sc
 
 
 def save_schema(schema: Schema, folder: Path) -> Schema:
-    """Writes a schema, whole or not at all, and never over another: returns the one that stands (somebody was first)."""
+    """Write a schema atomically unless one exists. Return the stored one (another process may have been first)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = address(folder, schema.dataset, schema.version)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as temporary:
         schema.write(Path(temporary.name))
         os.fsync(temporary.fileno())
         try:
-            os.link(temporary.name, path)  # fails where there is one
+            os.link(temporary.name, path)  # fails if one exists
         except FileExistsError:
             return Schema.read(path)
     return schema
 
 
 def mismatch_error(schema: Schema, settings: DatasetSettings, differences: list[str]) -> DataError:
-    """The account of what does not fit, and the two ways out."""
+    """Return the error that lists the differences and the two remedies."""
     now = make_schema(schema.dataset, settings, schema.spec).settings
     before = {key: _text(schema.settings.get(key)) for key in now}
     changed = [f"{key} was {before[key]}, is {_text(now[key])}" for key in now if _text(now[key]) != before[key]]

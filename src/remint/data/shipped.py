@@ -1,4 +1,4 @@
-"""Data sets that ship with scikit-learn: the files that sklearn.datasets reads, without the two seconds of importing it."""
+"""Datasets shipped with scikit-learn, read from its files: importing sklearn.datasets takes two seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from remint.data.images import Raw
 
-TARGET = "target"  # the column that sklearn's tables have their class in
+TARGET = "target"  # class column of sklearn's tables
 
 
 def _file(name: str) -> Path:
@@ -19,7 +19,7 @@ def _file(name: str) -> Path:
 
 
 def digits() -> Raw:
-    """The 1,797 handwritten digits of scikit-learn (8 x 8, 17 levels; Alpaydin & Kaynak, UCI, 1998)."""
+    """Read the 1,797 handwritten digits of scikit-learn (8 x 8, 17 levels; Alpaydin & Kaynak, UCI, 1998)."""
     with gzip.open(_file("digits.csv.gz"), "rt") as stream:
         table = np.loadtxt(stream, delimiter=",")
     x, y = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1]
@@ -62,7 +62,7 @@ IMAGES: dict[str, Callable[[], Raw]] = {"sklearn:digits": digits}
 
 
 def table(source: str) -> tuple[Path, list[str], tuple[str, ...]]:
-    """A table's file (a line of counts and class names, then rows without a header), its columns, and the class names."""
+    """Return a table's file (a line of counts and class names, then rows without a header), its columns and class names."""
     name, columns = TABLES[source]
     path = _file(name)
     with path.open() as stream:

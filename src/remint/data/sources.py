@@ -1,12 +1,12 @@
-"""Where a dataset comes from: a source is read, held against its schema and written down as one snapshot.
+"""Dataset import: read a source, compare it with its schema, write one snapshot.
 
     snapshot(name, settings, root, out) -> out/
         data.npz          x  images uint8 (N, C, H, W), values 0 .. levels-1; a table's columns float64 (N, D), see tables.py
                           y  int64 (N,), class numbers from 0; absent where the source has no labels
-        schema.json       schema.Schema: what x and y mean
-        set_aside.json    image files that could not be used, and why; absent where there are none
+        schema.json       schema.Schema of x and y
+        set_aside.json    unusable image file -> reason; absent if there are none
 
-The same source gives the same bytes, so that DVC sees a change of the data and of nothing else.
+The same source gives the same bytes, so that DVC sees a change only if the data changed.
 
 Shapes: N examples, C channels, H height, W width, D columns.
 """
@@ -31,7 +31,7 @@ from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings
 
 SET_ASIDE = "set_aside.json"
-REMOTE = "s3://"  # what lies there is fetched beforehand, by storage.py
+REMOTE = "s3://"  # storage.py fetches such a source before the import
 IDX = "idx:"
 
 FILES: dict[str, Callable[[Path], Raw]] = {".npy": numpy_files.npy, ".npz": numpy_files.npz}
@@ -48,13 +48,13 @@ Conform = Callable[[DataSpec], tuple[dict[str, Array], list[str]]]
 def snapshot(
     name: str, settings: DatasetSettings, root: Path, out: Path, *, fetched: Path | None = None, schemas: Path | None = None
 ) -> None:
-    """Reads the source of dataset ``name`` (a relative path below ``root``) and writes the snapshot to ``out``.
+    """Read the source of dataset ``name`` (a relative path below ``root``) and write the snapshot to ``out``.
 
-    ``fetched``: the folder that holds what lies at an s3:// source. ``schemas``: the folder in which schemas are kept;
-    without it each import learns its own.
+    ``fetched``: folder with the local copy of an s3:// source. ``schemas``: folder of the stored schemas; without it each
+    import learns a new one.
 
-    Raises SettingsError for a source that is not known, DataError for one that is missing, empty, broken, not of the
-    shape and levels that params.yaml asks for or not of its schema.
+    Raises SettingsError if the source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
+    or other levels than params.yaml, or does not fit its schema.
     """
     known = schema.read_schema(schemas, name, settings)
     try:
@@ -63,7 +63,7 @@ def snapshot(
             spec, conform, set_aside = _table(name, settings, source, known)
         else:
             spec, conform, set_aside = _images(name, settings, source)
-    except DataError as error:  # a reader knows its file; the key it was named by is known here
+    except DataError as error:  # the reader names the file; add the settings key
         if "params.yaml:" in str(error):
             raise
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
@@ -71,7 +71,7 @@ def snapshot(
     arrays = _fitting(stands, settings, conform)
     if schemas is not None and known is None:
         stands = schema.save_schema(stands, schemas)
-        arrays = _fitting(stands, settings, conform)  # somebody else's, where two first imports met
+        arrays = _fitting(stands, settings, conform)  # two first imports may run at once: use the stored schema
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
@@ -81,7 +81,7 @@ def snapshot(
 
 
 def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | None) -> Path | str:
-    """The file or folder that the source means, or its name where it ships with a package."""
+    """Return the source's file or folder, or its name if scikit-learn ships it."""
     source = settings.source
     if source in (*shipped.IMAGES, *shipped.TABLES):
         return source
@@ -102,12 +102,12 @@ def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | No
 
 
 def local(source: str) -> str:
-    """The path in a source that is on this machine."""
+    """Return the path of a local source."""
     return source.removeprefix(IDX)
 
 
 def _only_file(path: Path) -> Path:
-    """A folder that holds nothing but one file which is a source by itself means that file."""
+    """Return the only file of a folder if it is a complete source, else the path itself."""
     if not path.is_dir():
         return path
     found = folder.visible(path)
@@ -121,7 +121,7 @@ def _only_file(path: Path) -> Path:
 def _table(
     name: str, settings: DatasetSettings, source: Path | str, known: Schema | None
 ) -> tuple[DataSpec, Conform, dict[str, str]]:
-    from remint.data import tables  # and pyarrow, which images need not wait for
+    from remint.data import tables  # late import: images do not need pyarrow
 
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix not in TABLES):
         found = f": it holds {len(folder.visible(source))} files" if isinstance(source, Path) and source.is_dir() else ""
@@ -160,7 +160,7 @@ def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
 
 
 def _fitting(stands: Schema, settings: DatasetSettings, conform: Conform) -> dict[str, Array]:
-    """The arrays as the schema has them. Raises DataError, with a line for each difference, where they do not fit."""
+    """Return the arrays in the form of the schema. Raises DataError, with a line for each difference, if they do not fit."""
     arrays, differences = conform(stands.spec)
     if differences:
         raise schema.mismatch_error(stands, settings, differences)

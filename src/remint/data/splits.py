@@ -1,8 +1,8 @@
-"""Preparation: one snapshot in, three splits out.
+"""Preparation: divide one snapshot into three splits.
 
-An example's split is a function of its own content and of the split's seed, and of nothing else. So data
-that is appended moves no example from one split to another, equal examples never stand on both sides, and
-what a champion was trained on is never in the set that judges its successor.
+An example's split depends only on its content and the split's seed. Therefore appended data moves no example to another
+split, equal examples are always in the same split, and a champion's training data are never in the set that evaluates
+its successor.
 
 Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
 """
@@ -27,9 +27,9 @@ Array = np.ndarray[Any, Any]
 
 
 def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> DatasetVersion:
-    """Splits the snapshot in ``raw`` of dataset ``name`` into the arrays that arrays.load reads from ``out``.
+    """Split the snapshot in ``raw`` of dataset ``name`` into the arrays that arrays.load reads from ``out``.
 
-    Raises DataError where a split would be empty.
+    Raises DataError if a split would be empty.
     """
     spec = Schema.read(raw / SCHEMA).spec
     with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
@@ -70,10 +70,10 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
 
 
 def assign(x_NX: Array, split: SplitSettings) -> Array:
-    """The split of each example as an index into SPLITS, shape (N,).
+    """Return the split of each example as an index into SPLITS, shape (N,).
 
-    A uniform number in [0, 1) is made of SHA-256(seed, content): below ``held_out`` the example is held
-    out, in the next ``validation`` it validates, otherwise it trains.
+    SHA-256(seed, content) gives a uniform number u in [0, 1): u < ``held_out`` is held out,
+    u < ``held_out`` + ``validation`` is validation, the others are training.
     """
     uniform_N = np.array([_uniform(x_X, split.seed) for x_X in x_NX])
     train, validation, held_out = range(len(SPLITS))
@@ -84,10 +84,10 @@ def assign(x_NX: Array, split: SplitSettings) -> Array:
 
 
 def canonical_rows(x_ND: Array, columns: tuple[Column, ...]) -> Array:
-    """What of a row decides its split, uint64 (N, D): its values, and neither the order of the columns nor the schema.
+    """Return the part of each row that decides its split, uint64 (N, D). Column order and schema do not change it.
 
-    Numbers in single precision, in which models see them, so that rows that are equal there are equal here; of a
-    category the hash of its text, since its place may change with the schema. Columns in the order of their names.
+    Numbers are in single precision, as models receive them, so rows that are equal for a model get the same split. A
+    category is the hash of its text, since its index may change with the schema. Columns are sorted by name.
     """
     order = sorted(range(len(columns)), key=lambda d: columns[d].name)
     return np.stack([_canonical(x_ND[:, d], columns[d]) for d in order], axis=1)

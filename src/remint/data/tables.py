@@ -1,9 +1,9 @@
-"""CSV, Parquet and the tables of scikit-learn -> columns of numbers and, where there is a label, classes.
+"""Reader of CSV, Parquet and scikit-learn tables: columns of numbers and, with a label, classes.
 
-    columns x float64 (N, D), the numbers as they were and the places of categories, NaN where one is missing
-    y       int64 (N,), the place of each row's class among DataSpec.class_names
+    columns x float64 (N, D), the original numbers and the indices of categories, NaN where one is missing
+    y       int64 (N,), the index of each row's class in DataSpec.class_names
 
-The same content gives the same arrays, whether it comes as CSV or as Parquet.
+The same content gives the same arrays from CSV and from Parquet.
 
 Shapes: N rows, D columns.
 """
@@ -30,34 +30,34 @@ from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings, did_you_mean
 
 MOST_VALUES = 1 << 28  # 2 GiB in double precision
-MOST_BYTES = 2 << 30  # of a CSV file, and of a Parquet file's text when it is written out
+MOST_BYTES = 2 << 30  # of a CSV file, and of a Parquet file's decoded text
 MOST_COLUMNS = 10_000
 LONGEST_NAME = 200  # characters
-ROWS = 1 << 16  # of Parquet that are looked at at a time
+ROWS = 1 << 16  # of Parquet in one batch
 BOOLEANS = {"false", "true"}
-DRIFT_SCALES = 10.0  # scales by which a column's mean may move before a person is told
+DRIFT_SCALES = 10.0  # scales by which a column's mean may move before an event reports it
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it was read: the columns that are meant, and the one of the label."""
+    """Table as read: the selected columns and the label column."""
 
     where: str
     features: dict[str, pa.ChunkedArray]
     label: pa.ChunkedArray | None
     label_name: str
-    class_names: tuple[str, ...]  # of the label where the source says them, in their order
+    class_names: tuple[str, ...]  # of the label, in order, if the source defines them
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))
 
 
 def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSpec | None) -> Table:
-    """The table of a .csv or .parquet file or of a ``sklearn:`` name, with its rows and columns as the settings say.
+    """Read a .csv or .parquet file or a ``sklearn:`` table, with the rows and columns that the settings select.
 
-    Raises DataError for a file that is not a table, and for settings that name columns which it does not have.
+    Raises DataError if the file is not a table, or if settings name columns that it does not have.
     """
     where, label, class_names = str(source), settings.label, tuple[str, ...]()
     if isinstance(source, str):
@@ -86,7 +86,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
 
 
 def _texts(known: DataSpec | None, label: str | None) -> set[str]:
-    """Columns that were text at the first import: still text where what is left of it looks like numbers or truth values."""
+    """Return the text columns of the first import. They stay text even if all values now look like numbers or booleans."""
     if known is None:
         return set()
     names = {column.name: column.categories for column in known.columns} | ({label: known.class_names} if label else {})
@@ -94,7 +94,7 @@ def _texts(known: DataSpec | None, label: str | None) -> set[str]:
 
 
 def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> pa.Table:
-    """``text``: columns that are read as they are written; ``header``: their names, in place of the first line."""
+    """Read a CSV file. ``text``: columns read as strings; ``header``: column names in place of the first line."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: take fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
@@ -120,14 +120,14 @@ def _parquet(path: Path) -> pa.Table:
             return file.read()
     except (pa.ArrowException, ValueError, MemoryError) as error:
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
-    except OSError as error:  # Arrow's own have no number; those of the disk have
+    except OSError as error:  # Arrow's errors have no errno; errors of the disk have one
         if error.errno is not None:
             raise
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
 
 
 def _small_enough(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
-    """Raises DataError where what is packed, or said once for many rows, is too much when it is written out."""
+    """Raise DataError if the data are too large once decompressed, or once dictionary texts are repeated for each row."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     total = sum(group.total_byte_size for group in groups)
     if total > MOST_BYTES:
@@ -144,7 +144,7 @@ def _small_enough(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
 
 
 def _written_out(column: pa.Array) -> int:
-    """Bytes of a column's texts, each as often as it occurs."""
+    """Return the bytes of a column's texts, each counted as often as it occurs."""
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
     length_K = pyarrow.compute.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
@@ -161,7 +161,7 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _check_names(where: str, table: pa.Table) -> None:
-    """Raises DataError for a header that is none."""
+    """Raise DataError if the header is not a valid list of column names."""
     try:
         names = table.column_names
     except UnicodeDecodeError as error:
@@ -187,7 +187,7 @@ def _few_enough(where: str, count: int) -> None:
 
 
 def _whole_rows(table: Table) -> Table:
-    """The rows in which nothing is missing."""
+    """Return the table without rows that have missing values."""
     everything = [*table.features.values(), *([] if table.label is None else [table.label])]
     missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in everything if not _unusable(column)))
     if missing_N.all():
@@ -212,7 +212,7 @@ def _unusable(column: pa.ChunkedArray) -> bool:
 
 
 def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
-    """What the table is. Raises DataError, with a line for each column that no model can learn from."""
+    """Learn the table's spec. Raises DataError, with a line for each column that no model can learn from."""
     learnt, problems, unfit = [], [], []
     for column_name, column in table.features.items():
         try:
@@ -251,7 +251,7 @@ def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:
 
 
 def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
-    """x and y as the schema ``spec`` has them, and each difference that is in the way, in words."""
+    """Return x and y in the form of the schema ``spec``, and a description of each difference that prevents this."""
     if not spec.is_table:
         return {}, ["was images, is now a table"]
     differences, x = [], []
@@ -279,7 +279,7 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
 
 
 def _report_drift(known: Column, x_N: Array) -> None:
-    """A mean that moved far is no reason to refuse data, and one to look at them."""
+    """Emit an event if a column's mean moved far. Such data are not refused, but a person should check them."""
     if known.numeric and not np.isnan(x_N).all():
         moved = (float(np.nanmean(x_N)) - known.mean) / known.scale
         if abs(moved) > DRIFT_SCALES:

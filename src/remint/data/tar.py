@@ -1,8 +1,8 @@
-"""The members of a tar, by their headers alone, forwards only (POSIX.1-2024, pax; GNU tar's manual, "Basic Tar Format").
+"""Forward-only reader of tar headers (POSIX.1-2024, pax; GNU tar's manual, "Basic Tar Format").
 
-A member is a header of 512 bytes, then its content, padded to a multiple of 512; a block of zeros ends the archive. Headers of
-type x (pax: records "LENGTH KEY=VALUE") and L (GNU: a name) say more of the next member. Nothing that a header says is
-believed further than the limits below, and two headers cannot disagree about where the next one lies: there is one reader.
+A member is a header of 512 bytes and its content, padded to a multiple of 512; a block of zeros ends the archive. Headers of
+type x (pax: records "LENGTH KEY=VALUE") and L (GNU: a name) describe the next member. The limits below bound every value of
+a header. One reader handles all headers, so they cannot disagree about the position of the next one.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Protocol
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
-LONGEST_HEADER = 1 << 20  # bytes of what a header of type x or L says
-CHAIN = 8  # such headers before one member
-RECORDS = 1_000  # pax records of the whole archive ...
-RECORDS_EACH = 32  # ... and for each member
+LONGEST_HEADER = 1 << 20  # bytes of content of a header of type x or L
+CHAIN = 8  # headers of type x or L before one member
+RECORDS = 1_000  # pax records of the whole archive, plus RECORDS_EACH for each member
+RECORDS_EACH = 32
 
 FILES, FOLDER = (b"0", b"\0"), b"5"
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL = b"L", b"K", b"x", b"g"
 
 
 class Stream(Protocol):
-    """The bytes of an archive. ``take`` and ``skip`` raise EOFError where it ends before."""
+    """Bytes of an archive. ``take`` and ``skip`` raise EOFError if it ends too early."""
 
     def tell(self) -> int: ...
     def take(self, size: int) -> bytes: ...
@@ -33,7 +33,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """One member, of whatever type. Its content begins where the stream stands."""
+    """One member of any type. Its content begins at the stream's position."""
 
     name: str
     size: int  # bytes of the content
@@ -50,10 +50,10 @@ class Member:
 
 
 def members(stream: Stream, *, trusting: bool = False) -> Iterator[Member]:
-    """Each member before its content, down to the block that ends the archive.
+    """Yield each member before its content, up to the block that ends the archive.
 
-    ``trusting``: without a look at checksums, for those who only count. Raises EOFError where it is cut off, ValueError for a
-    header that is damaged or claims too much.
+    ``trusting``: do not check checksums; enough for counting. Raises EOFError if the archive is cut off, ValueError if a
+    header is damaged or exceeds the limits.
     """
     count = records = 0
     while (block := stream.take(BLOCK)) != ZEROS:
@@ -91,14 +91,14 @@ def _padded(stream: Stream, size: int) -> bytes:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits; or, where the first bit is set, a number to the base of 256."""
+    """Parse octal digits, or a base-256 number if the first bit is set."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big", signed=True) if field[0] == 0xFF else int.from_bytes(field[1:], "big")
     return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
 def _check(block: bytes) -> None:
-    """Raises ValueError where a header's checksum is not its own: the sum of its bytes, with blanks for the sum itself."""
+    """Raise ValueError if a header's checksum is wrong: the sum of its bytes, with blanks in the checksum field."""
     said = _number(block[148:156])
     if said != 256 + sum(block[:148]) + sum(block[156:]) and said != 256 + sum(struct.unpack("148b8x356b", block)):
         raise ValueError("the checksum of a header is wrong")
@@ -110,9 +110,9 @@ def _name(block: bytes) -> bytes:
 
 
 def _parse_header(kind: bytes, content: bytes) -> tuple[dict[bytes, bytes], int]:
-    """What a header says of the next member, and in how many records.
+    """Return a header's values for the next member, and its number of records.
 
-    What one says of all that follow must not name or measure them.
+    Raises ValueError if a header for all following members (type g) gives them a name or size.
     """
     if kind == LONG_NAME:
         return {b"path": content.split(b"\0", 1)[0]}, 1
