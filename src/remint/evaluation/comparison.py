@@ -13,7 +13,7 @@ COUNT: Final = "examples"  # the number of drawn or scored examples grows
 
 
 class Cost(Record):
-    """One model: its quality, and what drawing and scoring cost."""
+    """Quality of one model, and the cost of drawing and scoring."""
 
     model: str  # NAME/7
     family: str

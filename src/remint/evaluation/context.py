@@ -62,7 +62,7 @@ class ArrayCache:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The dataset version, the features by name and the settings that a model is measured with."""
+    """Dataset version, feature extractors by name and settings of an evaluation."""
 
     dataset: Dataset
     extractors: Mapping[str, Extractor]
@@ -201,7 +201,7 @@ class Measurement:
         reference_J: Array | None = None,
         **how: Any,
     ) -> Measurement:
-        """Return the measurement of one value per draw of ``n`` samples; ``reference_J`` widens the interval for the reference."""
+        """Return the measurement of one value per draw of ``n`` samples; ``reference_J``: the interval covers the reference."""
         low, high = intervals.over_draws(values_N, reference_J)
         covers = (
             "t over draws" if reference_J is None else f"t over draws and over {len(reference_J)} jackknife groups of held-out"

@@ -64,7 +64,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class ContrastTest:
-    """A difference, its 95% interval, and the p-value of the test that there is none."""
+    """A difference, its 95% interval, and the p-value of the hypothesis that it is zero."""
 
     before: float
     after: float

@@ -38,7 +38,7 @@ EXAMPLES = 1000  # number of drawn and of scored examples
 REPEATS, REPEATS_SCALED = 15, 5  # for the registered model; for each scaled one
 SCALES = (1, 2, 4)  # factors of an image's sides, or of a table's columns
 COUNTS = (100, 1_000, 10_000)  # samples
-MAX_SECONDS = 30.0  # most seconds of one repeat, estimated from its first block; slower tasks are not measured
+MAX_SECONDS = 30.0  # seconds: limit of one repeat, estimated from its first block; slower tasks are not measured
 INITIAL = 256  # random examples that initialise an untrained model
 
 Run = Callable[[int], None]  # takes the number of examples

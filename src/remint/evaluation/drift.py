@@ -36,7 +36,7 @@ from remint.evaluation.leakage import content
 from remint.records import Change, DataSpec, Drift, MetricValue
 
 LEVEL = 0.05  # significance level of a reported change, over all statistics together
-MOST = 10_000  # most examples whose features are computed
+MOST = 10_000  # maximum number of examples whose features are computed
 GROUPS, SHUFFLES = 10, 99  # of the jackknife, and for the floor
 NAMED = 3  # changes in the summary
 BLOCK = 1024  # images at a time

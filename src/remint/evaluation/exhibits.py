@@ -1,4 +1,4 @@
-"""Examples for visual inspection: training examples nearest to samples, and held-out examples that a model fails.
+"""Examples for visual inspection: training examples nearest to samples, and held-out examples with the worst values.
 
 Every array is small and a pure function of the model and the dataset version, with the same noise for every version.
 
@@ -34,8 +34,8 @@ from remint.models.contract import CanSample
 from remint.records import DataSpec
 
 SHOWN = 16  # samples with their neighbours, and failures
-REAL = 256  # most held-out examples in real_M
-JUDGED = 4096  # most held-out examples whose ``uncovered`` is computed
+REAL = 256  # maximum number of held-out examples in real_M
+JUDGED = 4096  # maximum number of held-out examples whose ``uncovered`` is computed
 DRAWN = 512  # samples for ``uncovered``
 LIKELIHOODS = ("nll", "iwae", "elbo")  # the most exact first
 

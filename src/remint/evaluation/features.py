@@ -40,7 +40,7 @@ BLOCK = 256  # examples at a time
 # Of the classifier. Label smoothing bounds the confidence and so the size of the features: without it, distances grow with
 # the length of the classifier's training.
 SEED, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 0, 400, 64, 2e-3, 1e-2, 0.1
-COMPONENT_EXAMPLES = 2000  # most examples for principal components, evenly spaced over the training split
+COMPONENT_EXAMPLES = 2000  # maximum for principal components, evenly spaced over the training split
 
 Array = np.ndarray[Any, Any]
 
@@ -92,7 +92,7 @@ class Columns(nn.Module):
         self.register_buffer("scale_D", torch.ones(features))
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Features f_BD of a table's rows."""
+        """Return the features f_BD of a table's rows."""
         return (self.encoded(self.columns, x_BC) - self.mean_D) / self.scale_D
 
     @staticmethod
