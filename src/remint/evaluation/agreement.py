@@ -1,6 +1,6 @@
-"""``class_agreement``: the share of a conditional model's samples that a classifier takes for the class that was asked for.
+"""``class_agreement``: share of a conditional model's samples that a classifier assigns to the requested class.
 
-The classifier is the one whose activations are the dataset's own features. Higher is better.
+The classifier is the dataset's own feature extractor. Higher is better.
 
 Shapes: N samples, M draws.
 """
@@ -17,9 +17,9 @@ from remint.models.contract import CanSample
 
 
 def agreement(model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """As many samples of each class, in each draw.
+    """Return ``class_agreement``, over all classes and by class. Each draw has equally many samples of each class.
 
-    Raises SettingsError where the model is not conditional or the features are not a classifier's.
+    Raises SettingsError if the model is not conditional or the extractor is not a classifier.
     """
     if not getattr(model, "conditional", False):
         raise SettingsError("class_agreement needs a model with conditional: true: set it, or remove the metric")

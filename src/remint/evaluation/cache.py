@@ -1,10 +1,10 @@
-"""Features of real examples, kept below REMINT_HOME from one evaluation to the next; without that variable nothing is kept.
+"""Cache of features of real examples below REMINT_HOME. Without that variable nothing is cached.
 
     REMINT_HOME/features/KEY-SHA256.npy    f_ND, float64
 
-KEY is the digest of what the features are a function of: dataset version, split, chosen examples, extractor, resize. The
-file's own SHA-256 stands in its name, so that one rename makes both; a damaged file is removed and computed again. All of
-it can be deleted at any time.
+KEY is the digest of dataset version, split, chosen examples, extractor and resize. The file's name contains its SHA-256:
+one rename publishes the file and its checksum together. A damaged file is removed and computed again. The folder can be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ Array = np.ndarray[Any, Any]
 def features(
     dataset: str, split: str, chosen_N: Array, extractor: Extractor, make: Callable[[], Array], world: World = SINGLE_PROCESS
 ) -> Array:
-    """What ``make`` computes, from the file where there is one.
+    """Return the cached features, or compute them with ``make`` and cache them.
 
     Args:
         dataset: digest of the DatasetVersion.
-        split: of the examples.
-        chosen_N: their places in the split, int64.
-        world: its ranks compute together, so that all do where one of them finds no file.
+        split: split of the examples.
+        chosen_N: indices of the examples in the split, int64.
+        make: computes the features f_ND.
+        world: its ranks compute together: if one of them finds no file, all compute.
 
-    Raises StorageError where the disk is full.
+    Raises StorageError if the disk is full.
     """
     home = os.environ.get("REMINT_HOME")
     if not home:
@@ -61,7 +62,7 @@ def _read(folder: Path, key: str) -> Array | None:
             if sha256_file(path) == path.stem.partition("-")[2]:
                 array: Array = np.load(path, allow_pickle=False)
                 return array
-        except FileNotFoundError:  # another process found it damaged first
+        except FileNotFoundError:  # another process removed the damaged file first
             continue
         path.unlink(missing_ok=True)
     return None

@@ -1,6 +1,6 @@
-"""The pictures of data, of cost and of chance: drift, quality against latency, growth, seeds. Arrays and a path in, a PNG out.
+"""Charts of drift, of quality against latency, of growth, and of seed-to-seed variation. Arrays and a path in, a PNG out.
 
-Drawn as evaluation/plots.py draws, in its colours.
+The style and the colours are those of evaluation/plots.py.
 
 Shapes: N examples, D columns of a table, C channels, H height, W width.
 """
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 
 def images_before_and_after(path: Path, before_CHW: Array, after_CHW: Array, drift: Drift) -> None:
-    """The mean image before and after, values in [0, 1], and the difference of the channels' means, red where it is brighter."""
+    """Draw the mean image before and after, values in [0, 1], and the difference of the channel means, red where brighter."""
     figure = Figure(figsize=(7.2, 3.1), dpi=DPI)
     rows = (drift.before["train"], drift.after["train"])
     for place, (name, mean_CHW) in enumerate(zip(("before", "after"), (before_CHW, after_CHW), strict=True), start=1):
@@ -45,7 +45,7 @@ def images_before_and_after(path: Path, before_CHW: Array, after_CHW: Array, dri
 
 
 def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, columns: Sequence[Column], drift: Drift) -> None:
-    """How the values of each column are spread: those that changed first, in bold; at most 12."""
+    """Draw a histogram of each column, at most 12. Changed columns come first, with a bold title."""
     changed = list(dict.fromkeys(change.of for change in drift.changed))
     rank = {name: place for place, name in enumerate(changed)}
     order = sorted(range(len(columns)), key=lambda d: rank.get(columns[d].name, len(rank)))
@@ -72,10 +72,10 @@ def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, colu
 
 
 def comparison(path: Path, models: Sequence[Cost], growth: Sequence[Growth], metrics: Sequence[str]) -> None:
-    """Quality against the seconds of 1,000 samples, and how seconds and parameters grow.
+    """Draw quality against the seconds of 1,000 samples, and the growth of seconds and parameters.
 
     Args:
-        metrics: those that may be compared, the first of which is drawn.
+        metrics: the comparable metrics; the first is drawn.
     """
     colours = {row.model: LINES[place % len(LINES)] for place, row in enumerate(models)}
     figure = Figure(figsize=(9.6, 7.0), dpi=DPI)
@@ -95,7 +95,7 @@ def comparison(path: Path, models: Sequence[Cost], growth: Sequence[Growth], met
 
 
 def _quality(axes: Axes, models: Sequence[Cost], metrics: Sequence[str], colours: Mapping[str, str]) -> None:
-    """A cross a model: its intervals of quality and of time. Without a metric that may be compared it stands at the bottom."""
+    """Draw a cross for each model: its intervals of quality and of time. Without a comparable metric its height is 0."""
     name = metrics[0] if metrics else None
     for row in models:
         if row.draw is None:
@@ -123,7 +123,7 @@ def _quality(axes: Axes, models: Sequence[Cost], metrics: Sequence[str], colours
 
 
 def _seconds(axes: Axes, rows: Sequence[Growth], colours: Mapping[str, str], label: str) -> None:
-    """Seconds of drawing, solid, and of scoring, dashed, with their intervals."""
+    """Draw the seconds of drawing (solid) and of scoring (dashed), with their intervals."""
     for model, colour in colours.items():
         own = [row for row in rows if row.model == model]
         drawn = [(row.value, row.draw) for row in own if row.draw]
@@ -148,7 +148,7 @@ def _log(axes: Axes, ticks: Sequence[int], label: str, title: str) -> None:
 
 
 def seed_spread(path: Path, spread: SeedSpread, margins: Mapping[str, float]) -> None:
-    """Each metric of each seed as a dot, and from their mean how far two seeds differ; one panel a metric."""
+    """Draw each metric of each seed as a dot, and the automatic margin as a bar from their mean; one panel per metric."""
     figure = Figure(figsize=(7.0, 0.6 + 0.95 * len(spread.values)), dpi=DPI)
     for place, (name, values) in enumerate(spread.values.items(), start=1):
         axes = figure.add_subplot(len(spread.values), 1, place)

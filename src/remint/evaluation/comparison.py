@@ -1,4 +1,4 @@
-"""What was measured of models side by side (promotion/side_by_side.py)."""
+"""Records of the side-by-side comparison of models (promotion/side_by_side.py)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import Field
 from remint.records import MetricValue, Record
 
 SIZE: Final = "size"  # the sides of images or the columns of a table grow
-COUNT: Final = "examples"  # the number that is drawn or scored grows
+COUNT: Final = "examples"  # the number of drawn or scored examples grows
 
 
 class Cost(Record):
-    """One model: its quality, and what drawing and scoring cost."""
+    """Quality of one model, and the cost of drawing and scoring."""
 
     model: str  # NAME/7
     family: str
@@ -21,7 +21,7 @@ class Cost(Record):
     dataset_version: str  # digest of the DatasetVersion
     examples: str  # DataSpec.text()
     metrics: dict[str, MetricValue]
-    draw: MetricValue | None  # seconds of 1,000; None: it cannot
+    draw: MetricValue | None  # seconds of 1,000; None: the model cannot sample
     score: MetricValue | None
     parameters: int
     bytes: int  # of the weights
@@ -36,6 +36,6 @@ class Growth(Record):
     value: int
     shape: tuple[int, ...]
     parameters: int | None  # None: the family cannot be built so large
-    unavailable_reason: str = Field(serialization_alias="why_not")  # of that; "": it can
-    draw: MetricValue | None = None  # seconds; None: it cannot, or not in time
+    unavailable_reason: str = Field(serialization_alias="why_not")  # why it cannot be built; "": it can
+    draw: MetricValue | None = None  # seconds; None: not possible, or too slow to measure
     score: MetricValue | None = None

@@ -1,8 +1,8 @@
-"""What every metric is measured with, and what a measurement is.
+"""Inputs of a metric (EvaluationContext) and its result (Measurement).
 
-Metrics of samples are means over repeated draws of n samples, each against the same n held-out examples, which are chosen
-by the seed. A draw is sampled once, and its features are computed once, for all of them. Among N processes each computes its
-share of the blocks of samples, features and held-out examples, and gets the others' from them: no value depends on N.
+A metric of samples is a mean over repeated draws of n samples. The seed chooses n held-out examples, and all draws are
+compared with them. Each draw is sampled once and its features are computed once; all metrics share them. N processes split
+the blocks of samples, features and held-out examples among them and exchange the results: no value depends on N.
 
 Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of a table's row), D features, J groups.
 """
@@ -31,17 +31,17 @@ from remint.runtime import scratch
 from remint.settings.catalogue import Features
 from remint.settings.judging import EvaluationSettings
 
-BLOCK = 128  # examples at a time: their noise is drawn by (seed, stream, draw, block), so a changed size changes the noise
+BLOCK = 128  # examples per block: noise is seeded by (seed, stream, draw, block), so another size gives other noise
 FEATURE_BLOCK = 256  # examples whose features one process computes at a time: whole blocks of every extractor
 
-# Streams: what noise is drawn for, so that no two uses share it.
+# Noise streams: one for each use, so that two uses never share noise.
 DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT = range(5)
 
 Array = np.ndarray[Any, Any]
 
 
 class ArrayCache:
-    """Arrays that are made once and kept in files: twenty draws of thousands of features need not fit in memory."""
+    """Arrays that are computed once and kept in files, because twenty draws of thousands of features may not fit in memory."""
 
     def __init__(self) -> None:
         held = ExitStack()
@@ -50,9 +50,9 @@ class ArrayCache:
         self._paths: dict[Hashable, Path] = {}
 
     def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
-        """The array of ``key``, which ``make`` makes where it is not there yet."""
+        """Return the array of ``key``. The first call computes it with ``make``."""
         if key not in self._paths:
-            made = make()  # which may put something here itself
+            made = make()  # may itself add an array: take the file's number after this call
             path = self._folder / f"{len(self._paths)}.npy"
             np.save(path, made, allow_pickle=False)
             self._paths[key] = path
@@ -62,7 +62,7 @@ class ArrayCache:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The dataset version, the features by name and the settings that a model is measured with."""
+    """Dataset version, feature extractors by name and settings of an evaluation."""
 
     dataset: Dataset
     extractors: Mapping[str, Extractor]
@@ -75,15 +75,15 @@ class EvaluationContext:
         return range(self.settings.draws)
 
     def extractor(self, features: Features) -> Extractor:
-        """The extractor of these features. Raises SettingsError where no metric that is measured names them."""
+        """Return the extractor of these features. Raises SettingsError if no chosen metric declares them."""
         if features not in self.extractors:
             raise SettingsError(f"a metric is measured in features '{features}', and its FACTS do not say so: set features there")
         return self.extractors[features]
 
     def size(self, metric: str, least: int) -> int:
-        """n: what settings.samples asks for, as far as held-out and training examples suffice.
+        """Return n: settings.samples, limited to the number of held-out and of training examples.
 
-        Raises DataError where it is below what the metric needs.
+        Raises DataError if n is below ``least``, the number that the metric needs.
         """
         n = min(self.settings.samples, len(self.dataset.held_out), len(self.dataset.train))
         if n < least:
@@ -95,27 +95,27 @@ class EvaluationContext:
         return n
 
     def reference(self) -> Array:
-        """Places in the held-out split of the n examples that samples are held against, in order, int64 (N,)."""
+        """Return the indices of the n held-out examples that samples are compared with, in order, int64 (N,)."""
         return self._chosen("held_out", self.settings.seed)
 
     def real(self, features: Features) -> Array:
-        """Features f_ND of the reference."""
+        """Return the features f_ND of the reference."""
         return self._cache.get(features, lambda: self._features_of(features, "held_out", self.reference()))
 
     def training(self, features: Features, draw: int) -> Array:
-        """Features f_ND of n different training examples, others in each draw."""
+        """Return the features f_ND of n different training examples; each draw has its own choice."""
         return self._features_of(features, "train", self._chosen("train", self.settings.seed, draw))
 
     def sampled(self, model: CanSample, draw: int) -> Array:
-        """Samples x_NX of one draw."""
+        """Return the samples x_NX of one draw."""
         n, seed = self.size("a metric of samples", 1), self.settings.seed
-        # The key holds the model itself, lest another one comes to lie where it lay.
+        # The key is the model itself, not its id(): an id is used again after its object is deleted.
         return self._cache.get(
             (model, draw), lambda: samples(model, self.dataset.spec, n, seed, DISTANCE, draw, world=self.world)
         )
 
     def drawn(self, features: Features, model: CanSample, draw: int) -> Array:
-        """Features f_ND of the samples of one draw. Raises RunError where one is not finite."""
+        """Return the features f_ND of the samples of one draw. Raises RunError if one is not finite."""
 
         def make() -> Array:
             f_ND = self._features(features, self.sampled(model, draw))
@@ -124,7 +124,7 @@ class EvaluationContext:
         return self._cache.get((model, draw, features), make)
 
     def _chosen(self, split: str, *seed: int) -> Array:
-        """Places of n different examples of a split, in its own order."""
+        """Return the indices of n different examples of a split, in ascending order."""
         count = len(getattr(self.dataset, split))
         chosen_N = np.random.default_rng([DISTANCE, *seed]).permutation(count)
         return np.sort(chosen_N[: self.size("a metric of samples", 1)])
@@ -146,16 +146,19 @@ class EvaluationContext:
         return cache.features(self.dataset.version.digest, split, chosen_N, extractor, make, self.world)
 
     def fingerprint(self, **how: Any) -> dict[str, Any]:
-        """What two values must have in common to be comparable: the data, the seed and ``how`` it was measured."""
+        """Return the fingerprint: data, seed and ``how``. Two values are comparable only if their fingerprints agree."""
         return {"dataset": self.dataset.version.digest, "split": "held_out", "seed": self.settings.seed, **how}
 
     def measured_in(self, features: Features, **how: Any) -> dict[str, Any]:
-        """What a fingerprint says of features, and ``how``."""
+        """Return the fingerprint entries of an extractor, and ``how``."""
         extractor = self.extractor(features)
         return {"extractor": extractor.sha256, "resize": extractor.resize, **how}
 
     def over_held_out(self, make: Callable[[int, Tensor, Tensor | None], Tensor]) -> Tensor:
-        """What ``make`` gives for each held-out example: of a block's number, its x_BX and its labels y_B, if any."""
+        """Apply ``make`` to each block of held-out examples and return all results in order.
+
+        ``make`` takes the block's number, its x_BX, and its labels y_B or None.
+        """
         held_out = self.dataset.held_out
 
         def of_block(number: int) -> Tensor:
@@ -168,7 +171,7 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The values behind one metric, one an example or one a repeated draw: the metric is their mean."""
+    """The values of one metric, one per example or one per repeated draw. The metric is their mean."""
 
     values_N: Array  # float64
     n: int  # examples, or samples of one draw
@@ -181,7 +184,7 @@ class Measurement:
 
     @classmethod
     def over_examples(cls, values_N: Array, context: EvaluationContext, y_N: Array | None = None, **how: Any) -> Measurement:
-        """One value for each held-out example; with their labels also class by class."""
+        """Return the measurement of one value per held-out example; with labels ``y_N`` also by class."""
         low, high = intervals.over_examples(values_N, context.settings.seed)
         fingerprint = context.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
         classes = [] if y_N is None else np.unique(y_N).tolist()
@@ -198,7 +201,7 @@ class Measurement:
         reference_J: Array | None = None,
         **how: Any,
     ) -> Measurement:
-        """One value for each repeated draw of ``n`` samples; with ``reference_J`` the interval covers the reference too."""
+        """Return the measurement of one value per draw of ``n`` samples; ``reference_J``: the interval covers the reference."""
         low, high = intervals.over_draws(values_N, reference_J)
         covers = (
             "t over draws" if reference_J is None else f"t over draws and over {len(reference_J)} jackknife groups of held-out"
@@ -209,16 +212,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Metric:
-    """What measures one metric. Metrics that come of one pass over the model share their ``measure``, which runs once."""
+    """The function that measures a metric. Metrics from the same pass over the model share one ``measure``, which runs once."""
 
     measure: Callable[[Any, EvaluationContext], Mapping[str, Measurement]]  # measurements by metric name
     context: Mapping[str, Callable[[EvaluationContext], Measurement]] = field(
         default_factory=dict
-    )  # beside it, and not of the model
+    )  # baselines by name, which do not depend on the model
 
 
 def finite(values_N: Array, metric: str) -> Array:
-    """The values, each of them finite. Raises RunError, which counts them, where one is not: none is ever left out."""
+    """Return the values. Raises RunError, with a count, if any is not finite: no value is ever left out."""
     bad = int((~np.isfinite(values_N)).sum())
     if bad:
         raise RunError(
@@ -237,9 +240,9 @@ def _finite_rows(f_ND: Array, what: str, of: str, so: str) -> Array:
 def samples(
     model: CanSample, spec: DataSpec, count: int, *seed: int, y_N: Array | None = None, world: World = SINGLE_PROCESS
 ) -> Array:
-    """``count`` samples x_NX: a pure function of the model and ``seed``, of which the second number is the stream.
+    """Return ``count`` samples x_NX: a pure function of the model and ``seed``, whose second number is the stream.
 
-    ``y_N``: the classes that a conditional model is to draw of. Raises RunError where they are not examples of ``spec``.
+    ``y_N``: class of each sample, for a conditional model. Raises RunError if the samples are not examples of ``spec``.
     """
 
     def make(number: int) -> Tensor:

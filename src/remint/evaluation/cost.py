@@ -1,15 +1,15 @@
-"""What a model costs: seconds to draw and to score examples, parameters, and how both grow with the data.
+"""Cost of a model: seconds to draw and to score examples, parameters, and the growth of both with the data.
 
-    draw     samples, their noise included, in blocks of context.BLOCK
+    draw     samples, including their noise, in blocks of context.BLOCK
     score    one pass over examples: an exact density for one dequantisation, or a bound for one latent sample
-             (IWAE-K takes K times as long); nothing where the family has neither
+             (IWAE-K takes K times as long); not measured if the family has neither
 
-A value is the median over repeats of the wall clock, after two blocks that do not count. The repeats of all models are
-interleaved, so that what else this machine does falls on all of them. The interval is that of the median by its order
-statistics, which assumes nothing of how times are spread (David & Nagaraja, Order statistics, 2003, section 7.1): from
-six repeats on it is of at least 95%; with fewer it is from the least to the greatest, and the fingerprint says so.
+A value is the median wall-clock time over the repeats, after two warm-up blocks. The repeats of all models are interleaved:
+other load on the machine affects all of them alike. The interval of the median uses order statistics and assumes no
+distribution of the times (David & Nagaraja, Order statistics, 2003, section 7.1). With six repeats or more its level is at
+least 95%. With fewer it is the range from the least to the greatest time, and the fingerprint records that.
 
-How a family grows is told by models built anew, untrained, from the recipe: time does not depend on what was learnt.
+Growth is measured on untrained models that are built from the recipe: the time does not depend on the weights.
 
 Shapes: B block, N noise numbers, K = 1 latent samples, X the axes of one example.
 """
@@ -34,29 +34,29 @@ from remint.models.families import family
 from remint.records import DataSpec, MetricValue
 from remint.settings.recipe import ModelSettings
 
-EXAMPLES = 1000  # that are drawn and scored
-REPEATS, REPEATS_SCALED = 15, 5  # of a model as it is registered; of each step of its growth
-SCALES = (1, 2, 4)  # an image's sides, a table's columns
+EXAMPLES = 1000  # number of drawn and of scored examples
+REPEATS, REPEATS_SCALED = 15, 5  # for the registered model; for each scaled one
+SCALES = (1, 2, 4)  # factors of an image's sides, or of a table's columns
 COUNTS = (100, 1_000, 10_000)  # samples
-MAX_SECONDS = 30.0  # seconds that one repeat may take by the first block; what is longer is not measured
-INITIAL = 256  # random examples that a model built anew starts from
+MAX_SECONDS = 30.0  # seconds: limit of one repeat, estimated from its first block; slower tasks are not measured
+INITIAL = 256  # random examples that initialise an untrained model
 
-Run = Callable[[int], None]  # on so many examples
+Run = Callable[[int], None]  # takes the number of examples
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something whose time is taken."""
+    """A timed task."""
 
     run: Run
     examples: int
     threads: int  # CPU threads that it may use
-    what: dict[str, Any]  # of its fingerprint
+    what: dict[str, Any]  # its entries in the fingerprint
 
 
 @dataclass(frozen=True)
 class ScaledModel:
-    """A model of larger examples, built anew; or why the family cannot have it."""
+    """An untrained model of larger examples, or the reason why the family cannot build it."""
 
     spec: DataSpec
     model: Model | None
@@ -72,7 +72,7 @@ def parameters(model: Model) -> int:
 
 
 def sampling_task(model: Model, count: int, threads: int) -> Task | None:
-    """Draws ``count`` samples; None where the model cannot."""
+    """Return the task that draws ``count`` samples, or None if the model cannot sample."""
     if not isinstance(model, CanSample):
         return None
 
@@ -84,7 +84,7 @@ def sampling_task(model: Model, count: int, threads: int) -> Task | None:
 
 
 def scoring_task(model: Model, spec: DataSpec, count: int, threads: int) -> Task | None:
-    """Scores ``count`` examples once; None where the model has neither a density nor a bound."""
+    """Return the task that scores ``count`` examples once, or None if the model has neither a density nor a bound."""
     x_NX = examples(spec, count)
     y_N = torch.arange(count) % max(spec.classes, 1) if model.conditional else None
     run: Run
@@ -114,12 +114,12 @@ def scoring_task(model: Model, spec: DataSpec, count: int, threads: int) -> Task
 
 
 def _blocks(count: int) -> Iterator[tuple[int, int]]:
-    """The number and the size of each block."""
+    """Yield the number and the size of each block."""
     return ((number, min(BLOCK, count - at)) for number, at in enumerate(range(0, count, BLOCK)))
 
 
 def examples(spec: DataSpec, count: int) -> Tensor:
-    """Random examples of the kind, none of them missing anything: uint8 images or float32 rows."""
+    """Return random examples of ``spec`` without missing values: uint8 images or float32 rows."""
     generator = torch.Generator().manual_seed(0)
     if not spec.is_table:
         return torch.randint(spec.levels, (count, *spec.shape), generator=generator).to(torch.uint8)
@@ -133,7 +133,7 @@ def examples(spec: DataSpec, count: int) -> Tensor:
 
 
 def scaled_spec(spec: DataSpec, times: int) -> DataSpec:
-    """The same kind of data with ``times`` as long sides of an image, or as many columns of a table."""
+    """Return ``spec`` with image sides ``times`` as long, or with ``times`` as many table columns."""
     if not spec.is_table:
         c, h, w = spec.image
         return spec.model_copy(update={"shape": (c, times * h, times * w)})
@@ -146,7 +146,7 @@ def scaled_spec(spec: DataSpec, times: int) -> DataSpec:
 
 
 def scaled_model(name: str, settings: ModelSettings, spec: DataSpec, times: int) -> ScaledModel:
-    """The family's model of larger examples with the same settings, untrained, started from random examples."""
+    """Build the family's untrained model of larger examples with the same settings, initialised from random examples."""
     larger = scaled_spec(spec, times)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -161,7 +161,7 @@ def scaled_model(name: str, settings: ModelSettings, spec: DataSpec, times: int)
 
 
 def measure_seconds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -> dict[str, MetricValue | None]:
-    """The seconds of each task by its name; None for one that would take longer than LONGEST. ``say`` hears how far it is."""
+    """Return the seconds of each task by name; None if a repeat would take longer than MAX_SECONDS. ``say`` gets progress."""
     machines = {threads: fingerprint(torch.device("cpu"), threads, 1) for threads in {task.threads for task in tasks.values()}}
     taken: dict[str, list[float]] = {name: [] for name, task in tasks.items() if _estimated_seconds(task) <= MAX_SECONDS}
     for repeat in range(repeats):
@@ -175,7 +175,7 @@ def measure_seconds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str]
 
 
 def _estimated_seconds(task: Task) -> float:
-    """Seconds of the whole by its first block, which is done twice: the first time it is slower."""
+    """Estimate the seconds of a task from its first block. The block runs twice, because the first run is slower."""
     first = min(task.examples, BLOCK)
     _seconds(task, first)
     return _seconds(task, first) * task.examples / first
@@ -195,7 +195,7 @@ def _seconds(task: Task, count: int) -> float:
 
 def _median(name: str, seconds: list[float], task: Task, machine: dict[str, Any]) -> MetricValue:
     ordered, count = sorted(seconds), len(seconds)
-    # The k-th least and greatest have the median between them unless fewer than k values fall on one side of it.
+    # The median lies between the k-th least and the k-th greatest value, unless fewer than k values are on one side of it.
     k = max(1, int(binom.ppf(0.025, count, 0.5)))
     exact = 2.0 * float(binom.cdf(k - 1, count, 0.5)) <= 0.05
     how = "of the median, by order statistics" if exact else "least to greatest"

@@ -1,15 +1,15 @@
 """Frechet distances of samples to held-out examples, in any features. Lower is better.
 
 ``fd``            between n samples and n held-out examples: the mean over repeated draws
-``fd_infinity``   what it would be of infinitely many on both sides
+``fd_infinity``   its extrapolation to infinitely many examples on both sides
 
-The distance of finite sets is biased upwards, the more the fewer they are, and about linear in 1/n (Chong & Forsyth,
-Effectively unbiased FID and Inception Score and where to find them, 2020). So every ``fd`` here is between the same number
-of examples on both sides, and the floor beside it says what real ones reach; ``fd_infinity`` is the intercept of a straight
-line through the distances of nested subsets.
+The distance of finite sets is biased upwards. The bias is about linear in 1/n (Chong & Forsyth, Effectively unbiased FID
+and Inception Score and where to find them, 2020). So every ``fd`` here has the same number of examples on both sides, and
+its floor is the distance that real examples reach. ``fd_infinity`` is the intercept of a straight line through the
+distances of nested subsets.
 
-All draws are held against the same held-out examples. What another choice of these would change is found by leaving out one
-group of them at a time and measuring against all draws together (evaluation/intervals.py).
+All draws are compared with the same held-out examples. The effect of their choice is estimated by a jackknife: leave out
+one group of them at a time and measure against all draws together (evaluation/intervals.py).
 
 Shapes: N examples, D features, J groups, S sizes, of nested subsets.
 """
@@ -31,26 +31,26 @@ from remint.settings.catalogue import FEATURES, Features, in_features
 
 GROUPS = 20  # J, at most
 SUBSET_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
-MIN_EXAMPLES = 3  # examples: the two that are left when one is taken away have a covariance
+MIN_EXAMPLES = 3  # after one is left out, two remain: the least number with a covariance
 MIN_EXAMPLES_NESTED = 4 * GROUPS  # two of every group in the smallest subset
-ORDER = 1  # beside the seed, of the order of the reference
+ORDER = 1  # stream number, used with the seed to shuffle the reference
 
 Array = np.ndarray[Any, Any]
 
 
 def frechet(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``fd``: the mean over repeated draws of n samples, each against the same n held-out examples."""
+    """Return ``fd``: the mean over repeated draws of n samples, each compared with the same n held-out examples."""
     name = in_features("fd", features)
     return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context)}
 
 
 def real_data_floor(features: Features, context: EvaluationContext) -> Measurement:
-    """The same with n training examples, drawn without replacement, in place of the samples: what real ones reach."""
+    """Return the floor of ``fd``: n training examples, drawn without replacement, take the place of the samples."""
     return _measurement(in_features("fd", features), features, lambda draw: context.training(features, draw), context)
 
 
 def frechet_infinity(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``fd_infinity``: the mean over repeated draws of the intercept over nested subsets of both sides."""
+    """Return ``fd_infinity``: the mean over repeated draws of the intercept over nested subsets of both sides."""
     name = in_features("fd_infinity", features)
     return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context, SUBSET_SHARES)}
 
@@ -58,7 +58,7 @@ def frechet_infinity(features: Features, model: CanSample, context: EvaluationCo
 def _measurement(
     name: str, features: Features, side: Callable[[int], Array], context: EvaluationContext, shares: Sequence[float] = (1.0,)
 ) -> Measurement:
-    """The intercept over nested subsets of these shares; of one share, the distance itself. ``side``: features of a draw."""
+    """Return the intercept over nested subsets of these shares; for one share, the distance. ``side``: features of a draw."""
     n = context.size(name, MIN_EXAMPLES if len(shares) == 1 else MIN_EXAMPLES_NESTED)
     sizes_S = [round(share * n) for share in shares]
     weight_S = _intercept_weights(sizes_S)
@@ -72,7 +72,7 @@ def _measurement(
     assert merged is not None, "there are at least two draws"
     groups = min(GROUPS, n)
     without = []
-    for group in range(groups):  # a share of every subset, so that the line has the same intercept
+    for group in range(groups):  # takes an equal share of every subset, so that the line keeps its intercept
         left_S = [real - Moments.of(real_ND[group:size:groups]) for real, size in zip(real_S, sizes_S, strict=True)]
         without.append(float(weight_S @ [frechet_distance(merged, left) for left in left_S]))
     how = context.measured_in(features, **({"sizes": sizes_S} if len(shares) > 1 else {}))
@@ -86,20 +86,20 @@ def _measurement(
 
 
 def _nested(f_ND: Array, sizes_S: Sequence[int]) -> list[Moments]:
-    """Moments of the first so many of the features, for each size, in rising order."""
+    """Return the moments of the first ``size`` features, for each size in ascending order."""
     parts = [Moments.of(f_ND[start:stop]) for start, stop in pairwise([0, *sizes_S])]
     return list(accumulate(parts))
 
 
 def _intercept_weights(sizes_S: Sequence[int]) -> Array:
-    """What the least-squares intercept of values over 1/size is a sum of the values with; 1 of a single size."""
+    """Return the weight of each value in the least-squares intercept of values over 1/size; 1 for a single size."""
     line_S2 = np.array([[1.0, 1.0 / size] for size in sizes_S])
     weight_S: Array = np.linalg.pinv(line_S2)[0] if len(sizes_S) > 1 else np.ones(1)
     return weight_S
 
 
 def _shuffled(f_ND: Array, seed: int) -> Array:
-    """In an order that has nothing to do with that of the data, so that groups and subsets are drawn by chance."""
+    """Shuffle the features, so that groups and subsets are random whatever the order of the data."""
     shuffled_ND: Array = f_ND[np.random.default_rng([DISTANCE, ORDER, seed]).permutation(len(f_ND))]
     return shuffled_ND
 

@@ -1,4 +1,4 @@
-"""What every picture is drawn with: colours, images side by side, histograms, intervals, plain axes, files of equal bytes.
+"""Shared drawing functions: colours, tiled images, histograms, intervals, plain axes, reproducible files.
 
 Shapes: N examples, C channels, H height, W width.
 """
@@ -26,13 +26,13 @@ Array = np.ndarray[Any, Any]
 
 
 def original(value_N: Array, column: Column) -> Array:
-    """What is observed of a column, in its original units."""
+    """Return the observed values of a column, in its original units."""
     observed_N = value_N[np.isfinite(value_N)].astype(np.float64)
     return observed_N * column.scale + column.mean if column.numeric else observed_N
 
 
 def bin_edges(values: list[Array]) -> Array:
-    """25 bins over what lies within the 0.5% and 99.5% points of all."""
+    """Return the edges of 25 bins between the 0.5% and 99.5% points of all values."""
     together_N = np.concatenate(values)
     low, high = np.quantile(together_N, [0.005, 0.995]) if len(together_N) else (0.0, 1.0)
     return np.linspace(low, high if high > low else low + 1.0, 26)
@@ -44,7 +44,7 @@ def shares(value_N: Array, edges: Array) -> Array:
 
 
 def tile(x_NCHW: Array, levels: int, columns: int) -> Array:
-    """Images as one, row by row with a white gap between them: float (rows, columns, 3), values in [0, 1]."""
+    """Arrange images row by row in one image, with white gaps: float (rows, columns, 3), values in [0, 1]."""
     count, channels, height, width = x_NCHW.shape
     rows = math.ceil(count / columns)
     sheet = np.ones((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3))
@@ -61,7 +61,7 @@ def show(axes: Axes, sheet: Array) -> None:
 
 
 def interval(axes: Axes, height: float, measured: MetricValue, colour: str) -> None:
-    """A bar from low to high, a dot at the value, the value in figures above it."""
+    """Draw a bar from low to high, a dot at the value, and the number above it."""
     axes.plot([measured.low, measured.high], [height, height], color=colour, lw=2.5, solid_capstyle="butt")
     axes.plot([measured.value], [height], "o", color=colour, ms=6)
     text, at = f"{measured.value:.3f}", (measured.value, height)
@@ -81,7 +81,7 @@ def cycle(count: int) -> list[str]:
 
 
 def dot(curve: Mapping[str, Sequence[float]]) -> str | None:
-    """A marker for curves so short that a line alone may not show."""
+    """Return a marker for curves so short that a line alone may not be visible."""
     return "o" if len(curve["step"]) < 3 else None
 
 

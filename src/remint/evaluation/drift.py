@@ -1,17 +1,17 @@
-"""What changed in the training data since a model was trained: rows, columns or pictures, and features.
+"""Data drift: change of the training data since a model was trained, in rows, in columns or images, and in features.
 
-    tables    of each numeric column mean and spread, of each categorical one the shares, of both the share of missing values
-    images    of brightness and contrast, and of each channel's brightness where there are several, mean and spread
-    labels    the shares of the classes
-    features  the Frechet distance between the former and the present training split in today's extractor
+    tables    mean and spread of numeric columns, shares of categorical ones, share of missing values of both
+    images    mean and spread of brightness, of contrast, and of each channel's brightness if there are several
+    labels    shares of the classes
+    features  Frechet distance between the former and the present training split, in today's extractor
 
-Every example is counted once, wherever it stands (evaluation/contrast.py), and the p-values are corrected for their number.
-The distance of finite sets is never 0 by itself. Beside it stands what it comes to where the same examples are shuffled
-between kept, added and removed, as many of each: the floor, with the limits of 95% of the shuffles. The interval of the
-distance is a jackknife's over ten groups of the examples (Efron & Tibshirani, An introduction to the bootstrap, 1993).
+Every example is counted once (evaluation/contrast.py), and the p-values are corrected for the number of tests. The distance
+of finite sets is above 0 even without drift. Its floor is the mean distance when the same examples are shuffled between
+kept, added and removed, with the limits of 95% of the shuffles. The interval of the distance is a jackknife's over ten
+groups of the examples (Efron & Tibshirani, An introduction to the bootstrap, 1993).
 
 drift.json    records.Drift
-drift.png     images: the mean before, after, and the difference; tables: how the columns are spread before and after
+drift.png     images: the mean before and after, and the difference; tables: histograms of the columns before and after
 
 Shapes: N examples, X the axes of one, D features or columns, G groups, M shuffles.
 """
@@ -35,8 +35,8 @@ from remint.evaluation.frechet import Moments, frechet_distance
 from remint.evaluation.leakage import content
 from remint.records import Change, DataSpec, Drift, MetricValue
 
-LEVEL = 0.05  # of a change that is reported, over all statistics together
-MOST = 10_000  # examples that features are taken of
+LEVEL = 0.05  # significance level of a reported change, over all statistics together
+MOST = 10_000  # maximum number of examples whose features are computed
 GROUPS, SHUFFLES = 10, 99  # of the jackknife, and for the floor
 NAMED = 3  # changes in the summary
 BLOCK = 1024  # images at a time
@@ -47,9 +47,9 @@ Statistic = Literal["mean", "spread", "missing", "share"]
 
 
 def of(former: Dataset, present: Dataset, extract: Extract | None, extractor_sha256: str) -> Drift:
-    """What changed from ``former`` to ``present``; of data of another schema, that they are.
+    """Return the drift from ``former`` to ``present``. Datasets of different schemas are reported as not comparable.
 
-    ``extract``: None where no metric is measured in the dataset's own features; the drift then has no distance.
+    ``extract``: None if no metric uses the dataset's own features; the drift then has no distance.
     """
     a, b = former.spec, present.spec
     start = Drift(
@@ -86,7 +86,7 @@ def of(former: Dataset, present: Dataset, extract: Extract | None, extractor_sha
 
 
 def write(drift: Drift, former: Dataset, present: Dataset, out: Path) -> None:
-    """drift.json, and drift.png where the two can be compared."""
+    """Write drift.json, and drift.png if the two datasets are comparable."""
     drift.write(out / "drift.json")
     if not drift.comparable:
         return
@@ -98,7 +98,7 @@ def write(drift: Drift, former: Dataset, present: Dataset, out: Path) -> None:
 
 
 def matched(former: Split, present: Split) -> Groups:
-    """Places of the examples, with their labels: kept and added ones in ``present``, removed ones in ``former``."""
+    """Match examples with their labels; return indices of kept and added ones in ``present``, of removed ones in ``former``."""
     before, now = (_contents(split) for split in (former, present))
     left = Counter(before)
     kept: list[int] = []
@@ -124,7 +124,7 @@ def _grouped(before_N: Array, after_N: Array, places: Groups) -> Groups:
 
 
 def _tests(former: Dataset, present: Dataset, places: Groups) -> Iterator[Change]:
-    """Every statistic that can be held against its former value, with its own p-value."""
+    """Yield every statistic that is comparable with its former value, with its uncorrected p-value."""
     spec = present.spec
     if spec.is_table:
         yield from _table_tests(former.train, present.train, places, spec)
@@ -152,13 +152,13 @@ def _table_tests(former: Split, present: Split, places: Groups, spec: DataSpec) 
 
 
 def _image_statistics(split: Split, spec: DataSpec) -> dict[str, Array]:
-    """Of each image, shares of the range of values: its mean, its standard deviation, and the mean of each channel."""
+    """Return each image's mean, standard deviation and channel means, as shares of the range of values."""
     rows: list[Array] = []
     for at in range(0, len(split), BLOCK):
         x_BCP = split.x_NX[at : at + BLOCK].reshape(-1, spec.image[0], spec.dims // spec.image[0]) / (spec.levels - 1.0)
         rows.append(np.column_stack([x_BCP.mean((1, 2)), x_BCP.std((1, 2)), x_BCP.mean(2)]))
     names = ["brightness", "contrast", *(f"channel {c}" for c in range(spec.image[0]))]
-    shown = len(names) if spec.image[0] > 1 else 2  # of grey images the one channel is the whole
+    shown = len(names) if spec.image[0] > 1 else 2  # the only channel of a grey image has the same mean as the image
     return dict(zip(names[:shown], np.concatenate(rows).T, strict=False))
 
 
@@ -169,14 +169,14 @@ def _mean_image(split: Split) -> Array:
 
 
 def _numeric(name: str, groups: Groups, offset: float = 0.0, scale: float = 1.0) -> Iterator[Change]:
-    """Mean and spread of numbers, which are (original - offset) / scale."""
+    """Yield the changes of mean and spread of numbers, which are (original - offset) / scale."""
     moved, spread = contrast.mean(groups), contrast.spread(groups)
     if moved is not None:
         deviation = float(groups.former.std()) or 1.0
         limits = [limit / deviation for limit in (moved.after - moved.before, moved.low, moved.high)]
         yield _change(name, "mean", moved.before * scale + offset, moved.after * scale + offset, limits, moved)
     if spread is not None and spread.before > 0.0 and spread.after > 0.0:
-        # By the delta method: the error of a logarithm is the relative error.
+        # Delta method: the error of a logarithm is the relative error.
         ratio, typical = float(np.log(spread.after / spread.before)), (spread.before * spread.after) ** 0.5
         half = (spread.high - spread.low) / 2.0 / typical
         yield _change(name, "spread", spread.before * scale, spread.after * scale, [ratio, ratio - half, ratio + half], spread)
@@ -212,7 +212,7 @@ def _share_change(name: str, statistic: Statistic, category: str, found: contras
 def _distance(
     former: Split, present: Split, places: Groups, extract: Extract | None, fingerprint: dict[str, Any]
 ) -> tuple[MetricValue | None, MetricValue | None]:
-    """The Frechet distance between the two splits and its floor; None where they are the same, or lack covariance or features."""
+    """Return the Frechet distance of the two splits and its floor; None if they are equal, too small, or without features."""
     generator = np.random.default_rng(0)
     total = sum(map(len, places.all))
     chosen = places.map(lambda place_N: _some(place_N, min(1.0, MOST / total), generator))
@@ -240,7 +240,7 @@ def _distance(
 
 
 def _some(place_N: Array, share: float, generator: np.random.Generator) -> Array:
-    """A share of the places, in their order: at least one where there is any."""
+    """Return a random share of the indices, in ascending order: at least one if there is any."""
     count = max(min(1, len(place_N)), int(share * len(place_N)))
     return np.sort(generator.permutation(place_N)[:count])
 
@@ -250,7 +250,7 @@ def _value(name: str, value: float, low: float, high: float, n: int, fingerprint
 
 
 def _jackknife(f_ND: Array, sizes: tuple[int, int, int], generator: np.random.Generator) -> float:
-    """The standard error of the distance, each tenth of the kept, added and removed examples left out in turn."""
+    """Return the standard error of the distance: each tenth of the kept, added and removed examples is left out in turn."""
     group_N = np.concatenate([generator.permutation(size) % GROUPS for size in sizes])
     kind_N = np.repeat(range(3), sizes)
     parts = {
@@ -275,7 +275,7 @@ def _jackknife(f_ND: Array, sizes: tuple[int, int, int], generator: np.random.Ge
 
 
 def _summary(drift: Drift, resplit: bool) -> str:
-    """One sentence."""
+    """Summarise the drift in one sentence."""
     rows = f"{drift.added:,} training examples were added and {drift.removed:,} removed, {drift.kept:,} stayed"
     if not drift.added + drift.removed:
         return f"the training examples are those of before, {drift.kept:,} of them"

@@ -1,4 +1,4 @@
-"""One trained model, one dataset version and the settings in; the evidence out, every number with how it was measured."""
+"""Evaluation of one trained model on one dataset version. Every number has a fingerprint of its measurement."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def evaluate(
     pipeline: str,
     world: World = SINGLE_PROCESS,
 ) -> Evidence:
-    """Measures the model of ``bundle`` on the held-out split of ``dataset``.
+    """Measure the model of ``bundle`` on the held-out split of ``dataset``.
 
     Args:
-        bundle: folder of a trained model, sealed.
-        dataset: the data that it is judged on, not necessarily the version that it was trained on.
-        features: folder of the dataset's extractor; read where a metric is measured in the dataset's own features.
+        bundle: sealed folder of a trained model.
+        dataset: the evaluation data, possibly another version than the training data.
+        features: folder of the dataset's extractor; read only if a metric uses the dataset's own features.
         settings: numbers of samples, draws and importance samples, and the seed.
-        metrics: their names, built in or of plug-ins.
-        pipeline: the name that the report carries and that errors point to.
-        world: the processes that measure it together, on their CPUs; all get the same evidence.
+        metrics: names of built-in metrics or of plug-ins.
+        pipeline: name for the report and for error messages.
+        world: the processes that share the work on their CPUs; all get the same evidence.
 
     Raises:
-        IntegrityError: a file is not what its digest says.
-        SettingsError: an unknown metric, or one that this model cannot have.
-        DataError: the dataset's examples are of another kind than those that the model was trained on.
+        IntegrityError: a file does not match its digest.
+        SettingsError: a metric is unknown or does not apply to this model.
+        DataError: the dataset's schema is not that of the training data.
         RunError: a weight or a value is not finite.
     """
     model, trained = load_model(bundle), TrainedModel.read(bundle / "training.json")
@@ -77,8 +77,8 @@ def evaluate(
 def measure(
     model: object, metrics: list[str], context: EvaluationContext, pipeline: str
 ) -> tuple[dict[str, Measurement], dict[str, MetricValue]]:
-    """The measurements of a model by metric, and the baselines beside them; each pass over the model or the data runs once."""
-    context = replace(context)  # with an array cache of its own, deleted when this ends
+    """Return the measurements by metric, and the baselines by name. Each pass over the model or the data runs once."""
+    context = replace(context)  # a copy with a new array cache, which is deleted when this function returns
     chosen = {name: _metric(name, model, pipeline) for name in metrics}
     passes = {metric.measure: name for name, metric in chosen.items()}
     compute_baseline: dict[str, tuple[Facts, Callable[[EvaluationContext], Measurement]]] = {
@@ -101,7 +101,7 @@ def measure(
 
 
 def _no_progress(_event: str, **_: object) -> None:
-    """Of what the first process says for all."""
+    """Emit nothing: the first process reports progress for all."""
 
 
 def _metric(name: str, model: object, pipeline: str) -> Metric:
@@ -119,7 +119,7 @@ def _metric(name: str, model: object, pipeline: str) -> Metric:
 def _by_class(
     measured: dict[str, Measurement], metrics: list[str], context: EvaluationContext
 ) -> dict[str, dict[str, MetricValue]]:
-    """Each metric that has a value for each class, by the class's name."""
+    """Return the by-class values of each metric that has them, by class name."""
     names = context.dataset.spec.class_names or [str(y) for y in range(context.dataset.spec.classes)]
     return {
         name: {
@@ -145,7 +145,7 @@ def _value(name: str, facts: Facts, measurement: Measurement, context: Evaluatio
 
 
 def _refuse_broken_weights(model: Model) -> None:
-    """A NaN turns into a black pixel in a uint8 sample, where no metric would find it."""
+    """Raise RunError if a weight is not finite. A NaN becomes a black pixel in a uint8 sample, and no metric detects that."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"weights '{name}' are not finite: training diverged; lower training.learning_rate, train again")

@@ -1,4 +1,4 @@
-"""A report with the values behind each metric, on disk and in memory."""
+"""Evidence of an evaluation: the report and the values of each metric, on disk and in memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from remint.records import EvaluationReport
 
 @dataclass(frozen=True)
 class Evidence:
-    """A report with the values behind each metric: one per example, or one per repeated draw."""
+    """A report with the values of each metric: one per example, or one per repeated draw."""
 
     report: EvaluationReport
     values: Mapping[str, np.ndarray]  # by metric name, float64, shape (n,)
 
     def save(self, folder: Path) -> None:
-        """Writes report.json and values.npz. The report carries the digest of the values."""
+        """Write report.json and values.npz. The report contains the digest of the values."""
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "values.npz", allow_pickle=False, **{k: self.values[k] for k in sorted(self.values)})
         sealed = self.report.model_copy(update={"values_sha256": values_digest(self.values)})
@@ -29,7 +29,7 @@ class Evidence:
 
     @classmethod
     def load(cls, folder: Path) -> Evidence:
-        """Raises IntegrityError where the values are not those that the report names."""
+        """Read the evidence of ``folder``. Raises IntegrityError if the values do not match the digest in the report."""
         report = EvaluationReport.read(folder / "report.json")
         with np.load(folder / "values.npz", allow_pickle=False) as archive:
             values = {name: archive[name] for name in archive.files}
@@ -39,7 +39,7 @@ class Evidence:
 
 
 def values_digest(values: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, shapes and bytes, in the order of the names (a zip file's own bytes hold a clock)."""
+    """Return the SHA-256 of names, shapes and bytes, in the order of the names. (A zip file's bytes contain timestamps.)"""
     state = hashlib.sha256()
     for name in sorted(values):
         array = values[name]

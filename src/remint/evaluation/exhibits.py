@@ -1,19 +1,19 @@
-"""What people look at beside samples: the training examples nearest to them, and the held-out examples that a model fails.
+"""Examples for visual inspection: training examples nearest to samples, and held-out examples with the worst values.
 
 Every array is small and a pure function of the model and the dataset version, with the same noise for every version.
 
     nearest.npz    near_NX       the training example nearest to each of the first samples
-                   distance_N    how far it is
-                   real_M        how far the nearest training example is from each of M held-out examples, for comparison
-    failures.npz   metric        what they were chosen by: a likelihood, or "uncovered" where the model has none
-                   place_N       their places in the held-out split, the worst first
-                   x_NX, y_N     the examples themselves and, where there are any, their labels
+                   distance_N    its distance
+                   real_M        distances of M held-out examples to their nearest training example, for comparison
+    failures.npz   metric        the ranking metric: a likelihood, or "uncovered" if the model has none
+                   place_N       indices in the held-out split, the worst first
+                   x_NX, y_N     the examples, and their labels if there are any
                    value_N       their values
-                   all_M         of "uncovered": the values of the first M held-out examples (a likelihood's are in values.npz)
+                   all_M         only with "uncovered": values of the first M held-out examples (a likelihood has values.npz)
 
-``uncovered`` is the distance of a held-out example to the nearest of many samples. Distances are Euclidean: between
-images the root of the mean square over pixels and channels, in levels; between rows in the coordinates
-of ``novelty`` (evaluation/neighbours.py).
+``uncovered`` is the distance of a held-out example to the nearest of many samples. Distances are Euclidean: between images
+the root mean square over pixels and channels, in levels; between rows in the coordinates of ``novelty``
+(evaluation/neighbours.py).
 
 Shapes: N, M examples, X the axes of one example, D coordinates.
 """
@@ -34,16 +34,16 @@ from remint.models.contract import CanSample
 from remint.records import DataSpec
 
 SHOWN = 16  # samples with their neighbours, and failures
-REAL = 256  # most held-out examples whose neighbours the samples' are compared with
-JUDGED = 4096  # most held-out examples that are looked for among samples
-DRAWN = 512  # samples that they are looked for among
-LIKELIHOODS = ("nll", "iwae", "elbo")  # the best known of a model first
+REAL = 256  # maximum number of held-out examples in real_M
+JUDGED = 4096  # maximum number of held-out examples whose ``uncovered`` is computed
+DRAWN = 512  # samples for ``uncovered``
+LIKELIHOODS = ("nll", "iwae", "elbo")  # the most exact first
 
 Array = np.ndarray[Any, Any]
 
 
 def nearest(sample_NX: Array, dataset: Dataset) -> dict[str, Array]:
-    """The arrays of nearest.npz."""
+    """Return the arrays of nearest.npz."""
     train_NX, spec = dataset.train.x_NX, dataset.spec
     distance_N, place_N = _nearest(sample_NX[:SHOWN], train_NX, spec)
     real_M, _ = _nearest(np.array(dataset.held_out.x_NX[:REAL]), train_NX, spec)
@@ -51,7 +51,7 @@ def nearest(sample_NX: Array, dataset: Dataset) -> dict[str, Array]:
 
 
 def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> dict[str, Array] | None:
-    """The arrays of failures.npz; None of a model that has no likelihood and cannot sample."""
+    """Return the arrays of failures.npz; None if the model has no likelihood and cannot sample."""
     metric = next((name for name in LIKELIHOODS if name in values), None)
     if metric is not None:
         value_M, kept = values[metric], {}
@@ -69,7 +69,7 @@ def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> di
 
 
 def _nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Array, Array]:
-    """Distance and place of the nearest of the others, of equal ones the first; the others are walked through in blocks."""
+    """Return distance and index of the nearest of the others, the first of equal ones. Works in blocks."""
     x_ND = coordinates(x_NX, spec)
     best_N, place_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype), torch.zeros(len(x_ND), dtype=torch.int64)
     for at in range(0, len(others_MX), pairs.BLOCK):

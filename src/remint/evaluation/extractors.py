@@ -1,11 +1,11 @@
-"""The features that a pipeline's metrics are measured in, each an extractor by its name (remint.settings.catalogue, FEATURES).
+"""Feature extractors of a pipeline's metrics, by name (remint.settings.catalogue, FEATURES).
 
-    domain       of the dataset itself, outs/features/NAME (features.py)
+    domain       the dataset's own extractor, outs/features/NAME (features.py)
     inception    the 2015 Inception network, from the file of evaluation.inception (inception.py)
     program      a torch.export program, from the file of evaluation.program (program.py)
 
-A file is looked for in the job's own checkout, then in the person's tree (REMINT_SOURCES), like a dataset's source. One at
-an s3:// address was fetched by a flow before, to HOME/files/SHA-256.
+A file is searched in the job's checkout, then in the user's working tree (REMINT_SOURCES), like a dataset's source. A flow
+has fetched a file at an s3:// address before, to HOME/files/SHA-256.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ REMOTE = "s3://"
 def load(
     domain: Path, spec: DataSpec, settings: EvaluationSettings, metrics: Sequence[str], pipeline: str
 ) -> Mapping[str, Extractor]:
-    """The extractors that ``metrics`` are measured in.
+    """Load the extractors that ``metrics`` need.
 
     Args:
         domain: folder of the dataset's own extractor.
-        spec: of the dataset's examples.
-        pipeline: the name that errors point to.
+        spec: spec of the dataset's examples.
+        settings: paths and SHA-256 of the files.
+        metrics: names of the metrics.
+        pipeline: name for error messages.
 
     Raises:
-        DataError: a file is not there, or not of the form that it must have.
-        IntegrityError: a file is not the one whose SHA-256 is asked for; nothing of it was loaded then.
+        DataError: a file is missing or has the wrong format.
+        IntegrityError: a file does not have the SHA-256 of the settings; it was not opened.
     """
     found = {"domain": features.load(domain)} if in_domain(metrics) else {}
     for name, (file, sha256) in settings.feature_files(metrics).items():
@@ -50,7 +52,7 @@ def load(
 
 
 def _read(address: str, sha256: str, what: str, where: str) -> bytes:
-    """The content of a file, verified: what is loaded are these bytes and no others."""
+    """Read a file and verify its SHA-256. The caller loads these bytes and does not read the file again."""
     here = Path.cwd()
     if address.startswith(REMOTE):
         path = Home.of(here).files / sha256

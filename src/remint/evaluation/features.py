@@ -1,14 +1,14 @@
-"""The features that ``fd_domain`` is measured in, made from the dataset's own training split.
+"""Domain features: an extractor made from the dataset's own training split.
 
-    images with labels      a small convolutional classifier; its 64 penultimate activations
+    images with labels      the 64 penultimate activations of a small convolutional classifier
     images without labels   the first principal components of the pixels, at most 64
-    tables                  the columns: numbers and one-hot categories, standardised; whether a value is missing beside them
+    tables                  the columns: numbers and one-hot categories, standardised, and indicators of missing values
 
-    outs/features/NAME/extractor.safetensors    its weights
+    outs/features/NAME/extractor.safetensors    weights
     outs/features/NAME/extractor.json           kind, sizes, accuracy, SHA-256 of the weights
 
-The distance moves by some 10% from one classifier to another, so that the SHA-256 is in the fingerprint of
-every value that was measured with it.
+``fd_domain`` differs by some 10% between two such classifiers. So every value measured with an extractor has its SHA-256 in
+the fingerprint.
 
 Shapes: N examples, X the axes of one example, C channels, H height, W width, B batch, D features, P pixels = C H W.
 """
@@ -37,16 +37,16 @@ WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
 FEATURES = 64
 BLOCK = 256  # examples at a time
 
-# Of the classifier. The smoothing keeps its features from growing with its confidence, so that a distance says how
-# far two sets are apart and not how long the classifier was trained.
+# Of the classifier. Label smoothing bounds the confidence and so the size of the features: without it, distances grow with
+# the length of the classifier's training.
 SEED, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 0, 400, 64, 2e-3, 1e-2, 0.1
-COMPONENT_EXAMPLES = 2000  # that principal components are computed from, evenly spaced over the training split
+COMPONENT_EXAMPLES = 2000  # maximum for principal components, evenly spaced over the training split
 
 Array = np.ndarray[Any, Any]
 
 
 class Classifier(nn.Module):
-    """A convolution, then halvings until at most 4 x 4 remain, 64 activations, one logit a class."""
+    """A convolution, strided convolutions down to at most 4 x 4, 64 activations, one logit per class."""
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class PrincipalComponents(nn.Module):
 
 
 class Columns(nn.Module):
-    """A table's columns as numbers of mean 0 and variance 1 over the training split; a constant stays as it is."""
+    """A table's columns as numbers of mean 0 and variance 1 over the training split; a constant has scale 1."""
 
     mean_D: Tensor
     scale_D: Tensor
@@ -92,12 +92,12 @@ class Columns(nn.Module):
         self.register_buffer("scale_D", torch.ones(features))
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Features f_BD of a table's rows."""
+        """Return the features f_BD of a table's rows."""
         return (self.encoded(self.columns, x_BC) - self.mean_D) / self.scale_D
 
     @staticmethod
     def encoded(columns: tuple[Column, ...], x_BC: Tensor) -> Tensor:
-        """Numbers, one-hot categories (all zero where missing), and 1 where a value is missing, of columns that may miss any."""
+        """Encode numbers, one-hot categories (all zero if missing), and an indicator for columns that may have missing values."""
         parts: list[Tensor] = []
         for column, x_B in zip(columns, x_BC.unbind(1), strict=True):
             places = torch.arange(len(column.categories), device=x_B.device)
@@ -108,23 +108,23 @@ class Columns(nn.Module):
 
 @dataclass(frozen=True)
 class Extractor:
-    """Examples to features. It computes in float64, so that the batch size does not show in a feature."""
+    """A map from examples to features. It computes in float64: the batch size then does not affect a feature."""
 
     network: nn.Module
     spec: DataSpec
     sha256: str  # of the weights
     name: Features = "domain"
-    resize: str = "none"  # what is done to an image's size before, for the fingerprint
+    resize: str = "none"  # method that resizes an image before, for the fingerprint
 
     @torch.no_grad()
     def __call__(self, x_NX: Array) -> Array:
-        """Features f_ND, float64, of examples of the dataset."""
+        """Return the features f_ND, float64, of examples of the dataset."""
         f_ND: Array = np.concatenate([self.network(x_BX).numpy() for x_BX in self._blocks(x_NX)])
         return f_ND
 
     @property
     def classify(self) -> Callable[[Array], Array] | None:
-        """Images to the classes that they are taken for, int64 (N,); None where the features are not a classifier's."""
+        """Function from images to predicted classes, int64 (N,); None if the extractor is not a classifier."""
         network = self.network
         if not isinstance(network, Classifier):
             return None
@@ -136,9 +136,9 @@ class Extractor:
 
 
 def fit(dataset: Dataset, out: Path) -> dict[str, Any]:
-    """Makes the extractor of a dataset and writes its two files to ``out``. Returns what extractor.json says.
+    """Make the extractor of a dataset, write its two files to ``out``, and return the content of extractor.json.
 
-    Bit for bit the same on one thread of the same machine; it leaves torch's global generator as it was.
+    The result is the same to the bit on one thread of the same machine. torch's global generator does not change.
     """
     spec = dataset.spec
     about: dict[str, Any] = {"dataset": dataset.version.digest, "spec": spec.to_json()}
@@ -164,7 +164,7 @@ def fit(dataset: Dataset, out: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Extractor:
-    """The extractor of ``folder``. Raises IntegrityError where its weights are not those that extractor.json names."""
+    """Load the extractor of ``folder``. Raises IntegrityError if it is unreadable or its weights do not match extractor.json."""
     again = "make it again (dvc repro --force)"
     try:
         about = json.loads((folder / ABOUT).read_bytes())
@@ -187,13 +187,13 @@ KINDS: dict[str, Callable[[DataSpec, int], nn.Module]] = {
 
 
 def _scaled(x_NX: Array, spec: DataSpec, dtype: torch.dtype) -> Tensor:
-    """Pixels 0 .. levels-1 as -1 .. 1; rows of a table as they are."""
+    """Scale pixels from 0 .. levels-1 to -1 .. 1; leave rows of a table unchanged."""
     values_NX = torch.from_numpy(np.array(x_NX)).to(dtype)
     return values_NX if spec.is_table else values_NX * (2.0 / (spec.levels - 1)) - 1.0
 
 
 def _train_classifier(spec: DataSpec, split: Split) -> Classifier:
-    """Cross-entropy, AdamW, a learning rate that falls along a cosine; batches drawn with replacement."""
+    """Train with cross-entropy, AdamW and a cosine learning rate; batches are drawn with replacement."""
     assert split.y_N is not None
     x_NCHW = _scaled(split.x_NX, spec, torch.float32)
     y_N = torch.from_numpy(np.array(split.y_N))
@@ -219,7 +219,7 @@ def _labelled(dataset: Dataset) -> dict[str, Split]:
 
 @torch.no_grad()
 def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
-    """Share of the examples whose greatest logit is that of their label: for information only."""
+    """Return the share of correctly classified examples, for information only."""
     assert split.y_N is not None
     right = 0
     for at in range(0, len(split), BLOCK):
@@ -229,7 +229,7 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
 
 
 def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
-    """The directions of greatest variance of the pixels, each with the sign that makes its greatest entry positive."""
+    """Return the principal components of the pixels, each with the sign that makes its largest entry positive."""
     chosen = np.unique(np.linspace(0, len(split) - 1, num=min(len(split), COMPONENT_EXAMPLES)).astype(np.int64))
     x_NP = _scaled(split.x_NX[chosen], spec, torch.float64).flatten(1)
     mean_P = x_NP.mean(dim=0)

@@ -4,7 +4,7 @@
 
 Dowson & Landau, The Frechet distance between multivariate normal distributions, 1982; used on Inception
 features by Heusel et al., GANs trained by a two time-scale update rule, 2017. Everything is float64, and computed by
-torch, so that one setting says how many threads there are.
+torch: one setting controls the number of threads.
 
 Shapes: N examples, D features, R rank of a matrix or ranks of processes.
 """
@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ACCURACY = 5e-9  # of the short way, relative to the distance
-BLOCK = 256  # columns of a triangular matrix that are multiplied at a time
+ACCURACY = 5e-9  # largest error of the fast method, relative to the distance
+BLOCK = 256  # columns of a triangular matrix multiplied at a time
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """The sufficient statistics of a set of features: they can be merged, so that a set need not fit in memory.
+    """Sufficient statistics of a set of features. They can be merged, so a set need not fit in memory.
 
     Merging shifts by the means (Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing
-    sample variances, 1979): nothing cancels, and the batch size does not show.
+    sample variances, 1979): there is no cancellation, and the batch size has no effect.
     """
 
     count: int
@@ -51,7 +51,7 @@ class Moments:
         return Moments(count, self.mean_D + shift_D * (other.count / count), scatter_DD)
 
     def __sub__(self, part: Moments) -> Moments:
-        """Of what remains when a part is taken away: the inverse of the sum."""
+        """Return the moments of the rest after removal of ``part``: the inverse of the sum."""
         count = self.count - part.count
         mean_D = self.mean_D + (self.mean_D - part.mean_D) * (part.count / count)
         shift_D = part.mean_D - mean_D
@@ -60,17 +60,17 @@ class Moments:
 
     @property
     def covariance_DD(self) -> Tensor:
-        """The unbiased estimate, which needs two examples."""
+        """Unbiased estimate of the covariance; needs two examples."""
         assert self.count > 1, "the covariance of one example is not defined"
         return self.scatter_DD / (self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The distance between the Gaussians of two sets, in squared units of the features; 0 for equal sets.
+    """Return the distance between the Gaussians of two sets, in squared units of the features; 0 for equal sets.
 
-    The trace term is taken the short way wherever that is known to be exact to ACCURACY of the distance: sets that are
-    not nearly equal, with covariances of full rank that are not ill-conditioned. All others take the long way, which
-    loses no accuracy without full rank (fewer examples than features, constant features).
+    The fast method (_short_overlap) computes the trace term if its error is at most ACCURACY of the distance. That holds for
+    sets that are not nearly equal and whose covariances have full rank and are not ill-conditioned. Else the slow method
+    (_long_overlap) computes it; that one stays accurate without full rank (fewer examples than features, constant features).
     """
     shift_D = a.mean_D - b.mean_D
     sa_DD, sb_DD = a.covariance_DD, b.covariance_DD
@@ -82,11 +82,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _short_overlap(sa_DD: Tensor, sb_DD: Tensor) -> tuple[float, float]:
-    """The trace term as the sum of the roots of the eigenvalues v of L^T S2 L with S1 = L L^T, and its error in the distance.
+    """Return the trace term, and the error that it causes in the distance.
 
-    Rounding is a random matrix of the norm r = eps |S1| |S2|, whose entries are about r / D^1/2 each and independent: each
-    moves an eigenvalue, and so its root by r / (D v)^1/2. The error is infinite where there is no L, or some v is below r:
-    those are eigenvalues that are only rounding, as they are without full rank.
+    The term is the sum of the square roots of the eigenvalues v of L^T S2 L, with S1 = L L^T. Rounding is modelled as a
+    random matrix of norm r = eps |S1| |S2| with independent entries of about r / D^1/2: it moves the root of an eigenvalue
+    by r / (D v)^1/2. The error is infinite if there is no L or some v is below r: without full rank, such eigenvalues
+    consist of rounding only.
     """
     lower_DD, failed = torch.linalg.cholesky_ex(sa_DD)
     if failed:
@@ -100,7 +101,7 @@ def _short_overlap(sa_DD: Tensor, sb_DD: Tensor) -> tuple[float, float]:
 
 
 def _between(lower_DD: Tensor, s_DD: Tensor) -> Tensor:
-    """The lower triangle of L^T S L (above it nothing of use), in blocks: half of the multiplications meet no zero."""
+    """Return the lower triangle of L^T S L; entries above it are undefined. Blocks skip the multiplications by zeros of L."""
     blocks = [slice(at, at + BLOCK) for at in range(0, len(s_DD), BLOCK)]
     right_DD, product_DD = torch.zeros_like(s_DD), torch.zeros_like(s_DD)
     for block in blocks:
@@ -113,15 +114,15 @@ def _between(lower_DD: Tensor, s_DD: Tensor) -> Tensor:
 
 
 def _long_overlap(sa_DD: Tensor, sb_DD: Tensor) -> float:
-    """The trace term as the sum of the singular values of F1^T F2 with S = F F^T.
+    """Return the trace term as the sum of the singular values of F1^T F2, with S = F F^T.
 
-    Their squares are the eigenvalues of S1^1/2 S2 S1^1/2. No root is taken of an eigenvalue that is only rounding.
+    Their squares are the eigenvalues of S1^1/2 S2 S1^1/2. This takes no root of an eigenvalue that is only rounding.
     """
     return float(torch.linalg.svdvals(_factor(sa_DD).T @ _factor(sb_DD)).sum())
 
 
 def _factor(s_DD: Tensor) -> Tensor:
-    """F_DR with F F^T = S, R the numerical rank of S."""
+    """Return F_DR with F F^T = S, where R is the numerical rank of S."""
     values_D, vectors_DD = torch.linalg.eigh(s_DD)
     kept = values_D > values_D[-1] * len(s_DD) * torch.finfo(torch.float64).eps
     factor_DR: Tensor = vectors_DD[:, kept] * values_D[kept].sqrt()

@@ -1,17 +1,17 @@
-"""The Inception network of 2015, in whose pooled activations FID is defined, and images as it was given them.
+"""The 2015 Inception network, whose pooled activations define FID, and its image preprocessing.
 
     Szegedy et al., Rethinking the Inception architecture for computer vision, 2016; FID: Heusel et al., GANs trained by a
     two time-scale update rule, 2017
 
-The weights are Google's of 2015-12-05 for TensorFlow 1, as torch-fidelity publishes them for PyTorch: a state dict whose
-names and shapes are those of ``Inception`` below. The network differs from the later one of torchvision in three points: an
-average at a border is over what lies inside the image, the last block takes the greatest instead of the average, and there
-are 1008 classes.
+The weights are Google's of 2015-12-05 for TensorFlow 1, as torch-fidelity publishes them for PyTorch: a state dict with the
+names and shapes of ``Inception`` below. The network differs from torchvision's later one in three points: an average pool
+at a border counts only pixels inside the image, the last block has a max pool instead of an average pool, and there are
+1008 classes.
 
-An image is brought to what the published numbers were made with: grey is repeated to 3 channels; levels other than 256 become
-x 255 / (levels - 1), rounded to the nearest, ties to even; uint8 is resized to 299 x 299 as TensorFlow 1 did it, and scaled
-to (x - 128) / 128. All in float32, in blocks of one size: a block that is not full is filled up with black, so that the rounding
-of a feature depends neither on how many images there are nor on those beside it.
+Images are preprocessed as for the published FID values: grey is repeated to 3 channels; levels other than 256 become
+x 255 / (levels - 1), rounded to the nearest, ties to even; uint8 is resized to 299 x 299 as in TensorFlow 1, and scaled to
+(x - 128) / 128. All in float32, in blocks of one size; black images fill the last block. So the rounding of a feature
+depends neither on the number of images nor on the other images of its block.
 
 Shapes: N images, B block, C channels, H height, W width, D features.
 """
@@ -38,14 +38,14 @@ SIZE = 299  # pixels of an edge
 FEATURES, CLASSES = 2048, 1008
 BLOCK = 4  # images at a time
 RESIZE = f"bilinear {SIZE}, TensorFlow 1"
-COUNTER = "num_batches_tracked"  # of a batch norm: of no use here, and older files have none
+COUNTER = "num_batches_tracked"  # of a batch norm: not used here, and missing in older files
 
 Array = np.ndarray[Any, Any]
 
-# A block of the network is routes side by side, each a sequence of
-#     (name, filters, kernel) or (name, filters, kernel, stride)   a convolution, padded to keep the size where stride is 1
-#     AVERAGE, GREATEST, HALVE                                     a pool of 3 x 3; HALVE is the greatest with stride 2
-#     [convolution, convolution]                                   a fork, whose ends are put side by side
+# A block of the network has parallel routes, each a sequence of
+#     (name, filters, kernel) or (name, filters, kernel, stride)   a convolution; padded to keep the size if the stride is 1
+#     AVERAGE, GREATEST, HALVE                                     a 3 x 3 pool: average, max, max with stride 2
+#     [convolution, convolution]                                   a fork, whose outputs are concatenated
 AVERAGE, GREATEST, HALVE = "average", "greatest", "halve"
 Kernel = tuple[int, int]
 Routes = list[list[Any]]
@@ -100,7 +100,7 @@ def _e(pool: str) -> Routes:
 
 
 class Convolution(nn.Module):
-    """A convolution without bias, a batch norm, the positive part."""
+    """A convolution without bias, a batch norm and a ReLU."""
 
     def __init__(self, channels: int, filters: int, kernel: Kernel, stride: int = 1, padding: Kernel = (0, 0)) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Routes side by side, their channels put together in this order."""
+    """Parallel routes, whose channels are concatenated in this order."""
 
     def __init__(self, channels: int, routes: Routes) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Mixed(nn.Module):
         self.filters = sum(self._build(channels, route) for route in routes)
 
     def _build(self, channels: int, route: list[Any]) -> int:
-        """Makes the convolutions of a route; how many channels it ends with."""
+        """Add the convolutions of a route and return its number of output channels."""
         for part in route:
             if isinstance(part, list):
                 channels = sum(self._build(channels, [end]) for end in part)
@@ -151,7 +151,7 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images x_BCHW, uint8 (B, 3, H, W), to their 2048 pooled activations. The names are those of the published file."""
+    """A network from images x_BCHW, uint8 (B, 3, H, W), to 2048 pooled activations, with the names of the published file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Inception(nn.Module):
             self.add_module(name, block)
             channels = block.filters
         self.mixed = tuple(blocks)
-        self.fc = nn.Linear(FEATURES, CLASSES)  # of the file; its classes are not used here
+        self.fc = nn.Linear(FEATURES, CLASSES)  # part of the file; its classes are not used here
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = (resized(x_BCHW.to(self.fc.weight.dtype), SIZE, SIZE) - 128.0) / 128.0
@@ -185,10 +185,10 @@ class Inception(nn.Module):
 
 
 def resized(x_BCHW: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear interpolation as TensorFlow 1's ``resize_bilinear`` without ``align_corners``, in the numbers of ``x_BCHW``.
+    """Resize bilinearly like TensorFlow 1's ``resize_bilinear`` without ``align_corners``, in the dtype of ``x_BCHW``.
 
-    Pixel i of the result lies at i in / out of the image (not at (i + 1/2) in / out - 1/2), computed in float32; beyond the
-    last pixel that one goes on.
+    Pixel i of the result lies at i in / out of the image (not at (i + 1/2) in / out - 1/2), computed in float32. The last
+    pixel is repeated beyond the border.
     """
     top_H, bottom_H, down_H = _places(x_BCHW.shape[2], height, x_BCHW)
     left_W, right_W, along_W = _places(x_BCHW.shape[3], width, x_BCHW)
@@ -199,14 +199,14 @@ def resized(x_BCHW: Tensor, height: int, width: int) -> Tensor:
 
 
 def _places(size: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixel before and the pixel after each place, and how far it is between them, in [0, 1)."""
+    """Return the pixel before and the pixel after each position, and its fraction of the way between them, in [0, 1)."""
     place = torch.arange(wanted, dtype=torch.float32, device=like.device) * torch.tensor(size / wanted, dtype=torch.float32)
     before = place.long()
     return before, (before + 1).clamp(max=size - 1), (place - before).to(like.dtype)
 
 
 def prepared(x_NCHW: Array, levels: int) -> Tensor:
-    """Images of 1 or 3 channels, values 0 .. levels-1, as the network takes them: uint8 (N, 3, H, W), values 0 .. 255."""
+    """Convert images of 1 or 3 channels, values 0 .. levels-1, to the network's input: uint8 (N, 3, H, W), values 0 .. 255."""
     x = torch.from_numpy(np.array(x_NCHW))
     if levels != 256:
         x = (x.double() * 255.0 / (levels - 1)).round().to(torch.uint8)
@@ -215,11 +215,11 @@ def prepared(x_NCHW: Array, levels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class InceptionExtractor(Extractor):
-    """Images to the pooled activations of the Inception network."""
+    """A map from images to the pooled activations of the Inception network."""
 
     @torch.no_grad()
     def __call__(self, x_NX: Array) -> Array:
-        """Features f_ND, float64, as they came out in float32."""
+        """Return the features f_ND, computed in float32 and stored as float64."""
         f_ND = np.empty((len(x_NX), FEATURES))
         for at in range(0, len(x_NX), BLOCK):
             block = prepared(x_NX[at : at + BLOCK], self.spec.levels)
@@ -230,15 +230,15 @@ class InceptionExtractor(Extractor):
 
 
 def load(content: bytes, sha256: str, spec: DataSpec, where: str) -> Extractor:
-    """The extractor of a weights file.
+    """Return the extractor of a weights file.
 
     Args:
-        content: of the file, a state dict written by torch.save or safetensors; what else a pickle holds is never run.
-        sha256: of ``content``.
-        spec: of the images.
-        where: what errors begin with.
+        content: bytes of the file, a state dict from torch.save or safetensors; code in a pickle is never run.
+        sha256: SHA-256 of ``content``.
+        spec: spec of the images.
+        where: prefix of error messages.
 
-    Raises DataError where the file is of another form, or the images can be no picture.
+    Raises DataError if the file has another format, or if the examples are not images of 1 or 3 channels.
     """
     if spec.is_table or spec.image[0] not in (1, 3):
         raise DataError(f"{where}: the Inception network needs images of 1 or 3 channels, and the dataset has {spec.text()}")
@@ -262,7 +262,7 @@ def _state(content: bytes, where: str) -> Mapping[str, Any]:
 
 
 def _checked(state: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The weights that the network has, each of its shape and finite."""
+    """Return the weights of the network. Raises DataError if names or shapes differ, or if a weight is not finite."""
     needed = {name: tensor for name, tensor in expected.items() if not name.endswith(COUNTER)}
     missing, unexpected = [sorted({*a} - {*b}) for a, b in ((needed, state), (state, expected))]
     wrong = [name for name, tensor in needed.items() if name in state and _shape(state[name]) != tensor.shape]

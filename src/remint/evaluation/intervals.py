@@ -1,12 +1,12 @@
-"""95% intervals of a mean, and what each of them covers.
+"""95% intervals of a mean, by the source of variation that they cover.
 
     over examples   the choice of the held-out examples: another held-out set of this size, same model
-    over draws      the model's sampling noise: other samples, same held-out examples, same extractor
-                    with the deviations of a jackknife also the choice of the held-out examples that samples are held against
+    over draws      the model's sampling noise: other samples, same held-out examples, same extractor;
+                    with jackknife deviations also the choice of the held-out examples
 
-All draws are held against the same examples, so that their spread says nothing of these. What they add is estimated by
-leaving out one group of them at a time (delete-a-group jackknife; Kott, The delete-a-group jackknife, Journal of Official
-Statistics, 2001). The two half widths are added in quadrature.
+All draws are compared with the same held-out examples, so the spread of the draws does not show the effect of that choice.
+A delete-a-group jackknife estimates it: leave out one group of the examples at a time (Kott, The delete-a-group jackknife,
+Journal of Official Statistics, 2001). The two half widths are added in quadrature.
 
 Shapes: N values, R resamples, M draws, J groups.
 """
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 
 def over_examples(values_N: Array, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap of the mean (Efron & Tibshirani, An introduction to the bootstrap, 1993)."""
+    """Return the percentile bootstrap interval of the mean (Efron & Tibshirani, An introduction to the bootstrap, 1993)."""
     generator = np.random.default_rng(seed)
     count = len(values_N)
     rows = max(1, BLOCK // count)
@@ -44,9 +44,9 @@ def over_examples(values_N: Array, seed: int) -> tuple[float, float]:
 
 
 def over_draws(values_M: Array, reference_J: Array | None = None) -> tuple[float, float]:
-    """Student's t interval of the mean of independent draws. Their number is small, for which a bootstrap is too narrow.
+    """Return Student's t interval of the mean of independent draws. For so few draws a bootstrap is too narrow.
 
-    ``reference_J``: the jackknife's deviations over groups of the reference (``pseudo_values``), whose t interval widens it.
+    ``reference_J``: jackknife deviations over groups of the reference (``pseudo_values``); their t interval widens it.
     """
     mean, half = float(values_M.mean()), _half(values_M)
     if reference_J is not None:
@@ -55,9 +55,10 @@ def over_draws(values_M: Array, reference_J: Array | None = None) -> tuple[float
 
 
 def pseudo_values(without_J: Sequence[float]) -> Array:
-    """Deviations from their mean of J theta - (J - 1) theta_j, float64 (J,), of an estimate without each group in turn.
+    """Return the jackknife pseudo-values J theta - (J - 1) theta_j as deviations from their mean, float64 (J,).
 
-    Their variance over J estimates that of the estimate; the estimate with all groups, theta, cancels.
+    ``without_J``: the estimates theta_j without group j. The variance of the pseudo-values over J estimates the variance of
+    the estimate. The estimate with all groups, theta, cancels.
     """
     theta_J = np.array(without_J, dtype=np.float64)
     deviation_J: Array = (len(theta_J) - 1) * (theta_J.mean() - theta_J)
@@ -65,6 +66,6 @@ def pseudo_values(without_J: Sequence[float]) -> Array:
 
 
 def _half(values_N: Array) -> float:
-    """Half the width of Student's t interval of a mean."""
+    """Return half the width of Student's t interval of the mean."""
     count = len(values_N)
     return float(stdtrit(count - 1, (1.0 + CONFIDENCE) / 2.0)) * float(values_N.std(ddof=1)) / math.sqrt(count)

@@ -3,9 +3,9 @@
     k(a, b) = (a.b / D + 1)^3
     kid     = mean of k over pairs of samples + mean over pairs of held-out examples - 2 mean over samples x held-out
 
-Each mean is over different examples, so that the estimate is unbiased and, of equal distributions, below 0 in half of all
-cases. Lower is better. Binkowski et al., Demystifying MMD GANs, 2018, who call it KID in Inception's features; there it is
-averaged over subsets of the examples, here all pairs are taken, a block at a time.
+Each mean is over pairs of different examples, so the estimate is unbiased. For equal distributions it is below 0 in half of
+all cases. Lower is better. Binkowski et al., Demystifying MMD GANs, 2018, define KID in Inception features and average it
+over subsets of the examples; here it covers all pairs, a block at a time.
 
 Shapes: N, M examples, D features.
 """
@@ -27,7 +27,7 @@ BLOCK = 2048  # examples of either set at a time: 32 MiB of kernel values
 
 
 def kid(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``kid``: the mean over repeated draws of n samples, each against the same n held-out examples."""
+    """Return ``kid``: the mean over repeated draws of n samples, each compared with the same n held-out examples."""
     name = in_features("kid", features)
     n = context.size(name, 2)
     real_ND = torch.from_numpy(context.real(features))
@@ -41,12 +41,12 @@ def kid(features: Features, model: CanSample, context: EvaluationContext) -> Map
 
 
 def cross_mean(a_ND: Tensor, b_MD: Tensor) -> float:
-    """Mean of the kernel over all pairs of one example of each set."""
+    """Return the mean of the kernel over all pairs of one example of each set."""
     return _sum(a_ND, b_MD) / (len(a_ND) * len(b_MD))
 
 
 def within_mean(a_ND: Tensor) -> float:
-    """Mean of the kernel over all pairs of two different examples of one set."""
+    """Return the mean of the kernel over all pairs of two different examples of one set."""
     count = len(a_ND)
     itself_N = _cubic(a_ND.square().sum(dim=1), a_ND.shape[1])
     return (_sum(a_ND, a_ND) - float(itself_N.sum())) / (count * (count - 1))

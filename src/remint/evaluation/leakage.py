@@ -1,15 +1,15 @@
-"""Held-out examples that also stand in a training split: a model that has seen what judges it is judged too well.
+"""Leakage: held-out examples that are also in the training split. A model scores too well on examples that it has seen.
 
     exact   the same decoded array, by its digest
-    near    not the same, and the root-mean-square difference to some training example is within a tolerance
+    near    not the same, but the root-mean-square difference to a training example is within a tolerance
 
-An example's split is a function of its content (data/splits.py), so that within one dataset version exact copies cannot
-stand on both sides. This check is what proves it, and what finds the rest: near copies, whose content and so whose split
-differs; and a champion that was trained on other data, with another split.
+An example's split is a function of its content (data/splits.py), so one dataset version has no exact copies in two splits.
+This check verifies that. It also finds near copies, whose content and therefore split may differ, and copies in the
+training split of a champion that was trained on another version or with another split.
 
-Near copies are found exactly. The sums over the boxes of a grid of at most 8 x 8, each divided by the square root of its
-number of pixels, are an orthogonal projection of an image: their distance is never above that of the images. So pairs are
-sought among these, along the axis on which they spread most, and what comes near is held against each other in full.
+The search finds all near copies. The sums over the boxes of a grid of at most 8 x 8, each divided by the square root of its
+number of pixels, are an orthogonal projection of an image: projected distances are never above image distances. So the
+search looks for near pairs of projections, sorted along their axis of greatest variance, and compares these in full.
 
 Shapes: N held-out examples, M training examples, X the axes of one example, P numbers that pairs are sought by, B block.
 """
@@ -32,11 +32,11 @@ from remint.evaluation import plots
 from remint.records import DataSpec, Leakage
 from remint.runtime.events import emit
 
-TOLERANCE = 0.02  # of the range of an image's values, or of a column's deviation: root-mean-square difference of a near copy
-CLOSER = 0.1  # rows of a table: and of the median distance between neighbours, since few columns bring any two rows near
-NEIGHBOURS = 512  # training rows whose distance to their neighbour is taken for it
-GRID = 8  # boxes on each side of an image
-BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs that are held in memory at a time
+TOLERANCE = 0.02  # largest RMS difference of a near copy, as a share of an image's range or of a column's standard deviation
+CLOSER = 0.1  # tables: also a limit, as a share of the median neighbour distance, because with few columns all rows are near
+NEIGHBOURS = 512  # training rows that this median is computed from
+GRID = 8  # boxes along each side of an image
+BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs in memory at a time
 SHOWN = 16  # pairs in the picture
 
 Array = np.ndarray[Any, Any]
@@ -44,16 +44,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class LeakageFindings:
-    """What of one split stands in another, and where."""
+    """Copies of held-out examples in a training split, with their indices."""
 
     leakage: Leakage
     pairs: tuple[tuple[int, int], ...]  # held-out, training: exact ones first
 
 
 def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
-    """The held-out examples that the training split holds exactly or nearly; labels do not matter.
+    """Find exact and near copies of held-out examples in the training split. Labels are ignored.
 
-    Memory is bounded by P numbers an example and by blocks, whatever the size of an example.
+    Memory: P numbers per example, and full examples only a block at a time.
     """
     place = {content(x_X): index for index, x_X in enumerate(train.x_NX)}
     exact = {index: place[digest] for index, digest in enumerate(map(content, held_out.x_NX)) if digest in place}
@@ -67,7 +67,7 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
 
 
 def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:
-    """Write a few pairs, where there are any: leakage.png, a held-out image and a training one side by side, or leakage.csv."""
+    """Write the first pairs, if there are any: leakage.png, held-out and training images side by side, or leakage.csv."""
     if not found.pairs:
         return
     pairs = np.array(found.pairs[:SHOWN])
@@ -84,21 +84,21 @@ def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec,
 
 
 def _cell(column: Any, value: float) -> str:
-    """A value of a table in original units; nothing where it is missing."""
+    """Return a table value in original units; an empty string if it is missing."""
     if not np.isfinite(value):
         return ""
     return column.categories[int(value)] if column.categories else f"{value * column.scale + column.mean:.9g}"
 
 
 def content(x_X: Array) -> bytes:
-    """The digest of an example: SHA-256 of its values, where one NaN is as good as another and -0.0 is 0.0."""
+    """Return the SHA-256 of an example's values. All NaN are equal, and -0.0 equals 0.0."""
     if x_X.dtype.kind == "f":
         x_X = np.where(np.isnan(x_X), np.float32(np.nan), x_X + np.float32(0.0))
     return hashlib.sha256(np.ascontiguousarray(x_X).tobytes()).digest()
 
 
 class _Images:
-    """Levels as they are. Distances are Euclidean over all values."""
+    """Metric of images: Euclidean over all values, in levels."""
 
     def __init__(self, spec: DataSpec) -> None:
         _, *sides = spec.image
@@ -112,14 +112,14 @@ class _Images:
         return x_BX.reshape(len(x_BX), -1).astype(np.float64)
 
     def reduced(self, x_BX: Array) -> Array:
-        """The projection of images x_BX onto the boxes, float32 (B, P)."""
+        """Return the projection of images x_BX onto the boxes, float32 (B, P)."""
         sums = np.add.reduceat(np.add.reduceat(x_BX.astype(np.float32), self.rows, axis=2), self.columns, axis=3)
         p_BP: Array = (sums / self.root).reshape(len(x_BX), -1)
         return p_BP
 
 
 class _Rows:
-    """Standardised numbers; categories, and whether a value is missing, so far apart that unequal ones are never near."""
+    """Metric of rows: standardised numbers. Rows that differ in a category or in a missing value are never near."""
 
     def __init__(self, spec: DataSpec, train: Split) -> None:
         self.numeric_D = np.array([column.numeric for column in spec.columns])
@@ -142,7 +142,7 @@ class _Rows:
 
 
 def _median_neighbour(rows: _Rows, train: Split) -> float | None:
-    """The median over training rows, evenly spaced, of the distance to the nearest that is not equal; None: all are equal."""
+    """Return the median distance of evenly spaced training rows to their nearest unequal row; None if all rows are equal."""
     chosen = np.unique(np.linspace(0, len(train) - 1, num=min(len(train), NEIGHBOURS)).astype(np.int64))
     from_BP = torch.from_numpy(rows.full(train.x_NX[chosen]))
     nearest_B = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
@@ -154,7 +154,7 @@ def _median_neighbour(rows: _Rows, train: Split) -> float | None:
 
 
 def _near(x_NX: Array, others_N: Array, x_MX: Array, metric: _Images | _Rows) -> dict[int, int]:
-    """For each of ``others_N`` that has a near copy among x_MX, the nearest of them."""
+    """Return, for each of ``others_N`` with near copies among x_MX, the index of the nearest."""
     if not len(others_N):
         return {}
     p_MP = _reduced(x_MX, np.arange(len(x_MX)), metric)
@@ -179,16 +179,16 @@ def _reduced(x_NX: Array, chosen_N: Array, metric: _Images | _Rows) -> Tensor:
 
 
 def _sorted(p_NP: Tensor, axis_P: Tensor) -> tuple[Tensor, Array, Array]:
-    """Projections in the order of where they lie on an axis; where; and that order."""
+    """Sort projections by their coordinate on an axis; return projections, coordinates and order."""
     along_N = p_NP @ axis_P
     order_N = torch.argsort(along_N, stable=True)
     return p_NP[order_N], along_N[order_N].numpy(), order_N.numpy()
 
 
 def _candidates(p_NP: Tensor, along_N: Array, p_MP: Tensor, along_M: Array, limit: float) -> Iterator[tuple[Array, Array]]:
-    """Blocks of pairs, as places in the two sorted lists: all within ``limit``, and few others."""
+    """Yield blocks of pairs, as indices in the two sorted lists: all pairs within ``limit``, and few others."""
     square_N, square_M = p_NP.square().sum(dim=1), p_MP.square().sum(dim=1)
-    # |a|^2 + |b|^2 - 2 a b loses digits where a and b are long: so much is granted.
+    # |a|^2 + |b|^2 - 2 a b loses digits if a and b are long: ``slack`` allows for this error.
     slack = 16.0 * torch.finfo(p_NP.dtype).eps * float(square_N.max() + square_M.max())
     reach = limit + slack**0.5
     for at in range(0, len(p_NP), BLOCK):

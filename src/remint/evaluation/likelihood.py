@@ -3,9 +3,9 @@
     images   bits/dim = -log2 p(x) / dims of the discrete example x, whose values are 0 .. levels-1
     tables   nats = -log p(x) of the row x, a density over its standardised numbers and a probability of its categories
 
-A flow's density of the dequantised example and a variational autoencoder's bounds are both bounds from above on it, and
-so comparable with it (Theis et al., A note on the evaluation of generative models, 2016). Of a conditional model it is
-p(x | y), which knows more than p(x): the fingerprint says so, and the two are not comparable.
+A flow's density of the dequantised example and a variational autoencoder's bounds are upper bounds of this value, and so
+comparable with it (Theis et al., A note on the evaluation of generative models, 2016). A conditional model has p(x | y)
+instead, which uses the label: it is not comparable with p(x), and the fingerprint records it.
 
 Shapes: N examples, B block of examples, X the axes of one example, K importance samples, P dims, L levels.
 """
@@ -25,13 +25,13 @@ from remint.models.contract import HasElbo, HasLogProb, standard_normal
 from remint.records import Column
 
 DEQUANTISATION_DRAWS = 8
-IMPORTANCE_BLOCK = 2**19  # pixels decoded at a time, so that K does not cost memory
+IMPORTANCE_BLOCK = 2**19  # pixels decoded at a time, so that memory does not grow with K
 
 Array = np.ndarray[Any, Any]
 
 
 def exact(model: HasLogProb, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``nll``: the mean over several dequantisations of -log p(x + u)."""
+    """Return ``nll``: the mean over several dequantisations of -log p(x + u)."""
     draws = DEQUANTISATION_DRAWS if model.density_noise else 1
 
     def summed(number: int, x_BX: Tensor, y_B: Tensor | None) -> Tensor:
@@ -47,7 +47,7 @@ def exact(model: HasLogProb, context: EvaluationContext) -> Mapping[str, Measure
 
 
 def bounds(model: HasElbo, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``elbo`` and ``iwae`` from the same K importance weights w_k: -mean log w_k and -log mean w_k."""
+    """Return ``elbo`` and ``iwae`` from the same K importance weights w_k: -mean log w_k and -log mean w_k."""
     samples = context.settings.importance_samples
     nats_N2 = context.over_held_out(lambda number, x_BX, y_B: _bounds_of_block(model, number, x_BX, y_B, context))
     return {
@@ -57,7 +57,7 @@ def bounds(model: HasElbo, context: EvaluationContext) -> Mapping[str, Measureme
 
 
 def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | None, context: EvaluationContext) -> Tensor:
-    """ELBO and IWAE-K of a block in nats, (B, 2) float64; K is walked through a part at a time."""
+    """Return ELBO and IWAE-K of a block in nats, (B, 2) float64, computed from a part of the K samples at a time."""
     total, seed = context.settings.importance_samples, context.settings.seed
     part = max(1, IMPORTANCE_BLOCK // x_BX.numel())
     sum_B = torch.zeros(len(x_BX), dtype=torch.float64)
@@ -73,11 +73,11 @@ def _bounds_of_block(model: HasElbo, number: int, x_BX: Tensor, y_B: Tensor | No
 
 
 def independent_baseline(context: EvaluationContext) -> Measurement:
-    """What a model that has learnt nothing of how an example's dimensions hang together reaches.
+    """Return the likelihood of the independent-pixel baseline, a model with independent dimensions.
 
     Pixels and categories: an independent categorical distribution for each, counted on the training split with one count
     added to each level (Laplace's rule). Numeric columns: an independent normal distribution with the training split's
-    mean and variance. A missing value counts for nothing.
+    mean and variance. A missing value contributes 0.
     """
     spec, train = context.dataset.spec, context.dataset.train
     if spec.is_table:
@@ -98,13 +98,13 @@ def independent_baseline(context: EvaluationContext) -> Measurement:
 
 
 def _normal(train_N: Array) -> Callable[[Array], Array]:
-    """-log density of the normal distribution with the mean and variance of what is observed, which a constant widens."""
+    """Return -log density of a normal distribution fitted to the observed values; its deviation is at least 1e-3."""
     mean, scale = np.nanmean(train_N), max(float(np.nanstd(train_N)), 1e-3)
     return lambda x_B: np.nan_to_num(0.5 * ((x_B - mean) / scale) ** 2 + math.log(scale) + 0.5 * math.log(2 * math.pi))
 
 
 def _categorical(train_N: Array, column: Column) -> Callable[[Array], Array]:
-    """-log probability of each category, counted; 0 of a missing one."""
+    """Return -log probability of a category, from counts; 0 for a missing value."""
     counts_L = np.ones(len(column.categories)) + np.bincount(_places(train_N), minlength=len(column.categories) + 1)[1:]
     nats_L = np.concatenate([[0.0], math.log(counts_L.sum()) - np.log(counts_L)])
 
@@ -116,18 +116,18 @@ def _categorical(train_N: Array, column: Column) -> Callable[[Array], Array]:
 
 
 def _places(x_N: Array) -> Array:
-    """A category's place plus one; 0 where it is missing."""
+    """Return the index of a category plus one; 0 if the value is missing."""
     place_N: Array = np.nan_to_num(x_N + 1).astype(np.int64)
     return place_N
 
 
 def _conditioning(model: object) -> dict[str, str]:
-    """What a conditional model's likelihood is given, for the fingerprint."""
+    """Return the fingerprint entry of a conditional model's likelihood."""
     return {"given": "class"} if getattr(model, "conditional", False) else {}
 
 
 def _measurement(metric: str, log_p_N: Tensor, context: EvaluationContext, **how: Any) -> Measurement:
-    """Nats of each example as the metric's values, in the data's unit."""
+    """Return the measurement of a likelihood in the data's unit, from the log-likelihood of each example in nats."""
     values_N = finite((-log_p_N / context.dataset.spec.nats_per_unit).numpy(), metric)
     y_N = context.dataset.held_out.y_N
     return Measurement.over_examples(values_N, context, None if y_N is None else np.array(y_N), **how)

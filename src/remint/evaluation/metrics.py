@@ -1,7 +1,7 @@
-"""The metrics, by name: the module of each is imported where it is asked for, so that an evaluation depends on no other.
+"""Metrics by name. An evaluation imports only the modules of its own metrics, and so depends on no other module.
 
-A new one is a line in remint.settings.catalogue and in ``METRICS`` of its module, or a plug-in: a module with ``FACTS`` and
-``measure`` (docs/how-to/add-a-metric.md).
+A new metric is a line in remint.settings.catalogue and in ``METRICS`` of its module, or a plug-in: a module with ``FACTS``
+and ``measure`` (docs/how-to/add-a-metric.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROTOCOLS: dict[Need, type[Any]] = {"log_prob": HasLogProb, "elbo": HasElbo, "sa
 
 
 def metric_of(name: str) -> Metric:
-    """What measures the metric. Raises SettingsError: an unknown name, a plug-in that is none."""
+    """Return the metric of this name. Raises SettingsError if the name is unknown or the plug-in is not valid."""
     if name not in METRICS:
         return Metric(plugins.module_of(name, "metric").measure)
     metric: Metric = importlib.import_module(plugins.module_name(name, "metric")).METRICS[name]

@@ -1,18 +1,18 @@
-"""What nearest neighbours say of samples: whether they look real, whether they reach all that is real, whether they are copies.
+"""Nearest-neighbour metrics of samples: fidelity, diversity and novelty.
 
-With B_i the ball around held-out example i up to its k-th nearest among the held-out ones, in features:
+B_i is the ball around held-out example i whose radius reaches its k-th nearest held-out neighbour, in feature space.
 
-``precision``  looks real: the share of the samples that lie in at least one B_i
-``density``    looks real: the mean over the samples of the number of B_i that hold it, over k; 1 for equal sets
-``coverage``   reaches all that is real: the share of the held-out examples whose B_i holds at least one sample
-``recall``     reaches all that is real: the share of the held-out examples in at least one such ball around the samples
-``novelty``    mean distance of a sample to the nearest training example over that of a held-out example, in data space;
-               0: all are copies, 1: as new as the held-out ones
+``precision``  fidelity: the share of the samples in at least one B_i
+``density``    fidelity: the mean over the samples of the number of B_i that contain it, divided by k; 1 for equal sets
+``coverage``   diversity: the share of the held-out examples whose B_i contains at least one sample
+``recall``     diversity: the share of the held-out examples in at least one such ball around the samples
+``novelty``    mean distance of samples to the nearest training example, divided by that of held-out examples, in data space;
+               0: all are copies, 1: as new as the held-out examples
 
 Higher is better. Precision and recall: Kynkaanniemi et al., Improved precision and recall metric for assessing generative
 models, 2019 (there k = 3 for tens of thousands of samples). Density and coverage: Naeem et al., Reliable fidelity and
-diversity metrics for generative models, 2020 (k = 5). A single k = 5 is used here for all four, so that they speak of the
-same balls. Novelty alone is highest for noise: read it beside the others.
+diversity metrics for generative models, 2020 (k = 5). Here k = 5 for all four, so that they use the same balls. Noise has
+the highest novelty: read it together with the other metrics.
 
 Shapes: N held-out examples and as many samples, M training examples, X the axes of one example, D features or coordinates.
 """
@@ -43,7 +43,7 @@ Array = np.ndarray[Any, Any]
 
 
 def fidelity(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``precision``, ``density`` and ``coverage``, the last also by class where there are labels."""
+    """Return ``precision``, ``density`` and ``coverage``; coverage also by class if there are labels."""
     names = [in_features(metric, features) for metric in ("precision", "density", "coverage")]
     context.size(names[0], NEIGHBOURS + 1)
     centre_D, real_ND = _centred(context.real(features))
@@ -63,7 +63,7 @@ def fidelity(features: Features, model: CanSample, context: EvaluationContext) -
 
 
 def recall(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``recall``: the held-out examples in balls around the samples of a draw."""
+    """Return ``recall``: the share of the held-out examples in balls around the samples, mean over repeated draws."""
     name = in_features("recall", features)
     context.size(name, NEIGHBOURS + 1)
     centre_D, real_ND = _centred(context.real(features))
@@ -76,7 +76,7 @@ def recall(features: Features, model: CanSample, context: EvaluationContext) -> 
 
 
 def novelty(model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
-    """``novelty``. Raises DataError where every held-out example is a copy of a training example."""
+    """Return ``novelty``. Raises DataError if every held-out example is a copy of a training example."""
     n, train = context.size("novelty", 2), context.dataset.train
     held_out_NX = np.array(context.dataset.held_out.x_NX[context.reference()])
     usual = _to_nearest(held_out_NX, train, context.dataset.spec)
@@ -88,17 +88,17 @@ def novelty(model: CanSample, context: EvaluationContext) -> Mapping[str, Measur
 
 
 def coordinates(x_NX: Array, spec: DataSpec) -> Tensor:
-    """Where examples lie in data space, float64 (N, D).
+    """Return the coordinates of examples in data space, float64 (N, D).
 
-    Pixels in levels. Of a table its standardised numbers and one-hot categories, between two of which the squared distance
-    is 2, as it is on the mean between two numbers; beside them 1 where a value is missing, which itself is then 0.
+    Images: pixels in levels. Tables: standardised numbers and one-hot categories. Two categories have a squared distance of
+    2, which is also the mean for two numbers. A missing value is 0, with an indicator of 1 beside it.
     """
     x_ND = torch.from_numpy(np.array(x_NX, dtype=np.float64).reshape(len(x_NX), -1))
     return Columns.encoded(spec.columns, x_ND) if spec.is_table else x_ND
 
 
 def _to_nearest(x_NX: Array, train: Split, spec: DataSpec) -> float:
-    """Mean distance of examples to the nearest training example."""
+    """Return the mean distance of examples to the nearest training example."""
     x_ND = coordinates(x_NX, spec)
     nearest_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype)
     for at in range(0, len(train), pairs.BLOCK):
@@ -108,14 +108,17 @@ def _to_nearest(x_NX: Array, train: Split, spec: DataSpec) -> float:
 
 
 def _centred(f_ND: Array) -> tuple[Tensor, Tensor]:
-    """The mean of features and what is left without it: short vectors, of whose distances little is lost by rounding."""
+    """Return the mean of the features, and the centred features: distances of short vectors lose less to rounding."""
     real_ND = torch.from_numpy(f_ND)
     centre_D = real_ND.mean(dim=0)
     return centre_D, real_ND - centre_D
 
 
 def _within(a_ND: Tensor, centre_MD: Tensor, radius_M: Tensor) -> tuple[Tensor, Tensor]:
-    """In how many balls each of a lies, int64 (N,), and which balls hold any of them, bool (M,). Radii are squared."""
+    """Return the number of balls that contain each of a, int64 (N,), and the balls that contain any, bool (M,).
+
+    Radii are squared.
+    """
     count_N = torch.zeros(len(a_ND), dtype=torch.int64)
     holds_M = torch.zeros(len(centre_MD), dtype=torch.bool)
     granted_N, reach_M = pairs.rounding_error(a_ND), radius_M + pairs.rounding_error(centre_MD)
@@ -127,7 +130,7 @@ def _within(a_ND: Tensor, centre_MD: Tensor, radius_M: Tensor) -> tuple[Tensor, 
 
 
 def _by_class(reached_MN: Array, features: Features, context: EvaluationContext) -> dict[int, Measurement]:
-    """Coverage of the held-out examples of each class."""
+    """Return the coverage of the held-out examples of each class."""
     y_N = context.dataset.held_out.y_N
     if y_N is None:
         return {}

@@ -1,7 +1,7 @@
-"""What a model was trained on, held against what judges it: what leaks, and what drifted since.
+"""Training data of a model compared with its evaluation data: leakage, and drift since the training.
 
-Added to a report folder: leakage.png or leakage.csv where there are pairs to show; drift.json and drift.png where the model
-was trained on another version of the data.
+Adds to a report folder: leakage.png or leakage.csv if there are leaked examples; drift.json and drift.png if the model was
+trained on another version of the data.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from remint.records import TrainedModel
 
 @dataclass(frozen=True)
 class Origin:
-    """The data that a model was trained on, and what of the held-out split stands in them."""
+    """The training data of a model, and the held-out examples found in them."""
 
-    dataset: Dataset  # that the model is judged with
-    trained_on: Dataset | None  # None: another version, which cannot be had
-    found: LeakageFindings | None  # None where the two are not of one schema either
+    dataset: Dataset  # the evaluation data
+    trained_on: Dataset | None  # None: another version, which is not available
+    found: LeakageFindings | None  # None: the training data are not available or have another schema
 
     @classmethod
     def of(cls, bundle: Path, dataset: Dataset, former: Path | None) -> Origin:
-        """``former``: folder of the prepared data that the model was trained on, where they are not ``dataset``.
+        """Find the training data of ``bundle`` and check them for leakage.
 
-        Raises IntegrityError where they are not those that the model names.
+        ``former``: folder of the prepared training data if they are not ``dataset``. Raises IntegrityError if it is not the
+        dataset version that the model was trained on.
         """
         digest = TrainedModel.read(bundle / "training.json").dataset
         if digest == dataset.version.digest:
@@ -47,12 +48,12 @@ class Origin:
         return cls(dataset, trained_on, found)
 
     def sealed(self, evidence: Evidence) -> Evidence:
-        """The evidence with what leaks in its report."""
+        """Return the evidence with the leakage in its report."""
         found = self.found.leakage if self.found else None
         return replace(evidence, report=evidence.report.model_copy(update={"leakage": found}))
 
     def write(self, features: Path | None, out: Path) -> None:
-        """The pictures, and the drift; its distance with the extractor of today's data, where there is one (``features``)."""
+        """Write leakage and drift. ``features``: folder of today's extractor; None: the drift has no distance."""
         if self.trained_on is None:
             return
         if self.found is not None:

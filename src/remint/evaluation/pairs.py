@@ -1,8 +1,8 @@
-"""Distances between all pairs of two sets, a block at a time: never are all of them in memory.
+"""Distances between all pairs of two sets, a block at a time to bound the memory.
 
-Squared distances are |a|^2 + |b|^2 - 2 a b, in float64 and by torch, so that one setting says how many threads there are.
-What cancels in them is rounding of the order of ROUNDING (|a|^2 + |b|^2), by which equal distances may come out unequal: a
-comparison grants it.
+Squared distances are |a|^2 + |b|^2 - 2 a b, in float64 and by torch: one setting controls the number of threads.
+Cancellation leaves an error of the order of ROUNDING (|a|^2 + |b|^2), so equal distances may come out unequal. Comparisons
+allow for this error.
 
 Shapes: N, M examples, D coordinates, A, B rows and columns of a block, K neighbours.
 """
@@ -19,7 +19,7 @@ ROUNDING = 1e-12
 
 
 def blocks(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows of a, columns of b, and their squared distances d_AB."""
+    """Yield rows of a, columns of b, and their squared distances d_AB."""
     square_N, square_M = a_ND.square().sum(dim=1), b_MD.square().sum(dim=1)
     for at in range(0, len(a_ND), BLOCK):
         rows = slice(at, at + BLOCK)
@@ -30,7 +30,7 @@ def blocks(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
 
 
 def radii(a_ND: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of each example to its K-th nearest among the others, (N,)."""
+    """Return the squared distance of each example to its K-th nearest other example, (N,)."""
     nearest_NK = torch.full((len(a_ND), neighbours), torch.inf, dtype=a_ND.dtype)
     for rows, columns, d_AB in blocks(a_ND, a_ND):
         itself_A = torch.arange(len(a_ND))[rows]
@@ -42,14 +42,14 @@ def radii(a_ND: Tensor, neighbours: int) -> Tensor:
 
 
 def rounding_error(a_ND: Tensor) -> Tensor:
-    """By how much squared distances to these examples may be beside the truth, (N,)."""
+    """Return the bound of the rounding error of squared distances to these examples, (N,)."""
     return ROUNDING * a_ND.square().sum(dim=1)
 
 
 def nearest(a_ND: Tensor, b_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of each of a to the nearest of b, and the place of that one.
+    """Return the distance of each of a to the nearest of b, and the index of that one.
 
-    The distance is that of the difference itself: 0 where the two are equal.
+    The distance is computed from the difference itself, so it is exactly 0 for equal examples.
     """
     best_N, place_N = torch.full((len(a_ND),), torch.inf, dtype=a_ND.dtype), torch.zeros(len(a_ND), dtype=torch.int64)
     for rows, columns, d_AB in blocks(a_ND, b_MD):

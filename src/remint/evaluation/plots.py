@@ -1,6 +1,6 @@
-"""The pictures: samples, real beside sampled, curves, metrics by class and against the champion. Arrays and a path in, a PNG out.
+"""Plots of samples, real data, training curves, metrics by class and metrics of the champion. Arrays and a path in, a PNG out.
 
-Equal arrays give equal bytes: no date is written, and no state is shared with anybody else who draws (no pyplot).
+Equal arrays give equal bytes: files contain no date, and the code does not use pyplot's global state.
 
 Shapes: N examples, C channels, H height, W width, D columns of a table.
 """
@@ -45,7 +45,7 @@ Array = np.ndarray[Any, Any]
 
 
 def sample_grid(path: Path, x_NCHW: Array, levels: int, title: str = "", columns: int | None = None) -> None:
-    """``x_NCHW`` (uint8, values 0 .. levels-1; C is 1 or 3, of 4 the last is left out) as a square, or in ``columns``."""
+    """Draw ``x_NCHW`` (uint8, values 0 .. levels-1; C is 1 or 3; a fourth channel is dropped), square or in ``columns``."""
     tiled = tile(x_NCHW, levels, columns or math.ceil(math.sqrt(len(x_NCHW))))
     wide = 5.0
     high = wide * tiled.shape[0] / tiled.shape[1]
@@ -59,11 +59,12 @@ def sample_grid(path: Path, x_NCHW: Array, levels: int, title: str = "", columns
 
 
 def comparison(path: Path, real_NCHW: Array, samples: Mapping[str, Array], levels: int) -> None:
-    """Real images and each model's samples side by side, as many of each and in one scale.
+    """Draw real images and each model's samples side by side, equally many of each and in one scale.
 
     Args:
         real_NCHW: real images, uint8, values 0 .. levels-1.
-        samples: x_NCHW of each model by its name, in the order of the panels.
+        samples: x_NCHW of each model by name, in the order of the panels.
+        levels: number of values of a pixel.
     """
     panels = {"real": real_NCHW, **samples}
     count = min(64, *(len(x_NCHW) for x_NCHW in panels.values()))
@@ -85,11 +86,11 @@ def table_columns(
     title: str = "",
     inks: Sequence[str] = LINES,
 ) -> None:
-    """How the values of each column are spread, real ones grey and each model's as a line; the first 12 columns.
+    """Draw a histogram of each of the first 12 columns, real values grey and each model's as a line.
 
     Args:
-        real_ND: real rows, float32, as records.DataSpec says; missing values are left out.
-        samples: rows of each model by its name.
+        real_ND: real rows, float32, as in records.DataSpec; missing values are left out.
+        samples: rows of each model by name.
         inks: colours of the models, in their order.
     """
     shown = columns[:12]
@@ -117,7 +118,7 @@ def table_columns(
 
 
 def by_class(path: Path, metrics: Mapping[str, Mapping[str, MetricValue]], title: str = "") -> None:
-    """Each metric over the held-out examples of each class, with its 95% interval; one panel a metric."""
+    """Draw each metric over the held-out examples of each class, with its 95% interval; one panel per metric."""
     most = max(len(classes) for classes in metrics.values())
     figure = Figure(figsize=(3.4 * len(metrics), 1.1 + 0.28 * most), dpi=DPI)
     for place, (metric, classes) in enumerate(metrics.items(), start=1):
@@ -139,9 +140,9 @@ def by_class(path: Path, metrics: Mapping[str, Mapping[str, MetricValue]], title
 
 
 def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: int, title: str = "") -> None:
-    """Columns over ``curve["step"]``: losses and the validation score in one panel, all else in a second.
+    """Draw columns over ``curve["step"]``: losses and the validation score in one panel, all others in a second.
 
-    The line marks ``best_step``, whose averaged weights are served. A value that is not finite is a gap.
+    A vertical line marks ``best_step``, whose averaged weights are served. A value that is not finite leaves a gap.
     """
     names = [name for name in curve if name != "step"]
     losses = [name for name in names if name.endswith("loss") or name == "validation"]
@@ -166,12 +167,12 @@ def training_curve(path: Path, curve: Mapping[str, Sequence[float]], best_step: 
 
 
 def curves(path: Path, sides: Mapping[str, tuple[Mapping[str, Sequence[float]], int]]) -> None:
-    """Each column of the training curves in a panel of its own, the first side's blue and in front, the second's dark.
+    """Draw each column of two training curves in its own panel, the first side blue and in front, the second dark.
 
-    Not every column has a value in every row; those that are known are joined.
+    A column may lack values in some rows; a line joins the known values.
 
     Args:
-        sides: the curve of each side, as ``training_curve`` takes it, and the step whose weights are served; by its name.
+        sides: by name, each side's curve (as in ``training_curve``) and the step whose weights are served.
     """
     names = list(dict.fromkeys(name for curve, _ in sides.values() for name in curve if name != "step"))
     across = 4 if len(names) in (4, 7, 8) else 3
@@ -194,13 +195,13 @@ def curves(path: Path, sides: Mapping[str, tuple[Mapping[str, Sequence[float]], 
 
 
 def likelihoods(path: Path, measured: MetricValue, sides: Mapping[str, Array]) -> None:
-    """How the values of one likelihood are spread over the held-out examples, and of two sides how their pairs differ.
+    """Draw the histogram of a likelihood over the held-out examples; for two sides also the histogram of paired differences.
 
-    What lies beyond the 0.5% and 99.5% points is counted in the outermost bins. The marks below are the means.
+    Values beyond the 0.5% and 99.5% points are counted in the outermost bins. Triangles mark the means.
 
     Args:
         measured: the metric, for its name and unit.
-        sides: value of each example (N,), the first side's blue; one side or two, by name.
+        sides: value of each example (N,) by name; one side or two, the first drawn blue.
     """
     (first, value_N), *others = sides.items()
     figure = Figure(figsize=(11.0 if others else 7.0, 3.0), dpi=DPI)
@@ -221,7 +222,7 @@ def likelihoods(path: Path, measured: MetricValue, sides: Mapping[str, Array]) -
 
 
 def _pairs(axes: Axes, gain_N: Array, measured: MetricValue, names: tuple[str, str]) -> None:
-    """How much better the first is on each example: what lies right of 0 is its gain."""
+    """Draw the histogram of the first side's gain on each example: right of 0 the first is better."""
     reach = max(float(np.quantile(np.abs(gain_N), 0.99)), 1e-9)
     edges = np.linspace(-reach, reach, 30 + 1)
     shares = _held(gain_N, edges)
@@ -238,12 +239,12 @@ def _pairs(axes: Axes, gain_N: Array, measured: MetricValue, names: tuple[str, s
 
 
 def _held(value_N: Array, edges: Array) -> Array:
-    """Shares of all values; what lies outside is in the outermost bins."""
+    """Return the share of the values in each bin; values outside count in the outermost bins."""
     return shares(np.clip(value_N, edges[0], edges[-1]), edges)
 
 
 def neighbours(path: Path, sample_NCHW: Array, near_NCHW: Array, distance_N: Array, levels: int) -> None:
-    """Each sample above the training image nearest to it, with their distance in levels; as many as there are distances."""
+    """Draw each sample above its nearest training image, with their distance in levels; one pair per distance."""
     across = min(8, len(distance_N))
     down = math.ceil(len(distance_N) / across)
     figure = Figure(figsize=(1.1 * across, 0.2 + 2.5 * down), dpi=DPI)
@@ -259,7 +260,7 @@ def neighbours(path: Path, sample_NCHW: Array, near_NCHW: Array, distance_N: Arr
 
 
 def metric_intervals(path: Path, challenger: Mapping[str, MetricValue], champion: Mapping[str, MetricValue]) -> None:
-    """Each metric of the challenger with its 95% interval, above the champion's where it has one; one panel a metric."""
+    """Draw each metric of the challenger with its 95% interval, above the champion's if it has one; one panel per metric."""
     figure = Figure(figsize=(7.0, 0.5 + 1.35 * len(challenger)), dpi=DPI)
     for place, (name, value) in enumerate(challenger.items(), start=1):
         axes = figure.add_subplot(len(challenger), 1, place)

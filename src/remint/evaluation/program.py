@@ -1,11 +1,11 @@
-"""Features by a program of the user's own: what torch.export wrote, whatever network it was made from.
+"""Features from a user's torch.export program, exported from any network.
 
-Loading a program unpickles, so that a file which is not the pinned one is never opened (files.read verifies it first).
+Loading a program unpickles. So the SHA-256 of the file is verified before it is opened (extractors.py).
 
-A program takes a block of examples, with a dynamic batch: images as they are stored, uint8 (B, C, H, W) with values
-0 .. levels-1, or rows of a table, float32 (B, D); what it wants of sizes and scales it does itself. It returns features f_BD,
-floating point. Examples are handed to it in blocks of one size, the last one filled up with zeros, so that the rounding of a
-feature does not depend on how many examples there are.
+A program takes a block of examples with a dynamic batch size: images as stored, uint8 (B, C, H, W) with values
+0 .. levels-1, or rows of a table, float32 (B, D). Resizing and scaling are part of the program. It returns floating-point
+features f_BD. It gets blocks of one size, the last one filled up with zeros: the rounding of a feature then does not depend
+on the number of examples.
 
 Shapes: N examples, B block, X the axes of one example (C, H, W of an image, D of a table's row), D features.
 """
@@ -31,13 +31,13 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class ProgramExtractor(Extractor):
-    """Examples to what the program makes of them."""
+    """A map from examples to the features that the program returns."""
 
     where: str = ""
 
     @torch.no_grad()
     def __call__(self, x_NX: Array) -> Array:
-        """Features f_ND, float64. Raises DataError where the program fails or returns something else."""
+        """Return the features f_ND, float64. Raises DataError if the program fails or returns anything else."""
         blocks = []
         for at in range(0, len(x_NX), BLOCK):
             x_BX = torch.from_numpy(np.array(x_NX[at : at + BLOCK]))
@@ -49,14 +49,15 @@ class ProgramExtractor(Extractor):
 
 
 def load(content: bytes, sha256: str, spec: DataSpec, where: str) -> Extractor:
-    """The extractor of a program.
+    """Return the extractor of a program.
 
     Args:
-        content: of a .pt2 file, which is the one that ``sha256`` names: it was verified.
-        spec: of the examples.
-        where: what errors begin with.
+        content: bytes of a .pt2 file, verified by the caller.
+        sha256: SHA-256 of ``content``.
+        spec: spec of the examples.
+        where: prefix of error messages.
 
-    Raises DataError where it is no program, or one of other examples, or of a fixed batch.
+    Raises DataError if it is not a program, or takes other examples, or has a fixed batch size.
     """
     try:
         program = torch.export.load(io.BytesIO(content))
@@ -81,7 +82,7 @@ def _features(network: nn.Module, x_BX: Tensor, spec: DataSpec, where: str) -> T
     try:
         with torch.no_grad():
             f_BD = network(x_BX)
-    except Exception as error:  # another's program may raise anything
+    except Exception as error:  # a user's program may raise anything
         words = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: the program fails on {_text(x_BX)} ({type(error).__name__}: {words}): {_how(spec)}") from error
     if not isinstance(f_BD, Tensor) or f_BD.dim() != 2 or len(f_BD) != len(x_BX) or not f_BD.is_floating_point():
@@ -102,7 +103,7 @@ def _text(tensor: Tensor) -> str:
 
 
 def _how(spec: DataSpec) -> str:
-    """How a program of these examples is exported."""
+    """Return the export instructions for a program of these examples."""
     sizes = ", ".join(map(str, (2, *spec.shape)))
     example = f"(torch.zeros({sizes}, dtype={_dtype(spec)}),)"
     return (

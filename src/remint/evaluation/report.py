@@ -1,16 +1,16 @@
-"""The report folder of one pipeline: what people, the gate, ``dvc metrics`` and ``dvc plots`` read.
+"""Report folder of one pipeline, for people, the gate, ``dvc metrics`` and ``dvc plots``.
 
-report.json, values.npz    records.Evidence
-metrics.json               {name: value}, context included
-curve.csv, curve.png       of the training, step by step
+report.json, values.npz    evidence.Evidence
+metrics.json               {name: value}, including the baselines
+curve.csv, curve.png       training curve
 spec.json                  records.DataSpec of the examples
 training.json              records.TrainedModel
-samples.npy, real.npy      samples with the same noise for every model, and as many held-out examples
-samples.png                images as a grid, of a conditional model a row for each class; columns of a table beside the real ones
-likelihood.png             how the likelihoods of the held-out examples are spread, where the model has one
-nearest.npz, nearest.png   the training examples nearest to samples (evaluation/exhibits.py); the picture is of images
-failures.npz, failures.png the held-out examples that the model fails
-by_class.png               the metrics by class, where there are labels
+samples.npy, real.npy      samples with the same noise for every model, and equally many held-out examples
+samples.png                images: a grid, with a row per class if conditional; tables: histograms of real and sampled columns
+likelihood.png             histogram of the likelihood of held-out examples, if the model has one
+nearest.npz, nearest.png   the training examples nearest to samples (evaluation/exhibits.py); a PNG only for images
+failures.npz, failures.png the held-out examples that the model fails; a PNG only for images
+by_class.png               the metrics by class, if there are labels
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import TrainedModel
 
-SHOWN = 64  # images in the picture
-PER_CLASS = 8  # of a conditional model
+SHOWN = 64  # images in samples.png
+PER_CLASS = 8  # images per class of a conditional model
 SHOWN_ROWS = 2000  # rows of a table
 
 Array = np.ndarray[Any, Any]
 
 
 def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None:
-    """Writes the report of the model of ``bundle`` to ``out``, which is emptied first."""
+    """Write the report of the model of ``bundle`` to ``out``, which is emptied first."""
     report = evidence.report
     shutil.rmtree(out, ignore_errors=True)
     evidence.save(out)
@@ -69,7 +69,7 @@ def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
-    """The columns of a curve.csv by name; an empty field is NaN."""
+    """Return the columns of a curve.csv by name; an empty field is NaN."""
     with path.open(newline="") as stream:
         rows = csv.DictReader(stream)
         curve: dict[str, list[float]] = {name: [] for name in rows.fieldnames or ["step"]}
@@ -81,7 +81,7 @@ def read_curve(path: Path) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def _write_samples(model: CanSample, dataset: Dataset, out: Path, pipeline: str) -> None:
-    """Samples, real examples beside them, and the nearest training examples: with the same noise for every version."""
+    """Write samples, real examples and the nearest training examples, with the same noise for every version."""
     spec = dataset.spec
     classes = spec.classes if getattr(model, "conditional", False) else 0
     y_N = np.repeat(np.arange(classes), PER_CLASS) if classes and not spec.is_table else None
@@ -104,7 +104,7 @@ def _write_samples(model: CanSample, dataset: Dataset, out: Path, pipeline: str)
 
 
 def _real(dataset: Dataset, y_N: Array | None) -> Array:
-    """The first held-out examples; in the order of the classes ``y_N`` where there are enough of each."""
+    """Return the first held-out examples; in the order of the classes ``y_N`` if there are enough of each."""
     held_out = dataset.held_out
     if y_N is not None and held_out.y_N is not None:
         label_N = np.array(held_out.y_N)

@@ -1,15 +1,15 @@
-"""Checkpoints on disk: HOME/checkpoints/DIGEST/step-00000500/, whole or not at all, verified before use.
+"""Checkpoints on disk: HOME/checkpoints/DIGEST/step-00000500/, written atomically, verified before use.
 
-DIGEST is that of everything which decides the weights (data, recipe, code), so that no training ever takes up
-another's. One process writes in a folder at a time. The last two checkpoints are kept: a damaged one is found by
-its manifest and set aside under another name, for a person to look at, and the one before is used. When the model that
-they led to is safely written they are deleted, so that a training which is asked for again is a training and not a memory.
+DIGEST is the digest of everything that decides the weights (data, recipe, code): a training never resumes from another's
+checkpoint. One process at a time writes to a folder. The last two checkpoints are kept. A damaged one fails its manifest;
+it is renamed for inspection, and the one before is used. After the trained model is written the checkpoints are deleted,
+so that a repeated run trains again.
 
     step-00000500/     a checkpoint
-    damaged-00000500/  one that was set aside
-    diverged/          what is known of a training that failed (divergence.py)
-    PREEMPTED          it was stopped by a signal, in good order: JSON, the step and the seconds that it took
-    lock               who writes here
+    damaged-00000500/  a damaged checkpoint
+    diverged/          record of a training that failed (divergence.py)
+    PREEMPTED          the training was stopped by a signal after a checkpoint: JSON with the step and the seconds to stop
+    lock               lock of the writing process, with its name
 """
 
 from __future__ import annotations
@@ -61,34 +61,34 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, damaged or not, the newest last."""
+        """Return the steps with a checkpoint, damaged or not, the newest last."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
 
     @contextmanager
     def held(self, who: str) -> Iterator[None]:
-        """Keeps the folder to this process while the block runs. Raises RunError, which says who else has it."""
+        """Lock the folder while the block runs. Raises RunError, with the holder's name, if another process has it."""
         with _locked(self.folder / LOCK, who):
             for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
             yield
 
     def write(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], keep: Collection[int] = ()) -> None:
-        """Writes one, and deletes all but the last two and those of the steps ``keep``.
+        """Write a checkpoint, and delete all but the last two and those of the steps ``keep``.
 
-        Raises StorageError where the disk is full; the checkpoints before are then as they were.
+        Raises StorageError if the disk is full; the earlier checkpoints are then unchanged.
         """
         with whole_folder(self.at(step), digest=self.digest, step=step) as folder:
-            # Not save_file: it reports a full disk as an error of its own that has no errno.
+            # Not save_file: its own error for a full disk has no errno.
             (folder / TENSORS).write_bytes(save(dict(tensors)))
-            (folder / NOTES).write_text(json.dumps(notes))  # a curve that is NaN comes back as it was
+            (folder / NOTES).write_text(json.dumps(notes))  # NaN in a curve is kept: Python's json reads it back
         for old in self.steps()[:-KEPT]:
             if old not in keep:
                 self._remove(self.at(old))
 
     def newest(self, among: Collection[int] | None = None) -> int | None:
-        """The step of the newest checkpoint (of these steps) that is intact, None where there is none.
+        """Return the step of the newest intact checkpoint (among these steps), or None.
 
-        Damaged ones are set aside, and named to whoever watches.
+        Damaged ones are renamed, with an event.
         """
         for step in reversed(self.steps()):
             if among is None or step in among:
@@ -101,7 +101,7 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> Path:
-        """Renames a damaged checkpoint, in place of one of the same step. It outlives the training, until ``remint gc``."""
+        """Rename a damaged checkpoint, replacing an earlier one of the same step. It is kept until ``remint gc``."""
         aside = self.folder / f"{DAMAGED}{step:08d}"
         if aside.exists():
             self._remove(aside)
@@ -109,24 +109,24 @@ class Checkpoints:
         return aside
 
     def delete_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps."""
+        """Delete the checkpoints of later steps."""
         for later in self.steps():
             if later > step:
                 self._remove(self.at(later))
 
     def _remove(self, path: Path) -> None:
-        """Deletes a folder, which is never seen with half of its files: ``held`` takes care of what a kill leaves."""
+        """Rename a folder, then delete it: it never appears with half of its files. ``held`` removes leftovers of a kill."""
         going = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         path.rename(going)
         shutil.rmtree(going)
 
     def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors (on the CPU) and notes. Raises IntegrityError where a byte is not as it was written."""
+        """Read tensors (on the CPU) and notes. Raises IntegrityError if the files do not match the manifest."""
         self._verify(step)
         folder = self.at(step)
         try:
             return load((folder / TENSORS).read_bytes()), json.loads((folder / NOTES).read_text())
-        except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:  # sealed, and not by us
+        except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:  # sealed by other code
             raise IntegrityError(f"{folder} holds no checkpoint, though its manifest holds: {type(error).__name__}") from error
 
     def _verify(self, step: int) -> None:
@@ -137,22 +137,22 @@ class Checkpoints:
             )
 
     def mark_preempted(self, seconds: float | None) -> None:
-        """Says that the newest checkpoint is that of a stop in good order, so many seconds after the signal, if it came here."""
+        """Record a clean stop at the newest checkpoint, ``seconds`` after the signal; None: another rank got the signal."""
         about = {"step": self.steps()[-1], "seconds": None if seconds is None else round(seconds, 3)}
         self.preempted.write_text(json.dumps(about) + "\n")
 
     def delete(self) -> None:
-        """Deletes the folder, but for what was set aside. Only while it is held."""
+        """Delete the folder except for damaged checkpoints. Call it only while the folder is locked (``held``)."""
         for path in self.folder.iterdir():
             if not path.name.startswith(DAMAGED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        with suppress(OSError):  # something was set aside
+        with suppress(OSError):  # not empty: it has a damaged checkpoint
             self.folder.rmdir()
 
 
 @contextmanager
 def _locked(path: Path, who: str) -> Iterator[None]:
-    """The lock of a training's folder, with its holder's name in it. The holder may delete both."""
+    """Lock a training's folder and write the holder's name into the lock file. The holder may delete both."""
     with ExitStack() as stack:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The curve of a training: a row each ``validate_every`` steps, what the rows say of how it goes, and the file of them.
+"""Training curve: one row per ``validate_every`` steps, the end of the training decided from the rows, and curve.csv.
 
 Shapes: P phases.
 """
@@ -24,9 +24,9 @@ from remint.training.validation import Score
 def end_interval(
     state: TrainingState, world: World, score: Score | None, guard: Guard | None, settings: TrainingSettings
 ) -> str | None:
-    """Add a row to the curve and set ``state.ending`` where the training is over. Every rank calls it.
+    """Add a row to the curve, and set ``state.ending`` if the training is over. Every rank calls it.
 
-    Returns the problem where the averaged model's score is not finite; no row is added then.
+    Returns a description if the averaged model's score is not finite, and adds no row then; else returns None.
     """
     row = interval_row(state, world)
     if score is not None:
@@ -45,7 +45,7 @@ def end_interval(
 
 
 def ending(state: TrainingState, guard: Guard | None, settings: TrainingSettings) -> Ending | None:
-    """The reason to end the training after the rows so far; None: it goes on."""
+    """Return the reason to end the training after the rows so far; None: continue."""
     if guard is not None and (how := guard.collapsed(state.rows)):
         return Ending("collapsed", f"{how}, at step {state.step}; take another seed or, of a GAN, raise model.penalty")
     if state.step == settings.steps:
@@ -56,10 +56,10 @@ def ending(state: TrainingState, guard: Guard | None, settings: TrainingSettings
 
 
 def interval_row(state: TrainingState, world: World) -> Row:
-    """The row of the steps since the last one: step, each phase's mean loss, and the phases' own metrics.
+    """Return the row of the steps since the last one: step, each phase's mean loss, and the phases' own metrics.
 
-    All over the global batch, without skipped steps. A number that is absent or not finite is left out. ``skipped``:
-    skipped steps since the start, where there are any.
+    The values cover the global batch, without skipped steps. A number that is absent or not finite is left out. ``skipped``:
+    number of skipped steps since the start, if there are any.
     """
     update_phase_metrics(state, world)
     row: Row = {"step": state.step}
@@ -78,9 +78,9 @@ def update_phase_metrics(state: TrainingState, world: World) -> None:
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """One line a row; a column that only some rows have is empty in the others."""
+    """Write the rows as CSV. A column that a row lacks is an empty field."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    if "validation" in columns:  # last, whatever a phase reports beside it
+    if "validation" in columns:  # always the last column
         columns.append(columns.pop(columns.index("validation")))
     with path.open("w", newline="") as stream:
         writer: Any = csv.DictWriter(stream, columns, restval="", lineterminator="\n")

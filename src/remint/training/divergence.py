@@ -1,15 +1,15 @@
-"""What is done about a loss or a gradient that is not a finite number.
+"""Response to a loss or gradient that is not finite.
 
-    the step is skipped     nothing of the model, its average or the optimizers moves, whichever phase broke
-    too many were skipped   back to the last good checkpoint, with a lower learning rate from there on
-    too often back          the run fails, and leaves a record: the curve, the batches, the parameters
+    one such step          skip it: model, average and optimizers do not change, in whatever phase it happens
+    too many skips         roll back to the last good checkpoint and lower the learning rate
+    too many rollbacks     fail, with a record of the curve, the batches and the parameters
 
-Skipping is what mixed precision has always done (Micikevicius et al., Mixed precision training, 2018); to go back to an
-earlier checkpoint with a lower learning rate is how OPT-175B was brought to its end (Zhang et al., OPT, 2022).
+Mixed precision training skips steps in the same way (Micikevicius et al., Mixed precision training, 2018). OPT-175B was
+trained with restarts from an earlier checkpoint at a lower learning rate (Zhang et al., OPT, 2022).
 
-All ranks come to one verdict without a word: it is that of the gradient's norm, and they share one gradient. A loss
-that is not finite makes every gradient so (``loop._compute_gradient``), of whichever rank it is. And all of it is a function of
-the state, so that a training that was killed between any two steps goes back, or fails, where it would have done before.
+All ranks reach the same verdict without communication, because it depends on the norm of the gradient, which they share. A
+loss that is not finite on one rank makes the gradient not finite on all (``loop._compute_gradient``). The response is a
+function of the state: a training that was killed between two steps rolls back or fails at the same step as without a kill.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
 RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
-NAMED = 10  # most broken parameters of a step, and most steps, that are written down
+NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
 
 
 class StepSnapshot:
-    """What a step may change before one of its phases breaks, as it was: buffers, and all that earlier phases train.
+    """Copy of everything that a step may change before a phase turns out nonfinite: buffers, and what earlier phases train.
 
-    The last phase's parameters and moments are not in it: once it is known to be sound nothing can break.
+    The last phase's parameters and moments are not in it: they change only after its gradient was found finite.
     """
 
     def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
@@ -54,7 +54,7 @@ class StepSnapshot:
 
     @torch.no_grad()
     def save(self) -> None:
-        """Notes what is. A buffer is copied only where something was written to it, or another stands in its place."""
+        """Save the current values. A buffer is copied only if it was written to or replaced since the last copy."""
         for index, (buffers, name) in enumerate(self._buffers):
             tensor, seen = buffers[name], self._seen[index]
             assert tensor is not None
@@ -63,7 +63,7 @@ class StepSnapshot:
         for index, optimizer in enumerate(self._optimizers):
             live, (known, copies) = _optimizer_tensors(optimizer), self._trained[index]
             if len(live) != len(known) or any(one is not other for one, other in zip(live, known, strict=True)):
-                copies = [torch.empty_like(tensor) for tensor in live]  # moments come with the first step, others with a restore
+                copies = [torch.empty_like(tensor) for tensor in live]  # the first step and a restore create new moment tensors
                 self._trained[index] = (live, copies)
             torch._foreach_copy_(copies, live)
 
@@ -100,9 +100,9 @@ def describe_nonfinite(
     gradients = {name: parameter.grad for name, parameter in phase.named_parameters() if parameter.grad is not None}
     parts = gradients if finite else weights
     names = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if finite:  # else all gradients are broken with the loss
+    if finite:  # else the nonfinite loss has made all gradients nonfinite
         names += [name for name, gradient in gradients.items() if name not in names and not gradient.isfinite().all()]
-    # Where each is finite it is what is beyond the greatest number, or leads there.
+    # All parts may be finite while the norm or the loss overflows: then name the part with the greatest entry.
     names = names or [max(parts, key=lambda name: float(parts[name].abs().max()))]
     if finite:
         why = f"the gradient of {names[0]} in phase {phase.name} is not finite"
@@ -114,13 +114,13 @@ def describe_nonfinite(
         "why": why,
         "losses": [str(value) for value in every],  # of each rank; JSON has no NaN
         "gradient_norm": str(float(norm)),
-        "parameters": names[:NAMED],  # not finite, else the one that is greatest
+        "parameters": names[:NAMED],  # not finite, else the one with the greatest entry
         "examples": [int(index) for index in indices],
     }
 
 
 def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
-    """Factor of the learning rate after the rollbacks so far."""
+    """Return the factor of the learning rate after the rollbacks so far."""
     return settings.rollback_learning_rate ** len(state.rollbacks)
 
 

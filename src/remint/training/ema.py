@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is what is scored and served."""
+"""Exponential moving average of the weights. The averaged model is scored and served."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from remint.models.contract import Model
 class AveragedModel:
     """A copy of the model whose parameters follow the trained ones: w_avg <- d w_avg + (1 - d) w.
 
-    d = min(decay, (1 + step) / (10 + step)): the average forgets the initial weights within the first steps,
-    and a short training is not served its initialisation. Buffers are copied: they are not averaged
-    because nothing says that the mean of two of them means anything.
+    d = min(decay, (1 + step) / (10 + step)): the average forgets the initial weights within the first steps, so that a short
+    training does not serve its initialisation. Buffers are copied and not averaged: the mean of two buffer values may be
+    meaningless.
     """
 
     def __init__(self, model: Model) -> None:
@@ -30,7 +30,7 @@ class AveragedModel:
 
     @torch.no_grad()
     def update(self, decay: float, step: int) -> None:
-        """Takes one step's weights in. ``step``: steps already done before it."""
+        """Update the average with the weights after a step. ``step``: number of steps done before it."""
         torch._foreach_lerp_(self._average, self._current, 1.0 - min(decay, (1 + step) / (10 + step)))
         for average, owner, name in self._buffers:
             average.copy_(getattr(owner, name))  # looked up anew: a forward may put another tensor in its place

@@ -1,17 +1,18 @@
-"""The collapse guard: how much of the validation split a model's samples cover, looked at while it trains.
+"""Collapse guard: measures during training how much of the validation split the model's samples cover.
 
     reached   share of the real examples that are among the k nearest real examples of at least one sample
-    coverage  share of those whose own ball, up to their k-th nearest real neighbour, holds such a sample too
+    coverage  share of the real examples that such a sample reaches and that have it in their own ball, whose radius is the
+              distance to their k-th nearest real neighbour
 
-``reached`` asks whether samples are everywhere, whatever their quality: a model that has lost half of the modes reaches
-half. The verdict is by it, as a share of what as many training examples reach, so that it does not depend on the data.
-``coverage`` asks for quality too, and chooses what to go back to. It is that of Naeem et al., Reliable fidelity and
-diversity metrics for generative models (2020), but for what makes a sample count for its own neighbours only: in many
-dimensions the mean of all images lies in nearly every ball, so that a generator of grey images would cover everything.
-Neither says how wide a mode is: k is large enough for a generator that has all of them, each a third too narrow.
-A loss of a GAN says nothing of all this: it looks the same while modes are lost.
+``reached`` measures diversity without quality: a model that has lost half of the modes reaches half. It decides the verdict,
+relative to the share that equally many training examples reach, so that the verdict does not depend on the data.
+``coverage`` also measures quality, and selects the row that is served after a collapse. It is the coverage of Naeem et al.,
+Reliable fidelity and diversity metrics for generative models (2020), with one change: a sample counts only for its own
+nearest neighbours. In many dimensions the mean of all images lies in nearly every ball, and without the change a generator
+of grey images would cover everything. Neither measures the width of a mode: k is large enough that a generator with all
+modes, each a third too narrow, passes. The loss of a GAN does not show a collapse: it looks the same while modes are lost.
 
-The verdict is read off the rows of the curve, so that a resumed training comes to the same one.
+The verdict depends only on the rows of the curve, so a resumed training reaches the same one.
 
 Shapes: N real examples, M samples, D coordinates, X the axes of one example, 2 for reached and covered.
 """
@@ -31,34 +32,34 @@ from remint.settings.recipe import TrainingSettings
 from remint.training.randomness import COLLAPSE_CHECK
 from remint.training.state import Row
 
-MAX_EXAMPLES = 500  # most validation examples, and samples, that a look takes
+MAX_EXAMPLES = 500  # maximum number of validation examples, and of samples, in a check
 NEIGHBOUR_SHARE = 0.02  # k as a share of the real examples ...
 MIN_NEIGHBOURS = 5  # ... and at least
-MAX_CHECKS = 50  # most looks of a training, each of which costs what one or two steps do
-CHUNK = 250  # samples; the same at every world size, so that what is seen is too
+MAX_CHECKS = 50  # maximum number of checks in a training; a check costs as much as one or two steps
+CHUNK = 250  # samples at a time; the same at every world size, so that the result is too
 
-DEFAULT_LIMIT = 0.6  # share of the reference below which a model has lost modes, where the settings name none
-FRACTION_OF_BEST = 0.75  # share of its own best below which it is losing them
-WARMUP = 0.3  # share of the steps in which a model may reach little ...
-MIN_STEPS = 500  # ... and as many steps at least, for one that has hardly begun has not collapsed
-PATIENCE = 5  # looks in a row that must say so
+DEFAULT_LIMIT = 0.6  # share of the reference below which a model has lost modes, if the settings give none
+FRACTION_OF_BEST = 0.75  # share of its own best value below which a model is losing modes
+WARMUP = 0.3  # share of the steps at the start without a verdict ...
+MIN_STEPS = 500  # ... and their least number, because samples are poor at first
+PATIENCE = 5  # consecutive checks that must agree
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Looks at a model that trains, and says whether it has collapsed."""
+    """Regular check of a model in training for a collapse."""
 
     measure: Callable[[Model], Row]  # coverage and reached
-    reference: float  # what as many training examples reach
-    limit: float  # least share of it
-    every: int  # steps between two looks
+    reference: float  # ``reached`` of equally many training examples
+    limit: float  # least share of the reference
+    every: int  # steps between two checks
     steps: int  # of the whole training
 
     def due(self, step: int) -> bool:
         return step == self.steps or step % self.every == 0
 
     def collapsed(self, rows: Sequence[Row]) -> str | None:
-        """One clause that says how, or None: the last PATIENCE looks reached too little, and none of them was a new best."""
+        """Describe the collapse, or return None. Collapse: the last PATIENCE checks reached too little, none a new best."""
         looks = [(row["step"], row["reached"] / self.reference) for row in rows if "reached" in row]
         late = [share for step, share in looks[-PATIENCE:] if step > max(MIN_STEPS, WARMUP * self.steps)]
         best = max((share for _, share in looks[:-PATIENCE]), default=0.0)
@@ -79,10 +80,10 @@ def build_guard(
     settings: TrainingSettings,
     world: World,
 ) -> Guard | None:
-    """The guard of a training; None where none is asked for, the model cannot sample, or there is next to no data.
+    """Return the guard of a training; None if it is switched off, the model cannot sample, or there are too few examples.
 
-    Where the settings do not say, it watches what has no likelihood: a score finds a collapse by itself. All
-    ranks share the samples of a look, and all must call it. The splits are on the device.
+    Without a setting only models without a likelihood are guarded: for the others the validation score shows a collapse. The
+    ranks share the samples of a check, and all must call it. The splits are on the device.
     """
     limit = settings.collapse
     if limit is None:
@@ -92,11 +93,11 @@ def build_guard(
     if limit == 0.0 or count <= k or not isinstance(model, CanSample):
         return None
     real_ND = coordinates(evenly_spaced(validation_NX, count), spec)
-    # Of all that is here the example itself is nearest to it.
+    # k + 1, because the nearest real example of each example is itself.
     radius_N1 = distances(real_ND, real_ND, spec).topk(k + 1, dim=1, largest=False).values[:, -1:]
 
     def cover(sample_MD: Tensor) -> Tensor:
-        """For how many samples each example is reached, and is covered, shape (2, N)."""
+        """Return the number of samples that reach each example, and that cover it, shape (2, N)."""
         apart_NM = distances(real_ND, sample_MD, spec)
         near_NM = apart_NM <= apart_NM.topk(k, dim=0, largest=False).values[-1]
         return torch.stack([near_NM.sum(1), (near_NM & (apart_NM <= radius_N1)).sum(1)]).cpu()
@@ -109,7 +110,7 @@ def build_guard(
     @torch.no_grad()
     def measure(judged: Model) -> Row:
         assert isinstance(judged, CanSample)
-        counts_2N = torch.zeros((2, count), dtype=torch.int64)  # whole numbers, whose sum over the ranks is exact
+        counts_2N = torch.zeros((2, count), dtype=torch.int64)  # integers, so that the sum over the ranks is exact
         for chunk in chunks[world.rank :: world.size]:
             counts_2N += cover(coordinates(judged.sample(chunk), spec))
         reached, covered = (world.gather(counts_2N).sum(0) > 0).double().mean(1).tolist()
@@ -120,15 +121,15 @@ def build_guard(
 
 
 def evenly_spaced(x_NX: Tensor, count: int) -> Tensor:
-    """``count`` examples, evenly spaced."""
+    """Return ``count`` evenly spaced examples."""
     return x_NX[torch.linspace(0, len(x_NX) - 1, count, dtype=torch.float64).round().long().to(x_NX.device)]
 
 
 def coordinates(x_NX: Tensor, spec: DataSpec) -> Tensor:
-    """Where an example lies, float64, shape (N, D).
+    """Return the coordinates of examples, float64, shape (N, D).
 
-    Of an image its pixel values. Of a row its standardised numbers, and each category a corner of a simplex with sides of
-    1; a number that is missing is at the mean and 1 from where it would be, a missing category as far from each.
+    Images: pixel values. Rows: standardised numbers, and each category as a corner of a simplex with sides of 1. A missing
+    number is at the mean, with an indicator of 1 in an extra coordinate. A missing category is equally far from all corners.
     """
     if not spec.is_table:
         return x_NX.flatten(1).double()
@@ -145,6 +146,6 @@ def coordinates(x_NX: Tensor, spec: DataSpec) -> Tensor:
 
 
 def distances(a_ND: Tensor, b_MD: Tensor, spec: DataSpec) -> Tensor:
-    """Euclidean, shape (N, M), exactly 0 between equals: pixels are whole numbers, so that their products are exact too."""
+    """Return Euclidean distances, shape (N, M), exactly 0 between equal examples: products of integer pixels are exact."""
     mode = "donot_use_mm_for_euclid_dist" if spec.is_table else "use_mm_for_euclid_dist"
     return torch.cdist(a_ND, b_MD, compute_mode=mode)

@@ -1,7 +1,7 @@
-"""The training loop: phases in turn, averaged weights, checkpoints, resumption that is exact to the bit.
+"""Training loop: phases in turn, averaged weights, checkpoints, bit-exact resumption.
 
-The loop does not know which family it trains. All randomness is a function of (seed, step, position in the global
-batch): one process and N see the same numbers, and a resumed training equals an uninterrupted one.
+The loop is the same for all families. All randomness is a function of (seed, step, position in the global batch): one
+process and N processes see the same numbers, and a resumed training equals an uninterrupted one.
 
 Shapes: N examples, B this process's part of the batch, C channels, H height, W width, P phases.
 """
@@ -35,11 +35,11 @@ from remint.training.validation import Score
 
 
 def training_loop(
-    model: Model,  # the model that is served; on the device, with its buffers set
+    model: Model,  # the served model; on the device, with its buffers set
     phases: Sequence[Phase],  # run once per step, in this order
     x_NX: Tensor,  # training split on the device: uint8 images or float32 rows
     y_N: Tensor | None,  # its int64 labels on the device; None: no labels
-    settings: TrainingSettings,  # all of them but threads, devices and collapse, which the caller has applied
+    settings: TrainingSettings,  # threads, devices and collapse are not used here: the caller has applied them
     *,
     score: Score | None,  # of the averaged model on the validation split, lower is better; None: it has no likelihood
     guard: Guard | None,  # watches the averaged model for a collapse; None: no guard
@@ -95,7 +95,7 @@ def training_loop(
 def _initial_state(
     model: Model, phases: Sequence[Phase], settings: TrainingSettings, world: World, machine: dict[str, Any]
 ) -> TrainingState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     optimizers = [
         AdamW(phase.parameters(), betas=phase.betas, weight_decay=settings.weight_decay, fused=True) for phase in phases
     ]
@@ -104,7 +104,7 @@ def _initial_state(
 
 
 class _StepRunner:
-    """Runs the step that follows ``state.step``, which it leaves to the loop to advance."""
+    """Runner of the step that follows ``state.step``. The loop advances ``state.step``."""
 
     def __init__(
         self,
@@ -152,13 +152,13 @@ class _StepRunner:
         return None
 
     def _examples(self, indices_B: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor | None]:
-        """These examples of the training split, and their labels."""
+        """Return these examples of the training split, and their labels."""
         places_B = torch.tensor(indices_B, device=self.world.device)
         x_BX = self.x_NX.index_select(0, places_B).to(self.dtype)
         return x_BX, None if self.y_N is None else self.y_N.index_select(0, places_B)
 
     def _noise(self, index: int, phase: Phase) -> Tensor:
-        """This rank's rows of the noise of one phase."""
+        """Return this rank's rows of the noise of one phase."""
         seed, step, batch_size = self.settings.seed, self.state.step, self.settings.batch_size
         noise_BN = batch_noise(
             self.rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=self.world.device
@@ -166,7 +166,7 @@ class _StepRunner:
         return noise_BN.to(self.dtype)
 
     def _learning_rate(self) -> float:
-        """The rate of this step; each phase multiplies it by its own factor."""
+        """Return the learning rate of this step; each phase multiplies it by its own factor."""
         settings, state = self.settings, self.state
         factor = learning_rate_factor(state.step, settings.steps, settings.warmup, settings.final_learning_rate)
         return settings.learning_rate * factor * divergence.rollback_factor(state, settings)
@@ -174,7 +174,7 @@ class _StepRunner:
 
 @contextmanager
 def _gradients_enabled(phase: Phase) -> Iterator[None]:
-    """The phase's parameters, and no others, have gradients while the block runs."""
+    """Enable gradients of the phase's parameters, and of no others, while the block runs."""
     phase.requires_grad_(True)
     yield
     phase.zero_grad(set_to_none=True)
@@ -188,12 +188,12 @@ def _compute_gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: 
     """
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
-    loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 where the loss is not finite
+    loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
     return loss.detach(), nn.utils.get_total_norm([p.grad for p in phase.parameters() if p.grad is not None])
 
 
 def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float) -> None:
-    """Step a phase's optimizer, with the gradient scaled down to a norm of ``clip`` where it is greater."""
+    """Step a phase's optimizer, with the gradient scaled down to a norm of ``clip`` if it is greater."""
     (group,) = optimizer.param_groups
     if clip:
         nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
@@ -201,7 +201,7 @@ def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float) -> None:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> float:
-    """Factor of the learning rate in the step after ``step`` steps.
+    """Return the factor of the learning rate in the step after ``step`` steps.
 
     A straight line up to 1 over the first ``warmup`` of the steps, then half a cosine down to ``final`` in the
     last step (Loshchilov & Hutter, SGDR, 2017).
@@ -214,7 +214,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float, final: float) -> 
 
 
 class _Progress:
-    """Emits the last row and the step, about once a second and at the end."""
+    """Progress event with the last row and the step, about once a second and at the end."""
 
     def __init__(self, steps: int, world: World) -> None:
         self.steps, self.world, self.started, self.reported = steps, world, time.monotonic(), 0.0
@@ -227,7 +227,7 @@ class _Progress:
 
 
 def _interrupt(state: TrainingState, steps: int, world: World) -> NoReturn:
-    """Raise Interrupted, in every process once the checkpoint is written."""
+    """Raise Interrupted in every process, after rank 0 has written the checkpoint."""
     if world.leads:
         emit("interrupted", step=state.step)
     world.broadcast(0)
@@ -245,7 +245,7 @@ def _write_checkpoint(state: TrainingState, checkpoints: Checkpoints, world: Wor
 
 
 def _resume(state: TrainingState, checkpoints: Checkpoints, world: World) -> None:
-    """Restore the newest intact checkpoint, where there is one."""
+    """Restore the newest intact checkpoint, if there is one."""
     newest = checkpoints.newest() if world.leads else None
     step = world.broadcast(newest or 0)
     if step:

@@ -1,8 +1,8 @@
-"""Everything that a step changes, and nothing else: what a checkpoint holds.
+"""Training state: everything that a step changes, and nothing else. A checkpoint stores it.
 
-The order of the examples and all noise are functions of the step, learning rates of it and of ``rollbacks``, so they are
-not here. Best score, patience and the collapse guard's verdict are read off the rows of the curve, so they cannot
-disagree with it.
+The order of the examples and all noise are functions of the step; learning rates are functions of the step and of
+``rollbacks``. So they are not stored. Best score, patience and the collapse guard's verdict are computed from the rows of
+the curve, so they cannot disagree with it.
 
 Shapes: P phases, W ranks.
 """
@@ -38,10 +38,10 @@ Row = dict[str, float]  # one line of the curve: step, the phases' losses and cu
 
 
 class Ending(NamedTuple):
-    """Why a training is over."""
+    """Reason for the end of a training."""
 
     ended: Ended
-    reason: str = ""  # one sentence, where it is not that all steps are done
+    reason: str = ""  # one sentence; "": all steps are done
 
     @property
     def collapsed(self) -> bool:
@@ -54,7 +54,7 @@ class TrainingState:
 
     model: Model
     phases: Sequence[Phase]
-    optimizers: Sequence[Optimizer]  # one a phase
+    optimizers: Sequence[Optimizer]  # one per phase
     average: AveragedModel
     losses_P: Tensor  # float64: this rank's losses, summed over ``steps_in_interval``
     step: int = 0  # steps done, skipped ones included
@@ -63,26 +63,26 @@ class TrainingState:
     consecutive_skips: int = 0  # ... and since the last step that was not skipped
     nonfinite_steps: list[dict[str, Any]] = field(default_factory=list)  # the last of them (divergence.describe_nonfinite)
     rollback_steps: list[int] = field(default_factory=list)  # steps of the last two checkpoints that a rollback may use
-    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # from where to where it went back, and why
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # start, target and reason of each rollback
     rows: list[Row] = field(default_factory=list)
-    curves: Row = field(default_factory=dict)  # the phases' own numbers when they were last looked at
-    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, where there is one
-    machines: list[dict[str, Any]] = field(default_factory=list)  # fingerprints of what it has run on, this one last
-    ending: Ending | None = None  # None: it goes on
+    curves: Row = field(default_factory=dict)  # last values of the phases' own metrics
+    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, if there is one
+    machines: list[dict[str, Any]] = field(default_factory=list)  # fingerprints of all its machines, the current one last
+    ending: Ending | None = None  # None: the training is not over
 
     @property
     def best_row(self) -> Row | None:
-        """The first row with the lowest score; of a model without one the last that covers most; None where there is none."""
+        """First row with the lowest score; without scores the last row with the greatest coverage; None if there is none."""
         if self.scored:
             return min((row for row in self.rows if "validation" in row), key=lambda row: row["validation"])
         return max((row for row in reversed(self.rows) if "coverage" in row), key=lambda row: row["coverage"], default=None)
 
     @property
     def served_row(self) -> Row | None:
-        """The row whose averaged weights are served; None: they are those of the last step.
+        """Row whose averaged weights are served; None: the weights of the last step.
 
-        Coverage is too coarse to choose by, so that a model without a score is served as it is at the end, unless that
-        is ruined.
+        Coverage is too coarse to select weights. So a model without a score is served as of the last step, unless it has
+        collapsed.
         """
         return self.best_row if self.scored or (self.ending and self.ending.collapsed) else None
 
@@ -102,7 +102,7 @@ class TrainingState:
         self.consecutive_skips = 0
 
     def add_row(self, row: Row) -> None:
-        """Ends an interval of the curve: its row is kept, and the averaged weights are if they are the best so far."""
+        """End an interval of the curve: store its row, and the averaged weights if they are the best so far."""
         self.rows.append(row)
         self.losses_P.zero_()
         self.steps_in_interval = 0
@@ -110,14 +110,14 @@ class TrainingState:
             self.best = {name: tensor.clone() for name, tensor in _tensors_of(self.average.model)}
 
     def served(self) -> Model:
-        """The averaged model with the weights of ``served_row``, or as it is where there is none."""
+        """Return the averaged model with the weights of ``served_row``, or unchanged if that is None."""
         with torch.no_grad():
             for name, tensor in _tensors_of(self.average.model) if self.served_row else ():
                 tensor.copy_(self.best[name])
         return self.average.model
 
     def tensors(self, losses_WP: Tensor) -> dict[str, Tensor]:
-        """Every tensor by name, copied to the CPU. ``losses_WP``: every rank's ``losses_P``."""
+        """Return every tensor by name, copied to the CPU. ``losses_WP``: every rank's ``losses_P``."""
         named = {
             "losses": losses_WP,
             **dict(self._live_tensors()),
@@ -129,11 +129,11 @@ class TrainingState:
         return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
 
     def notes(self) -> dict[str, Any]:
-        """The rest, as JSON holds it (a float comes back as it was, to the bit)."""
+        """Return the rest of the state in JSON types. JSON keeps a float to the bit."""
         return {name: copy.copy(getattr(self, name)) for name in (*JSON_FIELDS, "machines")}
 
     def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], rank: int) -> None:
-        """Becomes the state that ``tensors`` and ``notes`` were taken of, on rank ``rank``."""
+        """Restore the state of ``tensors`` and ``notes``, on rank ``rank``."""
         with torch.no_grad():
             self.losses_P.copy_(tensors["losses"][rank])
             for name, tensor in self._live_tensors():
@@ -154,7 +154,7 @@ class TrainingState:
         self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines
 
     def _live_tensors(self) -> Iterable[tuple[str, Tensor]]:
-        """Parameters and buffers of model, average and phases; those that two of them share, once."""
+        """Yield parameters and buffers of model, average and phases. A shared tensor is yielded once."""
         parts: dict[str, nn.Module] = {"model": self.model, "average": self.average.model}
         parts |= {f"phase.{index}": phase for index, phase in enumerate(self.phases)}
         seen: set[int] = set()

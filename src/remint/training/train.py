@@ -1,14 +1,14 @@
-"""One training from settings and data to a folder that can be registered.
+"""One training, from settings and data to a folder that can be registered.
 
     outs/trained/PIPELINE/
         weights.safetensors   averaged weights of the best score, and buffers
-        model.json            family, settings, data spec: what it takes to build the network again
+        model.json            family, settings and data spec, to build the network again
         training.json         records.TrainedModel
-        samples.safetensors   what it draws for a fixed seed (models/probe.py)
-        curve.csv             step, the losses and curves, coverage and reached, validation
-        manifest.json         SHA-256 of each
+        samples.safetensors   samples for a fixed seed (models/probe.py)
+        curve.csv             step, losses and phase metrics, coverage and reached, validation
+        manifest.json         SHA-256 of each file
 
-The same training gives the same bytes: nothing in it tells the time.
+The same training gives the same bytes: the files contain no time.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def train_pipeline(
     code_sha256: str,
     command: Sequence[str],
 ) -> TrainedModel:
-    """Trains ``recipe`` on ``dataset`` and writes ``out``; goes on from a checkpoint where there is one.
+    """Train ``recipe`` on ``dataset`` and write ``out``. Resumes from a checkpoint if there is one.
 
-    ``checkpoints``: folder of the checkpoints of all trainings. ``code_sha256``: of the code that decides
-    the weights. ``command``: python's arguments that run this training again; with ``devices: N`` they
-    are run as N processes, each of which comes here. Call it in the main thread: it heeds SIGINT and SIGTERM.
+    ``checkpoints``: folder of the checkpoints of all trainings. ``code_sha256``: digest of the code that decides the
+    weights. ``command``: arguments of python that run this training again; with ``devices: N`` they start N processes, and
+    each of them calls this function. Call it in the main thread: it handles SIGINT and SIGTERM.
 
-    Raises ResourceError where this machine lacks the devices, and what training_loop raises.
+    Raises ResourceError if this machine lacks the devices, and the errors of training_loop.
     """
     asked = recipe.training.devices
     check_devices(pipeline, int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else asked)
@@ -87,21 +87,21 @@ def train_pipeline(
                 if world.leads:
                     _write(state, recipe, pipeline, dataset, out)
                     kept.delete()
-            world.broadcast(0)  # nobody reads before rank 0 has written
+            world.broadcast(0)  # all ranks wait until rank 0 has written
             return TrainedModel.read(out / RECORD)
 
 
 class Stop:
-    """Whether this process was asked to stop, and how long ago."""
+    """Stop request of this process, and the time since it."""
 
     def __init__(self) -> None:
         self._asked: float | None = None
 
     def handle_signal(self, *_: object) -> None:
-        """A handler of signals."""
+        """Handle a signal: request a stop."""
         self._asked = self._asked or time.monotonic()
         stopping.set()
-        if launched():  # a rank that waits for a dead one never comes to the end of its step
+        if launched():  # a rank that waits for a dead one never finishes its step
             signal.alarm(int(GRACE))
 
     def __call__(self) -> bool:
@@ -109,13 +109,13 @@ class Stop:
 
     @property
     def seconds(self) -> float | None:
-        """Since the first signal; None: it was another rank that had it."""
+        """Seconds since the first signal; None: only another rank got a signal."""
         return None if self._asked is None else time.monotonic() - self._asked
 
 
 @contextmanager
 def _stopping_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop, rather than stopping us, while the block runs."""
+    """Handle SIGINT and SIGTERM as stop requests while the block runs."""
     stop = Stop()
     before = {sign: signal.signal(sign, stop.handle_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -128,7 +128,7 @@ def _stopping_on_signals() -> Iterator[Stop]:
 
 
 def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints, stop: Callable[[], bool]) -> TrainingState:
-    """Builds the model, initialises it from the training split, and runs the loop."""
+    """Build the model, initialise it from the training split, and run the loop."""
     settings, spec = recipe.training, dataset.spec
     chosen = family(recipe.family)
     seed_layers(settings.seed, INITIAL)
@@ -161,7 +161,7 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
 
 
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Examples and labels, copied into memory once."""
+    """Copy examples and labels to the device."""
     return torch.tensor(split.x_NX, device=device), None if split.y_N is None else torch.tensor(split.y_N, device=device)
 
 
@@ -183,7 +183,7 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
             reason=state.ending.reason,
             validation=served.get("validation") if served else None,
             world_size=recipe.training.devices,
-            fingerprint={**machine, "earlier": earlier} if earlier else machine,  # resumed elsewhere: comparable to neither
+            fingerprint={**machine, "earlier": earlier} if earlier else machine,  # several machines: comparable with none of them
         ).write(folder / RECORD)
         curve.write(state.rows, folder / CURVE)
         probe.record(folder, fingerprint(torch.device("cpu"), recipe.training.threads, 1))

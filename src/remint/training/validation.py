@@ -1,6 +1,6 @@
-"""The score that chooses the best step: bits per dimension, or nats of a row, on the validation split.
+"""Validation score, which selects the best step: bits per dimension of images, or nats per row, on the validation split.
 
-Its noise never changes, so that two scores differ by the weights alone.
+Its noise is fixed, so two scores differ only because of the weights.
 
 Shapes: N examples, B examples of one chunk, K draws of noise.
 """
@@ -17,18 +17,18 @@ from remint.models.contract import HasElbo, HasLogProb, Model, standard_normal
 from remint.records import DataSpec
 from remint.training.randomness import SCORE
 
-DRAWS = 4  # of noise, for each example
-CHUNK = 256  # examples; the same at every world size, so that the score is too
+DRAWS = 4  # draws of noise for each example
+CHUNK = 256  # examples at a time; the same at every world size, so that the score is too
 
 Score = Callable[[Model], float]
 
 
 def scorer(model: Model, x_NX: Tensor, y_N: Tensor | None, spec: DataSpec, seed: int, world: World) -> Score | None:
-    """A function that scores a model of this kind, in the data's unit, lower is better; None: it has no likelihood.
+    """Return a function that scores a model of this kind, in the data's unit, lower is better; None: it has no likelihood.
 
-    Minus the ELBO, or minus the log density of the dequantised example, a mean over the examples and over
+    The score is minus the ELBO, or minus the log density of the dequantised example, a mean over the examples and over
     DRAWS fixed draws. ``x_NX``, ``y_N``: the validation split, on the device. The ranks share the chunks, and all must
-    call it.
+    call the function.
     """
     if isinstance(model, HasElbo):
         noise_size = model.latent_noise
@@ -48,14 +48,14 @@ def scorer(model: Model, x_NX: Tensor, y_N: Tensor | None, spec: DataSpec, seed:
         nats = torch.zeros(len(x_chunks), dtype=torch.float64)
         for i in range(world.rank, len(x_chunks), world.size):
             nats[i] = _log_likelihood(judged, x_chunks[i].to(dtype), noise[i], y_chunks[i])
-        # Each chunk is one rank's and zero elsewhere: the sum over ranks is exact.
+        # Each chunk is computed on one rank and zero on the others: the sum over ranks is exact.
         return -float(world.gather(nats).sum(0).sum()) / (DRAWS * len(x_NX) * spec.nats_per_unit)
 
     return score
 
 
 def _log_likelihood(model: Model, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None) -> float:
-    """Sum over examples and draws, nats."""
+    """Return the sum over examples and draws, in nats."""
     if isinstance(model, HasElbo):
         return float(model.elbo(x_BX, noise_KBN, y_B).double().sum())
     assert isinstance(model, HasLogProb)
