@@ -284,7 +284,7 @@ def test_a_push_does_not_send_what_is_damaged_here(job: Retraining) -> None:
     before = cached.read_bytes()
     objects(job.home, "remote")[lost].unlink()
     flip(cached, random.Random(1))
-    with pytest.raises(VersioningError, match=f"the cache does not have {lost} whole"):
+    with pytest.raises(VersioningError, match=f"the cache does not have {lost} intact"):
         push(job)
     assert lost not in objects(job.home, "remote")
     put_right(job, {cached: before}, STAGES["prepared"])
@@ -298,7 +298,7 @@ def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(
     assert lock.exists()
     lock.write_text('{"write": {"/a')
     with monkeypatch.context() as patch, pytest.raises(VersioningError, match="rwlock"):
-        patch.setattr(Workspace, "_free", lambda _: None)
+        patch.setattr(Workspace, "_remove_stale_lock", lambda _: None)
         job.dvc.reproduce("prepare", "x", lambda _event: None)
     job.dvc.reproduce("prepare", "x", lambda _event: None)
 
