@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -109,11 +110,30 @@ def test_a_version_is_installed_from_the_wheel_and_served(team: Team, tmp_path: 
 
 @pytest.mark.soak
 def test_a_version_names_its_commit_at_the_origin_of_its_clone(team: Team, tmp_path: Path) -> None:
-    team.sh(f"git clone -q --bare . {tmp_path}/origin.git && git remote add origin {tmp_path}/origin.git")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/origin.git"
+    team.sh(f"git clone -q --bare . {tmp_path}/www/origin.git && git -C {tmp_path}/www/origin.git update-server-info")
+    team.sh(f"git remote add origin {url}")
     team.json("run", "digits-flow")
     _, model = downloaded(team, tmp_path / "model")
     first = (model / "requirements.txt").read_text().splitlines()[0]
-    assert first == f"remint @ git+file://{tmp_path}/origin.git@{team.sh('git rev-parse HEAD').strip()}"
-    subprocess.run([BIN / "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "built", first], check=True)
+    assert first == f"remint @ git+{url}@{team.sh('git rev-parse HEAD').strip()}"
+    serve = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", tmp_path / "www"]
+    with subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            _until_open(port)
+            subprocess.run([BIN / "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "built", first], check=True)
+        finally:
+            server.terminate()
     (built,) = (tmp_path / "built").iterdir()
     assert built.name.startswith("remint-")
+
+
+def _until_open(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

@@ -51,16 +51,12 @@ def requirement(place: str, tags: VersionTags) -> str:
 
 
 def _pip_address(origin: str) -> str | None:
-    """Return the address of a repository in pip's form; None if there is none, or if it is a relative path."""
+    """The address of a repository as pip wants it; None where there is none, or one of this machine alone."""
     scheme, separator, rest = origin.partition("://")
-    if scheme == "ssh" and separator:
-        return f"ssh://git@{rest}"  # git.origin removed the user
-    if separator:
-        return origin
+    if separator:  # git.origin took away the user, which is git wherever ssh is offered
+        return f"ssh://git@{rest}" if scheme == "ssh" else None if scheme == "file" else origin
     host, colon, path = origin.partition(":")
-    if colon and "/" not in host:
-        return f"ssh://{host}/{path.lstrip('/')}"
-    return Path(origin).as_uri() if Path(origin).is_absolute() else None
+    return f"ssh://{host}/{path.lstrip('/')}" if colon and "/" not in host else None
 
 
 def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
