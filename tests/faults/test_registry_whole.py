@@ -99,7 +99,7 @@ def test_what_is_looked_at_is_what_came_back_and_nobody_sees_a_version_meanwhile
 def test_a_process_that_cannot_load_it_at_all_is_one_line(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "none/remint").mkdir(parents=True)
     (tmp_path / "none/remint/__init__.py").write_text("raise ImportError('the code of this commit is broken')")
-    with pytest.raises(RunError, match=r"ImportError: the code of this commit is broken \(all of it: .*log\)") as caught:
+    with pytest.raises(RunError, match=r"ImportError: the code of this commit is broken \(full output: .*log\)") as caught:
         fresh.check(bundle, tmp_path / "log", {"PYTHONPATH": str(tmp_path / "none")})
     assert len(str(caught.value).splitlines()) == 1
 

@@ -52,7 +52,7 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
             raise IntegrityError(f"the model does not load here: {errors[0]}")
         raise errors[0]
     if status or not said:
-        raise RunError(f"the model could not be drawn from in a fresh process: {_last_line(log, status)} (all of it: {log})")
+        raise RunError(f"the model could not be drawn from in a fresh process: {_last_line(log, status)} (full output: {log})")
     return said[0]
 
 
