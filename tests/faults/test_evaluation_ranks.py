@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from remint.models.families import family
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import apply_overrides, read_params, write_params
 from tests.support import training_cases as cases
+from tests.support.racers import racer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,28 +42,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held-out examples and samples make several blocks, the last of which is not full."""
-    monkeypatch.setattr(evaluation_context, "BLOCK", 7)
-    monkeypatch.setattr(evaluation_context, "FEATURE_BLOCK", 11)
-
-
-def together(size: int, folder: Path, work: Callable[[World], dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """What ``work`` gives on each of ``size`` ranks."""
-
-    def rank(number: int) -> None:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=size)
-        np.savez(folder / f"{number}.npz", **work(World(number, size, torch.device("cpu"), dist.group.WORLD)))
-        dist.destroy_process_group()
-
-    forked = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in range(size)]
-    for each in forked:
+def together(size: int, folder: Path, work: Callable[..., dict[str, np.ndarray]], argument: Any) -> list[dict[str, np.ndarray]]:
+    """The result of ``work(argument, world)`` on each of ``size`` ranks. ``work``: a module-level function."""
+    ranks = [racer(_rank, number, size, folder, work, argument) for number in range(size)]
+    for each in ranks:
         each.start()
-    for each in forked:
+    for each in ranks:
         each.join(timeout=120)
-    assert [each.exitcode for each in forked] == [0] * size
+    assert [each.exitcode for each in ranks] == [0] * size
     return [dict(np.load(folder / f"{number}.npz")) for number in range(size)]
+
+
+def _rank(number: int, size: int, folder: Path, work: Callable[..., dict[str, np.ndarray]], argument: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=size)
+    np.savez(folder / f"{number}.npz", **work(argument, World(number, size, torch.device("cpu"), dist.group.WORLD)))
+    dist.destroy_process_group()
 
 
 def model(name: str, dataset: Dataset) -> Any:
@@ -75,18 +69,21 @@ def model(name: str, dataset: Dataset) -> Any:
 
 
 def values(folder: Path, world: World) -> dict[str, np.ndarray]:
-    """Every number of every measurement."""
+    """Every number of every measurement, in small blocks: several of each, the last of which is not full."""
     dataset = cases.load(folder)
     settings = EvaluationSettings(samples=40, draws=3, importance_samples=5)
     context = EvaluationContext(dataset, {"domain": features.load(folder / "features")}, settings, world)
-    found = {}
-    for name, metrics in METRICS.items():
-        measured, references = measure(model(name, dataset), metrics, context, "tiny")
-        for metric in metrics:
-            one = measured[metric]
-            found[f"{name} {metric}"] = np.concatenate([one.values_N, [one.low, one.high]])
-            found[f"{name} {metric} reference"] = np.zeros(0) if one.reference_J is None else one.reference_J
-        found |= {f"{name} {key}": np.array([value.value, value.low, value.high]) for key, value in references.items()}
+    found: dict[str, np.ndarray] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_context, "BLOCK", 7)
+        patch.setattr(evaluation_context, "FEATURE_BLOCK", 11)
+        for name, metrics in METRICS.items():
+            measured, references = measure(model(name, dataset), metrics, context, "tiny")
+            for metric in metrics:
+                one = measured[metric]
+                found[f"{name} {metric}"] = np.concatenate([one.values_N, [one.low, one.high]])
+                found[f"{name} {metric} reference"] = np.zeros(0) if one.reference_J is None else one.reference_J
+            found |= {f"{name} {key}": np.array([value.value, value.low, value.high]) for key, value in references.items()}
     return found
 
 
@@ -100,21 +97,22 @@ def test_processes_measure_what_one_does(
     assert {len(value) for value in alone.values()} >= {3 + 2, 49 + 2}  # draws; held-out examples
     if kept:
         monkeypatch.setenv("REMINT_HOME", str(tmp_path))
-    for found in together(size, tmp_path, lambda world: values(folder, world)):
+    for found in together(size, tmp_path, values, folder):
         assert found.keys() == alone.keys()
         for name, value in alone.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def _numbered_rows(total: int, world: World) -> dict[str, np.ndarray]:
+    rows = torch.arange(total).unsqueeze(1).repeat(1, 2)
+    return {"rows": world.blocks(total, 7, lambda number: rows[7 * number : 7 * number + 7]).numpy()}
 
 
 @pytest.mark.parametrize("total", [1, 7, 20, 21, 22])
 def test_blocks_come_in_order(total: int, tmp_path: Path) -> None:
     """Also where there are fewer blocks than ranks."""
 
-    def work(world: World) -> dict[str, np.ndarray]:
-        rows = torch.arange(total).unsqueeze(1).repeat(1, 2)
-        return {"rows": world.blocks(total, 7, lambda number: rows[7 * number : 7 * number + 7]).numpy()}
-
-    for found in together(3, tmp_path, work):
+    for found in together(3, tmp_path, _numbered_rows, total):
         np.testing.assert_array_equal(found["rows"], np.arange(total)[:, None].repeat(2, axis=1))
 
 

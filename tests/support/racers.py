@@ -14,7 +14,9 @@ from typing import Any
 
 context = multiprocessing.get_context("forkserver")
 # Modules that each racer would otherwise import itself.
-context.set_forkserver_preload(["remint.promotion.decide", "remint.stores.ledger.spreads", "mlflow", "pytest"])
+context.set_forkserver_preload(
+    ["remint.promotion.decide", "remint.stores.ledger.spreads", "remint.evaluation.evaluate", "mlflow", "pytest"]
+)
 
 
 def racer(target: Callable[..., None], *arguments: Any) -> BaseProcess:

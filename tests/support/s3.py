@@ -125,7 +125,15 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
+    forget_clients()
     return s3_server
+
+
+def forget_clients() -> None:
+    """Drop MLflow's cached S3 clients: its cache does not know that the endpoint changed."""
+    repository = sys.modules.get("mlflow.store.artifact.s3_artifact_repo")
+    if repository is not None:
+        repository._cached_get_s3_client.cache_clear()
 
 
 @dataclass
