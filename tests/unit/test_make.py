@@ -28,8 +28,9 @@ def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.C
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
     command = ["make", ".venv/installed", *arguments]
-    environment = {**os.environ, "PATH": str(folder / "bin")}
-    environment.pop("PYTHON", None)
+    # `make test` hands its own settings to every make below it by MAKEFLAGS.
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    environment = {**kept, "PATH": str(folder / "bin")}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
