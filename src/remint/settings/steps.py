@@ -76,13 +76,14 @@ class EvaluateStep(Settings):
 def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield each step with the name of its dataset or pipeline, and with its settings and code digests."""
     imports = Imports()
+    prepare_code, features_code = imports.digests("pipelines.prepare"), imports.digests("pipelines.features")
     for name in params.datasets:
-        yield "prepare", name, _key(PrepareStep.of(params, name).model_dump(mode="json"), imports.digests("pipelines.prepare"))
+        yield "prepare", name, _key(PrepareStep.of(params, name).model_dump(mode="json"), prepare_code)
     for name, pipeline in params.pipelines.items():
         features, evaluate = FeaturesStep.of(params, name), EvaluateStep.of(params, name)
-        yield "features", name, _key(features.model_dump(mode="json"), imports.digests("pipelines.features"))
+        yield "features", name, _key(features.model_dump(mode="json"), features_code)
         yield "train", name, _key(pipeline.recipe.resolved(), train_code(pipeline.family, imports))
-        modules = ["pipelines.evaluate", *(f"remint.evaluation.{features}" for features in evaluate.files)]
+        modules = ["pipelines.evaluate", *(f"remint.evaluation.{extractor}" for extractor in evaluate.files)]
         code = plugins.digests(imports, modules, evaluate.family, evaluate.metrics)
         yield "evaluate", name, _key(evaluate.model_dump(mode="json"), code)
 
