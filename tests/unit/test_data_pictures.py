@@ -194,7 +194,7 @@ def test_padding_adds_zeros_and_changes_nothing() -> None:
     x_NCHW = np.random.default_rng(0).integers(1, 17, size=(3, 1, 28, 28), dtype=np.uint8)
     padded = resized(x_NCHW, ResizeSettings(size=[32, 32], filter="pad"), levels=17)
     np.testing.assert_array_equal(padded, np.pad(x_NCHW, ((0, 0), (0, 0), (2, 2), (2, 2))))
-    with pytest.raises(DataError, match="an image of 28x28 does not fit into resize.size 27x32 by pad"):
+    with pytest.raises(DataError, match="an image of 28x28 does not fit into resize.size 27x32 with filter pad"):
         resized(x_NCHW, ResizeSettings(size=[27, 32], filter="pad"), levels=17)
 
 
@@ -241,7 +241,7 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets/a.txt").touch()
     (tmp_path / "pets/b.txt").touch()
-    assert "holds no PNG, JPEG or WebP files (2 others)" in refusal(tmp_path)
+    assert "contains no PNG, JPEG or WebP files (2 other files)" in refusal(tmp_path)
     assert "there is no folder" in refusal(tmp_path, "nowhere/")
 
 

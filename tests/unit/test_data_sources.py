@@ -95,7 +95,7 @@ def test_channels_first_and_last_give_the_same(tmp_path: Path, shape: list[int] 
         (np.full((5, 8, 8), -1), {}, "is not in 0 .. 255"),
         (np.full((5, 8, 8), 256), {}, "is not in 0 .. 255"),
         (np.full((5, 8, 8), 17), {"levels": 17}, "datasets.mine.levels"),
-        (np.zeros((5, 8, 8)), {"shape": [1, 16, 16]}, "datasets.mine.shape says [1, 16, 16]"),
+        (np.zeros((5, 8, 8)), {"shape": [1, 16, 16]}, "datasets.mine.shape is [1, 16, 16]"),
         (np.zeros((5, 3, 8, 3)), {}, "set datasets.mine.shape"),
         (np.zeros((5, 8, 8, 8)), {}, "set datasets.mine.shape"),
         (np.full((5, 8, 8), "a"), {}, "not numbers"),
@@ -166,11 +166,11 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path, source="missing.npz")
     message = refusal(tmp_path, SettingsError, source="sklearn:digit")
     assert "datasets.mine.source" in message and "did you mean 'sklearn:digits'?" in message
-    assert "known are a folder of images, file.npy" in refusal(tmp_path, SettingsError, source="elsewhere:x")
+    assert "expected a folder of images, file.npy" in refusal(tmp_path, SettingsError, source="elsewhere:x")
 
 
 def test_a_remote_source_is_read_from_where_it_was_fetched(tmp_path: Path) -> None:
-    assert "s3://bucket/x has not been fetched: `remint run` fetches it" in refusal(tmp_path, source="s3://bucket/x")
+    assert "s3://bucket/x was not fetched: use `remint run`, which fetches it" in refusal(tmp_path, source="s3://bucket/x")
     (tmp_path / "fetched").mkdir()
     np.save(tmp_path / "fetched/images.npy", IMAGES)
     settings = DatasetSettings(source="s3://bucket/x")
@@ -202,4 +202,4 @@ def test_settings_of_the_other_kind(settings: dict[str, Any], expected: str) -> 
 
 def test_arrays_keep_their_channels(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", IMAGES)
-    assert "x has 1 channels, but params.yaml: datasets.mine.channels says 3" in refusal(tmp_path, source="a.npy", channels=3)
+    assert "x has 1 channels, but params.yaml: datasets.mine.channels is 3" in refusal(tmp_path, source="a.npy", channels=3)

@@ -140,7 +140,7 @@ def test_rows_with_gaps_are_dropped_where_asked(tmp_path: Path, capsys: pytest.C
     np.testing.assert_array_equal(arrays["x"], [[1, 1], [3, 3], [4, 5]])
     assert not any(column.missing for column in spec.columns) and "dropped_rows rows=1 of=4" in capsys.readouterr().err
     write(tmp_path / "b.parquet", {"a": [1.0, None], "c": [None, 2.0]})
-    with pytest.raises(DataError, match="something is missing in every row"):
+    with pytest.raises(DataError, match="every row has a missing value"):
         snapshot(tmp_path, "b.parquet", missing="drop_rows")
 
 
@@ -208,19 +208,19 @@ def test_every_column_that_cannot_be_learnt_is_named_with_a_way_out(tmp_path: Pa
         ([3, None, 3], "constant", "the same value in every row (3)"),
         (["a", "a"], "constant", "the same value in every row ('a')"),
         ([True, True, None], "constant", "the same value in every row ('true')"),
-        ([None, None], "nothing", "has no value at all"),
-        ([float("nan")] * 3, "nothing", "has no value at all"),
-        (["", ""], "nothing", "has no value at all"),
+        ([None, None], "nothing", "has no values"),
+        ([float("nan")] * 3, "nothing", "has no values"),
+        (["", ""], "nothing", "has no values"),
         ([1.0, float("inf"), 2.0], "x", "has 1 infinite values"),
-        ([1e300, -1e300, 1.0], "x", "has values up to 1e+300, whose spread cannot be computed"),
-        ([1e-300, 2e-300, 3e-300], "x", "has values up to 3e-300, whose spread cannot be computed"),
+        ([1e300, -1e300, 1.0], "x", "has values up to 1e+300, whose standard deviation cannot be computed"),
+        ([1e-300, 2e-300, 3e-300], "x", "has values up to 3e-300, whose standard deviation cannot be computed"),
         (["1", "2.5", "?", "4"], "age", "holds numbers, and text such as '?'"),
-        (["01/02/2024", "03.04.2024", "x"], "when", "holds dates such as '01/02/2024'"),
-        ([datetime.datetime(2024, 1, 1)] * 3, "when", "holds dates or times (timestamp"),
-        ([datetime.time(1)] * 3, "when", "holds dates or times (time64"),
-        ([datetime.timedelta(1)] * 3, "when", "holds dates or times (duration"),
-        ([{"a": 1}], "nested", "neither numbers nor text"),
-        ([b"bytes"], "raw", "neither numbers nor text"),
+        (["01/02/2024", "03.04.2024", "x"], "when", "contains dates such as '01/02/2024'"),
+        ([datetime.datetime(2024, 1, 1)] * 3, "when", "contains dates or times (timestamp"),
+        ([datetime.time(1)] * 3, "when", "contains dates or times (time64"),
+        ([datetime.timedelta(1)] * 3, "when", "contains dates or times (duration"),
+        ([{"a": 1}], "nested", "neither number nor text"),
+        ([b"bytes"], "raw", "neither number nor text"),
         (
             pa.Array.from_buffers(pa.string(), 1, [*pa.array(["ab"]).buffers()[:2], pa.py_buffer(b"\xff\xfe")]),
             "raw",
@@ -261,7 +261,7 @@ def test_ordinary_columns_are_not_refused(values: Any, name: str) -> None:
 def test_identifiers_may_be_categories_where_somebody_says_so() -> None:
     assert column([7, 3, 9, None] * 9, "store_id", categorical=True).categories == ("3", "7", "9")
     assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")  # as pandas has integers with gaps
-    assert "is to be categories, and holds numbers such as 0.5" in unfit([1.0, 0.5], categorical=True)
+    assert "must contain categories, but contains 0.5: use whole numbers or text" in unfit([1.0, 0.5], categorical=True)
     assert column([2**60 + i % 3 for i in range(9)], categorical=True).categories == tuple(str(2**60 + i) for i in range(3))
 
 
@@ -292,10 +292,10 @@ def test_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0.5, 1.5, 1.0, 1.0], "label 'l' is to be categories, and holds numbers such as 0.5"),
+        ([0.5, 1.5, 1.0, 1.0], "label 'l' must contain categories, but contains 0.5: use whole numbers or text"),
         (["a", None, "b", "b"], "label 'l' is missing in 1 of 4 rows"),
         (["a"] * 4, "label 'l' has 1 classes"),
-        ([datetime.date(2024, 1, 1)] * 4, "label 'l' holds dates or times"),
+        ([datetime.date(2024, 1, 1)] * 4, "label 'l' contains dates or times"),
     ],
 )
 def test_labels_that_are_none(tmp_path: Path, values: list[Any], expected: str) -> None:
@@ -316,8 +316,8 @@ def test_labels_that_are_none(tmp_path: Path, values: list[Any], expected: str) 
         ("1.5,2\n1,2\n", "the first line holds numbers (1.5, 2, ..)"),
         ("a,a\n1,2\n", "two columns are named 'a'"),
         (",a\n0,1\n", "column 1 has no name"),
-        (b"a,b\n\xff\xfe,1\n", "holds binary, neither numbers nor text"),
-        (b"a,\xff\n1,2\n", "the columns' names are not UTF-8"),
+        (b"a,b\n\xff\xfe,1\n", "has type binary, neither number nor text"),
+        (b"a,\xff\n1,2\n", "the column names are not UTF-8"),
         (b"PK\x03\x04\x00", "a.csv"),
     ],
 )
@@ -355,7 +355,9 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     assert "datasets.people.label: " in (message := refusal(tmp_path, label="grup")) and "did you mean 'group'?" in message
     assert "datasets.people.drop: " in refusal(tmp_path, drop=["cities"])
     assert "datasets.people.categorical: " in refusal(tmp_path, categorical=["child"])
-    assert "has no column beside the label" in refusal(tmp_path, label="group", drop=[name for name in PEOPLE if name != "group"])
+    assert "has no columns except the label" in refusal(
+        tmp_path, label="group", drop=[name for name in PEOPLE if name != "group"]
+    )
 
 
 def test_sources_of_another_kind(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_what_is_missing_is_said_with_how_to_get_it(folder: Path, digits: Datase
     with pytest.raises(DataError, match=words):
         load(folder, digits, ["fid"], inception={"path": "weights.pth"})
     remote = {"path": "s3://bucket/weights.pth"}
-    with pytest.raises(DataError, match=r"s3://bucket/weights.pth: it has not been fetched: `remint run` fetches it"):
+    with pytest.raises(DataError, match=r"s3://bucket/weights.pth: it was not fetched: use `remint run`, which fetches it"):
         load(folder, digits, ["fid"], inception=remote)
 
 

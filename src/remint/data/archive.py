@@ -64,7 +64,7 @@ def files(path: Path) -> Iterator[File]:
     with _damage_as_data_error(path):
         for file in _zip(path) if path.name.lower().endswith(".zip") else _tar(path):
             if file.name in seen:
-                raise DataError(f"{path}: member {file.name!r} is there twice: which one is meant is not clear")
+                raise DataError(f"{path}: member {file.name!r} occurs twice: remove one of them and pack it again")
             seen.add(file.name)
             if not hidden(file.name):
                 yield replace(file, read=partial(_read, path, file.read))
@@ -100,7 +100,7 @@ def _zip(path: Path) -> Iterator[File]:
             if member.flag_bits & 1:
                 raise DataError(f"{path}: member {name!r} is encrypted: pack it without a password")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f"{path}: member {name!r} is not packed by deflate: pack it again")
+                raise DataError(f"{path}: member {name!r} is not compressed by deflate: pack it again with deflate")
             if not member.is_dir():
                 yield File(name, member.file_size, partial(_read_zip_member, archive, member), (place, len(members)))
 
@@ -108,11 +108,11 @@ def _zip(path: Path) -> Iterator[File]:
 def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """Return the bytes of one member. ZipFile.read would unpack all content, even beyond the size in the directory."""
     if member.file_size > LONGEST_READ:
-        raise ValueError(f"a member of {member.file_size:,} bytes")
+        raise ValueError(f"a member has {member.file_size:,} bytes, more than {LONGEST_READ:,}")
     with archive.open(member) as stream:
         content = stream.read(member.file_size)
         if len(content) < member.file_size or stream.read(1):
-            raise EOFError("a member has another size than the archive says")
+            raise EOFError("the size of a member differs from the size in the archive's directory")
     return content
 
 
@@ -149,20 +149,25 @@ def _tar(path: Path) -> Iterator[File]:
 def check_limits(path: Path, count: int, total: int, packed: int | None) -> None:
     """Raise DataError if ``count`` members or ``total`` unpacked bytes (from ``packed`` bytes) exceed the limits."""
     if count > MOST_MEMBERS:
-        raise DataError(f"{path} holds more than {MOST_MEMBERS:,} files: give the folder that it was made of")
+        raise DataError(f"{path} holds more than {MOST_MEMBERS:,} files: use the unpacked folder as the source")
     if total > MOST_BYTES:
-        raise DataError(f"{path} unpacks to more than {MOST_BYTES >> 20:,} MiB: give the folder that it was made of")
+        raise DataError(f"{path} unpacks to more than {MOST_BYTES >> 20:,} MiB: use the unpacked folder as the source")
     if packed is not None and total > MOST_RATIO * packed + FREE_BYTES:
-        raise DataError(f"{path} unpacks to more than {MOST_RATIO} times its size: that is a bomb, not a set of images")
+        raise DataError(
+            f"{path} unpacks to more than {MOST_RATIO} times its size, as a decompression bomb does: "
+            "use the unpacked folder as the source"
+        )
 
 
 def _safe_name(path: Path, name: str) -> str:
     """Return the member's name, its parts separated by /. Raises DataError if the name leads out of the folder."""
     parts = re.split(r"[\\/]", name)
     if len(name) > LONGEST_NAME:
-        raise DataError(f"{path}: member {name[:40]!r}.. has a name of {len(name):,} characters: pack it again")
+        raise DataError(
+            f"{path}: member {name[:40]!r}.. has a name of {len(name):,} characters, more than {LONGEST_NAME:,}: pack it again"
+        )
     if "\0" in name or parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise DataError(f"{path}: member {name!r} would be written outside of the folder it is unpacked in: pack it again")
+        raise DataError(f"{path}: member {name!r} has a path that leads out of the archive's folder: pack it again")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
@@ -182,11 +187,11 @@ class _BoundedStream:
     def take(self, size: int) -> bytes:
         """Return the next ``size`` bytes. Raises EOFError if fewer remain, ValueError if ``size`` exceeds LONGEST_READ."""
         if size > LONGEST_READ:
-            raise ValueError(f"a member of {size:,} bytes")
+            raise ValueError(f"a member has {size:,} bytes, more than {LONGEST_READ:,}")
         content = self.unpacked.read(size)
         self._moved(len(content))
         if len(content) < size:
-            raise EOFError("it ends in the middle of a member")
+            raise EOFError("the archive ends in the middle of a member")
         return content
 
     def skip(self, to: int) -> None:
@@ -195,7 +200,7 @@ class _BoundedStream:
             self.unpacked.seek(to)
             self._moved(to - self.position)
             if to > self.size:
-                raise EOFError("it ends in the middle of a member")
+                raise EOFError("the archive ends in the middle of a member")
         while self.position < to:
             self.take(min(BLOCK, to - self.position))
 

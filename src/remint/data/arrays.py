@@ -65,9 +65,9 @@ def load(folder: Path) -> Dataset:
     for name, expected in sorted(version.files.items()):
         path = folder / name
         if not path.is_file():
-            raise IntegrityError(f"{path} is missing, though {VERSION} names it: {again}")
+            raise IntegrityError(f"{path} is missing, but {VERSION} lists it: {again}")
         if sha256_file(path) != expected:
-            raise IntegrityError(f"{path} is damaged: its SHA-256 is not the one in {VERSION}: {again}")
+            raise IntegrityError(f"{path} is damaged: its SHA-256 differs from the one in {VERSION}: {again}")
     train, validation, held_out = (_split(folder, version, split) for split in SPLITS)
     return Dataset(version=version, train=train, validation=validation, held_out=held_out)
 

@@ -42,23 +42,25 @@ def values(column: pa.ChunkedArray, known: Column) -> Array:
     """Return the values of a known column, float64 (N,). Raises UnusableColumn if it no longer fits its description."""
     if known.numeric:
         if is_text(column):
-            raise UnusableColumn(f"was numbers, is now text such as {_examples(not_numbers(texts(column)[1]))}")
+            raise UnusableColumn(f"was numeric, now contains text such as {_examples(not_numbers(texts(column)[1]))}")
         x_N = numbers(column)
         if np.isinf(x_N).any():
             raise UnusableColumn(f"has {int(np.isinf(x_N).sum())} infinite values")
         if not np.isfinite(standard(x_N[:, None], (known,))[~np.isnan(x_N)]).all():
-            raise UnusableColumn(f"has values as far off as {np.nanmax(np.abs(x_N)):.3g}; its mean was {known.mean:.3g}")
+            raise UnusableColumn(
+                f"has values up to {np.nanmax(np.abs(x_N)):.3g}, too far from its mean in the schema ({known.mean:.3g})"
+            )
     else:
         code_N, names = texts(column)
         new = [name for name in names if name not in known.categories]
         if new:
-            raise UnusableColumn(f"has {len(new)} value{'s' * (len(new) > 1)} that it never had: {_examples(new)}")
+            raise UnusableColumn(f"has {len(new)} new value{'s' * (len(new) > 1)}: {_examples(new)}")
         place = np.array([known.categories.index(name) for name in names], dtype=np.float64)
         x_N = np.full(len(code_N), np.nan)
         x_N[code_N >= 0] = place[code_N[code_N >= 0]]
     missing = int(np.isnan(x_N).sum())
     if missing and not known.missing:
-        raise UnusableColumn(f"misses {missing} of {len(x_N)} values; at the first import it missed none")
+        raise UnusableColumn(f"has {missing} missing values of {len(x_N)}; at the first import it had none")
     return x_N
 
 
@@ -75,10 +77,10 @@ def refuse_type(column: pa.ChunkedArray) -> None:
     kind = column.type
     if pa.types.is_temporal(kind):
         raise UnusableColumn(
-            f"holds dates or times ({kind}): make numbers of them (days since a day, the hour, the weekday), or drop it"
+            f"contains dates or times ({kind}): convert them to numbers (days since a date, hour, weekday), or drop it"
         )
     if not (_is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
-        raise UnusableColumn(f"holds {kind}, neither numbers nor text: flatten it into columns, or drop it")
+        raise UnusableColumn(f"has type {kind}, neither number nor text: flatten it into columns, or drop it")
 
 
 def is_text(column: pa.ChunkedArray) -> bool:
@@ -112,7 +114,7 @@ def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     try:
         names = encoded.dictionary.to_pylist()
     except UnicodeDecodeError as error:
-        raise UnusableColumn("holds text that is not UTF-8: save it so") from error
+        raise UnusableColumn("contains text that is not UTF-8: save the file as UTF-8") from error
     code_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     ordered = sorted((name for name in names if name), key=_order(names))
     place = {name: index for index, name in enumerate(ordered)} | {"": -1}
@@ -131,7 +133,7 @@ def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
     fractions = x_N[x_N != np.floor(x_N)]  # includes NaN, which is unequal to itself
     fractions = fractions[~np.isnan(fractions)]
     if len(fractions):
-        raise UnusableColumn(f"is to be categories, and holds numbers such as {fractions[0]:g}")
+        raise UnusableColumn(f"must contain categories, but contains {fractions[0]:g}: use whole numbers or text")
     return pa.chunked_array([pa.array(np.nan_to_num(x_N).astype(np.int64), mask=np.isnan(x_N))])
 
 
@@ -144,16 +146,17 @@ def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
     code_N, names = texts(column)
     present = int((code_N >= 0).sum())
     if len(names) < 2:
-        raise UnusableColumn("has no value at all" if not names else f"has the same value in every row ({names[0]!r})")
+        raise UnusableColumn("has no values" if not names else f"has the same value in every row ({names[0]!r})")
     dates = [text for text in names if DATE.fullmatch(text)]
     if len(dates) > len(names) / 2:
         raise UnusableColumn(
-            f"holds dates such as {dates[0]!r}: make numbers of them (days since a day, the hour, the weekday), or drop it"
+            f"contains dates such as {dates[0]!r}: convert them to numbers (days since a date, hour, weekday), or drop it"
         )
     others = not_numbers(names)
     if not said and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
         raise UnusableColumn(
-            f"holds numbers, and text such as {_examples(others)}: leave a cell empty where one is missing, or say categorical"
+            f"contains numbers and text such as {_examples(others)}: "
+            "leave the cells of missing values empty, or add it to categorical"
         )
     if present > FEW_ROWS and len(names) > present / 2 and not said:
         raise UnusableColumn(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
@@ -166,15 +169,17 @@ def _numeric(name: str, column: pa.ChunkedArray) -> Column:
     x_N = numbers(column)
     there_N = x_N[~np.isnan(x_N)]
     if not len(there_N):
-        raise UnusableColumn("has no value at all")
+        raise UnusableColumn("has no values")
     if np.isinf(there_N).any():
-        raise UnusableColumn(f"has {int(np.isinf(there_N).sum())} infinite values: leave them empty, or drop it")
+        raise UnusableColumn(f"has {int(np.isinf(there_N).sum())} infinite values: make these cells empty, or drop it")
     constant, counts = there_N.min() == there_N.max(), pa.types.is_integer(column.type)
     if (there_N == np.floor(there_N)).all():
         if IDENTIFIER.search(name):
-            raise UnusableColumn("is named like an identifier and holds whole numbers: say that it is categorical, or drop it")
+            raise UnusableColumn("is named like an identifier and contains whole numbers: add it to categorical, or drop it")
         if np.abs(there_N).max() > EXACT and (counts or constant):  # beyond 2^64, CSV gives floats, all equal
-            raise UnusableColumn("holds integers beyond 2^53, which no number of a model can tell apart, as identifiers do")
+            raise UnusableColumn(
+                "contains integers beyond 2^53, which double precision cannot distinguish: it looks like an identifier"
+            )
     if constant:
         raise UnusableColumn(f"has the same value in every row ({there_N[0]:g})")
     if counts and _numbers_the_rows(there_N):
@@ -185,7 +190,7 @@ def _numeric(name: str, column: pa.ChunkedArray) -> Column:
         mean, scale = float(there_N.mean()), float(there_N.std())
     if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
         raise UnusableColumn(
-            f"has values up to {np.abs(there_N).max():.3g}, whose spread cannot be computed: rescale it, or drop it"
+            f"has values up to {np.abs(there_N).max():.3g}, whose standard deviation cannot be computed: rescale it, or drop it"
         )
     return Column(name=name, mean=mean, scale=scale, missing=len(there_N) < len(x_N))
 

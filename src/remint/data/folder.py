@@ -52,7 +52,7 @@ def _links(at: str, folders: list[str]) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be listed ({error.strerror}): grant the right to read it, or remove it") from error
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror}): grant read permission, or remove it") from error
 
 
 def regular(path: Path, folder: Path) -> int:
@@ -78,7 +78,7 @@ def _read(path: Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): grant the right to read it, or remove it") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): grant read permission, or remove it") from error
     with open(handle, "rb") as stream:  # noqa: PTH123 (a file descriptor)
         _check_kind(path, os.fstat(handle))
         return stream.read()

@@ -46,10 +46,12 @@ def read(folder: Path) -> Raw:
             regular(path, folder)
             before = found.setdefault((match["what"], match["part"]), path)
             if before != path:
-                raise DataError(f"{before} and {path.name} are the same part: remove one of them")
+                raise DataError(f"{before} and {path.name} contain the same part: remove one of them")
     parts = sorted(part for what, part in found if what == "images")
     if not parts:
-        raise DataError(f"{folder} holds no IDX images (as train-images-idx3-ubyte or train-images-idx3-ubyte.gz)")
+        raise DataError(
+            f"{folder} contains no IDX images: add files such as train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
+        )
     images = [_array(found["images", part], axes=3) for part in parts]
     if len({x_NHW.shape[1:] for x_NHW in images}) > 1:
         sizes = ", ".join(f"{found['images', part].name} {x.shape[1:]}" for part, x in zip(parts, images, strict=True))
@@ -62,11 +64,13 @@ def read(folder: Path) -> Raw:
 
 def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: int) -> Array:
     if ("labels", part) not in found:
-        raise DataError(f"{folder}: {found['images', part].name} has no labels, though other parts have: add them, or remove all")
+        raise DataError(
+            f"{folder}: {found['images', part].name} has no labels, but other parts have: add its labels, or remove all labels"
+        )
     path = found["labels", part]
     y_N = _array(path, axes=1)
     if len(y_N) != count:
-        raise DataError(f"{path} has {len(y_N)} labels for {count} images: one of them is not whole")
+        raise DataError(f"{path} has {len(y_N)} labels for {count} images: one of the two files is incomplete")
     return y_N
 
 
@@ -76,7 +80,7 @@ def _array(path: Path, axes: int) -> Array:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             zero, kind, found, *shape = struct.unpack(f">HBB{axes}I", stream.read(4 * (1 + axes)))
             if (zero, kind, found) != (0, 8, axes):
-                raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: it starts with other numbers")
+                raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: its header has other values")
             size = math.prod(shape)
             check_limits(path, 1, size, path.stat().st_size)
             content = stream.read(size + 1)
@@ -84,6 +88,6 @@ def _array(path: Path, axes: int) -> Array:
         raise DataError(f"{path} is not an IDX file, or is damaged ({type(error).__name__}): fetch it again") from error
     if len(content) != size:
         raise DataError(
-            f"{path} holds {'more' if len(content) > size else 'fewer'} than the {size:,} bytes that its header claims"
+            f"{path} holds {'more' if len(content) > size else 'fewer'} than the {size:,} bytes given in its header: fetch it again"
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

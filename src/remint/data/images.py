@@ -42,12 +42,12 @@ def checked(name: str, settings: DatasetSettings, raw: Raw) -> Array:
     if raw.x.dtype.kind not in "buif":
         raise DataError(f"{raw.where}: x holds {raw.x.dtype}, not numbers: save it as integers 0 .. {levels - 1}")
     if raw.x.size == 0:
-        raise DataError(f"{raw.where}: x is empty (shape {raw.x.shape}): there must be images in it")
+        raise DataError(f"{raw.where}: x is empty (shape {raw.x.shape}): add images to it")
     x_NCHW = _channels_first(name, settings, raw)
     if settings.channels not in (None, x_NCHW.shape[1]):
         raise DataError(
-            f"{raw.where}: x has {x_NCHW.shape[1]} channels, but params.yaml: datasets.{name}.channels says "
-            f"{settings.channels}: only image files are converted"
+            f"{raw.where}: x has {x_NCHW.shape[1]} channels, but params.yaml: datasets.{name}.channels is "
+            f"{settings.channels}: remove the setting, which only converts image files"
         )
     _check_values(name, raw.where, x_NCHW, levels)
     x_NCHW = np.ascontiguousarray(x_NCHW, dtype=np.uint8)
@@ -75,7 +75,9 @@ def fitted(image: Image.Image, resize: ResizeSettings) -> Image.Image:
         return image
     if resize.filter == "pad":
         if image.width > width or image.height > height:
-            raise DataError(f"an image of {image.height}x{image.width} does not fit into resize.size {height}x{width} by pad")
+            raise DataError(
+                f"an image of {image.height}x{image.width} does not fit into resize.size {height}x{width} with filter pad"
+            )
         around = Image.new(image.mode, (width, height))
         around.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         return around
@@ -106,7 +108,7 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
         if x.shape[1:] == (h, w, c):
             return x.transpose(0, 3, 1, 2)
         raise DataError(
-            f"{raw.where}: x has images of shape {raw.x.shape[1:]}, but params.yaml: datasets.{name}.shape says "
+            f"{raw.where}: x has images of shape {raw.x.shape[1:]}, but params.yaml: datasets.{name}.shape is "
             f"{settings.shape} (C, H, W): correct one of them"
         )
     if raw.x.ndim == 3:
@@ -114,7 +116,7 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
     first, last = x.shape[1] in CHANNELS, x.shape[3] in CHANNELS
     if first == last:
         raise DataError(
-            f"{raw.where}: x has shape {raw.x.shape}, and which axis holds the channels is not clear: "
+            f"{raw.where}: x has shape {raw.x.shape}, and its channel axis is ambiguous: "
             f"set datasets.{name}.shape in params.yaml to [C, H, W]"
         )
     return x if first else x.transpose(0, 3, 1, 2)
@@ -143,10 +145,12 @@ def check_labels(raw: Raw, count: int) -> Array:
     y = raw.y
     assert y is not None
     if y.shape != (count,):
-        raise DataError(f"{raw.where}: y has shape {y.shape}: expected one label an image, ({count},)")
+        raise DataError(f"{raw.where}: y has shape {y.shape}: expected one label for each image, ({count},)")
     whole = y.dtype.kind in "buif" and bool(np.isfinite(y).all() and (y == np.floor(y)).all())
     if not whole or y.min() < 0 or y.max() >= MOST_CLASSES:
-        raise DataError(f"{raw.where}: y is not class numbers 0, 1, 2, .. ({y.dtype}): number the classes from 0, or leave y out")
+        raise DataError(
+            f"{raw.where}: y does not contain class numbers 0, 1, 2, .. ({y.dtype}): number the classes from 0, or leave y out"
+        )
     return y.astype(np.int64)
 
 
@@ -172,7 +176,9 @@ def conform(raw: Raw, x_NCHW: Array, y_N: Array | None, found: DataSpec, known: 
     arrays = {"x": x_NCHW}
     if y_N is None or known.classes == 0:
         if (y_N is None) != (known.classes == 0):
-            differences.append("labels: there were none" if y_N is not None else "labels: there are none any more")
+            differences.append(
+                "labels: were absent, are now present" if y_N is not None else "labels: were present, are now absent"
+            )
     elif bool(raw.class_names) != bool(known.class_names):
         differences.append("labels: were names, are now numbers" if known.class_names else "labels: were numbers, are now names")
     elif new := [name for name in raw.class_names if name not in known.class_names]:

@@ -106,7 +106,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
             emit("progress", step=done, steps=whole)
     _check_set_aside(where, len(images), dict(sorted(aside.items())), settings.undecodable)
     if not images:
-        raise DataError(f"{where} holds no PNG, JPEG or WebP files ({len(ignored)} others)")
+        raise DataError(f"{where} contains no PNG, JPEG or WebP files ({len(ignored)} other files)")
     if ignored:
         emit("ignored", files=len(ignored), first=min(ignored))
     names = sorted(images)
@@ -156,7 +156,7 @@ def _check_pixels(width: int, height: int, size: int) -> None:
     if width * height > MOST_PIXELS:
         raise Undecodable(f"claims {width} x {height} pixels, more than {MOST_PIXELS:,}")
     if width * height > MOST_RATIO * size + FREE_PIXELS:
-        raise Undecodable(f"claims {width} x {height} pixels in {size:,} bytes: that is a bomb, or damaged")
+        raise Undecodable(f"claims {width} x {height} pixels in {size:,} bytes: it is damaged or a decompression bomb")
 
 
 def _to_8_bit(image: Image.Image, channels: int | None) -> Image.Image:
@@ -214,8 +214,8 @@ def labels(where: str, names: list[str]) -> list[str] | None:
         return None
     if set(depths) != {2}:
         raise DataError(
-            f"{where}: {depths[max(depths)]} lies {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
-            f"either all images in one folder, or a folder for each label with its images directly in it"
+            f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
+            f"put all images into one folder, or make a folder for each label with its images directly in it"
         )
     label_N = [part[0] for part in parts]
     for label in label_N:

@@ -56,7 +56,7 @@ def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Sc
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise DataError(f"{path} is not a schema: restore it, or remove it, and the next import learns it anew") from error
+        raise DataError(f"{path} is not a schema: restore it, or remove it to learn it again at the next import") from error
 
 
 def save_schema(schema: Schema, folder: Path) -> Schema:
@@ -83,7 +83,7 @@ def mismatch_error(schema: Schema, settings: DatasetSettings, differences: list[
         f"params.yaml: {key}: the data do not fit schema {schema.version}, learnt from {schema.settings['source']}:",
         *(f"  {difference}" for difference in differences),
         *(f"  (setting {line})" for line in changed),
-        f"repair them; or, if they are right, set {key}.schema_version: {schema.version + 1} to learn the schema anew",
+        f"repair the data; if they are correct, set {key}.schema_version: {schema.version + 1} to learn a new schema",
     ]
     return DataError("\n".join(lines))
 

@@ -87,7 +87,7 @@ def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | No
         return source
     if source.startswith(REMOTE):
         if fetched is None or not fetched.is_dir():
-            raise DataError(f"{source} has not been fetched: `remint run` fetches it, dvc by itself does not")
+            raise DataError(f"{source} was not fetched: use `remint run`, which fetches it; dvc alone does not")
         return _only_file(fetched)
     path = root / local(source)
     if path.is_dir() or path.is_file():
@@ -97,7 +97,7 @@ def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | No
     if source.startswith(IDX) or source.endswith("/"):
         raise DataError(f"there is no folder {path}: put it there or correct the path")
     near = difflib.get_close_matches(source, [*shipped.IMAGES, *shipped.TABLES], n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there is no such file or folder; known are {KNOWN}"
+    hint = f"did you mean '{near[0]}'?" if near else f"no file or folder has this name; expected {KNOWN}"
     raise SettingsError(f"params.yaml: datasets.{name}.source: unknown source '{source}': {hint}")
 
 
@@ -156,7 +156,7 @@ def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
         return pictures.read(str(source), folder.files(source), settings)
     if archive.is_archive(source):
         return pictures.read(str(source), archive.files(source), settings)
-    raise DataError(f"{source} is of no known kind: known are {KNOWN}")
+    raise DataError(f"{source} is not a known kind of source: expected {KNOWN}")
 
 
 def _fitting(stands: Schema, settings: DatasetSettings, conform: Conform) -> dict[str, Array]:

@@ -80,7 +80,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     if y is not None and class_names:
         y = pa.chunked_array([[class_names[place] for place in y.to_pylist()]])
     if not kept:
-        raise DataError(f"{where} has no column beside the label and those that are dropped")
+        raise DataError(f"{where} has no columns except the label and the dropped ones: drop fewer")
     found = Table(where, kept, y, label or "", class_names)
     return _whole_rows(found) if settings.missing == "drop_rows" else found
 
@@ -96,7 +96,7 @@ def _texts(known: DataSpec | None, label: str | None) -> set[str]:
 def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> pa.Table:
     """Read a CSV file. ``text``: columns read as strings; ``header``: column names in place of the first line."""
     if path.stat().st_size > MOST_BYTES:
-        raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: take fewer rows, or save it as Parquet")
+        raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         _few_enough(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
     try:
@@ -115,7 +115,9 @@ def _parquet(path: Path) -> pa.Table:
         with pyarrow.parquet.ParquetFile(path) as file:
             rows, width = file.metadata.num_rows, file.metadata.num_columns
             if rows * width > MOST_VALUES:
-                raise DataError(f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: take fewer")
+                raise DataError(
+                    f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: use fewer rows or columns"
+                )
             _small_enough(path, file)
             return file.read()
     except (pa.ArrowException, ValueError, MemoryError) as error:
@@ -131,7 +133,7 @@ def _small_enough(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     total = sum(group.total_byte_size for group in groups)
     if total > MOST_BYTES:
-        raise DataError(f"{path} unpacks to {total >> 20:,} MiB, more than {MOST_BYTES >> 20:,}: take fewer rows")
+        raise DataError(f"{path} unpacks to {total >> 20:,} MiB, more than {MOST_BYTES >> 20:,}: use fewer rows")
     texts = [field.name for field in file.schema_arrow if columns.is_text_type(field.type)]
     if not texts:
         return
@@ -165,12 +167,12 @@ def _check_names(where: str, table: pa.Table) -> None:
     try:
         names = table.column_names
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: the columns' names are not UTF-8: save it so") from error
+        raise DataError(f"{where}: the column names are not UTF-8: save the file as UTF-8") from error
     _few_enough(where, len(names))
     place: dict[str, int] = {}
     for index, name in enumerate(names):
         if not name.strip():
-            raise DataError(f"{where}: column {index + 1} has no name: give it one, or leave it out (pandas: index=False)")
+            raise DataError(f"{where}: column {index + 1} has no name: name it, or remove it (pandas: index=False)")
         if not name.isprintable() or len(name) > LONGEST_NAME:
             raise DataError(f"{where}: column {index + 1} has a name that cannot be printed, or is too long: {name[:40]!r}")
         if place.setdefault(name, index) < index:
@@ -178,12 +180,14 @@ def _check_names(where: str, table: pa.Table) -> None:
     if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise DataError(f"{where} is separated by {mark!r}: save it with commas")
     if names and all(not columns.not_numbers([name]) for name in names):
-        raise DataError(f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): put the columns' names above it")
+        raise DataError(
+            f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): add a line with the column names above it"
+        )
 
 
 def _few_enough(where: str, count: int) -> None:
     if count > MOST_COLUMNS:
-        raise DataError(f"{where} has {count:,} columns, more than {MOST_COLUMNS:,}: take fewer")
+        raise DataError(f"{where} has {count:,} columns, more than {MOST_COLUMNS:,}: use fewer columns")
 
 
 def _whole_rows(table: Table) -> Table:
@@ -192,7 +196,7 @@ def _whole_rows(table: Table) -> Table:
     missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in everything if not _unusable(column)))
     if missing_N.all():
         raise DataError(
-            f"{table.where}: something is missing in every row: set missing: keep, or drop the columns that have gaps"
+            f"{table.where}: every row has a missing value: set missing: keep, or drop the columns with missing values"
         )
     if not missing_N.any():
         return table
@@ -268,7 +272,9 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
     differences += [f"column '{name}' is new" for name in table.features if name not in names]
     arrays: dict[str, Array] = {}
     if (table.label is None) != (spec.classes == 0):
-        differences.append("labels: there were none" if table.label is not None else "labels: there are none any more")
+        differences.append(
+            "labels: were absent, are now present" if table.label is not None else "labels: were present, are now absent"
+        )
     elif table.label is not None:
         try:
             columns.refuse_type(table.label)

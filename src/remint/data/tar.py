@@ -70,7 +70,7 @@ def members(stream: Stream, *, trusting: bool = False) -> Iterator[Member]:
             more, read = _parse_header(kind, _padded(stream, size))
             records += read
             if records > RECORDS + RECORDS_EACH * count:
-                raise ValueError(f"its headers hold {records:,} records")
+                raise ValueError(f"the headers contain {records:,} records")
             said |= more
             block = stream.take(BLOCK)
         else:

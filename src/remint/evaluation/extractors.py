@@ -56,7 +56,7 @@ def _read(address: str, sha256: str, what: str, where: str) -> bytes:
     here = Path.cwd()
     if address.startswith(REMOTE):
         path = Home.of(here).files / sha256
-        missing = "it has not been fetched: `remint run` fetches it, dvc by itself does not"
+        missing = "it was not fetched: use `remint run`, which fetches it; dvc alone does not"
     else:
         paths = [root / Path(address).expanduser() for root in (here, Path(os.environ.get("REMINT_SOURCES", here)))]
         path = next((path for path in paths if path.is_file()), paths[-1])
