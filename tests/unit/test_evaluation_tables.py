@@ -206,7 +206,7 @@ def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() ->
         ServedModel(Law(), SPEC).class_named("yess")
     plain = Law()
     plain.conditional = False
-    with pytest.raises(SettingsError, match="not trained by class"):
+    with pytest.raises(SettingsError, match="not trained with model.conditional"):
         ServedModel(plain, SPEC).sample(3, seed=0, of_class=1)
 
 

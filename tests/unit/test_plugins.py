@@ -236,7 +236,7 @@ def test_params_yaml_may_name_a_metric_of_a_plug_in_and_rules_may_too(rule: Path
 
 def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_refused(rule: Path) -> None:
     rule.write_text(METRIC.replace('"sample"', '"log_prob"'))
-    with pytest.raises(SettingsError, match="family 'gan' has no log_prob, which rule needs"):
+    with pytest.raises(SettingsError, match="rule needs log_prob, which family 'gan' does not have"):
         validate_params(measured_by("rule"))
     rule.write_text(METRIC.replace('"sample"', '"sample", features="inception"'))
     del sys.modules["house_rule"]

@@ -91,7 +91,7 @@ def test_a_damaged_bundle_is_not_served(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_family_that_cannot_sample_is_said_to_be_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "load_model", lambda folder, device: contract.Model())
-    with pytest.raises(UserError, match="has no sample"):
+    with pytest.raises(UserError, match="cannot sample"):
         serving.load(bundle)
 
 

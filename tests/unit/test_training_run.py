@@ -217,7 +217,7 @@ def test_the_step_reads_params_yaml_and_writes_outs(tmp_path: Path) -> None:
     refused = pipelines_train(tmp_path, "{batch_size: 64, devices: 64}", REMINT_EVENTS=str(events))
     assert refused.returncode == 2
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
-    assert line.startswith("error: params.yaml: pipelines.tiny.training.devices: 64 asked, this machine has ")
+    assert line.startswith("error: params.yaml: pipelines.tiny.training.devices: 64 is more than this machine has (")
     assert ": set devices to at most " in line
     event = json.loads(events.read_text().splitlines()[-1])
     assert (event["event"], event["kind"]) == ("error", "ResourceError")

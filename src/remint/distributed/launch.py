@@ -86,7 +86,7 @@ def _error_line(words: Sequence[str]) -> str:
             for later in words[index + 1 :]:
                 if later.startswith(prefix) and not later.removeprefix(prefix).startswith(" "):
                     return later.removeprefix(prefix)
-    return words[-1] if words else "it said nothing"
+    return words[-1] if words else "no output"
 
 
 def _become_torchrun(count: str, *command: str) -> None:

@@ -35,8 +35,8 @@ def check_devices(pipeline: str, asked: int) -> None:
         gpus, cores = torch.cuda.device_count(), have
         machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} CPU core{'s' * (cores > 1)} and no GPU"
         raise ResourceError(
-            f"params.yaml: pipelines.{pipeline}.training.devices: {asked} asked, this machine has {machine}: "
-            f"set devices to at most {have}, or train where there are more"
+            f"params.yaml: pipelines.{pipeline}.training.devices: {asked} is more than this machine has ({machine}): "
+            f"set devices to at most {have}, or train on a larger machine"
         )
 
 

@@ -47,7 +47,10 @@ def _watch(program: str, killed: list[int], over: threading.Event) -> None:
         for process, looks in seen.items():
             if looks == STOPPED_CHECKS:
                 killed.append(process.pid)
-                print(f"process {process.pid} was stopped for some {STOPPED_CHECKS * INTERVAL:.0f} s: killed", file=sys.stderr)
+                print(
+                    f"killed process {process.pid}, which was stopped for about {STOPPED_CHECKS * INTERVAL:.0f} s",
+                    file=sys.stderr,
+                )
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)  # the only signal that ends a stopped process
 

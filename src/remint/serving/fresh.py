@@ -52,7 +52,7 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
             raise IntegrityError(f"the model does not load here: {errors[0]}")
         raise errors[0]
     if status or not said:
-        raise RunError(f"the model could not be drawn from in a fresh process: {_last_line(log, status)} (full output: {log})")
+        raise RunError(f"the model failed to draw samples in a fresh process: {_last_line(log, status)} (full output: {log})")
     return said[0]
 
 
@@ -79,7 +79,7 @@ def _main(folder: str) -> None:
     if wrong:
         raise IntegrityError(f"{wrong}: train again")
     if recorded is None:
-        emit("checked", how="loaded and drew finite samples; nothing was recorded at training that they could equal")
+        emit("checked", how="loaded and drew finite samples; training recorded no samples to compare")
         return
     exact = machine == recorded.machine
     wrong = probe.difference(recorded.arrays, again, exact=exact)
@@ -89,7 +89,7 @@ def _main(folder: str) -> None:
         else f"within {probe.SHARE_TOLERANCE:.0%} of pixels by one level and {probe.RELATIVE_TOLERANCE} of numbers"
     )
     if wrong:
-        raise IntegrityError(f"the model does not draw what was recorded at training ({how}): {wrong}")
+        raise IntegrityError(f"the model's output differs from the output recorded at training ({how}): {wrong}")
     kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"
     emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
 
@@ -100,9 +100,9 @@ def _threads(bundle: Path) -> int:
     try:
         threads = TrainedModel.read(bundle / "training.json").fingerprint["threads"]
     except (OSError, ValueError, KeyError) as error:
-        raise IntegrityError(f"{bundle}/training.json is no record of a training ({type(error).__name__})") from error
+        raise IntegrityError(f"{bundle}/training.json is not a training record ({type(error).__name__})") from error
     if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
-        raise IntegrityError(f"{bundle}/training.json names {str(threads)[:100]!r} threads")
+        raise IntegrityError(f"{bundle}/training.json has an invalid number of threads: {str(threads)[:100]!r}")
     return threads
 
 

@@ -38,7 +38,7 @@ class ServedModel:
         Raises SettingsError if classes are given and the model is not conditional.
         """
         if classes is not None and not getattr(self.model, "conditional", False):
-            raise SettingsError("this model was not trained by class (model.conditional: true): leave the class out")
+            raise SettingsError("this model was not trained with model.conditional: true: remove the class")
         return draw(self.model, self.spec, places, classes, self.device)
 
     def class_named(self, name: str) -> int:
@@ -69,7 +69,7 @@ def load(folder: Path, device: str = "cpu") -> ServedModel:
     """
     model = load_model(folder, device)
     if not isinstance(model, CanSample):
-        raise UserError(f"{folder}: its family has no sample; use one that has")
+        raise UserError(f"{folder}: its family cannot sample: use a model of another family")
     spec = DataSpec.model_validate(json.loads((folder / MODEL).read_bytes())["spec"])
     return ServedModel(model, spec, device)
 

@@ -62,7 +62,7 @@ def _check_free(block: str, name: str, taken: dict[str, Any]) -> None:
 def _other_kind(params: Params, template: str, dataset: str, kind: str) -> str:
     fit = [name for name, pipeline in params.pipelines.items() if params.datasets[pipeline.dataset].kind == kind]
     start = f"start from {' or '.join(fit)}" if fit else f"no pipeline of {PARAMS} is of that kind"
-    return f"dataset '{dataset}' is of kind {kind}, and pipeline '{template}' is for another kind: {start}"
+    return f"dataset '{dataset}' is of kind {kind}, but pipeline '{template}' is for another kind: {start}"
 
 
 def _copied(text: str, template: str, dataset: str) -> str:

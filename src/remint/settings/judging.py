@@ -56,7 +56,7 @@ class EvaluationSettings(Settings):
     @classmethod
     def _pinned(cls, program: FeatureFile | None) -> FeatureFile | None:
         if program is not None and program.sha256 is None:
-            raise ValueError("sha256: missing: give the SHA-256 of the program, which is checked before its use")
+            raise ValueError("sha256: missing: give the SHA-256 of the program")
         return program
 
     @model_validator(mode="after")
@@ -67,8 +67,8 @@ class EvaluationSettings(Settings):
                 raise ValueError(f"metrics: {metric} needs evaluation.{features}.path: {FEATURE_FILES[features]}")
             if metric in PUBLISHED_ONLY and self.inception and self.inception.sha256 not in (None, INCEPTION_SHA256):
                 raise ValueError(
-                    f"metrics: {metric} is defined for the published weights only (SHA-256 {INCEPTION_SHA256[:8]}..), and "
-                    "inception.sha256 names others: remove sha256 or the metric"
+                    f"metrics: {metric} is defined for the published weights only (SHA-256 {INCEPTION_SHA256[:8]}..), but "
+                    "inception.sha256 is of other weights: remove sha256 or the metric"
                 )
         return self
 
@@ -111,7 +111,7 @@ class Improve(Settings):
     @model_validator(mode="after")
     def _one_unit(self) -> Improve:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ValueError("metric: name at least one metric, and none twice")
+            raise ValueError("metric: give at least one metric, and each only once")
         if len(self.metrics) > 1 and self.margin not in ("auto", 0.0):
             raise ValueError("margin: one number does not fit several metrics with different units: use auto or 0")
         return self

@@ -105,7 +105,7 @@ class PipelineSettings(Settings):
             if needs == "classes" and "classes" not in can:
                 raise ValueError(f"evaluation.metrics: {metric} needs model.conditional: true")
             if needs not in can:
-                raise ValueError(f"evaluation.metrics: family '{self.family}' has no {needs}, which {metric} needs")
+                raise ValueError(f"evaluation.metrics: {metric} needs {needs}, which family '{self.family}' does not have")
         for metric in sorted(self.promotion.metrics() - set(self.metrics())):
             raise ValueError(
                 f"promotion: metric '{metric}' is not measured: add it to evaluation.metrics ({', '.join(self.metrics())})"
@@ -153,7 +153,7 @@ class Params(Settings):
             for metric in pipeline.evaluation.metrics or []:
                 if table and plugins.facts_of(metric).features == "inception":
                     raise ValueError(
-                        f"pipelines.{name}.evaluation.metrics: {metric} needs images, and dataset '{pipeline.dataset}' is a "
+                        f"pipelines.{name}.evaluation.metrics: {metric} needs images, but dataset '{pipeline.dataset}' is a "
                         "table: use a metric in the dataset's own features, such as fd_domain"
                     )
         return self

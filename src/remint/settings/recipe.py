@@ -38,7 +38,7 @@ class Settings(BaseModel):
 def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
     """Return a clause that refuses a name and suggests the nearest known one, or lists all known ones."""
     near = difflib.get_close_matches(name[:LONGEST], sorted(known), n=1, cutoff=0.5)
-    return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}")
+    return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(sorted(known))}")
 
 
 class SplitSettings(Settings):
@@ -199,9 +199,7 @@ class VaeGanSettings(VaeSettings):
     @model_validator(mode="after")
     def _critic_has_no_conditional(self) -> VaeGanSettings:
         if self.critic.conditional:
-            raise ValueError(
-                "critic.conditional: remove it and set model.conditional: the critic gets the class when the model does"
-            )
+            raise ValueError("critic.conditional: remove it and set model.conditional: the critic then gets the class too")
         return self
 
 
