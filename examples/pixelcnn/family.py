@@ -76,7 +76,7 @@ class PixelCnn(Model):
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
         super().__init__()
         if spec.is_table:
-            raise SettingsError("family 'pixelcnn' is for images, and this dataset is a table: use vae or flow")
+            raise SettingsError("family 'pixelcnn' needs images, but this dataset is a table: use vae or flow")
         channels, height, width = spec.image
         self.spec, self.conditional = spec, settings.conditional
         self.labels = Labels(settings.conditional, spec)

@@ -67,7 +67,7 @@ def draws_others(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
-    [(draws_nan, "values that are not finite"), (draws_others, "does not draw what was recorded at training")],
+    [(draws_nan, "values that are not finite"), (draws_others, "output differs from the output recorded at training")],
 )
 def test_a_model_that_does_not_draw_as_it_did_is_no_version(
     store: Tracking, bundle: Path, tmp_path: Path, spoil: Callable[[Path], None], says: str

@@ -101,7 +101,7 @@ def test_the_loss_is_bits_per_dimension() -> None:
 
 
 def test_tables_and_missing_labels_are_refused() -> None:
-    with pytest.raises(SettingsError, match="family 'pixelcnn' is for images"):
+    with pytest.raises(SettingsError, match="family 'pixelcnn' needs images"):
         build(SMALL, MIXED)
     with pytest.raises(SettingsError, match="conditional: true needs labels"):
         build(SMALL.model_copy(update={"conditional": True}), PAIR)

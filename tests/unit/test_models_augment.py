@@ -159,5 +159,5 @@ def test_both_sides_judge_what_is_augmented() -> None:
 
 
 def test_a_table_is_not_augmented() -> None:
-    with pytest.raises(SettingsError, match=r"model\.augment is for images"):
+    with pytest.raises(SettingsError, match=r"model\.augment needs images"):
         Augment(SETTINGS, TABLE)

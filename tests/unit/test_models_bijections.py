@@ -135,7 +135,7 @@ def test_affine_scales_are_clamped() -> None:
     assert value.max() == pytest.approx(math.exp(LOG_SCALE))
 
 
-@pytest.mark.parametrize(("image", "scales", "remedy"), [((1, 28, 28), 3, "take at most 2"), ((3, 5, 8), 1, "network: mlp")])
+@pytest.mark.parametrize(("image", "scales", "remedy"), [((1, 28, 28), 3, "use at most 2"), ((3, 5, 8), 1, "network: mlp")])
 def test_sides_that_cannot_be_halved_are_refused(image: tuple[int, int, int], scales: int, remedy: str) -> None:
     with pytest.raises(SettingsError, match=rf"model\.scales: {scales} .* {image[1]} x {image[2]} .*{remedy}"):
         Multiscale(image, SPLINE.model_copy(update={"scales": scales}), 0)

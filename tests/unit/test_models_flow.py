@@ -240,11 +240,11 @@ class TestTables:
         assert bool(model.log_prob(x, torch.zeros(2, model.density_noise), case.y(2)).isfinite().all())
 
     def test_missing_values_are_refused_by_name(self) -> None:
-        with pytest.raises(SettingsError, match="columns height, smokes may miss .* take family: vae, or drop"):
+        with pytest.raises(SettingsError, match="columns height, smokes may lack .* use family: vae, or remove"):
             build(FlowSettings(), MIXED)
 
     def test_a_convolutional_network_is_refused(self) -> None:
-        with pytest.raises(SettingsError, match="multiscale is for images"):
+        with pytest.raises(SettingsError, match="multiscale needs images"):
             build(FlowSettings(network="multiscale"), TWO)
 
 

@@ -262,7 +262,7 @@ def test_a_conditional_critic_is_a_projection() -> None:
 @pytest.mark.parametrize(
     ("update", "spec", "message"),
     [
-        ({"network": "residual"}, NUMBERS, "residual is for images, and this is a table"),
+        ({"network": "residual"}, NUMBERS, "residual needs images, but this dataset is a table"),
         ({"network": "dcgan"}, IMAGE, "dcgan halves its maps, and 3 x 4 cannot be"),
         ({"fourier": 4}, SQUARE, "fourier is for tables"),
         ({"conditional": True}, MIXED, "conditional: true needs labels"),

@@ -225,10 +225,10 @@ def test_a_conditional_one_is_given_the_class_on_both_sides() -> None:
         (
             MIXED,
             {"likelihood": "categorical"},
-            "model.likelihood: categorical .* a table: take sigma_gaussian or gaussian_mixture",
+            "model.likelihood: categorical .* a table: use sigma_gaussian or gaussian_mixture",
         ),
-        (MIXED, {"network": "residual"}, "model.network: residual is of images"),
-        (IMAGE, {"likelihood": "gaussian_mixture"}, "model.likelihood: gaussian_mixture .* images: take discretised_logistic"),
+        (MIXED, {"network": "residual"}, "model.network: residual needs images"),
+        (IMAGE, {"likelihood": "gaussian_mixture"}, "model.likelihood: gaussian_mixture .* images: use discretised_logistic"),
         (IMAGE, {"likelihood": "bernoulli"}, "these have 17"),
     ],
 )

@@ -151,7 +151,7 @@ def test_the_mean_of_a_law_that_is_integrated_is_that_of_its_own_values_kept_wit
 
 
 def test_what_it_cannot_be_is_refused() -> None:
-    with pytest.raises(SettingsError, match="family 'vaegan' is for images"):
+    with pytest.raises(SettingsError, match="family 'vaegan' needs images"):
         a_model(spec=MIXED)
     content = read_params(Path(__file__).parents[2])
     content["pipelines"] = {"x": content["pipelines"]["digits-vae"] | {"family": "vaegan"}}

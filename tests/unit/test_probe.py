@@ -87,7 +87,7 @@ def test_what_is_not_finite_is_named() -> None:
     assert probe.nonfinite_values(model, holes, {"samples": rows[:, ::-1].copy()}) == "1 of 4 values of samples are not finite"
     assert probe.nonfinite_values(model, holes, {"samples": np.array([[0.0, np.inf]])}) is not None
     model.bias = torch.nn.Parameter(torch.tensor([0.0, torch.nan]))
-    assert probe.nonfinite_values(model, holes, {}) == "the weights bias hold values that are not finite"
+    assert probe.nonfinite_values(model, holes, {}) == "the weights bias contain values that are not finite"
 
 
 def test_what_is_the_same_elsewhere() -> None:
@@ -111,7 +111,7 @@ def test_what_is_the_same_elsewhere() -> None:
         ) == same
     assert probe.difference({"samples": row}, {"samples": np.zeros_like(row)}, exact=False) is not None
     assert probe.difference({"samples": image}, {"samples": image[:3]}, exact=False) is not None
-    assert probe.difference({"samples": image}, {}, exact=False) == "samples was recorded, nothing drawn"
+    assert probe.difference({"samples": image}, {}, exact=False) == "recorded: samples; drawn again: nothing"
 
 
 @pytest.fixture
@@ -130,10 +130,7 @@ def test_a_bundle_from_before_samples_were_recorded_only_has_to_draw(bundle: Pat
     (bundle / probe.FILE).unlink()
     manifest.seal(bundle)
     fresh._main(str(bundle))
-    assert (
-        json.loads(said.read_text())["how"]
-        == "loaded and drew finite samples; nothing was recorded at training that they could equal"
-    )
+    assert json.loads(said.read_text())["how"] == "loaded and drew finite samples; training recorded no samples to compare"
 
 
 def test_on_another_machine_it_says_how_near_they_are(bundle: Path, said: Path) -> None:

@@ -42,7 +42,7 @@ class Augment(nn.Module):
         """Build the augmentation. Raises SettingsError if the data are a table and ``augment`` is set."""
         super().__init__()
         if settings.augment and spec.is_table:
-            raise SettingsError("model.augment is for images, and this is a table: leave it out")
+            raise SettingsError("model.augment needs images, but this dataset is a table: remove it")
         self.target = settings.augment
         self.examples = settings.augment_examples
         self.compares = settings.loss in ("relativistic", "wgan_gp")  # whether only differences of scores have a meaning

@@ -76,7 +76,7 @@ class _TensorBudget(TorchFunctionMode):
         if isinstance(made, Tensor) and not any(isinstance(each, Tensor) for each in args):
             self.left -= made.nbytes
             if self.left < 0:
-                raise MemoryError("its network is far larger than the weights")
+                raise MemoryError("the network is far larger than the weights")
         return made
 
 

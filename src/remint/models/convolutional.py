@@ -46,8 +46,8 @@ def stages(size: Size) -> list[Size]:
         sizes.append((height, width))
     if max(height, width) > COARSEST:
         raise SettingsError(
-            f"a convolutional network halves its maps down to 8 x 8 or less, and {size[0]} x {size[1]} stops at "
-            f"{height} x {width}: set datasets.NAME.shape to sides such as 8, 16, 28, 32 or 64, or take network: mlp"
+            f"a convolutional network halves its maps to at most 8 x 8, but {size[0]} x {size[1]} stops at "
+            f"{height} x {width}: set datasets.NAME.resize.size to sides such as 8, 16, 28, 32 or 64, or use network: mlp"
         )
     return sizes
 

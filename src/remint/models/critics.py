@@ -105,7 +105,7 @@ class Critic(nn.Module):
         dims, out_features = math.prod(space.shape), 1 + labels.width
         if self.fourier:
             if not space.spec.is_table or settings.network not in DENSE:
-                raise SettingsError("model.fourier is for tables and network: mlp or residual_mlp: leave it out")
+                raise SettingsError("model.fourier needs a table and network: mlp or residual_mlp: remove it")
             self.register_buffer("frequencies_DW", settings.fourier_scale * torch.randn(dims, self.fourier))
         self.takes_rows = settings.network in DENSE
         self.net = critic_network(settings, space, 2 * self.fourier, out_features)
@@ -115,7 +115,7 @@ class Critic(nn.Module):
         score_BK = at_least_single(self.net(self._row(x_BS.flatten(1)) if self.takes_rows else x_BS))
         if not self.classes:
             return score_BK.squeeze(1)
-        assert y_B is not None, "a conditional critic is given the class"
+        assert y_B is not None, "a conditional critic needs the class"
         of_class_BK = F.one_hot(y_B, self.classes).to(score_BK.dtype)
         return score_BK[:, 0] + (score_BK[:, 1:] * of_class_BK).sum(1)
 
@@ -136,7 +136,9 @@ def _dense(settings: CriticSettings, in_features: int, out_features: int) -> nn.
 def _map(settings: CriticSettings, space: CriticSpace) -> tuple[int, Size]:
     """Return channels and size of the images. Raises SettingsError if the data are a table."""
     if space.spec.is_table:
-        raise SettingsError(f"model.network: {settings.network} is for images, and this is a table: take mlp or residual_mlp")
+        raise SettingsError(
+            f"model.network: {settings.network} needs images, but this dataset is a table: use mlp or residual_mlp"
+        )
     channels, height, width = space.spec.image
     return channels, (height, width)
 
@@ -145,7 +147,7 @@ def _dcgan_sizes(size: Size) -> list[Size]:
     sizes = stages(size)
     if len(sizes) == 1:
         raise SettingsError(
-            f"model.network: dcgan halves its maps, and {size[0]} x {size[1]} cannot be: take mlp or residual_mlp"
+            f"model.network: dcgan halves its maps, but {size[0]} x {size[1]} cannot be halved: use mlp or residual_mlp"
         )
     return sizes
 

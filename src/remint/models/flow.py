@@ -132,12 +132,12 @@ def build(settings: FlowSettings, spec: DataSpec) -> Flow:
     multi-scale network, or if an image cannot be halved ``scales`` times.
     """
     if spec.is_table and settings.network == "multiscale":
-        raise SettingsError("model.network: multiscale is for images, and this dataset is a table: take network: mlp")
+        raise SettingsError("model.network: multiscale needs images, but this dataset is a table: use network: mlp")
     missing = [column.name for column in spec.columns if column.missing]
     if missing:
         raise SettingsError(
-            f"family flow needs every value, and column{'s' * (len(missing) > 1)} {', '.join(missing)} may miss some: "
-            "take family: vae, or drop those rows or columns from the source"
+            f"family flow needs all values, but column{'s' * (len(missing) > 1)} {', '.join(missing)} may lack some: "
+            "use family: vae, or remove these rows or columns from the source"
         )
     return Flow(settings, spec)
 

@@ -166,12 +166,12 @@ class Multiscale(Bijection):
         if height % unit or width % unit:
             fitting = max((s for s in range(1, 10) if height % 2**s == 0 and width % 2**s == 0), default=0)
             remedy = (
-                f"take at most {fitting}, or resize or pad the images"
+                f"use at most {fitting}, or resize or pad the images"
                 if fitting
-                else "resize or pad the images, or take network: mlp"
+                else "resize or pad the images, or use network: mlp"
             )
             raise SettingsError(
-                f"model.scales: {settings.scales} halves the sides of an image as often, and {height} x {width} are not "
+                f"model.scales: {settings.scales} halves an image {settings.scales} times, but {height} x {width} are not "
                 f"multiples of {unit}: {remedy}"
             )
         self.image = image

@@ -27,7 +27,7 @@ class Labels(nn.Module):
         """Build the labels. Raises SettingsError if the model is conditional and the data have no labels."""
         super().__init__()
         if conditional and spec.classes == 0:
-            raise SettingsError("model.conditional: true needs labels, and this dataset has none: leave it out, or add labels")
+            raise SettingsError("model.conditional: true needs labels, but this dataset has none: remove it, or add labels")
         self.conditional = conditional
         self.width = spec.classes if conditional else 0  # K: numbers that ``one_hot`` adds to a network's input
         self.noise_size = int(conditional)  # the last noise number of a sample draws its class
@@ -53,7 +53,7 @@ class Labels(nn.Module):
 
     def one_hot(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return the labels one-hot, shape (B, K)."""
-        assert y_B is not None, "a conditional model is given the class"
+        assert y_B is not None, "a conditional model needs the class"
         return F.one_hot(y_B, self.width).to(dtype)
 
     def append_one_hot(self, x: Tensor, y_B: Tensor | None) -> Tensor:

@@ -54,8 +54,8 @@ class Bernoulli(LevelLikelihood):
         super().__init__()
         if levels != 2:
             raise SettingsError(
-                f"model.likelihood: bernoulli is of binarised images, which have 2 levels, and these have {levels}: "
-                "take discretised_logistic, or binarise the images"
+                f"model.likelihood: bernoulli needs binarised images, with 2 levels, but these have {levels}: "
+                "use discretised_logistic, or binarise the images"
             )
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:

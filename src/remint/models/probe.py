@@ -117,7 +117,7 @@ def nonfinite_values(model: Model, spec: DataSpec, arrays: Arrays) -> str | None
     """Describe weights or drawn values that are not finite; None if all are. Values that may be missing may be NaN."""
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            return f"the weights {name} hold values that are not finite"
+            return f"the weights {name} contain values that are not finite"
     for name, array in arrays.items():
         fine = np.isfinite(array)
         if name == "samples" and spec.is_table:
@@ -133,7 +133,7 @@ def difference(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
     ``exact``: every bit counts; otherwise only a difference above SHARE_TOLERANCE or RELATIVE_TOLERANCE.
     """
     if {name: array.shape for name, array in recorded.items()} != {name: array.shape for name, array in again.items()}:
-        return f"{', '.join(recorded) or 'nothing'} was recorded, {', '.join(again) or 'nothing'} drawn"
+        return f"recorded: {', '.join(recorded) or 'nothing'}; drawn again: {', '.join(again) or 'nothing'}"
     for name, before in recorded.items():
         now = again[name]
         if before.dtype != now.dtype:
@@ -141,11 +141,11 @@ def difference(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
         if before.tobytes() == now.tobytes():
             continue
         if exact:
-            return f"{int((before != now).sum())} of {before.size} values of {name} are others"
+            return f"{int((before != now).sum())} of {before.size} values of {name} differ"
         if before.dtype == np.uint8:
             off = np.abs(before.astype(np.int64) - now)
             if off.max() > 1 or (off > 0).mean() > SHARE_TOLERANCE:
-                return f"{(off > 0).mean():.1%} of the values of {name} are others, by up to {off.max()} levels"
+                return f"{(off > 0).mean():.1%} of the values of {name} differ, by up to {off.max()} levels"
         elif not np.allclose(before, now, rtol=RELATIVE_TOLERANCE, atol=RELATIVE_TOLERANCE, equal_nan=True):
-            return f"{name} differ by more than {RELATIVE_TOLERANCE} of themselves"
+            return f"values of {name} differ by more than {RELATIVE_TOLERANCE}, relative to the recorded ones"
     return None

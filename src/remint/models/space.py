@@ -33,8 +33,8 @@ class CriticSpace:
         missing = [column.name for column in spec.columns if column.missing]
         if missing:
             raise SettingsError(
-                f"a critic cannot learn from missing values, and {', '.join(missing)} of this table may be missing: "
-                "take family: vae, which can, or leave these columns or rows out of the source"
+                f"a critic cannot use missing values, but {', '.join(missing)} of this table may be missing: "
+                "use family: vae, or remove these columns or rows from the source"
             )
         self.spec = spec
         self.widths = [max(1, len(column.categories)) for column in spec.columns]  # numbers of each column

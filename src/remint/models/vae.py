@@ -112,7 +112,7 @@ def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: 
 def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:
     """Return encoder (images to 2 Z numbers) and decoder (Z numbers to maps; the channels are each pixel's parameters)."""
     if spec.is_table:
-        raise SettingsError("model.network: residual is of images, and this dataset is a table: take network: mlp")
+        raise SettingsError("model.network: residual needs images, but this dataset is a table: use network: mlp")
     channels, height, width = spec.image
     size, maps = (height, width), outputs // (height * width)
     encoder = DownsamplingNetwork(
@@ -145,14 +145,13 @@ def _likelihood(settings: VaeSettings, spec: DataSpec) -> PixelLikelihood | RowL
     if spec.is_table:
         if asked not in (None, "sigma_gaussian", "gaussian_mixture"):
             raise SettingsError(
-                f"model.likelihood: {asked} is of an image's levels, and this dataset is a table: "
-                "take sigma_gaussian or gaussian_mixture (categorical columns are categorical in both)"
+                f"model.likelihood: {asked} needs images, but this dataset is a table: "
+                "use sigma_gaussian or gaussian_mixture (categorical columns are categorical in both)"
             )
         return RowLikelihood("sigma_gaussian" if asked is None else asked, spec, settings.mixtures)
     if asked == "gaussian_mixture":
         raise SettingsError(
-            "model.likelihood: gaussian_mixture is of a table's numeric columns, and this dataset has images: "
-            "take discretised_logistic"
+            "model.likelihood: gaussian_mixture needs a table, but this dataset has images: use discretised_logistic"
         )
     law = level_likelihood(asked or "discretised_logistic", spec.levels, settings.mixtures)
     return PixelLikelihood(law, spec, settings.pixels)

@@ -39,7 +39,7 @@ class VaeGan(Vae, AdversarialGenerator):
     def __init__(self, settings: VaeGanSettings, spec: DataSpec) -> None:
         """Build the model. Raises SettingsError if the data are a table, and as Vae does."""
         if spec.is_table:
-            raise SettingsError("family 'vaegan' is for images, and this dataset is a table: use vae, or gan")
+            raise SettingsError("family 'vaegan' needs images, but this dataset is a table: use vae or gan")
         super().__init__(settings, spec)
         self.space = CriticSpace(spec)
 
