@@ -22,7 +22,7 @@ def main(dataset: str) -> None:
     settings = load_params(here).dataset(dataset)
     # Raw data is often not in git: look in the job's checkout first, then in the person's working tree.
     roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
-    root = next((root for root in roots if (root / sources.local(settings.source)).exists()), roots[-1])
+    root = next((root for root in roots if (root / sources.local_path(settings.source)).exists()), roots[-1])
     sources.snapshot(
         dataset,
         settings,

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from remint.data import pictures, sources
-from remint.data.images import fitted, resized
+from remint.data.images import resize_image, resize_images
 from remint.data.schema import Schema
 from remint.errors import DataError
 from remint.records import DataSpec
@@ -185,24 +185,24 @@ def test_filters_are_those_of_pillow(tmp_path: Path, filter: str) -> None:
 
 def test_a_box_of_two_is_the_mean_of_four_around_the_centre() -> None:
     x_HWC = picture(0, (6, 8)) // 4 * 4  # Pillow rounds after each axis: these need no rounding
-    small = np.asarray(fitted(Image.fromarray(x_HWC), ResizeSettings(size=[3, 3], filter="box")))
+    small = np.asarray(resize_image(Image.fromarray(x_HWC), ResizeSettings(size=[3, 3], filter="box")))
     middle = x_HWC[:, 1:7].astype(float).reshape(3, 2, 3, 2, 3).mean((1, 3))  # of 8 columns the middle 6
     np.testing.assert_array_equal(small, middle)
 
 
 def test_padding_adds_zeros_and_changes_nothing() -> None:
     x_NCHW = np.random.default_rng(0).integers(1, 17, size=(3, 1, 28, 28), dtype=np.uint8)
-    padded = resized(x_NCHW, ResizeSettings(size=[32, 32], filter="pad"), levels=17)
+    padded = resize_images(x_NCHW, ResizeSettings(size=[32, 32], filter="pad"), levels=17)
     np.testing.assert_array_equal(padded, np.pad(x_NCHW, ((0, 0), (0, 0), (2, 2), (2, 2))))
     with pytest.raises(DataError, match="an image of 28x28 does not fit into resize.size 27x32 with filter pad"):
-        resized(x_NCHW, ResizeSettings(size=[27, 32], filter="pad"), levels=17)
+        resize_images(x_NCHW, ResizeSettings(size=[27, 32], filter="pad"), levels=17)
 
 
 def test_a_filter_that_overshoots_stays_within_the_levels() -> None:
     edge_NCHW = np.zeros((1, 1, 8, 8), np.uint8)
     edge_NCHW[..., 4:] = 16
-    assert resized(edge_NCHW, ResizeSettings(size=[16, 16]), levels=256).max() > 16
-    assert resized(edge_NCHW, ResizeSettings(size=[16, 16]), levels=17).max() == 16
+    assert resize_images(edge_NCHW, ResizeSettings(size=[16, 16]), levels=256).max() > 16
+    assert resize_images(edge_NCHW, ResizeSettings(size=[16, 16]), levels=17).max() == 16
 
 
 def test_sizes_that_differ(tmp_path: Path) -> None:

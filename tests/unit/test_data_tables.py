@@ -56,14 +56,14 @@ def refusal(folder: Path, source: str = "a.parquet", **settings: Any) -> str:
 
 
 def column(values: Any, name: str = "x", **settings: Any) -> Column:
-    return columns.learn(name, pa.chunked_array([pa.array(values)]), settings.get("categorical", False))
+    return columns.learn_column(name, pa.chunked_array([pa.array(values)]), settings.get("categorical", False))
 
 
 def unfit(values: Any, name: str = "x", **settings: Any) -> str:
     array = pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values)])
     with pytest.raises(columns.UnusableColumn) as caught:
-        columns.refuse_type(array)
-        columns.learn(name, array, settings.get("categorical", False))
+        columns.check_type(array)
+        columns.learn_column(name, array, settings.get("categorical", False))
     return str(caught.value)
 
 

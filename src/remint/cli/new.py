@@ -70,7 +70,7 @@ def _dataset(repository: Path, name: str, source: str, kind: Kind | None) -> dic
     block = {"source": source, "kind": kind or by_name}
     settings = validate_params({"datasets": {name: block}, "pipelines": {}}).datasets[name]
     if not source.startswith(sources.REMOTE):
-        sources.located(name, settings, repository, fetched=None)
+        sources.locate_source(name, settings, repository, fetched=None)
     return block
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from remint.data import tar
-from remint.data.folder import File, hidden
+from remint.data.folder import File, is_hidden
 from remint.errors import DataError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -66,7 +66,7 @@ def files(path: Path) -> Iterator[File]:
             if file.name in seen:
                 raise DataError(f"{path}: member {file.name!r} occurs twice: remove one of them and pack it again")
             seen.add(file.name)
-            if not hidden(file.name):
+            if not is_hidden(file.name):
                 yield replace(file, read=partial(_read, path, file.read))
 
 
@@ -131,7 +131,7 @@ def _tar(path: Path) -> Iterator[File]:
     """Yield the regular files of a tar."""
     count = 0
     with path.open("rb") as packed:
-        for _ in tar.members(_BoundedStream(path, packed), trusting=True):
+        for _ in tar.members(_BoundedStream(path, packed), verify_checksums=False):
             count += 1
             check_limits(path, count, 0, None)
     with path.open("rb") as packed:
@@ -142,7 +142,7 @@ def _tar(path: Path) -> Iterator[File]:
                 raise DataError(f"{path}: member {name!r} is a link, a device or sparse, not a file: pack the files themselves")
             check_limits(path, place + 1, meter.tell() + member.size, None)
             if member.is_file:
-                yield File(name, member.size, partial(meter.take, member.size), (place, count))
+                yield File(name, member.size, partial(meter.read, member.size), (place, count))
         meter.finish()
 
 
@@ -184,12 +184,12 @@ class _BoundedStream:
     def tell(self) -> int:
         return self.position
 
-    def take(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         """Return the next ``size`` bytes. Raises EOFError if fewer remain, ValueError if ``size`` exceeds LONGEST_READ."""
         if size > LONGEST_READ:
             raise ValueError(f"a member has {size:,} bytes, more than {LONGEST_READ:,}")
         content = self.unpacked.read(size)
-        self._moved(len(content))
+        self._advance(len(content))
         if len(content) < size:
             raise EOFError("the archive ends in the middle of a member")
         return content
@@ -198,17 +198,17 @@ class _BoundedStream:
         """Move forward to position ``to``. Raises EOFError if the stream ends before it."""
         if not self.gzipped:
             self.unpacked.seek(to)
-            self._moved(to - self.position)
+            self._advance(to - self.position)
             if to > self.size:
                 raise EOFError("the archive ends in the middle of a member")
         while self.position < to:
-            self.take(min(BLOCK, to - self.position))
+            self.read(min(BLOCK, to - self.position))
 
     def finish(self) -> None:
         """Read to the end, where gzip compares its checksum."""
         while content := self.unpacked.read(BLOCK):
-            self._moved(len(content))
+            self._advance(len(content))
 
-    def _moved(self, by: int) -> None:
+    def _advance(self, by: int) -> None:
         self.position += by
         check_limits(self.path, 0, self.position, self.packed.tell())

@@ -57,17 +57,17 @@ class Dataset:
 
 def load(folder: Path) -> Dataset:
     """Load the dataset prepared in ``folder``. Raises IntegrityError, which names the file, if a byte has changed."""
-    again = "prepare it again (dvc repro --force)"
+    remedy = "prepare it again (dvc repro --force)"
     try:
         version = DatasetVersion.read(folder / VERSION)
     except (OSError, ValidationError) as error:
-        raise IntegrityError(f"{folder} has no readable {VERSION} ({type(error).__name__}): {again}") from error
+        raise IntegrityError(f"{folder} has no readable {VERSION} ({type(error).__name__}): {remedy}") from error
     for name, expected in sorted(version.files.items()):
         path = folder / name
         if not path.is_file():
-            raise IntegrityError(f"{path} is missing, but {VERSION} lists it: {again}")
+            raise IntegrityError(f"{path} is missing, but {VERSION} lists it: {remedy}")
         if sha256_file(path) != expected:
-            raise IntegrityError(f"{path} is damaged: its SHA-256 differs from the one in {VERSION}: {again}")
+            raise IntegrityError(f"{path} is damaged: its SHA-256 differs from the one in {VERSION}: {remedy}")
     train, validation, held_out = (_split(folder, version, split) for split in SPLITS)
     return Dataset(version=version, train=train, validation=validation, held_out=held_out)
 

@@ -1,7 +1,7 @@
 """Columns of a table: their kind, their fitness for a model, and their values as numbers.
 
 A column is numeric or categorical. Its values are float64: the numbers themselves or the indices of the categories, and
-NaN for a missing value (an empty cell, a null, NaN). ``standard`` returns the form that models receive.
+NaN for a missing value (an empty cell, a null, NaN). ``standardise`` returns the form that models receive.
 
 Shapes: N rows, D columns.
 """
@@ -19,8 +19,8 @@ from remint.records import Column
 MOST_CATEGORIES = 256
 FEW_ROWS = 20  # in so few rows, all-different values do not show an identifier
 FEW_CATEGORIES = 3  # so few categories may mix numbers and text (1, 2, other)
-EXACT = 2**53  # float64 holds integers up to here exactly
-NAMED = 3  # examples in a message
+LARGEST_EXACT = 2**53  # float64 holds integers up to here exactly
+MOST_EXAMPLES = 3  # examples in a message
 IDENTIFIER = re.compile(r"(?i:(?:^|[_\-. ])(?:id|ids|uuid|guid|pk|rowid))$|[a-z](?:Id|ID|Uuid|UUID|Guid|GUID)$")
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 
@@ -31,27 +31,27 @@ class UnusableColumn(Exception):
     """Reason why a column cannot be used, as the rest of a sentence that begins with its name."""
 
 
-def learn(name: str, column: pa.ChunkedArray, categorical: bool) -> Column:
+def learn_column(name: str, column: pa.ChunkedArray, categorical: bool) -> Column:
     """Learn a column's description from its values. Raises UnusableColumn for identifiers, constants, dates and the like."""
     if categorical or is_text(column):
-        return _categories(name, column, categorical)
-    return _numeric(name, column)
+        return _learn_categories(name, column, categorical)
+    return _learn_numeric(name, column)
 
 
-def values(column: pa.ChunkedArray, known: Column) -> Array:
+def column_values(column: pa.ChunkedArray, known: Column) -> Array:
     """Return the values of a known column, float64 (N,). Raises UnusableColumn if it no longer fits its description."""
     if known.numeric:
         if is_text(column):
-            raise UnusableColumn(f"was numeric, now contains text such as {_examples(not_numbers(texts(column)[1]))}")
-        x_N = numbers(column)
+            raise UnusableColumn(f"was numeric, now contains text such as {_examples(non_numeric(as_categories(column)[1]))}")
+        x_N = as_numbers(column)
         if np.isinf(x_N).any():
             raise UnusableColumn(f"has {int(np.isinf(x_N).sum())} infinite values")
-        if not np.isfinite(standard(x_N[:, None], (known,))[~np.isnan(x_N)]).all():
+        if not np.isfinite(standardise(x_N[:, None], (known,))[~np.isnan(x_N)]).all():
             raise UnusableColumn(
                 f"has values up to {np.nanmax(np.abs(x_N)):.3g}, too far from its mean in the schema ({known.mean:.3g})"
             )
     else:
-        code_N, names = texts(column)
+        code_N, names = as_categories(column)
         new = [name for name in names if name not in known.categories]
         if new:
             raise UnusableColumn(f"has {len(new)} new value{'s' * (len(new) > 1)}: {_examples(new)}")
@@ -64,7 +64,7 @@ def values(column: pa.ChunkedArray, known: Column) -> Array:
     return x_N
 
 
-def standard(x_ND: Array, columns: tuple[Column, ...]) -> Array:
+def standardise(x_ND: Array, columns: tuple[Column, ...]) -> Array:
     """Return float32 (N, D): (x - mean) / scale of numeric columns, indices of categories unchanged."""
     mean_D, scale_D = (np.array([getattr(column, key) for column in columns]) for key in ("mean", "scale"))
     with np.errstate(over="ignore"):
@@ -72,7 +72,7 @@ def standard(x_ND: Array, columns: tuple[Column, ...]) -> Array:
     return standard_ND
 
 
-def refuse_type(column: pa.ChunkedArray) -> None:
+def check_type(column: pa.ChunkedArray) -> None:
     """Raise UnusableColumn if the type is neither number nor text."""
     kind = column.type
     if pa.types.is_temporal(kind):
@@ -95,41 +95,41 @@ def is_text_type(kind: pa.DataType) -> bool:
 
 def is_missing(column: pa.ChunkedArray) -> Array:
     """Return a mask of the missing values, bool (N,)."""
-    return texts(column)[0] < 0 if is_text(column) else np.isnan(numbers(column))
+    return as_categories(column)[0] < 0 if is_text(column) else np.isnan(as_numbers(column))
 
 
-def numbers(column: pa.ChunkedArray) -> Array:
+def as_numbers(column: pa.ChunkedArray) -> Array:
     """Return the values as float64 (N,), NaN where one is missing."""
     return np.array(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
 
 
-def texts(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
+def as_categories(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     """Return each value's index among the distinct values, int64 (N,), -1 where it is missing; and these in order.
 
     Whole numbers are sorted as numbers and written as integers (3, not 3.0), so that CSV and Parquet agree.
     """
     if pa.types.is_floating(column.type):
-        column = _whole(column)
+        column = _as_integers(column)
     encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
     try:
         names = encoded.dictionary.to_pylist()
     except UnicodeDecodeError as error:
         raise UnusableColumn("contains text that is not UTF-8: save the file as UTF-8") from error
     code_N = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    ordered = sorted((name for name in names if name), key=_order(names))
+    ordered = sorted((name for name in names if name), key=_sort_key(names))
     place = {name: index for index, name in enumerate(ordered)} | {"": -1}
     lookup = np.array([*(place[name] for name in names), -1], dtype=np.int64)  # the last one is for code -1
     return lookup[code_N], ordered
 
 
-def not_numbers(names: list[str]) -> list[str]:
+def non_numeric(names: list[str]) -> list[str]:
     """Return the names that are not decimal numbers."""
     return [name for name in names if not re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", name)]
 
 
-def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return whole floats as integers (pandas turns integers into floats if one is missing)."""
-    x_N = numbers(column)
+    x_N = as_numbers(column)
     fractions = x_N[x_N != np.floor(x_N)]  # includes NaN, which is unequal to itself
     fractions = fractions[~np.isnan(fractions)]
     if len(fractions):
@@ -137,13 +137,13 @@ def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(np.nan_to_num(x_N).astype(np.int64), mask=np.isnan(x_N))])
 
 
-def _order(names: list[str | None]) -> Any:
+def _sort_key(names: list[str | None]) -> Any:
     whole = all(re.fullmatch(r"-?\d{1,18}", name) for name in names if name)
     return (lambda name: (int(name), name)) if whole else (lambda name: name)
 
 
-def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
-    code_N, names = texts(column)
+def _learn_categories(name: str, column: pa.ChunkedArray, declared: bool) -> Column:
+    code_N, names = as_categories(column)
     present = int((code_N >= 0).sum())
     if len(names) < 2:
         raise UnusableColumn("has no values" if not names else f"has the same value in every row ({names[0]!r})")
@@ -152,58 +152,58 @@ def _categories(name: str, column: pa.ChunkedArray, said: bool) -> Column:
         raise UnusableColumn(
             f"contains dates such as {dates[0]!r}: convert them to numbers (days since a date, hour, weekday), or drop it"
         )
-    others = not_numbers(names)
-    if not said and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
+    others = non_numeric(names)
+    if not declared and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
         raise UnusableColumn(
             f"contains numbers and text such as {_examples(others)}: "
             "leave the cells of missing values empty, or add it to categorical"
         )
-    if present > FEW_ROWS and len(names) > present / 2 and not said:
+    if present > FEW_ROWS and len(names) > present / 2 and not declared:
         raise UnusableColumn(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
     if len(names) > MOST_CATEGORIES:
         raise UnusableColumn(f"has {len(names)} categories, more than {MOST_CATEGORIES}: merge the rare ones, or drop it")
     return Column(name=name, categories=tuple(names), missing=present < len(code_N))
 
 
-def _numeric(name: str, column: pa.ChunkedArray) -> Column:
-    x_N = numbers(column)
-    there_N = x_N[~np.isnan(x_N)]
-    if not len(there_N):
+def _learn_numeric(name: str, column: pa.ChunkedArray) -> Column:
+    x_N = as_numbers(column)
+    present_N = x_N[~np.isnan(x_N)]
+    if not len(present_N):
         raise UnusableColumn("has no values")
-    if np.isinf(there_N).any():
-        raise UnusableColumn(f"has {int(np.isinf(there_N).sum())} infinite values: make these cells empty, or drop it")
-    constant, counts = there_N.min() == there_N.max(), pa.types.is_integer(column.type)
-    if (there_N == np.floor(there_N)).all():
+    if np.isinf(present_N).any():
+        raise UnusableColumn(f"has {int(np.isinf(present_N).sum())} infinite values: make these cells empty, or drop it")
+    constant, integers = present_N.min() == present_N.max(), pa.types.is_integer(column.type)
+    if (present_N == np.floor(present_N)).all():
         if IDENTIFIER.search(name):
             raise UnusableColumn("is named like an identifier and contains whole numbers: add it to categorical, or drop it")
-        if np.abs(there_N).max() > EXACT and (counts or constant):  # beyond 2^64, CSV gives floats, all equal
+        if np.abs(present_N).max() > LARGEST_EXACT and (integers or constant):  # beyond 2^64, CSV gives floats, all equal
             raise UnusableColumn(
                 "contains integers beyond 2^53, which double precision cannot distinguish: it looks like an identifier"
             )
     if constant:
-        raise UnusableColumn(f"has the same value in every row ({there_N[0]:g})")
-    if counts and _numbers_the_rows(there_N):
+        raise UnusableColumn(f"has the same value in every row ({present_N[0]:g})")
+    if integers and _counts_rows(present_N):
         raise UnusableColumn(
             "looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)"
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, scale = float(there_N.mean()), float(there_N.std())
+        mean, scale = float(present_N.mean()), float(present_N.std())
     if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
         raise UnusableColumn(
-            f"has values up to {np.abs(there_N).max():.3g}, whose standard deviation cannot be computed: rescale it, or drop it"
+            f"has values up to {np.abs(present_N).max():.3g}, whose standard deviation cannot be computed: rescale it, or drop it"
         )
-    return Column(name=name, mean=mean, scale=scale, missing=len(there_N) < len(x_N))
+    return Column(name=name, mean=mean, scale=scale, missing=len(present_N) < len(x_N))
 
 
-def _numbers_the_rows(there_N: Array) -> bool:
+def _counts_rows(present_N: Array) -> bool:
     """Return whether integers rise or fall in each row by small steps. Sorted measurements repeat or lie far apart."""
-    step = np.diff(there_N)
-    dense = np.abs(there_N[-1] - there_N[0]) < 10 * len(there_N)
-    return bool(len(there_N) > FEW_ROWS and dense and ((step > 0).all() or (step < 0).all()))
+    step = np.diff(present_N)
+    dense = np.abs(present_N[-1] - present_N[0]) < 10 * len(present_N)
+    return bool(len(present_N) > FEW_ROWS and dense and ((step > 0).all() or (step < 0).all()))
 
 
 def _examples(names: list[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in names[:NAMED]) + (", .." if len(names) > NAMED else "")
+    return ", ".join(repr(name[:40]) for name in names[:MOST_EXAMPLES]) + (", .." if len(names) > MOST_EXAMPLES else "")
 
 
 def _is_string(kind: pa.DataType) -> bool:

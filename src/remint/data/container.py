@@ -23,7 +23,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 MARKER = re.compile(rb"\xff([^\x00\xff])")  # the next marker, after any bytes
 AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # the same in coded data; restart markers do not end it
-ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 START, END, SCAN, APP0, APP1, APP14, LAST_APP, COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 EXIF = b"Exif\0\0"
@@ -47,7 +47,7 @@ def strip_metadata(content: bytes) -> tuple[bytes, int]:
 
 
 def _png(content: bytes) -> tuple[bytes, int]:
-    kept, turned, at = [PNG], 1, len(PNG)
+    kept, rotation, at = [PNG], 1, len(PNG)
     for _ in range(MOST_PARTS):
         if len(content) < at + 8:
             break
@@ -56,18 +56,18 @@ def _png(content: bytes) -> tuple[bytes, int]:
         if kind in PNG_PARTS:
             kept.append(content[at:end])
         elif kind == b"eXIf":
-            turned = orientation(content[at + 8 : end - 4])
+            rotation = orientation(content[at + 8 : end - 4])
         if kind == b"IEND":
             break
         at = end
     else:
         raise HostileImage(f"has more than {MOST_PARTS:,} parts")
-    return b"".join(kept), turned
+    return b"".join(kept), rotation
 
 
 def _jpeg(content: bytes) -> tuple[bytes, int]:
     """Keep the markers up to the first scan, without comments and application data, and all scans unchanged."""
-    kept, turned, at, scans, pixels = [b"\xff\xd8"], None, 2, 0, 0
+    kept, rotation, at, scans, pixels = [b"\xff\xd8"], None, 2, 0, 0
     for _ in range(MOST_PARTS):
         found = (AFTER_SCAN if scans else MARKER).search(content, at)
         if found is None:
@@ -80,7 +80,7 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
         if marker == END:
             kept.append(b"\xff\xd9")
             break
-        if marker not in ALONE:
+        if marker not in WITHOUT_LENGTH:
             at += max(2, int.from_bytes(content[at : at + 2], "big"))
         part = content[start:at]
         if marker in FRAMES:
@@ -89,13 +89,13 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
         scans += marker == SCAN
         if scans > MOST_SCANS or scans * pixels > MOST_WORK:
             raise HostileImage(f"has {scans} scans of {pixels:,} pixels")
-        if marker == APP1 and turned is None and part[4:].startswith(EXIF):
-            turned = orientation(part[4:])
+        if marker == APP1 and rotation is None and part[4:].startswith(EXIF):
+            rotation = orientation(part[4:])
         if marker not in (START, COMMENT) and (not APP0 <= marker <= LAST_APP or marker in (APP0, APP14)):
             kept.append(part)
     else:
         raise HostileImage(f"has more than {MOST_PARTS:,} parts")
-    return b"".join(kept), turned or 1
+    return b"".join(kept), rotation or 1
 
 
 def _webp_orientation(content: bytes) -> int:

@@ -26,37 +26,40 @@ class File:
     place: tuple[int, int]  # number of files before it, number of all files
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Return whether a part of the path is hidden or is the __MACOSX folder of macOS archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def files(folder: Path) -> Iterator[File]:
     """Yield every file below ``folder``. Raises DataError, which names the path, if it is no file or is unreadable."""
-    walked = os.walk(folder, onerror=_refuse)
-    paths = [Path(at, name) for at, folders, names in walked for name in [*names, *_links(at, folders)]]
+    walked = os.walk(folder, onerror=_raise_data_error)
+    paths = [Path(at, name) for at, folders, names in walked for name in [*names, *_linked_folders(at, folders)]]
     seen = sorted((str(path.relative_to(folder)), path) for path in paths)
-    seen = [(name, path) for name, path in seen if not hidden(name)]
+    seen = [(name, path) for name, path in seen if not is_hidden(name)]
     for place, (name, path) in enumerate(seen):
-        size = regular(path, folder)
+        size = check_regular(path, folder)
         yield File(name, size, partial(_read, path), (place, len(seen)))
 
 
-def visible(folder: Path) -> list[Path]:
+def visible_entries(folder: Path) -> list[Path]:
     """Return the visible entries directly in ``folder``, sorted."""
-    return [path for path in sorted(folder.iterdir()) if not hidden(path.name)]
+    return [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
 
 
-def _links(at: str, folders: list[str]) -> list[str]:
+def _linked_folders(at: str, folders: list[str]) -> list[str]:
     return [name for name in folders if Path(at, name).is_symlink()]  # os.walk does not enter links
 
 
-def _refuse(error: OSError) -> None:
+def _raise_data_error(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be listed ({error.strerror}): grant read permission, or remove it") from error
 
 
-def regular(path: Path, folder: Path) -> int:
-    """Return the size of a regular file, or of a link's target inside ``folder``. Raises DataError for all others."""
+def check_regular(path: Path, folder: Path) -> int:
+    """Check that ``path`` is a regular file, or a link to one inside ``folder``. Return its size.
+
+    Raises DataError for all others.
+    """
     if path.is_symlink():
         target = path.resolve()
         if not target.is_relative_to(folder.resolve()):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from remint.data.archive import check_limits
-from remint.data.folder import regular, visible
+from remint.data.folder import check_regular, visible_entries
 from remint.data.images import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
@@ -29,8 +29,8 @@ NAME = re.compile(r"(?P<part>.*?)(?P<what>images|labels)[-.]idx(?P<axes>[13])-ub
 Array = np.ndarray[Any, Any]
 
 
-def holds_idx(folder: Path) -> bool:
-    return any(NAME.fullmatch(path.name) for path in visible(folder))
+def has_idx_files(folder: Path) -> bool:
+    return any(NAME.fullmatch(path.name) for path in visible_entries(folder))
 
 
 def read(folder: Path) -> Raw:
@@ -41,9 +41,9 @@ def read(folder: Path) -> Raw:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}: put it there or correct the path")
     found: dict[tuple[str, str], Path] = {}
-    for path in visible(folder):
+    for path in visible_entries(folder):
         if match := NAME.fullmatch(path.name):
-            regular(path, folder)
+            check_regular(path, folder)
             before = found.setdefault((match["what"], match["part"]), path)
             if before != path:
                 raise DataError(f"{before} and {path.name} contain the same part: remove one of them")

@@ -36,7 +36,7 @@ class Raw:
     set_aside: Mapping[str, str] = field(default_factory=dict)  # unusable file -> reason
 
 
-def checked(name: str, settings: DatasetSettings, raw: Raw) -> Array:
+def check_images(name: str, settings: DatasetSettings, raw: Raw) -> Array:
     """Return the images as uint8 (N, C, H, W), resized. Raises DataError, in one line, if they do not fit."""
     levels = settings.levels or raw.levels
     if raw.x.dtype.kind not in "buif":
@@ -51,21 +51,21 @@ def checked(name: str, settings: DatasetSettings, raw: Raw) -> Array:
         )
     _check_values(name, raw.where, x_NCHW, levels)
     x_NCHW = np.ascontiguousarray(x_NCHW, dtype=np.uint8)
-    return x_NCHW if settings.resize is None else resized(x_NCHW, settings.resize, levels)
+    return x_NCHW if settings.resize is None else resize_images(x_NCHW, settings.resize, levels)
 
 
-def resized(x_NCHW: Array, resize: ResizeSettings, levels: int) -> Array:
+def resize_images(x_NCHW: Array, resize: ResizeSettings, levels: int) -> Array:
     """Resize each channel of each image separately, as Pillow does, for any number of channels."""
     if list(x_NCHW.shape[2:]) == resize.size:
         return x_NCHW
     n, c = x_NCHW.shape[:2]
     out_NCHW = np.empty((n, c, *resize.size), np.uint8)
     for x_HW, out_HW in zip(x_NCHW.reshape(n * c, *x_NCHW.shape[2:]), out_NCHW.reshape(n * c, *resize.size), strict=True):
-        out_HW[:] = np.asarray(fitted(Image.fromarray(x_HW), resize))
+        out_HW[:] = np.asarray(resize_image(Image.fromarray(x_HW), resize))
     return np.minimum(out_NCHW, levels - 1, out=out_NCHW)  # a filter with negative lobes overshoots
 
 
-def fitted(image: Image.Image, resize: ResizeSettings) -> Image.Image:
+def resize_image(image: Image.Image, resize: ResizeSettings) -> Image.Image:
     """Return the image as H x W: its largest centred crop of that aspect ratio, resampled, or the image padded with zeros.
 
     Raises DataError if an image is too large for padding.
@@ -78,9 +78,9 @@ def fitted(image: Image.Image, resize: ResizeSettings) -> Image.Image:
             raise DataError(
                 f"an image of {image.height}x{image.width} does not fit into resize.size {height}x{width} with filter pad"
             )
-        around = Image.new(image.mode, (width, height))
-        around.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-        return around
+        padded = Image.new(image.mode, (width, height))
+        padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        return padded
     scale = min(image.width / width, image.height / height)
     part_width, part_height = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (image.width - part_width) // 2, (image.height - part_height) // 2
@@ -146,8 +146,8 @@ def check_labels(raw: Raw, count: int) -> Array:
     assert y is not None
     if y.shape != (count,):
         raise DataError(f"{raw.where}: y has shape {y.shape}: expected one label for each image, ({count},)")
-    whole = y.dtype.kind in "buif" and bool(np.isfinite(y).all() and (y == np.floor(y)).all())
-    if not whole or y.min() < 0 or y.max() >= MOST_CLASSES:
+    integral = y.dtype.kind in "buif" and bool(np.isfinite(y).all() and (y == np.floor(y)).all())
+    if not integral or y.min() < 0 or y.max() >= MOST_CLASSES:
         raise DataError(
             f"{raw.where}: y does not contain class numbers 0, 1, 2, .. ({y.dtype}): number the classes from 0, or leave y out"
         )

@@ -38,19 +38,19 @@ UNREADABLE = (
 Array = np.ndarray[Any, Any]
 
 
-def npy(path: Path) -> Raw:
+def read_npy(path: Path) -> Raw:
     """Read one array of images."""
-    with _whole(path, "a NumPy .npy file"):
+    with _damage_as_data_error(path, "a NumPy .npy file"):
         x = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(x, np.ndarray):
         raise DataError(f"{path} holds several arrays: rename it to {path.stem}.npz")
     return Raw(where=str(path), x=x, y=None, levels=IMAGE_LEVELS)
 
 
-def npz(path: Path) -> Raw:
+def read_npz(path: Path) -> Raw:
     """Read the arrays x (images) and y (labels, optional)."""
-    with _whole(path, "a NumPy .npz file"):
-        _small_enough(path)
+    with _damage_as_data_error(path, "a NumPy .npz file"):
+        _check_size(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays: Mapping[str, Array] = {key: archive[key] for key in ("x", "y") if key in archive.files}
             found = ", ".join(archive.files) or "nothing"
@@ -62,7 +62,7 @@ def npz(path: Path) -> Raw:
     return Raw(where=str(path), x=arrays["x"], y=arrays.get("y"), levels=IMAGE_LEVELS)
 
 
-def _small_enough(path: Path) -> None:
+def _check_size(path: Path) -> None:
     check_limits(path, count_zip_entries(path), 0, None)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -70,7 +70,7 @@ def _small_enough(path: Path) -> None:
 
 
 @contextmanager
-def _whole(path: Path, what: str) -> Iterator[None]:
+def _damage_as_data_error(path: Path, what: str) -> Iterator[None]:
     """Turn every error about damaged content into a DataError that names the file."""
     try:
         yield

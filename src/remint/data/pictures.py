@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from remint.data.container import HostileImage, strip_metadata
 from remint.data.folder import File
-from remint.data.images import IMAGE_LEVELS, Raw, fitted
+from remint.data.images import IMAGE_LEVELS, Raw, resize_image
 from remint.errors import DataError
 from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings
@@ -82,29 +82,29 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
     larger share than ``settings.undecodable`` was set aside.
     """
     images: dict[str, Array] = {}
-    aside: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     ignored = []
     for count, file in enumerate(files):
         suffix = file.name[file.name.rfind(".") :].lower()
         if suffix in UNSUPPORTED:
-            aside[file.name] = "is not PNG, JPEG or WebP"
+            unusable[file.name] = "is not PNG, JPEG or WebP"
         elif suffix not in FORMATS:
             ignored.append(file.name)
         elif file.size > MOST_FILE_BYTES:
-            aside[file.name] = f"has {file.size:,} bytes, more than {MOST_FILE_BYTES:,}"
+            unusable[file.name] = f"has {file.size:,} bytes, more than {MOST_FILE_BYTES:,}"
         else:
             try:
                 images[file.name] = decode_image(file.read(), settings)
             except Undecodable as error:
-                aside[file.name] = str(error)
+                unusable[file.name] = str(error)
             except DataError as error:
                 raise DataError(f"{where}: {file.name}: {error}") from error
-        done, whole = file.place
-        if len(aside) > max(EARLY_REFUSAL, settings.undecodable * whole):
-            _check_set_aside(where, whole - len(aside), aside, settings.undecodable, "at least ")
+        done, total = file.place
+        if len(unusable) > max(EARLY_REFUSAL, settings.undecodable * total):
+            _check_set_aside(where, total - len(unusable), unusable, settings.undecodable, "at least ")
         if count % PROGRESS_EVERY == PROGRESS_EVERY - 1:
-            emit("progress", step=done, steps=whole)
-    _check_set_aside(where, len(images), dict(sorted(aside.items())), settings.undecodable)
+            emit("progress", step=done, steps=total)
+    _check_set_aside(where, len(images), dict(sorted(unusable.items())), settings.undecodable)
     if not images:
         raise DataError(f"{where} contains no PNG, JPEG or WebP files ({len(ignored)} other files)")
     if ignored:
@@ -121,7 +121,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
         levels=IMAGE_LEVELS,
         channels_first=True,
         class_names=classes,
-        set_aside=dict(sorted(aside.items())),
+        set_aside=dict(sorted(unusable.items())),
     )
 
 
@@ -133,12 +133,12 @@ def decode_image(content: bytes, settings: DatasetSettings) -> Array:
     """Decode one file to uint8 (C, H, W). Raises Undecodable with the reason."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damage, and about sizes that are checked below
-            essential, turned = strip_metadata(content)
+            warnings.simplefilter("ignore")  # about damage, and about sizes that are checked background
+            essential, orientation = strip_metadata(content)
             image: Image.Image = Image.open(io.BytesIO(essential), formats=sorted(set(FORMATS.values())))
             _check_pixels(image.width, image.height, len(content))
             image.load()
-            image = image if turned == 1 else image.transpose(TRANSPOSES[turned])
+            image = image if orientation == 1 else image.transpose(TRANSPOSES[orientation])
             image = _to_8_bit(image, settings.channels)
     except HostileImage as error:
         raise Undecodable(str(error)) from error
@@ -146,7 +146,7 @@ def decode_image(content: bytes, settings: DatasetSettings) -> Array:
         reason = "is not an image" if isinstance(error, UnidentifiedImageError) else "is damaged or cut off"
         raise Undecodable(reason if not isinstance(error, Image.DecompressionBombError) else str(error)) from error
     if settings.resize is not None:
-        image = fitted(image, settings.resize)
+        image = resize_image(image, settings.resize)
     x_HWC = np.asarray(image)
     return np.ascontiguousarray(np.atleast_3d(x_HWC).transpose(2, 0, 1))
 
@@ -165,9 +165,9 @@ def _to_8_bit(image: Image.Image, channels: int | None) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.has_transparency_data:
-        below = Image.new("RGBA", image.size, "white")
-        below.alpha_composite(image.convert("RGBA"))
-        image = below
+        background = Image.new("RGBA", image.size, "white")
+        background.alpha_composite(image.convert("RGBA"))
+        image = background
     rgb = image.convert("RGB")
     if image.mode == "P":
         red, green, blue = (np.asarray(band) for band in rgb.split())
@@ -175,17 +175,17 @@ def _to_8_bit(image: Image.Image, channels: int | None) -> Image.Image:
     return rgb.convert("L") if (channels or (1 if grey else 3)) == 1 else rgb
 
 
-def _check_set_aside(where: str, good: int, aside: dict[str, str], share: float, so_far: str = "") -> None:
-    if not aside:
+def _check_set_aside(where: str, usable: int, unusable: dict[str, str], share: float, so_far: str = "") -> None:
+    if not unusable:
         return
-    named = "; ".join(f"{name} {why}" for name, why in list(aside.items())[:NAMED]) + ("; .." if len(aside) > NAMED else "")
-    total = good + len(aside)
-    if len(aside) > share * total:
+    named = "; ".join(f"{name} {why}" for name, why in list(unusable.items())[:NAMED]) + ("; .." if len(unusable) > NAMED else "")
+    total = usable + len(unusable)
+    if len(unusable) > share * total:
         raise DataError(
-            f"{where}: {so_far}{len(aside)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): "
+            f"{where}: {so_far}{len(unusable)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): "
             f"{named}: repair or remove them"
         )
-    emit("set_aside", files=len(aside), of=total, named=named)
+    emit("set_aside", files=len(unusable), of=total, named=named)
 
 
 def _check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -33,7 +33,7 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> Indices:
     parts = []
     while position < end:
         epoch, place = divmod(position, count)
-        taken = _permutation(count, seed, epoch)[place : place + end - position]
-        parts.append(taken)
-        position += len(taken)
+        part = _permutation(count, seed, epoch)[place : place + end - position]
+        parts.append(part)
+        position += len(part)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -22,7 +22,7 @@ from remint.settings.recipe import DatasetSettings
 
 SCHEMA = "schema.json"
 SNAPSHOT = "data.npz"  # the arrays that the schema describes
-NOT_OF_THE_SCHEMA = {"split", "undecodable", "schema_version"}  # settings that change no column
+SETTINGS_OUTSIDE_SCHEMA = {"split", "undecodable", "schema_version"}  # settings that change no column
 
 
 class Schema(Record):
@@ -35,11 +35,11 @@ class Schema(Record):
 
 
 def make_schema(name: str, settings: DatasetSettings, spec: DataSpec) -> Schema:
-    decisive = settings.model_dump(mode="json", exclude=NOT_OF_THE_SCHEMA)
-    return Schema(dataset=name, version=settings.schema_version, settings=decisive, spec=spec)
+    compared = settings.model_dump(mode="json", exclude=SETTINGS_OUTSIDE_SCHEMA)
+    return Schema(dataset=name, version=settings.schema_version, settings=compared, spec=spec)
 
 
-def address(folder: Path, name: str, version: int) -> Path:
+def schema_path(folder: Path, name: str, version: int) -> Path:
     return folder / f"{name}-{version}.json"
 
 
@@ -50,7 +50,7 @@ def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Sc
     """
     if folder is None:
         return None
-    path = address(folder, name, settings.schema_version)
+    path = schema_path(folder, name, settings.schema_version)
     try:
         return Schema.read(path)
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Sc
 def save_schema(schema: Schema, folder: Path) -> Schema:
     """Write a schema atomically unless one exists. Return the stored one (another process may have been first)."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = address(folder, schema.dataset, schema.version)
+    path = schema_path(folder, schema.dataset, schema.version)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as temporary:
         schema.write(Path(temporary.name))
         os.fsync(temporary.fileno())

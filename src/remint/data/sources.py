@@ -34,9 +34,9 @@ SET_ASIDE = "set_aside.json"
 REMOTE = "s3://"  # storage.py fetches such a source before the import
 IDX = "idx:"
 
-FILES: dict[str, Callable[[Path], Raw]] = {".npy": numpy_files.npy, ".npz": numpy_files.npz}
+FILES: dict[str, Callable[[Path], Raw]] = {".npy": numpy_files.read_npy, ".npz": numpy_files.read_npz}
 TABLES = (".csv", ".parquet")
-KNOWN = (
+KNOWN_SOURCES = (
     "a folder of images, file.npy, file.npz, file.zip, file.tar, file.tar.gz, file.csv, file.parquet, idx:FOLDER, "
     f"s3://bucket/prefix, {', '.join([*shipped.IMAGES, *shipped.TABLES])}"
 )
@@ -58,7 +58,7 @@ def snapshot(
     """
     known = schema.read_schema(schemas, name, settings)
     try:
-        source = located(name, settings, root, fetched)
+        source = locate_source(name, settings, root, fetched)
         if settings.kind == "table":
             spec, conform, set_aside = _table(name, settings, source, known)
         else:
@@ -67,20 +67,20 @@ def snapshot(
         if "params.yaml:" in str(error):
             raise
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
-    stands = known or schema.make_schema(name, settings, spec)
-    arrays = _fitting(stands, settings, conform)
+    stored = known or schema.make_schema(name, settings, spec)
+    arrays = _arrays_in_schema(stored, settings, conform)
     if schemas is not None and known is None:
-        stands = schema.save_schema(stands, schemas)
-        arrays = _fitting(stands, settings, conform)  # two first imports may run at once: use the stored schema
+        stored = schema.save_schema(stored, schemas)
+        arrays = _arrays_in_schema(stored, settings, conform)  # two first imports may run at once: use the stored schema
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
-    stands.write(out / SCHEMA)
+    stored.write(out / SCHEMA)
     if set_aside:
         (out / SET_ASIDE).write_text(json.dumps(set_aside, indent=1) + "\n")
 
 
-def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | None) -> Path | str:
+def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Path | None) -> Path | str:
     """Return the source's file or folder, or its name if scikit-learn ships it."""
     source = settings.source
     if source in (*shipped.IMAGES, *shipped.TABLES):
@@ -89,7 +89,7 @@ def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | No
         if fetched is None or not fetched.is_dir():
             raise DataError(f"{source} was not fetched: use `remint run`, which fetches it; dvc alone does not")
         return _only_file(fetched)
-    path = root / local(source)
+    path = root / local_path(source)
     if path.is_dir() or path.is_file():
         return path if source.startswith(IDX) else _only_file(path)
     if path.suffix in (*FILES, *TABLES) or archive.is_archive(path):
@@ -97,11 +97,11 @@ def located(name: str, settings: DatasetSettings, root: Path, fetched: Path | No
     if source.startswith(IDX) or source.endswith("/"):
         raise DataError(f"there is no folder {path}: put it there or correct the path")
     near = difflib.get_close_matches(source, [*shipped.IMAGES, *shipped.TABLES], n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"no file or folder has this name; expected {KNOWN}"
+    hint = f"did you mean '{near[0]}'?" if near else f"no file or folder has this name; expected {KNOWN_SOURCES}"
     raise SettingsError(f"params.yaml: datasets.{name}.source: unknown source '{source}': {hint}")
 
 
-def local(source: str) -> str:
+def local_path(source: str) -> str:
     """Return the path of a local source."""
     return source.removeprefix(IDX)
 
@@ -110,11 +110,11 @@ def _only_file(path: Path) -> Path:
     """Return the only file of a folder if it is a complete source, else the path itself."""
     if not path.is_dir():
         return path
-    found = folder.visible(path)
-    alone = len(found) == 1 and (found[0].suffix in (*FILES, *TABLES) or archive.is_archive(found[0]))
-    if not alone:
+    found = folder.visible_entries(path)
+    is_source = len(found) == 1 and (found[0].suffix in (*FILES, *TABLES) or archive.is_archive(found[0]))
+    if not is_source:
         return path
-    folder.regular(found[0], path)
+    folder.check_regular(found[0], path)
     return found[0]
 
 
@@ -124,7 +124,7 @@ def _table(
     from remint.data import tables  # late import: images do not need pyarrow
 
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix not in TABLES):
-        found = f": it holds {len(folder.visible(source))} files" if isinstance(source, Path) and source.is_dir() else ""
+        found = f": it holds {len(folder.visible_entries(source))} files" if isinstance(source, Path) and source.is_dir() else ""
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
     table = tables.read(name, settings, source, known.spec if known else None)
     spec = known.spec if known else tables.learn(name, settings, table)
@@ -133,7 +133,7 @@ def _table(
 
 def _images(name: str, settings: DatasetSettings, source: Path | str) -> tuple[DataSpec, Conform, dict[str, str]]:
     raw = _raw(settings, source)
-    x_NCHW = images.checked(name, settings, raw)
+    x_NCHW = images.check_images(name, settings, raw)
     y_N = None if raw.y is None else images.check_labels(raw, len(x_NCHW))
     spec = images.learn(settings, raw, x_NCHW, y_N)
     return spec, lambda known: images.conform(raw, x_NCHW, y_N, spec, known), dict(raw.set_aside)
@@ -148,7 +148,7 @@ def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
         raise DataError(f"{source} is a table: set kind: table")
     if source.suffix in FILES and source.is_file():
         return FILES[source.suffix](source)
-    if settings.source.startswith(IDX) or (source.is_dir() and idx.holds_idx(source)):
+    if settings.source.startswith(IDX) or (source.is_dir() and idx.has_idx_files(source)):
         return idx.read(source)
     from remint.data import pictures
 
@@ -156,14 +156,14 @@ def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
         return pictures.read(str(source), folder.files(source), settings)
     if archive.is_archive(source):
         return pictures.read(str(source), archive.files(source), settings)
-    raise DataError(f"{source} is not a known kind of source: expected {KNOWN}")
+    raise DataError(f"{source} is not a known kind of source: expected {KNOWN_SOURCES}")
 
 
-def _fitting(stands: Schema, settings: DatasetSettings, conform: Conform) -> dict[str, Array]:
+def _arrays_in_schema(stored: Schema, settings: DatasetSettings, conform: Conform) -> dict[str, Array]:
     """Return the arrays in the form of the schema. Raises DataError, with a line for each difference, if they do not fit."""
-    arrays, differences = conform(stands.spec)
+    arrays, differences = conform(stored.spec)
     if differences:
-        raise schema.mismatch_error(stands, settings, differences)
-    if stands.settings["source"] != settings.source:
-        emit("schema", learnt_from=stands.settings["source"], fits=settings.source)
+        raise schema.mismatch_error(stored, settings, differences)
+    if stored.settings["source"] != settings.source:
+        emit("schema", learnt_from=stored.settings["source"], fits=settings.source)
     return arrays

@@ -39,7 +39,7 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         from remint.data import columns
 
         split_N = assign(canonical_rows(x_NX, spec.columns), settings.split)
-        x_NX = columns.standard(x_NX, spec.columns)
+        x_NX = columns.standardise(x_NX, spec.columns)
     else:
         split_N = assign(x_NX, settings.split)
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache

@@ -64,7 +64,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         path, header, class_names = shipped.table(source)
         table, label = _csv(path, set(), header), label or shipped.TARGET
     elif source.suffix == ".csv":
-        table = _csv(source, {*settings.categorical, *_texts(known, settings.label)})
+        table = _csv(source, {*settings.categorical, *_text_columns(known, settings.label)})
     else:
         table = _parquet(source)
     _check_names(where, table)
@@ -73,24 +73,24 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     for key, names in (("label", [label] if label else []), ("categorical", settings.categorical), ("drop", settings.drop)):
         for column in names:
             if column not in table.column_names and not (known and key == "drop"):
-                said = did_you_mean(f"column '{column}'", column, table.column_names)
-                raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {said}")
-    kept = {column: _decoded(table[column]) for column in table.column_names if column not in settings.drop}
+                problem = did_you_mean(f"column '{column}'", column, table.column_names)
+                raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {problem}")
+    kept = {column: _decode_dictionary(table[column]) for column in table.column_names if column not in settings.drop}
     y = kept.pop(label) if label else None
     if y is not None and class_names:
         y = pa.chunked_array([[class_names[place] for place in y.to_pylist()]])
     if not kept:
         raise DataError(f"{where} has no columns except the label and the dropped ones: drop fewer")
     found = Table(where, kept, y, label or "", class_names)
-    return _whole_rows(found) if settings.missing == "drop_rows" else found
+    return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
 
 
-def _texts(known: DataSpec | None, label: str | None) -> set[str]:
+def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
     """Return the text columns of the first import. They stay text even if all values now look like numbers or booleans."""
     if known is None:
         return set()
     names = {column.name: column.categories for column in known.columns} | ({label: known.class_names} if label else {})
-    return {name for name, categories in names.items() if set(columns.not_numbers(list(categories))) - BOOLEANS}
+    return {name for name, categories in names.items() if set(columns.non_numeric(list(categories))) - BOOLEANS}
 
 
 def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> pa.Table:
@@ -98,7 +98,7 @@ def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> 
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
-        _few_enough(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
+        _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
     try:
         return pyarrow.csv.read_csv(
             path,
@@ -118,7 +118,7 @@ def _parquet(path: Path) -> pa.Table:
                 raise DataError(
                     f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: use fewer rows or columns"
                 )
-            _small_enough(path, file)
+            _check_unpacked_size(path, file)
             return file.read()
     except (pa.ArrowException, ValueError, MemoryError) as error:
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
@@ -128,7 +128,7 @@ def _parquet(path: Path) -> pa.Table:
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
 
 
-def _small_enough(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
+def _check_unpacked_size(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
     """Raise DataError if the data are too large once decompressed, or once dictionary texts are repeated for each row."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     total = sum(group.total_byte_size for group in groups)
@@ -140,12 +140,12 @@ def _small_enough(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
     total = 0
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as packed:
         for batch in packed.iter_batches(ROWS, columns=texts):
-            total += sum(_written_out(batch.column(name)) for name in texts)
+            total += sum(_expanded_bytes(batch.column(name)) for name in texts)
             if total > MOST_BYTES:
                 raise DataError(f"{path} holds more than {MOST_BYTES >> 20:,} MiB of text: drop its longest columns")
 
 
-def _written_out(column: pa.Array) -> int:
+def _expanded_bytes(column: pa.Array) -> int:
     """Return the bytes of a column's texts, each counted as often as it occurs."""
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
@@ -158,7 +158,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
@@ -168,7 +168,7 @@ def _check_names(where: str, table: pa.Table) -> None:
         names = table.column_names
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: the column names are not UTF-8: save the file as UTF-8") from error
-    _few_enough(where, len(names))
+    _check_column_count(where, len(names))
     place: dict[str, int] = {}
     for index, name in enumerate(names):
         if not name.strip():
@@ -179,21 +179,21 @@ def _check_names(where: str, table: pa.Table) -> None:
             raise DataError(f"{where}: two columns are named '{name}': rename one of them")
     if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise DataError(f"{where} is separated by {mark!r}: save it with commas")
-    if names and all(not columns.not_numbers([name]) for name in names):
+    if names and all(not columns.non_numeric([name]) for name in names):
         raise DataError(
             f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): add a line with the column names above it"
         )
 
 
-def _few_enough(where: str, count: int) -> None:
+def _check_column_count(where: str, count: int) -> None:
     if count > MOST_COLUMNS:
         raise DataError(f"{where} has {count:,} columns, more than {MOST_COLUMNS:,}: use fewer columns")
 
 
-def _whole_rows(table: Table) -> Table:
+def _drop_incomplete_rows(table: Table) -> Table:
     """Return the table without rows that have missing values."""
-    everything = [*table.features.values(), *([] if table.label is None else [table.label])]
-    missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in everything if not _unusable(column)))
+    selected = [*table.features.values(), *([] if table.label is None else [table.label])]
+    missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in selected if not _has_unusable_type(column)))
     if missing_N.all():
         raise DataError(
             f"{table.where}: every row has a missing value: set missing: keep, or drop the columns with missing values"
@@ -207,9 +207,9 @@ def _whole_rows(table: Table) -> Table:
     return Table(table.where, features, label, table.label_name, table.class_names)
 
 
-def _unusable(column: pa.ChunkedArray) -> bool:
+def _has_unusable_type(column: pa.ChunkedArray) -> bool:
     try:
-        columns.refuse_type(column)
+        columns.check_type(column)
     except UnusableColumn:
         return True
     return False
@@ -217,14 +217,14 @@ def _unusable(column: pa.ChunkedArray) -> bool:
 
 def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
     """Learn the table's spec. Raises DataError, with a line for each column that no model can learn from."""
-    learnt, problems, unfit = [], [], []
+    learnt, problems, unusable = [], [], []
     for column_name, column in table.features.items():
         try:
-            columns.refuse_type(column)
-            learnt.append(columns.learn(column_name, column, column_name in settings.categorical))
+            columns.check_type(column)
+            learnt.append(columns.learn_column(column_name, column, column_name in settings.categorical))
         except UnusableColumn as reason:
             problems.append(f"column '{column_name}' {reason}")
-            unfit.append(column_name)
+            unusable.append(column_name)
     class_names: tuple[str, ...] = ()
     if table.label is not None:
         try:
@@ -232,22 +232,22 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
         except UnusableColumn as reason:
             problems.append(f"label '{table.label_name}' {reason}")
     if problems:
-        drop = ", ".join([*settings.drop, *unfit])
-        out = [f"to leave them out: datasets.{name}.drop: [{drop}]"] if unfit else []
+        drop = ", ".join([*settings.drop, *unusable])
+        remedy = [f"to leave them out: datasets.{name}.drop: [{drop}]"] if unusable else []
         lines = [
             f"params.yaml: datasets.{name}.source: {table.where} has columns that no model can learn from:",
             *(f"  {p}" for p in problems),
         ]
-        raise DataError("\n".join([*lines, *out]))
+        raise DataError("\n".join([*lines, *remedy]))
     return DataSpec(shape=(len(learnt),), columns=tuple(learnt), classes=len(class_names), class_names=class_names)
 
 
 def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:
-    columns.refuse_type(label)
-    code_N, names = columns.texts(label)
+    columns.check_type(label)
+    code_N, names = columns.as_categories(label)
     if (code_N < 0).any():
         raise UnusableColumn(
-            f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: fill it in, or set missing: drop_rows"
+            f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: add it, or set missing: drop_rows"
         )
     if not 2 <= len(names) <= MOST_CATEGORIES:
         raise UnusableColumn(f"has {len(names)} classes: expected 2 to {MOST_CATEGORIES}")
@@ -263,8 +263,8 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
         try:
             if known.name not in table.features:
                 raise UnusableColumn("is missing")
-            columns.refuse_type(table.features[known.name])
-            x.append(columns.values(table.features[known.name], known))
+            columns.check_type(table.features[known.name])
+            x.append(columns.column_values(table.features[known.name], known))
             _report_drift(known, x[-1])
         except UnusableColumn as reason:
             differences.append(f"column '{known.name}' {reason}")
@@ -277,8 +277,8 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
         )
     elif table.label is not None:
         try:
-            columns.refuse_type(table.label)
-            arrays["y"] = columns.values(table.label, Column(name="", categories=spec.class_names)).astype(np.int64)
+            columns.check_type(table.label)
+            arrays["y"] = columns.column_values(table.label, Column(name="", categories=spec.class_names)).astype(np.int64)
         except UnusableColumn as reason:
             differences.append(f"label '{table.label_name}' {reason}")
     return ({} if differences else {"x": np.stack(x, axis=1), **arrays}), differences

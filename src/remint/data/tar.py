@@ -15,19 +15,19 @@ from typing import Protocol
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 LONGEST_HEADER = 1 << 20  # bytes of content of a header of type x or L
-CHAIN = 8  # headers of type x or L before one member
-RECORDS = 1_000  # pax records of the whole archive, plus RECORDS_EACH for each member
-RECORDS_EACH = 32
+MOST_HEADERS = 8  # headers of type x or L before one member
+BASE_RECORDS = 1_000  # pax records of the whole archive, plus RECORDS_PER_MEMBER for each member
+RECORDS_PER_MEMBER = 32
 
 FILES, FOLDER = (b"0", b"\0"), b"5"
-LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL = b"L", b"K", b"x", b"g"
+LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
 class Stream(Protocol):
-    """Bytes of an archive. ``take`` and ``skip`` raise EOFError if it ends too early."""
+    """Bytes of an archive. ``read`` and ``skip`` raise EOFError if it ends too early."""
 
     def tell(self) -> int: ...
-    def take(self, size: int) -> bytes: ...
+    def read(self, size: int) -> bytes: ...
     def skip(self, to: int) -> None: ...
 
 
@@ -49,45 +49,45 @@ class Member:
         return self.kind in FILES and not self.sparse and not self.is_folder
 
 
-def members(stream: Stream, *, trusting: bool = False) -> Iterator[Member]:
+def members(stream: Stream, *, verify_checksums: bool = True) -> Iterator[Member]:
     """Yield each member before its content, up to the block that ends the archive.
 
-    ``trusting``: do not check checksums; enough for counting. Raises EOFError if the archive is cut off, ValueError if a
-    header is damaged or exceeds the limits.
+    ``verify_checksums``: not needed to count members. Raises EOFError if the archive is cut off, ValueError if a header is
+    damaged or exceeds the limits.
     """
     count = records = 0
-    while (block := stream.take(BLOCK)) != ZEROS:
-        said: dict[bytes, bytes] = {}
-        for _ in range(CHAIN):
+    while (block := stream.read(BLOCK)) != ZEROS:
+        values: dict[bytes, bytes] = {}
+        for _ in range(MOST_HEADERS):
             kind = block[156:157]
             size = _number(block[124:136])
-            if not trusting:
-                _check(block)
-            if kind not in (LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL):
+            if verify_checksums:
+                _verify_checksum(block)
+            if kind not in (LONG_NAME, LONG_LINK, PAX, PAX_GLOBAL):
                 break
             if size > LONGEST_HEADER:
                 raise ValueError(f"a header claims {size:,} bytes")
-            more, read = _parse_header(kind, _padded(stream, size))
-            records += read
-            if records > RECORDS + RECORDS_EACH * count:
+            new_values, new_records = _parse_header(kind, _padded(stream, size))
+            records += new_records
+            if records > BASE_RECORDS + RECORDS_PER_MEMBER * count:
                 raise ValueError(f"the headers contain {records:,} records")
-            said |= more
-            block = stream.take(BLOCK)
+            values |= new_values
+            block = stream.read(BLOCK)
         else:
-            raise ValueError(f"more than {CHAIN} headers before one member")
-        if b"size" in said:
-            size = int(said[b"size"])
+            raise ValueError(f"more than {MOST_HEADERS} headers before one member")
+        if b"size" in values:
+            size = int(values[b"size"])
         if size < 0:
             raise ValueError("a size below 0")
         count += 1
         start = stream.tell()
-        name = said.get(b"path", _name(block)).decode(errors="surrogateescape")
-        yield Member(name, size, kind, any(key.startswith(b"GNU.sparse") for key in said))
+        name = values.get(b"path", _name(block)).decode(errors="surrogateescape")
+        yield Member(name, size, kind, any(key.startswith(b"GNU.sparse") for key in values))
         stream.skip(start + size + -size % BLOCK)
 
 
 def _padded(stream: Stream, size: int) -> bytes:
-    return stream.take(size + -size % BLOCK)[:size]
+    return stream.read(size + -size % BLOCK)[:size]
 
 
 def _number(field: bytes) -> int:
@@ -97,10 +97,10 @@ def _number(field: bytes) -> int:
     return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
-def _check(block: bytes) -> None:
+def _verify_checksum(block: bytes) -> None:
     """Raise ValueError if a header's checksum is wrong: the sum of its bytes, with blanks in the checksum field."""
-    said = _number(block[148:156])
-    if said != 256 + sum(block[:148]) + sum(block[156:]) and said != 256 + sum(struct.unpack("148b8x356b", block)):
+    stored = _number(block[148:156])
+    if stored != 256 + sum(block[:148]) + sum(block[156:]) and stored != 256 + sum(struct.unpack("148b8x356b", block)):
         raise ValueError("the checksum of a header is wrong")
 
 
@@ -125,10 +125,10 @@ def _parse_header(kind: bytes, content: bytes) -> tuple[dict[bytes, bytes], int]
         blank = content.index(b" ", at, at + 12)
         length = int(content[at:blank])
         key, equals, value = content[blank + 1 : at + length].removesuffix(b"\n").partition(b"=")
-        if length <= blank - at or not equals or records > RECORDS:
+        if length <= blank - at or not equals or records > BASE_RECORDS:
             raise ValueError("a record of a header is damaged")
         found[key] = value
         at += length
-    if kind == PAX_OF_ALL and not found.keys().isdisjoint({b"path", b"size"}):
+    if kind == PAX_GLOBAL and not found.keys().isdisjoint({b"path", b"size"}):
         raise ValueError("a header gives all members one name or size")
-    return {} if kind == PAX_OF_ALL else found, records
+    return {} if kind == PAX_GLOBAL else found, records

@@ -49,10 +49,10 @@ def _source_changed(home: Home, version: ModelVersion) -> str | None:
         settings = load_params(home.repository).datasets.get(origin.name)
     except UserError:  # broken settings do not show a change of the data
         return None
-    if settings is None or not _is_small(home.repository / sources.local(settings.source)):
+    if settings is None or not _is_small(home.repository / sources.local_path(settings.source)):
         return None
     schemas = home.path / "schemas"
-    kept = schemas if schema.address(schemas, origin.name, settings.schema_version).exists() else None
+    kept = schemas if schema.schema_path(schemas, origin.name, settings.schema_version).exists() else None
     with scratch.folder() as folder:
         try:
             sources.snapshot(origin.name, settings, home.repository, folder / "raw", schemas=kept)
