@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from remint.data.columns import standard
+from remint.data.columns import standardise
 from remint.data.splits import assign, canonical_rows
 from remint.records import Column
 from remint.settings.recipe import SplitSettings
@@ -56,7 +56,7 @@ def test_equal_rows_are_on_one_side_whatever_the_schema_and_the_order_of_the_col
     later = (Column(name="b", mean=9.0, scale=7.0), Column(name="a", categories=("w", "x", "y", "z")))
     assert (assign(canonical_rows(x_ND + np.array([0.0, 1.0]), later), split) == alone_N).all()
     by_content: dict[bytes, int] = {}
-    for row_D, index in zip(standard(x_ND, COLUMNS) + np.float32(0.0), alone_N.tolist(), strict=True):
+    for row_D, index in zip(standardise(x_ND, COLUMNS) + np.float32(0.0), alone_N.tolist(), strict=True):
         assert by_content.setdefault(bytes(np.nan_to_num(row_D, nan=99.0)), index) == index
 
 

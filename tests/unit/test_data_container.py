@@ -60,10 +60,10 @@ def test_every_orientation_of_every_format(kind: str, order: str, orientation: i
 
 def test_exif_that_is_cut_off_or_says_nothing_turns_nothing() -> None:
     whole_exif = b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 6, 0)
-    assert container.orientation(whole_exif) == 6
+    assert container.read_orientation(whole_exif) == 6
     for length in range(20):
-        assert container.orientation(whole_exif[:length]) == 1
-    assert container.orientation(b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 9, 0)) == 1
+        assert container.read_orientation(whole_exif[:length]) == 1
+    assert container.read_orientation(b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 9, 0)) == 1
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

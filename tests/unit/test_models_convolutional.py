@@ -40,7 +40,7 @@ def moved(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_there_and_back_at_every_size(size: tuple[int, int], count: int, channels: int) -> None:
     torch.manual_seed(0)
-    down = DownsamplingNetwork(channels, size, 8, 1, 5, beside=2, dilation=2).double()
+    down = DownsamplingNetwork(channels, size, 8, 1, 5, extra_features=2, dilation=2).double()
     up = UpsamplingNetwork(5, 8, 1, channels, size, dilation=2).double()
     features = down(numbers(2, channels, *size), numbers(2, 2))
     assert features.shape == (2, 5) and features.dtype == torch.float64
@@ -123,7 +123,7 @@ def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
 
 def test_no_example_sees_another_and_what_stands_beside_is_seen() -> None:
     torch.manual_seed(0)
-    trunk = moved(DownsamplingNetwork(1, (8, 8), 4, 1, 2, beside=3))
+    trunk = moved(DownsamplingNetwork(1, (8, 8), 4, 1, 2, extra_features=3))
     x, beside = numbers(3, 1, 8, 8), numbers(3, 3, seed=1)
     whole = trunk(x, beside)
     torch.testing.assert_close(trunk(x[1:2], beside[1:2]), whole[1:2], rtol=1e-12, atol=1e-12)

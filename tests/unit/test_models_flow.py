@@ -14,7 +14,7 @@ from remint.errors import SettingsError
 from remint.models.contract import Batch, standard_normal
 from remint.models.flow import Flow, build, partitions, phases
 from remint.models.layers import normal_log_density
-from remint.models.splines import parameters, rational_quadratic
+from remint.models.splines import parameter_count, rational_quadratic
 from remint.records import Column, DataSpec
 from remint.settings.recipe import FlowSettings
 from tests.support.models_cases import CASES, IMAGE, MIXED, PAIR, Case, every_example, examples
@@ -46,13 +46,13 @@ def dequantised(spec: DataSpec, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def random_theta(count: int, bins: int = 5) -> Tensor:
-    return 2 * standard_normal((count, parameters(bins)), 3).double()
+    return 2 * standard_normal((count, parameter_count(bins)), 3).double()
 
 
 class TestSpline:
     def test_zero_parameters_are_the_identity(self) -> None:
         x = torch.linspace(-7, 7, 101)
-        y, log_slope = rational_quadratic(x, torch.zeros(101, parameters(6)), BOUND)
+        y, log_slope = rational_quadratic(x, torch.zeros(101, parameter_count(6)), BOUND)
         torch.testing.assert_close(y, x, rtol=0, atol=1e-12)
         torch.testing.assert_close(log_slope, torch.zeros(101), rtol=0, atol=1e-12)
 
@@ -92,7 +92,7 @@ class TestFlow:
         base, _ = model.to_base(x, noise, case.y(40))
         back = model.from_base(base, case.y(40))
         torch.testing.assert_close(back, dequantised(case.spec, x, noise), rtol=0, atol=1e-10)
-        assert torch.equal(model.entrance.shown(back).view(x.shape).double(), x.float().double())
+        assert torch.equal(model.entrance.to_example(back).view(x.shape).double(), x.float().double())
 
     @pytest.mark.parametrize("name", FLOWS)
     def test_round_trip_through_the_layers_in_single_precision(self, name: str) -> None:

@@ -149,7 +149,7 @@ def test_bernoulli_is_of_binarised_images_only() -> None:
 @pytest.mark.parametrize("kind", ["categorical", "mixture", "gaussian 0.3"])
 def test_an_image_has_the_sum_over_its_pixels(kind: str) -> None:
     one = law(kind, IMAGE.levels)
-    image = PixelLikelihood(one, IMAGE, shows="mode")
+    image = PixelLikelihood(one, IMAGE, sample_as="mode")
     x, theta = examples(IMAGE, 4), standard_normal((3, 4, image.outputs), 1).double()
     by_pixel = theta.view(3, 4, IMAGE.dims, -1)
     expected = sum(one.log_prob(x.flatten(1)[:, d], by_pixel[:, :, d]) for d in range(IMAGE.dims))
@@ -158,7 +158,7 @@ def test_an_image_has_the_sum_over_its_pixels(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["categorical", "mixture", "gaussian 0.3"])
 def test_the_mode_of_each_pixel_is_the_level_of_its_highest_probability(kind: str) -> None:
-    image = PixelLikelihood(law(kind, IMAGE.levels), IMAGE, shows="mode")
+    image = PixelLikelihood(law(kind, IMAGE.levels), IMAGE, sample_as="mode")
     assert image.noise_size == 0
     theta = 2 * standard_normal((20, image.outputs), 6).double()
     by_pixel = theta.view(20, IMAGE.dims, -1)

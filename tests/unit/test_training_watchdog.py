@@ -49,7 +49,7 @@ def wait_for(said: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Popen[str], list[int]]) -> None:
     parent, (first, second) = group
-    with watchdog.watched("the.ranks") as killed:
+    with watchdog.kill_stopped_ranks("the.ranks") as killed:
         os.kill(first, signal.SIGSTOP)
         assert wait_for(lambda: not is_alive(first))
         assert killed == [first]
@@ -68,7 +68,7 @@ def test_nobody_else_is(case: str, group: tuple[subprocess.Popen[str], list[int]
     stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "gone on in time": [first]}[case]
     if case == "gone on in time":
         monkeypatch.setattr(watchdog, "INTERVAL", 0.5)
-    with watchdog.watched("another" if case == "another program" else "the.ranks") as killed:
+    with watchdog.kill_stopped_ranks("another" if case == "another program" else "the.ranks") as killed:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         if case == "gone on in time":

@@ -119,10 +119,10 @@ class CriticPhase(AdversarialPhase):
         return ramp(self.settings.penalty, self.settings.penalty_final, progress)
 
     def forward(self, batch: Batch) -> Tensor:
-        noise_BN, of_real_BN, of_fake_BN, share_B1 = torch.split(batch.noise_BN, self.sizes, dim=1)
+        noise_BN, real_noise_BN, fake_noise_BN, share_B1 = torch.split(batch.noise_BN, self.sizes, dim=1)
         with torch.no_grad():
-            real_BS = self.augment(self.generator.space.encode(batch.x_BX), of_real_BN)
-            fake_BS = self.augment(self.generator(noise_BN, batch.y_B).to(real_BS.dtype), of_fake_BN)
+            real_BS = self.augment(self.generator.space.encode(batch.x_BX), real_noise_BN)
+            fake_BS = self.augment(self.generator(noise_BN, batch.y_B).to(real_BS.dtype), fake_noise_BN)
         weight = self.penalty_weight(batch.progress)
         penalised = weight > 0.0 and batch.step % self.settings.penalty_every == 0
         with torch.autocast(real_BS.device.type, enabled=False) if penalised else nullcontext():
@@ -134,18 +134,18 @@ class CriticPhase(AdversarialPhase):
                 self._curves.update(augment=self.augment.probability.clone())
             if not penalised:
                 return loss
-            lazy = self.settings.penalty_every * weight
+            lazy_weight = self.settings.penalty_every * weight
             if self.settings.loss == "wgan_gp":
-                return loss + lazy * self._lipschitz(real_BS, fake_BS, share_B1, batch.y_B)
+                return loss + lazy_weight * self._lipschitz(real_BS, fake_BS, share_B1, batch.y_B)
             real_B, fake_B = squared_gradients(score_B, both_BS).chunk(2)
             r1, r2 = real_B.mean(), fake_B.mean()
             self._curves.update(r1=r1.detach(), r2=r2.detach())
-            return loss + 0.5 * lazy * (r1 + r2)
+            return loss + 0.5 * lazy_weight * (r1 + r2)
 
     def _lipschitz(self, real_BS: Tensor, fake_BS: Tensor, share_B1: Tensor, y_B: Tensor | None) -> Tensor:
         share_BS = torch.special.ndtr(share_B1).view(-1, *[1] * (real_BS.dim() - 1))
-        between_BS = (share_BS * real_BS + (1.0 - share_BS) * fake_BS).requires_grad_(True)
-        penalty = lipschitz_penalty(self.critic(between_BS, y_B), between_BS)
+        mixed_BS = (share_BS * real_BS + (1.0 - share_BS) * fake_BS).requires_grad_(True)
+        penalty = lipschitz_penalty(self.critic(mixed_BS, y_B), mixed_BS)
         self._curves.update(lipschitz=penalty.detach())
         return penalty
 
@@ -169,10 +169,10 @@ class GeneratorPhase(AdversarialPhase):
         self.noise_size = sum(self.sizes)
 
     def forward(self, batch: Batch) -> Tensor:
-        noise_BN, of_fake_BN, of_real_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
+        noise_BN, fake_noise_BN, real_noise_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
         real_B = None
         if self.settings.loss == "relativistic":
             with torch.no_grad():
-                real_B = self.critic(self.augment(self.generator.space.encode(batch.x_BX), of_real_BN), batch.y_B)
-        fake_BS = self.augment(self.generator(noise_BN, batch.y_B), of_fake_BN)
+                real_B = self.critic(self.augment(self.generator.space.encode(batch.x_BX), real_noise_BN), batch.y_B)
+        fake_BS = self.augment(self.generator(noise_BN, batch.y_B), fake_noise_BN)
         return generator_loss(self.settings.loss, real_B, self.critic(fake_BS, batch.y_B))

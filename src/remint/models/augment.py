@@ -45,7 +45,10 @@ class Augment(nn.Module):
             raise SettingsError("model.augment needs images, but this dataset is a table: remove it")
         self.target = settings.augment
         self.examples = settings.augment_examples
-        self.compares = settings.loss in ("relativistic", "wgan_gp")  # whether only differences of scores have a meaning
+        self.scores_are_relative = settings.loss in (
+            "relativistic",
+            "wgan_gp",
+        )  # whether only differences of scores have a meaning
         kinds = [kind for kind in NOISE_NUMBERS if kind in settings.augmentations]  # always in this order
         self.kinds = kinds if self.target else []
         self.noise_size = sum(1 + NOISE_NUMBERS[kind] for kind in self.kinds)
@@ -59,15 +62,15 @@ class Augment(nn.Module):
             torch.special.ndtr(noise_BN.to(x_BCHW.dtype)), [1 + NOISE_NUMBERS[kind] for kind in self.kinds], dim=1
         )
         for kind, u_BN in zip(self.kinds, uniform, strict=True):
-            done_B1 = u_BN[:, :1] < self.probability
+            applied_B1 = u_BN[:, :1] < self.probability
             changed_BCHW = {"colour": jitter_colour, "translation": translate, "cutout": cutout}[kind](x_BCHW, u_BN[:, 1:])
-            x_BCHW = torch.where(done_B1[:, :, None, None], changed_BCHW, x_BCHW)
+            x_BCHW = torch.where(applied_B1[:, :, None, None], changed_BCHW, x_BCHW)
         return x_BCHW
 
     @torch.no_grad()
     def adapt(self, real_B: Tensor, fake_B: Tensor) -> None:
         """Move p by one step, so that r approaches ``target``."""
-        signs_B = (real_B - fake_B if self.compares else real_B).sign()
+        signs_B = (real_B - fake_B if self.scores_are_relative else real_B).sign()
         total, count = _sum_over_ranks(torch.stack([signs_B.sum(), torch.ones_like(signs_B).sum()]).double()).unbind()
         step = (total / count - self.target).sign() * count / self.examples
         self.probability.copy_((self.probability + step).clamp(0.0, 1.0))
@@ -109,8 +112,8 @@ def cutout(x_BCHW: Tensor, u_BN: Tensor) -> Tensor:
 def _cutout_mask(u_B: Tensor, size: int) -> Tensor:
     middle_B1 = (u_B.unsqueeze(1) * size).floor()
     first_B1 = middle_B1 - size // CUTOUT_DIVISOR // 2
-    places = torch.arange(size, device=u_B.device)
-    return (places >= first_B1) & (places < first_B1 + size // CUTOUT_DIVISOR)
+    positions = torch.arange(size, device=u_B.device)
+    return (positions >= first_B1) & (positions < first_B1 + size // CUTOUT_DIVISOR)
 
 
 def _sum_over_ranks(mine: Tensor) -> Tensor:

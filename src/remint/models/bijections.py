@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from remint.models.layers import at_least_single, last_linear, mlp
-from remint.models.splines import parameters, rational_quadratic
+from remint.models.splines import parameter_count, rational_quadratic
 from remint.settings.recipe import FlowSettings
 
 LOG_SCALE = 2.0  # an affine coupling multiplies by exp(-LOG_SCALE) .. exp(LOG_SCALE)
@@ -54,8 +54,8 @@ class Chain(Bijection):
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         log_det_B = torch.zeros(len(z), dtype=z.dtype, device=z.device)
         for layer in reversed(self.layers) if inverse else self.layers:
-            z, own_B = layer(z, c_BK, inverse)
-            log_det_B = log_det_B + own_B
+            z, layer_log_det_B = layer(z, c_BK, inverse)
+            log_det_B = log_det_B + layer_log_det_B
         return z, log_det_B
 
 
@@ -78,8 +78,8 @@ class ActNorm(Bijection):
         self.shift.copy_(-values.mean(1) / spread)
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        wide = (-1, *[1] * (z.dim() - 2))
-        log_scale, shift = self.log_scale.view(wide), self.shift.view(wide)
+        per_channel = (-1, *[1] * (z.dim() - 2))
+        log_scale, shift = self.log_scale.view(per_channel), self.shift.view(per_channel)
         log_det = self.log_scale.sum() * math.prod(z.shape[2:])
         value = (z - shift) * (-log_scale).exp() if inverse else z * log_scale.exp() + shift
         return value, (-log_det if inverse else log_det).expand(len(z))
@@ -134,7 +134,7 @@ def elementwise(settings: FlowSettings) -> tuple[int, Elementwise]:
     def spline(x: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return rational_quadratic(x, theta, settings.bound, inverse)
 
-    return parameters(settings.bins), spline
+    return parameter_count(settings.bins), spline
 
 
 def affine(x: Tensor, theta: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:

@@ -69,15 +69,15 @@ class _TensorBudget(TorchFunctionMode):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.left = most
+        self.remaining = most
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and not any(isinstance(each, Tensor) for each in args):
-            self.left -= made.nbytes
-            if self.left < 0:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not any(isinstance(each, Tensor) for each in args):
+            self.remaining -= result.nbytes
+            if self.remaining < 0:
                 raise MemoryError("the network is far larger than the weights")
-        return made
+        return result
 
 
 def spec_of(folder: Path) -> DataSpec:

@@ -98,8 +98,8 @@ class Block(nn.Module):
         self.branch = nn.Sequential(*layers)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        moved: Tensor = self.branch(x_BCHW)
-        return x_BCHW + moved
+        residual: Tensor = self.branch(x_BCHW)
+        return x_BCHW + residual
 
 
 def dilation_rates(blocks: int, dilation: int, size: Size | None = None) -> list[int]:
@@ -109,7 +109,7 @@ def dilation_rates(blocks: int, dilation: int, size: Size | None = None) -> list
 
 
 class DownsamplingNetwork(nn.Module):
-    """Network from images, (B, C, H, W), and if ``beside`` features, (B, ``beside``), to (B, ``out_features``)."""
+    """Network from images, (B, C, H, W), and ``extra_features`` features, (B, F), to (B, ``out_features``)."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class DownsamplingNetwork(nn.Module):
         blocks: int,  # of each stage
         out_features: int,
         *,
-        beside: int = 0,  # F: features that come with the image
+        extra_features: int = 0,  # F: features that come with the image
         dilation: int = 1,  # greatest
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
@@ -127,20 +127,20 @@ class DownsamplingNetwork(nn.Module):
         """Build the network. Raises SettingsError as ``stages`` does."""
         super().__init__()
         sizes = stages(size)
-        wide = widths(width, len(sizes))
+        stage_channels = widths(width, len(sizes))
         branches = blocks * len(sizes)
-        self.stem = Stem(channels, wide[0], beside)
+        self.stem = Stem(channels, stage_channels[0], extra_features)
         self.stages = nn.ModuleList()
         self.changes = nn.ModuleList()  # of channels, after a map is halved
-        for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
+        for stage, (own, at) in enumerate(zip(stage_channels, sizes, strict=True)):
             if stage:
-                self.changes.append(_match_channels(wide[stage - 1], own))
-            places = dilation_rates(blocks, dilation, at)
-            self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
-        self.last = initialised(nn.Linear(wide[-1] * math.prod(sizes[-1]), out_features), 1.0)
+                self.changes.append(_match_channels(stage_channels[stage - 1], own))
+            rates = dilation_rates(blocks, dilation, at)
+            self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in rates)))
+        self.last = initialised(nn.Linear(stage_channels[-1] * math.prod(sizes[-1]), out_features), 1.0)
 
-    def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
-        h_BCHW = self.stages[0](self.stem(x_BCHW, beside_BF))
+    def forward(self, x_BCHW: Tensor, extra_BF: Tensor | None = None) -> Tensor:
+        h_BCHW = self.stages[0](self.stem(x_BCHW, extra_BF))
         for change, stage in zip(self.changes, self.stages[1:], strict=True):
             h_BCHW = stage(change(downsample(h_BCHW)))
         features_BF: Tensor = self.last(h_BCHW.flatten(1))
@@ -165,18 +165,18 @@ class UpsamplingNetwork(nn.Module):
         """Build the network. Raises SettingsError as ``stages`` does."""
         super().__init__()
         sizes = stages(size)[::-1]
-        wide = widths(width, len(sizes))[::-1]
+        stage_channels = widths(width, len(sizes))[::-1]
         branches = blocks * len(sizes)
-        self.first_map = (wide[0], *sizes[0])
+        self.first_map = (stage_channels[0], *sizes[0])
         self.first = initialised(nn.Linear(in_features, math.prod(self.first_map)), 1.0)
         self.stages = nn.ModuleList()
         self.changes = nn.ModuleList()  # of channels, after a map is doubled
-        for stage, (own, at) in enumerate(zip(wide, sizes, strict=True)):
+        for stage, (own, at) in enumerate(zip(stage_channels, sizes, strict=True)):
             if stage:
-                self.changes.append(_match_channels(wide[stage - 1], own))
-            places = dilation_rates(blocks, dilation, at)
-            self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in places)))
-        self.last = initialised(nn.Conv2d(wide[-1], channels, 1), 1.0)
+                self.changes.append(_match_channels(stage_channels[stage - 1], own))
+            rates = dilation_rates(blocks, dilation, at)
+            self.stages.append(nn.Sequential(*(Block(own, rate, branches, activation, dropout) for rate in rates)))
+        self.last = initialised(nn.Conv2d(stage_channels[-1], channels, 1), 1.0)
 
     def forward(self, features_BF: Tensor) -> Tensor:
         h_BCHW = self.stages[0](self.first(features_BF).view(-1, *self.first_map))
@@ -196,36 +196,37 @@ class SameSizeNetwork(nn.Module):
         channels_out: int,
         blocks: int,
         *,
-        beside: int = 0,  # F: features that come with the map
+        extra_features: int = 0,  # F: features that come with the map
         dilation: int = 1,  # greatest
         activation: Activation = "leaky_relu",
         dropout: float = 0.0,
         zero: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = Stem(channels_in, width, beside)
+        self.stem = Stem(channels_in, width, extra_features)
         self.blocks = nn.Sequential(
             *(Block(width, rate, blocks, activation, dropout) for rate in dilation_rates(blocks, dilation))
         )
         self.last = initialised(nn.Conv2d(width, channels_out, 1), 0.0 if zero else 1.0)
 
-    def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None = None) -> Tensor:
-        y_BCHW: Tensor = self.last(self.blocks(self.stem(x_BCHW, beside_BF)))
+    def forward(self, x_BCHW: Tensor, extra_BF: Tensor | None = None) -> Tensor:
+        y_BCHW: Tensor = self.last(self.blocks(self.stem(x_BCHW, extra_BF)))
         return y_BCHW
 
 
 class Stem(nn.Module):
     """1x1 convolution from a map's channels to a trunk's; additional features are projected and added at each position."""
 
-    def __init__(self, channels_in: int, channels_out: int, beside: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, extra_features: int) -> None:
         super().__init__()
         self.map = initialised(nn.Conv2d(channels_in, channels_out, 1), 1.0)
-        self.beside = initialised(nn.Linear(beside, channels_out, bias=False), 1.0) if beside else None
+        # The name beside is part of stored weights.
+        self.beside = initialised(nn.Linear(extra_features, channels_out, bias=False), 1.0) if extra_features else None
 
-    def forward(self, x_BCHW: Tensor, beside_BF: Tensor | None) -> Tensor:
+    def forward(self, x_BCHW: Tensor, extra_BF: Tensor | None) -> Tensor:
         h_BCHW: Tensor = self.map(x_BCHW)
         if self.beside is not None:
-            h_BCHW = h_BCHW + self.beside(beside_BF)[:, :, None, None]
+            h_BCHW = h_BCHW + self.beside(extra_BF)[:, :, None, None]
         return h_BCHW
 
 

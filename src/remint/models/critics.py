@@ -67,20 +67,20 @@ def generator_network(settings: CriticSettings, in_features: int, space: CriticS
     """Return a network from (B, ``in_features``) to (B, S). Raises SettingsError if the network cannot draw such data."""
     if settings.network in DENSE:
         return nn.Sequential(_dense(settings, in_features, math.prod(space.shape)), nn.Unflatten(1, space.shape))
-    channels, size = _map(settings, space)
+    channels, size = _image_shape(settings, space)
     if settings.network == "residual":
         return UpsamplingNetwork(in_features, settings.width, settings.blocks, channels, size, dilation=settings.dilation)
     return _dcgan_generator(in_features, settings.width, channels, size)
 
 
-def critic_network(settings: CriticSettings, space: CriticSpace, beside: int, out_features: int) -> nn.Module:
-    """Return a network from (B, S), or from (B, D + ``beside``) if it is dense, to (B, ``out_features``).
+def critic_network(settings: CriticSettings, space: CriticSpace, extra_features: int, out_features: int) -> nn.Module:
+    """Return a network from (B, S), or from (B, D + ``extra_features``) if it is dense, to (B, ``out_features``).
 
     Raises SettingsError if the network cannot take such data.
     """
     if settings.network in DENSE:
-        return _dense(settings, math.prod(space.shape) + beside, out_features)
-    channels, size = _map(settings, space)
+        return _dense(settings, math.prod(space.shape) + extra_features, out_features)
+    channels, size = _image_shape(settings, space)
     if settings.network == "residual":
         return DownsamplingNetwork(channels, size, settings.width, settings.blocks, out_features, dilation=settings.dilation)
     return _dcgan_critic(channels, size, settings.width, out_features)
@@ -107,19 +107,19 @@ class Critic(nn.Module):
             if not space.spec.is_table or settings.network not in DENSE:
                 raise SettingsError("model.fourier needs a table and network: mlp or residual_mlp: remove it")
             self.register_buffer("frequencies_DW", settings.fourier_scale * torch.randn(dims, self.fourier))
-        self.takes_rows = settings.network in DENSE
+        self.is_dense = settings.network in DENSE
         self.net = critic_network(settings, space, 2 * self.fourier, out_features)
 
     def forward(self, x_BS: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return the scores, shape (B,)."""
-        score_BK = at_least_single(self.net(self._row(x_BS.flatten(1)) if self.takes_rows else x_BS))
+        score_BK = at_least_single(self.net(self._with_fourier_features(x_BS.flatten(1)) if self.is_dense else x_BS))
         if not self.classes:
             return score_BK.squeeze(1)
         assert y_B is not None, "a conditional critic needs the class"
-        of_class_BK = F.one_hot(y_B, self.classes).to(score_BK.dtype)
-        return score_BK[:, 0] + (score_BK[:, 1:] * of_class_BK).sum(1)
+        one_hot_BK = F.one_hot(y_B, self.classes).to(score_BK.dtype)
+        return score_BK[:, 0] + (score_BK[:, 1:] * one_hot_BK).sum(1)
 
-    def _row(self, x_BD: Tensor) -> Tensor:
+    def _with_fourier_features(self, x_BD: Tensor) -> Tensor:
         if not self.fourier:
             return x_BD
         with torch.autocast(x_BD.device.type, enabled=False):  # half precision loses the phase of a wave
@@ -133,7 +133,7 @@ def _dense(settings: CriticSettings, in_features: int, out_features: int) -> nn.
     return mlp([in_features, *[settings.hidden] * settings.layers, out_features], nn.ReLU)
 
 
-def _map(settings: CriticSettings, space: CriticSpace) -> tuple[int, Size]:
+def _image_shape(settings: CriticSettings, space: CriticSpace) -> tuple[int, Size]:
     """Return channels and size of the images. Raises SettingsError if the data are a table."""
     if space.spec.is_table:
         raise SettingsError(
@@ -154,22 +154,24 @@ def _dcgan_sizes(size: Size) -> list[Size]:
 
 def _dcgan_generator(in_features: int, width: int, channels: int, size: Size) -> nn.Module:
     sizes = _dcgan_sizes(size)
-    wide = widths(width, len(sizes) - 1)[::-1]
-    height, across = sizes[-1]
-    layers: list[nn.Module] = [initialised(nn.Linear(in_features, wide[0] * height * across), 1.0)]
-    layers.append(nn.Unflatten(1, (wide[0], height, across)))
-    for own, then in zip(wide, [*wide[1:], channels], strict=True):
+    stage_channels = widths(width, len(sizes) - 1)[::-1]
+    height, map_width = sizes[-1]
+    layers: list[nn.Module] = [initialised(nn.Linear(in_features, stage_channels[0] * height * map_width), 1.0)]
+    layers.append(nn.Unflatten(1, (stage_channels[0], height, map_width)))
+    for own, following in zip(stage_channels, [*stage_channels[1:], channels], strict=True):
         layers += [nn.GroupNorm(math.gcd(own, NORM_GROUPS), own), nn.ReLU()]
-        layers.append(initialised(nn.ConvTranspose2d(own, then, 4, stride=2, padding=1), 1.0))
+        layers.append(initialised(nn.ConvTranspose2d(own, following, 4, stride=2, padding=1), 1.0))
     return nn.Sequential(*layers)
 
 
 def _dcgan_critic(channels: int, size: Size, width: int, out_features: int) -> nn.Module:
     sizes = _dcgan_sizes(size)
-    wide = widths(width, len(sizes) - 1)
+    stage_channels = widths(width, len(sizes) - 1)
     layers: list[nn.Module] = []
-    for before, own in zip([channels, *wide], wide, strict=False):
+    for before, own in zip([channels, *stage_channels], stage_channels, strict=False):
         gain = GAINS["leaky_relu"] if layers else 1.0
         layers += [initialised(nn.Conv2d(before, own, 4, stride=2, padding=1), gain), nn.LeakyReLU(LEAK)]
-    height, across = sizes[-1]
-    return nn.Sequential(*layers, nn.Flatten(), initialised(nn.Linear(wide[-1] * height * across, out_features), 1.0))
+    height, map_width = sizes[-1]
+    return nn.Sequential(
+        *layers, nn.Flatten(), initialised(nn.Linear(stage_channels[-1] * height * map_width, out_features), 1.0)
+    )

@@ -41,7 +41,7 @@ class Dequantiser(nn.Module):
         """Return v, in double precision: floor(v) is x if x is discrete."""
         raise NotImplementedError
 
-    def shown(self, v_BD: Tensor) -> Tensor:
+    def to_example(self, v_BD: Tensor) -> Tensor:
         """Return the example whose levels contain v, in the dtype of examples."""
         raise NotImplementedError
 
@@ -54,15 +54,15 @@ class QuantileDequantiser(Dequantiser):
     """
 
     count_QL: Tensor  # integers: a change of precision does not alter them
-    within_QL: Tensor  # 1 for each level that the dimension has, else 0
+    valid_QL: Tensor  # 1 for each level that the dimension has, else 0
 
     def __init__(self, levels: Sequence[int]) -> None:
         """``levels``: number of levels of each dimension."""
         super().__init__()
         self.noise_size = len(levels)
         levels_Q = torch.tensor(levels, dtype=torch.long)
-        self.register_buffer("within_QL", (torch.arange(max(levels, default=0)) < levels_Q.unsqueeze(1)).long(), persistent=False)
-        self.register_buffer("count_QL", torch.zeros_like(self.within_QL))
+        self.register_buffer("valid_QL", (torch.arange(max(levels, default=0)) < levels_Q.unsqueeze(1)).long(), persistent=False)
+        self.register_buffer("count_QL", torch.zeros_like(self.valid_QL))
 
     def fit(self, x_ND: Tensor) -> None:
         row_Q = self.count_QL.shape[1] * torch.arange(self.noise_size, device=x_ND.device)
@@ -84,18 +84,18 @@ class QuantileDequantiser(Dequantiser):
         share_QL, edge_QL = self._distribution()
         below_QB = torch.special.ndtr(z_BD.double()).T.contiguous()
         level_QB = torch.searchsorted(edge_QL, below_QB, right=True) - 1
-        level_QB = torch.minimum(level_QB, self.within_QL.sum(1, keepdim=True) - 1).clamp(min=0)
+        level_QB = torch.minimum(level_QB, self.valid_QL.sum(1, keepdim=True) - 1).clamp(min=0)
         inside_QB = (below_QB - edge_QL.gather(1, level_QB)) / share_QL.gather(1, level_QB)
         v_QB: Tensor = level_QB + inside_QB.clamp(0.0, 1.0)
         return v_QB.T
 
-    def shown(self, v_BD: Tensor) -> Tensor:
-        return torch.minimum(v_BD.floor(), self.within_QL.sum(1) - 1).clamp(min=0).to(torch.uint8)
+    def to_example(self, v_BD: Tensor) -> Tensor:
+        return torch.minimum(v_BD.floor(), self.valid_QL.sum(1) - 1).clamp(min=0).to(torch.uint8)
 
     def _distribution(self) -> tuple[Tensor, Tensor]:
         """Return the share of each level, and of all levels below it, float64, each of shape (Q, L)."""
-        weight_QL = self.count_QL.double() + SMOOTHING * self.within_QL
-        below_QL = self.count_QL.cumsum(1) - self.count_QL + SMOOTHING * (self.within_QL.cumsum(1) - self.within_QL).double()
+        weight_QL = self.count_QL.double() + SMOOTHING * self.valid_QL
+        below_QL = self.count_QL.cumsum(1) - self.count_QL + SMOOTHING * (self.valid_QL.cumsum(1) - self.valid_QL).double()
         total_Q1 = weight_QL.sum(1, keepdim=True)
         return weight_QL / total_Q1, below_QL / total_Q1
 
@@ -137,7 +137,7 @@ class RowDequantiser(Dequantiser):
             v_BD[:, self.numeric_D] = v_BD[:, self.numeric_D].clamp(-FARTHEST, FARTHEST).sinh()
         return v_BD
 
-    def shown(self, v_BD: Tensor) -> Tensor:
+    def to_example(self, v_BD: Tensor) -> Tensor:
         x_BD = v_BD.float()
-        x_BD[:, ~self.numeric_D] = self.categories.shown(v_BD[:, ~self.numeric_D]).float()
+        x_BD[:, ~self.numeric_D] = self.categories.to_example(v_BD[:, ~self.numeric_D]).float()
         return x_BD

@@ -63,9 +63,9 @@ class Flow(Model):
 
     def to_base(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map an example, dequantised, to a point of the base space, shape (B, D), with log |det|, shape (B,)."""
-        z_BD, entered_B = self.entrance(x_BX.flatten(1), noise_BN)
-        base_BD, moved_B = self.bijections(z_BD, self._classes(y_B, z_BD.dtype))
-        return base_BD, entered_B + moved_B
+        z_BD, entrance_log_det_B = self.entrance(x_BX.flatten(1), noise_BN)
+        base_BD, bijection_log_det_B = self.bijections(z_BD, self._classes(y_B, z_BD.dtype))
+        return base_BD, entrance_log_det_B + bijection_log_det_B
 
     def from_base(self, base_BD: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Map back to v, double precision, shape (B, D); 0 <= v <= levels if x is discrete."""
@@ -78,7 +78,7 @@ class Flow(Model):
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         base_BD, y_B = self.labels.split_noise(noise_BN, y_B)
-        return self.entrance.shown(self.from_base(base_BD, y_B)).view(-1, *self.spec.shape)
+        return self.entrance.to_example(self.from_base(base_BD, y_B)).view(-1, *self.spec.shape)
 
     def _classes(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return self.labels.one_hot(y_B, dtype) if self.conditional else None

@@ -60,9 +60,9 @@ class InvertibleConvolution(Bijection):
         return moved, (-log_det if inverse else log_det).expand(len(z))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        one_CC = torch.eye(len(self.sign_C), dtype=self.lower_CC.dtype, device=self.lower_CC.device)
+        identity_CC = torch.eye(len(self.sign_C), dtype=self.lower_CC.dtype, device=self.lower_CC.device)
         diagonal_CC = torch.diag(self.sign_C * self.log_scale_C.exp())
-        return self.lower_CC.tril(-1) + one_CC, self.upper_CC.triu(1) + diagonal_CC
+        return self.lower_CC.tril(-1) + identity_CC, self.upper_CC.triu(1) + diagonal_CC
 
     def _matrix(self) -> Tensor:
         lower_CC, upper_CC = self._factors()
@@ -92,7 +92,7 @@ class MapCoupling(Bijection):
             width=settings.width,
             channels_out=(channels - self.kept) * self.size,
             blocks=settings.blocks,
-            beside=classes,
+            extra_features=classes,
             dilation=settings.dilation,
             dropout=settings.dropout,
             zero=True,
@@ -109,7 +109,8 @@ class MapCoupling(Bijection):
 class Scale(Bijection):
     """One scale and all coarser scales: map z, shape (B, C, H, W), to a point of the base, shape (B, D), and back.
 
-    An affine coupling, conditioned on the staying channels, standardises the leaving channels: Glow's learnt prior.
+    One half of the channels is kept for the coarser scales, the other is factored out to the base. An affine coupling,
+    conditioned on the kept channels, standardises the factored ones: Glow's learnt prior.
     """
 
     def __init__(self, image: tuple[int, int, int], settings: FlowSettings, classes: int, scales: int) -> None:
@@ -120,10 +121,10 @@ class Scale(Bijection):
         for _ in range(settings.couplings):
             coupling = MapCoupling(channels, settings, classes, elementwise(settings))
             layers += [ActNorm(channels), InvertibleConvolution(channels), coupling]
-        self.leaving, self.coarser = 0, None
+        self.factored_size, self.coarser = 0, None
         if scales > 1:
             layers.append(MapCoupling(channels, settings, classes, (2, affine)))
-            self.leaving = channels // 2 * self.height * self.width  # of the D numbers
+            self.factored_size = channels // 2 * self.height * self.width  # of the D numbers
             self.coarser = Scale((channels - channels // 2, self.height, self.width), settings, classes, scales - 1)
         self.chain = Chain(layers)
 
@@ -131,8 +132,8 @@ class Scale(Bijection):
         z = self.chain.fit_through(z, c_BK)
         if self.coarser is None:
             return z.flatten(1)
-        staying, leaving = z.chunk(2, dim=1)
-        return torch.cat([leaving.flatten(1), self.coarser.fit_through(staying, c_BK)], dim=1)
+        kept, factored = z.chunk(2, dim=1)
+        return torch.cat([factored.flatten(1), self.coarser.fit_through(kept, c_BK)], dim=1)
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         return self._from_base(z, c_BK) if inverse else self._to_base(z, c_BK)
@@ -141,15 +142,15 @@ class Scale(Bijection):
         z, log_det_B = self.chain(z, c_BK)
         if self.coarser is None:
             return z.flatten(1), log_det_B
-        staying, leaving = z.chunk(2, dim=1)
-        base_BD, coarser_B = self.coarser(staying, c_BK)
-        return torch.cat([leaving.flatten(1), base_BD], dim=1), log_det_B + coarser_B
+        kept, factored = z.chunk(2, dim=1)
+        base_BD, coarser_B = self.coarser(kept, c_BK)
+        return torch.cat([factored.flatten(1), base_BD], dim=1), log_det_B + coarser_B
 
     def _from_base(self, base_BD: Tensor, c_BK: Tensor | None) -> tuple[Tensor, Tensor]:
-        maps, coarser_B = [base_BD[:, self.leaving :]], 0.0
+        maps, coarser_B = [base_BD[:, self.factored_size :]], 0.0
         if self.coarser is not None:
-            staying, coarser_B = self.coarser(base_BD[:, self.leaving :], c_BK, inverse=True)
-            maps = [staying, base_BD[:, : self.leaving]]
+            kept, coarser_B = self.coarser(base_BD[:, self.factored_size :], c_BK, inverse=True)
+            maps = [kept, base_BD[:, : self.factored_size]]
         z = torch.cat([part.reshape(len(base_BD), -1, self.height, self.width) for part in maps], dim=1)
         z, log_det_B = self.chain(z, c_BK, inverse=True)
         return z, log_det_B + coarser_B
@@ -164,10 +165,10 @@ class Multiscale(Bijection):
         _, height, width = image
         unit = 2**settings.scales
         if height % unit or width % unit:
-            fitting = max((s for s in range(1, 10) if height % 2**s == 0 and width % 2**s == 0), default=0)
+            most_scales = max((s for s in range(1, 10) if height % 2**s == 0 and width % 2**s == 0), default=0)
             remedy = (
-                f"use at most {fitting}, or resize or pad the images"
-                if fitting
+                f"use at most {most_scales}, or resize or pad the images"
+                if most_scales
                 else "resize or pad the images, or use network: mlp"
             )
             raise SettingsError(

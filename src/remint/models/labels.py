@@ -47,8 +47,8 @@ class Labels(nn.Module):
             return noise_BN, None
         rest_BN, last_B = noise_BN[:, :-1], noise_BN[:, -1]
         if y_B is None:
-            reached_K = running_sums(self.share_K)[:-1]
-            y_B = (torch.special.ndtr(last_B.double()).unsqueeze(1) >= reached_K).sum(1)
+            cumulative_K = running_sums(self.share_K)[:-1]
+            y_B = (torch.special.ndtr(last_B.double()).unsqueeze(1) >= cumulative_K).sum(1)
         return rest_BN, y_B
 
     def one_hot(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor:

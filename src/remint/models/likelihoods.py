@@ -189,12 +189,12 @@ class SigmaGaussian(LevelLikelihood):
 class PixelLikelihood(nn.Module):
     """p(image | theta). The pixels are independent given theta, which has D * P numbers."""
 
-    def __init__(self, law: LevelLikelihood, spec: DataSpec, shows: Pixels) -> None:
-        """``shows``: output of ``sample`` for each pixel: its likeliest level, the level nearest to its mean, or a draw."""
+    def __init__(self, law: LevelLikelihood, spec: DataSpec, sample_as: Pixels) -> None:
+        """``sample_as``: output of ``sample`` for each pixel: its likeliest level, the level nearest to its mean, or a draw."""
         super().__init__()
-        self.law, self.spec, self.shows = law, spec, shows
+        self.law, self.spec, self.sample_as = law, spec, sample_as
         self.outputs = spec.dims * law.parameters_per_dim
-        self.noise_size = spec.dims * law.noise_per_dim if shows == "draw" else 0
+        self.noise_size = spec.dims * law.noise_per_dim if sample_as == "draw" else 0
 
     def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
         """Return the log probability in nats, shape (..., B), for theta of shape (..., B, D * P)."""
@@ -202,10 +202,10 @@ class PixelLikelihood(nn.Module):
 
     def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
         """Return x_BX, uint8."""
-        if self.shows == "mean":
+        if self.sample_as == "mean":
             return to_levels(self.mean(theta_BP), self.spec.levels)
         theta_BDP = self._by_pixel(theta_BP)
-        x_BD = self.law.sample(theta_BDP, noise_BN) if self.shows == "draw" else self._likeliest(theta_BDP)
+        x_BD = self.law.sample(theta_BDP, noise_BN) if self.sample_as == "draw" else self._mode(theta_BDP)
         return x_BD.view(-1, *self.spec.shape)
 
     def mean(self, theta_BP: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class PixelLikelihood(nn.Module):
         """Return theta with shape (..., D, P)."""
         return theta.view(*theta.shape[:-1], self.spec.dims, self.law.parameters_per_dim)
 
-    def _likeliest(self, theta_BDP: Tensor) -> Tensor:
+    def _mode(self, theta_BDP: Tensor) -> Tensor:
         """Return the most probable level of each pixel, uint8, shape (B, D).
 
         Given theta the pixels are independent: a draw adds noise to each pixel, which real images do not have. The mode
@@ -234,8 +234,8 @@ class PixelLikelihood(nn.Module):
 
 def pick(logit: Tensor, share: Tensor) -> Tensor:
     """Draw an index from softmax(logit), shape (...), by inverting its distribution function at ``share`` in (0, 1)."""
-    reached = running_sums(logit.softmax(-1)[..., :-1])
-    return (share.unsqueeze(-1) >= reached).sum(-1)
+    cumulative = running_sums(logit.softmax(-1)[..., :-1])
+    return (share.unsqueeze(-1) >= cumulative).sum(-1)
 
 
 LevelLaw = Literal["bernoulli", "categorical", "discretised_logistic", "sigma_gaussian"]

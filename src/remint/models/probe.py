@@ -42,7 +42,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedSamples:
     """Recorded samples of a bundle, with their seed and machine."""
 
     seed: int
@@ -75,7 +75,7 @@ def sample_count(spec: DataSpec) -> int:
     return max(1, min(COUNT, MAX_BYTES // (spec.dims * (4 if spec.is_table else 1))))
 
 
-def read(folder: Path) -> Recorded | None:
+def read(folder: Path) -> RecordedSamples | None:
     """Return the recorded samples of a sealed bundle; None if the bundle is older than this record.
 
     Raises IntegrityError if the file does not hold recorded samples.
@@ -86,7 +86,7 @@ def read(folder: Path) -> Recorded | None:
         with safe_open(folder / FILE, framework="numpy") as stored:
             about = json.loads(stored.metadata()["about"])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
-        return Recorded(about["seed"], about["machine"], arrays)
+        return RecordedSamples(about["seed"], about["machine"], arrays)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{folder / FILE} does not hold recorded samples: {type(error).__name__}") from error
 
@@ -97,20 +97,20 @@ def compute(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
     A conditional model is given the classes 0, 1, .. in turn.
     """
     y_N = np.arange(count) % spec.classes if model.conditional else None
-    kept: dict[str, np.ndarray[Any, Any]] = {} if y_N is None else {"class": y_N}
+    arrays: dict[str, np.ndarray[Any, Any]] = {} if y_N is None else {"class": y_N}
     if isinstance(model, CanSample):
-        kept["samples"] = draw(model, spec, [(seed, index) for index in range(count)], None if y_N is None else y_N.tolist())
-        return kept
+        arrays["samples"] = draw(model, spec, [(seed, index) for index in range(count)], None if y_N is None else y_N.tolist())
+        return arrays
     labels_N = None if y_N is None else torch.from_numpy(y_N)
     zeros_NX = torch.zeros(count, *spec.shape)
     with torch.inference_mode():
         if isinstance(model, HasLogProb):
             noise_ND = torch.stack([standard_normal((model.density_noise,), seed, index) for index in range(count)])
-            kept["log_prob"] = model.log_prob(zeros_NX, noise_ND, labels_N).numpy()
+            arrays["log_prob"] = model.log_prob(zeros_NX, noise_ND, labels_N).numpy()
         elif isinstance(model, HasElbo):
             noise_ND = torch.stack([standard_normal((model.latent_noise,), seed, index) for index in range(count)])
-            kept["elbo"] = model.elbo(zeros_NX, noise_ND.unsqueeze(0), labels_N)[0].numpy()
-    return kept
+            arrays["elbo"] = model.elbo(zeros_NX, noise_ND.unsqueeze(0), labels_N)[0].numpy()
+    return arrays
 
 
 def nonfinite_values(model: Model, spec: DataSpec, arrays: Arrays) -> str | None:
@@ -119,23 +119,23 @@ def nonfinite_values(model: Model, spec: DataSpec, arrays: Arrays) -> str | None
         if not parameter.isfinite().all():
             return f"the weights {name} contain values that are not finite"
     for name, array in arrays.items():
-        fine = np.isfinite(array)
+        allowed = np.isfinite(array)
         if name == "samples" and spec.is_table:
-            fine |= np.isnan(array) & np.array([column.missing for column in spec.columns])
-        if not fine.all():
-            return f"{int((~fine).sum())} of {array.size} values of {name} are not finite"
+            allowed |= np.isnan(array) & np.array([column.missing for column in spec.columns])
+        if not allowed.all():
+            return f"{int((~allowed).sum())} of {array.size} values of {name} are not finite"
     return None
 
 
-def difference(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
+def difference(recorded: Arrays, redrawn: Arrays, *, exact: bool) -> str | None:
     """Describe how values drawn again differ from the recorded ones; None if they are equal.
 
     ``exact``: every bit counts; otherwise only a difference above SHARE_TOLERANCE or RELATIVE_TOLERANCE.
     """
-    if {name: array.shape for name, array in recorded.items()} != {name: array.shape for name, array in again.items()}:
-        return f"recorded: {', '.join(recorded) or 'nothing'}; drawn again: {', '.join(again) or 'nothing'}"
+    if {name: array.shape for name, array in recorded.items()} != {name: array.shape for name, array in redrawn.items()}:
+        return f"recorded: {', '.join(recorded) or 'nothing'}; drawn again: {', '.join(redrawn) or 'nothing'}"
     for name, before in recorded.items():
-        now = again[name]
+        now = redrawn[name]
         if before.dtype != now.dtype:
             return f"{name} is {now.dtype}, not {before.dtype}"
         if before.tobytes() == now.tobytes():
@@ -143,9 +143,9 @@ def difference(recorded: Arrays, again: Arrays, *, exact: bool) -> str | None:
         if exact:
             return f"{int((before != now).sum())} of {before.size} values of {name} differ"
         if before.dtype == np.uint8:
-            off = np.abs(before.astype(np.int64) - now)
-            if off.max() > 1 or (off > 0).mean() > SHARE_TOLERANCE:
-                return f"{(off > 0).mean():.1%} of the values of {name} differ, by up to {off.max()} levels"
+            distance = np.abs(before.astype(np.int64) - now)
+            if distance.max() > 1 or (distance > 0).mean() > SHARE_TOLERANCE:
+                return f"{(distance > 0).mean():.1%} of the values of {name} differ, by up to {distance.max()} levels"
         elif not np.allclose(before, now, rtol=RELATIVE_TOLERANCE, atol=RELATIVE_TOLERANCE, equal_nan=True):
             return f"values of {name} differ by more than {RELATIVE_TOLERANCE}, relative to the recorded ones"
     return None

@@ -17,7 +17,7 @@ MIN_BIN = 1e-3  # least width and height of a bin, as a fraction of the interval
 MIN_DERIVATIVE = 1e-3
 
 
-def parameters(bins: int) -> int:
+def parameter_count(bins: int) -> int:
     """Return the count of numbers that describe one spline: widths, heights, and derivatives at the inner knots."""
     return 3 * bins - 1
 

@@ -57,8 +57,8 @@ class Vae(Model):
         """Return mean and scale of q(z | x), each of shape (B, Z)."""
         x_BX = x_BX.to(next(self.parameters()).dtype)
         if self.convolutional:
-            beside_BF = self.labels.one_hot(y_B, x_BX.dtype) if self.conditional else None
-            features = self.encoder(to_unit(x_BX, self.spec.levels), beside_BF)
+            extra_BF = self.labels.one_hot(y_B, x_BX.dtype) if self.conditional else None
+            features = self.encoder(to_unit(x_BX, self.spec.levels), extra_BF)
         else:
             flat_BF = to_unit(x_BX.flatten(1), self.spec.levels) if self.rows is None else self.rows(x_BX)
             features = self.encoder(self.labels.append_one_hot(flat_BF, y_B))
@@ -88,8 +88,8 @@ class Vae(Model):
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
-        z_BZ, shown_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
-        return self.likelihood.sample(self.decode(z_BZ, y_B), shown_BN)
+        z_BZ, likelihood_noise_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
+        return self.likelihood.sample(self.decode(z_BZ, y_B), likelihood_noise_BN)
 
     def reconstruct(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return examples in the form of ``sample``, with z drawn from q(z | x). Missing values of a row are drawn too.
@@ -121,7 +121,7 @@ def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outp
         settings.width,
         settings.blocks,
         2 * settings.latent,
-        beside=classes,
+        extra_features=classes,
         dilation=settings.dilation,
         activation="silu",
         dropout=settings.dropout,
@@ -141,19 +141,19 @@ def _residual_networks(settings: VaeSettings, spec: DataSpec, classes: int, outp
 
 def _likelihood(settings: VaeSettings, spec: DataSpec) -> PixelLikelihood | RowLikelihood:
     """Return the likelihood of the settings. Raises SettingsError if it does not fit such data."""
-    asked = settings.likelihood
+    name = settings.likelihood
     if spec.is_table:
-        if asked not in (None, "sigma_gaussian", "gaussian_mixture"):
+        if name not in (None, "sigma_gaussian", "gaussian_mixture"):
             raise SettingsError(
-                f"model.likelihood: {asked} needs images, but this dataset is a table: "
+                f"model.likelihood: {name} needs images, but this dataset is a table: "
                 "use sigma_gaussian or gaussian_mixture (categorical columns are categorical in both)"
             )
-        return RowLikelihood("sigma_gaussian" if asked is None else asked, spec, settings.mixtures)
-    if asked == "gaussian_mixture":
+        return RowLikelihood("sigma_gaussian" if name is None else name, spec, settings.mixtures)
+    if name == "gaussian_mixture":
         raise SettingsError(
             "model.likelihood: gaussian_mixture needs a table, but this dataset has images: use discretised_logistic"
         )
-    law = level_likelihood(asked or "discretised_logistic", spec.levels, settings.mixtures)
+    law = level_likelihood(name or "discretised_logistic", spec.levels, settings.mixtures)
     return PixelLikelihood(law, spec, settings.pixels)
 
 
@@ -201,14 +201,14 @@ class Elbo(Phase):
         kl_Z = kl_from_prior(mean_BZ, scale_BZ).mean(0)
         self.kl = in_unit(kl_Z.detach().sum(), self.model.spec)
         self.moments_2Z = torch.stack([mean_BZ.mean(0), mean_BZ.square().mean(0)]).detach()
-        loss = self.kl_weight(batch.progress) * self._charged(kl_Z) - log_likelihood_B.mean()
+        loss = self.kl_weight(batch.progress) * self._with_free_bits(kl_Z) - log_likelihood_B.mean()
         return in_unit(loss, self.model.spec)
 
     def kl_weight(self, progress: float) -> float:
         warmup = self.settings.kl_warmup
         return self.settings.beta * (min(1.0, progress / warmup) if warmup else 1.0)
 
-    def _charged(self, kl_Z: Tensor) -> Tensor:
+    def _with_free_bits(self, kl_Z: Tensor) -> Tensor:
         """Return the KL with the floor applied. The global batch decides which latents are below it, for any number of ranks."""
         floor = self.settings.free_bits
         if floor == 0:

@@ -88,15 +88,15 @@ class DecoderPhase(AdversarialPhase):
         self._curves: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> Tensor:
-        posterior_BZ, noise_BN, of_fake_BN, of_real_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
+        posterior_BZ, noise_BN, fake_noise_BN, real_noise_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
         real_B = None
         with torch.no_grad():
             mean_BZ, scale_BZ = self.model.posterior(batch.x_BX, batch.y_B)
             if self.settings.loss == "relativistic":
-                real_B = self.critic(self.augment(self.model.space.encode(batch.x_BX), of_real_BN), batch.y_B)
+                real_B = self.critic(self.augment(self.model.space.encode(batch.x_BX), real_noise_BN), batch.y_B)
         log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * posterior_BZ, batch.y_B)
         reconstruction = -in_unit(log_likelihood_B.mean(), self.model.spec)
-        fake_BX = self.augment(self.model(noise_BN, batch.y_B), of_fake_BN)
+        fake_BX = self.augment(self.model(noise_BN, batch.y_B), fake_noise_BN)
         adversarial = generator_loss(self.settings.loss, real_B, self.critic(fake_BX, batch.y_B))
         self._curves.update(reconstruction=reconstruction.detach(), adversarial=adversarial.detach())
         return reconstruction + self.weight * adversarial
