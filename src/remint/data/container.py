@@ -47,7 +47,7 @@ def strip_metadata(content: bytes) -> tuple[bytes, int]:
 
 
 def _png(content: bytes) -> tuple[bytes, int]:
-    kept, rotation, at = [PNG], 1, len(PNG)
+    kept, orientation, at = [PNG], 1, len(PNG)
     for _ in range(MOST_PARTS):
         if len(content) < at + 8:
             break
@@ -56,18 +56,18 @@ def _png(content: bytes) -> tuple[bytes, int]:
         if kind in PNG_PARTS:
             kept.append(content[at:end])
         elif kind == b"eXIf":
-            rotation = orientation(content[at + 8 : end - 4])
+            orientation = read_orientation(content[at + 8 : end - 4])
         if kind == b"IEND":
             break
         at = end
     else:
         raise HostileImage(f"has more than {MOST_PARTS:,} parts")
-    return b"".join(kept), rotation
+    return b"".join(kept), orientation
 
 
 def _jpeg(content: bytes) -> tuple[bytes, int]:
     """Keep the markers up to the first scan, without comments and application data, and all scans unchanged."""
-    kept, rotation, at, scans, pixels = [b"\xff\xd8"], None, 2, 0, 0
+    kept, orientation, at, scans, pixels = [b"\xff\xd8"], None, 2, 0, 0
     for _ in range(MOST_PARTS):
         found = (AFTER_SCAN if scans else MARKER).search(content, at)
         if found is None:
@@ -89,13 +89,13 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
         scans += marker == SCAN
         if scans > MOST_SCANS or scans * pixels > MOST_WORK:
             raise HostileImage(f"has {scans} scans of {pixels:,} pixels")
-        if marker == APP1 and rotation is None and part[4:].startswith(EXIF):
-            rotation = orientation(part[4:])
+        if marker == APP1 and orientation is None and part[4:].startswith(EXIF):
+            orientation = read_orientation(part[4:])
         if marker not in (START, COMMENT) and (not APP0 <= marker <= LAST_APP or marker in (APP0, APP14)):
             kept.append(part)
     else:
         raise HostileImage(f"has more than {MOST_PARTS:,} parts")
-    return b"".join(kept), rotation or 1
+    return b"".join(kept), orientation or 1
 
 
 def _webp_orientation(content: bytes) -> int:
@@ -105,12 +105,12 @@ def _webp_orientation(content: bytes) -> int:
             return 1
         kind, length = struct.unpack_from("<4sI", content, at)
         if kind == b"EXIF":
-            return orientation(content[at + 8 : at + 8 + length])
+            return read_orientation(content[at + 8 : at + 8 + length])
         at += 8 + length + length % 2
     raise HostileImage(f"has more than {MOST_PARTS:,} parts")
 
 
-def orientation(exif: bytes) -> int:
+def read_orientation(exif: bytes) -> int:
     """Return EXIF's orientation (JEITA CP-3451, table 4), 1 to 8. Without one: 1, upright."""
     exif = exif.removeprefix(EXIF)
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])

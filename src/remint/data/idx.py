@@ -88,6 +88,7 @@ def _array(path: Path, axes: int) -> Array:
         raise DataError(f"{path} is not an IDX file, or is damaged ({type(error).__name__}): fetch it again") from error
     if len(content) != size:
         raise DataError(
-            f"{path} holds {'more' if len(content) > size else 'fewer'} than the {size:,} bytes given in its header: fetch it again"
+            f"{path} holds {'more' if len(content) > size else 'fewer'} than the {size:,} bytes given in its header: "
+            "fetch it again"
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -133,7 +133,7 @@ def decode_image(content: bytes, settings: DatasetSettings) -> Array:
     """Decode one file to uint8 (C, H, W). Raises Undecodable with the reason."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damage, and about sizes that are checked background
+            warnings.simplefilter("ignore")  # about damage, and about sizes that are checked below
             essential, orientation = strip_metadata(content)
             image: Image.Image = Image.open(io.BytesIO(essential), formats=sorted(set(FORMATS.values())))
             _check_pixels(image.width, image.height, len(content))
@@ -182,8 +182,8 @@ def _check_set_aside(where: str, usable: int, unusable: dict[str, str], share: f
     total = usable + len(unusable)
     if len(unusable) > share * total:
         raise DataError(
-            f"{where}: {so_far}{len(unusable)} of {total} images cannot be used, more than {100 * share:g}% (setting undecodable): "
-            f"{named}: repair or remove them"
+            f"{where}: {so_far}{len(unusable)} of {total} images cannot be used, more than "
+            f"{100 * share:g}% (setting undecodable): {named}: repair or remove them"
         )
     emit("set_aside", files=len(unusable), of=total, named=named)
 

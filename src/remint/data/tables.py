@@ -246,9 +246,7 @@ def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:
     columns.check_type(label)
     code_N, names = columns.as_categories(label)
     if (code_N < 0).any():
-        raise UnusableColumn(
-            f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: add it, or set missing: drop_rows"
-        )
+        raise UnusableColumn(f"is missing in {int((code_N < 0).sum())} of {len(code_N)} rows: add it, or set missing: drop_rows")
     if not 2 <= len(names) <= MOST_CATEGORIES:
         raise UnusableColumn(f"has {len(names)} classes: expected 2 to {MOST_CATEGORIES}")
     return table.class_names or tuple(names)

@@ -34,7 +34,7 @@ def run_ranks(command: Sequence[str], count: int, threads: int) -> None:
     another way; Interrupted if this process is asked to stop.
     """
     for restart in range(RESTARTS + 1):
-        with watchdog.watched(PROGRAM) as killed:
+        with watchdog.kill_stopped_ranks(PROGRAM) as killed:
             try:
                 return _run_once(command, count, threads)
             except RemintError:  # the other ranks' errors only report the killed rank
@@ -47,7 +47,7 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
     failures: list[RemintError] = []
     seen = 0
 
-    def hand_on(event: dict[str, Any]) -> None:
+    def forward_event(event: dict[str, Any]) -> None:
         nonlocal seen
         seen += 1
         kind = event.pop("event")
@@ -62,31 +62,30 @@ def _run_once(command: Sequence[str], count: int, threads: int) -> None:
         env = {**os.environ, EVENTS: str(events), "OMP_NUM_THREADS": str(threads)}
         program = [sys.executable, "-m", PROGRAM, str(count), *command]
         try:
-            status = processes.run_process(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=hand_on)
+            status = processes.run_process(program, cwd=Path.cwd(), env=env, log=log, events=events, on_event=forward_event)
         except Interrupted:
-            for line in (
-                events.read_text().splitlines()[seen:] if events.exists() else ()
-            ):  # events written after the listener stopped
-                hand_on(json.loads(line))
+            remaining = events.read_text().splitlines()[seen:] if events.exists() else []
+            for line in remaining:  # written after the listener stopped
+                forward_event(json.loads(line))
             raise
         if status:
-            words = log.read_text(errors="replace").splitlines()
+            lines = log.read_text(errors="replace").splitlines()
             if not failures:
-                print("\n".join(words[-60:]), file=sys.stderr)
+                print("\n".join(lines[-60:]), file=sys.stderr)
             raise (
-                failures[0] if failures else StepError(f"one of {count} processes failed (status {status}): {_error_line(words)}")
+                failures[0] if failures else StepError(f"one of {count} processes failed (status {status}): {_error_line(lines)}")
             )
 
 
-def _error_line(words: Sequence[str]) -> str:
+def _error_line(lines: Sequence[str]) -> str:
     """Return the line of a log that names the error: the last line of the first traceback, or the last line of the log."""
-    for index, line in enumerate(words):
+    for index, line in enumerate(lines):
         if "Traceback (most recent call last)" in line:
             prefix = line.partition("Traceback")[0]
-            for later in words[index + 1 :]:
+            for later in lines[index + 1 :]:
                 if later.startswith(prefix) and not later.removeprefix(prefix).startswith(" "):
                     return later.removeprefix(prefix)
-    return words[-1] if words else "no output"
+    return lines[-1] if lines else "no output"
 
 
 def _become_torchrun(count: str, *command: str) -> None:

@@ -28,15 +28,15 @@ def devices() -> int:
     return torch.cuda.device_count() or cores
 
 
-def check_devices(pipeline: str, asked: int) -> None:
-    """Raise ResourceError if this machine has fewer devices than ``asked``."""
-    have = devices()
-    if asked > have:
-        gpus, cores = torch.cuda.device_count(), have
+def check_devices(pipeline: str, requested: int) -> None:
+    """Raise ResourceError if this machine has fewer devices than ``requested``."""
+    available = devices()
+    if requested > available:
+        gpus, cores = torch.cuda.device_count(), available
         machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} CPU core{'s' * (cores > 1)} and no GPU"
         raise ResourceError(
-            f"params.yaml: pipelines.{pipeline}.training.devices: {asked} is more than this machine has ({machine}): "
-            f"set devices to at most {have}, or train on a larger machine"
+            f"params.yaml: pipelines.{pipeline}.training.devices: {requested} is more than this machine has ({machine}): "
+            f"set devices to at most {available}, or train on a larger machine"
         )
 
 
@@ -70,8 +70,8 @@ def _processor() -> str:
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
     """Use deterministic kernels and ``threads`` CPU threads while the block runs."""
-    torch_wide: Any = torch.utils.deterministic  # a module with a property, which its type stubs lack
-    threads_before, fill_before = torch.get_num_threads(), torch_wide.fill_uninitialized_memory
+    torch_deterministic: Any = torch.utils.deterministic  # a module with a property, which its type stubs lack
+    threads_before, fill_before = torch.get_num_threads(), torch_deterministic.fill_uninitialized_memory
     mode_before = torch.get_deterministic_debug_mode()
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
@@ -79,10 +79,10 @@ def deterministic(threads: int) -> Iterator[None]:
     # CUDA has no deterministic form of some operations (a cumulative sum). An error there would stop every training.
     # use_deterministic_algorithms is not used: it imports torch's compiler, which takes a second and is not needed here.
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
-    torch_wide.fill_uninitialized_memory = False  # filling finds bugs in kernels, but takes time
+    torch_deterministic.fill_uninitialized_memory = False  # filling finds bugs in kernels, but takes time
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
         torch.set_deterministic_debug_mode(mode_before)
-        torch_wide.fill_uninitialized_memory = fill_before
+        torch_deterministic.fill_uninitialized_memory = fill_before

@@ -22,30 +22,30 @@ STOPPED_CHECKS = 4  # consecutive checks that must find a process stopped
 
 
 @contextmanager
-def watched(program: str) -> Iterator[list[int]]:
+def kill_stopped_ranks(program: str) -> Iterator[list[int]]:
     """Kill stopped processes of the group while the block runs, and yield the list of their pids.
 
     The group: each child process that has ``program`` in its command, and all its descendants.
     """
     killed: list[int] = []
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(program, killed, over), name="watchdog", daemon=True)
+    finished = threading.Event()
+    watcher = threading.Thread(target=_check_repeatedly, args=(program, killed, finished), name="watchdog", daemon=True)
     watcher.start()
     try:
         yield killed
     finally:
-        over.set()
+        finished.set()
         watcher.join()
 
 
-def _watch(program: str, killed: list[int], over: threading.Event) -> None:
-    seen: dict[psutil.Process, int] = {}  # consecutive checks that found each process stopped
-    while not over.wait(INTERVAL):
+def _check_repeatedly(program: str, killed: list[int], finished: threading.Event) -> None:
+    stopped_checks: dict[psutil.Process, int] = {}  # consecutive checks that found each process stopped
+    while not finished.wait(INTERVAL):
         group = list(_group(program))
         stopped = [process for process in group if _is_stopped(process)]
-        seen = {process: seen.get(process, 0) + 1 for process in stopped} if len(stopped) < len(group) else {}
-        for process, looks in seen.items():
-            if looks == STOPPED_CHECKS:
+        stopped_checks = {process: stopped_checks.get(process, 0) + 1 for process in stopped} if len(stopped) < len(group) else {}
+        for process, checks in stopped_checks.items():
+            if checks == STOPPED_CHECKS:
                 killed.append(process.pid)
                 print(
                     f"killed process {process.pid}, which was stopped for about {STOPPED_CHECKS * INTERVAL:.0f} s",

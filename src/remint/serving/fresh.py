@@ -30,19 +30,19 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
     events = log.with_suffix(".jsonl")
     events.unlink(missing_ok=True)
     errors: list[RemintError] = []
-    said: list[str] = []
+    reports: list[str] = []
 
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == "error":
             errors.append(by_name(event["kind"], event["message"]))
         elif event["event"] == "checked":
-            said.append(event["how"])
+            reports.append(event["how"])
 
-    ours = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    own_code = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     status = processes.run_process(
         [sys.executable, "-P", "-m", "remint.serving.fresh", str(bundle.absolute())],  # -P: do not import from the current folder
         cwd=log.absolute().parent,
-        env={**os.environ, **(ours if environment is None else environment), EVENTS: str(events.absolute())},
+        env={**os.environ, **(own_code if environment is None else environment), EVENTS: str(events.absolute())},
         log=log,
         events=events,
         on_event=listen,
@@ -51,9 +51,9 @@ def check(bundle: Path, log: Path, environment: Mapping[str, str] | None = None)
         if isinstance(errors[0], UserError):  # a missing plug-in or device: not the user's mistake here
             raise IntegrityError(f"the model does not load here: {errors[0]}")
         raise errors[0]
-    if status or not said:
+    if status or not reports:
         raise RunError(f"the model failed to draw samples in a fresh process: {_last_line(log, status)} (full output: {log})")
-    return said[0]
+    return reports[0]
 
 
 def _last_line(log: Path, status: int) -> str:
@@ -74,22 +74,22 @@ def _main(folder: str) -> None:
     with deterministic(threads):
         machine = probe.with_block_size(fingerprint(torch.device("cpu"), threads, 1))
         count = recorded.count if recorded else probe.sample_count(spec)
-        again = probe.compute(model, spec, recorded.seed if recorded else probe.SEED, count)
-    wrong = probe.nonfinite_values(model, spec, again)
-    if wrong:
-        raise IntegrityError(f"{wrong}: train again")
+        redrawn = probe.compute(model, spec, recorded.seed if recorded else probe.SEED, count)
+    problem = probe.nonfinite_values(model, spec, redrawn)
+    if problem:
+        raise IntegrityError(f"{problem}: train again")
     if recorded is None:
         emit("checked", how="loaded and drew finite samples; training recorded no samples to compare")
         return
     exact = machine == recorded.machine
-    wrong = probe.difference(recorded.arrays, again, exact=exact)
+    problem = probe.difference(recorded.arrays, redrawn, exact=exact)
     how = (
         "to the bit"
         if exact
         else f"within {probe.SHARE_TOLERANCE:.0%} of pixels by one level and {probe.RELATIVE_TOLERANCE} of numbers"
     )
-    if wrong:
-        raise IntegrityError(f"the model's output differs from the output recorded at training ({how}): {wrong}")
+    if problem:
+        raise IntegrityError(f"the model's output differs from the output recorded at training ({how}): {problem}")
     kinds = ", ".join(name for name in recorded.arrays if name != "class") or "none of samples, log_prob and elbo"
     emit("checked", how=f"{count} {kinds} as recorded at training, {how}")
 

@@ -61,6 +61,6 @@ METRICS: dict[str, Facts] = {
 }
 
 
-def by_default(can: frozenset[str]) -> list[str]:
+def default_metrics(can: frozenset[str]) -> list[str]:
     """Return the metrics to measure if params.yaml names none, for a model with these protocols."""
     return [name for name, facts in METRICS.items() if facts.default and facts.needs in can]

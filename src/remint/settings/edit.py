@@ -25,25 +25,25 @@ def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict
     """
     before = load_params(folder)
     before.pipeline(template)
-    _check_free("pipelines", name, before.pipelines)
+    _check_new_name("pipelines", name, before.pipelines)
     dataset = dataset or before.pipelines[template].dataset
     if new is not None:
-        _check_free("datasets", dataset, before.datasets)
+        _check_new_name("datasets", dataset, before.datasets)
     kind = before.dataset(dataset).kind if new is None else new["kind"]
     if kind != before.datasets[before.pipelines[template].dataset].kind:
-        raise SettingsError(_other_kind(before, template, dataset, kind))
+        raise SettingsError(_kind_error(before, template, dataset, kind))
     path = (folder / PARAMS).resolve()  # a symbolic link stays one
     text = path.read_bytes().decode()
     content = load_safe_yaml(text)
-    wanted = {**content, "pipelines": {**content["pipelines"], name: {**content["pipelines"][template], "dataset": dataset}}}
+    expected = {**content, "pipelines": {**content["pipelines"], name: {**content["pipelines"][template], "dataset": dataset}}}
     if new is not None:
-        wanted["datasets"] = {**content["datasets"], dataset: new}
-    after = validate_params(wanted)
+        expected["datasets"] = {**content["datasets"], dataset: new}
+    after = validate_params(expected)
     try:
         if new is not None:
-            text = _insert(text, "datasets", dataset, _dumped(new))
-        text = _insert(text, "pipelines", name, _copied(text, template, dataset))
-        is_right = load_safe_yaml(text) == wanted
+            text = _insert(text, "datasets", dataset, _as_yaml(new))
+        text = _insert(text, "pipelines", name, _copy_of(text, template, dataset))
+        is_right = load_safe_yaml(text) == expected
     except (ValueError, LookupError):  # blocks in braces, merged blocks
         is_right = False
     if not is_right:
@@ -52,25 +52,25 @@ def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict
     return after
 
 
-def _check_free(block: str, name: str, taken: dict[str, Any]) -> None:
+def _check_new_name(block: str, name: str, existing: dict[str, Any]) -> None:
     if not is_name(name):
         raise SettingsError(f"{name[:100]!r} is not a valid name in {block}: expected letters, digits, '.', '_' and '-'")
-    if name in taken:
+    if name in existing:
         raise SettingsError(f"{PARAMS}: {block}.{name} already exists: choose another name")
 
 
-def _other_kind(params: Params, template: str, dataset: str, kind: str) -> str:
-    fit = [name for name, pipeline in params.pipelines.items() if params.datasets[pipeline.dataset].kind == kind]
-    start = f"start from {' or '.join(fit)}" if fit else f"no pipeline of {PARAMS} is of that kind"
+def _kind_error(params: Params, template: str, dataset: str, kind: str) -> str:
+    suitable = [name for name, pipeline in params.pipelines.items() if params.datasets[pipeline.dataset].kind == kind]
+    start = f"start from {' or '.join(suitable)}" if suitable else f"no pipeline of {PARAMS} is of that kind"
     return f"dataset '{dataset}' is of kind {kind}, but pipeline '{template}' is for another kind: {start}"
 
 
-def _copied(text: str, template: str, dataset: str) -> str:
+def _copy_of(text: str, template: str, dataset: str) -> str:
     """Return the text of a pipeline's block, to put after a key, with another dataset."""
     _, block = _entries(text, "pipelines")[template]
     start, end = block.start_mark.index, _end(block)
-    (written,) = [value for key, value in block.value if key.value == "dataset"]
-    first, last = written.start_mark.index, written.end_mark.index
+    (value_node,) = [value for key, value in block.value if key.value == "dataset"]
+    first, last = value_node.start_mark.index, value_node.end_mark.index
     space = " " if block.flow_style else _line_end(text) + " " * block.start_mark.column
     return space + text[start:first] + _scalar(dataset) + text[last:end]
 
@@ -80,7 +80,7 @@ def _scalar(name: str) -> str:
     return name if load_safe_yaml(name) == name else f'"{name}"'
 
 
-def _dumped(block: dict[str, Any]) -> str:
+def _as_yaml(block: dict[str, Any]) -> str:
     """Return a block as one line of YAML, to put after a key."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style, yaml.width = True, LARGEST

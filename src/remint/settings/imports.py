@@ -16,7 +16,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
-OURS = ("remint", "pipelines")  # digested even if they are installed
+OWN_PACKAGES = ("remint", "pipelines")  # digested even if they are installed
 
 # Modules that cannot change a step's result, each with the reason. A package stands for all its modules.
 WITHOUT_EFFECT = {
@@ -41,12 +41,12 @@ class Imports:
     """Direct and indirect imports of modules, with digests. Each file is read once."""
 
     def __init__(self) -> None:
-        self._tops: dict[str, Path | None] = {}
+        self._packages: dict[str, Path | None] = {}
         self._modules: dict[str, _Module | None] = {}
 
     def digests(self, *roots: str) -> dict[str, str]:
         """Return the digests of ``roots`` and of all modules that they import, by module name."""
-        found = self._reached(roots)
+        found = self._transitive(roots)
         wanted = {name for module in found.values() for name in module.imports}
         return {
             name: found[name].digest_of(wanted) if name in BY_NAME and name not in roots else found[name].digest
@@ -55,9 +55,9 @@ class Imports:
 
     def paths(self, *roots: str) -> dict[str, Path]:
         """Return the files of ``roots`` and of all modules that they import, by module name, without installed ones."""
-        return {name: module.path for name, module in self._reached(roots).items()}
+        return {name: module.path for name, module in self._transitive(roots).items()}
 
-    def _reached(self, roots: Iterable[str]) -> dict[str, _Module]:
+    def _transitive(self, roots: Iterable[str]) -> dict[str, _Module]:
         found: dict[str, _Module] = {}
         todo = list(roots)
         while todo:
@@ -77,9 +77,9 @@ class Imports:
 
     def _path(self, name: str) -> Path | None:
         top, *below = name.split(".")
-        if top not in self._tops:
-            self._tops[top] = _top(top)
-        base = self._tops[top]
+        if top not in self._packages:
+            self._packages[top] = _find_package(top)
+        base = self._packages[top]
         if base is None:
             return None
         base = base.joinpath(*below)
@@ -126,19 +126,19 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
         node = todo.pop()
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _whole(alias.name)
+                yield from _with_wildcard(alias.name)
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
             yield base
             for alias in node.names:
-                yield from _whole(f"{base}.{alias.name}")
+                yield from _with_wildcard(f"{base}.{alias.name}")
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             todo += node.orelse
         else:
             todo += ast.iter_child_nodes(node)
 
 
-def _whole(name: str) -> tuple[str, ...]:
+def _with_wildcard(name: str) -> tuple[str, ...]:
     return (name, f"{name}.*") if name in BY_NAME else (name,)
 
 
@@ -153,7 +153,7 @@ def _without_effect(name: str) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in WITHOUT_EFFECT)
 
 
-def _top(name: str) -> Path | None:
+def _find_package(name: str) -> Path | None:
     """Return the path of a package or module without its suffix; None if it is installed or does not exist."""
     try:
         spec = find_spec(name) if name else None
@@ -165,7 +165,7 @@ def _top(name: str) -> Path | None:
     if not folders and not spec.has_location:
         return None
     base = Path(folders[0] if folders else spec.origin or "").resolve()
-    if name not in OURS and is_installed(base):
+    if name not in OWN_PACKAGES and is_installed(base):
         return None
     return base if folders else base.with_name(name)
 

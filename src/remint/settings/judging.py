@@ -44,7 +44,7 @@ class EvaluationSettings(Settings):
 
     @field_validator("metrics")
     @classmethod
-    def _known(cls, metrics: list[str] | None) -> list[str] | None:
+    def _check_metrics(cls, metrics: list[str] | None) -> list[str] | None:
         try:
             for metric in metrics or []:
                 plugins.facts_of(metric)
@@ -54,13 +54,13 @@ class EvaluationSettings(Settings):
 
     @field_validator("program")
     @classmethod
-    def _pinned(cls, program: FeatureFile | None) -> FeatureFile | None:
+    def _check_program(cls, program: FeatureFile | None) -> FeatureFile | None:
         if program is not None and program.sha256 is None:
             raise ValueError("sha256: missing: give the SHA-256 of the program")
         return program
 
     @model_validator(mode="after")
-    def _feature_files(self) -> EvaluationSettings:
+    def _check_feature_files(self) -> EvaluationSettings:
         for metric in self.metrics or []:
             features = plugins.facts_of(metric).features
             if features in FEATURE_FILES and getattr(self, features) is None:
@@ -91,7 +91,7 @@ class Bound(Settings):
     max: float | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Bound:
+    def _check_bound(self) -> Bound:
         if self.min is None and self.max is None:
             raise ValueError("give min, max or both")
         return self
@@ -109,7 +109,7 @@ class Improve(Settings):
         return [self.metric] if isinstance(self.metric, str) else self.metric
 
     @model_validator(mode="after")
-    def _one_unit(self) -> Improve:
+    def _check_metric(self) -> Improve:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ValueError("metric: give at least one metric, and each only once")
         if len(self.metrics) > 1 and self.margin not in ("auto", 0.0):

@@ -28,7 +28,7 @@ from remint.settings.judging import EvaluationSettings, PromotionSettings
 from remint.settings.recipe import DatasetSettings, ModelSettings, Positive, Recipe, Settings, TrainingSettings, did_you_mean
 
 PARAMS = "params.yaml"
-MISTAKES = 20  # reported at a time
+MOST_MISTAKES = 20  # reported at a time
 
 _short = reprlib.Repr()  # shortens the values that an error quotes
 _short.maxstring = _short.maxother = 100
@@ -44,7 +44,7 @@ class ScheduleSettings(Settings):
 
     @field_validator("cron")
     @classmethod
-    def _cron(cls, cron: str | None) -> str | None:
+    def _check_cron(cls, cron: str | None) -> str | None:
         # A first check: five fields of cron's characters. Prefect's parser checks the rest at deployment.
         if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[0-9A-Za-z*/,\-?# ]+", cron) is None):
             raise ValueError(f"expected five cron fields, as in '0 3 * * *', not '{cron}'")
@@ -52,13 +52,13 @@ class ScheduleSettings(Settings):
 
     @field_validator("timezone")
     @classmethod
-    def _timezone(cls, timezone: str) -> str:
+    def _check_timezone(cls, timezone: str) -> str:
         if timezone not in zoneinfo.available_timezones():
             raise ValueError(f"expected an IANA time zone, such as UTC or Europe/Berlin, not '{timezone}'")
         return timezone
 
     @model_validator(mode="after")
-    def _one(self) -> ScheduleSettings:
+    def _check_exactly_one(self) -> ScheduleSettings:
         if sum(value is not None for value in (self.cron, self.interval, self.rrule)) != 1:
             raise ValueError("give exactly one of cron, interval (seconds) and rrule")
         return self
@@ -77,7 +77,7 @@ class PipelineSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _model_of_family(cls, block: Any) -> Any:
+    def _validate_model(cls, block: Any) -> Any:
         """Validate the ``model:`` block with the settings class of the family."""
         if not isinstance(block, dict) or not isinstance(block.get("family"), str):
             return block
@@ -94,11 +94,11 @@ class PipelineSettings(Settings):
 
     @field_validator("schedule", mode="before")
     @classmethod
-    def _no_schedule(cls, schedule: Any) -> Any:
+    def _empty_as_none(cls, schedule: Any) -> Any:
         return schedule or None  # {} means: no schedule
 
     @model_validator(mode="after")
-    def _metrics_fit(self) -> PipelineSettings:
+    def _check_metrics(self) -> PipelineSettings:
         can = self.model.can | ({"classes"} if self.model.conditional else set())
         for metric in self.evaluation.metrics or []:
             needs = plugins.facts_of(metric).needs
@@ -114,7 +114,7 @@ class PipelineSettings(Settings):
 
     def metrics(self) -> list[str]:
         """Return the metrics to measure: those in ``evaluation.metrics``, else the defaults for the family's capabilities."""
-        return self.evaluation.metrics or catalogue.by_default(self.model.can)
+        return self.evaluation.metrics or catalogue.default_metrics(self.model.can)
 
     @property
     def recipe(self) -> Recipe:
@@ -128,7 +128,7 @@ class Params(Settings):
     pipelines: dict[str, PipelineSettings]
 
     @model_validator(mode="after")
-    def _names_are_plain(self) -> Params:
+    def _check_names(self) -> Params:
         """Check the names, which become names of files, artifacts and models."""
         for block in ("datasets", "pipelines"):
             for name in getattr(self, block):
@@ -137,7 +137,7 @@ class Params(Settings):
         return self
 
     @model_validator(mode="after")
-    def _datasets_exist(self) -> Params:
+    def _check_datasets(self) -> Params:
         for name, pipeline in self.pipelines.items():
             if pipeline.dataset not in self.datasets:
                 raise ValueError(
@@ -147,7 +147,7 @@ class Params(Settings):
         return self
 
     @model_validator(mode="after")
-    def _inception_sees_images(self) -> Params:
+    def _check_inception(self) -> Params:
         for name, pipeline in self.pipelines.items():
             table = pipeline.dataset in self.datasets and self.datasets[pipeline.dataset].kind == "table"
             for metric in pipeline.evaluation.metrics or []:
@@ -205,8 +205,8 @@ def validate_params(content: Mapping[str, Any]) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         lines = _lines(error)
-        more = [f"{PARAMS}: and {len(lines) - MISTAKES} more mistakes"] if len(lines) > MISTAKES else []
-        raise SettingsError("\n".join([*(f"{PARAMS}: {line}" for line in lines[:MISTAKES]), *more])) from None
+        more = [f"{PARAMS}: and {len(lines) - MOST_MISTAKES} more mistakes"] if len(lines) > MOST_MISTAKES else []
+        raise SettingsError("\n".join([*(f"{PARAMS}: {line}" for line in lines[:MOST_MISTAKES]), *more])) from None
 
 
 def apply_overrides(content: dict[str, Any], pipeline: str, assignments: Sequence[str]) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from typing import Literal
 from remint.errors import SettingsError
 from remint.runtime.manifest import sha256_tree
 from remint.settings.catalogue import METRICS, Facts
-from remint.settings.imports import OURS, Imports
+from remint.settings.imports import OWN_PACKAGES, Imports
 from remint.settings.recipe import MODEL_SETTINGS, ModelSettings, did_you_mean
 
 Kind = Literal["family", "metric"]
 
 GROUPS: dict[Kind, str] = {"family": "remint.families", "metric": "remint.metrics"}
-PARTS: dict[Kind, tuple[str, ...]] = {"family": ("build", "phases", "Settings"), "metric": ("FACTS", "measure")}
+REQUIRED_NAMES: dict[Kind, tuple[str, ...]] = {"family": ("build", "phases", "Settings"), "metric": ("FACTS", "measure")}
 BUILT_IN: dict[Kind, Collection[str]] = {"family": MODEL_SETTINGS, "metric": METRICS}
 
 
@@ -62,7 +62,7 @@ def module_of(name: str, kind: Kind = "family") -> ModuleType:
     except Exception as error:  # a plug-in may raise anything while it is imported
         message = " ".join(str(error).split()).replace(";", ",")
         raise SettingsError(f"{where} cannot be imported: {type(error).__name__}: {message}") from error
-    missing = [part for part in PARTS[kind] if not hasattr(module, part)]
+    missing = [part for part in REQUIRED_NAMES[kind] if not hasattr(module, part)]
     if missing:
         raise SettingsError(f"{where} has no {', '.join(missing)}: see remint.settings.plugins")
     if kind == "family" and not (isinstance(module.Settings, type) and issubclass(module.Settings, ModelSettings)):
@@ -87,10 +87,10 @@ def digests(imports: Imports, steps: Iterable[str], family: str, metrics: Iterab
         module = module_name(name, kind)
         roots.append(module)
         if name not in BUILT_IN[kind] and "." in module and (path := imports.paths(module).get(module)):
-            others = sorted(each for each in path.parent.rglob("*") if each.is_file() and each.suffix != ".pyc")
-            data[f"{module} and beside it"] = sha256_tree(*(each for each in others if each.suffix != ".py"))
-            inside = (each.relative_to(path.parent).with_suffix("").parts for each in others if each.suffix == ".py")
-            roots += [".".join((module.rpartition(".")[0], *parts)) for parts in inside]
+            files = sorted(each for each in path.parent.rglob("*") if each.is_file() and each.suffix != ".pyc")
+            data[f"{module} and beside it"] = sha256_tree(*(each for each in files if each.suffix != ".py"))
+            module_parts = (each.relative_to(path.parent).with_suffix("").parts for each in files if each.suffix == ".py")
+            roots += [".".join((module.rpartition(".")[0], *parts)) for parts in module_parts]
     return imports.digests(*roots) | data
 
 
@@ -103,7 +103,7 @@ def require_own_code(name: str, workspace: Path, constraints: Path, kind: Kind =
     if name in BUILT_IN[kind]:
         return
     point = _entry_points(kind)[name]
-    files = [path for module, path in Imports().paths(point.module).items() if module.partition(".")[0] not in OURS]
+    files = [path for module, path in Imports().paths(point.module).items() if module.partition(".")[0] not in OWN_PACKAGES]
     for file in files:
         if not file.is_relative_to(workspace.resolve()):
             raise SettingsError(
@@ -111,7 +111,7 @@ def require_own_code(name: str, workspace: Path, constraints: Path, kind: Kind =
                 f"commit it, or install it and add its version to {constraints.name}"
             )
     pin = f"{point.dist.name}=={point.dist.version}" if point.dist else point.value
-    if not files and _folded(pin) not in map(_folded, constraints.read_text().splitlines()):
+    if not files and _normalise_pin(pin) not in map(_normalise_pin, constraints.read_text().splitlines()):
         raise SettingsError(f"{kind} '{name}': the version of its package is not pinned: add {pin} to {constraints.name}")
 
 
@@ -123,6 +123,6 @@ def _origin(point: EntryPoint) -> str:
     return f" of {point.dist.name} {point.dist.version}" if point.dist else ""
 
 
-def _folded(pin: str) -> str:
+def _normalise_pin(pin: str) -> str:
     """Normalise the name of a pinned package (PEP 503)."""
     return pin.partition("#")[0].strip().lower().replace("_", "-").replace(".", "-")

@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
-LONGEST = 200  # characters of a name to compare with others: the time is quadratic in the length
+LONGEST_COMPARED = 200  # characters of a name to compare with others: the time is quadratic in the length
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
 
@@ -26,7 +26,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, block: Any) -> Any:
+    def _check_keys(cls, block: Any) -> Any:
         if isinstance(block, dict):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for key in block:
@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
 def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
     """Return a clause that refuses a name and suggests the nearest known one, or lists all known ones."""
-    near = difflib.get_close_matches(name[:LONGEST], sorted(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:LONGEST_COMPARED], sorted(known), n=1, cutoff=0.5)
     return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(sorted(known))}")
 
 
@@ -75,13 +75,13 @@ class DatasetSettings(Settings):
 
     @field_validator("source")
     @classmethod
-    def _a_path(cls, source: str) -> str:
+    def _check_source(cls, source: str) -> str:
         if not source.strip() or not source.isprintable() or any(len(part.encode()) > 255 for part in source.split("/")):
             raise ValueError(f"expected a path or an address, not {source[:100]!r}")
         return source
 
     @model_validator(mode="after")
-    def _keys_of_the_kind(self) -> DatasetSettings:
+    def _check_kind(self) -> DatasetSettings:
         others = {"image": ("label", "categorical", "drop", "missing"), "table": ("shape", "levels", "channels", "resize")}
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:
@@ -197,7 +197,7 @@ class VaeGanSettings(VaeSettings):
     critic: VaeGanCriticSettings = VaeGanCriticSettings()  # networks and training of the critic
 
     @model_validator(mode="after")
-    def _critic_has_no_conditional(self) -> VaeGanSettings:
+    def _check_critic(self) -> VaeGanSettings:
         if self.critic.conditional:
             raise ValueError("critic.conditional: remove it and set model.conditional: the critic then gets the class too")
         return self
@@ -237,7 +237,7 @@ class TrainingSettings(Settings):
     rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # factor on the learning rate at each rollback
 
     @model_validator(mode="after")
-    def _even_split(self) -> TrainingSettings:
+    def _check_batch_size(self) -> TrainingSettings:
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of devices {self.devices}")
         return self
