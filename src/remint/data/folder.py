@@ -32,7 +32,7 @@ def is_hidden(name: str) -> bool:
 
 
 def files(folder: Path) -> Iterator[File]:
-    """Yield every file below ``folder``. Raises DataError, which names the path, if it is no file or is unreadable."""
+    """Yield every file below ``folder``. Raises DataError, which names the path, if it is not a regular file or is unreadable."""
     walked = os.walk(folder, onerror=_raise_data_error)
     paths = [Path(at, name) for at, folders, names in walked for name in [*names, *_linked_folders(at, folders)]]
     seen = sorted((str(path.relative_to(folder)), path) for path in paths)

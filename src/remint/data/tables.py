@@ -146,7 +146,7 @@ def _check_unpacked_size(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
 
 
 def _expanded_bytes(column: pa.Array) -> int:
-    """Return the bytes of a column's texts, each counted as often as it occurs."""
+    """Return the bytes of a column's texts, counting every occurrence of each."""
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
     length_K = pyarrow.compute.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)

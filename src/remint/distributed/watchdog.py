@@ -2,8 +2,8 @@
 
 The other ranks wait for a stopped rank until COLLECTIVE_TIMEOUT. A missing heartbeat does not identify the stopped rank:
 the waiting ranks are silent too, and so is a rank in a long step, a large checkpoint or a slow write. The watchdog therefore
-asks the kernel for the state of each process. A slow rank is left alone. A machine that slept causes no kill either: only
-checks made while this process runs are counted. If every process of the group is stopped, a person has paused the training,
+asks the kernel for the state of each process. A slow rank is left alone. A machine that slept causes no kill: only checks
+made while this process runs are counted. If every process of the group is stopped, a person has paused the training,
 and the watchdog does nothing.
 """
 

@@ -11,7 +11,7 @@ from remint.settings.recipe import MODEL_SETTINGS
 
 
 def family(name: str) -> Family:
-    """Return the module of a family. Raises SettingsError, with the nearest name, if there is none."""
+    """Return the module of a family. Raises SettingsErrorwith the nearest name if the family does not exist."""
     if name in MODEL_SETTINGS:
         return cast(Family, importlib.import_module(plugins.module_name(name)))
     return cast(Family, plugins.module_of(name))

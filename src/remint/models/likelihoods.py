@@ -50,7 +50,7 @@ class Bernoulli(LevelLikelihood):
     noise_per_dim = 1
 
     def __init__(self, levels: int) -> None:
-        """Build the likelihood. Raises SettingsError if there are more than two levels (grey values are no probabilities)."""
+        """Build the likelihood. Raises SettingsError if there are more than two levels (grey values are not probabilities)."""
         super().__init__()
         if levels != 2:
             raise SettingsError(

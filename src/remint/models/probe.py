@@ -85,7 +85,7 @@ def read(folder: Path) -> RecordedSamples | None:
     try:
         with safe_open(folder / FILE, framework="numpy") as stored:
             about = json.loads(stored.metadata()["about"])
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is no mapping)
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
         return RecordedSamples(about["seed"], about["machine"], arrays)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{folder / FILE} does not hold recorded samples: {type(error).__name__}") from error

@@ -182,7 +182,7 @@ class Elbo(Phase):
     before the decoder uses them (Bowman et al., Generating Sentences from a Continuous Space, 2016). For the same reason
     ``free_bits`` nats of each latent are free: sum_z max(free_bits, mean over the batch of KL_z) replaces the
     KL (Kingma et al., Improved variational inference with inverse autoregressive flow, 2016). With a beta other than
-    1 the model is a beta-VAE (Higgins et al., 2017), and the loss is no bound.
+    1 the model is a beta-VAE (Higgins et al., 2017), and the loss is not a bound.
     """
 
     name: ClassVar[str] = "elbo"

@@ -44,7 +44,7 @@ class ServedModel:
     def class_named(self, name: str) -> int:
         """Return the number of a class from its name; without names, from the number as text.
 
-        Raises SettingsError, with the nearest name, if there is no such class.
+        Raises SettingsError, with the nearest name, if the class does not exist.
         """
         names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
         if name not in names:

@@ -159,13 +159,13 @@ class Params(Settings):
         return self
 
     def dataset(self, name: str) -> DatasetSettings:
-        """Return the dataset's settings. Raises SettingsError with the nearest name if there is no such dataset."""
+        """Return the dataset's settings. Raises SettingsError with the nearest name if the dataset does not exist."""
         if name not in self.datasets:
             raise SettingsError(f"{PARAMS}: " + did_you_mean(f"dataset '{name}'", name, list(self.datasets)))
         return self.datasets[name]
 
     def pipeline(self, name: str) -> PipelineSettings:
-        """Return the pipeline's settings. Raises SettingsError with the nearest name if there is no such pipeline."""
+        """Return the pipeline's settings. Raises SettingsError with the nearest name if the pipeline does not exist."""
         if name not in self.pipelines:
             raise SettingsError(f"{PARAMS}: " + did_you_mean(f"pipeline '{name}'", name, list(self.pipelines)))
         return self.pipelines[name]
