@@ -214,7 +214,7 @@ def test_every_column_that_cannot_be_learnt_is_named_with_a_way_out(tmp_path: Pa
         ([1.0, float("inf"), 2.0], "x", "has 1 infinite values"),
         ([1e300, -1e300, 1.0], "x", "has values up to 1e+300, whose standard deviation cannot be computed"),
         ([1e-300, 2e-300, 3e-300], "x", "has values up to 3e-300, whose standard deviation cannot be computed"),
-        (["1", "2.5", "?", "4"], "age", "holds numbers, and text such as '?'"),
+        (["1", "2.5", "?", "4"], "age", "contains numbers and text such as '?'"),
         (["01/02/2024", "03.04.2024", "x"], "when", "contains dates such as '01/02/2024'"),
         ([datetime.datetime(2024, 1, 1)] * 3, "when", "contains dates or times (timestamp"),
         ([datetime.time(1)] * 3, "when", "contains dates or times (time64"),

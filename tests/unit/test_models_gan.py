@@ -263,8 +263,8 @@ def test_a_conditional_critic_is_a_projection() -> None:
     ("update", "spec", "message"),
     [
         ({"network": "residual"}, NUMBERS, "residual needs images, but this dataset is a table"),
-        ({"network": "dcgan"}, IMAGE, "dcgan halves its maps, and 3 x 4 cannot be"),
-        ({"fourier": 4}, SQUARE, "fourier is for tables"),
+        ({"network": "dcgan"}, IMAGE, "dcgan halves its maps, but 3 x 4 cannot be"),
+        ({"fourier": 4}, SQUARE, "fourier needs a table"),
         ({"conditional": True}, MIXED, "conditional: true needs labels"),
         ({}, DataSpec(shape=(1,), columns=(Column(name="age", missing=True),)), "age of this table may be missing: .* vae"),
     ],

@@ -142,7 +142,7 @@ def quantiles(count: int) -> Tensor:
 
 
 def test_bernoulli_is_of_binarised_images_only() -> None:
-    with pytest.raises(SettingsError, match=r"model\.likelihood: bernoulli .* 2 levels, and these have 17"):
+    with pytest.raises(SettingsError, match=r"model\.likelihood: bernoulli .* 2 levels, but these have 17"):
         Bernoulli(17)
 
 

@@ -40,7 +40,7 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ("pipelines.digits-vae.model.latent", -1, ["pipelines.digits-vae.model.latent", "greater than or equal to 1"]),
         ("pipelines.digits-vae.family", "vea", ["pipelines.digits-vae", "did you mean 'vae'?"]),
         ("pipelines.digits-vae.dataset", "digit", ["pipelines.digits-vae.dataset", "did you mean 'digits'?"]),
-        ("pipelines.digits-vae.evaluation.metrics", ["nll"], ["digits-vae", "no log_prob"]),
+        ("pipelines.digits-vae.evaluation.metrics", ["nll"], ["digits-vae", "needs log_prob"]),
         ("pipelines.digits-vae.evaluation.metrics", ["elbow"], ["evaluation.metrics", "did you mean 'elbo'?"]),
         ("pipelines.digits-gan.promotion", {"require": {"nll": {"max": 1}}}, ["digits-gan", "'nll' is not measured"]),
         ("pipelines.digits-vae.promotion.require", {"iwae": {}}, ["require.iwae", "min, max or both"]),
