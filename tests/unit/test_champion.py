@@ -95,13 +95,13 @@ def given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Dat
     """Makes dvc give that dataset version back for the champion's."""
 
     def give(version: DatasetVersion) -> None:
-        def former(_dvc: Workspace, _lock: Path, stage: str) -> Path:
+        def fetch_output(_dvc: Workspace, _lock: Path, stage: str) -> Path:
             assert stage == "prepare@d"
             (tmp_path / "former").mkdir()
             version.write(tmp_path / "former/dataset.json")
             return tmp_path / "former"
 
-        monkeypatch.setattr(Workspace, "former", former)
+        monkeypatch.setattr(Workspace, "fetch_output", fetch_output)
 
     return give
 

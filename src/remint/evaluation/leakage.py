@@ -33,7 +33,9 @@ from remint.records import DataSpec, Leakage
 from remint.runtime.events import emit
 
 TOLERANCE = 0.02  # largest RMS difference of a near copy, as a share of an image's range or of a column's standard deviation
-CLOSER = 0.1  # tables: also a limit, as a share of the median neighbour distance, because with few columns all rows are near
+NEIGHBOUR_TOLERANCE = (
+    0.1  # tables: also a limit, as a share of the median neighbour distance, because with few columns all rows are near
+)
 NEIGHBOURS = 512  # training rows that this median is computed from
 GRID = 8  # boxes along each side of an image
 BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs in memory at a time
@@ -127,10 +129,10 @@ class _Rows:
         self.limit = TOLERANCE * numbers**0.5
         self.apart = 2.0 * self.limit
         typical = _median_neighbour(self, train)
-        self.limit = min(self.limit, CLOSER * typical) if typical is not None else self.limit
+        self.limit = min(self.limit, NEIGHBOUR_TOLERANCE * typical) if typical is not None else self.limit
         self.words = (
             f"equal categories, and a root-mean-square difference of the numbers of at most {self.limit / numbers**0.5:.2g} "
-            f"standard deviations ({TOLERANCE:g}, or {CLOSER:g} of the median between neighbours where that is less)"
+            f"standard deviations ({TOLERANCE:g}, or {NEIGHBOUR_TOLERANCE:g} of the median between neighbours where that is less)"
         )
 
     def full(self, x_BX: Array) -> Array:

@@ -19,7 +19,7 @@ from remint.stores.open import open_ledger, open_tracking
 Section = tuple[str, list[str]]
 
 
-class Former(VersionEntry):
+class FormerChampion(VersionEntry):
     """The champion before a version."""
 
     lineage: VersionTags
@@ -40,7 +40,7 @@ class Why(VersionEntry):
     report: str  # path of the page
     lineage: VersionTags
     serving_sha256: str  # of the manifest of all served files
-    former: Former | None
+    former: FormerChampion | None
     code: str  # git diff --stat from the former's commit
     drift: str | None  # a sentence
     compared: tuple[RuleResult, ...]  # of the gate's last decision
@@ -64,7 +64,7 @@ def why(home: Home, ref: str) -> Why:
         report=str(page) if page.exists() else f"report.html of MLflow's run {version.run_id}",
         lineage=version.tags,
         serving_sha256=version.tags.manifest_sha256 or "",
-        former=Former(**VersionEntry.fields_of(former), lineage=former.tags) if former else None,
+        former=FormerChampion(**VersionEntry.fields_of(former), lineage=former.tags) if former else None,
         code=_code_change(home, former, version),
         drift=drift.summary if drift and before is not None else None,
         compared=tuple(rule for rule in judged.rules if rule.metric) if judged else (),

@@ -34,7 +34,7 @@ from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
 RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
-NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
+MAX_NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
 
@@ -114,7 +114,7 @@ def describe_nonfinite(
         "why": why,
         "losses": [str(value) for value in every],  # of each rank; JSON has no NaN
         "gradient_norm": str(float(norm)),
-        "parameters": names[:NAMED],  # not finite, else the one with the greatest entry
+        "parameters": names[:MAX_NAMED],  # not finite, else the one with the greatest entry
         "examples": [int(index) for index in indices],
     }
 
@@ -140,7 +140,7 @@ def count_skip(state: TrainingState, nonfinite: dict[str, Any], world: World) ->
     """Count a skipped step. An event is emitted for the first, the second, the fourth and so on."""
     state.skipped += 1
     state.consecutive_skips += 1
-    state.nonfinite_steps = [*state.nonfinite_steps[1 - NAMED :], nonfinite]
+    state.nonfinite_steps = [*state.nonfinite_steps[1 - MAX_NAMED :], nonfinite]
     if world.leads and state.skipped & (state.skipped - 1) == 0:
         emit("skipped", step=state.step + 1, skipped=state.skipped, message=nonfinite["why"])
 

@@ -59,7 +59,7 @@ def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:
     return outs
 
 
-def in_order(text: str) -> str:
+def sort_stages(text: str) -> str:
     """Return a dvc.lock with its stages sorted by name: dvc writes them in the order in which they ended or were restored.
 
     Lines are moved, not rewritten: dvc's YAML rules differ from those of most writers.
