@@ -60,7 +60,10 @@ def reconcile(home: Home) -> list[str]:
 
 
 def sweep(home: Home, *, own_server: bool) -> list[str]:
-    """Reconcile, end open flow runs without a process, and restart deployed runs. Return a line for each. ``own_server``: see orphan_runs."""
+    """Reconcile, end open flow runs without a process, and restart deployed runs. Return a line for each.
+
+    ``own_server``: see orphan_runs.
+    """
     with locked(home.lock("sweep")):
         lines = reconcile(home)
         for each in orphan_runs(home, own_server=own_server):

@@ -220,7 +220,7 @@ def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
     assert read().exists()
     shutil.rmtree(tmp_path / "got", ignore_errors=True)
     shutil.rmtree(tmp_path / "served/files")
-    with pytest.raises(IntegrityError, match=f"^{version.ref}: .* cannot be read: there is nothing at mlflow-artifacts:"):
+    with pytest.raises(IntegrityError, match=f"^{version.ref}: .* cannot be read: there are no files at mlflow-artifacts:"):
         read()
 
 

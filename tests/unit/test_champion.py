@@ -129,7 +129,7 @@ def test_drift_comes_with_the_evidence_and_is_measured_once(
     [
         (Workspace, "former", "cannot be restored: dvc pull failed: it is gone"),
         (Tracking, "attachment", "it is gone"),
-        (None, "", "another dataset version than the one that it was trained on"),
+        (None, "", "another dataset version than it was trained on"),
     ],
 )
 def test_data_that_cannot_be_had_are_no_failure(
@@ -173,7 +173,7 @@ def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measu
     (kept,) = (job.home.path / "mlflow/artifacts").rglob("dvc.lock")
     kept.write_text("stages: {prepare@d: {}}\n")
     found = judged_by(job)
-    assert found.drift is not None and "not the one that it was registered with" in found.drift.summary
+    assert found.drift is not None and "differs from the registered one" in found.drift.summary
 
 
 def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(

@@ -184,7 +184,7 @@ def test_unchanged_data_have_no_distance() -> None:
     x_ND = table(np.random.default_rng(5), 50)
     found = between(dataset(x_ND), dataset(x_ND[::-1]))
     assert found.comparable and found.kept == 50 and found.changed == () and found.distance is None
-    assert found.summary == "the training examples are those of before, 50 of them"
+    assert found.summary == "the 50 training examples did not change"
 
 
 def test_the_interval_of_the_distance_covers_a_known_shift() -> None:

@@ -135,7 +135,7 @@ def test_a_guard_within_its_tolerance(distance: float, verdict: str) -> None:
 def test_without_rules_there_is_no_gate() -> None:
     for rules in (PromotionSettings(), PromotionSettings(approval="manual")):
         decision = decide(evidence(), None, rules)
-        assert decision.verdict == "refused" and decision.reasons[0].startswith("no gate")
+        assert decision.verdict == "refused" and decision.reasons[0].startswith("m has no promotion rules")
 
 
 def test_without_requirements_no_first_version_is_promoted() -> None:

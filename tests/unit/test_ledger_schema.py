@@ -99,7 +99,9 @@ def test_a_row_by_an_older_remint_that_was_at_work_meanwhile_verifies(url: str) 
 def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
     execute(url, *LEDGER, "UPDATE ledger_schema SET version = 99")
     for opened in (Ledger, CollectedVersions, Spreads, Leases, schema.reach):
-        with pytest.raises(LedgerError, match="has schema 99, this remint knows 2: use the remint that wrote it"):
+        with pytest.raises(
+            LedgerError, match="has schema 99, this remint supports 2: install the version of remint that wrote it"
+        ):
             opened(url)
     columns = sa.inspect(sa.create_engine(with_driver(url), poolclass=sa.NullPool)).get_columns("ledger")
     assert "decision" not in {column["name"] for column in columns}

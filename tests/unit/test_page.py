@@ -249,7 +249,7 @@ def test_a_training_that_went_wrong_stands_at_the_top() -> None:
 def test_a_first_version_has_one_column() -> None:
     html = render(story(champion=False))
     text = "".join(Page(html).words.values())
-    assert "no champion: it is the first of its name" in text and "m/1" not in text
+    assert "no champion: this is the first one" in text and "m/1" not in text
     assert html.count('alt="nearest training image"') == 16
     assert render(story()).count('alt="nearest training image"') == 32
 

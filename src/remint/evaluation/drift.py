@@ -56,7 +56,7 @@ def measure_drift(former: Dataset, present: Dataset, extract: Extract | None, ex
         former=former.version.digest,
         present=present.version.digest,
         comparable=False,
-        summary=f"not comparable: the champion was trained on {a.text()}, and today's data are {b.text()} of another schema",
+        summary=f"not comparable: the champion was trained on {a.text()}, and today's data have another schema: {b.text()}",
         before=former.version.counts,
         after=present.version.counts,
     )
@@ -278,15 +278,15 @@ def _summary(drift: Drift, resplit: bool) -> str:
     """Summarise the drift in one sentence."""
     rows = f"{drift.added:,} training examples were added and {drift.removed:,} removed, {drift.kept:,} stayed"
     if not drift.added + drift.removed:
-        return f"the training examples are those of before, {drift.kept:,} of them"
+        return f"the {drift.kept:,} training examples did not change"
     if resplit:
-        rows += " (the settings of the split changed, so that examples moved from one split to another)"
+        rows += " (the settings of the split changed, so examples moved between splits)"
     named = "; ".join(change.text() for change in drift.changed[:MAX_NAMED])
     more = f" and {len(drift.changed) - MAX_NAMED} more" if len(drift.changed) > MAX_NAMED else ""
     what = f"{len(drift.changed)} changed: {named}{more}" if drift.changed else "none changed beyond chance"
     words = f"{rows}; of {drift.tested} statistics {what}"
     if drift.distance is None or drift.floor is None:
         return words
-    beyond = "beyond" if drift.distance.value > drift.floor.high else "within"
+    place = "above" if drift.distance.value > drift.floor.high else "within"
     limits = f"{drift.floor.low:.3g} to {drift.floor.high:.3g}"
-    return f"{words}; Frechet distance {drift.distance.value:.3g}, {beyond} what shuffled examples have ({limits})"
+    return f"{words}; Frechet distance {drift.distance.value:.3g}, {place} the range of shuffled examples ({limits})"

@@ -62,7 +62,7 @@ def load(content: bytes, sha256: str, spec: DataSpec, where: str) -> Extractor:
     try:
         program = torch.export.load(io.BytesIO(content))
     except Exception as error:  # an archive's reader and an unpickler may raise anything
-        raise DataError(f"{where}: it is no torch.export program ({type(error).__name__}): {_how(spec)}") from error
+        raise DataError(f"{where}: it is not a torch.export program ({type(error).__name__}): {_how(spec)}") from error
     inputs = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     tensors = [value for value in (values.get(str(name)) for name in inputs) if isinstance(value, Tensor)]

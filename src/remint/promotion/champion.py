@@ -100,7 +100,7 @@ def _training_data(job: Retraining, champion: ModelVersion) -> tuple[Path | None
     try:
         lock = job.tracking.attachment(champion, "dvc.lock", job.record.folder / "former")
         if manifest.sha256_file(lock) != champion.tags.dvc_lock_sha256:
-            raise IntegrityError(f"the dvc.lock of {champion.ref} in MLflow is not the one that it was registered with")
+            raise IntegrityError(f"the dvc.lock of {champion.ref} in MLflow differs from the registered one")
         folder = job.dvc.fetch_output(lock, f"prepare@{champion.tags.origin.name}")
         try:
             same = DatasetVersion.read(folder / "dataset.json").digest == champion.dataset
@@ -108,7 +108,7 @@ def _training_data(job: Retraining, champion: ModelVersion) -> tuple[Path | None
             same = False
         if not same:
             shutil.rmtree(folder, ignore_errors=True)
-            raise IntegrityError("dvc restored another dataset version than the one that it was trained on")
+            raise IntegrityError("dvc restored another dataset version than it was trained on")
     except OUTSIDE_ERRORS:
         raise
     except RemintError as error:

@@ -112,7 +112,7 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Ledg
         skipped.append(obstacle)
     else:
         if not skipped:
-            raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is none before it to roll back to")
+            raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is no earlier one to roll back to")
         raise IntegrityError(f"no former champion of {name} can be restored; nothing was written: {'; '.join(skipped)}")
     try:
         row = book.append(
@@ -170,7 +170,7 @@ def _changed(book: Ledger, version: ModelVersion, expected: int | None) -> Champ
     present = book.champion(version.name)
     was = f"{version.name}/{expected}" if expected is not None else "none"
     return ChampionChanged(
-        f"{_present_champion(book, version.name)}, but {version.ref} was to replace {was}. Nothing was written. Run `remint run "
+        f"{_present_champion(book, version.name)}, but {version.ref} should replace {was}. Nothing was written. Run `remint run "
         f"{version.name}` to judge it again, or give --against {_name(present)}"
     )
 

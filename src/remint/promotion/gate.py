@@ -84,14 +84,14 @@ class _Case:
         return len(self.rules.never_worse) + (len(self.rules.improve.metrics) if self.rules.improve else 0)
 
     @property
-    def first(self) -> bool:
+    def is_first_version(self) -> bool:
         return self.champion_version is None
 
     @property
-    def same(self) -> bool:
+    def is_champion(self) -> bool:
         """True if the challenger is the champion: same weights, data and settings."""
         keys = self.champion is not None and self.challenger.report.model_key == self.champion.report.model_key
-        return not self.first and (keys or self.challenger_version == self.champion_version)
+        return not self.is_first_version and (keys or self.challenger_version == self.champion_version)
 
 
 def decide(
@@ -148,10 +148,10 @@ def _rulings(case: _Case) -> list[_Ruling]:
     if not rules.metrics():
         return [
             _evidence(
-                "broken", f"no gate: {case.model} has no rules; write promotion.require or promotion.improve in params.yaml"
+                "broken", f"{case.model} has no promotion rules: write promotion.require or promotion.improve in params.yaml"
             )
         ]
-    if case.same:
+    if case.is_champion:
         return [
             _evidence("open", f"it is the champion {case.model}/{case.champion_version} itself: same weights, data and settings")
         ]
@@ -166,9 +166,10 @@ def _rulings(case: _Case) -> list[_Ruling]:
         rulings.append(_evidence("broken", f"{case.training_failure}; the gate does not promote a training that went wrong"))
     rulings.append(_leakage(case, case.challenger.report.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
-    if case.first:
+    if case.is_first_version:
         if not rules.require:
-            rulings.append(_evidence("broken", "no champion, and no requirement for a first version: write promotion.require"))
+            missing = "no champion, and no requirements for a first version: write promotion.require in params.yaml"
+            rulings.append(_evidence("broken", missing))
         return rulings
     if case.incomparable is not None:
         return [*rulings, _evidence("broken", f"not comparable: {case.incomparable}")]
@@ -196,7 +197,8 @@ def _require(case: _Case, metric: str) -> _Ruling:
         seen = problem
     else:
         seen = f"{value.text()} {'is' if met else 'is not'} {words} with its whole interval"
-    reason = f"{'no champion, and ' if case.first and not met else ''}requirement {metric} {'met' if met else 'not met'}: {seen}"
+    no_champion = "no champion, and " if case.is_first_version and not met else ""
+    reason = f"{no_champion}requirement {metric} {'met' if met else 'not met'}: {seen}"
     result = RuleResult(rule="require", passed=met, reason=reason, metric=metric, challenger=value)
     return _Ruling("holds" if met else "broken", result)
 

@@ -128,7 +128,7 @@ def too_many_skips(state: TrainingState, settings: TrainingSettings) -> str | No
     """Describe the excess of skipped steps that asks for a rollback; None: the skipped steps are tolerated."""
     if not state.consecutive_skips:
         return None
-    last = f"the last since {state.nonfinite_steps[-1]['why']}"
+    last = f"the last because {state.nonfinite_steps[-1]['why']}"
     if state.consecutive_skips > settings.skip_limit:
         return f"{state.consecutive_skips} steps in a row were skipped, {last}"
     if state.skipped > max(settings.skip_limit, settings.skip_share * settings.steps):
@@ -191,7 +191,7 @@ def _fail(state: TrainingState, why: str, settings: TrainingSettings, checkpoint
         if state.steps_in_interval:
             emit("metrics", **rows[-1])
     world.broadcast(0)  # every rank waits until rank 0 has written
-    back = f", after going back {len(state.rollbacks)} times" if state.rollbacks else ""
+    back = f", after {len(state.rollbacks)} rollbacks" if state.rollbacks else ""
     raise StepError(
         f"training diverged at step {state.step}{back}: {why}; lower training.learning_rate or set training.gradient_clip "
         f"(curve, batches and parameters: {checkpoints.diverged})"

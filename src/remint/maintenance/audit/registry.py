@@ -32,7 +32,7 @@ def lost_roots(why: Mapping[str, str], versions: Sequence[StoredVersion]) -> Ite
             yield fault(
                 "version",
                 ref,
-                f"It is {reason}; MLflow has no such version.",
+                f"It is {reason}; MLflow does not have this version.",
                 "It cannot be loaded, built again or restored by a rollback.",
                 f"remint rollback {name} --reason .. restores the last champion that loads; remint run {name} makes a new one.",
                 damages=ref,

@@ -47,7 +47,7 @@ def dependency(lock: Path, stage: str, folder: str) -> str:
         if not is_name(name):
             raise ValueError("not a valid name")
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise VersioningError(f"{lock.name} names nothing in {folder} for {stage} ({type(error).__name__})") from error
+        raise VersioningError(f"{lock.name} names no dependency of {stage} in {folder} ({type(error).__name__})") from error
     return name
 
 

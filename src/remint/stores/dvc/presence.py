@@ -153,7 +153,7 @@ def _files(output: str, *stores: Any) -> list[str]:
 def _send(cache: Any, remote: Any, lacking: Sequence[str]) -> None:
     for md5 in lacking:
         if not cache.exists(md5) or md5_of(cache, md5) != md5:
-            raise VersioningError(f"the cache does not have {md5} intact either")
+            raise VersioningError(f"the cache has no intact copy of {md5}: nothing was sent")
     for listings in (False, True):  # listings last: dvc assumes that all files exist when it finds the listing
         chosen = [md5 for md5 in lacking if md5.endswith(SUFFIX) == listings]
         for md5 in chosen:

@@ -131,8 +131,8 @@ class Workspace:
             self._dvc("mend", "checkout", "--force", stage)
         if any(md5_on_disk(self.folder / path) != md5 for path, md5 in damaged.items()):
             raise IntegrityError(
-                f"{named} was damaged after {stage} made it, and neither cache nor remote has an intact copy{remote_failed}: it "
-                "was removed; run again to make it again"
+                f"{named} was damaged after {stage} made it, and neither the cache nor the remote has an intact copy"
+                f"{remote_failed}: it was removed; run again to make a new one"
             )
         whence = "remote" if found.brought else "cache"
         return f"{named} was damaged after {stage} made it, and was restored from the {whence}"

@@ -113,9 +113,8 @@ def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer
     def passes(error: Exception) -> bool:
         if not isinstance(error, MlflowException | OperationalError):  # MLflow passes on the latter at the end of a session
             return False
-        went_away = getattr(error, "error_code", UNAVAILABLE) == UNAVAILABLE or isinstance(
-            error.__context__, ChunkedEncodingError
-        )
+        code = getattr(error, "error_code", UNAVAILABLE)
+        went_away = code == UNAVAILABLE or isinstance(error.__context__, ChunkedEncodingError)
         return went_away and not _is_full(error)
 
     return retry(partial(call, *arguments, **named), passes=passes, pauses=doubling(PAUSE, ATTEMPTS))

@@ -51,7 +51,7 @@ def requirement(place: str, tags: VersionTags) -> str:
 
 
 def _pip_address(origin: str) -> str | None:
-    """The address of a repository as pip wants it; None where there is none, or one of this machine alone."""
+    """Return the address of a repository in pip's form; None if there is none, or if it is on this machine only."""
     scheme, separator, rest = origin.partition("://")
     if separator:  # git.origin took away the user, which is git wherever ssh is offered
         return f"ssh://git@{rest}" if scheme == "ssh" else None if scheme == "file" else origin
@@ -144,7 +144,7 @@ def verified_bundle(folder: Path, version: ModelVersion) -> Path:
     bundle, registered = unpack(folder), version.tags.package_sha256
     if registered is not None and sha256(folder) != registered:  # an older remint recorded the bundle's digest only
         check(bundle, version)  # its error names the file, if that is in the bundle
-        raise IntegrityError(f"{version.ref}: MLmodel or a file beside it differs from the registered one")
+        raise IntegrityError(f"{version.ref}: MLmodel or a file next to it differs from the registered one")
     return check(bundle, version)
 
 

@@ -183,12 +183,12 @@ class Registry(Runs):
                     package.check_regular_files(place)
                 return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
             except (FileNotFoundError, NotADirectoryError) as error:
-                raise FileNotFoundError(f"there is nothing at {source}") from error
+                raise FileNotFoundError(f"there are no files at {source}") from error
             except mlflow.MlflowException as error:
                 above, _, name = source.rpartition("/")
                 beside = mlflow.artifacts.list_artifacts(artifact_uri=above, tracking_uri=self.uri)
                 if name not in {each.path.rpartition("/")[2] for each in beside}:
-                    raise FileNotFoundError(f"there is nothing at {source}") from error
+                    raise FileNotFoundError(f"there are no files at {source}") from error
                 if last:
                     raise
         raise AssertionError("the last attempt returns or raises")

@@ -87,8 +87,8 @@ class Bucket:
     def read(self, listed: BucketObject, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """Write an object's bytes, verified, to ``part``. Return their SHA-256 and the object's version (None: it has none).
 
-        ``on_bytes`` gets the size of each chunk; it may raise to end the read. Raises ObjectChanged; IntegrityError if the bytes do
-        not match the bucket's listing DOWNLOADS times; StorageError if they are truncated REQUESTS times.
+        ``on_bytes`` gets the size of each chunk; it may raise to end the read. Raises ObjectChanged; IntegrityError if the bytes
+        do not match the bucket's listing DOWNLOADS times; StorageError if they are truncated REQUESTS times.
         """
         from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
