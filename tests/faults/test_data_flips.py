@@ -284,7 +284,7 @@ def test_a_push_does_not_send_what_is_damaged_here(job: Retraining) -> None:
     before = cached.read_bytes()
     objects(job.home, "remote")[lost].unlink()
     flip(cached, random.Random(1))
-    with pytest.raises(VersioningError, match=f"the cache does not have {lost} intact"):
+    with pytest.raises(VersioningError, match=f"the cache has no intact copy of {lost}"):
         push(job)
     assert lost not in objects(job.home, "remote")
     put_right(job, {cached: before}, STAGES["prepared"])

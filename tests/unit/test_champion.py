@@ -127,7 +127,7 @@ def test_drift_comes_with_the_evidence_and_is_measured_once(
 @pytest.mark.parametrize(
     ("owner", "name", "why"),
     [
-        (Workspace, "former", "cannot be restored: dvc pull failed: it is gone"),
+        (Workspace, "fetch_output", "cannot be restored: dvc pull failed: it is gone"),
         (Tracking, "attachment", "it is gone"),
         (None, "", "another dataset version than it was trained on"),
     ],
@@ -214,7 +214,7 @@ def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champ
 def test_the_same_data_give_no_drift_and_nothing_is_fetched(
     job: Retraining, monkeypatch: pytest.MonkeyPatch, measured: list[Path | None]
 ) -> None:
-    monkeypatch.setattr(Workspace, "former", lost)
+    monkeypatch.setattr(Workspace, "fetch_output", lost)
     monkeypatch.setattr(Tracking, "attachment", lost)
     job.tracking.set_tags(job.tracking.version(f"{MODEL}/1"), VersionTags(dataset=TODAY.digest))
     found = judged_by(job)
@@ -229,7 +229,7 @@ def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champ
     given_back(FORMER)
     (job.dvc.folder / "pipelines").mkdir()
     (job.dvc.folder / "dvc.yaml").write_text("stages: {features: {foreach: '${pipelines}'}}\n")
-    monkeypatch.setattr(Workspace, "whole", lambda *_: [])
+    monkeypatch.setattr(Workspace, "repair_outputs", lambda *_: [])
     monkeypatch.setattr("remint.promotion.champion.workspace_environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
     program = job.dvc.folder / "pipelines/evaluate.py"
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")

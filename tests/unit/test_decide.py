@@ -75,7 +75,7 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     cases.judge(home, "promoted", 3)
     before = rows(home)
     with pytest.raises(
-        ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), but {MODEL}/2 was to"
+        ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), but {MODEL}/2 should replace"
     ) as said:
         decide.promote(home, f"{MODEL}/2", "it is fine")
     assert f"replace {MODEL}/1. Nothing was written. Run `remint run {MODEL}` to judge it again, or give --against 3" in str(

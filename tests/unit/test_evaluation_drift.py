@@ -177,7 +177,7 @@ def test_appended_rows_that_moved_are_found_though_most_rows_stayed() -> None:
     (change,) = (change for change in found.changed if change.statistic == "mean")
     assert change.low < 0.2 < change.high
     assert found.distance is not None and found.floor is not None
-    assert found.distance.value > found.floor.high and "beyond" in found.summary
+    assert found.distance.value > found.floor.high and "above the range" in found.summary
 
 
 def test_unchanged_data_have_no_distance() -> None:

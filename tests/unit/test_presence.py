@@ -69,7 +69,7 @@ def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: 
     place("cache", home, b).write_bytes(b"x")  # there, and of no use
     (found,) = presence.check(home, [one])
     assert set(found.remote_lacks) == {a, b} and not found.lost
-    with pytest.raises(VersioningError, match=f"the cache does not have {b} intact"):
+    with pytest.raises(VersioningError, match=f"the cache has no intact copy of {b}"):
         presence.send(home, found)
     assert not place("remote", home, a).exists()
     place("cache", home, b).unlink()

@@ -38,8 +38,8 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
     ``own``: the challenger's evidence. ``version``: number of the champion.
 
     The cache key holds the champion's weights and data, the dataset version, the way each metric is measured, and the
-    evaluation's code. If the champion's own data is missing, the drift gives the reason, and the champion is measured all the
-    same.
+    evaluation's code. If the champion's own data is missing, the drift gives the reason; the champion is still
+    measured.
     """
     try:
         champion = job.tracking.version(f"{job.pipeline}/{version}")

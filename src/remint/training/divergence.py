@@ -40,7 +40,7 @@ Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and no
 
 
 class StepSnapshot:
-    """Copy of everything that a step may change before a phase turns out nonfinite: buffers, and what earlier phases train.
+    """Copy of everything that a step may change before a phase turns out nonfinite: buffers, and the weights of earlier phases.
 
     The last phase's parameters and moments are not in it: they change only after its gradient was found finite.
     """

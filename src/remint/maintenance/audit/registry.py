@@ -24,7 +24,7 @@ CHAMPION = "champion of the ledger"  # a reason of roots.root_reasons
 
 
 def lost_roots(why: Mapping[str, str], versions: Sequence[StoredVersion]) -> Iterator[Fault]:
-    """Find roots that MLflow no longer has. Versions that remint gc removed are no roots."""
+    """Find roots that MLflow no longer has. Versions that remint gc removed are not roots."""
     present = {held.version.ref for held in versions}
     for ref, reason in why.items():
         if ref not in present:

@@ -30,7 +30,7 @@ def quiet(_text: str) -> None:
 
 @dataclass(frozen=True)
 class Audit:
-    """Result of an audit: the faults, and the numbers of what was checked."""
+    """Result of an audit: the faults, and the numbers of checked models, versions and roots."""
 
     faults: list[Fault]
     models: int = 0
