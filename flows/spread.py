@@ -28,7 +28,7 @@ def train_seed(pipeline: str, seed: int, overrides: list[str]) -> SeedResult:
             steps.evaluate(job)
         job.finish_run()
         if job.model.went_wrong:
-            job.tell("notice", text=f"seed {seed} ended early ({job.model.ended}): its values are used all the same")
+            job.tell("notice", text=f"seed {seed} ended early ({job.model.ended}): its values are used anyway")
         return SeedResult.of(job)
 
 

@@ -88,7 +88,7 @@ def restore(job: Retraining) -> bool:
 
 def _verify_outputs(job: Retraining, *stages: str) -> None:
     """Read the outputs that dvc considers complete, compare them with their digests, and report repairs."""
-    for mended in job.dvc.whole(*stages):
+    for mended in job.dvc.repair_outputs(*stages):
         job.tell("notice", text=mended)
 
 

@@ -42,7 +42,7 @@ def _learn(here: Path, dataset: str, out: Path) -> None:
     packages = manifest.sha256_tree(here / "constraints.txt")
     version = DatasetVersion.read(prepared / arrays.VERSION).digest
     kept = Home.of(here).path / "features" / digest({"dataset": version, "code": code, "packages": packages})
-    if not _is_whole(kept):
+    if not _is_complete(kept):
         torch.set_num_threads(1)  # the weights' SHA-256 is in every fingerprint and must not depend on the number of cores
         with manifest.whole_folder(kept) as folder:
             features.fit(arrays.load(prepared), folder)
@@ -50,7 +50,7 @@ def _learn(here: Path, dataset: str, out: Path) -> None:
         shutil.copyfile(kept / name, out / name)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         manifest.verify(folder)
     except IntegrityError:

@@ -35,10 +35,10 @@ os.environ.update(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="counted cases in full, and the long tests")
-    parser.addoption("--case", type=int, help="this one of the counted cases only")
-    parser.addoption("--seed", type=int, default=0, help="of the counted cases")
-    parser.addoption("--part", default="0/1", help="1/4: the trials 1, 5, 9 .. of each counted case, beside other processes")
+    parser.addoption("--soak", action="store_true", help="run the counted cases in full, and the long tests")
+    parser.addoption("--case", type=int, help="run only the counted case of this number")
+    parser.addoption("--seed", type=int, default=0, help="seed of the counted cases")
+    parser.addoption("--part", default="0/1", help="I/N: run only the trials I, I + N, I + 2N .. of each counted case")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

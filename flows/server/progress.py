@@ -24,7 +24,7 @@ listeners: list[Listener] = []
 # Notices for a person. About data that is usable as a whole:
 NOTICES = {
     "set_aside": "{files} of {of} image files could not be used and were set aside: {named}",
-    "ignored": "{files} files that are no images were ignored; the first is {first}",
+    "ignored": "{files} files that are not images were ignored; the first is {first}",
     "dropped_rows": "{rows} of {of} rows were dropped because of missing values",
     "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from its first import ({before:.4g})",
     "leakage": "of {checked} held-out examples, {exact} exactly and {near} nearly match a training example",

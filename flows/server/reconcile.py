@@ -1,7 +1,7 @@
 """Clean-up after killed jobs: end their flow run in Prefect and their run in MLflow, and remove their workspace.
 
 Every job does it first. A worker does it at its start and on schedule (flows/stack/tidy.py), and also restarts deployed
-runs. ``remint audit`` uses ``left`` to list open flow runs without a process, and changes nothing.
+runs. ``remint audit`` uses ``orphan_runs`` to list open flow runs without a process, and changes nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PAGE = 200  # flow runs per request
 
 
 @dataclass(frozen=True)
-class Left:
+class OrphanRun:
     """An open flow run without a process. ``job``: the dead job; None: no job of this home belongs to it."""
 
     id: UUID
@@ -59,11 +59,14 @@ def reconcile(home: Home) -> list[str]:
     return [end(home, job) for job in jobs.dead(home)]
 
 
-def sweep(home: Home, *, own: bool) -> list[str]:
-    """Reconcile, end open flow runs without a process, and restart deployed runs. Return a line for each. ``own``: see left."""
+def sweep(home: Home, *, own_server: bool) -> list[str]:
+    """Reconcile, end open flow runs without a process, and restart deployed runs. Return a line for each.
+
+    ``own_server``: see orphan_runs.
+    """
     with locked(home.lock("sweep")):
         lines = reconcile(home)
-        for each in left(home, own=own):
+        for each in orphan_runs(home, own_server=own_server):
             crash(each.id, "it had no process")
             lines.append(f"flow run {each.name} ({each.id}) was {each.state} and had no process")
         return lines + restart(home)
@@ -131,21 +134,21 @@ def crash(flow_run: UUID, reason: str) -> None:
             client.set_flow_run_state(flow_run, Crashed(message=reason), force=True)
 
 
-def left(home: Home, *, own: bool) -> list[Left]:
+def orphan_runs(home: Home, *, own_server: bool) -> list[OrphanRun]:
     """Return the open flow runs without a process.
 
-    ``own``: the server serves this home alone, so an open run without a job has no process. On a shared server such a run
+    ``own_server``: the server serves this home alone, so an open run without a job has no process. On a shared server such a run
     may belong to another machine: then only runs of jobs that died here are returned.
     """
-    found = _left(home, own)
+    found = _find_orphan_runs(home, own_server)
     if found:
         time.sleep(SETTLE)
-        known = {each.id for each in _left(home, own)}
+        known = {each.id for each in _find_orphan_runs(home, own_server)}
         found = [each for each in found if each.id in known]
     return found
 
 
-def _left(home: Home, own: bool) -> list[Left]:
+def _find_orphan_runs(home: Home, own_server: bool) -> list[OrphanRun]:
     with get_client(sync_client=True) as client:
         opened = list(_open_runs(client))
     # Read after the runs: jobs that started since are then alive, and jobs that ended have ended their runs.
@@ -154,8 +157,8 @@ def _left(home: Home, own: bool) -> list[Left]:
     found = []
     for run in opened:
         job = dead.get(str(run.id))
-        if job or (own and str(run.id) not in alive and _unattended(run)):
-            found.append(Left(run.id, run.name, run.state_name or "open", job))
+        if job or (own_server and str(run.id) not in alive and _unattended(run)):
+            found.append(OrphanRun(run.id, run.name, run.state_name or "open", job))
     return found
 
 

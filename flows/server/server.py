@@ -70,7 +70,7 @@ def environment(home: Home) -> dict[str, str]:
     }
 
 
-def noted(home: Home) -> dict[str, Any]:
+def recorded_addresses(home: Home) -> dict[str, Any]:
     """Return the addresses that ``remint up`` of this home recorded; empty if it does not run."""
     try:
         addresses: dict[str, Any] = json.loads((home.path / "stack.json").read_text())
@@ -81,7 +81,7 @@ def noted(home: Home) -> dict[str, Any]:
 
 def stack(home: Home) -> dict[str, Any] | None:
     """Return the addresses of the local stack (``remint up``) if it answers, else None."""
-    addresses = noted(home)
+    addresses = recorded_addresses(home)
     return addresses if addresses and healthy(addresses["prefect"]) else None
 
 

@@ -50,19 +50,19 @@ def _prefect(home: Home, say: Callable[[str], None], wanted: bool) -> Iterator[C
         yield lambda: [why]
         return
     try:
-        yield lambda: flow_runs(home, own=not given or given == stack)
+        yield lambda: flow_runs(home, own_server=not given or given == stack)
     finally:
         opened.__exit__(None, None, None)
 
 
-def flow_runs(home: Home, *, own: bool) -> list[Fault]:
+def flow_runs(home: Home, *, own_server: bool) -> list[Fault]:
     """Return a fault for each open flow run without a process."""
     import httpx
 
     from flows.server import reconcile
 
     try:
-        found = reconcile.left(home, own=own)
+        found = reconcile.orphan_runs(home, own_server=own_server)
     except httpx.HTTPError as error:
         return [unreachable("Prefect", OrchestrationError(f"Prefect's server failed: {error}"))]
     return [_fault(home, each) for each in found]

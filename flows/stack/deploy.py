@@ -77,9 +77,9 @@ def describe(entry: dict[str, Any]) -> str:
     return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}"
 
 
-def _deploy(home: Home, what: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
+def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
     """Make or change one deployment. Return its id."""
-    remote = cast("Flow[..., Any]", what.from_source(source=str(home.repository), entrypoint=entrypoint))
+    remote = cast("Flow[..., Any]", flow.from_source(source=str(home.repository), entrypoint=entrypoint))
     with redirect_stdout(io.StringIO()):  # Prefect prints a table, which would break the output of --json
         identity = remote.deploy(
             name=name,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from flows.server import client, server
-from flows.server.client import Served
+from flows.server.client import Server
 from remint.maintenance import doctor
 from remint.maintenance.doctor import Symptom
 from remint.runtime.addresses import is_loopback, without_user
@@ -28,7 +28,7 @@ def run_doctor(home: Home, params: Params | None) -> list[Symptom]:
     return [*found, *_prefect(home, params)]
 
 
-def _servers(home: Home) -> list[Served]:
+def _servers(home: Home) -> list[Server]:
     """Return the servers whose addresses are set, and those of the local stack if it is up."""
     stack = server.stack(home) or {}
     prefect = {os.environ.get("PREFECT_API_URL"), stack.get("prefect")}
@@ -39,7 +39,7 @@ def _servers(home: Home) -> list[Served]:
     ]
 
 
-def _open(served: Served) -> Iterator[Symptom]:
+def _open(served: Server) -> Iterator[Symptom]:
     """Check whether other machines reach a server without authentication, or could read its traffic."""
     where = without_user(served.address)
     if not _elsewhere(where):
@@ -119,11 +119,11 @@ def _prefect(home: Home, params: Params | None) -> Iterator[Symptom]:
         )
 
 
-def _has_worker(served: Served) -> bool:
+def _has_worker(served: Server) -> bool:
     try:
         answer = client.ask(served, POOL, {**client.credentials(), "Content-Type": "application/json"}, b"{}")
         found = answer.json() if answer.is_success else []
-    except (client.Unanswered, ValueError):
+    except (client.NoAnswer, ValueError):
         return False
     return any(each.get("status") == "ONLINE" for each in found if isinstance(each, dict))
 

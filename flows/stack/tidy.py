@@ -35,7 +35,7 @@ ALIVE = {f"prefect.flow-run.{word}" for word in ("heartbeat", "Pending", "Submit
 def tidy() -> list[str]:
     """End the runs that dead processes of this home left open, and let deployed ones resume. Return a line for each."""
     home = Home.of(git.repository_of(Path.cwd())).ensure()
-    return sweep(home, own=os.environ.get("PREFECT_API_URL") == (server.stack(home) or {}).get("prefect"))
+    return sweep(home, own_server=os.environ.get("PREFECT_API_URL") == (server.stack(home) or {}).get("prefect"))
 
 
 def install(deployment: UUID) -> None:

@@ -43,12 +43,12 @@ def main() -> None:
     address = os.environ.get("PREFECT_API_URL")
     if not address:
         raise SystemExit("error: PREFECT_API_URL is not set: set it to the address of the Prefect server (https://host/api)")
-    own = server.noted(home).get("prefect") == address
+    own = server.recorded_addresses(home).get("prefect") == address
     if own:
         wait_until(lambda: server.healthy(address), server.START_LIMIT, every=0.5)
         for entry in deploy(home, load_params(repository), git.branch_of(repository)):
             print(describe(entry), flush=True)
-    for line in sweep(home, own=own):
+    for line in sweep(home, own_server=own):
         print(line, flush=True)
     name = "local" if own else platform.node()
     prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
@@ -70,12 +70,12 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
         flows = psutil.Process(worker.pid).children()
         for flow in flows:
             flow.terminate()
-        wait_until(lambda: not any(_runs(flow) for flow in flows), GRACE, every=0.1)
+        wait_until(lambda: not any(_is_running(flow) for flow in flows), GRACE, every=0.1)
     worker.send_signal(signal.SIGCONT)
     worker.terminate()
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)  # a paused worker does not reap its children
     except psutil.NoSuchProcess:

@@ -57,14 +57,19 @@ def test_flow_runs_without_a_process_are_named_and_crashed_and_no_others(
         (home.workspaces / folder.name).mkdir(parents=True)
 
         def found(own: bool) -> set[str]:
-            named = {name: run_id for name, run_id in runs.items() for each in reconcile.left(home, own=own) if each.id == run_id}
+            named = {
+                name: run_id
+                for name, run_id in runs.items()
+                for each in reconcile.orphan_runs(home, own_server=own)
+                if each.id == run_id
+            }
             return set(named)
 
         assert found(own=True) == {"killed"}, "the claimed one may be starting"
         monkeypatch.setattr(reconcile, "UNATTENDED", -60.0)
         assert found(own=True) == {"killed", "claimed"}
         assert found(own=False) == {"killed"}, "on a shared server another machine may be at work on it"
-        faults = {each.finding.thing.split()[2]: each for each in audit.flow_runs(home, own=True)}
+        faults = {each.finding.thing.split()[2]: each for each in audit.flow_runs(home, own_server=True)}
         assert "process 1 of its job" in faults["killed"].finding.what and "It is Pending" in faults["claimed"].finding.what
         for name in ("killed", "claimed"):
             assert faults[name].mend is not None

@@ -75,7 +75,7 @@ def test_which_runs_go_on(team: Team, client: SyncPrefectClient) -> None:
     with ExitStack() as stack:
         stack.enter_context(jobs.live(home, pipeline="digits-vae", flow_run=str(killed)))
         assert reconcile.restart(home) == [] and state(killed) == "Crashed", "its process lives"
-    (said,) = reconcile.sweep(home, own=False)
+    (said,) = reconcile.sweep(home, own_server=False)
     assert "1 of at most 5" in said and state(killed) == "AwaitingRetry"
     assert reconcile.restart(home) == [], "once"
     for _ in range(reconcile.RESTARTS):
@@ -95,6 +95,6 @@ def test_a_dead_job_is_ended_and_goes_on_in_one_sweep(team: Team, client: SyncPr
     folder = home.jobs / "20260101T000000-dead00"
     folder.mkdir(parents=True)
     jobs.Job(folder).note(pid=1, pipeline="digits-flow", flow_run=str(run))
-    assert len(reconcile.sweep(home, own=False)) == 2
+    assert len(reconcile.sweep(home, own_server=False)) == 2
     names = [each.name for each in sorted(client.read_flow_run_states(run), key=lambda each: str(each.timestamp))]
     assert names == ["Scheduled", "Running", "Crashed", "AwaitingRetry"]

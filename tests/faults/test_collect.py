@@ -27,7 +27,7 @@ from remint.stores.dvc import collect as sweep
 from remint.stores.dvc import locked
 from remint.stores.dvc.collect import Object
 from remint.stores.ledger.chain import Ledger
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import Tracking, VersionTags, removal
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import collect_cases as cases
@@ -118,7 +118,7 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
     assert_roots_are_whole(world, 1, 3)
     with pytest.raises(NotFoundError):
         store.version("m/2")
-    assert Collected(home.ledger_url).versions("m") == {2}
+    assert CollectedVersions(home.ledger_url).versions("m") == {2}
     assert [row.version for row in open_ledger(home).rows("m")] == [1, 2, 3], "the ledger stays"
     assert not (home.path / "mlflow" / "artifacts" / "m" / version.run_id).exists()
     assert not stray.exists()
@@ -201,7 +201,7 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
         apply(planned, lambda _text: None)
     assert open_tracking(world.home).version("m/1").version == 1
     assert {place: world.objects(place) for place in before} == before
-    assert Collected(world.home.ledger_url).versions("m") == frozenset()
+    assert CollectedVersions(world.home.ledger_url).versions("m") == frozenset()
 
 
 def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[str, str]], Path]) -> None:
@@ -237,7 +237,7 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
 
 
 def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) -> None:
-    book, gone = Ledger(f"sqlite:///{tmp_path}/ledger.db"), Collected(f"sqlite:///{tmp_path}/ledger.db")
+    book, gone = Ledger(f"sqlite:///{tmp_path}/ledger.db"), CollectedVersions(f"sqlite:///{tmp_path}/ledger.db")
     cases.promote(book, 1, None)
     gone.record("m", {2: "k"})
     with pytest.raises(NotFoundError, match=r"m/2 was removed by remint gc on \d{4}-\d\d-\d\d: nothing was written"):

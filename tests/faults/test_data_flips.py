@@ -198,7 +198,7 @@ def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Retraining,
         stage, out = STAGES[kind], job.out(kind)
         spoil(job, kind, place, trial.random)
         try:
-            (said,) = job.dvc.whole(stage)
+            (said,) = job.dvc.repair_outputs(stage)
         except IntegrityError as error:
             assert place in ("cache alone", "remote") and "was damaged" in str(error), error
             assert not out.exists() or content(out).items() <= whole[kind].items(), "what is damaged was taken away"
@@ -264,7 +264,7 @@ def test_a_flipped_record_of_the_data_is_found_too(job: Retraining) -> None:
     path.unlink()
     path.write_text(before.replace('"levels": 5', '"levels": 7'))
     assert arrays.load(job.out("prepared")).spec.levels == 7
-    (said,) = job.dvc.whole(STAGES["prepared"])
+    (said,) = job.dvc.repair_outputs(STAGES["prepared"])
     assert said == "outs/prepared/x was damaged after prepare@x made it, and was restored from the cache"
     assert path.read_text() == before
 
@@ -284,7 +284,7 @@ def test_a_push_does_not_send_what_is_damaged_here(job: Retraining) -> None:
     before = cached.read_bytes()
     objects(job.home, "remote")[lost].unlink()
     flip(cached, random.Random(1))
-    with pytest.raises(VersioningError, match=f"the cache does not have {lost} intact"):
+    with pytest.raises(VersioningError, match=f"the cache has no intact copy of {lost}"):
         push(job)
     assert lost not in objects(job.home, "remote")
     put_right(job, {cached: before}, STAGES["prepared"])

@@ -68,7 +68,7 @@ def raised(what: Callable[[], object]) -> str:
 def audited(home: Home) -> str:
     store = open_tracking(home)
     held = next(each for each in versions(store, MODEL) if each.version.ref == REF)
-    (found,) = registry.whole(home, store, held, "a champion before", load=True)
+    (found,) = registry.check_bytes(home, store, held, "a champion before", load=True)
     assert found.finding.kind == "bytes" and found.finding.damages == REF
     return found.finding.what
 

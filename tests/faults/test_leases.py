@@ -167,19 +167,19 @@ def test_a_lost_lease_is_noticed_before_an_effect(home: Home, monkeypatch: pytes
             lease.confirm()
             book = leases.Leases(home.ledger_url)
             other = leases.Holder.of("m", jobs.Job(home.jobs / "other"))
-            assert book.take("m", other, book.look("m")) == 2
+            assert book.take("m", other, book.read("m")) == 2
             lease.check()  # nobody has told it yet
             with pytest.raises(LeaseLost, match="taken over: m is being retrained by job other"):
                 lease.confirm()
-        assert book.look("m").holder == other, "a job that lost its lease does not give away another's"
+        assert book.read("m").holder == other, "a job that lost its lease does not give away another's"
 
 
 def test_only_one_of_many_waiters_takes_over(home: Home) -> None:
     """Compare-and-swap: of those who saw the same dead holder one wins."""
     book = leases.Leases(home.ledger_url)
     dead = leases.Holder.of("m", jobs.Job(home.jobs / "gone"))
-    book.take("m", dead, book.look("m"))
-    seen, won = book.look("m"), []
+    book.take("m", dead, book.read("m"))
+    seen, won = book.read("m"), []
     rivals = [leases.Holder.of("m", jobs.Job(home.jobs / str(number))) for number in range(8)]
     threads = [threading.Thread(target=lambda each=each: won.append(book.take("m", each, seen))) for each in rivals]  # type: ignore[misc]
     for thread in threads:

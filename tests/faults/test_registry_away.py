@@ -220,7 +220,7 @@ def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
     assert read().exists()
     shutil.rmtree(tmp_path / "got", ignore_errors=True)
     shutil.rmtree(tmp_path / "served/files")
-    with pytest.raises(IntegrityError, match=f"^{version.ref}: .* cannot be read: there is nothing at mlflow-artifacts:"):
+    with pytest.raises(IntegrityError, match=f"^{version.ref}: .* cannot be read: there are no files at mlflow-artifacts:"):
         read()
 
 
@@ -357,7 +357,7 @@ def test_a_host_that_comes_in_where_the_lock_was_lost_doubles_no_version(
         return real(make, find)
 
     monkeypatch.setattr(registration, "create_once", create)
-    monkeypatch.setattr(Tracking, "exclusively", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(Tracking, "exclusive_lock", lambda *_: contextlib.nullcontext())
     bundle = another(made, tmp_path / "bundle", 2)
     versions = at_once(2, lambda: cases.register(store, bundle))
     assert len({version.ref for version in versions}) == 1
@@ -367,10 +367,13 @@ def test_a_host_that_comes_in_where_the_lock_was_lost_doubles_no_version(
 def test_a_lock_that_was_lost_is_one_error_of_ours(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.database("lock")
     inside = False
-    with pytest.raises(TrackingError, match="the lock on model m was lost"), door.exclusive(tmp_path / "lock", "model m", url):
+    with (
+        pytest.raises(TrackingError, match="the lock on model m was lost"),
+        door.exclusive_lock(tmp_path / "lock", "model m", url),
+    ):
         inside = True
         postgres.stop()
         postgres.start()
     assert inside
-    with door.exclusive(tmp_path / "lock", "model m", url):
+    with door.exclusive_lock(tmp_path / "lock", "model m", url):
         pass

@@ -140,7 +140,7 @@ def count_up(index: int, uri: str, lock_url: str, folder: Path) -> int:
     """Reads, waits and writes: two that are inside at once lose a count."""
     store = Tracking(uri, "", folder / f"host{index}" / "lock", lock_url)
     for _ in range(5):
-        with store.exclusively("model m"):
+        with store.exclusive_lock("model m"):
             seen = int((folder / "count").read_text())
             time.sleep(0.002)
             (folder / "count").write_text(str(seen + 1))

@@ -29,9 +29,9 @@ from pathlib import Path
 from remint.runtime import jobs
 from remint.stores.ledger import leases
 from remint.runtime.home import Home
-from remint.stores.mlflow.door import exclusive
+from remint.stores.mlflow.door import exclusive_lock
 home = Home(Path.cwd(), Path("home").absolute())
-with jobs.live(home, pipeline="m", flow_run="") as job, exclusive(home.lock("registry"), "m"):
+with jobs.live(home, pipeline="m", flow_run="") as job, exclusive_lock(home.lock("registry"), "m"):
     with leases.held(home, "m", leases.Holder.of("m", job), print):
         Path("held").write_text(job.id)
         time.sleep(600)

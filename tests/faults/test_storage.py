@@ -39,7 +39,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "REQUESTS", 2)
 
 
-def fetch(home: Home, bucket: str, prefix: str = "p") -> storage.Fetched:
+def fetch(home: Home, bucket: str, prefix: str = "p") -> storage.FetchResult:
     return storage.fetch(home, "x", f"s3://{bucket}/{prefix}", lambda _event: None)
 
 

@@ -369,4 +369,4 @@ def test_a_second_training_of_the_same_is_refused(
     cases.run(cases.recipe("gan"), dataset, tmp_path / "gan")
     (second,) = refused
     assert second.returncode != 0
-    assert f"{RunError.__name__}: this training is already under way: the training of tiny, process" in second.stderr
+    assert f"{RunError.__name__}: this training already runs: the training of tiny, process" in second.stderr

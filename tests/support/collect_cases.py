@@ -158,7 +158,7 @@ def kill_at(point: str) -> None:
 
     from remint.maintenance.gc import places
     from remint.stores.dvc import collect as sweep
-    from remint.stores.ledger.collected import Collected
+    from remint.stores.ledger.collected import CollectedVersions
     from remint.stores.mlflow import removal
 
     def after(owner: Any, name: str) -> None:
@@ -166,7 +166,7 @@ def kill_at(point: str) -> None:
         setattr(owner, name, lambda *given, **named: (real(*given, **named), _die())[0])
 
     if point == "written down":
-        after(Collected, "record")
+        after(CollectedVersions, "record")
     elif point == "version":
         after(removal, "remove_version")
     elif point == "run":

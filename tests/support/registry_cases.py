@@ -90,7 +90,7 @@ def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
         store.log_metrics(run_id, [{"step": step, "loss": 1.0 / (step + 1)}])
     attachments, log = {"training.json": bundle / "training.json"}, home / f"{os.getpid()}.log"
     version = register(store, bundle, run_id, attachments=attachments, verify=lambda back: fresh.check(back, log))
-    with store.exclusively("projection"):  # as remint.stores.open: two simultaneous writers would add a tag twice
+    with store.exclusive_lock("projection"):  # as remint.stores.open: two simultaneous writers would add a tag twice
         store.set_tags(version, VersionTags(verdict="promoted"))
         store.set_alias(version.name, "champion", version.version)
     return version

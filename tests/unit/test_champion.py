@@ -95,13 +95,13 @@ def given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Dat
     """Makes dvc give that dataset version back for the champion's."""
 
     def give(version: DatasetVersion) -> None:
-        def former(_dvc: Workspace, _lock: Path, stage: str) -> Path:
+        def fetch_output(_dvc: Workspace, _lock: Path, stage: str) -> Path:
             assert stage == "prepare@d"
             (tmp_path / "former").mkdir()
             version.write(tmp_path / "former/dataset.json")
             return tmp_path / "former"
 
-        monkeypatch.setattr(Workspace, "former", former)
+        monkeypatch.setattr(Workspace, "fetch_output", fetch_output)
 
     return give
 
@@ -127,9 +127,9 @@ def test_drift_comes_with_the_evidence_and_is_measured_once(
 @pytest.mark.parametrize(
     ("owner", "name", "why"),
     [
-        (Workspace, "former", "cannot be restored: dvc pull failed: it is gone"),
+        (Workspace, "fetch_output", "cannot be restored: dvc pull failed: it is gone"),
         (Tracking, "attachment", "it is gone"),
-        (None, "", "another dataset version than the one that it was trained on"),
+        (None, "", "another dataset version than it was trained on"),
     ],
 )
 def test_data_that_cannot_be_had_are_no_failure(
@@ -173,7 +173,7 @@ def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measu
     (kept,) = (job.home.path / "mlflow/artifacts").rglob("dvc.lock")
     kept.write_text("stages: {prepare@d: {}}\n")
     found = judged_by(job)
-    assert found.drift is not None and "not the one that it was registered with" in found.drift.summary
+    assert found.drift is not None and "differs from the registered one" in found.drift.summary
 
 
 def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(
@@ -214,7 +214,7 @@ def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champ
 def test_the_same_data_give_no_drift_and_nothing_is_fetched(
     job: Retraining, monkeypatch: pytest.MonkeyPatch, measured: list[Path | None]
 ) -> None:
-    monkeypatch.setattr(Workspace, "former", lost)
+    monkeypatch.setattr(Workspace, "fetch_output", lost)
     monkeypatch.setattr(Tracking, "attachment", lost)
     job.tracking.set_tags(job.tracking.version(f"{MODEL}/1"), VersionTags(dataset=TODAY.digest))
     found = judged_by(job)
@@ -229,7 +229,7 @@ def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champ
     given_back(FORMER)
     (job.dvc.folder / "pipelines").mkdir()
     (job.dvc.folder / "dvc.yaml").write_text("stages: {features: {foreach: '${pipelines}'}}\n")
-    monkeypatch.setattr(Workspace, "whole", lambda *_: [])
+    monkeypatch.setattr(Workspace, "repair_outputs", lambda *_: [])
     monkeypatch.setattr("remint.promotion.champion.workspace_environment", lambda folder, _home: {"PYTHONPATH": str(folder)})
     program = job.dvc.folder / "pipelines/evaluate.py"
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")

@@ -39,7 +39,7 @@ def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         report(json.loads(line))
     assert [Display()._text(each.pop("event"), each) for each in heard] == [
         "1 of 5 image files could not be used and were set aside: cat/broken.png is not an image",
-        "1 files that are no images were ignored; the first is notes.txt",
+        "1 files that are not images were ignored; the first is notes.txt",
         "1 of 4 rows were dropped because of missing values",
         "column x has mean 101.5, 122 standard deviations from its first import (2)",
         "the schema was learnt from a.csv; b.csv fits it",

@@ -17,7 +17,7 @@ from remint.records import LedgerRow, canonical
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
 from remint.settings.params import load_params
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
@@ -75,7 +75,7 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     cases.judge(home, "promoted", 3)
     before = rows(home)
     with pytest.raises(
-        ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), but {MODEL}/2 was to"
+        ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), but {MODEL}/2 should replace"
     ) as said:
         decide.promote(home, f"{MODEL}/2", "it is fine")
     assert f"replace {MODEL}/1. Nothing was written. Run `remint run {MODEL}` to judge it again, or give --against 3" in str(
@@ -162,7 +162,7 @@ def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_agai
     decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
     first = open_tracking(home).version(f"{MODEL}/2")
     cases.delete(home, 2)
-    Collected(home.ledger_url).record(MODEL, {2: first.key})
+    CollectedVersions(home.ledger_url).record(MODEL, {2: first.key})
     again = cases.add(home, seed=1)
     assert again.key == first.key and again.version not in (1, 2), "a number is given once"
     veto = decide.vetoed_by(home, again)

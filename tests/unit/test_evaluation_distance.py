@@ -119,5 +119,5 @@ def test_samples_stay_samples_where_their_features_are_others() -> None:
 
 def test_too_few_for_nested_subsets() -> None:
     x_ND = normal(79, 2, 0)
-    with pytest.raises(DataError, match="fd_infinity_domain needs 80 examples on each side, and 79 can be had"):
+    with pytest.raises(DataError, match="fd_infinity_domain needs 80 examples on each side, but only 79 are available"):
         measure(Sampler(torch.clone, 2), ["fd_infinity_domain"], bench_of(rows(x_ND, x_ND)), "test")

@@ -54,7 +54,7 @@ def columns(x_NX: Array) -> Array:
 
 
 def between(before: Dataset, after: Dataset) -> Drift:
-    return drift.of(before, after, columns, "sha")
+    return drift.measure_drift(before, after, columns, "sha")
 
 
 def test_of_sets_without_common_members_the_interval_is_welchs_and_the_test_wilcoxons() -> None:
@@ -120,7 +120,7 @@ def test_of_unchanged_data_chance_gives_an_alarm_in_at_most_5_percent(appended: 
         added_ND = table(generator, appended or 300)
         after_ND = np.concatenate([before_ND, added_ND]) if appended else added_ND
         first, second = dataset(before_ND), dataset(after_ND)
-        places = drift.matched(first.train, second.train)
+        places = drift.match_examples(first.train, second.train)
         p = contrast.holm([change.p for change in drift._tests(first, second, places)])
         assert len(p) >= 8
         alarms += min(p) < drift.LEVEL
@@ -177,14 +177,14 @@ def test_appended_rows_that_moved_are_found_though_most_rows_stayed() -> None:
     (change,) = (change for change in found.changed if change.statistic == "mean")
     assert change.low < 0.2 < change.high
     assert found.distance is not None and found.floor is not None
-    assert found.distance.value > found.floor.high and "beyond" in found.summary
+    assert found.distance.value > found.floor.high and "above the range" in found.summary
 
 
 def test_unchanged_data_have_no_distance() -> None:
     x_ND = table(np.random.default_rng(5), 50)
     found = between(dataset(x_ND), dataset(x_ND[::-1]))
     assert found.comparable and found.kept == 50 and found.changed == () and found.distance is None
-    assert found.summary == "the training examples are those of before, 50 of them"
+    assert found.summary == "the 50 training examples did not change"
 
 
 def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
@@ -196,7 +196,7 @@ def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
         before_ND, after_ND = (generator.normal(size=(800, 2)).astype(np.float32) for _ in range(2))
         after_ND[:, 0] += 1.0
         first, second = dataset(before_ND, spec), dataset(after_ND, spec)
-        places = drift.matched(first.train, second.train)
+        places = drift.match_examples(first.train, second.train)
         drift_distance, _ = drift._distance(first.train, second.train, places, columns, {})
         assert drift_distance is not None
         covered += drift_distance.low <= 1.0 <= drift_distance.high

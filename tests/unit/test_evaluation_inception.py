@@ -232,14 +232,14 @@ def spoilt(name: str, value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: spoilt("fc.bias", None), "1 missing, as fc.bias"),
-        (lambda: spoilt("AuxLogits.fc.bias", torch.zeros(3)), "1 unexpected, as AuxLogits.fc.bias"),
-        (lambda: spoilt("fc.weight", torch.zeros(1000, 2048)), "1 of another shape, as fc.weight"),
-        (lambda: spoilt("fc.bias", "0"), "1 of another shape, as fc.bias"),
+        (lambda: spoilt("fc.bias", None), "1 missing, for example fc.bias"),
+        (lambda: spoilt("AuxLogits.fc.bias", torch.zeros(3)), "1 unexpected, for example AuxLogits.fc.bias"),
+        (lambda: spoilt("fc.weight", torch.zeros(1000, 2048)), "1 of another shape, for example fc.weight"),
+        (lambda: spoilt("fc.bias", "0"), "1 of another shape, for example fc.bias"),
         (lambda: spoilt("fc.bias", torch.full((1008,), torch.nan)), "'fc.bias' are not finite"),
         (lambda: pickled([1]), "holds a list"),
-        (lambda: pickled({"fc.bias": Thief()}), "is no state dict"),
-        (lambda: b"weights", "is no state dict"),
+        (lambda: pickled({"fc.bias": Thief()}), "is not a state dict"),
+        (lambda: b"weights", "is not a state dict"),
     ],
 )
 def test_another_file_is_refused_in_one_line(content: Any, message: str) -> None:
@@ -249,5 +249,5 @@ def test_another_file_is_refused_in_one_line(content: Any, message: str) -> None
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    with pytest.raises(DataError, match=r"needs images of 1 or 3 channels, and the dataset has images of shape \(4, 8, 8\)"):
+    with pytest.raises(DataError, match=r"needs images of 1 or 3 channels; the dataset has images of shape \(4, 8, 8\)"):
         load(b"", (4, 8, 8))

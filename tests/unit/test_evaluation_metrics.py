@@ -215,7 +215,7 @@ def test_samples_must_be_images_of_the_dataset(context: EvaluationContext, spoil
 
 
 def test_what_a_model_cannot_do_is_not_reported(context: EvaluationContext) -> None:
-    with pytest.raises(SettingsError, match=r"pipelines\.digits-test\.evaluation\.metrics: nll needs a model that is HasLogProb"):
+    with pytest.raises(SettingsError, match=r"pipelines\.digits-test\.evaluation\.metrics: nll needs a model of type HasLogProb"):
         run(Resampler(context.dataset), "nll", context)
     with pytest.raises(SettingsError, match="did you mean 'fd_domain'"):
         run(Resampler(context.dataset), "fd_domian", context)
@@ -252,7 +252,7 @@ def test_a_plug_in_that_measures_something_else_is_told(context: EvaluationConte
     monkeypatch.setitem(
         neighbours.METRICS, "novelty", Metric(lambda model, context: {"nolevty": distance.real_data_floor("domain", context)})
     )
-    with pytest.raises(SettingsError, match="metric 'novelty': its plug-in's measure returns nolevty and not novelty itself"):
+    with pytest.raises(SettingsError, match="metric 'novelty': its plug-in's measure returns nolevty but not novelty"):
         run(Resampler(context.dataset), "novelty", context)
 
 

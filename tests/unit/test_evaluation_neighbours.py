@@ -154,7 +154,7 @@ def test_novelty_of_the_same_law_is_about_one_and_of_noise_above() -> None:
 
 def test_held_out_examples_that_are_all_copies_have_no_novelty() -> None:
     x = normal(20, 2, 0)
-    with pytest.raises(DataError, match="every held-out example of rows also stands in its training split"):
+    with pytest.raises(DataError, match="every held-out example of rows is also in its training split"):
         values(Sampler(torch.clone, 2), bench_of(rows(x, x)), "novelty")
 
 
@@ -177,5 +177,5 @@ def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str
 @pytest.mark.parametrize(("metric", "least"), [("precision_domain", 6), ("recall_domain", 6), ("kid_domain", 2), ("novelty", 2)])
 def test_too_few_examples_are_refused(metric: str, least: int) -> None:
     x: Any = normal(30, 2, 0)
-    with pytest.raises(DataError, match=f"{metric} needs {least} examples on each side, and {least - 1} can be had"):
+    with pytest.raises(DataError, match=f"{metric} needs {least} examples on each side, but only {least - 1} are available"):
         values(Sampler(torch.clone, 2), bench_of(rows(x, x), samples=least - 1), metric)

@@ -86,7 +86,7 @@ def test_features_are_what_the_network_gives(spec: DataSpec, count: int) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: b"PK nothing of the kind", "is no torch.export program"),
+        (lambda: b"PK nothing of the kind", "is not a torch.export program"),
         (lambda: exported(Network(64), example(IMAGES), dynamic=False), "takes batches of 2 only"),
         (lambda: exported(Network(64), example(IMAGES).float()), r"takes float32 \(B, 1, 8, 8\)"),
         (lambda: exported(Network(27), torch.zeros(2, 3, 3, 3, dtype=torch.uint8)), r"takes uint8 \(B, 3, 3, 3\)"),
@@ -142,12 +142,10 @@ def test_a_file_that_is_not_the_pinned_one_is_never_opened(
     other = tmp_path / "other.pt2"
     other.write_bytes((folder / "net.pt2").read_bytes() + b" ")
     pinned = {"path": str(other), "sha256": digest(folder / "net.pt2")}
-    words = (
-        rf"evaluation.program.path: .*other.pt2: its SHA-256 is {digest(other)}, expected {pinned['sha256']}: it was not opened"
-    )
+    words = rf"evaluation.program.path: .*other.pt2: its SHA-256 is {digest(other)}, expected {pinned['sha256']}: the file was not opened"
     with pytest.raises(IntegrityError, match=words):
         load(folder, digits, ["fd_program"], program=pinned)
-    with pytest.raises(IntegrityError, match="expected 6726825d0af5f729.*it was not opened"):  # the published file's own
+    with pytest.raises(IntegrityError, match="expected 6726825d0af5f729.*the file was not opened"):  # the published file's own
         load(folder, digits, ["fid"], inception={"path": str(other)})
 
 

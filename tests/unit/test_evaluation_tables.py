@@ -132,7 +132,7 @@ def _complete(part: Split) -> Split:
     ("spoil", "words"),
     [
         (lambda x: torch.where(x > 2, math.nan, x), "column 'length' has 18 of 200 values that are not finite"),
-        (lambda x: x + torch.tensor([0.0, 0.0, 1.0]), "column 'colour' has values that are not places of its 3 categories"),
+        (lambda x: x + torch.tensor([0.0, 0.0, 1.0]), "column 'colour' has values that are not indices of its 3 categories"),
         (lambda x: x.double(), "float64"),
         (lambda x: x[:, :2], r"\(2,\)"),
     ],

@@ -135,7 +135,7 @@ def test_a_guard_within_its_tolerance(distance: float, verdict: str) -> None:
 def test_without_rules_there_is_no_gate() -> None:
     for rules in (PromotionSettings(), PromotionSettings(approval="manual")):
         decision = decide(evidence(), None, rules)
-        assert decision.verdict == "refused" and decision.reasons[0].startswith("no gate")
+        assert decision.verdict == "refused" and decision.reasons[0].startswith("m has no promotion rules")
 
 
 def test_without_requirements_no_first_version_is_promoted() -> None:
@@ -172,7 +172,7 @@ def test_what_a_person_took_out_of_the_running_is_refused_and_the_other_rules_ar
 
 
 def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> None:
-    decision = decide(evidence(1.8), evidence(1.9, key="champion"), cut_short="training collapsed: it covers half")
+    decision = decide(evidence(1.8), evidence(1.9, key="champion"), training_failure="training collapsed: it covers half")
     assert decision.verdict == "refused" and decision.reasons[0].startswith(
         "training collapsed: it covers half; the gate does not promote"
     )
@@ -255,7 +255,9 @@ def test_a_champion_that_cannot_be_measured_refuses() -> None:
 
 
 def test_too_few_draws_cannot_tell() -> None:
-    decision = decide(evidence(1.0, count=comparable.FEWEST - 1), evidence(1.9, key="champion", count=comparable.FEWEST - 1))
+    decision = decide(
+        evidence(1.0, count=comparable.MIN_VALUES - 1), evidence(1.9, key="champion", count=comparable.MIN_VALUES - 1)
+    )
     assert decision.verdict == "refused" and "raise evaluation.draws" in decision.reasons[0]
 
 

@@ -126,7 +126,7 @@ def test_a_branch_that_does_not_exist_is_refused(repository: Path) -> None:
     with pytest.raises(RepositoryError, match="no branch, tag or commit 'nightly'"):
         git.commit_of(repository, "nightly")
     run(repository, "git", "checkout", "-q", "--detach")
-    with pytest.raises(RepositoryError, match="is on no branch"):
+    with pytest.raises(RepositoryError, match="has no branch checked out"):
         git.branch_of(repository)
 
 

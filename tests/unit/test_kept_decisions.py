@@ -12,7 +12,7 @@ from remint.promotion.decision import Decision
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.queries import history
 from remint.runtime.home import Home
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
@@ -82,7 +82,7 @@ def test_one_copy_is_enough_and_none_is_a_finding(home: Home) -> None:
     here(home, 2).unlink()
     said = "the decision.json of version 2, recorded in row 2, is missing on this machine and in MLflow"
     assert findings(home) == [f"{MODEL}: {said}"]
-    Collected(home.ledger_url).record(MODEL, {2: "k" * 64})
+    CollectedVersions(home.ledger_url).record(MODEL, {2: "k" * 64})
     assert findings(home) == [], "remint gc removed that version"
 
 

@@ -141,7 +141,7 @@ def test_a_damaged_row_is_an_error_of_ours(ledger: Ledger, path: Path) -> None:
 
 def test_a_newer_schema_is_refused(ledger: Ledger, path: Path) -> None:
     damage(path, "UPDATE ledger_schema SET version = 99")
-    with pytest.raises(LedgerError, match="schema 99, this remint knows 2"):
+    with pytest.raises(LedgerError, match="schema 99, this remint supports 2"):
         Ledger(f"sqlite:///{path}")
 
 

@@ -14,7 +14,7 @@ from remint.records import SeedSpread, digest
 from remint.runtime.addresses import with_driver
 from remint.stores.ledger import schema
 from remint.stores.ledger.chain import Ledger
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.ledger.leases import Leases, LeaseState
 from remint.stores.ledger.spreads import Spreads
 from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, PARTS, SPREADS, execute
@@ -46,12 +46,12 @@ def test_a_database_of_the_old_code_is_migrated_with_everything_in_it(url: str) 
     assert [row.hash for row in ledger.rows("digits-vae")] == OLD_HASHES
     assert {row.decision for row in ledger.rows("digits-vae")} == {""}
     assert ledger.verify("digits-vae", known=OLD_HASHES) == []
-    assert Collected(url).versions("digits-vae") == {2}
+    assert CollectedVersions(url).versions("digits-vae") == {2}
     values = {"nll": (1.5, 1.25)}
     assert Spreads(url).newest("digits-vae") == SeedSpread(
         pipeline="digits-vae", recipe="r", dataset="d", seeds=(0, 1), values=values
     )
-    assert Leases(url).look("retrain digits-vae") == LeaseState(3, 9, None)
+    assert Leases(url).read("retrain digits-vae") == LeaseState(3, 9, None)
 
 
 def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decision(url: str) -> None:
@@ -70,7 +70,7 @@ def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decisio
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("first", [Ledger, Collected, Spreads, Leases])
+@pytest.mark.parametrize("first", [Ledger, CollectedVersions, Spreads, Leases])
 def test_whichever_part_is_there_and_is_opened_first_all_tables_are_made(
     part: str, first: Callable[[str], object], tmp_path: Any
 ) -> None:
@@ -98,8 +98,10 @@ def test_a_row_by_an_older_remint_that_was_at_work_meanwhile_verifies(url: str) 
 
 def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
     execute(url, *LEDGER, "UPDATE ledger_schema SET version = 99")
-    for opened in (Ledger, Collected, Spreads, Leases, schema.reach):
-        with pytest.raises(LedgerError, match="has schema 99, this remint knows 2: use the remint that wrote it"):
+    for opened in (Ledger, CollectedVersions, Spreads, Leases, schema.reach):
+        with pytest.raises(
+            LedgerError, match="has schema 99, this remint supports 2: install the version of remint that wrote it"
+        ):
             opened(url)
     columns = sa.inspect(sa.create_engine(with_driver(url), poolclass=sa.NullPool)).get_columns("ledger")
     assert "decision" not in {column["name"] for column in columns}

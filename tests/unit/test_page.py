@@ -124,7 +124,7 @@ def story(spec: DataSpec = IMAGES, shift: float = -0.4, champion: bool = True, *
     sides = [Evidence(one.report, one.values) for one in (ours, theirs)]
     wrong = f"training {ours.trained.ended}: {HOSTILE}" if ours.trained.went_wrong else None
     held = (sides[1], 1) if champion else (None, None)
-    decision = gate.decide("m", sides[0], 2, *held, RULES, cut_short=wrong)
+    decision = gate.decide("m", sides[0], 2, *held, RULES, training_failure=wrong)
     row = LedgerRow(
         model="m",
         sequence=2,
@@ -249,7 +249,7 @@ def test_a_training_that_went_wrong_stands_at_the_top() -> None:
 def test_a_first_version_has_one_column() -> None:
     html = render(story(champion=False))
     text = "".join(Page(html).words.values())
-    assert "no champion: it is the first of its name" in text and "m/1" not in text
+    assert "no champion: this is the first one" in text and "m/1" not in text
     assert html.count('alt="nearest training image"') == 16
     assert render(story()).count('alt="nearest training image"') == 32
 
@@ -341,7 +341,9 @@ def test_a_sheet_holds_every_pixel() -> None:
 def test_a_page_of_large_pictures_stays_small() -> None:
     address = pictures.sheet(np.zeros((64, 3, 256, 256), dtype=np.uint8), 256, 8)
     assert Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).width == pictures.WIDEST
-    assert Image.open(io.BytesIO(base64.b64decode(pictures.one(np.zeros((4, 300, 200), np.uint8), 256).split(",")[1]))).size == (
+    assert Image.open(
+        io.BytesIO(base64.b64decode(pictures.single(np.zeros((4, 300, 200), np.uint8), 256).split(",")[1]))
+    ).size == (
         85,
         128,
     )

@@ -47,17 +47,17 @@ def output(home: Home, contents: dict[str, bytes]) -> str:
 @pytest.mark.slow
 def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
     one, two = output(home, {"a": b"1", "b": b"2"}), output(home, {"a": b"3"})
-    whole = presence.look(home, [one, two])
+    whole = presence.check(home, [one, two])
     assert [(each.md5, each.files, each.cache_lacks, each.remote_lacks, each.lost) for each in whole] == [
         (one, 3, (), (), False),
         (two, 2, (), (), False),
     ]
     b = hashlib.md5(b"2").hexdigest()
     place("remote", home, b).unlink()  # the listing is still there: dvc status --cloud says "in sync"
-    found, other = presence.look(home, [one, two])
+    found, other = presence.check(home, [one, two])
     assert found.remote_lacks == (b,) and not found.cache_lacks and not found.lost and other.remote_lacks == ()
     presence.send(home, found)
-    assert place("remote", home, b).read_bytes() == b"2" and presence.look(home, [one, two]) == whole
+    assert place("remote", home, b).read_bytes() == b"2" and presence.check(home, [one, two]) == whole
 
 
 @pytest.mark.slow
@@ -67,16 +67,16 @@ def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: 
     place("remote", home, a).unlink()
     place("remote", home, b).unlink()
     place("cache", home, b).write_bytes(b"x")  # there, and of no use
-    (found,) = presence.look(home, [one])
+    (found,) = presence.check(home, [one])
     assert set(found.remote_lacks) == {a, b} and not found.lost
-    with pytest.raises(VersioningError, match=f"the cache does not have {b} intact"):
+    with pytest.raises(VersioningError, match=f"the cache has no intact copy of {b}"):
         presence.send(home, found)
     assert not place("remote", home, a).exists()
     place("cache", home, b).unlink()
-    assert presence.look(home, [one])[0].lost
+    assert presence.check(home, [one])[0].lost
     shutil.rmtree(home.dvc / "remote")
     shutil.rmtree(home.dvc / "cache")
-    (found,) = presence.look(home, [one])
+    (found,) = presence.check(home, [one])
     assert found.files == 1 and found.lost and found.cache_lacks == found.remote_lacks == (one,)
 
 
@@ -84,14 +84,14 @@ def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: 
 def test_flipped_bytes_on_the_remote_are_found_where_they_are_read_and_sent_again(home: Home) -> None:
     one, b = output(home, {"a": b"1", "b": b"2"}), hashlib.md5(b"2").hexdigest()
     place("remote", home, b).write_bytes(b"x")
-    assert presence.look(home, [one])[0].damaged == () and place("remote", home, b).read_bytes() == b"x", "nothing is changed"
-    (found,) = presence.look(home, [one], read=True)
+    assert presence.check(home, [one])[0].damaged == () and place("remote", home, b).read_bytes() == b"x", "nothing is changed"
+    (found,) = presence.check(home, [one], read=True)
     assert found.damaged == (b,) and not found.lost
     presence.send(home, found)
-    assert place("remote", home, b).read_bytes() == b"2" and presence.look(home, [one], read=True)[0].damaged == ()
+    assert place("remote", home, b).read_bytes() == b"2" and presence.check(home, [one], read=True)[0].damaged == ()
 
 
 def test_a_repository_without_a_remote_is_one_error_of_ours(home: Home) -> None:
     (home.repository / ".dvc/config").write_text("")
     with pytest.raises(VersioningError, match="no remote specified|No remote|remote"):
-        presence.look(home, ["0" * 32])
+        presence.check(home, ["0" * 32])

@@ -230,7 +230,7 @@ def test_too_few_devices_are_an_error_and_a_missing_gpu_is_said(
     assert len(said) == 1 and "made on a GPU (H200) and this machine has none" in said[0]
     many = made.model_copy(update={"tags": made.tags.updated(VersionTags(world_size="4096"))})
     with pytest.raises(ResourceError, match="was trained by 4096 processes"):
-        build.check_machine(record.Recorded(many, found.lock, found.params, ()), said.append)
+        build.check_machine(record.VersionRecords(many, found.lock, found.params, ()), said.append)
 
 
 def answer(recorded: Facts, rebuilt: Facts) -> Rebuild:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from remint.promotion.roots import Root, awaiting, champions, named, roots
+from remint.promotion.roots import Root, awaiting_approval, champions, root_reasons, roots
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import registry_cases as cases
@@ -56,19 +56,19 @@ def test_an_approval_is_awaited_until_somebody_spoke_or_another_was_promoted(boo
     decide(book, "promoted", 1, 1, None)
     decide(book, "awaiting_approval", 2, 1, 1)
     decide(book, "awaiting_approval", 3, 1, 1)
-    assert awaiting(book.rows("m")) == [2, 3]
+    assert awaiting_approval(book.rows("m")) == [2, 3]
     decide(book, "rejected", 3, 1, 1)
-    assert awaiting(book.rows("m")) == [2]
+    assert awaiting_approval(book.rows("m")) == [2]
     decide(book, "promoted", 4, 4, 1)
-    assert awaiting(book.rows("m")) == []
+    assert awaiting_approval(book.rows("m")) == []
 
 
 def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
-    gone = Collected(f"sqlite:///{tmp_path}/ledger.db")
+    gone = CollectedVersions(f"sqlite:///{tmp_path}/ledger.db")
     gone.record("m", {1: "a", 3: "b"})
     gone.record("m", {3: "b", 4: "a"})
     gone.record("other", {9: "a"})
-    assert Collected(f"sqlite:///{tmp_path}/ledger.db").versions("m") == {1, 3, 4}
+    assert CollectedVersions(f"sqlite:///{tmp_path}/ledger.db").versions("m") == {1, 3, 4}
     assert gone.versions("m", "a") == {1, 4} and gone.versions("m", "c") == frozenset()
 
 
@@ -94,5 +94,7 @@ def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "m/6": "@shadow",
         }
     store._client.delete_model_version("m", "3")
-    assert set(named(home)) == {"m/1", "m/2", "m/3", "m/5", "m/6"}, "the ledger's champion is one, though MLflow has lost it"
+    assert set(root_reasons(home)) == {"m/1", "m/2", "m/3", "m/5", "m/6"}, (
+        "the ledger's champion is one, though MLflow has lost it"
+    )
     assert {root.version.ref for root in roots(home)} == {"m/1", "m/2", "m/5", "m/6"}

@@ -13,7 +13,7 @@ from remint.errors import DataError, StorageError
 from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
-from remint.stores.s3.folder import Fetched
+from remint.stores.s3.folder import FetchResult
 from tests.support.s3 import Proxy, Server
 
 
@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path, tmp_path / "home").ensure()
 
 
-def fetch(home: Home, url: str, events: list[dict[str, Any]] | None = None) -> Fetched:
+def fetch(home: Home, url: str, events: list[dict[str, Any]] | None = None) -> FetchResult:
     return storage.fetch(home, "x", url, (events if events is not None else []).append)
 
 
@@ -36,7 +36,7 @@ def test_more_objects_than_one_page_lists(proxy: Proxy, s3: Server, home: Home, 
     monkeypatch.setattr(door, "PAGE", 100)
     objects = {f"some/{i:04d}": str(i).encode() for i in range(230)}
     events: list[dict[str, Any]] = []
-    assert fetch(home, f"s3://{s3.bucket(objects)}", events) == Fetched(objects=230, fetched=230, removed=0)
+    assert fetch(home, f"s3://{s3.bucket(objects)}", events) == FetchResult(objects=230, fetched=230, removed=0)
     assert held(home) == objects
     assert proxy.listings == 3
     assert events[-1]["step"] == events[-1]["steps"] == 230 and events[-1]["event"] == "progress"
@@ -50,7 +50,7 @@ def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> N
     assert held(home) == {"a": b"a", "b": b"b", "deep/c": b"c", "deep/d": b"d"}
 
     proxy.seen.clear()
-    assert fetch(home, url) == Fetched(objects=4, fetched=0, removed=0)
+    assert fetch(home, url) == FetchResult(objects=4, fetched=0, removed=0)
     assert proxy.seen == []
 
     s3.put(name, "p/b", b"B")
@@ -58,7 +58,7 @@ def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> N
     s3.put(name, "p/a", b"a")  # the same again
     s3.delete(name, "p/deep/c")
     s3.delete(name, "p/deep/d")
-    assert fetch(home, url) == Fetched(objects=3, fetched=2, removed=2)
+    assert fetch(home, url) == FetchResult(objects=3, fetched=2, removed=2)
     assert sorted(proxy.seen) == ["p/b", "p/new"]
     assert held(home) == {"a": b"a", "b": b"B", "new": b"new"}
     assert not (home.fetched / "x/deep").exists(), "a folder that holds nothing any more"
@@ -136,7 +136,7 @@ def test_a_manifest_that_cannot_be_read_is_as_good_as_none(s3: Server, home: Hom
     for content in ("{", "[]", '{"objects": 3}'):
         fetch(home, f"s3://{name}")
         (home.fetched / ".x.json").write_text(content)
-        assert fetch(home, f"s3://{name}") == Fetched(objects=1, fetched=1, removed=0)
+        assert fetch(home, f"s3://{name}") == FetchResult(objects=1, fetched=1, removed=0)
 
 
 def test_an_object_in_parts_has_no_md5_and_is_fetched_all_the_same(s3: Server, home: Home) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flows.server import client, server
-from flows.server.client import Served, Unanswered
+from flows.server.client import NoAnswer, Server
 from remint.runtime.addresses import loopback_without_proxy
 from remint.runtime.home import Home
 from tests.support import access
@@ -97,9 +97,9 @@ def test_a_body_is_posted_and_a_redirect_followed(start: Callable[..., Running])
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/api", "http://127.0.0.1:no/api", "nonsense", "gopher://x/"])
 def test_no_answer_is_one_error(address: str) -> None:
-    served = Served("Prefect", address.format(port=free_port()), "health", None)
+    served = Server("Prefect", address.format(port=free_port()), "health", None)
     assert client.status(served) is None and not client.distrusted(served)
-    with pytest.raises(Unanswered):
+    with pytest.raises(NoAnswer):
         client.ask(served, "health", {})
 
 

@@ -186,7 +186,7 @@ def test_back_with_half_the_learning_rate_to_the_bit(tmp_path: Path, capsys: pyt
     (entry,) = state.rollbacks
     broke = entry["step"] - 6  # six in a row were skipped
     assert entry["to"] == 4 * ((broke - 1) // 4) > 0, "the last checkpoint of before the trouble"
-    assert "6 steps in a row were skipped, the last since the loss of phase cliff is nan" in entry["why"]
+    assert "6 steps in a row were skipped, the last because the loss of phase cliff is nan" in entry["why"]
     assert [found["step"] for found in entry["breaks"]] == list(range(broke, broke + 6))
 
     model, asked = Line(), iter([False] * (entry["to"] - 1) + [True])
@@ -247,7 +247,7 @@ def test_after_the_last_time_back_it_fails_and_leaves_a_record(tmp_path: Path, c
     with pytest.raises(StepError) as failed:
         fit(tmp_path, model, phases, **settings)
     folder = tmp_path / "d/diverged"
-    assert str(failed.value).startswith("training diverged at step 7, after going back 2 times: 2 steps in a row were skipped")
+    assert str(failed.value).startswith("training diverged at step 7, after 2 rollbacks: 2 steps in a row were skipped")
     assert "gradient of model.weight in phase fit is not finite" in str(failed.value)
     assert f"lower training.learning_rate or set training.gradient_clip (curve, batches and parameters: {folder})" in str(
         failed.value
@@ -265,7 +265,7 @@ def test_after_the_last_time_back_it_fails_and_leaves_a_record(tmp_path: Path, c
     assert [row["step"] for row in rows] == ["3", "6", "7"][:2]
     assert capsys.readouterr().err.count("metrics step=3 ") == 1
 
-    with pytest.raises(StepError, match="diverged at step 7, after going back 2 times"):  # a later run: from where it was
+    with pytest.raises(StepError, match="diverged at step 7, after 2 rollbacks"):  # a later run: from where it was
         fit(tmp_path, *breaking(set(range(5, 100)), "gradient", 1), **settings)
     said = capsys.readouterr().err
     assert f"diverged_before step=6 record={folder}" in said
@@ -277,7 +277,7 @@ def test_it_fails_at_once_where_nothing_is_tolerated(how: str, words: str, tmp_p
     model, phases = breaking({3}, how, 0)
     phases[0].register_parameter("broken", nn.Parameter(torch.tensor(math.nan)) if how == "loss" else None)
     with pytest.raises(
-        StepError, match=f"^training diverged at step 4: 1 steps in a row were skipped, the last since the {words}"
+        StepError, match=f"^training diverged at step 4: 1 steps in a row were skipped, the last because the {words}"
     ):
         fit(tmp_path, model, phases, skip_limit=0, rollbacks=0)
     (found,) = json.loads((tmp_path / "d/diverged/diverged.json").read_text())["breaks"]
@@ -300,7 +300,7 @@ def test_a_score_that_is_not_finite_goes_back_too(tmp_path: Path) -> None:
     (entry,) = state.rollbacks
     assert (entry["step"], entry["to"], entry["why"]) == (4, 2, "the validation score is inf")
     assert [row["validation"] for row in state.rows] == [1.0, 2.0, 3.0, 4.0]
-    with pytest.raises(StepError, match="at step 2, after going back 2 times: the validation score is nan"):
+    with pytest.raises(StepError, match="at step 2, after 2 rollbacks: the validation score is nan"):
         fit(tmp_path / "never", Line(), [Fit(Line())], lambda _: math.nan)
     rows = list(csv.DictReader((tmp_path / "never/d/diverged/curve.csv").open()))
     assert [row["step"] for row in rows] == ["2"], "what there was of a curve is kept"

@@ -150,7 +150,7 @@ def test_a_collapsed_model_ends_training_and_the_one_that_covered_most_is_served
     state = fit(tmp_path, model, [Fit(model)], guard=guard, steps=24)
     assert state.ending is not None
     assert state.ending.ended == "collapsed"
-    assert "its samples reach 30% of what real examples reach, less than 60%, at step 16" in state.ending.reason
+    assert "its samples reach 30% as much as real examples do, less than the limit of 60%, at step 16" in state.ending.reason
     assert (state.step, state.served_row) == (16, state.rows[2])  # the later of two that cover as much
     assert torch.equal(state.served().state_dict()["weight"], kept[2])
     assert "collapsed step=16 served=6" in capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_every_family_survives_weights_that_are_not_finite(
 
     real = loop.learning_rate_factor
     monkeypatch.setattr(loop, "learning_rate_factor", lambda step, *rest: math.inf if step >= 7 else real(step, *rest))
-    with pytest.raises(StepError, match=f"training diverged at step {14 - several}, after going back 2 times: 6 steps in a row"):
+    with pytest.raises(StepError, match=f"training diverged at step {14 - several}, after 2 rollbacks: 6 steps in a row"):
         cases.run(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "ruined")
     (folder,) = (tmp_path / "ruined/checkpoints").glob("*/diverged")
     record = json.loads((folder / "diverged.json").read_text())

@@ -35,7 +35,7 @@ def rebuild(model: ModelRef, as_json: AsJson = False) -> None:
 
 @app.command()
 def audit(
-    repair: Annotated[bool, typer.Option("--repair", help="Repair findings where that is safe, then audit again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make the safe repairs, then audit again.")] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Read the bytes of all versions and of DVC's remote; load served and kept versions.")
     ] = False,

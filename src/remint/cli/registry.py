@@ -118,7 +118,7 @@ def reject(model: ModelRef, reason: Reason, as_json: AsJson = False) -> None:
 
 @app.command()
 def rollback(model: Model, reason: Reason, as_json: AsJson = False) -> None:
-    """Make the last champion before the present one the champion again. Versions that do not load are passed over.
+    """Make the last champion before the present one the champion again. Versions that do not load are skipped.
 
     Example: remint rollback digits-vae --reason "the sevens blur"
     """

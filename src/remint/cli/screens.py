@@ -159,7 +159,7 @@ def rebuild(answer: Rebuild) -> None:
 
 
 def audit(looked: Audit) -> None:
-    """Each finding in three lines, those of a kind together, and how many there are."""
+    """Print each finding in three lines, sorted by kind, and the number of findings."""
     found = looked.findings
     kinds = list(dict.fromkeys(finding.kind for finding in found))
     for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):

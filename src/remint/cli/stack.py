@@ -44,7 +44,7 @@ def deploy(
     for entry in deployed:
         terminal.out.print(describe(entry), soft_wrap=True)
     nothing = "No pipeline has a schedule: or approval: manual in params.yaml."
-    terminal.out.print("These run while a server and a worker run: remint up" if deployed else nothing)
+    terminal.out.print("They run only while a server and a worker run: remint up" if deployed else nothing)
     own = [name for name in STORES if os.environ.get(name)]
     if deployed and own:
         terminal.out.print(

@@ -25,7 +25,7 @@ def agreement(model: CanSample, context: EvaluationContext) -> Mapping[str, Meas
         raise SettingsError("class_agreement needs a model with conditional: true: set it, or remove the metric")
     extractor = context.extractor("domain")
     if extractor.classify is None:
-        raise SettingsError("class_agreement needs images with labels, whose features are a classifier's: remove it")
+        raise SettingsError("class_agreement needs images with labels and a classifier as feature extractor: remove the metric")
     spec, settings = context.dataset.spec, context.settings
     each = max(1, settings.samples // spec.classes)
     asked_N = np.repeat(np.arange(spec.classes), each)

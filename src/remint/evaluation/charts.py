@@ -114,7 +114,7 @@ def _quality(axes: Axes, models: Sequence[Cost], metrics: Sequence[str], colours
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("seconds to draw 1,000", size=SMALL, color=INK)
     better = next((row.metrics[name].better for row in models if name in row.metrics), "") if name else ""
-    title = f"{name}, {better} is better" if name else "no metric that all were measured in the same way"
+    title = f"{name}, {better} is better" if name else "no metric is comparable between the models"
     axes.set_title(title, size=SMALL, color=INK, loc="left", weight="bold")
     if not name:
         axes.set_yticks([])

@@ -77,7 +77,7 @@ class EvaluationContext:
     def extractor(self, features: Features) -> Extractor:
         """Return the extractor of these features. Raises SettingsError if no chosen metric declares them."""
         if features not in self.extractors:
-            raise SettingsError(f"a metric is measured in features '{features}', and its FACTS do not say so: set features there")
+            raise SettingsError(f"a metric uses features '{features}', and its FACTS do not declare them: set features there")
         return self.extractors[features]
 
     def size(self, metric: str, least: int) -> int:
@@ -89,7 +89,7 @@ class EvaluationContext:
         if n < least:
             name = self.dataset.version.name
             raise DataError(
-                f"{metric} needs {least} examples on each side, and {n} can be had: use more data, or raise "
+                f"{metric} needs {least} examples on each side, but only {n} are available: use more data, or raise "
                 f"datasets.{name}.split.held_out and evaluation.samples in params.yaml"
             )
         return n
@@ -259,17 +259,17 @@ def samples(
 
 def _wrong_image(x_NX: Array, spec: DataSpec) -> str | None:
     if x_NX.dtype != np.uint8 or x_NX.shape[1:] != spec.shape or x_NX.max() >= spec.levels:
-        return f"{x_NX.dtype} {x_NX.shape[1:]} up to {x_NX.max()}, and its images are uint8 {spec.shape} below {spec.levels}"
+        return f"{x_NX.dtype} {x_NX.shape[1:]} up to {x_NX.max()}, expected uint8 {spec.shape} below {spec.levels}"
     return None
 
 
 def _wrong_row(x_ND: Array, spec: DataSpec) -> str | None:
     if x_ND.dtype != np.float32 or x_ND.shape[1:] != spec.shape:
-        return f"{x_ND.dtype} {x_ND.shape[1:]}, and its rows are float32 {spec.shape}"
+        return f"{x_ND.dtype} {x_ND.shape[1:]}, expected float32 {spec.shape}"
     for column, value_N in zip(spec.columns, x_ND.T, strict=True):
         bad = int((~np.isfinite(value_N)).sum())
         if bad:
             return f"column '{column.name}' has {bad} of {len(value_N)} values that are not finite"
         if column.categories and not np.isin(value_N, range(len(column.categories))).all():
-            return f"column '{column.name}' has values that are not places of its {len(column.categories)} categories"
+            return f"column '{column.name}' has values that are not indices of its {len(column.categories)} categories"
     return None

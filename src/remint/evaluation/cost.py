@@ -39,7 +39,7 @@ REPEATS, REPEATS_SCALED = 15, 5  # for the registered model; for each scaled one
 SCALES = (1, 2, 4)  # factors of an image's sides, or of a table's columns
 COUNTS = (100, 1_000, 10_000)  # samples
 MAX_SECONDS = 30.0  # seconds: limit of one repeat, estimated from its first block; slower tasks are not measured
-INITIAL = 256  # random examples that initialise an untrained model
+INITIAL_EXAMPLES = 256  # random examples that initialise an untrained model
 
 Run = Callable[[int], None]  # takes the number of examples
 
@@ -153,8 +153,8 @@ def scaled_model(name: str, settings: ModelSettings, spec: DataSpec, times: int)
             torch.manual_seed(0)
             model = family(name).build(settings, larger)
         with torch.no_grad():
-            y_N = torch.arange(INITIAL) % spec.classes if spec.classes else None
-            model.initialise(examples(larger, INITIAL), y_N)
+            y_N = torch.arange(INITIAL_EXAMPLES) % spec.classes if spec.classes else None
+            model.initialise(examples(larger, INITIAL_EXAMPLES), y_N)
     except RemintError as error:
         return ScaledModel(larger, None, str(error))
     return ScaledModel(larger, model.eval().requires_grad_(False))
@@ -163,14 +163,17 @@ def scaled_model(name: str, settings: ModelSettings, spec: DataSpec, times: int)
 def measure_seconds(tasks: Mapping[str, Task], repeats: int, say: Callable[[str], None]) -> dict[str, MetricValue | None]:
     """Return the seconds of each task by name; None if a repeat would take longer than MAX_SECONDS. ``say`` gets progress."""
     machines = {threads: fingerprint(torch.device("cpu"), threads, 1) for threads in {task.threads for task in tasks.values()}}
-    taken: dict[str, list[float]] = {name: [] for name, task in tasks.items() if _estimated_seconds(task) <= MAX_SECONDS}
+    seconds_by_task: dict[str, list[float]] = {
+        name: [] for name, task in tasks.items() if _estimated_seconds(task) <= MAX_SECONDS
+    }
     for repeat in range(repeats):
         if repeat % 5 == 0:
             say(f"repeat {repeat + 1} of {repeats}")
-        for name, seconds in taken.items():
+        for name, seconds in seconds_by_task.items():
             seconds.append(_seconds(tasks[name], tasks[name].examples))
     return {
-        name: _median(name, taken[name], task, machines[task.threads]) if name in taken else None for name, task in tasks.items()
+        name: _median(name, seconds_by_task[name], task, machines[task.threads]) if name in seconds_by_task else None
+        for name, task in tasks.items()
     }
 
 

@@ -36,9 +36,9 @@ from remint.evaluation.leakage import content
 from remint.records import Change, DataSpec, Drift, MetricValue
 
 LEVEL = 0.05  # significance level of a reported change, over all statistics together
-MOST = 10_000  # maximum number of examples whose features are computed
+MAX_EXAMPLES = 10_000  # maximum number of examples whose features are computed
 GROUPS, SHUFFLES = 10, 99  # of the jackknife, and for the floor
-NAMED = 3  # changes in the summary
+MAX_NAMED = 3  # changes in the summary
 BLOCK = 1024  # images at a time
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +46,7 @@ Extract = Callable[[Array], Array]  # examples x_NX to features f_ND, float64
 Statistic = Literal["mean", "spread", "missing", "share"]
 
 
-def of(former: Dataset, present: Dataset, extract: Extract | None, extractor_sha256: str) -> Drift:
+def measure_drift(former: Dataset, present: Dataset, extract: Extract | None, extractor_sha256: str) -> Drift:
     """Return the drift from ``former`` to ``present``. Datasets of different schemas are reported as not comparable.
 
     ``extract``: None if no metric uses the dataset's own features; the drift then has no distance.
@@ -56,13 +56,13 @@ def of(former: Dataset, present: Dataset, extract: Extract | None, extractor_sha
         former=former.version.digest,
         present=present.version.digest,
         comparable=False,
-        summary=f"not comparable: the champion was trained on {a.text()}, and today's data are {b.text()} of another schema",
+        summary=f"not comparable: the champion was trained on {a.text()}, and today's data have another schema: {b.text()}",
         before=former.version.counts,
         after=present.version.counts,
     )
     if not a.fits(b, conditional=False):
         return start
-    places = matched(former.train, present.train)
+    places = match_examples(former.train, present.train)
     tests = list(_tests(former, present, places))
     corrected = contrast.holm([change.p for change in tests])
     changes = [change.model_copy(update={"p": p}) for change, p in zip(tests, corrected, strict=True)]
@@ -97,7 +97,7 @@ def write(drift: Drift, former: Dataset, present: Dataset, out: Path) -> None:
         charts.images_before_and_after(out / "drift.png", before, after, drift)
 
 
-def matched(former: Split, present: Split) -> Groups:
+def match_examples(former: Split, present: Split) -> Groups:
     """Match examples with their labels; return indices of kept and added ones in ``present``, of removed ones in ``former``."""
     before, now = (_contents(split) for split in (former, present))
     left = Counter(before)
@@ -215,7 +215,7 @@ def _distance(
     """Return the Frechet distance of the two splits and its floor; None if they are equal, too small, or without features."""
     generator = np.random.default_rng(0)
     total = sum(map(len, places.all))
-    chosen = places.map(lambda place_N: _some(place_N, min(1.0, MOST / total), generator))
+    chosen = places.map(lambda place_N: _some(place_N, min(1.0, MAX_EXAMPLES / total), generator))
     k, a, r = map(len, chosen.all)
     if extract is None or a + r == 0 or min(k + a, k + r) < 2:
         return None, None
@@ -278,15 +278,15 @@ def _summary(drift: Drift, resplit: bool) -> str:
     """Summarise the drift in one sentence."""
     rows = f"{drift.added:,} training examples were added and {drift.removed:,} removed, {drift.kept:,} stayed"
     if not drift.added + drift.removed:
-        return f"the training examples are those of before, {drift.kept:,} of them"
+        return f"the {drift.kept:,} training examples did not change"
     if resplit:
-        rows += " (the settings of the split changed, so that examples moved from one split to another)"
-    named = "; ".join(change.text() for change in drift.changed[:NAMED])
-    more = f" and {len(drift.changed) - NAMED} more" if len(drift.changed) > NAMED else ""
+        rows += " (the settings of the split changed, so examples moved between splits)"
+    named = "; ".join(change.text() for change in drift.changed[:MAX_NAMED])
+    more = f" and {len(drift.changed) - MAX_NAMED} more" if len(drift.changed) > MAX_NAMED else ""
     what = f"{len(drift.changed)} changed: {named}{more}" if drift.changed else "none changed beyond chance"
     words = f"{rows}; of {drift.tested} statistics {what}"
     if drift.distance is None or drift.floor is None:
         return words
-    beyond = "beyond" if drift.distance.value > drift.floor.high else "within"
+    place = "above" if drift.distance.value > drift.floor.high else "within"
     limits = f"{drift.floor.low:.3g} to {drift.floor.high:.3g}"
-    return f"{words}; Frechet distance {drift.distance.value:.3g}, {beyond} what shuffled examples have ({limits})"
+    return f"{words}; Frechet distance {drift.distance.value:.3g}, {place} the range of shuffled examples ({limits})"

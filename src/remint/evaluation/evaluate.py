@@ -91,7 +91,7 @@ def measure(
         tell("progress", step=step, steps=steps, metric=name)
         measured.update(run(model, context))
         if name not in measured:
-            raise SettingsError(f"metric '{name}': its plug-in's measure returns {', '.join(measured)} and not {name} itself")
+            raise SettingsError(f"metric '{name}': its plug-in's measure returns {', '.join(measured)} but not {name}")
     baselines: dict[str, MetricValue] = {}
     for step, (name, (facts, compute)) in enumerate(compute_baseline.items(), start=len(passes)):
         tell("progress", step=step, steps=steps, metric=name)
@@ -112,7 +112,9 @@ def _metric(name: str, model: object, pipeline: str) -> Metric:
     except SettingsError as error:
         raise SettingsError(f"{where}{error}") from None
     if not isinstance(model, needs):
-        raise SettingsError(f"{where}{name} needs a model that is {needs.__name__}, and this one is not: remove it")
+        raise SettingsError(
+            f"{where}{name} needs a model of type {needs.__name__}, and this model is not of that type: remove the metric"
+        )
     return metric
 
 

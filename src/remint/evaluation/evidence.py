@@ -34,7 +34,7 @@ class Evidence:
         with np.load(folder / "values.npz", allow_pickle=False) as archive:
             values = {name: archive[name] for name in archive.files}
         if values_digest(values) != report.values_sha256:
-            raise IntegrityError(f"{folder}/values.npz is not what report.json was written with: evaluate again")
+            raise IntegrityError(f"{folder}/values.npz does not match the digest in report.json: evaluate again")
         return cls(report, values)
 
 

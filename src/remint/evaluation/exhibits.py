@@ -34,9 +34,9 @@ from remint.models.contract import CanSample
 from remint.records import DataSpec
 
 SHOWN = 16  # samples with their neighbours, and failures
-REAL = 256  # maximum number of held-out examples in real_M
-JUDGED = 4096  # maximum number of held-out examples whose ``uncovered`` is computed
-DRAWN = 512  # samples for ``uncovered``
+MAX_REAL = 256  # maximum number of held-out examples in real_M
+MAX_UNCOVERED = 4096  # maximum number of held-out examples whose ``uncovered`` is computed
+UNCOVERED_SAMPLES = 512  # samples for ``uncovered``
 LIKELIHOODS = ("nll", "iwae", "elbo")  # the most exact first
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +46,7 @@ def nearest(sample_NX: Array, dataset: Dataset) -> dict[str, Array]:
     """Return the arrays of nearest.npz."""
     train_NX, spec = dataset.train.x_NX, dataset.spec
     distance_N, place_N = _nearest(sample_NX[:SHOWN], train_NX, spec)
-    real_M, _ = _nearest(np.array(dataset.held_out.x_NX[:REAL]), train_NX, spec)
+    real_M, _ = _nearest(np.array(dataset.held_out.x_NX[:MAX_REAL]), train_NX, spec)
     return {"near_NX": np.stack([np.array(train_NX[place]) for place in place_N]), "distance_N": distance_N, "real_M": real_M}
 
 
@@ -56,8 +56,8 @@ def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> di
     if metric is not None:
         value_M, kept = values[metric], {}
     elif isinstance(model, CanSample):
-        drawn_NX = samples(model, dataset.spec, DRAWN, 0, PICTURE, 1)
-        value_M, _ = _nearest(np.array(dataset.held_out.x_NX[:JUDGED]), drawn_NX, dataset.spec)
+        drawn_NX = samples(model, dataset.spec, UNCOVERED_SAMPLES, 0, PICTURE, 1)
+        value_M, _ = _nearest(np.array(dataset.held_out.x_NX[:MAX_UNCOVERED]), drawn_NX, dataset.spec)
         metric, kept = "uncovered", {"all_M": value_M}
     else:
         return None

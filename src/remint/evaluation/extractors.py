@@ -60,7 +60,7 @@ def _read(address: str, sha256: str, what: str, where: str) -> bytes:
     else:
         paths = [root / Path(address).expanduser() for root in (here, Path(os.environ.get("REMINT_SOURCES", here)))]
         path = next((path for path in paths if path.is_file()), paths[-1])
-        missing = f"there is no such file: put {what} there or correct the path"
+        missing = f"the file does not exist: put {what} there or correct the path"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def _read(address: str, sha256: str, what: str, where: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise IntegrityError(
-            f"{where}: its SHA-256 is {found}, expected {sha256}: it was not opened; get that file, or, where it is the one you "
-            "mean, write its own as sha256: beside path"
+            f"{where}: its SHA-256 is {found}, expected {sha256}: the file was not opened. Get the expected file or, if "
+            "this one is right, correct sha256: next to path"
         )
     return content

@@ -241,7 +241,7 @@ def load(content: bytes, sha256: str, spec: DataSpec, where: str) -> Extractor:
     Raises DataError if the file has another format, or if the examples are not images of 1 or 3 channels.
     """
     if spec.is_table or spec.image[0] not in (1, 3):
-        raise DataError(f"{where}: the Inception network needs images of 1 or 3 channels, and the dataset has {spec.text()}")
+        raise DataError(f"{where}: the Inception network needs images of 1 or 3 channels; the dataset has {spec.text()}")
     network = Inception()
     network.load_state_dict(_checked(_state(content, where), network.state_dict(), where), strict=False)
     network = network.float().eval().requires_grad_(False)
@@ -255,7 +255,7 @@ def _state(content: bytes, where: str) -> Mapping[str, Any]:
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # an unpickler may raise anything
-            raise DataError(f"{where}: it is no state dict ({type(error).__name__}): expected weights as published") from error
+            raise DataError(f"{where}: it is not a state dict ({type(error).__name__}): expected weights as published") from error
     if not isinstance(state, Mapping):
         raise DataError(f"{where}: it holds a {type(state).__name__}, expected a state dict")
     return state
@@ -268,7 +268,7 @@ def _checked(state: Mapping[str, Any], expected: Mapping[str, Tensor], where: st
     wrong = [name for name, tensor in needed.items() if name in state and _shape(state[name]) != tensor.shape]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
     if any(found.values()):
-        words = "; ".join(f"{len(names)} {how}, as {names[0]}" for how, names in found.items() if names)
+        words = "; ".join(f"{len(names)} {how}, for example {names[0]}" for how, names in found.items() if names)
         raise DataError(f"{where}: its weights are not those of the Inception network: {words}")
     if broken := [name for name in needed if not bool(torch.isfinite(state[name]).all())]:
         raise DataError(f"{where}: weights '{broken[0]}' are not finite")

@@ -33,7 +33,8 @@ from remint.records import DataSpec, Leakage
 from remint.runtime.events import emit
 
 TOLERANCE = 0.02  # largest RMS difference of a near copy, as a share of an image's range or of a column's standard deviation
-CLOSER = 0.1  # tables: also a limit, as a share of the median neighbour distance, because with few columns all rows are near
+# Tables: also a limit, as a share of the median neighbour distance, because with few columns all rows are near.
+NEIGHBOUR_TOLERANCE = 0.1
 NEIGHBOURS = 512  # training rows that this median is computed from
 GRID = 8  # boxes along each side of an image
 BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs in memory at a time
@@ -60,7 +61,7 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     others_N = np.setdiff1d(np.arange(len(held_out)), list(exact))
     metric = _Rows(spec, train) if spec.is_table else _Images(spec)
     near = _near(held_out.x_NX, others_N, train.x_NX, metric)
-    leakage = Leakage(checked=len(held_out), exact=len(exact), near=len(near), tolerance=metric.words)
+    leakage = Leakage(checked=len(held_out), exact=len(exact), near=len(near), tolerance=metric.criterion)
     if exact or near:
         emit("leakage", exact=len(exact), near=len(near), checked=len(held_out))
     return LeakageFindings(leakage, (*sorted(exact.items()), *sorted(near.items())))
@@ -73,7 +74,7 @@ def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec,
     pairs = np.array(found.pairs[:SHOWN])
     x_NX = np.stack([held_out.x_NX[pairs[:, 0]], train.x_NX[pairs[:, 1]]], axis=1).reshape(-1, *spec.shape)
     if not spec.is_table:
-        title = f"{len(found.pairs)} held-out images, each with a training one to its right"
+        title = f"{len(found.pairs)} held-out images, each with its training image to the right"
         plots.sample_grid(out / "leakage.png", x_NX, spec.levels, title, columns=min(8, len(x_NX)))
         return
     with (out / "leakage.csv").open("w", newline="") as stream:
@@ -106,7 +107,7 @@ class _Images:
         sizes = [np.diff(starts, append=side) for starts, side in zip((self.rows, self.columns), sides, strict=True)]
         self.root = np.sqrt(np.outer(*sizes)).astype(np.float32)
         self.limit = TOLERANCE * (spec.levels - 1) * spec.dims**0.5
-        self.words = f"root-mean-square difference of at most {TOLERANCE:.0%} of the range of values"
+        self.criterion = f"root-mean-square difference of at most {TOLERANCE:.0%} of the range of values"
 
     def full(self, x_BX: Array) -> Array:
         return x_BX.reshape(len(x_BX), -1).astype(np.float64)
@@ -127,10 +128,10 @@ class _Rows:
         self.limit = TOLERANCE * numbers**0.5
         self.apart = 2.0 * self.limit
         typical = _median_neighbour(self, train)
-        self.limit = min(self.limit, CLOSER * typical) if typical is not None else self.limit
-        self.words = (
+        self.limit = min(self.limit, NEIGHBOUR_TOLERANCE * typical) if typical is not None else self.limit
+        self.criterion = (
             f"equal categories, and a root-mean-square difference of the numbers of at most {self.limit / numbers**0.5:.2g} "
-            f"standard deviations ({TOLERANCE:g}, or {CLOSER:g} of the median between neighbours where that is less)"
+            f"standard deviations ({TOLERANCE:g}, or {NEIGHBOUR_TOLERANCE:g} of the median neighbour distance if that is less)"
         )
 
     def full(self, x_BX: Array) -> Array:

@@ -82,7 +82,7 @@ def novelty(model: CanSample, context: EvaluationContext) -> Mapping[str, Measur
     usual = _to_nearest(held_out_NX, train, context.dataset.spec)
     if usual == 0.0:
         name = context.dataset.version.name
-        raise DataError(f"novelty: every held-out example of {name} also stands in its training split: remove the metric")
+        raise DataError(f"novelty: every held-out example of {name} is also in its training split: remove the metric")
     values = [_to_nearest(context.sampled(model, draw), train, context.dataset.spec) / usual for draw in context.draws]
     return {"novelty": Measurement.over_draws(finite(np.array(values), "novelty"), n, context, space="data")}
 

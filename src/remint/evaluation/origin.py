@@ -60,5 +60,5 @@ class Origin:
             leakage.write(self.found, self.dataset.held_out, self.trained_on.train, self.dataset.spec, out)
         if self.trained_on is not self.dataset:
             extractor = feature_step.load(features) if features else None
-            found = drift.of(self.trained_on, self.dataset, extractor, extractor.sha256 if extractor else "")
+            found = drift.measure_drift(self.trained_on, self.dataset, extractor, extractor.sha256 if extractor else "")
             drift.write(found, self.trained_on, self.dataset, out)

@@ -62,15 +62,15 @@ def load(content: bytes, sha256: str, spec: DataSpec, where: str) -> Extractor:
     try:
         program = torch.export.load(io.BytesIO(content))
     except Exception as error:  # an archive's reader and an unpickler may raise anything
-        raise DataError(f"{where}: it is no torch.export program ({type(error).__name__}): {_how(spec)}") from error
+        raise DataError(f"{where}: it is not a torch.export program ({type(error).__name__}): {_how(spec)}") from error
     inputs = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    taken = [value for value in (values.get(str(name)) for name in inputs) if isinstance(value, Tensor)]
-    if len(inputs) != 1 or len(taken) != 1:
+    tensors = [value for value in (values.get(str(name)) for name in inputs) if isinstance(value, Tensor)]
+    if len(inputs) != 1 or len(tensors) != 1:
         raise DataError(f"{where}: the program takes {len(inputs)} arguments, expected one: {_how(spec)}")
-    batch, *shape = taken[0].shape
-    if taken[0].dtype != _dtype(spec) or tuple(shape) != spec.shape:
-        raise DataError(f"{where}: the program takes {_text(taken[0])}: {_how(spec)}")
+    batch, *shape = tensors[0].shape
+    if tensors[0].dtype != _dtype(spec) or tuple(shape) != spec.shape:
+        raise DataError(f"{where}: the program takes {_text(tensors[0])}: {_how(spec)}")
     if not isinstance(batch, torch.SymInt):
         raise DataError(f"{where}: the program takes batches of {batch} only: {_how(spec)}")
     extractor = ProgramExtractor(program.module(), spec, sha256, "program", "by the program", where)

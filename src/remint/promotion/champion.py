@@ -38,8 +38,8 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
     ``own``: the challenger's evidence. ``version``: number of the champion.
 
     The cache key holds the champion's weights and data, the dataset version, the way each metric is measured, and the
-    evaluation's code. If the champion's own data is missing, the drift gives the reason, and the champion is measured all the
-    same.
+    evaluation's code. If the champion's own data is missing, the drift gives the reason; the champion is still
+    measured.
     """
     try:
         champion = job.tracking.version(f"{job.pipeline}/{version}")
@@ -52,7 +52,7 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
     former, drift = None, None
     folder = _cached(job, champion, own)
     if champion.dataset != own.report.dataset and not (folder / "drift.json").exists():
-        former, drift = _former(job, champion)
+        former, drift = _training_data(job, champion)
     try:
         if not (folder / "report.json").exists() or former is not None:
             bundle = job.tracking.fetch(champion, job.record.folder / "champion")
@@ -74,7 +74,7 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
             shutil.rmtree(former, ignore_errors=True)
 
 
-def keep(job: Retraining, found: ChampionEvidence, folder: Path) -> None:
+def save_drift(job: Retraining, found: ChampionEvidence, folder: Path) -> None:
     """Report the drift, and write it to the report of the version that is judged (``folder``)."""
     if found.drift is None:
         return
@@ -95,20 +95,20 @@ def _cached(job: Retraining, champion: ModelVersion, own: Evidence) -> Path:
     return job.home.path / "evaluations" / digest({**key, "former": champion.dataset})
 
 
-def _former(job: Retraining, champion: ModelVersion) -> tuple[Path | None, Drift | None]:
+def _training_data(job: Retraining, champion: ModelVersion) -> tuple[Path | None, Drift | None]:
     """Return the folder of the champion's own data; if it cannot be restored, a Drift with the reason."""
     try:
         lock = job.tracking.attachment(champion, "dvc.lock", job.record.folder / "former")
         if manifest.sha256_file(lock) != champion.tags.dvc_lock_sha256:
-            raise IntegrityError(f"the dvc.lock of {champion.ref} in MLflow is not the one that it was registered with")
-        folder = job.dvc.former(lock, f"prepare@{champion.tags.origin.name}")
+            raise IntegrityError(f"the dvc.lock of {champion.ref} in MLflow differs from the registered one")
+        folder = job.dvc.fetch_output(lock, f"prepare@{champion.tags.origin.name}")
         try:
             same = DatasetVersion.read(folder / "dataset.json").digest == champion.dataset
         except (OSError, ValueError):
             same = False
         if not same:
             shutil.rmtree(folder, ignore_errors=True)
-            raise IntegrityError("dvc restored another dataset version than the one that it was trained on")
+            raise IntegrityError("dvc restored another dataset version than it was trained on")
     except OUTSIDE_ERRORS:
         raise
     except RemintError as error:
@@ -134,7 +134,7 @@ def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> N
     """Run the workspace's evaluate step on ``bundle``. Afterwards ``out`` is complete, or does not exist."""
     dataset = job.settings.dataset
     features = job.dvc.key("features", dataset, job.pipeline)
-    for mended in job.dvc.whole(f"prepare@{dataset}", f"features@{features}"):
+    for mended in job.dvc.repair_outputs(f"prepare@{dataset}", f"features@{features}"):
         job.tell("notice", text=mended)
     temporary = out.with_name(f".{out.name}.{job.record.id}")
     log = job.record.folder / "champion.log"

@@ -9,7 +9,7 @@ import numpy as np
 from remint.evaluation.evidence import Evidence, values_digest
 from remint.records import MetricValue
 
-FEWEST = 8  # values that a comparison needs; with fewer, a resample of one repeated value is too likely
+MIN_VALUES = 8  # values that a comparison needs; with fewer, a resample of one repeated value is too likely
 
 
 def reference_of(metric: str) -> str:
@@ -33,7 +33,7 @@ def incomparable_reason(challenger: Evidence, champion: Evidence, metric: str) -
         if a_count != b_count:
             return f"has {a_count} values for the challenger and {b_count} for the champion"
     a_count = np.size(challenger.values[metric])
-    return f"has {a_count} values and needs {FEWEST}: raise evaluation.draws or add data" if a_count < FEWEST else ""
+    return f"has {a_count} values and needs {MIN_VALUES}: raise evaluation.draws or add data" if a_count < MIN_VALUES else ""
 
 
 def gain(challenger: Evidence, champion: Evidence, key: str, better: Literal["lower", "higher"]) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from remint.records import LedgerRow
 from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, describe, veto
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_tracking
 
@@ -112,7 +112,7 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Ledg
         skipped.append(obstacle)
     else:
         if not skipped:
-            raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is none before it to roll back to")
+            raise NotFoundError(f"{name}/{present} is the first champion of {name}: there is no earlier one to roll back to")
         raise IntegrityError(f"no former champion of {name} can be restored; nothing was written: {'; '.join(skipped)}")
     try:
         row = book.append(
@@ -132,7 +132,7 @@ def rollback(home: Home, name: str, reason: str, who: str | None = None) -> Ledg
     return row
 
 
-def judged(rows: list[LedgerRow]) -> LedgerRow | None:
+def newest_judgement(rows: list[LedgerRow]) -> LedgerRow | None:
     """Return the gate's newest row among the rows about one version."""
     return next((row for row in reversed(rows) if row.evidence), None)
 
@@ -145,7 +145,7 @@ def objection(rows: list[LedgerRow]) -> str | None:
 
 def vetoed_by(home: Home, version: ModelVersion) -> str | None:
     """Return ``objection`` of a version and of collected versions with its key: they are the same weights."""
-    book, former = open_ledger(home), Collected(home.ledger_url).versions(version.name, version.key)
+    book, former = open_ledger(home), CollectedVersions(home.ledger_url).versions(version.name, version.key)
     rows = [row for number in {version.version, *former} for row in book.rows(version.name, number)]
     return objection(sorted(rows, key=lambda row: row.sequence))
 
@@ -156,7 +156,7 @@ def _assumed_champion(version: ModelVersion, rows: list[LedgerRow], present: int
         return None
     if isinstance(against, int):
         return against
-    row = judged(rows)
+    row = newest_judgement(rows)
     if row is None:
         raise SettingsError(
             f"{version.ref} was never judged. Run `remint run {version.name}` again, or name the champion to replace: "
@@ -170,7 +170,7 @@ def _changed(book: Ledger, version: ModelVersion, expected: int | None) -> Champ
     present = book.champion(version.name)
     was = f"{version.name}/{expected}" if expected is not None else "none"
     return ChampionChanged(
-        f"{_present_champion(book, version.name)}, but {version.ref} was to replace {was}. Nothing was written. Run `remint run "
+        f"{_present_champion(book, version.name)}, but {version.ref} should replace {was}. Nothing was written. Run `remint run "
         f"{version.name}` to judge it again, or give --against {_name(present)}"
     )
 

@@ -43,7 +43,7 @@ from remint.promotion.paired import Difference, difference, seed_margin
 from remint.records import Leakage, SeedSpread, digest
 from remint.settings.judging import Improve, PromotionSettings
 
-FEWEST_SEEDS = 3  # that an automatic margin needs
+MIN_SEEDS = 3  # that an automatic margin needs
 GUARD_CONFIDENCE = 0.95
 
 State = Literal["holds", "open", "broken"]
@@ -71,7 +71,7 @@ class _Case:
     dirty: str | None
     person: str | None
     incomparable: str | None
-    cut_short: str | None
+    training_failure: str | None
     champion_leakage: Leakage | None
 
     @property
@@ -84,14 +84,14 @@ class _Case:
         return len(self.rules.never_worse) + (len(self.rules.improve.metrics) if self.rules.improve else 0)
 
     @property
-    def first(self) -> bool:
+    def is_first_version(self) -> bool:
         return self.champion_version is None
 
     @property
-    def same(self) -> bool:
+    def is_champion(self) -> bool:
         """True if the challenger is the champion: same weights, data and settings."""
         keys = self.champion is not None and self.challenger.report.model_key == self.champion.report.model_key
-        return not self.first and (keys or self.challenger_version == self.champion_version)
+        return not self.is_first_version and (keys or self.challenger_version == self.champion_version)
 
 
 def decide(
@@ -105,7 +105,7 @@ def decide(
     dirty: str | None = None,  # the uncommitted changes; None: built from a clean commit
     person: str | None = None,  # a person's veto, in words; None: there is none
     incomparable: str | None = None,  # why the champion could not be evaluated; None: it was
-    cut_short: str | None = None,  # how the training went wrong; None: it did not
+    training_failure: str | None = None,  # how the training went wrong; None: it did not
     spread: SeedSpread | None = None,  # seed-to-seed variation of this pipeline; None: not measured
     recipe: str = "",  # digest of the challenger's recipe, as in SeedSpread
     champion_leakage: Leakage | None = None,  # into the champion's training split, if that is another one
@@ -116,7 +116,7 @@ def decide(
     refusal with its reason, never an exception and never a promotion.
     """
     sides = (model, challenger, challenger_version, champion, champion_version)
-    case = _Case(*sides, rules, spread, recipe, dirty, person, incomparable, cut_short, champion_leakage)
+    case = _Case(*sides, rules, spread, recipe, dirty, person, incomparable, training_failure, champion_leakage)
     rulings = _rulings(case)
     states = {ruling.state for ruling in rulings}
     worst: State = "broken" if "broken" in states else "open" if "open" in states else "holds"
@@ -148,10 +148,10 @@ def _rulings(case: _Case) -> list[_Ruling]:
     if not rules.metrics():
         return [
             _evidence(
-                "broken", f"no gate: {case.model} has no rules; write promotion.require or promotion.improve in params.yaml"
+                "broken", f"{case.model} has no promotion rules: write promotion.require or promotion.improve in params.yaml"
             )
         ]
-    if case.same:
+    if case.is_champion:
         return [
             _evidence("open", f"it is the champion {case.model}/{case.champion_version} itself: same weights, data and settings")
         ]
@@ -162,13 +162,14 @@ def _rulings(case: _Case) -> list[_Ruling]:
     if case.person is not None:
         by_hand = f"{case.person}; only a person can promote it now"
         rulings.append(_Ruling("broken", RuleResult(rule="person", passed=False, reason=by_hand)))
-    if case.cut_short is not None:
-        rulings.append(_evidence("broken", f"{case.cut_short}; the gate does not promote a training that went wrong"))
+    if case.training_failure is not None:
+        rulings.append(_evidence("broken", f"{case.training_failure}; the gate does not promote a training that went wrong"))
     rulings.append(_leakage(case, case.challenger.report.leakage))
     rulings += [_require(case, metric) for metric in sorted(rules.require)]
-    if case.first:
+    if case.is_first_version:
         if not rules.require:
-            rulings.append(_evidence("broken", "no champion, and no requirement for a first version: write promotion.require"))
+            missing = "no champion, and no requirements for a first version: write promotion.require in params.yaml"
+            rulings.append(_evidence("broken", missing))
         return rulings
     if case.incomparable is not None:
         return [*rulings, _evidence("broken", f"not comparable: {case.incomparable}")]
@@ -196,7 +197,8 @@ def _require(case: _Case, metric: str) -> _Ruling:
         seen = problem
     else:
         seen = f"{value.text()} {'is' if met else 'is not'} {words} with its whole interval"
-    reason = f"{'no champion, and ' if case.first and not met else ''}requirement {metric} {'met' if met else 'not met'}: {seen}"
+    no_champion = "no champion, and " if case.is_first_version and not met else ""
+    reason = f"{no_champion}requirement {metric} {'met' if met else 'not met'}: {seen}"
     result = RuleResult(rule="require", passed=met, reason=reason, metric=metric, challenger=value)
     return _Ruling("holds" if met else "broken", result)
 
@@ -246,7 +248,7 @@ def _margin(case: _Case, rule: Improve, metric: str, confidence: float) -> tuple
     if rule.margin != "auto":
         return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
     seeds = case.spread.values.get(metric, ()) if case.spread else ()
-    if len(seeds) < FEWEST_SEEDS:
+    if len(seeds) < MIN_SEEDS:
         missing = f"the spread of {metric} over seeds was not measured: run remint spread {case.model}"
         return None, f" than seed-to-seed variation explains: {missing}"
     margin = seed_margin(seeds, confidence)

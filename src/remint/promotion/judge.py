@@ -29,7 +29,7 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             job.tell("notice", text=mended)
         champion_version = job.ledger.champion(job.pipeline)
         found = ChampionEvidence() if champion_version is None else champion.evidence(job, evidence, champion_version)
-        champion.keep(job, found, job.home.report(version.name, version.version))
+        champion.save_drift(job, found, job.home.report(version.name, version.version))
         trained = job.model
         decision = gate.decide(
             job.pipeline,
@@ -42,7 +42,7 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             person=decide.vetoed_by(job.home, version),
             incomparable=found.unavailable_reason,
             champion_leakage=found.leakage if found.drift else None,
-            cut_short=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
+            training_failure=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
             recipe=digest(job.settings.recipe.without_seed()),
         )

@@ -17,7 +17,7 @@ from remint.errors import IntegrityError, RemintError
 from remint.records import digest
 from remint.runtime import scratch
 from remint.runtime.home import Home
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_tracking
 
@@ -33,7 +33,7 @@ def differences(home: Home, model: str, rows: Sequence[Mapping[str, Any]]) -> li
     """
     readable = (row for row in rows if isinstance(row["version"], int) and isinstance(row["decision"], str))
     newest = {row["version"]: row for row in readable if row["decision"]}
-    gone = Collected(home.ledger_url).versions(model)
+    gone = CollectedVersions(home.ledger_url).versions(model)
     wanted = [newest[version] for version in sorted(set(newest) - gone)]
     if not wanted:
         return []

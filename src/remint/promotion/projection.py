@@ -40,11 +40,11 @@ def sync_mlflow_to_ledger(home: Home, model: str) -> list[str]:
     book, store = open_ledger(home), open_tracking(home)
     if _in_sync(store, book.last(model), model):
         return []
-    with store.exclusively(f"projection {model}"):
+    with store.exclusive_lock(f"projection {model}"):
         last = book.last(model)
         if last is None or _in_sync(store, last, model):
             return []
-        aliases, head = store.standing(model)
+        aliases, head = store.aliases_and_ledger_head(model)
         return _set_aliases(store, aliases, last) + _set_tags(store, book, last, head)
 
 
@@ -52,7 +52,7 @@ def _in_sync(store: Tracking, last: LedgerRow | None, model: str) -> bool:
     """Return whether MLflow agrees with the ledger, judged by one row and one entry of MLflow."""
     if last is None:
         return True
-    aliases, head = store.standing(model)
+    aliases, head = store.aliases_and_ledger_head(model)
     return head == _head(last) and all(aliases.get(alias) == number for alias, number in projection([last]).items())
 
 

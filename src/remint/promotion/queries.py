@@ -105,7 +105,7 @@ def history(home: Home, name: str, *, verify: bool = False) -> History:
 def _kept_hashes(home: Home, name: str) -> dict[str, str]:
     """Return each hash of a ledger row in MLflow, with a description of its row and place."""
     store = open_tracking(home)
-    sequence, _, head = store.standing(name)[1].partition(" ")
+    sequence, _, head = store.aliases_and_ledger_head(name)[1].partition(" ")
     known = {head: f"row {sequence}, the newest that the aliases of {name} followed,"} if head else {}
     for version in reversed(store.versions(name)):
         kept = version.tags.ledger_hash

@@ -19,7 +19,7 @@ from remint.records import LedgerRow
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import CHAMPION_ACTIONS, VETOES
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, removal
 from remint.stores.open import open_ledger, open_tracking
 
@@ -35,16 +35,16 @@ class Root:
 
 
 def roots(home: Home, window: int = WINDOW) -> list[Root]:
-    """Return the roots that MLflow holds, by model and number. ``named`` also returns roots that MLflow has lost."""
+    """Return the roots that MLflow holds, by model and number. ``root_reasons`` also returns roots that MLflow has lost."""
     store = open_tracking(home)
     found = []
-    for ref, why in named(home, window).items():
+    for ref, why in root_reasons(home, window).items():
         with suppress(NotFoundError):
             found.append(Root(store.version(ref), why))
     return found
 
 
-def named(home: Home, window: int = WINDOW) -> dict[str, str]:
+def root_reasons(home: Home, window: int = WINDOW) -> dict[str, str]:
     """Return each root as NAME/7 with its reasons, without listing all versions of a model.
 
     Arguments: ``window`` the number of champions of each model that are kept for a rollback, the present one included (1 or
@@ -63,10 +63,10 @@ def named(home: Home, window: int = WINDOW) -> dict[str, str]:
     for row in book.rows():
         by_model.setdefault(row.model, []).append(row)
     for model, rows in by_model.items():
-        gone = Collected(home.ledger_url).versions(model)
+        gone = CollectedVersions(home.ledger_url).versions(model)
         for place, version in enumerate(champions(rows, gone)[:window]):
             note(model, version, "champion of the ledger" if not place else f"former champion {place}, kept for a rollback")
-        for version in awaiting(rows):
+        for version in awaiting_approval(rows):
             note(model, version, "awaits approval")
     for kept in removal.kept(store):
         note(kept.name, kept.version, f"kept by tag: {kept.tags.keep}")
@@ -93,7 +93,7 @@ def champions(rows: list[LedgerRow], gone: set[int] | frozenset[int] = frozenset
     )
 
 
-def awaiting(rows: list[LedgerRow]) -> list[int]:
+def awaiting_approval(rows: list[LedgerRow]) -> list[int]:
     """Return from one model's rows the versions that await approval against the present champion."""
     last = {row.version: row for row in rows}
     return [

@@ -21,7 +21,7 @@ from remint.promotion.page import write
 from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.promotion.retraining import Retraining, timed
 from remint.records import LedgerRow, digest
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, VersionTags
 
 # Shows a decision with its row to people, and requests approval if it awaits one.
@@ -97,7 +97,7 @@ def settled_before(job: Retraining, evidence: Evidence, announce: Announce) -> O
         return None
     since = [row for row in rows if row.version == judged.version and row.sequence > judged.sequence and not row.evidence]
     row = since[-1] if since else judged  # a person's later decision counts
-    if not since and judged.version in Collected(job.home.ledger_url).versions(job.pipeline):
+    if not since and judged.version in CollectedVersions(job.home.ledger_url).versions(job.pipeline):
         return None  # remint gc removed the version, and no person decided on it: register and judge it anew
     if row.champion_after != rows[-1].champion_after or (not since and _lacked_evidence(job, row.version)):
         return None

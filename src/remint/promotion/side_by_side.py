@@ -55,7 +55,7 @@ class Comparison(Record):
 def compare(home: Home, refs: list[str], picture: Path, say: Callable[[str], None]) -> Comparison:
     """Measure models side by side and draw ``picture``. Takes about a minute; ``say`` receives the progress.
 
-    Raises SettingsError if ``picture`` is no .png or its folder does not exist.
+    Raises SettingsError if ``picture`` is not a .png or its folder does not exist.
     """
     if picture.suffix != ".png":
         raise SettingsError(f"-o {picture}: expected a name that ends in .png")

@@ -15,7 +15,7 @@ from remint.promotion.paired import seed_margin
 from remint.records import MetricValue, SeedSpread
 
 TWO_SIDED = 0.975  # of a difference that may have either sign: 5% of pairs differ by more
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 
 
 def tolerances(metrics: Mapping[str, MetricValue], spread: SeedSpread | None, recipe: str) -> dict[str, dict[str, Any]]:
@@ -27,7 +27,7 @@ def tolerances(metrics: Mapping[str, MetricValue], spread: SeedSpread | None, re
     found = {}
     for name, value in metrics.items():
         seeds = spread.values.get(name, ()) if spread and spread.recipe == recipe else ()
-        if len(seeds) >= FEWEST_SEEDS:
+        if len(seeds) >= MIN_SEEDS:
             found[name] = {"within": seed_margin(seeds, TWO_SIDED), "from": f"seed spread of {len(seeds)} seeds"}
         else:
             found[name] = {"within": (value.high - value.low) / 2.0, "from": "95% interval"}

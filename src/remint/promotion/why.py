@@ -19,7 +19,7 @@ from remint.stores.open import open_ledger, open_tracking
 Section = tuple[str, list[str]]
 
 
-class Former(VersionEntry):
+class FormerChampion(VersionEntry):
     """The champion before a version."""
 
     lineage: VersionTags
@@ -40,7 +40,7 @@ class Why(VersionEntry):
     report: str  # path of the page
     lineage: VersionTags
     serving_sha256: str  # of the manifest of all served files
-    former: Former | None
+    former: FormerChampion | None
     code: str  # git diff --stat from the former's commit
     drift: str | None  # a sentence
     compared: tuple[RuleResult, ...]  # of the gate's last decision
@@ -64,7 +64,7 @@ def why(home: Home, ref: str) -> Why:
         report=str(page) if page.exists() else f"report.html of MLflow's run {version.run_id}",
         lineage=version.tags,
         serving_sha256=version.tags.manifest_sha256 or "",
-        former=Former(**VersionEntry.fields_of(former), lineage=former.tags) if former else None,
+        former=FormerChampion(**VersionEntry.fields_of(former), lineage=former.tags) if former else None,
         code=_code_change(home, former, version),
         drift=drift.summary if drift and before is not None else None,
         compared=tuple(rule for rule in judged.rules if rule.metric) if judged else (),
@@ -103,7 +103,7 @@ def sections(answer: Why) -> list[Section]:
     overrides = tags.set_by_hand
     state = " (uncommitted work)" if answer.dirty else ""
     aliases = f", {' and '.join(answer.aliases)}" if answer.aliases else ""
-    beside = former.ref if former else "no earlier champion"
+    baseline = former.ref if former else "no earlier champion"
     return [
         (
             f"{answer.ref}{aliases}",
@@ -111,7 +111,7 @@ def sections(answer: Why) -> list[Section]:
                 f"registered {answer.created[:19]} UTC",
                 f"weights SHA-256 {answer.weights_sha256}",
                 f"served files, SHA-256 of their manifest {answer.serving_sha256}",
-                f"compared with {beside}",
+                f"compared with {baseline}",
                 f"report {answer.report}",
                 *([f"rebuilt {tags.rebuilt}"] if tags.rebuilt is not None else []),
             ],
@@ -172,10 +172,10 @@ def _metrics(answer: Why) -> list[str]:
     lines = []
     for name in sorted({*now, *before}):
         rival = next((rule.champion for rule in answer.compared if rule.metric == name and rule.champion), None)
-        beside = (
+        champion = (
             f"   champion, same data: {text(rival)}" if rival else f"   champion at its registration: {text(before.get(name))}"
         )
-        lines.append(f"{name}: {text(now.get(name))}" + (beside if rival or before else ""))
+        lines.append(f"{name}: {text(now.get(name))}" + (champion if rival or before else ""))
     return lines
 
 

@@ -88,7 +88,7 @@ def branch_of(repository: Path) -> str:
     branch = run_git(repository, "rev-parse", "--abbrev-ref", "HEAD").strip()
     if branch == "HEAD":
         raise RepositoryError(
-            f"{repository} is on no branch: git switch to the branch that scheduled jobs build, or name it with --branch"
+            f"{repository} has no branch checked out: git switch to the branch that scheduled jobs build, or give --branch NAME"
         )
     return branch
 
@@ -97,7 +97,7 @@ def commit_of(repository: Path, revision: str) -> Commit:
     """Return the commit of a branch, tag or SHA. Raises RepositoryError if it does not exist."""
     if revision.startswith("-") or not revision.isprintable():  # git would read the first as an option
         raise RepositoryError(
-            f"{revision[:100]!r} is no branch, tag or commit: git branch --all lists the branches of {repository}"
+            f"{revision[:100]!r} is not a branch, tag or commit: git branch --all lists the branches of {repository}"
         )
     try:
         return Commit(run_git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip(), dirty=False)

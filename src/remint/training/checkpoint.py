@@ -127,13 +127,15 @@ class Checkpoints:
         try:
             return load((folder / TENSORS).read_bytes()), json.loads((folder / NOTES).read_text())
         except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:  # sealed by other code
-            raise IntegrityError(f"{folder} holds no checkpoint, though its manifest holds: {type(error).__name__}") from error
+            raise IntegrityError(
+                f"{folder} matches its manifest but is not a readable checkpoint: {type(error).__name__}"
+            ) from error
 
     def _verify(self, step: int) -> None:
         manifest = verify(self.at(step))
         if manifest.get("digest") != self.digest or manifest.get("step") != step:
             raise IntegrityError(
-                f"{self.at(step)} belongs to another training or step: its manifest says {manifest.get('digest')}"
+                f"{self.at(step)} belongs to another training or step: the digest in its manifest is {manifest.get('digest')}"
             )
 
     def mark_preempted(self, seconds: float | None) -> None:
@@ -162,8 +164,7 @@ def _locked(path: Path, who: str) -> Iterator[None]:
         if not free:
             holder = path.read_text(errors="replace")[:500].strip() if path.exists() else ""
             raise RunError(
-                f"this training is already under way: {holder or 'another process'} writes its checkpoints; "
-                "wait for it or stop it"
+                f"this training already runs: {holder or 'another process'} writes its checkpoints; wait for it or stop it"
             )
         path.write_text(f"{who}, process {os.getpid()} on {socket.gethostname()}\n")
         yield

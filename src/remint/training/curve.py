@@ -47,7 +47,7 @@ def end_interval(
 def ending(state: TrainingState, guard: Guard | None, settings: TrainingSettings) -> Ending | None:
     """Return the reason to end the training after the rows so far; None: continue."""
     if guard is not None and (how := guard.collapsed(state.rows)):
-        return Ending("collapsed", f"{how}, at step {state.step}; take another seed or, of a GAN, raise model.penalty")
+        return Ending("collapsed", f"{how}, at step {state.step}; use another seed or, for a GAN, raise model.penalty")
     if state.step == settings.steps:
         return Ending("finished")
     if 0 < settings.patience <= state.scores_since_best:

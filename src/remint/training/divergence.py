@@ -34,13 +34,13 @@ from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
 RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
-NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
+MAX_NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
 
 
 class StepSnapshot:
-    """Copy of everything that a step may change before a phase turns out nonfinite: buffers, and what earlier phases train.
+    """Copy of everything that a step may change before a phase turns out nonfinite: buffers, and the weights of earlier phases.
 
     The last phase's parameters and moments are not in it: they change only after its gradient was found finite.
     """
@@ -114,7 +114,7 @@ def describe_nonfinite(
         "why": why,
         "losses": [str(value) for value in every],  # of each rank; JSON has no NaN
         "gradient_norm": str(float(norm)),
-        "parameters": names[:NAMED],  # not finite, else the one with the greatest entry
+        "parameters": names[:MAX_NAMED],  # not finite, else the one with the greatest entry
         "examples": [int(index) for index in indices],
     }
 
@@ -128,7 +128,7 @@ def too_many_skips(state: TrainingState, settings: TrainingSettings) -> str | No
     """Describe the excess of skipped steps that asks for a rollback; None: the skipped steps are tolerated."""
     if not state.consecutive_skips:
         return None
-    last = f"the last since {state.nonfinite_steps[-1]['why']}"
+    last = f"the last because {state.nonfinite_steps[-1]['why']}"
     if state.consecutive_skips > settings.skip_limit:
         return f"{state.consecutive_skips} steps in a row were skipped, {last}"
     if state.skipped > max(settings.skip_limit, settings.skip_share * settings.steps):
@@ -140,7 +140,7 @@ def count_skip(state: TrainingState, nonfinite: dict[str, Any], world: World) ->
     """Count a skipped step. An event is emitted for the first, the second, the fourth and so on."""
     state.skipped += 1
     state.consecutive_skips += 1
-    state.nonfinite_steps = [*state.nonfinite_steps[1 - NAMED :], nonfinite]
+    state.nonfinite_steps = [*state.nonfinite_steps[1 - MAX_NAMED :], nonfinite]
     if world.leads and state.skipped & (state.skipped - 1) == 0:
         emit("skipped", step=state.step + 1, skipped=state.skipped, message=nonfinite["why"])
 
@@ -191,7 +191,7 @@ def _fail(state: TrainingState, why: str, settings: TrainingSettings, checkpoint
         if state.steps_in_interval:
             emit("metrics", **rows[-1])
     world.broadcast(0)  # every rank waits until rank 0 has written
-    back = f", after going back {len(state.rollbacks)} times" if state.rollbacks else ""
+    back = f", after {len(state.rollbacks)} rollbacks" if state.rollbacks else ""
     raise StepError(
         f"training diverged at step {state.step}{back}: {why}; lower training.learning_rate or set training.gradient_clip "
         f"(curve, batches and parameters: {checkpoints.diverged})"

@@ -66,9 +66,9 @@ class Guard:
         if len(late) < PATIENCE or max(late) > best:
             return None
         if max(late) < self.limit:
-            return f"its samples reach {late[-1]:.0%} of what real examples reach, less than {self.limit:.0%}"
+            return f"its samples reach {late[-1]:.0%} as much as real examples do, less than the limit of {self.limit:.0%}"
         if max(late) < FRACTION_OF_BEST * best:
-            return f"its samples reach {late[-1]:.0%} of what real examples reach, and reached {best:.0%} before"
+            return f"its samples reach {late[-1]:.0%} as much as real examples do, and reached {best:.0%} before"
         return None
 
 

@@ -231,7 +231,7 @@ def _interrupt(state: TrainingState, steps: int, world: World) -> NoReturn:
     if world.leads:
         emit("interrupted", step=state.step)
     world.broadcast(0)
-    raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to go on from it")
+    raise Interrupted(f"interrupted after step {state.step} of {steps}: a checkpoint is kept; run again to continue from it")
 
 
 def _write_checkpoint(state: TrainingState, checkpoints: Checkpoints, world: World, *, regular: bool) -> None:

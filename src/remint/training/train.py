@@ -73,7 +73,7 @@ def train_pipeline(
         with deterministic(recipe.training.threads), join() as world:
             if world.size != asked:
                 raise ResourceError(
-                    f"params.yaml: pipelines.{pipeline}.training.devices: {asked} asked, torchrun started {world.size}"
+                    f"params.yaml: pipelines.{pipeline}.training.devices is {asked}, but torchrun started {world.size} processes"
                 )
             of_this = {"pipeline": pipeline, "recipe": recipe.resolved(), "dataset": dataset.version.digest, "code": code_sha256}
             kept = Checkpoints(checkpoints, digest(of_this))

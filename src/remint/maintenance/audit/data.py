@@ -57,7 +57,7 @@ def missing(home: Home, outputs: Outputs, *, read: bool) -> Iterator[Fault]:
     """Find files that the remote, or also the cache, lacks. ``read``: compare the bytes on the remote with their MD5."""
     if not outputs:
         return
-    for found in presence.look(home, sorted(outputs), read=read):
+    for found in presence.check(home, sorted(outputs), read=read):
         if found.remote_lacks or found.damaged:
             yield _missing(home, found, [version for version, _ in outputs[found.md5]], outputs[found.md5][0][1])
 

@@ -16,15 +16,15 @@ from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.mlflow import Tracking, inventory, package
-from remint.stores.mlflow.inventory import Held, Run
+from remint.stores.mlflow.inventory import Run, StoredVersion
 
 PARALLEL = 8  # versions whose files are listed at the same time
 NEEDED = ("manifest.json", package.WEIGHTS)
-CHAMPION = "champion of the ledger"  # a reason of roots.named
+CHAMPION = "champion of the ledger"  # a reason of roots.root_reasons
 
 
-def lost(why: Mapping[str, str], versions: Sequence[Held]) -> Iterator[Fault]:
-    """Find roots that MLflow no longer has. Versions that remint gc removed are no roots."""
+def lost_roots(why: Mapping[str, str], versions: Sequence[StoredVersion]) -> Iterator[Fault]:
+    """Find roots that MLflow no longer has. Versions that remint gc removed are not roots."""
     present = {held.version.ref for held in versions}
     for ref, reason in why.items():
         if ref not in present:
@@ -32,14 +32,14 @@ def lost(why: Mapping[str, str], versions: Sequence[Held]) -> Iterator[Fault]:
             yield fault(
                 "version",
                 ref,
-                f"It is {reason}; MLflow has no such version.",
+                f"It is {reason}; MLflow does not have this version.",
                 "It cannot be loaded, built again or restored by a rollback.",
                 f"remint rollback {name} --reason .. restores the last champion that loads; remint run {name} makes a new one.",
                 damages=ref,
             )
 
 
-def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> Iterator[Fault]:
+def check_bytes(home: Home, store: Tracking, held: StoredVersion, why: str, *, load: bool) -> Iterator[Fault]:
     """Check a root: fetch its bytes from the store and compare them with its digests.
 
     ``why``: the reason why it is a root (Root.why); ``load``: also load it in a new process.
@@ -53,29 +53,29 @@ def whole(home: Home, store: Tracking, held: Held, why: str, *, load: bool) -> I
         except (TrackingError, StorageError):
             raise
         except RunError as error:
-            lacks = _lacks(store, held)
+            lacks = _missing_files(store, held)
             if isinstance(lacks, IntegrityError):
                 lacks = []  # the first error is reported
             if isinstance(lacks, RemintError):
                 raise lacks from error  # the store is out of reach: nothing is known about the bytes
             message = re.sub(rf"{re.escape(str(place))}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
-            yield _bytes(home, store, held, _without(held, lacks) if lacks else message, why)
+            yield _bytes(home, store, held, _describe_missing(held, lacks) if lacks else message, why)
 
 
-def listed(home: Home, store: Tracking, versions: Sequence[Held]) -> Iterator[Fault]:
+def check_listing(home: Home, store: Tracking, versions: Sequence[StoredVersion]) -> Iterator[Fault]:
     """Check that the store lists the files of the other versions. Their bytes are not read."""
     with ThreadPoolExecutor(PARALLEL) as pool:
-        for held, lacks in zip(versions, pool.map(lambda held: _lacks(store, held), versions), strict=True):
+        for held, lacks in zip(versions, pool.map(lambda held: _missing_files(store, held), versions), strict=True):
             if isinstance(lacks, IntegrityError):
                 yield _bytes(home, store, held, str(lacks), "")
             elif isinstance(lacks, RemintError):
                 yield unreachable(f"the files of {held.version.ref}", lacks)
                 return  # all versions are in the same store: one finding is enough
             elif lacks:
-                yield _bytes(home, store, held, _without(held, lacks), "")
+                yield _bytes(home, store, held, _describe_missing(held, lacks), "")
 
 
-def _lacks(store: Tracking, held: Held) -> list[str] | RemintError:
+def _missing_files(store: Tracking, held: StoredVersion) -> list[str] | RemintError:
     try:
         files = inventory.files(store, held)
     except RemintError as error:
@@ -83,11 +83,11 @@ def _lacks(store: Tracking, held: Held) -> list[str] | RemintError:
     return [name for name in NEEDED if not files.get(name)]
 
 
-def _without(held: Held, lacks: Sequence[str]) -> str:
+def _describe_missing(held: StoredVersion, lacks: Sequence[str]) -> str:
     return f"{held.source} lacks {' and '.join(lacks)}"
 
 
-def _bytes(home: Home, store: Tracking, held: Held, what: str, why: str) -> Fault:
+def _bytes(home: Home, store: Tracking, held: StoredVersion, what: str, why: str) -> Fault:
     """Make the fault of a version whose bytes are gone, damaged, or not the registered ones."""
     version, copy = held.version, home.path / "models" / held.version.key
     ref = version.ref
@@ -105,7 +105,7 @@ def _bytes(home: Home, store: Tracking, held: Held, what: str, why: str) -> Faul
     return fault("bytes", ref, f"{what}.", risk, repair, damages=ref if why else None, mend=mend)
 
 
-def _is_copy(copy: Path, held: Held) -> bool:
+def _is_copy(copy: Path, held: StoredVersion) -> bool:
     try:
         package.check(copy, held.version)
     except IntegrityError:
@@ -113,7 +113,9 @@ def _is_copy(copy: Path, held: Held) -> bool:
     return True
 
 
-def runs_of(store: Tracking, versions: Sequence[Held], runs: Mapping[str, Run], why: Mapping[str, str]) -> Iterator[Fault]:
+def runs_of(
+    store: Tracking, versions: Sequence[StoredVersion], runs: Mapping[str, Run], why: Mapping[str, str]
+) -> Iterator[Fault]:
     """Find versions whose run was deleted: `mlflow gc` removes their files, report and dvc.lock without a warning."""
     for held in versions:
         version, root = held.version, why.get(held.version.ref, "")
@@ -143,7 +145,7 @@ def runs_of(store: Tracking, versions: Sequence[Held], runs: Mapping[str, Run], 
             )
 
 
-def keys(versions: Sequence[Held], why: Mapping[str, str]) -> Iterator[Fault]:
+def keys(versions: Sequence[StoredVersion], why: Mapping[str, str]) -> Iterator[Fault]:
     """Find versions that share a key, and versions whose key does not match their tags."""
     same: dict[str, list[str]] = defaultdict(list)
     for held in versions:
@@ -171,7 +173,7 @@ def keys(versions: Sequence[Held], why: Mapping[str, str]) -> Iterator[Fault]:
             )
 
 
-def _key(held: Held) -> str:
+def _key(held: StoredVersion) -> str:
     """Return the key that follows from the version's tags; "" if they are incomplete."""
     tags = held.version.tags
     if tags.missing(("recipe", "weights_sha256", "dataset")):
@@ -183,7 +185,7 @@ def _key(held: Held) -> str:
 
 
 def orphans(
-    store: Tracking, folders: Sequence[tuple[str, str]], runs: Mapping[str, Run], versions: Sequence[Held]
+    store: Tracking, folders: Sequence[tuple[str, str]], runs: Mapping[str, Run], versions: Sequence[StoredVersion]
 ) -> Iterator[Fault]:
     """Find files without a run, and models without a version."""
     risk = "These files are not used and take space."

@@ -16,7 +16,7 @@ from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking, inventory
-from remint.stores.mlflow.inventory import Held, Run
+from remint.stores.mlflow.inventory import Run, StoredVersion
 from remint.stores.open import open_ledger, open_tracking
 
 SETTLE = 2.0  # seconds that a job has to update MLflow after it has written a row
@@ -30,7 +30,7 @@ def quiet(_text: str) -> None:
 
 @dataclass(frozen=True)
 class Audit:
-    """Result of an audit: the faults, and the numbers of what was checked."""
+    """Result of an audit: the faults, and the numbers of checked models, versions and roots."""
 
     faults: list[Fault]
     models: int = 0
@@ -70,7 +70,7 @@ def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
     except RemintError as error:
         return Audit([*found, unreachable("MLflow", error), *_of_this_machine(home)])
     why, unknown = _roots(home, held)
-    found += [*unknown, *registry.lost(why, held)]
+    found += [*unknown, *registry.lost_roots(why, held)]
     found += _versions(home, store, held, known, why, deep=deep, say=say)
     found += _guarded("MLflow's runs", runs.stale(store))
     found += _guarded("MLflow's files", registry.orphans(store, folders, known, held))
@@ -82,7 +82,7 @@ def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
     return Audit([*found, *_of_this_machine(home)], len(names), len(held), roots_held)
 
 
-def _built_from(home: Home, held: Sequence[Held]) -> set[str]:
+def _built_from(home: Home, held: Sequence[StoredVersion]) -> set[str]:
     """Return the commits that versions were built from, and that live jobs are building."""
     alive = jobs.alive(home)
     if any("commit" not in job.facts for job in alive):
@@ -97,17 +97,24 @@ def _ledger(home: Home) -> tuple[Ledger | None, list[Fault]]:
         return None, [unreachable("the ledger", error)]
 
 
-def _roots(home: Home, held: Sequence[Held]) -> tuple[dict[str, str], list[Fault]]:
+def _roots(home: Home, held: Sequence[StoredVersion]) -> tuple[dict[str, str], list[Fault]]:
     """Return the reason of each root. If the ledger cannot be read, every version counts as a root and is fully checked."""
     try:
-        return roots.named(home), []
+        return roots.root_reasons(home), []
     except RemintError as error:
         everything = {each.version.ref: "a version, which may be the champion" for each in held}
         return everything, [unreachable("the roots (champions and rollback targets)", error)]
 
 
 def _versions(
-    home: Home, store: Tracking, held: Sequence[Held], known: Mapping[str, Run], why: Mapping[str, str], *, deep: bool, say: Say
+    home: Home,
+    store: Tracking,
+    held: Sequence[StoredVersion],
+    known: Mapping[str, Run],
+    why: Mapping[str, str],
+    *,
+    deep: bool,
+    say: Say,
 ) -> list[Fault]:
     """Check versions against their runs, files, data and commits: roots by their bytes, the others by listings."""
     needed = [each for each in held if each.version.ref in why]
@@ -117,12 +124,12 @@ def _versions(
     for place, each in enumerate(held if deep else needed, start=1):
         version, root = each.version, why.get(each.version.ref, "")
         say(f"verifying {version.ref}, {place} of {len(held if deep else needed)}")
-        found += _guarded(f"the files of {version.ref}", registry.whole(home, store, each, root, load=deep and bool(root)))
+        found += _guarded(f"the files of {version.ref}", registry.check_bytes(home, store, each, root, load=deep and bool(root)))
         if root:
             found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version))
     if others and not deep:
         say(f"listing the files of {len(others)} more versions")
-        found += registry.listed(home, store, others)
+        found += registry.check_listing(home, store, others)
     outputs, unread = data.locks(store, [each.version for each in needed])
     say(f"looking for {len(outputs)} outputs on DVC's remote")
     found += [*unread, *_guarded("DVC's remote", data.missing(home, outputs, read=deep))]

@@ -45,7 +45,7 @@ def garbage(
         except IntegrityError as error:
             notes.append(f"{error}: its training data are not kept for it")
     for text in pointers(home.repository, {version.commit for version in (*rooted, *staying)}):
-        wanted |= sweep.named(text)
+        wanted |= sweep.md5s_in(text)
     return sweep.unneeded(home, wanted, before), notes
 
 
@@ -57,7 +57,7 @@ def _needs(home: Home, version: ModelVersion, known: dict[str, set[str]]) -> set
             lock = open_tracking(home).attachment(version, LOCK, folder)
             if manifest.sha256_file(lock) != digest:
                 raise IntegrityError(f"{version.ref}: its dvc.lock differs from the registered one")
-            known[digest] = sweep.named(lock.read_text(errors="replace"))
+            known[digest] = sweep.md5s_in(lock.read_text(errors="replace"))
     return known[digest]
 
 

@@ -14,7 +14,7 @@ from remint.errors import RunError
 from remint.maintenance.gc.reach import GIT, HOME, MLFLOW, Node, Thing
 from remint.promotion import roots
 from remint.runtime.home import Home
-from remint.stores.ledger.collected import Collected
+from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, inventory, removal
 from remint.stores.mlflow.removal import Run
 from remint.stores.open import open_tracking
@@ -32,7 +32,7 @@ class MlflowInventory:
     strays: Mapping[str, str]  # addresses of files without a run, by name
 
     @classmethod
-    def look(cls, home: Home) -> MlflowInventory:
+    def read(cls, home: Home) -> MlflowInventory:
         store = open_tracking(home)
         strays = dict(_strays(home))
         versions = {version.ref: version for version in removal.all_versions(store)}
@@ -97,7 +97,7 @@ class MlflowInventory:
         A version is recorded as collected before it is removed. From then on the ledger does not make it champion, and it
         does not count as lost. Raises RunError if one of them has become a root meanwhile: nothing is removed then.
         """
-        store, book = open_tracking(self.home), Collected(self.home.ledger_url)
+        store, book = open_tracking(self.home), CollectedVersions(self.home.ledger_url)
         models: dict[str, list[ModelVersion]] = defaultdict(list)
         for version in (self.versions[name] for name in sorted(names) if name in self.versions):
             models[version.name].append(version)
@@ -106,13 +106,13 @@ class MlflowInventory:
             book.forget(model, staying & book.versions(model))  # recorded by a gc that was killed before the removal
         for model, versions in models.items():
             book.record(model, {version.version: version.key for version in versions})
-        late = sorted(set(names) & set(roots.named(self.home, window)))
+        late = sorted(set(names) & set(roots.root_reasons(self.home, window)))
         if late:
             for model, versions in models.items():
                 book.forget(model, [version.version for version in versions])
             raise RunError(f"{', '.join(late)} became a root during the collection: nothing was removed; run remint gc again")
         for model, versions in models.items():
-            with store.exclusively(f"model {model}"):  # no registration may find one of them meanwhile
+            with store.exclusive_lock(f"model {model}"):  # no registration may find one of them meanwhile
                 for version in versions:
                     removal.remove_version(store, version)
         left = [run for run in self.runs.values() if _name(run) in names and not removal.remove_run(store, run)]

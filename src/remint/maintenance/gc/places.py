@@ -29,7 +29,7 @@ def things(home: Home) -> Iterator[Thing]:
     if alive:
         return
     yield from _things(home, home.checkpoints, "checkpoints of an unfinished training", skip=_held(home))
-    yield from _things(home, home.path / "models", "a copy of a version that is no root")
+    yield from _things(home, home.path / "models", "a copy of a version that is not a root")
     yield from _each(home, sorted(home.path.glob("*.promote-*")), "a copy of a promotion that was killed")
     yield from _things(home, home.path / "evaluations", "a champion's evaluation on later data")
     yield from _things(home, home.path / "features", "features of a dataset version, computed again when they are needed")
@@ -37,7 +37,7 @@ def things(home: Home) -> Iterator[Thing]:
     yield from _things(home, home.fetched, "fetched data of a dataset that no settings name")
     yield from _things(home, home.jobs, "the log of an ended job", skip={job.id for job in jobs.dead(home)})
     for model in sorted(home.reports.glob("*")):
-        yield from _things(home, model, "the report of a version that is no root")
+        yield from _things(home, model, "the report of a version that is not a root")
     yield from _refs(home)
 
 

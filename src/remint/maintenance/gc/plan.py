@@ -54,7 +54,7 @@ def plan(home: Home, older_than: float, window: int, say: Say) -> Plan:
     before = time.time() - older_than * DAY if older_than else float("inf")
     running = sorted({str(job.facts.get("pipeline", "")) for job in jobs.alive(home)})
     say("asking MLflow for its versions and runs")
-    roots, inventory = rooted.roots(home, window), MlflowInventory.look(home)
+    roots, inventory = rooted.roots(home, window), MlflowInventory.read(home)
     evaluations = places.needs(home)
 
     def needs(node: Node) -> Iterator[Node]:

@@ -19,7 +19,7 @@ from remint.data.schema import SNAPSHOT
 from remint.errors import IntegrityError, RepositoryError, ResourceError, VersioningError
 from remint.evaluation.evidence import Evidence
 from remint.maintenance.rebuild.compare import Facts
-from remint.maintenance.rebuild.record import BUNDLE, Recorded
+from remint.maintenance.rebuild.record import BUNDLE, VersionRecords
 from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
@@ -37,7 +37,7 @@ class Build:
     """One rebuild: its folders and its progress."""
 
     home: Home
-    recorded: Recorded
+    recorded: VersionRecords
     folder: Path  # the workspace
     logs: Path
     listener: Listener
@@ -57,7 +57,7 @@ class Build:
         return self.folder / "outs" / kind / name
 
 
-def check_machine(recorded: Recorded, tell: Callable[[str], None]) -> None:
+def check_machine(recorded: VersionRecords, tell: Callable[[str], None]) -> None:
     """Raise ResourceError if this machine has too few devices. Report it if the version had a GPU and this machine has none."""
     made_on, ranks = recorded.facts.fingerprint, int(recorded.version.tags.world_size or 1)
     if ranks == 1 and made_on.get("device") != "cuda":
@@ -123,7 +123,7 @@ def run_steps(build: Build) -> Facts:
     for step, name in (("prepare", dataset), ("features", features), ("train", pipeline), ("evaluate", pipeline)):
         build.tell("step", name=step)
         began = time.monotonic()
-        dvc.renew(step, name, _reporter(build, step))
+        dvc.run_uncached(step, name, _reporter(build, step))
         build.seconds[step] = round(time.monotonic() - began, 2)
     bundle = build.out("trained", pipeline)
     manifest.verify(bundle)

@@ -28,7 +28,7 @@ SINCE = {
 
 
 @dataclass(frozen=True)
-class Recorded:
+class VersionRecords:
     """Version with its verified files on this machine."""
 
     version: ModelVersion
@@ -95,7 +95,7 @@ def _check_names(version: ModelVersion) -> None:
         raise IntegrityError(f"{version.ref} cannot be built again: its tag commit is {version.commit[:100]!r}, not a commit")
 
 
-def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
+def fetch(store: Tracking, version: ModelVersion, to: Path) -> VersionRecords:
     """Fetch the files of a version into the folder ``to``.
 
     Raises IntegrityError if something that a rebuild needs is missing, or differs from what was registered.
@@ -111,4 +111,4 @@ def fetch(store: Tracking, version: ModelVersion, to: Path) -> Recorded:
     older = [
         f"registered before {tag} was recorded: {means}" for tag, means in SINCE.items() if tag in version.tags.missing(SINCE)
     ]
-    return Recorded(version, files[LOCK], files[PARAMS], tuple(older))
+    return VersionRecords(version, files[LOCK], files[PARAMS], tuple(older))

@@ -40,7 +40,7 @@ def sheet(x_NCHW: Array, levels: int, columns: int) -> str:
     return png(stream.getvalue())
 
 
-def one(x_CHW: Array, levels: int) -> str:
+def single(x_CHW: Array, levels: int) -> str:
     """Return one image without a frame."""
     colours = np.asarray(x_CHW[:3] if len(x_CHW) >= 3 else np.repeat(x_CHW[:1], 3, axis=0))
     image = Image.fromarray(np.round(255.0 * colours.transpose(1, 2, 0) / (levels - 1)).astype(np.uint8))

@@ -164,8 +164,8 @@ def nearest(story: Story) -> list[View]:
         else:
             view["pairs"] = [
                 {
-                    "sample": pictures.one(a_CHW, story.spec.levels),
-                    "near": pictures.one(b_CHW, story.spec.levels),
+                    "sample": pictures.single(a_CHW, story.spec.levels),
+                    "near": pictures.single(b_CHW, story.spec.levels),
                     "distance": f"{distance:.2f}",
                 }
                 for a_CHW, b_CHW, distance in pairs
@@ -196,7 +196,7 @@ def failures(story: Story) -> View | None:
         if spec.is_table:
             view["unusual"] = _unusual(failed["x_NX"][order], spec)
         else:
-            view["src"] = pictures.one(failed["x_NX"][order], spec.levels)
+            view["src"] = pictures.single(failed["x_NX"][order], spec.levels)
         views.append(view)
     unit = (
         spec.unit if metric != "uncovered" else "standard deviations" if spec.is_table else f"in levels of 0 to {spec.levels - 1}"

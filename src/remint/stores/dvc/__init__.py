@@ -6,6 +6,15 @@ outputs from its run cache and trains nothing.
 
 from remint.stores.dvc.lock import dependency, locked
 from remint.stores.dvc.settings import addresses, workspace_environment
-from remint.stores.dvc.workspace import FORMER, OnEvent, Workspace, last_error_line
+from remint.stores.dvc.workspace import OLDER_OUTPUT, OnEvent, Workspace, last_error_line
 
-__all__ = ["FORMER", "OnEvent", "Workspace", "addresses", "dependency", "last_error_line", "locked", "workspace_environment"]
+__all__ = [
+    "OLDER_OUTPUT",
+    "OnEvent",
+    "Workspace",
+    "addresses",
+    "dependency",
+    "last_error_line",
+    "locked",
+    "workspace_environment",
+]

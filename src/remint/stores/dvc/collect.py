@@ -43,7 +43,7 @@ class Object:
     bytes: int
 
 
-def named(text: str) -> set[str]:
+def md5s_in(text: str) -> set[str]:
     """Return every MD5 in a dvc.lock or .dvc file, dependencies too: at least those that dvc would keep."""
     return set(MD5.findall(text))
 
@@ -119,7 +119,7 @@ class _Stores:
             of_key = found.setdefault(str(folder.relative_to(self.runs)), [])
             for path in sorted(folder.glob("*")):
                 state, outs = path.stat(), path.read_text(errors="replace").partition("\nouts:")[2]
-                of_key.append(_Entry(path.name, state.st_size, state.st_mtime, frozenset(named(outs))))
+                of_key.append(_Entry(path.name, state.st_size, state.st_mtime, frozenset(md5s_in(outs))))
         return found
 
     def _with_files(self, outputs: set[str], listed: dict[Place, dict[str, _Listed]]) -> set[str]:

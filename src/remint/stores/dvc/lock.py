@@ -47,7 +47,7 @@ def dependency(lock: Path, stage: str, folder: str) -> str:
         if not is_name(name):
             raise ValueError("not a valid name")
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise VersioningError(f"{lock.name} names nothing in {folder} for {stage} ({type(error).__name__})") from error
+        raise VersioningError(f"{lock.name} names no dependency of {stage} in {folder} ({type(error).__name__})") from error
     return name
 
 
@@ -59,7 +59,7 @@ def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:
     return outs
 
 
-def in_order(text: str) -> str:
+def sort_stages(text: str) -> str:
     """Return a dvc.lock with its stages sorted by name: dvc writes them in the order in which they ended or were restored.
 
     Lines are moved, not rewritten: dvc's YAML rules differ from those of most writers.

@@ -35,7 +35,7 @@ class Presence(Record):
         return bool(set(self.cache_lacks) & {*self.remote_lacks, *self.damaged})
 
 
-def look(home: Home, outputs: Sequence[str], *, read: bool = False) -> list[Presence]:
+def check(home: Home, outputs: Sequence[str], *, read: bool = False) -> list[Presence]:
     """Return the presence of each output. ``read``: the bytes on the remote are read and compared with their MD5.
 
     Raises VersioningError if there is no remote, or it is out of reach.
@@ -60,7 +60,7 @@ def complete(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> i
     return int(ask(__name__, home, {"complete": list(outputs)}, checkout, log))
 
 
-class Mended(Record):
+class RepairResult(Record):
     """Result of ``mend``: MD5 of files."""
 
     damaged: tuple[str, ...]  # removed from the cache because their bytes did not match
@@ -68,9 +68,9 @@ class Mended(Record):
     unavailable_reason: str = ""  # error of the remote; "" if it answered
 
 
-def mend(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> Mended:
+def mend(home: Home, outputs: Sequence[str], checkout: Path, log: Path) -> RepairResult:
     """Read every file of these outputs in the cache, remove the damaged ones, and fetch the missing ones from the remote."""
-    return Mended.model_validate(ask(__name__, home, {"mend": list(outputs)}, checkout, log))
+    return RepairResult.model_validate(ask(__name__, home, {"mend": list(outputs)}, checkout, log))
 
 
 def _answer(folder: Path, question: dict[str, Any]) -> Any:
@@ -106,7 +106,7 @@ def _answer(folder: Path, question: dict[str, Any]) -> Any:
     ]
 
 
-def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> Mended:
+def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> RepairResult:
     damaged = _remove_damaged(cache, outputs)  # without an intact listing, a folder's files are found only after it was fetched
     try:
         remote = repo.cloud.get_remote_odb()
@@ -114,10 +114,10 @@ def _mend(cache: Any, repo: Any, outputs: Sequence[str]) -> Mended:
         damaged += _remove_damaged(cache, outputs)
         brought = _fetch(cache, remote, sorted({md5 for output in outputs for md5 in _files(output, cache)}))
     except Exception as error:  # noqa: BLE001  damaged files are removed even if the remote fails
-        return Mended(
+        return RepairResult(
             damaged=tuple(damaged), brought=(), unavailable_reason=(str(error).strip() or type(error).__name__).splitlines()[0]
         )
-    return Mended(damaged=tuple(damaged), brought=(*listings, *brought))
+    return RepairResult(damaged=tuple(damaged), brought=(*listings, *brought))
 
 
 def _remove_damaged(cache: Any, outputs: Sequence[str]) -> list[str]:
@@ -153,7 +153,7 @@ def _files(output: str, *stores: Any) -> list[str]:
 def _send(cache: Any, remote: Any, lacking: Sequence[str]) -> None:
     for md5 in lacking:
         if not cache.exists(md5) or md5_of(cache, md5) != md5:
-            raise VersioningError(f"the cache does not have {md5} intact either")
+            raise VersioningError(f"the cache has no intact copy of {md5}: nothing was sent")
     for listings in (False, True):  # listings last: dvc assumes that all files exist when it finds the listing
         chosen = [md5 for md5 in lacking if md5.endswith(SUFFIX) == listings]
         for md5 in chosen:

@@ -19,14 +19,14 @@ from remint.runtime.home import Home
 from remint.runtime.parent import in_workspace
 from remint.runtime.yaml import load_safe_yaml
 from remint.stores.dvc import presence
-from remint.stores.dvc.lock import in_order, locked, md5_on_disk, outputs
+from remint.stores.dvc.lock import locked, md5_on_disk, outputs, sort_stages
 from remint.stores.dvc.settings import addresses, workspace_environment
 
 # dvc in a child process that ends with this process: a killed flow leaves no trainer behind.
 DVC = in_workspace("from dvc.cli import main\nsys.exit(main(sys.argv[1:]))")
 
 RESOLVE = "resolve"  # stage that writes the settings on which the others depend
-FORMER = "remint-former"  # folder of a workspace for an output of an older dvc.lock
+OLDER_OUTPUT = "remint-former"  # folder of a workspace for an output of an older dvc.lock
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -86,7 +86,7 @@ class Workspace:
         stages: dict[str, Any] = load_safe_yaml((self.folder / "dvc.yaml").read_text())["stages"]
         return stages
 
-    def renew(self, step: str, name: str, on_event: OnEvent) -> None:
+    def run_uncached(self, step: str, name: str, on_event: OnEvent) -> None:
         """Run one step without dvc's run cache, and do not record it there. Raises the error that ended the step."""
         self._dvc(step, "repro", "--force", "--no-run-cache", "--no-commit", "--single-item", f"{step}@{name}", on_event=on_event)
 
@@ -97,7 +97,7 @@ class Workspace:
     def lock(self) -> Path:
         """Return the checkout's dvc.lock with sorted stages: its bytes do not depend on which steps ran or were restored."""
         lock = self.folder / "dvc.lock"
-        lock.write_text(in_order(lock.read_text()))
+        lock.write_text(sort_stages(lock.read_text()))
         return lock
 
     def push(self, *stages: str) -> None:
@@ -107,7 +107,7 @@ class Workspace:
         """
         presence.complete(self.home, [md5 for stage in stages for md5 in self._made(stage).values()], *self._place("push"))
 
-    def whole(self, *stages: str) -> list[str]:
+    def repair_outputs(self, *stages: str) -> list[str]:
         """Compare every byte of these steps' outputs with this checkout's dvc.lock. Return a sentence for each repair.
 
         Damaged files are removed from checkout and cache, and restored from an intact copy in the cache or on the remote.
@@ -131,8 +131,8 @@ class Workspace:
             self._dvc("mend", "checkout", "--force", stage)
         if any(md5_on_disk(self.folder / path) != md5 for path, md5 in damaged.items()):
             raise IntegrityError(
-                f"{named} was damaged after {stage} made it, and neither cache nor remote has an intact copy{remote_failed}: it "
-                "was removed; run again to make it again"
+                f"{named} was damaged after {stage} made it, and neither the cache nor the remote has an intact copy"
+                f"{remote_failed}: it was removed; run again to make a new one"
             )
         whence = "remote" if found.brought else "cache"
         return f"{named} was damaged after {stage} made it, and was restored from the {whence}"
@@ -144,18 +144,18 @@ class Workspace:
     def _made(self, stage: str) -> dict[str, str]:
         return outputs(self.folder / "dvc.lock", stage)
 
-    def former(self, lock: Path, stage: str) -> Path:
+    def fetch_output(self, lock: Path, stage: str) -> Path:
         """Fetch the output of ``stage`` in an older dvc.lock (``lock``) from the cache, else the remote. Return its folder.
 
         Raises VersioningError if the lock does not name it, or if there is no intact copy.
         """
-        made, place = locked(lock, stage), self.folder / FORMER
-        (self.folder / f"{FORMER}.dvc").write_text(json.dumps({"outs": [{**made, "path": FORMER}]}))
-        self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
+        made, place = locked(lock, stage), self.folder / OLDER_OUTPUT
+        (self.folder / f"{OLDER_OUTPUT}.dvc").write_text(json.dumps({"outs": [{**made, "path": OLDER_OUTPUT}]}))
+        self._dvc("former", "pull", "--force", f"{OLDER_OUTPUT}.dvc")
         if md5_on_disk(place) != made["md5"]:  # the cache is damaged, and dvc does not notice
             presence.mend(self.home, [made["md5"]], *self._place("former"))
             shutil.rmtree(place, ignore_errors=True)
-            self._dvc("former", "pull", "--force", f"{FORMER}.dvc")
+            self._dvc("former", "pull", "--force", f"{OLDER_OUTPUT}.dvc")
         return place
 
     def _dvc(self, label: str, *arguments: str, on_event: OnEvent | None = None, env: Mapping[str, str] | None = None) -> None:

@@ -16,7 +16,7 @@ from remint.stores.ledger.schema import collected as _rows
 from remint.stores.ledger.schema import open_database
 
 
-class Collected:
+class CollectedVersions:
     """Collected versions at one database address. Raises the errors of schema.open_database."""
 
     def __init__(self, url: str) -> None:

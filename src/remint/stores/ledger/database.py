@@ -48,11 +48,11 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, what: str) -> Iterator[sa.Connection]:
-        """Open a transaction that overlaps no other writing transaction for ``what``."""
+    def write(self, subject: str) -> Iterator[sa.Connection]:
+        """Open a transaction that overlaps no other writing transaction for ``subject``."""
         with self._engine.connect().execution_options(remint_write=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
-                lock_id = int.from_bytes(hashlib.sha256(f"remint ledger {what}".encode()).digest()[:8], "big", signed=True)
+                lock_id = int.from_bytes(hashlib.sha256(f"remint ledger {subject}".encode()).digest()[:8], "big", signed=True)
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_id)))
             yield connection
 

@@ -36,7 +36,7 @@ from remint.stores.ledger.schema import open_database
 
 BEAT = 5.0  # seconds between two increments by a holder
 SILENT = 60.0  # seconds of a waiter's clock without an increment, after which the lease of another host's job is free
-LOOK = 1.0  # seconds between two reads by a waiter
+POLL = 1.0  # seconds between two reads by a waiter
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Leases:
     def __init__(self, url: str) -> None:
         self._database = open_database(url)
 
-    def look(self, name: str) -> LeaseState:
+    def read(self, name: str) -> LeaseState:
         def read() -> LeaseState:
             with self._database.read() as connection:
                 return _state_of(connection, name)
@@ -138,7 +138,7 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseLost if the thread has found the lease lost. Sends no request otherwise."""
         if self._lost.is_set():
-            now = self._leases.look(self.name).holder
+            now = self._leases.read(self.name).holder
             by = f": {now.description}" if now else ""
             raise LeaseLost(
                 f"{self.holder.pipeline}: this job did not answer for {SILENT:.0f} s, and its lease was taken over{by}; "
@@ -185,7 +185,7 @@ def held(
 
 def _acquire(leases: Leases, name: str, holder: Holder, say: Callable[[str], None], waits: Callable[[Holder], bool]) -> int:
     """Acquire the lease and return its term."""
-    seen, since = leases.look(name), time.monotonic()
+    seen, since = leases.read(name), time.monotonic()
     reported, beating = None, False  # holder that ``say`` was told of; whether its counter was seen to change
     while True:
         over = True if seen.holder is None else seen.holder.is_over()
@@ -198,9 +198,9 @@ def _acquire(leases: Leases, name: str, holder: Holder, say: Callable[[str], Non
         elif seen.holder and seen.holder != reported:
             reported = seen.holder
             say(f"{reported.description}: this job begins when that one has ended")
-        if processes.stopping.wait(LOOK):
+        if processes.stopping.wait(POLL):
             raise Interrupted(f"interrupted while waiting: {reported.description if reported else name}")
-        now = leases.look(name)
+        now = leases.read(name)
         if now != seen:
             beating = now.term == seen.term and now.beats > seen.beats
             seen, since = now, time.monotonic()

@@ -94,7 +94,8 @@ def open_database(url: str) -> Database:
         found = database.run(migrate)
     if found != VERSION:
         raise LedgerError(
-            f"the ledger at {database.address} has schema {found}, this remint knows {VERSION}: use the remint that wrote it"
+            f"the ledger at {database.address} has schema {found}, this remint supports {VERSION}: "
+            "install the version of remint that wrote it"
         )
     return database
 
@@ -111,7 +112,10 @@ def reach(url: str) -> None:
 
     found = database.run(look)
     if found not in (None, *range(1, VERSION + 1)):
-        raise LedgerError(f"the ledger has schema {found}, this remint knows {VERSION}: use the remint that wrote it")
+        raise LedgerError(
+            f"the ledger at {database.address} has schema {found}, this remint supports {VERSION}: "
+            "install the version of remint that wrote it"
+        )
 
 
 def _found(connection: sa.Connection) -> int | None:

@@ -28,8 +28,8 @@ ATTEMPTS = 9  # tries of a request whose reply is lost, over 13 seconds
 PAUSE = 0.05  # seconds before the second try, doubled each time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
-AWAY = "TEMPORARILY_UNAVAILABLE"  # MLflow's code if its database refused or went away
-LOST = ("INTERNAL_ERROR", AWAY)  # MLflow's codes if it does not know whether a request was done
+UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"  # MLflow's code if its database refused or went away
+LOST = ("INTERNAL_ERROR", UNAVAILABLE)  # MLflow's codes if it does not know whether a request was done
 TRUST = "name the file of its certificate authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 Made = TypeVar("Made")
@@ -59,7 +59,7 @@ def client(uri: str, lock: Path) -> MlflowClient:
     # MLflow prints the traceback of an error and raises it as well; people should see remint's one line only.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with exclusive(lock, "database", uri):
+    with exclusive_lock(lock, "database", uri):
         place = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -113,14 +113,15 @@ def _again(call: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer
     def passes(error: Exception) -> bool:
         if not isinstance(error, MlflowException | OperationalError):  # MLflow passes on the latter at the end of a session
             return False
-        went_away = getattr(error, "error_code", AWAY) == AWAY or isinstance(error.__context__, ChunkedEncodingError)
+        code = getattr(error, "error_code", UNAVAILABLE)
+        went_away = code == UNAVAILABLE or isinstance(error.__context__, ChunkedEncodingError)
         return went_away and not _is_full(error)
 
     return retry(partial(call, *arguments, **named), passes=passes, pauses=doubling(PAUSE, ATTEMPTS))
 
 
 @contextmanager
-def exclusive(lock: Path, name: str, uri: str = "") -> Iterator[None]:
+def exclusive_lock(lock: Path, name: str, uri: str = "") -> Iterator[None]:
     """Hold the exclusive lock ``name`` inside the block, among all processes of this host and all hosts of one PostgreSQL.
 
     Raises TrackingError if PostgreSQL is out of reach, or went away during the block: the block's work is done then, but
@@ -188,7 +189,7 @@ def create_once(create: Callable[[], Made], find: Callable[[], Made | None]) -> 
             return create()
 
     def passes(error: Exception) -> bool:
-        lost = isinstance(error, MlflowException | OperationalError) and getattr(error, "error_code", AWAY) in LOST
+        lost = isinstance(error, MlflowException | OperationalError) and getattr(error, "error_code", UNAVAILABLE) in LOST
         return lost and not _is_full(error)
 
     return retry(work, passes=passes, pauses=doubling(PAUSE, ATTEMPTS), instead=find)

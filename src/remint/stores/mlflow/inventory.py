@@ -33,7 +33,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredVersion:
     """One version and the recorded address of its files."""
 
     version: ModelVersion
@@ -79,15 +79,17 @@ def restore_run(store: Tracking, run_id: str) -> None:
         client(store.uri, store.lock).restore_run(run_id)
 
 
-def versions(store: Tracking, name: str) -> list[Held]:
+def versions(store: Tracking, name: str) -> list[StoredVersion]:
     """Return the versions of one model, oldest first, without their aliases."""
     with door(f"list versions of {name}"):
         mlflow = client(store.uri, store.lock)
         found = pages(lambda **page: mlflow.search_model_versions(f"name = '{name}'", **page))
-        return sorted((Held(record_of(each), each.source or "") for each in found), key=lambda each: each.version.version)
+        return sorted(
+            (StoredVersion(record_of(each), each.source or "") for each in found), key=lambda each: each.version.version
+        )
 
 
-def files(store: Tracking, held: Held) -> dict[str, int]:
+def files(store: Tracking, held: StoredVersion) -> dict[str, int]:
     """Return the size in bytes, by name, of the files of a version's bundle, as the store lists them; {} if they are gone.
 
     Raises IntegrityError if links, pipes or devices are among them.
@@ -95,7 +97,7 @@ def files(store: Tracking, held: Held) -> dict[str, int]:
     with door(f"list the files of {held.version.ref}"):
         place = package.local(held.source)
         if place is not None and place.exists():
-            package.only_files(place)
+            package.check_regular_files(place)
         listed = _repository(store, held.source).list_artifacts(package.DATA)
         return {Path(each.path).name: each.file_size or 0 for each in listed or [] if not each.is_dir}
 
@@ -131,7 +133,7 @@ def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
                     yield Path(each.path).name, f"{place}/{each.path}"
 
 
-def restore_files(store: Tracking, held: Held, bundle: Path) -> None:
+def restore_files(store: Tracking, held: StoredVersion, bundle: Path) -> None:
     """Write the files of a version again, from its verified bundle, and read them back. Removes nothing.
 
     Raises IntegrityError if the store returns other bytes than were registered.

@@ -34,7 +34,7 @@ DATA = "data/bundle"
 MARK = "registered_model_meta"
 AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "constraints.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
-MOST_FILES = 1_000  # in the folder of a registered model
+MAX_FILES = 1_000  # in the folder of a registered model
 NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # packages that serving needs in the training's versions
 
 
@@ -51,7 +51,7 @@ def requirement(place: str, tags: VersionTags) -> str:
 
 
 def _pip_address(origin: str) -> str | None:
-    """The address of a repository as pip wants it; None where there is none, or one of this machine alone."""
+    """Return the address of a repository in pip's form; None if there is none, or if it is on this machine only."""
     scheme, separator, rest = origin.partition("://")
     if separator:  # git.origin took away the user, which is git wherever ssh is offered
         return f"ssh://git@{rest}" if scheme == "ssh" else None if scheme == "file" else origin
@@ -95,7 +95,7 @@ def _released(number: str) -> str:
 
 def unpack(folder: Path) -> Path:
     """Return the bundle in a folder from a store. Raises IntegrityError if it has content that ``pack`` does not write."""
-    only_files(folder)
+    check_regular_files(folder)
     try:
         about = load_safe_yaml((folder / "MLmodel").read_text())
         flavors: dict[str, Any] = about["flavors"]
@@ -114,14 +114,14 @@ def unpack(folder: Path) -> Path:
     return folder / DATA
 
 
-def only_files(folder: Path) -> None:
+def check_regular_files(folder: Path) -> None:
     """Raise IntegrityError if ``folder`` contains links, pipes or devices (copying would follow them), or too many files."""
     found = [folder, *(Path(at, name) for at, folders, names in os.walk(folder) for name in (*folders, *names))]
     for path in found:
         kind = path.lstat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
             raise IntegrityError(f"{path} is a link, a pipe or a device, not a file of a registered model: nothing was read")
-    if len(found) > MOST_FILES:
+    if len(found) > MAX_FILES:
         raise IntegrityError(f"{folder} holds {len(found):,} files, more than a registered model has: nothing was read")
 
 
@@ -139,12 +139,12 @@ def sha256(folder: Path) -> str:
     return digest({str(path.relative_to(folder)): manifest.sha256_file(path) for path in files})
 
 
-def opened(folder: Path, version: ModelVersion) -> Path:
+def verified_bundle(folder: Path, version: ModelVersion) -> Path:
     """Return the bundle in a version's folder from a store. Raises IntegrityError if any file differs from the registered one."""
     bundle, registered = unpack(folder), version.tags.package_sha256
     if registered is not None and sha256(folder) != registered:  # an older remint recorded the bundle's digest only
         check(bundle, version)  # its error names the file, if that is in the bundle
-        raise IntegrityError(f"{version.ref}: MLmodel or a file beside it differs from the registered one")
+        raise IntegrityError(f"{version.ref}: MLmodel or a file next to it differs from the registered one")
     return check(bundle, version)
 
 

@@ -47,7 +47,7 @@ def _database(uri: str) -> None:
         found = MigrationContext.configure(connection).get_current_revision()
     if found not in (None, wanted := _newest()):
         raise TrackingError(
-            f"MLflow's database has schema {found}, this MLflow knows {wanted}: make a backup, then mlflow db upgrade ADDRESS"
+            f"MLflow's database has schema {found}, this MLflow needs {wanted}: make a backup, then mlflow db upgrade ADDRESS"
         )
 
 

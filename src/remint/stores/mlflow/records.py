@@ -142,7 +142,7 @@ class VersionTags(Record):
         return self._block("tolerance")
 
     def _block(self, tag: str) -> dict[str, Any]:
-        """Return the JSON object of a tag; {} if the version lacks it. Raises IntegrityError if the tag is no JSON object."""
+        """Return the JSON object of a tag; {} if the version lacks it. Raises IntegrityError if the tag is not a JSON object."""
         text = getattr(self, tag) or "{}"
         try:
             block = json.loads(text)

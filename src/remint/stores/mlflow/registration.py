@@ -46,7 +46,7 @@ class Tracking(Registry):
         sealed = manifest.verify(bundle)
         if sealed["files"].get(package.WEIGHTS) != trained.weights_sha256:
             raise IntegrityError(f"{bundle}/{package.WEIGHTS} does not match training.json: train again")
-        with door(f"register {name}"), self.exclusively(f"model {name}"):
+        with door(f"register {name}"), self.exclusive_lock(f"model {name}"):
             version = self._by_key(name, trained.key)
             if version is None:
                 lineage = _facts(trained, bundle).updated(tags)
@@ -54,7 +54,7 @@ class Tracking(Registry):
                     version = self._make(bundle, trained, name, open_run, lineage, attachments, verify)
                 run_id = open_run
             else:
-                self._make_whole(version, bundle, trained, verify)
+                self._repair(version, bundle, trained, verify)
                 if self._has_better_lineage(version, tags, attachments):
                     # ``dirty`` changes last: if this process dies before, the next one does all three again.
                     self.set_tags(version, tags.model_copy(update={"dirty": None}))
@@ -75,7 +75,7 @@ class Tracking(Registry):
         if run_id is not None:
             yield run_id
             return
-        run_id = self._left_of(trained)
+        run_id = self._unfinished_run(trained)
         if run_id is not None:
             self.reopen_run(run_id)
         else:
@@ -87,7 +87,7 @@ class Tracking(Registry):
                 self.end_run(run_id, "FAILED" if isinstance(error, RemintError) else "KILLED", str(error) or type(error).__name__)
             raise
 
-    def _left_of(self, trained: TrainedModel) -> str | None:
+    def _unfinished_run(self, trained: TrainedModel) -> str | None:
         """Return the run of an unfinished registration of this model, None if there is none."""
         closed = f"tags.`{KEY}` = '{trained.key}' and attributes.status != 'RUNNING'"
         found = self._client.search_runs([self._experiment(trained.pipeline)], closed)
@@ -163,7 +163,7 @@ class Tracking(Registry):
         """Return the address of the run's model folder."""
         return f"{self._client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
 
-    def _make_whole(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
+    def _repair(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
         """Make an existing version loadable again from the same weights.
 
         A run that is still open belongs to a process that died after it made the version: it is closed. A deleted run is

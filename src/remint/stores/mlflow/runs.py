@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from remint.runtime import scratch
-from remint.stores.mlflow.door import client, create_once, door, exclusive, pages, prefixed
+from remint.stores.mlflow.door import client, create_once, door, exclusive_lock, pages, prefixed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,9 +45,9 @@ class Runs:
         with door("open its database"):
             self._client.search_experiments(max_results=1)
 
-    def exclusively(self, name: str) -> AbstractContextManager[None]:
+    def exclusive_lock(self, name: str) -> AbstractContextManager[None]:
         """Hold the exclusive lock ``name`` inside the block, among all processes that share this MLflow."""
-        return exclusive(self.lock, name, self.lock_url)
+        return exclusive_lock(self.lock, name, self.lock_url)
 
     @property
     def _client(self) -> MlflowClient:
@@ -152,7 +152,7 @@ class Runs:
 
         known = find()
         if known is None:
-            with self.exclusively("experiments"):
+            with self.exclusive_lock("experiments"):
                 known = find()
                 if known is None:
                     former = self._client.get_experiment_by_name(name)

@@ -95,9 +95,9 @@ class Registry(Runs):
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return the version number of each alias of a model; {} if there is no such model."""
-        return self.standing(name)[0]
+        return self.aliases_and_ledger_head(name)[0]
 
-    def standing(self, name: str) -> tuple[dict[str, int], str]:
+    def aliases_and_ledger_head(self, name: str) -> tuple[dict[str, int], str]:
         """Return the version number of each alias of a model, and the model's tag ``ledger_head`` ("" if it has none)."""
         if not is_name(name):
             return {}, ""
@@ -165,7 +165,7 @@ class Registry(Runs):
                 back = self._download(source, Path(temporary))
             except FileNotFoundError as error:
                 raise IntegrityError(f"{version.ref}: its files cannot be read: {error}") from error
-            package.opened(back, version).rename(to)
+            package.verified_bundle(back, version).rename(to)
         return to
 
     def _download(self, source: str, to: Path) -> Path:
@@ -180,15 +180,15 @@ class Registry(Runs):
         for last in (False, True):
             try:
                 if place := package.local(source):
-                    package.only_files(place)
+                    package.check_regular_files(place)
                 return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
             except (FileNotFoundError, NotADirectoryError) as error:
-                raise FileNotFoundError(f"there is nothing at {source}") from error
+                raise FileNotFoundError(f"there are no files at {source}") from error
             except mlflow.MlflowException as error:
                 above, _, name = source.rpartition("/")
                 beside = mlflow.artifacts.list_artifacts(artifact_uri=above, tracking_uri=self.uri)
                 if name not in {each.path.rpartition("/")[2] for each in beside}:
-                    raise FileNotFoundError(f"there is nothing at {source}") from error
+                    raise FileNotFoundError(f"there are no files at {source}") from error
                 if last:
                     raise
         raise AssertionError("the last attempt returns or raises")

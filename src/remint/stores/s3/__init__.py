@@ -12,6 +12,6 @@ credentials (AWS_ENDPOINT_URL, AWS_PROFILE, ~/.aws and so on); remint neither st
 
 from remint.stores.s3.bucket import SCHEME, answers
 from remint.stores.s3.file import fetch_file
-from remint.stores.s3.folder import Fetched, fetch, held
+from remint.stores.s3.folder import FetchResult, fetch, held
 
-__all__ = ["SCHEME", "Fetched", "answers", "fetch", "fetch_file", "held"]
+__all__ = ["SCHEME", "FetchResult", "answers", "fetch", "fetch_file", "held"]

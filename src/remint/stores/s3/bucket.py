@@ -33,7 +33,7 @@ STALE = ("ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")  # refusals wit
 
 
 @dataclass(frozen=True)
-class Listed:
+class BucketObject:
     """Object in a bucket's listing. ``name``: its path in the folder."""
 
     name: str
@@ -43,11 +43,11 @@ class Listed:
     modified: datetime
 
 
-class Changed(Exception):
+class ObjectChanged(Exception):
     """Error: the object changed since it was listed."""
 
 
-class _Broken(Exception):
+class _WrongBytes(Exception):
     """Error: the received bytes are not those of the object."""
 
 
@@ -58,7 +58,7 @@ class Bucket:
         self.bucket, self.prefix = bucket, prefix
         self.s3 = _client(requests or REQUESTS)
 
-    def objects(self) -> dict[str, Listed]:
+    def objects(self) -> dict[str, BucketObject]:
         """Return the objects below the prefix, by path in the folder; or the single object that the prefix names.
 
         Raises DataError if there are none, or if their keys cannot be files below a folder.
@@ -84,15 +84,15 @@ class Bucket:
             raise DataError(f"the key {both[0]!r} is both an object and a folder of other objects: rename one of them")
         return found
 
-    def read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
+    def read(self, listed: BucketObject, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """Write an object's bytes, verified, to ``part``. Return their SHA-256 and the object's version (None: it has none).
 
-        ``on_bytes`` gets the size of each chunk; it may raise to end the read. Raises Changed; IntegrityError if the bytes do
-        not match the bucket's listing DOWNLOADS times; StorageError if they are truncated REQUESTS times.
+        ``on_bytes`` gets the size of each chunk; it may raise to end the read. Raises ObjectChanged; IntegrityError if the bytes
+        do not match the bucket's listing DOWNLOADS times; StorageError if they are truncated REQUESTS times.
         """
         from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
-        cut, broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError), (_Broken, FlexibleChecksumError)
+        cut, broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError), (_WrongBytes, FlexibleChecksumError)
         pauses = doubling(PAUSE, REQUESTS)  # boto3 retries requests, but not answers that break off
 
         def download() -> tuple[str, str | None]:
@@ -106,7 +106,7 @@ class Bucket:
         except cut:
             raise StorageError(f"{listed.key!r} was truncated, {REQUESTS} {end}") from None
 
-    def _read(self, listed: Listed, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
+    def _read(self, listed: BucketObject, part: Path, on_bytes: Callable[[int], None]) -> tuple[str, str | None]:
         """Read once. boto3 verifies the checksum that the server sends, if any.
 
         The ETag is the bytes' MD5 if it looks like one and the object is not encrypted with a key of its owner
@@ -125,10 +125,10 @@ class Bucket:
             os.fsync(stream.fileno())
         own_key = "SSECustomerAlgorithm" in answer or answer.get("ServerSideEncryption", "").startswith("aws:kms")
         if size != listed.size or (MD5.fullmatch(listed.etag) and not own_key and md5.hexdigest() != listed.etag):
-            raise _Broken
+            raise _WrongBytes
         return sha256.hexdigest(), answer.get("VersionId")
 
-    def _get(self, listed: Listed) -> Any:
+    def _get(self, listed: BucketObject) -> Any:
         from botocore.exceptions import ClientError
 
         condition = {"IfMatch": f'"{listed.etag}"'} if listed.etag else {}
@@ -136,10 +136,10 @@ class Bucket:
             answer = self.s3.get_object(Bucket=self.bucket, Key=listed.key, **condition)
         except ClientError as error:
             if error.response["Error"]["Code"] in GONE:
-                raise Changed from None
+                raise ObjectChanged from None
             raise
         if not listed.etag and answer["LastModified"] != listed.modified.replace(microsecond=0):
-            raise Changed
+            raise ObjectChanged
         return answer
 
 
@@ -163,8 +163,8 @@ def path_of(name: str) -> str:
     return name
 
 
-def _listed(name: str, entry: Mapping[str, Any]) -> Listed:
-    return Listed(name, entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), entry["LastModified"])
+def _listed(name: str, entry: Mapping[str, Any]) -> BucketObject:
+    return BucketObject(name, entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'), entry["LastModified"])
 
 
 def answers(where: str, url: str) -> None:

@@ -9,7 +9,7 @@ from remint.errors import DataError, IntegrityError, Interrupted
 from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
-from remint.stores.s3.bucket import Bucket, Changed, door, parse
+from remint.stores.s3.bucket import Bucket, ObjectChanged, door, parse
 from remint.stores.s3.folder import OnEvent
 
 
@@ -53,5 +53,5 @@ def _read(bucket: Bucket, part: Path, on_event: OnEvent) -> str:
 
     try:
         return bucket.read(listed, part, on_bytes)[0]
-    except Changed:
+    except ObjectChanged:
         raise DataError("it changed while it was read: run again when no program writes to it") from None

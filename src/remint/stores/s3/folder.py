@@ -21,7 +21,7 @@ from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.locks import locked
 from remint.runtime.manifest import sha256_file
-from remint.stores.s3.bucket import CONNECTIONS, Bucket, Changed, Listed, door, parse
+from remint.stores.s3.bucket import CONNECTIONS, Bucket, BucketObject, ObjectChanged, door, parse
 
 ROUNDS = 3  # listings of a bucket that changes while it is read
 
@@ -29,7 +29,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Kept:
+class ManifestEntry:
     """Manifest entry of a file in the folder: the bucket's facts about the object, and the file's own."""
 
     size: int
@@ -39,14 +39,14 @@ class Kept:
     sha256: str
     mtime_ns: int
 
-    def is_of(self, listed: Listed) -> bool:
+    def is_of(self, listed: BucketObject) -> bool:
         """Return whether the object is unchanged in the bucket: by its ETag, or by its time if there is no ETag."""
         same = self.etag == listed.etag if listed.etag else self.modified == listed.modified.isoformat()
         return same and self.size == listed.size
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchResult:
     """Result of ``fetch``: the number of objects in the folder, of files fetched, and of files removed."""
 
     objects: int
@@ -54,7 +54,7 @@ class Fetched:
     removed: int
 
 
-def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> Fetched:
+def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> FetchResult:
     """Copy the objects at ``url`` into HOME/fetched/``dataset``, one process at a time. ``on_event`` gets progress events.
 
     Raises DataError if the bucket does not exist or is empty, if keys cannot be paths below a folder, or if objects change
@@ -92,13 +92,13 @@ def _manifest(root: Path, dataset: str) -> Path:
     return root / f".{dataset}.json"
 
 
-def _known(path: Path, url: str) -> dict[str, Kept] | None:
+def _known(path: Path, url: str) -> dict[str, ManifestEntry] | None:
     """Return the entries of a manifest; None if it is missing, unreadable or of another source: then all is fetched again."""
     try:
         content = json.loads(path.read_bytes())
         if content["source"] != url:
             return None
-        return {name: Kept(**entry) for name, entry in content["objects"].items()}
+        return {name: ManifestEntry(**entry) for name, entry in content["objects"].items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -114,7 +114,7 @@ class _Fetch:
         self.lock, self.stop = threading.Lock(), threading.Event()
         self.count = self.bytes = 0  # fetched so far
 
-    def run(self) -> Fetched:
+    def run(self) -> FetchResult:
         removed = 0
         for _ in range(ROUNDS):
             listed = self.bucket.objects()
@@ -124,12 +124,12 @@ class _Fetch:
             removed += self._remove_others(set(listed))
             changed = self._get_all(missing)
             if not changed:
-                return Fetched(len(listed), self.count, removed)
+                return FetchResult(len(listed), self.count, removed)
         raise DataError(
             f"the object {changed[0]!r} changed while it was read, {ROUNDS} times: run again when no program writes to the bucket"
         )
 
-    def _is_here(self, listed: Listed) -> bool:
+    def _is_here(self, listed: BucketObject) -> bool:
         """Return whether the object is here, unchanged: by size and time, or by its SHA-256 if the time differs."""
         kept, path = self.kept.get(listed.name), self.folder / listed.name
         if kept is None or not kept.is_of(listed):
@@ -168,9 +168,9 @@ class _Fetch:
         self.kept = {name: kept for name, kept in self.kept.items() if name in names}
         return removed
 
-    def _get_all(self, missing: list[Listed]) -> list[str]:
+    def _get_all(self, missing: list[BucketObject]) -> list[str]:
         """Fetch objects in parallel. Return the keys of those that changed meanwhile. Complete files are kept in any case."""
-        todo: queue.SimpleQueue[Listed] = queue.SimpleQueue()
+        todo: queue.SimpleQueue[BucketObject] = queue.SimpleQueue()
         for each in missing:
             todo.put(each)
         changed: list[str] = []
@@ -197,7 +197,7 @@ class _Fetch:
             shutil.rmtree(self.parts, ignore_errors=True)
         return changed
 
-    def _work(self, todo: queue.SimpleQueue[Listed], changed: list[str]) -> None:
+    def _work(self, todo: queue.SimpleQueue[BucketObject], changed: list[str]) -> None:
         """Fetch objects from the queue until it is empty or a worker has failed."""
         part = self.parts / str(threading.get_ident())
         while not self.stop.is_set():
@@ -207,7 +207,7 @@ class _Fetch:
                 return
             try:
                 sha256, version = self.bucket.read(listed, part, self._on_bytes)
-            except Changed:
+            except ObjectChanged:
                 changed.append(listed.key)
                 continue
             path = self.folder / listed.name
@@ -215,7 +215,7 @@ class _Fetch:
             part.replace(path)
             facts = (listed.size, listed.etag, listed.modified.isoformat(), version)
             with self.lock:
-                self.kept[listed.name] = Kept(*facts, sha256, path.stat().st_mtime_ns)
+                self.kept[listed.name] = ManifestEntry(*facts, sha256, path.stat().st_mtime_ns)
                 self.count += 1
 
     def _on_bytes(self, count: int) -> None:
