@@ -81,7 +81,7 @@ TestPromotions.settings = settings(max_examples=12, stateful_step_count=12, dead
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), length=st.integers(1, 5))
-def test_any_edit_of_any_row_shows_and_is_named(data: st.DataObject, length: int) -> None:
+def test_any_edit_of_any_row_is_found_and_named(data: st.DataObject, length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         ledger = Ledger(f"sqlite:///{path}")

@@ -36,7 +36,7 @@ def paths_to(node: Node, needs: dict[Node, list[Node]]) -> set[Node]:
 
 
 @given(worlds(), st.floats(0.0, 11.0))
-def test_exactly_what_nothing_that_stays_needs_is_removed(
+def test_exactly_the_unneeded_nodes_are_removed(
     world: tuple[dict[Node, list[Node]], dict[Node, float], set[Node]], before: float
 ) -> None:
     needs, since, roots = world
@@ -49,7 +49,7 @@ def test_exactly_what_nothing_that_stays_needs_is_removed(
 
 
 @given(worlds())
-def test_a_second_time_there_is_nothing_left_to_remove(
+def test_a_second_collection_removes_nothing(
     world: tuple[dict[Node, list[Node]], dict[Node, float], set[Node]],
 ) -> None:
     needs, since, roots = world
@@ -60,7 +60,7 @@ def test_a_second_time_there_is_nothing_left_to_remove(
     assert roots <= {thing.node for thing in left}
 
 
-def test_things_that_need_each_other_and_nothing_else_go_together() -> None:
+def test_an_unreachable_cycle_is_removed_together() -> None:
     ring: dict[Node, list[Node]] = {("a", "1"): [("a", "2")], ("a", "2"): [("a", "1")]}
     found, _ = unreached([Thing(*node, 0.0, "") for node in ring], [], lambda node: ring[node], 1.0)
     assert {thing.node for thing in found} == set(ring)

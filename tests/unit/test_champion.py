@@ -132,7 +132,7 @@ def test_drift_comes_with_the_evidence_and_is_measured_once(
         (None, "", "another dataset version than the one that it was trained on"),
     ],
 )
-def test_data_that_cannot_be_had_are_no_failure(
+def test_unavailable_data_are_reported_and_the_run_does_not_fail(
     job: Retraining,
     given_back: Give,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,7 +168,7 @@ def test_a_changed_evaluation_measures_the_champion_again(
     assert len(measured) == 2
 
 
-def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measured: list[Path | None]) -> None:
+def test_a_dvc_lock_that_was_changed_is_not_trusted(job: Retraining, given_back: Give, measured: list[Path | None]) -> None:
     given_back(FORMER)
     (kept,) = (job.home.path / "mlflow/artifacts").rglob("dvc.lock")
     kept.write_text("stages: {prepare@d: {}}\n")
@@ -176,7 +176,7 @@ def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measu
     assert found.drift is not None and "not the one that it was registered with" in found.drift.summary
 
 
-def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(
+def test_an_unmeasurable_champion_gives_the_reason_for_evidence_and_for_drift(
     job: Retraining, given_back: Give, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
@@ -191,7 +191,7 @@ def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(
 
 @pytest.mark.parametrize("asked", ["version", "fetch", "attachment"])
 @pytest.mark.parametrize("error", [TrackingError("MLflow could not fetch p/1: away"), StorageError("no room to fetch p/1")])
-def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champion(
+def test_an_unreachable_or_full_store_ends_the_run_without_blaming_the_champion(
     job: Retraining,
     given_back: Give,
     measured: list[Path | None],
@@ -211,7 +211,7 @@ def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champ
     assert not measured
 
 
-def test_the_same_data_give_no_drift_and_nothing_is_fetched(
+def test_equal_data_have_no_drift_and_nothing_is_fetched(
     job: Retraining, monkeypatch: pytest.MonkeyPatch, measured: list[Path | None]
 ) -> None:
     monkeypatch.setattr(Workspace, "former", lost)
@@ -222,7 +222,7 @@ def test_the_same_data_give_no_drift_and_nothing_is_fetched(
     assert found.leakage == LEAKAGE
 
 
-def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champion(
+def test_a_killed_measurement_ends_the_run_without_blaming_the_champion(
     job: Retraining, given_back: Give, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real process, killed; where it fails by itself the champion is the one that cannot be compared."""

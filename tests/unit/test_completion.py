@@ -54,7 +54,7 @@ def test_names_are_completed(folder: Path) -> None:
     assert asked(folder, "rol") == ["rollback"]
 
 
-def test_zsh_is_answered_in_its_own_words(folder: Path) -> None:
+def test_zsh_gets_the_answer_in_its_own_format(folder: Path) -> None:
     line = {"_TYPER_COMPLETE_ARGS": "remint run digits-va", "_REMINT_COMPLETE": "complete_zsh"}
     done = subprocess.run(
         [REMINT], cwd=folder, env={**os.environ, **line}, capture_output=True, text=True, check=True, timeout=120
@@ -81,14 +81,14 @@ def test_bash_itself_completes(folder: Path) -> None:
     assert done.stderr == ""
 
 
-def test_without_a_ledger_models_are_called_as_pipelines_are_and_nothing_is_made(make_repository: MakeRepository) -> None:
+def test_without_a_ledger_pipeline_names_complete_models_and_no_file_is_made(make_repository: MakeRepository) -> None:
     folder = make_repository({"params.yaml": (REPOSITORY / "params.yaml").read_text()})
     assert asked(folder, "why", "digits-f") == ["digits-flow"]
     assert asked(folder, "why", "digits-flow/") == []
     assert not (folder / ".remint").exists()
 
 
-def test_what_is_broken_completes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_broken_settings_or_ledger_complete_nothing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     assert asked(tmp_path / "elsewhere", "run", "d") == []
     (folder / ".remint/ledger.db").write_bytes(b"no database, but as long as one" * 100)
@@ -103,7 +103,7 @@ def test_what_is_broken_completes_nothing(folder: Path, tmp_path: Path) -> None:
     assert asked(folder, "why", "d", REMINT_LEDGER="no address") == []
 
 
-def test_nothing_large_is_imported_for_it() -> None:
+def test_completion_imports_no_large_library() -> None:
     code = (
         "import sys, remint.cli; print([name for name in ('torch', 'mlflow', 'prefect', 'dvc', 'boto3') if name in sys.modules])"
     )

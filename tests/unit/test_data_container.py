@@ -58,7 +58,7 @@ def test_every_orientation_of_every_format(kind: str, order: str, orientation: i
     assert container.strip_metadata(content)[1] == orientation
 
 
-def test_exif_that_is_cut_off_or_says_nothing_turns_nothing() -> None:
+def test_truncated_or_empty_exif_does_not_rotate_the_image() -> None:
     whole_exif = b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 6, 0)
     assert container.orientation(whole_exif) == 6
     for length in range(20):
@@ -128,7 +128,7 @@ def _riff(count: int) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-def test_files_that_would_keep_a_decoder_busy(read: Reader, tmp_path: Path, name: str) -> None:
+def test_images_that_would_exhaust_a_decoder_are_set_aside(read: Reader, tmp_path: Path, name: str) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets/good.png").write_bytes(PNG)
     (tmp_path / "pets" / name).write_bytes(HOSTILE[name]())

@@ -15,7 +15,7 @@ from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_pictures import tree
 
 
-def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_EVENTS", str(tmp_path / "events.jsonl"))
 
     def bring(**settings: Any) -> None:

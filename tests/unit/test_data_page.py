@@ -52,7 +52,7 @@ def refused(team: Path, name: str, **changed: Any) -> str:
 
 
 @pytest.mark.slow
-def test_the_page_shows_what_is_said(team: Path) -> None:
+def test_the_page_shows_the_messages_that_the_code_prints(team: Path) -> None:
     for index in (0, 2, 4):
         (team / f"data/pets/cats/{index:03}.png").write_text("no image")
     said = [refused(team, "pets")]

@@ -75,20 +75,20 @@ def test_a_flat_folder_has_no_labels_and_a_folder_around_everything_is_a_wrapper
 
 
 @pytest.mark.parametrize("stray", ["9.png", "cat/more/9.png"])
-def test_folders_that_are_no_labels(tmp_path: Path, stray: str) -> None:
+def test_folders_that_are_not_labels_are_refused(tmp_path: Path, stray: str) -> None:
     tree(tmp_path / "pets")
     save(tmp_path / "pets" / stray, picture(9))
     message = refusal(tmp_path)
     assert stray in message and "a folder for each label" in message
 
 
-def test_a_label_that_is_no_text(tmp_path: Path) -> None:
+def test_a_folder_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     save(Path(os.fsdecode(os.fsencode(tmp_path / "pets") + b"/\xff/9.png")), picture(9))
     assert "the folder '\\udcff' has a name that cannot be printed" in refusal(tmp_path)
 
 
-def test_three_formats_with_any_suffix_of_theirs(tmp_path: Path) -> None:
+def test_three_formats_are_read_with_each_of_their_suffixes(tmp_path: Path) -> None:
     x_HWC = picture(0)
     save(tmp_path / "pets/a.png", x_HWC)
     save(tmp_path / "pets/b.webp", x_HWC, lossless=True)
@@ -112,7 +112,7 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
 # --- what a file becomes
 
 
-def test_grey_and_colour(tmp_path: Path) -> None:
+def test_grey_and_colour_images_are_converted_to_the_configured_channels(tmp_path: Path) -> None:
     grey_HW = picture(0, channels=1)
     save(tmp_path / "pets/grey.png", grey_HW)
     Image.fromarray(grey_HW).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "pets/palette.png")  # of greys
@@ -143,7 +143,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def test_transparent_parts_lie_over_white() -> None:
+def test_transparent_parts_are_blended_with_white() -> None:
     x_HWC = np.zeros((2, 2, 4), np.uint8)
     x_HWC[0] = [10, 20, 30, 255]  # opaque above, wholly transparent below
     np.testing.assert_array_equal(
@@ -153,14 +153,14 @@ def test_transparent_parts_lie_over_white() -> None:
     np.testing.assert_array_equal(grey, np.full((1, 2, 2), 7))
 
 
-def test_sixteen_bits_and_one_bit() -> None:
+def test_images_of_16_bits_and_of_1_bit_are_read() -> None:
     x_HW = np.array([[0, 255, 256], [511, 512, 65535]], np.uint16)
     np.testing.assert_array_equal(one(encoded(Image.fromarray(x_HW))), [x_HW // 256])
     bits_HW = np.array([[True, False], [False, True]])
     np.testing.assert_array_equal(one(encoded(Image.fromarray(bits_HW))), [bits_HW * 255])
 
 
-def test_photographs_are_turned_as_they_are_shown() -> None:
+def test_photographs_are_rotated_as_exif_says() -> None:
     x_HWC = picture(0, (4, 6))
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
@@ -172,7 +172,7 @@ def test_photographs_are_turned_as_they_are_shown() -> None:
 
 
 @pytest.mark.parametrize("filter", ["lanczos", "bicubic", "bilinear", "box", "nearest"])
-def test_filters_are_those_of_pillow(tmp_path: Path, filter: str) -> None:
+def test_resampling_filters_equal_those_of_pillow(tmp_path: Path, filter: str) -> None:
     save(tmp_path / "pets/a.png", picture(0, (13, 9)))
     resize = {"size": [7, 5], "filter": filter}
     (x_CHW,) = snapshot(tmp_path, resize=resize)[0]["x"]
@@ -205,7 +205,7 @@ def test_a_filter_that_overshoots_stays_within_the_levels() -> None:
     assert resized(edge_NCHW, ResizeSettings(size=[16, 16]), levels=17).max() == 16
 
 
-def test_sizes_that_differ(tmp_path: Path) -> None:
+def test_images_of_different_sizes_must_be_resized(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     save(tmp_path / "pets/cat/9.png", picture(9, (7, 7)))
     assert "the images differ in size: 4 of 5 have 6x5, cat/9.png has 7x7: set resize: {size: [H, W]}" in refusal(tmp_path)
@@ -213,7 +213,7 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
     assert snapshot(tmp_path, resize={"size": [8, 8], "filter": "pad"})[0]["x"].shape == (5, 3, 8, 8)
 
 
-def test_three_pixels_wide_is_still_three_channels(tmp_path: Path) -> None:
+def test_an_image_three_pixels_wide_has_three_channels(tmp_path: Path) -> None:
     tree(tmp_path / "pets", size=(8, 3))
     assert snapshot(tmp_path)[1].shape == (3, 8, 3)
 
@@ -237,7 +237,7 @@ def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pyte
     assert len(snapshot(tmp_path, undecodable=0.02)[0]["x"]) == 198
 
 
-def test_a_folder_without_images(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets/a.txt").touch()
     (tmp_path / "pets/b.txt").touch()
@@ -309,7 +309,7 @@ def test_links_that_lead_out_are_refused_by_name(tmp_path: Path, target: str) ->
     assert "link.png is a link that leads out of" in message
 
 
-def test_links_to_folders_pipes_and_nothing(tmp_path: Path) -> None:
+def test_links_to_folders_and_pipes_and_broken_links_are_refused(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     (tmp_path / "pets/loop").symlink_to(".")
     assert "loop is a link to a folder" in refusal(tmp_path)
@@ -321,7 +321,7 @@ def test_links_to_folders_pipes_and_nothing(tmp_path: Path) -> None:
     assert "pipe.png is a pipe, socket or device" in refusal(tmp_path)  # reading it would never end
 
 
-def test_a_link_inside_is_the_file_it_leads_to(tmp_path: Path) -> None:
+def test_a_link_within_the_folder_is_read_as_its_file(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     (tmp_path / "pets/dog/again.png").symlink_to("../cat/0.png")
     x_NCHW = snapshot(tmp_path)[0]["x"]

@@ -58,7 +58,7 @@ def head(source: str = "a.parquet") -> str:
 LAST = "repair them; or, if they are right, set datasets.people.schema_version: 2 to learn the schema anew"
 
 
-def test_a_schema_is_learnt_once_and_goes_with_every_snapshot(tmp_path: Path) -> None:
+def test_a_schema_is_inferred_once_and_copied_into_every_snapshot(tmp_path: Path) -> None:
     bring(tmp_path, CONTENT)
     kept = (tmp_path / "schemas/people-1.json").read_bytes()
     assert kept == (tmp_path / "out/schema.json").read_bytes()
@@ -102,14 +102,14 @@ def test_each_kind_of_drift_is_named(tmp_path: Path, content: dict[str, Any], ex
     assert refusal(tmp_path, content) == [head(), f"  {expected}", LAST]
 
 
-def test_the_account_names_every_column(tmp_path: Path) -> None:
+def test_the_refusal_names_every_column(tmp_path: Path) -> None:
     bring(tmp_path, CONTENT)
     content = changed(age=["x"] * ROWS, city=["Rom"] * ROWS, gaps=None, new=[1, 2] * 20)
     lines = refusal(tmp_path, content)
     assert [line.split("'")[1] for line in lines[1:-1]] == ["age", "city", "gaps", "new"] and lines[-1] == LAST
 
 
-def test_what_is_no_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_within_the_schema_are_not_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = bring(tmp_path, CONTENT)
     fewer = {name: values[:8] for name, values in CONTENT.items()}
     np.testing.assert_array_equal(bring(tmp_path, fewer)["x"], first["x"][:8])
@@ -123,7 +123,7 @@ def test_what_is_no_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "drift column=age" in capsys.readouterr().err
 
 
-def test_categories_that_look_like_something_else_in_a_later_csv(tmp_path: Path) -> None:
+def test_a_later_csv_is_read_with_the_types_of_the_schema(tmp_path: Path) -> None:
     settings = {"source": "a.csv", "kind": "table", "label": "l"}
     (tmp_path / "a.csv").write_text("t,b,l,x\n1,true,1,1.5\nx,false,y,2.5\n1,true,y,0.5\n")
     bring(tmp_path, **settings)
@@ -133,7 +133,7 @@ def test_categories_that_look_like_something_else_in_a_later_csv(tmp_path: Path)
     assert arrays["y"].tolist() == [0, 0]
 
 
-def test_a_raised_version_learns_anew_and_a_lowered_one_finds_the_old(tmp_path: Path) -> None:
+def test_a_higher_schema_version_infers_a_new_schema_and_a_lower_one_finds_the_old(tmp_path: Path) -> None:
     bring(tmp_path, CONTENT)
     content = changed(city=["Bonn", "Köln"] * 20)
     refusal(tmp_path, content)
@@ -144,7 +144,7 @@ def test_a_raised_version_learns_anew_and_a_lowered_one_finds_the_old(tmp_path: 
     bring(tmp_path, CONTENT)
 
 
-def test_other_settings_do_not_pass_for_other_data(tmp_path: Path) -> None:
+def test_changed_settings_are_not_reported_as_changed_data(tmp_path: Path) -> None:
     """The account says which settings are not those of the first import."""
     bring(tmp_path, CONTENT)
     lines = refusal(tmp_path, **TABLE | {"label": "city"})
@@ -182,7 +182,7 @@ def images(folder: Path, **settings: Any) -> tuple[dict[str, np.ndarray], DataSp
     return bring(folder, source="pets", **settings), Schema.read(folder / "out/schema.json").spec
 
 
-def test_drift_of_images(tmp_path: Path) -> None:
+def test_drift_of_images_is_refused(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     images(tmp_path)
     resize = {"size": [8, 8]}
@@ -213,7 +213,7 @@ def test_classes_keep_their_numbers_where_one_is_absent(tmp_path: Path) -> None:
     assert arrays["y"].tolist() == [1, 2] and spec.class_names == ("ape", "bee", "cat") and spec.classes == 3
 
 
-def test_drift_of_numbered_labels(tmp_path: Path) -> None:
+def test_drift_of_numbered_labels_is_refused(tmp_path: Path) -> None:
     x_NHW = np.zeros((4, 4, 4), np.uint8)
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 2, 2]))
     bring(tmp_path, source="a.npz")
@@ -228,13 +228,13 @@ def test_drift_of_numbered_labels(tmp_path: Path) -> None:
 # --- how it is kept
 
 
-def test_a_first_import_that_is_refused_learns_nothing(tmp_path: Path) -> None:
+def test_a_refused_first_import_writes_no_schema(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the same value in every row"):
         bring(tmp_path, changed(age=[1.0] * ROWS))
     assert not (tmp_path / "schemas").exists() and not (tmp_path / "out").exists()
 
 
-def test_a_schema_is_never_written_over(tmp_path: Path) -> None:
+def test_a_schema_is_never_overwritten(tmp_path: Path) -> None:
     """Many first imports at once: one schema stands, and everybody gets it."""
     learnt = [
         schema.make_schema("people", DatasetSettings(source="a.npy"), DataSpec(shape=(1, 4, 4), levels=n)) for n in range(2, 18)
@@ -248,7 +248,7 @@ def test_a_schema_is_never_written_over(tmp_path: Path) -> None:
     )
 
 
-def test_the_slower_of_two_first_imports_is_held_against_the_schema_of_the_faster(
+def test_the_slower_of_two_first_imports_is_checked_against_the_schema_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring(tmp_path, CONTENT)

@@ -89,7 +89,7 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     assert aliases(home) == {"champion": 2} and quick == [], "a fresh process loaded these bytes when they were registered"
 
 
-def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, quick: list[Path]) -> None:
+def test_promoting_an_unjudged_version_requires_the_expected_champion(home: Home, quick: list[Path]) -> None:
     with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged. .*: --against none"):
         decide.promote(home, f"{MODEL}/1", "first")
     assert decide.promote(home, f"{MODEL}/1", "first", against="none").champion_after == 1
@@ -99,7 +99,7 @@ def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, qui
         decide.reject(home, f"{MODEL}/1", "no")
 
 
-def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_promotion_during_the_check_of_the_files_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
 
@@ -115,9 +115,7 @@ def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, mo
 
 
 @pytest.mark.parametrize("damage", [cases.flip, lambda home, version: shutil.rmtree(cases.files(home, version))])
-def test_what_is_damaged_is_not_promoted_even_where_this_machine_has_a_copy(
-    home: Home, quick: list[Path], damage: object
-) -> None:
+def test_a_damaged_version_is_not_promoted_even_if_a_local_copy_is_intact(home: Home, quick: list[Path], damage: object) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
     fetch_bundle(home, current_version(home, f"{MODEL}/2"))
@@ -138,7 +136,7 @@ def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Hom
     assert rows(home) == [] and aliases(home) == {}
 
 
-def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
+def test_rejecting_a_version_keeps_the_champion(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     row = decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
@@ -157,7 +155,7 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
     cases.append(home, "promoted", 2)
 
 
-def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_again(home: Home) -> None:
+def test_a_veto_outlives_collection_and_a_new_registration(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
     first = open_tracking(home).version(f"{MODEL}/2")
@@ -172,7 +170,7 @@ def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_agai
     assert decide.vetoed_by(home, again) is None
 
 
-def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_restores_the_previous_champion(home: Home, quick: list[Path]) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     row = decide.rollback(home, MODEL, "the sevens blur", who="ada")
@@ -199,7 +197,7 @@ def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) 
     assert decide.rollback(home, MODEL, "no").champion_after == 1
 
 
-def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_skips_champions_that_do_not_load_and_says_why(home: Home, quick: list[Path]) -> None:
     for version in (1, 2, 3, 4):
         cases.judge(home, "promoted", version)
     fetch_bundle(home, current_version(home, f"{MODEL}/3"))
@@ -212,7 +210,7 @@ def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: H
     assert gone.startswith(f"skipped: {MODEL}/2 does not load: {MODEL} has no version 2")
 
 
-def test_without_a_champion_before_there_is_nothing_to_go_back_to(home: Home) -> None:
+def test_a_rollback_without_a_previous_champion_is_refused(home: Home) -> None:
     with pytest.raises(NotFoundError, match="has no champion to roll back from"):
         decide.rollback(home, MODEL, "bad")
     cases.judge(home, "promoted", 1)
@@ -221,7 +219,7 @@ def test_without_a_champion_before_there_is_nothing_to_go_back_to(home: Home) ->
     assert len(rows(home)) == 1
 
 
-def test_a_champion_that_somebody_deleted_is_rolled_back_from(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_from_a_deleted_champion_works(home: Home, quick: list[Path]) -> None:
     for version in (1, 2):
         cases.judge(home, "promoted", version)
     cases.delete(home, 2)
@@ -256,7 +254,7 @@ def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home
 
 
 @pytest.mark.parametrize("verdict", ["kept", "refused"])
-def test_what_no_approval_was_asked_for_does_not_expire(home: Home, quick: list[Path], verdict: str) -> None:
+def test_a_version_that_awaits_no_approval_does_not_expire(home: Home, quick: list[Path], verdict: str) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, verdict, 2)  # type: ignore[arg-type]
     store = open_tracking(home)

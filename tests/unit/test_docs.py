@@ -49,11 +49,11 @@ def python_files() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", sorted(GENERATED["PAGES"]))
-def test_a_generated_page_is_fresh(page: str) -> None:
+def test_generated_pages_are_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text() == GENERATED["PAGES"][page](), "stale: run python docs/generate.py"
 
 
-def test_the_drawing_of_the_rooms_has_them_all() -> None:
+def test_the_diagram_of_the_layers_is_complete() -> None:
     contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = " ".join(next(contract["layers"] for contract in contracts if contract["type"] == "layers"))
     assert set(GENERATED["ROOMS"]) == set(re.findall(r"\w+", layers.replace("remint.", "")))
@@ -119,7 +119,7 @@ def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().split()) <= 700
 
 
-def test_pictures_that_pages_draw_are_no_uncommitted_work() -> None:
+def test_files_that_commands_on_pages_write_are_ignored_by_git() -> None:
     """An unknown file in the tree would have the next version trained and not promoted."""
     written = named(r"remint .* -o ([^\s`]+)")
     assert ("README.md", "grid.png") in written

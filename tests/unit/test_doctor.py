@@ -70,7 +70,7 @@ def server(status: int, host: str = "127.0.0.1") -> Iterator[int]:
         made.server_close()
 
 
-def test_a_fresh_clone_lacks_nothing_and_nothing_is_made(home: Home) -> None:
+def test_a_fresh_clone_passes_and_doctor_creates_no_files(home: Home) -> None:
     before = sorted(home.repository.rglob("*"))
     found = looked(home)
     assert [each.level for each in found] == ["note", "note"], found
@@ -79,7 +79,9 @@ def test_a_fresh_clone_lacks_nothing_and_nothing_is_made(home: Home) -> None:
     assert "GiB free" in facts(home) and f"Python {platform.python_version()}," in facts(home)
 
 
-def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_problems_of_git_dvc_settings_and_permissions_are_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     subprocess.run(["git", "config", "--unset", "user.email"], cwd=home.repository, check=True)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
@@ -100,7 +102,7 @@ def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch:
 
 
 @pytest.mark.slow
-def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stores_of_another_schema_or_out_of_reach_are_named(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(empty, home.path)
     chain.Ledger(home.ledger_url)
     assert [each for each in looked(home) if each.level != "note"] == []
@@ -120,13 +122,15 @@ def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("status", "word"), [(401, "refuses these credentials"), (500, "does not answer (500)")])
-def test_a_prefect_server_that_lets_nobody_in(home: Home, monkeypatch: pytest.MonkeyPatch, status: int, word: str) -> None:
+def test_a_prefect_server_that_refuses_our_credentials_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, status: int, word: str
+) -> None:
     with server(status) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
         assert word in one(looked(home), "prefect").what
 
 
-def test_a_server_without_a_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_a_worker_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with server(200) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
         found = looked(home)
@@ -134,7 +138,7 @@ def test_a_server_without_a_worker(home: Home, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_servers_that_others_reach_are_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_open_to_other_machines_are_reported(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that listens for everybody, though it is spoken to as 127.0.0.1; open, then with authentication."""
     for status, words in ((200, ["without authentication", "plain HTTP"]), (401, ["plain HTTP"])):
         with server(status, "0.0.0.0") as port:
@@ -147,7 +151,7 @@ def test_servers_that_others_reach_are_told(home: Home, monkeypatch: pytest.Monk
         assert "a-password-of-hers" not in str(found)
 
 
-def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
+def test_another_host_is_remote_and_https_is_not_plain_http() -> None:
     assert doctor._elsewhere("http://prefect.example.org/api") and doctor._elsewhere("http://10.0.0.1:4200/api")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -157,7 +161,7 @@ def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
     assert told == []
 
 
-def test_another_python_is_told_with_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_python_is_reported_with_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each for each in looked(home) if each.about == "python"] == []
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "14", "0"))
     symptom = one(looked(home), "python")

@@ -31,7 +31,7 @@ def fresh(dataset: Dataset, **extractor: str) -> tuple[EvaluationContext, list[i
     return bench_of(dataset, itself), itself.seen
 
 
-def test_they_are_computed_once(dataset: Dataset, kept: Path) -> None:
+def test_features_are_computed_once(dataset: Dataset, kept: Path) -> None:
     context, seen = fresh(dataset)
     real_ND, train_ND = context.real("domain"), context.training("domain", 0)
     assert seen == [20, 20] and len(list(kept.iterdir())) == 2
@@ -41,7 +41,7 @@ def test_they_are_computed_once(dataset: Dataset, kept: Path) -> None:
     assert unseen == [] and real_ND.dtype == np.float64
 
 
-def test_without_a_home_nothing_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+def test_without_a_home_nothing_is_cached(dataset: Dataset, tmp_path: Path) -> None:
     for _ in range(2):
         context, seen = fresh(dataset)
         context.real("domain")
@@ -49,7 +49,7 @@ def test_without_a_home_nothing_is_kept(dataset: Dataset, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_what_they_are_made_of_decides(dataset: Dataset, kept: Path) -> None:
+def test_a_change_of_data_or_extractor_computes_features_again(dataset: Dataset, kept: Path) -> None:
     fresh(dataset)[0].real("domain")
     other_data = replace(dataset, version=DatasetVersion.model_validate({**dataset.version.to_json(), "raw_sha256": "other"}))
     for context, seen in (fresh(dataset, sha256="1" * 64), fresh(dataset, resize="bilinear 299"), fresh(other_data)):
@@ -77,9 +77,7 @@ def test_a_damaged_file_is_computed_again(dataset: Dataset, kept: Path, place: i
     assert seen == []
 
 
-def test_a_file_that_was_cut_short_is_computed_again_and_one_that_was_never_finished_is_not_read(
-    dataset: Dataset, kept: Path
-) -> None:
+def test_a_truncated_file_is_computed_again_and_an_unfinished_file_is_not_read(dataset: Dataset, kept: Path) -> None:
     fresh(dataset)[0].real("domain")
     (path,) = kept.iterdir()
     whole = path.read_bytes()

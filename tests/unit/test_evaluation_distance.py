@@ -15,7 +15,7 @@ from tests.support.evaluation_cases import Itself, Sampler, bench_of, normal, ro
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_what_is_left_of_moments_without_a_part() -> None:
+def test_moments_without_one_group_equal_those_of_the_rest() -> None:
     f_ND = normal(200, 5, 0).astype(np.float64) + 100.0
     left, direct = Moments.of(f_ND) - Moments.of(f_ND[3::20]), Moments.of(np.delete(f_ND, np.s_[3::20], axis=0))
     assert left.count == direct.count == 190
@@ -23,7 +23,7 @@ def test_what_is_left_of_moments_without_a_part() -> None:
     torch.testing.assert_close(left.scatter_DD, direct.scatter_DD, rtol=0, atol=1e-9)
 
 
-def test_the_interval_covers_the_choice_of_held_out_examples_only_with_the_jackknife() -> None:
+def test_only_the_jackknife_interval_covers_the_choice_of_held_out_examples() -> None:
     """200 held-out sets, 8 draws each, against the mean distance over all of them."""
     generator = np.random.default_rng(0)
 
@@ -51,7 +51,7 @@ def test_the_interval_covers_the_choice_of_held_out_examples_only_with_the_jackk
     assert covered(without) < 0.7
 
 
-def test_the_deviations_behind_the_interval_are_those_of_the_definition() -> None:
+def test_jackknife_deviations_follow_the_definition() -> None:
     """Against the jackknife written out: leave each group out, measure the merged draws against the rest."""
     dataset = rows(normal(100, 3, 0), normal(60, 3, 1))
     context, model = bench_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
@@ -67,7 +67,7 @@ def test_the_deviations_behind_the_interval_are_those_of_the_definition() -> Non
     assert found.low < low < high < found.high
 
 
-def test_without_end_the_distance_is_nearer_to_that_of_the_laws() -> None:
+def test_the_extrapolated_distance_is_nearer_to_that_of_the_distributions() -> None:
     """N(0, I) against N(m, s I) in 20 dimensions: |m|^2 + 20 (1 - s^1/2)^2, to which 250 examples add their bias."""
     dataset = rows(normal(300, 20, 0), normal(250, 20, 1))
     model = Sampler(lambda z: 0.1 + 1.2**0.5 * z, 20)
@@ -80,13 +80,13 @@ def test_without_end_the_distance_is_nearer_to_that_of_the_laws() -> None:
     assert found.low < truth < found.high and found.fingerprint["sizes"][-1] == 250 and found.reference_J is not None
 
 
-def test_the_intercept_of_values_on_a_straight_line_in_one_over_size() -> None:
+def test_the_extrapolation_is_exact_for_values_linear_in_one_over_size() -> None:
     sizes = [50, 60, 80, 100]
     assert distance._intercept_weights(sizes) @ np.array([3.0 + 7.0 / size for size in sizes]) == pytest.approx(3.0, rel=1e-12)
     assert distance._intercept_weights([77]).tolist() == [1.0]
 
 
-def test_metrics_share_the_draws_and_their_features() -> None:
+def test_metrics_share_samples_and_features() -> None:
     """Three draws of 100 samples and one reference of 100, for seven metrics; and 3 draws of training examples for the floor."""
     extractor, model = Itself(), Sampler(lambda z: 1.1 * z, 2)
     context = bench_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
@@ -99,7 +99,7 @@ def test_metrics_share_the_draws_and_their_features() -> None:
     assert len(extractor.seen) == 2 * (1 + 3) + 3, "and the floor's"
 
 
-def test_samples_stay_samples_where_their_features_are_others() -> None:
+def test_metrics_of_samples_do_not_read_features() -> None:
     """Each metric alone, and all together in either order, where features are ten times the columns."""
 
     class Tenfold(Itself):
@@ -117,7 +117,7 @@ def test_samples_stay_samples_where_their_features_are_others() -> None:
     assert found(*metrics) == alone and found(*reversed(metrics)) == alone
 
 
-def test_too_few_for_nested_subsets() -> None:
+def test_too_few_examples_for_nested_subsets_are_refused() -> None:
     x_ND = normal(79, 2, 0)
     with pytest.raises(DataError, match="fd_infinity_domain needs 80 examples on each side, and 79 can be had"):
         measure(Sampler(torch.clone, 2), ["fd_infinity_domain"], bench_of(rows(x_ND, x_ND)), "test")

@@ -57,7 +57,7 @@ def between(before: Dataset, after: Dataset) -> Drift:
     return drift.of(before, after, columns, "sha")
 
 
-def test_of_sets_without_common_members_the_interval_is_welchs_and_the_test_wilcoxons() -> None:
+def test_disjoint_sets_get_the_interval_of_welch_and_the_test_of_wilcoxon() -> None:
     generator = np.random.default_rng(0)
     a_N, b_N = generator.normal(size=30), generator.normal(0.3, 2.0, size=50)
     tested = contrast.mean(Groups(NOTHING, b_N, a_N))
@@ -70,7 +70,7 @@ def test_of_sets_without_common_members_the_interval_is_welchs_and_the_test_wilc
     assert ranked is not None and ranked.p == pytest.approx(wilcoxon.pvalue, rel=1e-10)
 
 
-def test_of_appended_values_the_contrast_tests_those_that_were_added() -> None:
+def test_for_appended_data_the_contrast_tests_the_added_values() -> None:
     generator = np.random.default_rng(0)
     kept_N, added_N = generator.normal(size=60), generator.normal(0.4, 1.0, size=20)
     tested = contrast.mean(Groups(kept_N, added_N, NOTHING))
@@ -82,14 +82,14 @@ def test_of_appended_values_the_contrast_tests_those_that_were_added() -> None:
     assert (tested.low, tested.high) == pytest.approx(tuple(0.25 * limit for limit in oracle.confidence_interval()), rel=1e-10)
 
 
-def test_shares_of_sets_without_common_members_are_pearsons_test() -> None:
+def test_shares_of_disjoint_sets_get_the_test_of_pearson() -> None:
     a_N, b_N = np.repeat([0, 1, 2], [30, 50, 20]), np.repeat([0, 1, 2], [60, 40, 50])
     found = contrast.shares(Groups(np.zeros(0, int), b_N, a_N), 3)
     assert found is not None
     assert found.p == pytest.approx(stats.chi2_contingency([[30, 50, 20], [60, 40, 50]], correction=False).pvalue, rel=1e-10)
 
 
-def test_rare_categories_are_taken_together() -> None:
+def test_rare_categories_are_merged() -> None:
     a_N, b_N = np.repeat(range(5), [50, 46, 2, 1, 1]), np.repeat(range(5), [47, 47, 1, 2, 3])
     found = contrast.shares(Groups(np.zeros(0, int), b_N, a_N), 5)
     assert found is not None
@@ -98,12 +98,12 @@ def test_rare_categories_are_taken_together() -> None:
     assert contrast.shares(Groups(np.zeros(0, int), np.zeros(40, int), np.zeros(40, int)), 2) is None
 
 
-def test_holm_by_hand() -> None:
+def test_holm_correction_of_a_worked_example() -> None:
     assert contrast.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert contrast.holm([0.9, 0.8]) == [1.0, 1.0] and contrast.holm([]) == []
 
 
-def test_values_without_spread_are_told_apart() -> None:
+def test_different_constants_are_told_apart() -> None:
     same = contrast.mean(Groups(NOTHING, np.full(5, 0.1), np.full(9, 0.1)))
     other = contrast.mean(Groups(NOTHING, np.full(5, 0.2), np.full(9, 0.1)))
     assert same is not None and other is not None
@@ -112,7 +112,7 @@ def test_values_without_spread_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("appended", [0, 20, 60])
-def test_of_unchanged_data_chance_gives_an_alarm_in_at_most_5_percent(appended: int) -> None:
+def test_unchanged_data_give_a_false_alarm_in_at_most_5_percent(appended: int) -> None:
     alarms, repeats = 0, 200
     for seed in range(repeats):
         generator = np.random.default_rng([seed, appended])
@@ -128,7 +128,7 @@ def test_of_unchanged_data_chance_gives_an_alarm_in_at_most_5_percent(appended: 
     assert alarms <= 15, alarms
 
 
-def test_the_column_that_moved_by_half_a_deviation_is_named_and_no_other() -> None:
+def test_only_the_column_that_moved_by_half_a_deviation_is_named() -> None:
     generator = np.random.default_rng(1)
     before_ND, after_ND = table(generator, 400), table(generator, 400)
     after_ND[:, 1] += 0.5
@@ -140,7 +140,7 @@ def test_the_column_that_moved_by_half_a_deviation_is_named_and_no_other() -> No
     assert "mean of height" in found.summary and (found.kept, found.added, found.removed) == (0, 400, 400)
 
 
-def test_spread_shares_and_gaps_that_changed_are_named() -> None:
+def test_changed_spread_shares_and_missing_values_are_named() -> None:
     generator = np.random.default_rng(2)
     before_ND, after_ND = table(generator, 600), table(generator, 600)
     after_ND[:, 0] *= 1.5
@@ -155,7 +155,7 @@ def test_spread_shares_and_gaps_that_changed_are_named() -> None:
     assert gaps.before == 0.0 and gaps.after == pytest.approx(0.1, abs=0.05)
 
 
-def test_appended_rows_alone_are_counted_and_change_nothing() -> None:
+def test_appended_rows_of_the_same_distribution_are_counted_and_give_no_alarm() -> None:
     generator = np.random.default_rng(100)
     before_ND = table(generator, 300)
     before_ND[1] = before_ND[0]  # a row that stands there twice
@@ -168,7 +168,7 @@ def test_appended_rows_alone_are_counted_and_change_nothing() -> None:
     assert (found.before["train"], found.after["train"]) == (300, 381)
 
 
-def test_appended_rows_that_moved_are_found_though_most_rows_stayed() -> None:
+def test_drift_of_appended_rows_is_found_although_most_rows_are_unchanged() -> None:
     generator = np.random.default_rng(4)
     before_ND, added_ND = table(generator, 900), table(generator, 100)
     added_ND[:, 0] += 2.0
@@ -180,7 +180,7 @@ def test_appended_rows_that_moved_are_found_though_most_rows_stayed() -> None:
     assert found.distance.value > found.floor.high and "beyond" in found.summary
 
 
-def test_unchanged_data_have_no_distance() -> None:
+def test_for_unchanged_data_no_distance_is_measured() -> None:
     x_ND = table(np.random.default_rng(5), 50)
     found = between(dataset(x_ND), dataset(x_ND[::-1]))
     assert found.comparable and found.kept == 50 and found.changed == () and found.distance is None
@@ -203,7 +203,7 @@ def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
     assert covered >= 34  # 95% of 40 are 38; fewer than 34 have a chance below 2%
 
 
-def test_images_brightness_classes_and_the_picture(tmp_path: Path) -> None:
+def test_drift_of_images_reports_brightness_classes_and_a_picture(tmp_path: Path) -> None:
     generator = np.random.default_rng(6)
     before, after = (generator.integers(60, 160, size=(200, 3, 6, 5)).astype(np.uint8) for _ in range(2))
     after[:, 0] += 8
@@ -219,14 +219,14 @@ def test_images_brightness_classes_and_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "drift.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_picture_of_a_table(tmp_path: Path) -> None:
+def test_drift_of_a_table_has_a_picture(tmp_path: Path) -> None:
     generator = np.random.default_rng(7)
     first, second = dataset(table(generator, 100)), dataset(table(generator, 100))
     drift.write(between(first, second), first, second, tmp_path)
     assert (tmp_path / "drift.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_data_of_another_schema_are_said_to_be_incomparable(tmp_path: Path) -> None:
+def test_data_of_another_schema_are_reported_as_not_comparable(tmp_path: Path) -> None:
     x_ND = table(np.random.default_rng(8), 40)
     narrower = TABLE.model_copy(update={"shape": (4,), "columns": TABLE.columns[:4]})
     first, second = dataset(x_ND), dataset(x_ND[:, :4], narrower)
@@ -236,13 +236,13 @@ def test_data_of_another_schema_are_said_to_be_incomparable(tmp_path: Path) -> N
     assert (tmp_path / "drift.json").exists() and not (tmp_path / "drift.png").exists()
 
 
-def test_another_split_is_compared_and_said() -> None:
+def test_another_split_is_compared_and_reported() -> None:
     x_ND = table(np.random.default_rng(9), 200)
     found = between(dataset(x_ND[:150]), dataset(x_ND[50:], split={"seed": 1}))
     assert found.comparable and (found.kept, found.added, found.removed) == (100, 50, 50)
     assert "the settings of the split changed" in found.summary
 
 
-def test_ranks_are_scipys() -> None:
+def test_ranks_equal_those_of_scipy() -> None:
     value_N = np.random.default_rng(0).integers(0, 30, 200).astype(np.float64)
     assert np.array_equal(contrast._ranks(value_N), stats.rankdata(value_N))

@@ -26,7 +26,7 @@ def images(count: int, seed: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("block", [2048, 7, 1])
-def test_the_nearest_image_is_the_nearest_of_all_whatever_the_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_the_nearest_image_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(pairs, "BLOCK", block)
     train_NX, sample_NX, held_NX = images(50, 0), images(20, 1), images(30, 2)
     sample_NX[3] = train_NX[31]
@@ -39,7 +39,7 @@ def test_the_nearest_image_is_the_nearest_of_all_whatever_the_block(monkeypatch:
     assert found["real_M"].shape == (30,) and (found["real_M"] > 0).all()
 
 
-def test_rows_are_near_by_numbers_and_categories() -> None:
+def test_nearest_rows_count_numbers_and_categories() -> None:
     train_ND = np.array([[0.0, 0.0, 0.0], [0.0, 3.0, 1.0], [5.0, np.nan, 0.0]], dtype=np.float32)
     sample_ND = np.array([[0.0, 3.0, 0.0], [5.0, 0.0, 0.0]], dtype=np.float32)
     found = exhibits.nearest(sample_ND, dataset(TABLE, train_ND, sample_ND))
@@ -47,7 +47,7 @@ def test_rows_are_near_by_numbers_and_categories() -> None:
     np.testing.assert_array_equal(found["near_NX"], train_ND[[1, 2]])
 
 
-def test_failures_are_the_worst_first_with_their_labels() -> None:
+def test_failures_come_worst_first_with_their_labels() -> None:
     held_NX, value_N = images(30, 3), np.random.default_rng(4).permutation(30).astype(float)
     values = {"fd_domain": np.zeros(20), "iwae": value_N, "elbo": value_N[::-1]}
     failed = exhibits.failures(values, object(), dataset(IMAGES, images(9, 5), held_NX, np.arange(30)))
@@ -58,7 +58,7 @@ def test_failures_are_the_worst_first_with_their_labels() -> None:
     np.testing.assert_array_equal(failed["y_N"], failed["place_N"])
 
 
-def test_without_a_likelihood_the_uncovered_fail() -> None:
+def test_without_a_likelihood_uncovered_examples_are_the_failures() -> None:
     import torch
 
     blank = np.zeros((1, 4, 4), dtype=np.uint8)

@@ -94,14 +94,14 @@ def images(count: int, channels: int = 3, levels: int = 256, size: tuple[int, in
     return np.random.default_rng(0).integers(levels, size=(count, channels, *size), dtype=np.uint8)
 
 
-def test_names_and_shapes_are_the_published_ones() -> None:
+def test_weights_have_the_published_names_and_shapes() -> None:
     own = {name: tuple(tensor.shape) for name, tensor in Inception().state_dict().items()}
     assert len(published()) == 94 * 5 + 2
     assert own == published() | {name.replace("weight", "num_batches_tracked"): () for name in published() if "bn.weight" in name}
 
 
 @pytest.mark.slow
-def test_features_depend_on_the_image_alone() -> None:
+def test_features_of_an_image_do_not_depend_on_its_batch() -> None:
     """Whatever stands beside it, and however many."""
     extractor = load(pickled(state()))
     assert (extractor.name, extractor.resize) == ("inception", "bilinear 299, TensorFlow 1")
@@ -147,7 +147,7 @@ def by_hand(x_HW: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 20), (1, 3), (50, 43)])
-def test_the_resize_is_that_of_tensorflow_1(size: tuple[int, int]) -> None:
+def test_the_resize_equals_that_of_tensorflow_1(size: tuple[int, int]) -> None:
     x_HW = np.random.default_rng(1).integers(256, size=size).astype(np.float32)
     found = resized(torch.from_numpy(x_HW)[None, None], 43, 37)[0, 0]
     np.testing.assert_array_equal(found, by_hand(x_HW, 43, 37))
@@ -180,7 +180,7 @@ def pooled(x_CHW: np.ndarray, how: Any) -> np.ndarray:
     return np.array([[how(place, axis=(1, 2)) for place in row] for row in places]).transpose(2, 0, 1)
 
 
-def test_a_block_is_its_sums() -> None:
+def test_a_block_equals_its_formula() -> None:
     fork = [("fork_a", 2, (1, 3)), ("fork_b", 2, (3, 1))]
     last = [("seven", 2, (7, 1))]
     routes = [
@@ -242,12 +242,12 @@ def spoilt(name: str, value: Any) -> bytes:
         (lambda: b"weights", "is no state dict"),
     ],
 )
-def test_another_file_is_refused_in_one_line(content: Any, message: str) -> None:
+def test_a_file_without_the_published_weights_is_refused_in_one_line(content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load(content())
     assert str(caught.value).startswith("here: ") and "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture_is_refused() -> None:
+def test_images_of_four_channels_are_refused() -> None:
     with pytest.raises(DataError, match=r"needs images of 1 or 3 channels, and the dataset has images of shape \(4, 8, 8\)"):
         load(b"", (4, 8, 8))

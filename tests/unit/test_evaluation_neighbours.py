@@ -39,7 +39,7 @@ def within(point: Array, centres: Array) -> list[bool]:
 
 
 @pytest.mark.parametrize("far", [0.0, 3.0])
-def test_the_four_are_what_their_papers_define(far: float) -> None:
+def test_the_four_metrics_equal_the_definitions_of_their_papers(far: float) -> None:
     """On a lattice, where many distances are equal and many points are doubled; and far from the origin, where digits go."""
     generator = np.random.default_rng(0)
     real, drawn = (generator.integers(-4, 5, size=(40, 2)) + shift for shift in (0, 4))
@@ -72,7 +72,7 @@ def test_the_four_are_what_their_papers_define(far: float) -> None:
     assert not measured["precision_domain"].by_class
 
 
-def test_a_collapsed_model_looks_real_and_reaches_little_and_a_noisy_one_the_other_way_round() -> None:
+def test_a_collapsed_model_has_high_precision_and_low_recall_and_a_noisy_one_the_opposite() -> None:
     """Real: two clusters. So precision and recall, density and coverage cannot be swapped."""
     side = np.sign(np.arange(300) % 2 - 0.5)
     y_N = (side > 0).astype(np.int64)
@@ -94,7 +94,7 @@ def test_a_collapsed_model_looks_real_and_reaches_little_and_a_noisy_one_the_oth
     assert by_class[0] == 0.0 < 0.3 < by_class[1], "it never draws the first class"
 
 
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     real, other = normal(60, 3, 0), normal(70, 3, 1)
     model, metrics = Sampler(lambda z: 1.2 * z, 3), [*OF_SAMPLES, "novelty"]
     whole = values(model, bench_of(rows(other, real)), *metrics)
@@ -102,7 +102,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values(model, bench_of(rows(other, real)), *metrics) == pytest.approx(whole, rel=1e-12)
 
 
-def test_novelty_of_the_training_split_itself_is_nothing(digits: Dataset) -> None:
+def test_the_novelty_of_training_examples_is_zero(digits: Dataset) -> None:
     images = torch.from_numpy(np.array(digits.train.x_NX))
 
     class Memory(Sampler):
@@ -146,20 +146,20 @@ def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> 
     assert copies == {"novelty": 0.0}
 
 
-def test_novelty_of_the_same_law_is_about_one_and_of_noise_above() -> None:
+def test_novelty_is_about_one_for_the_same_distribution_and_higher_for_noise() -> None:
     context = bench_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
     same, noise = (values(Sampler(lambda z, s=scale: s * z, 3), context, "novelty")["novelty"] for scale in (1.0, 4.0))
     assert same == pytest.approx(1.0, abs=0.15) and noise > 2.0
 
 
-def test_held_out_examples_that_are_all_copies_have_no_novelty() -> None:
+def test_novelty_is_refused_if_all_held_out_examples_are_copies() -> None:
     x = normal(20, 2, 0)
     with pytest.raises(DataError, match="every held-out example of rows also stands in its training split"):
         values(Sampler(torch.clone, 2), bench_of(rows(x, x)), "novelty")
 
 
 @pytest.mark.parametrize("metric", ["fd_domain", "kid_domain", "precision_domain", "recall_domain"])
-def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str) -> None:
+def test_nonfinite_features_are_counted_and_never_dropped(metric: str) -> None:
     class Broken(Itself):
         def __call__(self, x_NX: Array) -> Array:
             f_ND = super().__call__(x_NX)

@@ -117,7 +117,7 @@ def test_the_evidence_names_its_model_and_its_data(workspace: Path) -> None:
     assert (evidence.values["iwae"] <= evidence.values["elbo"]).all()
 
 
-def test_a_report_comes_back_as_it_was_written(workspace: Path) -> None:
+def test_a_report_is_loaded_as_it_was_saved(workspace: Path) -> None:
     evidence = judge(workspace)
     report.write(evidence, workspace / "outs/trained/tiny-vae", arrays.load(workspace / "outs/prepared/tiny"), workspace / "r")
     loaded = Evidence.load(workspace / "r")
@@ -131,7 +131,7 @@ def test_a_report_comes_back_as_it_was_written(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere(workspace: Path) -> None:
+def test_the_step_writes_the_same_bytes_twice_and_evaluates_a_bundle_in_another_folder(workspace: Path) -> None:
     assert run_step(workspace, "evaluate", "tiny-vae").returncode == 0
     first = contents(workspace / "outs/reports/tiny-vae")
     pictures = {f"{name}.png" for name in ("curve", "samples", "likelihood", "nearest", "failures")}
@@ -148,14 +148,14 @@ def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere
 
 
 @pytest.mark.slow
-def test_steps_before_it_give_what_the_library_gives(workspace: Path) -> None:
+def test_the_earlier_steps_give_the_same_as_the_library(workspace: Path) -> None:
     before = contents(workspace / "outs")
     for step, key in (("snapshot", "tiny"), ("prepare", "tiny"), ("features", "tiny-vae")):
         assert run_step(workspace, step, key).returncode == 0
     assert contents(workspace / "outs") == before
 
 
-def test_raw_data_is_found_in_the_persons_tree(workspace: Path) -> None:
+def test_raw_data_is_found_in_the_users_tree(workspace: Path) -> None:
     before = contents(workspace / "outs/raw")
     (workspace / "mine").mkdir()
     (workspace / "images.npy").rename(workspace / "mine/images.npy")
@@ -166,7 +166,7 @@ def test_raw_data_is_found_in_the_persons_tree(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_damaged_bundle_is_not_judged(workspace: Path) -> None:
+def test_a_damaged_bundle_is_not_evaluated(workspace: Path) -> None:
     weights = workspace / "outs/trained/tiny-vae/weights.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-7] ^= 16
@@ -177,7 +177,7 @@ def test_a_damaged_bundle_is_not_judged(workspace: Path) -> None:
     assert done.returncode == 1 and not (workspace / "outs/reports").exists()
 
 
-def test_weights_that_diverged_are_not_judged(workspace: Path) -> None:
+def test_nonfinite_weights_are_not_evaluated(workspace: Path) -> None:
     def diverge(model: Model) -> None:
         next(model.parameters()).view(-1)[3] = float("nan")
 

@@ -56,7 +56,7 @@ def test_samples_are_drawn_with_the_probabilities() -> None:
     assert float(expected.min()) > 4 / side, "every image is drawn"
 
 
-def test_a_sample_is_the_place_in_the_distribution_that_its_noise_says() -> None:
+def test_a_sample_is_the_quantile_that_its_noise_selects() -> None:
     """Going through the values in order: the share below each drawn level is at most Phi(noise), that up to it above."""
     model = a_model(IMAGE)
     noise = standard_normal((20, model.sample_noise), 1).double()
@@ -69,7 +69,7 @@ def test_a_sample_is_the_place_in_the_distribution_that_its_noise_says() -> None
 
 
 @pytest.mark.parametrize("reach", [1, 2])
-def test_a_value_sees_all_that_came_before_and_nothing_else(reach: int) -> None:
+def test_a_value_depends_on_all_earlier_values_and_on_nothing_else(reach: int) -> None:
     """By the gradient of each value's logits; three layers of reach 1 span a row of IMAGE less the corners that are too far."""
     spec = DataSpec(shape=(1, 4, 4), levels=17)
     model = a_model(spec, SMALL.model_copy(update={"reach": reach, "layers": 4}))
@@ -81,7 +81,7 @@ def test_a_value_sees_all_that_came_before_and_nothing_else(reach: int) -> None:
         assert seen.tolist() == [before < place for before in range(spec.dims)], f"value {place}"
 
 
-def test_training_starts_from_the_shares_of_the_training_split() -> None:
+def test_training_starts_from_the_frequencies_of_the_training_split() -> None:
     x = examples(PAIR, 500)
     model = build(SMALL, PAIR).double().eval()
     model.initialise(x)
@@ -119,14 +119,14 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line]
 
 
-def test_the_page_shows_the_file_whole_and_in_order() -> None:
+def test_the_page_shows_the_whole_file_in_order() -> None:
     *parts, cases = blocks("python")
     assert [line for part in parts for line in lines(part)] == lines((EXAMPLE / "family.py").read_text())
     assert blocks("toml") == [(EXAMPLE / "pyproject.toml").read_text()]
     assert cases in (REPOSITORY / "tests/support/models_cases.py").read_text()
 
 
-def test_the_pages_pipeline_is_valid() -> None:
+def test_the_pipeline_on_the_page_is_valid() -> None:
     content = read_params(REPOSITORY)
     (pipeline,) = blocks("yaml")
     content["pipelines"] = YAML(typ="safe").load(pipeline)

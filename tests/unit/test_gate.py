@@ -64,7 +64,7 @@ def test_a_first_version_that_meets_the_requirements_is_promoted() -> None:
     assert [rule.rule for rule in decision.rules] == ["leakage", "require"] and decision.rules[1].passed
 
 
-def test_a_first_version_that_does_not_is_refused_with_the_numbers() -> None:
+def test_a_first_version_that_fails_the_requirements_is_refused_with_the_numbers() -> None:
     decision = decide(evidence(2.6), None)
     assert decision.verdict == "refused"
     assert decision.reasons[0].startswith("no champion, and requirement nll not met: 2.600 [2.56")
@@ -105,7 +105,7 @@ def test_worse_beyond_chance_is_refused_with_both_numbers_and_their_intervals() 
     assert "shown to be worse, difference -0.4000 [-0.40" in decision.reasons[0]
 
 
-def test_margin_is_to_be_exceeded() -> None:
+def test_an_improvement_must_exceed_the_margin() -> None:
     rules = RULES.model_copy(update={"improve": RULES.improve.model_copy(update={"margin": 0.05}) if RULES.improve else None})
     champion = evidence(1.90, key="champion", noise=2)
     assert decide(evidence(1.88), champion, rules).verdict == "kept"
@@ -113,7 +113,7 @@ def test_margin_is_to_be_exceeded() -> None:
     assert decide(evidence(1.91), champion, rules).verdict == "refused"
 
 
-def test_higher_is_better_where_the_metric_says_so() -> None:
+def test_the_gate_follows_the_direction_of_the_metric() -> None:
     rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
     champion = evidence(1.90, key="champion", noise=2, better="higher")
     assert decide(evidence(1.95, better="higher"), champion, rules).verdict == "promoted"
@@ -121,7 +121,7 @@ def test_higher_is_better_where_the_metric_says_so() -> None:
 
 
 @pytest.mark.parametrize(("distance", "verdict"), [(8.0, "promoted"), (8.995, "kept"), (12.0, "refused")])
-def test_a_guard_within_its_tolerance(distance: float, verdict: str) -> None:
+def test_a_guard_metric_may_be_worse_within_its_tolerance(distance: float, verdict: str) -> None:
     def of(mean: float, likelihood: float, key: str, noise: int) -> Evidence:
         return both(
             evidence(likelihood, key=key, noise=noise), evidence(mean, metric="fd_domain", noise=noise, spread=0.2, count=20)
@@ -132,7 +132,7 @@ def test_a_guard_within_its_tolerance(distance: float, verdict: str) -> None:
     assert [rule.rule for rule in decision.rules] == ["leakage", "require", "improve", "never_worse"]
 
 
-def test_without_rules_there_is_no_gate() -> None:
+def test_without_rules_every_version_is_refused() -> None:
     for rules in (PromotionSettings(), PromotionSettings(approval="manual")):
         decision = decide(evidence(), None, rules)
         assert decision.verdict == "refused" and decision.reasons[0].startswith("no gate")
@@ -149,7 +149,7 @@ def test_the_champion_itself_is_kept() -> None:
     assert gate.decide("m", evidence(), 1, evidence(key="other"), 1, RULES).verdict == "kept"
 
 
-def test_uncommitted_work_is_refused_and_the_other_rules_are_still_told() -> None:
+def test_uncommitted_work_is_refused_and_the_other_rules_are_still_reported() -> None:
     decision = decide(evidence(1.8), evidence(1.9, key="champion"), dirty="uncommitted changes in src/model.py")
     assert decision.verdict == "refused" and decision.reasons == (decision.rules[0].reason,)
     assert decision.reasons[0].startswith("uncommitted changes in src/model.py; commit")
@@ -162,7 +162,7 @@ def test_uncommitted_work_is_refused_and_the_other_rules_are_still_told() -> Non
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_what_a_person_took_out_of_the_running_is_refused_and_the_other_rules_are_still_told(first: bool) -> None:
+def test_a_vetoed_version_is_refused_and_the_other_rules_are_still_reported(first: bool) -> None:
     champion = None if first else evidence(1.9, key="champion")
     decision = decide(evidence(1.8), champion, person="m/2 was rolled back on 2026-05-01 by ada: it blurs")
     assert decision.verdict == "refused"
@@ -171,7 +171,7 @@ def test_what_a_person_took_out_of_the_running_is_refused_and_the_other_rules_ar
     assert told == [("person", False), ("leakage", True), ("require", True), ("improve", True)][: 3 if first else 4]
 
 
-def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> None:
+def test_a_failed_training_is_refused_even_with_good_numbers() -> None:
     decision = decide(evidence(1.8), evidence(1.9, key="champion"), cut_short="training collapsed: it covers half")
     assert decision.verdict == "refused" and decision.reasons[0].startswith(
         "training collapsed: it covers half; the gate does not promote"
@@ -184,7 +184,7 @@ def test_a_training_that_went_wrong_is_refused_however_good_its_numbers() -> Non
     ]
 
 
-def test_manual_approval_waits_only_for_what_passes() -> None:
+def test_manual_approval_is_requested_only_for_versions_that_pass() -> None:
     rules = RULES.model_copy(update={"approval": "manual"})
     waiting = decide(evidence(1.8), evidence(1.9, key="champion"), rules)
     assert waiting.verdict == "awaiting_approval" and "remint promote m/2" in waiting.reasons[-1]
@@ -241,7 +241,7 @@ def test_bad_evidence_refuses_on_either_side(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_what_is_not_comparable_is_refused(what: str) -> None:
+def test_evidence_that_is_not_comparable_is_refused(what: str) -> None:
     champion, says = UNLIKE[what]
     decision = decide(evidence(1.0), champion)
     assert decision.verdict == "refused" and says in decision.reasons[0], decision.reasons
@@ -254,7 +254,7 @@ def test_a_champion_that_cannot_be_measured_refuses() -> None:
     assert gate.decide("m", evidence(1.0), 2, None, 1, RULES).verdict == "refused"
 
 
-def test_too_few_draws_cannot_tell() -> None:
+def test_too_few_draws_are_refused() -> None:
     decision = decide(evidence(1.0, count=comparable.FEWEST - 1), evidence(1.9, key="champion", count=comparable.FEWEST - 1))
     assert decision.verdict == "refused" and "raise evaluation.draws" in decision.reasons[0]
 
@@ -330,13 +330,13 @@ EITHER = PromotionSettings.model_validate({"improve": {"metric": ["nll", "fd_dom
     ("nll", "fd", "verdict"),
     [(1.8, 8.0, "promoted"), (1.9, 7.8, "promoted"), (1.9, 8.0, "kept"), (1.8, 8.3, "refused"), (2.0, 7.0, "refused")],
 )
-def test_one_of_several_metrics_is_enough_and_none_may_be_worse(nll: float, fd: float, verdict: str) -> None:
+def test_one_better_metric_is_enough_if_no_other_is_worse(nll: float, fd: float, verdict: str) -> None:
     decision = decide(several(nll, fd, "challenger", 1), several(1.9, 8.0, "champion", 2), EITHER)
     assert decision.verdict == verdict, decision.reasons
     assert "one of 2 comparisons" in decision.rules[-1].reason
 
 
-def test_each_of_several_comparisons_is_held_to_its_share_of_the_level() -> None:
+def test_each_of_several_comparisons_uses_its_share_of_the_level() -> None:
     challenger, champion = several(1.89, 8.0, "challenger", 1), several(1.9, 8.0, "champion", 2)
     alone = decide(
         challenger, champion, PromotionSettings.model_validate({"improve": {"metric": "nll"}, "require": {"nll": {"max": 9}}})
@@ -391,7 +391,7 @@ def spread(*values: float, recipe: str = "r") -> SeedSpread:
     return SeedSpread(pipeline="m", recipe=recipe, dataset="d", seeds=tuple(range(len(values))), values={"nll": values})
 
 
-def test_an_automatic_margin_is_what_two_seeds_differ_by() -> None:
+def test_an_automatic_margin_is_the_difference_between_two_seeds() -> None:
     seeds = spread(1.90, 1.91, 1.89, 1.92, 1.88)
     deviation = np.std([1.90, 1.91, 1.89, 1.92, 1.88], ddof=1)
     margin = 2.131847 * np.sqrt(2.0) * deviation  # t at 0.95 with 4 degrees of freedom
@@ -406,7 +406,7 @@ def test_an_automatic_margin_is_what_two_seeds_differ_by() -> None:
 
 
 @pytest.mark.parametrize("seeds", [None, spread(1.9, 1.91), spread()], ids=["none", "two", "of no seed"])
-def test_without_a_spread_nothing_is_shown_to_be_better_and_worse_is_worse_still(seeds: SeedSpread | None) -> None:
+def test_without_a_seed_spread_nothing_is_better_and_a_worse_version_is_still_worse(seeds: SeedSpread | None) -> None:
     champion = evidence(1.9, key="champion", noise=2)
     decision = decide(evidence(1.5), champion, AUTO, spread=seeds)
     assert decision.verdict == "kept" and "remint spread m" in decision.reasons[0]
@@ -414,7 +414,7 @@ def test_without_a_spread_nothing_is_shown_to_be_better_and_worse_is_worse_still
     assert decide(evidence(1.9), None, AUTO, spread=seeds).verdict == "promoted"  # a first version is held to its requirements
 
 
-def test_pairs_of_seeds_are_promoted_at_most_at_the_stated_level_and_without_a_margin_far_more_often(
+def test_another_seed_is_promoted_at_most_at_the_stated_level_only_with_a_margin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two trainings that differ by their seeds alone, 0.01 bits/dim each, on the same 360 examples; 5 other seeds recorded."""
@@ -434,7 +434,7 @@ def test_pairs_of_seeds_are_promoted_at_most_at_the_stated_level_and_without_a_m
     assert promoted["0"] > 60, promoted
 
 
-def test_the_choice_of_reference_examples_widens_a_distance_and_pairing_takes_out_what_is_common() -> None:
+def test_reference_examples_widen_an_interval_and_pairing_removes_their_common_part() -> None:
     def of(mean: float, key: str, noise: int, reference_J: np.ndarray) -> Evidence:
         plain = evidence(mean, key=key, noise=noise, metric="fd_domain", count=40)
         return Evidence(plain.report, {**plain.values, comparable.reference_of("fd_domain"): reference_J})
@@ -454,7 +454,7 @@ def test_the_choice_of_reference_examples_widens_a_distance_and_pairing_takes_ou
     assert one_sided.verdict == "refused" and "has 0 values for the challenger and 20" in one_sided.reasons[0]
 
 
-def test_examples_that_stand_in_a_training_split_refuse() -> None:
+def test_held_out_examples_in_a_training_split_are_refused() -> None:
     def seen(exact: int, near: int) -> Leakage:
         return Leakage(checked=N, exact=exact, near=near, tolerance="within 2% of the range")
 

@@ -63,7 +63,7 @@ def findings(home: Home) -> list[str]:
 
 
 @pytest.mark.parametrize(("place", "where"), [(here, "on this machine"), (in_mlflow, "in MLflow")])
-def test_a_changed_decision_is_named_with_its_place(home: Home, place: object, where: str) -> None:
+def test_a_changed_decision_is_reported_with_its_place(home: Home, place: object, where: str) -> None:
     path = place(home, 2)  # type: ignore[operator]
     said = [f"{MODEL}: the decision.json of version 2 {where} was changed or replaced: it does not match the digest in row 2"]
     decision(2, 1, "kept", "a better reason").write(path)
@@ -75,7 +75,7 @@ def test_a_changed_decision_is_named_with_its_place(home: Home, place: object, w
     assert history(home, MODEL).findings == (), "only --verify compares"
 
 
-def test_one_copy_is_enough_and_none_is_a_finding(home: Home) -> None:
+def test_one_copy_of_a_decision_is_enough_and_no_copy_is_a_finding(home: Home) -> None:
     here(home, 1).unlink()
     in_mlflow(home, 2).unlink()
     assert findings(home) == []
@@ -93,20 +93,20 @@ def test_a_version_that_mlflow_no_longer_has_lacks_its_decision_there(home: Home
     assert any("the decision.json of version 2, recorded in row 2, is missing" in line for line in findings(home))
 
 
-def test_a_tag_alone_that_is_changed_changes_nothing(home: Home) -> None:
+def test_a_changed_tag_alone_is_not_a_finding(home: Home) -> None:
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/2"), VersionTags(decision_sha256="0" * 64))
     assert findings(home) == []
 
 
-def test_a_tag_that_agrees_with_a_changed_decision_does_not_help_it(home: Home) -> None:
+def test_a_changed_decision_is_found_even_if_the_tag_agrees_with_it(home: Home) -> None:
     other, store = decision(2, 1, "kept", "a better reason"), open_tracking(home)
     other.write(here(home, 2))
     store.set_tags(store.version(f"{MODEL}/2"), VersionTags(decision_sha256=other.digest))
     assert len(findings(home)) == 1
 
 
-def test_a_digest_that_is_changed_in_the_row_breaks_the_chain(home: Home) -> None:
+def test_a_changed_digest_in_a_row_breaks_the_chain(home: Home) -> None:
     other = decision(2, 1, "kept", "a better reason")
     for path in (here(home, 2), in_mlflow(home, 2)):
         other.write(path)
@@ -114,12 +114,12 @@ def test_a_digest_that_is_changed_in_the_row_breaks_the_chain(home: Home) -> Non
     assert findings(home) == [f"{MODEL}: row 2 was changed: its hash does not match its content"]
 
 
-def test_the_newest_decision_on_a_version_is_the_one_that_is_kept(home: Home) -> None:
+def test_the_newest_decision_on_a_version_is_kept(home: Home) -> None:
     settle(home, decision(2, 1, "promoted"))
     assert findings(home) == []
 
 
-def test_a_row_that_nothing_followed_yet_has_its_decision_pending(home: Home) -> None:
+def test_a_pending_decision_of_the_newest_row_is_not_a_finding(home: Home) -> None:
     settle(home, decision(2, 1, "promoted"))
     here(home, 2).rename(here(home, 2).with_name("pending_decision.json"))
     for path in (here(home, 2), in_mlflow(home, 2)):
@@ -127,7 +127,7 @@ def test_a_row_that_nothing_followed_yet_has_its_decision_pending(home: Home) ->
     assert findings(home) == []
 
 
-def test_a_store_that_is_out_of_reach_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_reported(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

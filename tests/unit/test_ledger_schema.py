@@ -38,7 +38,7 @@ def versions(url: str) -> dict[str, list[int]]:
         return {name: list(connection.execute(sa.text(f"SELECT version FROM {name}")).scalars()) for name in names}
 
 
-def test_a_database_of_the_old_code_is_migrated_with_everything_in_it(url: str) -> None:
+def test_a_database_of_the_old_code_is_migrated_without_loss(url: str) -> None:
     execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
     ledger = Ledger(url)
     # an older remint stops at each of these: "has schema 2, this remint knows 1: use the one that wrote it"
@@ -71,7 +71,7 @@ def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decisio
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("first", [Ledger, Collected, Spreads, Leases])
-def test_whichever_part_is_there_and_is_opened_first_all_tables_are_made(
+def test_all_tables_exist_whichever_part_existed_or_is_opened_first(
     part: str, first: Callable[[str], object], tmp_path: Any
 ) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
@@ -88,7 +88,7 @@ def test_a_new_database_has_one_table_that_says_its_version(url: str) -> None:
     assert versions(url) == {"ledger_schema": [2]}
 
 
-def test_a_row_by_an_older_remint_that_was_at_work_meanwhile_verifies(url: str) -> None:
+def test_a_row_that_an_older_remint_appends_after_the_migration_verifies(url: str) -> None:
     """It looked at the version before the migration, and does not know of the new column."""
     execute(url, *LEDGER[:3])
     Ledger(url)
@@ -105,7 +105,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
     assert "decision" not in {column["name"] for column in columns}
 
 
-def test_reach_takes_an_old_database_and_does_not_migrate_it(url: str) -> None:
+def test_the_check_of_reach_accepts_an_old_database_without_migrating_it(url: str) -> None:
     execute(url, *LEDGER)
     schema.reach(url)
     assert versions(url) == {"ledger_schema": [1]}

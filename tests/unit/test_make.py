@@ -43,7 +43,7 @@ def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.C
         ({"python3.13": WHOLE, "python3": WHOLE}, ["PYTHON=python3"], "python3"),
     ],
 )
-def test_the_newest_that_can_make_environments_is_taken(
+def test_make_uses_the_newest_interpreter_that_can_create_environments(
     tmp_path: Path, pythons: dict[str, str], arguments: list[str], taken: str
 ) -> None:
     done = make(tmp_path, pythons, "-n", *arguments)
@@ -60,7 +60,7 @@ def test_the_newest_that_can_make_environments_is_taken(
         ({"python3.13": WHOLE}, ["PYTHON=/nowhere/python"], "/nowhere/python is not a Python from 3.11 to 3.13"),
     ],
 )
-def test_without_a_fitting_one_a_line_says_what_to_do(
+def test_without_a_suitable_interpreter_one_line_says_what_to_do(
     tmp_path: Path, pythons: dict[str, str], arguments: list[str], words: str
 ) -> None:
     done = make(tmp_path, pythons, *arguments)

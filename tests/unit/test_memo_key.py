@@ -179,14 +179,14 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_runs_those_steps_again_whose_result_depends_on_it(clone: Clone, before: dict[str, bytes], what: str) -> None:
+def test_a_change_reruns_exactly_the_steps_that_depend_on_it(clone: Clone, before: dict[str, bytes], what: str) -> None:
     change, expected = CHANGES[what]
     change(clone)
     assert {stage for stage, key in clone.keys().items() if key != before.get(stage)} == expected
 
 
 @pytest.mark.parametrize("what", ["a default of the evaluation", "the GAN", "a new family"])
-def test_dvc_says_so_too(clone: Clone, what: str) -> None:
+def test_dvc_agrees_about_the_changed_stages(clone: Clone, what: str) -> None:
     change, expected = CHANGES[what]
     change(clone)
     assert clone.changed() == expected
@@ -228,20 +228,20 @@ def test_every_module_of_ours_that_a_step_imports_is_in_its_key(ran: Clone, step
     assert ours - without_effect - ran.key(step, name)["code"].keys() == set()
 
 
-def test_the_code_of_plug_ins_is_in_the_key_of_their_pipeline_and_of_no_other(ran: Clone) -> None:
+def test_plug_in_code_is_only_in_the_key_of_its_pipeline(ran: Clone) -> None:
     family, metric = "examples.pixelcnn.family", "examples.diversity.metric"
     assert family in ran.key("train", "plugin")["code"] and metric not in ran.key("train", "plugin")["code"]
     assert {family, metric} < ran.key("evaluate", "plugin")["code"].keys()
     assert not {family, metric} & {*ran.key("train", "gan")["code"], *ran.key("evaluate", "gan")["code"]}
 
 
-def test_each_module_without_effect_is_there_and_has_a_reason() -> None:
+def test_each_module_listed_as_without_effect_exists_and_has_a_reason() -> None:
     for module, reason in WITHOUT_EFFECT.items():
         path = REPOSITORY / "src" / module.replace(".", "/")
         assert (path.is_dir() or path.with_suffix(".py").is_file()) and reason
 
 
-def test_features_are_learnt_where_a_metric_needs_them_once_a_dataset(ran: Clone) -> None:
+def test_features_are_trained_once_for_each_dataset_if_a_metric_needs_them(ran: Clone) -> None:
     made = {name: {path.name for path in (ran.folder / "outs/features" / name).iterdir()} for name in ("flow", "gan", "plugin")}
     learnt = {"extractor.json", "extractor.safetensors"}
     assert made == {"flow": learnt, "gan": {"none.json"}, "plugin": learnt}
@@ -250,7 +250,7 @@ def test_features_are_learnt_where_a_metric_needs_them_once_a_dataset(ran: Clone
         assert (kept / name).read_bytes() == (ran.folder / "outs/features/flow" / name).read_bytes()
 
 
-def test_a_changed_default_measures_model_and_champion_alike(ran: Clone) -> None:
+def test_after_a_changed_default_model_and_champion_are_evaluated_alike(ran: Clone) -> None:
     """dvc evaluates again and trains nothing; the champion, measured by the same step, is comparable."""
     ran.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
     said = ran.run("dvc", "repro", "evaluate@gan")

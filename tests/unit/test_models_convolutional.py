@@ -38,7 +38,7 @@ def moved(module: nn.Module) -> nn.Module:
     ("size", "count"), [((8, 8), 2), ((16, 16), 3), ((28, 28), 3), ((32, 32), 4), ((64, 64), 5), ((3, 4), 1)]
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_there_and_back_at_every_size(size: tuple[int, int], count: int, channels: int) -> None:
+def test_down_and_up_sampling_have_the_right_shapes_at_every_size(size: tuple[int, int], count: int, channels: int) -> None:
     torch.manual_seed(0)
     down = DownsamplingNetwork(channels, size, 8, 1, 5, beside=2, dilation=2).double()
     up = UpsamplingNetwork(5, 8, 1, channels, size, dilation=2).double()
@@ -49,22 +49,22 @@ def test_there_and_back_at_every_size(size: tuple[int, int], count: int, channel
 
 
 @pytest.mark.parametrize(("size", "stop"), [((9, 9), "9 x 9"), ((22, 22), "11 x 11"), ((64, 8), "32 x 4")])
-def test_a_size_that_does_not_halve_is_refused_by_name(size: tuple[int, int], stop: str) -> None:
+def test_a_size_that_cannot_be_halved_is_refused_by_name(size: tuple[int, int], stop: str) -> None:
     with pytest.raises(SettingsError, match=f"stops at {stop}"):
         DownsamplingNetwork(1, size, 8, 1, 5)
 
 
-def test_maps_grow_wider_as_they_grow_coarser_up_to_four_times() -> None:
+def test_coarser_maps_have_more_channels_up_to_four_times() -> None:
     assert widths(16, 5) == [16, 32, 64, 64, 64]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 1, 1, 2), (2, 2, 7, 7)])
-def test_doubled_is_bilinear_interpolation(shape: tuple[int, ...]) -> None:
+def test_doubling_is_bilinear_interpolation(shape: tuple[int, ...]) -> None:
     x = numbers(*shape)
     torch.testing.assert_close(upsample(x), F.interpolate(x, scale_factor=2, mode="bilinear"), rtol=0, atol=1e-15)
 
 
-def test_halved_is_bilinear_interpolation_and_undoes_a_doubled_constant() -> None:
+def test_halving_is_bilinear_interpolation_and_undoes_the_doubling_of_a_constant() -> None:
     x = numbers(2, 3, 4, 6)
     torch.testing.assert_close(downsample(x), F.interpolate(x, scale_factor=0.5, mode="bilinear"), rtol=0, atol=1e-15)
     ones = torch.ones(1, 1, 3, 3)
@@ -100,7 +100,7 @@ def test_every_block_is_the_identity_at_initialisation_and_the_zero_trunk_is_zer
     assert torch.equal(SameSizeNetwork(3, 8, 4, 2, zero=True).double()(x), torch.zeros(2, 4, 5, 5, dtype=torch.float64))
 
 
-def test_rates_double_up_to_the_greatest_that_a_map_has_room_for() -> None:
+def test_dilation_rates_double_up_to_the_largest_that_fits_the_map() -> None:
     assert dilation_rates(5, 4) == [1, 2, 4, 4, 4]
     assert dilation_rates(3, 1) == [1, 1, 1]
     assert dilation_rates(3, 4, (8, 8)) == [1, 2, 4]
@@ -121,7 +121,7 @@ def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
     assert (int(columns.min()), int(columns.max())) == (10 - reach, 10 + reach)
 
 
-def test_no_example_sees_another_and_what_stands_beside_is_seen() -> None:
+def test_examples_are_independent_and_the_side_input_is_used() -> None:
     torch.manual_seed(0)
     trunk = moved(DownsamplingNetwork(1, (8, 8), 4, 1, 2, beside=3))
     x, beside = numbers(3, 1, 8, 8), numbers(3, 3, seed=1)
@@ -131,7 +131,7 @@ def test_no_example_sees_another_and_what_stands_beside_is_seen() -> None:
     assert not torch.allclose(other[0], whole[0]) and torch.allclose(other[1], whole[1])
 
 
-def test_gradient_of_a_gradient_by_finite_differences() -> None:
+def test_second_derivatives_equal_finite_differences() -> None:
     torch.manual_seed(0)
     trunk = moved(DownsamplingNetwork(1, (8, 8), 2, 1, 1))
     x = numbers(1, 1, 8, 8).requires_grad_(True)

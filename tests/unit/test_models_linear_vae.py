@@ -122,7 +122,7 @@ def test_with_the_exact_posterior_every_bound_is_the_likelihood(latent: int) -> 
     torch.testing.assert_close(weights, model.log_prob(model.x_ND).expand(20, -1), rtol=0, atol=1e-9)
 
 
-def test_with_another_the_elbo_lies_below_and_iwae_comes_up_to_it() -> None:
+def test_with_another_encoder_the_elbo_is_below_the_likelihood_and_iwae_approaches_it() -> None:
     model = pca(2)
     vae, x = misled(linear_vae(model, list(range(D)))), model.x_ND[:40]
     exact = model.log_prob(x)
@@ -140,7 +140,7 @@ def test_with_another_the_elbo_lies_below_and_iwae_comes_up_to_it() -> None:
     torch.testing.assert_close(limit, exact[:5], rtol=0, atol=1e-6)
 
 
-def test_nothing_pulls_at_the_maximum_of_the_likelihood() -> None:
+def test_the_gradient_is_zero_at_the_maximum_of_the_likelihood() -> None:
     """The loss that is trained, with the noise integrated exactly, is stationary where probabilistic PCA says."""
     model = pca(2)
     vae = linear_vae(model, list(range(D))).requires_grad_(True)
@@ -156,7 +156,7 @@ def test_nothing_pulls_at_the_maximum_of_the_likelihood() -> None:
 
 
 @pytest.mark.parametrize("columns", [[0, 1, 2, 3], [1, 4], [2]])
-def test_a_row_with_missing_values_has_the_likelihood_of_those_that_are_there(columns: list[int]) -> None:
+def test_a_row_with_missing_values_has_the_likelihood_of_its_observed_values(columns: list[int]) -> None:
     model = pca(1)
     x = torch.full_like(model.x_ND, torch.nan)
     x[:, columns] = model.x_ND[:, columns]
@@ -165,7 +165,7 @@ def test_a_row_with_missing_values_has_the_likelihood_of_those_that_are_there(co
     torch.testing.assert_close(weights, expected.expand(20, -1), rtol=0, atol=1e-9)
 
 
-def test_so_has_each_of_many_rows_with_other_values_missing() -> None:
+def test_rows_with_different_missing_values_have_the_likelihood_of_their_observed_values() -> None:
     model = pca(1)
     x = model.x_ND[:32].clone()
     patterns = torch.arange(32).unsqueeze(1) >> torch.arange(D) & 1  # every set of columns, the empty one too
@@ -181,7 +181,7 @@ def test_so_has_each_of_many_rows_with_other_values_missing() -> None:
         assert float(elbo[row]) < expected + 1e-9
 
 
-def test_a_conditional_one_has_the_likelihood_given_the_class() -> None:
+def test_a_conditional_vae_has_the_likelihood_given_the_class() -> None:
     model, means = pca(2), 2 * standard_normal((3, D), 7).double()
     y = torch.arange(300) % 3
     vae = linear_vae(model, list(range(D)), classes=means)
@@ -191,7 +191,7 @@ def test_a_conditional_one_has_the_likelihood_given_the_class() -> None:
     torch.testing.assert_close(weights, expected.expand(5, -1), rtol=0, atol=1e-9)
 
 
-def test_samples_have_its_mean_and_covariance() -> None:
+def test_samples_have_the_mean_and_covariance_of_the_model() -> None:
     model, n = pca(2), 40_000
     x = linear_vae(model, list(range(D))).sample(standard_normal((n, 2 + D), 8).double()).double()
     covariance = model.weight_DZ @ model.weight_DZ.T + model.variance * torch.eye(D)
@@ -201,7 +201,7 @@ def test_samples_have_its_mean_and_covariance() -> None:
     torch.testing.assert_close(error, torch.zeros(D, D), rtol=0, atol=8 / n**0.5)
 
 
-def test_a_row_is_completed_with_the_mean_that_the_observed_values_imply() -> None:
+def test_imputed_values_have_the_conditional_mean_given_the_observed_ones() -> None:
     """E[x missing | x observed] of the closed-form Gaussian, from draws of Vae.reconstruct."""
     model, columns, n = pca(1), [0, 1, 2, 3], 20_000
     x = torch.full((1, D), torch.nan)

@@ -44,7 +44,7 @@ def test_three_phases_train_encoder_decoder_and_critic() -> None:
     assert not owned["critic"] & {id(parameter) for parameter in model.parameters()}
 
 
-def test_a_gradient_reaches_the_phases_own_parameters_and_no_others() -> None:
+def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
     """Also where the others ask for one: what a phase only looks through would otherwise be trained by chance."""
     settings = SETTINGS.model_copy(update={"likelihood": "sigma_gaussian"})
     model = a_model(settings, IMAGE)
@@ -61,7 +61,7 @@ def test_a_gradient_reaches_the_phases_own_parameters_and_no_others() -> None:
         assert moved <= own and len(moved) >= len(own) - 1, phase.name  # the critic's last bias moves no relativistic loss
 
 
-def test_the_encoder_descends_the_plain_autoencoders_loss() -> None:
+def test_the_encoder_minimises_the_loss_of_a_plain_vae() -> None:
     model = a_model()
     phase = its_phases(model)["encoder"]
     batch = a_batch(phase, PAIR)
@@ -69,7 +69,7 @@ def test_the_encoder_descends_the_plain_autoencoders_loss() -> None:
     assert phase.curves().keys() == {"kl", "active_units"}
 
 
-def test_the_decoder_descends_likelihood_and_critic() -> None:
+def test_the_decoder_minimises_the_likelihood_term_plus_the_critic_term() -> None:
     """Its loss written out, and the weight in it: without the critic's part it is the likelihood's."""
     model = a_model()
     phase = its_phases(model)["decoder"]
@@ -91,7 +91,7 @@ def exact_log_prob(model: VaeGan, x: Tensor) -> Tensor:
     return log_joint.logsumexp(0) + math.log(16 / 2000)
 
 
-def test_the_bound_is_one_whatever_the_critic_did_to_the_decoder() -> None:
+def test_the_elbo_stays_a_lower_bound_after_critic_steps() -> None:
     """After steps in which the critic's part is by far the greater: probabilities sum to 1, and the ELBO is below them."""
     settings = SETTINGS.model_copy(update={"adversarial": 20.0})
     model = a_model(settings)
@@ -117,7 +117,7 @@ def test_the_bound_is_one_whatever_the_critic_did_to_the_decoder() -> None:
     assert bool((elbo < exact).all())
 
 
-def test_a_sample_shows_the_mean_that_the_critic_judged() -> None:
+def test_a_sample_is_the_mean_that_the_critic_saw() -> None:
     model = a_model(spec=IMAGE)
     noise = standard_normal((20, model.sample_noise), 3).double()
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_the_mean_is_the_expected_level(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["discretised_logistic", "sigma_gaussian"])
-def test_the_mean_of_a_law_that_is_integrated_is_that_of_its_own_values_kept_within_the_ends(kind: str) -> None:
+def test_the_mean_of_a_continuous_likelihood_is_that_of_its_clamped_values(kind: str) -> None:
     """With very many levels, rounding is nothing. And it can be differentiated."""
     law = level_likelihood(kind, 4097, 1).double()  # type: ignore[arg-type]
     theta = standard_normal((6, law.parameters_per_dim), 5).double().requires_grad_(True)
@@ -150,7 +150,7 @@ def test_the_mean_of_a_law_that_is_integrated_is_that_of_its_own_values_kept_wit
     assert torch.autograd.gradcheck(law.mean, (theta,))
 
 
-def test_what_it_cannot_be_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     with pytest.raises(SettingsError, match="family 'vaegan' is for images"):
         a_model(spec=MIXED)
     content = read_params(Path(__file__).parents[2])

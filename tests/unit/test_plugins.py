@@ -59,7 +59,7 @@ def of_house(**model: Any) -> dict[str, Any]:
     return {"datasets": content["datasets"], "pipelines": {"digits-house": pipeline}}
 
 
-def test_params_yaml_may_name_it_and_its_settings_are_its_own(house: Path) -> None:
+def test_params_yaml_may_name_a_family_of_a_plug_in_with_its_settings(house: Path) -> None:
     house.write_text(SOUND)
     assert set(plugins.names()) >= {"flow", "gan", "house", "pixelcnn", "vae"}
     settings = validate_params(of_house(rooms=4)).pipelines["digits-house"]
@@ -68,7 +68,7 @@ def test_params_yaml_may_name_it_and_its_settings_are_its_own(house: Path) -> No
         validate_params(of_house(room=4))
 
 
-def test_it_is_saved_and_loaded_as_any_other(house: Path, tmp_path: Path) -> None:
+def test_a_model_of_a_plug_in_is_saved_and_loaded_like_any_other(house: Path, tmp_path: Path) -> None:
     house.write_text(SOUND)
     settings = plugins.settings_of("house").model_validate({"rooms": 4, "hidden": 8})
     save_model(tmp_path / "trained", family("house").build(settings, SPEC), "house", settings, SPEC)
@@ -98,7 +98,7 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(house: Path, wrong: 
         ("build = phases = print\nclass Settings: ...", "Settings is not a subclass of remint.settings.recipe.ModelSettings"),
     ],
 )
-def test_a_plug_in_that_is_none_is_one_line(house: Path, text: str, words: str) -> None:
+def test_an_invalid_family_plug_in_is_reported_in_one_line(house: Path, text: str, words: str) -> None:
     house.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
         validate_params(of_house())
@@ -111,7 +111,7 @@ def require(workspace: Path) -> None:
     plugins.require_own_code("house", workspace, workspace / "constraints.txt")
 
 
-def test_code_that_is_neither_in_the_repository_nor_installed_is_not_trained(house: Path, tmp_path: Path) -> None:
+def test_a_family_that_is_neither_in_the_repository_nor_installed_is_not_trained(house: Path, tmp_path: Path) -> None:
     """Neither the module itself nor what it imports, wherever in it."""
     house.write_text(SOUND)
     (tmp_path / "constraints.txt").write_text("")
@@ -129,7 +129,7 @@ def test_code_that_is_neither_in_the_repository_nor_installed_is_not_trained(hou
             require(tmp_path / "job")
 
 
-def test_an_installed_plug_in_is_trained_where_its_version_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_plug_in_is_trained_if_its_version_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "venv/site-packages", monkeypatch).write_text(SOUND)
     for other in ("", "house-family==1.1\n", "# house-family==1.2\n"):
         (tmp_path / "constraints.txt").write_text(other)
@@ -141,7 +141,7 @@ def test_an_installed_plug_in_is_trained_where_its_version_is_pinned(tmp_path: P
     require(tmp_path)
 
 
-def test_the_examples_are_code_of_this_repository(tmp_path: Path) -> None:
+def test_the_examples_count_as_code_of_this_repository(tmp_path: Path) -> None:
     plugins.require_own_code("pixelcnn", REPOSITORY, REPOSITORY / "constraints.txt")
     with pytest.raises(SettingsError, match="examples/pixelcnn/family.py is neither in this repository nor installed"):
         plugins.require_own_code("pixelcnn", tmp_path, REPOSITORY / "constraints.txt")
@@ -149,7 +149,7 @@ def test_the_examples_are_code_of_this_repository(tmp_path: Path) -> None:
         plugins.require_own_code(name, tmp_path, REPOSITORY / "constraints.txt")
 
 
-def test_the_code_of_a_plug_in_is_all_that_lies_beside_it_and_what_it_imports_of_ours(
+def test_the_code_of_a_plug_in_is_its_folder_and_the_modules_of_ours_that_it_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its modules, those that it finds at run time too, and its files; not what compiling and installing leave there."""
@@ -179,7 +179,7 @@ def test_the_code_of_a_plug_in_is_all_that_lies_beside_it_and_what_it_imports_of
 
 
 @pytest.mark.slow
-def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
+def test_a_job_imports_the_plug_in_of_its_checkout(tmp_path: Path) -> None:
     """The entry point of the editable install leads to the person's tree; a job's path comes before it."""
     shutil.copytree(
         REPOSITORY / "examples", tmp_path / "job/examples", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
@@ -224,7 +224,7 @@ def measured_by(*metrics: str) -> dict[str, Any]:
     return {"datasets": content["datasets"], "pipelines": {"digits-gan": pipeline}}
 
 
-def test_params_yaml_may_name_a_metric_of_a_plug_in_and_rules_may_too(rule: Path) -> None:
+def test_params_yaml_and_rules_may_name_a_metric_of_a_plug_in(rule: Path) -> None:
     rule.write_text(METRIC)
     content = measured_by("fd_domain", "rule")
     content["pipelines"]["digits-gan"]["promotion"] = {"require": {"rule": {"min": 0.5}}}
@@ -252,7 +252,7 @@ def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_
         ("FACTS = 3\ndef measure(model, context): ...", "FACTS is not a remint.settings.catalogue.Facts"),
     ],
 )
-def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) -> None:
+def test_an_invalid_metric_plug_in_is_reported_in_one_line(rule: Path, text: str, words: str) -> None:
     rule.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
         validate_params(measured_by("rule"))
@@ -263,7 +263,7 @@ def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) ->
     assert words in line
 
 
-def test_a_plug_in_is_imported_only_where_it_is_named_and_does_not_take_a_built_in_name(rule: Path) -> None:
+def test_a_plug_in_is_imported_only_if_named_and_cannot_take_a_built_in_name(rule: Path) -> None:
     rule.write_text("raise RuntimeError('imported')\n")
     validate_params(measured_by("fd_domain", "kid_domain"))
     assert plugins.facts_of("elbo").needs == "elbo" and "house_rule" not in sys.modules

@@ -45,7 +45,7 @@ def output(home: Home, contents: dict[str, bytes]) -> str:
 
 
 @pytest.mark.slow
-def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
+def test_each_file_of_a_folder_is_checked(home: Home) -> None:
     one, two = output(home, {"a": b"1", "b": b"2"}), output(home, {"a": b"3"})
     whole = presence.look(home, [one, two])
     assert [(each.md5, each.files, each.cache_lacks, each.remote_lacks, each.lost) for each in whole] == [
@@ -61,7 +61,7 @@ def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: Home) -> None:
+def test_a_file_missing_from_cache_and_remote_is_reported_as_lost(home: Home) -> None:
     one = output(home, {"a": b"1", "b": b"2"})
     a, b = (hashlib.md5(content).hexdigest() for content in (b"1", b"2"))
     place("remote", home, a).unlink()
@@ -81,7 +81,7 @@ def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: 
 
 
 @pytest.mark.slow
-def test_flipped_bytes_on_the_remote_are_found_where_they_are_read_and_sent_again(home: Home) -> None:
+def test_flipped_bytes_on_the_remote_are_found_by_reading_and_sent_again(home: Home) -> None:
     one, b = output(home, {"a": b"1", "b": b"2"}), hashlib.md5(b"2").hexdigest()
     place("remote", home, b).write_bytes(b"x")
     assert presence.look(home, [one])[0].damaged == () and place("remote", home, b).read_bytes() == b"x", "nothing is changed"
@@ -91,7 +91,7 @@ def test_flipped_bytes_on_the_remote_are_found_where_they_are_read_and_sent_agai
     assert place("remote", home, b).read_bytes() == b"2" and presence.look(home, [one], read=True)[0].damaged == ()
 
 
-def test_a_repository_without_a_remote_is_one_error_of_ours(home: Home) -> None:
+def test_a_repository_without_a_remote_raises_one_error_of_ours(home: Home) -> None:
     (home.repository / ".dvc/config").write_text("")
     with pytest.raises(VersioningError, match="no remote specified|No remote|remote"):
         presence.look(home, ["0" * 32])

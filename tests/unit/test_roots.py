@@ -29,14 +29,14 @@ def book(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
-def test_the_champions_stand_newest_first_each_once(book: Ledger) -> None:
+def test_champions_are_listed_newest_first_without_duplicates(book: Ledger) -> None:
     for version in (1, 2, 3):
         decide(book, "promoted", version, version, version - 1 or None)
     decide(book, "kept", 4, 3, 3)
     assert champions(book.rows("m")) == [3, 2, 1]
 
 
-def test_a_champion_that_was_rolled_back_or_rejected_is_none_to_go_back_to(book: Ledger) -> None:
+def test_a_rolled_back_or_rejected_champion_is_not_a_rollback_target(book: Ledger) -> None:
     decide(book, "promoted", 1, 1, None)
     decide(book, "promoted", 2, 2, 1)
     decide(book, "promoted", 3, 3, 2)
@@ -45,14 +45,14 @@ def test_a_champion_that_was_rolled_back_or_rejected_is_none_to_go_back_to(book:
     assert champions(book.rows("m")) == [2]
 
 
-def test_a_champion_that_was_collected_does_not_take_a_place_in_the_window(book: Ledger) -> None:
+def test_a_collected_champion_does_not_count_towards_the_window(book: Ledger) -> None:
     for version in (1, 2, 3):
         decide(book, "promoted", version, version, version - 1 or None)
     assert champions(book.rows("m"), {2}) == [3, 1]
     assert champions(book.rows("m"), {3}) == [3, 2, 1], "the present champion is one even so"
 
 
-def test_an_approval_is_awaited_until_somebody_spoke_or_another_was_promoted(book: Ledger) -> None:
+def test_an_approval_is_pending_until_a_decision_or_another_promotion(book: Ledger) -> None:
     decide(book, "promoted", 1, 1, None)
     decide(book, "awaiting_approval", 2, 1, 1)
     decide(book, "awaiting_approval", 3, 1, 1)
@@ -63,7 +63,7 @@ def test_an_approval_is_awaited_until_somebody_spoke_or_another_was_promoted(boo
     assert awaiting(book.rows("m")) == []
 
 
-def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
+def test_collected_versions_are_recorded_once(tmp_path: Path) -> None:
     gone = Collected(f"sqlite:///{tmp_path}/ledger.db")
     gone.record("m", {1: "a", 3: "b"})
     gone.record("m", {3: "b", 4: "a"})
@@ -73,7 +73,7 @@ def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_root_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = Home(tmp_path, tmp_path / "home").ensure()
     store, book = open_tracking(home), open_ledger(home)

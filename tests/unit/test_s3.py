@@ -32,7 +32,7 @@ def held(home: Home) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_more_objects_than_one_page_lists(proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_objects_than_one_page_are_fetched(proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "PAGE", 100)
     objects = {f"some/{i:04d}": str(i).encode() for i in range(230)}
     events: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(s3: Server, home: Home) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["gone", "other bytes", "other size", "link", "folder"])
-def test_what_was_tampered_with_is_fetched_again(proxy: Proxy, s3: Server, home: Home, tmp_path: Path, harm: str) -> None:
+def test_a_changed_local_file_is_fetched_again(proxy: Proxy, s3: Server, home: Home, tmp_path: Path, harm: str) -> None:
     name = s3.bucket({"a": b"good", "b": b"good"})
     fetch(home, f"s3://{name}")
     path = home.fetched / "x/a"
@@ -112,7 +112,7 @@ def test_what_was_tampered_with_is_fetched_again(proxy: Proxy, s3: Server, home:
     assert proxy.seen == ["a"] and held(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
 
 
-def test_the_same_bytes_with_another_time_are_good(proxy: Proxy, s3: Server, home: Home) -> None:
+def test_equal_bytes_with_another_time_are_not_fetched_again(proxy: Proxy, s3: Server, home: Home) -> None:
     name = s3.bucket({"a": b"good"})
     fetch(home, f"s3://{name}")
     os.utime(home.fetched / "x/a", (1, 1))
@@ -122,7 +122,7 @@ def test_the_same_bytes_with_another_time_are_good(proxy: Proxy, s3: Server, hom
     assert proxy.seen == []
 
 
-def test_nothing_is_written_through_a_link(s3: Server, home: Home, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_symbolic_link(s3: Server, home: Home, tmp_path: Path) -> None:
     name = s3.bucket({"a/b": b"new"})
     (tmp_path / "outside").mkdir()
     (home.fetched / "x").mkdir(parents=True)
@@ -131,7 +131,7 @@ def test_nothing_is_written_through_a_link(s3: Server, home: Home, tmp_path: Pat
     assert held(home) == {"a/b": b"new"} and not any((tmp_path / "outside").iterdir())
 
 
-def test_a_manifest_that_cannot_be_read_is_as_good_as_none(s3: Server, home: Home) -> None:
+def test_an_unreadable_manifest_is_treated_as_missing(s3: Server, home: Home) -> None:
     name = s3.bucket({"a": b"a"})
     for content in ("{", "[]", '{"objects": 3}'):
         fetch(home, f"s3://{name}")
@@ -139,7 +139,7 @@ def test_a_manifest_that_cannot_be_read_is_as_good_as_none(s3: Server, home: Hom
         assert fetch(home, f"s3://{name}") == Fetched(objects=1, fetched=1, removed=0)
 
 
-def test_an_object_in_parts_has_no_md5_and_is_fetched_all_the_same(s3: Server, home: Home) -> None:
+def test_an_object_in_parts_without_an_md5_is_fetched(s3: Server, home: Home) -> None:
     name, part = s3.bucket({}), os.urandom(5 * 2**20)
     upload = s3.client.create_multipart_upload(Bucket=name, Key="big")["UploadId"]
     parts = [
@@ -156,7 +156,7 @@ def test_an_object_in_parts_has_no_md5_and_is_fetched_all_the_same(s3: Server, h
     assert fetch(home, f"s3://{name}").fetched == 0
 
 
-def test_jobs_at_the_same_time_fetch_once(proxy: Proxy, s3: Server, home: Home) -> None:
+def test_simultaneous_jobs_fetch_once(proxy: Proxy, s3: Server, home: Home) -> None:
     objects = {f"{i}": bytes([i]) for i in range(40)}
     url, done = f"s3://{s3.bucket(objects)}", []
     threads = [threading.Thread(target=lambda: done.append(fetch(home, url))) for _ in range(4)]
@@ -168,7 +168,7 @@ def test_jobs_at_the_same_time_fetch_once(proxy: Proxy, s3: Server, home: Home) 
     assert len(proxy.seen) == 40 and held(home) == objects
 
 
-def test_while_it_is_held_nobody_fetches(s3: Server, home: Home) -> None:
+def test_a_fetch_of_another_source_waits_while_the_data_are_in_use(s3: Server, home: Home) -> None:
     first, second = (f"s3://{s3.bucket({'a': content})}" for content in (b"1", b"2"))
     fetch(home, first)
     other = threading.Thread(target=fetch, args=(home, second))
@@ -193,12 +193,12 @@ def test_keys_that_would_leave_the_folder_are_refused_by_name(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.png", "...", "..a/b", "ä/ö ü", ".hidden", "a\nb", "a" * 255])
-def test_keys_that_are_files(name: str) -> None:
+def test_valid_keys_are_used_as_paths(name: str) -> None:
     assert door.path_of(name) == name
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://ab", "s3://user:hunter2@bucket/x", "http://bucket", "s3://bu cket/x"])
-def test_a_source_that_is_no_bucket_is_refused_without_repeating_it(home: Home, url: str) -> None:
+def test_an_invalid_bucket_is_refused_without_repeating_its_address(home: Home, url: str) -> None:
     with pytest.raises(DataError, match=r"^params.yaml: datasets.x.source: expected s3://bucket/prefix") as caught:
         fetch(home, url)
     assert "hunter2" not in str(caught.value)

@@ -51,7 +51,7 @@ def test_sample_i_is_a_function_of_seed_and_i(bundle: Path) -> None:
     assert len(np.unique(many_NCHW.reshape(len(many_NCHW), -1), axis=0)) > BLOCK  # the indices have noise of their own
 
 
-def test_the_samples_are_of_the_noise_that_the_contract_names() -> None:
+def test_samples_use_the_noise_that_the_contract_defines() -> None:
     """Against a reference: one standard_normal of (seed, index) a sample, in blocks of one size."""
     echo = Echo()
     spec = contract_spec(shape=(1, 2, 2))
@@ -65,14 +65,14 @@ def contract_spec(shape: tuple[int, int, int]) -> cases.DataSpec:
     return cases.DataSpec(shape=shape, levels=256)
 
 
-def test_the_callers_random_numbers_stay_as_they_were(bundle: Path) -> None:
+def test_the_random_state_of_the_caller_is_unchanged(bundle: Path) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     serving.load(bundle).sample(3, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_row_is_the_first_sample_of_its_seed(bundle: Path) -> None:
+def test_a_request_row_is_the_first_sample_of_its_seed(bundle: Path) -> None:
     import pandas as pd
 
     served = serving.load(bundle)
@@ -89,7 +89,7 @@ def test_a_damaged_bundle_is_not_served(bundle: Path, tmp_path: Path) -> None:
             load(tmp_path / "bundle")
 
 
-def test_a_family_that_cannot_sample_is_said_to_be_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_cannot_sample_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "load_model", lambda folder, device: contract.Model())
     with pytest.raises(UserError, match="has no sample"):
         serving.load(bundle)

@@ -105,7 +105,7 @@ def after(step: int, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("at", [0, 3])
-def test_a_step_that_breaks_moves_nothing(at: int, how: str, which: int, tmp_path: Path) -> None:
+def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_path: Path) -> None:
     """Weights, moments, average and buffers are those of before, whichever phase broke: also those of an earlier one."""
     model, phases = breaking({at}, how, which)
     asked = iter([False] * at + [True])
@@ -125,7 +125,7 @@ def test_a_step_that_breaks_moves_nothing(at: int, how: str, which: int, tmp_pat
         assert torch.equal(tensor, skipped[name]), name
 
 
-def test_what_is_left_out_is_one_step_of_adamw(tmp_path: Path) -> None:
+def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
     """The rest is the training without it: same batches, same learning rates, moments that never saw it."""
     model, phases = breaking({3, 4}, "gradient", 0)
     state = fit(tmp_path, model, phases, validate_every=1)
@@ -138,7 +138,7 @@ def test_what_is_left_out_is_one_step_of_adamw(tmp_path: Path) -> None:
     assert (state.ending, state.skipped, state.consecutive_skips, state.rollbacks) == (Ending("finished"), 2, 0, [])
 
 
-def test_a_row_is_the_mean_of_the_steps_that_were_taken(tmp_path: Path) -> None:
+def test_a_row_is_the_mean_over_the_steps_that_were_not_skipped(tmp_path: Path) -> None:
     model, phases = breaking({1}, "loss", 0)
     each = fit(tmp_path / "each", model, phases, validate_every=1).rows
     model, phases = breaking({1}, "loss", 0)
@@ -158,7 +158,9 @@ def test_a_row_is_the_mean_of_the_steps_that_were_taken(tmp_path: Path) -> None:
         ({1, 3, 5}, {"skip_limit": 3, "skip_share": 0.0}, []),  # a share counts where it is more than the limit
     ],
 )
-def test_when_it_goes_back(at: set[int], limits: dict[str, Any], back: list[int], tmp_path: Path) -> None:
+def test_training_rolls_back_when_skips_exceed_the_limits(
+    at: set[int], limits: dict[str, Any], back: list[int], tmp_path: Path
+) -> None:
     """The trouble is over once it has been back."""
     model, phases = breaking(at, "loss", 0)
     state: list[TrainingState] = []
@@ -178,7 +180,7 @@ CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "vali
 BOUND = 0.04  # of a step: the rising learning rate leads there, and half of it never does
 
 
-def test_back_with_half_the_learning_rate_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same as a training that was stopped at that checkpoint, and went on with half the learning rate."""
     model = Line()
     state = fit(tmp_path / "cliff", model, [Cliff(model, BOUND)], **CLIFF)
@@ -203,7 +205,7 @@ def test_back_with_half_the_learning_rate_to_the_bit(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("every", [4, 100])
-def test_stopped_after_every_single_step_it_goes_back_to_the_same_place(every: int, tmp_path: Path) -> None:
+def test_a_training_stopped_after_every_step_rolls_back_to_the_same_step(every: int, tmp_path: Path) -> None:
     """Also where the trouble begins before the first checkpoint: then it goes back to the start."""
     changed = CLIFF | {"checkpoint_every": every}
     model = Line()
@@ -222,7 +224,7 @@ def test_stopped_after_every_single_step_it_goes_back_to_the_same_place(every: i
         assert torch.equal(tensor, pieces.tensors(torch.zeros(1, 1))[name]), name
 
 
-def test_of_the_checkpoints_to_go_back_to_a_damaged_one_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rollback_skips_and_quarantines_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It goes back to the one before."""
     settings, model = CLIFF | {"checkpoint_every": 5}, Line()
     to = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **settings).rollbacks[0]["to"]
@@ -241,7 +243,7 @@ def test_of_the_checkpoints_to_go_back_to_a_damaged_one_is_set_aside(tmp_path: P
     assert (checkpoints.folder / f"damaged-{to:08d}").exists()
 
 
-def test_after_the_last_time_back_it_fails_and_leaves_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, phases = breaking(set(range(5, 100)), "gradient", 1)
     settings: dict[str, Any] = {"steps": 20, "validate_every": 3, "checkpoint_every": 2, "skip_limit": 1}
     with pytest.raises(StepError) as failed:
@@ -273,7 +275,7 @@ def test_after_the_last_time_back_it_fails_and_leaves_a_record(tmp_path: Path, c
 
 
 @pytest.mark.parametrize(("how", "words"), [("loss", "loss of phase fit is nan"), ("norm", "gradient of model.weight")])
-def test_it_fails_at_once_where_nothing_is_tolerated(how: str, words: str, tmp_path: Path) -> None:
+def test_training_fails_at_once_if_no_skip_is_allowed(how: str, words: str, tmp_path: Path) -> None:
     model, phases = breaking({3}, how, 0)
     phases[0].register_parameter("broken", nn.Parameter(torch.tensor(math.nan)) if how == "loss" else None)
     with pytest.raises(
@@ -284,7 +286,7 @@ def test_it_fails_at_once_where_nothing_is_tolerated(how: str, words: str, tmp_p
     assert found["parameters"] == (["broken"] if how == "loss" else ["model.weight"])
 
 
-def test_a_loss_that_breaks_on_finite_weights_names_the_greatest(tmp_path: Path) -> None:
+def test_a_nonfinite_loss_with_finite_weights_names_the_largest_parameter(tmp_path: Path) -> None:
     model, phases = breaking({3}, "loss", 0)
     phases[0].register_parameter("great", nn.Parameter(torch.tensor(-99.0)))
     with pytest.raises(StepError):
@@ -293,7 +295,7 @@ def test_a_loss_that_breaks_on_finite_weights_names_the_greatest(tmp_path: Path)
     assert (found["parameters"], found["losses"]) == (["great"], ["nan"])
 
 
-def test_a_score_that_is_not_finite_goes_back_too(tmp_path: Path) -> None:
+def test_a_nonfinite_score_causes_a_rollback(tmp_path: Path) -> None:
     scores = iter([1.0, math.inf, 2.0, 3.0, 4.0])
     model = Line()
     state = fit(tmp_path, model, [Fit(model)], lambda _: next(scores), checkpoint_every=2)
@@ -306,7 +308,7 @@ def test_a_score_that_is_not_finite_goes_back_too(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == ["2"], "what there was of a curve is kept"
 
 
-def test_a_number_of_a_phase_that_is_not_finite_is_left_out_of_the_row(tmp_path: Path) -> None:
+def test_a_nonfinite_curve_value_of_a_phase_is_left_out_of_the_row(tmp_path: Path) -> None:
     class Curious(Fit):
         def curves(self) -> dict[str, float]:
             return {"odd": math.inf if self.model.seen % 4 else 7.0}

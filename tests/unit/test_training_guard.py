@@ -49,11 +49,11 @@ def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE
         (torch.full((10, 1), 14.1), 0.5, 0.0),
     ],
 )
-def test_what_places_on_a_line_reach_and_cover(samples: Tensor, reached: float, coverage: float) -> None:
+def test_recall_and_coverage_of_points_on_a_line(samples: Tensor, reached: float, coverage: float) -> None:
     assert watch(samples, TEN, TEN).measure(Drawing(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
 
 
-def test_what_as_many_training_examples_reach_is_the_measure() -> None:
+def test_the_reference_is_what_as_many_training_examples_reach() -> None:
     assert watch(TEN, TEN, TEN).reference == 1.0
     assert watch(TEN, torch.cat([torch.zeros(39, 1), torch.full((1, 1), 4.5)]), TEN).reference == 0.8  # evenly spaced ones
 
@@ -70,7 +70,7 @@ def test_a_model_that_draws_the_mean_covers_nothing() -> None:
     assert watching.reference > 0.7
 
 
-def test_images_are_as_far_apart_as_their_pixels_and_equal_ones_not_at_all() -> None:
+def test_the_distance_of_images_is_that_of_their_pixels_and_zero_for_equal_ones() -> None:
     """Six of one image and six of another: every ball has a radius of 0, and holds what is equal to the pixel."""
     spec = DataSpec(shape=(3, 20, 20), levels=256)
     first, second = torch.randint(256, (2, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -85,7 +85,7 @@ def test_images_are_as_far_apart_as_their_pixels_and_equal_ones_not_at_all() -> 
         assert watch(samples, real, real, spec).measure(Drawing(samples)) == {"reached": reached, "coverage": coverage}
 
 
-def test_coordinates_of_a_row_are_numbers_and_corners() -> None:
+def test_the_coordinates_of_a_row_are_numbers_and_simplex_corners() -> None:
     kinds = DataSpec(
         shape=(2,), columns=(Column(name="height", missing=True), Column(name="colour", categories=("red", "green", "blue")))
     )
@@ -96,7 +96,7 @@ def test_coordinates_of_a_row_are_numbers_and_corners() -> None:
     torch.testing.assert_close(apart, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_who_is_watched() -> None:
+def test_the_guard_watches_models_without_a_score_or_with_an_explicit_limit() -> None:
     class Scored(Drawing):
         latent_noise = 1
 
@@ -116,7 +116,7 @@ def test_who_is_watched() -> None:
     assert made(nn.Identity()) is None  # type: ignore[arg-type]
 
 
-def test_looks_fall_on_rows_at_most_fifty_times_and_at_the_end() -> None:
+def test_the_guard_looks_at_most_fifty_times_and_at_the_end() -> None:
     for steps, validate_every in ((12, 5), (5000, 100), (5001, 100), (60000, 100), (30, 100)):
         watching = watch(TEN, TEN, TEN, steps=steps, validate_every=validate_every)
         looks = [step for step in range(1, steps + 1) if watching.due(step)]
@@ -147,7 +147,7 @@ def rows(*reached: float) -> list[Row]:
         ([0.8] * 6 + [0.59] * 4 + [0.61], False),
     ],
 )
-def test_the_verdict_is_of_the_last_five_looks(seen: list[float], collapsed: bool) -> None:
+def test_the_verdict_uses_the_last_five_looks(seen: list[float], collapsed: bool) -> None:
     assert PATIENCE == 5
     assert FRACTION_OF_BEST == 0.75
     watching = Guard(measure=lambda _: {}, reference=0.8, limit=0.6, every=100, steps=2000)
@@ -155,7 +155,7 @@ def test_the_verdict_is_of_the_last_five_looks(seen: list[float], collapsed: boo
     assert (said is not None) == collapsed, said
 
 
-def test_a_model_that_has_hardly_begun_has_not_collapsed() -> None:
+def test_a_model_at_the_start_of_training_has_not_collapsed() -> None:
     short = Guard(measure=lambda _: {}, reference=1.0, limit=0.6, every=100, steps=1000)
     assert short.collapsed(rows(*[0.1] * 9)) is None, "the fifth of its looks came at step 500"
     assert short.collapsed(rows(*[0.1] * 10)) is not None

@@ -47,7 +47,7 @@ def wait_for(said: Callable[[], bool], seconds: float = 20.0) -> bool:
     return said()
 
 
-def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_only_the_stopped_process_is_killed(group: tuple[subprocess.Popen[str], list[int]]) -> None:
     parent, (first, second) = group
     with watchdog.watched("the.ranks") as killed:
         os.kill(first, signal.SIGSTOP)
@@ -59,7 +59,9 @@ def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Pope
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["slow", "another program", "all", "gone on in time"])
-def test_nobody_else_is(case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sleeping_foreign_and_briefly_stopped_processes_are_not_killed(
+    case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ones that sleep, that are not ours, a group that somebody has paused as a whole, one that was stopped for a moment."""
     parent, (first, second) = group
     looked = []
