@@ -1,4 +1,4 @@
-"""What every family owes the loop, the evaluation and the shelf, whatever it is."""
+"""Contract of every family with the loop, the evaluation and the saved bundle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def conditional(request: pytest.FixtureRequest) -> Case:
 
 
 def descend(phases: list[Phase], steps: int, spec: DataSpec) -> None:
-    """The phase contract as the loop keeps it: only the running phase's parameters take gradients."""
+    """Run a phase as the loop does: only its parameters require gradients."""
     for phase in phases:
         phase.train().requires_grad_(False)
     optimizers = [torch.optim.AdamW(phase.parameters(), lr=1e-2, betas=phase.betas) for phase in phases]
@@ -58,7 +58,7 @@ def sealed(folder: Path, case: Case, model: Model) -> Path:
 
 
 def assert_are_examples(x: Tensor, spec: DataSpec, count: int) -> None:
-    """Of the shape, type and range that records.DataSpec says."""
+    """Check shape, type and range against records.DataSpec."""
     assert x.shape == (count, *spec.shape)
     if not spec.is_table:
         assert x.dtype == torch.uint8 and int(x.max()) < spec.levels
@@ -134,7 +134,7 @@ def test_a_sample_depends_only_on_its_noise(name: str, count: int, data: st.Data
 
 
 def equal(x: Tensor, y: Tensor) -> bool:
-    """Also where both miss a value. Rows come from matrix products, whose last digit depends on how many rows they have."""
+    """Return whether two arrays are equal; NaN equals NaN. Rows have a tolerance: the last digit depends on the batch size."""
     return torch.allclose(x.double(), y.double(), rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
@@ -173,7 +173,7 @@ def test_a_given_class_is_used_for_samples_and_likelihoods(conditional: Case) ->
 
 
 def test_a_missing_class_is_drawn_with_the_last_number_of_the_noise(conditional: Case) -> None:
-    """By the shares of the training split: of 300 even steps through the normal distribution each class has its share."""
+    """With the shares of the training split: 300 equal steps of the normal distribution give each class its share."""
     model, count = conditional.build(spread=0.5).requires_grad_(False), 300
     assert isinstance(model, CanSample)
     y_N = labels(conditional.spec, 50)

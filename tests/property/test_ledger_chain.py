@@ -1,4 +1,4 @@
-"""Whatever is decided in whatever order, the ledger agrees with a model of it in a few lines; whatever is damaged shows."""
+"""The ledger agrees with a small model after any sequence of decisions, and any damage is found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 class Promotions(RuleBasedStateMachine):
-    """Appends with right and wrong expectations, from two handles, with rows re-read from disk each time."""
+    """Append with right and wrong expectations, through two handles, and read the rows from disk each time."""
 
     def __init__(self) -> None:
         super().__init__()

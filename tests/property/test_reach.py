@@ -1,4 +1,4 @@
-"""What gc would remove, over random worlds: exactly what no root and nothing young needs, however they share their data."""
+"""Garbage collection in random worlds removes exactly the nodes that no root and no young node needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNT = 12  # of versions, of runs and of pieces of data
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[dict[Node, list[Node]], dict[Node, float], set[Node]]:
-    """Versions that need one run each and share pieces of data, which may need each other; ages; and which are roots."""
+    """Return versions with one run each and shared pieces of data, which may need each other; ages; and roots."""
     numbers = st.integers(0, COUNT - 1)
     needs: dict[Node, list[Node]] = {}
     for number in range(draw(numbers) + 1):
@@ -26,7 +26,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[Node, list[Node]], dict[Node, float], 
 
 
 def paths_to(node: Node, needs: dict[Node, list[Node]]) -> set[Node]:
-    """All that need a node, by whatever way: from it backwards, where the code under test goes forwards."""
+    """Return all nodes that need a node. This searches backwards, while the code under test searches forwards."""
     found = {node}
     while True:
         more = {who for who, what in needs.items() if found & set(what)} - found

@@ -1,8 +1,8 @@
-"""Whatever is registered, promoted, rejected, rolled back, damaged, deleted, collected or cut off, in whatever order, the
-registry agrees with a model of it in a few lines, once the next command has touched it.
+"""The registry agrees with a small model after any sequence of registrations, promotions, rejections, rollbacks, damage,
+deletions, collections and kills, once the next command has run.
 
-MLflow and the ledger are real, on SQLite; the versions are small flows; git and DVC hold what gc and audit ask them for.
-A process that dies between the ledger and MLflow is one that only appends.
+MLflow and the ledger are real, on SQLite; the versions are small flows; git and DVC have the objects that gc and audit read.
+A process that dies between the ledger and MLflow is simulated by an append only.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COMMIT = "git init -q -b main && git add -A && git -c user.email=a@example.org -
 
 @cache
 def template() -> Home:
-    """A repository with an empty MLflow, data in DVC's remote, and versions; made once, to be copied."""
+    """Make a repository, to be copied, with an empty MLflow, data in DVC's remote, and versions."""
     folder = Path(tempfile.mkdtemp(prefix="remint-lives-", dir=RAM))
     for name, text in collect_cases.FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def template() -> Home:
 
 
 def register(home: Home, seed: int) -> int:
-    """One training's end: its data are on DVC's remote, its dvc.lock goes with the version."""
+    """Register a version as a training does: its data are on DVC's remote, its dvc.lock is attached."""
     file = b"the same for all"
     listing = json.dumps([{"md5": hashlib.md5(file).hexdigest(), "relpath": "own"}]).encode()
     held = {hashlib.md5(file).hexdigest(): file, f"{hashlib.md5(listing).hexdigest()}.dir": listing}
@@ -87,7 +87,7 @@ def register(home: Home, seed: int) -> int:
 
 
 class Lives(RuleBasedStateMachine):
-    """What was done to each version, and the rows that must come of it."""
+    """State machine: the actions on each version, and the rows that must follow from them."""
 
     lived = 0  # machines that were made
 
@@ -116,7 +116,7 @@ class Lives(RuleBasedStateMachine):
         return self.rows[-1][2] if self.rows else None
 
     def against(self, version: int) -> bool:
-        """Whether a person took it out of the running."""
+        """Return whether a person vetoed the version."""
         said = [
             action for action, about, _ in self.rows if about == version and action in ("promoted", "rejected", "rolled_back")
         ]
@@ -129,7 +129,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(seed=SEEDS)
     def train(self, seed: int) -> None:
-        """The same weights again, or new ones: a version that lost its bytes is made whole, one that is gone is another."""
+        """Register the same weights again, or new ones. This repairs a damaged version; a deleted one gets a new number."""
         known = {kept: version for version, kept in self.registered.items()}
         number = register(self.home, seed)
         if seed in known:
@@ -141,7 +141,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(decided=st.lists(st.tuples(VERSIONS, st.sampled_from(GATES)), min_size=1, max_size=3), dies=st.booleans())
     def gate(self, decided: list[tuple[int, Action]], dies: bool) -> None:
-        """Decisions one after the other; each process may die right after its row."""
+        """Record decisions in turn; each process may die right after its row."""
         for version, action in decided:
             if version not in self.registered or (version == self.champion and action != "kept"):
                 continue
@@ -278,7 +278,7 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def the_champion_loads_unless_it_was_damaged(self) -> None:
-        """Read from the store, and not from this machine's copies."""
+        """Read from the store, without the copies on this machine."""
         if self.champion is None:
             return
         ref = f"{MODEL}/{self.champion}"
@@ -303,7 +303,7 @@ BATCH = 21  # lives of one trial: the first of a batch is always the same, the s
 @pytest.mark.slow
 @pytest.mark.case(24)
 def test_lives(trials: Trials) -> None:
-    """What hypothesis finds it shrinks, and prints."""
+    """Hypothesis shrinks and prints a failing sequence."""
     of_batch = settings(
         max_examples=BATCH if trials.soak else 3,
         stateful_step_count=12,

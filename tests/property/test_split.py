@@ -1,4 +1,4 @@
-"""An example's split is a function of its content and the seed, and of nothing else."""
+"""The split of an example is a function of its content and the seed only."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_equal_rows_are_in_one_split_for_any_schema_and_column_order(
 
 
 def test_different_rows_are_split_independently() -> None:
-    """Where they were not, one cell would decide for all rows: three standard deviations of the share held out."""
+    """Otherwise one cell would decide for all rows. The limit is three standard deviations of the held-out share."""
     split = SplitSettings()
     numbers_ND = np.stack([np.arange(3_000.0), np.zeros(3_000)], axis=1)
     mixed_ND = np.stack([np.repeat(np.arange(1_000.0), 3), np.tile([0.0, 1.0, np.nan], 1_000)], axis=1)

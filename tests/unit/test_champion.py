@@ -1,6 +1,6 @@
-"""The champion where its own data are others than the challenger's: what cannot be had is said, and nothing fails.
+"""Champion evidence if champion and challenger have different data: unavailable data are reported, and the run does not fail.
 
-The whole way, with dvc and MLflow, is in tests/e2e/test_s3.py; here the stores are replaced, to take one away at a time.
+tests/e2e/test_s3.py tests this with dvc and MLflow. Here the stores are replaced, so that one can be missing at a time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def report(key: str) -> Evidence:
 
 @pytest.fixture(scope="module")
 def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home with version 1, which was trained on FORMER; and the training of a challenger. To be copied."""
+    """Make a home, to be copied, with version 1, trained on FORMER, and the training of a challenger."""
     home = promotion_cases.filled(empty, tmp_path_factory.mktemp("champion"), 0)
     lock = home.path / "dvc.lock"
     lock.write_text("stages: {}\n")
@@ -64,7 +64,7 @@ def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home
 
 @pytest.fixture
 def job(with_champion: Home, tmp_path: Path) -> Iterator[Retraining]:
-    """The challenger's retraining, on TODAY."""
+    """Open the retraining of the challenger, on TODAY."""
     home = promotion_cases.copied(with_champion, tmp_path / "home")
     with retraining(home, params_of(MODEL), MODEL) as job:
         lay(job, TODAY, TrainedModel.read(home.path / "bundles/1/training.json"), report("new"))
@@ -77,7 +77,7 @@ def judged_by(job: Retraining) -> ChampionEvidence:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
-    """What the champion was measured with, each time; the measurement writes what the real one does."""
+    """Replace the measurement of the champion. List the former data of each call; write the same files as the real one."""
     calls: list[Path | None] = []
 
     def measure(job: Any, bundle: Path, former: Path | None, out: Path) -> None:
@@ -92,7 +92,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
 
 @pytest.fixture
 def given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[DatasetVersion], None]:
-    """Makes dvc give that dataset version back for the champion's."""
+    """Return a function that makes dvc restore a given dataset version as that of the champion."""
 
     def give(version: DatasetVersion) -> None:
         def former(_dvc: Workspace, _lock: Path, stage: str) -> Path:
@@ -199,7 +199,7 @@ def test_an_unreachable_or_full_store_ends_the_run_without_blaming_the_champion(
     asked: str,
     error: Exception,
 ) -> None:
-    """Told as a champion that cannot be compared, it would have the challenger refused for good."""
+    """If it were reported as a champion that is not comparable, the challenger would be refused permanently."""
 
     def away(*_: object) -> Path:
         raise error
@@ -225,7 +225,7 @@ def test_equal_data_have_no_drift_and_nothing_is_fetched(
 def test_a_killed_measurement_ends_the_run_without_blaming_the_champion(
     job: Retraining, given_back: Give, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process, killed; where it fails by itself the champion is the one that cannot be compared."""
+    """A real process is killed. If it failed without a signal, the champion would count as not comparable."""
     given_back(FORMER)
     (job.dvc.folder / "pipelines").mkdir()
     (job.dvc.folder / "dvc.yaml").write_text("stages: {features: {foreach: '${pipelines}'}}\n")

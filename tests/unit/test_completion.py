@@ -1,4 +1,4 @@
-"""Shell completion, by the protocol that bash and zsh speak with the installed command."""
+"""Shell completion, through the protocol between bash or zsh and the installed command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeRepository = Callable[[dict[str, str]], Path]
 
 @pytest.fixture
 def folder(make_repository: MakeRepository) -> Path:
-    """A repository whose ledger knows two models, one of them with two versions."""
+    """Make a repository whose ledger has two models, one with two versions."""
     folder = make_repository({"params.yaml": (REPOSITORY / "params.yaml").read_text()})
     ledger = Ledger(f"sqlite:///{folder}/.remint/ledger.db")
     for model, version in (("digits-vae", 3), ("digits-vae", 12), ("old-gan", 1)):
@@ -30,7 +30,7 @@ def folder(make_repository: MakeRepository) -> Path:
 
 
 def asked(folder: Path, *words: str, **environment: str) -> list[str]:
-    """What bash is told for a line whose last word is being typed. Nothing may go to standard error."""
+    """Return the completions that bash gets for the last word of a line. Standard error must be empty."""
     line = {"COMP_WORDS": " ".join(["remint", *words]), "COMP_CWORD": str(len(words)), "_REMINT_COMPLETE": "complete_bash"}
     done = subprocess.run(
         [REMINT], cwd=folder, env={**os.environ, **line, **environment}, capture_output=True, text=True, check=True, timeout=120

@@ -1,4 +1,4 @@
-"""Archives: a good one is the folder that it was made of; a hostile one is refused in one line, and nothing is written."""
+"""Archives: a valid one gives the same as its folder; a hostile one is refused in one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_too_many_files_or_bytes_are_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_zip_with_too_many_entries_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """zipfile makes an object of every entry of its directory, millions of them in a file of a few megabytes."""
+    """zipfile makes an object for every entry of the directory: millions for a file of a few megabytes."""
     zipped(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
     monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
     monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin at any place of a block, and on two of them
@@ -161,7 +161,7 @@ def bomb_of_one_member(path: Path) -> None:
 
 
 def bomb_in_a_header(path: Path) -> None:
-    """A pax header of blanks, which tarfile would read whole."""
+    """Make a pax header of blanks, which tarfile would read into memory."""
     info = member("x", tarfile.XHDTYPE)
     info.size = SIZE
     with gzip.open(path, "wb", compresslevel=1) as out:
@@ -209,7 +209,7 @@ def test_bombs_are_refused_before_they_fill_the_memory(tmp_path: Path, name: str
 
 
 def test_negative_sizes_and_endless_headers_are_refused(tmp_path: Path) -> None:
-    """Where tarfile would go back (CVE-2025-8194) or recurse."""
+    """With these, tarfile would seek backwards (CVE-2025-8194) or recurse."""
     negative = member("x.png")
     header = bytearray(negative.tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1,024
@@ -225,7 +225,7 @@ def test_negative_sizes_and_endless_headers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_every_truncation_is_found(tmp_path: Path, name: str) -> None:
-    """Also between two members, where a tar looks whole; only of the blanks behind its end it can do without some."""
+    """Also between two members, where a tar looks complete. Only some of the blanks after its end may be missing."""
     images = [(f"{index}.png", encoded(Image.fromarray(picture(index)))) for index in range(4)]
     if name.endswith("zip"):
         zipped(tmp_path / name, *images)

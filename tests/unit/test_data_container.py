@@ -1,4 +1,4 @@
-"""What of an image file goes on to the decoder: all that its pixels follow from, and none of what would keep it busy."""
+"""Parts of an image file that the decoder gets: everything that determines the pixels, nothing that costs it much time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read() -> Iterator[Reader]:
 
 
 def plain(content: bytes) -> np.ndarray:
-    """What Pillow makes of the file as it is."""
+    """Return the pixels that Pillow decodes from the unchanged file."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA"))
 
 
@@ -75,13 +75,13 @@ JPEG = encoded(Image.fromarray(picture(0, (24, 24))), "JPEG")
 
 
 def exif_of_many_copies() -> bytes:
-    """Ten thousand entries that each mean the same half megabyte: five gigabytes, for a reader that keeps them."""
+    """Make ten thousand entries for the same half megabyte: five gigabytes for a reader that keeps all of them."""
     entries = b"".join(struct.pack("<HHII", tag, 1, MIB // 2, 8) for tag in range(10_000))
     return b"II" + struct.pack("<HIH", 42, 8, 10_000) + entries + bytes(MIB)
 
 
 def scans(count: int, size: int) -> bytes:
-    """A progressive JPEG of ``size`` x ``size`` pixels whose every scan is a few bytes."""
+    """Make a progressive JPEG of ``size`` x ``size`` pixels in which every scan has a few bytes."""
     table = b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1]) * 64
     frame = b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, size, size, 1) + bytes([1, 0x11, 0])
     huffman = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # the one code: EOBRUN of 2^14

@@ -1,4 +1,4 @@
-"""IDX files: every image and label of every part, exactly; a byte too few or too many is named."""
+"""IDX files: every image and label of every part is read exactly; a missing or extra byte is reported."""
 
 from __future__ import annotations
 

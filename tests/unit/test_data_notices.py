@@ -1,4 +1,4 @@
-"""What an import says beside its result reaches a person in words."""
+"""Notices of an import: each is printed as a message for the user."""
 
 from __future__ import annotations
 

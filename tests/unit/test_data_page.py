@@ -1,4 +1,4 @@
-"""docs/how-to/bring-your-data.md: what it says a person sees is what the code says, and its settings are settings."""
+"""docs/how-to/bring-your-data.md: the messages that it shows are those of the code, and its settings are valid."""
 
 from __future__ import annotations
 

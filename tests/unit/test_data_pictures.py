@@ -1,4 +1,4 @@
-"""Image files: decoded exactly, labelled by their folders, resampled as Pillow does; what is broken or hostile is named."""
+"""Image files: decoded exactly, labelled by folder, resampled like Pillow; broken and hostile files are named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 
 
 def picture(seed: int, size: tuple[int, int] = (6, 5), channels: int = 3) -> np.ndarray:
-    """uint8 (H, W, C), or (H, W) of grey."""
+    """Make a random image, uint8 (H, W, C), or (H, W) if grey."""
     x_HWC = np.random.default_rng(seed).integers(256, size=(*size, channels), dtype=np.uint8)
     return x_HWC if channels > 1 else x_HWC[:, :, 0]
 
@@ -125,7 +125,7 @@ def test_grey_and_colour_images_are_converted_to_the_configured_channels(tmp_pat
 
 
 def refusal_after(folder: Path, **settings: Any) -> str:
-    """A refusal after a snapshot that was fine: that one stays as it was."""
+    """Return the refusal of an import. The earlier valid snapshot must not change."""
     before = (folder / "out/data.npz").read_bytes()
     with pytest.raises(DataError) as caught:
         snapshot(folder, **settings)
@@ -250,7 +250,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_bomb(width: int, height: int) -> bytes:
-    """A PNG of few bytes that decodes to width x height."""
+    """Make a small PNG that decodes to width x height."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(1 << 20), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -280,7 +280,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_damaged_files_decode_or_are_set_aside(kind: str) -> None:
-    """Nothing else ever happens: no crash, no error of Pillow's."""
+    """There is no other outcome: no crash and no error of Pillow."""
     generator = np.random.default_rng(0)
     good = encoded(Image.fromarray(picture(0, (24, 24))), kind)
     aside = 0

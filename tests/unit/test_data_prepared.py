@@ -1,4 +1,4 @@
-"""Prepared data: every example in one split, every byte vouched for."""
+"""Prepared data: every example is in one split, and a checksum covers every byte."""
 
 from __future__ import annotations
 

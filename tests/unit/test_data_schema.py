@@ -1,4 +1,4 @@
-"""Schemas: learnt once, copied into every snapshot, and what drifted is refused with an account of each column."""
+"""Schemas: inferred once, copied into every snapshot; data that drifted are refused with a line for each column."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TABLE = {"source": "a.parquet", "kind": "table", "label": "kind"}
 
 
 def bring(folder: Path, content: dict[str, Any] | None = None, *, out: str = "out", **settings: Any) -> dict[str, np.ndarray]:
-    """One import, with the schemas of ``folder``."""
+    """Import once, with the schemas in ``folder``."""
     if content is not None:
         pyarrow.parquet.write_table(pa.table(content), folder / "a.parquet")
     sources.snapshot("people", DatasetSettings(**(settings or TABLE)), folder, folder / out, schemas=folder / "schemas")
@@ -42,7 +42,7 @@ def bring(folder: Path, content: dict[str, Any] | None = None, *, out: str = "ou
 
 
 def refusal(folder: Path, content: dict[str, Any] | None = None, **settings: Any) -> list[str]:
-    """The lines of the refusal; nothing that was written before has changed."""
+    """Return the lines of the refusal. Files that were written before must not change."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "a.parquet"}
     with pytest.raises(DataError) as caught:
         bring(folder, content, **settings)
@@ -145,7 +145,7 @@ def test_a_higher_schema_version_infers_a_new_schema_and_a_lower_one_finds_the_o
 
 
 def test_changed_settings_are_not_reported_as_changed_data(tmp_path: Path) -> None:
-    """The account says which settings are not those of the first import."""
+    """The refusal lists the settings that differ from those of the first import."""
     bring(tmp_path, CONTENT)
     lines = refusal(tmp_path, **TABLE | {"label": "city"})
     assert "  column 'city' is missing" in lines and "  column 'kind' is new" in lines
@@ -235,7 +235,7 @@ def test_a_refused_first_import_writes_no_schema(tmp_path: Path) -> None:
 
 
 def test_a_schema_is_never_overwritten(tmp_path: Path) -> None:
-    """Many first imports at once: one schema stands, and everybody gets it."""
+    """Many simultaneous first imports: one schema is kept, and every import gets it."""
     learnt = [
         schema.make_schema("people", DatasetSettings(source="a.npy"), DataSpec(shape=(1, 4, 4), levels=n)) for n in range(2, 18)
     ]

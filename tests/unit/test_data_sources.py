@@ -1,4 +1,4 @@
-"""Sources: what is accepted becomes one snapshot with one spelling; what is not is refused in one line that helps."""
+"""Sources: each valid one becomes a snapshot in one standard form; others are refused with one helpful line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: CSV and Parquet give the same, what a column is follows from its values, and what no model can learn is named."""
+"""Tables: CSV and Parquet give the same data, column types follow from values, and unusable columns are named."""
 
 from __future__ import annotations
 

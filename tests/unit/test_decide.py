@@ -1,4 +1,4 @@
-"""Promote, reject and roll back on a real MLflow and a real ledger: by compare-and-swap, and MLflow follows."""
+"""Promote, reject and roll back on a real MLflow and ledger: a compare-and-swap in the ledger, then MLflow follows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A fresh process takes seconds: what most of these tests are about is not whether the model loads in one."""
+    """Replace the check in a fresh process: it takes seconds, and few of these tests are about it. List the checked bundles."""
     checked: list[Path] = []
 
     def check(bundle: Path, log: Path) -> str:
@@ -54,7 +54,7 @@ def rows(home: Home) -> list[LedgerRow]:
 
 @pytest.mark.slow
 def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
-    """With the fresh process that loads what was promoted, since nothing says that one loaded it before."""
+    """A fresh process loads the promoted model, because no record says that one has loaded it before."""
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     cases.unverified(home, 2)

@@ -1,4 +1,4 @@
-"""Pages against the code: generated ones are fresh, and the files, modules, tests and settings that pages name exist."""
+"""Pages against the code: generated pages are up to date; named files, modules, tests and settings exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_MODULES |= {"remint.ledger_hash", "remint.ledger_row", "remint.ledger_head"}
 
 
 def named(pattern: str) -> list[tuple[str, str]]:
-    """(page, match) for each different match of a pattern."""
+    """Return (page, match) for each different match of a pattern."""
     return [
         (str(page.relative_to(REPOSITORY)), found)
         for page in PAGES
@@ -60,7 +60,7 @@ def test_the_diagram_of_the_layers_is_complete() -> None:
 
 
 def test_files_that_pages_name_exist() -> None:
-    """Paths from the root, as src/remint/errors.py, and in backticks their ends, as `training/loop.py`."""
+    """Paths from the root, such as src/remint/errors.py, and the ends of paths in backticks, such as `training/loop.py`."""
     whole = named(r"(?<![\w./-])(?:src|flows|pipelines|tests|benchmarks|examples)/[\w./-]*\w")
     assert len(whole) > 50
     assert not [(page, path) for page, path in whole if not (REPOSITORY / path).exists()]
@@ -120,7 +120,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_files_that_commands_on_pages_write_are_ignored_by_git() -> None:
-    """An unknown file in the tree would have the next version trained and not promoted."""
+    """Because of an untracked file, the next version would be trained but not promoted."""
     written = named(r"remint .* -o ([^\s`]+)")
     assert ("README.md", "grid.png") in written
     for _, name in written:

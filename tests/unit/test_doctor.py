@@ -1,4 +1,4 @@
-"""remint doctor: each thing that is missing is named with what to do, each open server is told, and nothing is made."""
+"""remint doctor: it names each problem with a remedy, reports each open server, and creates no file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def one(found: list[Symptom], about: str) -> Symptom:
 
 @contextmanager
 def server(status: int, host: str = "127.0.0.1") -> Iterator[int]:
-    """Answers everything with that status; its port."""
+    """Run a server that answers every request with this status. Return its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -139,7 +139,7 @@ def test_a_server_without_a_worker_is_named(home: Home, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_servers_open_to_other_machines_are_reported(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that listens for everybody, though it is spoken to as 127.0.0.1; open, then with authentication."""
+    """A server that listens on all addresses but is addressed as 127.0.0.1: first open, then with authentication."""
     for status, words in ((200, ["without authentication", "plain HTTP"]), (401, ["plain HTTP"])):
         with server(status, "0.0.0.0") as port:
             monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")

@@ -1,4 +1,4 @@
-"""dvc's door, on real dvc: what it remembers is restored, what ends a step is our error, addresses are absolute."""
+"""The dvc module, on real dvc: known results are restored, a failed step raises our error, addresses are absolute."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path
 def test_the_name_of_features_comes_from_the_dvc_yaml_of_the_checkout(
     open_workspace: Open, tmp_path: Path, foreach: str, name: str
 ) -> None:
-    """Of older commits the dataset, and these have no stage that resolves settings."""
+    """In older commits features are named after the dataset, and there is no stage that resolves settings."""
     job = open_workspace("job")
     job.resolve()
     (job.folder / "dvc.yaml").write_text(f"stages:\n  features: {{foreach: '{foreach}', do: {{cmd: x}}}}\n")

@@ -1,4 +1,4 @@
-"""`remint new pipeline`: a block is added to params.yaml, and nothing else of the file changes."""
+"""`remint new pipeline`: it adds a block to params.yaml and changes nothing else in the file."""
 
 from __future__ import annotations
 

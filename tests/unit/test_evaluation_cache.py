@@ -1,4 +1,4 @@
-"""Features of real examples are kept below REMINT_HOME: whole, verified, and only for what they were made of."""
+"""Cache of the features of real examples below REMINT_HOME: complete, verified, and used only for the same inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fresh(dataset: Dataset, **extractor: str) -> tuple[EvaluationContext, list[int]]:
-    """As another process would have it, and what its extractor is given from now on."""
+    """Return a context as in another process, and the list of sizes that its extractor will record."""
     itself = Itself(**extractor)
     return bench_of(dataset, itself), itself.seen
 

@@ -1,4 +1,4 @@
-"""What a model costs: by a clock that the tests turn, and built anew at every size. Nothing here says how fast anything is."""
+"""Cost of a model: measured with a clock that the tests set, on a model built at every size. No test measures real speed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.models_cases import CASES, MIXED, SQUARE, Case
 
 
 class Clock:
-    """Stands still but for what the tasks take."""
+    """Clock that advances only by the durations of the tasks."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.order: list[tuple[str, int]] = []
 
     def task(self, name: str, seconds: Callable[[int], float], count: int = 128, threads: int = 1) -> Task:
-        """``seconds``: of the n-th call."""
+        """Return a task. ``seconds``: duration of the n-th call."""
         calls = iter(range(1000))
 
         def run(examples: int) -> None:

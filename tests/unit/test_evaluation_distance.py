@@ -1,4 +1,4 @@
-"""Frechet distances of samples: their interval knows the held-out examples, and without end they lose their bias."""
+"""Frechet distances of samples: the interval includes the choice of held-out examples, and extrapolation removes the bias."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_moments_without_one_group_equal_those_of_the_rest() -> None:
 
 
 def test_only_the_jackknife_interval_covers_the_choice_of_held_out_examples() -> None:
-    """200 held-out sets, 8 draws each, against the mean distance over all of them."""
+    """200 held-out sets with 8 draws each, compared with the mean distance over all of them."""
     generator = np.random.default_rng(0)
 
     def cloud(shift: float = 0.0) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_only_the_jackknife_interval_covers_the_choice_of_held_out_examples() ->
 
 
 def test_jackknife_deviations_follow_the_definition() -> None:
-    """Against the jackknife written out: leave each group out, measure the merged draws against the rest."""
+    """Compare with an explicit jackknife: leave out each group, and measure the merged draws against the rest."""
     dataset = rows(normal(100, 3, 0), normal(60, 3, 1))
     context, model = bench_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
     found = measure(model, ["fd_domain"], context, "test")[0]["fd_domain"]
@@ -87,7 +87,7 @@ def test_the_extrapolation_is_exact_for_values_linear_in_one_over_size() -> None
 
 
 def test_metrics_share_samples_and_features() -> None:
-    """Three draws of 100 samples and one reference of 100, for seven metrics; and 3 draws of training examples for the floor."""
+    """Seven metrics use three draws of 100 samples and one reference of 100; the floor uses 3 draws of training examples."""
     extractor, model = Itself(), Sampler(lambda z: 1.1 * z, 2)
     context = bench_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
     metrics = ["kid_domain", "precision_domain", "recall_domain", "coverage_domain", "fd_infinity_domain", "novelty"]
@@ -100,7 +100,7 @@ def test_metrics_share_samples_and_features() -> None:
 
 
 def test_metrics_of_samples_do_not_read_features() -> None:
-    """Each metric alone, and all together in either order, where features are ten times the columns."""
+    """Each metric alone, and all of them in both orders, with features that are ten times the columns."""
 
     class Tenfold(Itself):
         def __call__(self, x_NX: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What changed is named, what did not is not, and chance alone gives an alarm no more often than stated."""
+"""Drift: changes are named, unchanged columns are not, and the rate of false alarms is at most the stated one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def table(generator: np.random.Generator, count: int) -> Array:
 
 
 def dataset(x_NX: Array, spec: DataSpec = TABLE, y_N: Array | None = None, **version: Any) -> Dataset:
-    """A dataset of one training split; of the two others there is one example each."""
+    """Make a dataset with this training split; each of the two other splits has one example."""
     counts = {"train": len(x_NX), "validation": 1, "held_out": 1}
     about = {"name": "d", "source": "s", "raw_sha256": "", "spec": spec, "split": {"seed": 0}, "files": {}}
     small = Split(x_NX[:1], None if y_N is None else y_N[:1])
@@ -49,7 +49,7 @@ def dataset(x_NX: Array, spec: DataSpec = TABLE, y_N: Array | None = None, **ver
 
 
 def columns(x_NX: Array) -> Array:
-    """An extractor: the numbers, missing ones as 0."""
+    """Extract the numbers as features, missing ones as 0."""
     return np.nan_to_num(x_NX.reshape(len(x_NX), -1).astype(np.float64))
 
 
@@ -188,7 +188,7 @@ def test_for_unchanged_data_no_distance_is_measured() -> None:
 
 
 def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
-    """Two normals whose means differ by 1 in one of two columns: the distance is 1, but for its bias at these sizes."""
+    """Two normal distributions whose means differ by 1 in one of two columns: the distance is 1 plus a bias at these sizes."""
     spec = DataSpec(shape=(2,), columns=(Column(name="a"), Column(name="b")))
     covered = 0
     for seed in range(40):

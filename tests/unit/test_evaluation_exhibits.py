@@ -1,4 +1,4 @@
-"""Nearest neighbours and failures against what can be counted by hand."""
+"""Nearest neighbours and failures against worked examples."""
 
 from __future__ import annotations
 

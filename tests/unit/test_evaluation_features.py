@@ -1,4 +1,4 @@
-"""The extractor: made the same twice, equal in every batch size, refused where a byte is not its own."""
+"""The extractor: reproducible, independent of the batch size, and refused if a byte changed."""
 
 from __future__ import annotations
 

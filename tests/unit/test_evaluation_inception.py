@@ -1,4 +1,4 @@
-"""The Inception network against the published form, TensorFlow 1's formula of its resize, and plain sums."""
+"""The Inception network against the published layout, the resize formula of TensorFlow 1, and explicit sums."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def published() -> dict[str, tuple[int, ...]]:
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:
-    """A random state dict of the published form, with which activations keep their scale."""
+    """Return a random state dict with the published layout that keeps the scale of the activations."""
     generator, made = torch.Generator().manual_seed(seed), {}
     for name, shape in published().items():
         tensor = torch.randn(shape, generator=generator)
@@ -102,7 +102,7 @@ def test_weights_have_the_published_names_and_shapes() -> None:
 
 @pytest.mark.slow
 def test_features_of_an_image_do_not_depend_on_its_batch() -> None:
-    """Whatever stands beside it, and however many."""
+    """Compare an image alone and in batches of different sizes."""
     extractor = load(pickled(state()))
     assert (extractor.name, extractor.resize) == ("inception", "bilinear 299, TensorFlow 1")
     x_NCHW = images(5)
@@ -130,7 +130,7 @@ def test_levels_are_rounded_to_the_nearest_and_ties_to_even(levels: int, value: 
 
 
 def by_hand(x_HW: np.ndarray, height: int, width: int) -> np.ndarray:
-    """TensorFlow 1.x, resize_bilinear without align_corners and half_pixel_centers, pixel by pixel in float32."""
+    """Resize as TensorFlow 1.x does: resize_bilinear without align_corners and half_pixel_centers, pixel by pixel in float32."""
     single = np.float32
     rows, columns = x_HW.shape
     out = np.empty((height, width), single)
@@ -159,7 +159,7 @@ def test_an_image_of_the_networks_size_stays_as_it_is() -> None:
 
 
 def convolved(x_CHW: np.ndarray, weights: dict[str, Tensor], name: str, stride: int = 1) -> np.ndarray:
-    """The sums of a convolution written out, its batch norm, its positive part."""
+    """Compute a convolution by explicit sums, then its batch norm and the positive part."""
     kernel, norm = weights[f"{name}.conv.weight"].numpy(), [weights[f"{name}.bn.{part}"].numpy() for part in NORM]
     _, _, high, wide = kernel.shape
     down, along = (high // 2, wide // 2) if stride == 1 else (0, 0)
@@ -174,7 +174,7 @@ def convolved(x_CHW: np.ndarray, weights: dict[str, Tensor], name: str, stride: 
 
 
 def pooled(x_CHW: np.ndarray, how: Any) -> np.ndarray:
-    """Over the 3 x 3 neighbours that lie inside the image."""
+    """Pool over the 3 x 3 neighbours inside the image."""
     _, rows, columns = x_CHW.shape
     places = [[x_CHW[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2] for j in range(columns)] for i in range(rows)]
     return np.array([[how(place, axis=(1, 2)) for place in row] for row in places]).transpose(2, 0, 1)
@@ -216,7 +216,7 @@ def test_a_block_equals_its_formula() -> None:
 
 
 class Thief:
-    """What a pickle may hold."""
+    """Object in a malicious pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("the pickle's code ran",))

@@ -1,4 +1,4 @@
-"""Intervals: they have the width that theory gives and cover as often as they say."""
+"""Intervals: they have the theoretical width and the stated coverage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_interval_over_draws_covers_the_mean_95_times_in_100() -> None:
 
 
 def test_jackknife_deviations_of_a_mean_are_the_group_means() -> None:
-    """Of four groups of equal size the pseudo-values of the mean are the groups' own means."""
+    """For four groups of equal size, the pseudo-values of the mean are the group means."""
     groups = np.random.default_rng(4).normal(size=(4, 25))
     without = [np.delete(groups, j, axis=0).mean() for j in range(4)]
     np.testing.assert_allclose(intervals.pseudo_values(without), groups.mean(axis=1) - groups.mean(), rtol=0, atol=1e-14)

@@ -1,4 +1,4 @@
-"""The kernel distance: by hand, without bias, and block by block."""
+"""The kernel distance: a worked example, no bias, and independent of the block size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_distance_of_two_pairs_equals_a_worked_example() -> None:
-    """k(0, 1) = 1, k(1, 2) = 27, and between them (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
+    """k(0, 1) = 1, k(1, 2) = 27, and the mean between the pairs is (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
     a, b = np.array([[0.0], [1.0]], dtype=np.float32), np.array([[1.0], [2.0]], dtype=np.float32)
     measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], bench_of(rows(b, b)), "test")
     assert measured["kid_domain"].values_N.tolist() == [9.5, 9.5]
@@ -31,7 +31,7 @@ def test_the_distance_equals_the_definition_for_any_block_size(monkeypatch: pyte
 
 
 def test_the_mean_distance_is_zero_for_equal_distributions_and_positive_for_others() -> None:
-    """2,000 pairs of sets of 20: without a bias of either sign. The biased estimate is some 30 standard errors above."""
+    """2,000 pairs of sets of 20 show no bias. The biased estimate is about 30 standard errors higher."""
     generator = torch.Generator().manual_seed(0)
 
     def sets() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Held-out examples that stand in the training split are counted, against every pair held by hand."""
+"""Leakage: held-out examples in the training split are counted as an exhaustive search of pairs finds them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 
 def pictures(count: int, seed: int) -> Array:
-    """Smooth ones, whose neighbours differ by little: their box sums are near each other too."""
+    """Make smooth images: neighbouring pixels differ little, so that their box sums are close too."""
     generator = np.random.default_rng(seed)
     base = generator.uniform(90, 130, size=(count, 1, 1, 1))
     return np.clip(base + generator.normal(scale=3.85, size=(count, *IMAGES.shape)), 0, 255).astype(np.uint8)
@@ -43,7 +43,7 @@ def rows(count: int, seed: int) -> Array:
 
 
 def by_hand(held_NX: Array, train_MX: Array, limit: float) -> set[tuple[int, int]]:
-    """Every pair whose root-mean-square difference is within the limit and that is not equal."""
+    """Return every unequal pair whose root-mean-square difference is within the limit."""
     apart_NM = np.sqrt(
         ((held_NX.reshape(len(held_NX), 1, -1).astype(float) - train_MX.reshape(1, len(train_MX), -1)) ** 2).mean(2)
     )

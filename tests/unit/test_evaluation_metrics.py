@@ -1,4 +1,4 @@
-"""Metrics of models whose true values are known: entropies, bounds, and a model that draws the data itself."""
+"""Metrics of models with known values: entropies, bounds, and a model that draws the data themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def context(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
-    """The digits, and principal components for features (a classifier takes longer and is tested elsewhere)."""
+    """Return a context of the digits, with principal components as features: a classifier takes longer and has other tests."""
     folder = tmp_path_factory.mktemp("bench")
     features.fit(replace(digits, train=replace(digits.train, y_N=None)), folder / "features")
     return EvaluationContext(
@@ -41,7 +41,7 @@ def run(model: object, metric: str, context: EvaluationContext) -> Measurement:
 
 
 def counts(dataset: Dataset) -> np.ndarray:
-    """How often each level was seen at each pixel of the training split, one count added: (P, L)."""
+    """Return how often each level occurs at each pixel of the training split, plus one: (P, L)."""
     x_NP = np.array(dataset.train.x_NX).reshape(-1, 64)
     return 1.0 + (x_NP[:, :, None] == np.arange(17)).sum(axis=0)
 
@@ -66,7 +66,7 @@ class Factorised:
 
 
 class TwoCauses:
-    """A latent of two equally likely values, which the encoder does not know: p(x) is the mean of p_0(x) and p_1(x)."""
+    """Model with two equally likely latent values that the encoder does not infer: p(x) is the mean of p_0(x) and p_1(x)."""
 
     latent_noise = 1
 
@@ -83,7 +83,7 @@ class TwoCauses:
 
 
 class Resampler:
-    """Draws training images: as good as a model of this data can look."""
+    """Model that draws training images: no model of these data can look better."""
 
     sample_noise = 1
 
@@ -121,7 +121,7 @@ def test_nll_is_the_mean_over_dequantisations(context: EvaluationContext) -> Non
 
 
 def test_elbo_and_iwae_of_a_two_cause_model_equal_their_closed_forms(context: EvaluationContext) -> None:
-    """ELBO is the mean of the two log probabilities; IWAE-K comes to the log of their mean as K grows."""
+    """ELBO is the mean of the two log probabilities; IWAE-K approaches the log of their mean as K grows."""
     model = TwoCauses()
     x_NCHW = torch.from_numpy(np.array(context.dataset.held_out.x_NX))
     log_p_2N = model.log_p_2B(x_NCHW).numpy()

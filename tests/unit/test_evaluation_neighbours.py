@@ -1,4 +1,4 @@
-"""What nearest neighbours say of samples, against the definitions written out, and against models whose faults are known."""
+"""Metrics from nearest neighbours, against explicit definitions and models with known defects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def values(model: object, context: EvaluationContext, *metrics: str) -> dict[str
 
 
 def within(point: Array, centres: Array) -> list[bool]:
-    """Whether a point lies in each centre's ball up to its K-th nearest: whole numbers, so that ties are ties."""
+    """Return whether a point is in the ball of each centre up to its K-th neighbour. Whole numbers make ties exact."""
     inside = []
     for i, centre in enumerate(centres):
         others = sorted(int(((centre - other) ** 2).sum()) for j, other in enumerate(centres) if j != i)
@@ -40,7 +40,7 @@ def within(point: Array, centres: Array) -> list[bool]:
 
 @pytest.mark.parametrize("far", [0.0, 3.0])
 def test_the_four_metrics_equal_the_definitions_of_their_papers(far: float) -> None:
-    """On a lattice, where many distances are equal and many points are doubled; and far from the origin, where digits go."""
+    """On a lattice with many equal distances and duplicate points, and far from the origin, where digits are lost."""
     generator = np.random.default_rng(0)
     real, drawn = (generator.integers(-4, 5, size=(40, 2)) + shift for shift in (0, 4))
     y_N = np.arange(40) % 3
@@ -73,7 +73,7 @@ def test_the_four_metrics_equal_the_definitions_of_their_papers(far: float) -> N
 
 
 def test_a_collapsed_model_has_high_precision_and_low_recall_and_a_noisy_one_the_opposite() -> None:
-    """Real: two clusters. So precision and recall, density and coverage cannot be swapped."""
+    """The real data have two clusters, so that precision and recall, or density and coverage, cannot be confused."""
     side = np.sign(np.arange(300) % 2 - 0.5)
     y_N = (side > 0).astype(np.int64)
 
@@ -114,7 +114,7 @@ def test_the_novelty_of_training_examples_is_zero(digits: Dataset) -> None:
 
 
 def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> None:
-    """Numbers, a missing one among them, and categories: each pair written out."""
+    """Each pair is computed explicitly, from numbers, a missing number and categories."""
     columns = (
         Column(name="length", missing=True),
         Column(name="colour", categories=("red", "green", "blue")),

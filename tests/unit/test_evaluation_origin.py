@@ -1,4 +1,4 @@
-"""What a model was trained on is held against what judges it: from prepared data on disk, as the evaluate step does it."""
+"""Leakage and drift between the training data of a model and its evaluation data, from prepared data on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def images(count: int, seed: int) -> Array:
 
 
 def bundle(folder: Path, dataset: Path) -> Path:
-    """All that is read of a trained model: what it was trained on."""
+    """Write the only file of a trained model that is read: the one that names its training data."""
     folder.mkdir()
     data = arrays.load(dataset)
     TrainedModel(

@@ -1,4 +1,4 @@
-"""Pictures: every pixel of a grid is where it belongs, and equal arrays give equal files."""
+"""Pictures: every pixel of a grid is in its place, and equal arrays give equal files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features by files of the user's own: verified before they are opened, refused with what to do."""
+"""Feature programs from the user: verified before they are opened, refused with a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = DataSpec(shape=(3,), columns=tuple(Column(name=name) for name in "abc"))
 
 
 class Network(nn.Module):
-    """A nonlinear projection of the flattened example."""
+    """Nonlinear projection of the flattened example."""
 
     def __init__(self, dims: int, features: int = 4) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Features that are no numbers with a point."""
+    """Network whose features are integers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
@@ -108,7 +108,7 @@ def load(folder: Path, digits: Dataset, metrics: list[str], **files: dict[str, s
 
 @pytest.fixture(scope="module")
 def folder(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of the digits, and a program of them as net.pt2."""
+    """Make a folder with features of the digits, and with the program that computes them as net.pt2."""
     made = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "STEPS", 1)

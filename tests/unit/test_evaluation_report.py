@@ -1,4 +1,4 @@
-"""From a sealed bundle to a report folder, through the library and through the step."""
+"""From a sealed bundle to a report folder, by the library and by the step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pipelines:
 
 
 def make_bundle(folder: Path, spec: DataSpec, spoil: Callable[[Model], object] = lambda model: None) -> Path:
-    """A VAE as it is before its first step."""
+    """Make the bundle of a VAE before its first step."""
     settings = plugins.settings_of("vae").model_validate({"latent": 2, "hidden": 8, "layers": 1})
     torch.manual_seed(0)
     model = families.family("vae").build(settings, spec)
@@ -70,7 +70,7 @@ def make_bundle(folder: Path, spec: DataSpec, spoil: Callable[[Model], object] =
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A folder in which the steps before ``evaluate`` have run."""
+    """Make a folder in which the steps before ``evaluate`` have run."""
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(5, size=(300, 4, 4), dtype=np.uint8))
     settings = DatasetSettings(source="images.npy", levels=5)
     sources.snapshot("tiny", settings, tmp_path, tmp_path / "outs/raw/tiny")

@@ -1,4 +1,4 @@
-"""Tables and classes: rows whose law is known, features of columns, metrics class by class, samples of the class asked for."""
+"""Tables and classes: rows of a known distribution, features of columns, metrics and samples for each class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARES = np.array([0.2, 0.3, 0.5])
 
 
 def split(count: int, seed: int) -> Split:
-    """Standard normal columns that the class moves, a third of ``width`` missing, and a categorical one."""
+    """Make rows: normal columns shifted by the class, with a third of ``width`` missing, and a categorical column."""
     generator = np.random.default_rng(seed)
     y_N = generator.integers(2, size=count)
     x_ND = np.stack([generator.normal(size=count) + y_N, generator.normal(size=count), generator.choice(3, count, p=SHARES)], 1)
@@ -57,7 +57,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
 
 
 class Law(Model):
-    """The law that the rows were drawn from, given the class; ``width`` is observed or counts for nothing."""
+    """True distribution of the rows given the class; a missing ``width`` adds nothing to the likelihood."""
 
     conditional = True
     density_noise = 0
@@ -148,7 +148,7 @@ def test_invalid_rows_are_refused(context: EvaluationContext, spoil: object, wor
 
 
 class ByClass(Model):
-    """Draws training images of the class asked for, or of one ``off`` it."""
+    """Model that draws training images of the requested class, or of the class plus ``off``."""
 
     conditional = True
     sample_noise = 1

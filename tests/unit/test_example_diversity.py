@@ -1,4 +1,4 @@
-"""The worked example of docs/how-to/add-a-metric.md against known values, and the page against the file."""
+"""The example of docs/how-to/add-a-metric.md against known values, and the page against the file."""
 
 from __future__ import annotations
 

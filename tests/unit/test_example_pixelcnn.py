@@ -1,4 +1,4 @@
-"""The worked example of docs/how-to/add-a-family.md against exact oracles in float64, and the page against the file."""
+"""The example of docs/how-to/add-a-family.md against exact oracles in float64, and the page against the file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_probabilities_given_each_class_sum_to_one() -> None:
 
 
 def test_samples_are_drawn_with_the_probabilities() -> None:
-    """Even steps through both numbers of the noise, 120 x 120: shares differ from probabilities by the steps' width only."""
+    """A 120 x 120 grid over both numbers of the noise: shares differ from probabilities only by the width of a step."""
     model, side = a_model(PAIR), 120
     quantile = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side)
     drawn = model.sample(torch.cartesian_prod(quantile, quantile)).flatten(1).long() @ torch.tensor([3, 1])
@@ -57,7 +57,7 @@ def test_samples_are_drawn_with_the_probabilities() -> None:
 
 
 def test_a_sample_is_the_quantile_that_its_noise_selects() -> None:
-    """Going through the values in order: the share below each drawn level is at most Phi(noise), that up to it above."""
+    """For each value in order: P(below the drawn level) <= Phi(noise) < P(up to the drawn level)."""
     model = a_model(IMAGE)
     noise = standard_normal((20, model.sample_noise), 1).double()
     x_BHV = model._in_order(model.sample(noise))
@@ -70,7 +70,7 @@ def test_a_sample_is_the_quantile_that_its_noise_selects() -> None:
 
 @pytest.mark.parametrize("reach", [1, 2])
 def test_a_value_depends_on_all_earlier_values_and_on_nothing_else(reach: int) -> None:
-    """By the gradient of each value's logits; three layers of reach 1 span a row of IMAGE less the corners that are too far."""
+    """From the gradient of the logits of each value. Three layers of reach 1 span a row of IMAGE except distant corners."""
     spec = DataSpec(shape=(1, 4, 4), levels=17)
     model = a_model(spec, SMALL.model_copy(update={"reach": reach, "layers": 4}))
     x_BHV = model._in_order(examples(spec, 1)).double().requires_grad_(True)

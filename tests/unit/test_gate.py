@@ -1,4 +1,4 @@
-"""Each verdict from evidence whose truth is known, and no promotion from evidence that is bad in any way."""
+"""Each verdict from evidence with known truth, and no promotion from bad evidence of any kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLEAN = Leakage(checked=N, exact=0, near=0, tolerance="equal")
 def evidence(
     mean: float = 1.9, *, key: str = "challenger", metric: str = "nll", noise: int = 1, spread: float = 0.02, **how: Any
 ) -> Evidence:
-    """Per-example values that share their examples' difficulty (seed 0) and differ by a model's own noise."""
+    """Make values of examples: difficulty of the example (seed 0), the same for all models, plus noise of the model."""
     n = how.pop("count", N)
     values_N = 0.3 * np.random.default_rng(0).standard_normal(n) + spread * np.random.default_rng(noise).standard_normal(n)
     values_N += mean - values_N.mean()
@@ -97,7 +97,7 @@ def test_chance_keeps_the_champion() -> None:
 
 
 def test_worse_beyond_chance_is_refused_with_both_numbers_and_their_intervals() -> None:
-    """``remint run digits-vae --set training.steps=20`` after a good champion."""
+    """As after ``remint run digits-vae --set training.steps=20`` with a good champion."""
     ours, theirs = evidence(2.3), evidence(1.9, key="champion", noise=2)
     decision = decide(ours, theirs)
     assert decision.verdict == "refused" and decision.rules[1].passed  # the bound holds; it is the comparison that fails
@@ -317,7 +317,7 @@ def test_a_planted_improvement_is_found() -> None:
 
 
 def several(nll: float, fd: float, key: str, noise: int) -> Evidence:
-    """Two metrics, each with a noise of its own."""
+    """Make evidence of two metrics with independent noise."""
     return both(
         evidence(nll, key=key, noise=noise), evidence(fd, key=key, metric="fd_domain", noise=noise + 10, spread=0.02, count=40)
     )
@@ -417,7 +417,7 @@ def test_without_a_seed_spread_nothing_is_better_and_a_worse_version_is_still_wo
 def test_another_seed_is_promoted_at_most_at_the_stated_level_only_with_a_margin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two trainings that differ by their seeds alone, 0.01 bits/dim each, on the same 360 examples; 5 other seeds recorded."""
+    """Two trainings that differ only by their seeds, 0.01 bits/dim each, on the same 360 examples; 5 other seeds are recorded."""
     monkeypatch.setattr(paired, "RESAMPLES", 499)
     generator = np.random.default_rng(11)
     frames = evidence(1.9), evidence(1.9, key="champion")

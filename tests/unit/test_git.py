@@ -1,4 +1,4 @@
-"""Workspaces, on real git: a job's commit is what is on disk, and the person's tree and index stay as they are."""
+"""Workspaces, on real git: the commit of a job has the files on disk; the tree and index of the user do not change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def state(repository: Path) -> tuple[str, bytes, str]:
-    """Everything of a person's that a job could have touched."""
+    """Return all state of the user that a job could change."""
     files = run(repository, "sh", "-c", "find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha256sum")
     return files, (repository / ".git/index").read_bytes(), run(repository, "git", "for-each-ref", "refs/heads", "HEAD")
 

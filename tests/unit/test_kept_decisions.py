@@ -1,4 +1,4 @@
-"""The decisions that are kept with the versions, compared with the digests in the ledger: remint history NAME --verify."""
+"""Decisions stored with the versions against their digests in the ledger: remint history NAME --verify."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.promotion_cases import MODEL
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    """Version 1 was promoted and version 2 kept, each with its decision here and in MLflow; a person rejected version 3."""
+    """Make a home: version 1 promoted, 2 kept, both with decisions on this machine and in MLflow; 3 rejected by a person."""
     home = cases.copied(registered, tmp_path / "home")
     settle(home, decision(1, None, "promoted"))
     settle(home, decision(2, 1, "kept"))
@@ -37,7 +37,7 @@ def decision(version: int, champion: int | None, verdict: str, reason: str = "by
 
 
 def settle(home: Home, found: Decision) -> None:
-    """What a run does: the row, and then the decision on this machine and in MLflow."""
+    """Record a decision as a run does: append the row, then write the decision on this machine and in MLflow."""
     after = found.challenger if found.verdict == "promoted" else found.champion
     said = {"who": "gate", "why": "by the rules", "evidence": found.evidence["report"], "decision": found.digest}
     open_ledger(home).append(

@@ -1,4 +1,4 @@
-"""The ledger on SQLite: compare-and-swap, the chain, and what verify says of each kind of damage."""
+"""The ledger on SQLite: compare-and-swap, the chain, and the finding of verify for each kind of damage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def promote(ledger: Ledger, version: int, expected: int | None, model: str = "m"
 
 
 def hash_of(fields: dict[str, Any]) -> str:
-    """By the definition: over all other fields; a row without a Decision's digest hashes as rows did before there was one."""
+    """Compute the hash as defined: over all other fields. A row without the digest of a Decision hashes as old rows do."""
     return digest({key: value for key, value in fields.items() if key != "hash" and (key, value) != ("decision", "")})
 
 

@@ -1,4 +1,4 @@
-"""The ledger's database: one schema version, and the databases of an older remint, migrated when they are opened."""
+"""Database of the ledger: one schema version; a database of an older remint is migrated when it is opened."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _names = count()
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
-    """The address of an empty database."""
+    """Return the address of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
     return str(request.getfixturevalue("postgres").database(f"schema{next(_names)}"))
 
 
 def versions(url: str) -> dict[str, list[int]]:
-    """Every table that says a version, with what it says."""
+    """Return every table with a schema version, and its versions."""
     engine = sa.create_engine(with_driver(url), poolclass=sa.NullPool)
     with engine.connect() as connection:
         names = [name for name in sa.inspect(connection).get_table_names() if name.endswith("_schema")]
@@ -89,7 +89,7 @@ def test_a_new_database_has_one_table_that_says_its_version(url: str) -> None:
 
 
 def test_a_row_that_an_older_remint_appends_after_the_migration_verifies(url: str) -> None:
-    """It looked at the version before the migration, and does not know of the new column."""
+    """The older remint checked the version before the migration and does not know the new column."""
     execute(url, *LEDGER[:3])
     Ledger(url)
     execute(url, LEDGER[3])

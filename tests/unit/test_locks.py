@@ -1,4 +1,4 @@
-"""File locks: held by one process or shared, waited for, freed by a kill, and on files that their holder deletes."""
+"""File locks: exclusive or shared, waited for, freed by a kill, and correct if their holder deletes the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", make=sys.argv[3] 
 
 @contextmanager
 def holder(path: Path, *, shared: bool = False, make: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     arguments = [str(path), "shared" if shared else "alone", "make" if make else "there"]
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -115,7 +115,7 @@ def test_a_folder_can_be_locked(tmp_path: Path) -> None:
 
 
 def test_all_file_locks_are_in_one_module() -> None:
-    """But for remint.runtime.parent, which imports the standard library only."""
+    """The exception is remint.runtime.parent, which imports only the standard library."""
     sources = [path for part in ("src", "flows", "pipelines") for path in (ROOT / part).rglob("*.py")]
     naming = {path.name for path in sources if "fcntl" in path.read_text()}
     assert naming == {"locks.py", "parent.py"}

@@ -1,4 +1,4 @@
-"""`make setup` takes the newest interpreter that can make environments, and says in a line where there is none."""
+"""`make setup` uses the newest interpreter that can create environments, and prints one line if there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHOLE, NO_VENV, OLD, SHIM = "exit 0", 'case "$2" in *ensurepip*) exit 1; esac', 
 
 
 def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs make with interpreters that are shell scripts, and no others on PATH."""
+    """Run make with shell scripts as the only interpreters on PATH."""
     shutil.copy(REPOSITORY / "Makefile", folder)
     for name in NEEDS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

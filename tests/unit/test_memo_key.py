@@ -1,4 +1,4 @@
-"""What runs a step again, on real dvc and with real steps: all that its result depends on, and nothing else."""
+"""Reruns of steps, on real dvc and with real steps: a step reruns if and only if its result can change."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ atexit.register(note)
 
 @dataclass
 class Clone:
-    """A repository with dvc, and what a step of it imported when it ran."""
+    """Repository with dvc. It records the modules that each step imports."""
 
     folder: Path
     seen: Path | None = None
@@ -91,7 +91,7 @@ class Clone:
         return json.loads((self.folder / "outs/resolved" / step / f"{name}.json").read_bytes())
 
     def keys(self) -> dict[str, bytes]:
-        """What each stage depends on beside the results of others, read from dvc.yaml."""
+        """Return the dependencies of each stage in dvc.yaml, without the results of other stages."""
         self.step("resolve", "params.yaml")
         found = {}
         for step in ("prepare", "features", "train", "evaluate"):
@@ -103,7 +103,7 @@ class Clone:
         return found
 
     def changed(self) -> set[str]:
-        """The same, as dvc says it, of the stages that its dvc.lock knows."""
+        """Return the changed stages according to dvc, among those in dvc.lock."""
         self.step("resolve", "params.yaml")
         said = json.loads(self.run("dvc", "status", "--json"))
         always = {"resolve", "snapshot@tiny"}
@@ -126,7 +126,7 @@ def make(folder: Path) -> Clone:
 
 @pytest.fixture(scope="module")
 def remembered(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose dvc.lock says that every stage has run; what they made stands for real results."""
+    """Make a clone whose dvc.lock says that every stage has run; placeholder files stand for real results."""
     clone = make(tmp_path_factory.mktemp("remembered") / "clone")
     clone.step("resolve", "params.yaml")
     for stage in load_safe_yaml((clone.folder / "dvc.yaml").read_text())["stages"].values():
@@ -197,7 +197,7 @@ STEPS = [("prepare", "tiny"), *((step, name) for name in ("flow", "gan", "plugin
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which dvc ran every step, and noted the modules that each imported; last a pipeline of plug-ins."""
+    """Make a clone in which dvc ran every step and recorded its imports; the last pipeline uses plug-ins."""
     folder = tmp_path_factory.mktemp("ran")
     (folder / "seen").mkdir()
     (folder / "seen/sitecustomize.py").write_text(SEEN)
@@ -210,7 +210,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 def imported(ran: Clone, step: str, name: str) -> set[str]:
-    """The modules of ours that a step imported."""
+    """Return the modules of ours that a step imported."""
     assert ran.seen
     (noted,) = (path for path in ran.seen.iterdir() if path.name.endswith(f"pipelines_{step}.py-{name}"))
     files = json.loads(noted.read_bytes())
@@ -251,7 +251,7 @@ def test_features_are_trained_once_for_each_dataset_if_a_metric_needs_them(ran: 
 
 
 def test_after_a_changed_default_model_and_champion_are_evaluated_alike(ran: Clone) -> None:
-    """dvc evaluates again and trains nothing; the champion, measured by the same step, is comparable."""
+    """dvc only evaluates again. The champion is measured by the same step, so it is comparable."""
     ran.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
     said = ran.run("dvc", "repro", "evaluate@gan")
     assert "Running stage 'evaluate@gan'" in said and "Running stage 'train@gan'" not in said

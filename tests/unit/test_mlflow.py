@@ -1,4 +1,4 @@
-"""MLflow's door on a real SQLite store: runs, versions that exist once, aliases, and bundles that come back whole or not."""
+"""The MLflow module on a real SQLite store: runs, versions without duplicates, aliases, and bundles fetched intact or refused."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_version_carries_its_lineage_and_closes_its_run(store: Tracking, bundl
 
 
 def test_a_killed_registration_is_completed_in_its_run_with_the_whole_curve(store: Tracking, bundle: Path) -> None:
-    """A bundle's curve has a row at step 1; the process that trained it had told of step 0 only."""
+    """The curve of the bundle has a row at step 1; the killed process had logged only step 0."""
 
     def dies(_back: Path) -> str:
         raise KeyboardInterrupt
@@ -252,7 +252,7 @@ def _flip(files: Path) -> None:
 
 
 def _reseal(files: Path) -> None:
-    """Other weights with a manifest that fits them: whole in itself, and not what was registered."""
+    """Replace the weights and the manifest: consistent with each other, but different from the registered ones."""
     shutil.rmtree(files / "data" / "bundle")
     cases.make(files / "data" / "bundle", seed=5)
 
@@ -329,7 +329,7 @@ def test_mlflow_errors_become_errors_of_ours(store: Tracking, tmp_path: Path) ->
 
 
 def test_a_postgresql_address_without_a_driver_uses_psycopg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which one SQLAlchemy takes by itself changes with its version."""
+    """The default driver of SQLAlchemy depends on its version."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada@/mlflow")
     assert Home(tmp_path, tmp_path).tracking_uri == "postgresql+psycopg://ada@/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+other://ada@/mlflow")

@@ -1,4 +1,4 @@
-"""Augmentation: what it does to an image and its gradient, whose noise it uses, and how its probability moves."""
+"""Augmentation: its effect on images and gradients, its noise, and how its probability adapts."""
 
 from __future__ import annotations
 

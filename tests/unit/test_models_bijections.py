@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...], int]] = {  # l
 
 
 def a_layer(name: str, dtype: torch.dtype) -> tuple[Bijection, Tensor, Tensor | None]:
-    """The layer, started from data and then moved at random; points; their classes."""
+    """Return a layer that was initialised from data and then perturbed, points, and their classes."""
     make, shape, classes = LAYERS[name]
     torch.manual_seed(0)
     layer = make().to(dtype).eval()
@@ -86,7 +86,7 @@ def test_the_layer_depends_on_the_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_data_dependent_layers_start_as_documented(name: str) -> None:
-    """A coupling, and a rotation, of standardised data: what comes out has a log-determinant of zero or that of the start."""
+    """A coupling starts as the identity; a convolution or squeeze starts as a rotation, with log-determinant zero."""
     make, shape, classes = LAYERS[name]
     torch.manual_seed(0)
     layer = make().double().eval()

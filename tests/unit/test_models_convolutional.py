@@ -1,4 +1,4 @@
-"""The convolutional trunks: shapes, initialisation, resampling, and what a place of the output sees of the input."""
+"""The convolutional trunks: shapes, initialisation, resampling and receptive fields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def moved(module: nn.Module) -> nn.Module:
-    """The module in float64 with every weight moved off its initial value."""
+    """Return the module in float64 with every weight changed from its initial value."""
     module.double()
     with torch.no_grad():
         for index, parameter in enumerate(module.parameters()):
@@ -110,7 +110,7 @@ def test_dilation_rates_double_up_to_the_largest_that_fits_the_map() -> None:
 
 @pytest.mark.parametrize(("dilation", "reach"), [(1, 3), (2, 5), (4, 7)])
 def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
-    """Of three blocks with rates r the middle place sees sum(r) places in each direction, no more and no less."""
+    """After three blocks with rates r, the middle output depends on exactly sum(r) inputs in each direction."""
     torch.manual_seed(0)
     trunk = moved(SameSizeNetwork(1, 8, 1, 3, dilation=dilation))
     x = numbers(1, 1, 21, 21).requires_grad_(True)

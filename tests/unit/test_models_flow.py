@@ -39,7 +39,7 @@ def a_flow(name: str, spec: DataSpec | None = None, **changes: float) -> Flow:
 
 
 def dequantised(spec: DataSpec, x: Tensor, noise: Tensor) -> Tensor:
-    """v: numbers as they are, and what is discrete somewhere within its level."""
+    """Return v: numbers unchanged, discrete values at a random place within their level."""
     v = x.flatten(1).clone()
     v[:, [not column.numeric for column in spec.columns] or slice(None)] += torch.special.ndtr(noise)
     return v
@@ -174,7 +174,7 @@ BOTH = DataSpec(shape=(2,), columns=(Column(name="a"), Column(name="b", categori
 
 
 def nodes(settings: FlowSettings, end: float, count: int) -> tuple[Tensor, Tensor]:
-    """Points of a column and the length that each stands for: equal steps of what the flow sees of it."""
+    """Return points of a column and their weights: equal steps in the input of the flow."""
     side = torch.linspace(-end, end, count)
     step = 2 * end / (count - 1)
     return (side.sinh(), side.cosh() * step) if settings.tails == "asinh" else (side, torch.full_like(side, step))
@@ -265,7 +265,7 @@ def test_initialisation_is_a_function_of_the_training_split(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_known_distribution_of_dependent_pixels_is_learnt_to_its_entropy() -> None:
-    """Bits per dimension of all nine pairs, weighted by their true probabilities, against the entropy of that law."""
+    """Mean bits per dimension of all nine pairs under their true probabilities, against the entropy."""
     law = torch.tensor([[0.20, 0.10, 0.04], [0.05, 0.16, 0.09], [0.04, 0.10, 0.22]]).flatten()
     entropy = float(-(law * law.log2()).sum()) / 2
     drawn = every_example(PAIR)[torch.multinomial(law, 20_000, replacement=True, generator=torch.Generator().manual_seed(0))]

@@ -37,7 +37,7 @@ MIXED = DataSpec(
 
 
 class Quadratic(nn.Module):
-    """D(x) = x' A x / 2 + b' x, whose gradient is A x + b for symmetric A."""
+    """Critic D(x) = x' A x / 2 + b' x, with gradient A x + b for symmetric A."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def test_generator_and_critic_treat_each_example_independently(network: str, con
 
 
 def test_a_conditional_critic_is_a_projection() -> None:
-    """Of one example, its scores of the classes are the first output plus one output each: nothing else knows the class."""
+    """The score of an example and a class is the first output plus one output of that class; nothing else uses the class."""
     settings = SETTINGS.model_copy(update={"conditional": True})
     model = build(settings, SQUARE).double()
     critic = Critic(settings, model.space, Labels(True, SQUARE)).double()
@@ -334,7 +334,7 @@ def test_levels_survive_scaling_and_its_inverse(levels: int) -> None:
 
 @pytest.mark.slow
 def test_a_table_is_learnt_with_its_categories_and_classes() -> None:
-    """The class sets one number, a category with shares .75 and .25 the other: both are found again in what is drawn."""
+    """The class determines one number, a category with shares .75 and .25 the other: samples reproduce both."""
     spec = DataSpec(shape=(3,), columns=(*MIXED.columns[:1], MIXED.columns[2], Column(name="d")), classes=2)
     settings = GanSettings(latent=4, hidden=32, layers=2, conditional=True, penalty=1.0, penalty_final=0.1, beta2=0.9)
     torch.manual_seed(0)

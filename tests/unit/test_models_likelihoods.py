@@ -1,4 +1,4 @@
-"""Likelihoods against their own distribution functions: they sum or integrate to 1, and draws are from them. In float64."""
+"""Likelihoods against their distribution functions: they sum or integrate to 1, and draws follow them. In float64."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_logistic_draws_have_the_probabilities_of_the_likelihood(mixtures: int) 
 
 
 def quantiles(count: int) -> Tensor:
-    """Standard normal numbers that stand for equal shares of it."""
+    """Return standard normal quantiles at equal steps of probability."""
     return torch.special.ndtri((torch.arange(count) + 0.5) / count)
 
 
@@ -233,7 +233,7 @@ def test_missing_values_give_finite_gradients_and_do_not_train_their_column(rows
 
 
 def test_rows_are_drawn_column_by_column(rows: RowLikelihood) -> None:
-    """Of each column: mean log-likelihood of its draws equals minus the entropy of its distribution."""
+    """For each column, the mean log-likelihood of its draws equals minus the entropy of its distribution."""
     n = 4_000
     theta = standard_normal((1, rows.outputs), 2).double().clamp(-1.5, 0.9).expand(n, -1)
     x = rows.sample(theta, standard_normal((n, rows.noise_size), 5).double())

@@ -38,7 +38,7 @@ def double() -> Iterator[None]:
 
 
 class Pca(NamedTuple):
-    """The maximum of the likelihood of rows, and what follows from it."""
+    """Maximum-likelihood PCA of rows, with its closed forms."""
 
     x_ND: Tensor
     mean_D: Tensor
@@ -50,7 +50,7 @@ class Pca(NamedTuple):
         return self.weight_DZ.shape[1]
 
     def of(self, columns: list[int]) -> Pca:
-        """The marginal of some columns."""
+        """Return the marginal of some columns."""
         return Pca(self.x_ND[:, columns], self.mean_D[columns], self.weight_DZ[columns], self.variance)
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
@@ -59,14 +59,14 @@ class Pca(NamedTuple):
         return log_prob
 
     def posterior(self) -> tuple[Tensor, Tensor]:
-        """M^-1 W', shape (Z, D), and the posterior's standard deviations, shape (Z,)."""
+        """Return M^-1 W', shape (Z, D), and the standard deviations of the posterior, shape (Z,)."""
         inverse_ZZ = torch.linalg.inv(self.weight_DZ.T @ self.weight_DZ + self.variance * torch.eye(self.latent))
         assert float((inverse_ZZ - torch.diag(inverse_ZZ.diag())).abs().max()) < 1e-12
         return inverse_ZZ @ self.weight_DZ.T, (self.variance * inverse_ZZ.diag()).sqrt()
 
 
 def pca(latent: int) -> Pca:
-    """Of rows that hang together, which a seed draws."""
+    """Return the PCA of random correlated rows."""
     x_ND = standard_normal((300, D), 1).double() @ standard_normal((D, D), 2).double() + 0.3
     mean_D = x_ND.mean(0)
     values_D, vectors_DD = torch.linalg.eigh((x_ND - mean_D).T @ (x_ND - mean_D) / len(x_ND))
@@ -75,7 +75,7 @@ def pca(latent: int) -> Pca:
 
 
 def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) -> Vae:
-    """With the encoder that is exact for rows of which ``columns`` are observed, and the others missing.
+    """Return a VAE whose encoder is exact for rows in which only ``columns`` are observed.
 
     ``classes``: mean of each class, shape (classes, D), of a conditional model.
     """
@@ -102,7 +102,7 @@ def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) ->
 
 
 def misled(vae: Vae) -> Vae:
-    """With an encoder that is not the posterior."""
+    """Return the VAE with an encoder that is not the posterior."""
     encoder = last_linear(vae.encoder)
     encoder.weight[:] += 0.05 * standard_normal(tuple(encoder.weight.shape), 6).double()
     encoder.bias[vae.latent_noise :] += 0.4
@@ -110,7 +110,7 @@ def misled(vae: Vae) -> Vae:
 
 
 def noise_with_the_moments(latent: int) -> Tensor:
-    """2 Z numbers whose mean is that of the standard normal for every polynomial of degree two, shape (2 Z, Z)."""
+    """Return 2 Z points with the standard normal mean of every polynomial of degree two, shape (2 Z, Z)."""
     return math.sqrt(latent) * torch.cat([torch.eye(latent), -torch.eye(latent)])
 
 
@@ -141,7 +141,7 @@ def test_with_another_encoder_the_elbo_is_below_the_likelihood_and_iwae_approach
 
 
 def test_the_gradient_is_zero_at_the_maximum_of_the_likelihood() -> None:
-    """The loss that is trained, with the noise integrated exactly, is stationary where probabilistic PCA says."""
+    """The training loss, with the noise integrated exactly, is stationary at the solution of probabilistic PCA."""
     model = pca(2)
     vae = linear_vae(model, list(range(D))).requires_grad_(True)
     corners = noise_with_the_moments(2)
@@ -202,7 +202,7 @@ def test_samples_have_the_mean_and_covariance_of_the_model() -> None:
 
 
 def test_imputed_values_have_the_conditional_mean_given_the_observed_ones() -> None:
-    """E[x missing | x observed] of the closed-form Gaussian, from draws of Vae.reconstruct."""
+    """x observed] of the closed-form Gaussian, from draws of Vae.reconstruct.|E[x missing | x observed] of the closed-form Gaussian, against draws of Vae.reconstruct.| x observed] of the closed-form Gaussian, from draws of Vae.reconstruct."""
     model, columns, n = pca(1), [0, 1, 2, 3], 20_000
     x = torch.full((1, D), torch.nan)
     x[0, columns] = model.x_ND[0, columns]

@@ -1,7 +1,7 @@
 """The VAE against exact oracles, in float64.
 
-With one latent everything can be integrated: log p(x) on a grid of z, means over the noise on a grid of noise. Images are of
-two pixels, so that all of them can be written out.
+With one latent, log p(x) is integrated on a grid of z, and means over the noise on a grid of noise. Images have two pixels,
+so that all of them can be listed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def image_vae(request: pytest.FixtureRequest) -> Vae:
 
 
 def some_of(vae: Vae) -> Tensor:
-    """Every image, or nine rows of a table, some of which lack values."""
+    """Return every image, or nine rows of a table, some with missing values."""
     if not vae.spec.is_table:
         return every_example(vae.spec)
     x = examples(vae.spec, 9)
@@ -74,13 +74,13 @@ def some_of(vae: Vae) -> Tensor:
 
 
 def exact_log_prob(vae: Vae, x: Tensor) -> Tensor:
-    """log of the integral of p(x | z) N(z) over z, shape (B,)."""
+    """Return the log of the integral of p(x | z) N(z) over z, shape (B,)."""
     z = GRID.view(-1, 1, 1).expand(-1, len(x), 1)
     return torch.logsumexp(vae.log_likelihood(x, z) + LOG_WEIGHT[:, None], 0)
 
 
 def elbo_on_grid(vae: Vae, x: Tensor) -> Tensor:
-    """log p(x, z) - log q(z | x) at every noise of the grid, shape (grid, B)."""
+    """Return log p(x, z) - log q(z | x) at every noise of the grid, shape (grid, B)."""
     return vae.elbo(x, GRID.view(-1, 1, 1).expand(-1, len(x), 1))
 
 
@@ -93,7 +93,7 @@ def test_marginal_probabilities_sum_to_one_and_match_the_samples(image_vae: Vae)
 
 
 def test_the_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> None:
-    """E exp(elbo) = p(x) exactly: a constant that was dropped anywhere would show."""
+    """E exp(elbo) = p(x) exactly: this finds any missing constant."""
     x = some_of(vae)
     mean, scale = vae.posterior(x)
     noise = (GRID.view(-1, 1, 1) - mean) / scale  # such that z runs over the grid
@@ -113,7 +113,7 @@ def test_elbo_is_below_iwae_and_iwae_below_the_marginal(vae: Vae) -> None:
 
 
 def test_the_loss_is_the_negative_elbo_in_the_unit_of_the_data(vae: Vae) -> None:
-    """The closed-form KL of the loss and the sampled one of ``elbo`` have one mean."""
+    """The closed-form KL of the loss and the sampled KL of ``elbo`` have the same mean."""
     phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), some_of(vae)[3:4]
     share = 20 * LOG_WEIGHT[::20].exp()
     losses = torch.stack([phase(Batch(x.double(), noise.view(1, 1), 0.0, 0)) for noise in GRID[::20]])
@@ -193,7 +193,7 @@ def test_dropout_is_active_only_in_training() -> None:
 
 
 def test_the_residual_decoder_keeps_each_pixels_parameters_together() -> None:
-    """Its last layer sees one place only: what moves one pixel's map moves that pixel's likelihood alone."""
+    """The last layer is local: a change of the map at one pixel changes only the likelihood of that pixel."""
     model = Case("vae", VaeSettings(latent=2, network="residual", width=4, blocks=1)).build(IMAGE).requires_grad_(False)
     assert isinstance(model, Vae)
     z = standard_normal((3, 2), 1).double()

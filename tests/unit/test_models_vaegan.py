@@ -1,4 +1,4 @@
-"""The hybrid: what each of its phases descends and trains, a bound that stays one, and the mean that the critic judges. float64."""
+"""The VAE-GAN: loss and parameters of each phase, the ELBO as a lower bound, and the mean that the critic sees. In float64."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_three_phases_train_encoder_decoder_and_critic() -> None:
 
 
 def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
-    """Also where the others ask for one: what a phase only looks through would otherwise be trained by chance."""
+    """Also if other parameters require gradients: otherwise a phase could train a network that it only passes gradients through."""
     settings = SETTINGS.model_copy(update={"likelihood": "sigma_gaussian"})
     model = a_model(settings, IMAGE)
     phases = its_phases(model, settings)
@@ -70,7 +70,7 @@ def test_the_encoder_minimises_the_loss_of_a_plain_vae() -> None:
 
 
 def test_the_decoder_minimises_the_likelihood_term_plus_the_critic_term() -> None:
-    """Its loss written out, and the weight in it: without the critic's part it is the likelihood's."""
+    """The explicit loss and its weight: without the critic term it is the likelihood term."""
     model = a_model()
     phase = its_phases(model)["decoder"]
     assert isinstance(phase, DecoderPhase)
@@ -85,14 +85,14 @@ def test_the_decoder_minimises_the_likelihood_term_plus_the_critic_term() -> Non
 
 
 def exact_log_prob(model: VaeGan, x: Tensor) -> Tensor:
-    """log p(x) by quadrature over the one latent."""
+    """Return log p(x) by quadrature over the one latent."""
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
     log_joint = model.log_likelihood(x, z.view(-1, 1, 1).expand(-1, len(x), 1)) + normal_log_density(z).unsqueeze(1)
     return log_joint.logsumexp(0) + math.log(16 / 2000)
 
 
 def test_the_elbo_stays_a_lower_bound_after_critic_steps() -> None:
-    """After steps in which the critic's part is by far the greater: probabilities sum to 1, and the ELBO is below them."""
+    """After steps dominated by the critic term, probabilities sum to 1 and the ELBO is below their logarithms."""
     settings = SETTINGS.model_copy(update={"adversarial": 20.0})
     model = a_model(settings)
     phases = its_phases(model, settings)
@@ -128,7 +128,7 @@ def test_a_sample_is_the_mean_that_the_critic_saw() -> None:
 
 @pytest.mark.parametrize("kind", ["discretised_logistic", "sigma_gaussian", "categorical", "bernoulli"])
 def test_the_mean_is_the_expected_level(kind: str) -> None:
-    """Of all levels by their probabilities; of the laws that are integrated over a level to half a step, their rounding."""
+    """The mean over all levels; for likelihoods integrated over a level the tolerance is half a step, for rounding."""
     levels = 2 if kind == "bernoulli" else 33
     law = level_likelihood(kind, levels, 2).double()  # type: ignore[arg-type]
     theta = 2.0 * standard_normal((200, law.parameters_per_dim), 4).double()
@@ -141,7 +141,7 @@ def test_the_mean_is_the_expected_level(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["discretised_logistic", "sigma_gaussian"])
 def test_the_mean_of_a_continuous_likelihood_is_that_of_its_clamped_values(kind: str) -> None:
-    """With very many levels, rounding is nothing. And it can be differentiated."""
+    """With very many levels, rounding is negligible. The mean is also differentiable."""
     law = level_likelihood(kind, 4097, 1).double()  # type: ignore[arg-type]
     theta = standard_normal((6, law.parameters_per_dim), 5).double().requires_grad_(True)
     level = torch.arange(4097).double()

@@ -1,4 +1,4 @@
-"""The report page: what it says, that nothing in it comes from outside unescaped, and that nothing is fetched."""
+"""The report page: its content; foreign text is escaped, and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ STORIES = {
 
 
 class Page(HTMLParser):
-    """Tags with their addresses, text by heading, and whether every tag that was opened is closed in order."""
+    """Parser that collects addresses and the text below each heading, and checks that tags are closed in order."""
 
     EMPTY = frozenset({"meta", "link", "img", "br", "line", "path", "circle", "rect"})
 

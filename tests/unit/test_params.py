@@ -1,4 +1,4 @@
-"""params.yaml: what is accepted, and how each mistake is named."""
+"""params.yaml: valid content, and the message for each mistake."""
 
 from __future__ import annotations
 

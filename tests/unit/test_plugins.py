@@ -1,4 +1,4 @@
-"""Families and metrics that installed packages offer: found, refused in one line, and used only where their code is watched."""
+"""Families and metrics of installed packages: found, refused in one line, and used only if changes of their code are tracked."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Settings(VaeSettings):
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plug-in as pip leaves it behind, a module and the entry point in its metadata; without the module's text."""
+    """Install a family plug-in as pip does: metadata with an entry point. Return the path of its module, not written yet."""
     return install(tmp_path / "lib", monkeypatch)
 
 
@@ -53,7 +53,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def of_house(**model: Any) -> dict[str, Any]:
-    """params.yaml with one pipeline of the family."""
+    """Return settings with one pipeline of the family."""
     content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-vae"] | {"family": "house", "model": model}
     return {"datasets": content["datasets"], "pipelines": {"digits-house": pipeline}}
@@ -112,7 +112,7 @@ def require(workspace: Path) -> None:
 
 
 def test_a_family_that_is_neither_in_the_repository_nor_installed_is_not_trained(house: Path, tmp_path: Path) -> None:
-    """Neither the module itself nor what it imports, wherever in it."""
+    """This holds for the module and for every module that it imports, at any place."""
     house.write_text(SOUND)
     (tmp_path / "constraints.txt").write_text("")
     require(tmp_path)
@@ -152,7 +152,7 @@ def test_the_examples_count_as_code_of_this_repository(tmp_path: Path) -> None:
 def test_the_code_of_a_plug_in_is_its_folder_and_the_modules_of_ours_that_it_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its modules, those that it finds at run time too, and its files; not what compiling and installing leave there."""
+    """Modules, also those found at run time, and files; without the files that compilation and installation add."""
     install(tmp_path, monkeypatch)
     (tmp_path / "house_family-1.2.dist-info/entry_points.txt").write_text("[remint.families]\nhouse = house.family\n")
     package = tmp_path / "house"
@@ -180,7 +180,7 @@ def test_the_code_of_a_plug_in_is_its_folder_and_the_modules_of_ours_that_it_imp
 
 @pytest.mark.slow
 def test_a_job_imports_the_plug_in_of_its_checkout(tmp_path: Path) -> None:
-    """The entry point of the editable install leads to the person's tree; a job's path comes before it."""
+    """The entry point of the editable install points to the tree of the user; the path of a job comes first."""
     shutil.copytree(
         REPOSITORY / "examples", tmp_path / "job/examples", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
     )
@@ -207,7 +207,7 @@ def measure(model, context): ...
 
 @pytest.fixture
 def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A metric as pip leaves it behind; without the module's text."""
+    """Install a metric plug-in as pip does. Return the path of its module, not written yet."""
     metadata = tmp_path / "lib/house_rule-2.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: house_rule\nVersion: 2.0\n")
@@ -218,7 +218,7 @@ def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measured_by(*metrics: str) -> dict[str, Any]:
-    """params.yaml with one pipeline that asks for these."""
+    """Return settings with one pipeline that asks for these metrics."""
     content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-gan"] | {"evaluation": {"metrics": list(metrics)}, "promotion": {}}
     return {"datasets": content["datasets"], "pipelines": {"digits-gan": pipeline}}

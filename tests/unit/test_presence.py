@@ -1,4 +1,4 @@
-"""Where the files of dvc's outputs lie: real dvc, a cache and a remote in folders, files that are gone or flipped."""
+"""Presence of dvc's outputs: real dvc, cache and remote in folders, missing files and flipped bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def place(store: str, home: Home, md5: str) -> Path:
 
 
 def output(home: Home, contents: dict[str, bytes]) -> str:
-    """A folder as dvc keeps it, in cache and remote; the MD5 of its listing."""
+    """Write a folder into cache and remote as dvc does. Return the MD5 of its listing."""
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
     files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}

@@ -1,4 +1,4 @@
-"""Samples that a bundle keeps of its own: the same when they are drawn again, in every family, and what is said where not."""
+"""Recorded samples of a bundle: every family reproduces them, and differences are reported."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_every_family_reproduces_its_recorded_samples(name: str, tmp_path: Path)
 
 
 def test_the_fingerprint_includes_the_interpreter() -> None:
-    """Torch has a build for each, so that its last bits may differ."""
+    """Torch has a build for each interpreter, so its last bits may differ."""
     assert fingerprint(CPU, 1, 1)["interpreter"] == f"CPython {sysconfig.get_python_version()}"
 
 
 class Dense(Model):
-    """Knows a density, or its bound, and no sample; or neither."""
+    """Model with a density, with a bound, or with neither; it cannot sample."""
 
     def __init__(self, ability: str) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_an_invalid_record_is_reported_as_damage(bundle: Path) -> None:
 
 
 def test_the_checking_process_does_not_import_mlflow() -> None:
-    """It would take as long as the rest."""
+    """The import would take as long as the check."""
     program = "import sys; from remint.serving import fresh; from remint.models import probe; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in loaded and not {"mlflow", "prefect", "dvc", "boto3", "pandas", "scipy"} & set(loaded)

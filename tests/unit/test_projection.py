@@ -1,4 +1,4 @@
-"""MLflow follows the ledger, whatever was left half done; and the hashes that it keeps tell of a ledger that lies."""
+"""MLflow follows the ledger after any interruption, and the hashes in MLflow reveal changes of the ledger."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_aliases_follow_the_last_row(home: Home) -> None:
 
 
 def test_the_next_command_completes_what_a_crash_interrupted(home: Home) -> None:
-    """Three processes that died between the ledger and MLflow, one after the other."""
+    """Three processes in turn died between the ledger and MLflow."""
     first, second, third = (cases.append(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
     assert open_tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
     said = sync_mlflow_to_ledger(home, MODEL)

@@ -1,4 +1,4 @@
-"""What a rebuild compares, what it allows, what it finds in the environment. The whole way is in tests/e2e/test_rebuild.py."""
+"""Rebuild: comparisons, tolerances, and differences of the environment. tests/e2e/test_rebuild.py runs complete rebuilds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets are taken out of what is said, and nothing else is."""
+"""Redaction: secrets are removed from messages, and nothing else is changed."""
 
 from __future__ import annotations
 

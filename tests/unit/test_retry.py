@@ -1,4 +1,4 @@
-"""The loops that try again, with the pauses that they were given."""
+"""Retry loops, with the given pauses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from remint.runtime.retry import doubling, retry, wait_until, within
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made; time passes by them alone."""
+    """Replace the clock: time passes only in pauses. List the pauses."""
     pauses: list[float] = []
     monkeypatch.setattr("remint.runtime.retry.time.sleep", pauses.append)
     monkeypatch.setattr("remint.runtime.retry.time.monotonic", lambda: sum(pauses))
@@ -19,7 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def failing(times: int, error: type[Exception] = OSError) -> Callable[[], int]:
-    """Work that fails so many times, and then tells how often it was tried."""
+    """Return work that fails this many times and then returns the number of attempts."""
     tries = 0
 
     def work() -> int:

@@ -1,4 +1,4 @@
-"""Which versions must never be lost, and why."""
+"""Roots of garbage collection: versions that must never be removed, each with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a bucket, brought into a folder: only what changed, all of it, and nothing else. On a real S3 server."""
+"""Fetch of a bucket into a folder: exactly the changed objects. On a real S3 server."""
 
 from __future__ import annotations
 

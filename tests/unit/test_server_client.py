@@ -1,4 +1,4 @@
-"""Questions to servers over HTTP: real servers, proxies that are in the way, certificates, and no vendor's import."""
+"""HTTP requests to servers: real servers, proxies, certificates, and no import of vendor libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"
 
 
 class Requests(BaseHTTPRequestHandler):
-    """Answers by the path, and keeps what it was asked."""
+    """Handler that answers by path and records the requests."""
 
     seen: list[tuple[str, str, str | None]]
 
@@ -46,7 +46,7 @@ class Requests(BaseHTTPRequestHandler):
 
 
 class Running:
-    """A server and what it was asked."""
+    """Server and the requests that it got."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.seen: list[tuple[str, str, str | None]] = []
@@ -126,7 +126,7 @@ def test_requests_to_another_machine_use_the_proxy(start: Callable[..., Running]
 def test_the_clients_of_prefect_and_mlflow_do_not_use_the_proxy_for_this_machine(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """httpx is Prefect's, requests is MLflow's: each as its vendor makes it, under our environment."""
+    """Prefect uses httpx, MLflow uses requests: each client is made as its vendor does, under our environment."""
     import httpx
     import requests
 

@@ -1,4 +1,4 @@
-"""The served model: sample i is a function of (seed, i), and MLflow serves the very same samples in a fresh process."""
+"""The served model: sample i is a function of (seed, i), and MLflow serves the same samples in a fresh process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Echo:
-    """Says its noise: the samples are the numbers that went in."""
+    """Model whose samples are its noise."""
 
     sample_noise = 4
 
@@ -52,7 +52,7 @@ def test_sample_i_is_a_function_of_seed_and_i(bundle: Path) -> None:
 
 
 def test_samples_use_the_noise_that_the_contract_defines() -> None:
-    """Against a reference: one standard_normal of (seed, index) a sample, in blocks of one size."""
+    """Against a reference: one standard_normal of (seed, index) for each sample, in blocks of one size."""
     echo = Echo()
     spec = contract_spec(shape=(1, 2, 2))
     x_NCHW = ServedModel(echo, spec).sample(BLOCK + 2, seed=3)

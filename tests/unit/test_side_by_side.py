@@ -1,4 +1,4 @@
-"""Which numbers may be held against each other, and how they are told. The whole way is in tests/e2e/test_main_path.py."""
+"""Comparable numbers and their tables. tests/e2e/test_main_path.py runs the command itself."""
 
 from __future__ import annotations
 

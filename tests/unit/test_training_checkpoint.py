@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, and every damage found."""
+"""Checkpoints: exact, written completely or not at all, and all damage is found."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FILES = ("manifest.json", "notes.json", "tensors.safetensors")
 
 
 def damaged(checkpoints: Checkpoints, name: str, damage: Callable[[bytes], bytes]) -> None:
-    """A file of checkpoint 4 is damaged: it is set aside as it is, 2 is used, and 4 is put back."""
+    """Damage a file of checkpoint 4: it is quarantined unchanged, checkpoint 2 is used, and 4 is restored."""
     path = checkpoints.at(4) / name
     before = path.read_bytes()
     path.write_bytes(damage(before))

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not numbers: what is skipped, when it goes back, how it fails. Exact, on two weights."""
+"""Nonfinite losses and gradients: skipped steps, rollbacks, failure. Exact, on two weights."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def one_thread() -> Iterator[None]:
 
 
 class Other(Fit):
-    """Trains a model of its own that the first phase does not see."""
+    """Phase that trains a separate model."""
 
     name = "other"
 
 
 class Broken(torch.autograd.Function):
-    """The identity, with a gradient of the given value in place of its own."""
+    """Identity whose gradient is replaced by a given value."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, value: float) -> Tensor:
@@ -66,7 +66,7 @@ def gradient(value: float) -> Callable[[Fit, Batch], None]:
 
 
 def loss_only(phase: Fit, batch: Batch) -> None:
-    """Inf is added to the loss: its gradient is finite."""
+    """Add inf to the loss; its gradient stays finite."""
     phase.added = math.inf
 
 
@@ -83,7 +83,7 @@ HOW = {"loss": nan_batch, "gradient": gradient(math.inf), "norm": gradient(3e38)
 
 
 def breaking(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
-    """Two phases on two models, the given one of which breaks in some steps."""
+    """Make two phases on two models; one of them is nonfinite in some steps."""
     model, other = Line(), Line()
     phases = [Added(model), Other(other)]
     if which == 1:
@@ -106,7 +106,7 @@ def after(step: int, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_path: Path) -> None:
-    """Weights, moments, average and buffers are those of before, whichever phase broke: also those of an earlier one."""
+    """Weights, moments, average and buffers stay as before the step, also those of phases before the nonfinite one."""
     model, phases = breaking({at}, how, which)
     asked = iter([False] * at + [True])
     with pytest.raises(Interrupted, match=f"after step {at + 1}"):
@@ -126,7 +126,7 @@ def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_pat
 
 
 def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
-    """The rest is the training without it: same batches, same learning rates, moments that never saw it."""
+    """The rest equals a training without that step: same batches, same learning rates, moments without its gradient."""
     model, phases = breaking({3, 4}, "gradient", 0)
     state = fit(tmp_path, model, phases, validate_every=1)
     weight, average, losses = by_hand((0, 1, 2, 5, 6, 7), weight_decay=0.0, clip=None)
@@ -161,7 +161,7 @@ def test_a_row_is_the_mean_over_the_steps_that_were_not_skipped(tmp_path: Path) 
 def test_training_rolls_back_when_skips_exceed_the_limits(
     at: set[int], limits: dict[str, Any], back: list[int], tmp_path: Path
 ) -> None:
-    """The trouble is over once it has been back."""
+    """After a rollback the steps are finite again."""
     model, phases = breaking(at, "loss", 0)
     state: list[TrainingState] = []
 
@@ -181,7 +181,7 @@ BOUND = 0.04  # of a step: the rising learning rate leads there, and half of it 
 
 
 def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same as a training that was stopped at that checkpoint, and went on with half the learning rate."""
+    """The result equals that of a training stopped at that checkpoint and resumed with half the learning rate."""
     model = Line()
     state = fit(tmp_path / "cliff", model, [Cliff(model, BOUND)], **CLIFF)
     assert state.ending == Ending("finished")
@@ -206,7 +206,7 @@ def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("every", [4, 100])
 def test_a_training_stopped_after_every_step_rolls_back_to_the_same_step(every: int, tmp_path: Path) -> None:
-    """Also where the trouble begins before the first checkpoint: then it goes back to the start."""
+    """Also if nonfinite steps begin before the first checkpoint: then training goes back to the start."""
     changed = CLIFF | {"checkpoint_every": every}
     model = Line()
     whole = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **changed)
@@ -225,7 +225,7 @@ def test_a_training_stopped_after_every_step_rolls_back_to_the_same_step(every: 
 
 
 def test_a_rollback_skips_and_quarantines_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It goes back to the one before."""
+    """Training goes back to the checkpoint before it."""
     settings, model = CLIFF | {"checkpoint_every": 5}, Line()
     to = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **settings).rollbacks[0]["to"]
     model = Line()

@@ -1,4 +1,4 @@
-"""The collapse guard: coverage of points whose balls can be counted by hand, and the verdict's rules."""
+"""The collapse guard: coverage of points in worked examples, and the rules of the verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEN = torch.arange(10.0).unsqueeze(1)  # of five neighbours each: their balls ha
 
 
 class Drawing(Model):
-    """Draws the given examples, whatever the noise."""
+    """Model that draws the given examples for any noise."""
 
     def __init__(self, x_NX: Tensor) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def test_the_reference_is_what_as_many_training_examples_reach() -> None:
 
 
 def test_a_model_that_draws_the_mean_covers_nothing() -> None:
-    """In 50 dimensions the mean lies in nearly every ball."""
+    """In 50 dimensions the mean is in nearly every ball."""
     spec = DataSpec(shape=(50,), columns=tuple(Column(name=str(place)) for place in range(50)))
     real, train = torch.randn(2, 200, 50, generator=torch.Generator().manual_seed(0))
     mean = torch.zeros(200, 50)
@@ -71,7 +71,7 @@ def test_a_model_that_draws_the_mean_covers_nothing() -> None:
 
 
 def test_the_distance_of_images_is_that_of_their_pixels_and_zero_for_equal_ones() -> None:
-    """Six of one image and six of another: every ball has a radius of 0, and holds what is equal to the pixel."""
+    """Six copies of each of two images: every ball has radius 0 and contains only images with equal pixels."""
     spec = DataSpec(shape=(3, 20, 20), levels=256)
     first, second = torch.randint(256, (2, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     real = torch.stack([first, second] * 6)
@@ -127,7 +127,7 @@ def test_the_guard_looks_at_most_fifty_times_and_at_the_end() -> None:
 
 
 def rows(*reached: float) -> list[Row]:
-    """A look every 100 steps, and a row without one between two."""
+    """Return rows with a look every 100 steps, and rows without a look between them."""
     looks: list[Row] = [{"step": 100 * look, "reached": value} for look, value in enumerate(reached, start=1)]
     return [row for look in looks for row in (look, {"step": look["step"] + 50})]
 

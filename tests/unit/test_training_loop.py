@@ -1,4 +1,4 @@
-"""The loop against exact oracles: a hand-written training, closed forms, and phases that look while they run."""
+"""The loop against exact oracles: a hand-written training, closed forms, and phases that record their inputs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 
 def test_only_the_running_phase_gets_gradients(tmp_path: Path) -> None:
-    """Two phases share a loss but train one weight each, as a critic and a generator do."""
+    """Two phases share a loss but train one weight each, like a critic and a generator."""
     first, second = Line(), Line()
 
     class Against(Fit):
@@ -125,12 +125,12 @@ def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
 
 @pytest.fixture
 def early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard may judge what has hardly begun."""
+    """Let the guard judge from the first step."""
     monkeypatch.setattr(guard_module, "MIN_STEPS", 0)
 
 
 def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
-    """A guard that sees the given coverage, and the weights that it was shown."""
+    """Make a guard that measures the given coverage, and the list of weights that it saw."""
     seen, kept = iter(coverage), list[Tensor]()
 
     def measure(judged: Model) -> Row:
@@ -208,7 +208,7 @@ class Uniform(Model):
 
 
 class Bound(Model):
-    """HasElbo: one nat a dimension, and the noise, whose mean over many is 0."""
+    """HasElbo: one nat for each dimension, plus the noise, which has mean 0."""
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()

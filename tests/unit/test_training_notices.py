@@ -1,4 +1,4 @@
-"""What a training meets with, and goes on from, reaches a person in words."""
+"""Notices of a training: each event after which it continues is printed as a message for the user."""
 
 from __future__ import annotations
 

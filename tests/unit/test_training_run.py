@@ -1,4 +1,4 @@
-"""One training from settings and data to a folder: what is in it, and that it is the same every time."""
+"""One training from settings and data to a folder: its content, the same each time."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_folder_is_a_bundle_that_describes_itself(dataset: Dataset, tmp_path
 
 
 def test_the_served_weights_have_the_best_score(dataset: Dataset, tmp_path: Path) -> None:
-    """Training that goes on past its best serves what a training that ended there would have scored."""
+    """A training that continues after its best score serves the same weights as one that ended there."""
     from remint.distributed.world import World
     from remint.training.validation import scorer
 
@@ -120,7 +120,7 @@ def test_fp64_training_uses_double_precision_and_serves_single_precision(case: s
 def test_every_family_recovers_from_nonfinite_weights(
     case: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The learning rate is infinite in the eighth step, once; then in all from the eighth on, whatever it is multiplied by."""
+    """The learning rate is infinite first in the eighth step only, then in all steps from the eighth on, after rollbacks too."""
     several = case.startswith(("gan", "vaegan"))  # phases, of which the second breaks on what the first has come to
     with monkeypatch.context() as patch:
         patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)

@@ -1,4 +1,4 @@
-"""Which process of a group is shot: one that was stopped while others were not. Real processes, real signals."""
+"""The watchdog kills a process that was stopped while others of its group were not. Real processes and signals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_only_the_stopped_process_is_killed(group: tuple[subprocess.Popen[str], 
 def test_sleeping_foreign_and_briefly_stopped_processes_are_not_killed(
     case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ones that sleep, that are not ours, a group that somebody has paused as a whole, one that was stopped for a moment."""
+    """Sleeping processes, processes that are not ours, a group that is paused completely, a process stopped for a moment."""
     parent, (first, second) = group
     looked = []
     real = watchdog._group

@@ -1,4 +1,4 @@
-"""Counted cases: few or all, the same by their seed, and taken up after the last one that went well."""
+"""Counted cases: few or all trials, reproducible from the seed, and continued after the last passed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tags of a version: MLflow's text stays as it is, versions of every age are read, and what was edited is refused by name."""
+"""Tags of a version: the text in MLflow is kept, old versions are readable, and an edited tag is refused by name."""
 
 from __future__ import annotations
 
