@@ -134,7 +134,7 @@ def test_a_sample_depends_only_on_its_noise(name: str, count: int, data: st.Data
 
 
 def equal(x: Tensor, y: Tensor) -> bool:
-    """Return whether two arrays are equal; NaN equals NaN. Rows have a tolerance: the last digit depends on the batch size."""
+    """Return whether values agree to 1e-6; NaN equals NaN. The last digit of a matrix product depends on the batch size."""
     return torch.allclose(x.double(), y.double(), rtol=1e-6, atol=1e-6, equal_nan=True)
 
 

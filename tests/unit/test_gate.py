@@ -284,7 +284,7 @@ def test_a_copy_of_a_record_with_other_values_has_another_digest() -> None:
 
 @pytest.mark.parametrize("count", [20, 360])
 def test_two_draws_of_one_model_are_promoted_at_most_at_the_stated_level(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A/A: 600 pairs at 95%. Binomial: more than 45 of 600 at a rate of 5% has probability 0.003. Half of all differ by point value."""
+    """A/A: 600 pairs at 95%. Binomial: more than 45 of 600 at a rate of 5% has probability 0.003. Half of them look better."""
     rules = PromotionSettings.model_validate({"improve": {"metric": "nll"}})
     monkeypatch.setattr(paired, "RESAMPLES", 999)
     generator = np.random.default_rng(42)

@@ -86,7 +86,7 @@ def test_the_layer_depends_on_the_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_data_dependent_layers_start_as_documented(name: str) -> None:
-    """A coupling starts as the identity; a convolution or squeeze starts as a rotation, with log-determinant zero."""
+    """A coupling starts as the identity, a convolution as a rotation, with log-determinant zero."""
     make, shape, classes = LAYERS[name]
     torch.manual_seed(0)
     layer = make().double().eval()

@@ -202,7 +202,7 @@ def test_samples_have_the_mean_and_covariance_of_the_model() -> None:
 
 
 def test_imputed_values_have_the_conditional_mean_given_the_observed_ones() -> None:
-    """x observed] of the closed-form Gaussian, from draws of Vae.reconstruct.|E[x missing | x observed] of the closed-form Gaussian, against draws of Vae.reconstruct.| x observed] of the closed-form Gaussian, from draws of Vae.reconstruct."""
+    """E[x missing | x observed] of the closed-form Gaussian, against draws of Vae.reconstruct."""
     model, columns, n = pca(1), [0, 1, 2, 3], 20_000
     x = torch.full((1, D), torch.nan)
     x[0, columns] = model.x_ND[0, columns]

@@ -45,7 +45,7 @@ def test_three_phases_train_encoder_decoder_and_critic() -> None:
 
 
 def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
-    """Also if other parameters require gradients: otherwise a phase could train a network that it only passes gradients through."""
+    """Also if other parameters require gradients: else a phase could train a network that only passes gradients on."""
     settings = SETTINGS.model_copy(update={"likelihood": "sigma_gaussian"})
     model = a_model(settings, IMAGE)
     phases = its_phases(model, settings)
