@@ -42,7 +42,7 @@ LIMIT = 10  # seconds after which reading is taken for hanging
 
 
 @pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
+def memory_limit() -> Iterator[None]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_GROWN

@@ -33,7 +33,7 @@ def conditional(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def descend(phases: list[Phase], steps: int, spec: DataSpec) -> None:
+def train_phases(phases: list[Phase], steps: int, spec: DataSpec) -> None:
     """Run a phase as the loop does: only its parameters require gradients."""
     for phase in phases:
         phase.train().requires_grad_(False)
@@ -51,7 +51,7 @@ def descend(phases: list[Phase], steps: int, spec: DataSpec) -> None:
             phase.requires_grad_(False)
 
 
-def sealed(folder: Path, case: Case, model: Model) -> Path:
+def save_sealed(folder: Path, case: Case, model: Model) -> Path:
     save_model(folder, model, case.family, case.settings, case.spec)
     manifest.seal(folder)
     return folder
@@ -83,7 +83,7 @@ def test_every_parameter_is_trained_by_exactly_one_phase(case: Case) -> None:
     assert {id(parameter) for parameter in model.parameters()} <= set(owned)
     assert len({phase.name for phase in phases}) == len(phases)
     before = [parameter.detach().clone() for phase in phases for parameter in phase.parameters()]
-    descend(phases, 4, case.spec)
+    train_phases(phases, 4, case.spec)
     after = [(name, parameter) for phase in phases for name, parameter in phase.named_parameters()]
     # The critic's last bias is common to both sides of a relativistic loss: its gradient is zero.
     still = [
@@ -97,7 +97,7 @@ def test_training_is_a_function_of_its_arguments(case: Case) -> None:
     states = []
     for _ in range(2):
         model = case.build()
-        descend(case.phases(model), 3, case.spec)
+        train_phases(case.phases(model), 3, case.spec)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -221,7 +221,7 @@ def test_a_loaded_model_equals_the_saved_one(case: Case, tmp_path: Path) -> None
 
 
 def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
-    folder = sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE))
+    folder = save_sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE))
     damaged = bytearray((folder / WEIGHTS).read_bytes())
     damaged[-5] ^= 1
     (folder / WEIGHTS).write_bytes(damaged)
@@ -230,7 +230,7 @@ def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
-    folder = sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE).float())
+    folder = save_sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE).float())
     about = json.loads((folder / MODEL).read_text())
     about["model"]["hidden"] = 9
     (folder / MODEL).write_text(json.dumps(about))
@@ -241,7 +241,7 @@ def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"family": "vae", "model": {"latnet": 3}, "spec": {}}'])
 def test_an_invalid_model_json_is_refused(tmp_path: Path, text: str) -> None:
-    folder = sealed(tmp_path, CASES["gan"], CASES["gan"].build(IMAGE))
+    folder = save_sealed(tmp_path, CASES["gan"], CASES["gan"].build(IMAGE))
     (folder / MODEL).write_text(text)
     manifest.seal(folder)
     with pytest.raises(IntegrityError, match="does not describe a model"):

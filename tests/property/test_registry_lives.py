@@ -115,7 +115,7 @@ class Lives(RuleBasedStateMachine):
     def champion(self) -> int | None:
         return self.rows[-1][2] if self.rows else None
 
-    def against(self, version: int) -> bool:
+    def is_vetoed(self, version: int) -> bool:
         """Return whether a person vetoed the version."""
         said = [
             action for action, about, _ in self.rows if about == version and action in ("promoted", "rejected", "rolled_back")
@@ -148,9 +148,9 @@ class Lives(RuleBasedStateMachine):
             try:
                 cases.append(self.home, action, version)
             except ChampionChanged:
-                assert self.against(version) and action in ("promoted", "awaiting_approval")
+                assert self.is_vetoed(version) and action in ("promoted", "awaiting_approval")
                 continue
-            assert not (self.against(version) and action in ("promoted", "awaiting_approval"))
+            assert not (self.is_vetoed(version) and action in ("promoted", "awaiting_approval"))
             self.rows.append((action, version, version if action == "promoted" else self.champion))
             if not dies:
                 sync_mlflow_to_ledger(self.home, MODEL)
@@ -193,7 +193,7 @@ class Lives(RuleBasedStateMachine):
         stood = [
             after for action, _, after in reversed(self.rows) if action in ("promoted", "rolled_back") and after != self.champion
         ]
-        fit = [version for version in stood if version is not None and self.loads(version) and not self.against(version)]
+        fit = [version for version in stood if version is not None and self.loads(version) and not self.is_vetoed(version)]
         left = self.champion
         try:
             row = decide.rollback(self.home, MODEL, "a word", who="ada")
@@ -270,11 +270,11 @@ class Lives(RuleBasedStateMachine):
             assert sync_mlflow_to_ledger(self.home, MODEL) == []
 
     @invariant()
-    def nothing_that_a_person_spoke_against_is_champion_by_the_gate(self) -> None:
+    def the_gate_promotes_no_vetoed_version(self) -> None:
         rows = open_ledger(self.home).rows(MODEL)
         for place, row in enumerate(rows):
             if row.action == "promoted" and row.evidence:
-                assert decide.objection(about(rows[:place], row.version)) is None
+                assert decide.objection(rows_about(rows[:place], row.version)) is None
 
     @invariant()
     def the_champion_loads_unless_it_was_damaged(self) -> None:
@@ -292,7 +292,7 @@ class Lives(RuleBasedStateMachine):
             assert self.loads(self.champion)
 
 
-def about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
+def rows_about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
     return [row for row in rows if row.version == version]
 
 

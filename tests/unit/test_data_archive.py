@@ -26,13 +26,13 @@ Image = pytest.importorskip("PIL.Image")
 GOOD = encoded(Image.fromarray(picture(0)))
 
 
-def zipped(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
+def write_zip(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
     with zipfile.ZipFile(path, "w", packing) as out:
         for name, content in members:
             out.writestr(name, content)
 
 
-def tarred(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
+def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as out:
         for member, content in members:
             if member.isreg():
@@ -68,8 +68,8 @@ NAMES = ["../out.png", "cat/../../out.png", "/tmp/out.png", "..\\out.png", "C:\\
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    zipped(tmp_path / "a.zip", ("good.png", GOOD), (name, GOOD))
-    tarred(tmp_path / "a.tar", (member("good.png"), GOOD), (member(name), GOOD))
+    write_zip(tmp_path / "a.zip", ("good.png", GOOD), (name, GOOD))
+    write_tar(tmp_path / "a.tar", (member("good.png"), GOOD), (member(name), GOOD))
     before = sorted(tmp_path.rglob("*"))
     for path in ("a.zip", "a.tar"):
         message = refusal(tmp_path, path)
@@ -93,7 +93,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_members_of_a_tar_that_are_not_files_are_refused(tmp_path: Path, name: str, kind: str) -> None:
-    tarred(tmp_path / name, (member("good.png"), GOOD), (KINDS[kind], b""))
+    write_tar(tmp_path / name, (member("good.png"), GOOD), (KINDS[kind], b""))
     assert f"{name}: member 'x.png' is a link, a device or sparse, not a file" in refusal(tmp_path, name)
 
 
@@ -101,33 +101,33 @@ def test_members_of_a_tar_that_are_not_files_are_refused(tmp_path: Path, name: s
 def test_members_of_a_zip_that_are_not_files_are_refused(tmp_path: Path, kind: int) -> None:
     info = zipfile.ZipInfo("x.png")
     info.external_attr = (kind | 0o777) << 16
-    zipped(tmp_path / "a.zip", ("good.png", GOOD), (info, b"/etc/passwd"))
+    write_zip(tmp_path / "a.zip", ("good.png", GOOD), (info, b"/etc/passwd"))
     assert "a.zip: member 'x.png' is a link or a device, not a file" in refusal(tmp_path, "a.zip")
 
 
 def test_encrypted_and_lzma_members_are_refused(tmp_path: Path) -> None:
-    zipped(tmp_path / "a.zip", ("x.png", GOOD))
+    write_zip(tmp_path / "a.zip", ("x.png", GOOD))
     content = bytearray((tmp_path / "a.zip").read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the zip's own directory
     (tmp_path / "a.zip").write_bytes(content)
     assert "member 'x.png' is encrypted" in refusal(tmp_path, "a.zip")
-    zipped(tmp_path / "b.zip", ("x.png", GOOD), packing=zipfile.ZIP_LZMA)
+    write_zip(tmp_path / "b.zip", ("x.png", GOOD), packing=zipfile.ZIP_LZMA)
     assert "member 'x.png' is not packed by deflate" in refusal(tmp_path, "b.zip")
 
 
 def test_a_duplicate_name_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
-        zipped(tmp_path / "a.zip", ("x.png", GOOD), ("x.png", GOOD))
-    tarred(tmp_path / "a.tar", (member("x.png"), GOOD), (member("./x.png"), GOOD))
+        write_zip(tmp_path / "a.zip", ("x.png", GOOD), ("x.png", GOOD))
+    write_tar(tmp_path / "a.tar", (member("x.png"), GOOD), (member("./x.png"), GOOD))
     for name in ("a.zip", "a.tar"):
         assert f"{name}: member 'x.png' is there twice" in refusal(tmp_path, name)
 
 
 def test_too_many_files_or_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).bytes(5_000)  # does not compress: not the ratio stops it
-    zipped(tmp_path / "a.zip", *((f"{i}.txt", noise) for i in range(11)))
-    tarred(tmp_path / "a.tar", *((member(f"{i}.txt"), noise) for i in range(11)))
-    tarred(tmp_path / "a.tar.gz", *((member(f"{i}.txt"), noise) for i in range(11)))
+    write_zip(tmp_path / "a.zip", *((f"{i}.txt", noise) for i in range(11)))
+    write_tar(tmp_path / "a.tar", *((member(f"{i}.txt"), noise) for i in range(11)))
+    write_tar(tmp_path / "a.tar.gz", *((member(f"{i}.txt"), noise) for i in range(11)))
     monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         assert f"{name} holds more than 10 files" in refusal(tmp_path, name)
@@ -142,7 +142,7 @@ def test_too_many_files_or_bytes_are_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_a_zip_with_too_many_entries_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """zipfile makes an object for every entry of the directory: millions for a file of a few megabytes."""
-    zipped(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
+    write_zip(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
     monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
     monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin at any place of a block, and on two of them
     monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("opened"))
@@ -228,9 +228,9 @@ def test_every_truncation_is_found(tmp_path: Path, name: str) -> None:
     """Also between two members, where a tar looks complete. Only some of the blanks after its end may be missing."""
     images = [(f"{index}.png", encoded(Image.fromarray(picture(index)))) for index in range(4)]
     if name.endswith("zip"):
-        zipped(tmp_path / name, *images)
+        write_zip(tmp_path / name, *images)
     else:
-        tarred(tmp_path / name, *((member(n), content) for n, content in images))
+        write_tar(tmp_path / name, *((member(n), content) for n, content in images))
     good = (tmp_path / name).read_bytes()
     expected = snapshot(tmp_path, name)[0]["x"]
     for length in sorted({*np.linspace(0, len(good) - 1, 40).astype(int), *range(0, len(good), 512)}):
@@ -247,9 +247,9 @@ def test_every_truncation_is_found(tmp_path: Path, name: str) -> None:
 def test_damaged_archives_are_refused_or_read(tmp_path: Path, name: str) -> None:
     images = [(f"{index}.png", GOOD) for index in range(4)]
     if name.endswith("zip"):
-        zipped(tmp_path / name, *images)
+        write_zip(tmp_path / name, *images)
     else:
-        tarred(tmp_path / name, *((member(n), content) for n, content in images))
+        write_tar(tmp_path / name, *((member(n), content) for n, content in images))
     good, generator, refused = (tmp_path / name).read_bytes(), np.random.default_rng(0), 0
     for _ in range(150):
         bad = bytearray(good)

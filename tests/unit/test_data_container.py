@@ -27,7 +27,7 @@ def read() -> Iterator[Reader]:
         yield process
 
 
-def plain(content: bytes) -> np.ndarray:
+def decode_with_pillow(content: bytes) -> np.ndarray:
     """Return the pixels that Pillow decodes from the unchanged file."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA"))
 
@@ -39,7 +39,7 @@ def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
     assert len(essential) <= len(content)
     image = Image.open(io.BytesIO(essential)).convert("RGBA")
     np.testing.assert_array_equal(
-        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), plain(content)
+        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), decode_with_pillow(content)
     )
 
 
@@ -53,7 +53,7 @@ def test_every_orientation_of_every_format(kind: str, order: str, orientation: i
     exact = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
     np.testing.assert_array_equal(
-        plain(content)[..., :3], pictures.decode_image(content, DatasetSettings(source="x")).transpose(1, 2, 0)
+        decode_with_pillow(content)[..., :3], pictures.decode_image(content, DatasetSettings(source="x")).transpose(1, 2, 0)
     )
     assert container.strip_metadata(content)[1] == orientation
 

@@ -119,12 +119,14 @@ def test_grey_and_colour_images_are_converted_to_the_configured_channels(tmp_pat
     np.testing.assert_array_equal(snapshot(tmp_path)[0]["x"], [[grey_HW], [grey_HW]])
     np.testing.assert_array_equal(snapshot(tmp_path, channels=3)[0]["x"], [[grey_HW] * 3] * 2)
     save(tmp_path / "pets/colour.png", picture(1))
-    assert "the images differ in channels: 2 of 3 have 1, colour.png has 3: set channels: 1 or 3" in refusal_after(tmp_path)
+    assert "the images differ in channels: 2 of 3 have 1, colour.png has 3: set channels: 1 or 3" in refusal_after_a_snapshot(
+        tmp_path
+    )
     luma = np.asarray(Image.fromarray(picture(1)).convert("L"))
     np.testing.assert_array_equal(snapshot(tmp_path, channels=1)[0]["x"], [[luma], [grey_HW], [grey_HW]])
 
 
-def refusal_after(folder: Path, **settings: Any) -> str:
+def refusal_after_a_snapshot(folder: Path, **settings: Any) -> str:
     """Return the refusal of an import. The earlier valid snapshot must not change."""
     before = (folder / "out/data.npz").read_bytes()
     with pytest.raises(DataError) as caught:
@@ -133,11 +135,11 @@ def refusal_after(folder: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
-def one(content: bytes, **settings: Any) -> np.ndarray:
+def decode(content: bytes, **settings: Any) -> np.ndarray:
     return pictures.decode_image(content, DatasetSettings(source="x", **settings))
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -147,24 +149,24 @@ def test_transparent_parts_are_blended_with_white() -> None:
     x_HWC = np.zeros((2, 2, 4), np.uint8)
     x_HWC[0] = [10, 20, 30, 255]  # opaque above, wholly transparent below
     np.testing.assert_array_equal(
-        one(encoded(Image.fromarray(x_HWC))).transpose(1, 2, 0), [[[10, 20, 30]] * 2, [[255, 255, 255]] * 2]
+        decode(encode(Image.fromarray(x_HWC))).transpose(1, 2, 0), [[[10, 20, 30]] * 2, [[255, 255, 255]] * 2]
     )
-    grey = one(encoded(Image.merge("LA", [Image.new("L", (2, 2), 7), Image.new("L", (2, 2), 255)])))
+    grey = decode(encode(Image.merge("LA", [Image.new("L", (2, 2), 7), Image.new("L", (2, 2), 255)])))
     np.testing.assert_array_equal(grey, np.full((1, 2, 2), 7))
 
 
 def test_images_of_16_bits_and_of_1_bit_are_read() -> None:
     x_HW = np.array([[0, 255, 256], [511, 512, 65535]], np.uint16)
-    np.testing.assert_array_equal(one(encoded(Image.fromarray(x_HW))), [x_HW // 256])
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(x_HW))), [x_HW // 256])
     bits_HW = np.array([[True, False], [False, True]])
-    np.testing.assert_array_equal(one(encoded(Image.fromarray(bits_HW))), [bits_HW * 255])
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(bits_HW))), [bits_HW * 255])
 
 
 def test_photographs_are_rotated_as_exif_says() -> None:
     x_HWC = picture(0, (4, 6))
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
-    shown = one(encoded(Image.fromarray(x_HWC), exif=exif.tobytes())).transpose(1, 2, 0)
+    shown = decode(encode(Image.fromarray(x_HWC), exif=exif.tobytes())).transpose(1, 2, 0)
     np.testing.assert_array_equal(shown, np.rot90(x_HWC, -1))
 
 
@@ -231,7 +233,7 @@ def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pyte
     assert len(arrays["x"]) == 198 and json.loads((tmp_path / "out/set_aside.json").read_text()) == expected
     assert "set_aside files=2 of=200" in capsys.readouterr().err
     (tmp_path / "pets/dog/moving.gif").write_bytes(b"GIF89a")
-    message = refusal_after(tmp_path)
+    message = refusal_after_a_snapshot(tmp_path)
     assert "3 of 201 images cannot be used, more than 1% (setting undecodable): cat/broken.png is damaged or cut off" in message
     assert "dog/moving.gif is not PNG, JPEG or WebP" in message
     assert len(snapshot(tmp_path, undecodable=0.02)[0]["x"]) == 198
@@ -260,13 +262,13 @@ def png_bomb(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_never_decoded(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(pictures.Undecodable, match="pixels"):
-        one(png_bomb(*size))
+        decode(png_bomb(*size))
 
 
 def test_a_bomb_in_a_text_chunk_is_never_unpacked() -> None:
-    good = encoded(Image.fromarray(picture(0)))
+    good = encode(Image.fromarray(picture(0)))
     text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(80 << 20), 9))
-    np.testing.assert_array_equal(one(good[:33] + text + good[33:]), one(good))
+    np.testing.assert_array_equal(decode(good[:33] + text + good[33:]), decode(good))
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +284,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 def test_damaged_files_decode_or_are_set_aside(kind: str) -> None:
     """There is no other outcome: no crash and no error of Pillow."""
     generator = np.random.default_rng(0)
-    good = encoded(Image.fromarray(picture(0, (24, 24))), kind)
+    good = encode(Image.fromarray(picture(0, (24, 24))), kind)
     aside = 0
     for _ in range(300):
         bad = bytearray(good)
@@ -291,7 +293,7 @@ def test_damaged_files_decode_or_are_set_aside(kind: str) -> None:
         if generator.random() < 0.3:
             del bad[generator.integers(len(bad)) :]
         try:
-            assert one(bytes(bad)).dtype == np.uint8
+            assert decode(bytes(bad)).dtype == np.uint8
         except pictures.Undecodable:
             aside += 1
     assert aside > 30

@@ -32,7 +32,9 @@ CONTENT: dict[str, Any] = {
 TABLE = {"source": "a.parquet", "kind": "table", "label": "kind"}
 
 
-def bring(folder: Path, content: dict[str, Any] | None = None, *, out: str = "out", **settings: Any) -> dict[str, np.ndarray]:
+def import_dataset(
+    folder: Path, content: dict[str, Any] | None = None, *, out: str = "out", **settings: Any
+) -> dict[str, np.ndarray]:
     """Import once, with the schemas in ``folder``."""
     if content is not None:
         pyarrow.parquet.write_table(pa.table(content), folder / "a.parquet")
@@ -45,13 +47,13 @@ def refusal(folder: Path, content: dict[str, Any] | None = None, **settings: Any
     """Return the lines of the refusal. Files that were written before must not change."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "a.parquet"}
     with pytest.raises(DataError) as caught:
-        bring(folder, content, **settings)
+        import_dataset(folder, content, **settings)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "a.parquet"}
     assert before == after
     return str(caught.value).splitlines()
 
 
-def head(source: str = "a.parquet") -> str:
+def first_line(source: str = "a.parquet") -> str:
     return f"params.yaml: datasets.people: the data do not fit schema 1, learnt from {source}:"
 
 
@@ -59,94 +61,97 @@ LAST = "repair them; or, if they are right, set datasets.people.schema_version: 
 
 
 def test_a_schema_is_inferred_once_and_copied_into_every_snapshot(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
     kept = (tmp_path / "schemas/people-1.json").read_bytes()
     assert kept == (tmp_path / "out/schema.json").read_bytes()
     more = {name: [*values, *values[:9]] for name, values in CONTENT.items()} | {"age": GENERATOR.normal(45.0, 10.0, ROWS + 9)}
-    bring(tmp_path, more)
+    import_dataset(tmp_path, more)
     assert kept == (tmp_path / "out/schema.json").read_bytes() == (tmp_path / "schemas/people-1.json").read_bytes()
     version = splits.prepare("people", DatasetSettings(**TABLE), tmp_path / "out", tmp_path / "prepared")
     assert version.spec.columns[0].mean == CONTENT["age"].mean()  # the standard form stays that of the first import
     assert list((tmp_path / "schemas").iterdir()) == [tmp_path / "schemas/people-1.json"]
 
 
-def changed(**columns: Any) -> dict[str, Any]:
+def changed_content(**columns: Any) -> dict[str, Any]:
     return {name: values for name, values in {**CONTENT, **columns}.items() if values is not None}
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (changed(city=None), "column 'city' is missing"),
-        (changed(size=[1.0, 2.0] * 20), "column 'size' is new"),
-        (changed(city=["Bonn", "Köln", "Trier", "Ulm"] * 10), "column 'city' has 2 values that it never had: 'Köln', 'Trier'"),
-        (changed(city=[0.5, 1.5] * 20), "column 'city' is to be categories, and holds numbers such as 0.5"),
-        (changed(age=[None, 30.0] * 20), "column 'age' misses 20 of 40 values; at the first import it missed none"),
-        (changed(city=[None, "Ulm"] * 20), "column 'city' misses 20 of 40 values; at the first import it missed none"),
-        (changed(age=["30", "unknown"] * 20), "column 'age' was numbers, is now text such as 'unknown'"),
-        (changed(age=[30.0, float("inf")] * 20), "column 'age' has 20 infinite values"),
+        (changed_content(city=None), "column 'city' is missing"),
+        (changed_content(size=[1.0, 2.0] * 20), "column 'size' is new"),
         (
-            changed(age=[30.0, 1e300] * 20),
+            changed_content(city=["Bonn", "Köln", "Trier", "Ulm"] * 10),
+            "column 'city' has 2 values that it never had: 'Köln', 'Trier'",
+        ),
+        (changed_content(city=[0.5, 1.5] * 20), "column 'city' is to be categories, and holds numbers such as 0.5"),
+        (changed_content(age=[None, 30.0] * 20), "column 'age' misses 20 of 40 values; at the first import it missed none"),
+        (changed_content(city=[None, "Ulm"] * 20), "column 'city' misses 20 of 40 values; at the first import it missed none"),
+        (changed_content(age=["30", "unknown"] * 20), "column 'age' was numbers, is now text such as 'unknown'"),
+        (changed_content(age=[30.0, float("inf")] * 20), "column 'age' has 20 infinite values"),
+        (
+            changed_content(age=[30.0, 1e300] * 20),
             f"column 'age' has values as far off as 1e+300; its mean was {CONTENT['age'].mean():.3g}",
         ),
         (
-            changed(age=[[30.0]] * 40),
+            changed_content(age=[[30.0]] * 40),
             "column 'age' holds list<element: double>, neither numbers nor text: flatten it into columns, or drop it",
         ),
-        (changed(kind=["a", "c"] * 20), "label 'kind' has 1 value that it never had: 'c'"),
-        (changed(kind=["a", None] * 20), "label 'kind' misses 20 of 40 values; at the first import it missed none"),
+        (changed_content(kind=["a", "c"] * 20), "label 'kind' has 1 value that it never had: 'c'"),
+        (changed_content(kind=["a", None] * 20), "label 'kind' misses 20 of 40 values; at the first import it missed none"),
     ],
 )
 def test_each_kind_of_drift_is_named(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
-    bring(tmp_path, CONTENT)
-    assert refusal(tmp_path, content) == [head(), f"  {expected}", LAST]
+    import_dataset(tmp_path, CONTENT)
+    assert refusal(tmp_path, content) == [first_line(), f"  {expected}", LAST]
 
 
 def test_the_refusal_names_every_column(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
-    content = changed(age=["x"] * ROWS, city=["Rom"] * ROWS, gaps=None, new=[1, 2] * 20)
+    import_dataset(tmp_path, CONTENT)
+    content = changed_content(age=["x"] * ROWS, city=["Rom"] * ROWS, gaps=None, new=[1, 2] * 20)
     lines = refusal(tmp_path, content)
     assert [line.split("'")[1] for line in lines[1:-1]] == ["age", "city", "gaps", "new"] and lines[-1] == LAST
 
 
 def test_differences_within_the_schema_are_not_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = bring(tmp_path, CONTENT)
+    first = import_dataset(tmp_path, CONTENT)
     fewer = {name: values[:8] for name, values in CONTENT.items()}
-    np.testing.assert_array_equal(bring(tmp_path, fewer)["x"], first["x"][:8])
-    bring(tmp_path, changed(city=["Ulm"] * ROWS, kind=["b"] * ROWS))  # categories that do not occur
-    bring(tmp_path, changed(gaps=[1.0] * ROWS))  # nor must what may be missing, nor must a column still vary
-    bring(tmp_path, dict(reversed(CONTENT.items())))  # the order of the columns
-    np.testing.assert_array_equal(bring(tmp_path, dict(reversed(CONTENT.items())))["x"], first["x"])
-    bring(tmp_path, changed(age=(CONTENT["age"]).astype(np.float32), gaps=[3, 4] * 20))  # another type of number
+    np.testing.assert_array_equal(import_dataset(tmp_path, fewer)["x"], first["x"][:8])
+    import_dataset(tmp_path, changed_content(city=["Ulm"] * ROWS, kind=["b"] * ROWS))  # categories that do not occur
+    import_dataset(tmp_path, changed_content(gaps=[1.0] * ROWS))  # nor must what may be missing, nor must a column still vary
+    import_dataset(tmp_path, dict(reversed(CONTENT.items())))  # the order of the columns
+    np.testing.assert_array_equal(import_dataset(tmp_path, dict(reversed(CONTENT.items())))["x"], first["x"])
+    import_dataset(tmp_path, changed_content(age=(CONTENT["age"]).astype(np.float32), gaps=[3, 4] * 20))  # another type of number
     capsys.readouterr()
-    bring(tmp_path, changed(age=CONTENT["age"] * 10))  # a mean that moved far is told of
+    import_dataset(tmp_path, changed_content(age=CONTENT["age"] * 10))  # a mean that moved far is told of
     assert "drift column=age" in capsys.readouterr().err
 
 
 def test_a_later_csv_is_read_with_the_types_of_the_schema(tmp_path: Path) -> None:
     settings = {"source": "a.csv", "kind": "table", "label": "l"}
     (tmp_path / "a.csv").write_text("t,b,l,x\n1,true,1,1.5\nx,false,y,2.5\n1,true,y,0.5\n")
-    bring(tmp_path, **settings)
+    import_dataset(tmp_path, **settings)
     (tmp_path / "a.csv").write_text("t,b,l,x\n1,True,1,1\n1,True,1,2\n")  # what is left of each looks like numbers or truth
-    arrays = bring(tmp_path, **settings)
+    arrays = import_dataset(tmp_path, **settings)
     np.testing.assert_array_equal(arrays["x"], [[0, 1, 1], [0, 1, 2]])
     assert arrays["y"].tolist() == [0, 0]
 
 
 def test_a_higher_schema_version_infers_a_new_schema_and_a_lower_one_finds_the_old(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
-    content = changed(city=["Bonn", "Köln"] * 20)
+    import_dataset(tmp_path, CONTENT)
+    content = changed_content(city=["Bonn", "Köln"] * 20)
     refusal(tmp_path, content)
-    arrays = bring(tmp_path, content, **TABLE, schema_version=2)
+    arrays = import_dataset(tmp_path, content, **TABLE, schema_version=2)
     assert Schema.read(tmp_path / "out/schema.json").spec.columns[1].categories == ("Bonn", "Köln") and arrays["x"][1, 1] == 1
     assert {path.name for path in (tmp_path / "schemas").iterdir()} == {"people-1.json", "people-2.json"}
     refusal(tmp_path, content)
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
 
 
 def test_changed_settings_are_not_reported_as_changed_data(tmp_path: Path) -> None:
     """The refusal lists the settings that differ from those of the first import."""
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
     lines = refusal(tmp_path, **TABLE | {"label": "city"})
     assert "  column 'city' is missing" in lines and "  column 'kind' is new" in lines
     assert (
@@ -159,7 +164,7 @@ def test_changed_settings_are_not_reported_as_changed_data(tmp_path: Path) -> No
     assert "  labels: there are none any more" in lines and "  (setting label was kind, is not set)" in lines
     lines = refusal(tmp_path, source="sklearn:digits")
     assert lines == [
-        head(),
+        first_line(),
         "  was a table, is now images",
         "  (setting source was a.parquet, is sklearn:digits)",
         "  (setting kind was table, is image)",
@@ -169,9 +174,9 @@ def test_changed_settings_are_not_reported_as_changed_data(tmp_path: Path) -> No
 
 
 def test_another_source_that_fits_is_the_same_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = bring(tmp_path, CONTENT)
+    first = import_dataset(tmp_path, CONTENT)
     (tmp_path / "a.parquet").rename(tmp_path / "b.parquet")
-    np.testing.assert_array_equal(bring(tmp_path, **TABLE | {"source": "b.parquet"})["x"], first["x"])
+    np.testing.assert_array_equal(import_dataset(tmp_path, **TABLE | {"source": "b.parquet"})["x"], first["x"])
     assert "schema learnt_from=a.parquet fits=b.parquet" in capsys.readouterr().err
 
 
@@ -179,7 +184,7 @@ def test_another_source_that_fits_is_the_same_dataset(tmp_path: Path, capsys: py
 
 
 def images(folder: Path, **settings: Any) -> tuple[dict[str, np.ndarray], DataSpec]:
-    return bring(folder, source="pets", **settings), Schema.read(folder / "out/schema.json").spec
+    return import_dataset(folder, source="pets", **settings), Schema.read(folder / "out/schema.json").spec
 
 
 def test_drift_of_images_is_refused(tmp_path: Path) -> None:
@@ -200,7 +205,7 @@ def test_drift_of_images_is_refused(tmp_path: Path) -> None:
     assert "  was images, is now a table" in refusal(tmp_path, **TABLE)
     for index, name in enumerate(("ape", "bee", "elk", "fox")):
         save(tmp_path / f"pets/{name}/1.png", picture(index))
-    assert refusal(tmp_path, source="pets") == [head("pets"), "  labels: 4 new: 'ape', 'bee', 'elk', ..", LAST]
+    assert refusal(tmp_path, source="pets") == [first_line("pets"), "  labels: 4 new: 'ape', 'bee', 'elk', ..", LAST]
     assert images(tmp_path, schema_version=2)[1].classes == 6
 
 
@@ -216,9 +221,9 @@ def test_classes_keep_their_numbers_where_one_is_absent(tmp_path: Path) -> None:
 def test_drift_of_numbered_labels_is_refused(tmp_path: Path) -> None:
     x_NHW = np.zeros((4, 4, 4), np.uint8)
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 2, 2]))
-    bring(tmp_path, source="a.npz")
+    import_dataset(tmp_path, source="a.npz")
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 1, 0]))
-    assert bring(tmp_path, source="a.npz")["y"].tolist() == [0, 1, 1, 0]
+    assert import_dataset(tmp_path, source="a.npz")["y"].tolist() == [0, 1, 1, 0]
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 3, 0]))
     assert refusal(tmp_path, source="a.npz")[1] == "  labels: were 0 .. 2, are now up to 3"
     np.savez(tmp_path / "a.npz", x=x_NHW)
@@ -230,7 +235,7 @@ def test_drift_of_numbered_labels_is_refused(tmp_path: Path) -> None:
 
 def test_a_refused_first_import_writes_no_schema(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the same value in every row"):
-        bring(tmp_path, changed(age=[1.0] * ROWS))
+        import_dataset(tmp_path, changed_content(age=[1.0] * ROWS))
     assert not (tmp_path / "schemas").exists() and not (tmp_path / "out").exists()
 
 
@@ -251,16 +256,18 @@ def test_a_schema_is_never_overwritten(tmp_path: Path) -> None:
 def test_the_slower_of_two_first_imports_is_checked_against_the_schema_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
     monkeypatch.setattr(schema, "read_schema", lambda *_: None)  # as it was when the slower one began
     np.testing.assert_array_equal(
-        bring(tmp_path, changed(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
+        import_dataset(tmp_path, changed_content(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
     )
-    assert "  column 'city' has 1 value that it never had: 'Köln'" in refusal(tmp_path, changed(city=["Bonn", "Köln"] * 20))
+    assert "  column 'city' has 1 value that it never had: 'Köln'" in refusal(
+        tmp_path, changed_content(city=["Bonn", "Köln"] * 20)
+    )
 
 
 def test_a_damaged_schema_is_named(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
     (tmp_path / "schemas/people-1.json").write_text("{")
     (line,) = refusal(tmp_path)
     assert "people-1.json is not a schema: restore it, or remove it" in line
@@ -279,6 +286,6 @@ def test_the_step_keeps_schemas_in_the_home_and_copies_them_into_its_output(tmp_
     assert step("snapshot").returncode == 0 and step("prepare").returncode == 0
     kept = (tmp_path / "home/schemas/people-1.json").read_bytes()
     assert kept == (tmp_path / "outs/raw/people/schema.json").read_bytes()
-    pyarrow.parquet.write_table(pa.table(changed(city=None)), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pa.table(changed_content(city=None)), tmp_path / "a.parquet")
     done = step("snapshot")
-    assert done.returncode == 2 and done.stderr.endswith(f"error: {head()}\n  column 'city' is missing\n{LAST}\n")
+    assert done.returncode == 2 and done.stderr.endswith(f"error: {first_line()}\n  column 'city' is missing\n{LAST}\n")

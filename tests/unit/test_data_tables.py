@@ -59,7 +59,7 @@ def column(values: Any, name: str = "x", **settings: Any) -> Column:
     return columns.learn(name, pa.chunked_array([pa.array(values)]), settings.get("categorical", False))
 
 
-def unfit(values: Any, name: str = "x", **settings: Any) -> str:
+def refusal_of_column(values: Any, name: str = "x", **settings: Any) -> str:
     array = pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values)])
     with pytest.raises(columns.UnusableColumn) as caught:
         columns.refuse_type(array)
@@ -230,7 +230,7 @@ def test_every_unusable_column_is_named_with_a_remedy(tmp_path: Path) -> None:
 )
 def test_unusable_columns_are_refused(values: list[Any], name: str, expected: str) -> None:
     array = pa.array(values, pa.uint64()) if name == "unsigned" else values
-    assert expected in unfit(array, name)
+    assert expected in refusal_of_column(array, name)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_ordinary_columns_are_accepted(values: Any, name: str) -> None:
 def test_identifiers_are_accepted_as_categories_if_the_settings_say_so() -> None:
     assert column([7, 3, 9, None] * 9, "store_id", categorical=True).categories == ("3", "7", "9")
     assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")  # as pandas has integers with gaps
-    assert "is to be categories, and holds numbers such as 0.5" in unfit([1.0, 0.5], categorical=True)
+    assert "is to be categories, and holds numbers such as 0.5" in refusal_of_column([1.0, 0.5], categorical=True)
     assert column([2**60 + i % 3 for i in range(9)], categorical=True).categories == tuple(str(2**60 + i) for i in range(3))
 
 

@@ -32,7 +32,7 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def checked_bundles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replace the check in a fresh process: it takes seconds, and few of these tests are about it. List the checked bundles."""
     checked: list[Path] = []
 
@@ -69,7 +69,9 @@ def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
     assert "  looked at the samples" in dict(sections(answer))["Approved"]
 
 
-def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_against(home: Home, quick: list[Path]) -> None:
+def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_against(
+    home: Home, checked_bundles: list[Path]
+) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
     cases.judge(home, "promoted", 3)
@@ -84,12 +86,14 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     for stale in (1, 4, "none"):
         with pytest.raises(ChampionChanged, match="--against 3"):
             decide.promote(home, f"{MODEL}/2", "it is fine", against=stale)  # type: ignore[arg-type]
-    assert rows(home) == before and quick == []
+    assert rows(home) == before and checked_bundles == []
     decide.promote(home, f"{MODEL}/2", "knowingly", against=3)
-    assert aliases(home) == {"champion": 2} and quick == [], "a fresh process loaded these bytes when they were registered"
+    assert aliases(home) == {"champion": 2} and checked_bundles == [], (
+        "a fresh process loaded these bytes when they were registered"
+    )
 
 
-def test_promoting_an_unjudged_version_requires_the_expected_champion(home: Home, quick: list[Path]) -> None:
+def test_promoting_an_unjudged_version_requires_the_expected_champion(home: Home, checked_bundles: list[Path]) -> None:
     with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged. .*: --against none"):
         decide.promote(home, f"{MODEL}/1", "first")
     assert decide.promote(home, f"{MODEL}/1", "first", against="none").champion_after == 1
@@ -115,14 +119,16 @@ def test_a_promotion_during_the_check_of_the_files_wins(home: Home, monkeypatch:
 
 
 @pytest.mark.parametrize("damage", [cases.flip, lambda home, version: shutil.rmtree(cases.files(home, version))])
-def test_a_damaged_version_is_not_promoted_even_if_a_local_copy_is_intact(home: Home, quick: list[Path], damage: object) -> None:
+def test_a_damaged_version_is_not_promoted_even_if_a_local_copy_is_intact(
+    home: Home, checked_bundles: list[Path], damage: object
+) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
     fetch_bundle(home, current_version(home, f"{MODEL}/2"))
     damage(home, 2)  # type: ignore[operator]
     with pytest.raises(IntegrityError):
         decide.promote(home, f"{MODEL}/2", "it is fine")
-    assert len(rows(home)) == 2 and aliases(home) == {"champion": 1, "challenger": 2} and quick == []
+    assert len(rows(home)) == 2 and aliases(home) == {"champion": 1, "challenger": 2} and checked_bundles == []
 
 
 def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +176,7 @@ def test_a_veto_outlives_collection_and_a_new_registration(home: Home) -> None:
     assert decide.vetoed_by(home, again) is None
 
 
-def test_a_rollback_restores_the_previous_champion(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_restores_the_previous_champion(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     row = decide.rollback(home, MODEL, "the sevens blur", who="ada")
@@ -197,7 +203,7 @@ def test_a_rollback_restores_the_previous_champion(home: Home, quick: list[Path]
     assert decide.rollback(home, MODEL, "no").champion_after == 1
 
 
-def test_a_rollback_skips_champions_that_do_not_load_and_says_why(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_skips_champions_that_do_not_load_and_says_why(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2, 3, 4):
         cases.judge(home, "promoted", version)
     fetch_bundle(home, current_version(home, f"{MODEL}/3"))
@@ -219,7 +225,7 @@ def test_a_rollback_without_a_previous_champion_is_refused(home: Home) -> None:
     assert len(rows(home)) == 1
 
 
-def test_a_rollback_from_a_deleted_champion_works(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_from_a_deleted_champion_works(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2):
         cases.judge(home, "promoted", version)
     cases.delete(home, 2)
@@ -228,7 +234,7 @@ def test_a_rollback_from_a_deleted_champion_works(home: Home, quick: list[Path])
     assert aliases(home) == {"champion": 1}
 
 
-def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]) -> None:
+def test_an_approval_expires_when_the_data_changed(home: Home, checked_bundles: list[Path]) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     store = open_tracking(home)
@@ -242,7 +248,7 @@ def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]
     assert decide.promote(home, f"{MODEL}/2", "knowingly", against=1).champion_after == 2
 
 
-def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, quick: list[Path]) -> None:
+def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, checked_bundles: list[Path]) -> None:
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/1"), VersionTags(dataset="e" * 64))
     cases.judge(home, "promoted", 1)
@@ -254,7 +260,7 @@ def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home
 
 
 @pytest.mark.parametrize("verdict", ["kept", "refused"])
-def test_a_version_that_awaits_no_approval_does_not_expire(home: Home, quick: list[Path], verdict: str) -> None:
+def test_a_version_that_awaits_no_approval_does_not_expire(home: Home, checked_bundles: list[Path], verdict: str) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, verdict, 2)  # type: ignore[arg-type]
     store = open_tracking(home)

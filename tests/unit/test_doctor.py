@@ -35,11 +35,11 @@ def home(make_repository: Callable[[dict[str, str]], Path]) -> Home:
     return Home(repository, repository / ".remint")
 
 
-def looked(home: Home) -> list[Symptom]:
+def symptoms(home: Home) -> list[Symptom]:
     return doctor.run_doctor(home, load_params(home.repository))
 
 
-def one(found: list[Symptom], about: str) -> Symptom:
+def symptom_about(found: list[Symptom], about: str) -> Symptom:
     (symptom,) = [each for each in found if each.about == about and each.level != "note"]
     assert symptom.what.endswith(".") and symptom.why.endswith(".") and symptom.do
     return symptom
@@ -72,7 +72,7 @@ def server(status: int, host: str = "127.0.0.1") -> Iterator[int]:
 
 def test_a_fresh_clone_passes_and_doctor_creates_no_files(home: Home) -> None:
     before = sorted(home.repository.rglob("*"))
-    found = looked(home)
+    found = symptoms(home)
     assert [each.level for each in found] == ["note", "note"], found
     assert {each.about for each in found} == {"prefect", "worker"}
     assert sorted(home.repository.rglob("*")) == before and not home.path.exists()
@@ -92,32 +92,32 @@ def test_problems_of_git_dvc_settings_and_permissions_are_named(
     (home.repository / ".dvc/config").write_text("[core]\n    analytics = false\n")
     home.ensure()
     home.path.chmod(0o777)
-    found = looked(home)
-    assert "user.email" in one(found, "git").what
-    assert "no remote is set" in one(found, "dvc").what
-    assert "4096" in one(found, "torch").what and "training.devices" in one(found, "torch").do
-    packages = one(found, "packages").what
+    found = symptoms(home)
+    assert "user.email" in symptom_about(found, "git").what
+    assert "no remote is set" in symptom_about(found, "dvc").what
+    assert "4096" in symptom_about(found, "torch").what and "training.devices" in symptom_about(found, "torch").do
+    packages = symptom_about(found, "packages").what
     assert "numpy" in packages and "instead of 0.0.1" in packages and "no-such-package" not in packages
-    assert "chmod go-w" in one(found, "home").do
+    assert "chmod go-w" in symptom_about(found, "home").do
 
 
 @pytest.mark.slow
 def test_stores_of_another_schema_or_out_of_reach_are_named(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(empty, home.path)
     chain.Ledger(home.ledger_url)
-    assert [each for each in looked(home) if each.level != "note"] == []
+    assert [each for each in symptoms(home) if each.level != "note"] == []
     with sqlite3.connect(home.path / "mlflow/mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'of another time'")
     with sqlite3.connect(home.path / "ledger.db") as database:
         database.execute("UPDATE ledger_schema SET version = 99")
-    found = looked(home)
-    assert "of another time" in one(found, "mlflow").what and "schema 99" in one(found, "ledger").what
+    found = symptoms(home)
+    assert "of another time" in symptom_about(found, "mlflow").what and "schema 99" in symptom_about(found, "ledger").what
     monkeypatch.setattr("remint.stores.ledger.database.ATTEMPTS", 1)
     monkeypatch.setenv("REMINT_LEDGER", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
-    found = looked(home)
+    found = symptoms(home)
     for about in ("mlflow", "ledger"):
-        assert "127.0.0.1" in one(found, about).what and "a-password-of-hers" not in str(found)
+        assert "127.0.0.1" in symptom_about(found, about).what and "a-password-of-hers" not in str(found)
 
 
 @pytest.mark.slow
@@ -127,14 +127,14 @@ def test_a_prefect_server_that_refuses_our_credentials_is_named(
 ) -> None:
     with server(status) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-        assert word in one(looked(home), "prefect").what
+        assert word in symptom_about(symptoms(home), "prefect").what
 
 
 def test_a_server_without_a_worker_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with server(200) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-        found = looked(home)
-    assert "No worker" in one(found, "worker").what and [each for each in found if each.about == "server"] == []
+        found = symptoms(home)
+    assert "No worker" in symptom_about(found, "worker").what and [each for each in found if each.about == "server"] == []
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_servers_open_to_other_machines_are_reported(home: Home, monkeypatch: py
         with server(status, "0.0.0.0") as port:
             monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:a-password-of-hers@127.0.0.1:{port}")
-            found = [each for each in looked(home) if each.about == "server"]
+            found = [each for each in symptoms(home) if each.about == "server"]
         for name in ("Prefect", "MLflow"):
             told = [each.what for each in found if each.what.startswith(name)]
             assert len(told) == len(words) and all(word in said for word, said in zip(words, told, strict=True)), told
@@ -162,7 +162,7 @@ def test_another_host_is_remote_and_https_is_not_plain_http() -> None:
 
 
 def test_an_unsupported_python_is_reported_with_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [each for each in looked(home) if each.about == "python"] == []
+    assert [each for each in symptoms(home) if each.about == "python"] == []
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "14", "0"))
-    symptom = one(looked(home), "python")
+    symptom = symptom_about(symptoms(home), "python")
     assert "constraints.txt is for 3.11, 3.12, 3.13" in symptom.what and "PYTHON=/path/to/python3.13" in symptom.do

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def written(folder: Path, text: str) -> Path:
+def write_params(folder: Path, text: str) -> Path:
     (folder / "params.yaml").write_bytes(text.encode())
     return folder / "params.yaml"
 
@@ -62,7 +62,7 @@ def test_a_copy_of_each_pipeline_is_valid_and_no_existing_line_changes(folder: P
 
 
 def test_comments_indentation_and_number_formats_are_kept(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+    path = write_params(tmp_path, SMALL)
     add_pipeline(tmp_path, "next", "faces-vae", "2024")
     block = """
     next:
@@ -81,7 +81,7 @@ def test_comments_indentation_and_number_formats_are_kept(tmp_path: Path) -> Non
 
 
 def test_a_new_dataset_is_added_after_the_others(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+    path = write_params(tmp_path, SMALL)
     params = add_pipeline(tmp_path, "true", "faces-vae", "cats", {"source": "data/cats: all", "kind": "image"})
     text = path.read_text()
     assert "    \"2024\": {source: data/2024}\n\n    cats: {source: 'data/cats: all', kind: image}\n\npipelines:\n" in text
@@ -92,7 +92,7 @@ def test_a_new_dataset_is_added_after_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [SMALL.replace("\n", "\r\n"), SMALL.rstrip(), SMALL.removesuffix("\n# the end\n")])
 def test_line_endings_and_a_missing_final_newline_are_kept(tmp_path: Path, text: str) -> None:
-    path = written(tmp_path, text)
+    path = write_params(tmp_path, text)
     add_pipeline(tmp_path, "next", "faces-vae", "")
     content = path.read_bytes().decode()
     assert load_safe_yaml(content)["pipelines"]["next"] == load_safe_yaml(text)["pipelines"]["faces-vae"]
@@ -101,7 +101,7 @@ def test_line_endings_and_a_missing_final_newline_are_kept(tmp_path: Path, text:
 
 def test_a_symbolic_link_and_the_file_permissions_are_kept(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
-    path = written(tmp_path / "real", SMALL)
+    path = write_params(tmp_path / "real", SMALL)
     path.chmod(0o640)
     (tmp_path / "params.yaml").symlink_to(path)
     add_pipeline(tmp_path, "next", "faces-vae", "")
@@ -138,7 +138,7 @@ IN_BRACES = f"datasets: {{faces: {{source: data/faces}}}}\npipelines: {{faces-va
 def test_a_refused_edit_does_not_change_the_file(
     tmp_path: Path, text: str, name: str, template: str, dataset: str, words: str
 ) -> None:
-    path = written(tmp_path, text)
+    path = write_params(tmp_path, text)
     with pytest.raises(SettingsError) as refused:
         add_pipeline(tmp_path, name, template, dataset)
     assert words in str(refused.value)
@@ -148,7 +148,7 @@ def test_a_refused_edit_does_not_change_the_file(
 
 
 def test_new_dataset_names_must_follow_the_same_rules(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+    path = write_params(tmp_path, SMALL)
     for name, words in {"faces": "datasets.faces already exists", "a b": "is not a valid name in datasets"}.items():
         with pytest.raises(SettingsError, match=words):
             add_pipeline(tmp_path, "x", "faces-vae", name, {"source": "data", "kind": "image"})

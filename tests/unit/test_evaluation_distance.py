@@ -10,7 +10,7 @@ from remint.errors import DataError
 from remint.evaluation import distance, intervals
 from remint.evaluation.evaluate import measure
 from remint.evaluation.frechet import Moments, frechet_distance
-from tests.support.evaluation_cases import Itself, Sampler, bench_of, normal, rows
+from tests.support.evaluation_cases import IdentityExtractor, Sampler, context_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +54,7 @@ def test_only_the_jackknife_interval_covers_the_choice_of_held_out_examples() ->
 def test_jackknife_deviations_follow_the_definition() -> None:
     """Compare with an explicit jackknife: leave out each group, and measure the merged draws against the rest."""
     dataset = rows(normal(100, 3, 0), normal(60, 3, 1))
-    context, model = bench_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
+    context, model = context_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
     found = measure(model, ["fd_domain"], context, "test")[0]["fd_domain"]
     f_ND = distance._shuffled(context.real("domain"), 0)
     merged = Moments.of(np.concatenate([context.drawn("domain", model, draw) for draw in range(3)]))
@@ -72,7 +72,7 @@ def test_the_extrapolated_distance_is_nearer_to_that_of_the_distributions() -> N
     dataset = rows(normal(300, 20, 0), normal(250, 20, 1))
     model = Sampler(lambda z: 0.1 + 1.2**0.5 * z, 20)
     truth = 20 * 0.1**2 + 20 * (1 - 1.2**0.5) ** 2
-    measured, _ = measure(model, ["fd_domain", "fd_infinity_domain"], bench_of(dataset, draws=8), "test")
+    measured, _ = measure(model, ["fd_domain", "fd_infinity_domain"], context_of(dataset, draws=8), "test")
     plain, without_end = (measured[name].values_N.mean() for name in ("fd_domain", "fd_infinity_domain"))
     assert plain > 2.5 * truth
     assert abs(without_end - truth) < 0.35 * (plain - truth)
@@ -88,8 +88,8 @@ def test_the_extrapolation_is_exact_for_values_linear_in_one_over_size() -> None
 
 def test_metrics_share_samples_and_features() -> None:
     """Seven metrics use three draws of 100 samples and one reference of 100; the floor uses 3 draws of training examples."""
-    extractor, model = Itself(), Sampler(lambda z: 1.1 * z, 2)
-    context = bench_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
+    extractor, model = IdentityExtractor(), Sampler(lambda z: 1.1 * z, 2)
+    context = context_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
     metrics = ["kid_domain", "precision_domain", "recall_domain", "coverage_domain", "fd_infinity_domain", "novelty"]
     measure(model, metrics, context, "test")
     assert model.calls == 3 and extractor.seen.count(100) == len(extractor.seen)
@@ -102,14 +102,14 @@ def test_metrics_share_samples_and_features() -> None:
 def test_metrics_of_samples_do_not_read_features() -> None:
     """Each metric alone, and all of them in both orders, with features that are ten times the columns."""
 
-    class Tenfold(Itself):
+    class Tenfold(IdentityExtractor):
         def __call__(self, x_NX: np.ndarray) -> np.ndarray:
             return 10.0 * super().__call__(x_NX)
 
     metrics = ["fd_domain", "kid_domain", "recall_domain", "novelty"]
 
     def found(*asked: str) -> dict[str, list[float]]:
-        context = bench_of(rows(normal(100, 2, 0), normal(90, 2, 1)), Tenfold())
+        context = context_of(rows(normal(100, 2, 0), normal(90, 2, 1)), Tenfold())
         measured, _ = measure(Sampler(lambda z: 1.1 * z, 2), list(asked), context, "test")
         return {name: measured[name].values_N.tolist() for name in asked}
 
@@ -120,4 +120,4 @@ def test_metrics_of_samples_do_not_read_features() -> None:
 def test_too_few_examples_for_nested_subsets_are_refused() -> None:
     x_ND = normal(79, 2, 0)
     with pytest.raises(DataError, match="fd_infinity_domain needs 80 examples on each side, and 79 can be had"):
-        measure(Sampler(torch.clone, 2), ["fd_infinity_domain"], bench_of(rows(x_ND, x_ND)), "test")
+        measure(Sampler(torch.clone, 2), ["fd_infinity_domain"], context_of(rows(x_ND, x_ND)), "test")

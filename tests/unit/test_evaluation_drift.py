@@ -53,7 +53,7 @@ def columns(x_NX: Array) -> Array:
     return np.nan_to_num(x_NX.reshape(len(x_NX), -1).astype(np.float64))
 
 
-def between(before: Dataset, after: Dataset) -> Drift:
+def drift_between(before: Dataset, after: Dataset) -> Drift:
     return drift.of(before, after, columns, "sha")
 
 
@@ -132,7 +132,7 @@ def test_only_the_column_that_moved_by_half_a_deviation_is_named() -> None:
     generator = np.random.default_rng(1)
     before_ND, after_ND = table(generator, 400), table(generator, 400)
     after_ND[:, 1] += 0.5
-    found = between(dataset(before_ND), dataset(after_ND))
+    found = drift_between(dataset(before_ND), dataset(after_ND))
     (change,) = found.changed
     assert (change.of, change.statistic) == ("height", "mean")
     assert change.before == pytest.approx(170.0, abs=2.0) and change.after == pytest.approx(176.0, abs=2.0)
@@ -146,7 +146,7 @@ def test_changed_spread_shares_and_missing_values_are_named() -> None:
     after_ND[:, 0] *= 1.5
     after_ND[after_ND[:, 3] == 1, 3] = 2  # green becomes red
     after_ND[generator.random(600) < 0.1, 4] = np.nan
-    found = between(dataset(before_ND), dataset(after_ND))
+    found = drift_between(dataset(before_ND), dataset(after_ND))
     named = {(change.of, change.statistic): change for change in found.changed}
     assert set(named) == {("age", "spread"), ("colour", "share"), ("smokes", "missing")}
     spread, share, gaps = named["age", "spread"], named["colour", "share"], named["smokes", "missing"]
@@ -160,7 +160,7 @@ def test_appended_rows_of_the_same_distribution_are_counted_and_give_no_alarm() 
     before_ND = table(generator, 300)
     before_ND[1] = before_ND[0]  # a row that stands there twice
     after_ND = np.concatenate([before_ND, table(generator, 80), before_ND[:1]])[generator.permutation(381)]
-    found = between(dataset(before_ND), dataset(after_ND))
+    found = drift_between(dataset(before_ND), dataset(after_ND))
     assert (found.kept, found.added, found.removed) == (300, 81, 0)
     assert found.changed == () and "none changed beyond chance" in found.summary
     assert found.distance is not None and found.floor is not None
@@ -172,7 +172,7 @@ def test_drift_of_appended_rows_is_found_although_most_rows_are_unchanged() -> N
     generator = np.random.default_rng(4)
     before_ND, added_ND = table(generator, 900), table(generator, 100)
     added_ND[:, 0] += 2.0
-    found = between(dataset(before_ND), dataset(np.concatenate([before_ND, added_ND])))
+    found = drift_between(dataset(before_ND), dataset(np.concatenate([before_ND, added_ND])))
     assert {change.of for change in found.changed} == {"age"}
     (change,) = (change for change in found.changed if change.statistic == "mean")
     assert change.low < 0.2 < change.high
@@ -182,7 +182,7 @@ def test_drift_of_appended_rows_is_found_although_most_rows_are_unchanged() -> N
 
 def test_for_unchanged_data_no_distance_is_measured() -> None:
     x_ND = table(np.random.default_rng(5), 50)
-    found = between(dataset(x_ND), dataset(x_ND[::-1]))
+    found = drift_between(dataset(x_ND), dataset(x_ND[::-1]))
     assert found.comparable and found.kept == 50 and found.changed == () and found.distance is None
     assert found.summary == "the training examples are those of before, 50 of them"
 
@@ -210,7 +210,7 @@ def test_drift_of_images_reports_brightness_classes_and_a_picture(tmp_path: Path
     spec = IMAGES.model_copy(update={"classes": 2, "class_names": ("cat", "dog")})
     y_N, z_N = (generator.random(200) < 0.5).astype(np.int64), (generator.random(200) < 0.8).astype(np.int64)
     first, second = dataset(before, spec, y_N), dataset(after, spec, z_N)
-    found = between(first, second)
+    found = drift_between(first, second)
     named = {(change.of, change.statistic) for change in found.changed}
     assert {("channel 0", "mean"), ("brightness", "mean"), ("label", "share")} <= named
     assert not {of for of, _ in named} & {"channel 1", "channel 2"}
@@ -222,7 +222,7 @@ def test_drift_of_images_reports_brightness_classes_and_a_picture(tmp_path: Path
 def test_drift_of_a_table_has_a_picture(tmp_path: Path) -> None:
     generator = np.random.default_rng(7)
     first, second = dataset(table(generator, 100)), dataset(table(generator, 100))
-    drift.write(between(first, second), first, second, tmp_path)
+    drift.write(drift_between(first, second), first, second, tmp_path)
     assert (tmp_path / "drift.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -230,7 +230,7 @@ def test_data_of_another_schema_are_reported_as_not_comparable(tmp_path: Path) -
     x_ND = table(np.random.default_rng(8), 40)
     narrower = TABLE.model_copy(update={"shape": (4,), "columns": TABLE.columns[:4]})
     first, second = dataset(x_ND), dataset(x_ND[:, :4], narrower)
-    found = between(first, second)
+    found = drift_between(first, second)
     assert not found.comparable and "not comparable" in found.summary and "3 numeric and 1 categorical" in found.summary
     drift.write(found, first, second, tmp_path)
     assert (tmp_path / "drift.json").exists() and not (tmp_path / "drift.png").exists()
@@ -238,7 +238,7 @@ def test_data_of_another_schema_are_reported_as_not_comparable(tmp_path: Path) -
 
 def test_another_split_is_compared_and_reported() -> None:
     x_ND = table(np.random.default_rng(9), 200)
-    found = between(dataset(x_ND[:150]), dataset(x_ND[50:], split={"seed": 1}))
+    found = drift_between(dataset(x_ND[:150]), dataset(x_ND[50:], split={"seed": 1}))
     assert found.comparable and (found.kept, found.added, found.removed) == (100, 50, 50)
     assert "the settings of the split changed" in found.summary
 

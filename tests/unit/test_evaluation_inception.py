@@ -55,7 +55,7 @@ Mixed_7c: branch1x1 320x2048x1x1, branch3x3_1 384x2048x1x1, branch3x3_2a 384x384
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def published() -> dict[str, tuple[int, ...]]:
+def published_shapes() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
     block = ""
     for word in PUBLISHED.replace(",", "\n").replace(":", ":\n").splitlines():
@@ -70,17 +70,17 @@ def published() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def state(seed: int = 0) -> dict[str, Tensor]:
+def random_state(seed: int = 0) -> dict[str, Tensor]:
     """Return a random state dict with the published layout that keeps the scale of the activations."""
     generator, made = torch.Generator().manual_seed(seed), {}
-    for name, shape in published().items():
+    for name, shape in published_shapes().items():
         tensor = torch.randn(shape, generator=generator)
         scale = (2.0 / tensor[0].numel()) ** 0.5 if len(shape) > 1 else 0.1
         made[name] = tensor * scale + (1.0 if name.endswith(("bn.weight", "running_var")) else 0.0)
     return made
 
 
-def pickled(content: Any) -> bytes:
+def serialise(content: Any) -> bytes:
     stream = io.BytesIO()
     torch.save(content, stream)
     return stream.getvalue()
@@ -96,14 +96,16 @@ def images(count: int, channels: int = 3, levels: int = 256, size: tuple[int, in
 
 def test_weights_have_the_published_names_and_shapes() -> None:
     own = {name: tuple(tensor.shape) for name, tensor in Inception().state_dict().items()}
-    assert len(published()) == 94 * 5 + 2
-    assert own == published() | {name.replace("weight", "num_batches_tracked"): () for name in published() if "bn.weight" in name}
+    assert len(published_shapes()) == 94 * 5 + 2
+    assert own == published_shapes() | {
+        name.replace("weight", "num_batches_tracked"): () for name in published_shapes() if "bn.weight" in name
+    }
 
 
 @pytest.mark.slow
 def test_features_of_an_image_do_not_depend_on_its_batch() -> None:
     """Compare an image alone and in batches of different sizes."""
-    extractor = load(pickled(state()))
+    extractor = load(serialise(random_state()))
     assert (extractor.name, extractor.resize) == ("inception", "bilinear 299, TensorFlow 1")
     x_NCHW = images(5)
     f_ND = extractor(x_NCHW)
@@ -118,7 +120,7 @@ def test_grey_images_of_few_levels_are_the_same_as_colours_of_256() -> None:
     wide = np.repeat(np.array([round(x * 255 / 16) for x in x_NCHW.ravel().tolist()], np.uint8).reshape(x_NCHW.shape), 3, axis=1)
     np.testing.assert_array_equal(prepared(x_NCHW, 17), wide)
     np.testing.assert_array_equal(prepared(wide, 256), wide)
-    content = save({name: tensor.contiguous() for name, tensor in state().items()})
+    content = save({name: tensor.contiguous() for name, tensor in random_state().items()})
     few, all_of_them = load(content, (1, 8, 8), 17), load(content, (3, 8, 8))
     np.testing.assert_array_equal(few(x_NCHW), all_of_them(wide))
 
@@ -215,30 +217,30 @@ def test_a_block_equals_its_formula() -> None:
     np.testing.assert_allclose(halving(torch.from_numpy(x_CHW)[None])[0], np.concatenate([halved, own]), atol=1e-12)
 
 
-class Thief:
+class MaliciousObject:
     """Object in a malicious pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("the pickle's code ran",))
 
 
-def spoilt(name: str, value: Any) -> bytes:
-    made: dict[str, Any] = state()
+def serialise_with(name: str, value: Any) -> bytes:
+    made: dict[str, Any] = random_state()
     made.pop(name, None)
-    return pickled(made if value is None else {**made, name: value})
+    return serialise(made if value is None else {**made, name: value})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: spoilt("fc.bias", None), "1 missing, as fc.bias"),
-        (lambda: spoilt("AuxLogits.fc.bias", torch.zeros(3)), "1 unexpected, as AuxLogits.fc.bias"),
-        (lambda: spoilt("fc.weight", torch.zeros(1000, 2048)), "1 of another shape, as fc.weight"),
-        (lambda: spoilt("fc.bias", "0"), "1 of another shape, as fc.bias"),
-        (lambda: spoilt("fc.bias", torch.full((1008,), torch.nan)), "'fc.bias' are not finite"),
-        (lambda: pickled([1]), "holds a list"),
-        (lambda: pickled({"fc.bias": Thief()}), "is no state dict"),
+        (lambda: serialise_with("fc.bias", None), "1 missing, as fc.bias"),
+        (lambda: serialise_with("AuxLogits.fc.bias", torch.zeros(3)), "1 unexpected, as AuxLogits.fc.bias"),
+        (lambda: serialise_with("fc.weight", torch.zeros(1000, 2048)), "1 of another shape, as fc.weight"),
+        (lambda: serialise_with("fc.bias", "0"), "1 of another shape, as fc.bias"),
+        (lambda: serialise_with("fc.bias", torch.full((1008,), torch.nan)), "'fc.bias' are not finite"),
+        (lambda: serialise([1]), "holds a list"),
+        (lambda: serialise({"fc.bias": MaliciousObject()}), "is no state dict"),
         (lambda: b"weights", "is no state dict"),
     ],
 )

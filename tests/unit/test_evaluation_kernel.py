@@ -8,7 +8,7 @@ import torch
 
 from remint.evaluation import kernel
 from remint.evaluation.evaluate import measure
-from tests.support.evaluation_cases import Sampler, always, bench_of, normal, rows
+from tests.support.evaluation_cases import Sampler, always, context_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_distance_of_two_pairs_equals_a_worked_example() -> None:
     """k(0, 1) = 1, k(1, 2) = 27, and the mean between the pairs is (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
     a, b = np.array([[0.0], [1.0]], dtype=np.float32), np.array([[1.0], [2.0]], dtype=np.float32)
-    measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], bench_of(rows(b, b)), "test")
+    measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], context_of(rows(b, b)), "test")
     assert measured["kid_domain"].values_N.tolist() == [9.5, 9.5]
 
 

@@ -192,7 +192,7 @@ def test_manual_approval_is_requested_only_for_versions_that_pass() -> None:
     assert decide(evidence(1.9), evidence(1.9, key="champion", noise=2), rules).verdict == "kept"
 
 
-def unfinite(number: float) -> Evidence:
+def nonfinite_evidence(number: float) -> Evidence:
     bad = evidence()
     values_N = bad.values["nll"].copy()
     values_N[7] = number
@@ -208,8 +208,8 @@ def nan_in_the_report() -> Evidence:
 BAD = {
     "missing": (Evidence(evidence().report.model_copy(update={"metrics": {}}), {}), "is missing for"),
     "no values": (Evidence(evidence().report, {}), "is missing for"),
-    "nan value": (unfinite(float("nan")), "is not finite (1 of 360 values)"),
-    "inf value": (unfinite(float("inf")), "is not finite"),
+    "nan value": (nonfinite_evidence(float("nan")), "is not finite (1 of 360 values)"),
+    "inf value": (nonfinite_evidence(float("inf")), "is not finite"),
     "nan in report": (nan_in_the_report(), "is not finite"),
     "no list": (Evidence(evidence().report, {"nll": np.zeros((3, 3))}), "no array of numbers"),
     "words": (Evidence(evidence().report, {"nll": np.array(["a"] * N)}), "no array of numbers"),
@@ -316,7 +316,7 @@ def test_a_planted_improvement_is_found() -> None:
     assert found >= 90, found
 
 
-def several(nll: float, fd: float, key: str, noise: int) -> Evidence:
+def evidence_of_two_metrics(nll: float, fd: float, key: str, noise: int) -> Evidence:
     """Make evidence of two metrics with independent noise."""
     return both(
         evidence(nll, key=key, noise=noise), evidence(fd, key=key, metric="fd_domain", noise=noise + 10, spread=0.02, count=40)
@@ -331,13 +331,13 @@ EITHER = PromotionSettings.model_validate({"improve": {"metric": ["nll", "fd_dom
     [(1.8, 8.0, "promoted"), (1.9, 7.8, "promoted"), (1.9, 8.0, "kept"), (1.8, 8.3, "refused"), (2.0, 7.0, "refused")],
 )
 def test_one_better_metric_is_enough_if_no_other_is_worse(nll: float, fd: float, verdict: str) -> None:
-    decision = decide(several(nll, fd, "challenger", 1), several(1.9, 8.0, "champion", 2), EITHER)
+    decision = decide(evidence_of_two_metrics(nll, fd, "challenger", 1), evidence_of_two_metrics(1.9, 8.0, "champion", 2), EITHER)
     assert decision.verdict == verdict, decision.reasons
     assert "one of 2 comparisons" in decision.rules[-1].reason
 
 
 def test_each_of_several_comparisons_uses_its_share_of_the_level() -> None:
-    challenger, champion = several(1.89, 8.0, "challenger", 1), several(1.9, 8.0, "champion", 2)
+    challenger, champion = evidence_of_two_metrics(1.89, 8.0, "challenger", 1), evidence_of_two_metrics(1.9, 8.0, "champion", 2)
     alone = decide(
         challenger, champion, PromotionSettings.model_validate({"improve": {"metric": "nll"}, "require": {"nll": {"max": 9}}})
     )
@@ -369,7 +369,7 @@ def test_any_of_several_metrics_of_two_draws_of_one_model_is_promoted_at_most_at
     together = alone = 0
     for _ in range(300):
         sides = [Evidence(frame, {name: generator.standard_normal(40) for name in names}) for frame in frames]
-        sides = [Evidence(_counted(side.report, 40), side.values) for side in sides]
+        sides = [Evidence(_with_count(side.report, 40), side.values) for side in sides]
         rules = [PromotionSettings.model_validate({"improve": {"metric": names}})]
         rules += [PromotionSettings.model_validate({"improve": {"metric": name}}) for name in names]
         better, *each = (
@@ -380,7 +380,7 @@ def test_any_of_several_metrics_of_two_draws_of_one_model_is_promoted_at_most_at
     assert alone > 40, alone
 
 
-def _counted(report: EvaluationReport, n: int) -> EvaluationReport:
+def _with_count(report: EvaluationReport, n: int) -> EvaluationReport:
     return report.model_copy(update={"metrics": {k: v.model_copy(update={"n": n}) for k, v in report.metrics.items()}})
 
 

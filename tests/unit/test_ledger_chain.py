@@ -35,14 +35,14 @@ def hash_of(fields: dict[str, Any]) -> str:
     return digest({key: value for key, value in fields.items() if key != "hash" and (key, value) != ("decision", "")})
 
 
-def keep(ledger: Ledger, version: int, champion: int | None, model: str = "m") -> LedgerRow:
+def append_kept(ledger: Ledger, version: int, champion: int | None, model: str = "m") -> LedgerRow:
     return ledger.append(
         model, "kept", version, champion_after=champion, who="gate", why="not better", evidence="e", expected_champion=champion
     )
 
 
 def test_rows_form_a_chain_from_champion_to_champion(ledger: Ledger) -> None:
-    written = [promote(ledger, 1, None), keep(ledger, 2, 1), promote(ledger, 3, 1)]
+    written = [promote(ledger, 1, None), append_kept(ledger, 2, 1), promote(ledger, 3, 1)]
     written.append(
         ledger.append("m", "rolled_back", 3, champion_after=1, who="ada", why="blurred", evidence="", expected_champion=3)
     )
@@ -69,7 +69,7 @@ def test_an_unexpected_champion_is_named_and_nothing_is_written(ledger: Ledger, 
     with pytest.raises(ChampionChanged, match="the champion is now version 1"):
         promote(ledger, 3, expected)
     with pytest.raises(ChampionChanged):
-        keep(ledger, 3, expected)
+        append_kept(ledger, 3, expected)
     assert len(ledger.rows("m")) == 1
 
 
@@ -87,7 +87,7 @@ def test_the_time_of_a_row_is_the_argument_in_utc(ledger: Ledger) -> None:
     at = datetime.fromisoformat("2026-01-02T03:04:05+02:00")
     row = ledger.append("m", "refused", 1, champion_after=None, who="w", why="", evidence="", expected_champion=None, at=at)
     assert row.at == "2026-01-02T01:04:05.000000+00:00"
-    assert datetime.fromisoformat(keep(ledger, 2, None).at).tzinfo == UTC
+    assert datetime.fromisoformat(append_kept(ledger, 2, None).at).tzinfo == UTC
 
 
 def damage(path: Path, *statements: str) -> None:

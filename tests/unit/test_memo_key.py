@@ -125,9 +125,9 @@ def make(folder: Path) -> Clone:
 
 
 @pytest.fixture(scope="module")
-def remembered(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def clone_with_lock(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """Make a clone whose dvc.lock says that every stage has run; placeholder files stand for real results."""
-    clone = make(tmp_path_factory.mktemp("remembered") / "clone")
+    clone = make(tmp_path_factory.mktemp("locked") / "clone")
     clone.step("resolve", "params.yaml")
     for stage in load_safe_yaml((clone.folder / "dvc.yaml").read_text())["stages"].values():
         names = ["tiny"] if stage.get("foreach") == "${datasets}" else ["flow", "gan"]
@@ -142,14 +142,14 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 @pytest.fixture
-def clone(remembered: Clone, tmp_path: Path) -> Clone:
-    shutil.copytree(remembered.folder, tmp_path / "clone", symlinks=True)
+def clone(clone_with_lock: Clone, tmp_path: Path) -> Clone:
+    shutil.copytree(clone_with_lock.folder, tmp_path / "clone", symlinks=True)
     return Clone(tmp_path / "clone")
 
 
 @pytest.fixture(scope="module")
-def before(remembered: Clone) -> dict[str, bytes]:
-    return remembered.keys()
+def before(clone_with_lock: Clone) -> dict[str, bytes]:
+    return clone_with_lock.keys()
 
 
 EVERY = {f"{step}@{name}" for step in ("features", "train", "evaluate") for name in ("flow", "gan")} | {"prepare@tiny"}
@@ -196,7 +196,7 @@ STEPS = [("prepare", "tiny"), *((step, name) for name in ("flow", "gan", "plugin
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def clone_after_run(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """Make a clone in which dvc ran every step and recorded its imports; the last pipeline uses plug-ins."""
     folder = tmp_path_factory.mktemp("ran")
     (folder / "seen").mkdir()
@@ -209,30 +209,32 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-def imported(ran: Clone, step: str, name: str) -> set[str]:
+def imported_modules(clone_after_run: Clone, step: str, name: str) -> set[str]:
     """Return the modules of ours that a step imported."""
-    assert ran.seen
-    (noted,) = (path for path in ran.seen.iterdir() if path.name.endswith(f"pipelines_{step}.py-{name}"))
+    assert clone_after_run.seen
+    (noted,) = (path for path in clone_after_run.seen.iterdir() if path.name.endswith(f"pipelines_{step}.py-{name}"))
     files = json.loads(noted.read_bytes())
-    ours = {module for module, file in files.items() if Path(file).is_relative_to(ran.folder)}
+    ours = {module for module, file in files.items() if Path(file).is_relative_to(clone_after_run.folder)}
     return ours - {"__main__", "__mp_main__"}
 
 
 @pytest.mark.parametrize(("step", "name"), STEPS)
-def test_every_module_of_ours_that_a_step_imports_is_in_its_key(ran: Clone, step: str, name: str) -> None:
-    ours = imported(ran, step, name)
+def test_every_module_of_ours_that_a_step_imports_is_in_its_key(clone_after_run: Clone, step: str, name: str) -> None:
+    ours = imported_modules(clone_after_run, step, name)
     assert {"remint.settings.params", "remint.records"} < ours
     if name == "plugin":  # the settings ask plug-ins for their own, and so import them in every step
-        ours -= imported(ran, "resolve", "params.yaml")
+        ours -= imported_modules(clone_after_run, "resolve", "params.yaml")
     without_effect = {module for module in ours for each in WITHOUT_EFFECT if module == each or module.startswith(f"{each}.")}
-    assert ours - without_effect - ran.key(step, name)["code"].keys() == set()
+    assert ours - without_effect - clone_after_run.key(step, name)["code"].keys() == set()
 
 
-def test_plug_in_code_is_only_in_the_key_of_its_pipeline(ran: Clone) -> None:
+def test_plug_in_code_is_only_in_the_key_of_its_pipeline(clone_after_run: Clone) -> None:
     family, metric = "examples.pixelcnn.family", "examples.diversity.metric"
-    assert family in ran.key("train", "plugin")["code"] and metric not in ran.key("train", "plugin")["code"]
-    assert {family, metric} < ran.key("evaluate", "plugin")["code"].keys()
-    assert not {family, metric} & {*ran.key("train", "gan")["code"], *ran.key("evaluate", "gan")["code"]}
+    assert (
+        family in clone_after_run.key("train", "plugin")["code"] and metric not in clone_after_run.key("train", "plugin")["code"]
+    )
+    assert {family, metric} < clone_after_run.key("evaluate", "plugin")["code"].keys()
+    assert not {family, metric} & {*clone_after_run.key("train", "gan")["code"], *clone_after_run.key("evaluate", "gan")["code"]}
 
 
 def test_each_module_listed_as_without_effect_exists_and_has_a_reason() -> None:
@@ -241,22 +243,32 @@ def test_each_module_listed_as_without_effect_exists_and_has_a_reason() -> None:
         assert (path.is_dir() or path.with_suffix(".py").is_file()) and reason
 
 
-def test_features_are_trained_once_for_each_dataset_if_a_metric_needs_them(ran: Clone) -> None:
-    made = {name: {path.name for path in (ran.folder / "outs/features" / name).iterdir()} for name in ("flow", "gan", "plugin")}
+def test_features_are_trained_once_for_each_dataset_if_a_metric_needs_them(clone_after_run: Clone) -> None:
+    made = {
+        name: {path.name for path in (clone_after_run.folder / "outs/features" / name).iterdir()}
+        for name in ("flow", "gan", "plugin")
+    }
     learnt = {"extractor.json", "extractor.safetensors"}
     assert made == {"flow": learnt, "gan": {"none.json"}, "plugin": learnt}
-    (kept,) = [path for path in (ran.folder / ".remint/features").iterdir() if path.is_dir()]
+    (kept,) = [path for path in (clone_after_run.folder / ".remint/features").iterdir() if path.is_dir()]
     for name in learnt:
-        assert (kept / name).read_bytes() == (ran.folder / "outs/features/flow" / name).read_bytes()
+        assert (kept / name).read_bytes() == (clone_after_run.folder / "outs/features/flow" / name).read_bytes()
 
 
-def test_after_a_changed_default_model_and_champion_are_evaluated_alike(ran: Clone) -> None:
+def test_after_a_changed_default_model_and_champion_are_evaluated_alike(clone_after_run: Clone) -> None:
     """dvc only evaluates again. The champion is measured by the same step, so it is comparable."""
-    ran.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
-    said = ran.run("dvc", "repro", "evaluate@gan")
+    clone_after_run.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
+    said = clone_after_run.run("dvc", "repro", "evaluate@gan")
     assert "Running stage 'evaluate@gan'" in said and "Running stage 'train@gan'" not in said
-    champion = ran.folder / "champion"
-    ran.step("evaluate", "gan", REMINT_EVALUATE_BUNDLE=str(ran.folder / "outs/trained/gan"), REMINT_EVALUATE_OUT=str(champion))
-    own, other = (EvaluationReport.read(folder / "report.json") for folder in (ran.folder / "outs/reports/gan", champion))
+    champion = clone_after_run.folder / "champion"
+    clone_after_run.step(
+        "evaluate",
+        "gan",
+        REMINT_EVALUATE_BUNDLE=str(clone_after_run.folder / "outs/trained/gan"),
+        REMINT_EVALUATE_OUT=str(champion),
+    )
+    own, other = (
+        EvaluationReport.read(folder / "report.json") for folder in (clone_after_run.folder / "outs/reports/gan", champion)
+    )
     assert own.metrics["novelty"].seed == 1 and own.metrics == other.metrics
-    assert "Running stage 'evaluate@gan'" not in ran.run("dvc", "repro", "evaluate@gan")
+    assert "Running stage 'evaluate@gan'" not in clone_after_run.run("dvc", "repro", "evaluate@gan")

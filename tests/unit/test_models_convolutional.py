@@ -21,16 +21,16 @@ from remint.models.convolutional import (
 )
 
 
-def numbers(*shape: int, seed: int = 0) -> Tensor:
+def random_numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def moved(module: nn.Module) -> nn.Module:
+def perturbed(module: nn.Module) -> nn.Module:
     """Return the module in float64 with every weight changed from its initial value."""
     module.double()
     with torch.no_grad():
         for index, parameter in enumerate(module.parameters()):
-            parameter.add_(0.2 * numbers(*parameter.shape, seed=index))
+            parameter.add_(0.2 * random_numbers(*parameter.shape, seed=index))
     return module
 
 
@@ -42,7 +42,7 @@ def test_down_and_up_sampling_have_the_right_shapes_at_every_size(size: tuple[in
     torch.manual_seed(0)
     down = DownsamplingNetwork(channels, size, 8, 1, 5, beside=2, dilation=2).double()
     up = UpsamplingNetwork(5, 8, 1, channels, size, dilation=2).double()
-    features = down(numbers(2, channels, *size), numbers(2, 2))
+    features = down(random_numbers(2, channels, *size), random_numbers(2, 2))
     assert features.shape == (2, 5) and features.dtype == torch.float64
     assert up(features).shape == (2, channels, *size)
     assert len(down.stages) == len(up.stages) == len(stages(size)) == count
@@ -60,12 +60,12 @@ def test_coarser_maps_have_more_channels_up_to_four_times() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 1, 1, 2), (2, 2, 7, 7)])
 def test_doubling_is_bilinear_interpolation(shape: tuple[int, ...]) -> None:
-    x = numbers(*shape)
+    x = random_numbers(*shape)
     torch.testing.assert_close(upsample(x), F.interpolate(x, scale_factor=2, mode="bilinear"), rtol=0, atol=1e-15)
 
 
 def test_halving_is_bilinear_interpolation_and_undoes_the_doubling_of_a_constant() -> None:
-    x = numbers(2, 3, 4, 6)
+    x = random_numbers(2, 3, 4, 6)
     torch.testing.assert_close(downsample(x), F.interpolate(x, scale_factor=0.5, mode="bilinear"), rtol=0, atol=1e-15)
     ones = torch.ones(1, 1, 3, 3)
     assert torch.equal(downsample(upsample(ones)), ones)
@@ -94,7 +94,7 @@ def test_variance_is_kept_at_initialisation_and_when_the_branches_open(side: int
 
 def test_every_block_is_the_identity_at_initialisation_and_the_zero_trunk_is_zero() -> None:
     torch.manual_seed(0)
-    x = numbers(2, 3, 5, 5)
+    x = random_numbers(2, 3, 5, 5)
     trunk = SameSizeNetwork(3, 8, 4, 2).double()
     torch.testing.assert_close(trunk(x), trunk.last(trunk.stem(x, None)), rtol=0, atol=0)
     assert torch.equal(SameSizeNetwork(3, 8, 4, 2, zero=True).double()(x), torch.zeros(2, 4, 5, 5, dtype=torch.float64))
@@ -112,8 +112,8 @@ def test_dilation_rates_double_up_to_the_largest_that_fits_the_map() -> None:
 def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
     """After three blocks with rates r, the middle output depends on exactly sum(r) inputs in each direction."""
     torch.manual_seed(0)
-    trunk = moved(SameSizeNetwork(1, 8, 1, 3, dilation=dilation))
-    x = numbers(1, 1, 21, 21).requires_grad_(True)
+    trunk = perturbed(SameSizeNetwork(1, 8, 1, 3, dilation=dilation))
+    x = random_numbers(1, 1, 21, 21).requires_grad_(True)
     (gradient,) = torch.autograd.grad(trunk(x)[0, 0, 10, 10], x)
     seen = gradient[0, 0] != 0
     rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
@@ -123,8 +123,8 @@ def test_receptive_field_grows_with_dilation(dilation: int, reach: int) -> None:
 
 def test_examples_are_independent_and_the_side_input_is_used() -> None:
     torch.manual_seed(0)
-    trunk = moved(DownsamplingNetwork(1, (8, 8), 4, 1, 2, beside=3))
-    x, beside = numbers(3, 1, 8, 8), numbers(3, 3, seed=1)
+    trunk = perturbed(DownsamplingNetwork(1, (8, 8), 4, 1, 2, beside=3))
+    x, beside = random_numbers(3, 1, 8, 8), random_numbers(3, 3, seed=1)
     whole = trunk(x, beside)
     torch.testing.assert_close(trunk(x[1:2], beside[1:2]), whole[1:2], rtol=1e-12, atol=1e-12)
     other = trunk(x, beside.flip(0))
@@ -133,6 +133,6 @@ def test_examples_are_independent_and_the_side_input_is_used() -> None:
 
 def test_second_derivatives_equal_finite_differences() -> None:
     torch.manual_seed(0)
-    trunk = moved(DownsamplingNetwork(1, (8, 8), 2, 1, 1))
-    x = numbers(1, 1, 8, 8).requires_grad_(True)
+    trunk = perturbed(DownsamplingNetwork(1, (8, 8), 2, 1, 1))
+    x = random_numbers(1, 1, 8, 8).requires_grad_(True)
     assert torch.autograd.gradgradcheck(trunk, (x,))

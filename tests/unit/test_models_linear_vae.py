@@ -101,7 +101,7 @@ def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) ->
     return vae.requires_grad_(False)
 
 
-def misled(vae: Vae) -> Vae:
+def with_wrong_encoder(vae: Vae) -> Vae:
     """Return the VAE with an encoder that is not the posterior."""
     encoder = last_linear(vae.encoder)
     encoder.weight[:] += 0.05 * standard_normal(tuple(encoder.weight.shape), 6).double()
@@ -124,7 +124,7 @@ def test_with_the_exact_posterior_every_bound_is_the_likelihood(latent: int) -> 
 
 def test_with_another_encoder_the_elbo_is_below_the_likelihood_and_iwae_approaches_it() -> None:
     model = pca(2)
-    vae, x = misled(linear_vae(model, list(range(D)))), model.x_ND[:40]
+    vae, x = with_wrong_encoder(linear_vae(model, list(range(D)))), model.x_ND[:40]
     exact = model.log_prob(x)
     corners = noise_with_the_moments(2)  # the log weight is a polynomial of degree two in the noise
     elbo = vae.elbo(x, corners[:, None].expand(-1, 40, -1)).mean(0)

@@ -64,7 +64,7 @@ def image_vae(request: pytest.FixtureRequest) -> Vae:
     return make(request.param)
 
 
-def some_of(vae: Vae) -> Tensor:
+def some_examples(vae: Vae) -> Tensor:
     """Return every image, or nine rows of a table, some with missing values."""
     if not vae.spec.is_table:
         return every_example(vae.spec)
@@ -94,7 +94,7 @@ def test_marginal_probabilities_sum_to_one_and_match_the_samples(image_vae: Vae)
 
 def test_the_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> None:
     """E exp(elbo) = p(x) exactly: this finds any missing constant."""
-    x = some_of(vae)
+    x = some_examples(vae)
     mean, scale = vae.posterior(x)
     noise = (GRID.view(-1, 1, 1) - mean) / scale  # such that z runs over the grid
     log_weights = vae.elbo(x, noise) + (normal_log_density(noise) - scale.log()).squeeze(-1)
@@ -102,7 +102,7 @@ def test_the_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> Non
 
 
 def test_elbo_is_below_iwae_and_iwae_below_the_marginal(vae: Vae) -> None:
-    x, coarse = some_of(vae), slice(None, None, 10)
+    x, coarse = some_examples(vae), slice(None, None, 10)
     weights = elbo_on_grid(vae, x)
     elbo = (LOG_WEIGHT.exp()[:, None] * weights).sum(0)
     some, share = weights[coarse], (10 * LOG_WEIGHT[coarse].exp())
@@ -114,7 +114,7 @@ def test_elbo_is_below_iwae_and_iwae_below_the_marginal(vae: Vae) -> None:
 
 def test_the_loss_is_the_negative_elbo_in_the_unit_of_the_data(vae: Vae) -> None:
     """The closed-form KL of the loss and the sampled KL of ``elbo`` have the same mean."""
-    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), some_of(vae)[3:4]
+    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), some_examples(vae)[3:4]
     share = 20 * LOG_WEIGHT[::20].exp()
     losses = torch.stack([phase(Batch(x.double(), noise.view(1, 1), 0.0, 0)) for noise in GRID[::20]])
     expected = -(share * elbo_on_grid(vae, x)[::20, 0]).sum() / (1.0 if vae.spec.is_table else BITS)
@@ -172,7 +172,7 @@ def test_active_units_are_the_latents_whose_mean_varies_over_the_data() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reconstruction_is_drawn_from_the_posterior_and_has_no_missing_values(kind: str) -> None:
     vae = make(kind)
-    x = some_of(vae).repeat_interleave(20, dim=0)
+    x = some_examples(vae).repeat_interleave(20, dim=0)
     noise = standard_normal((len(x), vae.sample_noise), 5).double()
     mean, scale = vae.posterior(x)
     other = noise.clone()

@@ -52,7 +52,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "house_family.py"
 
 
-def of_house(**model: Any) -> dict[str, Any]:
+def settings_with_family(**model: Any) -> dict[str, Any]:
     """Return settings with one pipeline of the family."""
     content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-vae"] | {"family": "house", "model": model}
@@ -62,10 +62,10 @@ def of_house(**model: Any) -> dict[str, Any]:
 def test_params_yaml_may_name_a_family_of_a_plug_in_with_its_settings(house: Path) -> None:
     house.write_text(SOUND)
     assert set(plugins.names()) >= {"flow", "gan", "house", "pixelcnn", "vae"}
-    settings = validate_params(of_house(rooms=4)).pipelines["digits-house"]
+    settings = validate_params(settings_with_family(rooms=4)).pipelines["digits-house"]
     assert settings.recipe.resolved()["model"]["rooms"] == 4
     with pytest.raises(SettingsError, match=r"pipelines.digits-house.model: unknown key 'room': did you mean 'rooms'\?"):
-        validate_params(of_house(room=4))
+        validate_params(settings_with_family(room=4))
 
 
 def test_a_model_of_a_plug_in_is_saved_and_loaded_like_any_other(house: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(house: Path, wrong: 
 def test_an_invalid_family_plug_in_is_reported_in_one_line(house: Path, text: str, words: str) -> None:
     house.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
-        validate_params(of_house())
+        validate_params(settings_with_family())
     (line,) = str(caught.value).splitlines()
     assert line.startswith("params.yaml: pipelines.digits-house: family 'house': its plug-in house_family of house_family 1.2")
     assert words in line
@@ -217,7 +217,7 @@ def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "lib/house_rule.py"
 
 
-def measured_by(*metrics: str) -> dict[str, Any]:
+def settings_with_metrics(*metrics: str) -> dict[str, Any]:
     """Return settings with one pipeline that asks for these metrics."""
     content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-gan"] | {"evaluation": {"metrics": list(metrics)}, "promotion": {}}
@@ -226,22 +226,22 @@ def measured_by(*metrics: str) -> dict[str, Any]:
 
 def test_params_yaml_and_rules_may_name_a_metric_of_a_plug_in(rule: Path) -> None:
     rule.write_text(METRIC)
-    content = measured_by("fd_domain", "rule")
+    content = settings_with_metrics("fd_domain", "rule")
     content["pipelines"]["digits-gan"]["promotion"] = {"require": {"rule": {"min": 0.5}}}
     assert validate_params(content).pipelines["digits-gan"].metrics() == ["fd_domain", "rule"]
     assert set(plugins.names("metric")) >= {"fd_domain", "nll", "rule", "diversity"}
     with pytest.raises(SettingsError, match=r"unknown metric 'rul': did you mean 'rule'\?"):
-        validate_params(measured_by("rul"))
+        validate_params(settings_with_metrics("rul"))
 
 
 def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_refused(rule: Path) -> None:
     rule.write_text(METRIC.replace('"sample"', '"log_prob"'))
     with pytest.raises(SettingsError, match="family 'gan' has no log_prob, which rule needs"):
-        validate_params(measured_by("rule"))
+        validate_params(settings_with_metrics("rule"))
     rule.write_text(METRIC.replace('"sample"', '"sample", features="inception"'))
     del sys.modules["house_rule"]
     with pytest.raises(SettingsError, match=r"rule needs evaluation\.inception\.path"):
-        validate_params(measured_by("rule"))
+        validate_params(settings_with_metrics("rule"))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_
 def test_an_invalid_metric_plug_in_is_reported_in_one_line(rule: Path, text: str, words: str) -> None:
     rule.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
-        validate_params(measured_by("rule"))
+        validate_params(settings_with_metrics("rule"))
     (line,) = str(caught.value).splitlines()
     assert line.startswith(
         "params.yaml: pipelines.digits-gan.evaluation.metrics: metric 'rule': its plug-in house_rule of house_rule 2.0"
@@ -265,7 +265,7 @@ def test_an_invalid_metric_plug_in_is_reported_in_one_line(rule: Path, text: str
 
 def test_a_plug_in_is_imported_only_if_named_and_cannot_take_a_built_in_name(rule: Path) -> None:
     rule.write_text("raise RuntimeError('imported')\n")
-    validate_params(measured_by("fd_domain", "kid_domain"))
+    validate_params(settings_with_metrics("fd_domain", "kid_domain"))
     assert plugins.facts_of("elbo").needs == "elbo" and "house_rule" not in sys.modules
 
 

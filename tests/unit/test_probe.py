@@ -121,29 +121,31 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def events_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(EVENTS, str(tmp_path / "events"))
     return tmp_path / "events"
 
 
-def test_a_bundle_without_recorded_samples_only_has_to_sample(bundle: Path, said: Path) -> None:
+def test_a_bundle_without_recorded_samples_only_has_to_sample(bundle: Path, events_file: Path) -> None:
     (bundle / probe.FILE).unlink()
     manifest.seal(bundle)
     fresh._main(str(bundle))
     assert (
-        json.loads(said.read_text())["how"]
+        json.loads(events_file.read_text())["how"]
         == "loaded and drew finite samples; nothing was recorded at training that they could equal"
     )
 
 
-def test_on_another_machine_the_difference_is_reported(bundle: Path, said: Path) -> None:
+def test_on_another_machine_the_difference_is_reported(bundle: Path, events_file: Path) -> None:
     recorded = probe.read(bundle)
     assert recorded is not None
     elsewhere = {"seed": 0, "machine": {**recorded.machine, "processor": "another"}}
     (bundle / probe.FILE).write_bytes(probe.save(dict(recorded.arrays), {"about": probe.canonical(elsewhere)}))
     manifest.seal(bundle)
     fresh._main(str(bundle))
-    assert json.loads(said.read_text())["how"].startswith("16 samples as recorded at training, within 1% of pixels by one level")
+    assert json.loads(events_file.read_text())["how"].startswith(
+        "16 samples as recorded at training, within 1% of pixels by one level"
+    )
 
 
 def test_an_invalid_record_is_reported_as_damage(bundle: Path) -> None:

@@ -15,7 +15,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfi"
 
 
 @pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_secrets_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REMINT_LEDGER", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_AUTH_STRING"):
         monkeypatch.delenv(name, raising=False)
 

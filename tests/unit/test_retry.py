@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def failing(times: int, error: type[Exception] = OSError) -> Callable[[], int]:
+def failing_work(times: int, error: type[Exception] = OSError) -> Callable[[], int]:
     """Return work that fails this many times and then returns the number of attempts."""
     tries = 0
 
@@ -37,47 +37,47 @@ def is_os_error(error: Exception) -> bool:
 
 
 def test_work_is_retried_after_each_pause(clock: list[float]) -> None:
-    assert retry(failing(3), passes=is_os_error, pauses=doubling(0.5, 6)) == 4
+    assert retry(failing_work(3), passes=is_os_error, pauses=doubling(0.5, 6)) == 4
     assert clock == [0.5, 1.0, 2.0]
 
 
 def test_the_error_of_the_last_try_is_raised(clock: list[float]) -> None:
     with pytest.raises(OSError, match="try 4"):
-        retry(failing(9), passes=is_os_error, pauses=doubling(0.05, 4))
+        retry(failing_work(9), passes=is_os_error, pauses=doubling(0.05, 4))
     assert clock == [0.05, 0.1, 0.2]
     with pytest.raises(OSError, match="try 1"):
-        retry(failing(9), passes=is_os_error, pauses=doubling(0.05, 1))
+        retry(failing_work(9), passes=is_os_error, pauses=doubling(0.05, 1))
 
 
 def test_a_permanent_error_is_raised_at_once(clock: list[float]) -> None:
     with pytest.raises(ValueError, match="try 1"):
-        retry(failing(1, ValueError), passes=is_os_error, pauses=doubling(1.0, 9))
+        retry(failing_work(1, ValueError), passes=is_os_error, pauses=doubling(1.0, 9))
     assert clock == []
 
 
 def test_a_result_found_after_a_pause_is_returned_instead(clock: list[float]) -> None:
     found = iter([None, 0])
-    assert retry(failing(9), passes=is_os_error, pauses=doubling(1.0, 9), instead=lambda: next(found)) == 0
+    assert retry(failing_work(9), passes=is_os_error, pauses=doubling(1.0, 9), instead=lambda: next(found)) == 0
     assert clock == [1.0, 2.0]
 
 
 def test_an_error_of_the_search_for_a_result_is_raised_at_once(clock: list[float]) -> None:
     with pytest.raises(OSError, match="try 1"):
-        retry(failing(9, LookupError), passes=lambda error: True, pauses=doubling(1.0, 9), instead=failing(1))
+        retry(failing_work(9, LookupError), passes=lambda error: True, pauses=doubling(1.0, 9), instead=failing_work(1))
     assert clock == [1.0]
 
 
 def test_pauses_that_are_shared_are_counted_together(clock: list[float]) -> None:
     pauses = doubling(1.0, 4)
-    retry(failing(2), passes=is_os_error, pauses=pauses)
+    retry(failing_work(2), passes=is_os_error, pauses=pauses)
     with pytest.raises(OSError, match="try 2"):
-        retry(failing(9), passes=is_os_error, pauses=pauses)
+        retry(failing_work(9), passes=is_os_error, pauses=pauses)
     assert clock == [1.0, 2.0, 4.0]
 
 
 def test_no_attempt_begins_after_the_time_limit(clock: list[float]) -> None:
     with pytest.raises(OSError, match="try 4"):
-        retry(failing(99), passes=is_os_error, pauses=within(2.0, every=0.5))
+        retry(failing_work(99), passes=is_os_error, pauses=within(2.0, every=0.5))
     assert clock == [0.5] * 3
 
 

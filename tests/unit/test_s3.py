@@ -26,7 +26,7 @@ def fetch(home: Home, url: str, events: list[dict[str, Any]] | None = None) -> F
     return storage.fetch(home, "x", url, (events if events is not None else []).append)
 
 
-def held(home: Home) -> dict[str, bytes]:
+def local_objects(home: Home) -> dict[str, bytes]:
     folder = home.fetched / "x"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -37,7 +37,7 @@ def test_more_objects_than_one_page_are_fetched(proxy: Proxy, s3: Server, home: 
     objects = {f"some/{i:04d}": str(i).encode() for i in range(230)}
     events: list[dict[str, Any]] = []
     assert fetch(home, f"s3://{s3.bucket(objects)}", events) == Fetched(objects=230, fetched=230, removed=0)
-    assert held(home) == objects
+    assert local_objects(home) == objects
     assert proxy.listings == 3
     assert events[-1]["step"] == events[-1]["steps"] == 230 and events[-1]["event"] == "progress"
     assert events[-1]["MiB"] * 2**20 == pytest.approx(sum(map(len, objects.values())))
@@ -47,7 +47,7 @@ def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> N
     name = s3.bucket({"p/a": b"a", "p/b": b"b", "p/deep/c": b"c", "p/deep/d": b"d", "q": b"not asked for"})
     url = f"s3://{name}/p"
     fetch(home, url)
-    assert held(home) == {"a": b"a", "b": b"b", "deep/c": b"c", "deep/d": b"d"}
+    assert local_objects(home) == {"a": b"a", "b": b"b", "deep/c": b"c", "deep/d": b"d"}
 
     proxy.seen.clear()
     assert fetch(home, url) == Fetched(objects=4, fetched=0, removed=0)
@@ -60,7 +60,7 @@ def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> N
     s3.delete(name, "p/deep/d")
     assert fetch(home, url) == Fetched(objects=3, fetched=2, removed=2)
     assert sorted(proxy.seen) == ["p/b", "p/new"]
-    assert held(home) == {"a": b"a", "b": b"B", "new": b"new"}
+    assert local_objects(home) == {"a": b"a", "b": b"B", "new": b"new"}
     assert not (home.fetched / "x/deep").exists(), "a folder that holds nothing any more"
 
 
@@ -74,9 +74,9 @@ def test_a_prefix_is_a_folder_or_one_object(s3: Server, home: Home) -> None:
         ("data-2", {"2": b"2"}),
     ):
         fetch(home, f"s3://{name}/{prefix}")
-        assert held(home) == expected, prefix
+        assert local_objects(home) == expected, prefix
     fetch(home, f"s3://{name}/")
-    assert set(held(home)) == {"data.npz", "data.npz.bak", "data/1", "data-2/2"}
+    assert set(local_objects(home)) == {"data.npz", "data.npz.bak", "data/1", "data-2/2"}
 
 
 def test_a_file_becomes_a_folder_and_a_folder_a_file(s3: Server, home: Home) -> None:
@@ -87,7 +87,7 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(s3: Server, home: Home) -> 
     s3.put(name, "a/c", b"below")
     s3.put(name, "b", b"file")
     fetch(home, f"s3://{name}")
-    assert held(home) == {"a/c": b"below", "b": b"file"}
+    assert local_objects(home) == {"a/c": b"below", "b": b"file"}
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_changed_local_file_is_fetched_again(proxy: Proxy, s3: Server, home: H
         (path / "stray").write_bytes(b"stray")
     proxy.seen.clear()
     fetch(home, f"s3://{name}")
-    assert proxy.seen == ["a"] and held(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
+    assert proxy.seen == ["a"] and local_objects(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
 
 
 def test_equal_bytes_with_another_time_are_not_fetched_again(proxy: Proxy, s3: Server, home: Home) -> None:
@@ -128,7 +128,7 @@ def test_nothing_is_written_through_a_symbolic_link(s3: Server, home: Home, tmp_
     (home.fetched / "x").mkdir(parents=True)
     (home.fetched / "x/a").symlink_to(tmp_path / "outside", target_is_directory=True)
     fetch(home, f"s3://{name}")
-    assert held(home) == {"a/b": b"new"} and not any((tmp_path / "outside").iterdir())
+    assert local_objects(home) == {"a/b": b"new"} and not any((tmp_path / "outside").iterdir())
 
 
 def test_an_unreadable_manifest_is_treated_as_missing(s3: Server, home: Home) -> None:
@@ -151,7 +151,7 @@ def test_an_object_in_parts_without_an_md5_is_fetched(s3: Server, home: Home) ->
     ]
     s3.client.complete_multipart_upload(Bucket=name, Key="big", UploadId=upload, MultipartUpload={"Parts": parts})
     fetch(home, f"s3://{name}")
-    assert held(home) == {"big": part + part}
+    assert local_objects(home) == {"big": part + part}
     assert '-2"' in (home.fetched / ".x.json").read_text()
     assert fetch(home, f"s3://{name}").fetched == 0
 
@@ -165,7 +165,7 @@ def test_simultaneous_jobs_fetch_once(proxy: Proxy, s3: Server, home: Home) -> N
     for thread in threads:
         thread.join()
     assert sorted(each.fetched for each in done) == [0, 0, 0, 40]
-    assert len(proxy.seen) == 40 and held(home) == objects
+    assert len(proxy.seen) == 40 and local_objects(home) == objects
 
 
 def test_a_fetch_of_another_source_waits_while_the_data_are_in_use(s3: Server, home: Home) -> None:
@@ -175,9 +175,9 @@ def test_a_fetch_of_another_source_waits_while_the_data_are_in_use(s3: Server, h
     with storage.held(home, "x", first), storage.held(home, "x", first):  # two jobs may
         other.start()
         other.join(0.5)
-        assert other.is_alive() and held(home) == {"a": b"1"}
+        assert other.is_alive() and local_objects(home) == {"a": b"1"}
     other.join()
-    assert held(home) == {"a": b"2"}
+    assert local_objects(home) == {"a": b"2"}
     with pytest.raises(StorageError, match="another source meanwhile"), storage.held(home, "x", first):
         pass
 

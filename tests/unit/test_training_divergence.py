@@ -82,7 +82,7 @@ class Added(Fit):
 HOW = {"loss": nan_batch, "gradient": gradient(math.inf), "norm": gradient(3e38), "loss alone": loss_only}
 
 
-def breaking(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
+def nonfinite_phases(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
     """Make two phases on two models; one of them is nonfinite in some steps."""
     model, other = Line(), Line()
     phases = [Added(model), Other(other)]
@@ -97,7 +97,7 @@ def breaking(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
     return model, list(phases)
 
 
-def after(step: int, folder: Path) -> dict[str, Tensor]:
+def arrays_after(step: int, folder: Path) -> dict[str, Tensor]:
     tensors, _ = Checkpoints(folder, "d").read(step)
     return {name: tensor for name, tensor in tensors.items() if name != "losses"}
 
@@ -107,13 +107,13 @@ def after(step: int, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_path: Path) -> None:
     """Weights, moments, average and buffers stay as before the step, also those of phases before the nonfinite one."""
-    model, phases = breaking({at}, how, which)
+    model, phases = nonfinite_phases({at}, how, which)
     asked = iter([False] * at + [True])
     with pytest.raises(Interrupted, match=f"after step {at + 1}"):
         fit(tmp_path, model, phases, stop=lambda: next(asked), checkpoint_every=1)
-    skipped = after(at + 1, tmp_path)
+    skipped = arrays_after(at + 1, tmp_path)
     if at:
-        before = after(at, tmp_path)
+        before = arrays_after(at, tmp_path)
         assert any(name.startswith("optimizer.") for name in before)
     else:
         before = {name: tensor for name, tensor in skipped.items() if not name.startswith("optimizer.")}
@@ -127,7 +127,7 @@ def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_pat
 
 def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
     """The rest equals a training without that step: same batches, same learning rates, moments without its gradient."""
-    model, phases = breaking({3, 4}, "gradient", 0)
+    model, phases = nonfinite_phases({3, 4}, "gradient", 0)
     state = fit(tmp_path, model, phases, validate_every=1)
     weight, average, losses = by_hand((0, 1, 2, 5, 6, 7), weight_decay=0.0, clip=None)
     torch.testing.assert_close(model.weight, weight)
@@ -139,9 +139,9 @@ def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
 
 
 def test_a_row_is_the_mean_over_the_steps_that_were_not_skipped(tmp_path: Path) -> None:
-    model, phases = breaking({1}, "loss", 0)
+    model, phases = nonfinite_phases({1}, "loss", 0)
     each = fit(tmp_path / "each", model, phases, validate_every=1).rows
-    model, phases = breaking({1}, "loss", 0)
+    model, phases = nonfinite_phases({1}, "loss", 0)
     (row, *_) = fit(tmp_path / "one", model, phases, validate_every=4).rows
     assert row["fit_loss"] == pytest.approx(sum(each[index]["fit_loss"] for index in (0, 2, 3)) / 3)
     assert row["skipped"] == 1
@@ -162,7 +162,7 @@ def test_training_rolls_back_when_skips_exceed_the_limits(
     at: set[int], limits: dict[str, Any], back: list[int], tmp_path: Path
 ) -> None:
     """After a rollback the steps are finite again."""
-    model, phases = breaking(at, "loss", 0)
+    model, phases = nonfinite_phases(at, "loss", 0)
     state: list[TrainingState] = []
 
     def emitted(event: str, **fields: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_rollback_skips_and_quarantines_a_damaged_checkpoint(tmp_path: Path, c
 
 
 def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, phases = breaking(set(range(5, 100)), "gradient", 1)
+    model, phases = nonfinite_phases(set(range(5, 100)), "gradient", 1)
     settings: dict[str, Any] = {"steps": 20, "validate_every": 3, "checkpoint_every": 2, "skip_limit": 1}
     with pytest.raises(StepError) as failed:
         fit(tmp_path, model, phases, **settings)
@@ -268,7 +268,7 @@ def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Pa
     assert capsys.readouterr().err.count("metrics step=3 ") == 1
 
     with pytest.raises(StepError, match="diverged at step 7, after going back 2 times"):  # a later run: from where it was
-        fit(tmp_path, *breaking(set(range(5, 100)), "gradient", 1), **settings)
+        fit(tmp_path, *nonfinite_phases(set(range(5, 100)), "gradient", 1), **settings)
     said = capsys.readouterr().err
     assert f"diverged_before step=6 record={folder}" in said
     assert "resumed step=6" in said
@@ -276,7 +276,7 @@ def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Pa
 
 @pytest.mark.parametrize(("how", "words"), [("loss", "loss of phase fit is nan"), ("norm", "gradient of model.weight")])
 def test_training_fails_at_once_if_no_skip_is_allowed(how: str, words: str, tmp_path: Path) -> None:
-    model, phases = breaking({3}, how, 0)
+    model, phases = nonfinite_phases({3}, how, 0)
     phases[0].register_parameter("broken", nn.Parameter(torch.tensor(math.nan)) if how == "loss" else None)
     with pytest.raises(
         StepError, match=f"^training diverged at step 4: 1 steps in a row were skipped, the last since the {words}"
@@ -287,7 +287,7 @@ def test_training_fails_at_once_if_no_skip_is_allowed(how: str, words: str, tmp_
 
 
 def test_a_nonfinite_loss_with_finite_weights_names_the_largest_parameter(tmp_path: Path) -> None:
-    model, phases = breaking({3}, "loss", 0)
+    model, phases = nonfinite_phases({3}, "loss", 0)
     phases[0].register_parameter("great", nn.Parameter(torch.tensor(-99.0)))
     with pytest.raises(StepError):
         fit(tmp_path, model, phases, skip_limit=0, rollbacks=0)

@@ -21,7 +21,7 @@ LINE = DataSpec(shape=(1,), columns=(Column(name="place"),))
 TEN = torch.arange(10.0).unsqueeze(1)  # of five neighbours each: their balls have the radius 5, 4, 3, 3, 3, 3, 3, 3, 4, 5
 
 
-class Drawing(Model):
+class FixedSampler(Model):
     """Model that draws the given examples for any noise."""
 
     def __init__(self, x_NX: Tensor) -> None:
@@ -34,7 +34,7 @@ class Drawing(Model):
 
 
 def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE, **settings: Any) -> Guard:
-    made = build_guard(Drawing(x_NX), train_NX, real_NX, spec, TrainingSettings.model_validate(settings), ONE)
+    made = build_guard(FixedSampler(x_NX), train_NX, real_NX, spec, TrainingSettings.model_validate(settings), ONE)
     assert made is not None
     return made
 
@@ -50,7 +50,7 @@ def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE
     ],
 )
 def test_recall_and_coverage_of_points_on_a_line(samples: Tensor, reached: float, coverage: float) -> None:
-    assert watch(samples, TEN, TEN).measure(Drawing(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
+    assert watch(samples, TEN, TEN).measure(FixedSampler(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
 
 
 def test_the_reference_is_what_as_many_training_examples_reach() -> None:
@@ -66,7 +66,7 @@ def test_a_model_that_draws_the_mean_covers_nothing() -> None:
     radius_N = torch.cdist(real, real).topk(6, dim=1, largest=False).values[:, -1]
     assert (real.norm(dim=1) <= radius_N).double().mean() > 0.9, "the case itself"
     watching = watch(mean, train, real, spec)
-    assert watching.measure(Drawing(mean)) == pytest.approx({"reached": 5 / 200, "coverage": 5 / 200})
+    assert watching.measure(FixedSampler(mean)) == pytest.approx({"reached": 5 / 200, "coverage": 5 / 200})
     assert watching.reference > 0.7
 
 
@@ -82,7 +82,7 @@ def test_the_distance_of_images_is_that_of_their_pixels_and_zero_for_equal_ones(
         (first.expand(12, -1, -1, -1), 0.5, 0.5),
         (nearly.expand(12, -1, -1, -1), 0.5, 0.0),
     ):
-        assert watch(samples, real, real, spec).measure(Drawing(samples)) == {"reached": reached, "coverage": coverage}
+        assert watch(samples, real, real, spec).measure(FixedSampler(samples)) == {"reached": reached, "coverage": coverage}
 
 
 def test_the_coordinates_of_a_row_are_numbers_and_simplex_corners() -> None:
@@ -97,7 +97,7 @@ def test_the_coordinates_of_a_row_are_numbers_and_simplex_corners() -> None:
 
 
 def test_the_guard_watches_models_without_a_score_or_with_an_explicit_limit() -> None:
-    class Scored(Drawing):
+    class Scored(FixedSampler):
         latent_noise = 1
 
         def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
@@ -107,12 +107,12 @@ def test_the_guard_watches_models_without_a_score_or_with_an_explicit_limit() ->
         return build_guard(model, TEN, TEN[:count], LINE, TrainingSettings.model_validate(settings), ONE)
 
     assert made(Scored(TEN)) is None, "its score finds a collapse"
-    asked, unasked = made(Scored(TEN), collapse=0.5), made(Drawing(TEN))
+    asked, unasked = made(Scored(TEN), collapse=0.5), made(FixedSampler(TEN))
     assert asked is not None
     assert unasked is not None
     assert (asked.limit, unasked.limit) == (0.5, 0.6)
-    assert made(Drawing(TEN), collapse=0.0) is None
-    assert made(Drawing(TEN), count=5) is None, "nobody has five neighbours"
+    assert made(FixedSampler(TEN), collapse=0.0) is None
+    assert made(FixedSampler(TEN), count=5) is None, "nobody has five neighbours"
     assert made(nn.Identity()) is None  # type: ignore[arg-type]
 
 

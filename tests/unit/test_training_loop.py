@@ -124,12 +124,12 @@ def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> None:
+def guard_from_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the guard judge from the first step."""
     monkeypatch.setattr(guard_module, "MIN_STEPS", 0)
 
 
-def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
+def guard_with_coverage(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
     """Make a guard that measures the given coverage, and the list of weights that it saw."""
     seen, kept = iter(coverage), list[Tensor]()
 
@@ -141,12 +141,12 @@ def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[
     return Guard(measure, reference=1.0, limit=0.6, every=every, steps=steps), kept
 
 
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("guard_from_first_step")
 def test_a_collapse_ends_training_and_the_model_with_the_best_coverage_is_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Line()
-    guard, kept = watching(0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3, steps=24)
+    guard, kept = guard_with_coverage(0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3, steps=24)
     state = fit(tmp_path, model, [Fit(model)], guard=guard, steps=24)
     assert state.ending is not None
     assert state.ending.ended == "collapsed"
@@ -156,31 +156,31 @@ def test_a_collapse_ends_training_and_the_model_with_the_best_coverage_is_served
     assert "collapsed step=16 served=6" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("guard_from_first_step")
 @pytest.mark.parametrize("stopped_at", [3, 7, 8, 15])
 def test_a_resumed_training_remembers_the_collapse_and_the_best_model(stopped_at: int, tmp_path: Path) -> None:
     covered = [0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3]
     model = Line()
-    whole = fit(tmp_path / "whole", model, [Fit(model)], guard=watching(*covered, steps=24)[0], steps=24)
+    whole = fit(tmp_path / "whole", model, [Fit(model)], guard=guard_with_coverage(*covered, steps=24)[0], steps=24)
     model, asked = Line(), iter([False] * (stopped_at - 1) + [True])
     with pytest.raises(Interrupted):
-        guard, kept = watching(*covered, steps=24)
+        guard, kept = guard_with_coverage(*covered, steps=24)
         fit(tmp_path / "pieces", model, [Fit(model)], guard=guard, steps=24, stop=lambda: next(asked))
     model = Line()
-    again = fit(tmp_path / "pieces", model, [Fit(model)], guard=watching(*covered[len(kept) :], steps=24)[0], steps=24)
+    again = fit(tmp_path / "pieces", model, [Fit(model)], guard=guard_with_coverage(*covered[len(kept) :], steps=24)[0], steps=24)
     assert (again.step, again.rows, again.ending) == (whole.step, whole.rows, whole.ending)
     assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
 
 
 def test_a_healthy_model_is_served_as_of_the_last_step(tmp_path: Path) -> None:
     model, other = Line(), Line()
-    guard, _ = watching(0.5, 0.9, 0.8, 0.85, steps=8)
+    guard, _ = guard_with_coverage(0.5, 0.9, 0.8, 0.85, steps=8)
     state = fit(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
     unwatched = fit(tmp_path / "b", other, [Fit(other)])
     assert state.ending == unwatched.ending == Ending("finished")
     assert (state.served_row, state.scores_since_best) == (None, 0)
     assert torch.equal(state.served().state_dict()["weight"], unwatched.served().state_dict()["weight"])
-    guard, _ = watching(0.5, 0.9, steps=8, every=4)
+    guard, _ = guard_with_coverage(0.5, 0.9, steps=8, every=4)
     assert ["coverage" in row for row in fit(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]
 
 
