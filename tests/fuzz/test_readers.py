@@ -38,7 +38,7 @@ from tests.support.hostile_images import mutated
 
 REPOSITORY = Path(__file__).parents[2]
 MOST_GROWN = 600 << 10  # KiB that one test may add to the peak of this process
-LIMIT = 10  # seconds after which reading is taken for hanging
+LIMIT = 10  # seconds after which a reader counts as hung
 
 
 @pytest.fixture(autouse=True)

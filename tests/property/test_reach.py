@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from remint.maintenance.gc.reach import Node, Thing, unreached
 
-COUNT = 12  # of versions, of runs and of pieces of data
+COUNT = 12  # numbers of versions, runs and pieces of data
 
 
 @st.composite

@@ -41,11 +41,11 @@ from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 from tests.support.trials import Trials
 
-REGISTERED = 3  # versions that are there at the start
-VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not be there
+REGISTERED = 3  # versions at the start
+VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not exist
 SEEDS = st.integers(0, REGISTERED)
 GATES = ("promoted", "kept", "refused", "awaiting_approval")
-RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where there is one: thousands of databases are made and flushed
+RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # if it exists: thousands of databases are made and flushed
 COMMIT = "git init -q -b main && git add -A && git -c user.email=a@example.org -c user.name=A commit -qm first"
 
 
@@ -89,7 +89,7 @@ def register(home: Home, seed: int) -> int:
 class Lives(RuleBasedStateMachine):
     """State machine: the actions on each version, and the rows that must follow from them."""
 
-    lived = 0  # machines that were made
+    lived = 0  # number of state machines so far
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Lives(RuleBasedStateMachine):
         cases.copied(source, self.home.path)
         self.registered = {seed + 1: seed for seed in range(REGISTERED)}  # version: seed
         self.damaged: set[int] = set()
-        self.verified = 0  # rows of which the chain was looked at
+        self.verified = 0  # rows whose chain was checked
         self.collected = False
         self.rows: list[tuple[str, int, int | None]] = []  # action, version, champion after it
         self.patch = pytest.MonkeyPatch()  # a fresh process takes seconds: the bundle is loaded in this one
@@ -125,7 +125,7 @@ class Lives(RuleBasedStateMachine):
     def loads(self, version: int) -> bool:
         return version in self.registered and version not in self.damaged
 
-    # What people and processes do.
+    # Actions of people and processes.
 
     @rule(seed=SEEDS)
     def train(self, seed: int) -> None:
@@ -205,7 +205,7 @@ class Lives(RuleBasedStateMachine):
             assert row.champion_after == fit[0]
             self.rows.append(("rolled_back", cast("int", left), fit[0]))
 
-    # What befalls them.
+    # Faults.
 
     @rule(version=VERSIONS, gone=st.booleans())
     def damage(self, version: int, gone: bool) -> None:
@@ -234,21 +234,21 @@ class Lives(RuleBasedStateMachine):
         damages = {found.damages for found in audit.findings(self.home)}
         assert (f"{MODEL}/{self.champion}" in damages) == (not self.loads(cast("int", self.champion)))
 
-    @precondition(lambda self: self.rows and not self.collected)  # once a life: dvc takes seconds
+    @precondition(lambda self: self.rows and not self.collected)  # once in each life: dvc takes seconds
     @rule()
     def gc(self) -> None:
         self.collected = True
         try:
             answer = collect_garbage(self.home, remove=True, older_than=0, window=3, say=lambda text: None)
         except IntegrityError:
-            return  # a root is damaged, and nothing was removed: the invariants below find every version in its place
+            return  # a root is damaged, so nothing is removed: the invariants below find every version
         kept = {version.version for version in open_tracking(self.home).versions(MODEL)}
         assert self.champion in kept and self.loads(cast("int", self.champion)) if self.champion is not None else True
         assert kept <= set(self.registered), answer
         self.damaged &= kept
         self.registered = {version: seed for version, seed in self.registered.items() if version in kept}
 
-    # What holds once the next command has touched it.
+    # Invariants after the next command.
 
     @invariant()
     def mlflow_follows_the_ledger(self) -> None:
@@ -297,7 +297,7 @@ def rows_about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
 
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
-BATCH = 21  # lives of one trial: the first of a batch is always the same, the simplest that there is
+BATCH = 21  # lives of one trial: the first of a batch is always the simplest one
 
 
 @pytest.mark.slow

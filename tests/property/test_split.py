@@ -52,7 +52,7 @@ def test_equal_rows_are_in_one_split_for_any_schema_and_column_order(
     alone_N = assign(canonical_rows(x_ND, COLUMNS), split)
     assert (assign(canonical_rows(np.concatenate([x_ND, more_ND]), COLUMNS), split)[: len(x_ND)] == alone_N).all()
     assert (assign(canonical_rows(x_ND[:, ::-1], COLUMNS[::-1]), split) == alone_N).all()
-    # A later schema: another mean and scale, and a new category that moves the places of the others by one.
+    # A later schema: another mean and scale, and a new category that shifts the codes of the others by one.
     later = (Column(name="b", mean=9.0, scale=7.0), Column(name="a", categories=("w", "x", "y", "z")))
     assert (assign(canonical_rows(x_ND + np.array([0.0, 1.0]), later), split) == alone_N).all()
     by_content: dict[bytes, int] = {}
@@ -69,4 +69,4 @@ def test_different_rows_are_split_independently() -> None:
         held_out = (assign(canonical_rows(x_ND, COLUMNS), split) == 2).sum()
         assert abs(held_out - 600) < 3 * (3_000 * 0.2 * 0.8) ** 0.5
     triples_N3 = assign(canonical_rows(mixed_ND, COLUMNS), split).reshape(1_000, 3)
-    assert (triples_N3 != triples_N3[:, :1]).any(1).mean() > 0.3  # rows of one triple differ in their category alone
+    assert (triples_N3 != triples_N3[:, :1]).any(1).mean() > 0.3  # rows of one triple differ only in their category

@@ -108,7 +108,7 @@ def test_members_of_a_zip_that_are_not_files_are_refused(tmp_path: Path, kind: i
 def test_encrypted_and_lzma_members_are_refused(tmp_path: Path) -> None:
     write_zip(tmp_path / "a.zip", ("x.png", GOOD))
     content = bytearray((tmp_path / "a.zip").read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the zip's own directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory of the zip
     (tmp_path / "a.zip").write_bytes(content)
     assert "member 'x.png' is encrypted" in refusal(tmp_path, "a.zip")
     write_zip(tmp_path / "b.zip", ("x.png", GOOD), packing=zipfile.ZIP_LZMA)
@@ -124,7 +124,7 @@ def test_a_duplicate_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_files_or_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).bytes(5_000)  # does not compress: not the ratio stops it
+    noise = np.random.default_rng(0).bytes(5_000)  # does not compress, so the limit of the ratio does not apply
     write_zip(tmp_path / "a.zip", *((f"{i}.txt", noise) for i in range(11)))
     write_tar(tmp_path / "a.tar", *((member(f"{i}.txt"), noise) for i in range(11)))
     write_tar(tmp_path / "a.tar.gz", *((member(f"{i}.txt"), noise) for i in range(11)))
@@ -144,12 +144,12 @@ def test_a_zip_with_too_many_entries_is_refused_before_it_is_opened(tmp_path: Pa
     """zipfile makes an object for every entry of the directory: millions for a file of a few megabytes."""
     write_zip(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
     monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
-    monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin at any place of a block, and on two of them
+    monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin anywhere in a block, and some span two
     monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("opened"))
     assert "a.zip holds more than 10 files" in refusal(tmp_path, "a.zip")
 
 
-SIZE = 60 << 20  # of a bomb: what is unpacked of it stays far below
+SIZE = 60 << 20  # size of a bomb; far less of it is unpacked
 
 
 def bomb_of_one_member(path: Path) -> None:

@@ -84,7 +84,7 @@ def scans(count: int, size: int) -> bytes:
     """Make a progressive JPEG of ``size`` x ``size`` pixels in which every scan has a few bytes."""
     table = b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1]) * 64
     frame = b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, size, size, 1) + bytes([1, 0x11, 0])
-    huffman = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # the one code: EOBRUN of 2^14
+    huffman = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # the only code: EOBRUN of 2^14
     scan = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, 1, 63, 0]) + bytes((size // 8) ** 2 // 2**14 * 2 + 2)
     return b"\xff\xd8" + table + frame + huffman + scan * count + b"\xff\xd9"
 
@@ -118,7 +118,7 @@ UNTOUCHED = {
     "copies in exif.jpg",
     "fill.jpg",
     "junk.jpg",
-}  # decoded all the same
+}  # still decoded
 
 
 def _riff(count: int) -> bytes:

@@ -131,7 +131,7 @@ def test_a_header_that_claims_too_much_is_refused_before_reading(tmp_path: Path)
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist_is_read(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):  # the part that is quick to read
+    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):  # the smaller part, which is quick to read
         shutil.copy(FASHION / name, tmp_path / "mnist" / name)
     arrays, spec = snapshot(tmp_path, resize={"size": [32, 32], "filter": "pad"})
     assert spec == DataSpec(shape=(1, 32, 32), levels=256, classes=10) and len(arrays["x"]) == 10_000

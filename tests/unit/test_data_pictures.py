@@ -59,7 +59,7 @@ def test_folders_are_labels_and_pixels_are_exact(tmp_path: Path) -> None:
     arrays, spec = snapshot(tmp_path)
     assert spec == DataSpec(shape=(3, 6, 5), levels=256, classes=2, class_names=("cat", "dog"))
     assert arrays["y"].tolist() == [0, 0, 1, 1] and arrays["y"].dtype == np.int64
-    for x_CHW, index in zip(arrays["x"], (0, 2, 1, 3), strict=True):  # in the order of their names
+    for x_CHW, index in zip(arrays["x"], (0, 2, 1, 3), strict=True):  # in the order of their paths
         np.testing.assert_array_equal(x_CHW.transpose(1, 2, 0), picture(index))
 
 
@@ -93,7 +93,7 @@ def test_three_formats_are_read_with_each_of_their_suffixes(tmp_path: Path) -> N
     save(tmp_path / "pets/a.png", x_HWC)
     save(tmp_path / "pets/b.webp", x_HWC, lossless=True)
     save(tmp_path / "pets/c.JPG", x_HWC, format="JPEG", quality=90)
-    save(tmp_path / "pets/d.jpeg", x_HWC, format="PNG")  # what it is decides, not what it is called
+    save(tmp_path / "pets/d.jpeg", x_HWC, format="PNG")  # the content decides, not the suffix
     x_NCHW = snapshot(tmp_path)[0]["x"].transpose(0, 2, 3, 1)
     with Image.open(tmp_path / "pets/c.JPG") as jpeg:
         expected = [x_HWC, x_HWC, np.asarray(jpeg), x_HWC]
@@ -109,13 +109,13 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
     assert len(snapshot(tmp_path)[0]["x"]) == 4 and not (tmp_path / "out/set_aside.json").exists()
 
 
-# --- what a file becomes
+# --- decoding
 
 
 def test_grey_and_colour_images_are_converted_to_the_configured_channels(tmp_path: Path) -> None:
     grey_HW = picture(0, channels=1)
     save(tmp_path / "pets/grey.png", grey_HW)
-    Image.fromarray(grey_HW).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "pets/palette.png")  # of greys
+    Image.fromarray(grey_HW).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "pets/palette.png")  # only grey colours
     np.testing.assert_array_equal(snapshot(tmp_path)[0]["x"], [[grey_HW], [grey_HW]])
     np.testing.assert_array_equal(snapshot(tmp_path, channels=3)[0]["x"], [[grey_HW] * 3] * 2)
     save(tmp_path / "pets/colour.png", picture(1))
@@ -147,7 +147,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def test_transparent_parts_are_blended_with_white() -> None:
     x_HWC = np.zeros((2, 2, 4), np.uint8)
-    x_HWC[0] = [10, 20, 30, 255]  # opaque above, wholly transparent below
+    x_HWC[0] = [10, 20, 30, 255]  # opaque above, completely transparent below
     np.testing.assert_array_equal(
         decode(encode(Image.fromarray(x_HWC))).transpose(1, 2, 0), [[[10, 20, 30]] * 2, [[255, 255, 255]] * 2]
     )
@@ -165,7 +165,7 @@ def test_images_of_16_bits_and_of_1_bit_are_read() -> None:
 def test_photographs_are_rotated_as_exif_says() -> None:
     x_HWC = picture(0, (4, 6))
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise
     shown = decode(encode(Image.fromarray(x_HWC), exif=exif.tobytes())).transpose(1, 2, 0)
     np.testing.assert_array_equal(shown, np.rot90(x_HWC, -1))
 
@@ -178,17 +178,19 @@ def test_resampling_filters_equal_those_of_pillow(tmp_path: Path, filter: str) -
     save(tmp_path / "pets/a.png", picture(0, (13, 9)))
     resize = {"size": [7, 5], "filter": filter}
     (x_CHW,) = snapshot(tmp_path, resize=resize)[0]["x"]
-    # 13x9 cut to the proportions of 7x5 is 13x9 still (9 * 7/5 = 12.6 rows: 13), so this is all of it
+    # 13x9 cropped to the proportions of 7x5 stays 13x9 (9 * 7/5 = 12.6 rows: 13), so nothing is cropped
     expected = Image.fromarray(picture(0, (13, 9))).resize((5, 7), Image.Resampling[filter.upper()])
     np.testing.assert_array_equal(x_CHW.transpose(1, 2, 0), np.asarray(expected))
-    np.save(tmp_path / "a.npy", picture(0, (13, 9)).transpose(2, 0, 1)[None])  # an array's channels one by one: the same
+    np.save(
+        tmp_path / "a.npy", picture(0, (13, 9)).transpose(2, 0, 1)[None]
+    )  # channels of an array are resized one by one, with the same result
     np.testing.assert_array_equal(snapshot(tmp_path, "a.npy", resize=resize, shape=[3, 13, 9])[0]["x"][0], x_CHW)
 
 
 def test_a_box_of_two_is_the_mean_of_four_around_the_centre() -> None:
-    x_HWC = picture(0, (6, 8)) // 4 * 4  # Pillow rounds after each axis: these need no rounding
+    x_HWC = picture(0, (6, 8)) // 4 * 4  # Pillow rounds after each axis: these values need no rounding
     small = np.asarray(fitted(Image.fromarray(x_HWC), ResizeSettings(size=[3, 3], filter="box")))
-    middle = x_HWC[:, 1:7].astype(float).reshape(3, 2, 3, 2, 3).mean((1, 3))  # of 8 columns the middle 6
+    middle = x_HWC[:, 1:7].astype(float).reshape(3, 2, 3, 2, 3).mean((1, 3))  # the middle 6 of 8 columns
     np.testing.assert_array_equal(small, middle)
 
 
@@ -220,7 +222,7 @@ def test_an_image_three_pixels_wide_has_three_channels(tmp_path: Path) -> None:
     assert snapshot(tmp_path)[1].shape == (3, 8, 3)
 
 
-# --- what is broken
+# --- broken files
 
 
 def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +230,7 @@ def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pyte
     whole = (tmp_path / "pets/cat/0.png").read_bytes()
     (tmp_path / "pets/cat/broken.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "pets/dog/text.png").write_text("not an image")
-    arrays, _ = snapshot(tmp_path)  # 2 of 200 are 1%: not more
+    arrays, _ = snapshot(tmp_path)  # 2 of 200 are 1%, which is allowed
     expected = {"cat/broken.png": "is damaged or cut off", "dog/text.png": "is not an image"}
     assert len(arrays["x"]) == 198 and json.loads((tmp_path / "out/set_aside.json").read_text()) == expected
     assert "set_aside files=2 of=200" in capsys.readouterr().err
@@ -274,7 +276,7 @@ def test_a_bomb_in_a_text_chunk_is_never_unpacked() -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path / "pets")
     with (tmp_path / "pets/cat/large.png").open("wb") as stream:
-        stream.truncate(1 << 30)  # sparse: takes no room
+        stream.truncate(1 << 30)  # sparse: uses no space
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read") if path.name == "large.png" else real(path))
     assert "cat/large.png has 1,073,741,824 bytes" in refusal(tmp_path)
@@ -320,7 +322,7 @@ def test_links_to_folders_and_pipes_and_broken_links_are_refused(tmp_path: Path)
     assert "gone.png is a link to a folder or to nothing" in refusal(tmp_path)
     (tmp_path / "pets/cat/gone.png").unlink()
     os.mkfifo(tmp_path / "pets/cat/pipe.png")
-    assert "pipe.png is a pipe, socket or device" in refusal(tmp_path)  # reading it would never end
+    assert "pipe.png is a pipe, socket or device" in refusal(tmp_path)  # reading a pipe would not end
 
 
 def test_a_link_within_the_folder_is_read_as_its_file(tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_a_link_within_the_folder_is_read_as_its_file(tmp_path: Path) -> None:
     (tmp_path / "pets/dog/again.png").symlink_to("../cat/0.png")
     x_NCHW = snapshot(tmp_path)[0]["x"]
     np.testing.assert_array_equal(x_NCHW[-1], x_NCHW[0])
-    (tmp_path / "here").symlink_to(tmp_path / "pets")  # the folder itself may be a link: somebody named it
+    (tmp_path / "here").symlink_to(tmp_path / "pets")  # the folder itself may be a link: the settings name it
     np.testing.assert_array_equal(snapshot(tmp_path, "here")[0]["x"], x_NCHW)
 
 

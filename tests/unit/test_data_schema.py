@@ -68,7 +68,7 @@ def test_a_schema_is_inferred_once_and_copied_into_every_snapshot(tmp_path: Path
     import_dataset(tmp_path, more)
     assert kept == (tmp_path / "out/schema.json").read_bytes() == (tmp_path / "schemas/people-1.json").read_bytes()
     version = splits.prepare("people", DatasetSettings(**TABLE), tmp_path / "out", tmp_path / "prepared")
-    assert version.spec.columns[0].mean == CONTENT["age"].mean()  # the standard form stays that of the first import
+    assert version.spec.columns[0].mean == CONTENT["age"].mean()  # the standardisation of the first import is kept
     assert list((tmp_path / "schemas").iterdir()) == [tmp_path / "schemas/people-1.json"]
 
 
@@ -118,13 +118,13 @@ def test_differences_within_the_schema_are_not_drift(tmp_path: Path, capsys: pyt
     first = import_dataset(tmp_path, CONTENT)
     fewer = {name: values[:8] for name, values in CONTENT.items()}
     np.testing.assert_array_equal(import_dataset(tmp_path, fewer)["x"], first["x"][:8])
-    import_dataset(tmp_path, changed_content(city=["Ulm"] * ROWS, kind=["b"] * ROWS))  # categories that do not occur
-    import_dataset(tmp_path, changed_content(gaps=[1.0] * ROWS))  # nor must what may be missing, nor must a column still vary
+    import_dataset(tmp_path, changed_content(city=["Ulm"] * ROWS, kind=["b"] * ROWS))  # some categories do not occur
+    import_dataset(tmp_path, changed_content(gaps=[1.0] * ROWS))  # no missing values, and a constant column
     import_dataset(tmp_path, dict(reversed(CONTENT.items())))  # the order of the columns
     np.testing.assert_array_equal(import_dataset(tmp_path, dict(reversed(CONTENT.items())))["x"], first["x"])
     import_dataset(tmp_path, changed_content(age=(CONTENT["age"]).astype(np.float32), gaps=[3, 4] * 20))  # another type of number
     capsys.readouterr()
-    import_dataset(tmp_path, changed_content(age=CONTENT["age"] * 10))  # a mean that moved far is told of
+    import_dataset(tmp_path, changed_content(age=CONTENT["age"] * 10))  # a large change of the mean is only a notice
     assert "drift column=age" in capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_a_later_csv_is_read_with_the_types_of_the_schema(tmp_path: Path) -> Non
     settings = {"source": "a.csv", "kind": "table", "label": "l"}
     (tmp_path / "a.csv").write_text("t,b,l,x\n1,true,1,1.5\nx,false,y,2.5\n1,true,y,0.5\n")
     import_dataset(tmp_path, **settings)
-    (tmp_path / "a.csv").write_text("t,b,l,x\n1,True,1,1\n1,True,1,2\n")  # what is left of each looks like numbers or truth
+    (tmp_path / "a.csv").write_text("t,b,l,x\n1,True,1,1\n1,True,1,2\n")  # the remaining values look like numbers or booleans
     arrays = import_dataset(tmp_path, **settings)
     np.testing.assert_array_equal(arrays["x"], [[0, 1, 1], [0, 1, 2]])
     assert arrays["y"].tolist() == [0, 0]
@@ -230,7 +230,7 @@ def test_drift_of_numbered_labels_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, source="a.npz")[1] == "  labels: there are none any more"
 
 
-# --- how it is kept
+# --- storage of schemas
 
 
 def test_a_refused_first_import_writes_no_schema(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_the_slower_of_two_first_imports_is_checked_against_the_schema_of_the_fa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_dataset(tmp_path, CONTENT)
-    monkeypatch.setattr(schema, "read_schema", lambda *_: None)  # as it was when the slower one began
+    monkeypatch.setattr(schema, "read_schema", lambda *_: None)  # the state in which the slower one began
     np.testing.assert_array_equal(
         import_dataset(tmp_path, changed_content(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
     )

@@ -80,7 +80,7 @@ def test_column_types_follow_from_the_values(tmp_path: Path) -> None:
     assert pet.categories == ("cat", 'the "dog"') and pet.missing
     x_ND = arrays["x"]
     assert x_ND.dtype == np.float64 and arrays["y"].tolist() == [(1, 0, 2)[i % 3] for i in range(ROWS)]
-    np.testing.assert_array_equal(x_ND[:, 0], PEOPLE["height"])  # as they were: nothing is standardised yet
+    np.testing.assert_array_equal(x_ND[:, 0], PEOPLE["height"])  # unchanged: values are standardised later
     np.testing.assert_array_equal(x_ND[:, 1], PEOPLE["children"])
     np.testing.assert_array_equal(x_ND[:, 2], [(0, 2, 1)[i % 3] for i in range(ROWS)])
     np.testing.assert_array_equal(x_ND[:, 4], [np.nan if value is None else value for value in PEOPLE["income"]])
@@ -154,7 +154,7 @@ def test_the_tables_of_scikit_learn_are_read(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(arrays["y"], bunch.target)
     assert spec.class_names == tuple(bunch.target_names)
     plain = [str(n).removesuffix(" (cm)").replace(" ", "_") for n in bunch.feature_names]
-    if name == "breast_cancer":  # "radius error" is "error_radius" here, as "mean radius" and "worst radius" are
+    if name == "breast_cancer":  # remint writes "error_radius" for "radius error", like "mean_radius" and "worst_radius"
         plain = [f"error_{n.removesuffix('_error')}" if n.endswith("_error") else n for n in plain]
     assert [column.name for column in spec.columns] == plain
 
@@ -171,7 +171,7 @@ def test_prepared_rows_are_standardised(tmp_path: Path) -> None:
     np.testing.assert_allclose(whole_ND.std(0), 1.0, atol=1e-6)
 
 
-# --- what no model can learn from
+# --- unusable columns
 
 
 def test_every_unusable_column_is_named_with_a_remedy(tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_unusable_columns_are_refused(values: list[Any], name: str, expected: st
         (np.arange(50) / 7, "time"),  # distinct, sorted floats are measurements
         (np.arange(50.0), "year"),
         (np.sort(GENERATOR.normal(size=50)), "sorted"),
-        (GENERATOR.permutation(50), "rank"),  # distinct integers in no order
-        (np.cumsum(GENERATOR.integers(1, 10_000, 50)), "inhabitants"),  # in order, and far apart
+        (GENERATOR.permutation(50), "rank"),  # distinct integers, unordered
+        (np.cumsum(GENERATOR.integers(1, 10_000, 50)), "inhabitants"),  # in order, with large steps
         (list(range(8)), "few"),
         ([0, 1] * 20, "flag"),
         ([5, 6, 6, 7, 8] * 5, "grid"),
@@ -260,7 +260,10 @@ def test_ordinary_columns_are_accepted(values: Any, name: str) -> None:
 
 def test_identifiers_are_accepted_as_categories_if_the_settings_say_so() -> None:
     assert column([7, 3, 9, None] * 9, "store_id", categorical=True).categories == ("3", "7", "9")
-    assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")  # as pandas has integers with gaps
+    assert column([7.0, None, 10.0], "store_id", categorical=True).categories == (
+        "7",
+        "10",
+    )  # as pandas stores integers with missing values
     assert "is to be categories, and holds numbers such as 0.5" in refusal_of_column([1.0, 0.5], categorical=True)
     assert column([2**60 + i % 3 for i in range(9)], categorical=True).categories == tuple(str(2**60 + i) for i in range(3))
 

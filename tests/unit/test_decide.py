@@ -151,11 +151,11 @@ def test_rejecting_a_version_keeps_the_champion(home: Home) -> None:
         decide.objection(open_ledger(home).rows(MODEL, 2)) == f"{MODEL}/2 was rejected on {row.at[:10]} by ada: smears the sevens"
     )
     with pytest.raises(ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; decide again"):
-        cases.append(home, "promoted", 2)  # the gate, which judged it before
+        cases.append(home, "promoted", 2)  # the gate, which had judged it before the rejection
     with pytest.raises(ChampionChanged, match="was rejected"):
         cases.append(home, "awaiting_approval", 2)
     cases.append(home, "refused", 2)
-    cases.append(home, "promoted", 2, evidence="", who="eve")  # a person, who knows
+    cases.append(home, "promoted", 2, evidence="", who="eve")  # a person may promote it
     assert decide.objection(open_ledger(home).rows(MODEL, 2)) is None
     cases.append(home, "promoted", 1)
     cases.append(home, "promoted", 2)

@@ -22,7 +22,7 @@ DOCS = REPOSITORY / "docs"
 GENERATED = runpy.run_path(str(DOCS / "generate.py"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), *sorted(DOCS.rglob("*.svg"))]
 
-# Names of ours that begin like modules: tags, events, and groups of entry points.
+# Names that begin like modules: tags, events, and groups of entry points.
 NOT_MODULES = {
     "remint.keep",
     "remint.verified",

@@ -93,7 +93,7 @@ def test_rare_categories_are_merged() -> None:
     a_N, b_N = np.repeat(range(5), [50, 46, 2, 1, 1]), np.repeat(range(5), [47, 47, 1, 2, 3])
     found = contrast.shares(Groups(np.zeros(0, int), b_N, a_N), 5)
     assert found is not None
-    joined = [[50, 50], [47, 53]]  # the rare ones come to 5 expected only with the next
+    joined = [[50, 50], [47, 53]]  # the rare ones reach an expected count of 5 only with the next
     assert found.p == pytest.approx(stats.chi2_contingency(joined, correction=False).pvalue, rel=1e-10)
     assert contrast.shares(Groups(np.zeros(0, int), np.zeros(40, int), np.zeros(40, int)), 2) is None
 
@@ -158,7 +158,7 @@ def test_changed_spread_shares_and_missing_values_are_named() -> None:
 def test_appended_rows_of_the_same_distribution_are_counted_and_give_no_alarm() -> None:
     generator = np.random.default_rng(100)
     before_ND = table(generator, 300)
-    before_ND[1] = before_ND[0]  # a row that stands there twice
+    before_ND[1] = before_ND[0]  # a duplicate row
     after_ND = np.concatenate([before_ND, table(generator, 80), before_ND[:1]])[generator.permutation(381)]
     found = drift_between(dataset(before_ND), dataset(after_ND))
     assert (found.kept, found.added, found.removed) == (300, 81, 0)

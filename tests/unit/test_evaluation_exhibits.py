@@ -43,7 +43,7 @@ def test_nearest_rows_count_numbers_and_categories() -> None:
     train_ND = np.array([[0.0, 0.0, 0.0], [0.0, 3.0, 1.0], [5.0, np.nan, 0.0]], dtype=np.float32)
     sample_ND = np.array([[0.0, 3.0, 0.0], [5.0, 0.0, 0.0]], dtype=np.float32)
     found = exhibits.nearest(sample_ND, dataset(TABLE, train_ND, sample_ND))
-    np.testing.assert_allclose(found["distance_N"], [2**0.5, 1.0])  # by another category; by one being missing
+    np.testing.assert_allclose(found["distance_N"], [2**0.5, 1.0])  # because of another category; because of a missing value
     np.testing.assert_array_equal(found["near_NX"], train_ND[[1, 2]])
 
 
@@ -66,6 +66,6 @@ def test_without_a_likelihood_uncovered_examples_are_the_failures() -> None:
     model = SimpleNamespace(sample_noise=2, sample=lambda noise_BN, y_B=None: torch.zeros((len(noise_BN), 1, 4, 4)).byte())
     failed = exhibits.failures({"fd_domain": np.zeros(20)}, model, dataset(IMAGES, blank[None], held_NX))
     assert failed is not None and str(failed["metric"]) == "uncovered" and "y_N" not in failed
-    np.testing.assert_array_equal(failed["all_M"], np.arange(17.0))  # a model of blank images is as far as an image is bright
+    np.testing.assert_array_equal(failed["all_M"], np.arange(17.0))  # for a model of blank images the distance is the brightness
     np.testing.assert_array_equal(failed["value_N"], np.arange(16.0, 0.0, -1.0))
     assert exhibits.failures({}, object(), dataset(IMAGES, blank[None], held_NX)) is None

@@ -12,7 +12,7 @@ from remint.data.arrays import Split
 from remint.evaluation import leakage
 from remint.records import Column, DataSpec
 
-IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # sides that no grid of 8 divides
+IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # height and width are not multiples of 8
 TABLE = DataSpec(
     shape=(5,),
     columns=(
@@ -80,7 +80,7 @@ def test_near_rows_must_have_equal_categories_and_missing_values() -> None:
         held[place] = train[source]
     held[1, [0, 1, 3, 4]] += 0.01  # within 0.02
     held[2, 2] = (held[2, 2] + 1) % 3  # another category
-    held[3, 1] = np.nan  # missing here only
+    held[3, 1] = np.nan  # missing in this row only
     held[4], train[5] = (np.array([0.5, np.nan, 1.0, -0.0, 2.0], np.float32) for _ in range(2))
     train[5, 3] = 0.0
     found = leakage.find(Split(held, None), Split(train, None), TABLE)

@@ -61,7 +61,7 @@ def test_a_near_copy_in_both_splits_is_counted_and_shown(tmp_path: Path) -> None
     x_NHW = images(120, 0)
     start = arrays.load(prepared(tmp_path / "without", x_NHW))
     assert sealed(Origin.of(bundle(tmp_path / "b", tmp_path / "without/prepared"), start, None)).leakage is not None
-    copy_NHW = np.where(x_NHW < 255, x_NHW + 1, x_NHW - 1)  # of each image one, whose split is another at times
+    copy_NHW = np.where(x_NHW < 255, x_NHW + 1, x_NHW - 1)  # one near copy of each image; its split sometimes differs
     data = arrays.load(prepared(tmp_path / "with", np.concatenate([x_NHW, copy_NHW])))
     at_random = {x.tobytes(): split for split in ("train", "held_out") for x in getattr(data, split).x_NX}
     straddling = sum(

@@ -147,7 +147,7 @@ def test_a_file_that_is_not_the_pinned_one_is_never_opened(
     )
     with pytest.raises(IntegrityError, match=words):
         load(folder, digits, ["fd_program"], program=pinned)
-    with pytest.raises(IntegrityError, match="expected 6726825d0af5f729.*it was not opened"):  # the published file's own
+    with pytest.raises(IntegrityError, match="expected 6726825d0af5f729.*it was not opened"):  # of the published file
         load(folder, digits, ["fid"], inception={"path": str(other)})
 
 

@@ -113,7 +113,8 @@ def test_the_evidence_names_its_model_and_its_data(workspace: Path) -> None:
     assert set(evidence.values) == {"elbo", "iwae", "fd_domain", "fd_domain:reference"}
     for name, value in evidence.report.metrics.items():
         assert value.value == evidence.values[name].mean() and value.low < value.value < value.high
-    assert evidence.report.metrics["iwae"].value < evidence.report.metrics["elbo"].value  # Jensen: for every example
+    # By Jensen's inequality, for every example.
+    assert evidence.report.metrics["iwae"].value < evidence.report.metrics["elbo"].value
     assert (evidence.values["iwae"] <= evidence.values["elbo"]).all()
 
 

@@ -61,7 +61,7 @@ class Law(Model):
 
     conditional = True
     density_noise = 0
-    sample_noise = 4  # the last draws the class
+    sample_noise = 4  # the last number draws the class
 
     def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         assert y_B is not None and noise_BN.shape == (len(x_BX), 0)

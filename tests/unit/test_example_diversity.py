@@ -22,7 +22,7 @@ PAGE = (REPOSITORY / "docs/how-to/add-a-metric.md").read_text()
 @pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (2.0, 4.0), (0.0, 0.0)])
 def test_diversity_of_known_distributions(scale: float, expected: float) -> None:
     def draw(noise_BN: Tensor) -> Tensor:
-        return scale * noise_BN + torch.tensor([3.0, 0.0, 0.0])  # where it lies does not matter
+        return scale * noise_BN + torch.tensor([3.0, 0.0, 0.0])  # the location does not matter
 
     context = context_of(rows(normal(900, 3, 0), normal(800, 3, 1)), draws=4)
     found = measure(Sampler(draw, 3), ["diversity"], context, "test")[0]["diversity"]

@@ -135,7 +135,7 @@ def test_a_commit_is_fetched_from_the_origin_without_a_trace(repository: Path, t
     clone = tmp_path / "clone"
     (repository / "params.yaml").write_text("a: 2\n")
     run(repository, "git", "commit", "-qam", "second")
-    run(repository, "git", "reset", "-q", "--hard", "HEAD^")  # on no branch any more
+    run(repository, "git", "reset", "-q", "--hard", "HEAD^")  # no longer on a branch
     lost = run(repository, "git", "rev-parse", "HEAD@{1}").strip()
     before = state(clone), run(clone, "git", "for-each-ref"), sorted(path.name for path in (clone / ".git").iterdir())
     assert not git.holds(clone, lost) and git.obtain(clone, lost) and git.holds(clone, lost)

@@ -70,7 +70,7 @@ def test_a_changed_decision_is_reported_with_its_place(home: Home, place: object
     assert findings(home) == said
     path.write_text("{not json")
     assert findings(home) == said
-    decision(1, None, "promoted").write(path)  # that of another version
+    decision(1, None, "promoted").write(path)  # the decision on another version
     assert findings(home) == said
     assert history(home, MODEL).findings == (), "only --verify compares"
 

@@ -28,7 +28,7 @@ def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.C
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
     command = ["make", ".venv/installed", *arguments]
-    # `make test` hands its own settings to every make below it by MAKEFLAGS.
+    # `make test` passes its settings to every make below it in MAKEFLAGS.
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     environment = {**kept, "PATH": str(folder / "bin")}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)

@@ -158,7 +158,7 @@ JUDGING, RECIPE, RECORDS = (f"src/remint/{name}.py" for name in ("settings/judgi
 
 CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a default of the evaluation": (lambda c: c.edit(JUDGING, "importance_samples: Positive = 500", "importance_samples: Positive = 400"), EVALUATE),
-    "a default that all give": (lambda c: c.edit(JUDGING, "draws: Annotated[int, Field(ge=2)] = 20", "draws: Annotated[int, Field(ge=2)] = 19"), set()),
+    "a default that every pipeline overrides": (lambda c: c.edit(JUDGING, "draws: Annotated[int, Field(ge=2)] = 20", "draws: Annotated[int, Field(ge=2)] = 19"), set()),
     "a default of the split": (lambda c: c.edit(RECIPE, "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2", "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.3"), {"prepare@tiny"}),
     "a default of the training": (lambda c: c.edit(RECIPE, "warmup: Fraction = 0.02", "warmup: Fraction = 0.03"), TRAIN),
     "a default of one family": (lambda c: c.edit(RECIPE, "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0", "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1"), {"train@gan"}),
@@ -169,11 +169,11 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "the GAN": (lambda c: c.edit("src/remint/models/gan.py", "def build(", "NEW = 1\n\n\ndef build("), {"train@gan", "evaluate@gan"}),
     "the GAN broken": (lambda c: (c.folder / "src/remint/models/gan.py").write_text("def ("), {"train@gan", "evaluate@gan"}),
     "a comment": (lambda c: (c.folder / "src/remint/models/gan.py").open("a").write("\n# the end\n"), set()),
-    "an error's words": (lambda c: (c.folder / "src/remint/errors.py").open("a").write("\n\nclass Further(RemintError):\n    pass\n"), set()),
-    "a metric that one has": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
-    "a metric that none has": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
-    "the promotion and another pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
-    "what stands there by default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
+    "a new error class": (lambda c: (c.folder / "src/remint/errors.py").open("a").write("\n\nclass Further(RemintError):\n    pass\n"), set()),
+    "a metric of one pipeline": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
+    "an unused metric": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
+    "promotion settings and a new pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
+    "a setting equal to its default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
     "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
 }  # fmt: skip
 
@@ -222,7 +222,7 @@ def imported_modules(clone_after_run: Clone, step: str, name: str) -> set[str]:
 def test_every_module_of_ours_that_a_step_imports_is_in_its_key(clone_after_run: Clone, step: str, name: str) -> None:
     ours = imported_modules(clone_after_run, step, name)
     assert {"remint.settings.params", "remint.records"} < ours
-    if name == "plugin":  # the settings ask plug-ins for their own, and so import them in every step
+    if name == "plugin":  # settings read the plug-ins, so every step imports them
         ours -= imported_modules(clone_after_run, "resolve", "params.yaml")
     without_effect = {module for module in ours for each in WITHOUT_EFFECT if module == each or module.startswith(f"{each}.")}
     assert ours - without_effect - clone_after_run.key(step, name)["code"].keys() == set()

@@ -63,7 +63,7 @@ def test_a_run_has_settings_curves_files_and_an_end_with_a_reason(store: Trackin
     store.log_file(run_id, tmp_path / "grid.png", "pictures/samples.png")
     store.log_file(run_id, tmp_path / "report")
     store.end_run(run_id, "FAILED", "no room")
-    store.end_run(run_id, "FINISHED")  # it is closed: its end stays
+    store.end_run(run_id, "FINISHED")  # the run is closed, so its end is kept
     run = client(store).get_run(run_id)
     assert (run.info.status, run.data.tags["mlflow.note.content"], run.data.tags["remint.job"]) == ("FAILED", "no room", "j1")
     assert run.data.params == {"training.steps": "3", "family": "flow"}
@@ -129,7 +129,7 @@ def test_registering_the_same_weights_twice_gives_one_version_and_other_weights_
     store: Tracking, bundle: Path, tmp_path: Path
 ) -> None:
     first = cases.register(store, bundle)
-    assert client(store).get_run(first.run_id).info.status == "FINISHED"  # opened for it alone, and closed
+    assert client(store).get_run(first.run_id).info.status == "FINISHED"  # opened only for the registration, and closed
     run_id = store.start_run("digits-flow", {}, {})
     again = cases.register(store, bundle, run_id)
     assert again == first and client(store).get_run(run_id).info.status == "FINISHED"
@@ -214,7 +214,7 @@ def test_aliases_are_set_moved_and_deleted(store: Tracking, bundle: Path, tmp_pa
     store.set_alias("digits-flow", "challenger", None)
     assert store.aliases("digits-flow") == {"champion": 2} and store.aliases("nobody") == {}
     assert [version.version for version in store.versions("digits-flow", newest=1)] == [2]
-    store.set_alias("digits-flow", "champion", 1)  # older than the newest, and yet among them
+    store.set_alias("digits-flow", "champion", 1)  # older than the newest, but listed
     assert [(version.version, version.aliases) for version in store.versions("digits-flow", newest=1)] == [
         (2, ()),
         (1, ("champion",)),
@@ -235,7 +235,7 @@ def test_a_fetched_bundle_is_the_registered_one_and_is_fetched_once(store: Track
     to = store.fetch(version, tmp_path / "cache" / version.key)
     assert manifest.sha256_tree(to) == manifest.sha256_tree(bundle)
     shutil.rmtree(_files(store, version))
-    assert store.fetch(version, to) == to  # it is here already, and verified again
+    assert store.fetch(version, to) == to  # already fetched, and verified again
     (to / "model.json").write_text("{}")
     with pytest.raises(IntegrityError, match="cannot be read"):
         store.fetch(version, to)

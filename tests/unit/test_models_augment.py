@@ -46,7 +46,7 @@ def test_a_probability_is_the_share_of_images_that_are_changed() -> None:
         augment = an_augment(0.3, augmentations=[kind])
         x = image(2000)
         changed = (augment(x, noise(augment, 2000)) != x).flatten(1).any(1).double().mean()
-        assert abs(float(changed) - 0.3) < (0.12 if kind == "translation" else 0.04), kind  # one move in nine is by nothing
+        assert abs(float(changed) - 0.3) < (0.12 if kind == "translation" else 0.04), kind  # one translation in nine is by zero
 
 
 def test_each_augmented_image_depends_only_on_its_noise() -> None:
@@ -153,7 +153,7 @@ def test_both_phases_augment_real_and_drawn_images() -> None:
         batch.noise_BN = batch.noise_BN.clone()
         noises = torch.split(batch.noise_BN, phase.sizes, dim=1)
         changed = []
-        for part in noises[1:3]:  # of the drawn and of the real images, each its own
+        for part in noises[1:3]:  # separate noise of the drawn and of the real images
             before = phase(batch)
             part.neg_()
             changed.append(bool(phase(batch) != before))

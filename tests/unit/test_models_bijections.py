@@ -19,9 +19,9 @@ SPLINE = FlowSettings(hidden=8, layers=1, bins=5, width=4, blocks=2, dilation=2,
 AFFINE = SPLINE.model_copy(update={"coupling": "affine"})
 FIRST_TWO = torch.tensor([True, True, False])
 ROW, MAP = (3,), (4, 4, 2)
-SPREAD = 0.05  # of the weights: with larger ones a stack of random layers is chaotic, and no inverse has digits
+SPREAD = 0.05  # scale of the weights: with larger ones a stack of random layers is chaotic, and its inverse inaccurate
 
-LAYERS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...], int]] = {  # layer, shape of what it sees, classes
+LAYERS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...], int]] = {  # layer, shape of its input, classes
     "ActNorm of rows": (lambda: ActNorm(3), ROW, 0),
     "ActNorm of maps": (lambda: ActNorm(4), MAP, 0),
     "spline Coupling": (lambda: Coupling(FIRST_TWO, SPLINE, 0), ROW, 0),

@@ -79,12 +79,12 @@ def test_variance_is_kept_at_initialisation_and_when_the_branches_open(side: int
     down = DownsamplingNetwork(3, (side, side), 16, 2, 64, activation=activation)
     up = UpsamplingNetwork(64, 16, 2, 3, (side, side), activation=activation)
     features, coarse = torch.randn(16, 64), torch.randn(16, 3, *stages((side, side))[-1])
-    for _ in range(len(down.stages) - 1):  # images are smooth: of white noise, halving leaves a quarter of the variance
+    for _ in range(len(down.stages) - 1):  # images are smooth: halving white noise would leave a quarter of the variance
         coarse = upsample(coarse)
     coarse = coarse / coarse.std()
     assert 0.3 < float(down(coarse).std()) < 3.0
     assert 0.3 < float(up(features).std()) < 3.0
-    for trunk in (down, up):  # as training does: the zero layers take on the scale of the others
+    for trunk in (down, up):  # as after training: the zero layers have the scale of the others
         for name, parameter in trunk.named_parameters():
             if name.endswith("branch.4.weight"):
                 nn.init.normal_(parameter, std=0.5 * parameter[0].numel() ** -0.5)

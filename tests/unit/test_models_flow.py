@@ -135,7 +135,7 @@ class TestFlow:
         assert float((share - mass).abs().sum()) < 0.02
         joint = mass.view(3, 3)
         independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-        assert float((joint - independent).abs().max()) > 0.01  # the couplings took part
+        assert float((joint - independent).abs().max()) > 0.01  # the couplings have an effect
 
     def test_an_initial_flow_equals_the_factorised_model(self) -> None:
         x = examples(PAIR, 500)
@@ -208,7 +208,7 @@ class TestTables:
         noise = standard_normal((40_000, model.sample_noise), 8).double()
         drawn = model.sample(noise, torch.full((40_000,), 2) if settings.conditional else None).double()
         middle = side[190:192].mean()
-        for column in range(2):  # the law of one, and of both, cut half-way between two nodes
+        for column in range(2):  # distribution of one column, and of both, cut half-way between two nodes
             above = (x[:, : column + 1] > middle).all(1)
             share = (drawn[:, : column + 1] > middle).all(1).double().mean()
             assert float(share) == pytest.approx(float(mass[above].sum()), abs=0.01)

@@ -79,7 +79,7 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-FORMULAS = {  # of one real and one fake score, as the papers write them
+FORMULAS = {  # for one real and one fake score, as in the papers
     "relativistic": (lambda r, f: -math.log(sigmoid(r - f)), lambda r, f: -math.log(sigmoid(f - r))),
     "minimax": (lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)), lambda r, f: math.log(1 - sigmoid(f))),
     "non_saturating": (lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)), lambda r, f: -math.log(sigmoid(f))),
@@ -205,7 +205,7 @@ def test_penalties_are_computed_in_single_precision_under_autocast(generator: Ge
     full = phase.curves()
     with torch.autocast("cpu", torch.bfloat16):
         phase(batch)
-    assert phase.curves()["r1"] == full["r1"]  # of real examples, the same to the bit; the drawn ones are rounded
+    assert phase.curves()["r1"] == full["r1"]  # bit-identical for real examples; drawn ones are rounded
 
 
 def test_each_phase_trains_only_its_network(generator: Generator) -> None:

@@ -25,7 +25,7 @@ from remint.records import Column, DataSpec
 from tests.support.models_cases import MIXED, examples
 
 IMAGE = DataSpec(shape=(1, 2, 3), levels=5)
-# Numbers before, between and behind the categories: what is put in the wrong place shows.
+# Numbers before, between and after the categories: a misplaced column is found.
 TABLE = DataSpec(
     shape=(5,),
     columns=(

@@ -87,7 +87,7 @@ def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) ->
     with torch.no_grad():
         encoder.weight.zero_()
         encoder.weight[:latent, columns] = reading_ZD
-        encoder.bias[latent:] = torch.log(torch.expm1(scale_Z - 1e-4))  # the inverse of what Vae.posterior makes of it
+        encoder.bias[latent:] = torch.log(torch.expm1(scale_Z - 1e-4))  # the inverse of the transformation in Vae.posterior
         decoder.weight[:, :latent] = model.weight_DZ
         if classes is None:
             encoder.bias[:latent] = -reading_ZD @ seen.mean_D
@@ -151,7 +151,7 @@ def test_the_gradient_is_zero_at_the_maximum_of_the_likelihood() -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in vae.named_parameters():
         assert parameter.grad is not None
-        pull = parameter.grad.sum() if "log_sigma" in name else parameter.grad  # PCA has one sigma, not one a column
+        pull = parameter.grad.sum() if "log_sigma" in name else parameter.grad  # PCA has one sigma, not one for each column
         assert float(pull.abs().max()) < 1e-9, name
 
 
@@ -168,7 +168,7 @@ def test_a_row_with_missing_values_has_the_likelihood_of_its_observed_values(col
 def test_rows_with_different_missing_values_have_the_likelihood_of_their_observed_values() -> None:
     model = pca(1)
     x = model.x_ND[:32].clone()
-    patterns = torch.arange(32).unsqueeze(1) >> torch.arange(D) & 1  # every set of columns, the empty one too
+    patterns = torch.arange(32).unsqueeze(1) >> torch.arange(D) & 1  # every set of columns, also the empty one
     x[patterns == 0] = torch.nan
     vae = linear_vae(model, list(range(D)))
     z = torch.linspace(-12, 12, 4_001)

@@ -96,7 +96,7 @@ def test_the_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> Non
     """E exp(elbo) = p(x) exactly: this finds any missing constant."""
     x = some_examples(vae)
     mean, scale = vae.posterior(x)
-    noise = (GRID.view(-1, 1, 1) - mean) / scale  # such that z runs over the grid
+    noise = (GRID.view(-1, 1, 1) - mean) / scale  # so that z runs over the grid
     log_weights = vae.elbo(x, noise) + (normal_log_density(noise) - scale.log()).squeeze(-1)
     torch.testing.assert_close(torch.logsumexp(log_weights + math.log(0.01), 0), exact_log_prob(vae, x), rtol=0, atol=1e-7)
 
@@ -136,7 +136,7 @@ def test_free_bits_are_a_lower_limit_of_the_mean_kl_of_each_latent() -> None:
     assert isinstance(model, Vae)
     batch = Batch(every_example(PAIR).double(), standard_normal((9, 3), 1).double(), 0.5, 0)
     means = kl_from_prior(*model.posterior(batch.x_BX)).mean(0)
-    floor = float(means.detach().sort().values[1]) - 1e-9  # the lowest of three lies below it
+    floor = float(means.detach().sort().values[1]) - 1e-9  # the lowest of three is below it
     kept = means[means > floor]
     assert len(kept) == 2
 
@@ -145,7 +145,7 @@ def test_free_bits_are_a_lower_limit_of_the_mean_kl_of_each_latent() -> None:
         loss = Elbo(model, VaeSettings(latent=3, kl_warmup=0.5, free_bits=free_bits))(batch)
         return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
-    none, without = gradient(0.0, progress=0.0)  # the likelihood alone
+    none, without = gradient(0.0, progress=0.0)  # only the likelihood
     loss, with_floor = gradient(floor)
     torch.testing.assert_close(loss - none, (kept.sum() + floor).detach() / BITS)
     of_kept = torch.cat([g.flatten() for g in torch.autograd.grad(kept.sum() / BITS, list(model.encoder.parameters()))])

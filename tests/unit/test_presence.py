@@ -53,7 +53,7 @@ def test_each_file_of_a_folder_is_checked(home: Home) -> None:
         (two, 2, (), (), False),
     ]
     b = hashlib.md5(b"2").hexdigest()
-    place("remote", home, b).unlink()  # the listing is still there: dvc status --cloud says "in sync"
+    place("remote", home, b).unlink()  # the listing still exists: dvc status --cloud says "in sync"
     found, other = presence.look(home, [one, two])
     assert found.remote_lacks == (b,) and not found.cache_lacks and not found.lost and other.remote_lacks == ()
     presence.send(home, found)
@@ -66,7 +66,7 @@ def test_a_file_missing_from_cache_and_remote_is_reported_as_lost(home: Home) ->
     a, b = (hashlib.md5(content).hexdigest() for content in (b"1", b"2"))
     place("remote", home, a).unlink()
     place("remote", home, b).unlink()
-    place("cache", home, b).write_bytes(b"x")  # there, and of no use
+    place("cache", home, b).write_bytes(b"x")  # it exists, but is useless
     (found,) = presence.look(home, [one])
     assert set(found.remote_lacks) == {a, b} and not found.lost
     with pytest.raises(VersioningError, match=f"the cache does not have {b} intact"):

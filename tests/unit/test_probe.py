@@ -38,7 +38,7 @@ def test_every_family_reproduces_its_recorded_samples(name: str, tmp_path: Path)
         recorded = probe.read(tmp_path)
         assert recorded is not None and recorded.machine == probe.with_block_size(fingerprint(CPU, 1, 1))
         model = bundles.load_model(tmp_path)
-        torch.manual_seed(7)  # nothing is drawn from it
+        torch.manual_seed(7)  # it draws nothing
         again = probe.compute(model, case.spec, recorded.seed, recorded.count)
     assert recorded.count == 16 and set(recorded.arrays) == {"samples"} | ({"class"} if case.settings.conditional else set())
     assert probe.difference(recorded.arrays, again, exact=True) is None

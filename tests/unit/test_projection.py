@@ -129,7 +129,7 @@ def test_an_edited_last_row_makes_no_champion_and_nothing_is_appended_to_it(home
 
 
 def test_a_model_without_decisions_is_left_alone(home: Home) -> None:
-    open_tracking(home).set_alias(MODEL, "champion", 1)  # somebody else's model, served by MLflow alone
+    open_tracking(home).set_alias(MODEL, "champion", 1)  # a model that only MLflow manages
     assert sync_mlflow_to_ledger(home, MODEL) == [] and sync_mlflow_to_ledger(home, "nobody") == []
     assert open_tracking(home).aliases(MODEL) == {"champion": 1}
 
@@ -153,7 +153,7 @@ def test_a_truncated_ledger_is_found_and_stays_found(home: Home) -> None:
         cases.judge(home, "promoted", version)
     cases.sql(home, "DELETE FROM ledger WHERE sequence = 3")
     assert queries.history(home, MODEL).findings == (), "from within it looks whole"
-    for _ in range(2):  # and no command writes over what tells of it
+    for _ in range(2):  # and no command overwrites the evidence
         (said,) = findings(home)
         assert said.startswith(
             f"{MODEL}: row 3, whose hash is a tag of {MODEL}/3, is gone or was rewritten: no row has its hash "
@@ -187,7 +187,7 @@ def test_a_rewritten_ledger_is_found(home: Home) -> None:
     forged, previous = [], ""
     for row in open_ledger(home).rows(MODEL):
         said = {**row.to_json(), "why": "the committee agreed", "previous": previous}
-        del said["hash"], said["decision"]  # it is ""
+        del said["hash"], said["decision"]  # the hash is ""
         previous = digest(said)
         forged.append(
             f"UPDATE ledger SET why = '{said['why']}', previous = '{said['previous']}', hash = '{previous}' WHERE sequence = {row.sequence}"

@@ -55,7 +55,7 @@ def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> N
 
     s3.put(name, "p/b", b"B")
     s3.put(name, "p/new", b"new")
-    s3.put(name, "p/a", b"a")  # the same again
+    s3.put(name, "p/a", b"a")  # unchanged
     s3.delete(name, "p/deep/c")
     s3.delete(name, "p/deep/d")
     assert fetch(home, url) == Fetched(objects=3, fetched=2, removed=2)
@@ -172,7 +172,7 @@ def test_a_fetch_of_another_source_waits_while_the_data_are_in_use(s3: Server, h
     first, second = (f"s3://{s3.bucket({'a': content})}" for content in (b"1", b"2"))
     fetch(home, first)
     other = threading.Thread(target=fetch, args=(home, second))
-    with storage.held(home, "x", first), storage.held(home, "x", first):  # two jobs may
+    with storage.held(home, "x", first), storage.held(home, "x", first):  # two jobs may hold it
         other.start()
         other.join(0.5)
         assert other.is_alive() and local_objects(home) == {"a": b"1"}

@@ -48,7 +48,7 @@ def test_sample_i_is_a_function_of_seed_and_i(bundle: Path) -> None:
     for count in (0, 1, 5, BLOCK, BLOCK + 1):
         assert np.array_equal(served.sample(count, seed=7), many_NCHW[:count])
     assert not np.array_equal(served.sample(8, seed=8), many_NCHW[:8])
-    assert len(np.unique(many_NCHW.reshape(len(many_NCHW), -1), axis=0)) > BLOCK  # the indices have noise of their own
+    assert len(np.unique(many_NCHW.reshape(len(many_NCHW), -1), axis=0)) > BLOCK  # each index has separate noise
 
 
 def test_samples_use_the_noise_that_the_contract_defines() -> None:

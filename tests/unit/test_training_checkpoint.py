@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoints: Checkpoints) -
     with pytest.raises(IntegrityError, match="belongs to another training"):
         other.read(4)
     assert other.newest() is None
-    shutil.copytree(checkpoints.at(4), checkpoints.at(9))  # nor may it pass for another step
+    shutil.copytree(checkpoints.at(4), checkpoints.at(9))  # it may not be taken for another step
     assert checkpoints.newest() == 4
 
 

@@ -153,9 +153,9 @@ def test_a_row_is_the_mean_over_the_steps_that_were_not_skipped(tmp_path: Path) 
         ({2, 3, 4}, {"skip_limit": 3}, []),
         ({2, 3, 4}, {"skip_limit": 2}, [5]),
         ({2}, {"skip_limit": 0}, [3]),
-        ({1, 3, 5}, {"skip_limit": 2, "skip_share": 0.3}, [6]),  # 3 of 8 are more than 0.3, and than 2
+        ({1, 3, 5}, {"skip_limit": 2, "skip_share": 0.3}, [6]),  # 3 of 8 is more than 0.3, and 3 is more than 2
         ({1, 3, 5}, {"skip_limit": 2, "skip_share": 0.4}, []),
-        ({1, 3, 5}, {"skip_limit": 3, "skip_share": 0.0}, []),  # a share counts where it is more than the limit
+        ({1, 3, 5}, {"skip_limit": 3, "skip_share": 0.0}, []),  # the share counts only above the limit
     ],
 )
 def test_training_rolls_back_when_skips_exceed_the_limits(
@@ -177,7 +177,7 @@ def test_training_rolls_back_when_skips_exceed_the_limits(
 
 
 CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "validate_every": 3, "checkpoint_every": 4}
-BOUND = 0.04  # of a step: the rising learning rate leads there, and half of it never does
+BOUND = 0.04  # bound of a step: the rising learning rate exceeds it, half of it never does
 
 
 def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +186,7 @@ def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys:
     state = fit(tmp_path / "cliff", model, [Cliff(model, BOUND)], **CLIFF)
     assert state.ending == Ending("finished")
     (entry,) = state.rollbacks
-    broke = entry["step"] - 6  # six in a row were skipped
+    broke = entry["step"] - 6  # six consecutive steps were skipped
     assert entry["to"] == 4 * ((broke - 1) // 4) > 0, "the last checkpoint of before the trouble"
     assert "6 steps in a row were skipped, the last since the loss of phase cliff is nan" in entry["why"]
     assert [found["step"] for found in entry["breaks"]] == list(range(broke, broke + 6))
@@ -267,7 +267,7 @@ def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Pa
     assert [row["step"] for row in rows] == ["3", "6", "7"][:2]
     assert capsys.readouterr().err.count("metrics step=3 ") == 1
 
-    with pytest.raises(StepError, match="diverged at step 7, after going back 2 times"):  # a later run: from where it was
+    with pytest.raises(StepError, match="diverged at step 7, after going back 2 times"):  # a later run continues there
         fit(tmp_path, *nonfinite_phases(set(range(5, 100)), "gradient", 1), **settings)
     said = capsys.readouterr().err
     assert f"diverged_before step=6 record={folder}" in said

@@ -18,7 +18,7 @@ from remint.training.state import Row
 
 ONE = World(0, 1, torch.device("cpu"))
 LINE = DataSpec(shape=(1,), columns=(Column(name="place"),))
-TEN = torch.arange(10.0).unsqueeze(1)  # of five neighbours each: their balls have the radius 5, 4, 3, 3, 3, 3, 3, 3, 4, 5
+TEN = torch.arange(10.0).unsqueeze(1)  # with five neighbours, their balls have the radii 5, 4, 3, 3, 3, 3, 3, 3, 4, 5
 
 
 class FixedSampler(Model):
@@ -43,9 +43,9 @@ def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE
     ("samples", "reached", "coverage"),
     [
         (TEN, 1.0, 1.0),
-        (torch.zeros(10, 1), 0.5, 0.4),  # its neighbours are 0 .. 4, and the ball of 4 does not hold it
-        (torch.full((10, 1), 4.5), 0.6, 0.6),  # 2 and 7 are both its fifth
-        (torch.full((10, 1), 14.0), 0.5, 0.1),  # the edge of a ball is of it
+        (torch.zeros(10, 1), 0.5, 0.4),  # its neighbours are 0 .. 4, and the ball of 4 does not contain it
+        (torch.full((10, 1), 4.5), 0.6, 0.6),  # 2 and 7 are both its fifth neighbour
+        (torch.full((10, 1), 14.0), 0.5, 0.1),  # a ball contains its boundary
         (torch.full((10, 1), 14.1), 0.5, 0.0),
     ],
 )
@@ -55,7 +55,7 @@ def test_recall_and_coverage_of_points_on_a_line(samples: Tensor, reached: float
 
 def test_the_reference_is_what_as_many_training_examples_reach() -> None:
     assert watch(TEN, TEN, TEN).reference == 1.0
-    assert watch(TEN, torch.cat([torch.zeros(39, 1), torch.full((1, 1), 4.5)]), TEN).reference == 0.8  # evenly spaced ones
+    assert watch(TEN, torch.cat([torch.zeros(39, 1), torch.full((1, 1), 4.5)]), TEN).reference == 0.8  # of evenly spaced examples
 
 
 def test_a_model_that_draws_the_mean_covers_nothing() -> None:
@@ -136,14 +136,14 @@ def rows(*reached: float) -> list[Row]:
     ("seen", "collapsed"),
     [
         ([0.9] * 20, False),
-        ([0.0] * 6 + [0.5] * 3, False),  # five looks after the warm-up of six: not yet
+        ([0.0] * 6 + [0.5] * 3, False),  # five looks after the warm-up of six: no verdict yet
         ([0.45] * 11, True),
         ([0.45, 0.5, 0.46, 0.48, 0.44, 0.49, *[0.47] * 5], True),
-        ([0.02 * look for look in range(20)], False),  # little, and more every time
+        ([0.02 * look for look in range(20)], False),  # low, but increasing
         ([0.45] * 12 + [0.49] * 4 + [0.9], False),
         ([0.45] * 7 + [0.55] + [0.5] * 3, False),  # the limit is 0.6 of the reference, 0.8: 0.48
         ([0.8] * 6 + [0.59] * 4, False),
-        ([0.8] * 6 + [0.59] * 5, True),  # above the limit, and far below its own best
+        ([0.8] * 6 + [0.59] * 5, True),  # above the limit, but far below its best
         ([0.8] * 6 + [0.59] * 4 + [0.61], False),
     ],
 )

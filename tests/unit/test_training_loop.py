@@ -52,7 +52,7 @@ def test_a_row_has_the_mean_loss_since_the_previous_row(tmp_path: Path) -> None:
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     factors = [learning_rate_factor(step, 11, warmup=0.2, final=0.1) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
-    assert factors[6] == pytest.approx(0.55)  # half way down
+    assert factors[6] == pytest.approx(0.55)  # half of the decay
     assert factors[10] == pytest.approx(0.1)
     assert learning_rate_factor(0, 1, warmup=0.0, final=0.1) == 1.0
 
@@ -108,7 +108,7 @@ def test_the_model_with_the_best_score_is_served_and_patience_ends_training(tmp_
         return next(scores)
 
     state = fit(tmp_path, model, [Fit(model)], score, steps=20, patience=2)
-    assert [row["validation"] for row in state.rows] == [3.0, 1.0, 2.0, 1.0]  # an equal score is no new best
+    assert [row["validation"] for row in state.rows] == [3.0, 1.0, 2.0, 1.0]  # an equal score is not a new best
     assert state.step == 8
     assert state.best_row == state.rows[1]
     assert torch.equal(state.served().state_dict()["weight"], kept[1])
@@ -151,7 +151,7 @@ def test_a_collapse_ends_training_and_the_model_with_the_best_coverage_is_served
     assert state.ending is not None
     assert state.ending.ended == "collapsed"
     assert "its samples reach 30% of what real examples reach, less than 60%, at step 16" in state.ending.reason
-    assert (state.step, state.served_row) == (16, state.rows[2])  # the later of two that cover as much
+    assert (state.step, state.served_row) == (16, state.rows[2])  # the later of two with equal coverage
     assert torch.equal(state.served().state_dict()["weight"], kept[2])
     assert "collapsed step=16 served=6" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_the_average_of_a_constant_is_the_constant_without_bias_from_the_start()
         model.weight.fill_(7.0)
     for step in range(200):
         average.update(0.999, step)
-    # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: nothing is left of the first value
+    # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: the weight of the first value is negligible
     torch.testing.assert_close(average.model.state_dict()["weight"], torch.tensor([7.0, 7.0]))
 
 

@@ -121,7 +121,7 @@ def test_every_family_recovers_from_nonfinite_weights(
     case: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The learning rate is infinite first in the eighth step only, then in all steps from the eighth on, after rollbacks too."""
-    several = case.startswith(("gan", "vaegan"))  # phases, of which the second breaks on what the first has come to
+    several = case.startswith(("gan", "vaegan"))  # two phases; the weights of the first make the second nonfinite
     with monkeypatch.context() as patch:
         patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
         cases.ruin(7)

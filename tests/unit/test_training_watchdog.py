@@ -14,7 +14,7 @@ import pytest
 
 from remint.distributed import watchdog
 
-# A parent of two sleepers, which says their pids.
+# Parent of two sleeping processes. It prints their pids.
 GROUP = """
 import subprocess, sys
 children = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
@@ -58,7 +58,7 @@ def test_only_the_stopped_process_is_killed(group: tuple[subprocess.Popen[str], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["slow", "another program", "all", "gone on in time"])
+@pytest.mark.parametrize("case", ["slow", "another program", "all", "resumed in time"])
 def test_sleeping_foreign_and_briefly_stopped_processes_are_not_killed(
     case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,13 +67,13 @@ def test_sleeping_foreign_and_briefly_stopped_processes_are_not_killed(
     looked = []
     real = watchdog._group
     monkeypatch.setattr(watchdog, "_group", lambda program: looked.append(program) or real(program))
-    stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "gone on in time": [first]}[case]
-    if case == "gone on in time":
+    stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "resumed in time": [first]}[case]
+    if case == "resumed in time":
         monkeypatch.setattr(watchdog, "INTERVAL", 0.5)
     with watchdog.watched("another" if case == "another program" else "the.ranks") as killed:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        if case == "gone on in time":
+        if case == "resumed in time":
             assert wait_for(lambda: len(looked) >= watchdog.STOPPED_CHECKS - 2)
             os.kill(first, signal.SIGCONT)
         assert wait_for(lambda: len(looked) > watchdog.STOPPED_CHECKS + 1)
