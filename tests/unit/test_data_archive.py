@@ -20,10 +20,10 @@ from remint.data import archive, sources
 from remint.errors import DataError
 from remint.settings.recipe import DatasetSettings
 from tests.support import hostile_archives
-from tests.unit.test_data_pictures import encoded, picture, refusal, snapshot, tree
+from tests.unit.test_data_pictures import encode, picture, refusal, snapshot, tree
 
 Image = pytest.importorskip("PIL.Image")
-GOOD = encoded(Image.fromarray(picture(0)))
+GOOD = encode(Image.fromarray(picture(0)))
 
 
 def write_zip(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
@@ -226,7 +226,7 @@ def test_negative_sizes_and_endless_headers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_every_truncation_is_found(tmp_path: Path, name: str) -> None:
     """Also between two members, where a tar looks complete. Only some of the blanks after its end may be missing."""
-    images = [(f"{index}.png", encoded(Image.fromarray(picture(index)))) for index in range(4)]
+    images = [(f"{index}.png", encode(Image.fromarray(picture(index)))) for index in range(4)]
     if name.endswith("zip"):
         write_zip(tmp_path / name, *images)
     else:

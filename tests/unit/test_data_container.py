@@ -16,7 +16,7 @@ from remint.data import container, pictures
 from remint.settings.recipe import DatasetSettings
 from tests.support.hostile_images import READ, whole
 from tests.support.measured import Reader, reader
-from tests.unit.test_data_pictures import encoded, picture
+from tests.unit.test_data_pictures import encode, picture
 
 MIB = 1 << 20
 
@@ -51,7 +51,7 @@ def test_every_orientation_of_every_format(kind: str, order: str, orientation: i
     exif = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HIH", 42, 8, len(entries))
     exif += struct.pack(f"{order}HHII", *entries[0][:4]) + struct.pack(f"{order}HHIHH", *entries[1]) + bytes(4)
     exact = {"lossless": True} if kind == "WEBP" else {}
-    content = encoded(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
+    content = encode(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
     np.testing.assert_array_equal(
         decode_with_pillow(content)[..., :3], pictures.decode_image(content, DatasetSettings(source="x")).transpose(1, 2, 0)
     )
@@ -70,8 +70,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-PNG = encoded(Image.fromarray(picture(0, (24, 24))))
-JPEG = encoded(Image.fromarray(picture(0, (24, 24))), "JPEG")
+PNG = encode(Image.fromarray(picture(0, (24, 24))))
+JPEG = encode(Image.fromarray(picture(0, (24, 24))), "JPEG")
 
 
 def exif_of_many_copies() -> bytes:

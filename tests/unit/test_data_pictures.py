@@ -181,9 +181,8 @@ def test_resampling_filters_equal_those_of_pillow(tmp_path: Path, filter: str) -
     # 13x9 cropped to the proportions of 7x5 stays 13x9 (9 * 7/5 = 12.6 rows: 13), so nothing is cropped
     expected = Image.fromarray(picture(0, (13, 9))).resize((5, 7), Image.Resampling[filter.upper()])
     np.testing.assert_array_equal(x_CHW.transpose(1, 2, 0), np.asarray(expected))
-    np.save(
-        tmp_path / "a.npy", picture(0, (13, 9)).transpose(2, 0, 1)[None]
-    )  # channels of an array are resized one by one, with the same result
+    # The channels of an array are resized one by one, with the same result.
+    np.save(tmp_path / "a.npy", picture(0, (13, 9)).transpose(2, 0, 1)[None])
     np.testing.assert_array_equal(snapshot(tmp_path, "a.npy", resize=resize, shape=[3, 13, 9])[0]["x"][0], x_CHW)
 
 

@@ -260,10 +260,8 @@ def test_ordinary_columns_are_accepted(values: Any, name: str) -> None:
 
 def test_identifiers_are_accepted_as_categories_if_the_settings_say_so() -> None:
     assert column([7, 3, 9, None] * 9, "store_id", categorical=True).categories == ("3", "7", "9")
-    assert column([7.0, None, 10.0], "store_id", categorical=True).categories == (
-        "7",
-        "10",
-    )  # as pandas stores integers with missing values
+    # Pandas stores integers with missing values as floats.
+    assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")
     assert "is to be categories, and holds numbers such as 0.5" in refusal_of_column([1.0, 0.5], categorical=True)
     assert column([2**60 + i % 3 for i in range(9)], categorical=True).categories == tuple(str(2**60 + i) for i in range(3))
 

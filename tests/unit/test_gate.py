@@ -411,9 +411,8 @@ def test_without_a_seed_spread_nothing_is_better_and_a_worse_version_is_still_wo
     decision = decide(evidence(1.5), champion, AUTO, spread=seeds)
     assert decision.verdict == "kept" and "remint spread m" in decision.reasons[0]
     assert decide(evidence(2.1), champion, AUTO, spread=seeds).verdict == "refused"
-    assert (
-        decide(evidence(1.9), None, AUTO, spread=seeds).verdict == "promoted"
-    )  # a first version only has to meet the requirements
+    # A first version only has to meet the requirements.
+    assert decide(evidence(1.9), None, AUTO, spread=seeds).verdict == "promoted"
 
 
 def test_another_seed_is_promoted_at_most_at_the_stated_level_only_with_a_margin(

@@ -58,9 +58,8 @@ def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
         phase(a_batch(phase, IMAGE)).backward()
         own = {id(parameter) for parameter in phase.parameters()}
         moved = {key for key, parameter in everything.items() if parameter.grad is not None and bool(parameter.grad.any())}
-        assert moved <= own and len(moved) >= len(own) - 1, (
-            phase.name
-        )  # a relativistic loss does not depend on the last bias of the critic
+        # A relativistic loss does not depend on the last bias of the critic.
+        assert moved <= own and len(moved) >= len(own) - 1, phase.name
 
 
 def test_the_encoder_minimises_the_loss_of_a_plain_vae() -> None:
