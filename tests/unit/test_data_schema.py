@@ -209,7 +209,7 @@ def test_drift_of_images_is_refused(tmp_path: Path) -> None:
     assert images(tmp_path, schema_version=2)[1].classes == 6
 
 
-def test_classes_keep_their_numbers_where_one_is_absent(tmp_path: Path) -> None:
+def test_classes_keep_their_numbers_if_one_is_absent(tmp_path: Path) -> None:
     for index, name in enumerate(("ape", "bee", "cat")):
         save(tmp_path / f"pets/{name}/{name}.png", picture(index))
     images(tmp_path)

@@ -69,7 +69,7 @@ def test_labels_of_an_npz_are_read(tmp_path: Path) -> None:
     assert arrays["y"].dtype == np.int64 and arrays["y"].tolist() == [0, 2, 1, 1, 0] and spec(tmp_path).levels == 17
 
 
-def test_three_axes_are_grey_images_whatever_their_width(tmp_path: Path) -> None:
+def test_arrays_of_three_axes_are_grey_images_of_any_width(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 4, 3)))
     assert snapshot(tmp_path, source="a.npy")["x"].shape == (5, 1, 4, 3)
 

@@ -53,7 +53,7 @@ def rows(home: Home) -> list[LedgerRow]:
 
 
 @pytest.mark.slow
-def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
+def test_a_person_promotes_a_version_that_awaits_approval(home: Home) -> None:
     """A fresh process loads the promoted model, because no record says that one has loaded it before."""
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)

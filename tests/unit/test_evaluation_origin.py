@@ -109,7 +109,7 @@ def test_without_the_earlier_data_leakage_is_unknown(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_other_data_than_the_model_names_are_refused(tmp_path: Path) -> None:
+def test_data_that_differ_from_those_of_the_model_are_refused(tmp_path: Path) -> None:
     former, other = prepared(tmp_path / "former", images(60, 0)), prepared(tmp_path / "other", images(70, 0))
     today = arrays.load(prepared(tmp_path / "today", images(80, 0)))
     with pytest.raises(IntegrityError, match="is dataset version"):

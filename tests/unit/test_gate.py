@@ -71,7 +71,7 @@ def test_a_first_version_that_fails_the_requirements_is_refused_with_the_numbers
     assert "at most 2.43" in decision.reasons[0] and decision.rules[1].challenger is not None
 
 
-def test_a_requirement_holds_for_the_whole_interval_or_not_at_all() -> None:
+def test_a_requirement_must_hold_for_the_whole_interval() -> None:
     value = evidence(2.41).report.metrics["nll"]
     assert value.value < 2.43 < value.high
     assert decide(evidence(2.41), None).verdict == "refused"
@@ -230,7 +230,7 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_evidence_refuses_on_either_side(what: str) -> None:
+def test_bad_evidence_of_either_version_is_refused(what: str) -> None:
     bad, says = BAD[what]
     for decision in (decide(bad, None), decide(bad, evidence(key="champion"))):
         assert decision.verdict == "refused" and says in " ".join(decision.reasons), decision.reasons
@@ -248,7 +248,7 @@ def test_evidence_that_is_not_comparable_is_refused(what: str) -> None:
     assert decision.reasons[0].startswith("not comparable: nll")
 
 
-def test_a_champion_that_cannot_be_measured_refuses() -> None:
+def test_the_gate_refuses_if_the_champion_cannot_be_measured() -> None:
     decision = gate.decide("m", evidence(1.0), 2, None, 1, RULES, incomparable="its bundle is damaged")
     assert (decision.verdict, decision.reasons) == ("refused", ("not comparable: its bundle is damaged",))
     assert gate.decide("m", evidence(1.0), 2, None, 1, RULES).verdict == "refused"

@@ -234,7 +234,7 @@ def test_params_yaml_and_rules_may_name_a_metric_of_a_plug_in(rule: Path) -> Non
         validate_params(settings_with_metrics("rul"))
 
 
-def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_refused(rule: Path) -> None:
+def test_a_plug_in_metric_that_model_or_settings_do_not_support_is_refused(rule: Path) -> None:
     rule.write_text(METRIC.replace('"sample"', '"log_prob"'))
     with pytest.raises(SettingsError, match="family 'gan' has no log_prob, which rule needs"):
         validate_params(settings_with_metrics("rule"))

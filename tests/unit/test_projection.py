@@ -79,7 +79,7 @@ def test_every_query_synchronises_first(home: Home, tmp_path: Path, touch: str) 
 
 
 @pytest.mark.parametrize(("alias", "to"), [("champion", 2), ("champion", None), ("challenger", 3)])
-def test_an_edited_alias_follows_the_ledger_again(home: Home, alias: str, to: int | None) -> None:
+def test_an_edited_alias_is_restored_from_the_ledger(home: Home, alias: str, to: int | None) -> None:
     cases.judge(home, "promoted", 1)
     open_tracking(home).set_alias(MODEL, alias, to)
     (said,) = sync_mlflow_to_ledger(home, MODEL)

@@ -43,7 +43,7 @@ def test_more_objects_than_one_page_are_fetched(proxy: Proxy, s3: Server, home: 
     assert events[-1]["MiB"] * 2**20 == pytest.approx(sum(map(len, objects.values())))
 
 
-def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> None:
+def test_only_changed_objects_are_fetched(proxy: Proxy, s3: Server, home: Home) -> None:
     name = s3.bucket({"p/a": b"a", "p/b": b"b", "p/deep/c": b"c", "p/deep/d": b"d", "q": b"not asked for"})
     url = f"s3://{name}/p"
     fetch(home, url)
