@@ -20,7 +20,7 @@ Fuzz = Callable[[Callable[..., None]], None]
 
 @pytest.fixture
 def fuzz(trials: Trials) -> Fuzz:
-    """Function that runs a hypothesis property. In a soak each round has its own seed."""
+    """Return a function that runs a hypothesis property. In a soak each round has a different seed."""
     quiet: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
     def run(prop: Callable[..., None]) -> None:

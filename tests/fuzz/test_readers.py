@@ -1,6 +1,6 @@
-"""Bytes that nobody wrote on purpose, given to everything that reads bytes from outside: what comes back is an error of ours.
+"""Random and mutated bytes for every reader of foreign bytes: each must succeed or raise an error of ours.
 
-Each reads in this process, so that a crash is seen; memory is held to a limit over a whole test.
+Readers run in this process, so that a crash ends the test; memory is limited over a whole test.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tests.support.hostile_images import mutated
 
 REPOSITORY = Path(__file__).parents[2]
 MOST_GROWN = 600 << 10  # KiB that one test may add to the peak of this process
-LIMIT = 10  # seconds after which reading is taken for hanging
+LIMIT = 10  # seconds after which a reader counts as hung
 
 
 @pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
+def memory_limit() -> Iterator[None]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_GROWN
@@ -50,7 +50,7 @@ def bounded() -> Iterator[None]:
 
 @contextmanager
 def ours() -> Iterator[None]:
-    """Lets an error of ours pass, in a few lines; any other, or none for too long, fails."""
+    """Accept an error of ours with few lines. Fail on any other error, and if reading takes too long."""
 
     def hangs(*_: object) -> None:
         raise TimeoutError(f"nothing for {LIMIT} s")
@@ -67,7 +67,7 @@ def ours() -> Iterator[None]:
 
 
 def changed(whole: bytes) -> st.SearchStrategy[bytes]:
-    """Whole bytes with a few places written over, dropped or doubled; or bytes of no kind at all."""
+    """Draw valid bytes with a few places overwritten, deleted or repeated, or random bytes."""
     place = st.integers(0, max(len(whole) - 1, 0))
     edit = st.tuples(place, st.integers(0, 40), st.binary(max_size=12))
 

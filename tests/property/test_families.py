@@ -1,4 +1,4 @@
-"""What every family owes the loop, the evaluation and the shelf, whatever it is."""
+"""Contract of every family with the loop, the evaluation and the saved bundle."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def conditional(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def descend(phases: list[Phase], steps: int, spec: DataSpec) -> None:
-    """The phase contract as the loop keeps it: only the running phase's parameters take gradients."""
+def train_phases(phases: list[Phase], steps: int, spec: DataSpec) -> None:
+    """Run a phase as the loop does: only its parameters require gradients."""
     for phase in phases:
         phase.train().requires_grad_(False)
     optimizers = [torch.optim.AdamW(phase.parameters(), lr=1e-2, betas=phase.betas) for phase in phases]
@@ -51,14 +51,14 @@ def descend(phases: list[Phase], steps: int, spec: DataSpec) -> None:
             phase.requires_grad_(False)
 
 
-def sealed(folder: Path, case: Case, model: Model) -> Path:
+def save_sealed(folder: Path, case: Case, model: Model) -> Path:
     save_model(folder, model, case.family, case.settings, case.spec)
     manifest.seal(folder)
     return folder
 
 
 def assert_are_examples(x: Tensor, spec: DataSpec, count: int) -> None:
-    """Of the shape, type and range that records.DataSpec says."""
+    """Check shape, type and range against records.DataSpec."""
     assert x.shape == (count, *spec.shape)
     if not spec.is_table:
         assert x.dtype == torch.uint8 and int(x.max()) < spec.levels
@@ -70,7 +70,7 @@ def assert_are_examples(x: Tensor, spec: DataSpec, count: int) -> None:
         assert column.numeric or set(there.tolist()) <= set(range(len(column.categories)))
 
 
-def test_can_what_its_settings_promise(case: Case) -> None:
+def test_a_model_has_the_capabilities_that_its_settings_imply(case: Case) -> None:
     model = case.build()
     assert {name for name, protocol in PROTOCOLS.items() if isinstance(model, protocol)} == case.settings.can
 
@@ -83,7 +83,7 @@ def test_every_parameter_is_trained_by_exactly_one_phase(case: Case) -> None:
     assert {id(parameter) for parameter in model.parameters()} <= set(owned)
     assert len({phase.name for phase in phases}) == len(phases)
     before = [parameter.detach().clone() for phase in phases for parameter in phase.parameters()]
-    descend(phases, 4, case.spec)
+    train_phases(phases, 4, case.spec)
     after = [(name, parameter) for phase in phases for name, parameter in phase.named_parameters()]
     # The critic's last bias is common to both sides of a relativistic loss: its gradient is zero.
     still = [
@@ -97,13 +97,13 @@ def test_training_is_a_function_of_its_arguments(case: Case) -> None:
     states = []
     for _ in range(2):
         model = case.build()
-        descend(case.phases(model), 3, case.spec)
+        train_phases(case.phases(model), 3, case.spec)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_loss_under_bfloat16_autocast_is_near(case: Case, step: int) -> None:
+def test_the_loss_under_bfloat16_autocast_is_close(case: Case, step: int) -> None:
     model = case.build().float()
     for phase in families.family(case.family).phases(model, case.settings):
         batch = a_batch(phase.train(), case.spec, step=step)
@@ -119,7 +119,7 @@ def test_loss_under_bfloat16_autocast_is_near(case: Case, step: int) -> None:
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(list(CASES)), count=st.integers(1, 9), data=st.data())
-def test_a_sample_depends_on_its_own_noise_only(name: str, count: int, data: st.DataObject) -> None:
+def test_a_sample_depends_only_on_its_noise(name: str, count: int, data: st.DataObject) -> None:
     case = CASES[name]
     model = case.build()
     assert isinstance(model, CanSample)
@@ -134,11 +134,11 @@ def test_a_sample_depends_on_its_own_noise_only(name: str, count: int, data: st.
 
 
 def equal(x: Tensor, y: Tensor) -> bool:
-    """Also where both miss a value. Rows come from matrix products, whose last digit depends on how many rows they have."""
+    """Return whether values agree to 1e-6; NaN equals NaN. The last digit of a matrix product depends on the batch size."""
     return torch.allclose(x.double(), y.double(), rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
-def test_likelihoods_have_one_value_an_example_and_take_bytes(case: Case) -> None:
+def test_likelihoods_accept_bytes_and_have_one_value_for_each_example(case: Case) -> None:
     model, x, y = case.build().requires_grad_(False), examples(case.spec, 5), case.y(5)
     y3 = None if y is None else y[3:4]
     if isinstance(model, HasLogProb):
@@ -153,7 +153,7 @@ def test_likelihoods_have_one_value_an_example_and_take_bytes(case: Case) -> Non
         torch.testing.assert_close(model.elbo(x[3:4].double(), noise[1:2, 3:4], y3), whole[1:2, 3:4])
 
 
-def test_a_class_that_is_given_is_drawn_of_and_scored(conditional: Case) -> None:
+def test_a_given_class_is_used_for_samples_and_likelihoods(conditional: Case) -> None:
     """The same noise with another class gives another sample, and the same example another likelihood."""
     model = conditional.build(spread=0.5).requires_grad_(False)
     assert model.conditional
@@ -172,8 +172,8 @@ def test_a_class_that_is_given_is_drawn_of_and_scored(conditional: Case) -> None
         assert not bool(torch.isclose(model.elbo(x, noise, first), model.elbo(x, noise, second)).any())
 
 
-def test_a_class_that_is_not_given_is_drawn_by_the_last_number_of_the_noise(conditional: Case) -> None:
-    """By the shares of the training split: of 300 even steps through the normal distribution each class has its share."""
+def test_a_missing_class_is_drawn_with_the_last_number_of_the_noise(conditional: Case) -> None:
+    """With the shares of the training split: 300 equal steps of the normal distribution give each class its share."""
     model, count = conditional.build(spread=0.5).requires_grad_(False), 300
     assert isinstance(model, CanSample)
     y_N = labels(conditional.spec, 50)
@@ -185,7 +185,7 @@ def test_a_class_that_is_not_given_is_drawn_by_the_last_number_of_the_noise(cond
     assert equal(model.sample(noise), model.sample(noise, y_B))
 
 
-def test_a_model_that_is_not_conditional_takes_no_heed_of_classes(case: Case) -> None:
+def test_an_unconditional_model_ignores_classes(case: Case) -> None:
     if case.settings.conditional:
         return
     model, x = case.build().requires_grad_(False), examples(case.spec, 5)
@@ -202,7 +202,7 @@ def test_a_model_that_is_not_conditional_takes_no_heed_of_classes(case: Case) ->
         assert torch.equal(model.elbo(x, noise, y), model.elbo(x, noise))
 
 
-def test_saved_and_loaded_is_the_same_model(case: Case, tmp_path: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one(case: Case, tmp_path: Path) -> None:
     model = case.build().float()
     digests = [save_model(tmp_path / name, copy.deepcopy(model), case.family, case.settings, case.spec) for name in ("a", "b")]
     assert digests[0] == digests[1] == manifest.sha256_file(tmp_path / "a" / WEIGHTS)
@@ -221,7 +221,7 @@ def test_saved_and_loaded_is_the_same_model(case: Case, tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
-    folder = sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE))
+    folder = save_sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE))
     damaged = bytearray((folder / WEIGHTS).read_bytes())
     damaged[-5] ^= 1
     (folder / WEIGHTS).write_bytes(damaged)
@@ -230,7 +230,7 @@ def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
-    folder = sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE).float())
+    folder = save_sealed(tmp_path, CASES["vae"], CASES["vae"].build(IMAGE).float())
     about = json.loads((folder / MODEL).read_text())
     about["model"]["hidden"] = 9
     (folder / MODEL).write_text(json.dumps(about))
@@ -240,8 +240,8 @@ def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"family": "vae", "model": {"latnet": 3}, "spec": {}}'])
-def test_a_model_json_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    folder = sealed(tmp_path, CASES["gan"], CASES["gan"].build(IMAGE))
+def test_an_invalid_model_json_is_refused(tmp_path: Path, text: str) -> None:
+    folder = save_sealed(tmp_path, CASES["gan"], CASES["gan"].build(IMAGE))
     (folder / MODEL).write_text(text)
     manifest.seal(folder)
     with pytest.raises(IntegrityError, match="does not describe a model"):

@@ -1,4 +1,4 @@
-"""Whatever is decided in whatever order, the ledger agrees with a model of it in a few lines; whatever is damaged shows."""
+"""The ledger agrees with a small model after any sequence of decisions, and any damage is found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 class Promotions(RuleBasedStateMachine):
-    """Appends with right and wrong expectations, from two handles, with rows re-read from disk each time."""
+    """Append with right and wrong expectations, through two handles, and read the rows from disk each time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ TestPromotions.settings = settings(max_examples=12, stateful_step_count=12, dead
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), length=st.integers(1, 5))
-def test_any_edit_of_any_row_shows_and_is_named(data: st.DataObject, length: int) -> None:
+def test_any_edit_of_any_row_is_found_and_named(data: st.DataObject, length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         ledger = Ledger(f"sqlite:///{path}")

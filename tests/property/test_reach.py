@@ -1,4 +1,4 @@
-"""What gc would remove, over random worlds: exactly what no root and nothing young needs, however they share their data."""
+"""Garbage collection in random worlds removes exactly the nodes that no root and no young node needs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from remint.maintenance.gc.reach import Node, Thing, unreached
 
-COUNT = 12  # of versions, of runs and of pieces of data
+COUNT = 12  # numbers of versions, runs and pieces of data
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[dict[Node, list[Node]], dict[Node, float], set[Node]]:
-    """Versions that need one run each and share pieces of data, which may need each other; ages; and which are roots."""
+    """Return versions with one run each and shared pieces of data, which may need each other; ages; and roots."""
     numbers = st.integers(0, COUNT - 1)
     needs: dict[Node, list[Node]] = {}
     for number in range(draw(numbers) + 1):
@@ -26,7 +26,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[Node, list[Node]], dict[Node, float], 
 
 
 def paths_to(node: Node, needs: dict[Node, list[Node]]) -> set[Node]:
-    """All that need a node, by whatever way: from it backwards, where the code under test goes forwards."""
+    """Return all nodes that need a node. This searches backwards, while the code under test searches forwards."""
     found = {node}
     while True:
         more = {who for who, what in needs.items() if found & set(what)} - found
@@ -36,7 +36,7 @@ def paths_to(node: Node, needs: dict[Node, list[Node]]) -> set[Node]:
 
 
 @given(worlds(), st.floats(0.0, 11.0))
-def test_exactly_what_nothing_that_stays_needs_is_removed(
+def test_exactly_the_unneeded_nodes_are_removed(
     world: tuple[dict[Node, list[Node]], dict[Node, float], set[Node]], before: float
 ) -> None:
     needs, since, roots = world
@@ -49,7 +49,7 @@ def test_exactly_what_nothing_that_stays_needs_is_removed(
 
 
 @given(worlds())
-def test_a_second_time_there_is_nothing_left_to_remove(
+def test_a_second_collection_removes_nothing(
     world: tuple[dict[Node, list[Node]], dict[Node, float], set[Node]],
 ) -> None:
     needs, since, roots = world
@@ -60,7 +60,7 @@ def test_a_second_time_there_is_nothing_left_to_remove(
     assert roots <= {thing.node for thing in left}
 
 
-def test_things_that_need_each_other_and_nothing_else_go_together() -> None:
+def test_an_unreachable_cycle_is_removed_together() -> None:
     ring: dict[Node, list[Node]] = {("a", "1"): [("a", "2")], ("a", "2"): [("a", "1")]}
     found, _ = unreached([Thing(*node, 0.0, "") for node in ring], [], lambda node: ring[node], 1.0)
     assert {thing.node for thing in found} == set(ring)

@@ -1,8 +1,8 @@
-"""Whatever is registered, promoted, rejected, rolled back, damaged, deleted, collected or cut off, in whatever order, the
-registry agrees with a model of it in a few lines, once the next command has touched it.
+"""The registry agrees with a small model after any sequence of registrations, promotions, rejections, rollbacks, damage,
+deletions, collections and kills, once the next command has run.
 
-MLflow and the ledger are real, on SQLite; the versions are small flows; git and DVC hold what gc and audit ask them for.
-A process that dies between the ledger and MLflow is one that only appends.
+MLflow and the ledger are real, on SQLite; the versions are small flows; git and DVC have the objects that gc and audit read.
+A process that dies between the ledger and MLflow is simulated by an append only.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 from tests.support.trials import Trials
 
-REGISTERED = 3  # versions that are there at the start
-VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not be there
+REGISTERED = 3  # versions at the start
+VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not exist
 SEEDS = st.integers(0, REGISTERED)
 GATES = ("promoted", "kept", "refused", "awaiting_approval")
-RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where there is one: thousands of databases are made and flushed
+RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # if it exists: thousands of databases are made and flushed
 COMMIT = "git init -q -b main && git add -A && git -c user.email=a@example.org -c user.name=A commit -qm first"
 
 
 @cache
 def template() -> Home:
-    """A repository with an empty MLflow, data in DVC's remote, and versions; made once, to be copied."""
+    """Make a repository, to be copied, with an empty MLflow, data in DVC's remote, and versions."""
     folder = Path(tempfile.mkdtemp(prefix="remint-lives-", dir=RAM))
     for name, text in collect_cases.FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def template() -> Home:
 
 
 def register(home: Home, seed: int) -> int:
-    """One training's end: its data are on DVC's remote, its dvc.lock goes with the version."""
+    """Register a version as a training does: its data are on DVC's remote, its dvc.lock is attached."""
     file = b"the same for all"
     listing = json.dumps([{"md5": hashlib.md5(file).hexdigest(), "relpath": "own"}]).encode()
     held = {hashlib.md5(file).hexdigest(): file, f"{hashlib.md5(listing).hexdigest()}.dir": listing}
@@ -87,9 +87,9 @@ def register(home: Home, seed: int) -> int:
 
 
 class Lives(RuleBasedStateMachine):
-    """What was done to each version, and the rows that must come of it."""
+    """State machine: the actions on each version, and the rows that must follow from them."""
 
-    lived = 0  # machines that were made
+    lived = 0  # number of state machines so far
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Lives(RuleBasedStateMachine):
         cases.copied(source, self.home.path)
         self.registered = {seed + 1: seed for seed in range(REGISTERED)}  # version: seed
         self.damaged: set[int] = set()
-        self.verified = 0  # rows of which the chain was looked at
+        self.verified = 0  # rows whose chain was checked
         self.collected = False
         self.rows: list[tuple[str, int, int | None]] = []  # action, version, champion after it
         self.patch = pytest.MonkeyPatch()  # a fresh process takes seconds: the bundle is loaded in this one
@@ -115,8 +115,8 @@ class Lives(RuleBasedStateMachine):
     def champion(self) -> int | None:
         return self.rows[-1][2] if self.rows else None
 
-    def against(self, version: int) -> bool:
-        """Whether a person took it out of the running."""
+    def is_vetoed(self, version: int) -> bool:
+        """Return whether a person vetoed the version."""
         said = [
             action for action, about, _ in self.rows if about == version and action in ("promoted", "rejected", "rolled_back")
         ]
@@ -125,11 +125,11 @@ class Lives(RuleBasedStateMachine):
     def loads(self, version: int) -> bool:
         return version in self.registered and version not in self.damaged
 
-    # What people and processes do.
+    # Actions of people and processes.
 
     @rule(seed=SEEDS)
     def train(self, seed: int) -> None:
-        """The same weights again, or new ones: a version that lost its bytes is made whole, one that is gone is another."""
+        """Register the same weights again, or new ones. This repairs a damaged version; a deleted one gets a new number."""
         known = {kept: version for version, kept in self.registered.items()}
         number = register(self.home, seed)
         if seed in known:
@@ -141,16 +141,16 @@ class Lives(RuleBasedStateMachine):
 
     @rule(decided=st.lists(st.tuples(VERSIONS, st.sampled_from(GATES)), min_size=1, max_size=3), dies=st.booleans())
     def gate(self, decided: list[tuple[int, Action]], dies: bool) -> None:
-        """Decisions one after the other; each process may die right after its row."""
+        """Record decisions in turn; each process may die right after its row."""
         for version, action in decided:
             if version not in self.registered or (version == self.champion and action != "kept"):
                 continue
             try:
                 cases.append(self.home, action, version)
             except ChampionChanged:
-                assert self.against(version) and action in ("promoted", "awaiting_approval")
+                assert self.is_vetoed(version) and action in ("promoted", "awaiting_approval")
                 continue
-            assert not (self.against(version) and action in ("promoted", "awaiting_approval"))
+            assert not (self.is_vetoed(version) and action in ("promoted", "awaiting_approval"))
             self.rows.append((action, version, version if action == "promoted" else self.champion))
             if not dies:
                 sync_mlflow_to_ledger(self.home, MODEL)
@@ -193,7 +193,7 @@ class Lives(RuleBasedStateMachine):
         stood = [
             after for action, _, after in reversed(self.rows) if action in ("promoted", "rolled_back") and after != self.champion
         ]
-        fit = [version for version in stood if version is not None and self.loads(version) and not self.against(version)]
+        fit = [version for version in stood if version is not None and self.loads(version) and not self.is_vetoed(version)]
         left = self.champion
         try:
             row = decide.rollback(self.home, MODEL, "a word", who="ada")
@@ -205,7 +205,7 @@ class Lives(RuleBasedStateMachine):
             assert row.champion_after == fit[0]
             self.rows.append(("rolled_back", cast("int", left), fit[0]))
 
-    # What befalls them.
+    # Faults.
 
     @rule(version=VERSIONS, gone=st.booleans())
     def damage(self, version: int, gone: bool) -> None:
@@ -234,21 +234,21 @@ class Lives(RuleBasedStateMachine):
         damages = {found.damages for found in audit.findings(self.home)}
         assert (f"{MODEL}/{self.champion}" in damages) == (not self.loads(cast("int", self.champion)))
 
-    @precondition(lambda self: self.rows and not self.collected)  # once a life: dvc takes seconds
+    @precondition(lambda self: self.rows and not self.collected)  # once in each life: dvc takes seconds
     @rule()
     def gc(self) -> None:
         self.collected = True
         try:
             answer = collect_garbage(self.home, remove=True, older_than=0, window=3, say=lambda text: None)
         except IntegrityError:
-            return  # a root is damaged, and nothing was removed: the invariants below find every version in its place
+            return  # a root is damaged, so nothing is removed: the invariants below find every version
         kept = {version.version for version in open_tracking(self.home).versions(MODEL)}
         assert self.champion in kept and self.loads(cast("int", self.champion)) if self.champion is not None else True
         assert kept <= set(self.registered), answer
         self.damaged &= kept
         self.registered = {version: seed for version, seed in self.registered.items() if version in kept}
 
-    # What holds once the next command has touched it.
+    # Invariants after the next command.
 
     @invariant()
     def mlflow_follows_the_ledger(self) -> None:
@@ -270,15 +270,15 @@ class Lives(RuleBasedStateMachine):
             assert sync_mlflow_to_ledger(self.home, MODEL) == []
 
     @invariant()
-    def nothing_that_a_person_spoke_against_is_champion_by_the_gate(self) -> None:
+    def the_gate_promotes_no_vetoed_version(self) -> None:
         rows = open_ledger(self.home).rows(MODEL)
         for place, row in enumerate(rows):
             if row.action == "promoted" and row.evidence:
-                assert decide.objection(about(rows[:place], row.version)) is None
+                assert decide.objection(rows_about(rows[:place], row.version)) is None
 
     @invariant()
     def the_champion_loads_unless_it_was_damaged(self) -> None:
-        """Read from the store, and not from this machine's copies."""
+        """Read from the store, without the copies on this machine."""
         if self.champion is None:
             return
         ref = f"{MODEL}/{self.champion}"
@@ -292,18 +292,18 @@ class Lives(RuleBasedStateMachine):
             assert self.loads(self.champion)
 
 
-def about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
+def rows_about(rows: list[LedgerRow], version: int) -> list[LedgerRow]:
     return [row for row in rows if row.version == version]
 
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
-BATCH = 21  # lives of one trial: the first of a batch is always the same, the simplest that there is
+BATCH = 21  # lives of one trial: the first of a batch is always the simplest one
 
 
 @pytest.mark.slow
 @pytest.mark.case(24)
 def test_lives(trials: Trials) -> None:
-    """What hypothesis finds it shrinks, and prints."""
+    """Hypothesis shrinks and prints a failing sequence."""
     of_batch = settings(
         max_examples=BATCH if trials.soak else 3,
         stateful_step_count=12,

@@ -1,4 +1,4 @@
-"""An example's split is a function of its content and the seed, and of nothing else."""
+"""The split of an example is a function of its content and the seed only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ splits = st.builds(SplitSettings, validation=st.floats(0.01, 0.49), held_out=st.
 
 @settings(max_examples=100, deadline=None)
 @given(images, images, splits, st.randoms(use_true_random=False))
-def test_order_company_and_layout_do_not_matter(
+def test_the_split_does_not_depend_on_order_other_examples_or_layout(
     x_NCHW: np.ndarray, more_NCHW: np.ndarray, split: SplitSettings, random: object
 ) -> None:
     alone_N = assign(x_NCHW, split)
@@ -33,7 +33,7 @@ def test_order_company_and_layout_do_not_matter(
 
 @settings(max_examples=50, deadline=None)
 @given(images, splits, st.floats(0.0, 1.0))
-def test_a_larger_held_out_share_only_adds_to_it(x_NCHW: np.ndarray, split: SplitSettings, part: float) -> None:
+def test_a_larger_held_out_share_only_adds_examples(x_NCHW: np.ndarray, split: SplitSettings, part: float) -> None:
     smaller = split.model_copy(update={"held_out": split.held_out * part})
     assert (assign(x_NCHW, split)[assign(x_NCHW, smaller) == 2] == 2).all()
 
@@ -46,13 +46,13 @@ rows = hnp.arrays(
 
 @settings(max_examples=100, deadline=None)
 @given(rows, rows, splits)
-def test_equal_rows_are_on_one_side_whatever_the_schema_and_the_order_of_the_columns(
+def test_equal_rows_are_in_one_split_for_any_schema_and_column_order(
     x_ND: np.ndarray, more_ND: np.ndarray, split: SplitSettings
 ) -> None:
     alone_N = assign(canonical_rows(x_ND, COLUMNS), split)
     assert (assign(canonical_rows(np.concatenate([x_ND, more_ND]), COLUMNS), split)[: len(x_ND)] == alone_N).all()
     assert (assign(canonical_rows(x_ND[:, ::-1], COLUMNS[::-1]), split) == alone_N).all()
-    # A later schema: another mean and scale, and a new category that moves the places of the others by one.
+    # A later schema: another mean and scale, and a new category that shifts the codes of the others by one.
     later = (Column(name="b", mean=9.0, scale=7.0), Column(name="a", categories=("w", "x", "y", "z")))
     assert (assign(canonical_rows(x_ND + np.array([0.0, 1.0]), later), split) == alone_N).all()
     by_content: dict[bytes, int] = {}
@@ -60,8 +60,8 @@ def test_equal_rows_are_on_one_side_whatever_the_schema_and_the_order_of_the_col
         assert by_content.setdefault(bytes(np.nan_to_num(row_D, nan=99.0)), index) == index
 
 
-def test_rows_that_differ_are_told_apart() -> None:
-    """Where they were not, one cell would decide for all rows: three standard deviations of the share held out."""
+def test_different_rows_are_split_independently() -> None:
+    """Otherwise one cell would decide for all rows. The limit is three standard deviations of the held-out share."""
     split = SplitSettings()
     numbers_ND = np.stack([np.arange(3_000.0), np.zeros(3_000)], axis=1)
     mixed_ND = np.stack([np.repeat(np.arange(1_000.0), 3), np.tile([0.0, 1.0, np.nan], 1_000)], axis=1)
@@ -69,4 +69,4 @@ def test_rows_that_differ_are_told_apart() -> None:
         held_out = (assign(canonical_rows(x_ND, COLUMNS), split) == 2).sum()
         assert abs(held_out - 600) < 3 * (3_000 * 0.2 * 0.8) ** 0.5
     triples_N3 = assign(canonical_rows(mixed_ND, COLUMNS), split).reshape(1_000, 3)
-    assert (triples_N3 != triples_N3[:, :1]).any(1).mean() > 0.3  # rows of one triple differ in their category alone
+    assert (triples_N3 != triples_N3[:, :1]).any(1).mean() > 0.3  # rows of one triple differ only in their category

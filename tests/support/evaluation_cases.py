@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Itself:
+class IdentityExtractor:
     """Extractor whose features are the unchanged columns. It counts its examples."""
 
     sha256: str = "0" * 64
@@ -56,10 +56,10 @@ def rows(train_ND: Array, held_out_ND: Array, y_N: Array | None = None, columns:
     return Dataset(version, train, train, Split(held_out_ND.astype(np.float32), y_N))
 
 
-def bench_of(dataset: Dataset, extractor: Any = None, **settings: Any) -> EvaluationContext:
+def context_of(dataset: Dataset, extractor: Any = None, **settings: Any) -> EvaluationContext:
     """Return a context with all held-out examples in the reference, unless ``samples`` limits them."""
     settings = {"samples": len(dataset.held_out), "draws": 2, **settings}
-    return EvaluationContext(dataset, {"domain": extractor or Itself()}, EvaluationSettings(**settings))
+    return EvaluationContext(dataset, {"domain": extractor or IdentityExtractor()}, EvaluationSettings(**settings))
 
 
 def normal(count: int, dims: int, seed: int) -> Array:

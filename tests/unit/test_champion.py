@@ -1,6 +1,6 @@
-"""The champion where its own data are others than the challenger's: what cannot be had is said, and nothing fails.
+"""Champion evidence if champion and challenger have different data: unavailable data are reported, and the run does not fail.
 
-The whole way, with dvc and MLflow, is in tests/e2e/test_s3.py; here the stores are replaced, to take one away at a time.
+tests/e2e/test_s3.py tests this with dvc and MLflow. Here the stores are replaced, so that one can be missing at a time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def report(key: str) -> Evidence:
 
 @pytest.fixture(scope="module")
 def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home with version 1, which was trained on FORMER; and the training of a challenger. To be copied."""
+    """Make a home, to be copied, with version 1, trained on FORMER, and the training of a challenger."""
     home = promotion_cases.filled(empty, tmp_path_factory.mktemp("champion"), 0)
     lock = home.path / "dvc.lock"
     lock.write_text("stages: {}\n")
@@ -64,20 +64,20 @@ def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home
 
 @pytest.fixture
 def job(with_champion: Home, tmp_path: Path) -> Iterator[Retraining]:
-    """The challenger's retraining, on TODAY."""
+    """Open the retraining of the challenger, on TODAY."""
     home = promotion_cases.copied(with_champion, tmp_path / "home")
     with retraining(home, params_of(MODEL), MODEL) as job:
         lay(job, TODAY, TrainedModel.read(home.path / "bundles/1/training.json"), report("new"))
         yield job
 
 
-def judged_by(job: Retraining) -> ChampionEvidence:
+def champion_evidence(job: Retraining) -> ChampionEvidence:
     return champion.evidence(job, report("new"), 1)
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
-    """What the champion was measured with, each time; the measurement writes what the real one does."""
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
+    """Replace the measurement of the champion. List the former data of each call; write the same files as the real one."""
     calls: list[Path | None] = []
 
     def measure(job: Any, bundle: Path, former: Path | None, out: Path) -> None:
@@ -91,10 +91,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
 
 
 @pytest.fixture
-def given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[DatasetVersion], None]:
-    """Makes dvc give that dataset version back for the champion's."""
+def dvc_restores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[DatasetVersion], None]:
+    """Return a function that makes dvc restore a given dataset version as that of the champion."""
 
-    def give(version: DatasetVersion) -> None:
+    def restore(version: DatasetVersion) -> None:
         def fetch_output(_dvc: Workspace, _lock: Path, stage: str) -> Path:
             assert stage == "prepare@d"
             (tmp_path / "former").mkdir()
@@ -103,25 +103,25 @@ def given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Dat
 
         monkeypatch.setattr(Workspace, "fetch_output", fetch_output)
 
-    return give
+    return restore
 
 
-Give = Callable[[DatasetVersion], None]
+Restore = Callable[[DatasetVersion], None]
 
 
-def lost(*_: object) -> Path:
+def pull_fails(*_: object) -> Path:
     raise VersioningError("dvc pull failed: it is gone")
 
 
 def test_drift_comes_with_the_evidence_and_is_measured_once(
-    job: Retraining, given_back: Give, tmp_path: Path, measured: list[Path | None]
+    job: Retraining, dvc_restores: Restore, tmp_path: Path, measurements: list[Path | None]
 ) -> None:
-    given_back(FORMER)
-    first = judged_by(job)
+    dvc_restores(FORMER)
+    first = champion_evidence(job)
     assert first.evidence is not None and first.unavailable_reason is None and first.leakage == LEAKAGE
     assert first.drift is not None and first.drift.summary == "measured" and first.folder is not None
-    assert judged_by(job).drift == first.drift
-    assert measured == [tmp_path / "former"] and not (tmp_path / "former").exists()
+    assert champion_evidence(job).drift == first.drift
+    assert measurements == [tmp_path / "former"] and not (tmp_path / "former").exists()
 
 
 @pytest.mark.parametrize(
@@ -132,101 +132,103 @@ def test_drift_comes_with_the_evidence_and_is_measured_once(
         (None, "", "another dataset version than it was trained on"),
     ],
 )
-def test_data_that_cannot_be_had_are_no_failure(
+def test_unavailable_data_are_reported_and_the_run_does_not_fail(
     job: Retraining,
-    given_back: Give,
+    dvc_restores: Restore,
     monkeypatch: pytest.MonkeyPatch,
     owner: type | None,
     name: str,
     why: str,
-    measured: list[Path | None],
+    measurements: list[Path | None],
 ) -> None:
     with monkeypatch.context() as patch:
         if owner is None:
-            given_back(TODAY)
+            dvc_restores(TODAY)
         else:
-            patch.setattr(owner, name, lost)
-        found = judged_by(job)
-    assert found.evidence is not None and found.unavailable_reason is None and measured == [None]
+            patch.setattr(owner, name, pull_fails)
+        found = champion_evidence(job)
+    assert found.evidence is not None and found.unavailable_reason is None and measurements == [None]
     assert found.drift is not None and not found.drift.comparable and why in found.drift.summary
     assert found.drift.before == found.drift.after == COUNTS
-    given_back(FORMER)
-    drift = judged_by(job).drift
+    dvc_restores(FORMER)
+    drift = champion_evidence(job).drift
     assert drift is not None and drift.summary == "measured", "once they are back, they are held against today's"
 
 
 @pytest.mark.parametrize("place", [f"outs/resolved/evaluate/{MODEL}.json", "constraints.txt"])
 def test_a_changed_evaluation_measures_the_champion_again(
-    job: Retraining, given_back: Give, measured: list[Path | None], place: str
+    job: Retraining, dvc_restores: Restore, measurements: list[Path | None], place: str
 ) -> None:
-    given_back(FORMER)
-    judged_by(job)
+    dvc_restores(FORMER)
+    champion_evidence(job)
     (job.dvc.folder / place).parent.mkdir(parents=True, exist_ok=True)
     (job.dvc.folder / place).write_text("changed\n")
-    judged_by(job)
-    judged_by(job)
-    assert len(measured) == 2
+    champion_evidence(job)
+    champion_evidence(job)
+    assert len(measurements) == 2
 
 
-def test_a_changed_lock_is_not_believed(job: Retraining, given_back: Give, measured: list[Path | None]) -> None:
-    given_back(FORMER)
+def test_a_dvc_lock_that_was_changed_is_not_trusted(
+    job: Retraining, dvc_restores: Restore, measurements: list[Path | None]
+) -> None:
+    dvc_restores(FORMER)
     (kept,) = (job.home.path / "mlflow/artifacts").rglob("dvc.lock")
     kept.write_text("stages: {prepare@d: {}}\n")
-    found = judged_by(job)
+    found = champion_evidence(job)
     assert found.drift is not None and "differs from the registered one" in found.drift.summary
 
 
-def test_a_champion_that_cannot_be_measured_says_why_on_both_counts(
-    job: Retraining, given_back: Give, monkeypatch: pytest.MonkeyPatch
+def test_an_unmeasurable_champion_gives_the_reason_for_evidence_and_for_drift(
+    job: Retraining, dvc_restores: Restore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise RunError("the model was trained on images of another schema")
 
     monkeypatch.setattr(champion, "_measure", fails)
-    given_back(FORMER)
-    found = judged_by(job)
+    dvc_restores(FORMER)
+    found = champion_evidence(job)
     assert found.evidence is None and "another schema" in str(found.unavailable_reason)
     assert found.drift is not None and "another schema" in found.drift.summary
 
 
 @pytest.mark.parametrize("asked", ["version", "fetch", "attachment"])
 @pytest.mark.parametrize("error", [TrackingError("MLflow could not fetch p/1: away"), StorageError("no room to fetch p/1")])
-def test_a_store_that_is_away_or_full_ends_the_run_and_says_nothing_of_the_champion(
+def test_an_unreachable_or_full_store_ends_the_run_without_blaming_the_champion(
     job: Retraining,
-    given_back: Give,
-    measured: list[Path | None],
+    dvc_restores: Restore,
+    measurements: list[Path | None],
     monkeypatch: pytest.MonkeyPatch,
     asked: str,
     error: Exception,
 ) -> None:
-    """Told as a champion that cannot be compared, it would have the challenger refused for good."""
+    """If it were reported as a champion that is not comparable, the challenger would be refused permanently."""
 
     def away(*_: object) -> Path:
         raise error
 
-    given_back(FORMER)
+    dvc_restores(FORMER)
     monkeypatch.setattr(Tracking, asked, away)
     with pytest.raises(type(error)):
-        judged_by(job)
-    assert not measured
+        champion_evidence(job)
+    assert not measurements
 
 
-def test_the_same_data_give_no_drift_and_nothing_is_fetched(
-    job: Retraining, monkeypatch: pytest.MonkeyPatch, measured: list[Path | None]
+def test_equal_data_have_no_drift_and_nothing_is_fetched(
+    job: Retraining, monkeypatch: pytest.MonkeyPatch, measurements: list[Path | None]
 ) -> None:
-    monkeypatch.setattr(Workspace, "fetch_output", lost)
-    monkeypatch.setattr(Tracking, "attachment", lost)
+    monkeypatch.setattr(Workspace, "fetch_output", pull_fails)
+    monkeypatch.setattr(Tracking, "attachment", pull_fails)
     job.tracking.set_tags(job.tracking.version(f"{MODEL}/1"), VersionTags(dataset=TODAY.digest))
-    found = judged_by(job)
-    assert found.drift is None and found.evidence is not None and measured == [None]
+    found = champion_evidence(job)
+    assert found.drift is None and found.evidence is not None and measurements == [None]
     assert found.leakage == LEAKAGE
 
 
-def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champion(
-    job: Retraining, given_back: Give, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_measurement_ends_the_run_without_blaming_the_champion(
+    job: Retraining, dvc_restores: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process, killed; where it fails by itself the champion is the one that cannot be compared."""
-    given_back(FORMER)
+    """A real process is killed. If it failed without a signal, the champion would count as not comparable."""
+    dvc_restores(FORMER)
     (job.dvc.folder / "pipelines").mkdir()
     (job.dvc.folder / "dvc.yaml").write_text("stages: {features: {foreach: '${pipelines}'}}\n")
     monkeypatch.setattr(Workspace, "repair_outputs", lambda *_: [])
@@ -234,7 +236,7 @@ def test_a_measurement_that_is_killed_ends_the_run_and_says_nothing_of_the_champ
     program = job.dvc.folder / "pipelines/evaluate.py"
     program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(StepError, match=rf"^{MODEL}: the champion's evaluation was killed \(signal 9\): run again$"):
-        judged_by(job)
+        champion_evidence(job)
     program.write_text("raise SystemExit('no memory for it')\n")
     shutil.rmtree(tmp_path / "former", ignore_errors=True)
-    assert judged_by(job).unavailable_reason == f"champion {MODEL}/1 could not be measured again: no memory for it"
+    assert champion_evidence(job).unavailable_reason == f"champion {MODEL}/1 could not be measured again: no memory for it"

@@ -1,4 +1,4 @@
-"""Shell completion, by the protocol that bash and zsh speak with the installed command."""
+"""Shell completion, through the protocol between bash or zsh and the installed command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeRepository = Callable[[dict[str, str]], Path]
 
 @pytest.fixture
 def folder(make_repository: MakeRepository) -> Path:
-    """A repository whose ledger knows two models, one of them with two versions."""
+    """Make a repository whose ledger has two models, one with two versions."""
     folder = make_repository({"params.yaml": (REPOSITORY / "params.yaml").read_text()})
     ledger = Ledger(f"sqlite:///{folder}/.remint/ledger.db")
     for model, version in (("digits-vae", 3), ("digits-vae", 12), ("old-gan", 1)):
@@ -29,8 +29,8 @@ def folder(make_repository: MakeRepository) -> Path:
     return folder
 
 
-def asked(folder: Path, *words: str, **environment: str) -> list[str]:
-    """What bash is told for a line whose last word is being typed. Nothing may go to standard error."""
+def completions(folder: Path, *words: str, **environment: str) -> list[str]:
+    """Return the completions that bash gets for the last word of a line. Standard error must be empty."""
     line = {"COMP_WORDS": " ".join(["remint", *words]), "COMP_CWORD": str(len(words)), "_REMINT_COMPLETE": "complete_bash"}
     done = subprocess.run(
         [REMINT], cwd=folder, env={**os.environ, **line, **environment}, capture_output=True, text=True, check=True, timeout=120
@@ -40,21 +40,21 @@ def asked(folder: Path, *words: str, **environment: str) -> list[str]:
 
 
 def test_names_are_completed(folder: Path) -> None:
-    assert asked(folder, "run", "digits-va") == ["digits-vae", "digits-vaegan"]
-    assert asked(folder, "run", "digits-gan", "fashion-f") == ["fashion-flow"]
-    assert asked(folder, "spread", "cancer") == ["cancer-flow", "cancer-vae"]
-    assert asked(folder, "new", "pipeline", "x", "--dataset", "f") == ["fashion"]
-    assert asked(folder, "new", "pipeline", "x", "--from", "cancer-f") == ["cancer-flow"]
+    assert completions(folder, "run", "digits-va") == ["digits-vae", "digits-vaegan"]
+    assert completions(folder, "run", "digits-gan", "fashion-f") == ["fashion-flow"]
+    assert completions(folder, "spread", "cancer") == ["cancer-flow", "cancer-vae"]
+    assert completions(folder, "new", "pipeline", "x", "--dataset", "f") == ["fashion"]
+    assert completions(folder, "new", "pipeline", "x", "--from", "cancer-f") == ["cancer-flow"]
     for command in ("why", "history", "models", "promote", "reject", "rollback", "rebuild", "sample", "compare"):
-        assert asked(folder, command, "o") == ["old-gan"], command
-    assert asked(folder, "why", "digits-vae/") == ["digits-vae/12", "digits-vae/3"]
-    assert asked(folder, "why", "digits-vae/1") == ["digits-vae/12"]
-    assert asked(folder, "why", "digits-vae@c") == ["digits-vae@champion", "digits-vae@challenger"]
-    assert asked(folder, "ver") == []
-    assert asked(folder, "rol") == ["rollback"]
+        assert completions(folder, command, "o") == ["old-gan"], command
+    assert completions(folder, "why", "digits-vae/") == ["digits-vae/12", "digits-vae/3"]
+    assert completions(folder, "why", "digits-vae/1") == ["digits-vae/12"]
+    assert completions(folder, "why", "digits-vae@c") == ["digits-vae@champion", "digits-vae@challenger"]
+    assert completions(folder, "ver") == []
+    assert completions(folder, "rol") == ["rollback"]
 
 
-def test_zsh_is_answered_in_its_own_words(folder: Path) -> None:
+def test_zsh_gets_the_answer_in_its_own_format(folder: Path) -> None:
     line = {"_TYPER_COMPLETE_ARGS": "remint run digits-va", "_REMINT_COMPLETE": "complete_zsh"}
     done = subprocess.run(
         [REMINT], cwd=folder, env={**os.environ, **line}, capture_output=True, text=True, check=True, timeout=120
@@ -81,29 +81,29 @@ def test_bash_itself_completes(folder: Path) -> None:
     assert done.stderr == ""
 
 
-def test_without_a_ledger_models_are_called_as_pipelines_are_and_nothing_is_made(make_repository: MakeRepository) -> None:
+def test_without_a_ledger_pipeline_names_complete_models_and_no_file_is_made(make_repository: MakeRepository) -> None:
     folder = make_repository({"params.yaml": (REPOSITORY / "params.yaml").read_text()})
-    assert asked(folder, "why", "digits-f") == ["digits-flow"]
-    assert asked(folder, "why", "digits-flow/") == []
+    assert completions(folder, "why", "digits-f") == ["digits-flow"]
+    assert completions(folder, "why", "digits-flow/") == []
     assert not (folder / ".remint").exists()
 
 
-def test_what_is_broken_completes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_broken_settings_or_ledger_complete_nothing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    assert asked(tmp_path / "elsewhere", "run", "d") == []
+    assert completions(tmp_path / "elsewhere", "run", "d") == []
     (folder / ".remint/ledger.db").write_bytes(b"no database, but as long as one" * 100)
-    assert asked(folder, "why", "digits-f") == ["digits-flow"]  # from params.yaml
-    assert asked(folder, "why", "digits-vae/") == []
+    assert completions(folder, "why", "digits-f") == ["digits-flow"]  # from params.yaml
+    assert completions(folder, "why", "digits-vae/") == []
     for text in ("pipelines: [", "pipelines: 3", "- a", "pipelines: {'$(touch made)': {}}"):
         (folder / "params.yaml").write_text(text)
-        assert asked(folder, "run", "") == []
+        assert completions(folder, "run", "") == []
     (folder / "params.yaml").unlink()
-    assert asked(folder, "run", "") == []
-    assert asked(folder, "why", "d", REMINT_LEDGER="postgresql://nobody@127.0.0.1:1/none") == []
-    assert asked(folder, "why", "d", REMINT_LEDGER="no address") == []
+    assert completions(folder, "run", "") == []
+    assert completions(folder, "why", "d", REMINT_LEDGER="postgresql://nobody@127.0.0.1:1/none") == []
+    assert completions(folder, "why", "d", REMINT_LEDGER="no address") == []
 
 
-def test_nothing_large_is_imported_for_it() -> None:
+def test_completion_imports_no_large_library() -> None:
     code = (
         "import sys, remint.cli; print([name for name in ('torch', 'mlflow', 'prefect', 'dvc', 'boto3') if name in sys.modules])"
     )

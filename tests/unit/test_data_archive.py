@@ -1,4 +1,4 @@
-"""Archives: a good one is the folder that it was made of; a hostile one is refused in one line, and nothing is written."""
+"""Archives: a valid one gives the same as its folder; a hostile one is refused in one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from remint.data import archive, sources
 from remint.errors import DataError
 from remint.settings.recipe import DatasetSettings
 from tests.support import hostile_archives
-from tests.unit.test_data_pictures import encoded, picture, refusal, snapshot, tree
+from tests.unit.test_data_pictures import encode, picture, refusal, snapshot, tree
 
 Image = pytest.importorskip("PIL.Image")
-GOOD = encoded(Image.fromarray(picture(0)))
+GOOD = encode(Image.fromarray(picture(0)))
 
 
-def zipped(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
+def write_zip(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> None:
     with zipfile.ZipFile(path, "w", packing) as out:
         for name, content in members:
             out.writestr(name, content)
 
 
-def tarred(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
+def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as out:
         for member, content in members:
             if member.isreg():
@@ -47,7 +47,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
 
 
 @pytest.mark.parametrize("name", ["pets.zip", "pets.tar", "pets.tar.gz", "pets.TGZ"])
-def test_an_archive_is_the_folder_that_it_was_made_of(tmp_path: Path, name: str) -> None:
+def test_an_archive_gives_the_same_as_the_folder_it_was_made_from(tmp_path: Path, name: str) -> None:
     tree(tmp_path / "pets")
     (tmp_path / "pets/README.md").write_text("ignored")
     (tmp_path / "pets/.hidden.png").write_text("ignored")
@@ -67,9 +67,9 @@ NAMES = ["../out.png", "cat/../../out.png", "/tmp/out.png", "..\\out.png", "C:\\
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
-    zipped(tmp_path / "a.zip", ("good.png", GOOD), (name, GOOD))
-    tarred(tmp_path / "a.tar", (member("good.png"), GOOD), (member(name), GOOD))
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    write_zip(tmp_path / "a.zip", ("good.png", GOOD), (name, GOOD))
+    write_tar(tmp_path / "a.tar", (member("good.png"), GOOD), (member(name), GOOD))
     before = sorted(tmp_path.rglob("*"))
     for path in ("a.zip", "a.tar"):
         message = refusal(tmp_path, path)
@@ -92,42 +92,42 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_members_of_a_tar_that_are_no_files(tmp_path: Path, name: str, kind: str) -> None:
-    tarred(tmp_path / name, (member("good.png"), GOOD), (KINDS[kind], b""))
+def test_members_of_a_tar_that_are_not_files_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    write_tar(tmp_path / name, (member("good.png"), GOOD), (KINDS[kind], b""))
     assert f"{name}: member 'x.png' is a link, a device or sparse, not a file" in refusal(tmp_path, name)
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
-def test_members_of_a_zip_that_are_no_files(tmp_path: Path, kind: int) -> None:
+def test_members_of_a_zip_that_are_not_files_are_refused(tmp_path: Path, kind: int) -> None:
     info = zipfile.ZipInfo("x.png")
     info.external_attr = (kind | 0o777) << 16
-    zipped(tmp_path / "a.zip", ("good.png", GOOD), (info, b"/etc/passwd"))
+    write_zip(tmp_path / "a.zip", ("good.png", GOOD), (info, b"/etc/passwd"))
     assert "a.zip: member 'x.png' is a link or a device, not a file" in refusal(tmp_path, "a.zip")
 
 
-def test_encrypted_and_strangely_packed_members(tmp_path: Path) -> None:
-    zipped(tmp_path / "a.zip", ("x.png", GOOD))
+def test_encrypted_and_lzma_members_are_refused(tmp_path: Path) -> None:
+    write_zip(tmp_path / "a.zip", ("x.png", GOOD))
     content = bytearray((tmp_path / "a.zip").read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the zip's own directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory of the zip
     (tmp_path / "a.zip").write_bytes(content)
     assert "member 'x.png' is encrypted" in refusal(tmp_path, "a.zip")
-    zipped(tmp_path / "b.zip", ("x.png", GOOD), packing=zipfile.ZIP_LZMA)
+    write_zip(tmp_path / "b.zip", ("x.png", GOOD), packing=zipfile.ZIP_LZMA)
     assert "member 'x.png' is not compressed by deflate" in refusal(tmp_path, "b.zip")
 
 
-def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
+def test_a_duplicate_name_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
-        zipped(tmp_path / "a.zip", ("x.png", GOOD), ("x.png", GOOD))
-    tarred(tmp_path / "a.tar", (member("x.png"), GOOD), (member("./x.png"), GOOD))
+        write_zip(tmp_path / "a.zip", ("x.png", GOOD), ("x.png", GOOD))
+    write_tar(tmp_path / "a.tar", (member("x.png"), GOOD), (member("./x.png"), GOOD))
     for name in ("a.zip", "a.tar"):
         assert f"{name}: member 'x.png' occurs twice" in refusal(tmp_path, name)
 
 
-def test_limits_on_the_number_of_files_and_on_all_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).bytes(5_000)  # does not compress: not the ratio stops it
-    zipped(tmp_path / "a.zip", *((f"{i}.txt", noise) for i in range(11)))
-    tarred(tmp_path / "a.tar", *((member(f"{i}.txt"), noise) for i in range(11)))
-    tarred(tmp_path / "a.tar.gz", *((member(f"{i}.txt"), noise) for i in range(11)))
+def test_too_many_files_or_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).bytes(5_000)  # does not compress, so the limit of the ratio does not apply
+    write_zip(tmp_path / "a.zip", *((f"{i}.txt", noise) for i in range(11)))
+    write_tar(tmp_path / "a.tar", *((member(f"{i}.txt"), noise) for i in range(11)))
+    write_tar(tmp_path / "a.tar.gz", *((member(f"{i}.txt"), noise) for i in range(11)))
     monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         assert f"{name} holds more than 10 files" in refusal(tmp_path, name)
@@ -140,16 +140,16 @@ def test_limits_on_the_number_of_files_and_on_all_bytes(tmp_path: Path, monkeypa
         assert "contains no PNG, JPEG or WebP files (11 other files)" in refusal(tmp_path, name)
 
 
-def test_a_zip_with_too_many_entries_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """zipfile makes an object of every entry of its directory, millions of them in a file of a few megabytes."""
-    zipped(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
+def test_a_zip_with_too_many_entries_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zipfile makes an object for every entry of the directory: millions for a file of a few megabytes."""
+    write_zip(tmp_path / "a.zip", *((f"{i}.txt", b"") for i in range(11)))
     monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
-    monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin at any place of a block, and on two of them
+    monkeypatch.setattr(archive, "BLOCK", 7)  # entries begin anywhere in a block, and some span two
     monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("opened"))
     assert "a.zip holds more than 10 files" in refusal(tmp_path, "a.zip")
 
 
-SIZE = 60 << 20  # of a bomb: what is unpacked of it stays far below
+SIZE = 60 << 20  # size of a bomb; far less of it is unpacked
 
 
 def bomb_of_one_member(path: Path) -> None:
@@ -161,7 +161,7 @@ def bomb_of_one_member(path: Path) -> None:
 
 
 def bomb_in_a_header(path: Path) -> None:
-    """A pax header of blanks, which tarfile would read whole."""
+    """Make a pax header of blanks, which tarfile would read into memory."""
     info = member("x", tarfile.XHDTYPE)
     info.size = SIZE
     with gzip.open(path, "wb", compresslevel=1) as out:
@@ -208,8 +208,8 @@ def test_bombs_are_refused_before_they_fill_the_memory(tmp_path: Path, name: str
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
-def test_a_size_below_zero_and_headers_without_end(tmp_path: Path) -> None:
-    """Where tarfile would go back (CVE-2025-8194) or recurse."""
+def test_negative_sizes_and_endless_headers_are_refused(tmp_path: Path) -> None:
+    """With these, tarfile would seek backwards (CVE-2025-8194) or recurse."""
     negative = member("x.png")
     header = bytearray(negative.tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1,024
@@ -225,12 +225,12 @@ def test_a_size_below_zero_and_headers_without_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_every_truncation_is_found(tmp_path: Path, name: str) -> None:
-    """Also between two members, where a tar looks whole; only of the blanks behind its end it can do without some."""
-    images = [(f"{index}.png", encoded(Image.fromarray(picture(index)))) for index in range(4)]
+    """Also between two members, where a tar looks complete. Only some of the blanks after its end may be missing."""
+    images = [(f"{index}.png", encode(Image.fromarray(picture(index)))) for index in range(4)]
     if name.endswith("zip"):
-        zipped(tmp_path / name, *images)
+        write_zip(tmp_path / name, *images)
     else:
-        tarred(tmp_path / name, *((member(n), content) for n, content in images))
+        write_tar(tmp_path / name, *((member(n), content) for n, content in images))
     good = (tmp_path / name).read_bytes()
     expected = snapshot(tmp_path, name)[0]["x"]
     for length in sorted({*np.linspace(0, len(good) - 1, 40).astype(int), *range(0, len(good), 512)}):
@@ -247,9 +247,9 @@ def test_every_truncation_is_found(tmp_path: Path, name: str) -> None:
 def test_damaged_archives_are_refused_or_read(tmp_path: Path, name: str) -> None:
     images = [(f"{index}.png", GOOD) for index in range(4)]
     if name.endswith("zip"):
-        zipped(tmp_path / name, *images)
+        write_zip(tmp_path / name, *images)
     else:
-        tarred(tmp_path / name, *((member(n), content) for n, content in images))
+        write_tar(tmp_path / name, *((member(n), content) for n, content in images))
     good, generator, refused = (tmp_path / name).read_bytes(), np.random.default_rng(0), 0
     for _ in range(150):
         bad = bytearray(good)
@@ -265,7 +265,7 @@ def test_damaged_archives_are_refused_or_read(tmp_path: Path, name: str) -> None
     assert {path.name for path in tmp_path.iterdir()} <= {name, "out"}
 
 
-def test_no_archive_at_all(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         for content in (b"", b"nothing of the kind", os.urandom(2_000)):
             (tmp_path / name).write_bytes(content)

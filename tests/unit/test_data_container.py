@@ -1,4 +1,4 @@
-"""What of an image file goes on to the decoder: all that its pixels follow from, and none of what would keep it busy."""
+"""Parts of an image file that the decoder gets: everything that determines the pixels, nothing that costs it much time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remint.data import container, pictures
 from remint.settings.recipe import DatasetSettings
 from tests.support.hostile_images import READ, whole
 from tests.support.measured import Reader, reader
-from tests.unit.test_data_pictures import encoded, picture
+from tests.unit.test_data_pictures import encode, picture
 
 MIB = 1 << 20
 
@@ -27,8 +27,8 @@ def read() -> Iterator[Reader]:
         yield process
 
 
-def plain(content: bytes) -> np.ndarray:
-    """What Pillow makes of the file as it is."""
+def decode_with_pillow(content: bytes) -> np.ndarray:
+    """Return the pixels that Pillow decodes from the unchanged file."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA"))
 
 
@@ -39,7 +39,7 @@ def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
     assert len(essential) <= len(content)
     image = Image.open(io.BytesIO(essential)).convert("RGBA")
     np.testing.assert_array_equal(
-        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), plain(content)
+        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), decode_with_pillow(content)
     )
 
 
@@ -51,14 +51,14 @@ def test_every_orientation_of_every_format(kind: str, order: str, orientation: i
     exif = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HIH", 42, 8, len(entries))
     exif += struct.pack(f"{order}HHII", *entries[0][:4]) + struct.pack(f"{order}HHIHH", *entries[1]) + bytes(4)
     exact = {"lossless": True} if kind == "WEBP" else {}
-    content = encoded(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
+    content = encode(Image.fromarray(picture(0, (24, 20))), kind, exif=b"Exif\0\0" + exif, **exact)
     np.testing.assert_array_equal(
-        plain(content)[..., :3], pictures.decode_image(content, DatasetSettings(source="x")).transpose(1, 2, 0)
+        decode_with_pillow(content)[..., :3], pictures.decode_image(content, DatasetSettings(source="x")).transpose(1, 2, 0)
     )
     assert container.strip_metadata(content)[1] == orientation
 
 
-def test_exif_that_is_cut_off_or_says_nothing_turns_nothing() -> None:
+def test_truncated_or_empty_exif_does_not_rotate_the_image() -> None:
     whole_exif = b"II" + struct.pack("<HIHHHIHH", 42, 8, 1, 0x0112, 3, 1, 6, 0)
     assert container.read_orientation(whole_exif) == 6
     for length in range(20):
@@ -70,21 +70,21 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-PNG = encoded(Image.fromarray(picture(0, (24, 24))))
-JPEG = encoded(Image.fromarray(picture(0, (24, 24))), "JPEG")
+PNG = encode(Image.fromarray(picture(0, (24, 24))))
+JPEG = encode(Image.fromarray(picture(0, (24, 24))), "JPEG")
 
 
 def exif_of_many_copies() -> bytes:
-    """Ten thousand entries that each mean the same half megabyte: five gigabytes, for a reader that keeps them."""
+    """Make ten thousand entries for the same half megabyte: five gigabytes for a reader that keeps all of them."""
     entries = b"".join(struct.pack("<HHII", tag, 1, MIB // 2, 8) for tag in range(10_000))
     return b"II" + struct.pack("<HIH", 42, 8, 10_000) + entries + bytes(MIB)
 
 
 def scans(count: int, size: int) -> bytes:
-    """A progressive JPEG of ``size`` x ``size`` pixels whose every scan is a few bytes."""
+    """Make a progressive JPEG of ``size`` x ``size`` pixels in which every scan has a few bytes."""
     table = b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1]) * 64
     frame = b"\xff\xc2" + struct.pack(">HBHHB", 11, 8, size, size, 1) + bytes([1, 0x11, 0])
-    huffman = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # the one code: EOBRUN of 2^14
+    huffman = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # the only code: EOBRUN of 2^14
     scan = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, 1, 63, 0]) + bytes((size // 8) ** 2 // 2**14 * 2 + 2)
     return b"\xff\xd8" + table + frame + huffman + scan * count + b"\xff\xd9"
 
@@ -118,7 +118,7 @@ UNTOUCHED = {
     "copies in exif.jpg",
     "fill.jpg",
     "junk.jpg",
-}  # decoded all the same
+}  # still decoded
 
 
 def _riff(count: int) -> bytes:
@@ -128,7 +128,7 @@ def _riff(count: int) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-def test_files_that_would_keep_a_decoder_busy(read: Reader, tmp_path: Path, name: str) -> None:
+def test_images_that_would_exhaust_a_decoder_are_set_aside(read: Reader, tmp_path: Path, name: str) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets/good.png").write_bytes(PNG)
     (tmp_path / "pets" / name).write_bytes(HOSTILE[name]())

@@ -1,4 +1,4 @@
-"""IDX files: every image and label of every part, exactly; a byte too few or too many is named."""
+"""IDX files: every image and label of every part is read exactly; a missing or extra byte is reported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_all_parts_are_pooled_with_their_labels(tmp_path: Path, end: str, dash: 
     assert spec == DataSpec(shape=(1, 6, 5), levels=256, classes=4)
 
 
-def test_a_folder_is_known_by_its_files_and_may_be_fetched(tmp_path: Path) -> None:
+def test_a_folder_is_recognised_by_its_files_and_may_be_fetched(tmp_path: Path) -> None:
     folder(tmp_path / "mnist", ".gz")
     expected = snapshot(tmp_path)[0]["x"]
     np.testing.assert_array_equal(snapshot(tmp_path, source="mnist")[0]["x"], expected)
@@ -73,13 +73,13 @@ def test_a_folder_is_known_by_its_files_and_may_be_fetched(tmp_path: Path) -> No
     assert (tmp_path / "s3/data.npz").read_bytes() == (tmp_path / "out/data.npz").read_bytes()
 
 
-def test_without_labels(tmp_path: Path) -> None:
+def test_files_without_labels_are_read(tmp_path: Path) -> None:
     write(tmp_path / "mnist/train-images-idx3-ubyte", images("train"))
     arrays, spec = snapshot(tmp_path)
     assert "y" not in arrays and spec.classes == 0
 
 
-def test_padded_to_a_power_of_two(tmp_path: Path) -> None:
+def test_images_are_padded_to_a_power_of_two(tmp_path: Path) -> None:
     folder(tmp_path / "mnist")
     x_NCHW = snapshot(tmp_path, resize={"size": [8, 8], "filter": "pad"})[0]["x"]
     np.testing.assert_array_equal(x_NCHW[:, :, 1:7, 1:6], snapshot(tmp_path)[0]["x"])
@@ -87,7 +87,7 @@ def test_padded_to_a_power_of_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
-def test_every_truncation_and_every_byte_too_many(tmp_path: Path, end: str) -> None:
+def test_every_truncation_and_every_extra_byte_is_refused(tmp_path: Path, end: str) -> None:
     path = folder(tmp_path / "mnist", end) / f"train-images-idx3-ubyte{end}"
     good = path.read_bytes()
     for length in np.linspace(0, len(good) - 1, 20).astype(int):
@@ -98,7 +98,7 @@ def test_every_truncation_and_every_byte_too_many(tmp_path: Path, end: str) -> N
     assert "holds more than the 600 bytes given in its header" in refusal(tmp_path)
 
 
-def test_what_is_missing_or_does_not_match(tmp_path: Path) -> None:
+def test_missing_or_mismatched_parts_are_refused(tmp_path: Path) -> None:
     mnist = folder(tmp_path / "mnist")
     write(mnist / "train-labels-idx1-ubyte", labels("t10k"))
     assert "train-labels-idx1-ubyte has 7 labels for 20 images" in refusal(tmp_path)
@@ -119,7 +119,7 @@ def test_what_is_missing_or_does_not_match(tmp_path: Path) -> None:
     assert "there is no folder" in refusal(tmp_path)
 
 
-def test_a_header_that_claims_too_much_reads_nothing(tmp_path: Path) -> None:
+def test_a_header_that_claims_too_much_is_refused_before_reading(tmp_path: Path) -> None:
     path = tmp_path / "mnist/train-images-idx3-ubyte.gz"
     path.parent.mkdir()
     path.write_bytes(gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**15, 2**15)))
@@ -129,9 +129,9 @@ def test_a_header_that_claims_too_much_reads_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_fashion_mnist(tmp_path: Path) -> None:
+def test_fashion_mnist_is_read(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):  # the part that is quick to read
+    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):  # the smaller part, which is quick to read
         shutil.copy(FASHION / name, tmp_path / "mnist" / name)
     arrays, spec = snapshot(tmp_path, resize={"size": [32, 32], "filter": "pad"})
     assert spec == DataSpec(shape=(1, 32, 32), levels=256, classes=10) and len(arrays["x"]) == 10_000

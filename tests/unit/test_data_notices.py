@@ -1,4 +1,4 @@
-"""What an import says beside its result reaches a person in words."""
+"""Notices of an import: each is printed as a message for the user."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_pictures import tree
 
 
-def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_EVENTS", str(tmp_path / "events.jsonl"))
 
-    def bring(**settings: Any) -> None:
+    def import_dataset(**settings: Any) -> None:
         sources.snapshot(
             "mine", DatasetSettings(**settings), tmp_path, tmp_path / "out", schemas=tmp_path / f"of-{settings.get('kind')}"
         )
@@ -26,11 +26,11 @@ def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tree(tmp_path / "pets")
     (tmp_path / "pets/cat/broken.png").write_text("no image")
     (tmp_path / "pets/notes.txt").touch()
-    bring(source="pets", undecodable=0.5)
+    import_dataset(source="pets", undecodable=0.5)
     (tmp_path / "a.csv").write_text("x,y\n1,2\n2,4\n3,3\n,5\n")
     (tmp_path / "b.csv").write_text("x,y\n101,2\n102,4\n")
-    bring(source="a.csv", kind="table", missing="drop_rows")
-    bring(source="b.csv", kind="table", missing="drop_rows")
+    import_dataset(source="a.csv", kind="table", missing="drop_rows")
+    import_dataset(source="b.csv", kind="table", missing="drop_rows")
 
     heard: list[dict[str, Any]] = []
     monkeypatch.setattr(progress, "listeners", [lambda pipeline, event, fields: heard.append({"event": event, **fields})])

@@ -1,4 +1,4 @@
-"""docs/how-to/bring-your-data.md: what it says a person sees is what the code says, and its settings are settings."""
+"""docs/how-to/bring-your-data.md: the messages that it shows are those of the code, and its settings are valid."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refused(team: Path, name: str, **changed: Any) -> str:
 
 
 @pytest.mark.slow
-def test_the_page_shows_what_is_said(team: Path) -> None:
+def test_the_page_shows_the_messages_that_the_code_prints(team: Path) -> None:
     for index in (0, 2, 4):
         (team / f"data/pets/cats/{index:03}.png").write_text("no image")
     said = [refused(team, "pets")]

@@ -1,4 +1,4 @@
-"""Prepared data: every example in one split, every byte vouched for."""
+"""Prepared data: every example is in one split, and a checksum covers every byte."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def test_each_example_is_in_one_split_with_its_label(tmp_path: Path) -> None:
     assert found == whole
 
 
-def test_shares_are_about_what_was_asked(tmp_path: Path) -> None:
+def test_splits_have_about_the_requested_shares(tmp_path: Path) -> None:
     counts = prepare(tmp_path).counts
     # Binomial: three standard deviations of 1,797 examples.
     assert abs(counts["held_out"] - 359.4) < 3 * (1797 * 0.2 * 0.8) ** 0.5
     assert abs(counts["validation"] - 179.7) < 3 * (1797 * 0.1 * 0.9) ** 0.5
 
 
-def test_equal_data_is_one_version_and_another_seed_is_another(tmp_path: Path) -> None:
+def test_equal_data_give_one_version_and_another_seed_gives_another(tmp_path: Path) -> None:
     first, second = prepare(tmp_path), prepare(tmp_path)
     other = prepare(tmp_path, DIGITS.model_copy(update={"split": SplitSettings(seed=1)}))
     assert first.digest == second.digest != other.digest
     assert first.files["held_out.npy"] != other.files["held_out.npy"]
 
 
-def test_no_labels_no_label_files(tmp_path: Path) -> None:
+def test_without_labels_no_label_files_are_written(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(256, size=(60, 4, 4)))
     version = prepare(tmp_path, DatasetSettings(source="a.npy"))
     assert version.spec.classes == 0 and set(version.files) == {"train.npy", "validation.npy", "held_out.npy"}
@@ -84,7 +84,7 @@ def test_every_flipped_or_missing_byte_is_found(tmp_path: Path, name: str) -> No
         arrays.load(tmp_path / "prepared")
 
 
-def test_what_was_never_prepared(tmp_path: Path) -> None:
+def test_a_folder_without_prepared_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"no readable dataset\.json"):
         arrays.load(tmp_path)
     (tmp_path / "dataset.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Schemas: learnt once, copied into every snapshot, and what drifted is refused with an account of each column."""
+"""Schemas: inferred once, copied into every snapshot; data that drifted are refused with a line for each column."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ CONTENT: dict[str, Any] = {
 TABLE = {"source": "a.parquet", "kind": "table", "label": "kind"}
 
 
-def bring(folder: Path, content: dict[str, Any] | None = None, *, out: str = "out", **settings: Any) -> dict[str, np.ndarray]:
-    """One import, with the schemas of ``folder``."""
+def import_dataset(
+    folder: Path, content: dict[str, Any] | None = None, *, out: str = "out", **settings: Any
+) -> dict[str, np.ndarray]:
+    """Import once, with the schemas in ``folder``."""
     if content is not None:
         pyarrow.parquet.write_table(pa.table(content), folder / "a.parquet")
     sources.snapshot("people", DatasetSettings(**(settings or TABLE)), folder, folder / out, schemas=folder / "schemas")
@@ -42,111 +44,114 @@ def bring(folder: Path, content: dict[str, Any] | None = None, *, out: str = "ou
 
 
 def refusal(folder: Path, content: dict[str, Any] | None = None, **settings: Any) -> list[str]:
-    """The lines of the refusal; nothing that was written before has changed."""
+    """Return the lines of the refusal. Files that were written before must not change."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "a.parquet"}
     with pytest.raises(DataError) as caught:
-        bring(folder, content, **settings)
+        import_dataset(folder, content, **settings)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "a.parquet"}
     assert before == after
     return str(caught.value).splitlines()
 
 
-def head(source: str = "a.parquet") -> str:
+def first_line(source: str = "a.parquet") -> str:
     return f"params.yaml: datasets.people: the data do not fit schema 1, learnt from {source}:"
 
 
 LAST = "repair the data; if they are correct, set datasets.people.schema_version: 2 to learn a new schema"
 
 
-def test_a_schema_is_learnt_once_and_goes_with_every_snapshot(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
+def test_a_schema_is_inferred_once_and_copied_into_every_snapshot(tmp_path: Path) -> None:
+    import_dataset(tmp_path, CONTENT)
     kept = (tmp_path / "schemas/people-1.json").read_bytes()
     assert kept == (tmp_path / "out/schema.json").read_bytes()
     more = {name: [*values, *values[:9]] for name, values in CONTENT.items()} | {"age": GENERATOR.normal(45.0, 10.0, ROWS + 9)}
-    bring(tmp_path, more)
+    import_dataset(tmp_path, more)
     assert kept == (tmp_path / "out/schema.json").read_bytes() == (tmp_path / "schemas/people-1.json").read_bytes()
     version = splits.prepare("people", DatasetSettings(**TABLE), tmp_path / "out", tmp_path / "prepared")
-    assert version.spec.columns[0].mean == CONTENT["age"].mean()  # the standard form stays that of the first import
+    assert version.spec.columns[0].mean == CONTENT["age"].mean()  # the standardisation of the first import is kept
     assert list((tmp_path / "schemas").iterdir()) == [tmp_path / "schemas/people-1.json"]
 
 
-def changed(**columns: Any) -> dict[str, Any]:
+def changed_content(**columns: Any) -> dict[str, Any]:
     return {name: values for name, values in {**CONTENT, **columns}.items() if values is not None}
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (changed(city=None), "column 'city' is missing"),
-        (changed(size=[1.0, 2.0] * 20), "column 'size' is new"),
-        (changed(city=["Bonn", "Köln", "Trier", "Ulm"] * 10), "column 'city' has 2 new values: 'Köln', 'Trier'"),
-        (changed(city=[0.5, 1.5] * 20), "column 'city' must contain categories, but contains 0.5: use whole numbers or text"),
-        (changed(age=[None, 30.0] * 20), "column 'age' has 20 missing values of 40; at the first import it had none"),
-        (changed(city=[None, "Ulm"] * 20), "column 'city' has 20 missing values of 40; at the first import it had none"),
-        (changed(age=["30", "unknown"] * 20), "column 'age' was numeric, now contains text such as 'unknown'"),
-        (changed(age=[30.0, float("inf")] * 20), "column 'age' has 20 infinite values"),
+        (changed_content(city=None), "column 'city' is missing"),
+        (changed_content(size=[1.0, 2.0] * 20), "column 'size' is new"),
         (
-            changed(age=[30.0, 1e300] * 20),
+            changed_content(city=["Bonn", "Köln", "Trier", "Ulm"] * 10),
+            "column 'city' has 2 new values: 'Köln', 'Trier'",
+        ),
+        (changed_content(city=[0.5, 1.5] * 20), "column 'city' must contain categories, but contains 0.5: use whole numbers or text"),
+        (changed_content(age=[None, 30.0] * 20), "column 'age' has 20 missing values of 40; at the first import it had none"),
+        (changed_content(city=[None, "Ulm"] * 20), "column 'city' has 20 missing values of 40; at the first import it had none"),
+        (changed_content(age=["30", "unknown"] * 20), "column 'age' was numeric, now contains text such as 'unknown'"),
+        (changed_content(age=[30.0, float("inf")] * 20), "column 'age' has 20 infinite values"),
+        (
+            changed_content(age=[30.0, 1e300] * 20),
             f"column 'age' has values up to 1e+300, too far from its mean in the schema ({CONTENT['age'].mean():.3g})",
         ),
         (
-            changed(age=[[30.0]] * 40),
+            changed_content(age=[[30.0]] * 40),
             "column 'age' has type list<element: double>, neither number nor text: flatten it into columns, or drop it",
         ),
-        (changed(kind=["a", "c"] * 20), "label 'kind' has 1 new value: 'c'"),
-        (changed(kind=["a", None] * 20), "label 'kind' has 20 missing values of 40; at the first import it had none"),
+        (changed_content(kind=["a", "c"] * 20), "label 'kind' has 1 new value: 'c'"),
+        (changed_content(kind=["a", None] * 20), "label 'kind' has 20 missing values of 40; at the first import it had none"),
     ],
 )
 def test_each_kind_of_drift_is_named(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
-    bring(tmp_path, CONTENT)
-    assert refusal(tmp_path, content) == [head(), f"  {expected}", LAST]
+    import_dataset(tmp_path, CONTENT)
+    assert refusal(tmp_path, content) == [first_line(), f"  {expected}", LAST]
 
 
-def test_the_account_names_every_column(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
-    content = changed(age=["x"] * ROWS, city=["Rom"] * ROWS, gaps=None, new=[1, 2] * 20)
+def test_the_refusal_names_every_column(tmp_path: Path) -> None:
+    import_dataset(tmp_path, CONTENT)
+    content = changed_content(age=["x"] * ROWS, city=["Rom"] * ROWS, gaps=None, new=[1, 2] * 20)
     lines = refusal(tmp_path, content)
     assert [line.split("'")[1] for line in lines[1:-1]] == ["age", "city", "gaps", "new"] and lines[-1] == LAST
 
 
-def test_what_is_no_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = bring(tmp_path, CONTENT)
+def test_differences_within_the_schema_are_not_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = import_dataset(tmp_path, CONTENT)
     fewer = {name: values[:8] for name, values in CONTENT.items()}
-    np.testing.assert_array_equal(bring(tmp_path, fewer)["x"], first["x"][:8])
-    bring(tmp_path, changed(city=["Ulm"] * ROWS, kind=["b"] * ROWS))  # categories that do not occur
-    bring(tmp_path, changed(gaps=[1.0] * ROWS))  # nor must what may be missing, nor must a column still vary
-    bring(tmp_path, dict(reversed(CONTENT.items())))  # the order of the columns
-    np.testing.assert_array_equal(bring(tmp_path, dict(reversed(CONTENT.items())))["x"], first["x"])
-    bring(tmp_path, changed(age=(CONTENT["age"]).astype(np.float32), gaps=[3, 4] * 20))  # another type of number
+    np.testing.assert_array_equal(import_dataset(tmp_path, fewer)["x"], first["x"][:8])
+    import_dataset(tmp_path, changed_content(city=["Ulm"] * ROWS, kind=["b"] * ROWS))  # some categories do not occur
+    import_dataset(tmp_path, changed_content(gaps=[1.0] * ROWS))  # no missing values, and a constant column
+    import_dataset(tmp_path, dict(reversed(CONTENT.items())))  # the order of the columns
+    np.testing.assert_array_equal(import_dataset(tmp_path, dict(reversed(CONTENT.items())))["x"], first["x"])
+    import_dataset(tmp_path, changed_content(age=(CONTENT["age"]).astype(np.float32), gaps=[3, 4] * 20))  # another type of number
     capsys.readouterr()
-    bring(tmp_path, changed(age=CONTENT["age"] * 10))  # a mean that moved far is told of
+    import_dataset(tmp_path, changed_content(age=CONTENT["age"] * 10))  # a large change of the mean is only a notice
     assert "drift column=age" in capsys.readouterr().err
 
 
-def test_categories_that_look_like_something_else_in_a_later_csv(tmp_path: Path) -> None:
+def test_a_later_csv_is_read_with_the_types_of_the_schema(tmp_path: Path) -> None:
     settings = {"source": "a.csv", "kind": "table", "label": "l"}
     (tmp_path / "a.csv").write_text("t,b,l,x\n1,true,1,1.5\nx,false,y,2.5\n1,true,y,0.5\n")
-    bring(tmp_path, **settings)
-    (tmp_path / "a.csv").write_text("t,b,l,x\n1,True,1,1\n1,True,1,2\n")  # what is left of each looks like numbers or truth
-    arrays = bring(tmp_path, **settings)
+    import_dataset(tmp_path, **settings)
+    (tmp_path / "a.csv").write_text("t,b,l,x\n1,True,1,1\n1,True,1,2\n")  # the remaining values look like numbers or booleans
+    arrays = import_dataset(tmp_path, **settings)
     np.testing.assert_array_equal(arrays["x"], [[0, 1, 1], [0, 1, 2]])
     assert arrays["y"].tolist() == [0, 0]
 
 
-def test_a_raised_version_learns_anew_and_a_lowered_one_finds_the_old(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
-    content = changed(city=["Bonn", "Köln"] * 20)
+def test_a_higher_schema_version_infers_a_new_schema_and_a_lower_one_finds_the_old(tmp_path: Path) -> None:
+    import_dataset(tmp_path, CONTENT)
+    content = changed_content(city=["Bonn", "Köln"] * 20)
     refusal(tmp_path, content)
-    arrays = bring(tmp_path, content, **TABLE, schema_version=2)
+    arrays = import_dataset(tmp_path, content, **TABLE, schema_version=2)
     assert Schema.read(tmp_path / "out/schema.json").spec.columns[1].categories == ("Bonn", "Köln") and arrays["x"][1, 1] == 1
     assert {path.name for path in (tmp_path / "schemas").iterdir()} == {"people-1.json", "people-2.json"}
     refusal(tmp_path, content)
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
 
 
-def test_other_settings_do_not_pass_for_other_data(tmp_path: Path) -> None:
-    """The account says which settings are not those of the first import."""
-    bring(tmp_path, CONTENT)
+def test_changed_settings_are_not_reported_as_changed_data(tmp_path: Path) -> None:
+    """The refusal lists the settings that differ from those of the first import."""
+    import_dataset(tmp_path, CONTENT)
     lines = refusal(tmp_path, **TABLE | {"label": "city"})
     assert "  column 'city' is missing" in lines and "  column 'kind' is new" in lines
     assert "  (setting label was kind, is city)" in lines and "  label 'city' has 2 new values: 'Bonn', 'Ulm'" in lines
@@ -157,7 +162,7 @@ def test_other_settings_do_not_pass_for_other_data(tmp_path: Path) -> None:
     assert "  labels: were present, are now absent" in lines and "  (setting label was kind, is not set)" in lines
     lines = refusal(tmp_path, source="sklearn:digits")
     assert lines == [
-        head(),
+        first_line(),
         "  was a table, is now images",
         "  (setting source was a.parquet, is sklearn:digits)",
         "  (setting kind was table, is image)",
@@ -167,9 +172,9 @@ def test_other_settings_do_not_pass_for_other_data(tmp_path: Path) -> None:
 
 
 def test_another_source_that_fits_is_the_same_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = bring(tmp_path, CONTENT)
+    first = import_dataset(tmp_path, CONTENT)
     (tmp_path / "a.parquet").rename(tmp_path / "b.parquet")
-    np.testing.assert_array_equal(bring(tmp_path, **TABLE | {"source": "b.parquet"})["x"], first["x"])
+    np.testing.assert_array_equal(import_dataset(tmp_path, **TABLE | {"source": "b.parquet"})["x"], first["x"])
     assert "schema learnt_from=a.parquet fits=b.parquet" in capsys.readouterr().err
 
 
@@ -177,10 +182,10 @@ def test_another_source_that_fits_is_the_same_dataset(tmp_path: Path, capsys: py
 
 
 def images(folder: Path, **settings: Any) -> tuple[dict[str, np.ndarray], DataSpec]:
-    return bring(folder, source="pets", **settings), Schema.read(folder / "out/schema.json").spec
+    return import_dataset(folder, source="pets", **settings), Schema.read(folder / "out/schema.json").spec
 
 
-def test_drift_of_images(tmp_path: Path) -> None:
+def test_drift_of_images_is_refused(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     images(tmp_path)
     resize = {"size": [8, 8]}
@@ -198,11 +203,11 @@ def test_drift_of_images(tmp_path: Path) -> None:
     assert "  was images, is now a table" in refusal(tmp_path, **TABLE)
     for index, name in enumerate(("ape", "bee", "elk", "fox")):
         save(tmp_path / f"pets/{name}/1.png", picture(index))
-    assert refusal(tmp_path, source="pets") == [head("pets"), "  labels: 4 new: 'ape', 'bee', 'elk', ..", LAST]
+    assert refusal(tmp_path, source="pets") == [first_line("pets"), "  labels: 4 new: 'ape', 'bee', 'elk', ..", LAST]
     assert images(tmp_path, schema_version=2)[1].classes == 6
 
 
-def test_classes_keep_their_numbers_where_one_is_absent(tmp_path: Path) -> None:
+def test_classes_keep_their_numbers_if_one_is_absent(tmp_path: Path) -> None:
     for index, name in enumerate(("ape", "bee", "cat")):
         save(tmp_path / f"pets/{name}/{name}.png", picture(index))
     images(tmp_path)
@@ -211,29 +216,29 @@ def test_classes_keep_their_numbers_where_one_is_absent(tmp_path: Path) -> None:
     assert arrays["y"].tolist() == [1, 2] and spec.class_names == ("ape", "bee", "cat") and spec.classes == 3
 
 
-def test_drift_of_numbered_labels(tmp_path: Path) -> None:
+def test_drift_of_numbered_labels_is_refused(tmp_path: Path) -> None:
     x_NHW = np.zeros((4, 4, 4), np.uint8)
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 2, 2]))
-    bring(tmp_path, source="a.npz")
+    import_dataset(tmp_path, source="a.npz")
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 1, 0]))
-    assert bring(tmp_path, source="a.npz")["y"].tolist() == [0, 1, 1, 0]
+    assert import_dataset(tmp_path, source="a.npz")["y"].tolist() == [0, 1, 1, 0]
     np.savez(tmp_path / "a.npz", x=x_NHW, y=np.array([0, 1, 3, 0]))
     assert refusal(tmp_path, source="a.npz")[1] == "  labels: were 0 .. 2, are now up to 3"
     np.savez(tmp_path / "a.npz", x=x_NHW)
     assert refusal(tmp_path, source="a.npz")[1] == "  labels: were present, are now absent"
 
 
-# --- how it is kept
+# --- storage of schemas
 
 
-def test_a_first_import_that_is_refused_learns_nothing(tmp_path: Path) -> None:
+def test_a_refused_first_import_writes_no_schema(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the same value in every row"):
-        bring(tmp_path, changed(age=[1.0] * ROWS))
+        import_dataset(tmp_path, changed_content(age=[1.0] * ROWS))
     assert not (tmp_path / "schemas").exists() and not (tmp_path / "out").exists()
 
 
-def test_a_schema_is_never_written_over(tmp_path: Path) -> None:
-    """Many first imports at once: one schema stands, and everybody gets it."""
+def test_a_schema_is_never_overwritten(tmp_path: Path) -> None:
+    """Many simultaneous first imports: one schema is kept, and every import gets it."""
     learnt = [
         schema.make_schema("people", DatasetSettings(source="a.npy"), DataSpec(shape=(1, 4, 4), levels=n)) for n in range(2, 18)
     ]
@@ -246,19 +251,21 @@ def test_a_schema_is_never_written_over(tmp_path: Path) -> None:
     )
 
 
-def test_the_slower_of_two_first_imports_is_held_against_the_schema_of_the_faster(
+def test_the_slower_of_two_first_imports_is_checked_against_the_schema_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bring(tmp_path, CONTENT)
-    monkeypatch.setattr(schema, "read_schema", lambda *_: None)  # as it was when the slower one began
+    import_dataset(tmp_path, CONTENT)
+    monkeypatch.setattr(schema, "read_schema", lambda *_: None)  # the state in which the slower one began
     np.testing.assert_array_equal(
-        bring(tmp_path, changed(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
+        import_dataset(tmp_path, changed_content(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
     )
-    assert "  column 'city' has 1 new value: 'Köln'" in refusal(tmp_path, changed(city=["Bonn", "Köln"] * 20))
+    assert "  column 'city' has 1 new value: 'Köln'" in refusal(
+        tmp_path, changed_content(city=["Bonn", "Köln"] * 20)
+    )
 
 
 def test_a_damaged_schema_is_named(tmp_path: Path) -> None:
-    bring(tmp_path, CONTENT)
+    import_dataset(tmp_path, CONTENT)
     (tmp_path / "schemas/people-1.json").write_text("{")
     (line,) = refusal(tmp_path)
     assert "people-1.json is not a schema: restore it, or remove it" in line
@@ -277,6 +284,6 @@ def test_the_step_keeps_schemas_in_the_home_and_copies_them_into_its_output(tmp_
     assert step("snapshot").returncode == 0 and step("prepare").returncode == 0
     kept = (tmp_path / "home/schemas/people-1.json").read_bytes()
     assert kept == (tmp_path / "outs/raw/people/schema.json").read_bytes()
-    pyarrow.parquet.write_table(pa.table(changed(city=None)), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pa.table(changed_content(city=None)), tmp_path / "a.parquet")
     done = step("snapshot")
-    assert done.returncode == 2 and done.stderr.endswith(f"error: {head()}\n  column 'city' is missing\n{LAST}\n")
+    assert done.returncode == 2 and done.stderr.endswith(f"error: {first_line()}\n  column 'city' is missing\n{LAST}\n")

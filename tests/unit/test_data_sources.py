@@ -1,4 +1,4 @@
-"""Sources: what is accepted becomes one snapshot with one spelling; what is not is refused in one line that helps."""
+"""Sources: each valid one becomes a snapshot in one standard form; others are refused with one helpful line."""
 
 from __future__ import annotations
 
@@ -56,26 +56,26 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float64, np.uint16])
-def test_integers_in_any_numeric_type(tmp_path: Path, kind: type) -> None:
+def test_integers_are_read_from_any_numeric_type(tmp_path: Path, kind: type) -> None:
     np.save(tmp_path / "a.npy", IMAGES.astype(kind))
     arrays = snapshot(tmp_path, source="a.npy")
     np.testing.assert_array_equal(arrays["x"][:, 0], IMAGES)
     assert spec(tmp_path).levels == 256 and "y" not in arrays
 
 
-def test_labels_of_an_npz(tmp_path: Path) -> None:
+def test_labels_of_an_npz_are_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0.0, 2.0, 1.0, 1.0, 0.0]))
     arrays = snapshot(tmp_path, source="a.npz", levels=17)
     assert arrays["y"].dtype == np.int64 and arrays["y"].tolist() == [0, 2, 1, 1, 0] and spec(tmp_path).levels == 17
 
 
-def test_three_axes_are_grey_images_whatever_their_width(tmp_path: Path) -> None:
+def test_arrays_of_three_axes_are_grey_images_of_any_width(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 4, 3)))
     assert snapshot(tmp_path, source="a.npy")["x"].shape == (5, 1, 4, 3)
 
 
 @pytest.mark.parametrize("shape", [None, [3, 5, 6]])
-def test_channels_first_and_last_give_the_same(tmp_path: Path, shape: list[int] | None) -> None:
+def test_channels_first_and_channels_last_give_the_same_snapshot(tmp_path: Path, shape: list[int] | None) -> None:
     x_NCHW = np.random.default_rng(0).integers(256, size=(5, 3, 5, 6), dtype=np.uint8)
     np.save(tmp_path / "first.npy", x_NCHW)
     np.save(tmp_path / "last.npy", x_NCHW.transpose(0, 2, 3, 1))
@@ -132,12 +132,12 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 @pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00", b"PK\x03\x04junk"])
-def test_bytes_that_are_no_array(tmp_path: Path, name: str, content: bytes) -> None:
+def test_bytes_that_are_not_an_array_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert f"{name} is not a NumPy" in refusal(tmp_path, source=name)
 
 
-def test_a_damaged_archive(tmp_path: Path) -> None:
+def test_a_damaged_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=IMAGES)
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[250] ^= 1
@@ -145,7 +145,7 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
     assert "is damaged (BadZipFile)" in refusal(tmp_path, source="a.npz")
 
 
-def test_one_array_called_npz_and_an_archive_called_npy(tmp_path: Path) -> None:
+def test_a_wrong_suffix_of_an_array_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as stream:
         np.save(stream, IMAGES)
     with (tmp_path / "a.npy").open("wb") as stream:
@@ -154,7 +154,7 @@ def test_one_array_called_npz_and_an_archive_called_npy(tmp_path: Path) -> None:
     assert "rename it to a.npz" in refusal(tmp_path, source="a.npy")
 
 
-def test_an_archive_without_x_says_what_it_holds(tmp_path: Path) -> None:
+def test_an_npz_without_x_is_refused_with_the_names_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=IMAGES)
     assert "no array 'x' (it holds x_train)" in refusal(tmp_path, source="a.npz")
     with zipfile.ZipFile(tmp_path / "b.npz", "w"):
@@ -162,7 +162,7 @@ def test_an_archive_without_x_says_what_it_holds(tmp_path: Path) -> None:
     assert "no array 'x' (it holds nothing)" in refusal(tmp_path, source="b.npz")
 
 
-def test_sources_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_sources_are_refused(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path, source="missing.npz")
     message = refusal(tmp_path, SettingsError, source="sklearn:digit")
     assert "datasets.mine.source" in message and "did you mean 'sklearn:digits'?" in message
@@ -179,7 +179,7 @@ def test_a_remote_source_is_read_from_where_it_was_fetched(tmp_path: Path) -> No
         np.testing.assert_array_equal(archive["x"][:, 0], IMAGES)
 
 
-def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npz_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((100, 64, 64), np.uint8))
     monkeypatch.setattr(archive, "MOST_BYTES", 100 * 64 * 64)  # and the header of the array makes more
     assert "a.npz unpacks to more than" in refusal(tmp_path, source="a.npz")
@@ -195,7 +195,7 @@ def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest
         ({"kind": "table", "channels": 3}, "channels does not apply to kind: table"),
     ],
 )
-def test_settings_of_the_other_kind(settings: dict[str, Any], expected: str) -> None:
+def test_settings_of_another_kind_of_data_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         DatasetSettings(source="x", **settings)
 

@@ -1,4 +1,4 @@
-"""Tables: CSV and Parquet give the same, what a column is follows from its values, and what no model can learn is named."""
+"""Tables: CSV and Parquet give the same data, column types follow from values, and unusable columns are named."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def column(values: Any, name: str = "x", **settings: Any) -> Column:
     return columns.learn_column(name, pa.chunked_array([pa.array(values)]), settings.get("categorical", False))
 
 
-def unfit(values: Any, name: str = "x", **settings: Any) -> str:
+def refusal_of_column(values: Any, name: str = "x", **settings: Any) -> str:
     array = pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values)])
     with pytest.raises(columns.UnusableColumn) as caught:
         columns.check_type(array)
@@ -67,7 +67,7 @@ def unfit(values: Any, name: str = "x", **settings: Any) -> str:
     return str(caught.value)
 
 
-def test_what_the_columns_are(tmp_path: Path) -> None:
+def test_column_types_follow_from_the_values(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", PEOPLE)
     arrays, spec = snapshot(tmp_path, label="group", categorical=["children"])
     height, children, city, member, income, pet = spec.columns
@@ -80,7 +80,7 @@ def test_what_the_columns_are(tmp_path: Path) -> None:
     assert pet.categories == ("cat", 'the "dog"') and pet.missing
     x_ND = arrays["x"]
     assert x_ND.dtype == np.float64 and arrays["y"].tolist() == [(1, 0, 2)[i % 3] for i in range(ROWS)]
-    np.testing.assert_array_equal(x_ND[:, 0], PEOPLE["height"])  # as they were: nothing is standardised yet
+    np.testing.assert_array_equal(x_ND[:, 0], PEOPLE["height"])  # unchanged: values are standardised later
     np.testing.assert_array_equal(x_ND[:, 1], PEOPLE["children"])
     np.testing.assert_array_equal(x_ND[:, 2], [(0, 2, 1)[i % 3] for i in range(ROWS)])
     np.testing.assert_array_equal(x_ND[:, 4], [np.nan if value is None else value for value in PEOPLE["income"]])
@@ -100,7 +100,7 @@ def test_csv_and_parquet_give_the_same_bytes(tmp_path: Path, settings: dict[str,
     assert csv == parquet
 
 
-def test_types_of_parquet(tmp_path: Path) -> None:
+def test_parquet_types_are_mapped_to_column_types(tmp_path: Path) -> None:
     values = [1, 2, 5, 3] * 5
     text = ["b", "a", "c", None] * 5
     content = {
@@ -122,7 +122,7 @@ def test_types_of_parquet(tmp_path: Path) -> None:
         assert spec.columns[d].numeric == (expected is values)
 
 
-def test_missing_values_are_empty_cells_nulls_and_nan(tmp_path: Path) -> None:
+def test_empty_cells_nulls_and_nan_are_missing_values(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b\n1.5,x\n,y\nNaN,\n2.5,x\n")
     arrays, spec = snapshot(tmp_path, "a.csv")
     np.testing.assert_array_equal(arrays["x"], [[1.5, 0], [np.nan, 1], [np.nan, np.nan], [2.5, 0]])
@@ -131,7 +131,7 @@ def test_missing_values_are_empty_cells_nulls_and_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(snapshot(tmp_path)[0]["x"], arrays["x"])
 
 
-def test_rows_with_gaps_are_dropped_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_with_missing_values_are_dropped_if_the_settings_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(
         tmp_path / "a.parquet",
         {"a": [1.0, None, 3.0, 4.0], "b": ["x", "y", "", "z"], "l": ["p", "q", "p", None], "c": [1, 2, 3, 5]},
@@ -145,7 +145,7 @@ def test_rows_with_gaps_are_dropped_where_asked(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("name", ["breast_cancer", "wine", "iris"])
-def test_the_tables_of_scikit_learn(tmp_path: Path, name: str) -> None:
+def test_the_tables_of_scikit_learn_are_read(tmp_path: Path, name: str) -> None:
     import sklearn.datasets
 
     bunch = getattr(sklearn.datasets, f"load_{name}")()
@@ -154,7 +154,7 @@ def test_the_tables_of_scikit_learn(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(arrays["y"], bunch.target)
     assert spec.class_names == tuple(bunch.target_names)
     plain = [str(n).removesuffix(" (cm)").replace(" ", "_") for n in bunch.feature_names]
-    if name == "breast_cancer":  # "radius error" is "error_radius" here, as "mean radius" and "worst radius" are
+    if name == "breast_cancer":  # remint writes "error_radius" for "radius error", like "mean_radius" and "worst_radius"
         plain = [f"error_{n.removesuffix('_error')}" if n.endswith("_error") else n for n in plain]
     assert [column.name for column in spec.columns] == plain
 
@@ -171,10 +171,10 @@ def test_prepared_rows_are_standardised(tmp_path: Path) -> None:
     np.testing.assert_allclose(whole_ND.std(0), 1.0, atol=1e-6)
 
 
-# --- what no model can learn from
+# --- unusable columns
 
 
-def test_every_column_that_cannot_be_learnt_is_named_with_a_way_out(tmp_path: Path) -> None:
+def test_every_unusable_column_is_named_with_a_remedy(tmp_path: Path) -> None:
     content = {
         "customer_id": list(range(1000, 1000 + ROWS)),
         "name": [f"person {i}" for i in range(ROWS)],
@@ -228,9 +228,9 @@ def test_every_column_that_cannot_be_learnt_is_named_with_a_way_out(tmp_path: Pa
         ),
     ],
 )
-def test_columns_that_are_refused(values: list[Any], name: str, expected: str) -> None:
+def test_unusable_columns_are_refused(values: list[Any], name: str, expected: str) -> None:
     array = pa.array(values, pa.uint64()) if name == "unsigned" else values
-    assert expected in unfit(array, name)
+    assert expected in refusal_of_column(array, name)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_columns_that_are_refused(values: list[Any], name: str, expected: str) -
         (np.arange(50) / 7, "time"),  # distinct, sorted floats are measurements
         (np.arange(50.0), "year"),
         (np.sort(GENERATOR.normal(size=50)), "sorted"),
-        (GENERATOR.permutation(50), "rank"),  # distinct integers in no order
-        (np.cumsum(GENERATOR.integers(1, 10_000, 50)), "inhabitants"),  # in order, and far apart
+        (GENERATOR.permutation(50), "rank"),  # distinct integers, unordered
+        (np.cumsum(GENERATOR.integers(1, 10_000, 50)), "inhabitants"),  # in order, with large steps
         (list(range(8)), "few"),
         ([0, 1] * 20, "flag"),
         ([5, 6, 6, 7, 8] * 5, "grid"),
@@ -253,19 +253,20 @@ def test_columns_that_are_refused(values: list[Any], name: str, expected: str) -
         ([2**53, 0, 5], "x"),
     ],
 )
-def test_ordinary_columns_are_not_refused(values: Any, name: str) -> None:
+def test_ordinary_columns_are_accepted(values: Any, name: str) -> None:
     found = column(values, name)
     assert not found.numeric or found.scale > 0
 
 
-def test_identifiers_may_be_categories_where_somebody_says_so() -> None:
+def test_identifiers_are_accepted_as_categories_if_the_settings_say_so() -> None:
     assert column([7, 3, 9, None] * 9, "store_id", categorical=True).categories == ("3", "7", "9")
-    assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")  # as pandas has integers with gaps
-    assert "must contain categories, but contains 0.5: use whole numbers or text" in unfit([1.0, 0.5], categorical=True)
+    # Pandas stores integers with missing values as floats.
+    assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")
+    assert "must contain categories, but contains 0.5: use whole numbers or text" in refusal_of_column([1.0, 0.5], categorical=True)
     assert column([2**60 + i % 3 for i in range(9)], categorical=True).categories == tuple(str(2**60 + i) for i in range(3))
 
 
-def test_integers_too_large_for_csv_and_zeros_in_front(tmp_path: Path) -> None:
+def test_large_identifiers_are_refused_and_leading_zeros_are_kept(tmp_path: Path) -> None:
     rows = "\n".join(f"{10**19 + i},{i % 3:03}" for i in (5, 1, 9, 9, 2))
     (tmp_path / "a.csv").write_text(f"id,code\n{rows}\n")
     message = refusal(tmp_path, "a.csv")
@@ -276,7 +277,7 @@ def test_integers_too_large_for_csv_and_zeros_in_front(tmp_path: Path) -> None:
 # --- the label
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_labels_are_the_values_of_the_label_column(tmp_path: Path) -> None:
     numbers = [10, 9, 10, 2]
     for values, names, places in (
         (numbers, ("2", "9", "10"), [2, 1, 2, 0]),
@@ -298,7 +299,7 @@ def test_labels(tmp_path: Path) -> None:
         ([datetime.date(2024, 1, 1)] * 4, "label 'l' contains dates or times"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, values: list[Any], expected: str) -> None:
+def test_unusable_labels_are_refused(tmp_path: Path, values: list[Any], expected: str) -> None:
     write(tmp_path / "a.parquet", {"x": [1.0, 2.0, 3.0, 5.0], "l": values})
     assert expected in refusal(tmp_path, label="l")
 
@@ -321,12 +322,12 @@ def test_labels_that_are_none(tmp_path: Path, values: list[Any], expected: str) 
         (b"PK\x03\x04\x00", "a.csv"),
     ],
 )
-def test_files_that_are_no_csv(tmp_path: Path, content: str | bytes, expected: str) -> None:
+def test_files_that_are_not_csv_are_refused(tmp_path: Path, content: str | bytes, expected: str) -> None:
     (tmp_path / "a.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     assert expected in refusal(tmp_path, "a.csv")
 
 
-def test_files_that_are_no_parquet(tmp_path: Path) -> None:
+def test_files_that_are_not_parquet_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", PEOPLE)
     good, generator = (tmp_path / "a.parquet").read_bytes(), np.random.default_rng(0)
     for bad in (b"", b"PAR1", b"nothing of the kind", good[:-1], good[: len(good) // 2]):
@@ -341,7 +342,7 @@ def test_files_that_are_no_parquet(tmp_path: Path) -> None:
             snapshot(tmp_path)
 
 
-def test_a_parquet_file_that_claims_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parquet_file_that_claims_too_many_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet", PEOPLE)
     monkeypatch.setattr(tables, "MOST_VALUES", 7 * ROWS)
     snapshot(tmp_path)
@@ -350,7 +351,7 @@ def test_a_parquet_file_that_claims_too_many_rows(tmp_path: Path, monkeypatch: p
         snapshot(tmp_path)
 
 
-def test_columns_that_are_not_there(tmp_path: Path) -> None:
+def test_unknown_columns_in_the_settings_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", PEOPLE)
     assert "datasets.people.label: " in (message := refusal(tmp_path, label="grup")) and "did you mean 'group'?" in message
     assert "datasets.people.drop: " in refusal(tmp_path, drop=["cities"])
@@ -360,7 +361,7 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     )
 
 
-def test_sources_of_another_kind(tmp_path: Path) -> None:
+def test_sources_of_another_kind_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", PEOPLE)
     np.save(tmp_path / "a.npy", np.zeros((3, 4, 4)))
     for source, expected in (
@@ -377,7 +378,7 @@ def test_sources_of_another_kind(tmp_path: Path) -> None:
         snapshot(tmp_path, "sklearn:win")
 
 
-def test_a_folder_with_one_table_is_that_table(tmp_path: Path) -> None:
+def test_a_folder_with_one_table_is_read_as_that_table(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write(tmp_path / "data/a.csv", PEOPLE)
     (tmp_path / "data/.hidden").touch()

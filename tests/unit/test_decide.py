@@ -1,4 +1,4 @@
-"""Promote, reject and roll back on a real MLflow and a real ledger: by compare-and-swap, and MLflow follows."""
+"""Promote, reject and roll back on a real MLflow and ledger: a compare-and-swap in the ledger, then MLflow follows."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A fresh process takes seconds: what most of these tests are about is not whether the model loads in one."""
+def checked_bundles(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Replace the check in a fresh process: it takes seconds, and few of these tests are about it. List the checked bundles."""
     checked: list[Path] = []
 
     def check(bundle: Path, log: Path) -> str:
@@ -53,8 +53,8 @@ def rows(home: Home) -> list[LedgerRow]:
 
 
 @pytest.mark.slow
-def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
-    """With the fresh process that loads what was promoted, since nothing says that one loaded it before."""
+def test_a_person_promotes_a_version_that_awaits_approval(home: Home) -> None:
+    """A fresh process loads the promoted model, because no record says that one has loaded it before."""
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     cases.unverified(home, 2)
@@ -69,7 +69,9 @@ def test_a_person_promotes_what_the_gate_left_to_a_person(home: Home) -> None:
     assert "  looked at the samples" in dict(sections(answer))["Approved"]
 
 
-def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_against(home: Home, quick: list[Path]) -> None:
+def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_against(
+    home: Home, checked_bundles: list[Path]
+) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
     cases.judge(home, "promoted", 3)
@@ -84,12 +86,14 @@ def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_ag
     for stale in (1, 4, "none"):
         with pytest.raises(ChampionChanged, match="--against 3"):
             decide.promote(home, f"{MODEL}/2", "it is fine", against=stale)  # type: ignore[arg-type]
-    assert rows(home) == before and quick == []
+    assert rows(home) == before and checked_bundles == []
     decide.promote(home, f"{MODEL}/2", "knowingly", against=3)
-    assert aliases(home) == {"champion": 2} and quick == [], "a fresh process loaded these bytes when they were registered"
+    assert aliases(home) == {"champion": 2} and checked_bundles == [], (
+        "a fresh process loaded these bytes when they were registered"
+    )
 
 
-def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, quick: list[Path]) -> None:
+def test_promoting_an_unjudged_version_requires_the_expected_champion(home: Home, checked_bundles: list[Path]) -> None:
     with pytest.raises(SettingsError, match=f"{MODEL}/1 was never judged. .*: --against none"):
         decide.promote(home, f"{MODEL}/1", "first")
     assert decide.promote(home, f"{MODEL}/1", "first", against="none").champion_after == 1
@@ -99,7 +103,7 @@ def test_where_nobody_judged_it_the_person_must_say_against_whom(home: Home, qui
         decide.reject(home, f"{MODEL}/1", "no")
 
 
-def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_promotion_during_the_check_of_the_files_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
 
@@ -115,8 +119,8 @@ def test_somebody_who_promotes_while_the_bytes_are_looked_at_wins(home: Home, mo
 
 
 @pytest.mark.parametrize("damage", [cases.flip, lambda home, version: shutil.rmtree(cases.files(home, version))])
-def test_what_is_damaged_is_not_promoted_even_where_this_machine_has_a_copy(
-    home: Home, quick: list[Path], damage: object
+def test_a_damaged_version_is_not_promoted_even_if_a_local_copy_is_intact(
+    home: Home, checked_bundles: list[Path], damage: object
 ) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
@@ -124,7 +128,7 @@ def test_what_is_damaged_is_not_promoted_even_where_this_machine_has_a_copy(
     damage(home, 2)  # type: ignore[operator]
     with pytest.raises(IntegrityError):
         decide.promote(home, f"{MODEL}/2", "it is fine")
-    assert len(rows(home)) == 2 and aliases(home) == {"champion": 1, "challenger": 2} and quick == []
+    assert len(rows(home)) == 2 and aliases(home) == {"champion": 1, "challenger": 2} and checked_bundles == []
 
 
 def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +142,7 @@ def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Hom
     assert rows(home) == [] and aliases(home) == {}
 
 
-def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
+def test_rejecting_a_version_keeps_the_champion(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     row = decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
@@ -147,17 +151,17 @@ def test_rejecting_leaves_the_champion_whoever_that_is(home: Home) -> None:
         decide.objection(open_ledger(home).rows(MODEL, 2)) == f"{MODEL}/2 was rejected on {row.at[:10]} by ada: smears the sevens"
     )
     with pytest.raises(ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; decide again"):
-        cases.append(home, "promoted", 2)  # the gate, which judged it before
+        cases.append(home, "promoted", 2)  # the gate, which had judged it before the rejection
     with pytest.raises(ChampionChanged, match="was rejected"):
         cases.append(home, "awaiting_approval", 2)
     cases.append(home, "refused", 2)
-    cases.append(home, "promoted", 2, evidence="", who="eve")  # a person, who knows
+    cases.append(home, "promoted", 2, evidence="", who="eve")  # a person may promote it
     assert decide.objection(open_ledger(home).rows(MODEL, 2)) is None
     cases.append(home, "promoted", 1)
     cases.append(home, "promoted", 2)
 
 
-def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_again(home: Home) -> None:
+def test_a_veto_outlives_collection_and_a_new_registration(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
     first = open_tracking(home).version(f"{MODEL}/2")
@@ -172,7 +176,7 @@ def test_what_a_person_spoke_against_stays_so_when_it_is_collected_and_made_agai
     assert decide.vetoed_by(home, again) is None
 
 
-def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_restores_the_previous_champion(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     row = decide.rollback(home, MODEL, "the sevens blur", who="ada")
@@ -199,7 +203,7 @@ def test_a_roll_back_goes_to_the_champion_before(home: Home, quick: list[Path]) 
     assert decide.rollback(home, MODEL, "no").champion_after == 1
 
 
-def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_skips_champions_that_do_not_load_and_says_why(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2, 3, 4):
         cases.judge(home, "promoted", version)
     fetch_bundle(home, current_version(home, f"{MODEL}/3"))
@@ -212,7 +216,7 @@ def test_champions_that_do_not_load_are_passed_over_each_with_its_reason(home: H
     assert gone.startswith(f"skipped: {MODEL}/2 does not load: {MODEL} has no version 2")
 
 
-def test_without_a_champion_before_there_is_nothing_to_go_back_to(home: Home) -> None:
+def test_a_rollback_without_a_previous_champion_is_refused(home: Home) -> None:
     with pytest.raises(NotFoundError, match="has no champion to roll back from"):
         decide.rollback(home, MODEL, "bad")
     cases.judge(home, "promoted", 1)
@@ -221,7 +225,7 @@ def test_without_a_champion_before_there_is_nothing_to_go_back_to(home: Home) ->
     assert len(rows(home)) == 1
 
 
-def test_a_champion_that_somebody_deleted_is_rolled_back_from(home: Home, quick: list[Path]) -> None:
+def test_a_rollback_from_a_deleted_champion_works(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2):
         cases.judge(home, "promoted", version)
     cases.delete(home, 2)
@@ -230,7 +234,7 @@ def test_a_champion_that_somebody_deleted_is_rolled_back_from(home: Home, quick:
     assert aliases(home) == {"champion": 1}
 
 
-def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]) -> None:
+def test_an_approval_expires_when_the_data_changed(home: Home, checked_bundles: list[Path]) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "awaiting_approval", 2)
     store = open_tracking(home)
@@ -244,7 +248,7 @@ def test_an_approval_expires_when_the_data_changed(home: Home, quick: list[Path]
     assert decide.promote(home, f"{MODEL}/2", "knowingly", against=1).champion_after == 2
 
 
-def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, quick: list[Path]) -> None:
+def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, checked_bundles: list[Path]) -> None:
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/1"), VersionTags(dataset="e" * 64))
     cases.judge(home, "promoted", 1)
@@ -256,7 +260,7 @@ def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home
 
 
 @pytest.mark.parametrize("verdict", ["kept", "refused"])
-def test_what_no_approval_was_asked_for_does_not_expire(home: Home, quick: list[Path], verdict: str) -> None:
+def test_a_version_that_awaits_no_approval_does_not_expire(home: Home, checked_bundles: list[Path], verdict: str) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, verdict, 2)  # type: ignore[arg-type]
     store = open_tracking(home)

@@ -1,4 +1,4 @@
-"""Pages against the code: generated ones are fresh, and the files, modules, tests and settings that pages name exist."""
+"""Pages against the code: generated pages are up to date; named files, modules, tests and settings exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCS = REPOSITORY / "docs"
 GENERATED = runpy.run_path(str(DOCS / "generate.py"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), *sorted(DOCS.rglob("*.svg"))]
 
-# Names of ours that begin like modules: tags, events, and groups of entry points.
+# Names that begin like modules: tags, events, and groups of entry points.
 NOT_MODULES = {
     "remint.keep",
     "remint.verified",
@@ -34,8 +34,8 @@ NOT_MODULES = {
 NOT_MODULES |= {"remint.ledger_hash", "remint.ledger_row", "remint.ledger_head"}
 
 
-def named(pattern: str) -> list[tuple[str, str]]:
-    """(page, match) for each different match of a pattern."""
+def matches_in_pages(pattern: str) -> list[tuple[str, str]]:
+    """Return (page, match) for each different match of a pattern."""
     return [
         (str(page.relative_to(REPOSITORY)), found)
         for page in PAGES
@@ -49,35 +49,37 @@ def python_files() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", sorted(GENERATED["PAGES"]))
-def test_a_generated_page_is_fresh(page: str) -> None:
+def test_generated_pages_are_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text() == GENERATED["PAGES"][page](), "stale: run python docs/generate.py"
 
 
-def test_the_drawing_of_the_rooms_has_them_all() -> None:
+def test_the_diagram_of_the_layers_is_complete() -> None:
     contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = " ".join(next(contract["layers"] for contract in contracts if contract["type"] == "layers"))
     assert set(GENERATED["ROOMS"]) == set(re.findall(r"\w+", layers.replace("remint.", "")))
 
 
 def test_files_that_pages_name_exist() -> None:
-    """Paths from the root, as src/remint/errors.py, and in backticks their ends, as `training/loop.py`."""
-    whole = named(r"(?<![\w./-])(?:src|flows|pipelines|tests|benchmarks|examples)/[\w./-]*\w")
+    """Paths from the root, such as src/remint/errors.py, and the ends of paths in backticks, such as `training/loop.py`."""
+    whole = matches_in_pages(r"(?<![\w./-])(?:src|flows|pipelines|tests|benchmarks|examples)/[\w./-]*\w")
     assert len(whole) > 50
     assert not [(page, path) for page, path in whole if not (REPOSITORY / path).exists()]
     paths = [str(path) for path in python_files()]
-    ends = named(r"`([\w/]+\.py)`")
+    ends = matches_in_pages(r"`([\w/]+\.py)`")
     assert len(ends) > 30
     assert not [(page, end) for page, end in ends if not any(path.endswith(f"/{end}") for path in paths)]
 
 
 def test_modules_that_pages_name_exist() -> None:
-    found = [each for each in named(r"(?<![\w./-])(?:remint|flows|pipelines)(?:\.[a-z_]+)+") if each[1] not in NOT_MODULES]
+    found = [
+        each for each in matches_in_pages(r"(?<![\w./-])(?:remint|flows|pipelines)(?:\.[a-z_]+)+") if each[1] not in NOT_MODULES
+    ]
     assert len(found) > 20
     assert not [(page, module) for page, module in found if importlib.util.find_spec(module) is None]
 
 
 def test_names_that_pages_import_exist() -> None:
-    found = named(r"^from ((?:remint|examples)[\w.]* import [\w, ]+)$")
+    found = matches_in_pages(r"^from ((?:remint|examples)[\w.]* import [\w, ]+)$")
     assert len(found) > 5
     for page, statement in found:
         module, _, names = statement.partition(" import ")
@@ -89,14 +91,14 @@ def test_tests_that_pages_name_exist() -> None:
     sources = [path for path in python_files() if path.name.startswith("test_")]
     known = {path.stem for path in sources}
     known |= {name for path in sources for name in re.findall(r"def (test_\w+)", path.read_text())}
-    found = named(r"\b(test_\w+)")
+    found = matches_in_pages(r"\b(test_\w+)")
     assert len(found) > 60
     assert not [(page, test) for page, test in found if test not in known]
 
 
 def test_commands_that_pages_name_exist() -> None:
     commands = set(re.findall(r"^## `remint ([a-z]+)", GENERATED["PAGES"]["commands.md"](), re.MULTILINE))
-    found = named(r"(?:`|^ {4})remint ([a-z]+)(?=[ `\n])")
+    found = matches_in_pages(r"(?:`|^ {4})remint ([a-z]+)(?=[ `\n])")
     assert len(found) > 30
     assert not [(page, command) for page, command in found if command not in commands]
 
@@ -119,9 +121,9 @@ def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().split()) <= 700
 
 
-def test_pictures_that_pages_draw_are_no_uncommitted_work() -> None:
-    """An unknown file in the tree would have the next version trained and not promoted."""
-    written = named(r"remint .* -o ([^\s`]+)")
+def test_files_that_commands_on_pages_write_are_ignored_by_git() -> None:
+    """Because of an untracked file, the next version would be trained but not promoted."""
+    written = matches_in_pages(r"remint .* -o ([^\s`]+)")
     assert ("README.md", "grid.png") in written
     for _, name in written:
         if not name.startswith("/") and name.endswith((".png", "data/drawn.csv")):

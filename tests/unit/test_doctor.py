@@ -1,4 +1,4 @@
-"""remint doctor: each thing that is missing is named with what to do, each open server is told, and nothing is made."""
+"""remint doctor: it names each problem with a remedy, reports each open server, and creates no file."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def home(make_repository: Callable[[dict[str, str]], Path]) -> Home:
     return Home(repository, repository / ".remint")
 
 
-def looked(home: Home) -> list[Symptom]:
+def symptoms(home: Home) -> list[Symptom]:
     return doctor.run_doctor(home, load_params(home.repository))
 
 
-def one(found: list[Symptom], about: str) -> Symptom:
+def symptom_about(found: list[Symptom], about: str) -> Symptom:
     (symptom,) = [each for each in found if each.about == about and each.level != "note"]
     assert symptom.what.endswith(".") and symptom.why.endswith(".") and symptom.do
     return symptom
@@ -47,7 +47,7 @@ def one(found: list[Symptom], about: str) -> Symptom:
 
 @contextmanager
 def server(status: int, host: str = "127.0.0.1") -> Iterator[int]:
-    """Answers everything with that status; its port."""
+    """Run a server that answers every request with this status. Return its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -70,16 +70,18 @@ def server(status: int, host: str = "127.0.0.1") -> Iterator[int]:
         made.server_close()
 
 
-def test_a_fresh_clone_lacks_nothing_and_nothing_is_made(home: Home) -> None:
+def test_a_fresh_clone_passes_and_doctor_creates_no_files(home: Home) -> None:
     before = sorted(home.repository.rglob("*"))
-    found = looked(home)
+    found = symptoms(home)
     assert [each.level for each in found] == ["note", "note"], found
     assert {each.about for each in found} == {"prefect", "worker"}
     assert sorted(home.repository.rglob("*")) == before and not home.path.exists()
     assert "GiB free" in facts(home) and f"Python {platform.python_version()}," in facts(home)
 
 
-def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_problems_of_git_dvc_settings_and_permissions_are_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     subprocess.run(["git", "config", "--unset", "user.email"], cwd=home.repository, check=True)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
@@ -90,64 +92,66 @@ def test_what_is_missing_in_git_dvc_settings_and_rights(home: Home, monkeypatch:
     (home.repository / ".dvc/config").write_text("[core]\n    analytics = false\n")
     home.ensure()
     home.path.chmod(0o777)
-    found = looked(home)
-    assert "user.email" in one(found, "git").what
-    assert "no remote is set" in one(found, "dvc").what
-    assert "4096" in one(found, "torch").what and "training.devices" in one(found, "torch").do
-    packages = one(found, "packages").what
+    found = symptoms(home)
+    assert "user.email" in symptom_about(found, "git").what
+    assert "no remote is set" in symptom_about(found, "dvc").what
+    assert "4096" in symptom_about(found, "torch").what and "training.devices" in symptom_about(found, "torch").do
+    packages = symptom_about(found, "packages").what
     assert "numpy" in packages and "instead of 0.0.1" in packages and "no-such-package" not in packages
-    assert "chmod go-w" in one(found, "home").do
+    assert "chmod go-w" in symptom_about(found, "home").do
 
 
 @pytest.mark.slow
-def test_stores_of_another_schema_and_out_of_reach(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stores_of_another_schema_or_out_of_reach_are_named(home: Home, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(empty, home.path)
     chain.Ledger(home.ledger_url)
-    assert [each for each in looked(home) if each.level != "note"] == []
+    assert [each for each in symptoms(home) if each.level != "note"] == []
     with sqlite3.connect(home.path / "mlflow/mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'of another time'")
     with sqlite3.connect(home.path / "ledger.db") as database:
         database.execute("UPDATE ledger_schema SET version = 99")
-    found = looked(home)
-    assert "of another time" in one(found, "mlflow").what and "schema 99" in one(found, "ledger").what
+    found = symptoms(home)
+    assert "of another time" in symptom_about(found, "mlflow").what and "schema 99" in symptom_about(found, "ledger").what
     monkeypatch.setattr("remint.stores.ledger.database.ATTEMPTS", 1)
     monkeypatch.setenv("REMINT_LEDGER", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:a-password-of-hers@127.0.0.1:9/db")
-    found = looked(home)
+    found = symptoms(home)
     for about in ("mlflow", "ledger"):
-        assert "127.0.0.1" in one(found, about).what and "a-password-of-hers" not in str(found)
+        assert "127.0.0.1" in symptom_about(found, about).what and "a-password-of-hers" not in str(found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("status", "word"), [(401, "refuses these credentials"), (500, "does not answer (500)")])
-def test_a_prefect_server_that_lets_nobody_in(home: Home, monkeypatch: pytest.MonkeyPatch, status: int, word: str) -> None:
+def test_a_prefect_server_that_refuses_our_credentials_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, status: int, word: str
+) -> None:
     with server(status) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-        assert word in one(looked(home), "prefect").what
+        assert word in symptom_about(symptoms(home), "prefect").what
 
 
-def test_a_server_without_a_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_a_worker_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with server(200) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-        found = looked(home)
-    assert "No worker" in one(found, "worker").what and [each for each in found if each.about == "server"] == []
+        found = symptoms(home)
+    assert "No worker" in symptom_about(found, "worker").what and [each for each in found if each.about == "server"] == []
 
 
 @pytest.mark.slow
-def test_servers_that_others_reach_are_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that listens for everybody, though it is spoken to as 127.0.0.1; open, then with authentication."""
+def test_servers_open_to_other_machines_are_reported(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that listens on all addresses but is addressed as 127.0.0.1: first open, then with authentication."""
     for status, words in ((200, ["without authentication", "plain HTTP"]), (401, ["plain HTTP"])):
         with server(status, "0.0.0.0") as port:
             monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:a-password-of-hers@127.0.0.1:{port}")
-            found = [each for each in looked(home) if each.about == "server"]
+            found = [each for each in symptoms(home) if each.about == "server"]
         for name in ("Prefect", "MLflow"):
             told = [each.what for each in found if each.what.startswith(name)]
             assert len(told) == len(words) and all(word in said for word, said in zip(words, told, strict=True)), told
         assert "a-password-of-hers" not in str(found)
 
 
-def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
+def test_another_host_is_remote_and_https_is_not_plain_http() -> None:
     assert doctor._elsewhere("http://prefect.example.org/api") and doctor._elsewhere("http://10.0.0.1:4200/api")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -157,8 +161,8 @@ def test_another_host_is_elsewhere_and_tls_is_no_plain_http() -> None:
     assert told == []
 
 
-def test_another_python_is_told_with_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [each for each in looked(home) if each.about == "python"] == []
+def test_an_unsupported_python_is_reported_with_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [each for each in symptoms(home) if each.about == "python"] == []
     monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "14", "0"))
-    symptom = one(looked(home), "python")
+    symptom = symptom_about(symptoms(home), "python")
     assert "constraints.txt is for 3.11, 3.12, 3.13" in symptom.what and "PYTHON=/path/to/python3.13" in symptom.do

@@ -1,4 +1,4 @@
-"""dvc's door, on real dvc: what it remembers is restored, what ends a step is our error, addresses are absolute."""
+"""The dvc module, on real dvc: known results are restored, a failed step raises our error, addresses are absolute."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_step_runs_once_and_is_restored_in_another_workspace(open_workspace: O
 
 
 @pytest.mark.slow
-def test_the_lock_is_the_same_in_whatever_order_steps_ran(open_workspace: Open) -> None:
+def test_dvc_lock_does_not_depend_on_the_order_of_the_steps(open_workspace: Open) -> None:
     locks = []
     for name, order in (("first", "xy"), ("second", "yx")):
         job = open_workspace(name)
@@ -116,24 +116,24 @@ def test_the_lock_is_the_same_in_whatever_order_steps_ran(open_workspace: Open) 
     assert first == second and load_safe_yaml(first.decode()) == values
 
 
-def test_what_a_step_refuses_comes_back_as_the_same_error(open_workspace: Open) -> None:
+def test_an_error_of_ours_in_a_step_is_raised_again_as_the_same_error(open_workspace: Open) -> None:
     with pytest.raises(DataError, match="^the data of x is empty: fill it$"):
         open_workspace("job", mode="refuse").reproduce("work", "x", quiet)
 
 
-def test_a_step_that_crashes_is_named_with_its_last_words(open_workspace: Open) -> None:
+def test_a_crashed_step_is_named_with_its_last_error_line(open_workspace: Open) -> None:
     with pytest.raises(VersioningError, match=r"work@x failed: .*(boom|work\.py)"):
         open_workspace("job", mode="crash").reproduce("work", "x", quiet)
 
 
 @pytest.mark.slow
-def test_a_dvc_that_is_killed_is_no_answer_of_dvcs(open_workspace: Open) -> None:
+def test_a_killed_dvc_is_not_taken_for_an_answer_of_dvc(open_workspace: Open) -> None:
     with pytest.raises(StepError, match=r"^dvc repro --single-item work@x was killed \(signal 9\): run again"):
         open_workspace("job", mode="killed").reproduce("work", "x", quiet)
 
 
 @pytest.mark.slow
-def test_two_jobs_at_a_time_meet_no_lock(open_workspace: Open) -> None:
+def test_two_jobs_at_once_do_not_block_each_other(open_workspace: Open) -> None:
     jobs = [open_workspace(f"job{i}", mode=f"m{i}") for i in range(4)]
     failures: list[BaseException] = []
 
@@ -153,7 +153,7 @@ def test_two_jobs_at_a_time_meet_no_lock(open_workspace: Open) -> None:
     assert [(job.folder / "outs/x/made").read_text() for job in jobs] == ["m0", "m1", "m2", "m3"]
 
 
-def test_a_push_goes_to_the_persons_remote_not_to_one_beside_the_workspace(open_workspace: Open, repository: Path) -> None:
+def test_a_push_goes_to_the_users_remote_and_not_next_to_the_workspace(open_workspace: Open, repository: Path) -> None:
     job = open_workspace("job")
     job.reproduce("work", "x", quiet)
     job.push("work@x")
@@ -161,7 +161,7 @@ def test_a_push_goes_to_the_persons_remote_not_to_one_beside_the_workspace(open_
     assert not (job.folder.parent / ".remint").exists()
 
 
-def test_addresses_follow_remint_home_and_the_persons_own_settings_win(
+def test_addresses_follow_remint_home_and_the_users_settings_take_precedence(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REMINT_HOME", str(tmp_path / "elsewhere"))
@@ -175,7 +175,7 @@ def test_addresses_follow_remint_home_and_the_persons_own_settings_win(
     assert "verify = true" in written
 
 
-def test_a_remote_on_s3_with_its_own_endpoint_and_key_files_stays_what_it_is(repository: Path) -> None:
+def test_an_s3_remote_keeps_its_endpoint_and_key_files(repository: Path) -> None:
     (repository / ".dvc/config.local").write_text(
         "[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucket/dvc\n    endpointurl = http://127.0.0.1:1\n"
         "    credentialpath = ../keys\n    configpath = ~/aws\n"
@@ -204,7 +204,7 @@ def test_the_remote_of_jobs_can_be_set_by_a_variable(
 
 
 @pytest.mark.slow
-def test_what_an_older_lock_names_comes_back_from_the_cache_or_the_remote(
+def test_outputs_in_an_older_lock_are_restored_from_cache_or_remote(
     open_workspace: Open, repository: Path, tmp_path: Path
 ) -> None:
     old = open_workspace("old", mode="before")
@@ -234,7 +234,7 @@ def test_what_an_older_lock_names_comes_back_from_the_cache_or_the_remote(
 
 
 @pytest.mark.slow
-def test_a_step_is_really_run_apart_from_what_the_home_has_and_leaves_nothing_there(
+def test_an_isolated_step_runs_without_the_cache_of_the_home_and_leaves_nothing_there(
     open_workspace: Open, repository: Path
 ) -> None:
     first = open_workspace("first")
@@ -267,10 +267,10 @@ def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path
 
 
 @pytest.mark.parametrize(("foreach", "name"), [("${datasets}", "d"), ("${pipelines}", "p")])
-def test_what_features_are_named_after_says_the_checkouts_own_dvc_yaml(
+def test_the_name_of_features_comes_from_the_dvc_yaml_of_the_checkout(
     open_workspace: Open, tmp_path: Path, foreach: str, name: str
 ) -> None:
-    """Of older commits the dataset, and these have no stage that resolves settings."""
+    """In older commits features are named after the dataset, and there is no stage that resolves settings."""
     job = open_workspace("job")
     job.resolve()
     (job.folder / "dvc.yaml").write_text(f"stages:\n  features: {{foreach: '{foreach}', do: {{cmd: x}}}}\n")
@@ -282,7 +282,7 @@ def test_what_features_are_named_after_says_the_checkouts_own_dvc_yaml(
 
 
 @pytest.mark.parametrize("path", ["outs/prepared/d", "outs/features/-d", "outs/features/..", "outs/features/a/b"])
-def test_a_lock_that_names_no_features_is_refused(tmp_path: Path, path: str) -> None:
+def test_a_lock_without_features_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "dvc.lock").write_text(f"stages: {{evaluate@p: {{deps: [{{path: {path}}}]}}}}\n")
     with pytest.raises(VersioningError, match="dvc.lock names no dependency of evaluate@p in outs/features"):
         dependency(tmp_path / "dvc.lock", "evaluate@p", "outs/features")

@@ -1,4 +1,4 @@
-"""`remint new pipeline`: a block is added to params.yaml, and nothing else of the file changes."""
+"""`remint new pipeline`: it adds a block to params.yaml and changes nothing else in the file."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def written(folder: Path, text: str) -> Path:
+def write_params(folder: Path, text: str) -> Path:
     (folder / "params.yaml").write_bytes(text.encode())
     return folder / "params.yaml"
 
 
 @pytest.mark.parametrize("template", sorted(load_params(REPOSITORY).pipelines))
-def test_a_copy_of_each_pipeline_is_valid_and_every_line_of_the_file_stays(folder: Path, template: str) -> None:
+def test_a_copy_of_each_pipeline_is_valid_and_no_existing_line_changes(folder: Path, template: str) -> None:
     before = (folder / "params.yaml").read_text()
     params = add_pipeline(folder, "mine", template, "")
     assert params == load_params(folder)
@@ -61,8 +61,8 @@ def test_a_copy_of_each_pipeline_is_valid_and_every_line_of_the_file_stays(folde
     assert "mine" not in load_params(folder).pipelines
 
 
-def test_comments_indentation_and_numbers_are_kept_as_they_were_written(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+def test_comments_indentation_and_number_formats_are_kept(tmp_path: Path) -> None:
+    path = write_params(tmp_path, SMALL)
     add_pipeline(tmp_path, "next", "faces-vae", "2024")
     block = """
     next:
@@ -80,8 +80,8 @@ def test_comments_indentation_and_numbers_are_kept_as_they_were_written(tmp_path
     assert path.read_text() == f"{head}{block}\n# the end{end}"
 
 
-def test_a_new_dataset_is_added_behind_the_others(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+def test_a_new_dataset_is_added_after_the_others(tmp_path: Path) -> None:
+    path = write_params(tmp_path, SMALL)
     params = add_pipeline(tmp_path, "true", "faces-vae", "cats", {"source": "data/cats: all", "kind": "image"})
     text = path.read_text()
     assert "    \"2024\": {source: data/2024}\n\n    cats: {source: 'data/cats: all', kind: image}\n\npipelines:\n" in text
@@ -91,17 +91,17 @@ def test_a_new_dataset_is_added_behind_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [SMALL.replace("\n", "\r\n"), SMALL.rstrip(), SMALL.removesuffix("\n# the end\n")])
-def test_line_ends_and_a_missing_last_one(tmp_path: Path, text: str) -> None:
-    path = written(tmp_path, text)
+def test_line_endings_and_a_missing_final_newline_are_kept(tmp_path: Path, text: str) -> None:
+    path = write_params(tmp_path, text)
     add_pipeline(tmp_path, "next", "faces-vae", "")
     content = path.read_bytes().decode()
     assert load_safe_yaml(content)["pipelines"]["next"] == load_safe_yaml(text)["pipelines"]["faces-vae"]
     assert content.count("\r\n") == (content.count("\n") if "\r\n" in text else 0)
 
 
-def test_a_link_and_the_rights_of_the_file_stay(tmp_path: Path) -> None:
+def test_a_symbolic_link_and_the_file_permissions_are_kept(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
-    path = written(tmp_path / "real", SMALL)
+    path = write_params(tmp_path / "real", SMALL)
     path.chmod(0o640)
     (tmp_path / "params.yaml").symlink_to(path)
     add_pipeline(tmp_path, "next", "faces-vae", "")
@@ -135,10 +135,10 @@ IN_BRACES = f"datasets: {{faces: {{source: data/faces}}}}\npipelines: {{faces-va
         ),
     ],
 )
-def test_a_refusal_leaves_the_file_as_it_was(
+def test_a_refused_edit_does_not_change_the_file(
     tmp_path: Path, text: str, name: str, template: str, dataset: str, words: str
 ) -> None:
-    path = written(tmp_path, text)
+    path = write_params(tmp_path, text)
     with pytest.raises(SettingsError) as refused:
         add_pipeline(tmp_path, name, template, dataset)
     assert words in str(refused.value)
@@ -147,8 +147,8 @@ def test_a_refusal_leaves_the_file_as_it_was(
     assert [each.name for each in tmp_path.iterdir()] == ["params.yaml"]
 
 
-def test_new_names_of_datasets_are_held_to_the_same_rules(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+def test_new_dataset_names_must_follow_the_same_rules(tmp_path: Path) -> None:
+    path = write_params(tmp_path, SMALL)
     for name, words in {"faces": "datasets.faces already exists", "a b": "is not a valid name in datasets"}.items():
         with pytest.raises(SettingsError, match=words):
             add_pipeline(tmp_path, "x", "faces-vae", name, {"source": "data", "kind": "image"})
@@ -185,7 +185,7 @@ def test_the_command_says_what_to_do_next(make_repository: object) -> None:
         assert (folder / "params.yaml").read_text() == before
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_version_prints_the_version_of_the_package() -> None:
     from importlib.metadata import version
 
     assert remint(REPOSITORY, "--version").stdout == f"remint {version('remint')}\n"

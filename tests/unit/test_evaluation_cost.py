@@ -1,4 +1,4 @@
-"""What a model costs: by a clock that the tests turn, and built anew at every size. Nothing here says how fast anything is."""
+"""Cost of a model: measured with a clock that the tests set, on a model built at every size. No test measures real speed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.models_cases import CASES, MIXED, SQUARE, Case
 
 
 class Clock:
-    """Stands still but for what the tasks take."""
+    """Clock that advances only by the durations of the tasks."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.order: list[tuple[str, int]] = []
 
     def task(self, name: str, seconds: Callable[[int], float], count: int = 128, threads: int = 1) -> Task:
-        """``seconds``: of the n-th call."""
+        """Return a task. ``seconds``: duration of the n-th call."""
         calls = iter(range(1000))
 
         def run(examples: int) -> None:
@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_the_median_and_its_order_statistics(clock: Clock) -> None:
+def test_the_interval_of_the_median_comes_from_order_statistics(clock: Clock) -> None:
     times = [9.0, 9.0, *[float(n) for n in (5, 1, 15, 3, 2, 14, 4, 6, 13, 7, 8, 12, 9, 10, 11)]]
     found = cost.measure_seconds({"a": clock.task("a", lambda n: times[n], threads=2)}, 15, print)["a"]
     assert found is not None
@@ -51,7 +51,7 @@ def test_the_median_and_its_order_statistics(clock: Clock) -> None:
     assert few is not None and (few.low, few.high, few.fingerprint["interval"]) == (1.0, 15.0, "least to greatest")
 
 
-def test_repeats_are_interleaved_after_a_block_that_does_not_count(clock: Clock) -> None:
+def test_repeats_are_interleaved_after_a_warm_up_block(clock: Clock) -> None:
     threads = torch.get_num_threads()
     tasks = {name: clock.task(name, lambda n: 0.5, count=300) for name in "ab"}
     cost.measure_seconds(tasks, 2, print)
@@ -60,14 +60,14 @@ def test_repeats_are_interleaved_after_a_block_that_does_not_count(clock: Clock)
     assert torch.get_num_threads() == threads
 
 
-def test_what_would_take_too_long_is_not_measured(clock: Clock) -> None:
+def test_a_measurement_that_would_take_too_long_is_skipped(clock: Clock) -> None:
     slow = clock.task("slow", lambda n: 1.0, count=128 * 31)
     assert cost.measure_seconds({"slow": slow, "quick": clock.task("quick", lambda n: 1.0)}, 3, print).keys() == {"slow", "quick"}
     assert cost.measure_seconds({"slow": slow}, 3, print)["slow"] is None and ("slow", 128 * 31) not in clock.order
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_family_draws_and_scores_what_it_can_at_every_size(case: Case) -> None:
+def test_every_family_is_timed_at_every_size_for_what_it_can_do(case: Case) -> None:
     small = cost.scaled_model(case.family, case.settings, case.spec, 1)
     large = cost.scaled_model(case.family, case.settings, case.spec, 2)
     assert small.model is not None and large.model is not None and small.parameters is not None
@@ -85,7 +85,7 @@ def test_every_family_draws_and_scores_what_it_can_at_every_size(case: Case) -> 
             assert found is not None and found.fingerprint["examples"] == 3
 
 
-def test_a_size_that_a_family_cannot_have_says_why() -> None:
+def test_a_size_that_a_family_does_not_support_is_reported_with_the_reason() -> None:
     case = CASES["flow-multiscale"]
     odd = SQUARE.model_copy(update={"shape": (1, 5, 5)})
     found = cost.scaled_model(case.family, case.settings, odd, 1)
@@ -93,7 +93,7 @@ def test_a_size_that_a_family_cannot_have_says_why() -> None:
     assert cost.scaled_model(case.family, case.settings, odd, 4).model is not None
 
 
-def test_a_wider_table_has_columns_of_other_names_and_the_global_generator_is_left_alone() -> None:
+def test_a_wider_table_has_new_column_names_and_the_global_generator_is_unchanged() -> None:
     wider = cost.scaled_spec(MIXED, 3)
     assert len({column.name for column in wider.columns}) == 12 == wider.dims
     assert [column.categories for column in wider.columns[:4]] == [column.categories for column in wider.columns[8:]]

@@ -1,4 +1,4 @@
-"""What changed is named, what did not is not, and chance alone gives an alarm no more often than stated."""
+"""Drift: changes are named, unchanged columns are not, and the rate of false alarms is at most the stated one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def table(generator: np.random.Generator, count: int) -> Array:
 
 
 def dataset(x_NX: Array, spec: DataSpec = TABLE, y_N: Array | None = None, **version: Any) -> Dataset:
-    """A dataset of one training split; of the two others there is one example each."""
+    """Make a dataset with this training split; each of the two other splits has one example."""
     counts = {"train": len(x_NX), "validation": 1, "held_out": 1}
     about = {"name": "d", "source": "s", "raw_sha256": "", "spec": spec, "split": {"seed": 0}, "files": {}}
     small = Split(x_NX[:1], None if y_N is None else y_N[:1])
@@ -49,15 +49,15 @@ def dataset(x_NX: Array, spec: DataSpec = TABLE, y_N: Array | None = None, **ver
 
 
 def columns(x_NX: Array) -> Array:
-    """An extractor: the numbers, missing ones as 0."""
+    """Extract the numbers as features, missing ones as 0."""
     return np.nan_to_num(x_NX.reshape(len(x_NX), -1).astype(np.float64))
 
 
-def between(before: Dataset, after: Dataset) -> Drift:
+def drift_between(before: Dataset, after: Dataset) -> Drift:
     return drift.measure_drift(before, after, columns, "sha")
 
 
-def test_of_sets_without_common_members_the_interval_is_welchs_and_the_test_wilcoxons() -> None:
+def test_disjoint_sets_get_the_interval_of_welch_and_the_test_of_wilcoxon() -> None:
     generator = np.random.default_rng(0)
     a_N, b_N = generator.normal(size=30), generator.normal(0.3, 2.0, size=50)
     tested = contrast.mean(Groups(NOTHING, b_N, a_N))
@@ -70,7 +70,7 @@ def test_of_sets_without_common_members_the_interval_is_welchs_and_the_test_wilc
     assert ranked is not None and ranked.p == pytest.approx(wilcoxon.pvalue, rel=1e-10)
 
 
-def test_of_appended_values_the_contrast_tests_those_that_were_added() -> None:
+def test_for_appended_data_the_contrast_tests_the_added_values() -> None:
     generator = np.random.default_rng(0)
     kept_N, added_N = generator.normal(size=60), generator.normal(0.4, 1.0, size=20)
     tested = contrast.mean(Groups(kept_N, added_N, NOTHING))
@@ -82,28 +82,28 @@ def test_of_appended_values_the_contrast_tests_those_that_were_added() -> None:
     assert (tested.low, tested.high) == pytest.approx(tuple(0.25 * limit for limit in oracle.confidence_interval()), rel=1e-10)
 
 
-def test_shares_of_sets_without_common_members_are_pearsons_test() -> None:
+def test_shares_of_disjoint_sets_get_the_test_of_pearson() -> None:
     a_N, b_N = np.repeat([0, 1, 2], [30, 50, 20]), np.repeat([0, 1, 2], [60, 40, 50])
     found = contrast.shares(Groups(np.zeros(0, int), b_N, a_N), 3)
     assert found is not None
     assert found.p == pytest.approx(stats.chi2_contingency([[30, 50, 20], [60, 40, 50]], correction=False).pvalue, rel=1e-10)
 
 
-def test_rare_categories_are_taken_together() -> None:
+def test_rare_categories_are_merged() -> None:
     a_N, b_N = np.repeat(range(5), [50, 46, 2, 1, 1]), np.repeat(range(5), [47, 47, 1, 2, 3])
     found = contrast.shares(Groups(np.zeros(0, int), b_N, a_N), 5)
     assert found is not None
-    joined = [[50, 50], [47, 53]]  # the rare ones come to 5 expected only with the next
+    joined = [[50, 50], [47, 53]]  # the rare ones reach an expected count of 5 only with the next
     assert found.p == pytest.approx(stats.chi2_contingency(joined, correction=False).pvalue, rel=1e-10)
     assert contrast.shares(Groups(np.zeros(0, int), np.zeros(40, int), np.zeros(40, int)), 2) is None
 
 
-def test_holm_by_hand() -> None:
+def test_holm_correction_of_a_worked_example() -> None:
     assert contrast.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert contrast.holm([0.9, 0.8]) == [1.0, 1.0] and contrast.holm([]) == []
 
 
-def test_values_without_spread_are_told_apart() -> None:
+def test_different_constants_are_told_apart() -> None:
     same = contrast.mean(Groups(NOTHING, np.full(5, 0.1), np.full(9, 0.1)))
     other = contrast.mean(Groups(NOTHING, np.full(5, 0.2), np.full(9, 0.1)))
     assert same is not None and other is not None
@@ -112,7 +112,7 @@ def test_values_without_spread_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("appended", [0, 20, 60])
-def test_of_unchanged_data_chance_gives_an_alarm_in_at_most_5_percent(appended: int) -> None:
+def test_unchanged_data_give_a_false_alarm_in_at_most_5_percent(appended: int) -> None:
     alarms, repeats = 0, 200
     for seed in range(repeats):
         generator = np.random.default_rng([seed, appended])
@@ -128,11 +128,11 @@ def test_of_unchanged_data_chance_gives_an_alarm_in_at_most_5_percent(appended: 
     assert alarms <= 15, alarms
 
 
-def test_the_column_that_moved_by_half_a_deviation_is_named_and_no_other() -> None:
+def test_only_the_column_that_moved_by_half_a_deviation_is_named() -> None:
     generator = np.random.default_rng(1)
     before_ND, after_ND = table(generator, 400), table(generator, 400)
     after_ND[:, 1] += 0.5
-    found = between(dataset(before_ND), dataset(after_ND))
+    found = drift_between(dataset(before_ND), dataset(after_ND))
     (change,) = found.changed
     assert (change.of, change.statistic) == ("height", "mean")
     assert change.before == pytest.approx(170.0, abs=2.0) and change.after == pytest.approx(176.0, abs=2.0)
@@ -140,13 +140,13 @@ def test_the_column_that_moved_by_half_a_deviation_is_named_and_no_other() -> No
     assert "mean of height" in found.summary and (found.kept, found.added, found.removed) == (0, 400, 400)
 
 
-def test_spread_shares_and_gaps_that_changed_are_named() -> None:
+def test_changed_spread_shares_and_missing_values_are_named() -> None:
     generator = np.random.default_rng(2)
     before_ND, after_ND = table(generator, 600), table(generator, 600)
     after_ND[:, 0] *= 1.5
     after_ND[after_ND[:, 3] == 1, 3] = 2  # green becomes red
     after_ND[generator.random(600) < 0.1, 4] = np.nan
-    found = between(dataset(before_ND), dataset(after_ND))
+    found = drift_between(dataset(before_ND), dataset(after_ND))
     named = {(change.of, change.statistic): change for change in found.changed}
     assert set(named) == {("age", "spread"), ("colour", "share"), ("smokes", "missing")}
     spread, share, gaps = named["age", "spread"], named["colour", "share"], named["smokes", "missing"]
@@ -155,12 +155,12 @@ def test_spread_shares_and_gaps_that_changed_are_named() -> None:
     assert gaps.before == 0.0 and gaps.after == pytest.approx(0.1, abs=0.05)
 
 
-def test_appended_rows_alone_are_counted_and_change_nothing() -> None:
+def test_appended_rows_of_the_same_distribution_are_counted_and_give_no_alarm() -> None:
     generator = np.random.default_rng(100)
     before_ND = table(generator, 300)
-    before_ND[1] = before_ND[0]  # a row that stands there twice
+    before_ND[1] = before_ND[0]  # a duplicate row
     after_ND = np.concatenate([before_ND, table(generator, 80), before_ND[:1]])[generator.permutation(381)]
-    found = between(dataset(before_ND), dataset(after_ND))
+    found = drift_between(dataset(before_ND), dataset(after_ND))
     assert (found.kept, found.added, found.removed) == (300, 81, 0)
     assert found.changed == () and "none changed beyond chance" in found.summary
     assert found.distance is not None and found.floor is not None
@@ -168,11 +168,11 @@ def test_appended_rows_alone_are_counted_and_change_nothing() -> None:
     assert (found.before["train"], found.after["train"]) == (300, 381)
 
 
-def test_appended_rows_that_moved_are_found_though_most_rows_stayed() -> None:
+def test_drift_of_appended_rows_is_found_although_most_rows_are_unchanged() -> None:
     generator = np.random.default_rng(4)
     before_ND, added_ND = table(generator, 900), table(generator, 100)
     added_ND[:, 0] += 2.0
-    found = between(dataset(before_ND), dataset(np.concatenate([before_ND, added_ND])))
+    found = drift_between(dataset(before_ND), dataset(np.concatenate([before_ND, added_ND])))
     assert {change.of for change in found.changed} == {"age"}
     (change,) = (change for change in found.changed if change.statistic == "mean")
     assert change.low < 0.2 < change.high
@@ -180,15 +180,15 @@ def test_appended_rows_that_moved_are_found_though_most_rows_stayed() -> None:
     assert found.distance.value > found.floor.high and "above the range" in found.summary
 
 
-def test_unchanged_data_have_no_distance() -> None:
+def test_for_unchanged_data_no_distance_is_measured() -> None:
     x_ND = table(np.random.default_rng(5), 50)
-    found = between(dataset(x_ND), dataset(x_ND[::-1]))
+    found = drift_between(dataset(x_ND), dataset(x_ND[::-1]))
     assert found.comparable and found.kept == 50 and found.changed == () and found.distance is None
     assert found.summary == "the 50 training examples did not change"
 
 
 def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
-    """Two normals whose means differ by 1 in one of two columns: the distance is 1, but for its bias at these sizes."""
+    """Two normal distributions whose means differ by 1 in one of two columns: the distance is 1 plus a bias at these sizes."""
     spec = DataSpec(shape=(2,), columns=(Column(name="a"), Column(name="b")))
     covered = 0
     for seed in range(40):
@@ -203,14 +203,14 @@ def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
     assert covered >= 34  # 95% of 40 are 38; fewer than 34 have a chance below 2%
 
 
-def test_images_brightness_classes_and_the_picture(tmp_path: Path) -> None:
+def test_drift_of_images_reports_brightness_classes_and_a_picture(tmp_path: Path) -> None:
     generator = np.random.default_rng(6)
     before, after = (generator.integers(60, 160, size=(200, 3, 6, 5)).astype(np.uint8) for _ in range(2))
     after[:, 0] += 8
     spec = IMAGES.model_copy(update={"classes": 2, "class_names": ("cat", "dog")})
     y_N, z_N = (generator.random(200) < 0.5).astype(np.int64), (generator.random(200) < 0.8).astype(np.int64)
     first, second = dataset(before, spec, y_N), dataset(after, spec, z_N)
-    found = between(first, second)
+    found = drift_between(first, second)
     named = {(change.of, change.statistic) for change in found.changed}
     assert {("channel 0", "mean"), ("brightness", "mean"), ("label", "share")} <= named
     assert not {of for of, _ in named} & {"channel 1", "channel 2"}
@@ -219,30 +219,30 @@ def test_images_brightness_classes_and_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "drift.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_picture_of_a_table(tmp_path: Path) -> None:
+def test_drift_of_a_table_has_a_picture(tmp_path: Path) -> None:
     generator = np.random.default_rng(7)
     first, second = dataset(table(generator, 100)), dataset(table(generator, 100))
-    drift.write(between(first, second), first, second, tmp_path)
+    drift.write(drift_between(first, second), first, second, tmp_path)
     assert (tmp_path / "drift.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_data_of_another_schema_are_said_to_be_incomparable(tmp_path: Path) -> None:
+def test_data_of_another_schema_are_reported_as_not_comparable(tmp_path: Path) -> None:
     x_ND = table(np.random.default_rng(8), 40)
     narrower = TABLE.model_copy(update={"shape": (4,), "columns": TABLE.columns[:4]})
     first, second = dataset(x_ND), dataset(x_ND[:, :4], narrower)
-    found = between(first, second)
+    found = drift_between(first, second)
     assert not found.comparable and "not comparable" in found.summary and "3 numeric and 1 categorical" in found.summary
     drift.write(found, first, second, tmp_path)
     assert (tmp_path / "drift.json").exists() and not (tmp_path / "drift.png").exists()
 
 
-def test_another_split_is_compared_and_said() -> None:
+def test_another_split_is_compared_and_reported() -> None:
     x_ND = table(np.random.default_rng(9), 200)
-    found = between(dataset(x_ND[:150]), dataset(x_ND[50:], split={"seed": 1}))
+    found = drift_between(dataset(x_ND[:150]), dataset(x_ND[50:], split={"seed": 1}))
     assert found.comparable and (found.kept, found.added, found.removed) == (100, 50, 50)
     assert "the settings of the split changed" in found.summary
 
 
-def test_ranks_are_scipys() -> None:
+def test_ranks_equal_those_of_scipy() -> None:
     value_N = np.random.default_rng(0).integers(0, 30, 200).astype(np.float64)
     assert np.array_equal(contrast._ranks(value_N), stats.rankdata(value_N))

@@ -1,4 +1,4 @@
-"""Nearest neighbours and failures against what can be counted by hand."""
+"""Nearest neighbours and failures against worked examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def images(count: int, seed: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("block", [2048, 7, 1])
-def test_the_nearest_image_is_the_nearest_of_all_whatever_the_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_the_nearest_image_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(pairs, "BLOCK", block)
     train_NX, sample_NX, held_NX = images(50, 0), images(20, 1), images(30, 2)
     sample_NX[3] = train_NX[31]
@@ -39,15 +39,15 @@ def test_the_nearest_image_is_the_nearest_of_all_whatever_the_block(monkeypatch:
     assert found["real_M"].shape == (30,) and (found["real_M"] > 0).all()
 
 
-def test_rows_are_near_by_numbers_and_categories() -> None:
+def test_nearest_rows_count_numbers_and_categories() -> None:
     train_ND = np.array([[0.0, 0.0, 0.0], [0.0, 3.0, 1.0], [5.0, np.nan, 0.0]], dtype=np.float32)
     sample_ND = np.array([[0.0, 3.0, 0.0], [5.0, 0.0, 0.0]], dtype=np.float32)
     found = exhibits.nearest(sample_ND, dataset(TABLE, train_ND, sample_ND))
-    np.testing.assert_allclose(found["distance_N"], [2**0.5, 1.0])  # by another category; by one being missing
+    np.testing.assert_allclose(found["distance_N"], [2**0.5, 1.0])  # because of another category; because of a missing value
     np.testing.assert_array_equal(found["near_NX"], train_ND[[1, 2]])
 
 
-def test_failures_are_the_worst_first_with_their_labels() -> None:
+def test_failures_come_worst_first_with_their_labels() -> None:
     held_NX, value_N = images(30, 3), np.random.default_rng(4).permutation(30).astype(float)
     values = {"fd_domain": np.zeros(20), "iwae": value_N, "elbo": value_N[::-1]}
     failed = exhibits.failures(values, object(), dataset(IMAGES, images(9, 5), held_NX, np.arange(30)))
@@ -58,7 +58,7 @@ def test_failures_are_the_worst_first_with_their_labels() -> None:
     np.testing.assert_array_equal(failed["y_N"], failed["place_N"])
 
 
-def test_without_a_likelihood_the_uncovered_fail() -> None:
+def test_without_a_likelihood_uncovered_examples_are_the_failures() -> None:
     import torch
 
     blank = np.zeros((1, 4, 4), dtype=np.uint8)
@@ -66,6 +66,6 @@ def test_without_a_likelihood_the_uncovered_fail() -> None:
     model = SimpleNamespace(sample_noise=2, sample=lambda noise_BN, y_B=None: torch.zeros((len(noise_BN), 1, 4, 4)).byte())
     failed = exhibits.failures({"fd_domain": np.zeros(20)}, model, dataset(IMAGES, blank[None], held_NX))
     assert failed is not None and str(failed["metric"]) == "uncovered" and "y_N" not in failed
-    np.testing.assert_array_equal(failed["all_M"], np.arange(17.0))  # a model of blank images is as far as an image is bright
+    np.testing.assert_array_equal(failed["all_M"], np.arange(17.0))  # for a model of blank images the distance is the brightness
     np.testing.assert_array_equal(failed["value_N"], np.arange(16.0, 0.0, -1.0))
     assert exhibits.failures({}, object(), dataset(IMAGES, blank[None], held_NX)) is None

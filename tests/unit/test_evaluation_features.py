@@ -1,4 +1,4 @@
-"""The extractor: made the same twice, equal in every batch size, refused where a byte is not its own."""
+"""The extractor: reproducible, independent of the batch size, and refused if a byte changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def without_labels(dataset: Dataset) -> Dataset:
     return replace(dataset, train=replace(dataset.train, y_N=None))
 
 
-def test_a_classifier_that_is_the_same_twice(digits: Dataset, tmp_path: Path) -> None:
+def test_training_the_classifier_twice_gives_the_same_weights(digits: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = features.fit(digits, tmp_path / "first")
@@ -37,7 +37,7 @@ def test_a_classifier_that_is_the_same_twice(digits: Dataset, tmp_path: Path) ->
     assert f_ND.shape == (len(digits.held_out), 64) and f_ND.dtype == np.float64
 
 
-def test_the_batch_size_does_not_show(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_batch_size(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "STEPS", 3)
     features.fit(digits, tmp_path)
     extractor = features.load(tmp_path)
@@ -46,7 +46,7 @@ def test_the_batch_size_does_not_show(digits: Dataset, tmp_path: Path, monkeypat
     np.testing.assert_allclose(one_by_one, whole[:40], rtol=1e-12, atol=1e-12)
 
 
-def test_principal_components_where_there_are_no_labels(digits: Dataset, tmp_path: Path) -> None:
+def test_data_without_labels_get_principal_components(digits: Dataset, tmp_path: Path) -> None:
     from sklearn.decomposition import PCA
 
     about = features.fit(without_labels(digits), tmp_path)
@@ -60,7 +60,7 @@ def test_principal_components_where_there_are_no_labels(digits: Dataset, tmp_pat
 
 @pytest.mark.parametrize("shape", [(1, 3, 3), (3, 9, 5), (3, 32, 32), (1, 28, 28)])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_other_shapes_and_few_images(
+def test_other_shapes_and_few_images_have_finite_features(
     shape: tuple[int, int, int], labelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "STEPS", 2)
@@ -73,7 +73,7 @@ def test_other_shapes_and_few_images(
     assert f_ND.shape == (20, 64 if labelled else min(20, spec.dims)) and np.isfinite(f_ND).all()
 
 
-def test_damage_is_found(digits: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_extractor_is_refused(digits: Dataset, tmp_path: Path) -> None:
     features.fit(without_labels(digits), tmp_path)
     weights = tmp_path / "extractor.safetensors"
     damaged = bytearray(weights.read_bytes())

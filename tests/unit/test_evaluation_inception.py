@@ -1,4 +1,4 @@
-"""The Inception network against the published form, TensorFlow 1's formula of its resize, and plain sums."""
+"""The Inception network against the published layout, the resize formula of TensorFlow 1, and explicit sums."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Mixed_7c: branch1x1 320x2048x1x1, branch3x3_1 384x2048x1x1, branch3x3_2a 384x384
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def published() -> dict[str, tuple[int, ...]]:
+def published_shapes() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
     block = ""
     for word in PUBLISHED.replace(",", "\n").replace(":", ":\n").splitlines():
@@ -70,17 +70,17 @@ def published() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def state(seed: int = 0) -> dict[str, Tensor]:
-    """A random state dict of the published form, with which activations keep their scale."""
+def random_state(seed: int = 0) -> dict[str, Tensor]:
+    """Return a random state dict with the published layout that keeps the scale of the activations."""
     generator, made = torch.Generator().manual_seed(seed), {}
-    for name, shape in published().items():
+    for name, shape in published_shapes().items():
         tensor = torch.randn(shape, generator=generator)
         scale = (2.0 / tensor[0].numel()) ** 0.5 if len(shape) > 1 else 0.1
         made[name] = tensor * scale + (1.0 if name.endswith(("bn.weight", "running_var")) else 0.0)
     return made
 
 
-def pickled(content: Any) -> bytes:
+def serialise(content: Any) -> bytes:
     stream = io.BytesIO()
     torch.save(content, stream)
     return stream.getvalue()
@@ -94,16 +94,18 @@ def images(count: int, channels: int = 3, levels: int = 256, size: tuple[int, in
     return np.random.default_rng(0).integers(levels, size=(count, channels, *size), dtype=np.uint8)
 
 
-def test_names_and_shapes_are_the_published_ones() -> None:
+def test_weights_have_the_published_names_and_shapes() -> None:
     own = {name: tuple(tensor.shape) for name, tensor in Inception().state_dict().items()}
-    assert len(published()) == 94 * 5 + 2
-    assert own == published() | {name.replace("weight", "num_batches_tracked"): () for name in published() if "bn.weight" in name}
+    assert len(published_shapes()) == 94 * 5 + 2
+    assert own == published_shapes() | {
+        name.replace("weight", "num_batches_tracked"): () for name in published_shapes() if "bn.weight" in name
+    }
 
 
 @pytest.mark.slow
-def test_features_depend_on_the_image_alone() -> None:
-    """Whatever stands beside it, and however many."""
-    extractor = load(pickled(state()))
+def test_features_of_an_image_do_not_depend_on_its_batch() -> None:
+    """Compare an image alone and in batches of different sizes."""
+    extractor = load(serialise(random_state()))
     assert (extractor.name, extractor.resize) == ("inception", "bilinear 299, TensorFlow 1")
     x_NCHW = images(5)
     f_ND = extractor(x_NCHW)
@@ -118,7 +120,7 @@ def test_grey_images_of_few_levels_are_the_same_as_colours_of_256() -> None:
     wide = np.repeat(np.array([round(x * 255 / 16) for x in x_NCHW.ravel().tolist()], np.uint8).reshape(x_NCHW.shape), 3, axis=1)
     np.testing.assert_array_equal(prepared(x_NCHW, 17), wide)
     np.testing.assert_array_equal(prepared(wide, 256), wide)
-    content = save({name: tensor.contiguous() for name, tensor in state().items()})
+    content = save({name: tensor.contiguous() for name, tensor in random_state().items()})
     few, all_of_them = load(content, (1, 8, 8), 17), load(content, (3, 8, 8))
     np.testing.assert_array_equal(few(x_NCHW), all_of_them(wide))
 
@@ -130,7 +132,7 @@ def test_levels_are_rounded_to_the_nearest_and_ties_to_even(levels: int, value: 
 
 
 def by_hand(x_HW: np.ndarray, height: int, width: int) -> np.ndarray:
-    """TensorFlow 1.x, resize_bilinear without align_corners and half_pixel_centers, pixel by pixel in float32."""
+    """Resize as TensorFlow 1.x does: resize_bilinear without align_corners and half_pixel_centers, pixel by pixel in float32."""
     single = np.float32
     rows, columns = x_HW.shape
     out = np.empty((height, width), single)
@@ -147,7 +149,7 @@ def by_hand(x_HW: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 20), (1, 3), (50, 43)])
-def test_the_resize_is_that_of_tensorflow_1(size: tuple[int, int]) -> None:
+def test_the_resize_equals_that_of_tensorflow_1(size: tuple[int, int]) -> None:
     x_HW = np.random.default_rng(1).integers(256, size=size).astype(np.float32)
     found = resized(torch.from_numpy(x_HW)[None, None], 43, 37)[0, 0]
     np.testing.assert_array_equal(found, by_hand(x_HW, 43, 37))
@@ -159,7 +161,7 @@ def test_an_image_of_the_networks_size_stays_as_it_is() -> None:
 
 
 def convolved(x_CHW: np.ndarray, weights: dict[str, Tensor], name: str, stride: int = 1) -> np.ndarray:
-    """The sums of a convolution written out, its batch norm, its positive part."""
+    """Compute a convolution by explicit sums, then its batch norm and the positive part."""
     kernel, norm = weights[f"{name}.conv.weight"].numpy(), [weights[f"{name}.bn.{part}"].numpy() for part in NORM]
     _, _, high, wide = kernel.shape
     down, along = (high // 2, wide // 2) if stride == 1 else (0, 0)
@@ -174,13 +176,13 @@ def convolved(x_CHW: np.ndarray, weights: dict[str, Tensor], name: str, stride: 
 
 
 def pooled(x_CHW: np.ndarray, how: Any) -> np.ndarray:
-    """Over the 3 x 3 neighbours that lie inside the image."""
+    """Pool over the 3 x 3 neighbours inside the image."""
     _, rows, columns = x_CHW.shape
     places = [[x_CHW[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2] for j in range(columns)] for i in range(rows)]
     return np.array([[how(place, axis=(1, 2)) for place in row] for row in places]).transpose(2, 0, 1)
 
 
-def test_a_block_is_its_sums() -> None:
+def test_a_block_equals_its_formula() -> None:
     fork = [("fork_a", 2, (1, 3)), ("fork_b", 2, (3, 1))]
     last = [("seven", 2, (7, 1))]
     routes = [
@@ -215,39 +217,39 @@ def test_a_block_is_its_sums() -> None:
     np.testing.assert_allclose(halving(torch.from_numpy(x_CHW)[None])[0], np.concatenate([halved, own]), atol=1e-12)
 
 
-class Thief:
-    """What a pickle may hold."""
+class MaliciousObject:
+    """Object in a malicious pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("the pickle's code ran",))
 
 
-def spoilt(name: str, value: Any) -> bytes:
-    made: dict[str, Any] = state()
+def serialise_with(name: str, value: Any) -> bytes:
+    made: dict[str, Any] = random_state()
     made.pop(name, None)
-    return pickled(made if value is None else {**made, name: value})
+    return serialise(made if value is None else {**made, name: value})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: spoilt("fc.bias", None), "1 missing, for example fc.bias"),
-        (lambda: spoilt("AuxLogits.fc.bias", torch.zeros(3)), "1 unexpected, for example AuxLogits.fc.bias"),
-        (lambda: spoilt("fc.weight", torch.zeros(1000, 2048)), "1 of another shape, for example fc.weight"),
-        (lambda: spoilt("fc.bias", "0"), "1 of another shape, for example fc.bias"),
-        (lambda: spoilt("fc.bias", torch.full((1008,), torch.nan)), "'fc.bias' are not finite"),
-        (lambda: pickled([1]), "holds a list"),
-        (lambda: pickled({"fc.bias": Thief()}), "is not a state dict"),
+        (lambda: serialise_with("fc.bias", None), "1 missing, for example fc.bias"),
+        (lambda: serialise_with("AuxLogits.fc.bias", torch.zeros(3)), "1 unexpected, for example AuxLogits.fc.bias"),
+        (lambda: serialise_with("fc.weight", torch.zeros(1000, 2048)), "1 of another shape, for example fc.weight"),
+        (lambda: serialise_with("fc.bias", "0"), "1 of another shape, for example fc.bias"),
+        (lambda: serialise_with("fc.bias", torch.full((1008,), torch.nan)), "'fc.bias' are not finite"),
+        (lambda: serialise([1]), "holds a list"),
+        (lambda: serialise({"fc.bias": MaliciousObject()}), "is not a state dict"),
         (lambda: b"weights", "is not a state dict"),
     ],
 )
-def test_another_file_is_refused_in_one_line(content: Any, message: str) -> None:
+def test_a_file_without_the_published_weights_is_refused_in_one_line(content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load(content())
     assert str(caught.value).startswith("here: ") and "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture_is_refused() -> None:
+def test_images_of_four_channels_are_refused() -> None:
     with pytest.raises(DataError, match=r"needs images of 1 or 3 channels; the dataset has images of shape \(4, 8, 8\)"):
         load(b"", (4, 8, 8))

@@ -1,4 +1,4 @@
-"""The kernel distance: by hand, without bias, and block by block."""
+"""The kernel distance: a worked example, no bias, and independent of the block size."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 
 from remint.evaluation import kernel
 from remint.evaluation.evaluate import measure
-from tests.support.evaluation_cases import Sampler, always, bench_of, normal, rows
+from tests.support.evaluation_cases import Sampler, always, context_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_of_two_and_two_numbers_by_hand() -> None:
-    """k(0, 1) = 1, k(1, 2) = 27, and between them (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
+def test_the_distance_of_two_pairs_equals_a_worked_example() -> None:
+    """k(0, 1) = 1, k(1, 2) = 27, and the mean between the pairs is (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
     a, b = np.array([[0.0], [1.0]], dtype=np.float32), np.array([[1.0], [2.0]], dtype=np.float32)
-    measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], bench_of(rows(b, b)), "test")
+    measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], context_of(rows(b, b)), "test")
     assert measured["kid_domain"].values_N.tolist() == [9.5, 9.5]
 
 
-def test_it_is_the_definition_over_all_pairs_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_distance_equals_the_definition_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (torch.from_numpy(normal(n, 5, n).astype(np.float64)) for n in (23, 31))
     k_AA, k_AB = ((x @ y.T / 5 + 1) ** 3 for x, y in ((a, a), (a, b)))
     among = float(k_AA[~torch.eye(23, dtype=torch.bool)].mean())
@@ -30,8 +30,8 @@ def test_it_is_the_definition_over_all_pairs_in_any_blocks(monkeypatch: pytest.M
         assert kernel.cross_mean(a, b) == pytest.approx(float(k_AB.mean()), rel=1e-12)
 
 
-def test_of_equal_laws_it_is_zero_on_the_mean_and_of_others_above() -> None:
-    """2,000 pairs of sets of 20: without a bias of either sign. The biased estimate is some 30 standard errors above."""
+def test_the_mean_distance_is_zero_for_equal_distributions_and_positive_for_others() -> None:
+    """2,000 pairs of sets of 20 show no bias. The biased estimate is about 30 standard errors higher."""
     generator = torch.Generator().manual_seed(0)
 
     def sets() -> torch.Tensor:

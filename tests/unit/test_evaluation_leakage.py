@@ -1,4 +1,4 @@
-"""Held-out examples that stand in the training split are counted, against every pair held by hand."""
+"""Leakage: held-out examples in the training split are counted as an exhaustive search of pairs finds them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from remint.data.arrays import Split
 from remint.evaluation import leakage
 from remint.records import Column, DataSpec
 
-IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # sides that no grid of 8 divides
+IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # height and width are not multiples of 8
 TABLE = DataSpec(
     shape=(5,),
     columns=(
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 
 def pictures(count: int, seed: int) -> Array:
-    """Smooth ones, whose neighbours differ by little: their box sums are near each other too."""
+    """Make smooth images: neighbouring pixels differ little, so that their box sums are close too."""
     generator = np.random.default_rng(seed)
     base = generator.uniform(90, 130, size=(count, 1, 1, 1))
     return np.clip(base + generator.normal(scale=3.85, size=(count, *IMAGES.shape)), 0, 255).astype(np.uint8)
@@ -43,14 +43,14 @@ def rows(count: int, seed: int) -> Array:
 
 
 def by_hand(held_NX: Array, train_MX: Array, limit: float) -> set[tuple[int, int]]:
-    """Every pair whose root-mean-square difference is within the limit and that is not equal."""
+    """Return every unequal pair whose root-mean-square difference is within the limit."""
     apart_NM = np.sqrt(
         ((held_NX.reshape(len(held_NX), 1, -1).astype(float) - train_MX.reshape(1, len(train_MX), -1)) ** 2).mean(2)
     )
     return {(int(n), int(m)) for n, m in zip(*np.nonzero((apart_NM <= limit) & (apart_NM > 0)), strict=True)}
 
 
-def test_images_are_found_as_a_search_of_every_pair_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_copies_of_images_equal_those_of_an_exhaustive_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leakage, "BLOCK", 50)
     monkeypatch.setattr(leakage, "WIDE", 70)
     monkeypatch.setattr(leakage, "PAIRS", 30)
@@ -66,13 +66,13 @@ def test_images_are_found_as_a_search_of_every_pair_finds_them(monkeypatch: pyte
     assert set(found.pairs[1:]) <= expected
 
 
-def test_what_is_a_little_beyond_the_tolerance_is_not_near() -> None:
+def test_an_example_just_beyond_the_tolerance_is_not_a_near_copy() -> None:
     train = np.full((1, *IMAGES.shape), 100, np.uint8)
     held = np.stack([train[0] + 5, train[0] + 6])  # 5 of 255 is 1.96%, 6 is 2.35%
     assert leakage.find(Split(held, None), Split(train, None), IMAGES).pairs == ((0, 0),)
 
 
-def test_rows_are_near_with_equal_categories_and_equal_gaps_only() -> None:
+def test_near_rows_must_have_equal_categories_and_missing_values() -> None:
     train, held = rows(600, 0), rows(200, 1)
     observed = {n: int(n) for n in range(600) if np.isfinite(train[n]).all()}
     first, second, third, fourth = list(observed)[:4]
@@ -80,7 +80,7 @@ def test_rows_are_near_with_equal_categories_and_equal_gaps_only() -> None:
         held[place] = train[source]
     held[1, [0, 1, 3, 4]] += 0.01  # within 0.02
     held[2, 2] = (held[2, 2] + 1) % 3  # another category
-    held[3, 1] = np.nan  # missing here only
+    held[3, 1] = np.nan  # missing in this row only
     held[4], train[5] = (np.array([0.5, np.nan, 1.0, -0.0, 2.0], np.float32) for _ in range(2))
     train[5, 3] = 0.0
     found = leakage.find(Split(held, None), Split(train, None), TABLE)
@@ -88,7 +88,7 @@ def test_rows_are_near_with_equal_categories_and_equal_gaps_only() -> None:
     assert (found.leakage.exact, found.leakage.near) == (2, 1)
 
 
-def test_few_columns_that_bring_any_two_rows_near_are_no_leak() -> None:
+def test_rows_that_are_near_because_of_few_columns_are_not_leakage() -> None:
     spec = DataSpec(shape=(2,), columns=(Column(name="x"), Column(name="y")))
     generator = np.random.default_rng(0)
     train, held = (generator.normal(size=(count, 2)).astype(np.float32) for count in (5000, 1000))
@@ -97,7 +97,7 @@ def test_few_columns_that_bring_any_two_rows_near_are_no_leak() -> None:
     assert leakage.find(Split(held, None), Split(train, None), spec).leakage.share < 0.02
 
 
-def test_categories_alone_are_never_near() -> None:
+def test_rows_of_categories_only_are_never_near_copies() -> None:
     spec = DataSpec(shape=(2,), columns=tuple(Column(name=name, categories=("no", "yes")) for name in "ab"))
     train = np.array([[0, 0], [0, 1]], np.float32)
     held = np.array([[1, 0], [1, 1], [0, 1]], np.float32)
@@ -105,7 +105,7 @@ def test_categories_alone_are_never_near() -> None:
     assert found.pairs == ((2, 1),) and found.leakage.exact == 1
 
 
-def test_the_pairs_are_shown(tmp_path: Path) -> None:
+def test_the_report_shows_the_pairs(tmp_path: Path) -> None:
     train, held = pictures(30, 0), pictures(10, 1)
     held[4] = train[9]
     splits = Split(held, None), Split(train, None)

@@ -1,4 +1,4 @@
-"""Metrics of models whose true values are known: entropies, bounds, and a model that draws the data itself."""
+"""Metrics of models with known values: entropies, bounds, and a model that draws the data themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def context(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
-    """The digits, and principal components for features (a classifier takes longer and is tested elsewhere)."""
+    """Return a context of the digits, with principal components as features: a classifier takes longer and has other tests."""
     folder = tmp_path_factory.mktemp("bench")
     features.fit(replace(digits, train=replace(digits.train, y_N=None)), folder / "features")
     return EvaluationContext(
@@ -41,7 +41,7 @@ def run(model: object, metric: str, context: EvaluationContext) -> Measurement:
 
 
 def counts(dataset: Dataset) -> np.ndarray:
-    """How often each level was seen at each pixel of the training split, one count added: (P, L)."""
+    """Return how often each level occurs at each pixel of the training split, plus one: (P, L)."""
     x_NP = np.array(dataset.train.x_NX).reshape(-1, 64)
     return 1.0 + (x_NP[:, :, None] == np.arange(17)).sum(axis=0)
 
@@ -66,7 +66,7 @@ class Factorised:
 
 
 class TwoCauses:
-    """A latent of two equally likely values, which the encoder does not know: p(x) is the mean of p_0(x) and p_1(x)."""
+    """Model with two equally likely latent values that the encoder does not infer: p(x) is the mean of p_0(x) and p_1(x)."""
 
     latent_noise = 1
 
@@ -83,7 +83,7 @@ class TwoCauses:
 
 
 class Resampler:
-    """Draws training images: as good as a model of this data can look."""
+    """Model that draws training images: no model of these data can look better."""
 
     sample_noise = 1
 
@@ -120,8 +120,8 @@ def test_nll_is_the_mean_over_dequantisations(context: EvaluationContext) -> Non
     assert spread == pytest.approx(likelihood.DEQUANTISATION_DRAWS**-0.5, rel=0.15)
 
 
-def test_elbo_and_iwae_of_two_causes(context: EvaluationContext) -> None:
-    """ELBO is the mean of the two log probabilities; IWAE-K comes to the log of their mean as K grows."""
+def test_elbo_and_iwae_of_a_two_cause_model_equal_their_closed_forms(context: EvaluationContext) -> None:
+    """ELBO is the mean of the two log probabilities; IWAE-K approaches the log of their mean as K grows."""
     model = TwoCauses()
     x_NCHW = torch.from_numpy(np.array(context.dataset.held_out.x_NX))
     log_p_2N = model.log_p_2B(x_NCHW).numpy()
@@ -139,7 +139,7 @@ def test_elbo_and_iwae_of_two_causes(context: EvaluationContext) -> None:
     np.testing.assert_allclose(alone["elbo"].values_N, alone["iwae"].values_N, rtol=1e-14)
 
 
-def test_importance_samples_are_walked_through_in_parts(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importance_samples_are_computed_in_chunks(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(TwoCauses(), "iwae", context).values_N
     monkeypatch.setattr(likelihood, "IMPORTANCE_BLOCK", 3 * 128 * 64)
     shapes = []
@@ -161,7 +161,7 @@ def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(context: 
     assert len(resampled.values_N) == 8 and resampled.n == floor.n == len(context.dataset.held_out)
 
 
-def test_fewer_samples_than_features(context: EvaluationContext) -> None:
+def test_fewer_samples_than_features_give_a_finite_distance(context: EvaluationContext) -> None:
     few = replace(context, settings=EvaluationSettings(samples=20, draws=4))
     assert np.isfinite(run(Resampler(context.dataset), "fd_domain", few).values_N).all()
 
@@ -175,13 +175,13 @@ def test_a_measurement_is_a_function_of_its_seed(context: EvaluationContext, met
     assert not np.array_equal(first.values_N, other.values_N) and first.fingerprint != other.fingerprint
 
 
-def test_draws_are_different_draws(context: EvaluationContext) -> None:
+def test_draws_differ_from_each_other(context: EvaluationContext) -> None:
     assert len(set(run(Resampler(context.dataset), "fd_domain", context).values_N)) == 8
     assert len(set(distance.real_data_floor("domain", context).values_N)) == 8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_counted_and_never_left_out(context: EvaluationContext, bad: float) -> None:
+def test_a_nonfinite_value_is_counted_and_never_dropped(context: EvaluationContext, bad: float) -> None:
     class Broken(Factorised):
         def log_prob(self, x_BCHW: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             nats_B = super().log_prob(x_BCHW, noise_BN)
@@ -214,19 +214,19 @@ def test_samples_must_be_images_of_the_dataset(context: EvaluationContext, spoil
         run(Wrong(context.dataset), "fd_domain", context)
 
 
-def test_what_a_model_cannot_do_is_not_reported(context: EvaluationContext) -> None:
+def test_metrics_that_a_model_does_not_support_are_not_reported(context: EvaluationContext) -> None:
     with pytest.raises(SettingsError, match=r"pipelines\.digits-test\.evaluation\.metrics: nll needs a model of type HasLogProb"):
         run(Resampler(context.dataset), "nll", context)
     with pytest.raises(SettingsError, match="did you mean 'fd_domain'"):
         run(Resampler(context.dataset), "fd_domian", context)
 
 
-def test_one_image_has_no_distance(context: EvaluationContext) -> None:
+def test_a_distance_of_one_image_is_refused(context: EvaluationContext) -> None:
     with pytest.raises(DataError, match=r"datasets\.digits\.split\.held_out"):
         run(Resampler(context.dataset), "fd_domain", replace(context, settings=EvaluationSettings(samples=1)))
 
 
-def test_fingerprints_tell_what_may_not_be_compared(context: EvaluationContext) -> None:
+def test_fingerprints_differ_for_values_that_are_not_comparable(context: EvaluationContext) -> None:
     model = Resampler(context.dataset)
     context = replace(context, settings=EvaluationSettings(samples=60, draws=2))
     known = run(model, "fd_domain", context).fingerprint
@@ -241,14 +241,16 @@ def test_fingerprints_tell_what_may_not_be_compared(context: EvaluationContext) 
     assert run(TwoCauses(), "iwae", fewer).fingerprint != run(TwoCauses(), "iwae", context).fingerprint
 
 
-def test_settings_and_metrics_agree_on_what_there_is() -> None:
+def test_the_catalogue_names_the_module_of_each_metric() -> None:
     modules = {importlib.import_module(plugins.module_name(name, "metric")) for name in catalogue.METRICS}
     assert {name: module.__name__ for module in modules for name in module.METRICS} == {
         name: plugins.module_name(name, "metric") for name in catalogue.METRICS
     }
 
 
-def test_a_plug_in_that_measures_something_else_is_told(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_that_returns_an_undeclared_metric_is_refused(
+    context: EvaluationContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(
         neighbours.METRICS, "novelty", Metric(lambda model, context: {"nolevty": distance.real_data_floor("domain", context)})
     )
@@ -256,7 +258,7 @@ def test_a_plug_in_that_measures_something_else_is_told(context: EvaluationConte
         run(Resampler(context.dataset), "novelty", context)
 
 
-def test_context_is_of_the_data_and_stands_once(context: EvaluationContext) -> None:
+def test_context_values_describe_the_data_and_appear_once(context: EvaluationContext) -> None:
     measured, references = measure(Factorised(context.dataset), ["nll", "fd_domain"], context, "digits-test")
     assert set(measured) == {"nll", "fd_domain"} and set(references) == {"factorised", "fd_domain_floor"}
     assert references["factorised"].value == pytest.approx(2.44, abs=0.02) and references["factorised"].unit == "bits/dim"

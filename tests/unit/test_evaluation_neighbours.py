@@ -1,4 +1,4 @@
-"""What nearest neighbours say of samples, against the definitions written out, and against models whose faults are known."""
+"""Metrics from nearest neighbours, against explicit definitions and models with known defects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remint.evaluation import neighbours, pairs
 from remint.evaluation.context import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.records import Column
-from tests.support.evaluation_cases import Array, Itself, Sampler, always, bench_of, normal, rows
+from tests.support.evaluation_cases import Array, IdentityExtractor, Sampler, always, context_of, normal, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,8 +29,8 @@ def values(model: object, context: EvaluationContext, *metrics: str) -> dict[str
     return {name: float(measured[name].values_N.mean()) for name in metrics}
 
 
-def within(point: Array, centres: Array) -> list[bool]:
-    """Whether a point lies in each centre's ball up to its K-th nearest: whole numbers, so that ties are ties."""
+def in_balls(point: Array, centres: Array) -> list[bool]:
+    """Return whether a point is in the ball of each centre up to its K-th neighbour. Whole numbers make ties exact."""
     inside = []
     for i, centre in enumerate(centres):
         others = sorted(int(((centre - other) ** 2).sum()) for j, other in enumerate(centres) if j != i)
@@ -39,19 +39,19 @@ def within(point: Array, centres: Array) -> list[bool]:
 
 
 @pytest.mark.parametrize("far", [0.0, 3.0])
-def test_the_four_are_what_their_papers_define(far: float) -> None:
-    """On a lattice, where many distances are equal and many points are doubled; and far from the origin, where digits go."""
+def test_the_four_metrics_equal_the_definitions_of_their_papers(far: float) -> None:
+    """On a lattice with many equal distances and duplicate points, and far from the origin, where digits are lost."""
     generator = np.random.default_rng(0)
     real, drawn = (generator.integers(-4, 5, size=(40, 2)) + shift for shift in (0, 4))
     y_N = np.arange(40) % 3
-    in_real = np.array([within(point, real) for point in drawn])
-    in_drawn = np.array([within(point, drawn) for point in real])
+    in_real = np.array([in_balls(point, real) for point in drawn])
+    in_drawn = np.array([in_balls(point, drawn) for point in real])
 
-    class Lattice(Itself):
+    class Lattice(IdentityExtractor):
         def __call__(self, x_NX: Array) -> Array:
             return super().__call__(x_NX) * 0.1 + 10.0**far
 
-    context = bench_of(rows(real, real, y_N), Lattice())
+    context = context_of(rows(real, real, y_N), Lattice())
     measured, _ = measure(Sampler(always(drawn.astype(np.float32)), 2), OF_SAMPLES, context, "test")
     found = {name: measured[name].values_N[0] for name in OF_SAMPLES}
     assert found == pytest.approx(
@@ -72,15 +72,15 @@ def test_the_four_are_what_their_papers_define(far: float) -> None:
     assert not measured["precision_domain"].by_class
 
 
-def test_a_collapsed_model_looks_real_and_reaches_little_and_a_noisy_one_the_other_way_round() -> None:
-    """Real: two clusters. So precision and recall, density and coverage cannot be swapped."""
+def test_a_collapsed_model_has_high_precision_and_low_recall_and_a_noisy_one_the_opposite() -> None:
+    """The real data have two clusters, so that precision and recall, or density and coverage, cannot be confused."""
     side = np.sign(np.arange(300) % 2 - 0.5)
     y_N = (side > 0).astype(np.int64)
 
     def real(seed: int) -> Array:
         return normal(300, 4, seed) + 4.0 * side[:, None].astype(np.float32)
 
-    context = bench_of(rows(real(1), real(0), y_N))
+    context = context_of(rows(real(1), real(0), y_N))
     measured, _ = measure(Sampler(lambda z: 0.3 * z + 4.0, 4), OF_SAMPLES, context, "test")
     collapsed = {name: float(one.values_N.mean()) for name, one in measured.items() if name in OF_SAMPLES}
     noisy = values(Sampler(lambda z: 7.0 * z, 4), context, *OF_SAMPLES)
@@ -94,27 +94,27 @@ def test_a_collapsed_model_looks_real_and_reaches_little_and_a_noisy_one_the_oth
     assert by_class[0] == 0.0 < 0.3 < by_class[1], "it never draws the first class"
 
 
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     real, other = normal(60, 3, 0), normal(70, 3, 1)
     model, metrics = Sampler(lambda z: 1.2 * z, 3), [*OF_SAMPLES, "novelty"]
-    whole = values(model, bench_of(rows(other, real)), *metrics)
+    whole = values(model, context_of(rows(other, real)), *metrics)
     monkeypatch.setattr(pairs, "BLOCK", 7)
-    assert values(model, bench_of(rows(other, real)), *metrics) == pytest.approx(whole, rel=1e-12)
+    assert values(model, context_of(rows(other, real)), *metrics) == pytest.approx(whole, rel=1e-12)
 
 
-def test_novelty_of_the_training_split_itself_is_nothing(digits: Dataset) -> None:
+def test_the_novelty_of_training_examples_is_zero(digits: Dataset) -> None:
     images = torch.from_numpy(np.array(digits.train.x_NX))
 
     class Memory(Sampler):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return images[(torch.special.ndtr(noise_BN[:, 0]) * len(images)).long()]
 
-    context = EvaluationContext(digits, {}, bench_of(digits).settings)
+    context = EvaluationContext(digits, {}, context_of(digits).settings)
     assert values(Memory(torch.clone, 1), context, "novelty") == {"novelty": 0.0}
 
 
 def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> None:
-    """Numbers, a missing one among them, and categories: each pair written out."""
+    """Each pair is computed explicitly, from numbers, a missing number and categories."""
     columns = (
         Column(name="length", missing=True),
         Column(name="colour", categories=("red", "green", "blue")),
@@ -136,31 +136,31 @@ def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> 
         return x
 
     train, held_out, drawn = table(0, True), table(1, True), table(2, False)
-    found = values(Sampler(always(drawn), 3), bench_of(rows(train, held_out, columns=columns)), "novelty")
+    found = values(Sampler(always(drawn), 3), context_of(rows(train, held_out, columns=columns)), "novelty")
     assert found["novelty"] == pytest.approx(to_nearest(drawn) / to_nearest(held_out), rel=1e-12)
     copies = values(
         Sampler(always(train[np.isfinite(train[:, 0])]), 3),
-        bench_of(rows(train, held_out, columns=columns), samples=20),
+        context_of(rows(train, held_out, columns=columns), samples=20),
         "novelty",
     )
     assert copies == {"novelty": 0.0}
 
 
-def test_novelty_of_the_same_law_is_about_one_and_of_noise_above() -> None:
-    context = bench_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
+def test_novelty_is_about_one_for_the_same_distribution_and_higher_for_noise() -> None:
+    context = context_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
     same, noise = (values(Sampler(lambda z, s=scale: s * z, 3), context, "novelty")["novelty"] for scale in (1.0, 4.0))
     assert same == pytest.approx(1.0, abs=0.15) and noise > 2.0
 
 
-def test_held_out_examples_that_are_all_copies_have_no_novelty() -> None:
+def test_novelty_is_refused_if_all_held_out_examples_are_copies() -> None:
     x = normal(20, 2, 0)
     with pytest.raises(DataError, match="every held-out example of rows is also in its training split"):
-        values(Sampler(torch.clone, 2), bench_of(rows(x, x)), "novelty")
+        values(Sampler(torch.clone, 2), context_of(rows(x, x)), "novelty")
 
 
 @pytest.mark.parametrize("metric", ["fd_domain", "kid_domain", "precision_domain", "recall_domain"])
-def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str) -> None:
-    class Broken(Itself):
+def test_nonfinite_features_are_counted_and_never_dropped(metric: str) -> None:
+    class Broken(IdentityExtractor):
         def __call__(self, x_NX: Array) -> Array:
             f_ND = super().__call__(x_NX)
             f_ND[(f_ND > 50.0).any(axis=1), 0] = np.nan
@@ -169,7 +169,7 @@ def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str
     def far(z: Tensor) -> Tensor:
         return torch.where(torch.arange(len(z))[:, None] < 3, 100.0, z)
 
-    context = bench_of(rows(normal(90, 2, 0), normal(90, 2, 1)), Broken())
+    context = context_of(rows(normal(90, 2, 0), normal(90, 2, 1)), Broken())
     with pytest.raises(RunError, match="features 'domain' of 3 of 90 samples are not finite"):
         values(Sampler(far, 2), context, metric)
 
@@ -178,4 +178,4 @@ def test_features_that_are_not_finite_are_counted_and_never_left_out(metric: str
 def test_too_few_examples_are_refused(metric: str, least: int) -> None:
     x: Any = normal(30, 2, 0)
     with pytest.raises(DataError, match=f"{metric} needs {least} examples on each side, but only {least - 1} are available"):
-        values(Sampler(torch.clone, 2), bench_of(rows(x, x), samples=least - 1), metric)
+        values(Sampler(torch.clone, 2), context_of(rows(x, x), samples=least - 1), metric)

@@ -1,4 +1,4 @@
-"""What a model was trained on is held against what judges it: from prepared data on disk, as the evaluate step does it."""
+"""Leakage and drift between the training data of a model and its evaluation data, from prepared data on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def images(count: int, seed: int) -> Array:
 
 
 def bundle(folder: Path, dataset: Path) -> Path:
-    """All that is read of a trained model: what it was trained on."""
+    """Write the only file of a trained model that is read: the one that names its training data."""
     folder.mkdir()
     data = arrays.load(dataset)
     TrainedModel(
@@ -57,11 +57,11 @@ def sealed(origin: Origin) -> EvaluationReport:
     return origin.sealed(Evidence(report, {})).report
 
 
-def test_a_near_copy_that_stands_on_both_sides_is_counted_and_shown(tmp_path: Path) -> None:
+def test_a_near_copy_in_both_splits_is_counted_and_shown(tmp_path: Path) -> None:
     x_NHW = images(120, 0)
     start = arrays.load(prepared(tmp_path / "without", x_NHW))
     assert sealed(Origin.of(bundle(tmp_path / "b", tmp_path / "without/prepared"), start, None)).leakage is not None
-    copy_NHW = np.where(x_NHW < 255, x_NHW + 1, x_NHW - 1)  # of each image one, whose split is another at times
+    copy_NHW = np.where(x_NHW < 255, x_NHW + 1, x_NHW - 1)  # one near copy of each image; its split sometimes differs
     data = arrays.load(prepared(tmp_path / "with", np.concatenate([x_NHW, copy_NHW])))
     at_random = {x.tobytes(): split for split in ("train", "held_out") for x in getattr(data, split).x_NX}
     straddling = sum(
@@ -76,7 +76,7 @@ def test_a_near_copy_that_stands_on_both_sides_is_counted_and_shown(tmp_path: Pa
     assert (tmp_path / "leakage.png").exists() and not (tmp_path / "drift.json").exists()
 
 
-def test_data_that_grew_drift_and_do_not_leak(tmp_path: Path) -> None:
+def test_data_that_grew_are_drift_and_not_leakage(tmp_path: Path) -> None:
     before, added = images(150, 0), images(50, 1) // 2
     former = prepared(tmp_path / "former", before)
     today = arrays.load(prepared(tmp_path / "today", np.concatenate([before, added])))
@@ -92,7 +92,7 @@ def test_data_that_grew_drift_and_do_not_leak(tmp_path: Path) -> None:
     assert not (tmp_path / "leakage.png").exists()
 
 
-def test_another_seed_of_the_split_puts_what_was_trained_on_into_what_judges(tmp_path: Path) -> None:
+def test_another_split_seed_puts_training_examples_into_the_held_out_split(tmp_path: Path) -> None:
     x_NHW = images(200, 0)
     former, today = prepared(tmp_path / "former", x_NHW, seed=0), arrays.load(prepared(tmp_path / "today", x_NHW, seed=1))
     leakage = sealed(Origin.of(bundle(tmp_path / "b", former), today, former)).leakage
@@ -101,7 +101,7 @@ def test_another_seed_of_the_split_puts_what_was_trained_on_into_what_judges(tmp
     assert leakage.exact == sum(x.tobytes() in trained_on for x in today.held_out.x_NX) > 0.4 * leakage.checked
 
 
-def test_without_the_former_data_nothing_is_known(tmp_path: Path) -> None:
+def test_without_the_earlier_data_leakage_is_unknown(tmp_path: Path) -> None:
     former, today = prepared(tmp_path / "former", images(60, 0)), arrays.load(prepared(tmp_path / "today", images(70, 0)))
     origin = Origin.of(bundle(tmp_path / "b", former), today, None)
     assert sealed(origin).leakage is None
@@ -109,14 +109,14 @@ def test_without_the_former_data_nothing_is_known(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_other_data_than_the_model_names_are_refused(tmp_path: Path) -> None:
+def test_data_that_differ_from_those_of_the_model_are_refused(tmp_path: Path) -> None:
     former, other = prepared(tmp_path / "former", images(60, 0)), prepared(tmp_path / "other", images(70, 0))
     today = arrays.load(prepared(tmp_path / "today", images(80, 0)))
     with pytest.raises(IntegrityError, match="is dataset version"):
         Origin.of(bundle(tmp_path / "b", former), today, other)
 
 
-def test_images_of_another_size_are_not_comparable_and_nothing_fails(tmp_path: Path) -> None:
+def test_images_of_another_size_are_not_comparable_and_the_step_succeeds(tmp_path: Path) -> None:
     former = prepared(tmp_path / "former", images(60, 0))
     today = arrays.load(prepared(tmp_path / "today", images(60, 0)[:, :8, :8]))
     features.fit(today, tmp_path / "features")

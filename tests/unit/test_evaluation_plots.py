@@ -1,4 +1,4 @@
-"""Pictures: every pixel of a grid is where it belongs, and equal arrays give equal files."""
+"""Pictures: every pixel of a grid is in its place, and equal arrays give equal files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_equal_arrays_give_equal_files(tmp_path: Path, draw: Callable[[Path], No
     assert min(picture.shape[:2]) > 150 and picture.std() > 0.02, "the picture is blank"
 
 
-def test_every_image_is_where_it_belongs() -> None:
+def test_every_image_of_a_grid_is_in_its_place() -> None:
     sheet = drawing.tile(X_NCHW, 17, columns=4)
     assert sheet.shape == (3 * 9 + 1, 4 * 9 + 1, 3)
     for index, image_CHW in enumerate(X_NCHW):
@@ -64,7 +64,7 @@ def test_colours_are_kept_and_transparency_is_left_out() -> None:
     np.testing.assert_array_equal(drawing.tile(x_NCHW, 256, 1)[1:3, 1:4], x_NCHW[0, :3].transpose(1, 2, 0) / 255)
 
 
-def test_an_empty_field_of_a_curve_is_a_gap(tmp_path: Path) -> None:
+def test_a_missing_value_of_a_curve_is_drawn_as_a_gap(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").write_text("step,loss,validation\n1,2.5,\n2,2.25,1.5\n")
     curve = read_curve(tmp_path / "curve.csv")
     assert curve["step"] == [1.0, 2.0] and curve["loss"] == [2.5, 2.25]

@@ -1,4 +1,4 @@
-"""Features by files of the user's own: verified before they are opened, refused with what to do."""
+"""Feature programs from the user: verified before they are opened, refused with a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = DataSpec(shape=(3,), columns=tuple(Column(name=name) for name in "abc"))
 
 
 class Network(nn.Module):
-    """A nonlinear projection of the flattened example."""
+    """Nonlinear projection of the flattened example."""
 
     def __init__(self, dims: int, features: int = 4) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Features that are no numbers with a point."""
+    """Network whose features are integers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
@@ -72,7 +72,7 @@ def of_images() -> bytes:
 
 @pytest.mark.parametrize("spec", [IMAGES, ROWS])
 @pytest.mark.parametrize("count", [1, 64, 100])
-def test_features_are_what_the_network_gives(spec: DataSpec, count: int) -> None:
+def test_features_equal_the_output_of_the_network(spec: DataSpec, count: int) -> None:
     extractor = program.load(exported(Network(spec.dims), example(spec)), "abc", spec, "here")
     assert (extractor.name, extractor.sha256) == ("program", "abc")
     x_NX = np.random.default_rng(0).integers(17, size=(count, *spec.shape)).astype(np.float32 if spec.is_table else np.uint8)
@@ -95,7 +95,7 @@ def test_features_are_what_the_network_gives(spec: DataSpec, count: int) -> None
         (lambda: exported(Pair(), example(IMAGES)), "returns a tuple of 64 examples"),
     ],
 )
-def test_a_program_of_another_form_is_refused_with_how_to_export_one(content: Any, message: str) -> None:
+def test_a_program_of_another_format_is_refused_with_export_instructions(content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         program.load(content(), "abc", IMAGES, "here")
     how = r"export it with torch.export.export(model.eval(), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),), dynamic_shapes="
@@ -108,7 +108,7 @@ def load(folder: Path, digits: Dataset, metrics: list[str], **files: dict[str, s
 
 @pytest.fixture(scope="module")
 def folder(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of the digits, and a program of them as net.pt2."""
+    """Make a folder with features of the digits, and with the program that computes them as net.pt2."""
     made = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "STEPS", 1)
@@ -121,7 +121,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_only_what_metrics_ask_for_is_loaded(folder: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_programs_that_metrics_need_are_loaded(folder: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_SOURCES", str(folder))
     files = {"program": {"path": "net.pt2", "sha256": digest(folder / "net.pt2")}, "inception": {"path": "nowhere.pth"}}
     assert set(load(folder, digits, ["fd_domain", "nll"], **files)) == {"domain"}
@@ -145,11 +145,11 @@ def test_a_file_that_is_not_the_pinned_one_is_never_opened(
     words = rf"evaluation.program.path: .*other.pt2: its SHA-256 is {digest(other)}, expected {pinned['sha256']}: the file was not opened"
     with pytest.raises(IntegrityError, match=words):
         load(folder, digits, ["fd_program"], program=pinned)
-    with pytest.raises(IntegrityError, match="expected 6726825d0af5f729.*the file was not opened"):  # the published file's own
+    with pytest.raises(IntegrityError, match="expected 6726825d0af5f729.*the file was not opened"):  # of the published file
         load(folder, digits, ["fid"], inception={"path": str(other)})
 
 
-def test_what_is_missing_is_said_with_how_to_get_it(folder: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_reported_with_how_to_get_it(folder: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_HOME", str(folder / "home"))
     words = "evaluation.inception.path: weights.pth: .*weights-inception-2015-12-05-6726825d.pth, as torch-fidelity publishes it"
     with pytest.raises(DataError, match=words):

@@ -1,4 +1,4 @@
-"""From a sealed bundle to a report folder, through the library and through the step."""
+"""From a sealed bundle to a report folder, by the library and by the step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pipelines:
 
 
 def make_bundle(folder: Path, spec: DataSpec, spoil: Callable[[Model], object] = lambda model: None) -> Path:
-    """A VAE as it is before its first step."""
+    """Make the bundle of a VAE before its first step."""
     settings = plugins.settings_of("vae").model_validate({"latent": 2, "hidden": 8, "layers": 1})
     torch.manual_seed(0)
     model = families.family("vae").build(settings, spec)
@@ -70,7 +70,7 @@ def make_bundle(folder: Path, spec: DataSpec, spoil: Callable[[Model], object] =
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A folder in which the steps before ``evaluate`` have run."""
+    """Make a folder in which the steps before ``evaluate`` have run."""
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(5, size=(300, 4, 4), dtype=np.uint8))
     settings = DatasetSettings(source="images.npy", levels=5)
     sources.snapshot("tiny", settings, tmp_path, tmp_path / "outs/raw/tiny")
@@ -113,11 +113,12 @@ def test_the_evidence_names_its_model_and_its_data(workspace: Path) -> None:
     assert set(evidence.values) == {"elbo", "iwae", "fd_domain", "fd_domain:reference"}
     for name, value in evidence.report.metrics.items():
         assert value.value == evidence.values[name].mean() and value.low < value.value < value.high
-    assert evidence.report.metrics["iwae"].value < evidence.report.metrics["elbo"].value  # Jensen: for every example
+    # By Jensen's inequality, for every example.
+    assert evidence.report.metrics["iwae"].value < evidence.report.metrics["elbo"].value
     assert (evidence.values["iwae"] <= evidence.values["elbo"]).all()
 
 
-def test_a_report_comes_back_as_it_was_written(workspace: Path) -> None:
+def test_a_report_is_loaded_as_it_was_saved(workspace: Path) -> None:
     evidence = judge(workspace)
     report.write(evidence, workspace / "outs/trained/tiny-vae", arrays.load(workspace / "outs/prepared/tiny"), workspace / "r")
     loaded = Evidence.load(workspace / "r")
@@ -131,7 +132,7 @@ def test_a_report_comes_back_as_it_was_written(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere(workspace: Path) -> None:
+def test_the_step_writes_the_same_bytes_twice_and_evaluates_a_bundle_in_another_folder(workspace: Path) -> None:
     assert run_step(workspace, "evaluate", "tiny-vae").returncode == 0
     first = contents(workspace / "outs/reports/tiny-vae")
     pictures = {f"{name}.png" for name in ("curve", "samples", "likelihood", "nearest", "failures")}
@@ -148,14 +149,14 @@ def test_the_step_writes_the_same_bytes_twice_and_judges_other_bundles_elsewhere
 
 
 @pytest.mark.slow
-def test_steps_before_it_give_what_the_library_gives(workspace: Path) -> None:
+def test_the_earlier_steps_give_the_same_as_the_library(workspace: Path) -> None:
     before = contents(workspace / "outs")
     for step, key in (("snapshot", "tiny"), ("prepare", "tiny"), ("features", "tiny-vae")):
         assert run_step(workspace, step, key).returncode == 0
     assert contents(workspace / "outs") == before
 
 
-def test_raw_data_is_found_in_the_persons_tree(workspace: Path) -> None:
+def test_raw_data_is_found_in_the_users_tree(workspace: Path) -> None:
     before = contents(workspace / "outs/raw")
     (workspace / "mine").mkdir()
     (workspace / "images.npy").rename(workspace / "mine/images.npy")
@@ -166,7 +167,7 @@ def test_raw_data_is_found_in_the_persons_tree(workspace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_damaged_bundle_is_not_judged(workspace: Path) -> None:
+def test_a_damaged_bundle_is_not_evaluated(workspace: Path) -> None:
     weights = workspace / "outs/trained/tiny-vae/weights.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-7] ^= 16
@@ -177,7 +178,7 @@ def test_a_damaged_bundle_is_not_judged(workspace: Path) -> None:
     assert done.returncode == 1 and not (workspace / "outs/reports").exists()
 
 
-def test_weights_that_diverged_are_not_judged(workspace: Path) -> None:
+def test_nonfinite_weights_are_not_evaluated(workspace: Path) -> None:
     def diverge(model: Model) -> None:
         next(model.parameters()).view(-1)[3] = float("nan")
 

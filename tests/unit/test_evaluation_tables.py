@@ -1,4 +1,4 @@
-"""Tables and classes: rows whose law is known, features of columns, metrics class by class, samples of the class asked for."""
+"""Tables and classes: rows of a known distribution, features of columns, metrics and samples for each class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARES = np.array([0.2, 0.3, 0.5])
 
 
 def split(count: int, seed: int) -> Split:
-    """Standard normal columns that the class moves, a third of ``width`` missing, and a categorical one."""
+    """Make rows: normal columns shifted by the class, with a third of ``width`` missing, and a categorical column."""
     generator = np.random.default_rng(seed)
     y_N = generator.integers(2, size=count)
     x_ND = np.stack([generator.normal(size=count) + y_N, generator.normal(size=count), generator.choice(3, count, p=SHARES)], 1)
@@ -57,11 +57,11 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
 
 
 class Law(Model):
-    """The law that the rows were drawn from, given the class; ``width`` is observed or counts for nothing."""
+    """True distribution of the rows given the class; a missing ``width`` adds nothing to the likelihood."""
 
     conditional = True
     density_noise = 0
-    sample_noise = 4  # the last draws the class
+    sample_noise = 4  # the last number draws the class
 
     def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         assert y_B is not None and noise_BN.shape == (len(x_BX), 0)
@@ -79,7 +79,7 @@ def run(model: object, metric: str, context: EvaluationContext) -> Measurement:
     return measure(model, [metric], context, "rows-test")[0][metric]
 
 
-def test_nll_is_in_nats_given_the_class_and_also_class_by_class(context: EvaluationContext) -> None:
+def test_nll_given_the_class_is_in_nats_and_reported_for_each_class(context: EvaluationContext) -> None:
     found = run(Law(), "nll", context)
     x_ND, y_N = context.dataset.held_out.x_NX, context.dataset.held_out.y_N
     assert y_N is not None
@@ -92,7 +92,7 @@ def test_nll_is_in_nats_given_the_class_and_also_class_by_class(context: Evaluat
     assert found.by_class[1].values_N.mean() == expected_N[y_N == 1].mean()
 
 
-def test_factorised_rows_are_normal_and_counted_columns(context: EvaluationContext) -> None:
+def test_the_factorised_baseline_has_normal_and_categorical_columns(context: EvaluationContext) -> None:
     train, held_out = (np.array(part.x_NX, dtype=np.float64) for part in (context.dataset.train, context.dataset.held_out))
     counts = np.bincount(train[:, 2].astype(int), minlength=3) + 1.0
     expected_N = -np.log(counts / counts.sum())[held_out[:, 2].astype(int)]
@@ -102,7 +102,7 @@ def test_factorised_rows_are_normal_and_counted_columns(context: EvaluationConte
     np.testing.assert_allclose(likelihood.independent_baseline(context).values_N, expected_N, rtol=1e-12)
 
 
-def test_features_of_a_table_are_its_columns_standardised(context: EvaluationContext) -> None:
+def test_features_of_a_table_are_its_standardised_columns(context: EvaluationContext) -> None:
     f_ND = context.extractors["domain"](context.dataset.train.x_NX)
     assert f_ND.shape == (3000, 1 + 2 + 3), "a number; a number and whether it is missing; three categories"
     np.testing.assert_allclose(f_ND.mean(0), 0, atol=1e-6)
@@ -110,7 +110,7 @@ def test_features_of_a_table_are_its_columns_standardised(context: EvaluationCon
     assert context.extractors["domain"].classify is None
 
 
-def test_a_table_model_that_misses_nothing_scores_near_the_floor_and_one_that_shifts_does_not(context: EvaluationContext) -> None:
+def test_a_perfect_table_model_scores_near_the_floor_and_a_shifted_one_does_not(context: EvaluationContext) -> None:
     class Shifted(Law):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             return super().sample(noise_BN, y_B) + torch.tensor([1.0, 0.0, 0.0])
@@ -137,7 +137,7 @@ def _complete(part: Split) -> Split:
         (lambda x: x[:, :2], r"\(2,\)"),
     ],
 )
-def test_rows_that_are_none_are_refused(context: EvaluationContext, spoil: object, words: str) -> None:
+def test_invalid_rows_are_refused(context: EvaluationContext, spoil: object, words: str) -> None:
     class Spoiled(Law):
         def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
             rows: Tensor = spoil(super().sample(noise_BN, y_B))  # type: ignore[operator]
@@ -148,7 +148,7 @@ def test_rows_that_are_none_are_refused(context: EvaluationContext, spoil: objec
 
 
 class ByClass(Model):
-    """Draws training images of the class asked for, or of one ``off`` it."""
+    """Model that draws training images of the requested class, or of the class plus ``off``."""
 
     conditional = True
     sample_noise = 1
@@ -167,7 +167,7 @@ class ByClass(Model):
         return torch.from_numpy(np.array(self.split.x_NX[chosen]))
 
 
-def test_class_agreement_is_the_share_that_is_of_the_class_asked_for(digits: Dataset, tmp_path: Path) -> None:
+def test_class_agreement_is_the_share_of_samples_of_the_requested_class(digits: Dataset, tmp_path: Path) -> None:
     features.fit(digits, tmp_path / "features")
     context = EvaluationContext(
         digits, {"domain": features.load(tmp_path / "features")}, EvaluationSettings(samples=200, draws=3)
@@ -210,7 +210,7 @@ def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() ->
         ServedModel(plain, SPEC).sample(3, seed=0, of_class=1)
 
 
-def test_pictures_of_tables_and_classes(context: EvaluationContext, tmp_path: Path) -> None:
+def test_tables_and_classes_have_pictures(context: EvaluationContext, tmp_path: Path) -> None:
     rows = {"law": samples(Law(), SPEC, 200, 0)}
     for name in ("first", "second"):
         plots.table_columns(tmp_path / f"{name}.png", context.dataset.held_out.x_NX, rows, COLUMNS, "rows")

@@ -1,4 +1,4 @@
-"""The worked example of docs/how-to/add-a-family.md against exact oracles in float64, and the page against the file."""
+"""The example of docs/how-to/add-a-family.md against exact oracles in float64, and the page against the file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_probabilities_given_each_class_sum_to_one() -> None:
 
 
 def test_samples_are_drawn_with_the_probabilities() -> None:
-    """Even steps through both numbers of the noise, 120 x 120: shares differ from probabilities by the steps' width only."""
+    """A 120 x 120 grid over both numbers of the noise: shares differ from probabilities only by the width of a step."""
     model, side = a_model(PAIR), 120
     quantile = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side)
     drawn = model.sample(torch.cartesian_prod(quantile, quantile)).flatten(1).long() @ torch.tensor([3, 1])
@@ -56,8 +56,8 @@ def test_samples_are_drawn_with_the_probabilities() -> None:
     assert float(expected.min()) > 4 / side, "every image is drawn"
 
 
-def test_a_sample_is_the_place_in_the_distribution_that_its_noise_says() -> None:
-    """Going through the values in order: the share below each drawn level is at most Phi(noise), that up to it above."""
+def test_a_sample_is_the_quantile_that_its_noise_selects() -> None:
+    """For each value in order: P(below the drawn level) <= Phi(noise) < P(up to the drawn level)."""
     model = a_model(IMAGE)
     noise = standard_normal((20, model.sample_noise), 1).double()
     x_BHV = model._in_order(model.sample(noise))
@@ -69,8 +69,8 @@ def test_a_sample_is_the_place_in_the_distribution_that_its_noise_says() -> None
 
 
 @pytest.mark.parametrize("reach", [1, 2])
-def test_a_value_sees_all_that_came_before_and_nothing_else(reach: int) -> None:
-    """By the gradient of each value's logits; three layers of reach 1 span a row of IMAGE less the corners that are too far."""
+def test_a_value_depends_on_all_earlier_values_and_on_nothing_else(reach: int) -> None:
+    """From the gradient of the logits of each value. Three layers of reach 1 span a row of IMAGE except distant corners."""
     spec = DataSpec(shape=(1, 4, 4), levels=17)
     model = a_model(spec, SMALL.model_copy(update={"reach": reach, "layers": 4}))
     x_BHV = model._in_order(examples(spec, 1)).double().requires_grad_(True)
@@ -81,7 +81,7 @@ def test_a_value_sees_all_that_came_before_and_nothing_else(reach: int) -> None:
         assert seen.tolist() == [before < place for before in range(spec.dims)], f"value {place}"
 
 
-def test_training_starts_from_the_shares_of_the_training_split() -> None:
+def test_training_starts_from_the_frequencies_of_the_training_split() -> None:
     x = examples(PAIR, 500)
     model = build(SMALL, PAIR).double().eval()
     model.initialise(x)
@@ -119,14 +119,14 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line]
 
 
-def test_the_page_shows_the_file_whole_and_in_order() -> None:
+def test_the_page_shows_the_whole_file_in_order() -> None:
     *parts, cases = blocks("python")
     assert [line for part in parts for line in lines(part)] == lines((EXAMPLE / "family.py").read_text())
     assert blocks("toml") == [(EXAMPLE / "pyproject.toml").read_text()]
     assert cases in (REPOSITORY / "tests/support/models_cases.py").read_text()
 
 
-def test_the_pages_pipeline_is_valid() -> None:
+def test_the_pipeline_on_the_page_is_valid() -> None:
     content = read_params(REPOSITORY)
     (pipeline,) = blocks("yaml")
     content["pipelines"] = YAML(typ="safe").load(pipeline)

@@ -1,4 +1,4 @@
-"""Workspaces, on real git: a job's commit is what is on disk, and the person's tree and index stay as they are."""
+"""Workspaces, on real git: the commit of a job has the files on disk; the tree and index of the user do not change."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def repository(tmp_path: Path) -> Path:
 
 
 def state(repository: Path) -> tuple[str, bytes, str]:
-    """Everything of a person's that a job could have touched."""
+    """Return all state of the user that a job could change."""
     files = run(repository, "sh", "-c", "find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha256sum")
     return files, (repository / ".git/index").read_bytes(), run(repository, "git", "for-each-ref", "refs/heads", "HEAD")
 
 
-def test_a_clean_tree_is_its_head(repository: Path) -> None:
+def test_the_commit_of_a_clean_tree_is_its_head(repository: Path) -> None:
     commit = git.commit_of_tree(repository)
     assert commit == git.Commit(run(repository, "git", "rev-parse", "HEAD").strip(), dirty=False)
     assert commit.reason_dirty is None
 
 
-def test_uncommitted_work_becomes_a_commit_and_nothing_of_the_persons_moves(repository: Path, tmp_path: Path) -> None:
+def test_uncommitted_work_becomes_a_commit_and_the_users_files_index_and_branches_stay(repository: Path, tmp_path: Path) -> None:
     (repository / "params.yaml").write_text("a: 2\n")
     run(repository, "git", "add", "params.yaml")
     (repository / "params.yaml").write_text("a: 3\n")  # staged 2, on disk 3
@@ -89,18 +89,18 @@ def test_renames_and_deletions_are_named(repository: Path) -> None:
     assert git.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
 
 
-def test_a_dvc_lock_left_by_hand_is_no_dirt(repository: Path) -> None:
+def test_a_changed_dvc_lock_is_not_uncommitted_work(repository: Path) -> None:
     (repository / "dvc.lock").write_text("schema: '2.0'\n")
     assert not git.commit_of_tree(repository).dirty
 
 
-def test_a_touched_but_equal_file_is_no_dirt(repository: Path) -> None:
+def test_a_touched_but_equal_file_is_not_uncommitted_work(repository: Path) -> None:
     (repository / "params.yaml").touch()
     assert not git.commit_of_tree(repository).dirty
 
 
 @pytest.mark.parametrize("name", [".env", "server.pem", "id_rsa", "aws-credentials.json"])
-def test_what_looks_like_a_secret_is_refused_by_name(repository: Path, name: str) -> None:
+def test_a_file_that_looks_like_a_secret_is_refused_by_name(repository: Path, name: str) -> None:
     (repository / name).write_text("secret")
     with pytest.raises(RepositoryError, match=name):
         git.commit_of_tree(repository)
@@ -114,7 +114,7 @@ def test_a_large_file_is_refused_by_name(repository: Path) -> None:
         git.commit_of_tree(repository)
 
 
-def test_no_repository_and_no_commit_are_two_clear_errors(tmp_path: Path) -> None:
+def test_a_missing_repository_and_a_missing_commit_have_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="no git repository at"):
         git.repository_of(tmp_path)
     run(tmp_path, "git", "init", "-q")
@@ -135,7 +135,7 @@ def test_a_commit_is_fetched_from_the_origin_without_a_trace(repository: Path, t
     clone = tmp_path / "clone"
     (repository / "params.yaml").write_text("a: 2\n")
     run(repository, "git", "commit", "-qam", "second")
-    run(repository, "git", "reset", "-q", "--hard", "HEAD^")  # on no branch any more
+    run(repository, "git", "reset", "-q", "--hard", "HEAD^")  # no longer on a branch
     lost = run(repository, "git", "rev-parse", "HEAD@{1}").strip()
     before = state(clone), run(clone, "git", "for-each-ref"), sorted(path.name for path in (clone / ".git").iterdir())
     assert not git.holds(clone, lost) and git.obtain(clone, lost) and git.holds(clone, lost)
@@ -169,7 +169,7 @@ def test_uncommitted_work_is_built_in_a_fresh_clone_from_its_bundle(repository: 
         ("../models.git", "../models.git"),
     ],
 )
-def test_the_origin_is_named_without_its_secrets(repository: Path, address: str, kept: str) -> None:
+def test_the_address_of_the_origin_is_reported_without_secrets(repository: Path, address: str, kept: str) -> None:
     assert git.origin(repository) == ""
     run(repository, "git", "remote", "add", "origin", address)
     assert git.origin(repository) == kept

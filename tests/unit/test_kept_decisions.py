@@ -1,4 +1,4 @@
-"""The decisions that are kept with the versions, compared with the digests in the ledger: remint history NAME --verify."""
+"""Decisions stored with the versions against their digests in the ledger: remint history NAME --verify."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.support.promotion_cases import MODEL
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    """Version 1 was promoted and version 2 kept, each with its decision here and in MLflow; a person rejected version 3."""
+    """Make a home: version 1 promoted, 2 kept, both with decisions on this machine and in MLflow; 3 rejected by a person."""
     home = cases.copied(registered, tmp_path / "home")
-    settle(home, decision(1, None, "promoted"))
-    settle(home, decision(2, 1, "kept"))
+    record_decision(home, decision(1, None, "promoted"))
+    record_decision(home, decision(2, 1, "kept"))
     cases.append(home, "rejected", 3, evidence="", who="ada")
     sync_mlflow_to_ledger(home, MODEL)
     assert findings(home) == []
@@ -36,25 +36,25 @@ def decision(version: int, champion: int | None, verdict: str, reason: str = "by
     return Decision.model_validate({**fields, "rules": (), "reasons": (reason,), "evidence": {"report": "r" * 64}})
 
 
-def settle(home: Home, found: Decision) -> None:
-    """What a run does: the row, and then the decision on this machine and in MLflow."""
+def record_decision(home: Home, found: Decision) -> None:
+    """Record a decision as a run does: append the row, then write the decision on this machine and in MLflow."""
     after = found.challenger if found.verdict == "promoted" else found.champion
     said = {"who": "gate", "why": "by the rules", "evidence": found.evidence["report"], "decision": found.digest}
     open_ledger(home).append(
         MODEL, found.verdict, found.challenger, champion_after=after, expected_champion=found.champion, **said
     )
-    path = here(home, found.challenger)
+    path = local_path(home, found.challenger)
     path.parent.mkdir(parents=True, exist_ok=True)
     found.write(path)
     store = open_tracking(home)
     store.attach(store.version(f"{MODEL}/{found.challenger}"), {"decision.json": path})
 
 
-def here(home: Home, version: int) -> Path:
+def local_path(home: Home, version: int) -> Path:
     return home.report(MODEL, version) / "decision.json"
 
 
-def in_mlflow(home: Home, version: int) -> Path:
+def path_in_mlflow(home: Home, version: int) -> Path:
     return cases.files(home, version).parent / "decision.json"
 
 
@@ -62,24 +62,24 @@ def findings(home: Home) -> list[str]:
     return list(history(home, MODEL, verify=True).findings)
 
 
-@pytest.mark.parametrize(("place", "where"), [(here, "on this machine"), (in_mlflow, "in MLflow")])
-def test_a_changed_decision_is_named_with_its_place(home: Home, place: object, where: str) -> None:
+@pytest.mark.parametrize(("place", "where"), [(local_path, "on this machine"), (path_in_mlflow, "in MLflow")])
+def test_a_changed_decision_is_reported_with_its_place(home: Home, place: object, where: str) -> None:
     path = place(home, 2)  # type: ignore[operator]
     said = [f"{MODEL}: the decision.json of version 2 {where} was changed or replaced: it does not match the digest in row 2"]
     decision(2, 1, "kept", "a better reason").write(path)
     assert findings(home) == said
     path.write_text("{not json")
     assert findings(home) == said
-    decision(1, None, "promoted").write(path)  # that of another version
+    decision(1, None, "promoted").write(path)  # the decision on another version
     assert findings(home) == said
     assert history(home, MODEL).findings == (), "only --verify compares"
 
 
-def test_one_copy_is_enough_and_none_is_a_finding(home: Home) -> None:
-    here(home, 1).unlink()
-    in_mlflow(home, 2).unlink()
+def test_one_copy_of_a_decision_is_enough_and_no_copy_is_a_finding(home: Home) -> None:
+    local_path(home, 1).unlink()
+    path_in_mlflow(home, 2).unlink()
     assert findings(home) == []
-    here(home, 2).unlink()
+    local_path(home, 2).unlink()
     said = "the decision.json of version 2, recorded in row 2, is missing on this machine and in MLflow"
     assert findings(home) == [f"{MODEL}: {said}"]
     CollectedVersions(home.ledger_url).record(MODEL, {2: "k" * 64})
@@ -93,41 +93,41 @@ def test_a_version_that_mlflow_no_longer_has_lacks_its_decision_there(home: Home
     assert any("the decision.json of version 2, recorded in row 2, is missing" in line for line in findings(home))
 
 
-def test_a_tag_alone_that_is_changed_changes_nothing(home: Home) -> None:
+def test_a_changed_tag_alone_is_not_a_finding(home: Home) -> None:
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/2"), VersionTags(decision_sha256="0" * 64))
     assert findings(home) == []
 
 
-def test_a_tag_that_agrees_with_a_changed_decision_does_not_help_it(home: Home) -> None:
+def test_a_changed_decision_is_found_even_if_the_tag_agrees_with_it(home: Home) -> None:
     other, store = decision(2, 1, "kept", "a better reason"), open_tracking(home)
-    other.write(here(home, 2))
+    other.write(local_path(home, 2))
     store.set_tags(store.version(f"{MODEL}/2"), VersionTags(decision_sha256=other.digest))
     assert len(findings(home)) == 1
 
 
-def test_a_digest_that_is_changed_in_the_row_breaks_the_chain(home: Home) -> None:
+def test_a_changed_digest_in_a_row_breaks_the_chain(home: Home) -> None:
     other = decision(2, 1, "kept", "a better reason")
-    for path in (here(home, 2), in_mlflow(home, 2)):
+    for path in (local_path(home, 2), path_in_mlflow(home, 2)):
         other.write(path)
     cases.sql(home, f"UPDATE ledger SET decision = '{other.digest}' WHERE sequence = 2")
     assert findings(home) == [f"{MODEL}: row 2 was changed: its hash does not match its content"]
 
 
-def test_the_newest_decision_on_a_version_is_the_one_that_is_kept(home: Home) -> None:
-    settle(home, decision(2, 1, "promoted"))
+def test_the_newest_decision_on_a_version_is_kept(home: Home) -> None:
+    record_decision(home, decision(2, 1, "promoted"))
     assert findings(home) == []
 
 
-def test_a_row_that_nothing_followed_yet_has_its_decision_pending(home: Home) -> None:
-    settle(home, decision(2, 1, "promoted"))
-    here(home, 2).rename(here(home, 2).with_name("pending_decision.json"))
-    for path in (here(home, 2), in_mlflow(home, 2)):
+def test_a_pending_decision_of_the_newest_row_is_not_a_finding(home: Home) -> None:
+    record_decision(home, decision(2, 1, "promoted"))
+    local_path(home, 2).rename(local_path(home, 2).with_name("pending_decision.json"))
+    for path in (local_path(home, 2), path_in_mlflow(home, 2)):
         decision(2, 1, "kept").write(path)
     assert findings(home) == []
 
 
-def test_a_store_that_is_out_of_reach_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_reported(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -136,5 +136,5 @@ def test_a_store_that_is_out_of_reach_is_said(home: Home, monkeypatch: pytest.Mo
         database.execute("UPDATE runs SET artifact_uri = 's3://bucket/runs/' || run_uuid")
     (said,) = findings(home)
     assert said.startswith(f"{MODEL}: decisions in MLflow were not compared: MLflow could not fetch decision.json of {MODEL}/1")
-    here(home, 1).write_text("{}")
+    local_path(home, 1).write_text("{}")
     assert len(findings(home)) == 2, "what is on this machine is compared all the same"

@@ -1,4 +1,4 @@
-"""The ledger on SQLite: compare-and-swap, the chain, and what verify says of each kind of damage."""
+"""The ledger on SQLite: compare-and-swap, the chain, and the finding of verify for each kind of damage."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def promote(ledger: Ledger, version: int, expected: int | None, model: str = "m"
 
 
 def hash_of(fields: dict[str, Any]) -> str:
-    """By the definition: over all other fields; a row without a Decision's digest hashes as rows did before there was one."""
+    """Compute the hash as defined: over all other fields. A row without the digest of a Decision hashes as old rows do."""
     return digest({key: value for key, value in fields.items() if key != "hash" and (key, value) != ("decision", "")})
 
 
-def keep(ledger: Ledger, version: int, champion: int | None, model: str = "m") -> LedgerRow:
+def append_kept(ledger: Ledger, version: int, champion: int | None, model: str = "m") -> LedgerRow:
     return ledger.append(
         model, "kept", version, champion_after=champion, who="gate", why="not better", evidence="e", expected_champion=champion
     )
 
 
 def test_rows_form_a_chain_from_champion_to_champion(ledger: Ledger) -> None:
-    written = [promote(ledger, 1, None), keep(ledger, 2, 1), promote(ledger, 3, 1)]
+    written = [promote(ledger, 1, None), append_kept(ledger, 2, 1), promote(ledger, 3, 1)]
     written.append(
         ledger.append("m", "rolled_back", 3, champion_after=1, who="ada", why="blurred", evidence="", expected_champion=3)
     )
@@ -55,7 +55,7 @@ def test_rows_form_a_chain_from_champion_to_champion(ledger: Ledger) -> None:
     assert ledger.verify("m", known=[row.hash for row in written]) == []
 
 
-def test_models_have_chains_of_their_own(ledger: Ledger) -> None:
+def test_each_model_has_a_separate_chain(ledger: Ledger) -> None:
     promote(ledger, 7, None, "a")
     promote(ledger, 1, None, "b")
     assert (ledger.champion("a"), ledger.champion("b"), ledger.champion("c")) == (7, 1, None)
@@ -64,12 +64,12 @@ def test_models_have_chains_of_their_own(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("expected", [None, 2])
-def test_another_champion_than_expected_is_named_and_nothing_written(ledger: Ledger, expected: int | None) -> None:
+def test_an_unexpected_champion_is_named_and_nothing_is_written(ledger: Ledger, expected: int | None) -> None:
     promote(ledger, 1, None)
     with pytest.raises(ChampionChanged, match="the champion is now version 1"):
         promote(ledger, 3, expected)
     with pytest.raises(ChampionChanged):
-        keep(ledger, 3, expected)
+        append_kept(ledger, 3, expected)
     assert len(ledger.rows("m")) == 1
 
 
@@ -83,11 +83,11 @@ def test_only_promotion_and_roll_back_change_the_champion(ledger: Ledger) -> Non
     assert ledger.champion("m") == 1
 
 
-def test_time_is_the_argument_in_utc(ledger: Ledger) -> None:
+def test_the_time_of_a_row_is_the_argument_in_utc(ledger: Ledger) -> None:
     at = datetime.fromisoformat("2026-01-02T03:04:05+02:00")
     row = ledger.append("m", "refused", 1, champion_after=None, who="w", why="", evidence="", expected_champion=None, at=at)
     assert row.at == "2026-01-02T01:04:05.000000+00:00"
-    assert datetime.fromisoformat(keep(ledger, 2, None).at).tzinfo == UTC
+    assert datetime.fromisoformat(append_kept(ledger, 2, None).at).tzinfo == UTC
 
 
 def damage(path: Path, *statements: str) -> None:
@@ -132,7 +132,7 @@ def test_a_row_changed_with_its_hash_breaks_the_link_after_it(ledger: Ledger, pa
     assert ledger.verify("m") == ["m: row 3 does not follow row 2: one of them was replaced"]
 
 
-def test_a_damaged_row_is_an_error_of_ours(ledger: Ledger, path: Path) -> None:
+def test_a_damaged_row_raises_an_error_of_ours(ledger: Ledger, path: Path) -> None:
     promote(ledger, 1, None)
     damage(path, "UPDATE ledger SET action = 'blessed'")
     with pytest.raises(LedgerError, match="row 1 of m in the ledger is damaged"):
@@ -146,12 +146,12 @@ def test_a_newer_schema_is_refused(ledger: Ledger, path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://u@h/d", "nonsense", "duckdb:///x"])
-def test_an_address_of_another_kind_is_the_users_mistake(url: str) -> None:
+def test_an_unsupported_address_is_reported_as_the_users_mistake(url: str) -> None:
     with pytest.raises(SettingsError, match="expected sqlite:///FILE or postgresql"):
         Ledger(url)
 
 
-def test_what_is_no_database_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_raises_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is not a database, and long enough to be read as one" * 100)
     with pytest.raises(LedgerError, match="not a database"):
         Ledger(f"sqlite:///{tmp_path}/text.db")

@@ -1,4 +1,4 @@
-"""The ledger's database: one schema version, and the databases of an older remint, migrated when they are opened."""
+"""Database of the ledger: one schema version; a database of an older remint is migrated when it is opened."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _names = count()
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Any) -> str:
-    """The address of an empty database."""
+    """Return the address of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
     return str(request.getfixturevalue("postgres").database(f"schema{next(_names)}"))
 
 
 def versions(url: str) -> dict[str, list[int]]:
-    """Every table that says a version, with what it says."""
+    """Return every table with a schema version, and its versions."""
     engine = sa.create_engine(with_driver(url), poolclass=sa.NullPool)
     with engine.connect() as connection:
         names = [name for name in sa.inspect(connection).get_table_names() if name.endswith("_schema")]
         return {name: list(connection.execute(sa.text(f"SELECT version FROM {name}")).scalars()) for name in names}
 
 
-def test_a_database_of_the_old_code_is_migrated_with_everything_in_it(url: str) -> None:
+def test_a_database_of_the_old_code_is_migrated_without_loss(url: str) -> None:
     execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
     ledger = Ledger(url)
     # an older remint stops at each of these: "has schema 2, this remint knows 1: use the one that wrote it"
@@ -71,7 +71,7 @@ def test_rows_are_appended_to_a_migrated_chain_and_their_hash_covers_the_decisio
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("first", [Ledger, CollectedVersions, Spreads, Leases])
-def test_whichever_part_is_there_and_is_opened_first_all_tables_are_made(
+def test_all_tables_exist_whichever_part_existed_or_is_opened_first(
     part: str, first: Callable[[str], object], tmp_path: Any
 ) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
@@ -88,8 +88,8 @@ def test_a_new_database_has_one_table_that_says_its_version(url: str) -> None:
     assert versions(url) == {"ledger_schema": [2]}
 
 
-def test_a_row_by_an_older_remint_that_was_at_work_meanwhile_verifies(url: str) -> None:
-    """It looked at the version before the migration, and does not know of the new column."""
+def test_a_row_that_an_older_remint_appends_after_the_migration_verifies(url: str) -> None:
+    """The older remint checked the version before the migration and does not know the new column."""
     execute(url, *LEDGER[:3])
     Ledger(url)
     execute(url, LEDGER[3])
@@ -107,7 +107,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
     assert "decision" not in {column["name"] for column in columns}
 
 
-def test_reach_takes_an_old_database_and_does_not_migrate_it(url: str) -> None:
+def test_the_check_of_reach_accepts_an_old_database_without_migrating_it(url: str) -> None:
     execute(url, *LEDGER)
     schema.reach(url)
     assert versions(url) == {"ledger_schema": [1]}

@@ -1,4 +1,4 @@
-"""File locks: held by one process or shared, waited for, freed by a kill, and on files that their holder deletes."""
+"""File locks: exclusive or shared, waited for, freed by a kill, and correct if their holder deletes the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared", make=sys.argv[3] 
 
 @contextmanager
 def holder(path: Path, *, shared: bool = False, make: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """Start another process that holds the lock."""
     arguments = [str(path), "shared" if shared else "alone", "make" if make else "there"]
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -41,7 +41,7 @@ def holder(path: Path, *, shared: bool = False, make: bool = True) -> Iterator[s
         process.communicate()
 
 
-def test_a_lock_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
+def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with holder(path) as process:
         assert not is_free(path)
@@ -53,7 +53,7 @@ def test_a_lock_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
     assert is_free(path)
 
 
-def test_a_shared_lock_keeps_out_only_those_that_want_it_alone(tmp_path: Path) -> None:
+def test_a_shared_lock_blocks_only_exclusive_locks(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with holder(path, shared=True):
         assert not is_free(path)
@@ -62,7 +62,7 @@ def test_a_shared_lock_keeps_out_only_those_that_want_it_alone(tmp_path: Path) -
         assert not is_free(path)
 
 
-def test_a_wait_is_ended_by_the_error_of_its_pause(tmp_path: Path) -> None:
+def test_an_error_of_the_pause_ends_the_wait(tmp_path: Path) -> None:
     pauses: list[int] = []
 
     def pause() -> None:
@@ -76,7 +76,7 @@ def test_a_wait_is_ended_by_the_error_of_its_pause(tmp_path: Path) -> None:
         assert len(pauses) == 3, "a free lock is not waited for"
 
 
-def test_a_lock_that_its_holder_deletes_is_taken_on_the_file_that_is_there_then(tmp_path: Path) -> None:
+def test_after_its_holder_deletes_the_lock_file_the_new_file_is_locked(tmp_path: Path) -> None:
     path, entered, free = tmp_path / "lock", threading.Event(), []
 
     def wait() -> None:
@@ -94,7 +94,7 @@ def test_a_lock_that_its_holder_deletes_is_taken_on_the_file_that_is_there_then(
     assert free == [False], "it would be free if the lock were on the file that was deleted"
 
 
-def test_a_folder_that_is_gone_has_no_lock_to_wait_for(tmp_path: Path) -> None:
+def test_locking_in_a_missing_folder_raises_file_not_found(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     assert is_free(folder / "lock")
     with pytest.raises(FileNotFoundError), locked(folder / "lock"):
@@ -104,7 +104,7 @@ def test_a_folder_that_is_gone_has_no_lock_to_wait_for(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_folder_is_locked_itself(tmp_path: Path) -> None:
+def test_a_folder_can_be_locked(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     with holder(folder, make=False), locked_if_free(folder, make=False) as free:
@@ -114,8 +114,8 @@ def test_a_folder_is_locked_itself(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_every_lock_of_the_product_is_taken_in_one_module() -> None:
-    """But for remint.runtime.parent, which imports the standard library only."""
+def test_all_file_locks_are_in_one_module() -> None:
+    """The exception is remint.runtime.parent, which imports only the standard library."""
     sources = [path for part in ("src", "flows", "pipelines") for path in (ROOT / part).rglob("*.py")]
     naming = {path.name for path in sources if "fcntl" in path.read_text()}
     assert naming == {"locks.py", "parent.py"}

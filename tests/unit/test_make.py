@@ -1,4 +1,4 @@
-"""`make setup` takes the newest interpreter that can make environments, and says in a line where there is none."""
+"""`make setup` uses the newest interpreter that can create environments, and prints one line if there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHOLE, NO_VENV, OLD, SHIM = "exit 0", 'case "$2" in *ensurepip*) exit 1; esac', 
 
 
 def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs make with interpreters that are shell scripts, and no others on PATH."""
+    """Run make with shell scripts as the only interpreters on PATH."""
     shutil.copy(REPOSITORY / "Makefile", folder)
     for name in NEEDS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.C
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
     command = ["make", ".venv/installed", *arguments]
-    # `make test` hands its own settings to every make below it by MAKEFLAGS.
+    # `make test` passes its settings to every make below it in MAKEFLAGS.
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     environment = {**kept, "PATH": str(folder / "bin")}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
@@ -43,7 +43,7 @@ def make(folder: Path, pythons: dict[str, str], *arguments: str) -> subprocess.C
         ({"python3.13": WHOLE, "python3": WHOLE}, ["PYTHON=python3"], "python3"),
     ],
 )
-def test_the_newest_that_can_make_environments_is_taken(
+def test_make_uses_the_newest_interpreter_that_can_create_environments(
     tmp_path: Path, pythons: dict[str, str], arguments: list[str], taken: str
 ) -> None:
     done = make(tmp_path, pythons, "-n", *arguments)
@@ -60,7 +60,7 @@ def test_the_newest_that_can_make_environments_is_taken(
         ({"python3.13": WHOLE}, ["PYTHON=/nowhere/python"], "/nowhere/python is not a Python from 3.11 to 3.13"),
     ],
 )
-def test_without_a_fitting_one_a_line_says_what_to_do(
+def test_without_a_suitable_interpreter_one_line_says_what_to_do(
     tmp_path: Path, pythons: dict[str, str], arguments: list[str], words: str
 ) -> None:
     done = make(tmp_path, pythons, *arguments)

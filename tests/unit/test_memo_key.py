@@ -1,4 +1,4 @@
-"""What runs a step again, on real dvc and with real steps: all that its result depends on, and nothing else."""
+"""Reruns of steps, on real dvc and with real steps: a step reruns if and only if its result can change."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ atexit.register(note)
 
 @dataclass
 class Clone:
-    """A repository with dvc, and what a step of it imported when it ran."""
+    """Repository with dvc. It records the modules that each step imports."""
 
     folder: Path
     seen: Path | None = None
@@ -91,7 +91,7 @@ class Clone:
         return json.loads((self.folder / "outs/resolved" / step / f"{name}.json").read_bytes())
 
     def keys(self) -> dict[str, bytes]:
-        """What each stage depends on beside the results of others, read from dvc.yaml."""
+        """Return the dependencies of each stage in dvc.yaml, without the results of other stages."""
         self.step("resolve", "params.yaml")
         found = {}
         for step in ("prepare", "features", "train", "evaluate"):
@@ -103,7 +103,7 @@ class Clone:
         return found
 
     def changed(self) -> set[str]:
-        """The same, as dvc says it, of the stages that its dvc.lock knows."""
+        """Return the changed stages according to dvc, among those in dvc.lock."""
         self.step("resolve", "params.yaml")
         said = json.loads(self.run("dvc", "status", "--json"))
         always = {"resolve", "snapshot@tiny"}
@@ -125,9 +125,9 @@ def make(folder: Path) -> Clone:
 
 
 @pytest.fixture(scope="module")
-def remembered(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose dvc.lock says that every stage has run; what they made stands for real results."""
-    clone = make(tmp_path_factory.mktemp("remembered") / "clone")
+def clone_with_lock(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Make a clone whose dvc.lock says that every stage has run; placeholder files stand for real results."""
+    clone = make(tmp_path_factory.mktemp("locked") / "clone")
     clone.step("resolve", "params.yaml")
     for stage in load_safe_yaml((clone.folder / "dvc.yaml").read_text())["stages"].values():
         names = ["tiny"] if stage.get("foreach") == "${datasets}" else ["flow", "gan"]
@@ -142,14 +142,14 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 @pytest.fixture
-def clone(remembered: Clone, tmp_path: Path) -> Clone:
-    shutil.copytree(remembered.folder, tmp_path / "clone", symlinks=True)
+def clone(clone_with_lock: Clone, tmp_path: Path) -> Clone:
+    shutil.copytree(clone_with_lock.folder, tmp_path / "clone", symlinks=True)
     return Clone(tmp_path / "clone")
 
 
 @pytest.fixture(scope="module")
-def before(remembered: Clone) -> dict[str, bytes]:
-    return remembered.keys()
+def before(clone_with_lock: Clone) -> dict[str, bytes]:
+    return clone_with_lock.keys()
 
 
 EVERY = {f"{step}@{name}" for step in ("features", "train", "evaluate") for name in ("flow", "gan")} | {"prepare@tiny"}
@@ -158,7 +158,7 @@ JUDGING, RECIPE, RECORDS = (f"src/remint/{name}.py" for name in ("settings/judgi
 
 CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a default of the evaluation": (lambda c: c.edit(JUDGING, "importance_samples: Positive = 500", "importance_samples: Positive = 400"), EVALUATE),
-    "a default that all give": (lambda c: c.edit(JUDGING, "draws: Annotated[int, Field(ge=2)] = 20", "draws: Annotated[int, Field(ge=2)] = 19"), set()),
+    "a default that every pipeline overrides": (lambda c: c.edit(JUDGING, "draws: Annotated[int, Field(ge=2)] = 20", "draws: Annotated[int, Field(ge=2)] = 19"), set()),
     "a default of the split": (lambda c: c.edit(RECIPE, "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2", "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.3"), {"prepare@tiny"}),
     "a default of the training": (lambda c: c.edit(RECIPE, "warmup: Fraction = 0.02", "warmup: Fraction = 0.03"), TRAIN),
     "a default of one family": (lambda c: c.edit(RECIPE, "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0", "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1"), {"train@gan"}),
@@ -169,24 +169,24 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "the GAN": (lambda c: c.edit("src/remint/models/gan.py", "def build(", "NEW = 1\n\n\ndef build("), {"train@gan", "evaluate@gan"}),
     "the GAN broken": (lambda c: (c.folder / "src/remint/models/gan.py").write_text("def ("), {"train@gan", "evaluate@gan"}),
     "a comment": (lambda c: (c.folder / "src/remint/models/gan.py").open("a").write("\n# the end\n"), set()),
-    "an error's words": (lambda c: (c.folder / "src/remint/errors.py").open("a").write("\n\nclass Further(RemintError):\n    pass\n"), set()),
-    "a metric that one has": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
-    "a metric that none has": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
-    "the promotion and another pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
-    "what stands there by default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
+    "a new error class": (lambda c: (c.folder / "src/remint/errors.py").open("a").write("\n\nclass Further(RemintError):\n    pass\n"), set()),
+    "a metric of one pipeline": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
+    "an unused metric": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
+    "promotion settings and a new pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
+    "a setting equal to its default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
     "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_runs_those_steps_again_whose_result_depends_on_it(clone: Clone, before: dict[str, bytes], what: str) -> None:
+def test_a_change_reruns_exactly_the_steps_that_depend_on_it(clone: Clone, before: dict[str, bytes], what: str) -> None:
     change, expected = CHANGES[what]
     change(clone)
     assert {stage for stage, key in clone.keys().items() if key != before.get(stage)} == expected
 
 
 @pytest.mark.parametrize("what", ["a default of the evaluation", "the GAN", "a new family"])
-def test_dvc_says_so_too(clone: Clone, what: str) -> None:
+def test_dvc_agrees_about_the_changed_stages(clone: Clone, what: str) -> None:
     change, expected = CHANGES[what]
     change(clone)
     assert clone.changed() == expected
@@ -196,8 +196,8 @@ STEPS = [("prepare", "tiny"), *((step, name) for name in ("flow", "gan", "plugin
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which dvc ran every step, and noted the modules that each imported; last a pipeline of plug-ins."""
+def clone_after_run(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Make a clone in which dvc ran every step and recorded its imports; the last pipeline uses plug-ins."""
     folder = tmp_path_factory.mktemp("ran")
     (folder / "seen").mkdir()
     (folder / "seen/sitecustomize.py").write_text(SEEN)
@@ -209,54 +209,66 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-def imported(ran: Clone, step: str, name: str) -> set[str]:
-    """The modules of ours that a step imported."""
-    assert ran.seen
-    (noted,) = (path for path in ran.seen.iterdir() if path.name.endswith(f"pipelines_{step}.py-{name}"))
+def imported_modules(clone_after_run: Clone, step: str, name: str) -> set[str]:
+    """Return the modules of ours that a step imported."""
+    assert clone_after_run.seen
+    (noted,) = (path for path in clone_after_run.seen.iterdir() if path.name.endswith(f"pipelines_{step}.py-{name}"))
     files = json.loads(noted.read_bytes())
-    ours = {module for module, file in files.items() if Path(file).is_relative_to(ran.folder)}
+    ours = {module for module, file in files.items() if Path(file).is_relative_to(clone_after_run.folder)}
     return ours - {"__main__", "__mp_main__"}
 
 
 @pytest.mark.parametrize(("step", "name"), STEPS)
-def test_every_module_of_ours_that_a_step_imports_is_in_its_key(ran: Clone, step: str, name: str) -> None:
-    ours = imported(ran, step, name)
+def test_every_module_of_ours_that_a_step_imports_is_in_its_key(clone_after_run: Clone, step: str, name: str) -> None:
+    ours = imported_modules(clone_after_run, step, name)
     assert {"remint.settings.params", "remint.records"} < ours
-    if name == "plugin":  # the settings ask plug-ins for their own, and so import them in every step
-        ours -= imported(ran, "resolve", "params.yaml")
+    if name == "plugin":  # settings read the plug-ins, so every step imports them
+        ours -= imported_modules(clone_after_run, "resolve", "params.yaml")
     without_effect = {module for module in ours for each in WITHOUT_EFFECT if module == each or module.startswith(f"{each}.")}
-    assert ours - without_effect - ran.key(step, name)["code"].keys() == set()
+    assert ours - without_effect - clone_after_run.key(step, name)["code"].keys() == set()
 
 
-def test_the_code_of_plug_ins_is_in_the_key_of_their_pipeline_and_of_no_other(ran: Clone) -> None:
+def test_plug_in_code_is_only_in_the_key_of_its_pipeline(clone_after_run: Clone) -> None:
     family, metric = "examples.pixelcnn.family", "examples.diversity.metric"
-    assert family in ran.key("train", "plugin")["code"] and metric not in ran.key("train", "plugin")["code"]
-    assert {family, metric} < ran.key("evaluate", "plugin")["code"].keys()
-    assert not {family, metric} & {*ran.key("train", "gan")["code"], *ran.key("evaluate", "gan")["code"]}
+    assert (
+        family in clone_after_run.key("train", "plugin")["code"] and metric not in clone_after_run.key("train", "plugin")["code"]
+    )
+    assert {family, metric} < clone_after_run.key("evaluate", "plugin")["code"].keys()
+    assert not {family, metric} & {*clone_after_run.key("train", "gan")["code"], *clone_after_run.key("evaluate", "gan")["code"]}
 
 
-def test_each_module_without_effect_is_there_and_has_a_reason() -> None:
+def test_each_module_listed_as_without_effect_exists_and_has_a_reason() -> None:
     for module, reason in WITHOUT_EFFECT.items():
         path = REPOSITORY / "src" / module.replace(".", "/")
         assert (path.is_dir() or path.with_suffix(".py").is_file()) and reason
 
 
-def test_features_are_learnt_where_a_metric_needs_them_once_a_dataset(ran: Clone) -> None:
-    made = {name: {path.name for path in (ran.folder / "outs/features" / name).iterdir()} for name in ("flow", "gan", "plugin")}
+def test_features_are_trained_once_for_each_dataset_if_a_metric_needs_them(clone_after_run: Clone) -> None:
+    made = {
+        name: {path.name for path in (clone_after_run.folder / "outs/features" / name).iterdir()}
+        for name in ("flow", "gan", "plugin")
+    }
     learnt = {"extractor.json", "extractor.safetensors"}
     assert made == {"flow": learnt, "gan": {"none.json"}, "plugin": learnt}
-    (kept,) = [path for path in (ran.folder / ".remint/features").iterdir() if path.is_dir()]
+    (kept,) = [path for path in (clone_after_run.folder / ".remint/features").iterdir() if path.is_dir()]
     for name in learnt:
-        assert (kept / name).read_bytes() == (ran.folder / "outs/features/flow" / name).read_bytes()
+        assert (kept / name).read_bytes() == (clone_after_run.folder / "outs/features/flow" / name).read_bytes()
 
 
-def test_a_changed_default_measures_model_and_champion_alike(ran: Clone) -> None:
-    """dvc evaluates again and trains nothing; the champion, measured by the same step, is comparable."""
-    ran.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
-    said = ran.run("dvc", "repro", "evaluate@gan")
+def test_after_a_changed_default_model_and_champion_are_evaluated_alike(clone_after_run: Clone) -> None:
+    """dvc only evaluates again. The champion is measured by the same step, so it is comparable."""
+    clone_after_run.edit("src/remint/settings/judging.py", "seed: Count = 0", "seed: Count = 1")
+    said = clone_after_run.run("dvc", "repro", "evaluate@gan")
     assert "Running stage 'evaluate@gan'" in said and "Running stage 'train@gan'" not in said
-    champion = ran.folder / "champion"
-    ran.step("evaluate", "gan", REMINT_EVALUATE_BUNDLE=str(ran.folder / "outs/trained/gan"), REMINT_EVALUATE_OUT=str(champion))
-    own, other = (EvaluationReport.read(folder / "report.json") for folder in (ran.folder / "outs/reports/gan", champion))
+    champion = clone_after_run.folder / "champion"
+    clone_after_run.step(
+        "evaluate",
+        "gan",
+        REMINT_EVALUATE_BUNDLE=str(clone_after_run.folder / "outs/trained/gan"),
+        REMINT_EVALUATE_OUT=str(champion),
+    )
+    own, other = (
+        EvaluationReport.read(folder / "report.json") for folder in (clone_after_run.folder / "outs/reports/gan", champion)
+    )
     assert own.metrics["novelty"].seed == 1 and own.metrics == other.metrics
-    assert "Running stage 'evaluate@gan'" not in ran.run("dvc", "repro", "evaluate@gan")
+    assert "Running stage 'evaluate@gan'" not in clone_after_run.run("dvc", "repro", "evaluate@gan")

@@ -1,4 +1,4 @@
-"""MLflow's door on a real SQLite store: runs, versions that exist once, aliases, and bundles that come back whole or not."""
+"""The MLflow module on a real SQLite store: runs, versions without duplicates, aliases, and bundles fetched intact or refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def client(store: Tracking) -> Any:
     return MlflowClient(store.uri)
 
 
-def test_importing_the_door_does_not_import_mlflow_and_turns_its_telemetry_and_its_pickles_off() -> None:
+def test_importing_our_mlflow_module_imports_no_mlflow_and_disables_telemetry_and_pickles() -> None:
     names = "'MLFLOW_DISABLE_TELEMETRY', 'MLFLOW_ALLOW_PICKLE_DESERIALIZATION'"
     program = f"import os, sys, remint.stores.mlflow; print('mlflow' in sys.modules, *(os.environ[name] for name in ({names})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -54,7 +54,7 @@ def test_importing_the_door_does_not_import_mlflow_and_turns_its_telemetry_and_i
     assert is_telemetry_disabled()
 
 
-def test_a_run_has_its_settings_curves_files_and_an_end_with_a_reason(store: Tracking, tmp_path: Path) -> None:
+def test_a_run_has_settings_curves_files_and_an_end_with_a_reason(store: Tracking, tmp_path: Path) -> None:
     run_id = store.start_run("digits-flow", {"job": "j1"}, {"training": {"steps": 3}, "family": "flow"})
     store.log_metrics(run_id, [{"step": step, "loss": 3.0 - step, "validation": 2.0} for step in range(1500)])
     (tmp_path / "grid.png").write_bytes(b"picture")
@@ -63,7 +63,7 @@ def test_a_run_has_its_settings_curves_files_and_an_end_with_a_reason(store: Tra
     store.log_file(run_id, tmp_path / "grid.png", "pictures/samples.png")
     store.log_file(run_id, tmp_path / "report")
     store.end_run(run_id, "FAILED", "no room")
-    store.end_run(run_id, "FINISHED")  # it is closed: its end stays
+    store.end_run(run_id, "FINISHED")  # the run is closed, so its end is kept
     run = client(store).get_run(run_id)
     assert (run.info.status, run.data.tags["mlflow.note.content"], run.data.tags["remint.job"]) == ("FAILED", "no room", "j1")
     assert run.data.params == {"training.steps": "3", "family": "flow"}
@@ -105,8 +105,8 @@ def test_a_version_carries_its_lineage_and_closes_its_run(store: Tracking, bundl
     ]  # a pickle's first bytes
 
 
-def test_a_registration_that_died_is_finished_in_its_own_run_with_the_whole_curve(store: Tracking, bundle: Path) -> None:
-    """A bundle's curve has a row at step 1; the process that trained it had told of step 0 only."""
+def test_a_killed_registration_is_completed_in_its_run_with_the_whole_curve(store: Tracking, bundle: Path) -> None:
+    """The curve of the bundle has a row at step 1; the killed process had logged only step 0."""
 
     def dies(_back: Path) -> str:
         raise KeyboardInterrupt
@@ -125,9 +125,11 @@ def test_a_registration_that_died_is_finished_in_its_own_run_with_the_whole_curv
     assert len(client(store).search_runs([run.info.experiment_id])) == 1
 
 
-def test_registering_twice_gives_one_version_and_other_weights_another(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+def test_registering_the_same_weights_twice_gives_one_version_and_other_weights_another(
+    store: Tracking, bundle: Path, tmp_path: Path
+) -> None:
     first = cases.register(store, bundle)
-    assert client(store).get_run(first.run_id).info.status == "FINISHED"  # opened for it alone, and closed
+    assert client(store).get_run(first.run_id).info.status == "FINISHED"  # opened only for the registration, and closed
     run_id = store.start_run("digits-flow", {}, {})
     again = cases.register(store, bundle, run_id)
     assert again == first and client(store).get_run(run_id).info.status == "FINISHED"
@@ -137,7 +139,7 @@ def test_registering_twice_gives_one_version_and_other_weights_another(store: Tr
     assert store.names() == ["digits-flow"]
 
 
-def test_a_clean_commit_clears_the_mark_of_uncommitted_work_and_not_the_other_way_round(store: Tracking, bundle: Path) -> None:
+def test_a_clean_commit_clears_the_uncommitted_mark_and_uncommitted_work_does_not_set_it(store: Tracking, bundle: Path) -> None:
     assert cases.register(store, bundle, tags=VersionTags(commit="dirty", dirty="true")).dirty
     clean = cases.register(store, bundle, tags=VersionTags(commit="clean", dirty="false"))
     assert (clean.version, clean.dirty, clean.commit) == (1, False, "clean")
@@ -156,7 +158,7 @@ def test_a_damaged_bundle_is_not_registered(store: Tracking, bundle: Path, tmp_p
     assert store.names() == []
 
 
-def test_bytes_that_the_store_does_not_give_back_are_not_registered(
+def test_bytes_that_the_store_returns_changed_are_not_registered(
     store: Tracking, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -177,7 +179,7 @@ def test_bytes_that_the_store_does_not_give_back_are_not_registered(
     assert cases.register(store, bundle).version == 1
 
 
-def test_what_is_not_there_is_said_with_what_is(store: Tracking, bundle: Path) -> None:
+def test_a_missing_model_or_version_is_reported_with_the_existing_ones(store: Tracking, bundle: Path) -> None:
     with pytest.raises(NotFoundError, match="nothing is registered yet"):
         store.version("digits-flow")
     cases.register(store, bundle)
@@ -192,7 +194,7 @@ def test_what_is_not_there_is_said_with_what_is(store: Tracking, bundle: Path) -
             store.version(ref)
 
 
-def test_aliases_are_set_moved_and_taken_away(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+def test_aliases_are_set_moved_and_deleted(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     cases.register(store, bundle)
     cases.make(tmp_path / "other", seed=1)
     cases.register(store, tmp_path / "other")
@@ -212,7 +214,7 @@ def test_aliases_are_set_moved_and_taken_away(store: Tracking, bundle: Path, tmp
     store.set_alias("digits-flow", "challenger", None)
     assert store.aliases("digits-flow") == {"champion": 2} and store.aliases("nobody") == {}
     assert [version.version for version in store.versions("digits-flow", newest=1)] == [2]
-    store.set_alias("digits-flow", "champion", 1)  # older than the newest, and yet among them
+    store.set_alias("digits-flow", "champion", 1)  # older than the newest, but listed
     assert [(version.version, version.aliases) for version in store.versions("digits-flow", newest=1)] == [
         (2, ()),
         (1, ("champion",)),
@@ -233,7 +235,7 @@ def test_a_fetched_bundle_is_the_registered_one_and_is_fetched_once(store: Track
     to = store.fetch(version, tmp_path / "cache" / version.key)
     assert manifest.sha256_tree(to) == manifest.sha256_tree(bundle)
     shutil.rmtree(_files(store, version))
-    assert store.fetch(version, to) == to  # it is here already, and verified again
+    assert store.fetch(version, to) == to  # already fetched, and verified again
     (to / "model.json").write_text("{}")
     with pytest.raises(IntegrityError, match="cannot be read"):
         store.fetch(version, to)
@@ -250,7 +252,7 @@ def _flip(files: Path) -> None:
 
 
 def _reseal(files: Path) -> None:
-    """Other weights with a manifest that fits them: whole in itself, and not what was registered."""
+    """Replace the weights and the manifest: consistent with each other, but different from the registered ones."""
     shutil.rmtree(files / "data" / "bundle")
     cases.make(files / "data" / "bundle", seed=5)
 
@@ -283,7 +285,9 @@ def _code(files: Path) -> None:
         (shutil.rmtree, "cannot be read"),
     ],
 )
-def test_what_was_not_registered_is_not_fetched(store: Tracking, bundle: Path, tmp_path: Path, damage: Any, says: str) -> None:
+def test_files_that_differ_from_the_registered_ones_are_not_fetched(
+    store: Tracking, bundle: Path, tmp_path: Path, damage: Any, says: str
+) -> None:
     version = cases.register(store, bundle)
     damage(_files(store, version))
     with pytest.raises(IntegrityError, match=says):
@@ -291,7 +295,7 @@ def test_what_was_not_registered_is_not_fetched(store: Tracking, bundle: Path, t
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_version_of_somebody_else_is_listed_and_not_fetched(store: Tracking, tmp_path: Path) -> None:
+def test_a_version_that_remint_did_not_register_is_listed_and_not_fetched(store: Tracking, tmp_path: Path) -> None:
     client(store).create_registered_model("theirs")
     client(store).create_model_version("theirs", str(tmp_path), await_creation_for=0)
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn, data: model.pkl}}")
@@ -302,7 +306,7 @@ def test_a_version_of_somebody_else_is_listed_and_not_fetched(store: Tracking, t
 
 
 @pytest.mark.slow
-def test_runs_of_the_dead_are_closed_and_those_of_the_living_are_not(store: Tracking, home: Path, bundle: Path) -> None:
+def test_runs_of_dead_jobs_are_closed_and_runs_of_live_jobs_are_not(store: Tracking, home: Path, bundle: Path) -> None:
     mine = store.start_run("digits-flow", {}, {})
     program = [sys.executable, "-m", "tests.support.registry_cases", str(home), str(bundle), "die"]
     killed = subprocess.run(program, capture_output=True, text=True, check=False)
@@ -314,7 +318,7 @@ def test_runs_of_the_dead_are_closed_and_those_of_the_living_are_not(store: Trac
     store.end_run(mine, "FINISHED")
 
 
-def test_errors_of_the_vendor_become_ours(store: Tracking, tmp_path: Path) -> None:
+def test_mlflow_errors_become_errors_of_ours(store: Tracking, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         store.end_run("0" * 32, "FINISHED")
     with pytest.raises(TrackingError, match="could not"):
@@ -324,22 +328,22 @@ def test_errors_of_the_vendor_become_ours(store: Tracking, tmp_path: Path) -> No
         Tracking(f"sqlite:///{tmp_path}/text.db", str(tmp_path), tmp_path / "lock").initialise()
 
 
-def test_a_postgresql_without_a_driver_is_psycopgs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which one SQLAlchemy takes by itself changes with its version."""
+def test_a_postgresql_address_without_a_driver_uses_psycopg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default driver of SQLAlchemy depends on its version."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada@/mlflow")
     assert Home(tmp_path, tmp_path).tracking_uri == "postgresql+psycopg://ada@/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+other://ada@/mlflow")
     assert Home(tmp_path, tmp_path).tracking_uri == "postgresql+other://ada@/mlflow"
 
 
-def test_an_error_of_our_own_making_is_not_hidden() -> None:
+def test_a_programming_error_is_not_hidden() -> None:
     with pytest.raises(KeyError), door.door("do this"):
         raise KeyError("a mistake in remint")
     with pytest.raises(RunError, match="as it was"), door.door("do this"):
         raise RunError("as it was")
 
 
-def test_files_go_to_another_store_once_it_is_asked_for_and_the_old_ones_stay(store: Tracking, home: Path) -> None:
+def test_files_go_to_a_newly_configured_store_and_old_files_stay(store: Tracking, home: Path) -> None:
     old = store.start_run("digits-flow", {}, {})
     store.end_run(old, "FINISHED")
     moved = Tracking(store.uri, "s3://bucket/mlflow", store.lock)
@@ -368,7 +372,7 @@ def test_files_go_to_another_store_once_it_is_asked_for_and_the_old_ones_stay(st
         ("https://example.org/r-1-py3-none-any.whl", "", "remint @ https://example.org/r-1-py3-none-any.whl"),
     ],
 )
-def test_the_requirements_of_a_model_name_where_pip_finds_remint(
+def test_the_requirements_of_a_model_say_where_pip_finds_remint(
     bundle: Path, tmp_path: Path, place: str, repository: str, line: str
 ) -> None:
     tags = VersionTags(commit="c" * 40, repository=repository)
@@ -386,7 +390,7 @@ def test_the_requirements_of_a_model_name_where_pip_finds_remint(
     assert package.unpack(packed) == packed / package.DATA
 
 
-def test_a_version_says_in_its_requirements_what_the_setting_chose(
+def test_the_requirements_of_a_version_follow_the_setting(
     store: Tracking, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def first(version: ModelVersion) -> str:
@@ -404,9 +408,7 @@ def test_a_version_says_in_its_requirements_what_the_setting_chose(
 @pytest.mark.parametrize(
     "value", ["pypi", "https://example.org/remint", "https://TOKEN@example.org/r.whl", "https://a:b@h/r.whl"]
 )
-def test_a_place_of_remint_that_is_none_or_holds_a_secret_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_an_invalid_or_secret_address_of_remint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("REMINT_PACKAGE", value)
     with pytest.raises(SettingsError, match="REMINT_PACKAGE: expected git, index, or a wheel") as refused:
         open_tracking(Home.of(tmp_path))

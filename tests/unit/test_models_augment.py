@@ -1,4 +1,4 @@
-"""Augmentation: what it does to an image and its gradient, whose noise it uses, and how its probability moves."""
+"""Augmentation: its effect on images and gradients, its noise, and how its probability adapts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def noise(augment: Augment, count: int = 5, seed: int = 0) -> Tensor:
     return standard_normal((count, augment.noise_size), seed, 1).double()
 
 
-def test_probability_0_is_the_identity_and_so_is_no_augmentation() -> None:
+def test_probability_0_and_no_augmentation_are_the_identity() -> None:
     augment = an_augment(0.0)
     assert torch.equal(augment(image(), noise(augment)), image())
     off = an_augment(1.0, augment=0.0)
@@ -46,10 +46,10 @@ def test_a_probability_is_the_share_of_images_that_are_changed() -> None:
         augment = an_augment(0.3, augmentations=[kind])
         x = image(2000)
         changed = (augment(x, noise(augment, 2000)) != x).flatten(1).any(1).double().mean()
-        assert abs(float(changed) - 0.3) < (0.12 if kind == "translation" else 0.04), kind  # one move in nine is by nothing
+        assert abs(float(changed) - 0.3) < (0.12 if kind == "translation" else 0.04), kind  # one translation in nine is by zero
 
 
-def test_each_image_depends_on_its_own_noise_only() -> None:
+def test_each_augmented_image_depends_only_on_its_noise() -> None:
     augment = an_augment(0.7)
     whole = augment(image(), noise(augment))
     others = noise(augment, seed=1)
@@ -58,7 +58,7 @@ def test_each_image_depends_on_its_own_noise_only() -> None:
     assert torch.equal(augment(image()[2:3], noise(augment)[2:3])[0], whole[2])
 
 
-def test_kinds_are_those_asked_for_in_one_order() -> None:
+def test_the_requested_augmentations_run_in_a_fixed_order() -> None:
     assert an_augment(1.0, augmentations=["cutout", "colour"]).kinds == ["colour", "cutout"]
     assert an_augment(1.0, augmentations=["translation"]).noise_size == 3
 
@@ -80,7 +80,7 @@ def test_cutout_is_a_square_of_half_the_side_within_the_image() -> None:
     assert bool((inside[1, 0, :2, 6:] == 0).all()) and int((inside[1] == 0).sum()) == 4
 
 
-def test_colour_of_the_middle_numbers_is_the_identity_and_of_others_their_formula() -> None:
+def test_colour_noise_at_the_median_is_the_identity_and_other_noise_follows_the_formula() -> None:
     x = image(1)
     torch.testing.assert_close(jitter_colour(x, torch.full((1, 3), 0.5, dtype=torch.float64)), x)
     brighter = jitter_colour(x, torch.tensor([[1.0, 0.5, 0.5]], dtype=torch.float64))
@@ -91,7 +91,7 @@ def test_colour_of_the_middle_numbers_is_the_identity_and_of_others_their_formul
     torch.testing.assert_close(flat, x.mean() + (x - x.mean()) / 2)
 
 
-def test_the_gradient_goes_through_to_the_generator() -> None:
+def test_the_gradient_reaches_the_generator() -> None:
     augment = an_augment(1.0)
     x = standard_normal((2, 3, 4, 4), 2).double().requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x: augment(x, noise(augment, 2)), (x,))
@@ -112,7 +112,9 @@ def test_the_gradient_goes_through_to_the_generator() -> None:
         ("non_saturating", [-1.0, -2.0, -3.0, 4.0, 5.0, -6.0], [-9.0] * 6, -2 / 6),
     ],
 )
-def test_the_probability_rises_where_the_critic_is_too_sure(loss: str, real: list[float], fake: list[float], sure: float) -> None:
+def test_the_probability_rises_if_the_critic_is_overconfident(
+    loss: str, real: list[float], fake: list[float], sure: float
+) -> None:
     augment = an_augment(0.5, loss=loss)
     augment.adapt(torch.tensor(real), torch.tensor(fake))
     assert float(augment.probability) == pytest.approx(0.6 if sure > 0.6 else 0.4)
@@ -125,7 +127,7 @@ def test_the_probability_stays_within_0_and_1() -> None:
         assert float(augment.probability) == start
 
 
-def test_phases_share_one_probability_which_training_moves_and_a_checkpoint_holds() -> None:
+def test_phases_share_one_probability_that_a_checkpoint_restores() -> None:
     model = build(SETTINGS, COLOURS).double()
     critic_phase, generator_phase = (phase.double().train() for phase in phases(model, SETTINGS))
     assert isinstance(critic_phase, CriticPhase) and isinstance(generator_phase, GeneratorPhase)
@@ -139,7 +141,7 @@ def test_phases_share_one_probability_which_training_moves_and_a_checkpoint_hold
     assert float(critic_phase.augment.probability) == moved
 
 
-def test_both_sides_judge_what_is_augmented() -> None:
+def test_both_phases_augment_real_and_drawn_images() -> None:
     model = build(SETTINGS, COLOURS).double()
     for phase in (phase.double().eval() for phase in phases(model, SETTINGS)):
         assert isinstance(phase, CriticPhase | GeneratorPhase)
@@ -151,13 +153,13 @@ def test_both_sides_judge_what_is_augmented() -> None:
         batch.noise_BN = batch.noise_BN.clone()
         noises = torch.split(batch.noise_BN, phase.sizes, dim=1)
         changed = []
-        for part in noises[1:3]:  # of the drawn and of the real images, each its own
+        for part in noises[1:3]:  # separate noise of the drawn and of the real images
             before = phase(batch)
             part.neg_()
             changed.append(bool(phase(batch) != before))
         assert changed == [True, True]
 
 
-def test_a_table_is_not_augmented() -> None:
+def test_augmentation_of_a_table_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"model\.augment needs images"):
         Augment(SETTINGS, TABLE)

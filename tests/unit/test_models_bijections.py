@@ -19,9 +19,9 @@ SPLINE = FlowSettings(hidden=8, layers=1, bins=5, width=4, blocks=2, dilation=2,
 AFFINE = SPLINE.model_copy(update={"coupling": "affine"})
 FIRST_TWO = torch.tensor([True, True, False])
 ROW, MAP = (3,), (4, 4, 2)
-SPREAD = 0.05  # of the weights: with larger ones a stack of random layers is chaotic, and no inverse has digits
+SPREAD = 0.05  # scale of the weights: with larger ones a stack of random layers is chaotic, and its inverse inaccurate
 
-LAYERS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...], int]] = {  # layer, shape of what it sees, classes
+LAYERS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...], int]] = {  # layer, shape of its input, classes
     "ActNorm of rows": (lambda: ActNorm(3), ROW, 0),
     "ActNorm of maps": (lambda: ActNorm(4), MAP, 0),
     "spline Coupling": (lambda: Coupling(FIRST_TWO, SPLINE, 0), ROW, 0),
@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[Callable[[], Bijection], tuple[int, ...], int]] = {  # l
 
 
 def a_layer(name: str, dtype: torch.dtype) -> tuple[Bijection, Tensor, Tensor | None]:
-    """The layer, started from data and then moved at random; points; their classes."""
+    """Return a layer that was initialised from data and then perturbed, points, and their classes."""
     make, shape, classes = LAYERS[name]
     torch.manual_seed(0)
     layer = make().to(dtype).eval()
@@ -56,7 +56,7 @@ def a_layer(name: str, dtype: torch.dtype) -> tuple[Bijection, Tensor, Tensor | 
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_inverse(name: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_inverse_undoes_the_layer(name: str, dtype: torch.dtype, tolerance: float) -> None:
     layer, z, c = a_layer(name, dtype)
     there, log_det = layer(z, c)
     back, back_log_det = layer(there, c, inverse=True)
@@ -67,7 +67,7 @@ def test_inverse(name: str, dtype: torch.dtype, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_log_determinant_is_that_of_the_jacobian(name: str) -> None:
+def test_the_log_determinant_equals_that_of_the_jacobian(name: str) -> None:
     layer, z, c = a_layer(name, torch.float64)
     _, log_det = layer(z, c)
     for i in range(3):
@@ -78,15 +78,15 @@ def test_log_determinant_is_that_of_the_jacobian(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, classes) in LAYERS.items() if classes])
-def test_the_class_matters(name: str) -> None:
+def test_the_layer_depends_on_the_class(name: str) -> None:
     layer, z, c = a_layer(name, torch.float64)
     assert c is not None
     assert not torch.allclose(layer(z, c)[0], layer(z, 1 - c)[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_starts_from_data_starts_as_it_says(name: str) -> None:
-    """A coupling, and a rotation, of standardised data: what comes out has a log-determinant of zero or that of the start."""
+def test_data_dependent_layers_start_as_documented(name: str) -> None:
+    """A coupling starts as the identity, a convolution as a rotation, with log-determinant zero."""
     make, shape, classes = LAYERS[name]
     torch.manual_seed(0)
     layer = make().double().eval()

@@ -39,7 +39,7 @@ def a_flow(name: str, spec: DataSpec | None = None, **changes: float) -> Flow:
 
 
 def dequantised(spec: DataSpec, x: Tensor, noise: Tensor) -> Tensor:
-    """v: numbers as they are, and what is discrete somewhere within its level."""
+    """Return v: numbers unchanged, discrete values at a random place within their level."""
     v = x.flatten(1).clone()
     v[:, [not column.numeric for column in spec.columns] or slice(None)] += torch.special.ndtr(noise)
     return v
@@ -56,7 +56,7 @@ class TestSpline:
         torch.testing.assert_close(y, x, rtol=0, atol=1e-12)
         torch.testing.assert_close(log_slope, torch.zeros(101), rtol=0, atol=1e-12)
 
-    def test_inverse_and_slope(self) -> None:
+    def test_inverse_and_derivative_are_correct(self) -> None:
         x = torch.linspace(-6, 6, 400).requires_grad_()
         theta = random_theta(400)
         y, log_slope = rational_quadratic(x, theta, BOUND)
@@ -66,7 +66,7 @@ class TestSpline:
         torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
         torch.testing.assert_close(back_log_slope, -log_slope, rtol=0, atol=1e-8)
 
-    def test_rises_everywhere_and_joins_its_tails(self) -> None:
+    def test_the_spline_is_increasing_and_continuous_at_its_tails(self) -> None:
         x = torch.linspace(-BOUND - 1, BOUND + 1, 5001)
         y, _ = rational_quadratic(x, random_theta(1).expand(5001, -1), BOUND)
         assert bool((y.diff() > 0).all())
@@ -77,7 +77,7 @@ class TestSpline:
         torch.testing.assert_close(at_the_ends, near, rtol=0, atol=1e-8)
         torch.testing.assert_close(slopes, torch.zeros(2), rtol=0, atol=1e-4)
 
-    def test_gradients_outside_are_finite(self) -> None:
+    def test_gradients_outside_the_interval_are_finite(self) -> None:
         theta = random_theta(2).requires_grad_()
         y, log_slope = rational_quadratic(torch.tensor([-50.0, 50.0]), theta, BOUND)
         (gradient,) = torch.autograd.grad((y + log_slope).sum(), theta)
@@ -86,7 +86,7 @@ class TestSpline:
 
 class TestFlow:
     @pytest.mark.parametrize("name", FLOWS)
-    def test_round_trip_in_double_precision(self, name: str) -> None:
+    def test_inverse_in_double_precision(self, name: str) -> None:
         case, model = CASES[name], a_flow(name)
         x, noise = examples(case.spec, 40).double(), standard_normal((40, model.density_noise), 4).double()
         base, _ = model.to_base(x, noise, case.y(40))
@@ -95,7 +95,7 @@ class TestFlow:
         assert torch.equal(model.entrance.to_example(back).view(x.shape).double(), x.float().double())
 
     @pytest.mark.parametrize("name", FLOWS)
-    def test_round_trip_through_the_layers_in_single_precision(self, name: str) -> None:
+    def test_inverse_in_single_precision(self, name: str) -> None:
         model = a_flow(name, spread=0.05).float()
         base = standard_normal((200, model.spec.dims), 5).float()
         y = CASES[name].y(200)
@@ -105,7 +105,7 @@ class TestFlow:
         torch.testing.assert_close(model.bijections(there, classes)[0], base, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("name", FLOWS)
-    def test_log_determinant_is_that_of_the_jacobian(self, name: str) -> None:
+    def test_the_log_determinant_equals_that_of_the_jacobian(self, name: str) -> None:
         case, model = CASES[name], a_flow(name)
         x, noise, y = examples(case.spec, 3).double(), standard_normal((3, model.density_noise), 6).double(), case.y(3)
         _, log_det = model.to_base(x, noise, y)
@@ -121,7 +121,7 @@ class TestFlow:
             expected = torch.linalg.slogdet(jacobian).logabsdet - normal_log_density(noise[i]).sum()
             torch.testing.assert_close(log_det[i], expected, rtol=0, atol=1e-8)
 
-    def test_density_integrates_to_one_and_is_that_of_the_samples(self) -> None:
+    def test_the_density_integrates_to_one_and_matches_the_samples(self) -> None:
         model, side = a_flow("flow", PAIR, spread=0.3), torch.linspace(-7, 7, 101)
         noise = torch.cartesian_prod(side, side)
         # du = phi(noise) d noise; equal steps of the noise resolve the corners of a level, equal steps of u do not
@@ -135,9 +135,9 @@ class TestFlow:
         assert float((share - mass).abs().sum()) < 0.02
         joint = mass.view(3, 3)
         independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-        assert float((joint - independent).abs().max()) > 0.01  # the couplings took part
+        assert float((joint - independent).abs().max()) > 0.01  # the couplings have an effect
 
-    def test_starts_as_the_factorised_model(self) -> None:
+    def test_an_initial_flow_equals_the_factorised_model(self) -> None:
         x = examples(PAIR, 500)
         model = build(FlowSettings(), PAIR).eval()
         model.initialise(x)
@@ -148,7 +148,7 @@ class TestFlow:
         noise = standard_normal((9, 2), 9).double()
         torch.testing.assert_close(model.log_prob(new, noise).detach(), expected, rtol=0, atol=1e-9)
 
-    def test_what_training_never_saw_has_a_likelihood(self) -> None:
+    def test_levels_that_training_never_saw_have_a_finite_likelihood(self) -> None:
         model = build(FlowSettings(), IMAGE).eval().requires_grad_(False)
         model.initialise(torch.zeros(1000, *IMAGE.shape, dtype=torch.uint8))
         never = torch.full((3, *IMAGE.shape), IMAGE.levels - 1, dtype=torch.uint8)
@@ -156,13 +156,13 @@ class TestFlow:
         per_pixel = model.log_prob(never, noise) / IMAGE.dims
         torch.testing.assert_close(per_pixel, torch.full((3,), math.log(0.5 / 1008.5)), rtol=0, atol=1e-6)
 
-    def test_far_noise_gives_levels_and_likelihoods(self) -> None:
+    def test_extreme_noise_gives_valid_levels_and_likelihoods(self) -> None:
         model, noise = a_flow("flow"), torch.tensor([[-40.0], [40.0]]).expand(2, IMAGE.dims)
         x = model.sample(noise)
         assert bool(x[0].eq(0).all()) and bool(x[1].eq(IMAGE.levels - 1).all())
         assert bool(model.log_prob(x, noise).isfinite().all())
 
-    def test_every_dimension_is_moved_and_every_coupling_is_conditioned(self) -> None:
+    def test_every_dimension_is_transformed_and_every_coupling_is_conditioned(self) -> None:
         for spec in (PAIR, IMAGE, DataSpec(shape=(3, 1, 1), levels=2)):
             parts = torch.stack(partitions(spec, 4))
             assert bool(parts.any(0).all()) and bool(parts.any(1).all()) and not bool(parts.all(1).any())
@@ -174,7 +174,7 @@ BOTH = DataSpec(shape=(2,), columns=(Column(name="a"), Column(name="b", categori
 
 
 def nodes(settings: FlowSettings, end: float, count: int) -> tuple[Tensor, Tensor]:
-    """Points of a column and the length that each stands for: equal steps of what the flow sees of it."""
+    """Return points of a column and their weights: equal steps in the input of the flow."""
     side = torch.linspace(-end, end, count)
     step = 2 * end / (count - 1)
     return (side.sinh(), side.cosh() * step) if settings.tails == "asinh" else (side, torch.full_like(side, step))
@@ -183,7 +183,7 @@ def nodes(settings: FlowSettings, end: float, count: int) -> tuple[Tensor, Tenso
 class TestTables:
     @pytest.mark.parametrize(("coupling", "tails"), [("spline", "asinh"), ("spline", "linear"), ("affine", "asinh")])
     @pytest.mark.parametrize("conditional", [False, True])
-    def test_density_of_one_column_integrates_to_one(self, coupling: str, tails: str, conditional: bool) -> None:
+    def test_the_density_of_one_column_integrates_to_one(self, coupling: str, tails: str, conditional: bool) -> None:
         settings = FlowSettings.model_validate({"coupling": coupling, "tails": tails, "conditional": conditional, "bins": 5})
         model = Case("flow", settings, ONE).build(spread=0.5).requires_grad_(False)
         assert isinstance(model, Flow)
@@ -196,7 +196,7 @@ class TestTables:
         assert not conditional or float((masses[0] - masses[1]).abs().sum()) > 0.05
 
     @pytest.mark.parametrize("changes", [{}, {"coupling": "affine", "tails": "linear"}, {"conditional": True}])
-    def test_density_of_two_columns_integrates_to_one_and_is_that_of_the_samples(self, changes: dict[str, Any]) -> None:
+    def test_the_density_of_two_columns_integrates_to_one_and_matches_the_samples(self, changes: dict[str, Any]) -> None:
         settings = FlowSettings.model_validate({"couplings": 3, "hidden": 8, "bins": 5, "dropout": 0.0} | changes)
         model = Case("flow", settings, TWO).build(spread=0.2).requires_grad_(False)
         assert isinstance(model, Flow)
@@ -208,12 +208,12 @@ class TestTables:
         noise = standard_normal((40_000, model.sample_noise), 8).double()
         drawn = model.sample(noise, torch.full((40_000,), 2) if settings.conditional else None).double()
         middle = side[190:192].mean()
-        for column in range(2):  # the law of one, and of both, cut half-way between two nodes
+        for column in range(2):  # distribution of one column, and of both, cut half-way between two nodes
             above = (x[:, : column + 1] > middle).all(1)
             share = (drawn[:, : column + 1] > middle).all(1).double().mean()
             assert float(share) == pytest.approx(float(mass[above].sum()), abs=0.01)
 
-    def test_mass_of_numbers_and_categories_together_is_one(self) -> None:
+    def test_the_total_probability_of_numbers_and_categories_is_one(self) -> None:
         model = (
             Case("flow", FlowSettings(couplings=3, hidden=8, bins=5, dropout=0.0), BOTH).build(spread=0.3).requires_grad_(False)
         )
@@ -232,7 +232,7 @@ class TestTables:
             assert float((drawn[:, 1] == place).double().mean()) == pytest.approx(float(mass), abs=0.01)
 
     @pytest.mark.parametrize("name", ["flow-table", "flow-affine-table"])
-    def test_far_noise_gives_finite_rows_of_finite_likelihood(self, name: str) -> None:
+    def test_extreme_noise_gives_finite_rows_with_finite_likelihood(self, name: str) -> None:
         case, model = CASES[name], a_flow(name)
         noise = torch.tensor([[-30.0], [30.0]]).expand(2, model.sample_noise)
         x = model.sample(noise, case.y(2))
@@ -249,7 +249,7 @@ class TestTables:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_initialise_is_a_function_of_the_training_split(name: str) -> None:
+def test_initialisation_is_a_function_of_the_training_split(name: str) -> None:
     case = CASES[name]
     states = []
     for seed in range(2):
@@ -264,8 +264,8 @@ def test_initialise_is_a_function_of_the_training_split(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_known_law_of_dependent_pixels_is_learnt_to_its_entropy() -> None:
-    """Bits per dimension of all nine pairs, weighted by their true probabilities, against the entropy of that law."""
+def test_a_known_distribution_of_dependent_pixels_is_learnt_to_its_entropy() -> None:
+    """Mean bits per dimension of all nine pairs under their true probabilities, against the entropy."""
     law = torch.tensor([[0.20, 0.10, 0.04], [0.05, 0.16, 0.09], [0.04, 0.10, 0.22]]).flatten()
     entropy = float(-(law * law.log2()).sum()) / 2
     drawn = every_example(PAIR)[torch.multinomial(law, 20_000, replacement=True, generator=torch.Generator().manual_seed(0))]

@@ -37,7 +37,7 @@ MIXED = DataSpec(
 
 
 class Quadratic(nn.Module):
-    """D(x) = x' A x / 2 + b' x, whose gradient is A x + b for symmetric A."""
+    """Critic D(x) = x' A x / 2 + b' x, with gradient A x + b for symmetric A."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-FORMULAS = {  # of one real and one fake score, as the papers write them
+FORMULAS = {  # for one real and one fake score, as in the papers
     "relativistic": (lambda r, f: -math.log(sigmoid(r - f)), lambda r, f: -math.log(sigmoid(f - r))),
     "minimax": (lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)), lambda r, f: math.log(1 - sigmoid(f))),
     "non_saturating": (lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)), lambda r, f: -math.log(sigmoid(f))),
@@ -88,7 +88,7 @@ FORMULAS = {  # of one real and one fake score, as the papers write them
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_are_their_formulas_and_their_gradients(loss: Loss) -> None:
+def test_losses_and_gradients_equal_their_formulas(loss: Loss) -> None:
     real = torch.tensor([0.3, -2.0, 3.0, -8.0], dtype=torch.float64, requires_grad=True)
     fake = torch.tensor([0.1, 1.5, -4.0, 10.0], dtype=torch.float64, requires_grad=True)
     of_critic, of_generator = FORMULAS[loss]
@@ -100,20 +100,20 @@ def test_losses_are_their_formulas_and_their_gradients(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_are_finite_where_a_critic_is_certain(loss: Loss) -> None:
+def test_losses_are_finite_if_the_critic_is_certain(loss: Loss) -> None:
     real, fake = torch.tensor([800.0]), torch.tensor([-800.0])
     assert all(bool(each.isfinite()) for each in (critic_loss(loss, real, fake), generator_loss(loss, real, fake)))
     assert relativistic(fake, real).item() == 1600.0
 
 
-def test_a_generator_that_saturates_learns_nothing_and_the_other_does() -> None:
+def test_the_non_saturating_loss_trains_where_the_saturating_loss_does_not() -> None:
     fake = torch.tensor([-30.0], dtype=torch.float64, requires_grad=True)
     slopes = {loss: torch.autograd.grad(generator_loss(loss, None, fake), fake)[0].item() for loss in LOSSES[1:3]}
     assert slopes["minimax"] == pytest.approx(-math.exp(-30.0), rel=1e-9)
     assert slopes["non_saturating"] == pytest.approx(-1.0, rel=1e-9)
 
 
-def test_penalty_on_a_quadratic_critic_is_its_closed_form_and_trains_the_critic() -> None:
+def test_the_penalty_of_a_quadratic_critic_equals_its_closed_form_and_trains_the_critic() -> None:
     critic, x = Quadratic(4), torch.randn(7, 2, 2, dtype=torch.float64, requires_grad=True)
     penalty, expected = squared_gradients(critic(x), x).mean(), critic.squared_gradient(x)
     torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
@@ -122,7 +122,7 @@ def test_penalty_on_a_quadratic_critic_is_its_closed_form_and_trains_the_critic(
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_lipschitz_penalty_on_a_linear_critic_is_its_closed_form() -> None:
+def test_the_lipschitz_penalty_of_a_linear_critic_equals_its_closed_form() -> None:
     weight = torch.tensor([0.6, -1.2, 0.4], dtype=torch.float64, requires_grad=True)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     penalty = lipschitz_penalty(x @ weight, x)
@@ -136,7 +136,9 @@ def test_lipschitz_penalty_on_a_linear_critic_is_its_closed_form() -> None:
 
 @pytest.mark.parametrize(("step", "progress", "weight"), [(0, 0.0, 6.0), (8, 0.35, 3.5), (12, 0.7, 1.0), (16, 0.99, 1.0)])
 @pytest.mark.parametrize("loss", LOSSES[:3])
-def test_critic_loss_with_its_lazy_penalties(generator: Generator, loss: Loss, step: int, progress: float, weight: float) -> None:
+def test_the_critic_loss_includes_its_lazy_penalties(
+    generator: Generator, loss: Loss, step: int, progress: float, weight: float
+) -> None:
     critic = Quadratic(IMAGE.dims)
     phase = critic_phase(critic, generator, loss=loss)
     batch = a_batch(phase.noise_size, step, progress)
@@ -163,7 +165,7 @@ def test_wgan_gp_is_penalised_between_real_and_drawn_examples(generator: Generat
 
 @pytest.mark.parametrize(("step", "update"), [(3, {}), (4, {"penalty": 0.0, "penalty_final": 0.0})])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_penalty_between_the_lazy_steps_and_none_of_weight_0(
+def test_there_is_no_penalty_between_lazy_steps_or_with_weight_0(
     generator: Generator, loss: Loss, step: int, update: dict[str, float]
 ) -> None:
     critic = Quadratic(IMAGE.dims)
@@ -195,7 +197,7 @@ def test_betas_are_a_function_of_progress(generator: Generator) -> None:
     assert [phase.betas for phase in phases(generator, SETTINGS)] == [(0.0, 0.99)] * 2
 
 
-def test_a_penalty_is_in_single_precision_under_autocast(generator: Generator) -> None:
+def test_penalties_are_computed_in_single_precision_under_autocast(generator: Generator) -> None:
     phase = phases(generator.float(), SETTINGS)[0]
     batch = a_batch(phase.noise_size, step=0)
     batch.x_BX, batch.noise_BN = batch.x_BX.float(), batch.noise_BN.float()
@@ -203,10 +205,10 @@ def test_a_penalty_is_in_single_precision_under_autocast(generator: Generator) -
     full = phase.curves()
     with torch.autocast("cpu", torch.bfloat16):
         phase(batch)
-    assert phase.curves()["r1"] == full["r1"]  # of real examples, the same to the bit; the drawn ones are rounded
+    assert phase.curves()["r1"] == full["r1"]  # bit-identical for real examples; drawn ones are rounded
 
 
-def test_each_phase_reaches_its_own_side_only(generator: Generator) -> None:
+def test_each_phase_trains_only_its_network(generator: Generator) -> None:
     first, second = (phase.double() for phase in phases(generator, SETTINGS))
     assert isinstance(first, CriticPhase) and isinstance(second, GeneratorPhase)
     assert second.critic is first.critic and first.generator is second.generator is generator
@@ -227,7 +229,7 @@ def test_only_the_generator_is_served(generator: Generator) -> None:
 
 @pytest.mark.parametrize("network", ["mlp", "residual_mlp", "dcgan", "residual"])
 @pytest.mark.parametrize("conditional", [False, True])
-def test_networks_draw_and_judge_each_example_by_itself(network: str, conditional: bool) -> None:
+def test_generator_and_critic_treat_each_example_independently(network: str, conditional: bool) -> None:
     torch.manual_seed(0)
     settings = GanSettings.model_validate(
         {"network": network, "conditional": conditional, "latent": 3, "hidden": 8, "width": 4, "layers": 2, "dilation": 2}
@@ -249,7 +251,7 @@ def test_networks_draw_and_judge_each_example_by_itself(network: str, conditiona
 
 
 def test_a_conditional_critic_is_a_projection() -> None:
-    """Of one example, its scores of the classes are the first output plus one output each: nothing else knows the class."""
+    """The score of an example and a class is the first output plus one output of that class; nothing else uses the class."""
     settings = SETTINGS.model_copy(update={"conditional": True})
     model = build(settings, SQUARE).double()
     critic = Critic(settings, model.space, Labels(True, SQUARE)).double()
@@ -269,7 +271,7 @@ def test_a_conditional_critic_is_a_projection() -> None:
         ({}, DataSpec(shape=(1,), columns=(Column(name="age", missing=True),)), "age of this table may be missing: .* vae"),
     ],
 )
-def test_what_does_not_fit_the_data_is_refused(update: dict[str, object], spec: DataSpec, message: str) -> None:
+def test_settings_that_do_not_fit_the_data_are_refused(update: dict[str, object], spec: DataSpec, message: str) -> None:
     settings = SETTINGS.model_copy(update=update)
     with pytest.raises(SettingsError, match=message):
         phases(build(settings, spec), settings)
@@ -305,7 +307,7 @@ def test_categories_are_drawn_with_the_probabilities_of_the_logits() -> None:
         assert found.tolist() == pytest.approx(shares, abs=4 * math.sqrt(0.25 / 20_000))
 
 
-def test_the_critic_sees_one_hot_rows_and_near_one_hot_draws_that_carry_gradients() -> None:
+def test_the_critic_gets_one_hot_rows_and_differentiable_samples() -> None:
     space = build(SETTINGS, MIXED).space
     rows = torch.tensor([[0.5, 2.0, 0.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
     seen = space.encode(rows)
@@ -322,7 +324,7 @@ def test_the_critic_sees_one_hot_rows_and_near_one_hot_draws_that_carry_gradient
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
-def test_levels_there_and_back(levels: int) -> None:
+def test_levels_survive_scaling_and_its_inverse(levels: int) -> None:
     x = torch.arange(levels)
     unit = to_unit(x, levels)
     assert float(unit[0]) == -1.0 and float(unit[-1]) == 1.0
@@ -332,7 +334,7 @@ def test_levels_there_and_back(levels: int) -> None:
 
 @pytest.mark.slow
 def test_a_table_is_learnt_with_its_categories_and_classes() -> None:
-    """The class sets one number, a category with shares .75 and .25 the other: both are found again in what is drawn."""
+    """The class determines one number, a category with shares .75 and .25 the other: samples reproduce both."""
     spec = DataSpec(shape=(3,), columns=(*MIXED.columns[:1], MIXED.columns[2], Column(name="d")), classes=2)
     settings = GanSettings(latent=4, hidden=32, layers=2, conditional=True, penalty=1.0, penalty_final=0.1, beta2=0.9)
     torch.manual_seed(0)

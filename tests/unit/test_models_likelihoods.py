@@ -1,4 +1,4 @@
-"""Likelihoods against their own distribution functions: they sum or integrate to 1, and draws are from them. In float64."""
+"""Likelihoods against their distribution functions: they sum or integrate to 1, and draws follow them. In float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from remint.records import Column, DataSpec
 from tests.support.models_cases import MIXED, examples
 
 IMAGE = DataSpec(shape=(1, 2, 3), levels=5)
-# Numbers before, between and behind the categories: what is put in the wrong place shows.
+# Numbers before, between and after the categories: a misplaced column is found.
 TABLE = DataSpec(
     shape=(5,),
     columns=(
@@ -73,7 +73,7 @@ def test_probabilities_of_all_levels_sum_to_one(kind: str, levels: int) -> None:
     torch.testing.assert_close(log_prob.exp().sum(0), torch.ones(100), rtol=0, atol=1e-12)
 
 
-def test_discretised_logistic_is_the_difference_of_its_distribution_function() -> None:
+def test_the_discretised_logistic_equals_differences_of_its_distribution_function() -> None:
     theta = torch.tensor([0.3, -0.4, 0.2, -0.6, -1.0, -0.5])  # two logits, two means, two log scales
     edge = (torch.arange(5) + 0.5) * 2 / 4 - 1
     share = theta[:2].softmax(0)
@@ -85,7 +85,7 @@ def test_discretised_logistic_is_the_difference_of_its_distribution_function() -
 
 
 @pytest.mark.parametrize("kind", GAUSSIANS)
-def test_sigma_gaussian_is_the_difference_of_its_distribution_function(kind: str) -> None:
+def test_the_sigma_gaussian_equals_differences_of_its_distribution_function(kind: str) -> None:
     gaussian, mean = law(kind, 17), torch.linspace(-1.5, 1.5, 31)
     assert isinstance(gaussian, SigmaGaussian)
     edge = to_unit(torch.arange(17) + 0.5, 17)[:, None]
@@ -116,7 +116,7 @@ def test_single_precision_is_near_double(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("bernoulli", 2), ("categorical", 5), ("gaussian 0.3", 7)])
-def test_draws_have_its_probabilities(kind: str, levels: int) -> None:
+def test_draws_have_the_probabilities_of_the_likelihood(kind: str, levels: int) -> None:
     n, one = 10_000, law(kind, levels)
     theta = standard_normal((1, 1, one.parameters_per_dim), 2).double()
     drawn = one.sample(theta.expand(n, -1, -1), quantiles(n).unsqueeze(1))
@@ -126,7 +126,7 @@ def test_draws_have_its_probabilities(kind: str, levels: int) -> None:
 
 
 @pytest.mark.parametrize("mixtures", [1, 3])
-def test_logistic_draws_have_its_probabilities(mixtures: int) -> None:
+def test_logistic_draws_have_the_probabilities_of_the_likelihood(mixtures: int) -> None:
     side, one = 400, DiscretisedLogistic(7, mixtures)
     theta = standard_normal((1, 1, one.parameters_per_dim), 3).double()
     noise = torch.cartesian_prod(quantiles(side), quantiles(side))
@@ -137,17 +137,17 @@ def test_logistic_draws_have_its_probabilities(mixtures: int) -> None:
 
 
 def quantiles(count: int) -> Tensor:
-    """Standard normal numbers that stand for equal shares of it."""
+    """Return standard normal quantiles at equal steps of probability."""
     return torch.special.ndtri((torch.arange(count) + 0.5) / count)
 
 
-def test_bernoulli_is_of_binarised_images_only() -> None:
+def test_bernoulli_requires_binarised_images() -> None:
     with pytest.raises(SettingsError, match=r"model\.likelihood: bernoulli .* 2 levels, but these have 17"):
         Bernoulli(17)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "mixture", "gaussian 0.3"])
-def test_an_image_has_the_sum_over_its_pixels(kind: str) -> None:
+def test_the_log_likelihood_of_an_image_is_the_sum_over_its_pixels(kind: str) -> None:
     one = law(kind, IMAGE.levels)
     image = PixelLikelihood(one, IMAGE, sample_as="mode")
     x, theta = examples(IMAGE, 4), standard_normal((3, 4, image.outputs), 1).double()
@@ -170,7 +170,7 @@ def test_the_mode_of_each_pixel_is_the_level_of_its_highest_probability(kind: st
 
 
 @pytest.mark.parametrize("columns", [SigmaGaussianColumns(2), GaussianMixtureColumns(3), GaussianMixtureColumns(1)])
-def test_the_density_of_a_column_integrates_to_one_and_its_draws_are_from_it(
+def test_the_density_of_a_column_integrates_to_one_and_matches_its_draws(
     columns: SigmaGaussianColumns | GaussianMixtureColumns,
 ) -> None:
     columns = columns.double().requires_grad_(False)
@@ -196,7 +196,7 @@ def rows(request: pytest.FixtureRequest) -> RowLikelihood:
     return made
 
 
-def test_a_row_has_the_sum_over_its_columns(rows: RowLikelihood) -> None:
+def test_the_log_likelihood_of_a_row_is_the_sum_over_its_columns(rows: RowLikelihood) -> None:
     x = torch.tensor([[0.3, 2.0, -0.7, 1.0, 1.1], [-1.0, 0.0, 0.2, 0.0, 0.5]])
     theta = standard_normal((4, 2, rows.outputs), 1).double()
     per = rows.law.parameters_per_dim
@@ -208,7 +208,7 @@ def test_a_row_has_the_sum_over_its_columns(rows: RowLikelihood) -> None:
 
 
 @pytest.mark.parametrize("column", range(5))
-def test_a_missing_value_is_summed_out(rows: RowLikelihood, column: int) -> None:
+def test_missing_values_are_marginalised(rows: RowLikelihood, column: int) -> None:
     theta = standard_normal((1, rows.outputs), 2).double().clamp(-1.5, 0.9)
     grid = (
         torch.linspace(-20, 20, 20_001) if TABLE.columns[column].numeric else torch.arange(len(TABLE.columns[column].categories))
@@ -220,7 +220,7 @@ def test_a_missing_value_is_summed_out(rows: RowLikelihood, column: int) -> None
     assert float(rows.log_prob(x[:1], theta)) == pytest.approx(float(total.log()), abs=1e-8)
 
 
-def test_missing_values_leave_gradients_finite_and_move_nothing_of_their_column(rows: RowLikelihood) -> None:
+def test_missing_values_give_finite_gradients_and_do_not_train_their_column(rows: RowLikelihood) -> None:
     rows.requires_grad_(True)
     x = torch.full((1, 5), torch.nan)
     x[0, 2] = 0.4
@@ -233,7 +233,7 @@ def test_missing_values_leave_gradients_finite_and_move_nothing_of_their_column(
 
 
 def test_rows_are_drawn_column_by_column(rows: RowLikelihood) -> None:
-    """Of each column: mean log-likelihood of its draws equals minus the entropy of its distribution."""
+    """For each column, the mean log-likelihood of its draws equals minus the entropy of its distribution."""
     n = 4_000
     theta = standard_normal((1, rows.outputs), 2).double().clamp(-1.5, 0.9).expand(n, -1)
     x = rows.sample(theta, standard_normal((n, rows.noise_size), 5).double())
@@ -251,7 +251,7 @@ def test_rows_are_drawn_column_by_column(rows: RowLikelihood) -> None:
         assert float(surprise.mean() - expected) == pytest.approx(0.0, abs=5 * float(surprise.std()) / n**0.5)
 
 
-def test_a_table_of_categories_only() -> None:
+def test_a_table_of_categories_only_has_a_likelihood() -> None:
     rows = RowLikelihood("sigma_gaussian", CATEGORIES, mixtures=2)
     theta = standard_normal((1, rows.outputs), 1).double()
     every = torch.cartesian_prod(torch.arange(2.0), torch.arange(3.0))
@@ -260,7 +260,7 @@ def test_a_table_of_categories_only() -> None:
     assert rows.sample(theta, torch.zeros(1, rows.noise_size)).shape == (1, 2)
 
 
-def test_what_a_network_sees_of_a_row() -> None:
+def test_a_network_gets_numbers_one_hot_categories_and_missing_indicators() -> None:
     nan = torch.nan
     features = RowFeatures(MIXED)
     x = torch.tensor([[0.5, 2.0, -1.0, 1.0], [0.1, 0.0, nan, nan]])

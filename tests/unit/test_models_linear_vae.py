@@ -38,7 +38,7 @@ def double() -> Iterator[None]:
 
 
 class Pca(NamedTuple):
-    """The maximum of the likelihood of rows, and what follows from it."""
+    """Maximum-likelihood PCA of rows, with its closed forms."""
 
     x_ND: Tensor
     mean_D: Tensor
@@ -50,7 +50,7 @@ class Pca(NamedTuple):
         return self.weight_DZ.shape[1]
 
     def of(self, columns: list[int]) -> Pca:
-        """The marginal of some columns."""
+        """Return the marginal of some columns."""
         return Pca(self.x_ND[:, columns], self.mean_D[columns], self.weight_DZ[columns], self.variance)
 
     def log_prob(self, x_ND: Tensor) -> Tensor:
@@ -59,14 +59,14 @@ class Pca(NamedTuple):
         return log_prob
 
     def posterior(self) -> tuple[Tensor, Tensor]:
-        """M^-1 W', shape (Z, D), and the posterior's standard deviations, shape (Z,)."""
+        """Return M^-1 W', shape (Z, D), and the standard deviations of the posterior, shape (Z,)."""
         inverse_ZZ = torch.linalg.inv(self.weight_DZ.T @ self.weight_DZ + self.variance * torch.eye(self.latent))
         assert float((inverse_ZZ - torch.diag(inverse_ZZ.diag())).abs().max()) < 1e-12
         return inverse_ZZ @ self.weight_DZ.T, (self.variance * inverse_ZZ.diag()).sqrt()
 
 
 def pca(latent: int) -> Pca:
-    """Of rows that hang together, which a seed draws."""
+    """Return the PCA of random correlated rows."""
     x_ND = standard_normal((300, D), 1).double() @ standard_normal((D, D), 2).double() + 0.3
     mean_D = x_ND.mean(0)
     values_D, vectors_DD = torch.linalg.eigh((x_ND - mean_D).T @ (x_ND - mean_D) / len(x_ND))
@@ -75,7 +75,7 @@ def pca(latent: int) -> Pca:
 
 
 def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) -> Vae:
-    """With the encoder that is exact for rows of which ``columns`` are observed, and the others missing.
+    """Return a VAE whose encoder is exact for rows in which only ``columns`` are observed.
 
     ``classes``: mean of each class, shape (classes, D), of a conditional model.
     """
@@ -87,7 +87,7 @@ def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) ->
     with torch.no_grad():
         encoder.weight.zero_()
         encoder.weight[:latent, columns] = reading_ZD
-        encoder.bias[latent:] = torch.log(torch.expm1(scale_Z - 1e-4))  # the inverse of what Vae.posterior makes of it
+        encoder.bias[latent:] = torch.log(torch.expm1(scale_Z - 1e-4))  # the inverse of the transformation in Vae.posterior
         decoder.weight[:, :latent] = model.weight_DZ
         if classes is None:
             encoder.bias[:latent] = -reading_ZD @ seen.mean_D
@@ -101,8 +101,8 @@ def linear_vae(model: Pca, columns: list[int], classes: Tensor | None = None) ->
     return vae.requires_grad_(False)
 
 
-def misled(vae: Vae) -> Vae:
-    """With an encoder that is not the posterior."""
+def with_wrong_encoder(vae: Vae) -> Vae:
+    """Return the VAE with an encoder that is not the posterior."""
     encoder = last_linear(vae.encoder)
     encoder.weight[:] += 0.05 * standard_normal(tuple(encoder.weight.shape), 6).double()
     encoder.bias[vae.latent_noise :] += 0.4
@@ -110,7 +110,7 @@ def misled(vae: Vae) -> Vae:
 
 
 def noise_with_the_moments(latent: int) -> Tensor:
-    """2 Z numbers whose mean is that of the standard normal for every polynomial of degree two, shape (2 Z, Z)."""
+    """Return 2 Z points with the standard normal mean of every polynomial of degree two, shape (2 Z, Z)."""
     return math.sqrt(latent) * torch.cat([torch.eye(latent), -torch.eye(latent)])
 
 
@@ -122,9 +122,9 @@ def test_with_the_exact_posterior_every_bound_is_the_likelihood(latent: int) -> 
     torch.testing.assert_close(weights, model.log_prob(model.x_ND).expand(20, -1), rtol=0, atol=1e-9)
 
 
-def test_with_another_the_elbo_lies_below_and_iwae_comes_up_to_it() -> None:
+def test_with_another_encoder_the_elbo_is_below_the_likelihood_and_iwae_approaches_it() -> None:
     model = pca(2)
-    vae, x = misled(linear_vae(model, list(range(D)))), model.x_ND[:40]
+    vae, x = with_wrong_encoder(linear_vae(model, list(range(D)))), model.x_ND[:40]
     exact = model.log_prob(x)
     corners = noise_with_the_moments(2)  # the log weight is a polynomial of degree two in the noise
     elbo = vae.elbo(x, corners[:, None].expand(-1, 40, -1)).mean(0)
@@ -140,8 +140,8 @@ def test_with_another_the_elbo_lies_below_and_iwae_comes_up_to_it() -> None:
     torch.testing.assert_close(limit, exact[:5], rtol=0, atol=1e-6)
 
 
-def test_nothing_pulls_at_the_maximum_of_the_likelihood() -> None:
-    """The loss that is trained, with the noise integrated exactly, is stationary where probabilistic PCA says."""
+def test_the_gradient_is_zero_at_the_maximum_of_the_likelihood() -> None:
+    """The training loss, with the noise integrated exactly, is stationary at the solution of probabilistic PCA."""
     model = pca(2)
     vae = linear_vae(model, list(range(D))).requires_grad_(True)
     corners = noise_with_the_moments(2)
@@ -151,12 +151,12 @@ def test_nothing_pulls_at_the_maximum_of_the_likelihood() -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in vae.named_parameters():
         assert parameter.grad is not None
-        pull = parameter.grad.sum() if "log_sigma" in name else parameter.grad  # PCA has one sigma, not one a column
+        pull = parameter.grad.sum() if "log_sigma" in name else parameter.grad  # PCA has one sigma, not one for each column
         assert float(pull.abs().max()) < 1e-9, name
 
 
 @pytest.mark.parametrize("columns", [[0, 1, 2, 3], [1, 4], [2]])
-def test_a_row_with_missing_values_has_the_likelihood_of_those_that_are_there(columns: list[int]) -> None:
+def test_a_row_with_missing_values_has_the_likelihood_of_its_observed_values(columns: list[int]) -> None:
     model = pca(1)
     x = torch.full_like(model.x_ND, torch.nan)
     x[:, columns] = model.x_ND[:, columns]
@@ -165,10 +165,10 @@ def test_a_row_with_missing_values_has_the_likelihood_of_those_that_are_there(co
     torch.testing.assert_close(weights, expected.expand(20, -1), rtol=0, atol=1e-9)
 
 
-def test_so_has_each_of_many_rows_with_other_values_missing() -> None:
+def test_rows_with_different_missing_values_have_the_likelihood_of_their_observed_values() -> None:
     model = pca(1)
     x = model.x_ND[:32].clone()
-    patterns = torch.arange(32).unsqueeze(1) >> torch.arange(D) & 1  # every set of columns, the empty one too
+    patterns = torch.arange(32).unsqueeze(1) >> torch.arange(D) & 1  # every set of columns, also the empty one
     x[patterns == 0] = torch.nan
     vae = linear_vae(model, list(range(D)))
     z = torch.linspace(-12, 12, 4_001)
@@ -181,7 +181,7 @@ def test_so_has_each_of_many_rows_with_other_values_missing() -> None:
         assert float(elbo[row]) < expected + 1e-9
 
 
-def test_a_conditional_one_has_the_likelihood_given_the_class() -> None:
+def test_a_conditional_vae_has_the_likelihood_given_the_class() -> None:
     model, means = pca(2), 2 * standard_normal((3, D), 7).double()
     y = torch.arange(300) % 3
     vae = linear_vae(model, list(range(D)), classes=means)
@@ -191,7 +191,7 @@ def test_a_conditional_one_has_the_likelihood_given_the_class() -> None:
     torch.testing.assert_close(weights, expected.expand(5, -1), rtol=0, atol=1e-9)
 
 
-def test_samples_have_its_mean_and_covariance() -> None:
+def test_samples_have_the_mean_and_covariance_of_the_model() -> None:
     model, n = pca(2), 40_000
     x = linear_vae(model, list(range(D))).sample(standard_normal((n, 2 + D), 8).double()).double()
     covariance = model.weight_DZ @ model.weight_DZ.T + model.variance * torch.eye(D)
@@ -201,8 +201,8 @@ def test_samples_have_its_mean_and_covariance() -> None:
     torch.testing.assert_close(error, torch.zeros(D, D), rtol=0, atol=8 / n**0.5)
 
 
-def test_a_row_is_completed_with_the_mean_that_the_observed_values_imply() -> None:
-    """E[x missing | x observed] of the closed-form Gaussian, from draws of Vae.reconstruct."""
+def test_imputed_values_have_the_conditional_mean_given_the_observed_ones() -> None:
+    """E[x missing | x observed] of the closed-form Gaussian, against draws of Vae.reconstruct."""
     model, columns, n = pca(1), [0, 1, 2, 3], 20_000
     x = torch.full((1, D), torch.nan)
     x[0, columns] = model.x_ND[0, columns]

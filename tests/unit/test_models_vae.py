@@ -1,7 +1,7 @@
 """The VAE against exact oracles, in float64.
 
-With one latent everything can be integrated: log p(x) on a grid of z, means over the noise on a grid of noise. Images are of
-two pixels, so that all of them can be written out.
+With one latent, log p(x) is integrated on a grid of z, and means over the noise on a grid of noise. Images have two pixels,
+so that all of them can be listed.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def image_vae(request: pytest.FixtureRequest) -> Vae:
     return make(request.param)
 
 
-def some_of(vae: Vae) -> Tensor:
-    """Every image, or nine rows of a table, some of which lack values."""
+def some_examples(vae: Vae) -> Tensor:
+    """Return every image, or nine rows of a table, some with missing values."""
     if not vae.spec.is_table:
         return every_example(vae.spec)
     x = examples(vae.spec, 9)
@@ -74,17 +74,17 @@ def some_of(vae: Vae) -> Tensor:
 
 
 def exact_log_prob(vae: Vae, x: Tensor) -> Tensor:
-    """log of the integral of p(x | z) N(z) over z, shape (B,)."""
+    """Return the log of the integral of p(x | z) N(z) over z, shape (B,)."""
     z = GRID.view(-1, 1, 1).expand(-1, len(x), 1)
     return torch.logsumexp(vae.log_likelihood(x, z) + LOG_WEIGHT[:, None], 0)
 
 
 def elbo_on_grid(vae: Vae, x: Tensor) -> Tensor:
-    """log p(x, z) - log q(z | x) at every noise of the grid, shape (grid, B)."""
+    """Return log p(x, z) - log q(z | x) at every noise of the grid, shape (grid, B)."""
     return vae.elbo(x, GRID.view(-1, 1, 1).expand(-1, len(x), 1))
 
 
-def test_marginal_probabilities_sum_to_one_and_are_those_of_the_samples(image_vae: Vae) -> None:
+def test_marginal_probabilities_sum_to_one_and_match_the_samples(image_vae: Vae) -> None:
     levels, mass = image_vae.spec.levels, exact_log_prob(image_vae, every_example(image_vae.spec)).exp()
     assert float(mass.sum()) == pytest.approx(1.0, abs=1e-9)
     drawn = image_vae.sample(standard_normal((40_000, image_vae.sample_noise), 4).double()).flatten(1).long()
@@ -92,17 +92,17 @@ def test_marginal_probabilities_sum_to_one_and_are_those_of_the_samples(image_va
     assert float((share - mass).abs().sum()) < 0.025
 
 
-def test_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> None:
-    """E exp(elbo) = p(x) exactly: a constant that was dropped anywhere would show."""
-    x = some_of(vae)
+def test_the_mean_importance_weight_is_the_marginal_probability(vae: Vae) -> None:
+    """E exp(elbo) = p(x) exactly: this finds any missing constant."""
+    x = some_examples(vae)
     mean, scale = vae.posterior(x)
-    noise = (GRID.view(-1, 1, 1) - mean) / scale  # such that z runs over the grid
+    noise = (GRID.view(-1, 1, 1) - mean) / scale  # so that z runs over the grid
     log_weights = vae.elbo(x, noise) + (normal_log_density(noise) - scale.log()).squeeze(-1)
     torch.testing.assert_close(torch.logsumexp(log_weights + math.log(0.01), 0), exact_log_prob(vae, x), rtol=0, atol=1e-7)
 
 
-def test_elbo_below_iwae_below_the_marginal(vae: Vae) -> None:
-    x, coarse = some_of(vae), slice(None, None, 10)
+def test_elbo_is_below_iwae_and_iwae_below_the_marginal(vae: Vae) -> None:
+    x, coarse = some_examples(vae), slice(None, None, 10)
     weights = elbo_on_grid(vae, x)
     elbo = (LOG_WEIGHT.exp()[:, None] * weights).sum(0)
     some, share = weights[coarse], (10 * LOG_WEIGHT[coarse].exp())
@@ -113,8 +113,8 @@ def test_elbo_below_iwae_below_the_marginal(vae: Vae) -> None:
 
 
 def test_the_loss_is_the_negative_elbo_in_the_unit_of_the_data(vae: Vae) -> None:
-    """The closed-form KL of the loss and the sampled one of ``elbo`` have one mean."""
-    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), some_of(vae)[3:4]
+    """The closed-form KL of the loss and the sampled KL of ``elbo`` have the same mean."""
+    phase, x = Elbo(vae, VaeSettings(kl_warmup=0.0)), some_examples(vae)[3:4]
     share = 20 * LOG_WEIGHT[::20].exp()
     losses = torch.stack([phase(Batch(x.double(), noise.view(1, 1), 0.0, 0)) for noise in GRID[::20]])
     expected = -(share * elbo_on_grid(vae, x)[::20, 0]).sum() / (1.0 if vae.spec.is_table else BITS)
@@ -122,7 +122,7 @@ def test_the_loss_is_the_negative_elbo_in_the_unit_of_the_data(vae: Vae) -> None
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.3, 4.0])
-def test_kl_warm_up_to_beta(beta: float) -> None:
+def test_the_weight_of_the_kl_rises_to_beta(beta: float) -> None:
     phase, x = Elbo(make("logistic"), VaeSettings(kl_warmup=0.5, beta=beta)), every_example(PAIR).double()
     losses = [phase(Batch(x, torch.zeros(9, 1), progress, 0)) for progress in (0.0, 0.25, 0.5, 0.9)]
     kl = phase.curves()["kl"]
@@ -131,12 +131,12 @@ def test_kl_warm_up_to_beta(beta: float) -> None:
         assert float(loss - losses[0]) == pytest.approx(beta * weight * kl, abs=1e-12)
 
 
-def test_free_bits_are_a_floor_under_the_mean_of_each_latent() -> None:
+def test_free_bits_are_a_lower_limit_of_the_mean_kl_of_each_latent() -> None:
     model = Case("vae", VaeSettings(latent=3, hidden=8, dropout=0.0)).build(PAIR, seed=2, spread=0.5)
     assert isinstance(model, Vae)
     batch = Batch(every_example(PAIR).double(), standard_normal((9, 3), 1).double(), 0.5, 0)
     means = kl_from_prior(*model.posterior(batch.x_BX)).mean(0)
-    floor = float(means.detach().sort().values[1]) - 1e-9  # the lowest of three lies below it
+    floor = float(means.detach().sort().values[1]) - 1e-9  # the lowest of three is below it
     kept = means[means > floor]
     assert len(kept) == 2
 
@@ -145,7 +145,7 @@ def test_free_bits_are_a_floor_under_the_mean_of_each_latent() -> None:
         loss = Elbo(model, VaeSettings(latent=3, kl_warmup=0.5, free_bits=free_bits))(batch)
         return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
-    none, without = gradient(0.0, progress=0.0)  # the likelihood alone
+    none, without = gradient(0.0, progress=0.0)  # only the likelihood
     loss, with_floor = gradient(floor)
     torch.testing.assert_close(loss - none, (kept.sum() + floor).detach() / BITS)
     of_kept = torch.cat([g.flatten() for g in torch.autograd.grad(kept.sum() / BITS, list(model.encoder.parameters()))])
@@ -154,7 +154,7 @@ def test_free_bits_are_a_floor_under_the_mean_of_each_latent() -> None:
     torch.testing.assert_close(with_floor, expected)
 
 
-def test_active_units_are_those_whose_mean_varies_over_the_data() -> None:
+def test_active_units_are_the_latents_whose_mean_varies_over_the_data() -> None:
     vae = build(VaeSettings(latent=3, layers=0), NUMBERS)
     first = vae.encoder.get_submodule("0")
     assert isinstance(first, torch.nn.Linear)
@@ -170,9 +170,9 @@ def test_active_units_are_those_whose_mean_varies_over_the_data() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reconstruction_is_drawn_from_the_posterior_and_whole(kind: str) -> None:
+def test_a_reconstruction_is_drawn_from_the_posterior_and_has_no_missing_values(kind: str) -> None:
     vae = make(kind)
-    x = some_of(vae).repeat_interleave(20, dim=0)
+    x = some_examples(vae).repeat_interleave(20, dim=0)
     noise = standard_normal((len(x), vae.sample_noise), 5).double()
     mean, scale = vae.posterior(x)
     other = noise.clone()
@@ -182,7 +182,7 @@ def test_a_reconstruction_is_drawn_from_the_posterior_and_whole(kind: str) -> No
     assert not torch.equal(shown, vae.sample(noise))
 
 
-def test_dropout_only_while_training() -> None:
+def test_dropout_is_active_only_in_training() -> None:
     model = Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.5)).build(PAIR)
     assert isinstance(model, Vae)
     x, noise = every_example(PAIR), torch.zeros(1, 9, 1)
@@ -193,7 +193,7 @@ def test_dropout_only_while_training() -> None:
 
 
 def test_the_residual_decoder_keeps_each_pixels_parameters_together() -> None:
-    """Its last layer sees one place only: what moves one pixel's map moves that pixel's likelihood alone."""
+    """The last layer is local: a change of the map at one pixel changes only the likelihood of that pixel."""
     model = Case("vae", VaeSettings(latent=2, network="residual", width=4, blocks=1)).build(IMAGE).requires_grad_(False)
     assert isinstance(model, Vae)
     z = standard_normal((3, 2), 1).double()
@@ -204,7 +204,7 @@ def test_the_residual_decoder_keeps_each_pixels_parameters_together() -> None:
         torch.testing.assert_close(theta[:, *place], maps[:, place[0] * channels : (place[0] + 1) * channels, *place[1:]])
 
 
-def test_a_conditional_one_is_given_the_class_on_both_sides() -> None:
+def test_a_conditional_vae_gives_the_class_to_encoder_and_decoder() -> None:
     for network in ("mlp", "residual"):
         settings = VaeSettings.model_validate(
             {"latent": 2, "hidden": 8, "width": 4, "blocks": 1, "network": network, "conditional": True}
@@ -232,6 +232,6 @@ def test_a_conditional_one_is_given_the_class_on_both_sides() -> None:
         (IMAGE, {"likelihood": "bernoulli"}, "these have 17"),
     ],
 )
-def test_what_such_data_cannot_have_is_refused(spec: DataSpec, settings: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_the_data_are_refused(spec: DataSpec, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build(VaeSettings.model_validate(settings), spec)

@@ -1,4 +1,4 @@
-"""The hybrid: what each of its phases descends and trains, a bound that stays one, and the mean that the critic judges. float64."""
+"""The VAE-GAN: loss and parameters of each phase, the ELBO as a lower bound, and the mean that the critic sees. In float64."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_three_phases_train_encoder_decoder_and_critic() -> None:
     assert not owned["critic"] & {id(parameter) for parameter in model.parameters()}
 
 
-def test_a_gradient_reaches_the_phases_own_parameters_and_no_others() -> None:
-    """Also where the others ask for one: what a phase only looks through would otherwise be trained by chance."""
+def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
+    """Also if other parameters require gradients: else a phase could train a network that only passes gradients on."""
     settings = SETTINGS.model_copy(update={"likelihood": "sigma_gaussian"})
     model = a_model(settings, IMAGE)
     phases = its_phases(model, settings)
@@ -58,10 +58,11 @@ def test_a_gradient_reaches_the_phases_own_parameters_and_no_others() -> None:
         phase(a_batch(phase, IMAGE)).backward()
         own = {id(parameter) for parameter in phase.parameters()}
         moved = {key for key, parameter in everything.items() if parameter.grad is not None and bool(parameter.grad.any())}
-        assert moved <= own and len(moved) >= len(own) - 1, phase.name  # the critic's last bias moves no relativistic loss
+        # A relativistic loss does not depend on the last bias of the critic.
+        assert moved <= own and len(moved) >= len(own) - 1, phase.name
 
 
-def test_the_encoder_descends_the_plain_autoencoders_loss() -> None:
+def test_the_encoder_minimises_the_loss_of_a_plain_vae() -> None:
     model = a_model()
     phase = its_phases(model)["encoder"]
     batch = a_batch(phase, PAIR)
@@ -69,8 +70,8 @@ def test_the_encoder_descends_the_plain_autoencoders_loss() -> None:
     assert phase.curves().keys() == {"kl", "active_units"}
 
 
-def test_the_decoder_descends_likelihood_and_critic() -> None:
-    """Its loss written out, and the weight in it: without the critic's part it is the likelihood's."""
+def test_the_decoder_minimises_the_likelihood_term_plus_the_critic_term() -> None:
+    """The explicit loss and its weight: without the critic term it is the likelihood term."""
     model = a_model()
     phase = its_phases(model)["decoder"]
     assert isinstance(phase, DecoderPhase)
@@ -85,14 +86,14 @@ def test_the_decoder_descends_likelihood_and_critic() -> None:
 
 
 def exact_log_prob(model: VaeGan, x: Tensor) -> Tensor:
-    """log p(x) by quadrature over the one latent."""
+    """Return log p(x) by quadrature over the one latent."""
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
     log_joint = model.log_likelihood(x, z.view(-1, 1, 1).expand(-1, len(x), 1)) + normal_log_density(z).unsqueeze(1)
     return log_joint.logsumexp(0) + math.log(16 / 2000)
 
 
-def test_the_bound_is_one_whatever_the_critic_did_to_the_decoder() -> None:
-    """After steps in which the critic's part is by far the greater: probabilities sum to 1, and the ELBO is below them."""
+def test_the_elbo_stays_a_lower_bound_after_critic_steps() -> None:
+    """After steps dominated by the critic term, probabilities sum to 1 and the ELBO is below their logarithms."""
     settings = SETTINGS.model_copy(update={"adversarial": 20.0})
     model = a_model(settings)
     phases = its_phases(model, settings)
@@ -117,7 +118,7 @@ def test_the_bound_is_one_whatever_the_critic_did_to_the_decoder() -> None:
     assert bool((elbo < exact).all())
 
 
-def test_a_sample_shows_the_mean_that_the_critic_judged() -> None:
+def test_a_sample_is_the_mean_that_the_critic_saw() -> None:
     model = a_model(spec=IMAGE)
     noise = standard_normal((20, model.sample_noise), 3).double()
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_a_sample_shows_the_mean_that_the_critic_judged() -> None:
 
 @pytest.mark.parametrize("kind", ["discretised_logistic", "sigma_gaussian", "categorical", "bernoulli"])
 def test_the_mean_is_the_expected_level(kind: str) -> None:
-    """Of all levels by their probabilities; of the laws that are integrated over a level to half a step, their rounding."""
+    """The mean over all levels; for likelihoods integrated over a level the tolerance is half a step, for rounding."""
     levels = 2 if kind == "bernoulli" else 33
     law = level_likelihood(kind, levels, 2).double()  # type: ignore[arg-type]
     theta = 2.0 * standard_normal((200, law.parameters_per_dim), 4).double()
@@ -140,8 +141,8 @@ def test_the_mean_is_the_expected_level(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["discretised_logistic", "sigma_gaussian"])
-def test_the_mean_of_a_law_that_is_integrated_is_that_of_its_own_values_kept_within_the_ends(kind: str) -> None:
-    """With very many levels, rounding is nothing. And it can be differentiated."""
+def test_the_mean_of_a_continuous_likelihood_is_that_of_its_clamped_values(kind: str) -> None:
+    """With very many levels, rounding is negligible. The mean is also differentiable."""
     law = level_likelihood(kind, 4097, 1).double()  # type: ignore[arg-type]
     theta = standard_normal((6, law.parameters_per_dim), 5).double().requires_grad_(True)
     level = torch.arange(4097).double()
@@ -150,7 +151,7 @@ def test_the_mean_of_a_law_that_is_integrated_is_that_of_its_own_values_kept_wit
     assert torch.autograd.gradcheck(law.mean, (theta,))
 
 
-def test_what_it_cannot_be_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     with pytest.raises(SettingsError, match="family 'vaegan' needs images"):
         a_model(spec=MIXED)
     content = read_params(Path(__file__).parents[2])

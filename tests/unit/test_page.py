@@ -1,4 +1,4 @@
-"""The report page: what it says, that nothing in it comes from outside unescaped, and that nothing is fetched."""
+"""The report page: its content; foreign text is escaped, and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ STORIES = {
 
 
 class Page(HTMLParser):
-    """Tags with their addresses, text by heading, and whether every tag that was opened is closed in order."""
+    """Parser that collects addresses and the text below each heading, and checks that tags are closed in order."""
 
     EMPTY = frozenset({"meta", "link", "img", "br", "line", "path", "circle", "rect"})
 
@@ -197,7 +197,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("make", STORIES.values(), ids=STORIES.keys())
-def test_a_page_is_whole_fetches_nothing_and_escapes_what_comes_from_outside(make: Any) -> None:
+def test_a_page_is_complete_fetches_nothing_and_escapes_foreign_text(make: Any) -> None:
     html = render(make())
     page = Page(html)
     assert all(address.startswith("data:") for address in page.addresses), "nothing is fetched"
@@ -207,7 +207,7 @@ def test_a_page_is_whole_fetches_nothing_and_escapes_what_comes_from_outside(mak
     assert html == render(make()), "equal stories, equal pages"
 
 
-def test_the_sections_stand_in_their_order() -> None:
+def test_the_sections_are_in_a_fixed_order() -> None:
     found = list(Page(render(story())).words)[1:]
     assert found == [
         "Champion beside challenger",
@@ -221,7 +221,7 @@ def test_the_sections_stand_in_their_order() -> None:
     ]
 
 
-def test_verdict_and_every_rule_with_both_numbers_come_first() -> None:
+def test_the_verdict_and_every_rule_with_both_numbers_come_first() -> None:
     told = story()
     text = Page(render(told)).words[""]
     assert told.decision.verdict == "promoted" and "Promoted" in text and "m/2 goes into production." in text
@@ -234,14 +234,14 @@ def test_verdict_and_every_rule_with_both_numbers_come_first() -> None:
     assert text.count("✓ yes") == len(told.decision.rules) and "✗ no" not in text
 
 
-def test_a_refusal_says_so_with_the_rule_that_is_broken() -> None:
+def test_a_refusal_names_the_rule_that_failed() -> None:
     told = story(shift=0.8)
     text = Page(render(told)).words[""]
     assert told.decision.verdict == "refused" and "Refused" in text and "does not go into production" in text
     assert "✗ no" in text and "shown to be worse" in text
 
 
-def test_a_training_that_went_wrong_stands_at_the_top() -> None:
+def test_a_failed_training_is_reported_at_the_top() -> None:
     text = Page(render(story(ended="collapsed"))).words[""]
     assert text.index("The training collapsed") < text.index("Refused")
 
@@ -258,7 +258,7 @@ def test_a_champion_that_could_not_be_measured_is_named() -> None:
     assert "The champion m/1 could not be measured on this data" in render(replace(story(), champion=None))
 
 
-def test_failures_show_the_champions_value_of_the_same_example() -> None:
+def test_failures_show_the_value_of_the_champion_for_the_same_example() -> None:
     told = story()
     found = sections.failures(told)
     assert found is not None and found["rival"] and told.challenger.failures is not None and told.champion is not None
@@ -267,7 +267,7 @@ def test_failures_show_the_champions_value_of_the_same_example() -> None:
         assert one["champion"] == f"{told.champion.values['nll'][place]:.2f}" and not one["worse"]
 
 
-def test_rows_are_shown_in_their_own_units() -> None:
+def test_rows_are_shown_in_original_units() -> None:
     found = sections.nearest(story(TABLE))[0]
     sample_ND = side(2, TABLE, 0.0).samples_NX
     assert sample_ND is not None
@@ -276,7 +276,7 @@ def test_rows_are_shown_in_their_own_units() -> None:
     assert found["copies"] == 1 and found["closer"] == 6, "distances 0, 0.2, .. 1.0 are below 1.05, the nearest 5% of real ones"
 
 
-def test_drift_and_leakage_are_told() -> None:
+def test_drift_and_leakage_are_shown() -> None:
     change = Change(of=HOSTILE, statistic="mean", before=1.0, after=2.5, change=1.5, low=1.2, high=1.8, p=0.001)
     drift = Drift(former="d0", present="d", comparable=True, summary="one thing changed", before={"train": 80}, after={"train": 100}, kept=75, added=25, removed=5, tested=9, changed=(change,))  # fmt: skip
     text = Page(render(replace(story(), drift=drift))).words["Data"]
@@ -287,7 +287,7 @@ def test_drift_and_leakage_are_told() -> None:
     assert "the champion was trained on the same version" in Page(render(story())).words["Data"]
 
 
-def test_what_changed_since_the_champion_is_marked() -> None:
+def test_changes_since_the_champion_are_marked() -> None:
     view = lineage.view(story())
     changed = {row["key"] for row in view["settings"] if row["changed"]}
     assert changed == {"model.steps"} and view["ledger"]["hash"] == "h" * 64
@@ -303,7 +303,7 @@ def test_ticks_are_round_and_within_the_scale(low: float, high: float) -> None:
     assert scale(scale.low) == 10 and scale(scale.high) == 330 and scale((scale.low + scale.high) / 2) == 170
 
 
-def test_intervals_lie_where_their_numbers_say() -> None:
+def test_intervals_are_drawn_at_their_numbers() -> None:
     ours = MetricValue(name="nll", value=2.0, low=1.0, high=3.0, n=9, seed=0)
     theirs = ours.model_copy(update={"value": 4.0, "low": 3.5, "high": 5.0})
     drawn = str(bars.intervals([("challenger", ours), ("champion", theirs)], [("floor", 2.5), ("far", 900.0)]))
@@ -313,7 +313,7 @@ def test_intervals_lie_where_their_numbers_say() -> None:
     assert "far 900 →" in drawn, "what is far off is pointed to, and the intervals are still seen"
 
 
-def test_a_difference_shows_zero_and_what_is_asked() -> None:
+def test_a_difference_is_drawn_with_zero_and_the_margin() -> None:
     drawn = str(bars.difference((0.2, 0.1, 0.3), 0.05))
     scale = bars.Scale.over([-0.3, 0.3], 250)
     assert f'<line class="zero" x1="{scale(0.0)}"' in drawn and f'<line class="mark" x1="{scale(0.05)}"' in drawn
@@ -324,12 +324,12 @@ def test_a_difference_shows_zero_and_what_is_asked() -> None:
     "low, high, places",
     [(1.854, 1.902, 3), (29.28, 29.84, 2), (5.386, 9.866, 1), (125.256252, 125.256253, 2), (0.0011, 0.0013, 5), (2.0, 2.0, 3)],
 )
-def test_numbers_have_as_many_places_as_their_interval_allows(low: float, high: float, places: int) -> None:
+def test_numbers_have_the_digits_that_their_interval_justifies(low: float, high: float, places: int) -> None:
     middle = MetricValue(name="m", value=(low + high) / 2, low=low, high=high, n=9, seed=0)
     assert words.decimals(middle, None) == places
 
 
-def test_a_sheet_holds_every_pixel() -> None:
+def test_a_contact_sheet_contains_every_pixel() -> None:
     x_NCHW = rows(IMAGES, 10, 1)
     image = Image.open(io.BytesIO(base64.b64decode(pictures.sheet(x_NCHW, 17, 4).split(",")[1])))
     factor = 640 // 37
@@ -349,7 +349,7 @@ def test_a_page_of_large_pictures_stays_small() -> None:
     )
 
 
-def test_a_side_is_read_from_a_report_folder(tmp_path: Path) -> None:
+def test_a_report_folder_is_read_as_one_side_of_the_page(tmp_path: Path) -> None:
     one = side(2, IMAGES, 0.0)
     Evidence(one.report, one.values).save(tmp_path)
     one.trained.write(tmp_path / "training.json")
@@ -371,7 +371,7 @@ def test_every_rule_of_the_gate_has_a_name() -> None:
 
 @needs_chromium
 @pytest.mark.parametrize("name", ["images", "table"])
-def test_a_browser_shows_it(tmp_path: Path, name: str) -> None:
+def test_a_browser_renders_the_page(tmp_path: Path, name: str) -> None:
     (tmp_path / "report.html").write_text(render(STORIES[name]()))
     seen = look(tmp_path / "report.html", tmp_path)
     assert seen.errors == [] and seen.fetched == 0 and seen.broken == 0

@@ -1,4 +1,4 @@
-"""params.yaml: what is accepted, and how each mistake is named."""
+"""params.yaml: valid content, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ def test_a_mistake_is_refused_with_its_key_and_what_was_expected(
 
 
 @pytest.mark.parametrize("name", ["../away", "a/b", ".hidden", "", "a b", "-n"])
-def test_names_that_are_no_names_of_files_are_refused(content: dict[str, Any], name: str) -> None:
+def test_names_that_are_not_valid_file_names_are_refused(content: dict[str, Any], name: str) -> None:
     content["datasets"][name] = content["datasets"]["digits"]
     with pytest.raises(SettingsError, match="expected a name of letters"):
         validate_params(content)
 
 
-def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:
+def test_every_mistake_is_reported_on_a_separate_line(content: dict[str, Any]) -> None:
     content["pipelines"]["digits-vae"]["training"]["steps"] = -1
     content["pipelines"]["digits-gan"]["training"]["ema"] = "high"
     with pytest.raises(SettingsError) as caught:
@@ -106,7 +106,7 @@ def test_every_mistake_gets_its_own_line(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("block", ["model", "training", "evaluation", "promotion"])
-def test_every_block_is_written(content: dict[str, Any], block: str) -> None:
+def test_a_missing_block_is_refused(content: dict[str, Any], block: str) -> None:
     del content["pipelines"]["digits-vae"][block]
     with pytest.raises(SettingsError, match=f"pipelines.digits-vae.{block}: missing: add it"):
         validate_params(content)
@@ -122,7 +122,7 @@ def test_an_unknown_pipeline_is_refused_with_the_nearest_name() -> None:
         load_params(REPOSITORY).pipeline("digit-vae")
 
 
-def test_set_reads_values_as_yaml_and_leaves_the_rest(content: dict[str, Any]) -> None:
+def test_set_reads_values_as_yaml_and_changes_nothing_else(content: dict[str, Any]) -> None:
     changed = apply_overrides(content, "digits-vae", ["training.steps=20", "training.learning_rate=1e-3"])
     settings = validate_params(changed).pipelines["digits-vae"].training
     assert (settings.steps, settings.learning_rate) == (20, 1e-3)
@@ -131,12 +131,12 @@ def test_set_reads_values_as_yaml_and_leaves_the_rest(content: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("assignment", ["training.steps", "=3", "training..steps=3", "dataset.steps=3", "training.steps=[1,"])
-def test_set_that_is_no_assignment_is_refused(content: dict[str, Any], assignment: str) -> None:
+def test_set_without_an_assignment_is_refused(content: dict[str, Any], assignment: str) -> None:
     with pytest.raises(SettingsError, match="--set"):
         apply_overrides(content, "digits-vae", [assignment])
 
 
-def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
+def test_a_missing_file_or_invalid_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="there is no params.yaml"):
         load_params(tmp_path)
     (tmp_path / "params.yaml").write_text("datasets: [")

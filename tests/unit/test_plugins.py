@@ -1,4 +1,4 @@
-"""Families and metrics that installed packages offer: found, refused in one line, and used only where their code is watched."""
+"""Families and metrics of installed packages: found, refused in one line, and used only if changes of their code are tracked."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Settings(VaeSettings):
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A plug-in as pip leaves it behind, a module and the entry point in its metadata; without the module's text."""
+    """Install a family plug-in as pip does: metadata with an entry point. Return the path of its module, not written yet."""
     return install(tmp_path / "lib", monkeypatch)
 
 
@@ -52,23 +52,23 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "house_family.py"
 
 
-def of_house(**model: Any) -> dict[str, Any]:
-    """params.yaml with one pipeline of the family."""
+def settings_with_family(**model: Any) -> dict[str, Any]:
+    """Return settings with one pipeline of the family."""
     content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-vae"] | {"family": "house", "model": model}
     return {"datasets": content["datasets"], "pipelines": {"digits-house": pipeline}}
 
 
-def test_params_yaml_may_name_it_and_its_settings_are_its_own(house: Path) -> None:
+def test_params_yaml_may_name_a_family_of_a_plug_in_with_its_settings(house: Path) -> None:
     house.write_text(SOUND)
     assert set(plugins.names()) >= {"flow", "gan", "house", "pixelcnn", "vae"}
-    settings = validate_params(of_house(rooms=4)).pipelines["digits-house"]
+    settings = validate_params(settings_with_family(rooms=4)).pipelines["digits-house"]
     assert settings.recipe.resolved()["model"]["rooms"] == 4
     with pytest.raises(SettingsError, match=r"pipelines.digits-house.model: unknown key 'room': did you mean 'rooms'\?"):
-        validate_params(of_house(room=4))
+        validate_params(settings_with_family(room=4))
 
 
-def test_it_is_saved_and_loaded_as_any_other(house: Path, tmp_path: Path) -> None:
+def test_a_model_of_a_plug_in_is_saved_and_loaded_like_any_other(house: Path, tmp_path: Path) -> None:
     house.write_text(SOUND)
     settings = plugins.settings_of("house").model_validate({"rooms": 4, "hidden": 8})
     save_model(tmp_path / "trained", family("house").build(settings, SPEC), "house", settings, SPEC)
@@ -98,10 +98,10 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(house: Path, wrong: 
         ("build = phases = print\nclass Settings: ...", "Settings is not a subclass of remint.settings.recipe.ModelSettings"),
     ],
 )
-def test_a_plug_in_that_is_none_is_one_line(house: Path, text: str, words: str) -> None:
+def test_an_invalid_family_plug_in_is_reported_in_one_line(house: Path, text: str, words: str) -> None:
     house.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
-        validate_params(of_house())
+        validate_params(settings_with_family())
     (line,) = str(caught.value).splitlines()
     assert line.startswith("params.yaml: pipelines.digits-house: family 'house': its plug-in house_family of house_family 1.2")
     assert words in line
@@ -111,8 +111,8 @@ def require(workspace: Path) -> None:
     plugins.require_own_code("house", workspace, workspace / "constraints.txt")
 
 
-def test_code_that_is_neither_in_the_repository_nor_installed_is_not_trained(house: Path, tmp_path: Path) -> None:
-    """Neither the module itself nor what it imports, wherever in it."""
+def test_a_family_that_is_neither_in_the_repository_nor_installed_is_not_trained(house: Path, tmp_path: Path) -> None:
+    """This holds for the module and for every module that it imports, at any place."""
     house.write_text(SOUND)
     (tmp_path / "constraints.txt").write_text("")
     require(tmp_path)
@@ -129,7 +129,7 @@ def test_code_that_is_neither_in_the_repository_nor_installed_is_not_trained(hou
             require(tmp_path / "job")
 
 
-def test_an_installed_plug_in_is_trained_where_its_version_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_plug_in_is_trained_if_its_version_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "venv/site-packages", monkeypatch).write_text(SOUND)
     for other in ("", "house-family==1.1\n", "# house-family==1.2\n"):
         (tmp_path / "constraints.txt").write_text(other)
@@ -141,7 +141,7 @@ def test_an_installed_plug_in_is_trained_where_its_version_is_pinned(tmp_path: P
     require(tmp_path)
 
 
-def test_the_examples_are_code_of_this_repository(tmp_path: Path) -> None:
+def test_the_examples_count_as_code_of_this_repository(tmp_path: Path) -> None:
     plugins.require_own_code("pixelcnn", REPOSITORY, REPOSITORY / "constraints.txt")
     with pytest.raises(SettingsError, match="examples/pixelcnn/family.py is neither in this repository nor installed"):
         plugins.require_own_code("pixelcnn", tmp_path, REPOSITORY / "constraints.txt")
@@ -149,10 +149,10 @@ def test_the_examples_are_code_of_this_repository(tmp_path: Path) -> None:
         plugins.require_own_code(name, tmp_path, REPOSITORY / "constraints.txt")
 
 
-def test_the_code_of_a_plug_in_is_all_that_lies_beside_it_and_what_it_imports_of_ours(
+def test_the_code_of_a_plug_in_is_its_folder_and_the_modules_of_ours_that_it_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its modules, those that it finds at run time too, and its files; not what compiling and installing leave there."""
+    """Modules, also those found at run time, and files; without the files that compilation and installation add."""
     install(tmp_path, monkeypatch)
     (tmp_path / "house_family-1.2.dist-info/entry_points.txt").write_text("[remint.families]\nhouse = house.family\n")
     package = tmp_path / "house"
@@ -179,8 +179,8 @@ def test_the_code_of_a_plug_in_is_all_that_lies_beside_it_and_what_it_imports_of
 
 
 @pytest.mark.slow
-def test_a_job_imports_the_plug_in_of_its_own_checkout(tmp_path: Path) -> None:
-    """The entry point of the editable install leads to the person's tree; a job's path comes before it."""
+def test_a_job_imports_the_plug_in_of_its_checkout(tmp_path: Path) -> None:
+    """The entry point of the editable install points to the tree of the user; the path of a job comes first."""
     shutil.copytree(
         REPOSITORY / "examples", tmp_path / "job/examples", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
     )
@@ -207,7 +207,7 @@ def measure(model, context): ...
 
 @pytest.fixture
 def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A metric as pip leaves it behind; without the module's text."""
+    """Install a metric plug-in as pip does. Return the path of its module, not written yet."""
     metadata = tmp_path / "lib/house_rule-2.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: house_rule\nVersion: 2.0\n")
@@ -217,31 +217,31 @@ def rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "lib/house_rule.py"
 
 
-def measured_by(*metrics: str) -> dict[str, Any]:
-    """params.yaml with one pipeline that asks for these."""
+def settings_with_metrics(*metrics: str) -> dict[str, Any]:
+    """Return settings with one pipeline that asks for these metrics."""
     content = read_params(REPOSITORY)
     pipeline = content["pipelines"]["digits-gan"] | {"evaluation": {"metrics": list(metrics)}, "promotion": {}}
     return {"datasets": content["datasets"], "pipelines": {"digits-gan": pipeline}}
 
 
-def test_params_yaml_may_name_a_metric_of_a_plug_in_and_rules_may_too(rule: Path) -> None:
+def test_params_yaml_and_rules_may_name_a_metric_of_a_plug_in(rule: Path) -> None:
     rule.write_text(METRIC)
-    content = measured_by("fd_domain", "rule")
+    content = settings_with_metrics("fd_domain", "rule")
     content["pipelines"]["digits-gan"]["promotion"] = {"require": {"rule": {"min": 0.5}}}
     assert validate_params(content).pipelines["digits-gan"].metrics() == ["fd_domain", "rule"]
     assert set(plugins.names("metric")) >= {"fd_domain", "nll", "rule", "diversity"}
     with pytest.raises(SettingsError, match=r"unknown metric 'rul': did you mean 'rule'\?"):
-        validate_params(measured_by("rul"))
+        validate_params(settings_with_metrics("rul"))
 
 
-def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_refused(rule: Path) -> None:
+def test_a_plug_in_metric_that_model_or_settings_do_not_support_is_refused(rule: Path) -> None:
     rule.write_text(METRIC.replace('"sample"', '"log_prob"'))
     with pytest.raises(SettingsError, match="rule needs log_prob, which family 'gan' does not have"):
-        validate_params(measured_by("rule"))
+        validate_params(settings_with_metrics("rule"))
     rule.write_text(METRIC.replace('"sample"', '"sample", features="inception"'))
     del sys.modules["house_rule"]
     with pytest.raises(SettingsError, match=r"rule needs evaluation\.inception\.path"):
-        validate_params(measured_by("rule"))
+        validate_params(settings_with_metrics("rule"))
 
 
 @pytest.mark.parametrize(
@@ -252,10 +252,10 @@ def test_a_metric_of_a_plug_in_that_the_model_or_the_settings_cannot_support_is_
         ("FACTS = 3\ndef measure(model, context): ...", "FACTS is not a remint.settings.catalogue.Facts"),
     ],
 )
-def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) -> None:
+def test_an_invalid_metric_plug_in_is_reported_in_one_line(rule: Path, text: str, words: str) -> None:
     rule.write_text(text + "\n")
     with pytest.raises(SettingsError) as caught:
-        validate_params(measured_by("rule"))
+        validate_params(settings_with_metrics("rule"))
     (line,) = str(caught.value).splitlines()
     assert line.startswith(
         "params.yaml: pipelines.digits-gan.evaluation.metrics: metric 'rule': its plug-in house_rule of house_rule 2.0"
@@ -263,9 +263,9 @@ def test_a_metric_that_is_none_is_one_line(rule: Path, text: str, words: str) ->
     assert words in line
 
 
-def test_a_plug_in_is_imported_only_where_it_is_named_and_does_not_take_a_built_in_name(rule: Path) -> None:
+def test_a_plug_in_is_imported_only_if_named_and_cannot_take_a_built_in_name(rule: Path) -> None:
     rule.write_text("raise RuntimeError('imported')\n")
-    validate_params(measured_by("fd_domain", "kid_domain"))
+    validate_params(settings_with_metrics("fd_domain", "kid_domain"))
     assert plugins.facts_of("elbo").needs == "elbo" and "house_rule" not in sys.modules
 
 

@@ -1,4 +1,4 @@
-"""Where the files of dvc's outputs lie: real dvc, a cache and a remote in folders, files that are gone or flipped."""
+"""Presence of dvc's outputs: real dvc, cache and remote in folders, missing files and flipped bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def place(store: str, home: Home, md5: str) -> Path:
 
 
 def output(home: Home, contents: dict[str, bytes]) -> str:
-    """A folder as dvc keeps it, in cache and remote; the MD5 of its listing."""
+    """Write a folder into cache and remote as dvc does. Return the MD5 of its listing."""
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
     files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}
@@ -45,7 +45,7 @@ def output(home: Home, contents: dict[str, bytes]) -> str:
 
 
 @pytest.mark.slow
-def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
+def test_each_file_of_a_folder_is_checked(home: Home) -> None:
     one, two = output(home, {"a": b"1", "b": b"2"}), output(home, {"a": b"3"})
     whole = presence.check(home, [one, two])
     assert [(each.md5, each.files, each.cache_lacks, each.remote_lacks, each.lost) for each in whole] == [
@@ -53,7 +53,7 @@ def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
         (two, 2, (), (), False),
     ]
     b = hashlib.md5(b"2").hexdigest()
-    place("remote", home, b).unlink()  # the listing is still there: dvc status --cloud says "in sync"
+    place("remote", home, b).unlink()  # the listing still exists: dvc status --cloud says "in sync"
     found, other = presence.check(home, [one, two])
     assert found.remote_lacks == (b,) and not found.cache_lacks and not found.lost and other.remote_lacks == ()
     presence.send(home, found)
@@ -61,12 +61,12 @@ def test_each_file_of_a_folder_is_asked_for(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: Home) -> None:
+def test_a_file_missing_from_cache_and_remote_is_reported_as_lost(home: Home) -> None:
     one = output(home, {"a": b"1", "b": b"2"})
     a, b = (hashlib.md5(content).hexdigest() for content in (b"1", b"2"))
     place("remote", home, a).unlink()
     place("remote", home, b).unlink()
-    place("cache", home, b).write_bytes(b"x")  # there, and of no use
+    place("cache", home, b).write_bytes(b"x")  # it exists, but is useless
     (found,) = presence.check(home, [one])
     assert set(found.remote_lacks) == {a, b} and not found.lost
     with pytest.raises(VersioningError, match=f"the cache has no intact copy of {b}"):
@@ -81,7 +81,7 @@ def test_a_file_that_neither_has_is_lost_and_nothing_is_sent_in_its_place(home: 
 
 
 @pytest.mark.slow
-def test_flipped_bytes_on_the_remote_are_found_where_they_are_read_and_sent_again(home: Home) -> None:
+def test_flipped_bytes_on_the_remote_are_found_by_reading_and_sent_again(home: Home) -> None:
     one, b = output(home, {"a": b"1", "b": b"2"}), hashlib.md5(b"2").hexdigest()
     place("remote", home, b).write_bytes(b"x")
     assert presence.check(home, [one])[0].damaged == () and place("remote", home, b).read_bytes() == b"x", "nothing is changed"
@@ -91,7 +91,7 @@ def test_flipped_bytes_on_the_remote_are_found_where_they_are_read_and_sent_agai
     assert place("remote", home, b).read_bytes() == b"2" and presence.check(home, [one], read=True)[0].damaged == ()
 
 
-def test_a_repository_without_a_remote_is_one_error_of_ours(home: Home) -> None:
+def test_a_repository_without_a_remote_raises_one_error_of_ours(home: Home) -> None:
     (home.repository / ".dvc/config").write_text("")
     with pytest.raises(VersioningError, match="no remote specified|No remote|remote"):
         presence.check(home, ["0" * 32])

@@ -1,4 +1,4 @@
-"""Samples that a bundle keeps of its own: the same when they are drawn again, in every family, and what is said where not."""
+"""Recorded samples of a bundle: every family reproduces them, and differences are reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_family_draws_again_what_it_recorded(name: str, tmp_path: Path) -> None:
+def test_every_family_reproduces_its_recorded_samples(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     bundles.save_model(tmp_path, case.build().float(), case.family, case.settings, case.spec)
     with deterministic(1):
@@ -38,7 +38,7 @@ def test_every_family_draws_again_what_it_recorded(name: str, tmp_path: Path) ->
         recorded = probe.read(tmp_path)
         assert recorded is not None and recorded.machine == probe.with_block_size(fingerprint(CPU, 1, 1))
         model = bundles.load_model(tmp_path)
-        torch.manual_seed(7)  # nothing is drawn from it
+        torch.manual_seed(7)  # it draws nothing
         again = probe.compute(model, case.spec, recorded.seed, recorded.count)
     assert recorded.count == 16 and set(recorded.arrays) == {"samples"} | ({"class"} if case.settings.conditional else set())
     assert probe.difference(recorded.arrays, again, exact=True) is None
@@ -48,13 +48,13 @@ def test_every_family_draws_again_what_it_recorded(name: str, tmp_path: Path) ->
     assert probe.difference(recorded.arrays, other, exact=False) is not None
 
 
-def test_the_fingerprint_says_which_interpreter_made_it() -> None:
-    """Torch has a build for each, so that its last bits may differ."""
+def test_the_fingerprint_includes_the_interpreter() -> None:
+    """Torch has a build for each interpreter, so its last bits may differ."""
     assert fingerprint(CPU, 1, 1)["interpreter"] == f"CPython {sysconfig.get_python_version()}"
 
 
 class Dense(Model):
-    """Knows a density, or its bound, and no sample; or neither."""
+    """Model with a density, with a bound, or with neither; it cannot sample."""
 
     def __init__(self, ability: str) -> None:
         super().__init__()
@@ -68,18 +68,18 @@ class Dense(Model):
 
 
 @pytest.mark.parametrize("ability", ["log_prob", "elbo", "none"])
-def test_a_family_that_cannot_sample_is_asked_for_what_it_can(ability: str) -> None:
+def test_a_family_that_cannot_sample_records_likelihoods(ability: str) -> None:
     model = Dense(ability)
     arrays = probe.compute(model, registry_cases.SPEC, seed=0, count=5)
     assert {name: array.shape for name, array in arrays.items()} == ({} if ability == "none" else {ability: (5,)})
     assert probe.nonfinite_values(model, registry_cases.SPEC, arrays) is None
 
 
-def test_large_images_are_few() -> None:
+def test_fewer_large_images_are_recorded() -> None:
     assert [probe.sample_count(DataSpec(shape=(3, side, side), levels=256)) for side in (32, 256, 2048)] == [16, 5, 1]
 
 
-def test_what_is_not_finite_is_named() -> None:
+def test_nonfinite_outputs_are_named() -> None:
     model = Dense("none")
     holes = MIXED.model_copy(update={"columns": (Column(name="a"), Column(name="b", missing=True)), "shape": (2,)})
     rows = np.array([[0.0, np.nan], [1.0, 2.0]], np.float32)
@@ -90,7 +90,7 @@ def test_what_is_not_finite_is_named() -> None:
     assert probe.nonfinite_values(model, holes, {}) == "the weights bias contain values that are not finite"
 
 
-def test_what_is_the_same_elsewhere() -> None:
+def test_the_comparison_of_samples_is_exact_or_allows_rounding() -> None:
     image = np.full((16, 1, 10, 10), 3, np.uint8)
     near, far, many = image.copy(), image.copy(), image.copy()
     near.flat[:16] += 1
@@ -121,37 +121,39 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def events_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(EVENTS, str(tmp_path / "events"))
     return tmp_path / "events"
 
 
-def test_a_bundle_from_before_samples_were_recorded_only_has_to_draw(bundle: Path, said: Path) -> None:
+def test_a_bundle_without_recorded_samples_only_has_to_sample(bundle: Path, events_file: Path) -> None:
     (bundle / probe.FILE).unlink()
     manifest.seal(bundle)
     fresh._main(str(bundle))
-    assert json.loads(said.read_text())["how"] == "loaded and drew finite samples; training recorded no samples to compare"
+    assert json.loads(events_file.read_text())["how"] == "loaded and drew finite samples; training recorded no samples to compare"
 
 
-def test_on_another_machine_it_says_how_near_they_are(bundle: Path, said: Path) -> None:
+def test_on_another_machine_the_difference_is_reported(bundle: Path, events_file: Path) -> None:
     recorded = probe.read(bundle)
     assert recorded is not None
     elsewhere = {"seed": 0, "machine": {**recorded.machine, "processor": "another"}}
     (bundle / probe.FILE).write_bytes(probe.save(dict(recorded.arrays), {"about": probe.canonical(elsewhere)}))
     manifest.seal(bundle)
     fresh._main(str(bundle))
-    assert json.loads(said.read_text())["how"].startswith("16 samples as recorded at training, within 1% of pixels by one level")
+    assert json.loads(events_file.read_text())["how"].startswith(
+        "16 samples as recorded at training, within 1% of pixels by one level"
+    )
 
 
-def test_a_record_that_is_none_is_damage(bundle: Path) -> None:
+def test_an_invalid_record_is_reported_as_damage(bundle: Path) -> None:
     for content in (b"", b"not safetensors", probe.save({}, {"about": "[]"}), probe.save({})):
         (bundle / probe.FILE).write_bytes(content)
         with pytest.raises(IntegrityError, match="does not hold recorded samples"):
             probe.read(bundle)
 
 
-def test_the_process_that_looks_needs_no_mlflow() -> None:
-    """It would take as long as the rest."""
+def test_the_checking_process_does_not_import_mlflow() -> None:
+    """The import would take as long as the check."""
     program = "import sys; from remint.serving import fresh; from remint.models import probe; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in loaded and not {"mlflow", "prefect", "dvc", "boto3", "pandas", "scipy"} & set(loaded)

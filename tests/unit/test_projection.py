@@ -1,4 +1,4 @@
-"""MLflow follows the ledger, whatever was left half done; and the hashes that it keeps tell of a ledger that lies."""
+"""MLflow follows the ledger after any interruption, and the hashes in MLflow reveal changes of the ledger."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tags(home: Home, version: int) -> dict[str, str]:
     return {key: found.get(key, "") for key in ("verdict", "ledger_hash", "ledger_row")}
 
 
-def test_aliases_are_what_the_last_row_says(home: Home) -> None:
+def test_aliases_follow_the_last_row(home: Home) -> None:
     book = open_ledger(home)
     assert projection([]) == {"champion": None, "challenger": None}
     said = []
@@ -51,8 +51,8 @@ def test_aliases_are_what_the_last_row_says(home: Home) -> None:
     assert said == [(1, None), (1, 2), (1, 3), (1, 3), (3, None), (3, None), (1, None)]
 
 
-def test_what_a_crash_left_behind_is_mended_at_the_next_touch(home: Home) -> None:
-    """Three processes that died between the ledger and MLflow, one after the other."""
+def test_the_next_command_completes_what_a_crash_interrupted(home: Home) -> None:
+    """Three processes in turn died between the ledger and MLflow."""
     first, second, third = (cases.append(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
     assert open_tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
     said = sync_mlflow_to_ledger(home, MODEL)
@@ -64,7 +64,7 @@ def test_what_a_crash_left_behind_is_mended_at_the_next_touch(home: Home) -> Non
 
 
 @pytest.mark.parametrize("touch", ["models", "why", "history", "sample", "version"])
-def test_each_question_mends_first(home: Home, tmp_path: Path, touch: str) -> None:
+def test_every_query_synchronises_first(home: Home, tmp_path: Path, touch: str) -> None:
     cases.judge(home, "promoted", 1)
     row = cases.append(home, "promoted", 2)
     asked = {
@@ -79,14 +79,14 @@ def test_each_question_mends_first(home: Home, tmp_path: Path, touch: str) -> No
 
 
 @pytest.mark.parametrize(("alias", "to"), [("champion", 2), ("champion", None), ("challenger", 3)])
-def test_an_edited_alias_follows_the_ledger_again(home: Home, alias: str, to: int | None) -> None:
+def test_an_edited_alias_is_restored_from_the_ledger(home: Home, alias: str, to: int | None) -> None:
     cases.judge(home, "promoted", 1)
     open_tracking(home).set_alias(MODEL, alias, to)
     (said,) = sync_mlflow_to_ledger(home, MODEL)
     assert said.startswith(f"{MODEL}@{alias} named ") and open_tracking(home).aliases(MODEL) == {"champion": 1}
 
 
-def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_differences_only_one_row_and_one_entry_are_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     for version in (1, 2, 3):
@@ -112,7 +112,7 @@ def test_where_nothing_is_to_mend_one_row_and_one_entry_are_read(home: Home, mon
     assert asked == ["search_registered_models"]
 
 
-def test_a_last_row_that_was_edited_makes_no_champion_and_is_not_built_upon(home: Home) -> None:
+def test_an_edited_last_row_makes_no_champion_and_nothing_is_appended_to_it(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "kept", 2)
     before = open_tracking(home).aliases(MODEL)
@@ -128,8 +128,8 @@ def test_a_last_row_that_was_edited_makes_no_champion_and_is_not_built_upon(home
     assert open_tracking(home).aliases(MODEL) == before and len(open_ledger(home).rows(MODEL)) == 2
 
 
-def test_a_model_that_nobody_judged_is_left_alone(home: Home) -> None:
-    open_tracking(home).set_alias(MODEL, "champion", 1)  # somebody else's model, served by MLflow alone
+def test_a_model_without_decisions_is_left_alone(home: Home) -> None:
+    open_tracking(home).set_alias(MODEL, "champion", 1)  # a model that only MLflow manages
     assert sync_mlflow_to_ledger(home, MODEL) == [] and sync_mlflow_to_ledger(home, "nobody") == []
     assert open_tracking(home).aliases(MODEL) == {"champion": 1}
 
@@ -138,7 +138,7 @@ def findings(home: Home) -> list[str]:
     return list(queries.history(home, MODEL, verify=True).findings)
 
 
-def test_history_that_is_whole_verifies_against_the_hashes_of_mlflow(home: Home) -> None:
+def test_an_intact_history_verifies_against_the_hashes_in_mlflow(home: Home) -> None:
     for action, version in (("promoted", 1), ("refused", 2), ("promoted", 3)):
         cases.judge(home, action, version)  # type: ignore[arg-type]
     answer = queries.history(home, MODEL, verify=True)
@@ -148,12 +148,12 @@ def test_history_that_is_whole_verifies_against_the_hashes_of_mlflow(home: Home)
         queries.history(home, "digits-flo", verify=True)
 
 
-def test_a_ledger_that_was_cut_short_shows_and_goes_on_showing(home: Home) -> None:
+def test_a_truncated_ledger_is_found_and_stays_found(home: Home) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     cases.sql(home, "DELETE FROM ledger WHERE sequence = 3")
     assert queries.history(home, MODEL).findings == (), "from within it looks whole"
-    for _ in range(2):  # and no command writes over what tells of it
+    for _ in range(2):  # and no command overwrites the evidence
         (said,) = findings(home)
         assert said.startswith(
             f"{MODEL}: row 3, whose hash is a tag of {MODEL}/3, is gone or was rewritten: no row has its hash "
@@ -163,7 +163,7 @@ def test_a_ledger_that_was_cut_short_shows_and_goes_on_showing(home: Home) -> No
     assert len(findings(home)) == 1
 
 
-def test_what_a_version_carries_of_a_row_that_is_gone_is_not_written_over(home: Home) -> None:
+def test_the_hash_of_a_missing_row_on_a_version_is_not_overwritten(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     lost = cases.judge(home, "kept", 1)
     cases.sql(home, "DELETE FROM ledger WHERE sequence = 2")
@@ -171,7 +171,7 @@ def test_what_a_version_carries_of_a_row_that_is_gone_is_not_written_over(home: 
     assert tags(home, 1)["ledger_hash"] == lost.hash
 
 
-def test_a_cut_that_takes_rows_of_no_promotion_shows_too(home: Home) -> None:
+def test_the_loss_of_rows_without_a_promotion_is_found(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.judge(home, "refused", 2)
     cases.delete(home, 2)
@@ -181,13 +181,13 @@ def test_a_cut_that_takes_rows_of_no_promotion_shows_too(home: Home) -> None:
     )
 
 
-def test_a_ledger_that_was_written_anew_from_its_start_shows(home: Home) -> None:
+def test_a_rewritten_ledger_is_found(home: Home) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     forged, previous = [], ""
     for row in open_ledger(home).rows(MODEL):
         said = {**row.to_json(), "why": "the committee agreed", "previous": previous}
-        del said["hash"], said["decision"]  # it is ""
+        del said["hash"], said["decision"]  # the hash is ""
         previous = digest(said)
         forged.append(
             f"UPDATE ledger SET why = '{said['why']}', previous = '{said['previous']}', hash = '{previous}' WHERE sequence = {row.sequence}"
@@ -200,7 +200,7 @@ def test_a_ledger_that_was_written_anew_from_its_start_shows(home: Home) -> None
     )
 
 
-def test_a_ledger_that_was_emptied_shows(home: Home) -> None:
+def test_an_emptied_ledger_is_found(home: Home) -> None:
     cases.judge(home, "promoted", 1)
     cases.sql(home, "DELETE FROM ledger")
     with pytest.raises(NotFoundError):
@@ -218,7 +218,7 @@ def test_a_ledger_that_was_emptied_shows(home: Home) -> None:
         ("DELETE FROM ledger WHERE sequence = 2", "row 2 removed"),
     ],
 )
-def test_a_row_that_was_edited_is_named_and_the_history_is_shown_all_the_same(home: Home, edit: str, says: str) -> None:
+def test_an_edited_row_is_named_and_the_history_is_still_shown(home: Home, edit: str, says: str) -> None:
     for version in (1, 2, 3):
         cases.judge(home, "promoted", version)
     cases.sql(home, edit)

@@ -1,4 +1,4 @@
-"""What a rebuild compares, what it allows, what it finds in the environment. The whole way is in tests/e2e/test_rebuild.py."""
+"""Rebuild: comparisons, tolerances, and differences of the environment. tests/e2e/test_rebuild.py runs complete rebuilds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def facts(**other: Any) -> Facts:
 WITHIN = {"nll": {"within": 0.25, "from": "95% interval"}}
 
 
-def test_the_same_bytes_are_identical_and_nothing_differs() -> None:
+def test_equal_bytes_are_identical_without_differences() -> None:
     found = compare(facts(), facts(), WITHIN)
     assert found.rule == "identity" and found.identical and found.reproduced and found.differences == ()
 
@@ -87,7 +87,7 @@ def test_elsewhere_weights_may_differ_and_metrics_within_their_tolerance() -> No
     ]
 
 
-def test_other_data_other_settings_and_a_missing_metric_are_allowed_nowhere() -> None:
+def test_changed_data_or_settings_or_a_missing_metric_are_never_allowed() -> None:
     rebuilt = facts(
         fingerprint=ELSEWHERE,
         dataset="x",
@@ -103,16 +103,16 @@ def test_other_data_other_settings_and_a_missing_metric_are_allowed_nowhere() ->
     assert not any(each.allowed for each in found.differences)
 
 
-def test_a_metric_without_a_tolerance_may_not_differ_elsewhere_either() -> None:
+def test_a_metric_without_a_tolerance_must_be_equal_on_every_machine() -> None:
     (difference,) = compare(facts(), facts(fingerprint=ELSEWHERE, metrics={"nll": metric(2.1)}), {}).differences
     assert not difference.allowed and difference.why == "no tolerance was recorded for it"
 
 
-def test_resumed_on_two_machines_is_held_to_the_tolerances_on_both() -> None:
+def test_a_training_that_ran_on_two_machines_is_compared_with_tolerances_on_both() -> None:
     assert compare(facts(fingerprint={**HERE, "earlier": [ELSEWHERE]}), facts(), WITHIN).rule == "tolerance"
 
 
-def test_a_tolerance_is_the_seeds_own_difference_where_that_was_measured_for_this_recipe() -> None:
+def test_the_tolerance_is_the_seed_spread_if_measured_for_this_recipe() -> None:
     def spread(values: tuple[float, ...], recipe: str = "a") -> SeedSpread:
         return SeedSpread(pipeline="p", recipe=recipe, dataset="d", seeds=tuple(range(len(values))), values={"nll": values})
 
@@ -127,7 +127,7 @@ def test_a_tolerance_is_the_seeds_own_difference_where_that_was_measured_for_thi
     assert tolerances(metrics, None, "a")["nll"] == half
 
 
-def test_packages_are_held_against_the_pins(tmp_path: Path) -> None:
+def test_packages_are_compared_with_the_pinned_versions(tmp_path: Path) -> None:
     torch = version("torch").partition("+")[0]
     pins = f"# pins\nnumpy=={version('numpy')}\ntorch=={torch}\n\npydantic==0.0.1  # old\nno-such-package==1.0\n"
     (tmp_path / "constraints.txt").write_text(pins)
@@ -187,7 +187,7 @@ def registered(store: Tracking, files: dict[str, Path], tmp_path: Path, **tags: 
     return cases.register(store, tmp_path / "bundle", tags=tagged, attachments=files)
 
 
-def test_what_a_version_carries_is_fetched_and_what_older_ones_lack_is_said(
+def test_files_of_a_version_are_fetched_and_files_missing_from_older_versions_are_reported(
     store: Tracking, files: dict[str, Path], tmp_path: Path
 ) -> None:
     made = registered(store, files, tmp_path)
@@ -202,7 +202,7 @@ def test_what_a_version_carries_is_fetched_and_what_older_ones_lack_is_said(
 
 
 @pytest.mark.parametrize("name", ["dvc.lock", "params.yaml"])
-def test_a_file_that_is_not_the_one_that_was_registered_is_refused(
+def test_a_file_that_differs_from_the_registered_one_is_refused(
     store: Tracking, files: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     made = registered(store, files, tmp_path)
@@ -212,14 +212,14 @@ def test_a_file_that_is_not_the_one_that_was_registered_is_refused(
         record.fetch(store, made, tmp_path / "to")
 
 
-def test_a_version_without_what_a_rebuild_needs_is_refused_by_name(tmp_path: Path, store: Tracking) -> None:
+def test_a_version_without_the_facts_for_a_rebuild_is_refused_by_name(tmp_path: Path, store: Tracking) -> None:
     cases.make(tmp_path / "bundle")
     made = cases.register(store, tmp_path / "bundle")
     with pytest.raises(IntegrityError, match="digits-flow/1 cannot be built again: it has no data, metrics, dvc_lock_sha256"):
         record.fetch(store, made, tmp_path / "to")
 
 
-def test_too_few_devices_are_an_error_and_a_missing_gpu_is_said(
+def test_too_few_devices_are_an_error_and_a_missing_gpu_is_reported(
     store: Tracking, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -252,7 +252,7 @@ def answer(recorded: Facts, rebuilt: Facts) -> Rebuild:
     )
 
 
-def test_the_screen_says_each_thing_and_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_shows_each_comparison_and_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
     screens.rebuild(answer(facts(), facts(fingerprint=ELSEWHERE, weights_sha256="x", settings={"family": "vae"})))
     text = capsys.readouterr().out
     for words in (
@@ -265,7 +265,7 @@ def test_the_screen_says_each_thing_and_the_rule(capsys: pytest.CaptureFixture[s
         assert words in text, words
 
 
-def test_an_answer_prints_the_keys_that_it_always_printed() -> None:
+def test_the_json_output_keeps_its_keys() -> None:
     said = answer(facts(), facts(fingerprint=ELSEWHERE, metrics={"nll": metric(2.25)})).to_json()
     keys = "model commit dirty identical reproduced rule recorded rebuilt differences environment tolerance notes seconds"
     assert list(said) == keys.split()

@@ -1,4 +1,4 @@
-"""Secrets are taken out of what is said, and nothing else is."""
+"""Redaction: secrets are removed from messages, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfi"
 
 
 @pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_secrets_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REMINT_LEDGER", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_AUTH_STRING"):
         monkeypatch.delenv(name, raising=False)
 
@@ -34,7 +34,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Authorization: Bearer eyJh", "Authorization: ***"),
     ],
 )
-def test_what_looks_like_a_secret_is_hidden(said: str, left: str) -> None:
+def test_text_that_looks_like_a_secret_is_redacted(said: str, left: str) -> None:
     assert redacted(said) == left and redacted(left) == left
 
 
@@ -47,11 +47,11 @@ def test_what_looks_like_a_secret_is_hidden(said: str, left: str) -> None:
         "the object 'x@y' changed; tokens 5, key: value",
     ],
 )
-def test_what_is_none_is_left(said: str) -> None:
+def test_text_without_secrets_is_unchanged(said: str) -> None:
     assert redacted(said) == said
 
 
-def test_the_secrets_of_the_environment_are_hidden_in_each_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_environment_are_redacted_in_each_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ada:open sesame")
     monkeypatch.setenv("REMINT_LEDGER", "postgresql://ada:p%40ssw0rd-of-db@h/db")
@@ -67,19 +67,19 @@ def test_the_secrets_of_the_environment_are_hidden_in_each_form(monkeypatch: pyt
         assert redacted(f"it said {form}, then ended") == "it said ***, then ended", form
 
 
-def test_a_short_secret_is_hidden_as_a_word_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_secret_is_redacted_only_as_a_whole_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_LEDGER", "postgresql://postgres:postgres@h/db")
     assert redacted("postgres: no such postgresql server") == "***: no such postgresql server"
 
 
-def test_every_error_of_ours_and_what_a_step_hands_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_of_all_errors_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     for error in (RemintError(SECRET), LedgerError(f"at {SECRET}"), by_name("StepError", SECRET), by_name("Unknown", SECRET)):
         assert SECRET not in str(error) and SECRET not in repr(error) and SECRET not in "".join(traceback.format_exception(error))
     assert str(StepError("nothing of the kind")) == "nothing of the kind" and str(StepError()) == ""
 
 
-def test_a_log_is_written_anew_where_it_holds_one(tmp_path: Path) -> None:
+def test_a_log_that_contains_a_secret_is_rewritten(tmp_path: Path) -> None:
     log = tmp_path / "push.log"
     log.write_bytes(b"before \xff\nERROR: http://ada:pw@host/bucket\nafter\n")
     redact_file(log)
@@ -89,7 +89,7 @@ def test_a_log_is_written_anew_where_it_holds_one(tmp_path: Path) -> None:
     assert log.stat().st_mtime_ns == before
 
 
-def test_the_variable_whose_secret_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_whose_secret_a_file_contains_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("REMINT_LEDGER", "postgresql://postgres:postgres@h/db")
     assert variable_in(f"key: {SECRET}\n".encode()) == "AWS_SECRET_ACCESS_KEY"

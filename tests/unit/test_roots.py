@@ -1,4 +1,4 @@
-"""Which versions must never be lost, and why."""
+"""Roots of garbage collection: versions that must never be removed, each with a reason."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ from tests.support import registry_cases as cases
 pytestmark = pytest.mark.usefixtures("forked")
 
 
-def decide(book: Ledger, action: str, version: int, after: int | None, before: int | None) -> None:
-    book.append(
+def decide(chain: Ledger, action: str, version: int, after: int | None, before: int | None) -> None:
+    chain.append(
         "m", action, version, champion_after=after, who="w", why="y", evidence=f"{action}{version}", expected_champion=before
     )
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Ledger:
+def chain(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
-def test_the_champions_stand_newest_first_each_once(book: Ledger) -> None:
+def test_champions_are_listed_newest_first_without_duplicates(chain: Ledger) -> None:
     for version in (1, 2, 3):
-        decide(book, "promoted", version, version, version - 1 or None)
-    decide(book, "kept", 4, 3, 3)
-    assert champions(book.rows("m")) == [3, 2, 1]
+        decide(chain, "promoted", version, version, version - 1 or None)
+    decide(chain, "kept", 4, 3, 3)
+    assert champions(chain.rows("m")) == [3, 2, 1]
 
 
-def test_a_champion_that_was_rolled_back_or_rejected_is_none_to_go_back_to(book: Ledger) -> None:
-    decide(book, "promoted", 1, 1, None)
-    decide(book, "promoted", 2, 2, 1)
-    decide(book, "promoted", 3, 3, 2)
-    decide(book, "rejected", 1, 3, 3)
-    book.append("m", "rolled_back", 3, champion_after=2, who="w", why="y", evidence="", expected_champion=3)
-    assert champions(book.rows("m")) == [2]
+def test_a_rolled_back_or_rejected_champion_is_not_a_rollback_target(chain: Ledger) -> None:
+    decide(chain, "promoted", 1, 1, None)
+    decide(chain, "promoted", 2, 2, 1)
+    decide(chain, "promoted", 3, 3, 2)
+    decide(chain, "rejected", 1, 3, 3)
+    chain.append("m", "rolled_back", 3, champion_after=2, who="w", why="y", evidence="", expected_champion=3)
+    assert champions(chain.rows("m")) == [2]
 
 
-def test_a_champion_that_was_collected_does_not_take_a_place_in_the_window(book: Ledger) -> None:
+def test_a_collected_champion_does_not_count_towards_the_window(chain: Ledger) -> None:
     for version in (1, 2, 3):
-        decide(book, "promoted", version, version, version - 1 or None)
-    assert champions(book.rows("m"), {2}) == [3, 1]
-    assert champions(book.rows("m"), {3}) == [3, 2, 1], "the present champion is one even so"
+        decide(chain, "promoted", version, version, version - 1 or None)
+    assert champions(chain.rows("m"), {2}) == [3, 1]
+    assert champions(chain.rows("m"), {3}) == [3, 2, 1], "the present champion is one even so"
 
 
-def test_an_approval_is_awaited_until_somebody_spoke_or_another_was_promoted(book: Ledger) -> None:
-    decide(book, "promoted", 1, 1, None)
-    decide(book, "awaiting_approval", 2, 1, 1)
-    decide(book, "awaiting_approval", 3, 1, 1)
-    assert awaiting_approval(book.rows("m")) == [2, 3]
-    decide(book, "rejected", 3, 1, 1)
-    assert awaiting_approval(book.rows("m")) == [2]
-    decide(book, "promoted", 4, 4, 1)
-    assert awaiting_approval(book.rows("m")) == []
+def test_an_approval_is_pending_until_a_decision_or_another_promotion(chain: Ledger) -> None:
+    decide(chain, "promoted", 1, 1, None)
+    decide(chain, "awaiting_approval", 2, 1, 1)
+    decide(chain, "awaiting_approval", 3, 1, 1)
+    assert awaiting_approval(chain.rows("m")) == [2, 3]
+    decide(chain, "rejected", 3, 1, 1)
+    assert awaiting_approval(chain.rows("m")) == [2]
+    decide(chain, "promoted", 4, 4, 1)
+    assert awaiting_approval(chain.rows("m")) == []
 
 
-def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
+def test_collected_versions_are_recorded_once(tmp_path: Path) -> None:
     gone = CollectedVersions(f"sqlite:///{tmp_path}/ledger.db")
     gone.record("m", {1: "a", 3: "b"})
     gone.record("m", {3: "b", 4: "a"})
@@ -73,15 +73,15 @@ def test_the_collected_are_written_down_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_root_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_root_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = Home(tmp_path, tmp_path / "home").ensure()
-    store, book = open_tracking(home), open_ledger(home)
+    store, chain = open_tracking(home), open_ledger(home)
     for seed in range(6):
         cases.make(tmp_path / f"bundle{seed}", seed, pipeline="m")
         cases.register(store, tmp_path / f"bundle{seed}")
     for version in (1, 2, 3):
-        decide(book, "promoted", version, version, version - 1 or None)
+        decide(chain, "promoted", version, version, version - 1 or None)
     store.set_tags(store.version("m/5"), VersionTags(keep="a paper cites it"))
     store.set_alias("m", "shadow", 6)
     with jobs.live(home, pipeline="m") as job:

@@ -1,4 +1,4 @@
-"""What lies in a bucket, brought into a folder: only what changed, all of it, and nothing else. On a real S3 server."""
+"""Fetch of a bucket into a folder: exactly the changed objects. On a real S3 server."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def fetch(home: Home, url: str, events: list[dict[str, Any]] | None = None) -> F
     return storage.fetch(home, "x", url, (events if events is not None else []).append)
 
 
-def held(home: Home) -> dict[str, bytes]:
+def local_objects(home: Home) -> dict[str, bytes]:
     folder = home.fetched / "x"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
-def test_more_objects_than_one_page_lists(proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_objects_than_one_page_are_fetched(proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "PAGE", 100)
     objects = {f"some/{i:04d}": str(i).encode() for i in range(230)}
     events: list[dict[str, Any]] = []
     assert fetch(home, f"s3://{s3.bucket(objects)}", events) == FetchResult(objects=230, fetched=230, removed=0)
-    assert held(home) == objects
+    assert local_objects(home) == objects
     assert proxy.listings == 3
     assert events[-1]["step"] == events[-1]["steps"] == 230 and events[-1]["event"] == "progress"
     assert events[-1]["MiB"] * 2**20 == pytest.approx(sum(map(len, objects.values())))
 
 
-def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> None:
+def test_only_changed_objects_are_fetched(proxy: Proxy, s3: Server, home: Home) -> None:
     name = s3.bucket({"p/a": b"a", "p/b": b"b", "p/deep/c": b"c", "p/deep/d": b"d", "q": b"not asked for"})
     url = f"s3://{name}/p"
     fetch(home, url)
-    assert held(home) == {"a": b"a", "b": b"b", "deep/c": b"c", "deep/d": b"d"}
+    assert local_objects(home) == {"a": b"a", "b": b"b", "deep/c": b"c", "deep/d": b"d"}
 
     proxy.seen.clear()
     assert fetch(home, url) == FetchResult(objects=4, fetched=0, removed=0)
@@ -55,12 +55,12 @@ def test_only_what_changed_is_fetched(proxy: Proxy, s3: Server, home: Home) -> N
 
     s3.put(name, "p/b", b"B")
     s3.put(name, "p/new", b"new")
-    s3.put(name, "p/a", b"a")  # the same again
+    s3.put(name, "p/a", b"a")  # unchanged
     s3.delete(name, "p/deep/c")
     s3.delete(name, "p/deep/d")
     assert fetch(home, url) == FetchResult(objects=3, fetched=2, removed=2)
     assert sorted(proxy.seen) == ["p/b", "p/new"]
-    assert held(home) == {"a": b"a", "b": b"B", "new": b"new"}
+    assert local_objects(home) == {"a": b"a", "b": b"B", "new": b"new"}
     assert not (home.fetched / "x/deep").exists(), "a folder that holds nothing any more"
 
 
@@ -74,9 +74,9 @@ def test_a_prefix_is_a_folder_or_one_object(s3: Server, home: Home) -> None:
         ("data-2", {"2": b"2"}),
     ):
         fetch(home, f"s3://{name}/{prefix}")
-        assert held(home) == expected, prefix
+        assert local_objects(home) == expected, prefix
     fetch(home, f"s3://{name}/")
-    assert set(held(home)) == {"data.npz", "data.npz.bak", "data/1", "data-2/2"}
+    assert set(local_objects(home)) == {"data.npz", "data.npz.bak", "data/1", "data-2/2"}
 
 
 def test_a_file_becomes_a_folder_and_a_folder_a_file(s3: Server, home: Home) -> None:
@@ -87,12 +87,12 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(s3: Server, home: Home) -> 
     s3.put(name, "a/c", b"below")
     s3.put(name, "b", b"file")
     fetch(home, f"s3://{name}")
-    assert held(home) == {"a/c": b"below", "b": b"file"}
+    assert local_objects(home) == {"a/c": b"below", "b": b"file"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["gone", "other bytes", "other size", "link", "folder"])
-def test_what_was_tampered_with_is_fetched_again(proxy: Proxy, s3: Server, home: Home, tmp_path: Path, harm: str) -> None:
+def test_a_changed_local_file_is_fetched_again(proxy: Proxy, s3: Server, home: Home, tmp_path: Path, harm: str) -> None:
     name = s3.bucket({"a": b"good", "b": b"good"})
     fetch(home, f"s3://{name}")
     path = home.fetched / "x/a"
@@ -109,10 +109,10 @@ def test_what_was_tampered_with_is_fetched_again(proxy: Proxy, s3: Server, home:
         (path / "stray").write_bytes(b"stray")
     proxy.seen.clear()
     fetch(home, f"s3://{name}")
-    assert proxy.seen == ["a"] and held(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
+    assert proxy.seen == ["a"] and local_objects(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
 
 
-def test_the_same_bytes_with_another_time_are_good(proxy: Proxy, s3: Server, home: Home) -> None:
+def test_equal_bytes_with_another_time_are_not_fetched_again(proxy: Proxy, s3: Server, home: Home) -> None:
     name = s3.bucket({"a": b"good"})
     fetch(home, f"s3://{name}")
     os.utime(home.fetched / "x/a", (1, 1))
@@ -122,16 +122,16 @@ def test_the_same_bytes_with_another_time_are_good(proxy: Proxy, s3: Server, hom
     assert proxy.seen == []
 
 
-def test_nothing_is_written_through_a_link(s3: Server, home: Home, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_symbolic_link(s3: Server, home: Home, tmp_path: Path) -> None:
     name = s3.bucket({"a/b": b"new"})
     (tmp_path / "outside").mkdir()
     (home.fetched / "x").mkdir(parents=True)
     (home.fetched / "x/a").symlink_to(tmp_path / "outside", target_is_directory=True)
     fetch(home, f"s3://{name}")
-    assert held(home) == {"a/b": b"new"} and not any((tmp_path / "outside").iterdir())
+    assert local_objects(home) == {"a/b": b"new"} and not any((tmp_path / "outside").iterdir())
 
 
-def test_a_manifest_that_cannot_be_read_is_as_good_as_none(s3: Server, home: Home) -> None:
+def test_an_unreadable_manifest_is_treated_as_missing(s3: Server, home: Home) -> None:
     name = s3.bucket({"a": b"a"})
     for content in ("{", "[]", '{"objects": 3}'):
         fetch(home, f"s3://{name}")
@@ -139,7 +139,7 @@ def test_a_manifest_that_cannot_be_read_is_as_good_as_none(s3: Server, home: Hom
         assert fetch(home, f"s3://{name}") == FetchResult(objects=1, fetched=1, removed=0)
 
 
-def test_an_object_in_parts_has_no_md5_and_is_fetched_all_the_same(s3: Server, home: Home) -> None:
+def test_an_object_in_parts_without_an_md5_is_fetched(s3: Server, home: Home) -> None:
     name, part = s3.bucket({}), os.urandom(5 * 2**20)
     upload = s3.client.create_multipart_upload(Bucket=name, Key="big")["UploadId"]
     parts = [
@@ -151,12 +151,12 @@ def test_an_object_in_parts_has_no_md5_and_is_fetched_all_the_same(s3: Server, h
     ]
     s3.client.complete_multipart_upload(Bucket=name, Key="big", UploadId=upload, MultipartUpload={"Parts": parts})
     fetch(home, f"s3://{name}")
-    assert held(home) == {"big": part + part}
+    assert local_objects(home) == {"big": part + part}
     assert '-2"' in (home.fetched / ".x.json").read_text()
     assert fetch(home, f"s3://{name}").fetched == 0
 
 
-def test_jobs_at_the_same_time_fetch_once(proxy: Proxy, s3: Server, home: Home) -> None:
+def test_simultaneous_jobs_fetch_once(proxy: Proxy, s3: Server, home: Home) -> None:
     objects = {f"{i}": bytes([i]) for i in range(40)}
     url, done = f"s3://{s3.bucket(objects)}", []
     threads = [threading.Thread(target=lambda: done.append(fetch(home, url))) for _ in range(4)]
@@ -165,19 +165,19 @@ def test_jobs_at_the_same_time_fetch_once(proxy: Proxy, s3: Server, home: Home) 
     for thread in threads:
         thread.join()
     assert sorted(each.fetched for each in done) == [0, 0, 0, 40]
-    assert len(proxy.seen) == 40 and held(home) == objects
+    assert len(proxy.seen) == 40 and local_objects(home) == objects
 
 
-def test_while_it_is_held_nobody_fetches(s3: Server, home: Home) -> None:
+def test_a_fetch_of_another_source_waits_while_the_data_are_in_use(s3: Server, home: Home) -> None:
     first, second = (f"s3://{s3.bucket({'a': content})}" for content in (b"1", b"2"))
     fetch(home, first)
     other = threading.Thread(target=fetch, args=(home, second))
-    with storage.held(home, "x", first), storage.held(home, "x", first):  # two jobs may
+    with storage.held(home, "x", first), storage.held(home, "x", first):  # two jobs may hold it
         other.start()
         other.join(0.5)
-        assert other.is_alive() and held(home) == {"a": b"1"}
+        assert other.is_alive() and local_objects(home) == {"a": b"1"}
     other.join()
-    assert held(home) == {"a": b"2"}
+    assert local_objects(home) == {"a": b"2"}
     with pytest.raises(StorageError, match="another source meanwhile"), storage.held(home, "x", first):
         pass
 
@@ -193,12 +193,12 @@ def test_keys_that_would_leave_the_folder_are_refused_by_name(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.png", "...", "..a/b", "ä/ö ü", ".hidden", "a\nb", "a" * 255])
-def test_keys_that_are_files(name: str) -> None:
+def test_valid_keys_are_used_as_paths(name: str) -> None:
     assert door.path_of(name) == name
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://ab", "s3://user:hunter2@bucket/x", "http://bucket", "s3://bu cket/x"])
-def test_a_source_that_is_no_bucket_is_refused_without_repeating_it(home: Home, url: str) -> None:
+def test_an_invalid_bucket_is_refused_without_repeating_its_address(home: Home, url: str) -> None:
     with pytest.raises(DataError, match=r"^params.yaml: datasets.x.source: expected s3://bucket/prefix") as caught:
         fetch(home, url)
     assert "hunter2" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Questions to servers over HTTP: real servers, proxies that are in the way, certificates, and no vendor's import."""
+"""HTTP requests to servers: real servers, proxies, certificates, and no import of vendor libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"
 
 
 class Requests(BaseHTTPRequestHandler):
-    """Answers by the path, and keeps what it was asked."""
+    """Handler that answers by path and records the requests."""
 
     seen: list[tuple[str, str, str | None]]
 
@@ -46,7 +46,7 @@ class Requests(BaseHTTPRequestHandler):
 
 
 class Running:
-    """A server and what it was asked."""
+    """Server and the requests that it got."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.seen: list[tuple[str, str, str | None]] = []
@@ -77,7 +77,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_status_is_told_whatever_it_is(start: Callable[..., Running]) -> None:
+def test_every_http_status_is_returned(start: Callable[..., Running]) -> None:
     running = start()
     served = client.prefect(f"http://ada:hunter2@127.0.0.1:{running.port}/api/")
     assert client.status(served) == 401
@@ -88,7 +88,7 @@ def test_the_status_is_told_whatever_it_is(start: Callable[..., Running]) -> Non
     assert running.seen == [*asked, ("GET", "/api/health", None), ("GET", "/api/health", None)], "no password of an address"
 
 
-def test_a_body_is_posted_and_a_redirect_followed(start: Callable[..., Running]) -> None:
+def test_a_body_is_posted_and_a_redirect_is_followed(start: Callable[..., Running]) -> None:
     served = client.prefect(f"http://127.0.0.1:{start().port}/api")
     assert client.ask(served, "moved", {}).json() == {"asked": "/api/health"}
     answer = client.ask(served, "filter", {"Content-Type": "application/json"}, b"{}")
@@ -96,7 +96,7 @@ def test_a_body_is_posted_and_a_redirect_followed(start: Callable[..., Running])
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/api", "http://127.0.0.1:no/api", "nonsense", "gopher://x/"])
-def test_no_answer_is_one_error(address: str) -> None:
+def test_a_missing_answer_raises_one_error(address: str) -> None:
     served = Server("Prefect", address.format(port=free_port()), "health", None)
     assert client.status(served) is None and not client.distrusted(served)
     with pytest.raises(NoAnswer):
@@ -105,7 +105,7 @@ def test_no_answer_is_one_error(address: str) -> None:
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:{port}", "socks5://127.0.0.1:{port}", "nonsense://x"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_server_on_this_machine_is_never_asked_through_a_proxy(
+def test_requests_to_this_machine_never_use_a_proxy(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, proxy: str, host: str
 ) -> None:
     for name in PROXIES:
@@ -113,7 +113,7 @@ def test_a_server_on_this_machine_is_never_asked_through_a_proxy(
     assert client.status(client.prefect(f"http://{host}:{start().port}/api"), path="health") == 200
 
 
-def test_another_machine_is_asked_through_the_proxy(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_to_another_machine_use_the_proxy(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = start()
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
     served = client.prefect("http://prefect.example.org/api")
@@ -123,10 +123,10 @@ def test_another_machine_is_asked_through_the_proxy(start: Callable[..., Running
     assert client.status(served) is None, "the package for it is not installed"
 
 
-def test_the_clients_of_the_vendors_leave_the_proxy_out_too(
+def test_the_clients_of_prefect_and_mlflow_do_not_use_the_proxy_for_this_machine(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """httpx is Prefect's, requests is MLflow's: each as its vendor makes it, under our environment."""
+    """Prefect uses httpx, MLflow uses requests: each client is made as its vendor does, under our environment."""
     import httpx
     import requests
 
@@ -149,14 +149,14 @@ def test_the_clients_of_the_vendors_leave_the_proxy_out_too(
         ("*", "*"),
     ],
 )
-def test_hosts_that_a_person_left_out_stay_left_out(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
+def test_hosts_that_the_user_excluded_stay_excluded(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
     monkeypatch.setenv("NO_PROXY", given)
     assert loopback_without_proxy() == {"NO_PROXY": wanted, "no_proxy": wanted}
     monkeypatch.setenv("no_proxy", wanted)
     assert loopback_without_proxy() == {"NO_PROXY": wanted, "no_proxy": wanted}, "it does not grow"
 
 
-def test_a_certificate_is_trusted_by_the_file_that_is_named(
+def test_a_certificate_is_verified_with_the_configured_file(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "tls").mkdir()
@@ -174,7 +174,7 @@ def test_a_certificate_is_trusted_by_the_file_that_is_named(
     assert client.status(client.mlflow(address)) == 200
 
 
-def test_neither_prefect_nor_mlflow_is_imported_for_it() -> None:
+def test_the_client_imports_neither_prefect_nor_mlflow() -> None:
     program = (
         "import sys; from flows.server import client; client.status(client.prefect('http://127.0.0.1:9/api')); "
         "print([name for name in ('prefect', 'mlflow', 'torch') if name in sys.modules], 'httpx' in sys.modules)"

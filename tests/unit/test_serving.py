@@ -1,4 +1,4 @@
-"""The served model: sample i is a function of (seed, i), and MLflow serves the very same samples in a fresh process."""
+"""The served model: sample i is a function of (seed, i), and MLflow serves the same samples in a fresh process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Echo:
-    """Says its noise: the samples are the numbers that went in."""
+    """Model whose samples are its noise."""
 
     sample_noise = 4
 
@@ -48,11 +48,11 @@ def test_sample_i_is_a_function_of_seed_and_i(bundle: Path) -> None:
     for count in (0, 1, 5, BLOCK, BLOCK + 1):
         assert np.array_equal(served.sample(count, seed=7), many_NCHW[:count])
     assert not np.array_equal(served.sample(8, seed=8), many_NCHW[:8])
-    assert len(np.unique(many_NCHW.reshape(len(many_NCHW), -1), axis=0)) > BLOCK  # the indices have noise of their own
+    assert len(np.unique(many_NCHW.reshape(len(many_NCHW), -1), axis=0)) > BLOCK  # each index has separate noise
 
 
-def test_the_samples_are_of_the_noise_that_the_contract_names() -> None:
-    """Against a reference: one standard_normal of (seed, index) a sample, in blocks of one size."""
+def test_samples_use_the_noise_that_the_contract_defines() -> None:
+    """Against a reference: one standard_normal of (seed, index) for each sample, in blocks of one size."""
     echo = Echo()
     spec = contract_spec(shape=(1, 2, 2))
     x_NCHW = ServedModel(echo, spec).sample(BLOCK + 2, seed=3)
@@ -65,14 +65,14 @@ def contract_spec(shape: tuple[int, int, int]) -> cases.DataSpec:
     return cases.DataSpec(shape=shape, levels=256)
 
 
-def test_the_callers_random_numbers_stay_as_they_were(bundle: Path) -> None:
+def test_the_random_state_of_the_caller_is_unchanged(bundle: Path) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     serving.load(bundle).sample(3, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_row_is_the_first_sample_of_its_seed(bundle: Path) -> None:
+def test_a_request_row_is_the_first_sample_of_its_seed(bundle: Path) -> None:
     import pandas as pd
 
     served = serving.load(bundle)
@@ -89,7 +89,7 @@ def test_a_damaged_bundle_is_not_served(bundle: Path, tmp_path: Path) -> None:
             load(tmp_path / "bundle")
 
 
-def test_a_family_that_cannot_sample_is_said_to_be_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_cannot_sample_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "load_model", lambda folder, device: contract.Model())
     with pytest.raises(UserError, match="cannot sample"):
         serving.load(bundle)

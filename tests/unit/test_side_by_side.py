@@ -1,4 +1,4 @@
-"""Which numbers may be held against each other, and how they are told. The whole way is in tests/e2e/test_main_path.py."""
+"""Comparable numbers and their tables. tests/e2e/test_main_path.py runs the command itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def entry(name: str, dataset: str = "d" * 64, **metrics: MetricValue) -> side_by
     return side_by_side.Entry(version, cast(Any, None), "gan", {}, SPEC, 1, 1000, metrics)
 
 
-def test_only_metrics_that_were_measured_in_one_way_are_comparable() -> None:
+def test_only_metrics_that_were_measured_alike_are_comparable() -> None:
     entries = [
         entry("a", fd=value("fd", 1.0, extractor="x"), iwae=value("iwae", 1.0, k=5), nll=value("nll", 2.0)),
         entry("b", fd=value("fd", 2.0, extractor="x"), iwae=value("iwae", 1.0, k=50)),
@@ -82,7 +82,7 @@ def growth(model: str) -> tuple[Growth, ...]:
     )
 
 
-def test_the_tables_say_what_is_missing_and_why(tmp_path: Path) -> None:
+def test_the_tables_name_missing_values_with_the_reason(tmp_path: Path) -> None:
     models = (cost("a/1", {"fd": value("fd", 1.0)}, True), cost("b/1", {"nll": value("nll", 2.0)}, False))
     answer = side_by_side.Comparison(models=models, growth=growth("a/1"), comparable=(), notes=(), picture="p.png")
     (_, head, quality), (_, _, costs), (_, _, growing) = side_by_side.tables(answer)

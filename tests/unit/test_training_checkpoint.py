@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, and every damage found."""
+"""Checkpoints: exact, written completely or not at all, and all damage is found."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
     return made
 
 
-def test_what_is_written_is_read_to_the_bit(checkpoints: Checkpoints) -> None:
+def test_a_checkpoint_is_read_exactly_as_written(checkpoints: Checkpoints) -> None:
     tensors, notes = checkpoints.read(4)
     assert notes == NOTES
     assert tensors.keys() == TENSORS.keys()
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_to_the_bit(checkpoints: Checkpoints) -> None:
         assert tensors[name].numpy().tobytes() == tensor.numpy().tobytes()
 
 
-def test_the_last_two_are_kept(checkpoints: Checkpoints) -> None:
+def test_the_last_two_checkpoints_are_kept(checkpoints: Checkpoints) -> None:
     checkpoints.write(1000, TENSORS, NOTES)
     assert checkpoints.steps() == [4, 1000]
     assert checkpoints.newest() == 1000
@@ -54,7 +54,7 @@ FILES = ("manifest.json", "notes.json", "tensors.safetensors")
 
 
 def damaged(checkpoints: Checkpoints, name: str, damage: Callable[[bytes], bytes]) -> None:
-    """A file of checkpoint 4 is damaged: it is set aside as it is, 2 is used, and 4 is put back."""
+    """Damage a file of checkpoint 4: it is quarantined unchanged, checkpoint 2 is used, and 4 is restored."""
     path = checkpoints.at(4) / name
     before = path.read_bytes()
     path.write_bytes(damage(before))
@@ -89,7 +89,7 @@ def test_every_truncation_of_a_checkpoint_is_found_and_the_one_before_is_used(tr
         trial.note(missed=0)
 
 
-def test_a_file_that_is_gone_is_found_and_what_was_set_aside_outlives_the_training(checkpoints: Checkpoints) -> None:
+def test_a_missing_file_is_found_and_quarantined_files_outlive_the_training(checkpoints: Checkpoints) -> None:
     for step in (2, 4):
         (checkpoints.at(step) / FILES[step % 3]).unlink()
     checkpoints.write(6, TENSORS, NOTES, keep=(2, 4))
@@ -100,7 +100,7 @@ def test_a_file_that_is_gone_is_found_and_what_was_set_aside_outlives_the_traini
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == [f"damaged-0000000{step}" for step in (2, 4, 6)]
 
 
-def test_those_to_go_back_to_are_kept_and_later_ones_forgotten(checkpoints: Checkpoints) -> None:
+def test_rollback_checkpoints_are_kept_and_later_ones_deleted(checkpoints: Checkpoints) -> None:
     for step in (6, 8, 10):
         checkpoints.write(step, TENSORS, NOTES, keep=(2, 6))
     assert checkpoints.steps() == [2, 6, 8, 10]
@@ -110,13 +110,13 @@ def test_those_to_go_back_to_are_kept_and_later_ones_forgotten(checkpoints: Chec
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000002", "step-00000006"]
 
 
-def test_another_trainings_checkpoint_is_refused(checkpoints: Checkpoints) -> None:
+def test_a_checkpoint_of_another_training_is_refused(checkpoints: Checkpoints) -> None:
     other = Checkpoints(checkpoints.root, "other")
     shutil.copytree(checkpoints.folder, other.folder)
     with pytest.raises(IntegrityError, match="belongs to another training"):
         other.read(4)
     assert other.newest() is None
-    shutil.copytree(checkpoints.at(4), checkpoints.at(9))  # nor may it pass for another step
+    shutil.copytree(checkpoints.at(4), checkpoints.at(9))  # it may not be taken for another step
     assert checkpoints.newest() == 4
 
 
@@ -131,7 +131,7 @@ with Checkpoints(Path(sys.argv[1]), "abc").held("the training of x"):
 
 
 @pytest.mark.slow
-def test_a_second_writer_is_refused_until_the_first_is_gone(checkpoints: Checkpoints) -> None:
+def test_a_second_writer_is_refused_until_the_first_ends(checkpoints: Checkpoints) -> None:
     arguments = [sys.executable, "-c", HOLDER, str(checkpoints.root)]
     with subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -147,7 +147,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(checkpoints: Checkpo
         assert checkpoints.newest() is None
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(checkpoints: Checkpoints) -> None:
+def test_a_full_disk_keeps_the_previous_checkpoint(checkpoints: Checkpoints) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

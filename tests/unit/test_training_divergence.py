@@ -1,4 +1,4 @@
-"""Losses and gradients that are not numbers: what is skipped, when it goes back, how it fails. Exact, on two weights."""
+"""Nonfinite losses and gradients: skipped steps, rollbacks, failure. Exact, on two weights."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def one_thread() -> Iterator[None]:
 
 
 class Other(Fit):
-    """Trains a model of its own that the first phase does not see."""
+    """Phase that trains a separate model."""
 
     name = "other"
 
 
 class Broken(torch.autograd.Function):
-    """The identity, with a gradient of the given value in place of its own."""
+    """Identity whose gradient is replaced by a given value."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, value: float) -> Tensor:
@@ -66,7 +66,7 @@ def gradient(value: float) -> Callable[[Fit, Batch], None]:
 
 
 def loss_only(phase: Fit, batch: Batch) -> None:
-    """Inf is added to the loss: its gradient is finite."""
+    """Add inf to the loss; its gradient stays finite."""
     phase.added = math.inf
 
 
@@ -82,8 +82,8 @@ class Added(Fit):
 HOW = {"loss": nan_batch, "gradient": gradient(math.inf), "norm": gradient(3e38), "loss alone": loss_only}
 
 
-def breaking(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
-    """Two phases on two models, the given one of which breaks in some steps."""
+def nonfinite_phases(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
+    """Make two phases on two models; one of them is nonfinite in some steps."""
     model, other = Line(), Line()
     phases = [Added(model), Other(other)]
     if which == 1:
@@ -97,7 +97,7 @@ def breaking(at: set[int], how: str, which: int) -> tuple[Line, list[Phase]]:
     return model, list(phases)
 
 
-def after(step: int, folder: Path) -> dict[str, Tensor]:
+def arrays_after(step: int, folder: Path) -> dict[str, Tensor]:
     tensors, _ = Checkpoints(folder, "d").read(step)
     return {name: tensor for name, tensor in tensors.items() if name != "losses"}
 
@@ -105,15 +105,15 @@ def after(step: int, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("at", [0, 3])
-def test_a_step_that_breaks_moves_nothing(at: int, how: str, which: int, tmp_path: Path) -> None:
-    """Weights, moments, average and buffers are those of before, whichever phase broke: also those of an earlier one."""
-    model, phases = breaking({at}, how, which)
+def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_path: Path) -> None:
+    """Weights, moments, average and buffers stay as before the step, also those of phases before the nonfinite one."""
+    model, phases = nonfinite_phases({at}, how, which)
     asked = iter([False] * at + [True])
     with pytest.raises(Interrupted, match=f"after step {at + 1}"):
         fit(tmp_path, model, phases, stop=lambda: next(asked), checkpoint_every=1)
-    skipped = after(at + 1, tmp_path)
+    skipped = arrays_after(at + 1, tmp_path)
     if at:
-        before = after(at, tmp_path)
+        before = arrays_after(at, tmp_path)
         assert any(name.startswith("optimizer.") for name in before)
     else:
         before = {name: tensor for name, tensor in skipped.items() if not name.startswith("optimizer.")}
@@ -125,9 +125,9 @@ def test_a_step_that_breaks_moves_nothing(at: int, how: str, which: int, tmp_pat
         assert torch.equal(tensor, skipped[name]), name
 
 
-def test_what_is_left_out_is_one_step_of_adamw(tmp_path: Path) -> None:
-    """The rest is the training without it: same batches, same learning rates, moments that never saw it."""
-    model, phases = breaking({3, 4}, "gradient", 0)
+def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
+    """The rest equals a training without that step: same batches, same learning rates, moments without its gradient."""
+    model, phases = nonfinite_phases({3, 4}, "gradient", 0)
     state = fit(tmp_path, model, phases, validate_every=1)
     weight, average, losses = by_hand((0, 1, 2, 5, 6, 7), weight_decay=0.0, clip=None)
     torch.testing.assert_close(model.weight, weight)
@@ -138,10 +138,10 @@ def test_what_is_left_out_is_one_step_of_adamw(tmp_path: Path) -> None:
     assert (state.ending, state.skipped, state.consecutive_skips, state.rollbacks) == (Ending("finished"), 2, 0, [])
 
 
-def test_a_row_is_the_mean_of_the_steps_that_were_taken(tmp_path: Path) -> None:
-    model, phases = breaking({1}, "loss", 0)
+def test_a_row_is_the_mean_over_the_steps_that_were_not_skipped(tmp_path: Path) -> None:
+    model, phases = nonfinite_phases({1}, "loss", 0)
     each = fit(tmp_path / "each", model, phases, validate_every=1).rows
-    model, phases = breaking({1}, "loss", 0)
+    model, phases = nonfinite_phases({1}, "loss", 0)
     (row, *_) = fit(tmp_path / "one", model, phases, validate_every=4).rows
     assert row["fit_loss"] == pytest.approx(sum(each[index]["fit_loss"] for index in (0, 2, 3)) / 3)
     assert row["skipped"] == 1
@@ -153,14 +153,16 @@ def test_a_row_is_the_mean_of_the_steps_that_were_taken(tmp_path: Path) -> None:
         ({2, 3, 4}, {"skip_limit": 3}, []),
         ({2, 3, 4}, {"skip_limit": 2}, [5]),
         ({2}, {"skip_limit": 0}, [3]),
-        ({1, 3, 5}, {"skip_limit": 2, "skip_share": 0.3}, [6]),  # 3 of 8 are more than 0.3, and than 2
+        ({1, 3, 5}, {"skip_limit": 2, "skip_share": 0.3}, [6]),  # 3 of 8 is more than 0.3, and 3 is more than 2
         ({1, 3, 5}, {"skip_limit": 2, "skip_share": 0.4}, []),
-        ({1, 3, 5}, {"skip_limit": 3, "skip_share": 0.0}, []),  # a share counts where it is more than the limit
+        ({1, 3, 5}, {"skip_limit": 3, "skip_share": 0.0}, []),  # the share counts only above the limit
     ],
 )
-def test_when_it_goes_back(at: set[int], limits: dict[str, Any], back: list[int], tmp_path: Path) -> None:
-    """The trouble is over once it has been back."""
-    model, phases = breaking(at, "loss", 0)
+def test_training_rolls_back_when_skips_exceed_the_limits(
+    at: set[int], limits: dict[str, Any], back: list[int], tmp_path: Path
+) -> None:
+    """After a rollback the steps are finite again."""
+    model, phases = nonfinite_phases(at, "loss", 0)
     state: list[TrainingState] = []
 
     def emitted(event: str, **fields: Any) -> None:
@@ -175,16 +177,16 @@ def test_when_it_goes_back(at: set[int], limits: dict[str, Any], back: list[int]
 
 
 CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "validate_every": 3, "checkpoint_every": 4}
-BOUND = 0.04  # of a step: the rising learning rate leads there, and half of it never does
+BOUND = 0.04  # bound of a step: the rising learning rate exceeds it, half of it never does
 
 
-def test_back_with_half_the_learning_rate_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same as a training that was stopped at that checkpoint, and went on with half the learning rate."""
+def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The result equals that of a training stopped at that checkpoint and resumed with half the learning rate."""
     model = Line()
     state = fit(tmp_path / "cliff", model, [Cliff(model, BOUND)], **CLIFF)
     assert state.ending == Ending("finished")
     (entry,) = state.rollbacks
-    broke = entry["step"] - 6  # six in a row were skipped
+    broke = entry["step"] - 6  # six consecutive steps were skipped
     assert entry["to"] == 4 * ((broke - 1) // 4) > 0, "the last checkpoint of before the trouble"
     assert "6 steps in a row were skipped, the last because the loss of phase cliff is nan" in entry["why"]
     assert [found["step"] for found in entry["breaks"]] == list(range(broke, broke + 6))
@@ -203,8 +205,8 @@ def test_back_with_half_the_learning_rate_to_the_bit(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("every", [4, 100])
-def test_stopped_after_every_single_step_it_goes_back_to_the_same_place(every: int, tmp_path: Path) -> None:
-    """Also where the trouble begins before the first checkpoint: then it goes back to the start."""
+def test_a_training_stopped_after_every_step_rolls_back_to_the_same_step(every: int, tmp_path: Path) -> None:
+    """Also if nonfinite steps begin before the first checkpoint: then training goes back to the start."""
     changed = CLIFF | {"checkpoint_every": every}
     model = Line()
     whole = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **changed)
@@ -222,8 +224,8 @@ def test_stopped_after_every_single_step_it_goes_back_to_the_same_place(every: i
         assert torch.equal(tensor, pieces.tensors(torch.zeros(1, 1))[name]), name
 
 
-def test_of_the_checkpoints_to_go_back_to_a_damaged_one_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It goes back to the one before."""
+def test_a_rollback_skips_and_quarantines_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training goes back to the checkpoint before it."""
     settings, model = CLIFF | {"checkpoint_every": 5}, Line()
     to = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **settings).rollbacks[0]["to"]
     model = Line()
@@ -241,8 +243,8 @@ def test_of_the_checkpoints_to_go_back_to_a_damaged_one_is_set_aside(tmp_path: P
     assert (checkpoints.folder / f"damaged-{to:08d}").exists()
 
 
-def test_after_the_last_time_back_it_fails_and_leaves_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, phases = breaking(set(range(5, 100)), "gradient", 1)
+def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, phases = nonfinite_phases(set(range(5, 100)), "gradient", 1)
     settings: dict[str, Any] = {"steps": 20, "validate_every": 3, "checkpoint_every": 2, "skip_limit": 1}
     with pytest.raises(StepError) as failed:
         fit(tmp_path, model, phases, **settings)
@@ -265,16 +267,16 @@ def test_after_the_last_time_back_it_fails_and_leaves_a_record(tmp_path: Path, c
     assert [row["step"] for row in rows] == ["3", "6", "7"][:2]
     assert capsys.readouterr().err.count("metrics step=3 ") == 1
 
-    with pytest.raises(StepError, match="diverged at step 7, after 2 rollbacks"):  # a later run: from where it was
-        fit(tmp_path, *breaking(set(range(5, 100)), "gradient", 1), **settings)
+    with pytest.raises(StepError, match="diverged at step 7, after 2 rollbacks"):  # a later run continues there
+        fit(tmp_path, *nonfinite_phases(set(range(5, 100)), "gradient", 1), **settings)
     said = capsys.readouterr().err
     assert f"diverged_before step=6 record={folder}" in said
     assert "resumed step=6" in said
 
 
 @pytest.mark.parametrize(("how", "words"), [("loss", "loss of phase fit is nan"), ("norm", "gradient of model.weight")])
-def test_it_fails_at_once_where_nothing_is_tolerated(how: str, words: str, tmp_path: Path) -> None:
-    model, phases = breaking({3}, how, 0)
+def test_training_fails_at_once_if_no_skip_is_allowed(how: str, words: str, tmp_path: Path) -> None:
+    model, phases = nonfinite_phases({3}, how, 0)
     phases[0].register_parameter("broken", nn.Parameter(torch.tensor(math.nan)) if how == "loss" else None)
     with pytest.raises(
         StepError, match=f"^training diverged at step 4: 1 steps in a row were skipped, the last because the {words}"
@@ -284,8 +286,8 @@ def test_it_fails_at_once_where_nothing_is_tolerated(how: str, words: str, tmp_p
     assert found["parameters"] == (["broken"] if how == "loss" else ["model.weight"])
 
 
-def test_a_loss_that_breaks_on_finite_weights_names_the_greatest(tmp_path: Path) -> None:
-    model, phases = breaking({3}, "loss", 0)
+def test_a_nonfinite_loss_with_finite_weights_names_the_largest_parameter(tmp_path: Path) -> None:
+    model, phases = nonfinite_phases({3}, "loss", 0)
     phases[0].register_parameter("great", nn.Parameter(torch.tensor(-99.0)))
     with pytest.raises(StepError):
         fit(tmp_path, model, phases, skip_limit=0, rollbacks=0)
@@ -293,7 +295,7 @@ def test_a_loss_that_breaks_on_finite_weights_names_the_greatest(tmp_path: Path)
     assert (found["parameters"], found["losses"]) == (["great"], ["nan"])
 
 
-def test_a_score_that_is_not_finite_goes_back_too(tmp_path: Path) -> None:
+def test_a_nonfinite_score_causes_a_rollback(tmp_path: Path) -> None:
     scores = iter([1.0, math.inf, 2.0, 3.0, 4.0])
     model = Line()
     state = fit(tmp_path, model, [Fit(model)], lambda _: next(scores), checkpoint_every=2)
@@ -306,7 +308,7 @@ def test_a_score_that_is_not_finite_goes_back_too(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == ["2"], "what there was of a curve is kept"
 
 
-def test_a_number_of_a_phase_that_is_not_finite_is_left_out_of_the_row(tmp_path: Path) -> None:
+def test_a_nonfinite_curve_value_of_a_phase_is_left_out_of_the_row(tmp_path: Path) -> None:
     class Curious(Fit):
         def curves(self) -> dict[str, float]:
             return {"odd": math.inf if self.model.seen % 4 else 7.0}

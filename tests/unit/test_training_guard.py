@@ -1,4 +1,4 @@
-"""The collapse guard: coverage of points whose balls can be counted by hand, and the verdict's rules."""
+"""The collapse guard: coverage of points in worked examples, and the rules of the verdict."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from remint.training.state import Row
 
 ONE = World(0, 1, torch.device("cpu"))
 LINE = DataSpec(shape=(1,), columns=(Column(name="place"),))
-TEN = torch.arange(10.0).unsqueeze(1)  # of five neighbours each: their balls have the radius 5, 4, 3, 3, 3, 3, 3, 3, 4, 5
+TEN = torch.arange(10.0).unsqueeze(1)  # with five neighbours, their balls have the radii 5, 4, 3, 3, 3, 3, 3, 3, 4, 5
 
 
-class Drawing(Model):
-    """Draws the given examples, whatever the noise."""
+class FixedSampler(Model):
+    """Model that draws the given examples for any noise."""
 
     def __init__(self, x_NX: Tensor) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Drawing(Model):
 
 
 def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE, **settings: Any) -> Guard:
-    made = build_guard(Drawing(x_NX), train_NX, real_NX, spec, TrainingSettings.model_validate(settings), ONE)
+    made = build_guard(FixedSampler(x_NX), train_NX, real_NX, spec, TrainingSettings.model_validate(settings), ONE)
     assert made is not None
     return made
 
@@ -43,35 +43,35 @@ def watch(x_NX: Tensor, train_NX: Tensor, real_NX: Tensor, spec: DataSpec = LINE
     ("samples", "reached", "coverage"),
     [
         (TEN, 1.0, 1.0),
-        (torch.zeros(10, 1), 0.5, 0.4),  # its neighbours are 0 .. 4, and the ball of 4 does not hold it
-        (torch.full((10, 1), 4.5), 0.6, 0.6),  # 2 and 7 are both its fifth
-        (torch.full((10, 1), 14.0), 0.5, 0.1),  # the edge of a ball is of it
+        (torch.zeros(10, 1), 0.5, 0.4),  # its neighbours are 0 .. 4, and the ball of 4 does not contain it
+        (torch.full((10, 1), 4.5), 0.6, 0.6),  # 2 and 7 are both its fifth neighbour
+        (torch.full((10, 1), 14.0), 0.5, 0.1),  # a ball contains its boundary
         (torch.full((10, 1), 14.1), 0.5, 0.0),
     ],
 )
-def test_what_places_on_a_line_reach_and_cover(samples: Tensor, reached: float, coverage: float) -> None:
-    assert watch(samples, TEN, TEN).measure(Drawing(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
+def test_recall_and_coverage_of_points_on_a_line(samples: Tensor, reached: float, coverage: float) -> None:
+    assert watch(samples, TEN, TEN).measure(FixedSampler(samples)) == pytest.approx({"reached": reached, "coverage": coverage})
 
 
-def test_what_as_many_training_examples_reach_is_the_measure() -> None:
+def test_the_reference_is_what_as_many_training_examples_reach() -> None:
     assert watch(TEN, TEN, TEN).reference == 1.0
-    assert watch(TEN, torch.cat([torch.zeros(39, 1), torch.full((1, 1), 4.5)]), TEN).reference == 0.8  # evenly spaced ones
+    assert watch(TEN, torch.cat([torch.zeros(39, 1), torch.full((1, 1), 4.5)]), TEN).reference == 0.8  # of evenly spaced examples
 
 
 def test_a_model_that_draws_the_mean_covers_nothing() -> None:
-    """In 50 dimensions the mean lies in nearly every ball."""
+    """In 50 dimensions the mean is in nearly every ball."""
     spec = DataSpec(shape=(50,), columns=tuple(Column(name=str(place)) for place in range(50)))
     real, train = torch.randn(2, 200, 50, generator=torch.Generator().manual_seed(0))
     mean = torch.zeros(200, 50)
     radius_N = torch.cdist(real, real).topk(6, dim=1, largest=False).values[:, -1]
     assert (real.norm(dim=1) <= radius_N).double().mean() > 0.9, "the case itself"
     watching = watch(mean, train, real, spec)
-    assert watching.measure(Drawing(mean)) == pytest.approx({"reached": 5 / 200, "coverage": 5 / 200})
+    assert watching.measure(FixedSampler(mean)) == pytest.approx({"reached": 5 / 200, "coverage": 5 / 200})
     assert watching.reference > 0.7
 
 
-def test_images_are_as_far_apart_as_their_pixels_and_equal_ones_not_at_all() -> None:
-    """Six of one image and six of another: every ball has a radius of 0, and holds what is equal to the pixel."""
+def test_the_distance_of_images_is_that_of_their_pixels_and_zero_for_equal_ones() -> None:
+    """Six copies of each of two images: every ball has radius 0 and contains only images with equal pixels."""
     spec = DataSpec(shape=(3, 20, 20), levels=256)
     first, second = torch.randint(256, (2, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     real = torch.stack([first, second] * 6)
@@ -82,10 +82,10 @@ def test_images_are_as_far_apart_as_their_pixels_and_equal_ones_not_at_all() -> 
         (first.expand(12, -1, -1, -1), 0.5, 0.5),
         (nearly.expand(12, -1, -1, -1), 0.5, 0.0),
     ):
-        assert watch(samples, real, real, spec).measure(Drawing(samples)) == {"reached": reached, "coverage": coverage}
+        assert watch(samples, real, real, spec).measure(FixedSampler(samples)) == {"reached": reached, "coverage": coverage}
 
 
-def test_coordinates_of_a_row_are_numbers_and_corners() -> None:
+def test_the_coordinates_of_a_row_are_numbers_and_simplex_corners() -> None:
     kinds = DataSpec(
         shape=(2,), columns=(Column(name="height", missing=True), Column(name="colour", categories=("red", "green", "blue")))
     )
@@ -96,8 +96,8 @@ def test_coordinates_of_a_row_are_numbers_and_corners() -> None:
     torch.testing.assert_close(apart, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_who_is_watched() -> None:
-    class Scored(Drawing):
+def test_the_guard_watches_models_without_a_score_or_with_an_explicit_limit() -> None:
+    class Scored(FixedSampler):
         latent_noise = 1
 
         def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
@@ -107,16 +107,16 @@ def test_who_is_watched() -> None:
         return build_guard(model, TEN, TEN[:count], LINE, TrainingSettings.model_validate(settings), ONE)
 
     assert made(Scored(TEN)) is None, "its score finds a collapse"
-    asked, unasked = made(Scored(TEN), collapse=0.5), made(Drawing(TEN))
+    asked, unasked = made(Scored(TEN), collapse=0.5), made(FixedSampler(TEN))
     assert asked is not None
     assert unasked is not None
     assert (asked.limit, unasked.limit) == (0.5, 0.6)
-    assert made(Drawing(TEN), collapse=0.0) is None
-    assert made(Drawing(TEN), count=5) is None, "nobody has five neighbours"
+    assert made(FixedSampler(TEN), collapse=0.0) is None
+    assert made(FixedSampler(TEN), count=5) is None, "nobody has five neighbours"
     assert made(nn.Identity()) is None  # type: ignore[arg-type]
 
 
-def test_looks_fall_on_rows_at_most_fifty_times_and_at_the_end() -> None:
+def test_the_guard_looks_at_most_fifty_times_and_at_the_end() -> None:
     for steps, validate_every in ((12, 5), (5000, 100), (5001, 100), (60000, 100), (30, 100)):
         watching = watch(TEN, TEN, TEN, steps=steps, validate_every=validate_every)
         looks = [step for step in range(1, steps + 1) if watching.due(step)]
@@ -127,7 +127,7 @@ def test_looks_fall_on_rows_at_most_fifty_times_and_at_the_end() -> None:
 
 
 def rows(*reached: float) -> list[Row]:
-    """A look every 100 steps, and a row without one between two."""
+    """Return rows with a look every 100 steps, and rows without a look between them."""
     looks: list[Row] = [{"step": 100 * look, "reached": value} for look, value in enumerate(reached, start=1)]
     return [row for look in looks for row in (look, {"step": look["step"] + 50})]
 
@@ -136,18 +136,18 @@ def rows(*reached: float) -> list[Row]:
     ("seen", "collapsed"),
     [
         ([0.9] * 20, False),
-        ([0.0] * 6 + [0.5] * 3, False),  # five looks after the warm-up of six: not yet
+        ([0.0] * 6 + [0.5] * 3, False),  # five looks after the warm-up of six: no verdict yet
         ([0.45] * 11, True),
         ([0.45, 0.5, 0.46, 0.48, 0.44, 0.49, *[0.47] * 5], True),
-        ([0.02 * look for look in range(20)], False),  # little, and more every time
+        ([0.02 * look for look in range(20)], False),  # low, but increasing
         ([0.45] * 12 + [0.49] * 4 + [0.9], False),
         ([0.45] * 7 + [0.55] + [0.5] * 3, False),  # the limit is 0.6 of the reference, 0.8: 0.48
         ([0.8] * 6 + [0.59] * 4, False),
-        ([0.8] * 6 + [0.59] * 5, True),  # above the limit, and far below its own best
+        ([0.8] * 6 + [0.59] * 5, True),  # above the limit, but far below its best
         ([0.8] * 6 + [0.59] * 4 + [0.61], False),
     ],
 )
-def test_the_verdict_is_of_the_last_five_looks(seen: list[float], collapsed: bool) -> None:
+def test_the_verdict_uses_the_last_five_looks(seen: list[float], collapsed: bool) -> None:
     assert PATIENCE == 5
     assert FRACTION_OF_BEST == 0.75
     watching = Guard(measure=lambda _: {}, reference=0.8, limit=0.6, every=100, steps=2000)
@@ -155,7 +155,7 @@ def test_the_verdict_is_of_the_last_five_looks(seen: list[float], collapsed: boo
     assert (said is not None) == collapsed, said
 
 
-def test_a_model_that_has_hardly_begun_has_not_collapsed() -> None:
+def test_a_model_at_the_start_of_training_has_not_collapsed() -> None:
     short = Guard(measure=lambda _: {}, reference=1.0, limit=0.6, every=100, steps=1000)
     assert short.collapsed(rows(*[0.1] * 9)) is None, "the fifth of its looks came at step 500"
     assert short.collapsed(rows(*[0.1] * 10)) is not None

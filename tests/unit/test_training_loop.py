@@ -1,4 +1,4 @@
-"""The loop against exact oracles: a hand-written training, closed forms, and phases that look while they run."""
+"""The loop against exact oracles: a hand-written training, closed forms, and phases that record their inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def test_it_is_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) -> None:
+def test_the_loop_equals_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) -> None:
     model = Line()
     state = fit(tmp_path, model, [Fit(model)], weight_decay=0.01, gradient_clip=1.0, validate_every=1)
     weight, average, losses = by_hand(range(8), weight_decay=0.01, clip=1.0)
@@ -41,7 +41,7 @@ def test_it_is_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) ->
     assert state.served().state_dict()["seen"] == 8  # buffers are copied, not averaged
 
 
-def test_rows_hold_the_mean_loss_since_the_row_before(tmp_path: Path) -> None:
+def test_a_row_has_the_mean_loss_since_the_previous_row(tmp_path: Path) -> None:
     model, other = Line(), Line()
     each = [row["fit_loss"] for row in fit(tmp_path / "a", model, [Fit(model)], validate_every=1, steps=7).rows]
     state = fit(tmp_path / "b", other, [Fit(other)], validate_every=3, steps=7)
@@ -49,16 +49,16 @@ def test_rows_hold_the_mean_loss_since_the_row_before(tmp_path: Path) -> None:
     assert [row["fit_loss"] for row in state.rows] == pytest.approx([sum(each[:3]) / 3, sum(each[3:6]) / 3, each[6]])
 
 
-def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine() -> None:
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     factors = [learning_rate_factor(step, 11, warmup=0.2, final=0.1) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
-    assert factors[6] == pytest.approx(0.55)  # half way down
+    assert factors[6] == pytest.approx(0.55)  # half of the decay
     assert factors[10] == pytest.approx(0.1)
     assert learning_rate_factor(0, 1, warmup=0.0, final=0.1) == 1.0
 
 
 def test_only_the_running_phase_gets_gradients(tmp_path: Path) -> None:
-    """Two phases share a loss but train one weight each, as a critic and a generator do."""
+    """Two phases share a loss but train one weight each, like a critic and a generator."""
     first, second = Line(), Line()
 
     class Against(Fit):
@@ -79,7 +79,7 @@ def test_only_the_running_phase_gets_gradients(tmp_path: Path) -> None:
     assert (first.weight - torch.tensor([2.0, -1.0])).abs().min() > 1e-2
 
 
-def test_a_phase_is_given_its_progress_its_step_and_its_own_noise(tmp_path: Path) -> None:
+def test_a_phase_gets_its_progress_step_and_noise(tmp_path: Path) -> None:
     model, batches = Line(), []
     phases = [Fit(model), Fit(model)]
     for phase in phases:
@@ -91,7 +91,7 @@ def test_a_phase_is_given_its_progress_its_step_and_its_own_noise(tmp_path: Path
     assert len({batch.noise_BN[0, 0].item() for batch in batches}) == 8
 
 
-def test_ranks_take_their_rows_of_one_noise() -> None:
+def test_ranks_share_one_noise_and_use_their_rows_of_it() -> None:
     def noise(rows: slice) -> Tensor:
         return batch_noise(rows, 6, 5, seed=1, step=2, phase=3, device=torch.device("cpu"))
 
@@ -99,7 +99,7 @@ def test_ranks_take_their_rows_of_one_noise() -> None:
     assert torch.equal(torch.cat([noise(part) for part in rows]), noise(slice(0, 6)))
 
 
-def test_the_best_score_is_served_and_patience_ends_training(tmp_path: Path) -> None:
+def test_the_model_with_the_best_score_is_served_and_patience_ends_training(tmp_path: Path) -> None:
     model, kept = Line(), []
     scores = iter([3.0, 1.0, 2.0, 1.0, 5.0])
 
@@ -108,7 +108,7 @@ def test_the_best_score_is_served_and_patience_ends_training(tmp_path: Path) -> 
         return next(scores)
 
     state = fit(tmp_path, model, [Fit(model)], score, steps=20, patience=2)
-    assert [row["validation"] for row in state.rows] == [3.0, 1.0, 2.0, 1.0]  # an equal score is no new best
+    assert [row["validation"] for row in state.rows] == [3.0, 1.0, 2.0, 1.0]  # an equal score is not a new best
     assert state.step == 8
     assert state.best_row == state.rows[1]
     assert torch.equal(state.served().state_dict()["weight"], kept[1])
@@ -124,13 +124,13 @@ def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard may judge what has hardly begun."""
+def guard_from_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the guard judge from the first step."""
     monkeypatch.setattr(guard_module, "MIN_STEPS", 0)
 
 
-def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
-    """A guard that sees the given coverage, and the weights that it was shown."""
+def guard_with_coverage(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[Tensor]]:
+    """Make a guard that measures the given coverage, and the list of weights that it saw."""
     seen, kept = iter(coverage), list[Tensor]()
 
     def measure(judged: Model) -> Row:
@@ -141,57 +141,57 @@ def watching(*coverage: float, steps: int, every: int = 2) -> tuple[Guard, list[
     return Guard(measure, reference=1.0, limit=0.6, every=every, steps=steps), kept
 
 
-@pytest.mark.usefixtures("early")
-def test_a_collapsed_model_ends_training_and_the_one_that_covered_most_is_served(
+@pytest.mark.usefixtures("guard_from_first_step")
+def test_a_collapse_ends_training_and_the_model_with_the_best_coverage_is_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Line()
-    guard, kept = watching(0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3, steps=24)
+    guard, kept = guard_with_coverage(0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3, steps=24)
     state = fit(tmp_path, model, [Fit(model)], guard=guard, steps=24)
     assert state.ending is not None
     assert state.ending.ended == "collapsed"
     assert "its samples reach 30% as much as real examples do, less than the limit of 60%, at step 16" in state.ending.reason
-    assert (state.step, state.served_row) == (16, state.rows[2])  # the later of two that cover as much
+    assert (state.step, state.served_row) == (16, state.rows[2])  # the later of two with equal coverage
     assert torch.equal(state.served().state_dict()["weight"], kept[2])
     assert "collapsed step=16 served=6" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("guard_from_first_step")
 @pytest.mark.parametrize("stopped_at", [3, 7, 8, 15])
-def test_a_collapse_and_the_best_before_it_survive_a_stop(stopped_at: int, tmp_path: Path) -> None:
+def test_a_resumed_training_remembers_the_collapse_and_the_best_model(stopped_at: int, tmp_path: Path) -> None:
     covered = [0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3]
     model = Line()
-    whole = fit(tmp_path / "whole", model, [Fit(model)], guard=watching(*covered, steps=24)[0], steps=24)
+    whole = fit(tmp_path / "whole", model, [Fit(model)], guard=guard_with_coverage(*covered, steps=24)[0], steps=24)
     model, asked = Line(), iter([False] * (stopped_at - 1) + [True])
     with pytest.raises(Interrupted):
-        guard, kept = watching(*covered, steps=24)
+        guard, kept = guard_with_coverage(*covered, steps=24)
         fit(tmp_path / "pieces", model, [Fit(model)], guard=guard, steps=24, stop=lambda: next(asked))
     model = Line()
-    again = fit(tmp_path / "pieces", model, [Fit(model)], guard=watching(*covered[len(kept) :], steps=24)[0], steps=24)
+    again = fit(tmp_path / "pieces", model, [Fit(model)], guard=guard_with_coverage(*covered[len(kept) :], steps=24)[0], steps=24)
     assert (again.step, again.rows, again.ending) == (whole.step, whole.rows, whole.ending)
     assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
 
 
-def test_a_healthy_model_is_served_as_it_is_at_the_end(tmp_path: Path) -> None:
+def test_a_healthy_model_is_served_as_of_the_last_step(tmp_path: Path) -> None:
     model, other = Line(), Line()
-    guard, _ = watching(0.5, 0.9, 0.8, 0.85, steps=8)
+    guard, _ = guard_with_coverage(0.5, 0.9, 0.8, 0.85, steps=8)
     state = fit(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
     unwatched = fit(tmp_path / "b", other, [Fit(other)])
     assert state.ending == unwatched.ending == Ending("finished")
     assert (state.served_row, state.scores_since_best) == (None, 0)
     assert torch.equal(state.served().state_dict()["weight"], unwatched.served().state_dict()["weight"])
-    guard, _ = watching(0.5, 0.9, steps=8, every=4)
+    guard, _ = guard_with_coverage(0.5, 0.9, steps=8, every=4)
     assert ["coverage" in row for row in fit(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]
 
 
-def test_the_average_of_a_constant_is_the_constant_and_forgets_where_it_began() -> None:
+def test_the_average_of_a_constant_is_the_constant_without_bias_from_the_start() -> None:
     model = Line()
     average = AveragedModel(model)
     with torch.no_grad():
         model.weight.fill_(7.0)
     for step in range(200):
         average.update(0.999, step)
-    # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: nothing is left of the first value
+    # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: the weight of the first value is negligible
     torch.testing.assert_close(average.model.state_dict()["weight"], torch.tensor([7.0, 7.0]))
 
 
@@ -208,7 +208,7 @@ class Uniform(Model):
 
 
 class Bound(Model):
-    """HasElbo: one nat a dimension, and the noise, whose mean over many is 0."""
+    """HasElbo: one nat for each dimension, plus the noise, which has mean 0."""
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()

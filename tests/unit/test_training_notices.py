@@ -1,4 +1,4 @@
-"""What a training meets with, and goes on from, reaches a person in words."""
+"""Notices of a training: each event after which it continues is printed as a message for the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "chec
 
 
 @pytest.mark.slow
-def test_every_notice_has_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_EVENTS", str(tmp_path / "events.jsonl"))
     model = Line()
     fit(tmp_path / "cliff", model, [Cliff(model, 0.04)], **CLIFF)

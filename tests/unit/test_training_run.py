@@ -1,4 +1,4 @@
-"""One training from settings and data to a folder: what is in it, and that it is the same every time."""
+"""One training from settings and data to a folder: its content, the same each time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_same_training_gives_the_same_bytes(family: str, dataset: Dataset, t
     assert other.key != trained.key
 
 
-def test_the_folder_is_a_bundle_that_says_what_it_is(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_folder_is_a_bundle_that_describes_itself(dataset: Dataset, tmp_path: Path) -> None:
     recipe = cases.recipe("vae")
     trained = cases.run(recipe, dataset, tmp_path)
     out = tmp_path / "out"
@@ -65,8 +65,8 @@ def test_the_folder_is_a_bundle_that_says_what_it_is(dataset: Dataset, tmp_path:
     assert list((tmp_path / "checkpoints").iterdir()) == [], "what led to a model that is written is deleted"
 
 
-def test_the_served_weights_are_those_that_were_scored_best(dataset: Dataset, tmp_path: Path) -> None:
-    """Training that goes on past its best serves what a training that ended there would have scored."""
+def test_the_served_weights_have_the_best_score(dataset: Dataset, tmp_path: Path) -> None:
+    """A training that continues after its best score serves the same weights as one that ended there."""
     from remint.distributed.world import World
     from remint.training.validation import scorer
 
@@ -89,7 +89,7 @@ def test_a_family_without_a_likelihood_serves_its_last_step(dataset: Dataset, tm
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
-def test_bf16_trains_with_weights_in_fp32(family: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_bf16_training_keeps_weights_in_fp32(family: str, dataset: Dataset, tmp_path: Path) -> None:
     bf16 = cases.run(cases.recipe(family, precision="bf16"), dataset, tmp_path / "bf16")
     fp32 = cases.run(cases.recipe(family), dataset, tmp_path / "fp32")
     assert bf16.weights_sha256 != fp32.weights_sha256
@@ -99,7 +99,7 @@ def test_bf16_trains_with_weights_in_fp32(family: str, dataset: Dataset, tmp_pat
 
 
 @pytest.mark.parametrize("case", cases.MODELS)
-def test_fp64_trains_all_in_double_and_is_served_in_single(case: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_fp64_training_uses_double_precision_and_serves_single_precision(case: str, dataset: Dataset, tmp_path: Path) -> None:
     double = cases.run(cases.recipe(case, precision="fp64"), dataset, tmp_path / "fp64")
     single = cases.run(cases.recipe(case), dataset, tmp_path / "fp32")
     saved = load_file(tmp_path / "fp64/out/weights.safetensors")
@@ -117,11 +117,11 @@ def test_fp64_trains_all_in_double_and_is_served_in_single(case: str, dataset: D
 
 
 @pytest.mark.parametrize("case", cases.MODELS)
-def test_every_family_survives_weights_that_are_not_finite(
+def test_every_family_recovers_from_nonfinite_weights(
     case: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The learning rate is infinite in the eighth step, once; then in all from the eighth on, whatever it is multiplied by."""
-    several = case.startswith(("gan", "vaegan"))  # phases, of which the second breaks on what the first has come to
+    """The learning rate is infinite first in the eighth step only, then in all steps from the eighth on, after rollbacks too."""
+    several = case.startswith(("gan", "vaegan"))  # two phases; the weights of the first make the second nonfinite
     with monkeypatch.context() as patch:
         patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
         cases.ruin(7)
@@ -142,7 +142,7 @@ def test_every_family_survives_weights_that_are_not_finite(
     assert not (tmp_path / "ruined/out").exists()
 
 
-def test_the_guard_leaves_a_healthy_training_as_it_is(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_guard_does_not_change_a_healthy_training(dataset: Dataset, tmp_path: Path) -> None:
     watched = cases.run(cases.recipe("gan"), dataset, tmp_path / "watched")
     alone = cases.run(cases.recipe("gan", collapse=0.0), dataset, tmp_path / "alone")
     assert watched.weights_sha256 == alone.weights_sha256
@@ -150,13 +150,13 @@ def test_the_guard_leaves_a_healthy_training_as_it_is(dataset: Dataset, tmp_path
     assert "coverage" not in (tmp_path / "alone/out/curve.csv").read_text()
 
 
-def test_a_record_from_before_there_were_endings_reads_as_finished(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_old_record_without_an_ending_is_read_as_finished(dataset: Dataset, tmp_path: Path) -> None:
     trained = cases.run(cases.recipe("gan", steps=3), dataset, tmp_path)
     older = {key: value for key, value in trained.to_json().items() if key not in ("ended", "reason")}
     assert TrainedModel.model_validate(older) == trained
 
 
-def test_a_training_learns(dataset: Dataset, tmp_path: Path) -> None:
+def test_training_improves_the_score(dataset: Dataset, tmp_path: Path) -> None:
     short = cases.run(cases.recipe("vae", steps=5), dataset, tmp_path / "short")
     long = cases.run(cases.recipe("vae", steps=200, learning_rate=0.01), dataset, tmp_path / "long")
     assert short.validation is not None
@@ -164,7 +164,7 @@ def test_a_training_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert long.validation < short.validation - 0.1  # bits/dim
 
 
-def test_a_checkpoint_of_other_data_settings_or_code_is_never_taken_up(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_data_settings_or_code_is_never_resumed(dataset: Dataset, tmp_path: Path) -> None:
     from remint.training import train
 
     seen = set()

@@ -22,19 +22,19 @@ def test_batches_are_full_and_the_stream_is_one_permutation_after_another(
         assert len(epoch) < count or sorted(epoch) == list(range(count))
 
 
-def test_the_batch_size_cuts_the_stream_and_does_not_change_it() -> None:
+def test_the_batch_size_does_not_change_the_order() -> None:
     by_6 = np.concatenate([batch_indices(10, 6, 1, step) for step in range(5)])
     by_10 = np.concatenate([batch_indices(10, 10, 1, step) for step in range(3)])
     assert by_6.tolist() == by_10.tolist()
 
 
-def test_seeds_and_epochs_have_their_own_order() -> None:
+def test_each_seed_and_epoch_has_a_different_order() -> None:
     first, second = batch_indices(100, 100, 0, 0), batch_indices(100, 100, 0, 1)
     assert first.tolist() != second.tolist()
     assert first.tolist() != batch_indices(100, 100, 1, 0).tolist()
 
 
-def test_what_was_asked_before_does_not_matter() -> None:
+def test_the_order_does_not_depend_on_earlier_calls() -> None:
     alone = batch_indices(10, 4, 5, 7).tolist()
     for step in range(30):
         batch_indices(10, 4, 5, step)

@@ -1,4 +1,4 @@
-"""Which process of a group is shot: one that was stopped while others were not. Real processes, real signals."""
+"""The watchdog kills a process that was stopped while others of its group were not. Real processes and signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from remint.distributed import watchdog
 
-# A parent of two sleepers, which says their pids.
+# Parent of two sleeping processes. It prints their pids.
 GROUP = """
 import subprocess, sys
 children = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
@@ -47,7 +47,7 @@ def wait_for(said: Callable[[], bool], seconds: float = 20.0) -> bool:
     return said()
 
 
-def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_only_the_stopped_process_is_killed(group: tuple[subprocess.Popen[str], list[int]]) -> None:
     parent, (first, second) = group
     with watchdog.kill_stopped_ranks("the.ranks") as killed:
         os.kill(first, signal.SIGSTOP)
@@ -58,20 +58,22 @@ def test_one_that_is_stopped_is_killed_and_no_other(group: tuple[subprocess.Pope
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["slow", "another program", "all", "gone on in time"])
-def test_nobody_else_is(case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ones that sleep, that are not ours, a group that somebody has paused as a whole, one that was stopped for a moment."""
+@pytest.mark.parametrize("case", ["slow", "another program", "all", "resumed in time"])
+def test_sleeping_foreign_and_briefly_stopped_processes_are_not_killed(
+    case: str, group: tuple[subprocess.Popen[str], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sleeping processes, processes that are not ours, a group that is paused completely, a process stopped for a moment."""
     parent, (first, second) = group
     looked = []
     real = watchdog._group
     monkeypatch.setattr(watchdog, "_group", lambda program: looked.append(program) or real(program))
-    stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "gone on in time": [first]}[case]
-    if case == "gone on in time":
+    stopped = {"slow": [], "another program": [first], "all": [parent.pid, first, second], "resumed in time": [first]}[case]
+    if case == "resumed in time":
         monkeypatch.setattr(watchdog, "INTERVAL", 0.5)
     with watchdog.kill_stopped_ranks("another" if case == "another program" else "the.ranks") as killed:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        if case == "gone on in time":
+        if case == "resumed in time":
             assert wait_for(lambda: len(looked) >= watchdog.STOPPED_CHECKS - 2)
             os.kill(first, signal.SIGCONT)
         assert wait_for(lambda: len(looked) > watchdog.STOPPED_CHECKS + 1)

@@ -1,4 +1,4 @@
-"""Counted cases: few or all, the same by their seed, and taken up after the last one that went well."""
+"""Counted cases: few or all trials, reproducible from the seed, and continued after the last passed one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_few_of_them_leave_no_record_and_are_the_first_of_all(records: Path) -> None:
+def test_a_short_run_uses_the_first_trials_and_records_nothing(records: Path) -> None:
     short = [trial.random.random() for trial in Trials(7, TEST, 3, soak=False)(2, 5)]
     full = [trial.random.random() for trial in Trials(7, TEST, 3, soak=True)(2, 5)]
     other = [trial.random.random() for trial in Trials(7, TEST, 4, soak=False)(2, 5)]
@@ -30,7 +30,7 @@ def test_few_of_them_leave_no_record_and_are_the_first_of_all(records: Path) -> 
     assert [json.loads(line)["trial"] for line in record.read_text().splitlines()] == [0, 1, 2, 3, 4]
 
 
-def test_a_soak_goes_on_at_the_trial_that_failed(records: Path) -> None:
+def test_a_soak_continues_at_the_failed_trial(records: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         for trial in Trials(7, TEST, 3, soak=True)(1, 4):
             trial.note(lost=1 / (trial.number - 2))
@@ -38,7 +38,7 @@ def test_a_soak_goes_on_at_the_trial_that_failed(records: Path) -> None:
     assert list(Trials(7, TEST, 3, soak=True)(1, 4)) == []
 
 
-def test_parts_that_run_side_by_side_share_the_trials_of_one_record(records: Path) -> None:
+def test_parallel_parts_share_the_trials_of_one_record(records: Path) -> None:
     odd = [(trial.number, trial.random.random()) for trial in Trials(7, TEST, 3, soak=True, part=(1, 2))(1, 5)]
     even = [(trial.number, trial.random.random()) for trial in Trials(7, TEST, 3, soak=True, part=(0, 2))(1, 5)]
     assert [number for number, _ in odd] == [1, 3] and [number for number, _ in even] == [0, 2, 4]
@@ -46,7 +46,7 @@ def test_parts_that_run_side_by_side_share_the_trials_of_one_record(records: Pat
     assert sorted(odd + even) == whole and list(Trials(7, TEST, 3, soak=True)(1, 5)) == []
 
 
-def test_what_was_counted_stands_in_the_page(records: Path) -> None:
+def test_the_page_shows_the_counts(records: Path) -> None:
     page = records / "page.md"
     page.write_text(f"before\n{trials.BEGIN}old\n{trials.END}after\n")
     for trial in Trials(7, TEST, 3, soak=True)(1, 4):

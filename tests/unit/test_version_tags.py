@@ -1,4 +1,4 @@
-"""The tags of a version: MLflow's text stays as it is, versions of every age are read, and what was edited is refused by name."""
+"""Tags of a version: the text in MLflow is kept, old versions are readable, and an edited tag is refused by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HELD = {
 }
 
 
-def test_what_mlflow_holds_is_read_and_written_as_it_is() -> None:
+def test_tags_are_read_and_written_unchanged() -> None:
     tags = VersionTags.of({**HELD, "mlflow.user": "ada", "team": "vision"})
     assert tags.to_mlflow() == HELD
     assert (tags.key, tags.dirty, tags.reason, tags.verdict) == ("k", "false", "", None)
@@ -34,20 +34,20 @@ def test_what_mlflow_holds_is_read_and_written_as_it_is() -> None:
     assert tags.origin == DataOrigin(name="digits", source="sklearn:digits", raw_sha256="r", counts=COUNTS)
 
 
-def test_the_origin_of_the_data_is_written_as_ever() -> None:
+def test_the_tag_for_the_origin_of_the_data_keeps_its_format() -> None:
     spec = DataSpec(shape=(1, 2, 2), levels=2)
     dataset = DatasetVersion(name="digits", source="sklearn:digits", raw_sha256="r", spec=spec, split={}, counts=COUNTS, files={})
     assert canonical(DataOrigin.of(dataset).block()) == HELD["remint.data"]
 
 
-def test_a_version_without_tags_has_defaults() -> None:
+def test_a_version_without_tags_gets_defaults() -> None:
     tags = VersionTags.of({})
     assert tags.to_mlflow() == {} and tags.origin == DataOrigin() and tags.origin.block() == {}
     assert tags.settings == tags.made_on == tags.measurements == tags.set_by_hand == tags.tolerances == {}
     assert tags.missing(("key", "recipe")) == ["key", "recipe"] and VersionTags(key="").missing(("key", "recipe")) == ["recipe"]
 
 
-def test_only_what_differs_is_written_again() -> None:
+def test_only_changed_tags_are_written() -> None:
     held = VersionTags(verdict="kept", ledger_row="1")
     wanted = VersionTags(verdict="promoted", ledger_row="1", ledger_hash="h")
     assert wanted.changes(held) == VersionTags(verdict="promoted", ledger_hash="h")
@@ -65,7 +65,7 @@ def test_only_what_differs_is_written_again() -> None:
         ("fingerprint", '"' + "x" * 500, "made_on"),
     ],
 )
-def test_a_tag_that_was_edited_is_named_in_one_line_when_it_is_read(tag: str, text: str, read: str) -> None:
+def test_reading_an_edited_tag_names_it_in_one_line(tag: str, text: str, read: str) -> None:
     tags = VersionTags.model_validate({tag: text})
     with pytest.raises(IntegrityError, match=rf"^the tag remint\.{tag} .*: remint did not write it$") as caught:
         getattr(tags, read)
