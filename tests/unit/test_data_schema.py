@@ -85,7 +85,10 @@ def changed_content(**columns: Any) -> dict[str, Any]:
             changed_content(city=["Bonn", "Köln", "Trier", "Ulm"] * 10),
             "column 'city' has 2 new values: 'Köln', 'Trier'",
         ),
-        (changed_content(city=[0.5, 1.5] * 20), "column 'city' must contain categories, but contains 0.5: use whole numbers or text"),
+        (
+            changed_content(city=[0.5, 1.5] * 20),
+            "column 'city' must contain categories, but contains 0.5: use whole numbers or text",
+        ),
         (changed_content(age=[None, 30.0] * 20), "column 'age' has 20 missing values of 40; at the first import it had none"),
         (changed_content(city=[None, "Ulm"] * 20), "column 'city' has 20 missing values of 40; at the first import it had none"),
         (changed_content(age=["30", "unknown"] * 20), "column 'age' was numeric, now contains text such as 'unknown'"),
@@ -259,9 +262,7 @@ def test_the_slower_of_two_first_imports_is_checked_against_the_schema_of_the_fa
     np.testing.assert_array_equal(
         import_dataset(tmp_path, changed_content(city=["Ulm", "Ulm", "Bonn", "Bonn"] * 10))["x"][:, 1], [1, 1, 0, 0] * 10
     )
-    assert "  column 'city' has 1 new value: 'Köln'" in refusal(
-        tmp_path, changed_content(city=["Bonn", "Köln"] * 20)
-    )
+    assert "  column 'city' has 1 new value: 'Köln'" in refusal(tmp_path, changed_content(city=["Bonn", "Köln"] * 20))
 
 
 def test_a_damaged_schema_is_named(tmp_path: Path) -> None:

@@ -262,7 +262,9 @@ def test_identifiers_are_accepted_as_categories_if_the_settings_say_so() -> None
     assert column([7, 3, 9, None] * 9, "store_id", categorical=True).categories == ("3", "7", "9")
     # Pandas stores integers with missing values as floats.
     assert column([7.0, None, 10.0], "store_id", categorical=True).categories == ("7", "10")
-    assert "must contain categories, but contains 0.5: use whole numbers or text" in refusal_of_column([1.0, 0.5], categorical=True)
+    assert "must contain categories, but contains 0.5: use whole numbers or text" in refusal_of_column(
+        [1.0, 0.5], categorical=True
+    )
     assert column([2**60 + i % 3 for i in range(9)], categorical=True).categories == tuple(str(2**60 + i) for i in range(3))
 
 
