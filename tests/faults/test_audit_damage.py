@@ -16,11 +16,13 @@ import pytest
 from dvc.exceptions import DvcException
 
 from remint.errors import IntegrityError, VersioningError
-from remint.maintenance import audit
+from remint.maintenance import audit, doctor
 from remint.promotion import decide
 from remint.records import Finding
 from remint.runtime import jobs
 from remint.runtime.home import Home
+from remint.settings.params import read_params, write_params
+from remint.stores import git, uncommitted
 from remint.stores.dvc import presence
 from remint.stores.dvc.ask import folder as dvc_folder
 from remint.stores.mlflow import VersionTags
@@ -297,6 +299,46 @@ def test_uncommitted_work_whose_bundle_is_gone_is_bundled_again_where_its_commit
     world.git("update-ref", "-d", f"refs/remint/{sha}")
     world.git("gc", "-q", "--prune=now")
     assert world.audit() == [], "the bundle holds it"
+
+
+def test_raw_data_that_an_older_version_committed_and_bundled_are_found_with_the_way_out(world: World, tmp_path: Path) -> None:
+    repository = world.home.repository
+    content = read_params(repository)
+    content["datasets"]["digits"]["source"] = "data/people.csv"
+    write_params(content, repository)
+    world.git("add", "-A")
+    world.git("commit", "-qm", "a table")
+    (repository / "data").mkdir(exist_ok=True)
+    (repository / "data/people.csv").write_text("ann,1979-02-03\n")
+    (repository / ".gitignore").write_text("")
+    index = {**os.environ, "GIT_INDEX_FILE": str(tmp_path / "index")}
+    script = "git read-tree HEAD && git add data && git write-tree"
+    tree = subprocess.run(
+        ["sh", "-c", script], cwd=repository, env=index, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    sha = world.git("commit-tree", tree, "-p", "HEAD", "-m", "uncommitted")
+    world.git("update-ref", f"refs/remint/{sha}", sha)
+    version = world.version(4)
+    world.store.set_tags(version, VersionTags(commit=sha, dirty="true"))
+    commit = git.Commit(sha, dirty=True, base=world.git("rev-parse", "HEAD"))
+    world.store.attach(version, {"uncommitted.bundle": uncommitted.bundle(repository, commit, tmp_path / "uncommitted.bundle")})
+
+    found = {each.thing: each for each in world.audit() if each.kind == "raw_data"}
+    assert set(found) == {f"refs/remint/{sha}", "digits-flow/4"} and not any(each.safe for each in found.values())
+    assert all(each.what == "It contains raw data: data/people.csv." for each in found.values())
+    (symptom,) = [each for each in doctor.examine(world.home, None) if "raw data" in each.what]
+    assert sha[:10] in symptom.what and "remint audit" in symptom.do
+    repairs = found[f"refs/remint/{sha}"].repair.partition(": ")[2], found["digits-flow/4"].repair.split()[1].removesuffix(".")
+    subprocess.run(["sh", "-c", repairs[0]], cwd=repository, check=True)
+    assert {each.thing for each in world.audit() if each.kind == "raw_data"} == {"digits-flow/4"}, "read from the bundle alone"
+    Path(repairs[1].removeprefix("file://")).unlink()
+    after = world.repaired()
+    assert [each.kind for each in after if each.thing == "digits-flow/4"] == ["commit"] and not any(
+        each.repaired for each in after
+    )
+    assert b"ann,1979" not in b"".join(
+        path.read_bytes() for path in repository.rglob("*") if path.is_file() and path.parent.name != "data"
+    )
 
 
 def test_a_store_that_is_out_of_reach_is_a_finding_and_the_rest_is_audited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

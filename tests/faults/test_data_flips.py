@@ -24,7 +24,7 @@ from remint.errors import IntegrityError, VersioningError
 from remint.promotion.retraining import Retraining
 from remint.runtime.home import Home
 from remint.settings.params import read_params, validate_params
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.dvc import Workspace, workspace, workspace_environment
 from tests.support.retraining_cases import REPOSITORY, Told, retraining
 from tests.support.trials import Trials
@@ -93,7 +93,7 @@ def opened(home: Home, name: str, told: Told | None = None) -> Iterator[Retraini
     settings = {**content["pipelines"]["digits-flow"], "dataset": "x", "promotion": {}}
     dataset = {**content["datasets"]["digits"], "source": "images.npz", "levels": 5}
     params = validate_params({"datasets": {"x": dataset}, "pipelines": {"x": {**settings, "evaluation": {"metrics": ["nll"]}}}})
-    folder = git.check_out(home.repository, git.commit_of_tree(home.repository), home.workspaces / name)
+    folder = git.check_out(home.repository, uncommitted.commit_of_tree(home.repository), home.workspaces / name)
     with retraining(home, params, "x", checkout=folder, told=told) as job:
         yield job
 

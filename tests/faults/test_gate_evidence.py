@@ -21,7 +21,7 @@ from torch import Tensor
 from remint.errors import DataError
 from remint.evaluation.evidence import Evidence
 from remint.records import MetricValue
-from remint.stores import git
+from remint.stores import uncommitted
 from tests.support import gate_cases as cases
 from tests.support.gate_cases import COLUMNS, Generator, Trained, evidence, judged
 from tests.support.trials import Trial, Trials
@@ -233,8 +233,8 @@ def test_uncommitted_work_is_not_promoted(make_repository: Callable[..., Path], 
     fresh = Evidence(champion.report.model_copy(update={"model_key": "new"}), champion.values)
     for trial in trials(short=4, full=FULL):
         folder = make_repository({f"src/f{i}.py": f"x = {i}\n" for i in range(4)}, f"team{trial.number}")
-        assert judged(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty) == "promoted"
+        assert judged(lambda: fresh, None, dirty=uncommitted.commit_of_tree(folder).reason_dirty) == "promoted"
         touched(folder, trial)
-        verdict = judged(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty)
+        verdict = judged(lambda: fresh, None, dirty=uncommitted.commit_of_tree(folder).reason_dirty)
         assert verdict == "refused"
         bad(trial, verdict)

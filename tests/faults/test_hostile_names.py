@@ -18,7 +18,7 @@ from remint.runtime.home import Home, is_name
 from remint.runtime.yaml import load_safe_yaml
 from remint.settings import plugins
 from remint.settings.params import apply_overrides, load_params, read_params, validate_params
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.dvc import locked
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import fetch_bundle, open_tracking
@@ -135,7 +135,7 @@ def test_what_is_no_commit_is_no_option_of_git_either(clone: Path, name: str) ->
 
 def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").write_bytes(b"# v2 git bundle\n---upload-pack=touch\tRAN;\n\n")
-    assert [git.obtain(clone, sha) for sha in git.prerequisites(tmp_path / "bundle")] == [False]
+    assert [git.obtain(clone, sha) for sha in uncommitted.prerequisites(tmp_path / "bundle")] == [False]
     assert not list(tmp_path.rglob("RAN"))
 
 

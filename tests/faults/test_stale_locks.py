@@ -17,7 +17,7 @@ import pytest
 from remint.errors import Busy, VersioningError
 from remint.runtime import jobs
 from remint.runtime.home import Home
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.ledger import leases
 from tests.support.processes import wait_for
 from tests.support.trials import Trials
@@ -49,12 +49,12 @@ def test_a_lock_that_git_left(trials: Trials, repository: Path) -> None:
     (repository / ".git/index.lock").touch()  # a person's own git stumbles over it; a job needs no index of theirs
     for trial in trials(short=2, full=20):
         (repository / "file").write_text(f"{trial.random.random()}\n")
-        tree = git.commit_of_tree(repository).sha
+        tree = uncommitted.commit_of_tree(repository).sha
         git.run_git(repository, "update-ref", "-d", f"refs/remint/{tree}")
         lock = repository / f".git/refs/remint/{tree}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.write_text(trial.random.choice(["", tree[:17], f"{tree}\n"]))
-        commit = git.commit_of_tree(repository)
+        commit = uncommitted.commit_of_tree(repository)
         assert commit.sha == tree and git.run_git(repository, "rev-parse", f"refs/remint/{tree}").strip() == tree
         assert not lock.exists()
         trial.note(recovered=1)
@@ -65,7 +65,7 @@ def test_a_lock_that_a_live_git_holds(trials: Trials, repository: Path) -> None:
     """``git update-ref --stdin`` holds the lock from ``prepare`` to ``commit``."""
     for trial in trials(short=1, full=10):
         (repository / "file").write_text(f"live {trial.random.random()}\n")
-        commit = git.commit_of_tree(repository).sha
+        commit = uncommitted.commit_of_tree(repository).sha
         git.run_git(repository, "update-ref", "-d", f"refs/remint/{commit}")
         holder = subprocess.Popen(
             ["git", "update-ref", "--stdin"], cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

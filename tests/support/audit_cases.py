@@ -99,6 +99,7 @@ def make(repository: Path, empty: Path, bundles: Path) -> World:
     (repository / ".dvc").mkdir(parents=True)
     (repository / ".dvc/config").write_text(CONFIG)
     (repository / ".gitignore").write_text("/.remint/\n")
+    (repository / "params.yaml").write_text("datasets: {digits: {source: sklearn:digits}}\npipelines: {}\n")
     commit = "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
     subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
     shutil.copytree(empty, repository / ".remint")

@@ -23,7 +23,7 @@ from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.dvc import addresses, workspace_environment
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import ModelVersion, VersionTags
@@ -80,7 +80,7 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
     """
     from dvc.repo import Repo
 
-    folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / "made")
+    folder = git.check_out(repository, uncommitted.commit_of_tree(repository), home.workspaces / "made")
     addresses(home, folder)
     for number in range(1, count + 1):
         for kind in ("raw", "prepared"):

@@ -15,7 +15,7 @@ from remint.errors import DataError, RepositoryError, StepError, VersioningError
 from remint.runtime.home import Home
 from remint.runtime.yaml import load_safe_yaml
 from remint.settings.params import write_params
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.dvc import Workspace, addresses, dependency, locked, workspace_environment
 from remint.stores.dvc import workspace as dvc_workspace
 
@@ -78,7 +78,7 @@ def open_workspace(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
 
     def open_(name: str, mode: str = "good") -> Workspace:
         home = Home.of(repository).ensure()
-        folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / name)
+        folder = git.check_out(repository, uncommitted.commit_of_tree(repository), home.workspaces / name)
         write_params({"things": {"x": {"mode": mode}}}, folder)
         return Workspace(folder, home, logs=home.path / "logs" / name)
 
@@ -167,7 +167,7 @@ def test_addresses_follow_remint_home_and_the_users_settings_take_precedence(
     monkeypatch.setenv("REMINT_HOME", str(tmp_path / "elsewhere"))
     (repository / ".dvc/config.local").write_text("['remote \"local\"']\n    url = /mnt/share\n")
     home = Home.of(repository).ensure()
-    folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / "job")
+    folder = git.check_out(repository, uncommitted.commit_of_tree(repository), home.workspaces / "job")
     addresses(home, folder)
     written = (folder / ".dvc/config.local").read_text()
     assert f"dir = {tmp_path}/elsewhere/dvc/cache" in written
@@ -181,7 +181,7 @@ def test_an_s3_remote_keeps_its_endpoint_and_key_files(repository: Path) -> None
         "    credentialpath = ../keys\n    configpath = ~/aws\n"
     )
     home = Home.of(repository).ensure()
-    folder = git.check_out(repository, git.commit_of_tree(repository), home.workspaces / "job")
+    folder = git.check_out(repository, uncommitted.commit_of_tree(repository), home.workspaces / "job")
     addresses(home, folder)
     written = (folder / ".dvc/config.local").read_text()
     for line in ("remote = store", "url = s3://bucket/dvc", "endpointurl = http://127.0.0.1:1"):
@@ -261,7 +261,7 @@ def test_an_isolated_step_runs_without_the_cache_of_the_home_and_leaves_nothing_
 def test_a_repository_without_dvc_is_refused(make_repository: Callable[..., Path]) -> None:
     bare = make_repository({"params.yaml": ""}, name="bare")
     home = Home.of(bare).ensure()
-    folder = git.check_out(bare, git.commit_of_tree(bare), home.workspaces / "job")
+    folder = git.check_out(bare, uncommitted.commit_of_tree(bare), home.workspaces / "job")
     with pytest.raises(RepositoryError, match="dvc init"):
         Workspace(folder, home, logs=home.path / "logs")
 

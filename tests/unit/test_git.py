@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from remint.errors import RepositoryError
-from remint.stores import git
+from remint.errors import RepositoryError, SettingsError
+from remint.promotion.retraining import raw_data
+from remint.settings.params import write_params
+from remint.stores import git, uncommitted
 
 
 def run(folder: Path, *command: str) -> str:
@@ -36,7 +38,7 @@ def state(repository: Path) -> tuple[str, bytes, str]:
 
 
 def test_the_commit_of_a_clean_tree_is_its_head(repository: Path) -> None:
-    commit = git.commit_of_tree(repository)
+    commit = uncommitted.commit_of_tree(repository)
     assert commit == git.Commit(run(repository, "git", "rev-parse", "HEAD").strip(), dirty=False)
     assert commit.reason_dirty is None
 
@@ -49,7 +51,7 @@ def test_uncommitted_work_becomes_a_commit_and_the_users_files_index_and_branche
     (repository / "outs").mkdir()
     (repository / "outs" / "ignored").write_text("data")
     before = state(repository)
-    commit = git.commit_of_tree(repository)
+    commit = uncommitted.commit_of_tree(repository)
     assert state(repository) == before
     assert commit.dirty
     assert commit.changed == ("new file.py", "params.yaml")
@@ -58,15 +60,15 @@ def test_uncommitted_work_becomes_a_commit_and_the_users_files_index_and_branche
     assert (folder / "params.yaml").read_text() == "a: 3\n"
     assert (folder / "new file.py").exists()
     assert not (folder / "outs").exists()
-    assert git.commit_of_tree(repository) == commit, "the same content is the same commit"
+    assert uncommitted.commit_of_tree(repository) == commit, "the same content is the same commit"
 
 
 def test_a_bundle_of_uncommitted_work_can_be_built_elsewhere(repository: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     run(tmp_path, "git", "clone", "-q", str(repository), str(elsewhere))
     (repository / "params.yaml").write_text("a: 4\n")
-    commit = git.commit_of_tree(repository)
-    file = git.bundle(repository, commit, tmp_path / "work.bundle")
+    commit = uncommitted.commit_of_tree(repository)
+    file = uncommitted.bundle(repository, commit, tmp_path / "work.bundle")
     run(elsewhere, "git", "fetch", "-q", str(file), f"refs/remint/{commit.sha}")
     assert run(elsewhere, "git", "show", f"{commit.sha}:params.yaml") == "a: 4\n"
 
@@ -86,32 +88,32 @@ def test_a_commit_that_is_pinned_outlives_its_branch(repository: Path) -> None:
 
 def test_renames_and_deletions_are_named(repository: Path) -> None:
     run(repository, "git", "mv", "params.yaml", "settings.yaml")
-    assert git.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
+    assert uncommitted.commit_of_tree(repository).changed == ("params.yaml", "settings.yaml")
 
 
 def test_a_changed_dvc_lock_is_not_uncommitted_work(repository: Path) -> None:
     (repository / "dvc.lock").write_text("schema: '2.0'\n")
-    assert not git.commit_of_tree(repository).dirty
+    assert not uncommitted.commit_of_tree(repository).dirty
 
 
 def test_a_touched_but_equal_file_is_not_uncommitted_work(repository: Path) -> None:
     (repository / "params.yaml").touch()
-    assert not git.commit_of_tree(repository).dirty
+    assert not uncommitted.commit_of_tree(repository).dirty
 
 
 @pytest.mark.parametrize("name", [".env", "server.pem", "id_rsa", "aws-credentials.json"])
 def test_a_file_that_looks_like_a_secret_is_refused_by_name(repository: Path, name: str) -> None:
     (repository / name).write_text("secret")
     with pytest.raises(RepositoryError, match=name):
-        git.commit_of_tree(repository)
+        uncommitted.commit_of_tree(repository)
     assert not run(repository, "git", "for-each-ref", "refs/remint")
 
 
 def test_a_large_file_is_refused_by_name(repository: Path) -> None:
     with (repository / "faces.npy").open("wb") as stream:
-        stream.truncate(git.LARGEST_FILE + 1)
+        stream.truncate(uncommitted.LARGEST_FILE + 1)
     with pytest.raises(RepositoryError, match=r"faces.npy is 10 MiB, too large for git"):
-        git.commit_of_tree(repository)
+        uncommitted.commit_of_tree(repository)
 
 
 def test_a_missing_repository_and_a_missing_commit_have_clear_errors(tmp_path: Path) -> None:
@@ -150,9 +152,9 @@ def test_a_commit_is_fetched_from_the_origin_without_a_trace(repository: Path, t
 def test_uncommitted_work_is_built_in_a_fresh_clone_from_its_bundle(repository: Path, tmp_path: Path) -> None:
     run(tmp_path, "git", "clone", "-q", str(repository), "clone")
     (repository / "params.yaml").write_text("a: 2\n")
-    commit = git.commit_of_tree(repository)
-    file = git.bundle(repository, commit, tmp_path / "work.bundle")
-    assert git.prerequisites(file) == [commit.base]
+    commit = uncommitted.commit_of_tree(repository)
+    file = uncommitted.bundle(repository, commit, tmp_path / "work.bundle")
+    assert uncommitted.prerequisites(file) == [commit.base]
     folder = git.check_out(tmp_path / "clone", commit, tmp_path / "job", bundled=file)
     assert (folder / "params.yaml").read_text() == "a: 2\n"
     assert not git.holds(tmp_path / "clone", commit.sha), "the clone has no part in it"
@@ -173,3 +175,49 @@ def test_the_address_of_the_origin_is_reported_without_secrets(repository: Path,
     assert git.origin(repository) == ""
     run(repository, "git", "remote", "add", "origin", address)
     assert git.origin(repository) == kept
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_raw_data_never_enter_the_commit_and_are_no_uncommitted_work(repository: Path, *, staged: bool) -> None:
+    secret = "ann,1979-02-03,\n"
+    (repository / "people.csv").write_text("name,born\n")
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-qm", "a table that git tracks already")
+    for name in ("people.csv", "data/customers.csv", "data/deep/er.csv", "*[x].csv"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(secret)
+    data = [Path("people.csv"), Path("data"), repository / "*[x].csv", Path("/elsewhere"), Path("absent"), Path(), Path("..")]
+    if staged:
+        run(repository, "git", "add", "-A")
+    before = state(repository)
+    assert not uncommitted.commit_of_tree(repository, data).dirty
+    assert state(repository) == before
+    (repository / "params.yaml").write_text("a: 2\n")
+    (repository / "x.csv").write_text("not data")
+    commit = uncommitted.commit_of_tree(repository, data)
+    assert (commit.dirty, commit.changed) == (True, ("params.yaml", "x.csv"))
+    assert set(run(repository, "git", "ls-tree", "-r", "--name-only", commit.sha).split()) == {
+        *(".gitignore", "params.yaml", "people.csv", "x.csv")
+    }
+    blobs = run(repository, "git", "rev-list", "--objects", "--all").split("\n")
+    contents = [run(repository, "git", "cat-file", "-p", blob.split()[0]) for blob in blobs if blob]
+    assert not any(secret in content for content in contents)
+
+
+def test_raw_data_are_the_local_sources_and_what_dvc_tracks(repository: Path) -> None:
+    sources = {"a": "data/a.csv", "b": "idx:data/b/", "c": "/srv/c.npz", "d": "s3://bucket/d", "e": "sklearn:digits"}
+    write_params({"datasets": {name: {"source": source} for name, source in sources.items()}, "pipelines": {}}, repository)
+    (repository / "deep").mkdir()
+    (repository / "deep/x.dvc").write_text("outs:\n- {md5: 0, path: x.bin}\n")
+    (repository / "broken.dvc").write_text("outs: 1")
+    stages = "stages:\n  a: {foreach: [1], do: {outs: ['outs/a/${key}', {'outs/b.json': {cache: false}}]}}\n  b: {wdir: sub, outs: [c]}\n"
+    (repository / "dvc.yaml").write_text(stages)
+    found = {str(path.relative_to(repository) if path.is_relative_to(repository) else path) for path in raw_data(repository)}
+    assert found == {"data/a.csv", "data/b", "/srv/c.npz", "deep/x.bin", "outs/a", "outs/b.json", "sub/c"}
+
+
+@pytest.mark.parametrize("source", [".", "./", "data/.."])
+def test_a_source_that_is_the_repository_itself_is_refused(repository: Path, source: str) -> None:
+    write_params({"datasets": {"a": {"source": source}}, "pipelines": {}}, repository)
+    with pytest.raises(SettingsError, match=r"datasets\.a\.source: '.*' is the repository itself: move the data into a folder"):
+        raw_data(repository)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,26 @@ def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Pat
     near = difflib.get_close_matches(source, [*shipped.IMAGES, *shipped.TABLES], n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"no file or folder has this name; expected {KNOWN_SOURCES}"
     raise SettingsError(f"params.yaml: datasets.{name}.source: unknown source '{source}': {hint}")
+
+
+def local_sources(datasets: Mapping[str, DatasetSettings]) -> list[Path]:
+    """Return the files and folders of all local sources, as params.yaml names them: raw data, which never enters git.
+
+    Raises SettingsError if a source contains the repository itself.
+    """
+    shipped_names = (*shipped.IMAGES, *shipped.TABLES)
+    found = []
+    for name, settings in datasets.items():
+        if settings.source.startswith(REMOTE) or settings.source in shipped_names:
+            continue
+        path = Path(local_path(settings.source))
+        if not path.is_absolute() and os.path.normpath(path) == ".":
+            raise SettingsError(
+                f"params.yaml: datasets.{name}.source: '{settings.source}' is the repository itself: move the data into a folder "
+                "of its own, such as data/, and name that"
+            )
+        found.append(path)
+    return found
 
 
 def local_path(source: str) -> str:

@@ -17,10 +17,11 @@ from typing import Literal
 from remint.distributed import machine
 from remint.errors import RemintError, VersioningError
 from remint.maintenance.rebuild import environment
+from remint.promotion.retraining import raw_data
 from remint.records import Record
 from remint.runtime.home import Home, nearest_existing
 from remint.settings.params import Params
-from remint.stores import git, s3
+from remint.stores import git, s3, uncommitted
 from remint.stores.dvc.reach import reach as reach_remote
 from remint.stores.ledger.schema import reach as reach_ledger
 from remint.stores.mlflow.reach import reach as reach_mlflow
@@ -53,6 +54,7 @@ def examine(home: Home, params: Params | None) -> Iterator[Symptom]:
     """Run all checks except those of Prefect. ``params``: None if params.yaml could not be read."""
     yield from _python()
     yield from _git(home.repository)
+    yield from _raw_data(home.repository)
     yield from _packages(home.repository / "constraints.txt")
     yield from _torch(params)
     yield from _disk(home)
@@ -91,6 +93,24 @@ def _git(repository: Path) -> Iterator[Symptom]:
             what=f"{repository} has no .dvc/config.",
             why="DVC caches steps and stores data; without it no job runs.",
             do="dvc init, dvc remote add --default NAME s3://bucket/dvc, and commit; or clone a remint repository.",
+        )
+
+
+def _raw_data(repository: Path) -> Iterator[Symptom]:
+    """Find raw data in commits of uncommitted work, where an older remint put them. `remint audit` looks at versions too."""
+    try:
+        data = raw_data(repository)
+        found = {sha: files for sha in uncommitted.pinned(repository) if (files := uncommitted.files_of(repository, sha, data))}
+    except RemintError:
+        return  # of params.yaml or git, and reported by others
+    for sha, files in found.items():
+        yield Symptom(
+            about="git",
+            level="warning",
+            what=f"The commit of uncommitted work {sha[:10]} contains raw data: {files[0]}"
+            + (f" and {len(files) - 1} more files." if len(files) > 1 else "."),
+            why="Everyone who can read this clone, or the version that was built from that commit, can read them.",
+            do=f"git update-ref -d refs/remint/{sha} && git gc --prune=now; then remint audit, which names such versions.",
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from remint.data import sources
 from remint.records import DatasetVersion, EvaluationReport, SeedSpread, TrainedModel
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
@@ -16,12 +17,13 @@ from remint.settings.params import (
     Params,
     PipelineSettings,
     apply_overrides,
+    load_params,
     overrides_as_dict,
     read_params,
     validate_params,
     write_params,
 )
-from remint.stores import git
+from remint.stores import dvc, git, uncommitted
 from remint.stores.dvc import Workspace
 from remint.stores.git import Commit
 from remint.stores.ledger.chain import Ledger
@@ -103,6 +105,14 @@ class Retraining:
         self.listener(self.pipeline, event, fields)
 
 
+def raw_data(repository: Path) -> list[Path]:
+    """Return the files and folders of raw data: the local sources of params.yaml, and what dvc tracks.
+
+    Raises SettingsError if params.yaml is not valid.
+    """
+    return [*sources.local_sources(load_params(repository).datasets), *dvc.tracked(repository, git.files(repository, "*.dvc"))]
+
+
 def check_out(
     home: Home,
     record: Job,
@@ -118,7 +128,11 @@ def check_out(
     ``branch``: use its head; None: use the files on disk.
     """
     began = time.monotonic()
-    commit = git.commit_of(home.repository, branch) if branch else git.commit_of_tree(home.repository)
+    commit = (
+        git.commit_of(home.repository, branch)
+        if branch
+        else uncommitted.commit_of_tree(home.repository, raw_data(home.repository))
+    )
     record.note(commit=commit.sha)
     folder = git.check_out(home.repository, commit, home.workspaces / record.id)
     content = read_params(folder)

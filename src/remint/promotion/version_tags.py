@@ -9,7 +9,7 @@ from remint.promotion.retraining import Retraining
 from remint.promotion.tolerance import tolerances
 from remint.records import EvaluationReport, canonical, digest
 from remint.runtime import manifest
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.mlflow import DataOrigin, VersionTags
 from remint.stores.open import open_spreads
 
@@ -45,5 +45,5 @@ def files(job: Retraining) -> dict[str, Path]:
     }
     if job.commit.dirty:
         bundle = job.record.folder / "uncommitted.bundle"
-        kept["uncommitted.bundle"] = git.bundle(job.home.repository, job.commit, bundle)
+        kept["uncommitted.bundle"] = uncommitted.bundle(job.home.repository, job.commit, bundle)
     return kept

@@ -1,12 +1,10 @@
 """Git: the commit that a job builds, and a checkout of it. A job never runs in a person's working tree.
 
-For a clean working tree the commit is HEAD. A dirty one is committed under ``refs/remint/`` through a temporary index: neither
-the working tree nor the person's index changes.
+uncommitted.py makes the commit of a working tree.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import shutil
@@ -14,21 +12,15 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from remint import redaction
 from remint.errors import RepositoryError, VersioningError
-from remint.runtime import scratch
 from remint.runtime.retry import wait_until
 
-LARGEST_FILE = 10 * 2**20  # bytes; larger files are data and belong into DVC
-SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
 SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # full name of a commit, SHA-1 or SHA-256
 STALE = 2.0  # seconds after which an unchanged lock on one of remint's refs may be stale
-IGNORED_CHANGES = ("dvc.lock",)  # `dvc repro` by hand changes it; a job makes its own and stores it with the version
 
 
 @dataclass(frozen=True)
@@ -83,6 +75,11 @@ def repository_of(folder: Path) -> Path:
     return root
 
 
+def files(repository: Path, pattern: str) -> list[str]:
+    """Return the paths that match a pattern, of tracked files and of those that git does not ignore."""
+    return run_git(repository, "ls-files", "-co", "--exclude-standard", "-z", "--", pattern).split("\0")[:-1]
+
+
 def branch_of(repository: Path) -> str:
     """Return the checked-out branch. Raises RepositoryError if there is none (a detached HEAD)."""
     branch = run_git(repository, "rev-parse", "--abbrev-ref", "HEAD").strip()
@@ -105,43 +102,6 @@ def commit_of(repository: Path, revision: str) -> Commit:
         raise RepositoryError(
             f"{repository} has no branch, tag or commit '{revision}': git branch --all lists its branches"
         ) from None
-
-
-def commit_of_tree(repository: Path) -> Commit:
-    """Return HEAD if the working tree is clean, else a new commit of all files on disk that git does not ignore.
-
-    The same content gives the same commit. Raises RepositoryError, which names the file, if a file is too large or looks like
-    a secret.
-    """
-    head = run_git(repository, "rev-parse", "HEAD").strip()
-    changed = _changed(repository)
-    if not changed:
-        return Commit(head, dirty=False)
-    for path in changed:
-        _refuse_secret_or_large(repository / path, path)
-    with scratch.folder() as folder:
-        index = folder / "index"
-        own = Path(run_git(repository, "rev-parse", "--git-path", "index").strip())
-        if (repository / own).exists():
-            # The index's stat cache avoids hashing unchanged files. The index must keep its time: by it git knows which
-            # entries were written in the same tick as their file and must be read again.
-            shutil.copy2(repository / own, index)
-        env = {"GIT_INDEX_FILE": str(index)}
-        run_git(repository, "add", "--all", env=env)
-        tree = run_git(repository, "write-tree", env=env).strip()
-    if tree == run_git(repository, "rev-parse", f"{head}^{{tree}}").strip():
-        return Commit(head, dirty=False)
-    when = run_git(repository, "show", "-s", "--format=%cI", head).strip()
-    person = {
-        f"GIT_{role}_{field}": value
-        for role in ("AUTHOR", "COMMITTER")
-        for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))
-    }
-    sha = run_git(
-        repository, "commit-tree", tree, "-p", head, "-m", "Uncommitted work, as a remint job found it", env=person
-    ).strip()
-    pin(repository, sha)
-    return Commit(sha, dirty=True, changed=tuple(changed), base=head)
 
 
 def pin(repository: Path, sha: str) -> None:
@@ -178,37 +138,6 @@ def _inode(path: Path) -> tuple[int, int] | None:
 def _git_runs_in(repository: Path) -> bool:
     places = (each.info["cwd"] for each in psutil.process_iter(["name", "cwd"]) if each.info["name"] == "git")
     return any(Path(place).is_relative_to(repository.resolve()) for place in places if place)
-
-
-def _changed(repository: Path) -> list[str]:
-    """Return the paths with uncommitted changes; of a rename both names."""
-    fields = iter(run_git(repository, "status", "--porcelain=v1", "-z", "--untracked-files=all").split("\0"))
-    paths = []
-    for field in fields:
-        if field:
-            paths.append(field[3:])
-            if field[0] in "RC":
-                paths.append(next(fields))
-    return sorted(path for path in paths if path not in IGNORED_CHANGES)
-
-
-def _refuse_secret_or_large(path: Path, name: str) -> None:
-    if not path.is_file():
-        return
-    if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
-        raise RepositoryError(
-            f"{name} looks like a secret, and it would be committed with your uncommitted work: add it to .gitignore"
-        )
-    if path.stat().st_size > LARGEST_FILE:
-        size = path.stat().st_size / 2**20
-        raise RepositoryError(
-            f"{name} is {size:.0f} MiB, too large for git: add it to .gitignore, and if it is data, name it as a dataset's source"
-        )
-    variable = redaction.variable_in(path.read_bytes())
-    if variable is not None:
-        raise RepositoryError(
-            f"{name} holds the secret of {variable} and would be committed with your uncommitted work: remove the secret"
-        )
 
 
 def is_commit(sha: str) -> bool:
@@ -267,19 +196,6 @@ def check_out(repository: Path, commit: Commit, folder: Path, bundled: Path | No
         run_git(folder, "bundle", "unbundle", str(bundled))
     run_git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", commit.sha)
     return folder
-
-
-def bundle(repository: Path, commit: Commit, file: Path) -> Path:
-    """Write a git bundle of a dirty commit without its base, so that it can be built elsewhere. Return ``file``."""
-    run_git(repository, "bundle", "create", "--quiet", str(file), f"refs/remint/{commit.sha}", f"^{commit.base}")
-    return file
-
-
-def prerequisites(bundle: Path) -> list[str]:
-    """Return the commits that a git bundle needs and does not contain, from its header (gitformat-bundle)."""
-    with bundle.open("rb") as stream:
-        header = iter(stream.readline, b"\n")
-        return [line[1:].split()[0].decode() for line in takewhile(bool, header) if line.startswith(b"-")]
 
 
 def remove(folder: Path) -> None:

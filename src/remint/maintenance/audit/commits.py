@@ -1,33 +1,38 @@
-"""Audit of git: commits of versions, bundles of uncommitted work, and unneeded refs."""
+"""Audit of git: commits of versions, bundles of uncommitted work, raw data in either, and unneeded refs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 
-from remint.errors import IntegrityError, NotFoundError
+from remint.errors import IntegrityError, NotFoundError, VersioningError
 from remint.maintenance.audit.fault import Fault, fault
 from remint.runtime import scratch
 from remint.runtime.home import Home
-from remint.stores import git
+from remint.stores import git, uncommitted
 from remint.stores.mlflow import ModelVersion, Tracking
 
 BUNDLE = "uncommitted.bundle"
 RISK = "It cannot be built again."
 
 
-def present(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fault]:
-    """Check that a version's commit is available: here, at origin, or (for uncommitted work) in the version's bundle."""
+def present(home: Home, store: Tracking, version: ModelVersion, data: Sequence[Path]) -> Iterator[Fault]:
+    """Check that a version's commit is available: here, at origin, or (for uncommitted work) in the version's bundle.
+
+    ``data``: the paths of raw data. A commit that contains any is not bundled again.
+    """
     if version.dirty:
-        yield from _bundled(home, store, version)
+        yield from _bundled(home, store, version, data)
     elif not git.obtain(home.repository, version.commit):
         yield _lost(version, f"Its commit {version.commit[:10]} is neither in {home.repository} nor at its origin.")
 
 
-def _bundled(home: Home, store: Tracking, version: ModelVersion) -> Iterator[Fault]:
-    here = git.holds(home.repository, version.commit)
+def _bundled(home: Home, store: Tracking, version: ModelVersion, data: Sequence[Path]) -> Iterator[Fault]:
+    repository, commit = home.repository, version.commit
+    here = git.holds(repository, commit) and not uncommitted.files_of(repository, commit, data)
     with scratch.folder() as temporary:
         try:
-            base = git.prerequisites(store.attachment(version, BUNDLE, temporary))
+            base = uncommitted.prerequisites(store.attachment(version, BUNDLE, temporary))
         except (IntegrityError, NotFoundError):
             if not here:
                 yield _lost(version, f"It was built from uncommitted work, and the {BUNDLE} with that work is gone.")
@@ -52,7 +57,7 @@ def _bundle(home: Home, store: Tracking, version: ModelVersion) -> None:
     git.pin(home.repository, version.commit)
     with scratch.folder() as temporary:
         commit = git.Commit(version.commit, dirty=True, base=base)
-        store.attach(version, {BUNDLE: git.bundle(home.repository, commit, temporary / BUNDLE)})
+        store.attach(version, {BUNDLE: uncommitted.bundle(home.repository, commit, temporary / BUNDLE)})
 
 
 def _lost(version: ModelVersion, what: str) -> Fault:
@@ -60,11 +65,49 @@ def _lost(version: ModelVersion, what: str) -> Fault:
     return fault("commit", version.ref, what, RISK, repair, damages=version.ref)
 
 
+def raw_files(home: Home, store: Tracking, versions: Iterable[ModelVersion], data: Sequence[Path]) -> Iterator[Fault]:
+    """Find raw data in commits of uncommitted work and in the bundles of versions, which an older remint put there."""
+    for sha in uncommitted.pinned(home.repository):
+        if found := uncommitted.files_of(home.repository, sha, data):
+            yield _raw(
+                f"refs/remint/{sha}",
+                found,
+                "Everyone who can read this clone can read them.",
+                f"In each clone that has it: git update-ref -d refs/remint/{sha} && git gc --prune=now",
+            )
+    for version in versions:
+        if version.dirty and (found := _files_of_bundle(home, store, version, data)):
+            yield _raw(
+                version.ref,
+                found,
+                f"They are in its {BUNDLE}: everyone who can read MLflow's files can read them.",
+                f"Delete {store.attachment_uri(version, BUNDLE)}. {version.ref} can then not be built again; remint run "
+                f"{version.name} registers a version without them.",
+            )
+
+
+def _raw(thing: str, found: Sequence[str], risk: str, repair: str) -> Fault:
+    named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return fault("raw_data", thing, f"It contains raw data: {named}.", risk, repair)
+
+
+def _files_of_bundle(home: Home, store: Tracking, version: ModelVersion, data: Sequence[Path]) -> list[str]:
+    """Return the raw data in the bundle of a version; none if the bundle is gone, or cannot be read in this clone."""
+    with scratch.folder() as temporary:
+        try:
+            file = store.attachment(version, BUNDLE, temporary)
+            if git.holds(home.repository, version.commit):
+                return uncommitted.files_of(home.repository, version.commit, data)
+            clone = uncommitted.unbundle(home.repository, file, temporary / "clone")
+            return uncommitted.files_of(clone, version.commit, data)
+        except (IntegrityError, NotFoundError, VersioningError):
+            return []
+
+
 def refs(home: Home, needed: Collection[str]) -> Iterator[Fault]:
     """Find kept commits that no version and no running job was built from. ``needed``: the commits of those."""
-    listed = git.run_git(home.repository, "for-each-ref", "--format=%(refname)", "refs/remint").split()
-    for ref in listed:
-        sha = ref.removeprefix("refs/remint/")
+    for sha in uncommitted.pinned(home.repository):
+        ref = f"refs/remint/{sha}"
         if sha not in needed:
             yield fault(
                 "orphan",

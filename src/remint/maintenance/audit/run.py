@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from remint.errors import LedgerError, RemintError
 from remint.maintenance.audit import commits, data, ledger, places, registry, runs
 from remint.maintenance.audit.fault import Fault, unreachable
 from remint.promotion import roots
+from remint.promotion.retraining import raw_data
 from remint.records import Finding
 from remint.runtime import jobs
 from remint.runtime.home import Home
@@ -71,7 +73,9 @@ def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
         return Audit([*found, unreachable("MLflow", error), *_of_this_machine(home)])
     why, unknown = _roots(home, held)
     found += [*unknown, *registry.lost_roots(why, held)]
-    found += _versions(home, store, held, known, why, deep=deep, say=say)
+    data, unread = _raw_data(home)
+    found += [*unread, *_guarded("raw data in git", commits.raw_files(home, store, [each.version for each in held], data))]
+    found += _versions(home, store, held, known, why, data, deep=deep, say=say)
     found += _guarded("MLflow's runs", runs.stale(store))
     found += _guarded("MLflow's files", registry.orphans(store, folders, known, held))
     if book is not None:
@@ -97,6 +101,13 @@ def _ledger(home: Home) -> tuple[Ledger | None, list[Fault]]:
         return None, [unreachable("the ledger", error)]
 
 
+def _raw_data(home: Home) -> tuple[list[Path], list[Fault]]:
+    try:
+        return raw_data(home.repository), []
+    except RemintError as error:
+        return [], [unreachable("raw data in git", error)]
+
+
 def _roots(home: Home, held: Sequence[StoredVersion]) -> tuple[dict[str, str], list[Fault]]:
     """Return the reason of each root. If the ledger cannot be read, every version counts as a root and is fully checked."""
     try:
@@ -112,6 +123,7 @@ def _versions(
     held: Sequence[StoredVersion],
     known: Mapping[str, Run],
     why: Mapping[str, str],
+    data_paths: Sequence[Path],
     *,
     deep: bool,
     say: Say,
@@ -126,7 +138,7 @@ def _versions(
         say(f"verifying {version.ref}, {place} of {len(held if deep else needed)}")
         found += _guarded(f"the files of {version.ref}", registry.check_bytes(home, store, each, root, load=deep and bool(root)))
         if root:
-            found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version))
+            found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version, data_paths))
     if others and not deep:
         say(f"listing the files of {len(others)} more versions")
         found += registry.check_listing(home, store, others)

@@ -24,7 +24,7 @@ from remint.records import TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.settings.params import PARAMS, read_params, validate_params
-from remint.stores import git, s3
+from remint.stores import git, s3, uncommitted
 from remint.stores.dvc import OnEvent, Workspace, locked
 from remint.stores.mlflow import Tracking
 
@@ -88,7 +88,7 @@ def check_out(build: Build, store: Tracking) -> None:
     bundled = None
     if version.dirty and not git.holds(repository, version.commit):
         bundled = store.attachment(version, BUNDLE, build.logs)
-    for sha in git.prerequisites(bundled) if bundled else [version.commit]:
+    for sha in uncommitted.prerequisites(bundled) if bundled else [version.commit]:
         if not git.obtain(repository, sha):
             source = f"uncommitted work on {sha}" if bundled else f"commit {sha}"
             raise RepositoryError(

@@ -4,7 +4,7 @@ A step runs as ``dvc repro --single-item step@name`` in a workspace. For the sam
 outputs from its run cache and trains nothing.
 """
 
-from remint.stores.dvc.lock import dependency, locked
+from remint.stores.dvc.lock import dependency, locked, tracked
 from remint.stores.dvc.settings import addresses, workspace_environment
 from remint.stores.dvc.workspace import OLDER_OUTPUT, OnEvent, Workspace, last_error_line
 
@@ -16,5 +16,6 @@ __all__ = [
     "dependency",
     "last_error_line",
     "locked",
+    "tracked",
     "workspace_environment",
 ]

@@ -1,4 +1,4 @@
-"""Reader of dvc.lock, and dvc's MD5 of files on disk, computed from their bytes.
+"""Reader of dvc.lock and of other files of dvc that name outputs, and dvc's MD5 of files on disk, computed from their bytes.
 
 dvc identifies a file by its time, size and inode, and assumes that its cache is intact. So it does not notice a flipped bit.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,30 @@ def dependency(lock: Path, stage: str, folder: str) -> str:
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise VersioningError(f"{lock.name} names no dependency of {stage} in {folder} ({type(error).__name__})") from error
     return name
+
+
+def tracked(repository: Path, files: Iterable[str]) -> list[Path]:
+    """Return the files and folders that dvc tracks, by dvc.yaml and the given ``.dvc`` files (paths below ``repository``).
+
+    Of an output whose name contains a variable the folder above it. A file that is not readable names nothing: dvc reports it.
+    """
+    found = []
+    for name in ("dvc.yaml", *files):
+        try:
+            content = load_safe_yaml((repository / name).read_text())
+            stages = content["stages"].values() if name == "dvc.yaml" else [content]
+            for stage in (each.get("do", each) for each in stages):
+                folder = (repository / name).parent / stage.get("wdir", "")
+                found += [folder / _static(out) for out in stage.get("outs", [])]
+        except (OSError, KeyError, TypeError, AttributeError, ValueError):
+            continue
+    return found
+
+
+def _static(out: str | dict[str, Any]) -> str:
+    """Return the path of an output up to its first variable."""
+    path = str(out.get("path") or next(iter(out))) if isinstance(out, dict) else out
+    return path if "${" not in path else path[: path.index("${")].rpartition("/")[0]
 
 
 def _outs(lock: Path, stage: str) -> list[dict[str, Any]]:

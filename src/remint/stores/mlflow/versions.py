@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remint.errors import IntegrityError, NotFoundError
+from remint.runtime.addresses import without_user
 from remint.runtime.home import is_name
 from remint.settings.recipe import did_you_mean
 from remint.stores.mlflow import package
@@ -147,6 +148,11 @@ class Registry(Runs):
                 return self._download(f"{run.info.artifact_uri}/{name}", to)
             except FileNotFoundError as error:
                 raise IntegrityError(f"{version.ref}: {name} cannot be read: {error}") from error
+
+    def attachment_uri(self, version: ModelVersion, name: str) -> str:
+        """Return the address of a file that was stored with the run of a version, without user and password."""
+        run = self._run(version)
+        return without_user(f"{run.info.artifact_uri}/{name}") if run else f"{name} of run {version.run_id}"
 
     def fetch(self, version: ModelVersion, to: Path) -> Path:
         """Fetch the bundle of a version to ``to``, atomically and verified. An existing folder is verified and reused.
