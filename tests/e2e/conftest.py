@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from remint.runtime.home import Home
 from tests.conftest import Once
 from tests.support import kills, team
 from tests.support.prefect_server import PrefectServer
+from tests.support.promotion_cases import copied
 from tests.support.team import Team, copy_team, make_team
 
 
@@ -21,9 +23,15 @@ def forked_commands(programs: Path | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def template(once: Once) -> Path:
+def template(empty: Path, once: Once) -> Path:
     """Team with initialised databases, which take Prefect ten seconds. Tests copy it."""
-    return once("template", lambda folder: make_team(folder).remint("init", new=True))
+
+    def make(folder: Path) -> None:
+        team = make_team(folder)
+        copied(Home(empty, empty), folder / ".remint")
+        team.remint("init", new=True)
+
+    return once("template", make)
 
 
 @pytest.fixture(scope="session")

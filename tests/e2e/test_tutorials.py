@@ -29,7 +29,7 @@ def follow(team: Team, page: Path) -> None:
                 content[name] |= added
             write_params(content, team.folder)
         elif kind == "sh":
-            said = team.sh(f"set -e\n{block}")
+            said = team.sh(f"set -e\n{block}", new=False)
         else:
             missing = lines(block) - lines(said)
             assert not missing, f"{page.name} shows {missing}, and the command said\n{said}"

@@ -10,14 +10,16 @@ import pytest
 from tests.support.team import Team
 
 
-def test_two_terminals(new_team: Team, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lone_team", pytest.param("new_team", marks=pytest.mark.soak)])
+def test_two_terminals(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    team: Team = request.getfixturevalue(kind)
     names = ["digits-vae", "digits-flow"]
-    runs = [new_team.start("run", name, log=tmp_path / name) for name in names]
+    runs = [team.start("run", name, log=tmp_path / name, new=False) for name in names]
     for name, run in zip(names, runs, strict=True):
         assert run.wait(timeout=300) == 0, (tmp_path / name).read_text()
         words = (tmp_path / name).read_text()
         assert "locked" not in words and "promoted" in words
-    assert {m["name"]: m["aliases"] for m in new_team.json("models")} == {name: ["champion"] for name in names}
+    assert {m["name"]: m["aliases"] for m in team.json("models")} == {name: ["champion"] for name in names}
 
 
 @pytest.mark.soak

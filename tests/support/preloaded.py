@@ -5,9 +5,9 @@
 A run starts a dozen Python processes, and each needs one or two seconds of CPU time to import torch, mlflow or dvc.
 ``programs`` makes a folder with the programs ``python`` and ``remint``. For a step, for dvc and for a command of remint they
 send their arguments, environment, folder and standard streams to the server, which forks a process that runs the program;
-they forward signals, and return its exit status. remint's own code and Prefect, which reads its settings at import, are
-imported after the fork. Every other program is executed as usual, as is one whose environment contains a variable that a
-library reads when it is loaded.
+they forward signals, and return its exit status. remint's own code is imported after the fork. Prefect, which reads its settings
+at import, reads them again where the program imports it. Every other program is executed as usual, as is one whose environment
+contains a variable that a library reads when it is loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import array
 import atexit
 import gc
 import importlib
+import importlib.abc
+import importlib.util
 import json
 import os
 import re
@@ -37,6 +39,8 @@ LIBRARIES = (
     *("sqlalchemy.dialects.sqlite", "pydantic_settings", "httpx", "typer", "rich.live", "ruamel.yaml", "jinja2", "psutil"),
     *("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("dvc.cli.parser", "dvc.repo", "dvc.stage.run", "PIL.PngImagePlugin", "pyarrow.parquet"),
+    *("prefect.flows", "prefect.artifacts", "prefect.deployments", "prefect.input", "prefect.flow_runs", "prefect.events.worker"),
+    *("uvicorn.main", "docket", "prefect.server.models", "prefect.server.schemas"),
 )
 READ_AT_LOAD = re.compile(r"PYTHON(?!PATH|UNBUFFERED|DONTWRITE)|OMP_|MKL_|ATEN_|ONEDNN_|TORCH|CUDA|LD_|MPL|TZ|FAKETIME")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -46,7 +50,7 @@ import array, json, os, signal, socket, sys
 arguments = {first} + sys.argv[1:]
 kind, *rest = arguments[arguments[:1] == ["-P"]:] + [""]
 known = ("pipelines.", "remint.serving.fresh", "remint.stores.dvc.", "tests.support.registry_", "tests.support.collect_cases")
-if kind == "remint" or (kind == "-m" and rest[0].startswith(known)) or (kind == "-c" and "from dvc.cli import main" in rest[0]):
+if kind == "remint" or (kind == "-m" and rest[0].startswith(known)) or (kind == "-c" and any(part in rest[0] for part in ("from dvc.cli import main", "import uvicorn"))):
     server = socket.socket(socket.AF_UNIX)
     server.connect({address!r})
     asked = json.dumps([sys.argv[0], arguments, dict(os.environ), os.getcwd()]).encode()
@@ -145,6 +149,26 @@ class Server:
         client.close()
 
 
+class _Prefect(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finder that hides the preloaded Prefect until the program imports it, and then lets it read its settings again."""
+
+    def __init__(self) -> None:
+        self.hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "prefect"}
+
+    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "prefect":
+            return None
+        sys.meta_path.remove(self)
+        return importlib.util.spec_from_loader(name, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return self.hidden["prefect"]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        sys.modules.update(self.hidden)
+        sys.modules["prefect.context"].refresh_global_settings_context()
+
+
 def _become(program: str, arguments: list[str], environment: dict[str, str], folder: str, streams: array.array[int]) -> NoReturn:
     """Run the program as a new Python process would, and exit."""
     os.setsid()
@@ -159,6 +183,7 @@ def _become(program: str, arguments: list[str], environment: dict[str, str], fol
     sys.executable = str(Path(program).with_name("python"))
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     importlib.invalidate_caches()
+    sys.meta_path.insert(0, _Prefect())
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     status = 0
     try:

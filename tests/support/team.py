@@ -45,19 +45,20 @@ class Team:
         path = f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": path, **({"PREFECT_API_URL": self.api} if self.api else {})}
 
+    def programs(self, *, new: bool = False) -> tuple[str, dict[str, str]]:
+        """Return the program remint and the environment of its processes. ``new``: use new processes even if others are forked."""
+        environment = self.environment()
+        if new or forked is None:
+            return REMINT, environment
+        return str(forked / "remint"), {**environment, "PATH": f"{forked}{os.pathsep}{environment['PATH']}"}
+
     def remint(
         self, *arguments: str, status: int = 0, cwd: Path | None = None, new: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end and compare its exit status with the expected one.
-
-        ``new``: use new processes even if other commands are forked.
-        """
-        programs = None if new else forked
-        environment = self.environment()
-        if programs is not None:
-            environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+        """Run one command to its end and compare its exit status with the expected one. ``new``: see ``programs``."""
+        program, environment = self.programs(new=new)
         done = subprocess.run(
-            [REMINT if programs is None else str(programs / "remint"), *arguments],
+            [program, *arguments],
             cwd=cwd or self.folder,
             env=environment,
             capture_output=True,
@@ -72,15 +73,18 @@ class Team:
     def json(self, *arguments: str) -> Any:
         return json.loads(self.remint(*arguments, "--json").stdout)
 
-    def start(self, *arguments: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, log: Path, new: bool = True, **more: str) -> subprocess.Popen[bytes]:
+        """Start one command. ``more``: environment."""
+        program, environment = self.programs(new=new)
         with log.open("wb") as output:
             return subprocess.Popen(
-                [REMINT, *arguments], cwd=self.folder, env={**self.environment(), **environment}, stdout=output, stderr=output
+                [program, *arguments], cwd=self.folder, env={**environment, **more}, stdout=output, stderr=output
             )
 
-    def sh(self, command: str) -> str:
+    def sh(self, command: str, *, new: bool = True) -> str:
+        _, environment = self.programs(new=new)
         return subprocess.run(
-            ["sh", "-c", command], cwd=self.folder, env=self.environment(), check=True, capture_output=True, text=True
+            ["sh", "-c", command], cwd=self.folder, env=environment, check=True, capture_output=True, text=True
         ).stdout
 
     def state(self) -> str:

@@ -16,6 +16,7 @@ from remint.stores.ledger.chain import Ledger
 
 REPOSITORY = Path(__file__).parents[2]
 REMINT = Path(sys.executable).parent / "remint"
+pytestmark = pytest.mark.usefixtures("forked")
 MakeRepository = Callable[[dict[str, str]], Path]
 
 
@@ -29,11 +30,15 @@ def folder(make_repository: MakeRepository) -> Path:
     return folder
 
 
+def forked_remint() -> Path:
+    return Path(sys.executable).parent / "remint"
+
+
 def completions(folder: Path, *words: str, **environment: str) -> list[str]:
     """Return the completions that bash gets for the last word of a line. Standard error must be empty."""
     line = {"COMP_WORDS": " ".join(["remint", *words]), "COMP_CWORD": str(len(words)), "_REMINT_COMPLETE": "complete_bash"}
     done = subprocess.run(
-        [REMINT], cwd=folder, env={**os.environ, **line, **environment}, capture_output=True, text=True, check=True, timeout=120
+        [forked_remint()], cwd=folder, env={**os.environ, **line, **environment}, capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stderr == ""
     return done.stdout.split()
