@@ -166,7 +166,7 @@ def registered(empty: Path, once: Once) -> Home:
     from remint.runtime.home import Home
     from tests.support import promotion_cases
 
-    folder = once("registered", lambda home: promotion_cases.filled(empty, home, versions=4))
+    folder = once("registered", lambda home: promotion_cases.make_home(empty, home, versions=4))
     return Home(folder, folder)
 
 

@@ -17,7 +17,7 @@ from tests.support.team import Team, copy_team, make_team
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_commands(programs: Path | None) -> None:
-    team.forked = programs
+    team.forked_programs = programs
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ import pytest
 from remint.settings.params import write_params
 from tests.e2e.test_s3 import PIPELINE
 from tests.support import access
-from tests.support.access import Running
-from tests.support.leaks import Search, secrets, watched
+from tests.support.access import RunningServer
+from tests.support.leaks import Search, make_secrets, record_command_lines
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
-from tests.support.s3 import OWN, PASSWORD, Server
+from tests.support.s3 import AWS_VARIABLES, PASSWORD, Server
 from tests.support.team import Team
 from tests.support.trials import Trials
 
@@ -32,15 +32,15 @@ NAMES = (
     "prefect", "mlflow admin", "mlflow reader", "mlflow editor", "mlflow jobs", "ledger", "PREFECT_API_KEY", "GITHUB_TOKEN",
     "PGPASSWORD", "HF_TOKEN", "a wrong one", "origin", "dvc of others",
 )  # fmt: skip
-SECRETS = secrets(random.Random(29), NAMES)
+SECRETS = make_secrets(random.Random(29), NAMES)
 
 
 @dataclass(kw_only=True)
 class Guarded(Team):
     """A team whose servers ask who it is. ``said``: all that its commands printed; ``lines``: what ps showed meanwhile."""
 
-    prefect: Running
-    mlflow: Running
+    prefect: RunningServer
+    mlflow: RunningServer
     server: Server
     store: str
     ledger: str
@@ -49,7 +49,7 @@ class Guarded(Team):
     lines: set[str] = field(default_factory=set)
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in super().environment().items() if name not in OWN}
+        kept = {name: value for name, value in super().environment().items() if name not in AWS_VARIABLES}
         return {
             **kept,
             **self.server.environment(),
@@ -72,17 +72,17 @@ class Guarded(Team):
 
 
 @pytest.fixture(scope="module")
-def prefect(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def prefect(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("prefect") / "home"
-    with access.prefect(template / ".remint/prefect", folder, f"ada:{SECRETS['prefect']}") as running:
+    with access.run_prefect(template / ".remint/prefect", folder, f"ada:{SECRETS['prefect']}") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def mlflow(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def mlflow(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """With a reader, an editor and the jobs' own user, an experiment and a model."""
     folder = tmp_path_factory.mktemp("mlflow") / "server"
-    with access.mlflow(template / ".remint/mlflow/mlflow.db", folder, SECRETS["mlflow admin"]) as running:
+    with access.run_mlflow(template / ".remint/mlflow/mlflow.db", folder, SECRETS["mlflow admin"]) as running:
         admin = f"admin:{SECRETS['mlflow admin']}"
         for name in ("reader", "editor", "jobs"):
             running.json("POST", f"{REST}/users/create", admin, {"username": name, "password": SECRETS[f"mlflow {name}"]})
@@ -103,8 +103,8 @@ def mlflow(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def team(
     versed: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    prefect: Running,
-    mlflow: Running,
+    prefect: RunningServer,
+    mlflow: RunningServer,
     s3_server: Server,
     postgres: Postgres,
 ) -> Guarded:
@@ -170,7 +170,7 @@ def _matrix() -> list[tuple[str, str, str, Any, tuple[int, ...]]]:
 
 
 @pytest.mark.case(30)
-def test_1_who_may_what(trials: Trials, prefect: Running, mlflow: Running) -> None:
+def test_1_who_may_what(trials: Trials, prefect: RunningServer, mlflow: RunningServer) -> None:
     """Each route for each role, in any order of the roles but admin last, who takes away what the others ask for."""
     servers = {"prefect": prefect, "mlflow": mlflow}
     matrix = _matrix()
@@ -189,7 +189,7 @@ def test_1_who_may_what(trials: Trials, prefect: Running, mlflow: Running) -> No
 
 
 @pytest.mark.case(30)
-def test_2_another_name_another_page_and_a_path_that_leads_out(trials: Trials, mlflow: Running) -> None:
+def test_2_another_name_another_page_and_a_path_that_leads_out(trials: Trials, mlflow: RunningServer) -> None:
     """MLflow's own checks, as the production page sets them; Prefect's server stands behind a proxy, or flows/server/guard.py."""
     for trial in trials(short=1, full=1):
         admin, read = f"admin:{SECRETS['mlflow admin']}", f"{REST}/experiments/search?max_results=1"
@@ -228,7 +228,7 @@ def test_3_a_broken_configuration_opens_no_server(trials: Trials, template: Path
 
 @pytest.mark.case(29)
 def test_4_a_run_with_credentials_of_the_environment(team: Guarded) -> None:
-    with watched(team.lines):
+    with record_command_lines(team.lines):
         (outcome,) = json.loads(team.remint("run", "digits-flow", "--reason", "a canary of the search", "--json").stdout)
     assert outcome["trained"] and outcome["version"] == 1 and outcome["decision"]["verdict"] == "promoted"
     (version,) = json.loads(team.remint("models", "--json").stdout)
@@ -248,7 +248,7 @@ def test_4_a_run_with_credentials_of_the_environment(team: Guarded) -> None:
 def test_5_wrong_credentials_end_in_one_line(team: Guarded, variable: str, value: str, command: list[str], words: str) -> None:
     team.own = {variable: value.format(secret=SECRETS["a wrong one"])}
     try:
-        with watched(team.lines):
+        with record_command_lines(team.lines):
             done = team.remint(*command, status=1)
     finally:
         team.own = {}

@@ -16,7 +16,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
-from tests.support.prefect_server import ask
+from tests.support.prefect_server import request_json
 from tests.support.promotion_cases import MODEL
 from tests.support.team import Team
 
@@ -41,10 +41,10 @@ class Prefect:
         self.url = url
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return ask(f"{self.url}/{path}", body)
+        return request_json(f"{self.url}/{path}", body)
 
     def get(self, path: str) -> Any:
-        return ask(f"{self.url}/{path}")
+        return request_json(f"{self.url}/{path}")
 
     def until(self, name: str, *states: str) -> Any:
         """The flow run of this name, once it is in one of these states."""
@@ -95,7 +95,7 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
     team: Team, registered: Home, prefect_server: str, tmp_path: Path
 ) -> None:
     home, began = Home(team.folder, team.folder / ".remint"), datetime.now(UTC)
-    cases.copied(registered, home.path)
+    cases.copy_home(registered, home.path)
     content = read_params(team.folder)
     content["pipelines"][MODEL]["promotion"]["approval"] = "manual"
     write_params(content, team.folder)
@@ -104,9 +104,9 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
     assert [entry["deployment"] for entry in team.json("deploy")] == [f"approve/{MODEL}"]
 
     asked: list[tuple[Decision, LedgerRow]] = []
-    cases.judge(home, "promoted", 1)
+    cases.record_decision(home, "promoted", 1)
     for version in (2, 3):
-        asked.append((decision(version), cases.judge(home, "awaiting_approval", version)))
+        asked.append((decision(version), cases.record_decision(home, "awaiting_approval", version)))
         home.report(MODEL, version).mkdir(parents=True)
         asked[-1][0].write(home.report(MODEL, version) / "decision.json")
     environment = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remint.settings.params import read_params, write_params
-from tests.support.team import SOURCE, Team, copy_sources, quick
+from tests.support.team import SOURCE, Team, copy_sources, shorten_trainings
 
 LAST_BEFORE = "1b187ecee1c0e1c604ddd2d464174d4450d8d0e2"  # the last commit with the old layout
 PIPELINE = "digits-vae"
@@ -34,7 +34,7 @@ def old(tmp_path: Path, prefect_server: str) -> OldTeam:
     subprocess.run(["git", "clone", "-q", "--no-checkout", SOURCE, folder], check=True)
     team = OldTeam(folder, api=prefect_server)
     team.sh(f"git checkout -q -B main {LAST_BEFORE} && git config user.email a@example.org && git config user.name A")
-    write_params(quick(read_params(folder)), folder)
+    write_params(shorten_trainings(read_params(folder)), folder)
     team.sh("git commit -qam quick")
     return team
 
@@ -48,7 +48,7 @@ def test_an_old_home_loads_verifies_rebuilds_and_is_made_again_the_same(old: Old
 
     old.sh("git rm -rq .")
     copy_sources(old.folder)
-    write_params(quick(read_params(old.folder)), old.folder)
+    write_params(shorten_trainings(read_params(old.folder)), old.folder)
     old.sh("git add -A && git commit -qm 'the move'")
     new = Team(old.folder, api=old.api)
 

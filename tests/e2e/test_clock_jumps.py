@@ -17,7 +17,9 @@ from tests.support.trials import Trials
 def test_a_clock_that_jumps_in_mid_run_changes_nothing(stage: kills.Stage, trials: Trials, clock: Clock) -> None:  # noqa: F811
     """Every second run has a temporary server, whose clock jumps with it; the others' server keeps the time."""
     for trial in trials(short=0, full=12):
-        scene = replace(kills.scene(trial.number), kind=trial.random.choice(["first", "next"]), own_server=trial.number % 2 == 1)
+        scene = replace(
+            kills.make_scene(trial.number), kind=trial.random.choice(["first", "next"]), own_server=trial.number % 2 == 1
+        )
         undisturbed = stage.undisturbed(scene)
         team = stage.team(scene, f"team-{trial.number}")
         clock.set(0)
@@ -28,8 +30,8 @@ def test_a_clock_that_jumps_in_mid_run_changes_nothing(stage: kills.Stage, trial
             if run.until(moment):
                 clock.set(shift)
                 jumps += 1
-        found = ends.of(team, scene.pipeline, run.answer())
-        assert not (run.orphans() or ends.different(found, undisturbed.ends) or ends.left_behind(team)), scene
+        found = ends.retraining_results(team, scene.pipeline, run.answer())
+        assert not (run.orphans() or ends.differences(found, undisturbed.ends) or ends.leftovers(team)), scene
         clock.set(0)
         again = kills.Run(team, scene, stage.folder / f"{team.folder.name}-again.log").answer()
         assert not again["trained"] and again["version"] == found["outcome"]["version"], scene

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.prefect_server import ask
-from tests.support.processes import below, command_line
+from tests.support.prefect_server import request_json
+from tests.support.processes import command_line, descendants
 from tests.support.team import Team
 
 LONG = [
@@ -28,7 +28,7 @@ def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Proce
     while not list(home.glob("checkpoints/*/step-*")):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    (trainer,) = (child for child in below(run.pid) if command_line(child)[1:3] == ["-m", "pipelines.train"])
+    (trainer,) = (child for child in descendants(run.pid) if command_line(child)[1:3] == ["-m", "pipelines.train"])
     trainer.suspend()
     while not any("mlflow_run" in path.read_text() for path in home.glob("jobs/*/job.json")):
         assert run.poll() is None and time.monotonic() < deadline
@@ -40,7 +40,7 @@ def states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
     """Of the team's jobs, in Prefect: state and what is said of it; and the status of MLflow's runs."""
     prefect = []
     for job in sorted(team.folder.glob(".remint/jobs/*/job.json")):
-        state = ask(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}")["state"]
+        state = request_json(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}")["state"]
         prefect.append((state["type"], state["message"]))
     with sqlite3.connect(team.folder / ".remint/mlflow/mlflow.db") as database:
         return prefect, [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]

@@ -16,7 +16,7 @@ from tests.support.trials import Trial, Trials
 @pytest.mark.case(1)
 def test_killed_anywhere_it_ends_as_if_it_never_was(stage: kills.Stage, trials: Trials) -> None:
     for trial in trials(short=1, full=200):
-        scene = kills.scene(trial.number)
+        scene = kills.make_scene(trial.number)
         for attempt in count():
             if _disturbed(stage, scene, trial, f"team-{trial.number}-{attempt}"):
                 break
@@ -43,13 +43,13 @@ def _disturbed(stage: kills.Stage, scene: kills.Scene, trial: Trial, name: str) 
     last = kills.Run(team, scene, stage.folder / f"{team.folder.name}.log")
     outcome = last.answer()
     orphans += last.orphans()
-    found = ends.of(team, scene.pipeline, outcome)
+    found = ends.retraining_results(team, scene.pipeline, outcome)
     wanted = undisturbed.ends
     assert found["outcome"]["weights_sha256"] == wanted["outcome"]["weights_sha256"], said
     lost, doubled = set(wanted["versions"]) - set(found["versions"]), set(found["versions"]) - set(wanted["versions"])
-    wrong = ends.different(found, wanted) + ends.left_behind(team)
+    wrong = ends.differences(found, wanted) + ends.leftovers(team)
     if trial.number % 10 == 5:
-        wrong += ends.collected(team)
+        wrong += ends.leftovers_after_gc(team)
     assert not (orphans or wrong), f"{said}: {orphans} {wrong}"
     if outcome["trained"] and newest:
         assert resumed_at(team.folder / ".remint") == newest, said

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from tests.support.browser import look, needs_chromium
+from tests.support.browser import needs_chromium, render_page
 from tests.support.team import Team
 
 DESIGN_KEYS = {"pipeline", "dataset_version", "weights_sha256", "model", "version", "trained", "metrics", "decision", "seconds"}
@@ -88,7 +88,7 @@ def test_3c_the_page_of_the_decision_opens_in_a_browser(trained_team: Team, tmp_
     page = Path(trained_team.json("why", "digits-vae/2")["report"])
     assert page == trained_team.folder / ".remint/reports/digits-vae/2/report.html"
     assert any(kept.read_bytes() == page.read_bytes() for kept in (trained_team.folder / ".remint/mlflow").rglob("report.html"))
-    seen = look(page, tmp_path)
+    seen = render_page(page, tmp_path)
     assert seen.errors == [] and seen.fetched == 0 and seen.broken == 0 and seen.width <= 1280
     assert seen.images == 3 + 64 + 16 + 2, "three grids, neighbours of both sides, failures, curves and likelihoods"
     assert imread(seen.screenshot)[:, :, :3].std() > 0.05, "the page is blank"

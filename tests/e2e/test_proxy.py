@@ -26,9 +26,9 @@ from websockets.typing import Subprotocol
 from remint.settings.params import read_params, write_params
 from tests.e2e.test_s3 import PIPELINE
 from tests.support import access
-from tests.support.access import Running
+from tests.support.access import RunningServer
 from tests.support.ports import free_port
-from tests.support.postgres import fresh
+from tests.support.postgres import run_postgres
 from tests.support.team import SOURCE, Team
 
 pytestmark = pytest.mark.soak
@@ -57,8 +57,8 @@ def variables(after: str, filled: dict[str, str]) -> dict[str, str]:
 class Remote(Team):
     """A host with the worker's settings. ``plain``: the same servers' addresses without TLS."""
 
-    prefect: Running
-    mlflow: Running
+    prefect: RunningServer
+    mlflow: RunningServer
     authority: Path
     plain: dict[str, str]
     worker: dict[str, str]
@@ -78,10 +78,10 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     if access.NGINX is None:
         pytest.skip("nginx is not installed: apt-get install nginx")
     folder = tmp_path_factory.mktemp("proxy")
-    authority, certificate, key = access.certify(folder)
+    authority, certificate, key = access.make_certificates(folder)
     ports, plain = {name: free_port() for name in SERVERS}, {name: free_port() for name in SERVERS}
     with ExitStack() as stack:
-        postgres = stack.enter_context(fresh())
+        postgres = stack.enter_context(run_postgres())
         postgres.listen(certificate, key)
         filled = {
             **{f"https://{name}.example.org": f"https://localhost:{port}" for name, port in ports.items()},
@@ -96,9 +96,11 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
             postgres.execute(statement)
         (folder / "basic_auth.ini").write_text(block("`/etc/remint/basic_auth.ini`", filled))
         own = variables("`/etc/remint/prefect.env`", filled)
-        prefect = access.prefect(template / ".remint/prefect", folder / "prefect", own["PREFECT_SERVER_API_AUTH_STRING"], **own)
+        prefect = access.run_prefect(
+            template / ".remint/prefect", folder / "prefect", own["PREFECT_SERVER_API_AUTH_STRING"], **own
+        )
         own = variables("`/etc/remint/mlflow.env`", filled)
-        mlflow = access.mlflow(template / ".remint/mlflow/mlflow.db", folder / "mlflow", PASSWORD, **own)
+        mlflow = access.run_mlflow(template / ".remint/mlflow/mlflow.db", folder / "mlflow", PASSWORD, **own)
         behind = {"prefect": stack.enter_context(prefect), "mlflow": stack.enter_context(mlflow)}
         blocks = []
         for name, server in behind.items():
@@ -106,14 +108,14 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
             place = {"443": str(ports[name]), "mlflow.example.org": "localhost", ":5000": f":{to}"}
             files = {"/etc/ssl/mlflow.pem": str(certificate), "/etc/ssl/mlflow.key": str(key)}
             blocks += [block("nginx, in full", {**place, **files}), PLAIN.format(port=plain[name], to=to)]
-        front = stack.enter_context(access.nginx(blocks, folder, f"https://localhost:{ports['mlflow']}", authority))
+        front = stack.enter_context(access.run_nginx(blocks, folder, f"https://localhost:{ports['mlflow']}", authority))
         jobs = {"username": "jobs", "password": PASSWORD}
         front.json("POST", "/api/2.0/mlflow/users/create", f"admin:{PASSWORD}", jobs)
         shutil.copytree(template, folder / "team", symlinks=True)
         shutil.rmtree(folder / "team/.remint")
         team = Remote(
             folder=folder / "team",
-            prefect=Running(f"https://localhost:{ports['prefect']}/api", front.process, front.log, authority),
+            prefect=RunningServer(f"https://localhost:{ports['prefect']}/api", front.process, front.log, authority),
             mlflow=front,
             authority=authority,
             plain={

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from remint.settings.params import write_params
-from tests.support.s3 import OWN, PASSWORD, Server
+from tests.support.s3 import AWS_VARIABLES, PASSWORD, Server
 from tests.support.team import Team
 
 PIPELINE: dict[str, Any] = {
@@ -38,7 +38,7 @@ class OnS3(Team):
     said: list[str] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
-        own = {name: value for name, value in super().environment().items() if name not in OWN}
+        own = {name: value for name, value in super().environment().items() if name not in AWS_VARIABLES}
         addresses = {"REMINT_DVC_REMOTE": f"s3://{self.store}/dvc", "REMINT_ARTIFACTS": f"s3://{self.store}/mlflow"}
         return {**own, **self.server.environment(), **addresses}
 

@@ -20,14 +20,14 @@ from typing import Any
 import psutil
 
 from remint.settings.params import read_params, write_params
-from tests.support.leaks import Search, secrets, watched
+from tests.support.leaks import Search, make_secrets, record_command_lines
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
-from tests.support.prefect_server import ask
-from tests.support.processes import asked
+from tests.support.prefect_server import request_json
+from tests.support.processes import query_or_default
 from tests.support.team import Team
 
-SECRETS = secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
+SECRETS = make_secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 
 
 @dataclass
@@ -53,7 +53,12 @@ def refuses(url: str, **headers: str) -> bool:
 def answers_to_this_machine_only(prefect: int, mlflow: int, stack: int) -> None:
     """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
-    sockets = [each for process in processes for each in asked(process.net_connections, []) if each.status == psutil.CONN_LISTEN]
+    sockets = [
+        each
+        for process in processes
+        for each in query_or_default(process.net_connections, [])
+        if each.status == psutil.CONN_LISTEN
+    ]
     assert {each.laddr.port for each in sockets} >= {prefect, mlflow}
     assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
     for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
@@ -69,7 +74,7 @@ def test_a_schedule_fires_and_ends_in_a_version(lone_team: Team, tmp_path: Path,
     password = urllib.parse.quote(SECRETS["ledger"], safe="")
     team = Keyed(lone_team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
     lines: set[str] = set()
-    with watched(lines):
+    with record_command_lines(lines):
         _fires(team, tmp_path)
     canary = "reason given: scheduled"  # in the ledger that the run found by its worker's environment
     search = Search([*SECRETS.values(), canary])
@@ -96,7 +101,7 @@ def _fires(team: Team, tmp_path: Path) -> None:
             assert stack.poll() is None, (tmp_path / "log").read_text()
             time.sleep(1)
             try:
-                runs = ask(f"http://127.0.0.1:{prefect}/api/flow_runs/filter", {})
+                runs = request_json(f"http://127.0.0.1:{prefect}/api/flow_runs/filter", {})
             except OSError:
                 continue
             done = [run for run in runs if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]

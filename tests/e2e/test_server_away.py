@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support.ports import free_port
-from tests.support.prefect_server import PrefectServer, ask
+from tests.support.prefect_server import PrefectServer, request_json
 from tests.support.processes import command_line
 from tests.support.team import Team
 from tests.support.trials import Trials
@@ -70,5 +70,5 @@ def test_a_server_that_is_not_there_is_said_in_a_line(team: Team) -> None:
 
 def _states(server: PrefectServer) -> dict[str, int]:
     """How many flow runs there are of each type of state."""
-    types = [run["state_type"] for run in ask(f"{server.url}/flow_runs/filter", {})]
+    types = [run["state_type"] for run in request_json(f"{server.url}/flow_runs/filter", {})]
     return {kind: types.count(kind) for kind in types}

@@ -20,8 +20,8 @@ from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from tests.support.ports import free_port
-from tests.support.prefect_server import PrefectServer, ask
-from tests.support.processes import command_line, gone
+from tests.support.prefect_server import PrefectServer, request_json
+from tests.support.processes import command_line, ends_within
 from tests.support.team import Team
 from tests.support.trials import Trials
 
@@ -58,7 +58,7 @@ class Stack:
 
     def api(self, path: str, body: Any = None) -> Any:
         """What Prefect answers, asked again where it is too busy."""
-        return self.until(lambda: (ask(f"http://127.0.0.1:{self.port}/api{path}", body),))[0]
+        return self.until(lambda: (request_json(f"http://127.0.0.1:{self.port}/api{path}", body),))[0]
 
     def begin(self) -> str:
         """Starts a run that trains until it is stopped; its id."""
@@ -110,7 +110,7 @@ def stack(lone_team: Team, tmp_path: Path) -> Iterator[Stack]:
 def all_gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
     """Whether none runs after so many seconds. What nobody has buried yet does not run."""
     deadline = time.monotonic() + seconds
-    return all(gone(each.pid, max(deadline - time.monotonic(), 0.1)) for each in processes)
+    return all(ends_within(each.pid, max(deadline - time.monotonic(), 0.1)) for each in processes)
 
 
 @pytest.mark.case(10)
@@ -202,7 +202,7 @@ def test_a_worker_of_a_shared_server_hands_its_run_back_with_a_checkpoint(lone_t
         with (tmp_path / "log").open("wb") as log:
             worker = subprocess.Popen(command, cwd=team.folder, env=team.environment(), stdout=log, stderr=log)
         parameters = {"pipeline": "digits-vae", "branch": "main", "overrides": ENDLESS}
-        run = ask(f"{server.url}/deployments/{deployed['id']}/create_flow_run", {"parameters": parameters})["id"]
+        run = request_json(f"{server.url}/deployments/{deployed['id']}/create_flow_run", {"parameters": parameters})["id"]
         deadline = time.monotonic() + 240
         while not list(home.checkpoints.glob("*/step-*")):
             assert worker.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
@@ -211,6 +211,6 @@ def test_a_worker_of_a_shared_server_hands_its_run_back_with_a_checkpoint(lone_t
         worker.terminate()
         worker.wait(timeout=90)
         assert all_gone(below)
-        assert ask(f"{server.url}/flow_runs/{run}")["state"]["name"] == "AwaitingRetry", (tmp_path / "log").read_text()
+        assert request_json(f"{server.url}/flow_runs/{run}")["state"]["name"] == "AwaitingRetry", (tmp_path / "log").read_text()
     finally:
         server.stop()

@@ -13,5 +13,5 @@ from tests.support import registry_cases
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of a small trained model for registration. Copy it before a change."""
     folder = tmp_path_factory.mktemp("made") / "bundle"
-    registry_cases.make(folder)
+    registry_cases.make_bundle(folder)
     return folder

@@ -26,7 +26,7 @@ from remint.stores.dvc.ask import folder as dvc_folder
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger
 from tests.support import audit_cases
-from tests.support.audit_cases import MODEL, World, place
+from tests.support.audit_cases import MODEL, World, dvc_file
 from tests.support.promotion_cases import mlflow_gc
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -34,12 +34,12 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return audit_cases.bundles(tmp_path_factory.mktemp("bundles"))
+    return audit_cases.make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, empty: Path, bundles: Path) -> World:
-    return audit_cases.make(tmp_path_factory.mktemp("made") / "team", empty, bundles)
+    return audit_cases.make_world(tmp_path_factory.mktemp("made") / "team", empty, bundles)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_an_edited_file_of_a_version_that_nobody_serves_is_found_when_asked_deep
 ) -> None:
     monkeypatch.setattr("remint.serving.fresh.check", lambda bundle, log: "not looked at")  # seconds each; its own tests do
     flip(world, 2)
-    place("remote", world.home, world.raw).write_bytes(b"[]")
+    dvc_file("remote", world.home, world.raw).write_bytes(b"[]")
     assert world.audit() == []
     assert {(each.kind, each.thing.split()[0], each.safe) for each in world.audit(deep=True)} == {
         ("bytes", "digits-flow/2", False),
@@ -263,7 +263,7 @@ def test_data_that_the_remote_lost_are_named_and_sent_again_while_the_cache_has_
     assert {each.thing.split()[0] for each in found} == {"raw", "prepared"}
     assert {each.repaired for each in world.repaired()} == {True} and world.audit() == []
     for store in ("cache", "remote"):
-        place(store, world.home, world.raw).unlink()
+        dvc_file(store, world.home, world.raw).unlink()
     found_one = only(world.audit())
     assert (
         not found_one.safe and "can be built again" in found_one.risk and "cache of this machine lacks them too" in found_one.what

@@ -22,7 +22,7 @@ def test_what_a_bucket_lost_is_named_and_put_back(
     bucket = s3.bucket({})
     monkeypatch.setenv("REMINT_ARTIFACTS", f"s3://{bucket}/mlflow")
     monkeypatch.setenv("REMINT_DVC_REMOTE", f"s3://{bucket}/dvc")
-    world = audit_cases.make(tmp_path / "team", empty, audit_cases.bundles(tmp_path / "bundles"))
+    world = audit_cases.make_world(tmp_path / "team", empty, audit_cases.make_bundles(tmp_path / "bundles"))
     remote = world.home.dvc / "remote"
     for path in remote.rglob("*"):
         if path.is_file():

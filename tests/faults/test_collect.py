@@ -32,7 +32,7 @@ from remint.stores.mlflow import Tracking, VersionTags, removal
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import collect_cases as cases
 from tests.support.collect_cases import World
-from tests.support.promotion_cases import copied, mlflow_gc
+from tests.support.promotion_cases import copy_home, mlflow_gc
 from tests.support.s3 import Server
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -45,7 +45,7 @@ def make(make_repository: Callable[[dict[str, str]], Path], empty: Path) -> Make
     def make_(count: int) -> World:
         repository = make_repository(cases.FILES)
         shutil.copytree(empty, repository / ".remint")
-        return cases.make(repository, count)
+        return cases.make_world(repository, count)
 
     return make_
 
@@ -145,7 +145,7 @@ def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
 
 
 def test_an_address_that_is_not_the_runs_own_is_not_emptied(registered: Home, tmp_path: Path) -> None:
-    store = open_tracking(copied(registered, tmp_path / "home"))
+    store = open_tracking(copy_home(registered, tmp_path / "home"))
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").touch()
@@ -233,7 +233,7 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
     assert_roots_are_whole(world, 3)
     assert world.gc().garbage == ()
     assert {version.version for version in open_tracking(world.home).versions("m")} == {3}
-    assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.PERSONS)
+    assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.USER_FILES)
 
 
 def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) -> None:

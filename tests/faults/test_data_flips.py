@@ -26,7 +26,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, validate_params
 from remint.stores import git
 from remint.stores.dvc import Workspace, workspace, workspace_environment
-from tests.support.retraining_cases import REPOSITORY, Told, retraining
+from tests.support.retraining_cases import REPOSITORY, Events, retraining
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -87,7 +87,7 @@ STAGES = {"raw": "snapshot@x", "prepared": "prepare@x", "features": "features@x"
 
 
 @contextmanager
-def opened(home: Home, name: str, told: Told | None = None) -> Iterator[Retraining]:
+def opened(home: Home, name: str, told: Events | None = None) -> Iterator[Retraining]:
     """A job of the pipeline x on this repository's commit."""
     content = read_params(REPOSITORY)
     settings = {**content["pipelines"]["digits-flow"], "dataset": "x", "promotion": {}}
@@ -170,12 +170,12 @@ def refused(home: Home) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
+def told() -> Events:
     return []
 
 
 @pytest.fixture(scope="module")
-def job(home: Home, refused: dict[str, str], told: Told) -> Iterator[Retraining]:
+def job(home: Home, refused: dict[str, str], told: Events) -> Iterator[Retraining]:
     """The job after those, which came to its end."""
     with opened(home, "first", told) as job:
         run(job)
@@ -247,7 +247,9 @@ def put_right(job: Retraining, kept: dict[Path, bytes], stage: str) -> None:
     job.dvc._dvc("checkout", "checkout", "--force", stage)
 
 
-def test_data_that_are_damaged_between_two_steps_are_not_trained_on(job: Retraining, refused: dict[str, str], told: Told) -> None:
+def test_data_that_are_damaged_between_two_steps_are_not_trained_on(
+    job: Retraining, refused: dict[str, str], told: Events
+) -> None:
     """Refused where there is no whole copy; the next job makes them again, and trains on those."""
     for kind, said in refused.items():
         assert said.startswith(

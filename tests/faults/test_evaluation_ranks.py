@@ -23,7 +23,7 @@ from remint.models.families import family
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import apply_overrides, read_params, write_params
 from tests.support import training_cases as cases
-from tests.support.racers import racer
+from tests.support.racers import race_process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def together(size: int, folder: Path, work: Callable[..., dict[str, np.ndarray]], argument: Any) -> list[dict[str, np.ndarray]]:
     """The result of ``work(argument, world)`` on each of ``size`` ranks. ``work``: a module-level function."""
-    ranks = [racer(_rank, number, size, folder, work, argument) for number in range(size)]
+    ranks = [race_process(_rank, number, size, folder, work, argument) for number in range(size)]
     for each in ranks:
         each.start()
     for each in ranks:

@@ -23,7 +23,7 @@ from remint.evaluation.evidence import Evidence
 from remint.records import MetricValue
 from remint.stores import git
 from tests.support import gate_cases as cases
-from tests.support.gate_cases import COLUMNS, Generator, Trained, evidence, judged
+from tests.support.gate_cases import COLUMNS, Generator, TrainedFlow, evaluate_flow, gate_verdict
 from tests.support.trials import Trial, Trials
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,19 +32,19 @@ FULL = 20  # variants of each
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def good(tmp_path_factory: pytest.TempPathFactory) -> TrainedFlow:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return cases.trained(tmp_path_factory.mktemp("good"), seed=1)
+        return cases.train_flow(tmp_path_factory.mktemp("good"), seed=1)
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def champion(good: Trained, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+def champion(good: TrainedFlow, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     """Of the flow as a champion that was measured with these data; under another key, as an older version has."""
-    found = evidence(good, tmp_path_factory.mktemp("champion"))
+    found = evaluate_flow(good, tmp_path_factory.mktemp("champion"))
     return Evidence(found.report.model_copy(update={"model_key": "former"}), found.values)
 
 
@@ -64,8 +64,8 @@ def test_healthy_runs_pass(trials: Trials, tmp_path: Path) -> None:
     failed = 0
     for trial in trials(short=1, full=40):
         folder = tmp_path / str(trial.number)
-        found = cases.trained(folder, trial.random.randrange(10**6))
-        verdict = judged(lambda: evidence(found, folder / "report"), None)  # noqa: B023
+        found = cases.train_flow(folder, trial.random.randrange(10**6))
+        verdict = gate_verdict(lambda: evaluate_flow(found, folder / "report"), None)  # noqa: B023
         failed += verdict != "promoted"
         trial.note(runs=1, passed=verdict == "promoted")
         shutil.rmtree(folder)
@@ -73,20 +73,22 @@ def test_healthy_runs_pass(trials: Trials, tmp_path: Path) -> None:
 
 
 @pytest.mark.case(25)
-def test_numbers_that_are_none_are_not_promoted(good: Trained, champion: Evidence, trials: Trials, tmp_path: Path) -> None:
+def test_numbers_that_are_none_are_not_promoted(good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path) -> None:
     """In a weight, in what a model draws or says of an example, in the values of a report, in the report itself."""
     for trial in trials(short=4, full=FULL):
         folder, dice = tmp_path / str(trial.number), np.random.default_rng(trial.random.randrange(2**32))
         kind, rival = trial.number % 4, opponent(trial, champion)
         if kind == 0:
-            verdict = judged(lambda: evidence(cases.spoilt_weights(good, folder / "b", dice), folder / "r"), rival)  # noqa: B023
+            verdict = gate_verdict(
+                lambda: evaluate_flow(cases.with_nonfinite_weight(good, folder / "b", dice), folder / "r"), rival
+            )  # noqa: B023
             assert verdict == "RunError"
         elif kind == 1:
             wrong = drawing(lambda x_BD: torch.where(torch.rand(x_BD.shape, generator=seeded(dice)) < 0.01, torch.nan, x_BD))  # noqa: B023
-            verdict = judged(lambda: evidence(good, folder / "r", generator=wrong), rival, samples_only=True)  # noqa: B023
+            verdict = gate_verdict(lambda: evaluate_flow(good, folder / "r", generator=wrong), rival, samples_only=True)  # noqa: B023
         else:
             spoil = in_the_values if kind == 2 else in_the_report
-            verdict = judged(lambda: spoil(champion, dice), rival)  # noqa: B023
+            verdict = gate_verdict(lambda: spoil(champion, dice), rival)  # noqa: B023
             assert verdict == "refused"
         bad(trial, verdict)
 
@@ -135,15 +137,17 @@ def collapsed(trial: Trial) -> Callable[[Any], Generator]:
 
 
 @pytest.mark.case(25)
-def test_a_collapsed_generator_is_not_promoted(good: Trained, champion: Evidence, trials: Trials, tmp_path: Path) -> None:
+def test_a_collapsed_generator_is_not_promoted(good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path) -> None:
     for trial in trials(short=3, full=FULL):
         made, folder = collapsed(trial), tmp_path / str(trial.number)
-        bad(trial, judged(lambda: evidence(good, folder, generator=made), opponent(trial, champion), samples_only=True))  # noqa: B023
+        bad(
+            trial, gate_verdict(lambda: evaluate_flow(good, folder, generator=made), opponent(trial, champion), samples_only=True)
+        )  # noqa: B023
 
 
 @pytest.mark.case(25)
 def test_a_generator_that_learnt_by_heart_is_not_promoted(
-    good: Trained, champion: Evidence, trials: Trials, tmp_path: Path
+    good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
     """Training rows, all of them or some, as they are or a little beside. Only their novelty tells: they look real and reach all."""
     rows_ND = torch.from_numpy(np.array(good.dataset.train.x_NX))
@@ -155,9 +159,9 @@ def test_a_generator_that_learnt_by_heart_is_not_promoted(
             place_B = (torch.special.ndtr(noise_BN[:, 0].double()) * len(known_KD)).long()  # noqa: B023
             return known_KD[place_B] + beside * noise_BN  # noqa: B023
 
-        found = evidence(good, folder, generator=lambda flow: Generator(flow, draw))
+        found = evaluate_flow(good, folder, generator=lambda flow: Generator(flow, draw))
         assert found.report.metrics["coverage_domain"].low > 0.75, "else it would be refused for another reason"
-        verdict = judged(lambda: found, opponent(trial, champion), samples_only=True)  # noqa: B023
+        verdict = gate_verdict(lambda: found, opponent(trial, champion), samples_only=True)  # noqa: B023
         assert verdict == "refused"
         bad(trial, verdict)
 
@@ -192,13 +196,13 @@ def holes(table: Table, dice: random.Random) -> Table:
 
 @pytest.mark.case(25)
 def test_data_of_another_schema_bring_nothing_into_production(
-    good: Trained, champion: Evidence, trials: Trials, tmp_path: Path
+    good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
     """Refused when they are versioned; and where a person let the schema change, no model of the former one is judged by them."""
     for trial in trials(short=5, full=FULL):
         folder = tmp_path / str(trial.number)
         folder.mkdir()
-        cases.write(folder / "rows.csv", trial.number, rows=300)
+        cases.write_table(folder / "rows.csv", trial.number, rows=300)
         cases.prepare(folder)  # the first import learns the schema
         with (folder / "rows.csv").open(newline="") as stream:
             table = list(csv.reader(stream))
@@ -208,7 +212,7 @@ def test_data_of_another_schema_bring_nothing_into_production(
         with pytest.raises(DataError):
             cases.prepare(folder)
         dataset = cases.prepare(folder, cases.SETTINGS.model_copy(update={"schema_version": 2}))
-        verdict = judged(lambda: evidence(good, folder / "report", dataset=dataset), opponent(trial, champion))  # noqa: B023
+        verdict = gate_verdict(lambda: evaluate_flow(good, folder / "report", dataset=dataset), opponent(trial, champion))  # noqa: B023
         assert verdict == "DataError"
         bad(trial, verdict)
 
@@ -233,8 +237,8 @@ def test_uncommitted_work_is_not_promoted(make_repository: Callable[..., Path], 
     fresh = Evidence(champion.report.model_copy(update={"model_key": "new"}), champion.values)
     for trial in trials(short=4, full=FULL):
         folder = make_repository({f"src/f{i}.py": f"x = {i}\n" for i in range(4)}, f"team{trial.number}")
-        assert judged(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty) == "promoted"
+        assert gate_verdict(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty) == "promoted"
         touched(folder, trial)
-        verdict = judged(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty)
+        verdict = gate_verdict(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty)
         assert verdict == "refused"
         bad(trial, verdict)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hostile_archives import ARCHIVES, HARMLESS
-from tests.support.measured import Reader, reader
+from tests.support.measured import Reader, start_reader
 from tests.support.trials import Trials
 
 MOST_GROWN = 200 << 20  # bytes
@@ -17,7 +17,7 @@ SOON = 2.0  # seconds of the processor
 
 @pytest.fixture(scope="module")
 def read() -> Iterator[Reader]:
-    with reader() as process:
+    with start_reader() as process:
         yield process
 
 

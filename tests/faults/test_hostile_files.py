@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.support.measured import Reader, reader
+from tests.support.measured import Reader, start_reader
 from tests.support.poisons import Payload
 
 MOST_GROWN = 200 << 20  # bytes
@@ -18,7 +18,7 @@ MOST_GROWN = 200 << 20  # bytes
 
 @pytest.fixture(scope="module")
 def read() -> Iterator[Reader]:
-    with reader() as process:
+    with start_reader() as process:
         yield process
 
 

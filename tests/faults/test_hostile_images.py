@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hostile_images import OTHERS, mutated
-from tests.support.measured import Reader, reader
+from tests.support.hostile_images import OTHER_SUFFIXES, mutate_file
+from tests.support.measured import Reader, start_reader
 from tests.support.trials import Trials
 
 EACH = 100  # files of one trial
@@ -19,7 +19,7 @@ LONGEST = 1.0  # seconds of the processor
 
 @pytest.fixture(scope="module")
 def read() -> Iterator[Reader]:
-    with reader() as process:
+    with start_reader() as process:
         yield process
 
 
@@ -29,13 +29,13 @@ def test_mutated_images(trials: Trials, read: Reader, tmp_path: Path) -> None:
         folder = tmp_path / str(trial.number)
         folder.mkdir()
         for index in range(EACH):
-            ending, content = mutated(trial.random)
+            ending, content = mutate_file(trial.random)
             (folder / f"{index:03}{ending}").write_bytes(content)
         (found,) = read("images", folder)
         assert found.ended == "read", (found, folder)
         aside, good = found.notes["aside"], found.notes["good"]
         assert good + len(aside) == EACH and 0 < good < EACH and all(aside.values())
-        others = {path.name for path in folder.iterdir() if path.suffix in OTHERS}
+        others = {path.name for path in folder.iterdir() if path.suffix in OTHER_SUFFIXES}
         assert {name for name, why in aside.items() if why == "is not PNG, JPEG or WebP"} == others
         assert found.grown < MOST_GROWN, found
         trial.note(files=EACH, crashed=0, set_aside=len(aside), slower_than_1_s=int(found.notes["seconds"] > LONGEST))

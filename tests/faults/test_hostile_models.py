@@ -20,10 +20,10 @@ from remint.stores.mlflow import Tracking, VersionTags
 from remint.stores.mlflow.inventory import versions
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
-from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, remake
+from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, restore_model
 from tests.support.promotion_cases import MODEL
 from tests.support.registry_cases import SPEC
-from tests.support.retraining_cases import lay, params_of, retraining
+from tests.support.retraining_cases import params_of, retraining, write_records
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -34,9 +34,9 @@ REF = f"{MODEL}/1"
 @pytest.fixture(scope="module")
 def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Version 1 was champion before version 2, so that a roll back would go to it."""
-    made = cases.copied(registered, tmp_path_factory.mktemp("home"))
+    made = cases.copy_home(registered, tmp_path_factory.mktemp("home"))
     for number in (1, 2):
-        cases.judge(made, "promoted", number)
+        cases.record_decision(made, "promoted", number)
     return made
 
 
@@ -53,7 +53,7 @@ def champion_measured_again(home: Home) -> str:
     own = Evidence(report, {})
     dataset = DatasetVersion(name="digits", source="s", raw_sha256="0", spec=SPEC, split={}, counts={}, files={})
     with retraining(home, params_of(MODEL), MODEL) as job:
-        lay(job, dataset, challenger, own)
+        write_records(job, dataset, challenger, own)
         found = champion.evidence(job, own, 1)
     assert found.evidence is None and found.unavailable_reason is not None
     return found.unavailable_reason
@@ -105,7 +105,7 @@ def seal(store: Tracking, files: Path) -> None:
 @pytest.mark.case(26)
 def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
     names, store = list(POISONS), open_tracking(home)
-    files = cases.files(home, 1)
+    files = cases.model_folder(home, 1)
     whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
     tags = store.version(REF).tags
     for trial in trials(short=3, full=len(names)):
@@ -122,7 +122,7 @@ def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
         assert open_ledger(home).champion(MODEL) == 2
         assert not (folder / "x.npy").exists()
         trial.note(executed=0)
-        remake(files, whole)
+        restore_model(files, whole)
         store.set_tags(store.version(REF), tags)
         shutil.rmtree(home.path / "models", ignore_errors=True)
     assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded

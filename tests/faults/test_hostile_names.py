@@ -141,7 +141,7 @@ def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 def tagged(home: Home, **tags: str) -> Any:

@@ -17,13 +17,13 @@ from remint.runtime.home import Home
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
-from tests.support.racers import context, racer
+from tests.support.racers import context, race_process
 from tests.support.trials import Trials
 
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[t
     """Two processes that live for all races; each race is what both are told, and what they answer, in their order."""
     start = context.Barrier(2)
     pipes = [context.Pipe() for _ in range(2)]
-    racers = [racer(_race, theirs, start, home, work) for _, theirs in pipes]
+    racers = [race_process(_race, theirs, start, home, work) for _, theirs in pipes]
     for each in racers:
         each.start()
 

@@ -22,7 +22,7 @@ from remint.runtime import manifest
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking, VersionTags, door, registration
 from tests.support import registry_cases as cases
-from tests.support.mlflow_server import Server, losing, serving
+from tests.support.mlflow_server import Server, lossy_proxy, run_server
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
@@ -33,7 +33,7 @@ WRITES = 10  # of one trial that are counted: a version, tags, metrics, an alias
 @pytest.fixture
 def server(empty: Path, tmp_path: Path) -> Iterator[Server]:
     shutil.copytree(empty, tmp_path / "served")
-    with serving(tmp_path / "served") as started:
+    with run_server(tmp_path / "served") as started:
         yield started
 
 
@@ -226,7 +226,7 @@ def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
 
 def test_a_reply_that_breaks_off_in_the_middle_ends_no_training(server: Server, tmp_path: Path) -> None:
     """MLflow's own retries are over when the first line has come."""
-    with losing(server.port, 0.4, random.Random(0), cut=True) as proxy:
+    with lossy_proxy(server.port, 0.4, random.Random(0), cut=True) as proxy:
         store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
         run = store.start_run("digits-flow", {}, {})
         for step in range(20):
@@ -246,7 +246,7 @@ def test_half_of_all_replies_lost_double_no_version(
     direct = Tracking(server.address, "", tmp_path / "locks" / "registry")
     for trial in trials(short=1, full=25):
         name, count = f"lost-{trial.number}", 20 if trials.soak else 4
-        with losing(server.port, 0.5, random.Random(trial.random.random())) as proxy:
+        with lossy_proxy(server.port, 0.5, random.Random(trial.random.random())) as proxy:
             store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
             bundles = [another(made, tmp_path / name / str(seed), 1000 * trial.number + seed) for seed in range(count)]
             todo: queue.SimpleQueue[Path] = queue.SimpleQueue()

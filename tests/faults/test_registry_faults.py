@@ -45,7 +45,7 @@ def test_processes_on_no_database_register_one_version_at_once(
     uri = ""
     if database == "postgresql":
         uri = request.getfixturevalue("postgres").database("at-once").replace("postgresql:", "postgresql+psycopg:")
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     assert together(tmp_path / "home", tmp_path / "bundle", count, uri) == ["1"] * count
     store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
@@ -59,8 +59,8 @@ def test_processes_on_no_database_register_one_version_at_once(
 
 
 def test_two_processes_with_a_model_each_do_not_lock_each_other_out(tmp_path: Path) -> None:
-    cases.make(tmp_path / "a", pipeline="a")
-    cases.make(tmp_path / "b", pipeline="b")
+    cases.make_bundle(tmp_path / "a", pipeline="a")
+    cases.make_bundle(tmp_path / "b", pipeline="b")
     said: dict[str, list[str]] = {}
     threads = [
         threading.Thread(target=lambda name=name: said.update({name: together(tmp_path / "home", tmp_path / name, 1)}))
@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
     """ENOSPC is injected where MLflow copies, after some files are there."""
     from mlflow import MlflowClient
 
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     run_id = store.start_run("digits-flow", {}, {})
 
     def full(self: Any, run_id: str, folder: str, place: str) -> None:
@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
 def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path) -> None:
     """A real limit of the kernel (RLIMIT_FSIZE) on a real process: weights of 4 MB, files of at most 3 MB."""
     shutil.copytree(empty, tmp_path / "home")
-    cases.make(tmp_path / "bundle", hidden=700)
+    cases.make_bundle(tmp_path / "bundle", hidden=700)
     assert (tmp_path / "bundle" / "weights.safetensors").stat().st_size > 4_000_000
     program = "\n".join(
         [
@@ -129,7 +129,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path
 
 
 def test_a_database_that_cannot_grow_is_a_full_disk_too(store: Tracking, tmp_path: Path) -> None:
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     run_id = store.start_run("digits-flow", {}, {})
     size = (tmp_path / "home" / "mlflow" / "mlflow.db").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -23,7 +23,7 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
 
 @pytest.fixture
 def version(store: Tracking, tmp_path: Path) -> ModelVersion:
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     return cases.register(store, tmp_path / "bundle")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.answering import Ask, program
+from tests.support.answering import Ask, start_program
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
@@ -38,7 +38,7 @@ EFFECTS = {  # what a registration and promotion leave behind, each with a momen
 @contextmanager
 def killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
     """What kills at the moment of a number, and says where that was and what was wrong after it."""
-    with program("tests.support.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
+    with start_program("tests.support.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
         moments = {name for _, name in kill(None)["moments"]}
         assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}
         yield kill

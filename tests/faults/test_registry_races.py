@@ -17,7 +17,7 @@ from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import Tracking
 from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, SPREADS, execute
 from tests.support.postgres import Postgres
-from tests.support.racers import at_once, context, racer
+from tests.support.racers import context, race_process, run_together
 
 PROCESSES = 16
 
@@ -46,7 +46,7 @@ def promote(index: int, url: str, model: str) -> str:
 
 
 def test_sixteen_promote_at_once_and_one_wins(url: str) -> None:
-    answers = at_once(promote, PROCESSES, url, "race")  # the schema is made by all of them at once, too
+    answers = run_together(promote, PROCESSES, url, "race")  # the schema is made by all of them at once, too
     winners = [index + 1 for index, answer in enumerate(answers) if answer == "won"]
     ledger = Ledger(own(url, "reader"))
     assert len(winners) == 1
@@ -71,7 +71,7 @@ def test_a_database_of_the_old_code_that_sixteen_open_at_once_is_migrated_once(
     if kind == "postgresql":
         url = request.getfixturevalue("postgres").database("migrated")
     execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
-    assert at_once(open_and_refuse, PROCESSES, url) == [[]] * PROCESSES
+    assert run_together(open_and_refuse, PROCESSES, url) == [[]] * PROCESSES
     ledger = Ledger(own(url, "reader"))
     decisions = {row.decision for row in ledger.rows("digits-vae")}
     assert decisions == {"", *(f"{index:064x}" for index in range(PROCESSES))}
@@ -85,7 +85,7 @@ def record(index: int, url: str) -> str:
 
 
 def test_seed_spreads_of_sixteen_at_once_are_all_kept_and_the_newest_counts(url: str) -> None:
-    assert at_once(record, PROCESSES, url) == ["done"] * PROCESSES
+    assert run_together(record, PROCESSES, url) == ["done"] * PROCESSES
     spreads = Spreads(own(url, "reader"))
     assert spreads.newest("another") is None
     last = SeedSpread(pipeline="m", recipe="r", dataset="d", seeds=(0, 1, 2), values={"nll": (1.9, 1.91, 1.89)})
@@ -103,7 +103,7 @@ def refuse(index: int, url: str) -> str:
 
 
 def test_rows_that_do_not_contend_are_all_written(url: str) -> None:
-    assert at_once(refuse, PROCESSES, url) == ["done"] * PROCESSES
+    assert run_together(refuse, PROCESSES, url) == ["done"] * PROCESSES
     ledger = Ledger(own(url, "reader"))
     assert [row.sequence for row in ledger.rows("busy")] == list(range(1, 5 * PROCESSES + 1))
     assert ledger.verify("busy") == []
@@ -122,7 +122,7 @@ def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
     writing = context.Event()
     for delay in (0.0, 0.013, 0.029):
         writing.clear()
-        victim = racer(refuse_for_ever, url, writing)
+        victim = race_process(refuse_for_ever, url, writing)
         victim.start()
         assert writing.wait(60)
         victim.join(delay)
@@ -153,7 +153,7 @@ def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres:
     (tmp_path / "count").write_text("0")
     direct = (postgres.url.replace("postgresql:", "postgresql+psycopg:"), f"sqlite:///{tmp_path}/ledger.db")
     addresses = direct if tracked == "on PostgreSQL" else ("http://mlflow.example.org", postgres.url)
-    assert at_once(count_up, 6, *addresses, tmp_path) == list(range(6))
+    assert run_together(count_up, 6, *addresses, tmp_path) == list(range(6))
     assert (tmp_path / "count").read_text() == "30"
 
 

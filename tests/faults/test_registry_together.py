@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.answering import program
+from tests.support.answering import start_program
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -18,7 +18,7 @@ COUNT = 8
 @pytest.mark.case(14)
 def test_eight_at_once_make_eight_versions_and_of_the_same_model_one(empty: Path, tmp_path: Path, trials: Trials) -> None:
     shutil.copytree(empty, tmp_path / "home")
-    with program("tests.support.registry_together", [str(tmp_path / "home")], tmp_path / "words") as race:
+    with start_program("tests.support.registry_together", [str(tmp_path / "home")], tmp_path / "words") as race:
         for trial in trials(short=1, full=50):
             said = race(trial.random.randrange(10**9))
             assert said["different"] == list(range(1, COUNT + 1)) and said["same"] == [COUNT + 1] * COUNT, said

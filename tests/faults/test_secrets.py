@@ -36,7 +36,7 @@ from remint.stores.dvc import reach as remote
 from remint.stores.ledger import chain, database
 from remint.stores.mlflow import Tracking
 from remint.stores.s3 import bucket as s3_door
-from tests.support.leaks import Search, secrets
+from tests.support.leaks import Search, make_secrets
 from tests.support.postgres import Postgres
 from tests.support.s3 import Server
 from tests.support.trials import Trials
@@ -284,7 +284,7 @@ def test_a_planted_secret_is_found_nowhere(
     )
     for trial in trials(short=30, full=30):
         name, act = list(WAYS.items())[trial.number]
-        (secret,) = secrets(trial.random, [name]).values()
+        (secret,) = make_secrets(trial.random, [name]).values()
         with pytest.MonkeyPatch.context() as environment:
             home = Home(repository, tmp_path / f"home {trial.number}").ensure()
             place = Place(repository, home, locked, s3_server, environment, [])

@@ -11,7 +11,7 @@ from remint.errors import DataError, IntegrityError, RemintError, StorageError
 from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
-from tests.support.retraining_cases import Told, params_of, retraining
+from tests.support.retraining_cases import Events, params_of, retraining
 from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -91,7 +91,7 @@ def test_a_flow_fetches_what_metrics_are_measured_with_and_nothing_else(
         },
         "promotion": {},
     }
-    told = Told()
+    told = Events()
     with retraining(home, params_of("digits-gan", **blocks), "digits-gan", told=told) as job:
         steps.fetch.fn(job)
     assert [path.name for path in home.files.iterdir()] == [SHA256]

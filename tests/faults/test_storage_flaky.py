@@ -113,7 +113,7 @@ def test_mlflows_files_come_back_as_they_were_registered(
     store.artifacts = f"s3://{s3.bucket({})}/mlflow"
     s3_artifact_repo._cached_get_s3_client.cache_clear()  # it may be of the proxy of another test
     for trial in trials(short=1, full=20):
-        cases.make(tmp_path / f"b{trial.number}", trial.random.randrange(10**6))
+        cases.make_bundle(tmp_path / f"b{trial.number}", trial.random.randrange(10**6))
         spoil(proxy, trial.random)
         before = proxy.refused
         version = cases.register(store, tmp_path / f"b{trial.number}")
@@ -133,7 +133,7 @@ def test_s3_that_is_away_is_one_clear_failure_of_each(
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.artifacts = f"s3://{bucket}/mlflow"
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     s3_artifact_repo._cached_get_s3_client.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")

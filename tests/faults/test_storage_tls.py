@@ -60,7 +60,7 @@ def _speak(raw: socket.socket, context: ssl.SSLContext, upstream: tuple[str, int
 def authority(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The authority's certificate; S3 is spoken to through TLS with a certificate that it signed."""
     (tmp_path / "tls").mkdir()
-    ca, certificate, key = access.certify(tmp_path / "tls")
+    ca, certificate, key = access.make_certificates(tmp_path / "tls")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     address = urlsplit(s3.address)
@@ -87,7 +87,7 @@ def test_a_private_authority_is_named_once_for_all(
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.artifacts = f"s3://{bucket}/mlflow"
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
 
     def work() -> None:
         if who == "our own reading":

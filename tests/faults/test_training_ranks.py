@@ -66,7 +66,7 @@ def one(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Checkpoints, "delete", lambda _: None)
         for case in cases.MODELS:
-            cases.run(cases.recipe(case, **EXACT), cases.load(folder), home / case)
+            cases.train_into(cases.recipe(case, **EXACT), cases.load(folder), home / case)
     return home
 
 
@@ -122,7 +122,7 @@ def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(trials: Trials, fo
             done, kills = newest, kills + 1
         assert not (home / family / "out").exists()
         train_ranks(folder, home, 2, family, **EXACT)
-        assert cases.contents(home / family) == cases.contents(two / family)
+        assert cases.file_contents(home / family) == cases.file_contents(two / family)
         trial.note(different=0)
 
 
@@ -135,7 +135,7 @@ def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: P
         options = ("anywhere", f"every={first}", f"rank={ranks - 1}", "spoil=9")
         train_ranks(folder, home, ranks, family, *options, steps=30)
         for step in range(first, 30):
-            assert cases.contents(home / f"{family}-{step}") == cases.contents(home / f"{family}-whole")
+            assert cases.file_contents(home / f"{family}-{step}") == cases.file_contents(home / f"{family}-whole")
         *_, last = csv.DictReader((home / f"{family}-whole/out/curve.csv").open())
         assert last["skipped"] == "2"
         trial.note(resumes=30 - first, different=0)
@@ -148,8 +148,8 @@ def test_stock_ddp_does_not_resume_to_the_same_bytes(trials: Trials, folder: Pat
     for trial in trials(short=1, full=2):
         ranks, home = 3 + trial.number, tmp_path / str(trial.number)
         train_ranks(folder, home, ranks, "gan", "anywhere", "every=20", f"rank={ranks - 1}", "stock", steps=30)
-        whole = cases.contents(home / "gan-whole")
-        different = sum(cases.contents(home / f"gan-{step}") != whole for step in range(20, 30))
+        whole = cases.file_contents(home / "gan-whole")
+        different = sum(cases.file_contents(home / f"gan-{step}") != whole for step in range(20, 30))
         assert different > 0
         trial.note(resumes=10, different=different)
 
@@ -167,7 +167,7 @@ def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
         (restarted,) = [event for event in map(json.loads, (home / "events").open()) if event["event"] == "restarted"]
         seconds = restarted["at"] - (home / "frozen").stat().st_mtime
         assert 15 < seconds < 60
-        assert cases.contents(home / "gan") == cases.contents(two / "gan")
+        assert cases.file_contents(home / "gan") == cases.file_contents(two / "gan")
         trial.note(different=0, seconds=round(seconds, 1))
 
 

@@ -80,10 +80,10 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     assert only_checkpoints(tmp_path / family)[:2] == ["step-00000003", "step-00000006"]
     assert not (tmp_path / family / "out").exists()
     if ruined:
-        cases.ruin(7)
-    whole = cases.run(cases.recipe(family, **settings), dataset, tmp_path / "whole")
-    assert cases.run(cases.recipe(family, **settings), dataset, tmp_path / family) == whole
-    assert cases.contents(tmp_path / family) == cases.contents(tmp_path / "whole")
+        cases.set_infinite_learning_rate(7)
+    whole = cases.train_into(cases.recipe(family, **settings), dataset, tmp_path / "whole")
+    assert cases.train_into(cases.recipe(family, **settings), dataset, tmp_path / family) == whole
+    assert cases.file_contents(tmp_path / family) == cases.file_contents(tmp_path / "whole")
 
 
 @pytest.mark.case(3)
@@ -95,14 +95,14 @@ def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, 
         step = (7 * place + 6) % 29 + 1  # each of 1 .. 29 once
         recipe = cases.recipe(family, steps=30)
         if family not in wholes:
-            wholes[family] = cases.run(recipe, dataset, tmp_path / f"{family}-whole")
+            wholes[family] = cases.train_into(recipe, dataset, tmp_path / f"{family}-whole")
         home = tmp_path / f"{family}-{step}"
         with restored.context() as patch, pytest.raises(Interrupted, match=f"after step {step} of 30"):
             patch.setattr(loop, "batch_indices", loop.batch_indices)
-            cases.at_step(step - 1, signal.SIGTERM)
-            cases.run(recipe, dataset, home)
-        assert cases.run(recipe, dataset, home) == wholes[family]
-        assert cases.contents(home) == cases.contents(tmp_path / f"{family}-whole")
+            cases.signal_at_step(step - 1, signal.SIGTERM)
+            cases.train_into(recipe, dataset, home)
+        assert cases.train_into(recipe, dataset, home) == wholes[family]
+        assert cases.file_contents(home) == cases.file_contents(tmp_path / f"{family}-whole")
         trial.note(different=0)
 
 
@@ -119,8 +119,8 @@ def test_twenty_resumes_within_one_run(trials: Trials, dataset: Dataset, tmp_pat
         with restored.context() as patch:
             patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
             if ruined:
-                cases.ruin(7)
-            cases.run(recipe, dataset, whole)
+                cases.set_infinite_learning_rate(7)
+            cases.train_into(recipe, dataset, whole)
             real, run = loop.batch_indices, list[int]()
 
             def batch_indices(count: int, batch_size: int, seed: int, step: int, real: Any = real, run: list[int] = run) -> Any:
@@ -132,20 +132,20 @@ def test_twenty_resumes_within_one_run(trials: Trials, dataset: Dataset, tmp_pat
             resumes = 0
             while True:
                 try:
-                    cases.run(recipe, dataset, home)
+                    cases.train_into(recipe, dataset, home)
                     break
                 except Interrupted:
                     resumes += 1
         assert resumes >= 20
         assert ruined or run == list(range(21)), "no step was run twice and none left out"
-        assert cases.contents(home) == cases.contents(whole)
+        assert cases.file_contents(home) == cases.file_contents(whole)
         assert ("skipped" in (home / "out/curve.csv").read_text()) == (ruined and family in ("gan", "vaegan"))
         trial.note(resumes=resumes, different=0)
 
 
 def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = cases.recipe("flow", learning_rate=0.2, final_learning_rate=1.0, validate_every=1, steps=40, patience=3)
-    whole = cases.run(recipe, dataset, tmp_path / "whole")
+    whole = cases.train_into(recipe, dataset, tmp_path / "whole")
     assert whole.steps == whole.best_step + 3 < 40, "the case must be one that patience ends"
     real = loop.batch_indices
 
@@ -156,9 +156,9 @@ def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(loop, "batch_indices", batch_indices)
-        cases.run(recipe, dataset, tmp_path / "pieces")
-    assert cases.run(recipe, dataset, tmp_path / "pieces") == whole
-    assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
+        cases.train_into(recipe, dataset, tmp_path / "pieces")
+    assert cases.train_into(recipe, dataset, tmp_path / "pieces") == whole
+    assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
 
 
 # Of a tiny GAN that has hardly begun, whose samples must cover all that real examples do.
@@ -177,14 +177,14 @@ def test_a_collapse_survives_a_stop(
     before_the_end: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = cases.recipe("gan", **HOPELESS)
-    whole = cases.run(recipe, dataset, tmp_path / "whole")
+    whole = cases.train_into(recipe, dataset, tmp_path / "whole")
     assert whole.ended == "collapsed", "the case must be one that the guard ends"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(loop, "batch_indices", loop.batch_indices)
-        cases.at_step(whole.steps - 1 - before_the_end, signal.SIGTERM)
-        cases.run(recipe, dataset, tmp_path / "pieces")
-    assert cases.run(recipe, dataset, tmp_path / "pieces") == whole
-    assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
+        cases.signal_at_step(whole.steps - 1 - before_the_end, signal.SIGTERM)
+        cases.train_into(recipe, dataset, tmp_path / "pieces")
+    assert cases.train_into(recipe, dataset, tmp_path / "pieces") == whole
+    assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("early")
@@ -193,28 +193,28 @@ def test_a_training_that_has_ended_is_not_trained_on(dataset: Dataset, tmp_path:
     recipe = cases.recipe("gan", **HOPELESS)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed here"):
         patch.setattr(train, "_write", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
-        cases.run(recipe, dataset, tmp_path / "pieces")
+        cases.train_into(recipe, dataset, tmp_path / "pieces")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "batch_indices", lambda *_: pytest.fail("it trained on"))
-        again = cases.run(recipe, dataset, tmp_path / "pieces")
-    assert again == cases.run(recipe, dataset, tmp_path / "whole")
-    assert cases.contents(tmp_path / "pieces") == cases.contents(tmp_path / "whole")
+        again = cases.train_into(recipe, dataset, tmp_path / "pieces")
+    assert again == cases.train_into(recipe, dataset, tmp_path / "whole")
+    assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_costs_only_its_own_steps(
     folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases.run(cases.recipe("gan"), dataset, tmp_path / "whole")
+    cases.train_into(cases.recipe("gan"), dataset, tmp_path / "whole")
     train_elsewhere(folder, tmp_path / "gan", "die=8")
     (damaged,) = (tmp_path / "gan/checkpoints").glob("*/step-00000006/tensors.safetensors")
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    cases.run(cases.recipe("gan"), dataset, tmp_path / "gan")
+    cases.train_into(cases.recipe("gan"), dataset, tmp_path / "gan")
     said = capsys.readouterr().err
     assert "damaged_checkpoint step=6 kept=" in said
     assert "resumed step=3" in said
-    assert cases.contents(tmp_path / "gan") == cases.contents(tmp_path / "whole")
+    assert cases.file_contents(tmp_path / "gan") == cases.file_contents(tmp_path / "whole")
 
 
 def test_a_training_that_moved_to_another_machine_says_so(
@@ -222,13 +222,13 @@ def test_a_training_that_moved_to_another_machine_says_so(
 ) -> None:
     """Its weights may be compared, to the bit, with those of neither machine."""
     recipe = cases.recipe("gan")
-    here = cases.run(recipe, dataset, tmp_path / "here").fingerprint
+    here = cases.train_into(recipe, dataset, tmp_path / "here").fingerprint
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(loop, "batch_indices", loop.batch_indices)
         patch.setattr(train, "fingerprint", lambda *_: {**here, "processor": "another"})
-        cases.at_step(4, signal.SIGTERM)
-        cases.run(recipe, dataset, tmp_path / "moved")
-    moved = cases.run(recipe, dataset, tmp_path / "moved").fingerprint
+        cases.signal_at_step(4, signal.SIGTERM)
+        cases.train_into(recipe, dataset, tmp_path / "moved")
+    moved = cases.train_into(recipe, dataset, tmp_path / "moved").fingerprint
     assert moved == here | {"earlier": [here | {"processor": "another"}]}
 
 
@@ -241,7 +241,7 @@ def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
     for trial in trials(short=1, full=50):
         family, step = trial.random.choice(cases.FAMILIES), trial.random.randrange(12)
         if family not in wholes:
-            cases.run(cases.recipe(family), dataset, tmp_path / "whole" / family)
+            cases.train_into(cases.recipe(family), dataset, tmp_path / "whole" / family)
             wholes.add(family)
         home = tmp_path / str(trial.number) / family
         stopped = train_elsewhere(folder, home, f"stop={step}")
@@ -253,8 +253,8 @@ def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
             marker = json.loads((kept / "PREEMPTED").read_text())
             assert (marker["step"], marker["seconds"] < 20) == (step + 1, True)
             assert Checkpoints(kept.parent, kept.name).newest() == step + 1
-            cases.run(cases.recipe(family), dataset, home)
-        assert cases.contents(home) == cases.contents(tmp_path / "whole" / family)
+            cases.train_into(cases.recipe(family), dataset, home)
+        assert cases.file_contents(home) == cases.file_contents(tmp_path / "whole" / family)
         trial.note(lost_steps=0)
 
 
@@ -264,15 +264,15 @@ def test_a_signal_ends_the_step_and_keeps_it(
 ) -> None:
     before = signal.getsignal(sign)
     with pytest.raises(Interrupted, match="after step 5 of 12: a checkpoint is kept"):
-        cases.at_step(4, sign)
-        cases.run(cases.recipe("vae"), dataset, tmp_path / "stopped")
+        cases.signal_at_step(4, sign)
+        cases.train_into(cases.recipe("vae"), dataset, tmp_path / "stopped")
     assert signal.getsignal(sign) is before
     assert not stopping.is_set()
     assert only_checkpoints(tmp_path / "stopped") == ["step-00000003", "step-00000005"]
     (marker,) = (tmp_path / "stopped/checkpoints").glob("*/PREEMPTED")
     with restored.context() as patch, pytest.raises(StepError, match="looked"):
         patch.setattr(loop, "seed_layers", lambda *_: (_ for _ in ()).throw(StepError(f"looked: {marker.exists()}")))
-        cases.run(cases.recipe("vae"), dataset, tmp_path / "stopped")
+        cases.train_into(cases.recipe("vae"), dataset, tmp_path / "stopped")
     assert not marker.exists(), "it goes on"
 
 
@@ -294,7 +294,7 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
     recipe, sizes = cases.recipe("vae"), list[int]()
     with restored.context() as patch:
         patch.setattr(Checkpoints, "delete", lambda self: sizes.extend(f.stat().st_size for f in self.at(12).iterdir()))
-        cases.run(recipe, dataset, tmp_path / "whole")
+        cases.train_into(recipe, dataset, tmp_path / "whole")
     pages = sum(-(-size // 4096) for size in sizes)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for trial in trials(short=4, full=50):
@@ -313,7 +313,7 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
             restored.setattr(loop, "batch_indices", batch_indices)
         try:
             with pytest.raises(StorageError, match=r"no room to write .*step-(\d+)") as full:
-                cases.run(recipe, dataset, home)
+                cases.train_into(recipe, dataset, home)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             (kept,) = (home / "checkpoints").iterdir()
             steps = Checkpoints(kept.parent, kept.name).steps()
@@ -324,12 +324,12 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
                 subprocess.run(["mount", "-o", "remount,size=10m", str(home / "checkpoints")], check=True)
             else:
                 restored.setattr(loop, "batch_indices", real)
-            cases.run(recipe, dataset, home)
+            cases.train_into(recipe, dataset, home)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             if mounted:
                 subprocess.run(["umount", str(home / "checkpoints")], check=True)
-        assert cases.contents(home) == cases.contents(tmp_path / "whole")
+        assert cases.file_contents(home) == cases.file_contents(tmp_path / "whole")
         trial.note(checkpoints_lost=0, **{"on a full disk" if mounted else "at a limit": 1})
 
 
@@ -347,11 +347,11 @@ def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(
     try:
         with monkeypatch.context() as patch, pytest.raises(StorageError, match="no room to write .*out"):
             patch.setattr(train, "save_model", save_model)
-            cases.run(recipe, dataset, tmp_path)
+            cases.train_into(recipe, dataset, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"], "no half-written model"
-    cases.run(recipe, dataset, tmp_path)
+    cases.train_into(recipe, dataset, tmp_path)
     assert "resumed step=12" in capsys.readouterr().err
 
 
@@ -366,7 +366,7 @@ def test_a_second_training_of_the_same_is_refused(
         return real(count, batch_size, seed, step)
 
     monkeypatch.setattr(loop, "batch_indices", batch_indices)
-    cases.run(cases.recipe("gan"), dataset, tmp_path / "gan")
+    cases.train_into(cases.recipe("gan"), dataset, tmp_path / "gan")
     (second,) = refused
     assert second.returncode != 0
     assert f"{RunError.__name__}: this training already runs: the training of tiny, process" in second.stderr

@@ -34,7 +34,7 @@ from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 from tests.support.registry_cases import SPEC
-from tests.support.retraining_cases import CLEAN, Told, lay, params_of, retraining
+from tests.support.retraining_cases import CLEAN_COMMIT, Events, params_of, retraining, write_records
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -59,7 +59,7 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(approval, "ask", lambda row: f"form {row.sequence}")
     monkeypatch.setattr(champion, "evidence", measured)
     monkeypatch.setattr("remint.promotion.decide.fresh.check", lambda *_: "not looked at")
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 def trained_of(home: Home, version: int) -> TrainedModel:
@@ -85,22 +85,22 @@ def evidence_of(home: Home, version: int) -> Evidence:
 
 @contextmanager
 def job_of(
-    home: Home, version: int, commit: Commit = CLEAN, told: Told | None = None, **rules: Any
+    home: Home, version: int, commit: Commit = CLEAN_COMMIT, told: Events | None = None, **rules: Any
 ) -> Iterator[tuple[Retraining, Evidence]]:
     """The retraining whose training gave this version, and its evidence."""
     params = params_of(MODEL, evaluation={"metrics": ["nll"]}, promotion={**RULES, **rules})
     with retraining(home, params, MODEL, commit=commit, told=told) as job:
-        lay(job, DATASET, trained_of(home, version), evidence_of(home, version))
+        write_records(job, DATASET, trained_of(home, version), evidence_of(home, version))
         yield job, Evidence.load(job.out("reports"))
 
 
-def run(home: Home, version: int, commit: Commit = CLEAN, told: Told | None = None, **rules: Any) -> Outcome:
+def run(home: Home, version: int, commit: Commit = CLEAN_COMMIT, told: Events | None = None, **rules: Any) -> Outcome:
     """The end of flows/retrain.py, of a training that gave this version."""
     with job_of(home, version, commit, told, **rules) as (job, evidence):
         found = settled_before(job, evidence, announce)
         if found is not None:
             return found
-        registered = cases.add(home, version - 1, dirty=str(commit.dirty).lower(), commit=commit.sha)
+        registered = cases.register_model(home, version - 1, dirty=str(commit.dirty).lower(), commit=commit.sha)
         home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
         return settle(job, registered, evidence, judge_version(job, registered, evidence), announce)
 
@@ -166,7 +166,7 @@ def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> No
 
 def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
     assert verdict(run(home, 1)) == ("promoted", False, 1)
-    asked, again = Told(), Told()
+    asked, again = Events(), Events()
     assert verdict(run(home, 2, told=asked, approval="manual")) == ("awaiting_approval", False, 1)
     assert verdict(run(home, 2, told=again, approval="manual")) == ("awaiting_approval", True, 1)
     form = f"{MODEL}/2 can also be approved in Prefect: resume the run form 2 of approve/{MODEL}"
@@ -200,8 +200,8 @@ def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_takes_it(
 
 def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Home) -> None:
     run(home, 1)
-    cases.append(home, "promoted", 2)
-    registered, told = run_registered(home, 3), Told()
+    cases.append_row(home, "promoted", 2)
+    registered, told = run_registered(home, 3), Events()
     with job_of(home, 3, told=told) as (job, evidence):
         assert judge_version(job, registered, evidence).decision.champion == 2
     assert open_tracking(home).aliases(MODEL) == {"champion": 2}

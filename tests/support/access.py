@@ -42,7 +42,7 @@ http {{
 
 
 @dataclass
-class Running:
+class RunningServer:
     """Server at ``address``. ``log``: its output. ``trusted``: file of the certificates that authenticate it."""
 
     address: str
@@ -74,9 +74,9 @@ class Running:
 
 
 @contextmanager
-def running(
+def run_server(
     command: list[str], address: str, environment: Mapping[str, str], log: Path, trusted: Path | None = None
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     """Run a server until the block ends; enter the block when /health of ``address`` answers. It dies with the tests."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -85,7 +85,7 @@ def running(
             stdout=output,
             stderr=output,
         )
-    server = Running(address, process, log, trusted)
+    server = RunningServer(address, process, log, trusted)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -103,14 +103,14 @@ def running(
 
 
 @contextmanager
-def prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iterator[Running]:
+def run_prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iterator[RunningServer]:
     """Run Prefect's server on a copy of ``template``. ``auth``: user:password for each request; None: no authentication."""
     shutil.copytree(template, folder)
     port = free_port()
     own = {} if auth is None else {"PREFECT_SERVER_API_AUTH_STRING": auth}
     environment = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **own, **more}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with running(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as server:
+    with run_server(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as server:
         yield server
 
 
@@ -135,28 +135,28 @@ MLFLOW = ["-m", "mlflow", "server", "--app-name", "basic-auth"]
 
 
 @contextmanager
-def mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator[Running]:
+def run_mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator[RunningServer]:
     """Run MLflow's server on a copy of the database ``template``, with ``password`` for its admin."""
     folder.mkdir()
     shutil.copy(template, folder / "mlflow.db")
     port = free_port()
     environment = {**mlflow_environment(folder / "mlflow.db", folder, port, password), **more}
-    with running([sys.executable, *MLFLOW], f"http://127.0.0.1:{port}", environment, folder / "log") as server:
+    with run_server([sys.executable, *MLFLOW], f"http://127.0.0.1:{port}", environment, folder / "log") as server:
         yield server
 
 
 @contextmanager
-def nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iterator[Running]:
+def run_nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iterator[RunningServer]:
     """Run nginx with these server blocks; ``address``: one of them that answers /health."""
     assert NGINX is not None
     user = "user root;" if os.geteuid() == 0 else ""  # its workers write to the tests' folder
     (folder / "nginx.conf").write_text(HTTP.format(user=user, folder=folder, servers="\n".join(servers)))
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with running(command, address, {}, folder / "nginx.log", trusted) as server:
+    with run_server(command, address, {}, folder / "nginx.log", trusted) as server:
         yield server
 
 
-def certify(folder: Path) -> tuple[Path, Path, Path]:
+def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
     """Make the files of a private authority, of a certificate for localhost, and of its key."""
     (folder / "names").write_text("subjectAltName=DNS:localhost")
     for command in (

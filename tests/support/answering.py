@@ -14,7 +14,7 @@ Ask = Callable[[int | None], dict[str, Any]]  # a number; None: only read the ne
 
 
 @contextmanager
-def program(module: str, arguments: Sequence[str], words: Path) -> Iterator[Ask]:
+def start_program(module: str, arguments: Sequence[str], words: Path) -> Iterator[Ask]:
     """Run ``python -m module``. Its standard error goes to the file ``words``."""
     with words.open("w") as stream:
         command = [sys.executable, "-m", module, *arguments]

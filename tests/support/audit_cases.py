@@ -29,12 +29,12 @@ CONFIG = (
 )
 
 
-def place(store: str, home: Home, md5: str) -> Path:
+def dvc_file(store: str, home: Home, md5: str) -> Path:
     """Return the path of dvc's file in the cache or the remote."""
     return home.dvc / store / "files/md5" / md5[:2] / md5[2:]
 
 
-def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("cache", "remote")) -> str:
+def write_output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("cache", "remote")) -> str:
     """Write a folder into cache and remote as dvc does. Return the MD5 of its listing."""
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
@@ -42,8 +42,8 @@ def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("c
     files[hashlib.md5(text).hexdigest() + ".dir"] = text
     for md5, content in files.items():
         for store in stores:
-            place(store, home, md5).parent.mkdir(parents=True, exist_ok=True)
-            place(store, home, md5).write_bytes(content)
+            dvc_file(store, home, md5).parent.mkdir(parents=True, exist_ok=True)
+            dvc_file(store, home, md5).write_bytes(content)
     return next(md5 for md5 in files if md5.endswith(".dir"))
 
 
@@ -87,14 +87,14 @@ class World:
         ).stdout.strip()
 
 
-def bundles(folder: Path) -> Path:
+def make_bundles(folder: Path) -> Path:
     """Make the bundles of the four versions, once for many worlds."""
     for seed in range(1, 5):
-        registry_cases.make(folder / str(seed), seed, MODEL)
+        registry_cases.make_bundle(folder / str(seed), seed, MODEL)
     return folder
 
 
-def make(repository: Path, empty: Path, bundles: Path) -> World:
+def make_world(repository: Path, empty: Path, bundles: Path) -> World:
     """Make a world in the folder ``repository``. ``empty``: a home with an initialised MLflow database."""
     (repository / ".dvc").mkdir(parents=True)
     (repository / ".dvc/config").write_text(CONFIG)
@@ -103,7 +103,7 @@ def make(repository: Path, empty: Path, bundles: Path) -> World:
     subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
     shutil.copytree(empty, repository / ".remint")
     home = Home.of(repository).ensure()
-    world = World(home, output(home, {"x.npy": b"raw", "y.npy": b"labels"}), output(home, {"train.npy": b"prepared"}))
+    world = World(home, write_output(home, {"x.npy": b"raw", "y.npy": b"labels"}), write_output(home, {"train.npy": b"prepared"}))
     for number, verdict in ((1, "promoted"), (2, "refused"), (3, "promoted"), (4, "refused")):
         register(world, bundles / str(number), verdict)
     return world

@@ -27,8 +27,8 @@ from remint.runtime.home import Home
 from tests.support import ends
 from tests.support import team as teams
 from tests.support.prefect_server import PrefectServer
-from tests.support.processes import asked, command_line
-from tests.support.promotion_cases import copied
+from tests.support.processes import command_line, query_or_default
+from tests.support.promotion_cases import copy_home
 from tests.support.team import REMINT, Team
 
 MARK = "REMINT_TEST_RUN"  # environment variable in every process of one run
@@ -44,7 +44,7 @@ STEPS = ("training.steps=30", "training.validate_every=10", "training.checkpoint
 KINDS = ("first", "next", "cold", "next", "first", "dirty")
 GRACE = 5.0  # seconds after which no process of a killed run may be alive
 LIMIT = 300.0  # seconds that any run may take
-APPEAR = (  # below REMINT_HOME; each new file is an event
+NEW_FILES = (  # below REMINT_HOME; each new file is an event
     "jobs/*",
     "jobs/*/*",
     "workspaces/*",
@@ -73,7 +73,7 @@ class Scene:
         return ["run", self.pipeline, *sets, "--json"]
 
 
-def scene(number: int) -> Scene:
+def make_scene(number: int) -> Scene:
     """Return scene ``number``: the families in turn; every tenth scene has a temporary server."""
     pipeline, settings = PIPELINES[number % len(PIPELINES)]
     return Scene(pipeline, settings, KINDS[number // len(PIPELINES) % len(KINDS)], own_server=number % 10 == 9)
@@ -110,7 +110,7 @@ class Run:
             )
 
     def _files(self) -> set[Path]:
-        return {path for pattern in APPEAR for path in self.home.glob(pattern)}
+        return {path for pattern in NEW_FILES for path in self.home.glob(pattern)}
 
     def reached(self) -> set[str]:
         """Return the printed lines, and the names of the files that appeared since the start."""
@@ -186,13 +186,15 @@ class Run:
         if "remint.distributed.launch" in said:
             return "torchrun"
         if "pipelines." in said:
-            return "rank" if "LOCAL_RANK" in asked(process.environ, {}) else "step"
+            return "rank" if "LOCAL_RANK" in query_or_default(process.environ, {}) else "step"
         return "another"
 
     def orphans(self) -> list[str]:
         """Return the processes that are alive GRACE seconds after the flow's end."""
         self.process.wait(LIMIT)
-        deadline = time.monotonic() + (GRACE if teams.forked is None else 4 * GRACE)  # beside other tests all takes longer
+        deadline = time.monotonic() + (
+            GRACE if teams.forked_programs is None else 4 * GRACE
+        )  # beside other tests all takes longer
         while (alive := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return [self._kind(each) for each in alive]
@@ -244,7 +246,7 @@ class Stage:
         template = self.judged if scene.kind in ("next", "dirty") else self.empty
         folder = self.folder / name
         shutil.copytree(template, folder, symlinks=True, ignore=lambda path, _: {".remint"} if path == str(template) else set())
-        copied(Home(template, template / ".remint"), folder / ".remint")
+        copy_home(Home(template, template / ".remint"), folder / ".remint")
         if scene.kind == "first" and self.data(scene).exists():
             shutil.copytree(self.data(scene), folder / ".remint/dvc", dirs_exist_ok=True)
         if scene.kind == "dirty":
@@ -267,10 +269,10 @@ class Stage:
         scene = replace(scene, own_server=False)
         if scene not in self.known:
             team = self.team(scene, f"undisturbed-{len(self.known)}")
-            run = Run(team, scene, self.folder / f"{team.folder.name}.log", forked=teams.forked)
+            run = Run(team, scene, self.folder / f"{team.folder.name}.log", forked=teams.forked_programs)
             timeline = run.timeline()
-            self.known[scene] = Undisturbed(ends.of(team, scene.pipeline, run.answer()), timeline)
-            assert (left := ends.left_behind(team)) == [], left
+            self.known[scene] = Undisturbed(ends.retraining_results(team, scene.pipeline, run.answer()), timeline)
+            assert (left := ends.leftovers(team)) == [], left
             if not self.data(scene).exists():
                 self.keep_data(scene, team)
             shutil.rmtree(team.folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-DEEP = 3  # levels of nested archives
+MAX_DEPTH = 3  # levels of nested archives
 
 
 class Search:
@@ -30,7 +30,7 @@ class Search:
         self.found: dict[str, list[str]] = {word: [] for word in words}
         self.places = 0
 
-    def bytes(self, place: str, content: bytes, deep: int = DEEP) -> None:
+    def bytes(self, place: str, content: bytes, deep: int = MAX_DEPTH) -> None:
         self.places += 1
         for form, word in self.forms.items():
             if form in content:
@@ -93,7 +93,7 @@ def _members(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def watched(lines: set[str]) -> Iterator[None]:
+def record_command_lines(lines: set[str]) -> Iterator[None]:
     """Record the command lines of all processes of this machine repeatedly while the block runs."""
     over = threading.Event()
 
@@ -115,7 +115,7 @@ def watched(lines: set[str]) -> Iterator[None]:
         thread.join()
 
 
-def secrets(random: Any, names: Collection[str]) -> dict[str, str]:
+def make_secrets(random: Any, names: Collection[str]) -> dict[str, str]:
     """Return a unique random secret for each name."""
     return {name: f"planted-{random.randrange(16**12):012x}/x+y" for name in names}
 

@@ -63,7 +63,7 @@ class Server:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Server]:
+def run_server(home: Path) -> Iterator[Server]:
     """Run a server on the MLflow database of a home."""
     port = free_port()
     database = f"sqlite:///{home}/mlflow/mlflow.db"
@@ -83,7 +83,7 @@ def serving(home: Path) -> Iterator[Server]:
 
 
 @dataclass
-class Losing:
+class LossyProxy:
     """Proxy that forwards every request and loses a share of the replies to POSTs, after the server has handled them."""
 
     port: int  # of the server
@@ -102,8 +102,8 @@ class Losing:
 
 
 @contextmanager
-def losing(port: int, share: float, dice: random.Random, *, cut: bool = False) -> Iterator[Losing]:
-    made = Losing(port, share, dice, cut)
+def lossy_proxy(port: int, share: float, dice: random.Random, *, cut: bool = False) -> Iterator[LossyProxy]:
+    made = LossyProxy(port, share, dice, cut)
 
     class Handler(BaseHTTPRequestHandler):
         def _forward(self) -> None:

@@ -129,7 +129,7 @@ def torch_archive_for_weights(model: Path, payload: Payload) -> None:
         out.writestr("archive/version", "3\n")
 
 
-def _beside(name: str) -> Callable[[Path, Payload], None]:
+def _extra_file(name: str) -> Callable[[Path, Payload], None]:
     def make(model: Path, payload: Payload) -> None:
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_bytes(payload.code.encode() if name.endswith(".py") else payload.pickle)
@@ -264,11 +264,11 @@ POISONS: dict[str, Poison] = {
     "a tag in conda.yaml": Poison(tag_in_conda),
     "requirements with a path": Poison(requirements_with_a_path),
     "a torch archive for weights": Poison(torch_archive_for_weights),
-    "DCP metadata": Poison(_beside(f"{BUNDLE}/.metadata")),
-    "pt2 beside": Poison(_beside(f"{BUNDLE}/model.pt2")),
-    "pickle beside": Poison(_beside("data/model.pkl")),
-    "pickle called json": Poison(_beside(f"{BUNDLE}/more.json")),
-    "module beside": Poison(_beside("remint.py")),
+    "DCP metadata": Poison(_extra_file(f"{BUNDLE}/.metadata")),
+    "pt2 beside": Poison(_extra_file(f"{BUNDLE}/model.pt2")),
+    "pickle beside": Poison(_extra_file("data/model.pkl")),
+    "pickle called json": Poison(_extra_file(f"{BUNDLE}/more.json")),
+    "module beside": Poison(_extra_file("remint.py")),
     "site customised": Poison(sitecustomize),
     "link to a file": Poison(link_to_a_file),
     "link to everything": Poison(link_to_everything),
@@ -289,7 +289,7 @@ POISONS: dict[str, Poison] = {
 }
 
 
-def remake(model: Path, whole: Path) -> None:
+def restore_model(model: Path, whole: Path) -> None:
     """Restore the original model."""
     shutil.rmtree(model.parent, ignore_errors=True)
     shutil.copytree(whole.parent, model.parent)

@@ -87,12 +87,12 @@ def _binaries() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with fresh() as server:
+    with run_postgres() as server:
         yield server
 
 
 @contextmanager
-def fresh() -> Iterator[Postgres]:
+def run_postgres() -> Iterator[Postgres]:
     """Run a separate server on a socket only. Skips the test if that is impossible."""
     pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     binaries = _binaries()

@@ -35,7 +35,14 @@ SERVE = (
     "import os, sys; from remint.runtime.parent import die_with_parent; die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])"
 )
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-OWN = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3")
+AWS_VARIABLES = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL_S3",
+)
 
 
 @dataclass
@@ -121,7 +128,7 @@ def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The S3 server, configured for boto3 by environment variables as for a user."""
-    for name in OWN:
+    for name in AWS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)

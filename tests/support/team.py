@@ -23,7 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {  # models that train in a second
     "vaegan": {"latent": 4, "hidden": 32, "layers": 1},
 }
 
-forked: Path | None = None  # the folder of preloaded.programs; None: every command is a new process
+forked_programs: Path | None = None  # the folder of preloaded.programs; None: every command is a new process
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Team:
 
         ``new``: use new processes even if other commands are forked.
         """
-        programs = None if new else forked
+        programs = None if new else forked_programs
         environment = self.environment()
         if programs is not None:
             environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
@@ -90,7 +90,7 @@ class Team:
         )
 
 
-def quick(content: dict[str, Any]) -> dict[str, Any]:
+def shorten_trainings(content: dict[str, Any]) -> dict[str, Any]:
     """Shorten the trainings to a few steps, and relax the rules so that they pass."""
     for pipeline in content["pipelines"].values():
         pipeline["model"] |= SMALL[pipeline["family"]]
@@ -118,7 +118,7 @@ def copy_sources(folder: Path) -> None:
 def make_team(folder: Path) -> Team:
     """Make a repository with one commit of this working tree and quick trainings."""
     copy_sources(folder)
-    write_params(quick(read_params(folder)), folder)
+    write_params(shorten_trainings(read_params(folder)), folder)
     team = Team(folder)
     team.sh(
         "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
@@ -128,8 +128,8 @@ def make_team(folder: Path) -> Team:
 
 def copy_team(template: Path, folder: Path, api: str | None = None) -> Team:
     """Copy a team, and change the absolute addresses in MLflow's database to the copy."""
-    from tests.support.promotion_cases import copied
+    from tests.support.promotion_cases import copy_home
 
     shutil.copytree(template, folder, symlinks=True, ignore=lambda path, _: {".remint"} if path == str(template) else set())
-    copied(Home(template, template / ".remint"), folder / ".remint")
+    copy_home(Home(template, template / ".remint"), folder / ".remint")
     return Team(folder, api)
