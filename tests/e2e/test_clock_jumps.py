@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import ends, kills
+from tests.support import kills, results
 from tests.support.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
 from tests.support.trials import Trials
 
@@ -27,13 +27,13 @@ def test_a_clock_that_jumps_in_mid_run_changes_nothing(stage: kills.Stage, trial
         jumps = 0
         for shift in trial.random.sample([DAY, -DAY, 0], 2):
             moment = undisturbed.moment(trial.random, again=False)
-            if run.until(moment):
+            if run.wait_for_moment(moment):
                 clock.set(shift)
                 jumps += 1
-        found = ends.retraining_results(team, scene.pipeline, run.answer())
-        assert not (run.orphans() or ends.differences(found, undisturbed.ends) or ends.leftovers(team)), scene
+        found = results.retraining_results(team, scene.pipeline, run.outcome())
+        assert not (run.orphans() or results.differences(found, undisturbed.results) or results.leftovers(team)), scene
         clock.set(0)
-        again = kills.Run(team, scene, stage.folder / f"{team.folder.name}-again.log").answer()
+        again = kills.Run(team, scene, stage.folder / f"{team.folder.name}-again.log").outcome()
         assert not again["trained"] and again["version"] == found["outcome"]["version"], scene
         shutil.rmtree(team.folder)
         trial.note(runs=1, jumps=jumps, different=0)

@@ -36,7 +36,7 @@ def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Proce
     return trainer
 
 
-def states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
+def job_states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
     """Of the team's jobs, in Prefect: state and what is said of it; and the status of MLflow's runs."""
     prefect = []
     for job in sorted(team.folder.glob(".remint/jobs/*/job.json")):
@@ -46,7 +46,7 @@ def states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
         return prefect, [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
 
 
-def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_training_and_the_next_run_resumes_it(team: Team, tmp_path: Path) -> None:
     run = team.start(*LONG, log=tmp_path / "log")
     trainer = hold_at_checkpoint(team, run)
     children = psutil.Process(run.pid).children(recursive=True)
@@ -64,7 +64,7 @@ def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) 
     first_seen = (team.folder / ".remint").glob("jobs/*/train.jsonl")
     events = [json.loads(line) for path in sorted(first_seen)[-1:] for line in path.read_text().splitlines()]
     assert min(event["step"] for event in events if "step" in event and isinstance(event["step"], int)) >= max(steps)
-    prefect, mlflow = states(team)
+    prefect, mlflow = job_states(team)
     assert [state for state, _ in prefect] == ["FAILED", "COMPLETED"] and "interrupted" in prefect[0][1]
     assert mlflow == ["KILLED", "FINISHED"]
     assert not list((team.folder / ".remint/workspaces").glob("*"))

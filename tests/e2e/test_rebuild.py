@@ -28,7 +28,7 @@ PIPELINE = {
 
 
 @dataclass(kw_only=True)
-class Elsewhere(Team):
+class OtherMachine(Team):
     """A clone with a home of its own, and the stores of the team that it was cloned from."""
 
     stores: Path
@@ -48,7 +48,7 @@ class Elsewhere(Team):
 @dataclass
 class Story:
     team: Team
-    elsewhere: Elsewhere
+    elsewhere: OtherMachine
     outcome: dict[str, Any]
 
 
@@ -71,10 +71,10 @@ def story(shared_team: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
     for name in ("checkpoints", "schemas", "features"):
         shutil.rmtree(stores / name, ignore_errors=True)
     shared_team.sh(f"git clone -q . {folder}/clone")
-    return Story(shared_team, Elsewhere(folder=folder / "clone", stores=stores, home=folder / "home"), outcome)
+    return Story(shared_team, OtherMachine(folder=folder / "clone", stores=stores, home=folder / "home"), outcome)
 
 
-def test_1_it_is_identical_and_neither_side_is_touched(story: Story) -> None:
+def test_1_the_rebuild_is_identical_and_changes_no_store(story: Story) -> None:
     stores, home = story.elsewhere.stores, story.elsewhere.home
     remote = {path: path.stat().st_mtime_ns for path in (stores / "dvc/remote").rglob("*")}
     before = story.team.state(), story.elsewhere.state(), (stores / "ledger.db").read_bytes()
@@ -100,7 +100,7 @@ def test_1_it_is_identical_and_neither_side_is_touched(story: Story) -> None:
 
 
 @pytest.mark.soak
-def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting_is_found(
+def test_2_another_machine_is_held_to_the_tolerances_and_an_edited_setting_is_found(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with sqlite3.connect(story.elsewhere.stores / "mlflow/mlflow.db") as database:
@@ -120,9 +120,9 @@ def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting
     assert metrics and all("within" in each["why"] for each in metrics)
 
 
-def test_3_data_that_are_gone_are_one_clear_error(story: Story) -> None:
+def test_3_lost_data_are_one_clear_error(story: Story) -> None:
     stores = story.elsewhere.stores
     (stores / "dvc/remote").rename(stores / "dvc/away")
-    told = story.elsewhere.remint("rebuild", "flow/1", status=1).stderr
-    assert "error: flow/1: its data cannot be fetched: dvc pull" in told
+    message = story.elsewhere.remint("rebuild", "flow/1", status=1).stderr
+    assert "error: flow/1: its data cannot be fetched: dvc pull" in message
     assert list((story.elsewhere.home / "workspaces").iterdir()) == []

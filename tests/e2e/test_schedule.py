@@ -31,7 +31,7 @@ SECRETS = make_secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_
 
 
 @dataclass
-class Keyed(Team):
+class TeamWithSecrets(Team):
     """A team with secrets in its environment."""
 
     ledger: str = ""
@@ -41,7 +41,7 @@ class Keyed(Team):
         return {**super().environment(), **own, "REMINT_LEDGER": self.ledger}
 
 
-def refuses(url: str, **headers: str) -> bool:
+def is_refused(url: str, **headers: str) -> bool:
     request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10):
@@ -50,7 +50,7 @@ def refuses(url: str, **headers: str) -> bool:
         return error.code == 403
 
 
-def answers_to_this_machine_only(prefect: int, mlflow: int, stack: int) -> None:
+def assert_local_only(prefect: int, mlflow: int, stack: int) -> None:
     """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
     sockets = [
@@ -63,31 +63,33 @@ def answers_to_this_machine_only(prefect: int, mlflow: int, stack: int) -> None:
     assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
     for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
         for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example"):
-            assert refuses(url, Host=host), (url, host)
-        assert not refuses(url) and not refuses(url, Host=urllib.parse.urlsplit(url).netloc.replace("127.0.0.1", "localhost"))
-    assert refuses(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
+            assert is_refused(url, Host=host), (url, host)
+        assert not is_refused(url) and not is_refused(
+            url, Host=urllib.parse.urlsplit(url).netloc.replace("127.0.0.1", "localhost")
+        )
+    assert is_refused(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
 
 
-def test_a_schedule_fires_and_ends_in_a_version(lone_team: Team, tmp_path: Path, postgres: Postgres) -> None:
-    postgres.lock("scheduled", SECRETS["ledger"])
+def test_a_schedule_starts_a_run_that_registers_a_version(lone_team: Team, tmp_path: Path, postgres: Postgres) -> None:
+    postgres.add_password_role("scheduled", SECRETS["ledger"])
     postgres.execute("CREATE DATABASE scheduled OWNER scheduled")
     password = urllib.parse.quote(SECRETS["ledger"], safe="")
-    team = Keyed(lone_team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
-    lines: set[str] = set()
-    with record_command_lines(lines):
-        _fires(team, tmp_path)
+    team = TeamWithSecrets(lone_team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
+    command_lines: set[str] = set()
+    with record_command_lines(command_lines):
+        _run_schedule(team, tmp_path)
     canary = "reason given: scheduled"  # in the ledger that the run found by its worker's environment
     search = Search([*SECRETS.values(), canary])
     search.tree(team.folder)
     search.git(team.folder)
     search.postgres(team.ledger)
     search.texts("what was said", (tmp_path / "log").read_text())
-    search.texts("a process", *lines)
-    assert "table ledger" in search.found.pop(canary) and any("mlflow server" in line for line in lines)
+    search.texts("a process", *command_lines)
+    assert "table ledger" in search.found.pop(canary) and any("mlflow server" in line for line in command_lines)
     assert not any(search.found.values()), search.found
 
 
-def _fires(team: Team, tmp_path: Path) -> None:
+def _run_schedule(team: Team, tmp_path: Path) -> None:
     content = read_params(team.folder)
     content["pipelines"]["digits-flow"]["schedule"] = {"interval": 30}
     write_params(content, team.folder)
@@ -111,7 +113,7 @@ def _fires(team: Team, tmp_path: Path) -> None:
         assert (done[0]["name"], done[0]["state_name"]) == (f"digits-flow {due:%Y-%m-%d}", "Promoted")
         (version,) = team.json("models", "digits-flow")
         assert version["aliases"] == ["champion"] and version["commit"] == team.sh("git rev-parse HEAD").strip()
-        answers_to_this_machine_only(prefect, mlflow, stack.pid)
+        assert_local_only(prefect, mlflow, stack.pid)
         deployed = team.json("deploy")
         assert [entry["pipeline"] for entry in deployed] == ["digits-flow"]
     finally:

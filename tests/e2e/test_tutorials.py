@@ -14,28 +14,28 @@ BLOCK = re.compile(r"^```(sh|yaml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\b[0-9a-f]{10}\b|[+-]?\d[\d.]*")
 
 
-def lines(output: str) -> set[str]:
+def normalised_lines(output: str) -> set[str]:
     """The lines with # for each number and digest, and blanks squeezed: values depend on the machine."""
     return {" ".join(NUMBER.sub("#", line).split()) for line in output.splitlines()} - {""}
 
 
 def follow(team: Team, page: Path) -> None:
     """Add the page's settings, run its commands, and look for the output that it shows."""
-    said = ""
+    printed = ""
     for kind, block in BLOCK.findall(page.read_text()):
         if kind == "yaml":
             content = read_params(team.folder)
-            for name, added in read_params_of(block, team.folder / "added").items():
+            for name, added in parse_block(block, team.folder / "added").items():
                 content[name] |= added
             write_params(content, team.folder)
         elif kind == "sh":
-            said = team.sh(f"set -e\n{block}")
+            printed = team.sh(f"set -e\n{block}")
         else:
-            missing = lines(block) - lines(said)
-            assert not missing, f"{page.name} shows {missing}, and the command said\n{said}"
+            missing = normalised_lines(block) - normalised_lines(printed)
+            assert not missing, f"{page.name} shows {missing}, and the command said\n{printed}"
 
 
-def read_params_of(block: str, folder: Path) -> dict[str, dict[str, object]]:
+def parse_block(block: str, folder: Path) -> dict[str, dict[str, object]]:
     """A block of YAML as params.yaml is read."""
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(block)

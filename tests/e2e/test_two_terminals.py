@@ -10,13 +10,13 @@ import pytest
 from tests.support.team import Team
 
 
-def test_two_terminals(new_team: Team, tmp_path: Path) -> None:
+def test_two_pipelines_run_at_once_without_a_lock_error(new_team: Team, tmp_path: Path) -> None:
     names = ["digits-vae", "digits-flow"]
     runs = [new_team.start("run", name, log=tmp_path / name) for name in names]
     for name, run in zip(names, runs, strict=True):
         assert run.wait(timeout=300) == 0, (tmp_path / name).read_text()
-        words = (tmp_path / name).read_text()
-        assert "locked" not in words and "promoted" in words
+        text = (tmp_path / name).read_text()
+        assert "locked" not in text and "promoted" in text
     assert {m["name"]: m["aliases"] for m in new_team.json("models")} == {name: ["champion"] for name in names}
 
 

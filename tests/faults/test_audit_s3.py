@@ -16,7 +16,7 @@ from tests.support.s3 import Server
 pytestmark = pytest.mark.usefixtures("forked")
 
 
-def test_what_a_bucket_lost_is_named_and_put_back(
+def test_lost_objects_of_a_bucket_are_found_and_restored(
     s3: Server, tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = s3.bucket({})
@@ -39,7 +39,7 @@ def test_what_a_bucket_lost_is_named_and_put_back(
         s3.delete(bucket, key)
     found = {(each.kind, each.thing.split()[0]): each for each in world.audit()}
     assert found.keys() == {("bytes", "digits-flow/2"), ("bytes", "digits-flow/3"), ("remote", "raw")}
-    assert {each.thing.split()[0] for each in world.repaired() if each.repaired} == {"digits-flow/3", "raw"}
+    assert {each.thing.split()[0] for each in world.repair() if each.repaired} == {"digits-flow/3", "raw"}
     assert [each.thing for each in world.audit()] == ["digits-flow/2"]
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")

@@ -32,7 +32,7 @@ FULL = 20  # variants of each
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> TrainedFlow:
+def trained_flow(tmp_path_factory: pytest.TempPathFactory) -> TrainedFlow:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -42,13 +42,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> TrainedFlow:
 
 
 @pytest.fixture(scope="module")
-def champion(good: TrainedFlow, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+def champion(trained_flow: TrainedFlow, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     """Of the flow as a champion that was measured with these data; under another key, as an older version has."""
-    found = evaluate_flow(good, tmp_path_factory.mktemp("champion"))
+    found = evaluate_flow(trained_flow, tmp_path_factory.mktemp("champion"))
     return Evidence(found.report.model_copy(update={"model_key": "former"}), found.values)
 
 
-def bad(trial: Trial, verdict: str) -> None:
+def assert_not_promoted(trial: Trial, verdict: str) -> None:
     assert verdict not in ("promoted", "awaiting_approval"), verdict
     trial.note(variants=1, promoted=0, ended_before_the_gate=verdict.endswith("Error"))
 
@@ -73,35 +73,40 @@ def test_healthy_runs_pass(trials: Trials, tmp_path: Path) -> None:
 
 
 @pytest.mark.case(25)
-def test_numbers_that_are_none_are_not_promoted(good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path) -> None:
+def test_numbers_that_are_none_are_not_promoted(
+    trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
+) -> None:
     """In a weight, in what a model draws or says of an example, in the values of a report, in the report itself."""
     for trial in trials(short=4, full=FULL):
         folder, dice = tmp_path / str(trial.number), np.random.default_rng(trial.random.randrange(2**32))
         kind, rival = trial.number % 4, opponent(trial, champion)
         if kind == 0:
             verdict = gate_verdict(
-                lambda: evaluate_flow(cases.with_nonfinite_weight(good, folder / "b", dice), folder / "r"), rival
-            )  # noqa: B023
+                lambda: evaluate_flow(cases.with_nonfinite_weight(trained_flow, folder / "b", dice), folder / "r"),  # noqa: B023
+                rival,
+            )
             assert verdict == "RunError"
         elif kind == 1:
-            wrong = drawing(lambda x_BD: torch.where(torch.rand(x_BD.shape, generator=seeded(dice)) < 0.01, torch.nan, x_BD))  # noqa: B023
-            verdict = gate_verdict(lambda: evaluate_flow(good, folder / "r", generator=wrong), rival, samples_only=True)  # noqa: B023
+            wrong = changed_samples(
+                lambda x_BD: torch.where(torch.rand(x_BD.shape, generator=seeded_generator(dice)) < 0.01, torch.nan, x_BD)  # noqa: B023
+            )
+            verdict = gate_verdict(lambda: evaluate_flow(trained_flow, folder / "r", generator=wrong), rival, samples_only=True)  # noqa: B023
         else:
-            spoil = in_the_values if kind == 2 else in_the_report
+            spoil = with_bad_values if kind == 2 else with_bad_report
             verdict = gate_verdict(lambda: spoil(champion, dice), rival)  # noqa: B023
             assert verdict == "refused"
-        bad(trial, verdict)
+        assert_not_promoted(trial, verdict)
 
 
-def seeded(dice: np.random.Generator) -> torch.Generator:
+def seeded_generator(dice: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(dice.integers(2**31)))
 
 
-def drawing(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Generator]:
+def changed_samples(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Generator]:
     return lambda flow: Generator(flow, lambda noise_BN, sample: change(sample(noise_BN)))
 
 
-def in_the_values(found: Evidence, dice: np.random.Generator) -> Evidence:
+def with_bad_values(found: Evidence, dice: np.random.Generator) -> Evidence:
     """One of the numbers behind a metric, in a report that was written with it."""
     name = str(dice.choice(["nll", "fd_domain"]))
     values_N = np.array(found.values[name])
@@ -110,7 +115,7 @@ def in_the_values(found: Evidence, dice: np.random.Generator) -> Evidence:
     return Evidence(report, {**found.values, name: values_N})
 
 
-def in_the_report(found: Evidence, dice: np.random.Generator) -> Evidence:
+def with_bad_report(found: Evidence, dice: np.random.Generator) -> Evidence:
     """A value or a limit that no record can hold, past its checks."""
     name, field = str(dice.choice(["nll", "fd_domain"])), str(dice.choice(["value", "low", "high"]))
     spoilt = MetricValue.model_construct(**{**dict(found.report.metrics[name]), field: float(dice.choice([np.nan, -np.inf]))})
@@ -118,7 +123,7 @@ def in_the_report(found: Evidence, dice: np.random.Generator) -> Evidence:
     return Evidence(report, found.values)
 
 
-def collapsed(trial: Trial) -> Callable[[Any], Generator]:
+def collapsed_generator(trial: Trial) -> Callable[[Any], Generator]:
     """A few examples over and over, the middle of everything, or one of the two clusters."""
     kind, dice = trial.number % 3, trial.random
     few = torch.randn(dice.randrange(1, 13), 4, generator=torch.Generator().manual_seed(dice.randrange(2**31)))
@@ -137,20 +142,27 @@ def collapsed(trial: Trial) -> Callable[[Any], Generator]:
 
 
 @pytest.mark.case(25)
-def test_a_collapsed_generator_is_not_promoted(good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path) -> None:
+def test_a_collapsed_generator_is_not_promoted(
+    trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
+) -> None:
     for trial in trials(short=3, full=FULL):
-        made, folder = collapsed(trial), tmp_path / str(trial.number)
-        bad(
-            trial, gate_verdict(lambda: evaluate_flow(good, folder, generator=made), opponent(trial, champion), samples_only=True)
-        )  # noqa: B023
+        made, folder = collapsed_generator(trial), tmp_path / str(trial.number)
+        assert_not_promoted(
+            trial,
+            gate_verdict(
+                lambda: evaluate_flow(trained_flow, folder, generator=made),  # noqa: B023
+                opponent(trial, champion),
+                samples_only=True,
+            ),
+        )
 
 
 @pytest.mark.case(25)
 def test_a_generator_that_learnt_by_heart_is_not_promoted(
-    good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
+    trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
     """Training rows, all of them or some, as they are or a little beside. Only their novelty tells: they look real and reach all."""
-    rows_ND = torch.from_numpy(np.array(good.dataset.train.x_NX))
+    rows_ND = torch.from_numpy(np.array(trained_flow.dataset.train.x_NX))
     for trial in trials(short=2, full=FULL):
         known_KD = rows_ND[: trial.random.choice([400, 600, len(rows_ND)])]
         beside, folder = trial.random.choice([0.0, 0.01, 0.05]), tmp_path / str(trial.number)
@@ -159,44 +171,44 @@ def test_a_generator_that_learnt_by_heart_is_not_promoted(
             place_B = (torch.special.ndtr(noise_BN[:, 0].double()) * len(known_KD)).long()  # noqa: B023
             return known_KD[place_B] + beside * noise_BN  # noqa: B023
 
-        found = evaluate_flow(good, folder, generator=lambda flow: Generator(flow, draw))
+        found = evaluate_flow(trained_flow, folder, generator=lambda flow: Generator(flow, draw))
         assert found.report.metrics["coverage_domain"].low > 0.75, "else it would be refused for another reason"
         verdict = gate_verdict(lambda: found, opponent(trial, champion), samples_only=True)  # noqa: B023
         assert verdict == "refused"
-        bad(trial, verdict)
+        assert_not_promoted(trial, verdict)
 
 
 Table = list[list[str]]
 
 
-def drop(table: Table, dice: random.Random) -> Table:
+def drop_column(table: Table, dice: random.Random) -> Table:
     gone = dice.randrange(len(COLUMNS))
     return [row[:gone] + row[gone + 1 :] for row in table]
 
 
-def rename(table: Table, dice: random.Random) -> Table:
+def rename_column(table: Table, dice: random.Random) -> Table:
     head = list(table[0])
     head[dice.randrange(len(head))] = "z"
     return [head, *table[1:]]
 
 
-def add(table: Table, dice: random.Random) -> Table:
+def add_column(table: Table, dice: random.Random) -> Table:
     return [[*table[0], "e"], *([*row, str(dice.random())] for row in table[1:])]
 
 
-def words(table: Table, dice: random.Random) -> Table:
+def words_in_column(table: Table, dice: random.Random) -> Table:
     at = dice.randrange(len(COLUMNS))
     return [table[0], *([*row[:at], dice.choice(["low", "high"]), *row[at + 1 :]] for row in table[1:])]
 
 
-def holes(table: Table, dice: random.Random) -> Table:
+def missing_values(table: Table, dice: random.Random) -> Table:
     at = dice.randrange(len(COLUMNS))
     return [table[0], *([*row[:at], "" if dice.random() < 0.2 else row[at], *row[at + 1 :]] for row in table[1:])]
 
 
 @pytest.mark.case(25)
 def test_data_of_another_schema_bring_nothing_into_production(
-    good: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
+    trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
     """Refused when they are versioned; and where a person let the schema change, no model of the former one is judged by them."""
     for trial in trials(short=5, full=FULL):
@@ -206,18 +218,18 @@ def test_data_of_another_schema_bring_nothing_into_production(
         cases.prepare(folder)  # the first import learns the schema
         with (folder / "rows.csv").open(newline="") as stream:
             table = list(csv.reader(stream))
-        change = (drop, rename, add, words, holes)[trial.number % 5]
+        change = (drop_column, rename_column, add_column, words_in_column, missing_values)[trial.number % 5]
         with (folder / "rows.csv").open("w", newline="") as stream:
             csv.writer(stream).writerows(change(table, trial.random))
         with pytest.raises(DataError):
             cases.prepare(folder)
         dataset = cases.prepare(folder, cases.SETTINGS.model_copy(update={"schema_version": 2}))
-        verdict = gate_verdict(lambda: evaluate_flow(good, folder / "report", dataset=dataset), opponent(trial, champion))  # noqa: B023
+        verdict = gate_verdict(lambda: evaluate_flow(trained_flow, folder / "report", dataset=dataset), opponent(trial, champion))  # noqa: B023
         assert verdict == "DataError"
-        bad(trial, verdict)
+        assert_not_promoted(trial, verdict)
 
 
-def touched(folder: Path, trial: Trial) -> None:
+def leave_uncommitted_work(folder: Path, trial: Trial) -> None:
     """Work that was not committed."""
     kind, name = trial.number % 4, f"src/f{trial.random.randrange(4)}.py"
     if kind == 0:
@@ -238,7 +250,7 @@ def test_uncommitted_work_is_not_promoted(make_repository: Callable[..., Path], 
     for trial in trials(short=4, full=FULL):
         folder = make_repository({f"src/f{i}.py": f"x = {i}\n" for i in range(4)}, f"team{trial.number}")
         assert gate_verdict(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty) == "promoted"
-        touched(folder, trial)
+        leave_uncommitted_work(folder, trial)
         verdict = gate_verdict(lambda: fresh, None, dirty=git.commit_of_tree(folder).reason_dirty)
         assert verdict == "refused"
-        bad(trial, verdict)
+        assert_not_promoted(trial, verdict)

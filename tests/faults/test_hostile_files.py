@@ -13,11 +13,11 @@ import pytest
 from tests.support.measured import Reader, start_reader
 from tests.support.poisons import Payload
 
-MOST_GROWN = 200 << 20  # bytes
+MAX_MEMORY_GROWTH = 200 << 20  # bytes
 
 
 @pytest.fixture(scope="module")
-def read() -> Iterator[Reader]:
+def reader() -> Iterator[Reader]:
     with start_reader() as process:
         yield process
 
@@ -44,10 +44,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_hostile_files(read: Reader, tmp_path: Path, name: str) -> None:
+def test_hostile_files_are_refused(reader: Reader, tmp_path: Path, name: str) -> None:
     make, says = FILES[name]
     make(tmp_path / name)
-    (found,) = read("source", tmp_path / name)
+    (found,) = reader("source", tmp_path / name)
     assert found.ended == "refused" and says in found.said and len(found.said.splitlines()) == 1, found
-    assert found.grown < MOST_GROWN, found
+    assert found.grown < MAX_MEMORY_GROWTH, found
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -40,7 +40,7 @@ def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return made
 
 
-def champion_measured_again(home: Home) -> str:
+def measure_champion_again(home: Home) -> str:
     """What a retraining does with the champion before it judges: here as far as its bytes go."""
     challenger = TrainedModel.read(home.path / "bundles/1/training.json")
     report = EvaluationReport(
@@ -59,13 +59,13 @@ def champion_measured_again(home: Home) -> str:
     return found.unavailable_reason
 
 
-def raised(what: Callable[[], object]) -> str:
+def error_of(act: Callable[[], object]) -> str:
     with pytest.raises(RemintError) as caught:
-        what()
+        act()
     return str(caught.value)
 
 
-def audited(home: Home) -> str:
+def audit_finding(home: Home) -> str:
     store = open_tracking(home)
     held = next(each for each in versions(store, MODEL) if each.version.ref == REF)
     (found,) = registry.check_bytes(home, store, held, "a champion before", load=True)
@@ -75,19 +75,19 @@ def audited(home: Home) -> str:
 
 def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, str]]:
     """What each command says. Where manifest and tags fit the poison, only those that load see it."""
-    if not poison.of_the_record:
-        yield "sample", raised(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
-    yield "rollback", raised(lambda: decide.rollback(home, MODEL, "it blurs"))
-    yield "audit --deep", audited(home)
+    if not poison.record_only:
+        yield "sample", error_of(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
+    yield "rollback", error_of(lambda: decide.rollback(home, MODEL, "it blurs"))
+    yield "audit --deep", audit_finding(home)
     if not poison.resealed:
-        yield "promote", raised(lambda: decide.promote(home, REF, "I like it", against=2))
-        yield "judge", champion_measured_again(home)
-    elif not poison.of_the_record:
+        yield "promote", error_of(lambda: decide.promote(home, REF, "I like it", against=2))
+        yield "judge", measure_champion_again(home)
+    elif not poison.record_only:
         bundle = fetch_bundle(home, open_tracking(home).version(REF))
-        yield "pyfunc", raised(lambda: pyfunc._load_pyfunc(str(bundle)))
+        yield "pyfunc", error_of(lambda: pyfunc._load_pyfunc(str(bundle)))
 
 
-def seal(store: Tracking, files: Path) -> None:
+def reseal(store: Tracking, files: Path) -> None:
     """Makes manifest and tags fit what lies there, as somebody could who may write into MLflow's database, too."""
     from remint.stores.mlflow import package
 
@@ -106,23 +106,23 @@ def seal(store: Tracking, files: Path) -> None:
 def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
     names, store = list(POISONS), open_tracking(home)
     files = cases.model_folder(home, 1)
-    whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
+    original = shutil.copytree(files.parent, tmp_path / "whole") / files.name
     tags = store.version(REF).tags
     for trial in trials(short=3, full=len(names)):
         poison, mark = POISONS[names[trial.number]], tmp_path / f"ran-{trial.number}"
         poison.make(files, Payload(mark))
         if poison.resealed:
-            seal(store, files)
+            reseal(store, files)
         folder = tmp_path / str(trial.number)
         folder.mkdir()
-        for command, said in refusals(home, folder, poison):
-            assert len(said.splitlines()) == 1 and len(said) < 2_000, (names[trial.number], command, said)
+        for command, message in refusals(home, folder, poison):
+            assert len(message.splitlines()) == 1 and len(message) < 2_000, (names[trial.number], command, message)
             assert not mark.exists(), (names[trial.number], command)
             trial.note(refused=1)
         assert open_ledger(home).champion(MODEL) == 2
         assert not (folder / "x.npy").exists()
         trial.note(executed=0)
-        restore_model(files, whole)
+        restore_model(files, original)
         store.set_tags(store.version(REF), tags)
         shutil.rmtree(home.path / "models", ignore_errors=True)
     assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded

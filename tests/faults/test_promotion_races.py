@@ -27,16 +27,16 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 
 @contextmanager
-def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
+def start_promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
     """Two processes that live for all races; each race is what both are told, and what they answer, in their order."""
     start = context.Barrier(2)
     pipes = [context.Pipe() for _ in range(2)]
-    racers = [race_process(_race, theirs, start, home, work) for _, theirs in pipes]
+    racers = [race_process(_run_races, theirs, start, home, work) for _, theirs in pipes]
     for each in racers:
         each.start()
 
-    def race(told: list[tuple[Any, ...]]) -> list[str]:
-        for (ours, _), arguments in zip(pipes, told, strict=True):
+    def race(requests: list[tuple[Any, ...]]) -> list[str]:
+        for (ours, _), arguments in zip(pipes, requests, strict=True):
             ours.send(arguments)
         for ours, _ in pipes:
             assert ours.poll(120), "a promoter died"
@@ -48,7 +48,7 @@ def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[t
         each.join(60)
 
 
-def _race(pipe: Any, start: Any, home: Home, work: Callable[..., str]) -> None:
+def _run_races(pipe: Any, start: Any, home: Home, work: Callable[..., str]) -> None:
     while (arguments := pipe.recv()) is not None:
         start.wait(60)
         pipe.send(work(home, *arguments))
@@ -65,13 +65,13 @@ def promote(home: Home, version: int, against: Against) -> str:
 @pytest.mark.case(15)
 def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials: Trials) -> None:
     """Each decided against the champion that stands: whoever is second decided against one that stands no more."""
-    with promoters(home, promote) as race:
+    with start_promoters(home, promote) as race:
         for trial in trials(short=1, full=500):
             champion = open_ledger(home).champion(MODEL)
             better, worse = trial.random.sample([number for number in (1, 2, 3, 4) if number != champion], 2)
             against: Against = "none" if champion is None else champion
-            told = [(better, against), (worse, against)]
-            answers = race(told)
+            requests = [(better, against), (worse, against)]
+            answers = race(requests)
             assert sorted(answer == "won" for answer in answers) == [False, True], answers
             winner = (better, worse)[answers.index("won")]
             (loser,) = (answer for answer in answers if answer != "won")

@@ -30,7 +30,7 @@ def client(store: Tracking) -> Any:
     return MlflowClient(store.uri)
 
 
-def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
+def register_in_processes(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
     program = [sys.executable, "-m", "tests.support.registry_cases", str(home), str(bundle), str(count), uri]
     done = subprocess.run(program, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,14 +39,14 @@ def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.soak)])
-def test_processes_on_no_database_register_one_version_at_once(
+def test_simultaneous_processes_without_a_database_register_one_version(
     database: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = ""
     if database == "postgresql":
         uri = request.getfixturevalue("postgres").database("at-once").replace("postgresql:", "postgresql+psycopg:")
     cases.make_bundle(tmp_path / "bundle")
-    assert together(tmp_path / "home", tmp_path / "bundle", count, uri) == ["1"] * count
+    assert register_in_processes(tmp_path / "home", tmp_path / "bundle", count, uri) == ["1"] * count
     store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
     assert version.tags.verified == "16 samples as recorded at training, to the bit"
@@ -58,19 +58,21 @@ def test_processes_on_no_database_register_one_version_at_once(
     assert all(len(client(store).get_metric_history(run.info.run_id, "loss")) == 5 for run in runs)
 
 
-def test_two_processes_with_a_model_each_do_not_lock_each_other_out(tmp_path: Path) -> None:
+def test_two_processes_register_two_models_at_the_same_time(tmp_path: Path) -> None:
     cases.make_bundle(tmp_path / "a", pipeline="a")
     cases.make_bundle(tmp_path / "b", pipeline="b")
-    said: dict[str, list[str]] = {}
+    versions: dict[str, list[str]] = {}
     threads = [
-        threading.Thread(target=lambda name=name: said.update({name: together(tmp_path / "home", tmp_path / name, 1)}))
+        threading.Thread(
+            target=lambda name=name: versions.update({name: register_in_processes(tmp_path / "home", tmp_path / name, 1)})
+        )
         for name in ("a", "b")
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == {"a": ["1"], "b": ["1"]}
+    assert versions == {"a": ["1"], "b": ["1"]}
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
 
 
 @pytest.mark.parametrize("files", [0, 1, 4])
-def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
+def test_a_full_disk_during_the_upload_leaves_no_version(
     store: Tracking, tmp_path: Path, files: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ENOSPC is injected where MLflow copies, after some files are there."""
@@ -89,7 +91,7 @@ def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
     cases.make_bundle(tmp_path / "bundle")
     run_id = store.start_run("digits-flow", {}, {})
 
-    def full(self: Any, run_id: str, folder: str, place: str) -> None:
+    def raise_no_space(self: Any, run_id: str, folder: str, place: str) -> None:
         target = Path(self.get_run(run_id).info.artifact_uri) / place
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file())[:files]:
             (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,7 @@ def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="no room to"):
-        patch.setattr(MlflowClient, "log_artifacts", full)
+        patch.setattr(MlflowClient, "log_artifacts", raise_no_space)
         cases.register(store, tmp_path / "bundle", run_id)
     assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"  # it may be tried again
     version = cases.register(store, tmp_path / "bundle", run_id)
@@ -105,7 +107,7 @@ def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
-def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path) -> None:
+def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path: Path, empty: Path) -> None:
     """A real limit of the kernel (RLIMIT_FSIZE) on a real process: weights of 4 MB, files of at most 3 MB."""
     shutil.copytree(empty, tmp_path / "home")
     cases.make_bundle(tmp_path / "bundle", hidden=700)
@@ -128,7 +130,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path
     assert cases.register(store, tmp_path / "bundle").version == 1
 
 
-def test_a_database_that_cannot_grow_is_a_full_disk_too(store: Tracking, tmp_path: Path) -> None:
+def test_a_database_that_cannot_grow_is_reported_as_a_full_disk(store: Tracking, tmp_path: Path) -> None:
     cases.make_bundle(tmp_path / "bundle")
     run_id = store.start_run("digits-flow", {}, {})
     size = (tmp_path / "home" / "mlflow" / "mlflow.db").stat().st_size
@@ -144,7 +146,7 @@ def test_a_database_that_cannot_grow_is_a_full_disk_too(store: Tracking, tmp_pat
     assert cases.register(store, tmp_path / "bundle").version == 1
 
 
-def test_a_server_that_is_not_there_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_mlflow_server_is_a_tracking_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     door.client.cache_clear()
     with pytest.raises(TrackingError, match="could not"):

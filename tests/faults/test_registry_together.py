@@ -20,7 +20,7 @@ def test_eight_at_once_make_eight_versions_and_of_the_same_model_one(empty: Path
     shutil.copytree(empty, tmp_path / "home")
     with start_program("tests.support.registry_together", [str(tmp_path / "home")], tmp_path / "words") as race:
         for trial in trials(short=1, full=50):
-            said = race(trial.random.randrange(10**9))
-            assert said["different"] == list(range(1, COUNT + 1)) and said["same"] == [COUNT + 1] * COUNT, said
-            assert said["found"] == []
+            answer = race(trial.random.randrange(10**9))
+            assert answer["different"] == list(range(1, COUNT + 1)) and answer["same"] == [COUNT + 1] * COUNT, answer
+            assert answer["found"] == []
             trial.note(registrations=2 * COUNT, versions=COUNT + 1, lost=0, doubled=0)

@@ -95,17 +95,17 @@ def test_locks_of_the_kernel_and_the_lease_of_a_killed_job(
         holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=folder)
         name = wait_for(folder / "held")
         with pytest.raises(Busy):  # it lives
-            _take(home, waits=False)
+            _take_lease(home, waits=False)
         assert jobs.dead(home) == [] and _registry_is_held(home)
         time.sleep(trial.random.uniform(0.0, 0.2))
         holder.kill()
         holder.wait()
-        assert _take(home, waits=True) == 2
+        assert _take_lease(home, waits=True) == 2
         assert [job.id for job in jobs.dead(home)] == [name] and not _registry_is_held(home)
         trial.note(recovered=1, live_holders_broken=0)
 
 
-def _take(home: Home, *, waits: bool) -> int:
+def _take_lease(home: Home, *, waits: bool) -> int:
     with jobs.live(home, pipeline="m", flow_run="") as job:
         holder = leases.Holder.of("m", job)
         with leases.held(home, "m", holder, print, waits=lambda _: waits) as lease:

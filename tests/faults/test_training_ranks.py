@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", cases.environment()["PYTHONPATH"])
 
 
@@ -50,7 +50,7 @@ def train_ranks(folder: Path, home: Path, ranks: int, families: str, *options: s
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by two processes."""
     home = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by this process."""
     home = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def last_state(home: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in load_file(file).items() if name != "losses"}  # of which each rank has its own
 
 
-def assert_one_training(home: Path, other: Path) -> None:
+def assert_same_training(home: Path, other: Path) -> None:
     ours, theirs = last_state(home), last_state(other)
     assert ours.keys() == theirs.keys()
     assert torch.float32 not in {tensor.dtype for name, tensor in ours.items() if name.startswith(("model.", "phase."))}
@@ -85,11 +85,11 @@ def assert_one_training(home: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("case", cases.MODELS)
-def test_one_and_two_processes_train_the_same_parameters(case: str, one: Path, two: Path) -> None:
-    assert_one_training(one / case, two / case)
-    trained = TrainedModel.read(two / case / "out/training.json")
+def test_one_and_two_processes_train_the_same_parameters(case: str, one_process: Path, two_processes: Path) -> None:
+    assert_same_training(one_process / case, two_processes / case)
+    trained = TrainedModel.read(two_processes / case / "out/training.json")
     assert (trained.world_size, trained.fingerprint["world_size"]) == (2, 2)
-    curves = [(home / case / "out/curve.csv").read_text().splitlines() for home in (one, two)]
+    curves = [(home / case / "out/curve.csv").read_text().splitlines() for home in (one_process, two_processes)]
     assert curves[0][0] == curves[1][0]
     for ours, theirs in zip(*curves, strict=True):
         if ours is not curves[0][0]:
@@ -97,14 +97,16 @@ def test_one_and_two_processes_train_the_same_parameters(case: str, one: Path, t
 
 
 @pytest.mark.soak
-def test_one_and_four_processes_train_the_same_parameters(folder: Path, one: Path, tmp_path: Path) -> None:
+def test_one_and_four_processes_train_the_same_parameters(folder: Path, one_process: Path, tmp_path: Path) -> None:
     train_ranks(folder, tmp_path, 4, ",".join(cases.MODELS), "keep", "anywhere", **EXACT)
     for case in cases.MODELS:
-        assert_one_training(one / case, tmp_path / case)
+        assert_same_training(one_process / case, tmp_path / case)
 
 
 @pytest.mark.case(2)
-def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(trials: Trials, folder: Path, two: Path, tmp_path: Path) -> None:
+def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(
+    trials: Trials, folder: Path, two_processes: Path, tmp_path: Path
+) -> None:
     """In a soak a run is killed again and again until it is through: some five times, a hundred in all."""
     for trial in trials(short=1, full=20):
         family = cases.FAMILIES[(trial.number + 1) % len(cases.FAMILIES)]
@@ -122,7 +124,7 @@ def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(trials: Trials, fo
             done, kills = newest, kills + 1
         assert not (home / family / "out").exists()
         train_ranks(folder, home, 2, family, **EXACT)
-        assert cases.file_contents(home / family) == cases.file_contents(two / family)
+        assert cases.file_contents(home / family) == cases.file_contents(two_processes / family)
         trial.note(different=0)
 
 
@@ -157,7 +159,7 @@ def test_stock_ddp_does_not_resume_to_the_same_bytes(trials: Trials, folder: Pat
 @pytest.mark.soak
 @pytest.mark.case(8)
 def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
-    trials: Trials, folder: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials: Trials, folder: Path, two_processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for trial in trials(short=1, full=10):
         rank, step, home = trial.random.randrange(2), trial.random.randrange(1, 20), tmp_path / str(trial.number)
@@ -167,7 +169,7 @@ def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
         (restarted,) = [event for event in map(json.loads, (home / "events").open()) if event["event"] == "restarted"]
         seconds = restarted["at"] - (home / "frozen").stat().st_mtime
         assert 15 < seconds < 60
-        assert cases.file_contents(home / "gan") == cases.file_contents(two / "gan")
+        assert cases.file_contents(home / "gan") == cases.file_contents(two_processes / "gan")
         trial.note(different=0, seconds=round(seconds, 1))
 
 
@@ -176,17 +178,17 @@ def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
 def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path, tmp_path: Path) -> None:
     """torchrun itself, one rank, or all of them: one checkpoint, the marker, and no process."""
     for trial in trials(short=3, full=9):
-        who, home = ("torchrun", "one", "all")[trial.number % 3], tmp_path / str(trial.number)
+        receiver, home = ("torchrun", "one", "all")[trial.number % 3], tmp_path / str(trial.number)
         settings = json.dumps({"home": str(home), "devices": 2, "steps": 10**6, "validate_every": 10})
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         environment = cases.environment() | {"REMINT_EVENTS": str(home / "events"), "OMP_NUM_THREADS": "1"}
         home.mkdir()
         with subprocess.Popen([*torchrun, cases.__file__, str(folder), "vae", settings], env=environment) as parent:
-            assert_started(home / "events")
+            wait_until_training(home / "events")
             ranks = [each for each in descendants(parent) if "training_cases" in " ".join(command_line(each))]
             assert len(ranks) == 2
-            asked = {"torchrun": [parent], "one": [ranks[trial.random.randrange(2)]], "all": ranks}[who]
-            for process in asked:
+            targets = {"torchrun": [parent], "one": [ranks[trial.random.randrange(2)]], "all": ranks}[receiver]
+            for process in targets:
                 process.send_signal(signal.SIGTERM)
             began = time.monotonic()
             assert parent.wait(timeout=30) != 0
@@ -198,7 +200,7 @@ def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path
         trial.note(seconds=round(time.monotonic() - began, 1), different=0)
 
 
-def assert_started(events: Path) -> None:
+def wait_until_training(events: Path) -> None:
     deadline = time.monotonic() + 60
     while not (events.exists() and "metrics" in events.read_text()):
         assert time.monotonic() < deadline, "it did not begin"
@@ -210,14 +212,14 @@ def descendants(parent: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-def test_no_rank_outlives_who_started_it(sign: signal.Signals, folder: Path, tmp_path: Path) -> None:
+def test_no_rank_outlives_its_parent(sign: signal.Signals, folder: Path, tmp_path: Path) -> None:
     events = tmp_path / "events"
     settings = {"home": str(tmp_path), "devices": 2, "steps": 10**6, "validate_every": 10}
     command = [sys.executable, cases.__file__, str(folder), "gan", json.dumps(settings), "anywhere"]
     environment = cases.environment() | {"REMINT_EVENTS": str(events)}
     with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as parent:
         try:
-            assert_started(events)
+            wait_until_training(events)
             started = descendants(parent)
             assert len(started) >= 3  # torchrun and two ranks
             parent.send_signal(sign)
@@ -228,12 +230,12 @@ def test_no_rank_outlives_who_started_it(sign: signal.Signals, folder: Path, tmp
                 process.kill()
             parent.kill()
         assert alive == []
-        said = parent.stderr.read() if parent.stderr else ""
+        stderr = parent.stderr.read() if parent.stderr else ""
     (checkpoint, *_) = (tmp_path / "gan/checkpoints").glob("*/step-*")
     assert (checkpoint / "manifest.json").exists()
     if sign == signal.SIGINT:
         assert parent.returncode == 1
-        assert f"{Interrupted.__name__}: interrupted" in said
+        assert f"{Interrupted.__name__}: interrupted" in stderr
         assert '"event": "interrupted"' in events.read_text()
 
 
@@ -258,7 +260,7 @@ events.run_step(main)
         ("ValueError('a bug')", StepError, r"^one of 2 processes failed \(status 1\): ValueError: a bug$"),
     ],
 )
-def test_what_a_rank_raises_arrives(
+def test_the_error_of_a_rank_reaches_its_parent(
     error: str, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "rank.py"

@@ -36,14 +36,14 @@ def dataset(folder: Path) -> Dataset:
 
 
 @pytest.fixture
-def restored(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def restoring_patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What cases.at_step and cases.ruin change is put back at the end."""
     monkeypatch.setattr(loop, "batch_indices", loop.batch_indices)
     monkeypatch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
     return monkeypatch
 
 
-def train_elsewhere(folder: Path, home: Path, *options: str, **training: object) -> subprocess.CompletedProcess[str]:
+def train_in_process(folder: Path, home: Path, *options: str, **training: object) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         cases.__file__,
@@ -55,13 +55,13 @@ def train_elsewhere(folder: Path, home: Path, *options: str, **training: object)
     return subprocess.run(command, env=cases.environment(), capture_output=True, text=True, check=False, timeout=120)
 
 
-def only_checkpoints(home: Path) -> list[str]:
+def checkpoint_names(home: Path) -> list[str]:
     (folder,) = (home / "checkpoints").iterdir()
     return sorted(path.name for path in folder.glob("step-*"))
 
 
 @pytest.mark.parametrize(
-    ("family", "count", "ruined"),
+    ("family", "count", "diverges"),
     [
         ("flow", 7, False),
         ("gan", 7, False),
@@ -71,15 +71,15 @@ def only_checkpoints(home: Path) -> list[str]:
     ],
 )
 def test_a_killed_training_resumes_to_the_same_bytes(
-    family: str, count: int, ruined: bool, folder: Path, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch
+    family: str, count: int, diverges: bool, folder: Path, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"steps": 20, "validate_every": 20} if ruined else {}
-    killed = train_elsewhere(folder, tmp_path / family, f"die={count}", *(["ruin=7"] if ruined else []), **settings)
+    settings = {"steps": 20, "validate_every": 20} if diverges else {}
+    killed = train_in_process(folder, tmp_path / family, f"die={count}", *(["ruin=7"] if diverges else []), **settings)
     assert killed.returncode == -signal.SIGKILL
     assert ("rolled_back" in killed.stderr) == (count == 16)
-    assert only_checkpoints(tmp_path / family)[:2] == ["step-00000003", "step-00000006"]
+    assert checkpoint_names(tmp_path / family)[:2] == ["step-00000003", "step-00000006"]
     assert not (tmp_path / family / "out").exists()
-    if ruined:
+    if diverges:
         cases.set_infinite_learning_rate(7)
     whole = cases.train_into(cases.recipe(family, **settings), dataset, tmp_path / "whole")
     assert cases.train_into(cases.recipe(family, **settings), dataset, tmp_path / family) == whole
@@ -87,7 +87,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
 
 
 @pytest.mark.case(3)
-def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch) -> None:
+def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch) -> None:
     """A run of 30 steps of every family, stopped after each of its steps in turn."""
     wholes: dict[str, TrainedModel] = {}
     for trial in trials(short=5, full=5 * 29):
@@ -97,7 +97,7 @@ def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, 
         if family not in wholes:
             wholes[family] = cases.train_into(recipe, dataset, tmp_path / f"{family}-whole")
         home = tmp_path / f"{family}-{step}"
-        with restored.context() as patch, pytest.raises(Interrupted, match=f"after step {step} of 30"):
+        with restoring_patch.context() as patch, pytest.raises(Interrupted, match=f"after step {step} of 30"):
             patch.setattr(loop, "batch_indices", loop.batch_indices)
             cases.signal_at_step(step - 1, signal.SIGTERM)
             cases.train_into(recipe, dataset, home)
@@ -106,19 +106,21 @@ def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, 
         trial.note(different=0)
 
 
-CHAINS = [("gan", False), ("flow", True), *((family, ruined) for ruined in (False, True) for family in cases.FAMILIES)]
+CHAINS = [("gan", False), ("flow", True), *((family, diverges) for diverges in (False, True) for family in cases.FAMILIES)]
 
 
 @pytest.mark.case(5)
-def test_twenty_resumes_within_one_run(trials: Trials, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch) -> None:
+def test_twenty_resumes_within_one_run(
+    trials: Trials, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch
+) -> None:
     """Stopped after every single step, so that every step begins from a checkpoint; also where it skips and goes back."""
     for trial in trials(short=2, full=len(CHAINS)):
-        family, ruined = CHAINS[trial.number]
+        family, diverges = CHAINS[trial.number]
         recipe = cases.recipe(family, steps=21)
         whole, home = tmp_path / f"{trial.number}-whole", tmp_path / f"{trial.number}-pieces"
-        with restored.context() as patch:
+        with restoring_patch.context() as patch:
             patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
-            if ruined:
+            if diverges:
                 cases.set_infinite_learning_rate(7)
             cases.train_into(recipe, dataset, whole)
             real, run = loop.batch_indices, list[int]()
@@ -137,13 +139,15 @@ def test_twenty_resumes_within_one_run(trials: Trials, dataset: Dataset, tmp_pat
                 except Interrupted:
                     resumes += 1
         assert resumes >= 20
-        assert ruined or run == list(range(21)), "no step was run twice and none left out"
+        assert diverges or run == list(range(21)), "no step was run twice and none left out"
         assert cases.file_contents(home) == cases.file_contents(whole)
-        assert ("skipped" in (home / "out/curve.csv").read_text()) == (ruined and family in ("gan", "vaegan"))
+        assert ("skipped" in (home / "out/curve.csv").read_text()) == (diverges and family in ("gan", "vaegan"))
         trial.note(resumes=resumes, different=0)
 
 
-def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_and_the_best_weights_survive_an_interruption(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = cases.recipe("flow", learning_rate=0.2, final_learning_rate=1.0, validate_every=1, steps=40, patience=3)
     whole = cases.train_into(recipe, dataset, tmp_path / "whole")
     assert whole.steps == whole.best_step + 3 < 40, "the case must be one that patience ends"
@@ -162,21 +166,21 @@ def test_patience_and_the_best_weights_survive_a_stop(dataset: Dataset, tmp_path
 
 
 # Of a tiny GAN that has hardly begun, whose samples must cover all that real examples do.
-HOPELESS = {"steps": 60, "batch_size": 4, "learning_rate": 1e-4, "validate_every": 2, "collapse": 1.0}
+COLLAPSING = {"steps": 60, "batch_size": 4, "learning_rate": 1e-4, "validate_every": 2, "collapse": 1.0}
 
 
 @pytest.fixture
-def early(monkeypatch: pytest.MonkeyPatch) -> None:
+def guard_from_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard may judge what has hardly begun."""
     monkeypatch.setattr(guard, "MIN_STEPS", 0)
 
 
-@pytest.mark.usefixtures("early")
+@pytest.mark.usefixtures("guard_from_start")
 @pytest.mark.parametrize("before_the_end", [1, 4, 11])
-def test_a_collapse_survives_a_stop(
+def test_a_collapse_is_the_same_after_an_interruption(
     before_the_end: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = cases.recipe("gan", **HOPELESS)
+    recipe = cases.recipe("gan", **COLLAPSING)
     whole = cases.train_into(recipe, dataset, tmp_path / "whole")
     assert whole.ended == "collapsed", "the case must be one that the guard ends"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
@@ -187,10 +191,10 @@ def test_a_collapse_survives_a_stop(
     assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("early")
-def test_a_training_that_has_ended_is_not_trained_on(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("guard_from_start")
+def test_a_collapsed_training_is_not_continued(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between its last checkpoint and the model: the rows say that it has collapsed."""
-    recipe = cases.recipe("gan", **HOPELESS)
+    recipe = cases.recipe("gan", **COLLAPSING)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed here"):
         patch.setattr(train, "_write", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
         cases.train_into(recipe, dataset, tmp_path / "pieces")
@@ -205,19 +209,19 @@ def test_a_damaged_checkpoint_costs_only_its_own_steps(
     folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases.train_into(cases.recipe("gan"), dataset, tmp_path / "whole")
-    train_elsewhere(folder, tmp_path / "gan", "die=8")
+    train_in_process(folder, tmp_path / "gan", "die=8")
     (damaged,) = (tmp_path / "gan/checkpoints").glob("*/step-00000006/tensors.safetensors")
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
     cases.train_into(cases.recipe("gan"), dataset, tmp_path / "gan")
-    said = capsys.readouterr().err
-    assert "damaged_checkpoint step=6 kept=" in said
-    assert "resumed step=3" in said
+    stderr = capsys.readouterr().err
+    assert "damaged_checkpoint step=6 kept=" in stderr
+    assert "resumed step=3" in stderr
     assert cases.file_contents(tmp_path / "gan") == cases.file_contents(tmp_path / "whole")
 
 
-def test_a_training_that_moved_to_another_machine_says_so(
+def test_a_training_that_moved_to_another_machine_records_both(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights may be compared, to the bit, with those of neither machine."""
@@ -244,7 +248,7 @@ def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
             cases.train_into(cases.recipe(family), dataset, tmp_path / "whole" / family)
             wholes.add(family)
         home = tmp_path / str(trial.number) / family
-        stopped = train_elsewhere(folder, home, f"stop={step}")
+        stopped = train_in_process(folder, home, f"stop={step}")
         if step == 11:  # its last: it is through
             assert stopped.returncode == 0
         else:
@@ -259,8 +263,8 @@ def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_keeps_it(
-    sign: signal.Signals, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch
+def test_a_signal_ends_a_training_after_the_step_with_a_checkpoint(
+    sign: signal.Signals, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(sign)
     with pytest.raises(Interrupted, match="after step 5 of 12: a checkpoint is kept"):
@@ -268,9 +272,9 @@ def test_a_signal_ends_the_step_and_keeps_it(
         cases.train_into(cases.recipe("vae"), dataset, tmp_path / "stopped")
     assert signal.getsignal(sign) is before
     assert not stopping.is_set()
-    assert only_checkpoints(tmp_path / "stopped") == ["step-00000003", "step-00000005"]
+    assert checkpoint_names(tmp_path / "stopped") == ["step-00000003", "step-00000005"]
     (marker,) = (tmp_path / "stopped/checkpoints").glob("*/PREEMPTED")
-    with restored.context() as patch, pytest.raises(StepError, match="looked"):
+    with restoring_patch.context() as patch, pytest.raises(StepError, match="looked"):
         patch.setattr(loop, "seed_layers", lambda *_: (_ for _ in ()).throw(StepError(f"looked: {marker.exists()}")))
         cases.train_into(cases.recipe("vae"), dataset, tmp_path / "stopped")
     assert not marker.exists(), "it goes on"
@@ -287,12 +291,12 @@ def small_disk(place: Path, pages: int) -> bool:
 
 @pytest.mark.case(17)
 def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_written(
-    trials: Trials, dataset: Dataset, tmp_path: Path, restored: pytest.MonkeyPatch
+    trials: Trials, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch
 ) -> None:
     """Every other one really full, where such a disk may be made; the rest by a limit on the size of a file, to the byte."""
-    restored.setenv("REMINT_EVENTS", os.devnull)  # the limit is for whatever this process writes
+    restoring_patch.setenv("REMINT_EVENTS", os.devnull)  # the limit is for whatever this process writes
     recipe, sizes = cases.recipe("vae"), list[int]()
-    with restored.context() as patch:
+    with restoring_patch.context() as patch:
         patch.setattr(Checkpoints, "delete", lambda self: sizes.extend(f.stat().st_size for f in self.at(12).iterdir()))
         cases.train_into(recipe, dataset, tmp_path / "whole")
     pages = sum(-(-size // 4096) for size in sizes)
@@ -310,7 +314,7 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
                     resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
                 return real(*arguments)
 
-            restored.setattr(loop, "batch_indices", batch_indices)
+            restoring_patch.setattr(loop, "batch_indices", batch_indices)
         try:
             with pytest.raises(StorageError, match=r"no room to write .*step-(\d+)") as full:
                 cases.train_into(recipe, dataset, home)
@@ -323,7 +327,7 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
             if mounted:
                 subprocess.run(["mount", "-o", "remount,size=10m", str(home / "checkpoints")], check=True)
             else:
-                restored.setattr(loop, "batch_indices", real)
+                restoring_patch.setattr(loop, "batch_indices", real)
             cases.train_into(recipe, dataset, home)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -333,7 +337,7 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
         trial.note(checkpoints_lost=0, **{"on a full disk" if mounted else "at a limit": 1})
 
 
-def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(
+def test_a_full_disk_when_the_model_is_written_costs_no_step(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = cases.recipe("vae")
@@ -355,14 +359,14 @@ def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(
     assert "resumed step=12" in capsys.readouterr().err
 
 
-def test_a_second_training_of_the_same_is_refused(
+def test_a_second_run_of_the_same_training_is_refused(
     folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, refused = loop.batch_indices, []
 
     def batch_indices(count: int, batch_size: int, seed: int, step: int) -> object:
         if step == 5:
-            refused.append(train_elsewhere(folder, tmp_path / "gan"))
+            refused.append(train_in_process(folder, tmp_path / "gan"))
         return real(count, batch_size, seed, step)
 
     monkeypatch.setattr(loop, "batch_indices", batch_indices)

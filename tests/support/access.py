@@ -50,13 +50,15 @@ class RunningServer:
     log: Path
     trusted: Path | None = None
 
-    def ask(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> tuple[int, bytes]:
+    def request(
+        self, method: str, path: str, credentials: str | None = None, body: Any = None, **headers: str
+    ) -> tuple[int, bytes]:
         """Send a request and return status and body. ``who``: user:password."""
-        said = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-        if who is not None:
-            said["Authorization"] = f"Basic {base64.b64encode(who.encode()).decode()}"
+        all_headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if credentials is not None:
+            all_headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, said, method=method)
+        request = urllib.request.Request(self.address + path, data, all_headers, method=method)
         context = ssl.create_default_context(cafile=self.trusted) if self.trusted else None
         try:
             with urllib.request.urlopen(request, timeout=60, context=context) as answer:
@@ -64,11 +66,11 @@ class RunningServer:
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
-    def status(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> int:
-        return self.ask(method, path, who, body, **headers)[0]
+    def status(self, method: str, path: str, credentials: str | None = None, body: Any = None, **headers: str) -> int:
+        return self.request(method, path, credentials, body, **headers)[0]
 
-    def json(self, method: str, path: str, who: str | None = None, body: Any = None) -> Any:
-        status, answer = self.ask(method, path, who, body)
+    def json(self, method: str, path: str, credentials: str | None = None, body: Any = None) -> Any:
+        status, answer = self.request(method, path, credentials, body)
         assert status in (200, 201), answer
         return json.loads(answer)
 

@@ -71,14 +71,14 @@ class World:
     def version(self, number: int) -> ModelVersion:
         return self.store.version(f"{MODEL}/{number}")
 
-    def files(self, number: int) -> Path:
+    def artifact_folder(self, number: int) -> Path:
         """Return MLflow's artifact folder of a version's run."""
         return Path(self.mlflow.get_run(self.version(number).run_id).info.artifact_uri.removeprefix("file://"))
 
     def audit(self, **more: Any) -> list[Finding]:
         return audit.findings(self.home, **more)
 
-    def repaired(self) -> list[Finding]:
+    def repair(self) -> list[Finding]:
         return audit.repair(audit.run_audit(self.home), lambda: audit.run_audit(self.home)).findings
 
     def git(self, *arguments: str) -> str:

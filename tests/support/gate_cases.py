@@ -100,17 +100,17 @@ class Generator(Model):
 
 
 def evaluate_flow(
-    of: TrainedFlow, folder: Path, *, generator: Callable[[Any], Model] | None = None, dataset: Dataset | None = None
+    trained: TrainedFlow, folder: Path, *, generator: Callable[[Any], Model] | None = None, dataset: Dataset | None = None
 ) -> Evidence:
     """Evaluate as the step does, save the evidence and load it. ``generator``: evaluated in place of the flow."""
     metrics, real = SAMPLE_METRICS if generator else METRICS, evaluate.load_model
-    judged_on = dataset or of.dataset
+    judged_on = dataset or trained.dataset
     settings = EvaluationSettings(samples=220, draws=8)
     with pytest.MonkeyPatch.context() as patch:
         if generator:
             patch.setattr(evaluate, "load_model", lambda bundle: generator(real(bundle)).eval())
-        found = evaluate.evaluate(of.bundle, judged_on, of.features, settings, metrics, "rows")
-    Origin.of(of.bundle, judged_on, None).sealed(found).save(folder)
+        found = evaluate.evaluate(trained.bundle, judged_on, trained.features, settings, metrics, "rows")
+    Origin.of(trained.bundle, judged_on, None).sealed(found).save(folder)
     return Evidence.load(folder)
 
 
@@ -124,9 +124,9 @@ def gate_verdict(make: Callable[[], Evidence], champion: Evidence | None, *, sam
     return gate.decide("rows", challenger, 2, champion, None if champion is None else 1, rules, **more).verdict
 
 
-def with_nonfinite_weight(of: TrainedFlow, to: Path, dice: np.random.Generator) -> TrainedFlow:
+def with_nonfinite_weight(trained: TrainedFlow, to: Path, dice: np.random.Generator) -> TrainedFlow:
     """Copy the bundle with one weight set to NaN or infinity, sealed and recorded as if trained so."""
-    shutil.copytree(of.bundle, to)
+    shutil.copytree(trained.bundle, to)
     weights = load_file(to / "weights.safetensors")
     name = str(dice.choice(sorted(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel())))
     flat = weights[name].flatten()
@@ -137,4 +137,4 @@ def with_nonfinite_weight(of: TrainedFlow, to: Path, dice: np.random.Generator) 
     sha256 = manifest.sha256_file(to / "weights.safetensors")
     record.model_copy(update={"weights_sha256": sha256}).write(to / "training.json")
     manifest.seal(to)
-    return TrainedFlow(of.dataset, of.features, to)
+    return TrainedFlow(trained.dataset, trained.features, to)

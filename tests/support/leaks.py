@@ -38,9 +38,9 @@ class Search:
         for name, member in _members(content) if deep else ():
             self.bytes(f"{place}!{name}", member, deep - 1)
 
-    def tree(self, folder: Path, but: Collection[Path] = ()) -> None:
+    def tree(self, folder: Path, skip: Collection[Path] = ()) -> None:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path not in but:
+            if path.is_file() and path not in skip:
                 self.bytes(str(path), path.read_bytes())
                 self.bytes(f"the name of {path}", path.name.encode(), 0)
 
@@ -97,7 +97,7 @@ def record_command_lines(lines: set[str]) -> Iterator[None]:
     """Record the command lines of all processes of this machine repeatedly while the block runs."""
     over = threading.Event()
 
-    def look() -> None:
+    def record() -> None:
         while not over.is_set():
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
@@ -106,7 +106,7 @@ def record_command_lines(lines: set[str]) -> Iterator[None]:
                     continue
             time.sleep(0.05)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=record, daemon=True)
     thread.start()
     try:
         yield

@@ -94,11 +94,11 @@ class LossyProxy:
     lost: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def loses(self) -> bool:
+    def drops_reply(self) -> bool:
         with self.lock:
-            loses = self.dice.random() < self.share
-            self.lost += loses
-            return loses
+            drops = self.dice.random() < self.share
+            self.lost += drops
+            return drops
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def lossy_proxy(port: int, share: float, dice: random.Random, *, cut: bool = Fal
             reply = server.getresponse()
             content = reply.read()
             server.close()
-            if self.command == "POST" and made.loses():
+            if self.command == "POST" and made.drops_reply():
                 self.close_connection = True
                 if made.cut:
                     self.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")

@@ -44,12 +44,12 @@ class Payload:
 class Poison:
     """One attack. ``resealed``: manifest and MLflow's tags match the change, so only the loader can refuse it.
 
-    ``of_the_record``: it changes only the record that a fresh process compares the model with; sampling does not read it.
+    ``record_only``: it changes only the record that a fresh process compares the model with; sampling does not read it.
     """
 
     make: Callable[[Path, Payload], None]
     resealed: bool = False
-    of_the_record: bool = False
+    record_only: bool = False
 
 
 def _mlmodel(model: Path, *changes: tuple[str, str]) -> None:
@@ -284,8 +284,8 @@ POISONS: dict[str, Poison] = {
     "settings that are too large": Poison(settings_that_are_too_large, resealed=True),
     "too many layers": Poison(too_many_layers, resealed=True),
     "a deep model.json": Poison(deep_model, resealed=True),
-    "samples with a pickle": Poison(deep_samples, resealed=True, of_the_record=True),
-    "absurd threads": Poison(absurd_threads, resealed=True, of_the_record=True),
+    "samples with a pickle": Poison(deep_samples, resealed=True, record_only=True),
+    "absurd threads": Poison(absurd_threads, resealed=True, record_only=True),
 }
 
 

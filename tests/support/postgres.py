@@ -51,7 +51,7 @@ class Postgres:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(command)
 
-    def lock(self, role: str, password: str) -> None:
+    def add_password_role(self, role: str, password: str) -> None:
         """Make a role that must give its password. ``password``: letters, digits and characters that need no quoting."""
         rules = self.folder / "data/pg_hba.conf"
         rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{rules.read_text()}")

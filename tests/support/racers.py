@@ -32,16 +32,16 @@ def _race(environment: Mapping[str, str], target: Callable[..., None], *argument
 
 def run_together(target: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
     """Run ``target(index, *arguments)`` in ``count`` processes that begin together. Return the results."""
-    barrier, said = context.Barrier(count), context.Queue()
-    racers = [race_process(_put_result, barrier, said, target, index, *arguments) for index in range(count)]
+    barrier, results = context.Barrier(count), context.Queue()
+    racers = [race_process(_put_result, barrier, results, target, index, *arguments) for index in range(count)]
     for each in racers:
         each.start()
-    answers = dict(said.get(timeout=120) for _ in racers)
+    answers = dict(results.get(timeout=120) for _ in racers)
     for each in racers:
         each.join()
     return [answers[index] for index in range(count)]
 
 
-def _put_result(barrier: Any, said: Any, target: Callable[..., Any], index: int, *arguments: Any) -> None:
+def _put_result(barrier: Any, results: Any, target: Callable[..., Any], index: int, *arguments: Any) -> None:
     barrier.wait(60)
-    said.put((index, target(index, *arguments)))
+    results.put((index, target(index, *arguments)))

@@ -241,17 +241,17 @@ def run_in_fork(work: Callable[[], Any], dies: bool = False) -> Any:
     if not child:
         os.close(receive)
         try:
-            said = json.dumps({"answer": work()})
+            text = json.dumps({"answer": work()})
         except BaseException:
-            said = json.dumps({"error": traceback.format_exc()})
+            text = json.dumps({"error": traceback.format_exc()})
         with os.fdopen(send, "w") as stream:
-            stream.write(said)
+            stream.write(text)
         os._exit(0)
     os.close(send)
     with os.fdopen(receive) as stream:
-        said = stream.read()
+        text = stream.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    answer = json.loads(said or "{}")
+    answer = json.loads(text or "{}")
     if "error" in answer:
         raise IntegrityError(answer["error"])
     return status if dies else answer["answer"]

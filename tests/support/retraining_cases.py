@@ -39,10 +39,10 @@ def retraining(
     *,
     commit: Commit = CLEAN_COMMIT,
     checkout: Path | None = None,  # None: an empty folder
-    told: Events | None = None,
+    events: Events | None = None,
 ) -> Iterator[Retraining]:
     """Open a retraining as flows/job.py does, but with its own lease: some tests run two at once on one pipeline."""
-    events: Events = [] if told is None else told
+    recorded: Events = [] if events is None else events
     with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run="") as record:
         folder = checkout or home.workspaces / record.id
         (folder / ".dvc").mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def retraining(
                 commit=commit,
                 dvc=Workspace(folder, home, logs=record.folder),
                 lease=lease,
-                listener=lambda _, event, fields: events.append((event, fields)),
+                listener=lambda _, event, fields: recorded.append((event, fields)),
             )
         shutil.rmtree(folder)
 

@@ -34,13 +34,13 @@ class Team:
     api: str | None = None  # address of a running Prefect server; None: each run starts a temporary one
 
     def environment(self) -> dict[str, str]:
-        apart = (
+        prefixes = (
             "REMINT_",
             "PREFECT_",
             "MLFLOW_TRACKING",
             "PYTHONDONTWRITEBYTECODE",
         )  # the last one: a dozen processes share compiled files
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(apart)}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
         # /bin/sh stays as the parent of its command, while bash replaces itself. dvc's processes must die in both cases.
         path = f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": path, **({"PREFECT_API_URL": self.api} if self.api else {})}

@@ -5,10 +5,10 @@
 
 trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step of this process
 (from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``,
-``spoil``: see these functions; ``twice``: resume after the stop, then train again without a stop into HOME/CASE-whole;
-``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and a resume after it, into
-HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints; ``stock``: use DDP's own
-all-reduce.
+``spoil``: see these functions; ``twice``: resume after the stop, then train again without a
+stop into HOME/CASE-whole; ``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and
+a resume after it, into HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints;
+``stock``: use DDP's own all-reduce.
 """
 
 from __future__ import annotations
@@ -148,29 +148,29 @@ def use_stock_ddp() -> None:
 
 
 def main(folder: str, names: str, training: str, *options: str) -> None:
-    said = dict(option.partition("=")[::2] for option in options)
-    if "anywhere" in said:
+    chosen = dict(option.partition("=")[::2] for option in options)
+    if "anywhere" in chosen:
         train.check_devices = lambda *_: None  # type: ignore[attr-defined]
-    if "keep" in said:
+    if "keep" in chosen:
         Checkpoints.delete = lambda _: None  # type: ignore[method-assign]
-    if "stock" in said:
+    if "stock" in chosen:
         use_stock_ddp()
-    if "ruin" in said:
-        set_infinite_learning_rate(int(said["ruin"]))
+    if "ruin" in chosen:
+        set_infinite_learning_rate(int(chosen["ruin"]))
     settings = json.loads(training)
     home, dataset = Path(settings.pop("home", folder)), load(Path(folder))
     command = [__file__, folder, names, training, *options]
     with join_once():
         for case in names.split(","):
-            mine = said.get("rank") in (None, os.environ.get("RANK"))
-            if "spoil" in said and mine and case == names.split(",", maxsplit=1)[0]:
-                set_infinite_gradient(int(said["spoil"]))
-            if "every" in said:
-                stopped_everywhere(recipe(case, **settings), dataset, home, int(said["every"]), mine=mine)
+            mine = chosen.get("rank") in (None, os.environ.get("RANK"))
+            if "spoil" in chosen and mine and case == names.split(",", maxsplit=1)[0]:
+                set_infinite_gradient(int(chosen["spoil"]))
+            if "every" in chosen:
+                stopped_everywhere(recipe(case, **settings), dataset, home, int(chosen["every"]), mine=mine)
                 continue
-            for option in said.keys() & SIGNALS.keys() if mine else ():
-                signal_at_step(int(said[option]), SIGNALS[option], home / "frozen" if option == "freeze" else None)
-            if "twice" not in said:
+            for option in chosen.keys() & SIGNALS.keys() if mine else ():
+                signal_at_step(int(chosen[option]), SIGNALS[option], home / "frozen" if option == "freeze" else None)
+            if "twice" not in chosen:
                 train_into(recipe(case, **settings), dataset, home / case, command)
                 continue
             with suppress(Interrupted):
