@@ -40,7 +40,7 @@ def cached_template(template: Path, once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_template(cached_template: Path, once: Once) -> Path:
-    """The versed team with a champion of each family. trained.json beside it: state before and after, and the outcomes."""
+    """The cached template with a champion of each family. trained.json next to it: state before and after, and the outcomes."""
 
     def make(folder: Path) -> None:
         made = copy_team(cached_template, folder)

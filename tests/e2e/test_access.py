@@ -1,5 +1,5 @@
-"""Servers with their own authentication: who may what (case 30), a whole run with credentials from the environment, and where
-none of the secrets is found afterwards (case 29). One story in steps."""
+"""Servers with their own authentication: the permissions of each role (case 30), a run with credentials from the environment,
+and a search that finds none of the secrets afterwards (case 29). The tests build on each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SECRETS = make_secrets(random.Random(29), NAMES)
 
 @dataclass(kw_only=True)
 class GuardedTeam(Team):
-    """A team whose servers ask who it is. ``said``: all that its commands printed; ``lines``: what ps showed meanwhile."""
+    """Team whose servers require credentials. ``printed``: output of its commands; ``command_lines``: of all processes."""
 
     prefect: RunningServer
     mlflow: RunningServer
@@ -80,7 +80,7 @@ def prefect(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def mlflow(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """With a reader, an editor and the jobs' own user, an experiment and a model."""
+    """MLflow's server with a reader, an editor, a user for the jobs, an experiment and a model."""
     folder = tmp_path_factory.mktemp("mlflow") / "server"
     with access.run_mlflow(template / ".remint/mlflow/mlflow.db", folder, SECRETS["mlflow admin"]) as running:
         admin = f"admin:{SECRETS['mlflow admin']}"
@@ -134,14 +134,14 @@ OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
 
 
 def _matrix() -> list[tuple[str, str, str, Any, tuple[int, ...]]]:
-    """Server, method, path, body, and the status for each of ROLES. A {role} is filled in, so that what is made is new."""
+    """Return server, method, path, body, and the status for each of ROLES. {role} is replaced, so that created names are new."""
     model, files = {"name": "kept"}, f"{FILES}/1/run/artifacts"
     read, edit, admin_only = (
         (UNAUTHORIZED, UNAUTHORIZED, OK, OK, OK),
         (UNAUTHORIZED, UNAUTHORIZED, FORBIDDEN, OK, OK),
         (UNAUTHORIZED, UNAUTHORIZED, FORBIDDEN, FORBIDDEN, OK),
     )
-    prefect = (UNAUTHORIZED, UNAUTHORIZED, UNAUTHORIZED, UNAUTHORIZED, OK)  # one password, for those who may do everything
+    prefect = (UNAUTHORIZED, UNAUTHORIZED, UNAUTHORIZED, UNAUTHORIZED, OK)  # one password, with all permissions
     return [
         ("mlflow", "GET", "/health", None, (OK,) * 5),
         ("mlflow", "GET", "/", None, read),
@@ -181,7 +181,7 @@ def _matrix() -> list[tuple[str, str, str, Any, tuple[int, ...]]]:
 
 @pytest.mark.case(30)
 def test_1_who_may_what(trials: Trials, prefect: RunningServer, mlflow: RunningServer) -> None:
-    """Each route for each role, in any order of the roles but admin last, who takes away what the others ask for."""
+    """Request each route in each role, in random order. The admin is last: it deletes things that the others request."""
     servers = {"prefect": prefect, "mlflow": mlflow}
     matrix = _matrix()
     for trial in trials(short=1, full=1):
@@ -200,7 +200,7 @@ def test_1_who_may_what(trials: Trials, prefect: RunningServer, mlflow: RunningS
 
 @pytest.mark.case(30)
 def test_2_another_name_another_page_and_a_path_that_leads_out(trials: Trials, mlflow: RunningServer) -> None:
-    """MLflow's own checks, as the production page sets them; Prefect's server stands behind a proxy, or flows/server/guard.py."""
+    """MLflow checks hosts, origins and paths, as set on the production page. Prefect's server is behind a proxy or flows/server/guard.py."""
     for trial in trials(short=1, full=1):
         admin, read = f"admin:{SECRETS['mlflow admin']}", f"{REST}/experiments/search?max_results=1"
         for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example", "127.0.0.1:1", "192.168.evil.example"):
@@ -269,12 +269,12 @@ def test_5_wrong_credentials_end_in_one_line(
 
 @pytest.mark.case(29)
 def test_6_no_secret_is_anywhere(trials: Trials, team: GuardedTeam, postgres: Postgres) -> None:
-    """In files, archives in them, git, S3, both databases, the servers' logs, all that was printed, and what ps showed."""
+    """Search files, archives in them, git, S3, both databases, the servers' logs, printed output, and command lines."""
     for trial in trials(short=1, full=1):
         canary = "a canary of the search"
         search = Search([*SECRETS.values(), PASSWORD, canary])
         servers = [team.prefect.log.parent, team.mlflow.log.parent]
-        user_files = {team.folder / ".git/config", team.folder / ".dvc/config.local"}  # where a person keeps two of them
+        user_files = {team.folder / ".git/config", team.folder / ".dvc/config.local"}  # a person keeps two of the secrets there
         search.tree(team.folder, skip=user_files)
         search.git(team.folder)
         for folder in servers:

@@ -1,4 +1,4 @@
-"""Prefect's form: a real server, a real worker, runs that are suspended until somebody answers. Nothing is trained."""
+"""Approval form in Prefect: a real server, a real worker, runs that are suspended until a person answers. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EventsWorker.drain_all(timeout=10)
 
 
 class PrefectApi:
-    """What a browser would ask of the server."""
+    """Requests that a browser sends to the server."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -47,7 +47,7 @@ class PrefectApi:
         return request_json(f"{self.url}/{path}")
 
     def wait_for_state(self, name: str, *states: str) -> Any:
-        """The flow run of this name, once it is in one of these states."""
+        """Wait until the flow run of this name is in one of these states, and return it."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             (run,) = self.post("flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
@@ -57,9 +57,9 @@ class PrefectApi:
         raise AssertionError(f"{name} is {run['state']}")
 
     def events(self, name: str, count: int, since: datetime) -> dict[str, Any]:
-        """The events of this name by the version that they are about; the server takes seconds to keep them.
+        """Return the events of this name by version. The server stores them after some seconds.
 
-        Those before ``since`` are of other tests, whose versions may have the same numbers.
+        Events before ``since`` are of other tests, whose versions can have the same numbers.
         """
         deadline, found = time.monotonic() + 120, []
         query = {"event": {"name": [name]}, "occurred": {"since": since.isoformat()}}
@@ -169,6 +169,6 @@ def test_an_approval_in_prefect_promotes_and_a_late_answer_fails(
         worker.terminate()
         try:
             worker.wait(timeout=30)
-        except subprocess.TimeoutExpired:  # Prefect's own worker was seen to hang at its end; ours is test_workers.py's
+        except subprocess.TimeoutExpired:  # Prefect's own worker sometimes hangs at its end; test_workers.py tests ours
             worker.kill()
             worker.wait()

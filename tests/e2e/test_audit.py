@@ -1,4 +1,4 @@
-"""Prefect's part of remint audit, against a real server: flow runs that are open and have no process."""
+"""Prefect's part of remint audit, with a real server: open flow runs without a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input gets one clear line and exit status 2; a run that fails gets one and 1. Nothing is lost."""
+"""Bad input is a one-line error with exit status 2; a failed run is one with exit status 1. Nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A home from before the modules moved to their rooms: what it holds loads, verifies, rebuilds, and is made again the same."""
+"""Home of the old module layout: its versions load, verify, rebuild, and are trained again with the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLE = ("sample", PIPELINE, "-n", "16", "--seed", "3")
 
 @dataclass
 class OldTeam(Team):
-    """The same repository, run by the code of its own commit."""
+    """Team whose commands run the code of its own commit."""
 
     def environment(self) -> dict[str, str]:
         return {**super().environment(), "PYTHONPATH": os.pathsep.join(map(str, (self.folder / "src", self.folder)))}

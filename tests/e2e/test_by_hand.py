@@ -1,4 +1,4 @@
-"""A person's own dvc in a team that has trained, and which settings train again."""
+"""dvc commands of a person after a run, and the settings that cause a new training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wall clock is set a day off in the middle of a retraining: it comes to what it would have come to, and so does the next."""
+"""The wall clock jumps by a day during a retraining: its result does not change, nor does that of the next run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.trials import Trials
 @pytest.mark.case(22)
 @pytest.mark.soak
 def test_a_clock_that_jumps_in_mid_run_changes_nothing(stage: kills.Stage, trials: Trials, clock: Clock) -> None:  # noqa: F811
-    """Every second run has a temporary server, whose clock jumps with it; the others' server keeps the time."""
+    """Every second run has a temporary server, whose clock jumps too; the clock of the shared server does not jump."""
     for trial in trials(short=0, full=12):
         scene = replace(
             kills.make_scene(trial.number), kind=trial.random.choice(["first", "next"]), own_server=trial.number % 2 == 1

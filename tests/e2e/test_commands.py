@@ -1,4 +1,4 @@
-"""Each command in a process of its own: the other tests fork most of theirs (tests/support/preloaded.py)."""
+"""Each command in a new process: other tests fork most of theirs (tests/support/preloaded.py)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_new_and_forked_processes_draw_the_same_samples(served_team: Team, tmp_p
 
 
 def test_a_new_process_reuses_the_training_of_a_forked_one(served_team: Team) -> None:
-    """The memory of the steps does not tell them apart: the same settings, code and data."""
+    """Settings, code and data are the same, so the keys of the steps are too."""
     assert "nothing was trained" in served_team.remint("run", "digits-vae", new=True).stdout
     assert served_team.remint("deploy", "--json", new=True).stdout == "[]\n"
 

@@ -1,4 +1,4 @@
-"""SIGTERM to the process of a flow, as Prefect's engine runs it: who goes on with it, and what a person's word is worth."""
+"""SIGTERM to a flow's process under Prefect's engine: a deployed run is handed back, a cancelled one is not."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
     ("deployed", "cancelled", "status", "state", "message"),
     [
         (True, False, 0, "AwaitingRetry", stopping.STOPPED),
-        (True, True, -signal.SIGTERM, "Crashed", ""),  # no worker here that makes it Cancelled; but it does not go on
+        (True, True, -signal.SIGTERM, "Crashed", ""),  # no worker here makes it Cancelled, but it does not resume
         (False, False, 0, "Failed", "run the same command again"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A registered model is installed where there is no clone: by its own requirements, in a fresh virtual environment."""
+"""Installation of a registered model without a clone: by its own requirements, in a new virtual environment."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class PackagedTeam(Team):
 
 
 def build_wheel(team: Team, clone: Path) -> Path:
-    """What `make wheel` builds in a clone of a team's repository."""
+    """Run `make wheel` in a clone of a team's repository. Return the wheel."""
     team.sh(f"git clone -q . {clone} && ln -s {BIN.parent} {clone}/.venv && make -s -C {clone} -o .venv/installed wheel")
     (built,) = (clone / "dist").iterdir()
     return built
 
 
 def clean_environment(venv_bin: Path, uri: str) -> dict[str, str]:
-    """The environment of another machine: nothing of this clone is on its paths."""
+    """Return the environment of another machine: no path leads into this clone."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "REMINT_", "VIRTUAL_ENV"))}
     return {**kept, "PATH": f"{venv_bin}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_URI": uri}
 
 
 def download_champion(team: Team, to: Path) -> tuple[str, Path]:
-    """MLflow's address, and the champion as a person downloads it from there."""
+    """Download the champion as a person does. Return MLflow's address and the folder."""
     uri = f"sqlite:///{team.folder}/.remint/mlflow/mlflow.db"
     command = [BIN / "mlflow", "artifacts", "download", "--artifact-uri", "models:/digits-flow@champion", "--dst-path", to]
     subprocess.run(command, cwd=to.parent, env=clean_environment(BIN, uri), check=True, capture_output=True)

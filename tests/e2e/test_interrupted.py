@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a training: no child is left, the next run goes on from the checkpoint. test_kills.py has SIGKILL."""
+"""Ctrl-C during a training: no child process is left, and the next run resumes from the checkpoint. SIGKILL: test_kills.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = [
 
 
 def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Process:
-    """Stops the trainer once it has written a checkpoint, lest a fast machine finishes before the kill, and waits for its MLflow run."""
+    """Suspend the trainer after its first checkpoint, so that it cannot finish early, and wait for its MLflow run."""
     deadline = time.monotonic() + 120
     home = team.folder / ".remint"
     while not list(home.glob("checkpoints/*/step-*")):
@@ -37,7 +37,7 @@ def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Proce
 
 
 def job_states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
-    """Of the team's jobs, in Prefect: state and what is said of it; and the status of MLflow's runs."""
+    """Return the state and message of each job in Prefect, and the status of each run in MLflow."""
     prefect = []
     for job in sorted(team.folder.glob(".remint/jobs/*/job.json")):
         state = request_json(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}")["state"]
@@ -51,7 +51,7 @@ def test_ctrl_c_stops_a_training_and_the_next_run_resumes_it(team: Team, tmp_pat
     trainer = hold_at_checkpoint(team, run)
     children = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGINT)
-    trainer.resume()  # it finishes its step, then
+    trainer.resume()  # it finishes its step and stops
     assert run.wait(timeout=60) == 1
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive

@@ -1,4 +1,4 @@
-"""Killed anywhere: the next run ends in the same weights, metrics and registry as the one that nobody disturbed."""
+"""A run killed at any moment: the next run has the same weights, metrics and registry as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_killed_anywhere_it_ends_as_if_it_never_was(stage: kills.Stage, trials: 
 
 
 def _kill_and_resume(stage: kills.Stage, scene: kills.Scene, trial: Trial, name: str) -> bool:
-    """Kills a run, each fourth time the one that takes it up as well, and lets the next come to its end.
+    """Kill a run, in every fourth trial also the run that resumes it, and let the next one finish.
 
-    False where each was over before its moment. ``name``: of a folder never used before, since MLflow keeps databases open.
+    Return False if each run ended before its moment. ``name``: of an unused folder, since MLflow keeps databases open.
     """
     undisturbed = stage.undisturbed(scene)
     team = stage.team(scene, name)
@@ -60,6 +60,6 @@ def _kill_and_resume(stage: kills.Stage, scene: kills.Scene, trial: Trial, name:
 
 
 def resume_step(home: Path) -> int:
-    """The step that the newest training went on from."""
+    """Return the step at which the newest training resumed; 0 if it started anew."""
     lines = sorted(home.glob("jobs/*/train.jsonl"))[-1].read_text().splitlines()
     return next((event["step"] for event in map(json.loads, lines) if event["event"] == "resumed"), 0)

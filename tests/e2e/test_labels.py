@@ -1,4 +1,4 @@
-"""Name and last state of a retraining's flow run, as a real Prefect server keeps them."""
+"""Name and final state of a retraining's flow run on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_outcome(verdict: str, *, unchanged: bool = False, champion: int | None 
 
 
 def run_to_end(client: SyncPrefectClient, outcome: Outcome, *, cancelled: bool = False) -> FlowRun:
-    """The flow run that ended with an outcome, which its caller must get."""
+    """Run a flow that ends with this outcome, check that the caller gets it, and return the flow run."""
     ids = []
 
     @flow(name="labelled", flow_run_name=labels.run_name, persist_result=False)

@@ -1,4 +1,4 @@
-"""What a person does first, in the order of the README, with the real command line and real parts. One story in steps."""
+"""First steps of a person, in the order of the README, with the real command line. The tests build on each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A margin that is taken from how much seeds differ."""
+"""Automatic margin: the measured variation between seeds."""
 
 from __future__ import annotations
 

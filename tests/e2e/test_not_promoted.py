@@ -1,4 +1,4 @@
-"""What is not promoted: a model whose champion cannot be measured again, and uncommitted work."""
+"""Refusals: a model whose champion cannot be measured again, and uncommitted work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A family that is a plug-in goes the whole way by the command line, with the code of the job's own checkout."""
+"""Retraining of a plug-in family by the command line, with the code of the job's own checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = "examples/pixelcnn/family.py"
 
 @pytest.fixture
 def with_pixelcnn(team: Team) -> Team:
-    """A team with a short pipeline of the example."""
+    """Team with a short pipeline of the example family."""
     content = read_params(team.folder)
     flow = content["pipelines"]["digits-flow"]
     training = {**flow["training"], "steps": 20}

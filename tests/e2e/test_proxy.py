@@ -1,7 +1,7 @@
-"""The production page's proxy, databases and settings, taken out of the page and run: a team's servers over TLS.
+"""Proxy, databases and settings taken from the production page and run: a team's servers over TLS.
 
-Only addresses, ports, passwords and files are put in. The names are all localhost, which needs no change to the machine; so the
-two servers have a port each where the page has a name each.
+The tests fill in only addresses, ports, passwords and files. All names are localhost, which needs no change to the machine.
+Therefore the two servers differ by port; on the page they differ by name.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ PLAIN_SERVER = "server {{ listen {port}; location / {{ proxy_pass http://127.0.0
 
 
 def code_block(after: str, substitutions: dict[str, str]) -> str:
-    """The page's first block of code after some words, with what a team fills in."""
+    """Return the page's first code block after a text, with substitutions."""
     text = PAGE.partition(after)[2].partition("```")[2].partition("\n")[2].partition("```")[0]
     for word, value in substitutions.items():
-        text = value.join(re.split(rf"(?<![A-Z_]){re.escape(word)}", text))  # PASSWORD is part of variables' names, too
+        text = value.join(re.split(rf"(?<![A-Z_]){re.escape(word)}", text))  # PASSWORD is also a part of variable names
     return text
 
 
@@ -64,7 +64,7 @@ def environment_block(after: str, substitutions: dict[str, str]) -> dict[str, st
 
 @dataclass(kw_only=True)
 class RemoteTeam(Team):
-    """A host with the worker's settings. ``plain``: the same servers' addresses without TLS."""
+    """Host with the worker's settings. ``plain``: addresses of the same servers without TLS."""
 
     prefect: RunningServer
     mlflow: RunningServer
@@ -143,7 +143,7 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 def test_1_requests_without_credentials_or_tls_are_refused(team: RemoteTeam) -> None:
-    """A stranger, plain HTTP at the port of HTTPS, and another server's name."""
+    """Missing or wrong credentials, plain HTTP on the HTTPS port, and another server name."""
     search = "/api/2.0/mlflow/experiments/search?max_results=1"
     for server, path, who in ((team.prefect, "/admin/version", USER), (team.mlflow, search, JOBS)):
         assert [server.status("GET", path, each) for each in (None, f"{who}-wrong", who)] == [401, 401, 200]
@@ -160,7 +160,7 @@ def test_1_requests_without_credentials_or_tls_are_refused(team: RemoteTeam) -> 
 
 
 def test_2_redirections_keep_https(team: RemoteTeam) -> None:
-    """A server that does not hear of the TLS in front of it sends its callers, with their passwords, to plain HTTP."""
+    """A server that does not know of the proxy's TLS would redirect clients, and their passwords, to plain HTTP."""
     place = team.prefect.address.removeprefix("https://").removesuffix("/api")
     connection = http.client.HTTPSConnection(place, timeout=60, context=team.context())
     connection.request(
@@ -189,10 +189,10 @@ def test_4_a_run_uses_the_settings_of_a_worker(team: RemoteTeam) -> None:
     (version,) = json.loads(team.remint("models", "--json").stdout)
     assert version["aliases"] == ["champion"]
     files = [each.stat().st_size for each in (team.folder.parent / "files").rglob("*.safetensors")]
-    assert max(files) > 2 * MIB, files  # nginx takes 1 MiB where it is not told otherwise
+    assert max(files) > 2 * MIB, files  # by default nginx accepts bodies of at most 1 MiB
     assert not (team.folder / ".remint/mlflow").exists() and not (team.folder / ".remint/ledger.db").exists()
     found = team.prefect.json("POST", "/events/filter", USER, {"filter": {"event": {"name": ["prefect.task-run.Completed"]}}})
-    assert found["total"] > 0  # a client's word of its tasks goes by websocket only
+    assert found["total"] > 0  # clients report task states only by websocket
     assert team.json("audit") == []
 
 

@@ -1,4 +1,4 @@
-"""A version of uncommitted work is built again in a fresh clone, from nothing but what it carries. One story in steps."""
+"""Rebuild of a version of uncommitted work in a new clone, from its own records only. The tests build on each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIPELINE = {
 
 @dataclass(kw_only=True)
 class OtherMachine(Team):
-    """A clone with a home of its own, and the stores of the team that it was cloned from."""
+    """Clone with a separate home and with the stores of the original team."""
 
     stores: Path
     home: Path
@@ -54,7 +54,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(shared_team: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """One training of uncommitted work; then its source, its cache and its checkpoints are gone, and so is the work itself."""
+    """Train uncommitted work; then remove its source, cache and checkpoints, and the uncommitted changes."""
     folder = tmp_path_factory.mktemp("elsewhere")
     generator = np.random.default_rng(0)
     x_NHW = np.linspace(0, 200, 64).reshape(8, 8) + generator.normal(0, 15, (300, 8, 8))
@@ -108,7 +108,7 @@ def test_2_another_machine_is_held_to_the_tolerances_and_an_edited_setting_is_fo
             "update model_version_tags set value = replace(value, '\"steps\":30', '\"steps\":31') where key = 'remint.recipe'"
         )
         assert database.execute(edited).rowcount == 1
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # other kernels, as on an older processor
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # selects other kernels, like an older processor
     answer = json.loads(story.elsewhere.remint("rebuild", "flow/1", "--json", status=1).stdout)
     assert answer["rule"] == "tolerance" and not answer["identical"] and not answer["reproduced"]
     assert {"environment": {"ATEN_CPU_CAPABILITY": "default"}}.items() <= {

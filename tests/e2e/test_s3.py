@@ -1,4 +1,4 @@
-"""A team whose data, DVC remote and MLflow files all lie on one real S3 server. One story in steps."""
+"""Team with its data, DVC remote and MLflow files on one real S3 server. The tests build on each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PIPELINE: dict[str, Any] = {
 
 @dataclass(kw_only=True)
 class S3Team(Team):
-    """A team that has these in its environment. ``said``: all that its commands printed."""
+    """Team with its stores on S3. ``printed``: output of its commands."""
 
     server: Server
     data: str
@@ -43,7 +43,7 @@ class S3Team(Team):
         return {**own, **self.server.environment(), **addresses}
 
     def run(self) -> tuple[dict[str, Any], str]:
-        """The outcome of a run and what it told meanwhile."""
+        """Run the pipeline. Return the outcome and the standard error."""
         done = self.remint("run", "flow", "--json")
         self.printed += [done.stdout, done.stderr]
         (outcome,) = json.loads(done.stdout)
@@ -55,7 +55,7 @@ class S3Team(Team):
 
 
 def pictures(first: int, count: int) -> dict[str, bytes]:
-    """Noisy ramps of 8 x 8, in a folder a class."""
+    """Return noisy ramps of 8 x 8 pixels, one folder for each class."""
     found = {}
     for i in range(first, first + count):
         x_HW = np.linspace(0, 200, 64).reshape(8, 8) + np.random.default_rng(i).normal(0, 15, (8, 8))
@@ -101,7 +101,7 @@ def test_3_new_data_makes_a_new_dataset_version_and_a_new_model_version(team: S3
     for key, content in pictures(150, 20).items():
         team.server.put(team.data, key, content)
     team.server.delete(team.data, "nightly/across/0000.png")
-    shutil.rmtree(team.folder / ".remint/dvc/cache/files")  # what the champion was trained on comes from the remote
+    shutil.rmtree(team.folder / ".remint/dvc/cache/files")  # the champion's data come from the remote
     outcome, log = team.run()
     assert "20 of 169 objects fetched, 1 removed" in log
     assert outcome["trained"] and outcome["version"] == 2

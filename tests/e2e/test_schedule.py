@@ -1,7 +1,7 @@
-"""A schedule fires: the real local stack, a deployment at an interval of seconds, a flow run that ends in a version.
+"""Scheduled run: the real local stack, a deployment with an interval of seconds, a flow run that registers a version.
 
-The ledger is on a PostgreSQL that asks for a password, which the run has from its worker's environment and from nowhere else.
-The stack's servers listen on 127.0.0.1, and answer to no other name (cases 29 and 30).
+The ledger is on a PostgreSQL with a password, which the run gets only from its worker's environment. The stack's servers
+listen on 127.0.0.1, and refuse other host names (cases 29 and 30).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SECRETS = make_secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_
 
 @dataclass
 class TeamWithSecrets(Team):
-    """A team with secrets in its environment."""
+    """Team with secrets in its environment."""
 
     ledger: str = ""
 
@@ -51,7 +51,7 @@ def is_refused(url: str, **headers: str) -> bool:
 
 
 def assert_local_only(prefect: int, mlflow: int, stack: int) -> None:
-    """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
+    """Check the sockets of the real processes, and requests with other host names and origins."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
     sockets = [
         each
@@ -78,7 +78,7 @@ def test_a_schedule_starts_a_run_that_registers_a_version(lone_team: Team, tmp_p
     command_lines: set[str] = set()
     with record_command_lines(command_lines):
         _run_schedule(team, tmp_path)
-    canary = "reason given: scheduled"  # in the ledger that the run found by its worker's environment
+    canary = "reason given: scheduled"  # in the ledger whose address is in the worker's environment
     search = Search([*SECRETS.values(), canary])
     search.tree(team.folder)
     search.git(team.folder)

@@ -1,4 +1,4 @@
-"""Prefect's server is killed in mid-run and comes back: the run completes, and what it did was done once."""
+"""Prefect's server is killed during a run and restarted: the run completes, and each effect happens once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_killed_temporary_server_is_started_again(lone_team: Team, tmp_path: P
 
 
 def test_an_unreachable_prefect_server_is_a_one_line_error(team: Team) -> None:
-    """Prefect's client has a traceback for it, and not an error of its own."""
+    """Prefect's client raises no error class of its own for it."""
     team.api = f"http://127.0.0.1:{free_port()}/api"
     for command in (["run", "digits-flow"], ["deploy"]):
         message = team.remint(*command, status=1).stderr
@@ -69,6 +69,6 @@ def test_an_unreachable_prefect_server_is_a_one_line_error(team: Team) -> None:
 
 
 def _states(server: PrefectServer) -> dict[str, int]:
-    """How many flow runs there are of each type of state."""
+    """Return the number of flow runs for each state type."""
     types = [run["state_type"] for run in request_json(f"{server.url}/flow_runs/filter", {})]
     return {kind: types.count(kind) for kind in types}

@@ -1,4 +1,4 @@
-"""A table from its source to rows in its own units, and a conditional model that draws the class it is asked for."""
+"""Models of a table, with samples in the units of the source, and a conditional model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What remint deploy installs for runs whose process is gone, and which of them go on: against a real server."""
+"""Automations of remint deploy for runs without a process, and their restart, with a real server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.team import Team
 def client(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
     monkeypatch.setattr(reconcile, "SETTLE", 0.0)
     with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
-        for each in found.read_deployments():  # of other tests on this server
+        for each in found.read_deployments():  # deployments of other tests on this server
             found.delete_deployment(each.id)
         yield found
 
 
 def deploy_schedules(team: Team, *schedules: str) -> Home:
-    """Gives these pipelines a schedule, and no others, and deploys."""
+    """Give a schedule to these pipelines only, and deploy."""
     content = read_params(team.folder)
     for name, pipeline in content["pipelines"].items():
         pipeline.pop("schedule", None)
@@ -57,7 +57,7 @@ def test_a_second_deploy_changes_nothing_and_old_deployments_are_removed(team: T
 
 
 def test_only_the_newest_crashed_run_of_a_schedule_is_restarted(team: Team, client: SyncPrefectClient) -> None:
-    """The newest of a schedule, where it crashed: not over a later one that came to its end, nor for ever, nor beside itself."""
+    """Restart it unless a later run completed, it was restarted too often, or its process lives."""
     home = deploy_schedules(team, "digits-vae")
     deployment = client.read_deployment_by_name("retrain/digits-vae").id
 

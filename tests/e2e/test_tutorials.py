@@ -1,4 +1,4 @@
-"""The tutorials, done as they are written: their settings, their commands, their output but for its numbers."""
+"""The tutorials as written: their settings, their commands, and their output except for numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NUMBER = re.compile(r"\b[0-9a-f]{10}\b|[+-]?\d[\d.]*")
 
 
 def normalised_lines(output: str) -> set[str]:
-    """The lines with # for each number and digest, and blanks squeezed: values depend on the machine."""
+    """Return the lines with # in place of each number and digest, which depend on the machine, and with single blanks."""
     return {" ".join(NUMBER.sub("#", line).split()) for line in output.splitlines()} - {""}
 
 
 def follow(team: Team, page: Path) -> None:
-    """Add the page's settings, run its commands, and look for the output that it shows."""
+    """Add the page's settings, run its commands, and compare their output with the page."""
     printed = ""
     for kind, block in BLOCK.findall(page.read_text()):
         if kind == "yaml":
@@ -36,7 +36,7 @@ def follow(team: Team, page: Path) -> None:
 
 
 def parse_block(block: str, folder: Path) -> dict[str, dict[str, object]]:
-    """A block of YAML as params.yaml is read."""
+    """Parse a YAML block as params.yaml is parsed."""
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(block)
     content = read_params(folder)

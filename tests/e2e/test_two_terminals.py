@@ -1,4 +1,4 @@
-"""Two pipelines at a time from two terminals with no server up: no lock error of git, DVC, Prefect or MLflow."""
+"""Two pipelines at once from two terminals without a server: no lock error of git, DVC, Prefect or MLflow."""
 
 from __future__ import annotations
 

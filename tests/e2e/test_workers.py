@@ -1,4 +1,4 @@
-"""Scheduled runs under the real stack: killed and taken up again, cancelled by a person and left alone, stopped and handed back."""
+"""Scheduled runs under the real stack: killed and restarted, cancelled by a person, stopped and handed back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENDLESS = ["training.steps=1000000", "training.checkpoint_every=50", "model.hidd
 
 
 class Stack:
-    """A team's `remint up`, with digits-vae on a schedule that does not come due."""
+    """`remint up` of a team, with digits-vae on a schedule that does not come due."""
 
     def __init__(self, team: Team, log: Path) -> None:
         self.team, self.log, self.home = team, log, Home(team.folder, team.folder / ".remint")
@@ -59,25 +59,25 @@ class Stack:
         raise AssertionError(self.log.read_text()[-6000:])
 
     def request(self, path: str, body: Any = None) -> Any:
-        """What Prefect answers, asked again where it is too busy."""
+        """Return Prefect's answer. Retries while Prefect is busy."""
         return self.wait_for(lambda: (request_json(f"http://127.0.0.1:{self.port}/api{path}", body),))[0]
 
     def begin(self) -> str:
-        """Starts a run that trains until it is stopped; its id."""
+        """Start a run that trains until it is stopped. Return its id."""
         (deployment,) = self.request("/deployments/filter", {"deployments": {"name": {"any_": ["digits-vae"]}}})
         parameters = {**deployment["parameters"], "overrides": ENDLESS}
         body = {"parameters": parameters, "idempotency_key": str(time.monotonic())}
         return str(self.request(f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
 
     def state_names(self, run: str, *names: str) -> list[str]:
-        """Those of the states it had that are called one of these, oldest first."""
+        """Return the run's states that have one of these names, oldest first."""
         return [each["name"] for each in self.states(run) if each["name"] in names]
 
     def states(self, run: str) -> list[dict[str, Any]]:
         return sorted(self.request(f"/flow_run_states/?flow_run_id={run}"), key=lambda state: str(state["timestamp"]))
 
     def training_processes(self) -> list[psutil.Process]:
-        """The flow's process and all below, once a checkpoint is written and MLflow's run is open."""
+        """Return the flow's process and its descendants once it has a checkpoint and an MLflow run; else an empty list."""
         for job in jobs.alive(self.home):
             if "mlflow_run" in job.facts and list(self.home.checkpoints.glob("*/step-*")):
                 flow = psutil.Process(job.facts["pid"])
@@ -91,7 +91,7 @@ class Stack:
         return list(json.loads(self.team.sh(f'python -c "{query}"').replace("'", '"')))
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
-        """Ends it all; nothing of it is left."""
+        """Stop the stack, and check that no process is left."""
         children = psutil.Process(self.up.pid).children(recursive=True)
         self.up.send_signal(sign)
         with suppress(subprocess.TimeoutExpired):
@@ -110,7 +110,7 @@ def stack(lone_team: Team, tmp_path: Path) -> Iterator[Stack]:
 
 
 def all_end_within(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
-    """Whether none runs after so many seconds. What nobody has buried yet does not run."""
+    """Return whether all processes end within some seconds. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     return all(ends_within(each.pid, max(deadline - time.monotonic(), 0.1)) for each in processes)
 
@@ -123,7 +123,7 @@ def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trial
         time.sleep(trial.random.uniform(0.0, 1.0))
         tree[0].kill()
         killed = time.monotonic()
-        assert all_end_within(tree, 5.0 if trials.soak else 20.0)  # beside other tests everything takes longer
+        assert all_end_within(tree, 5.0 if trials.soak else 20.0)  # other tests slow it down
         state_names = partial(stack.state_names, run, "Running", "Crashed", "AwaitingRetry")
         stack.wait_for(lambda: state_names()[1:][-1:] == ["Running"], HEARTBEATS)  # noqa: B023
         assert time.monotonic() - killed < HEARTBEATS
@@ -140,7 +140,7 @@ def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trial
 
 @pytest.mark.soak
 def test_a_restarted_stack_resumes_its_run_from_the_checkpoint(stack: Stack) -> None:
-    """As where a machine is taken away: SIGTERM, its grace, and another `remint up`."""
+    """As when a machine is taken away: SIGTERM, its grace period, and another `remint up`."""
     run = stack.begin()
     stack.wait_for(stack.training_processes)
     stack.stop()
@@ -172,7 +172,7 @@ def test_a_scheduled_run_resumes_after_all_processes_were_killed(stack: Stack) -
 
 @pytest.mark.soak
 def test_a_killed_manual_run_is_closed_within_the_stated_time(stack: Stack, tmp_path: Path) -> None:
-    """No worker started it, and none sees it end: Prefect's server misses its heartbeat. A healthy run beside it goes on."""
+    """It has no worker that notices its end, so Prefect's server misses its heartbeat. A healthy run is not affected."""
     healthy = stack.begin()
     stack.wait_for(stack.training_processes)
     overrides = [argument for each in ENDLESS[:2] for argument in ("--set", each)]

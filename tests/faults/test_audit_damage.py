@@ -1,4 +1,4 @@
-"""Damage done for real, and remint audit: each is named, nothing is promoted from what is damaged, and a whole home is silent."""
+"""Audit of real damage: each damage is found, damaged versions are not promoted, and an undamaged home has no findings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def template_world(tmp_path_factory: pytest.TempPathFactory, empty: Path, bundle
 
 @pytest.fixture
 def world(tmp_path: Path, template_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """dvc is asked in this process: to import it for each audit takes most of an audit's time (tests/unit/test_presence.py)."""
+    """World that asks dvc in this process: an import for each audit would take most of its time (tests/unit/test_presence.py)."""
 
     def answer_in_process(_module: str, home: Home, question: dict[str, Any]) -> Any:
         try:
@@ -144,7 +144,9 @@ def test_lost_or_edited_weights_are_found_and_not_promoted(world: World, damage:
 
 
 def test_a_deep_audit_finds_an_edited_file_of_an_unserved_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remint.serving.fresh.check", lambda bundle, log: "not looked at")  # seconds each; its own tests do
+    monkeypatch.setattr(
+        "remint.serving.fresh.check", lambda bundle, log: "not looked at"
+    )  # takes seconds each, and has its own tests
     flip(world, 2)
     dvc_file("remote", world.home, world.raw).write_bytes(b"[]")
     assert world.audit() == []
@@ -206,7 +208,7 @@ def test_a_deleted_champion_version_is_found(world: World) -> None:
 
 
 def orphan_run(world: World) -> str:
-    """The run that keeps a model of no version."""
+    """Return the run that has a model and no version."""
     (experiment,) = [each for each in world.mlflow.search_experiments() if each.name == MODEL]
     versions = {each.run_id for each in world.mlflow.search_model_versions(f"name = '{MODEL}'")}
     (left,) = {run.info.run_id for run in world.mlflow.search_runs([experiment.experiment_id])} - versions
@@ -216,7 +218,7 @@ def orphan_run(world: World) -> str:
 def test_a_second_version_with_the_same_key_is_found(world: World) -> None:
     source, tags = world.mlflow.get_model_version(MODEL, "2").source, world.mlflow.get_model_version(MODEL, "2").tags
     tags = {key: value for key, value in tags.items() if "ledger" not in key and "verdict" not in key}
-    world.mlflow.create_model_version(MODEL, source, world.version(2).run_id, tags=tags)  # past remint's lock
+    world.mlflow.create_model_version(MODEL, source, world.version(2).run_id, tags=tags)  # without remint's lock
     found = only_finding(world.audit())
     assert (found.kind, found.thing, found.safe) == ("version", "digits-flow/5", False) and "digits-flow/2" in found.what
 
@@ -231,7 +233,7 @@ def test_files_without_a_run_are_found(world: World) -> None:
 
 def test_the_open_run_and_the_workspace_of_a_killed_job_are_found_and_repaired(world: World) -> None:
     run_id = world.store.start_run(MODEL, {}, {})
-    gone = 2**22 + 1  # no kernel gives such a number
+    gone = 2**22 + 1  # the kernel gives no such process id
     world.mlflow.set_tag(run_id, "remint.process", f"{socket.gethostname()}/{gone}/1.00")
     folder = world.home.jobs / "20260101T000000-dead00"
     folder.mkdir(parents=True)
@@ -269,7 +271,7 @@ def test_data_lost_on_the_remote_are_found_and_sent_again_from_the_cache(world: 
 
 
 def test_data_removed_by_dvc_gc_on_the_remote_are_found(world: World) -> None:
-    """Nothing in this repository's HEAD names the data, so dvc takes all of it."""
+    """This repository's HEAD does not name the data, so dvc removes all of them."""
     environment = {**os.environ, "DVC_SITE_CACHE_DIR": str(world.home.path / "site")}
     command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--cloud", "--force"]
     subprocess.run(command, cwd=world.home.repository, env=environment, check=True, capture_output=True)
@@ -299,7 +301,7 @@ def test_a_lost_bundle_of_uncommitted_work_is_made_again_from_its_commit(world: 
 
 def test_an_unreachable_store_is_a_finding_and_the_rest_is_audited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.store.set_alias(MODEL, "champion", 2)
-    (world.home.repository / ".dvc/config").write_text("")  # there is no remote
+    (world.home.repository / ".dvc/config").write_text("")  # no remote
     assert {("unreachable", "DVC's remote"), ("alias", "digits-flow@champion")} <= kinds_and_things(world.audit())
     (world.home.path / "ledger.db").write_bytes(b"no database at all" * 100)
     found = world.audit()

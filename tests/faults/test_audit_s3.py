@@ -1,4 +1,4 @@
-"""remint audit where MLflow's files and DVC's remote lie on a real S3 server: what is gone there is seen there."""
+"""remint audit with MLflow's files and DVC's remote on a real S3 server: objects lost there are found."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_lost_objects_of_a_bucket_are_found_and_restored(
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    s3_artifact_repo._cached_get_s3_client.cache_clear()  # a command is a process of its own, which has none yet
+    s3_artifact_repo._cached_get_s3_client.cache_clear()  # a command is a new process, without a cached client
     kinds = {(each.kind, each.thing) for each in world.audit()}
     assert {kind for kind, _ in kinds} == {"unreachable"} and len(kinds) >= 1, (
         "nothing is said to be lost that could not be asked"

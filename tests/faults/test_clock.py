@@ -1,4 +1,4 @@
-"""The wall clock is a day off in mid-run: leases, which count beats, and the ledger, which counts rows, do not mind."""
+"""The wall clock jumps by a day: leases count beats and the ledger counts rows, so neither is affected."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.support.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
 from tests.support.processes import wait_for
 from tests.support.trials import Trials
 
-SILENT = 1.0  # seconds of a waiter's patience
+SILENT = 1.0  # seconds without a beat after which a waiter takes over
 
-# Appends a row whenever it is told to, and says how many there are.
+# Appends a row for each number on standard input, and prints the number.
 WRITER = """
 import sys
 from remint.stores.ledger.chain import Ledger
@@ -36,7 +36,7 @@ def start_process(program: str, *arguments: str, cwd: Path, clock: Clock, **more
 
 
 def test_the_shim_shifts_only_the_wall_clock(clock: Clock, tmp_path: Path) -> None:  # noqa: F811
-    """The shim does what the other tests stand on: wall clocks jump, others go on."""
+    """The other tests rely on the shim: wall clocks jump, monotonic clocks do not."""
     print_clocks = "import time, datetime as d; print(time.time(), d.datetime.now().timestamp(), time.monotonic())"
     for shift in (0, DAY, -DAY):
         clock.set(shift)
@@ -59,7 +59,7 @@ def test_no_lease_is_lost_or_kept_by_a_clock_that_jumps(trials: Trials, clock: C
         wait_for_line(folders[0], "has 1")
         second = start_process(program, str(home.path), "", cwd=folders[1], clock=clock)
         wait_for(folders[1] / "said")
-        for _ in range(4):  # under both of them
+        for _ in range(4):  # both processes see the jumps
             clock.set(trial.random.choice([DAY, -DAY, 0]))
             time.sleep(SILENT * 0.75)
         said = [(folder / "said").read_text().split("\n") for folder in folders]

@@ -1,4 +1,4 @@
-"""remint gc on real stores: what no root needs goes, what one needs stays, also where the process is killed in between."""
+"""remint gc on real stores: it removes only things that no root needs, also if its process is killed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def things(answer: Collection, store: str) -> set[str]:
 
 
 def assert_roots_are_whole(world: World, *numbers: int) -> None:
-    """They load, their data come from cache or remote, and audit finds none of them damaged."""
+    """Check that these versions load, their data are in cache or remote, and audit finds no damage."""
     store = open_tracking(world.home)
     for number in numbers:
         version = store.version(f"m/{number}")
@@ -161,7 +161,7 @@ def test_an_artifact_address_outside_the_run_is_not_emptied(registered: Home, tm
 
 
 def test_an_outage_of_mlflow_makes_no_data_garbage(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version that is no root and whose dvc.lock is lost has no claim on its data; one whose dvc.lock is away has."""
+    """A version that is no root does not keep its data if its dvc.lock is lost; it does if its dvc.lock is unreachable."""
     from mlflow import MlflowException
 
     world = make(2)

@@ -1,6 +1,6 @@
-"""Bits that flip in prepared data after they were versioned: in the checkout, in dvc's cache, on its remote. None is trained on.
+"""Flipped bits in versioned data: in the checkout, in dvc's cache, on its remote. Damaged data are never trained on.
 
-The steps are the flow's own, on real dvc; the training is a few lines that load the data as every training does.
+The steps are those of the flow, with real dvc; the training is a few lines that load the data as every training does.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ STAGES = {"raw": "snapshot@x", "prepared": "prepare@x", "features": "features@x"
 
 @contextmanager
 def open_job(home: Home, name: str, events: Events | None = None) -> Iterator[Retraining]:
-    """A job of the pipeline x on this repository's commit."""
+    """Open a job of the pipeline x on this repository's commit."""
     content = read_params(REPOSITORY)
     settings = {**content["pipelines"]["digits-flow"], "dataset": "x", "promotion": {}}
     dataset = {**content["datasets"]["digits"], "source": "images.npz", "levels": 5}
@@ -99,7 +99,7 @@ def open_job(home: Home, name: str, events: Events | None = None) -> Iterator[Re
 
 
 def run_steps(job: Retraining) -> None:
-    """The flow's steps up to training."""
+    """Run the flow's steps up to training."""
     steps.version_data.fn(job)
     steps.learn_features.fn(job)
     steps.train.fn(job)
@@ -111,7 +111,7 @@ def push(job: Retraining) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A team's repository with 240 small images."""
+    """Home of a repository with 240 small images."""
     repository = tmp_path_factory.mktemp("team")
     for path, text in FILES.items():
         (repository / path).parent.mkdir(parents=True, exist_ok=True)
@@ -123,32 +123,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     source, real = str(Path(remint.__file__).parents[1]), workspace.workspace_environment
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REMINT_HOME", raising=False)
-        patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
-        patch.setattr(steps, "_open_run", lambda _: None)  # of MLflow
+        patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # the reporter would start a Prefect server
+        patch.setattr(steps, "_open_run", lambda _: None)  # no run in MLflow
         patch.setattr(workspace, "workspace_environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
         yield Home.of(repository).ensure()
 
 
 def flip_bit(path: Path, dice: random.Random, twin: Path | None = None) -> None:
-    """One bit of a file, and of its twin in dvc's cache where that is given, as though one were a link of the other."""
+    """Flip one bit of a file. ``twin``: its copy in dvc's cache, which gets the same content, as if one were a link."""
     content = bytearray(path.read_bytes())
     at = dice.randrange(8 * len(content))
     content[at // 8] ^= 1 << at % 8
     for each in (path, *([twin] if twin else [])):
-        each.unlink()  # it may really be a link
+        each.unlink()  # it may be a real link
         each.write_bytes(content)
-        each.chmod(0o444)  # as dvc leaves them: it does not look at what is protected
+        each.chmod(0o444)  # like dvc: it does not verify protected files
 
 
 def dvc_objects(home: Home, store: str) -> dict[str, Path]:
-    """The files of a store of dvc's, by their MD5."""
+    """Return the files of dvc's cache or remote by MD5."""
     root = home.dvc / store / "files/md5"
     return {"".join(path.relative_to(root).parts): path for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def refusals(home: Home) -> dict[str, str]:
-    """What ends the first jobs, whose data are damaged after a step, and in the cache too, before anything was pushed."""
+    """Errors of the first jobs, whose data are damaged after a step, in checkout and cache, before the first push."""
     messages = {}
     for kind in ("raw", "prepared"):
         real = Workspace.reproduce
@@ -176,7 +176,7 @@ def events() -> Events:
 
 @pytest.fixture(scope="module")
 def job(home: Home, refusals: dict[str, str], events: Events) -> Iterator[Retraining]:
-    """The job after those, which came to its end."""
+    """Job after the refused ones, run up to the training and pushed."""
     with open_job(home, "first", events) as job:
         run_steps(job)
         push(job)
@@ -189,7 +189,7 @@ def file_contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.case(20)
 def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Retraining, trials: Trials) -> None:
-    """In the checkout (and through a link in the cache), in the cache, in the cache without a remote, and on the remote."""
+    """Places: checkout, checkout linked to the cache, cache, cache without the remote's copy, and remote."""
     whole = {kind: file_contents(job.out(kind)) for kind in STAGES}
     kept = {path: path.read_bytes() for store in ("cache", "remote") for path in dvc_objects(job.home, store).values()}
     places = ("linked", "cache alone", "remote", "checkout", "cache")
@@ -221,7 +221,7 @@ def damage(job: Retraining, kind: str, place: str, dice: random.Random) -> None:
         return
     named = [md5_of(path) for path in out.iterdir()]
     md5 = dice.choice(sorted(named))
-    if place == "remote":  # the checkout is another machine's, which has no cache yet
+    if place == "remote":  # like another machine, which has no cache yet
         for each in named:
             stores["cache"][each].unlink()
         shutil.rmtree(out)
@@ -248,7 +248,7 @@ def restore(job: Retraining, kept: dict[Path, bytes], stage: str) -> None:
 
 
 def test_data_damaged_between_two_steps_are_not_trained_on(job: Retraining, refusals: dict[str, str], events: Events) -> None:
-    """Refused where there is no whole copy; the next job makes them again, and trains on those."""
+    """Without an intact copy the job is refused; the next job makes the data again and trains on them."""
     for kind, message in refusals.items():
         assert message.startswith(
             f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has an intact copy"
@@ -258,7 +258,7 @@ def test_data_damaged_between_two_steps_are_not_trained_on(job: Retraining, refu
 
 
 def test_a_changed_dataset_record_is_found(job: Retraining) -> None:
-    """Nothing in dataset.json says that it is whole; its digest is the dataset version."""
+    """dataset.json has no checksum of itself; its digest is the dataset version."""
     path = job.out("prepared") / "dataset.json"
     before = path.read_text()
     path.unlink()
@@ -270,7 +270,7 @@ def test_a_changed_dataset_record_is_found(job: Retraining) -> None:
 
 
 def test_the_next_push_sends_a_file_that_the_remote_lost(job: Retraining) -> None:
-    """dvc's own push looks for the listing of a folder, finds it, and sends nothing."""
+    """dvc's own push finds the folder's listing on the remote, and sends nothing."""
     remote = dvc_objects(job.home, "remote")
     lost = md5_of(job.out("prepared") / "train.npy")
     remote[lost].unlink()

@@ -1,4 +1,4 @@
-"""N processes measure what one does: every metric, every value behind it, whoever computes which block."""
+"""Several processes measure the same as one: every metric and every value behind it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_on_ranks(
     size: int, folder: Path, work: Callable[..., dict[str, np.ndarray]], argument: Any
 ) -> list[dict[str, np.ndarray]]:
-    """The result of ``work(argument, world)`` on each of ``size`` ranks. ``work``: a module-level function."""
+    """Return the results of ``work(argument, world)`` on ``size`` ranks. ``work``: a module-level function."""
     ranks = [race_process(_rank, number, size, folder, work, argument) for number in range(size)]
     for each in ranks:
         each.start()
@@ -71,7 +71,7 @@ def build_model(name: str, dataset: Dataset) -> Any:
 
 
 def measure_all(folder: Path, world: World) -> dict[str, np.ndarray]:
-    """Every number of every measurement, in small blocks: several of each, the last of which is not full."""
+    """Return every number of every measurement, computed in several small blocks, the last one not full."""
     dataset = cases.load(folder)
     settings = EvaluationSettings(samples=40, draws=3, importance_samples=5)
     context = EvaluationContext(dataset, {"domain": features.load(folder / "features")}, settings, world)
@@ -112,7 +112,7 @@ def _numbered_rows(total: int, world: World) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("total", [1, 7, 20, 21, 22])
 def test_blocks_come_in_order(total: int, tmp_path: Path) -> None:
-    """Also where there are fewer blocks than ranks."""
+    """Also with fewer blocks than ranks."""
 
     for found in run_on_ranks(3, tmp_path, _numbered_rows, total):
         np.testing.assert_array_equal(found["rows"], np.arange(total)[:, None].repeat(2, axis=1))
@@ -122,7 +122,7 @@ def test_blocks_come_in_order(total: int, tmp_path: Path) -> None:
 def test_the_step_starts_at_most_one_process_for_each_device(
     requested: int, available: int, ranks: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unlike a training, whose weights depend on their number."""
+    """A training does not reduce the number: its weights depend on it."""
     from pipelines import evaluate
 
     content = apply_overrides(read_params(REPOSITORY), "digits-vae", [f"training.devices={requested}", "training.threads=1"])
@@ -133,7 +133,7 @@ def test_the_step_starts_at_most_one_process_for_each_device(
     seen: list[Any] = []
     monkeypatch.setattr(launch, "run_ranks", lambda *arguments: seen.append(arguments))
     if ranks is None:
-        with pytest.raises(IntegrityError, match="outs/prepared/digits"):  # it goes to work itself
+        with pytest.raises(IntegrityError, match="outs/prepared/digits"):  # it evaluates in this process
             evaluate.main("digits-vae")
     else:
         evaluate.main("digits-vae")

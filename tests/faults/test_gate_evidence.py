@@ -1,6 +1,6 @@
-"""What is bad in a known way, measured by the real evaluation and judged by the real gate: none of it is promoted; what is good is.
+"""Models with known defects, measured by the real evaluation and judged by the real gate: only good models are promoted.
 
-The data are a small table; the flow is really trained on it; each bad model is made of that one.
+The data are a small table, and the flow is really trained on it. Each bad model is a change of this flow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.trials import Trial, Trials
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FULL = 20  # variants of each
+FULL = 20  # variants of each defect
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def trained_flow(tmp_path_factory: pytest.TempPathFactory) -> TrainedFlow:
 
 @pytest.fixture(scope="module")
 def champion(trained_flow: TrainedFlow, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    """Of the flow as a champion that was measured with these data; under another key, as an older version has."""
+    """Evidence of the flow as champion, measured with these data, under another key, like an older version."""
     found = evaluate_flow(trained_flow, tmp_path_factory.mktemp("champion"))
     return Evidence(found.report.model_copy(update={"model_key": "former"}), found.values)
 
@@ -54,13 +54,13 @@ def assert_not_promoted(trial: Trial, verdict: str) -> None:
 
 
 def opponent(trial: Trial, champion: Evidence) -> Evidence | None:
-    """Every other one would be the first version, of which requirements alone are asked."""
+    """Return the champion for every second trial; the others are first versions, with requirements only."""
     return champion if trial.number % 2 else None
 
 
 @pytest.mark.case(25)
 def test_healthy_runs_pass(trials: Trials, tmp_path: Path) -> None:
-    """Other data and another training each time; 95% of the full count."""
+    """Each trial has other data and another training; 95% of the full count must pass."""
     failed = 0
     for trial in trials(short=1, full=40):
         folder = tmp_path / str(trial.number)
@@ -76,7 +76,7 @@ def test_healthy_runs_pass(trials: Trials, tmp_path: Path) -> None:
 def test_numbers_that_are_none_are_not_promoted(
     trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
-    """In a weight, in what a model draws or says of an example, in the values of a report, in the report itself."""
+    """NaN or infinity in a weight, in samples, in the values of a report, or in the report itself."""
     for trial in trials(short=4, full=FULL):
         folder, dice = tmp_path / str(trial.number), np.random.default_rng(trial.random.randrange(2**32))
         kind, rival = trial.number % 4, opponent(trial, champion)
@@ -107,7 +107,7 @@ def changed_samples(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Gener
 
 
 def with_bad_values(found: Evidence, dice: np.random.Generator) -> Evidence:
-    """One of the numbers behind a metric, in a report that was written with it."""
+    """Put NaN or infinity into one value behind a metric, in a report that was written with it."""
     name = str(dice.choice(["nll", "fd_domain"]))
     values_N = np.array(found.values[name])
     values_N[dice.integers(len(values_N))] = dice.choice([np.nan, np.inf, -np.inf])
@@ -116,7 +116,7 @@ def with_bad_values(found: Evidence, dice: np.random.Generator) -> Evidence:
 
 
 def with_bad_report(found: Evidence, dice: np.random.Generator) -> Evidence:
-    """A value or a limit that no record can hold, past its checks."""
+    """Put NaN or infinity into a value or limit of the report, without its validation."""
     name, field = str(dice.choice(["nll", "fd_domain"])), str(dice.choice(["value", "low", "high"]))
     spoilt = MetricValue.model_construct(**{**dict(found.report.metrics[name]), field: float(dice.choice([np.nan, -np.inf]))})
     report = found.report.model_copy(update={"metrics": {**found.report.metrics, name: spoilt}, "model_key": "new"})
@@ -124,7 +124,7 @@ def with_bad_report(found: Evidence, dice: np.random.Generator) -> Evidence:
 
 
 def collapsed_generator(trial: Trial) -> Callable[[Any], Generator]:
-    """A few examples over and over, the middle of everything, or one of the two clusters."""
+    """Return a generator that repeats a few examples, draws near the mean, or draws one of the two clusters."""
     kind, dice = trial.number % 3, trial.random
     few = torch.randn(dice.randrange(1, 13), 4, generator=torch.Generator().manual_seed(dice.randrange(2**31)))
     shrunk, side = dice.uniform(0.0, 0.3), dice.choice([-1.0, 1.0])
@@ -161,7 +161,7 @@ def test_a_collapsed_generator_is_not_promoted(
 def test_a_generator_that_learnt_by_heart_is_not_promoted(
     trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
-    """Training rows, all of them or some, as they are or a little beside. Only their novelty tells: they look real and reach all."""
+    """It draws training rows, all or some, exact or with little noise. Only the novelty is bad: rows look real, coverage is high."""
     rows_ND = torch.from_numpy(np.array(trained_flow.dataset.train.x_NX))
     for trial in trials(short=2, full=FULL):
         known_KD = rows_ND[: trial.random.choice([400, 600, len(rows_ND)])]
@@ -210,12 +210,12 @@ def missing_values(table: Table, dice: random.Random) -> Table:
 def test_data_of_another_schema_bring_nothing_into_production(
     trained_flow: TrainedFlow, champion: Evidence, trials: Trials, tmp_path: Path
 ) -> None:
-    """Refused when they are versioned; and where a person let the schema change, no model of the former one is judged by them."""
+    """They are refused when they are versioned. If a person allows the new schema, models of the old one are not judged by it."""
     for trial in trials(short=5, full=FULL):
         folder = tmp_path / str(trial.number)
         folder.mkdir()
         cases.write_table(folder / "rows.csv", trial.number, rows=300)
-        cases.prepare(folder)  # the first import learns the schema
+        cases.prepare(folder)  # the first import records the schema
         with (folder / "rows.csv").open(newline="") as stream:
             table = list(csv.reader(stream))
         change = (drop_column, rename_column, add_column, words_in_column, missing_values)[trial.number % 5]
@@ -230,7 +230,7 @@ def test_data_of_another_schema_bring_nothing_into_production(
 
 
 def leave_uncommitted_work(folder: Path, trial: Trial) -> None:
-    """Work that was not committed."""
+    """Make an uncommitted change: edited, new, deleted or staged."""
     kind, name = trial.number % 4, f"src/f{trial.random.randrange(4)}.py"
     if kind == 0:
         (folder / name).write_text(f"x = {trial.random.random()}\n")
@@ -245,7 +245,7 @@ def leave_uncommitted_work(folder: Path, trial: Trial) -> None:
 
 @pytest.mark.case(25)
 def test_uncommitted_work_is_not_promoted(make_repository: Callable[..., Path], champion: Evidence, trials: Trials) -> None:
-    """The evidence is good, and promoted where the tree is clean."""
+    """The evidence is good: it is promoted if the tree is clean."""
     fresh = Evidence(champion.report.model_copy(update={"model_key": "new"}), champion.values)
     for trial in trials(short=4, full=FULL):
         folder = make_repository({f"src/f{i}.py": f"x = {i}\n" for i in range(4)}, f"team{trial.number}")

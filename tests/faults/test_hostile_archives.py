@@ -1,4 +1,4 @@
-"""Archives and folders that mean harm: refused in one line, soon, in little memory, with nothing written beside them."""
+"""Malicious archives and folders are refused in one line, quickly, with little memory, and without a written file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.measured import Reader, start_reader
 from tests.support.trials import Trials
 
 MAX_MEMORY_GROWTH = 200 << 20  # bytes
-MAX_SECONDS = 2.0  # seconds of the processor
+MAX_SECONDS = 2.0  # seconds of CPU time
 
 
 @pytest.fixture(scope="module")

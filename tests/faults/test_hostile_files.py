@@ -1,4 +1,4 @@
-"""Arrays and tables that mean harm: pickles in them are refused unread, and what is small on disk does not fill the memory."""
+"""Malicious arrays and tables: pickles are refused unread, and files that are small on disk do not fill the memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def objects(path: Path) -> np.ndarray:
 
 
 def one_text_for_many_rows(path: Path) -> None:
-    """Said once, meant a million times: a terabyte where it is written out."""
+    """Write a text of 1 MiB once for a million rows: a terabyte when decoded."""
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_000_000, np.int32)), pa.array(["x" * (1 << 20)]))
     pyarrow.parquet.write_table(pa.table({"t": text, "x": np.arange(1_000_000.0)}), path)
 

@@ -1,4 +1,4 @@
-"""A version whose files somebody poisoned: every command that loads refuses it in one line, and nothing of it ever ran."""
+"""Version with poisoned files: every command that loads it refuses it in one line, and its payload is never executed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REF = f"{MODEL}/1"
 
 @pytest.fixture(scope="module")
 def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Version 1 was champion before version 2, so that a roll back would go to it."""
+    """Home in which version 1 was champion before version 2: a rollback would return to it."""
     made = cases.copy_home(registered, tmp_path_factory.mktemp("home"))
     for number in (1, 2):
         cases.record_decision(made, "promoted", number)
@@ -41,7 +41,7 @@ def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def measure_champion_again(home: Home) -> str:
-    """What a retraining does with the champion before it judges: here as far as its bytes go."""
+    """Try to measure the champion as a retraining does before it judges. Return the reason why it is unavailable."""
     challenger = TrainedModel.read(home.path / "bundles/1/training.json")
     report = EvaluationReport(
         pipeline=MODEL,
@@ -74,7 +74,7 @@ def audit_finding(home: Home) -> str:
 
 
 def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, str]]:
-    """What each command says. Where manifest and tags fit the poison, only those that load see it."""
+    """Yield each command and its error. If manifest and tags match the poison, only commands that load the model find it."""
     if not poison.record_only:
         yield "sample", error_of(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
     yield "rollback", error_of(lambda: decide.rollback(home, MODEL, "it blurs"))
@@ -88,7 +88,7 @@ def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, st
 
 
 def reseal(store: Tracking, files: Path) -> None:
-    """Makes manifest and tags fit what lies there, as somebody could who may write into MLflow's database, too."""
+    """Make manifest and tags match the files, like an attacker who can also write to MLflow's database."""
     from remint.stores.mlflow import package
 
     manifest.seal(files / BUNDLE)
@@ -125,4 +125,4 @@ def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
         restore_model(files, original)
         store.set_tags(store.version(REF), tags)
         shutil.rmtree(home.path / "models", ignore_errors=True)
-    assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded
+    assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # the original is loaded

@@ -1,4 +1,4 @@
-"""Names from outside: of settings, of MLflow's tags, of branches. None leaves its folder, is an option, or is a word to a shell."""
+"""Hostile names in settings, MLflow's tags and branches: none leaves its folder, is an option, or means anything to a shell."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ PARTS = [
 
 
 def random_name(choose: random.Random) -> str:
-    """A name of one to four parts, good and bad ones alike."""
+    """Return a name of one to four random parts, good and bad."""
     return "".join(choose.choice(PARTS[:5] if choose.random() < 0.5 else PARTS) for _ in range(choose.randint(1, 4)))
 
 
 @pytest.mark.case(30)
 def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, tmp_path: Path) -> None:
-    """dvc puts ``${key}`` into a command as it is: what comes out of a shell is what went in, and nothing else was done."""
+    """dvc inserts ``${key}`` into a command unquoted. A shell must print each name unchanged, and do nothing else."""
     content = read_params(REPOSITORY)
     admitted = []
     for trial in trials(short=300, full=5_000):
@@ -151,7 +151,7 @@ def with_tags(home: Home, **tags: str) -> Any:
 
 
 def test_a_key_in_mlflow_that_is_a_path_removes_nothing(home: Home, tmp_path: Path) -> None:
-    """What lies where a copy is to be made, and is not one, is removed."""
+    """fetch_bundle removes an invalid copy at its target, which must not be another folder."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     for key in ("../../precious", str(tmp_path / "precious"), "", ".", "../" + "0" * 64):
@@ -186,7 +186,7 @@ def test_commit_ids_that_are_options_are_not_compared(home: Home, clone: Path, t
 
 
 def test_foreign_models_in_the_same_mlflow_are_ignored(home: Home) -> None:
-    """Their names may end a string of a query, or be a path."""
+    """Their names can contain quotes, or be a path."""
     store: Any = open_tracking(home)
     others = ["it's", "x' or name = 'digits-flow", 'a"b', "My model", "a" * 200]
     for name in others:

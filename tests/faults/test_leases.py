@@ -1,4 +1,4 @@
-"""One retraining of a pipeline at a time: real holders, killed and stopped, on real databases; clocks that jump."""
+"""One retraining of a pipeline at a time: real holders, killed and suspended, on real databases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from remint.stores.ledger import leases
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
-# Takes the lease of "m" and keeps it; what it is told, it writes; where it loses the lease, it says so.
+# Takes the lease of "m" and keeps it. Writes each message, and the loss of the lease, to the file "said".
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -49,7 +49,7 @@ with jobs.live(home, pipeline="m", flow_run="") as job:
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundredth of a lease's patience; the full trials of case 16 have all of it."""
+    """Leases with about a hundredth of their usual times; the full trials of case 16 use longer ones."""
     monkeypatch.setattr(leases, "BEAT", 0.1)
     monkeypatch.setattr(leases, "LOOK", 0.1)
     monkeypatch.setattr(leases, "SILENT", 1.5)
@@ -62,7 +62,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def start_holder(home: Home, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts a holder in a folder of its own, and waits until it has said ``word``."""
+    """Function that starts a holder in its own folder, and waits until it has written ``word``."""
     with ExitStack() as stack:
 
         def start(name: str, machine: str = "", word: str = "has") -> subprocess.Popen[bytes]:
@@ -89,7 +89,7 @@ def wait_for_line(folder: Path, word: str) -> str:
 
 
 def take_lease(home: Home, messages: list[str] | None = None, **options: object) -> int:
-    """Takes the lease of "m" as a job of this process and gives it back; its term."""
+    """Take the lease of "m" as a job of this process and release it. Return its term."""
     with jobs.live(home, pipeline="m", flow_run="") as job:
         holder = leases.Holder.of("m", job)
         with leases.held(home, "m", holder, (messages if messages is not None else []).append, **options) as lease:  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_the_second_job_waits_for_the_first_and_names_it(
     terms: list[int] = []
     second = threading.Thread(target=lambda: terms.append(take_lease(home, messages)))
     second.start()
-    time.sleep(3 * leases.SILENT)  # a live holder of this host is not broken, however long it takes
+    time.sleep(3 * leases.SILENT)  # a live holder on this host never loses its lease
     assert not terms
     (line,) = messages
     assert f"process {first.pid} on {leases.Holder.of('m', jobs.Job(home.jobs / 'x')).host}" in line and "since" in line
@@ -163,7 +163,7 @@ def test_a_suspended_holder_on_another_host_loses_its_lease(
 
 
 def test_a_lost_lease_is_noticed_before_an_effect(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the thread had no turn yet: ``confirm`` asks the database."""
+    """Also before the next beat: ``confirm`` asks the database."""
     monkeypatch.setattr(leases, "BEAT", 600.0)
     with jobs.live(home, pipeline="m", flow_run="") as job:
         holder = leases.Holder.of("m", job)
@@ -172,14 +172,14 @@ def test_a_lost_lease_is_noticed_before_an_effect(home: Home, monkeypatch: pytes
             book = leases.Leases(home.ledger_url)
             other = leases.Holder.of("m", jobs.Job(home.jobs / "other"))
             assert book.take("m", other, book.read("m")) == 2
-            lease.check()  # nobody has told it yet
+            lease.check()  # it does not know yet
             with pytest.raises(LeaseLost, match="taken over: m is being retrained by job other"):
                 lease.confirm()
         assert book.read("m").holder == other, "a job that lost its lease does not give away another's"
 
 
 def test_only_one_of_many_waiters_takes_over_the_lease(home: Home) -> None:
-    """Compare-and-swap: of those who saw the same dead holder one wins."""
+    """Compare-and-swap: of all waiters that saw the same dead holder one wins."""
     book = leases.Leases(home.ledger_url)
     dead = leases.Holder.of("m", jobs.Job(home.jobs / "gone"))
     book.take("m", dead, book.read("m"))

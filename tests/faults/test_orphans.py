@@ -1,4 +1,4 @@
-"""A flow or its worker is killed: of the whole tree below nothing is left after five seconds, and nobody begins before that."""
+"""After a flow or its worker is killed, no descendant is alive after five seconds, and no other job starts before that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.trials import Trials
 DEADLINE = 5.0  # seconds
 PROCESSES = 7
 
-# worker -> flow -> dvc -> a shell that stays -> trainer -> torchrun -> ranks. The lowest hold on where they are asked to end.
+# worker -> flow -> dvc -> a shell that stays -> trainer -> torchrun -> ranks. Trainer and ranks ignore SIGTERM.
 TREE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Children that do not outlive us, with real processes that are really killed."""
+"""Child processes do not outlive their parent: real processes, really killed."""
 
 from __future__ import annotations
 

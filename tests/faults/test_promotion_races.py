@@ -1,4 +1,4 @@
-"""Two promote at once, a better version and a worse one, in processes of their own: one wins, the other is told, and both stores agree."""
+"""Simultaneous promotions of two versions in two processes: one wins, the other is refused, and both stores agree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def home(registered: Home, tmp_path: Path) -> Home:
 
 @contextmanager
 def start_promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
-    """Two processes that live for all races; each race is what both are told, and what they answer, in their order."""
+    """Run two processes for all races. Yield a function that sends a request to each and returns their answers in order."""
     start = context.Barrier(2)
     pipes = [context.Pipe() for _ in range(2)]
     racers = [race_process(_run_races, theirs, start, home, work) for _, theirs in pipes]
@@ -64,7 +64,7 @@ def promote(home: Home, version: int, against: Against) -> str:
 
 @pytest.mark.case(15)
 def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials: Trials) -> None:
-    """Each decided against the champion that stands: whoever is second decided against one that stands no more."""
+    """Both decide against the current champion. The second one decides against a former champion, and is refused."""
     with start_promoters(home, promote) as race:
         for trial in trials(short=1, full=500):
             champion = open_ledger(home).champion(MODEL)

@@ -1,4 +1,4 @@
-"""MLflow's server is killed, its replies are lost, its PostgreSQL goes away: what was acknowledged is there, and there once."""
+"""MLflow's server is killed, its replies are lost, its PostgreSQL restarts: each acknowledged write exists exactly once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support.mlflow_server import Server, lossy_proxy, run_server
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
-PATIENCE = 10.0  # seconds that are ridden out for certain
-WRITES = 10  # of one trial that are counted: a version, tags, metrics, an alias
+PATIENCE = 10.0  # seconds of an outage that end no training
+WRITES = 10  # counted writes of one trial: a version, tags, metrics, an alias
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def server(empty: Path, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's client waits seconds before it asks again; half of that is enough for a server beside it."""
+    """Halve the seconds that MLflow's client waits before a retry: enough for a server on this machine."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.5")
 
 
 def with_other_seed(small_bundle: Path, to: Path, seed: int) -> Path:
-    """The bundle under another key: a training of the same weights by another seed."""
+    """Copy the bundle with another seed in its recipe, and so another key."""
     shutil.copytree(small_bundle, to)
     trained = TrainedModel.read(to / "training.json")
     recipe = {**trained.recipe, "training": {**trained.recipe["training"], "seed": seed}}
@@ -61,7 +61,7 @@ def client(store: Tracking) -> Any:
 
 
 def until_acknowledged(write: Callable[[], Any], failures: list[str] | None = None) -> Any:
-    """As a flow and its next run do: what failed is done again. What it returned is acknowledged."""
+    """Repeat a failed write, like a flow and its next run. Return its result: then the write is acknowledged."""
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -74,14 +74,14 @@ def until_acknowledged(write: Callable[[], Any], failures: list[str] | None = No
 
 
 class Writer(threading.Thread):
-    """What one retraining writes into MLflow, noting what was acknowledged."""
+    """Thread that writes the records of one retraining to MLflow, and notes the acknowledged writes."""
 
     def __init__(self, store: Tracking, name: str, bundle: Path) -> None:
         super().__init__(daemon=True)
         self.store, self.model, self.bundle = store, name, bundle
         self.tags: dict[str, str] = {}
         self.steps: list[int] = []
-        self.failures: list[str] = []  # of what a flow does once: points of a curve while it trains, tags, an alias
+        self.failures: list[str] = []  # of writes that a flow does not repeat: points of a curve, tags, an alias
         self.run_id = ""
         self.error: BaseException | None = None
 
@@ -108,7 +108,7 @@ class Writer(threading.Thread):
         until_acknowledged(lambda: store.set_alias(self.model, "champion", version.version), self.failures)
 
     def check(self, fetched: Path, away: float) -> dict[str, int]:
-        """Waits for the end; what was lost, what was doubled. ``away``: seconds that nothing answered."""
+        """Wait for the end. Return the counts of lost and doubled writes. ``away``: seconds of the outage."""
         self.join(300)
         assert not self.is_alive()
         if self.error is not None:
@@ -153,7 +153,7 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
 def test_a_server_killed_while_an_upload_is_checked_is_a_tracking_error(
     server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow's client says then that no such file exists, which would be told as a person's mistake, with exit status 2."""
+    """MLflow's client then reports a missing file, which would be an error of the user with exit status 2."""
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
     store, real = Tracking(server.address, "", tmp_path / "locks" / "registry"), HttpArtifactRepository.list_artifacts
@@ -189,7 +189,7 @@ def test_an_outage_of_the_store_is_not_reported_as_lost_files(
     method: str,
     server_returns: bool,
 ) -> None:
-    """A champion that is lost cannot be compared, and its challenger is refused for it; one that is away will be back."""
+    """A lost champion cannot be compared, so its challenger is refused; after an outage the champion is back."""
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
     store = Tracking(server.address, "", tmp_path / "locks" / "registry")
@@ -235,7 +235,7 @@ def test_an_outage_of_the_store_is_not_reported_as_lost_files(
 
 
 def test_a_truncated_reply_ends_no_training(server: Server, tmp_path: Path) -> None:
-    """MLflow's own retries are over when the first line has come."""
+    """MLflow's client does not retry after the first line of a reply."""
     with lossy_proxy(server.port, 0.4, random.Random(0), cut=True) as proxy:
         store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
         run = store.start_run("digits-flow", {}, {})
@@ -250,7 +250,7 @@ def test_a_truncated_reply_ends_no_training(server: Server, tmp_path: Path) -> N
 def test_half_of_all_replies_lost_double_no_version(
     server: Server, small_bundle: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each trial: twenty keys (four in the short form), four of them registered by two of the four workers; twenty versions."""
+    """A trial has twenty keys (four in the short form), four of them registered twice, and must make twenty versions."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.02")
     direct = Tracking(server.address, "", tmp_path / "locks" / "registry")
@@ -310,7 +310,7 @@ def run_in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
 def test_postgres_that_restarts_loses_and_doubles_nothing(
     postgres: Postgres, small_bundle: Path, trials: Trials, tmp_path: Path
 ) -> None:
-    """Stopped at once, as by a power cut, while the ledger and MLflow write into it."""
+    """PostgreSQL stops at once, like by a power cut, while the ledger and MLflow write to it."""
     uri, url = postgres.database("mlflow13"), postgres.database("ledger13")
     store = Tracking(uri.replace("postgresql:", "postgresql+psycopg:"), str(tmp_path / "files"), tmp_path / "locks" / "registry")
     store.initialise()
@@ -341,7 +341,7 @@ def test_postgres_that_restarts_loses_and_doubles_nothing(
 
 
 def append_rows(ledger: Ledger, model: str, rows: list[int], stop: threading.Event) -> None:
-    """A row after the other. Where the ledger gave up, its last row tells whether that one was written, as for the next run."""
+    """Append rows one by one. After an error the ledger's last row shows whether the row was written, as in the next run."""
     while not stop.is_set():
         texts = {"who": "w", "why": "", "evidence": ""}
         try:
@@ -357,11 +357,11 @@ def append_rows(ledger: Ledger, model: str, rows: list[int], stop: threading.Eve
 def test_two_hosts_without_a_lock_register_one_version(
     empty: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A PostgreSQL that restarts takes its locks with it. Here nobody has any: both hosts look before either makes."""
+    """PostgreSQL loses its locks when it restarts. Here there are none: both hosts look for the version before one makes it."""
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.initialise()
-    cases.register(store, with_other_seed(small_bundle, tmp_path / "first", 1))  # the experiment and the model are there
+    cases.register(store, with_other_seed(small_bundle, tmp_path / "first", 1))  # creates the experiment and the model
     looked, real = threading.Barrier(2), registration.create_once
 
     def create(make: Any, find: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Registration under what goes wrong: many processes at once, no database yet, a full disk, replies that are lost."""
+"""Registration under faults: many processes at once, no database yet, a full disk, an unreachable server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_simultaneous_processes_without_a_database_register_one_version(
     store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
     assert version.tags.verified == "16 samples as recorded at training, to the bit"
-    assert len(list((tmp_path / "home").glob("*.log"))) == 1  # one process had to look
+    assert len(list((tmp_path / "home").glob("*.log"))) == 1  # one process verified the model
     fresh.check(store.fetch(version, tmp_path / "got"), tmp_path / "log")
     experiment = client(store).get_experiment_by_name("digits-flow").experiment_id
     runs = client(store).search_runs([experiment])
@@ -85,7 +85,7 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
 def test_a_full_disk_during_the_upload_leaves_no_version(
     store: Tracking, tmp_path: Path, files: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC is injected where MLflow copies, after some files are there."""
+    """ENOSPC is injected into MLflow's upload after some files."""
     from mlflow import MlflowClient
 
     cases.make_bundle(tmp_path / "bundle")
@@ -101,7 +101,7 @@ def test_a_full_disk_during_the_upload_leaves_no_version(
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="no room to"):
         patch.setattr(MlflowClient, "log_artifacts", raise_no_space)
         cases.register(store, tmp_path / "bundle", run_id)
-    assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"  # it may be tried again
+    assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"  # the upload can be repeated
     version = cases.register(store, tmp_path / "bundle", run_id)
     store.fetch(version, tmp_path / "got")
     assert [each.version for each in store.versions("digits-flow")] == [1]
@@ -126,7 +126,7 @@ def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path: Path, empty: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("StorageError no room to upload digits-flow"), done.stdout + done.stderr
     store = cases.tracking(tmp_path / "home")
-    assert store.names() == [] and store.close_stale() == []  # the run that was opened for it says that it failed
+    assert store.names() == [] and store.close_stale() == []  # the run of the upload is marked as failed
     assert cases.register(store, tmp_path / "bundle").version == 1
 
 

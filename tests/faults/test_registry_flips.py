@@ -1,4 +1,4 @@
-"""Bits that flip and files that are cut short in the store of registered models: each is found before anything is loaded."""
+"""Flipped bits and truncated files in the store of registered models: each is found before the model is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def version(store: Tracking, tmp_path: Path) -> ModelVersion:
 
 
 def version_files(store: Tracking, version: ModelVersion) -> list[Path]:
-    """Every file of a registered version: weights, records and manifest, and what MLflow and people read around them."""
+    """Return every file of a registered version: weights, records, manifest, and the files of MLflow."""
     folder = Path(store._client.get_run(version.run_id).info.artifact_uri) / "model"
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     assert {"weights.safetensors", "manifest.json", "training.json", "samples.safetensors", "MLmodel"} <= {p.name for p in found}
@@ -47,7 +47,7 @@ def truncate(content: bytes, dice: random.Random) -> bytes:
 
 
 def is_refused(store: Tracking, version: ModelVersion, to: Path) -> bool:
-    """Whether the version cannot be fetched, and nothing of it lies where it would be loaded from."""
+    """Return whether the version cannot be fetched, and no file of it is left at the target."""
     try:
         store.fetch(version, to)
     except IntegrityError as error:
@@ -87,7 +87,7 @@ def damage_each(store: Tracking, version: ModelVersion, trials: Trials, tmp_path
 def test_a_damaged_bundle_on_this_machine_is_not_loaded(
     store: Tracking, version: ModelVersion, tmp_path: Path, case: int
 ) -> None:
-    """What was fetched before is verified each time, and by the loader itself, which MLflow calls past us."""
+    """A fetched bundle is verified again each time, also by the loader, which MLflow calls directly."""
     damage, dice = flip_bit if case == 18 else truncate, random.Random(case)
     folder = store.fetch(version, tmp_path / "got")
     for path in sorted(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Killed at each boundary of a registration and promotion: one version, loadable, and the alias is what the ledger says."""
+"""Kills at each boundary of a registration and promotion: one version, loadable, with the alias of the ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-EFFECTS = {  # what a registration and promotion leave behind, each with a moment before and after it
+EFFECTS = {  # persistent effects of a registration and promotion, each with a moment before and after it
     "create_experiment",
     "create_run",
     "log_batch",
@@ -37,7 +37,7 @@ EFFECTS = {  # what a registration and promotion leave behind, each with a momen
 
 @contextmanager
 def start_killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
-    """What kills at the moment of a number, and says where that was and what was wrong after it."""
+    """Start the program that kills at the moment of a number. Yield a function that returns the place and the problems."""
     with start_program("tests.support.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
         moments = {name for _, name in kill(None)["moments"]}
         assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}

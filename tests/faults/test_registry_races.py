@@ -1,4 +1,4 @@
-"""Sixteen processes promote at once, on a real SQLite file and a real PostgreSQL; and PostgreSQL goes away in between."""
+"""Sixteen simultaneous processes on a real SQLite file and a real PostgreSQL; killed writers and lost replies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def own_address(url: str, name: object) -> str:
-    """The same database under an address of this process, so that no connection is shared across a fork."""
+    """Return an address of the same database for this process only, so that no connection is shared across a fork."""
     return f"{url}&application_name=p{name}" if url.startswith("postgresql") else url
 
 
@@ -46,7 +46,7 @@ def promote(index: int, url: str, model: str) -> str:
 
 
 def test_of_sixteen_simultaneous_promotions_one_wins(url: str) -> None:
-    answers = run_together(promote, PROCESSES, url, "race")  # the schema is made by all of them at once, too
+    answers = run_together(promote, PROCESSES, url, "race")  # all of them also create the schema at once
     winners = [index + 1 for index, answer in enumerate(answers) if answer == "won"]
     ledger = Ledger(own_address(url, "reader"))
     assert len(winners) == 1
@@ -91,7 +91,7 @@ def test_sixteen_simultaneous_seed_spreads_are_all_kept_and_the_newest_counts(ur
     last = SeedSpread(pipeline="m", recipe="r", dataset="d", seeds=(0, 1, 2), values={"nll": (1.9, 1.91, 1.89)})
     spreads.record(last, "ada")
     assert spreads.newest("m") == last and Spreads(own_address(url, "other")).newest("m") == last
-    assert Ledger(own_address(url, "reader")).rows("m") == []  # beside the promotions, in the same database
+    assert Ledger(own_address(url, "reader")).rows("m") == []  # the same database holds both
 
 
 def append_refused(index: int, url: str) -> str:
@@ -133,11 +133,11 @@ def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
             "killed", "refused", 0, champion_after=None, who="w", why="after the kill", evidence="", expected_champion=None
         )
         assert ledger.verify("killed") == []
-    assert len(ledger.rows("killed")) >= 12  # what was acknowledged before each kill, and the row after it
+    assert len(ledger.rows("killed")) >= 12  # the acknowledged rows before each kill, and one row after it
 
 
 def count_up(index: int, uri: str, lock_url: str, folder: Path) -> int:
-    """Reads, waits and writes: two that are inside at once lose a count."""
+    """Read, wait and write: two processes inside the lock at once lose a count."""
     store = Tracking(uri, "", folder / f"host{index}" / "lock", lock_url)
     for _ in range(5):
         with store.exclusive_lock("model m"):
@@ -151,7 +151,7 @@ def count_up(index: int, uri: str, lock_url: str, folder: Path) -> int:
 def test_registrations_on_several_hosts_exclude_each_other_by_a_lock_in_postgres(
     postgres: Postgres, tmp_path: Path, tracked: str
 ) -> None:
-    """Each process has a lock file of its own, as on hosts that share only MLflow's database, or a server and the ledger's."""
+    """Each process has its own lock file, like hosts that share only MLflow's database, or a server and the ledger's database."""
     (tmp_path / "count").write_text("0")
     direct = (postgres.url.replace("postgresql:", "postgresql+psycopg:"), f"sqlite:///{tmp_path}/ledger.db")
     addresses = direct if tracked == "on PostgreSQL" else ("http://mlflow.example.org", postgres.url)

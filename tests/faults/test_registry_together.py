@@ -1,4 +1,4 @@
-"""Eight retrainings of one name that end at once. Two of one pipeline wait for each other, so that their ends are raced alone."""
+"""Eight simultaneous registrations of one name. Retrainings of one pipeline wait for each other, so only their ends race."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A version is visible once it was loaded elsewhere, and one whose bytes were lost is made whole again or refused in one line."""
+"""A version is visible only after another process loaded it; lost files are restored or are a one-line error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run_of(store: Tracking, version: ModelVersion) -> Path:
 
 
 def put_nan_in_weights(bundle: Path) -> None:
-    """Weights that are not numbers, and a manifest and record that know of nothing else."""
+    """Put NaN into the weights, and update the record to match."""
     weights = load_file(bundle / "weights.safetensors")
     name = next(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 8)
     weights[name].flatten()[3] = torch.nan
@@ -55,7 +55,7 @@ def put_nan_in_weights(bundle: Path) -> None:
 
 
 def change_recorded_samples(bundle: Path) -> None:
-    """Samples that another model drew, each byte of them sealed."""
+    """Replace the recorded samples by those of another model."""
     recorded = probe.read(bundle)
     assert recorded is not None
     samples = np.array(recorded.arrays["samples"])
@@ -96,7 +96,7 @@ def test_the_downloaded_files_are_verified_before_the_version_is_visible(store: 
     version = cases.register(store, bundle, verify=verify)
     assert len(seen) == 1 and version.tags.verified == "seen"
     assert cases.register(store, bundle, verify=verify) == version
-    assert len(seen) == 1  # the bytes are those that were looked at
+    assert len(seen) == 1  # the files were already verified
 
 
 def test_a_bundle_that_cannot_be_loaded_is_a_one_line_error(bundle: Path, tmp_path: Path) -> None:
@@ -148,21 +148,21 @@ def test_lost_files_are_restored_by_the_next_registration(
     assert again.ref == version.ref and len(checked) == 1 and again.tags.verified == "again"
     store.fetch(again, tmp_path / "after")
     assert manifest.sha256_tree(tmp_path / "after") == manifest.sha256_tree(tmp_path / "before")
-    which = "second" if lose is remove_run_folder else "first"  # what the version says and what its run keeps belong together
+    which = "second" if lose is remove_run_folder else "first"  # the version's tags and its run's files must match
     assert store.attachment(again, "dvc.lock", tmp_path / "kept").read_text() == which
     assert again.tags.dvc_lock_sha256 == f"of the {which}"
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
 class Killed(BaseException):
-    """Nothing of ours catches it."""
+    """No code of ours catches it."""
 
 
 @pytest.mark.parametrize(("lost", "moments"), [(False, (1, 3, 5)), (True, (1, 4, 5))])
 def test_half_replaced_lineage_is_replaced_by_the_next_registration(
     store: Tracking, bundle: Path, tmp_path: Path, lost: bool, moments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a version that a clean commit made as well, or whose files were lost: broken off among tags and files, and done again."""
+    """A clean commit makes the same version, or its files were lost: the replacement stops between tags and files, and is repeated."""
     from mlflow import MlflowClient
 
     for name in ("dvc.lock", "params.yaml"):
@@ -170,7 +170,7 @@ def test_half_replaced_lineage_is_replaced_by_the_next_registration(
     files = {name: tmp_path / name for name in ("dvc.lock", "params.yaml")}
     old = VersionTags(dirty="false" if lost else "true", commit="old", params_sha256="old", dvc_lock_sha256="old")
     new = VersionTags(dirty="false", commit="new", params_sha256="new", dvc_lock_sha256="new")
-    for breaks_at in moments:  # writes before it
+    for breaks_at in moments:  # number of writes before the failure
         (tmp_path / "dvc.lock").write_text("old")
         name = f"m{breaks_at}"
         trained = cases.TrainedModel.read(bundle / "training.json")
@@ -231,7 +231,7 @@ def test_a_purged_run_with_lost_files_is_an_error_that_names_the_repair(store: T
     run_folder = run_of(store, version)
     client(store).delete_run(version.run_id)
     SqlAlchemyStore(store.uri, str(tmp_path / "unused"))._hard_delete_run(version.run_id)  # as `mlflow gc` does
-    assert cases.register(store, bundle).ref == version.ref  # its bytes are there: it is as good as it was
+    assert cases.register(store, bundle).ref == version.ref  # its files still exist
     remove_run_folder(run_folder)
     with pytest.raises(IntegrityError, match="delete the version in MLflow and run again"):
         cases.register(store, bundle)

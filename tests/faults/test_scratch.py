@@ -1,4 +1,4 @@
-"""Temporary folders of processes that are really killed, and of those that live."""
+"""Temporary folders of killed and of live processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Thirty secrets, each planted where a person has one, and made to fail: none is in what is said, logged or written (case 29).
+"""Thirty secrets, each in a place where a person has one, in a command that fails: none is printed, logged or written (case 29).
 
-What a whole run leaves behind is searched in tests/e2e/test_access.py.
+tests/e2e/test_access.py searches the files of a whole run.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-CLOSED_PORT = "127.0.0.1:9"  # the port "discard", where nobody listens
+CLOSED_PORT = "127.0.0.1:9"  # the port "discard", which is closed
 
 
 @dataclass
 class TrialEnvironment:
-    """Where a trial takes place. ``said``: all that was said in it."""
+    """Stores and environment of one trial. ``output``: all messages and logs of the trial."""
 
     repository: Path
     home: Home
@@ -62,7 +62,7 @@ class TrialEnvironment:
             self.environment.setenv(name, value)
 
     def assert_fails(self, act: Callable[[], object], kind: type[RemintError] = RemintError) -> None:
-        """Does what fails with an error of ours, and takes down what a person and Prefect's log would have of it."""
+        """Call ``act``, which must fail with an error of ours. Record its texts for a person and for Prefect's log."""
         stream = io.StringIO()
         handler, logger = logging.StreamHandler(stream), logging.Logger("as of Prefect")
         handler.addFilter(RedactingFilter())
@@ -79,7 +79,7 @@ class TrialEnvironment:
         return Tracking(uri, self.home.artifacts, self.home.lock("registry"))
 
     def push(self, url: str = "s3://bucket/dvc") -> None:
-        """What dvc says of a remote that it cannot use."""
+        """Record dvc's error about a remote that it cannot use."""
         self.set(REMINT_DVC_REMOTE=url)
         self.assert_fails(lambda: remote.reach(self.home))
 
@@ -96,7 +96,7 @@ def _mlflow(place: TrialEnvironment, uri: str) -> None:
 
 
 def _echo_server(place: TrialEnvironment, **variables: str) -> None:
-    """A server that says in its answer what it was sent."""
+    """Send a request to a server that echoes the headers in its answer."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -143,7 +143,7 @@ def _uncommitted(place: TrialEnvironment, name: str, content: str) -> None:
 
 
 def _origin(place: TrialEnvironment, address: str) -> None:
-    """The address of the clone, as a version has it among its tags; and a fetch from it that fails."""
+    """Record the address of origin, as in the tags of a version, and the error of a fetch from it."""
     place.git("remote", "add", "origin", address)
     place.output.append(workspace.origin(place.repository))
     assert place.output[-1] == f"https://{CLOSED_PORT}/team/remint.git"
@@ -160,7 +160,7 @@ def _prefect(place: TrialEnvironment, url: str) -> None:
 
 
 def _unexpected_error(place: TrialEnvironment, secret: str) -> None:
-    """An error that is none of ours comes out of the command line."""
+    """Record the command line's output for an unexpected error."""
 
     def raise_error() -> None:
         raise KeyError(f"no {secret} here")
@@ -173,7 +173,7 @@ def _unexpected_error(place: TrialEnvironment, secret: str) -> None:
 
 
 def _child(place: TrialEnvironment, secret: str) -> None:
-    """A step that prints its environment, or what a vendor said of it."""
+    """Record the log of a step that prints the secret."""
     log = place.home.path / "child.log"
     command = [sys.executable, "-c", f"print('before'); print('''{secret}'''); print('after')"]
     assert processes.run_process(command, cwd=place.repository, env=dict(os.environ), log=log) == 0
@@ -182,7 +182,7 @@ def _child(place: TrialEnvironment, secret: str) -> None:
 
 
 def _logged(place: TrialEnvironment, secret: str) -> None:
-    """Somebody's own line in Prefect's log."""
+    """Record a log line of Prefect that contains the secret."""
     stream = io.StringIO()
     handler, logger = logging.StreamHandler(stream), logging.Logger("own")
     handler.addFilter(RedactingFilter())
@@ -193,7 +193,7 @@ def _logged(place: TrialEnvironment, secret: str) -> None:
 
 
 def _address(url: str) -> Callable[[TrialEnvironment, str], str]:
-    """An address of the real PostgreSQL with a wrong password, or of something else."""
+    """Return a function that fills the secret and the server into an address."""
     return lambda place, secret: url.format(
         secret=urllib.parse.quote(secret, safe=""), host=place.postgres.folder, nobody=CLOSED_PORT
     )
@@ -312,7 +312,7 @@ def test_a_planted_secret_is_found_nowhere(
 def test_the_search_finds_each_planted_word(
     tmp_path: Path, make_repository: Callable[[dict[str, str]], Path], postgres: Postgres
 ) -> None:
-    """In a file, an archive in an archive, git, a table, and as a header has it: a search that finds nothing would prove nothing."""
+    """In a file, a nested archive, git, a table, and encoded as in a header: without this test an empty result shows nothing."""
     import psycopg
 
     word = "planted/word-of-some-length"

@@ -1,4 +1,4 @@
-"""A bucket that fails, refuses, lies or changes while it is read: never a wrong byte, and one line that says what to do."""
+"""A bucket that fails, refuses, sends wrong bytes or changes while it is read: no wrong byte is kept, and errors are one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing helps, twice is enough."""
+    """Two attempts for each request: more do not help here."""
     monkeypatch.setattr(door, "REQUESTS", 2)
 
 
@@ -44,7 +44,7 @@ def fetch(home: Home, bucket: str, prefix: str = "p") -> storage.FetchResult:
 
 
 def error_of_fetch(home: Home, bucket: str, kind: type[RemintError]) -> str:
-    """The one line that a fetch ends with, which gives no secret away."""
+    """Return the error of a fetch. Checks that it is one line without a secret."""
     with pytest.raises(kind) as caught:
         fetch(home, bucket)
     message = str(caught.value)
@@ -177,7 +177,7 @@ def test_a_truncated_body_is_one_error(proxy: Proxy, s3: Server, home: Home, mon
 def test_a_truncated_body_is_requested_as_often_as_a_missing_one(
     proxy: Proxy, s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times were too few: of 200 reads of twelve objects four failed where one answer in fifteen broke off."""
+    """Three attempts were too few: with one truncated answer in fifteen, 4 of 200 reads of twelve objects failed."""
     monkeypatch.setattr(door, "PAUSE", 0)
     bucket, cuts = s3.bucket({"p/a": b"a" * 1000}), iter(range(door.REQUESTS - 1))
     proxy.keeps_content_length = True
@@ -218,7 +218,7 @@ def test_a_bucket_with_a_hostile_key_is_refused_before_anything_is_written(
     proxy: Proxy, s3: Server, home: Home, tmp_path: Path, key: str
 ) -> None:
     bucket = s3.bucket({"p/good": b"good", "p/placeholder": b"evil"})
-    proxy.rewrite = lambda _path, body: body.replace(b"placeholder", key.encode())  # the server itself stores no such key
+    proxy.rewrite = lambda _path, body: body.replace(b"placeholder", key.encode())  # the server would not store such a key
     message = error_of_fetch(home, bucket, DataError)
     assert repr(key) in message and "rename the object" in message
     assert proxy.object_paths == [] and not list(tmp_path.rglob("*evil*")) and not list(tmp_path.rglob("good"))
@@ -231,7 +231,7 @@ def test_a_key_that_is_both_object_and_folder_is_refused(proxy: Proxy, s3: Serve
 
 
 def test_changes_are_found_on_a_server_without_etags(proxy: Proxy, s3: Server, home: Home) -> None:
-    """Then size and time say what changed, to the second, as the server tells it with the object."""
+    """Then size and modification time, in seconds, show what changed."""
     bucket = s3.bucket({"p/a": b"1", "p/b": b"b"})
     etags = [each["ETag"].strip('"').encode() for each in s3.client.list_objects_v2(Bucket=bucket)["Contents"]]
 
@@ -262,7 +262,7 @@ def test_a_full_disk_is_reported_before_any_file_is_removed(s3: Server, home: Ho
 
 
 def test_a_disk_that_fills_up_during_a_fetch_is_one_error(s3: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real full disk needs a file system of its own; here flushing fails as it does there."""
+    """A full disk would need its own file system; here only flushing fails in the same way."""
     bucket = s3.bucket({"p/a": b"1"})
 
     def raise_no_space(_handle: int) -> None:
@@ -294,7 +294,7 @@ storage.fetch(home, "x", url, lambda event: None)
 """
 
 
-@pytest.mark.parametrize("point", [1, 5, 6])  # of 5 objects and the manifest, each flushed once
+@pytest.mark.parametrize("point", [1, 5, 6])  # 5 objects and the manifest are flushed once each
 def test_a_fetch_killed_at_any_point_is_completed_by_the_next(s3: Server, home: Home, tmp_path: Path, point: int) -> None:
     old, new = {f"p/{i}": b"old" for i in range(4)}, {f"p/{i}": b"new" for i in (0, 1, 2, 5, 6)}
     bucket = s3.bucket(old)

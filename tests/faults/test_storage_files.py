@@ -1,4 +1,4 @@
-"""One object by its SHA-256, from a real S3 server: fetched once, whole or not at all."""
+"""One object by its SHA-256, from a real S3 server: fetched once, complete or not at all."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_a_server_that_always_fails_is_one_error(home: Home, s3: Server, proxy: 
 
 
 def test_a_flow_fetches_only_the_files_that_its_metrics_need(home: Home, s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its first step; the file of a metric that is not asked for may be out of reach."""
+    """At its first step. The file of a metric that is not in the settings can be unreachable."""
     from flows import steps
 
-    monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
+    monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # the reporter would start a Prefect server
     bucket = s3.bucket({"net.pt2": CONTENT})
     blocks = {
         "evaluation": {

@@ -1,4 +1,4 @@
-"""A third of what S3 is asked fails, in every way that a network has: our own reading, dvc's remote and MLflow's files go on."""
+"""A third of the S3 requests fails in different ways: our own reading, dvc's remote and MLflow's files still work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DVC = "[core]\n    no_scm = true\n    remote = far\n[cache]\n    dir = ../.remin
 
 
 def make_unreliable(proxy: Proxy, dice: random.Random) -> None:
-    """30%: refused, reset before or in the middle of the answer, or silent for longer than anybody waits."""
+    """Make 30% of the requests fail: refused, reset before or within the answer, or silent until a timeout."""
     proxy.failing, proxy.resetting, proxy.stalling, proxy.stall = 0.15, 0.1, 0.05, 1.3
     proxy.dice = random.Random(dice.random())
 
@@ -87,13 +87,13 @@ def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: 
 
 
 def configure_remote(home: Home, bucket: str) -> None:
-    """The repository's dvc keeps a remote in this bucket."""
+    """Configure a remote in this bucket for the repository's dvc."""
     (home.repository / ".dvc").mkdir()
     (home.repository / ".dvc/config").write_text(DVC.format(bucket=bucket))
 
 
 def write_dvc_folder(cache: Path, contents: dict[str, bytes]) -> tuple[str, dict[str, bytes]]:
-    """A folder as dvc keeps it: the MD5 of its listing, and each file's content by its MD5."""
+    """Write a folder into the cache as dvc does. Return the MD5 of its listing, and all contents by MD5."""
     files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
@@ -111,7 +111,7 @@ def test_mlflows_files_come_back_as_they_were_registered(
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.artifacts = f"s3://{s3.bucket({})}/mlflow"
-    s3_artifact_repo._cached_get_s3_client.cache_clear()  # it may be of the proxy of another test
+    s3_artifact_repo._cached_get_s3_client.cache_clear()  # a cached client can belong to another test's proxy
     for trial in trials(short=1, full=20):
         cases.make_bundle(tmp_path / f"b{trial.number}", trial.random.randrange(10**6))
         make_unreliable(proxy, trial.random)
@@ -126,7 +126,7 @@ def test_mlflows_files_come_back_as_they_were_registered(
 def test_unreachable_s3_is_one_clear_error_of_each_client(
     s3: Server, home: Home, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing listens there. How long each asks is in docs/reliability/faults.md; here each asks twice."""
+    """The port is closed. docs/reliability/faults.md has the usual number of attempts; here it is two."""
     bucket = s3.bucket({"p/a": b"a"})
     configure_remote(home, bucket)
     output, _ = write_dvc_folder(home.dvc / "cache/files/md5", {"a": b"a"})

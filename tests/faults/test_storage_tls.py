@@ -1,4 +1,4 @@
-"""S3 behind a certificate of a private authority: AWS_CA_BUNDLE is enough for our own reading, dvc's remote and MLflow's files."""
+"""S3 with a certificate of a private authority: AWS_CA_BUNDLE is enough for our own reading, dvc's remote and MLflow's files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _speak(raw: socket.socket, context: ssl.SSLContext, upstream: tuple[str, int
 
 @pytest.fixture
 def authority(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The authority's certificate; S3 is spoken to through TLS with a certificate that it signed."""
+    """Certificate of a private authority. S3 is behind a TLS proxy whose certificate the authority signed."""
     (tmp_path / "tls").mkdir()
     ca, certificate, key = access.make_certificates(tmp_path / "tls")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -79,8 +79,8 @@ def authority(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def test_one_variable_names_a_private_authority_to_all_clients(
     client_kind: str, authority: Path, s3: Server, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it each says what to name."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # dvc and MLflow ask for half a minute else; our own reading knows better
+    """Without the variable each client's error names it."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # otherwise dvc and MLflow retry for half a minute; our own reading does not
     bucket, home = s3.bucket({"p/a": b"a"}), Home(tmp_path, tmp_path / ".remint").ensure()
     configure_remote(home, bucket)
     output, files = write_dvc_folder(home.dvc / "cache/files/md5", {"a": b"a"})
@@ -100,7 +100,7 @@ def test_one_variable_names_a_private_authority_to_all_clients(
     with pytest.raises(RunError, match="S3's certificate is not trusted here: .* AWS_CA_BUNDLE$"):
         use_s3()
     monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
-    # Over TLS boto3 sends checksums behind the body, which this server does not take (docs/how-to/use-s3.md).
+    # Over TLS boto3 sends checksums after the body, which this server does not accept (docs/how-to/use-s3.md).
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     s3_artifact_repo._cached_get_s3_client.cache_clear()
     use_s3()
@@ -118,7 +118,7 @@ def test_an_untrusted_certificate_is_not_retried() -> None:
 
 @pytest.mark.usefixtures("authority")
 def test_the_certificate_error_of_dvc_gets_our_message(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last line is that some files could not be had."""
+    """dvc's own last line only says that some files could not be fetched."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     home = Home(tmp_path, tmp_path / ".remint").ensure()
     configure_remote(home, s3.bucket({}))

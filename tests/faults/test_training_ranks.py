@@ -1,4 +1,4 @@
-"""N processes under a real torchrun: they agree with one, resume to the bit, and never outlive who started them."""
+"""Several processes under a real torchrun: they agree with one, resume to the bit, and never outlive their parent."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train_ranks(folder: Path, home: Path, ranks: int, families: str, *options: s
 
 @pytest.fixture(scope="module")
 def two_processes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by two processes."""
+    """Home with every case trained by two processes."""
     home = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", cases.environment()["PYTHONPATH"])
@@ -61,7 +61,7 @@ def two_processes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def one_process(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by this process."""
+    """Home with every case trained by this process."""
     home = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Checkpoints, "delete", lambda _: None)
@@ -71,9 +71,9 @@ def one_process(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def last_state(home: Path) -> dict[str, Tensor]:
-    """Every tensor of the last checkpoint: weights and averages of the model, weights of every phase, every optimizer."""
+    """Return every tensor of the last checkpoint: of model, averages, phases and optimizers."""
     (file,) = (home / "checkpoints").glob("*/step-00000020/tensors.safetensors")
-    return {name: tensor for name, tensor in load_file(file).items() if name != "losses"}  # of which each rank has its own
+    return {name: tensor for name, tensor in load_file(file).items() if name != "losses"}  # losses differ between ranks
 
 
 def assert_same_training(home: Path, other: Path) -> None:
@@ -107,7 +107,7 @@ def test_one_and_four_processes_train_the_same_parameters(folder: Path, one_proc
 def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(
     trials: Trials, folder: Path, two_processes: Path, tmp_path: Path
 ) -> None:
-    """In a soak a run is killed again and again until it is through: some five times, a hundred in all."""
+    """In a soak each run is killed repeatedly until it completes: about five times, a hundred in total."""
     for trial in trials(short=1, full=20):
         family = cases.FAMILIES[(trial.number + 1) % len(cases.FAMILIES)]
         home, done, kills = tmp_path / str(trial.number), 0, 0
@@ -130,7 +130,7 @@ def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(
 
 @pytest.mark.case(4)
 def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
-    """Stopped after each step, by a signal to one rank, whose gradient and loss are not finite in a step each: all skip these."""
+    """Stopped after each step by a signal to one rank. This rank has one infinite gradient and one infinite loss: all ranks skip them."""
     for trial in trials(short=1, full=10):
         ranks, family = 3 + trial.number % 2, cases.FAMILIES[(trial.number // 2 + 1) % len(cases.FAMILIES)]
         first, home = 1 if trials.soak else 28, tmp_path / str(trial.number)
@@ -146,7 +146,7 @@ def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: P
 @pytest.mark.soak
 @pytest.mark.case(4)
 def test_stock_ddp_does_not_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
-    """Its all-reduce sums in an order that depends on buckets, which are rebuilt after the first step of every process."""
+    """Its all-reduce sums in the order of buckets, which are rebuilt after the first step of every process."""
     for trial in trials(short=1, full=2):
         ranks, home = 3 + trial.number, tmp_path / str(trial.number)
         train_ranks(folder, home, ranks, "gan", "anywhere", "every=20", f"rank={ranks - 1}", "stock", steps=30)
@@ -176,7 +176,7 @@ def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
 @pytest.mark.soak
 @pytest.mark.case(7)
 def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path, tmp_path: Path) -> None:
-    """torchrun itself, one rank, or all of them: one checkpoint, the marker, and no process."""
+    """Receivers: torchrun, one rank, or all ranks. Each time there is one checkpoint, the marker, and no process."""
     for trial in trials(short=3, full=9):
         receiver, home = ("torchrun", "one", "all")[trial.number % 3], tmp_path / str(trial.number)
         settings = json.dumps({"home": str(home), "devices": 2, "steps": 10**6, "validate_every": 10})

@@ -1,4 +1,4 @@
-"""A training that is killed, stopped or damaged ends where the uninterrupted one does, to the bit. Real processes, real signals."""
+"""A killed, stopped or damaged training has the same result as an uninterrupted one, to the bit. Processes and signals are real."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def dataset(folder: Path) -> Dataset:
 
 @pytest.fixture
 def restoring_patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """What cases.at_step and cases.ruin change is put back at the end."""
+    """Monkeypatch that undoes cases.signal_at_step and cases.set_infinite_learning_rate at the end."""
     monkeypatch.setattr(loop, "batch_indices", loop.batch_indices)
     monkeypatch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
     return monkeypatch
@@ -65,8 +65,8 @@ def checkpoint_names(home: Path) -> list[str]:
     [
         ("flow", 7, False),
         ("gan", 7, False),
-        ("pixelcnn", 9, True),  # among the steps that it skips
-        ("vae", 16, True),  # after it went back
+        ("pixelcnn", 9, True),  # killed within the skipped steps
+        ("vae", 16, True),  # killed after the rollback
         ("vaegan", 7, False),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
 
 @pytest.mark.case(3)
 def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch) -> None:
-    """A run of 30 steps of every family, stopped after each of its steps in turn."""
+    """A run of 30 steps of every family is stopped after each step in turn."""
     wholes: dict[str, TrainedModel] = {}
     for trial in trials(short=5, full=5 * 29):
         family, place = cases.FAMILIES[trial.number % 5], trial.number // 5
@@ -113,7 +113,7 @@ CHAINS = [("gan", False), ("flow", True), *((family, diverges) for diverges in (
 def test_twenty_resumes_within_one_run(
     trials: Trials, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after every single step, so that every step begins from a checkpoint; also where it skips and goes back."""
+    """Stopped after every step, so that every step starts from a checkpoint, also with skipped steps and rollbacks."""
     for trial in trials(short=2, full=len(CHAINS)):
         family, diverges = CHAINS[trial.number]
         recipe = cases.recipe(family, steps=21)
@@ -165,13 +165,13 @@ def test_patience_and_the_best_weights_survive_an_interruption(
     assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
 
 
-# Of a tiny GAN that has hardly begun, whose samples must cover all that real examples do.
+# A tiny GAN after few steps, whose samples must have the coverage of real examples: the guard stops it.
 COLLAPSING = {"steps": 60, "batch_size": 4, "learning_rate": 1e-4, "validate_every": 2, "collapse": 1.0}
 
 
 @pytest.fixture
 def guard_from_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard may judge what has hardly begun."""
+    """The guard may judge from the first step."""
     monkeypatch.setattr(guard, "MIN_STEPS", 0)
 
 
@@ -193,7 +193,7 @@ def test_a_collapse_is_the_same_after_an_interruption(
 
 @pytest.mark.usefixtures("guard_from_start")
 def test_a_collapsed_training_is_not_continued(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between its last checkpoint and the model: the rows say that it has collapsed."""
+    """It is killed after its last checkpoint, before it writes the model. The checkpoint's rows record the collapse."""
     recipe = cases.recipe("gan", **COLLAPSING)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed here"):
         patch.setattr(train, "_write", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_costs_only_its_own_steps(
 def test_a_training_that_moved_to_another_machine_records_both(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its weights may be compared, to the bit, with those of neither machine."""
+    """Its weights are not comparable to the bit with a training on one of the machines."""
     recipe = cases.recipe("gan")
     here = cases.train_into(recipe, dataset, tmp_path / "here").fingerprint
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
@@ -240,7 +240,7 @@ def test_a_training_that_moved_to_another_machine_records_both(
 def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
     trials: Trials, folder: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """A real process, at any of its steps; what it leaves is gone on from to the same bytes."""
+    """A real process, stopped at any step; the resumed training has the same bytes."""
     wholes: set[str] = set()
     for trial in trials(short=1, full=50):
         family, step = trial.random.choice(cases.FAMILIES), trial.random.randrange(12)
@@ -249,7 +249,7 @@ def test_a_signal_leaves_a_whole_checkpoint_and_no_process(
             wholes.add(family)
         home = tmp_path / str(trial.number) / family
         stopped = train_in_process(folder, home, f"stop={step}")
-        if step == 11:  # its last: it is through
+        if step == 11:  # the last step: it completes
             assert stopped.returncode == 0
         else:
             assert f"Interrupted: interrupted after step {step + 1} of 12: a checkpoint is kept" in stopped.stderr
@@ -281,7 +281,7 @@ def test_a_signal_ends_a_training_after_the_step_with_a_checkpoint(
 
 
 def small_disk(place: Path, pages: int) -> bool:
-    """Mounts a file system of so many pages, where that is permitted."""
+    """Mount a file system of so many pages. Return False if that is not permitted."""
     place.mkdir()
     size = f"size={4 * pages}k"
     return (
@@ -293,8 +293,8 @@ def small_disk(place: Path, pages: int) -> bool:
 def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_written(
     trials: Trials, dataset: Dataset, tmp_path: Path, restoring_patch: pytest.MonkeyPatch
 ) -> None:
-    """Every other one really full, where such a disk may be made; the rest by a limit on the size of a file, to the byte."""
-    restoring_patch.setenv("REMINT_EVENTS", os.devnull)  # the limit is for whatever this process writes
+    """Every second disk is really full, if a mount is permitted; the others have a limit on the file size."""
+    restoring_patch.setenv("REMINT_EVENTS", os.devnull)  # the limit applies to all files of this process
     recipe, sizes = cases.recipe("vae"), list[int]()
     with restoring_patch.context() as patch:
         patch.setattr(Checkpoints, "delete", lambda self: sizes.extend(f.stat().st_size for f in self.at(12).iterdir()))

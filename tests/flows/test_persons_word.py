@@ -1,7 +1,7 @@
-"""A person's word stands when the schedule comes round again: judge, settle and the look into the ledger, without training.
+"""Decisions of a person outlast scheduled runs: judge, settle and the ledger, without training.
 
-Ledger, MLflow and gate are real. The evidence is given, as training and evaluation would leave it; Prefect's artifacts and
-the page are left out (tests/e2e has them).
+Ledger, MLflow and gate are real. The tests write the evidence in place of training and evaluation, and omit Prefect's
+artifacts and the page (tests/e2e has them).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def evidence_of(home: Home, version: int) -> Evidence:
 def retraining_of(
     home: Home, version: int, commit: Commit = CLEAN_COMMIT, events: Events | None = None, **rules: Any
 ) -> Iterator[tuple[Retraining, Evidence]]:
-    """The retraining whose training gave this version, and its evidence."""
+    """Open the retraining that trained this version. Yield it and its evidence."""
     params = params_of(MODEL, evaluation={"metrics": ["nll"]}, promotion={**RULES, **rules})
     with retraining(home, params, MODEL, commit=commit, events=events) as job:
         write_records(job, DATASET, trained_of(home, version), evidence_of(home, version))
@@ -95,7 +95,7 @@ def retraining_of(
 
 
 def run_gate(home: Home, version: int, commit: Commit = CLEAN_COMMIT, events: Events | None = None, **rules: Any) -> Outcome:
-    """The end of flows/retrain.py, of a training that gave this version."""
+    """Run the end of flows/retrain.py after a training with this version as its result."""
     with retraining_of(home, version, commit, events, **rules) as (job, evidence):
         found = settled_before(job, evidence, announce)
         if found is not None:
@@ -118,7 +118,9 @@ def test_the_next_scheduled_run_does_not_promote_a_rolled_back_version(home: Hom
         assert verdict(run_gate(home, 2)) == ("rolled_back", True, 1), "the same evidence: nothing is judged again"
     assert len(open_ledger(home).rows(MODEL)) == count
 
-    other = run_gate(home, 2, require={"nll": {"max": 2.5}})  # other rules: it is judged again, and is better than the champion
+    other = run_gate(
+        home, 2, require={"nll": {"max": 2.5}}
+    )  # other rules: it is judged again, and it is better than the champion
     assert verdict(other) == ("refused", False, 1)
     (reason,) = other.decision.reasons
     assert reason.startswith(f"{MODEL}/2 was rolled back on 20") and reason.endswith(
@@ -241,7 +243,7 @@ def test_the_next_run_completes_the_effects_of_a_row_after_a_crash(
 
 
 def test_a_decision_without_a_ledger_row_does_not_count(home: Home) -> None:
-    """Its process died before the row, and an older row has the same evidence."""
+    """The process died before it wrote the row, and an older row has the same evidence."""
     run_gate(home, 1)
     run_gate(home, 2)
     with retraining_of(home, 2) as (job, evidence):
@@ -253,7 +255,7 @@ def test_a_decision_without_a_ledger_row_does_not_count(home: Home) -> None:
 
 @pytest.mark.case(15)
 def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, trials: Trials) -> None:
-    """Both are better than the champion, and each was judged against it. Whoever is second is judged again, against the first."""
+    """Both are better than the champion, and each was judged against it. The second one is judged again, against the first."""
     run_gate(home, 1)
     versions = {number: registered_version(home, number) for number in (2, 3)}
     for trial in trials(short=2, full=500):
@@ -284,6 +286,6 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
 
 
 def registered_version(home: Home, version: int) -> ModelVersion:
-    """What stands registered before it is judged."""
+    """Return a version that is registered and not yet judged."""
     home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
     return open_tracking(home).version(f"{MODEL}/{version}")

@@ -53,7 +53,7 @@ class RunningServer:
     def request(
         self, method: str, path: str, credentials: str | None = None, body: Any = None, **headers: str
     ) -> tuple[int, bytes]:
-        """Send a request and return status and body. ``who``: user:password."""
+        """Send a request and return status and body. ``credentials``: user:password."""
         all_headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
         if credentials is not None:
             all_headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"

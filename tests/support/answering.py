@@ -15,7 +15,7 @@ Ask = Callable[[int | None], dict[str, Any]]  # a number; None: only read the ne
 
 @contextmanager
 def start_program(module: str, arguments: Sequence[str], log: Path) -> Iterator[Ask]:
-    """Run ``python -m module``. Its standard error goes to the file ``words``."""
+    """Run ``python -m module``. Its standard error goes to the file ``log``."""
     with log.open("w") as stream:
         command = [sys.executable, "-m", module, *arguments]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True)

@@ -4,8 +4,8 @@
                              [twice|every=FIRST] [anywhere] [keep] [stock]
 
 trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step of this process
-(from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``,
-``spoil``: see these functions; ``twice``: resume after the stop, then train again without a
+(from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``:
+set_infinite_learning_rate; ``spoil``: set_infinite_gradient; ``twice``: resume after the stop, then train again without a
 stop into HOME/CASE-whole; ``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and
 a resume after it, into HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints;
 ``stock``: use DDP's own all-reduce.
