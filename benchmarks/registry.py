@@ -58,7 +58,7 @@ TAGS = registry_cases.TAGS.updated(
 
 def fill(home: Home, versions: int, runs: int) -> None:
     """Register one version, copy it, and register the last ones for real."""
-    registry_cases.make(home.path / "bundles/0", 0)
+    registry_cases.make_bundle(home.path / "bundles/0", 0)
     store = registry_cases.tracking(home.path)
     registry_cases.register(store, home.path / "bundles/0", tags=TAGS)
     with sqlite3.connect(home.path / "mlflow/mlflow.db") as database:
@@ -66,7 +66,7 @@ def fill(home: Home, versions: int, runs: int) -> None:
     _decisions(home, versions - REAL)
     champion = versions - REAL
     for seed in range(1, REAL + 1):
-        registry_cases.make(home.path / f"bundles/{seed}", seed)
+        registry_cases.make_bundle(home.path / f"bundles/{seed}", seed)
         number = registry_cases.register(store, home.path / f"bundles/{seed}", tags=TAGS).version
         before, champion = champion, number if number == versions - 2 else champion
         open_ledger(home).append(

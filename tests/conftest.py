@@ -162,11 +162,11 @@ def empty(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def registered(empty: Path, once: Once) -> Home:
-    """Home with four small, undecided versions of one model. Tests copy it (promotion_cases.copied)."""
+    """Home with four small, undecided versions of one model. Tests copy it (promotion_cases.copy_home)."""
     from remint.runtime.home import Home
     from tests.support import promotion_cases
 
-    folder = once("registered", lambda home: promotion_cases.filled(empty, home, versions=4))
+    folder = once("registered", lambda home: promotion_cases.make_home(empty, home, versions=4))
     return Home(folder, folder)
 
 

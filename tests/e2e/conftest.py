@@ -19,7 +19,7 @@ from tests.support.team import Team, copy_team, make_team
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_commands(programs: Path | None) -> None:
-    team.forked = programs
+    team.forked_programs = programs
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def template(empty: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def versed(template: Path, once: Once) -> Path:
+def cached_template(template: Path, once: Once) -> Path:
     """The template team with the digits and their features in dvc's run cache: runs of three pipelines restore them."""
 
     def make(folder: Path) -> None:
@@ -47,11 +47,11 @@ def versed(template: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(versed: Path, once: Once) -> Path:
-    """The versed team with a champion of each family. trained.json beside it: state before and after, and the outcomes."""
+def trained_template(cached_template: Path, once: Once) -> Path:
+    """The cached template with a champion of each family. trained.json next to it: state before and after, and the outcomes."""
 
     def make(folder: Path) -> None:
-        made = copy_team(versed, folder)
+        made = copy_team(cached_template, folder)
         before, outcomes, after = made.state(), made.json("run", "digits-vae", "digits-gan", "digits-flow"), made.state()
         folder.with_name("trained.json").write_text(json.dumps([before, after, outcomes]))
 
@@ -59,9 +59,9 @@ def trained(versed: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained_team(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Team:
+def trained_team(trained_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Team:
     """One trained team for the tests of a module, which build on each other."""
-    return copy_team(trained, tmp_path_factory.mktemp("trained") / "team")
+    return copy_team(trained_template, tmp_path_factory.mktemp("trained") / "team")
 
 
 @pytest.fixture
@@ -72,16 +72,16 @@ def served_team(trained_team: Team, prefect_server: str) -> Team:
 
 
 @pytest.fixture(name="team")
-def own_team(versed: Path, prefect_server: str, tmp_path: Path) -> Team:
+def own_team(cached_template: Path, prefect_server: str, tmp_path: Path) -> Team:
     """Fresh team for one test, with a running Prefect server."""
-    shutil.copytree(versed, tmp_path / "team", symlinks=True)
+    shutil.copytree(cached_template, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team", api=prefect_server)
 
 
 @pytest.fixture
-def lone_team(versed: Path, tmp_path: Path) -> Team:
+def lone_team(cached_template: Path, tmp_path: Path) -> Team:
     """Fresh team for one test without a server: each run starts a temporary one."""
-    shutil.copytree(versed, tmp_path / "team", symlinks=True)
+    shutil.copytree(cached_template, tmp_path / "team", symlinks=True)
     return Team(tmp_path / "team")
 
 
@@ -93,9 +93,9 @@ def new_team(template: Path, tmp_path: Path) -> Team:
 
 
 @pytest.fixture(scope="module")
-def shared_team(versed: Path, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Team:
+def shared_team(cached_template: Path, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Team:
     """One team for the tests of a module, which build on each other, with a running Prefect server."""
-    return copy_team(versed, tmp_path_factory.mktemp("shared") / "team", prefect_server)
+    return copy_team(cached_template, tmp_path_factory.mktemp("shared") / "team", prefect_server)
 
 
 @pytest.fixture(scope="session")

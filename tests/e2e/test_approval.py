@@ -1,4 +1,4 @@
-"""Prefect's form: a real server, a real worker, runs that are suspended until somebody answers. Nothing is trained."""
+"""Approval form in Prefect: a real server, a real worker, runs that are suspended until a person answers. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
-from tests.support.prefect_server import ask
+from tests.support.prefect_server import request_json
 from tests.support.promotion_cases import MODEL
 from tests.support.team import Team
 
@@ -34,20 +34,20 @@ EventsWorker.drain_all(timeout=10)
 """
 
 
-class Prefect:
-    """What a browser would ask of the server."""
+class PrefectApi:
+    """Requests that a browser sends to the server."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return ask(f"{self.url}/{path}", body)
+        return request_json(f"{self.url}/{path}", body)
 
     def get(self, path: str) -> Any:
-        return ask(f"{self.url}/{path}")
+        return request_json(f"{self.url}/{path}")
 
-    def until(self, name: str, *states: str) -> Any:
-        """The flow run of this name, once it is in one of these states."""
+    def wait_for_state(self, name: str, *states: str) -> Any:
+        """Wait until the flow run of this name is in one of these states, and return it."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             (run,) = self.post("flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
@@ -57,14 +57,14 @@ class Prefect:
         raise AssertionError(f"{name} is {run['state']}")
 
     def events(self, name: str, count: int, since: datetime) -> dict[str, Any]:
-        """The events of this name by the version that they are about; the server takes seconds to keep them.
+        """Return the events of this name by version. The server stores them after some seconds.
 
-        Those before ``since`` are of other tests, whose versions may have the same numbers.
+        Events before ``since`` are of other tests, whose versions can have the same numbers.
         """
         deadline, found = time.monotonic() + 120, []
-        asked = {"event": {"name": [name]}, "occurred": {"since": since.isoformat()}}
+        query = {"event": {"name": [name]}, "occurred": {"since": since.isoformat()}}
         while len(found) < count and time.monotonic() < deadline:
-            found = self.post("events/filter", {"filter": asked})["events"]
+            found = self.post("events/filter", {"filter": query})["events"]
             time.sleep(0.25)
         return {event["payload"]["version"]: event for event in found}
 
@@ -91,11 +91,11 @@ def decision(version: int) -> Decision:
     )
 
 
-def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
+def test_an_approval_in_prefect_promotes_and_a_late_answer_fails(
     team: Team, registered: Home, prefect_server: str, tmp_path: Path
 ) -> None:
     home, began = Home(team.folder, team.folder / ".remint"), datetime.now(UTC)
-    cases.copied(registered, home.path)
+    cases.copy_home(registered, home.path)
     content = read_params(team.folder)
     content["pipelines"][MODEL]["promotion"]["approval"] = "manual"
     write_params(content, team.folder)
@@ -103,26 +103,26 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
     team.api = prefect_server
     assert [entry["deployment"] for entry in team.json("deploy")] == [f"approve/{MODEL}"]
 
-    asked: list[tuple[Decision, LedgerRow]] = []
-    cases.judge(home, "promoted", 1)
+    pending: list[tuple[Decision, LedgerRow]] = []
+    cases.record_decision(home, "promoted", 1)
     for version in (2, 3):
-        asked.append((decision(version), cases.judge(home, "awaiting_approval", version)))
+        pending.append((decision(version), cases.record_decision(home, "awaiting_approval", version)))
         home.report(MODEL, version).mkdir(parents=True)
-        asked[-1][0].write(home.report(MODEL, version) / "decision.json")
+        pending[-1][0].write(home.report(MODEL, version) / "decision.json")
     environment = {
         **team.environment(),
         "PREFECT_API_URL": prefect_server,
         "PREFECT_HOME": str(tmp_path),
         "PYTHONPATH": f"{team.folder}/src:{team.folder}",
     }
-    said = json.dumps([[part.to_json() for part in each] for each in asked])
+    stdin = json.dumps([[part.to_json() for part in each] for each in pending])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=team.folder, env=environment, input=said, text=True, capture_output=True, check=True
+        [sys.executable, "-c", PROGRAM], cwd=team.folder, env=environment, input=stdin, text=True, capture_output=True, check=True
     )
     second, third = (line.split() for line in done.stdout.splitlines())
     assert second[0] == second[1] and third[0] == third[1], "the same row is asked about once"
 
-    prefect = Prefect(prefect_server)
+    prefect = PrefectApi(prefect_server)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "remint", "--type", "process"]
     with (tmp_path / "log").open("wb") as log:
         worker = subprocess.Popen(
@@ -130,9 +130,9 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
         )
     try:
         for name in (second[0], third[0]):
-            run = prefect.until(name, "Suspended", "Failed", "Crashed")
+            run = prefect.wait_for_state(name, "Suspended", "Failed", "Crashed")
             assert run["state_name"] == "Suspended", (tmp_path / "log").read_text()
-        keys = prefect.until(second[0], "Suspended")["state"]["state_details"]["run_input_keyset"]
+        keys = prefect.wait_for_state(second[0], "Suspended")["state"]["state_details"]["run_input_keyset"]
         question = prefect.get(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/input/{keys['description']}")
         assert (
             f"## {MODEL}/2: awaiting_approval" in question
@@ -146,22 +146,22 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
         )
         assert refused["status"] == "REJECT" and open_ledger(home).champion(MODEL) == 1
         prefect.post(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": answer})
-        assert prefect.until(second[0], "Completed", "Failed", "Crashed")["state_name"] == "Completed"
+        assert prefect.wait_for_state(second[0], "Completed", "Failed", "Crashed")["state_name"] == "Completed"
         row = open_ledger(home).rows(MODEL)[-1]
         assert (row.action, row.version, row.who, row.why) == ("promoted", 2, "ada via Prefect", "looked at the samples")
         assert open_tracking(home).aliases(MODEL) == {"champion": 2}
 
         prefect.post(f"flow_runs/{prefect.until(third[0], 'Suspended')['id']}/resume", {"run_input": answer})
-        late = prefect.until(third[0], "Completed", "Failed", "Crashed")
+        late = prefect.wait_for_state(third[0], "Completed", "Failed", "Crashed")
         assert late["state_name"] == "Failed"
         assert (
             late["state"]["message"].startswith(f"the champion is now {MODEL}/2 (by ada via Prefect, ")
             and "\n" not in late["state"]["message"]
         )
         assert len(open_ledger(home).rows(MODEL)) == 4
-        told = prefect.events("remint.approval.awaited", 2, began)
-        assert told[f"{MODEL}/2"]["resource"]["prefect.resource.id"] == f"remint.model.{MODEL}"
-        payload = told[f"{MODEL}/2"]["payload"]
+        awaited = prefect.events("remint.approval.awaited", 2, began)
+        assert awaited[f"{MODEL}/2"]["resource"]["prefect.resource.id"] == f"remint.model.{MODEL}"
+        payload = awaited[f"{MODEL}/2"]["payload"]
         assert payload["champion"] == f"{MODEL}/1" and payload["promote"] == f'remint promote {MODEL}/2 --reason ".."'
         nll = payload["metrics"]["nll"]
         assert nll["challenger"]["value"] == 1.8 and nll["champion"]["high"] == 2.0 and nll["difference"] == [0.1, 0.05, 0.15]
@@ -169,6 +169,6 @@ def test_a_person_answers_in_prefect_and_who_comes_too_late_is_told(
         worker.terminate()
         try:
             worker.wait(timeout=30)
-        except subprocess.TimeoutExpired:  # Prefect's own worker was seen to hang at its end; ours is test_workers.py's
+        except subprocess.TimeoutExpired:  # Prefect's own worker sometimes hangs at its end; test_workers.py tests ours
             worker.kill()
             worker.wait()

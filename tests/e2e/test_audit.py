@@ -1,4 +1,4 @@
-"""Prefect's part of remint audit, against a real server: flow runs that are open and have no process."""
+"""Prefect's part of remint audit, with a real server: open flow runs without a process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def home(tmp_path: Path, empty: Path) -> Home:
     return Home(tmp_path, tmp_path / "home").ensure()
 
 
-def test_flow_runs_without_a_process_are_named_and_crashed_and_no_others(
+def test_only_flow_runs_without_a_process_are_found_and_marked_crashed(
     client: SyncPrefectClient, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str, state: State) -> UUID:

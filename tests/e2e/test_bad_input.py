@@ -1,4 +1,4 @@
-"""Bad input gets one clear line and exit status 2; a run that fails gets one and 1. Nothing is lost."""
+"""Bad input is a one-line error with exit status 2; a failed run is one with exit status 1. Nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from remint.settings.params import read_params, write_params
 from tests.support.team import Team
 
 
-def the_error(team: Team, *arguments: str, status: int = 2, cwd: Path | None = None) -> str:
+def error_line(team: Team, *arguments: str, status: int = 2, cwd: Path | None = None) -> str:
     done = team.remint(*arguments, status=status, cwd=cwd)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.stdout == ""
     return line
 
 
-def test_names_and_keys_are_refused_before_anything_starts(team: Team) -> None:
-    assert "unknown pipeline 'digit-vae': did you mean 'digits-vae'?" in the_error(team, "run", "digit-vae")
-    assert "pipelines.digits-vae.training: unknown key 'step': did you mean 'steps'?" in the_error(
+def test_unknown_names_and_keys_are_refused_before_a_job_starts(team: Team) -> None:
+    assert "unknown pipeline 'digit-vae': did you mean 'digits-vae'?" in error_line(team, "run", "digit-vae")
+    assert "pipelines.digits-vae.training: unknown key 'step': did you mean 'steps'?" in error_line(
         team, "run", "digits-vae", "--set", "training.step=3"
     )
-    assert "pipelines.digits-vae.training.steps" in the_error(team, "run", "digits-vae", "--set", "training.steps=three")
+    assert "pipelines.digits-vae.training.steps" in error_line(team, "run", "digits-vae", "--set", "training.steps=three")
     content = read_params(team.folder)
     content["pipelines"]["digits-gan"]["trainning"] = {}
     write_params(content, team.folder)
-    assert "did you mean 'training'?" in the_error(team, "models")
+    assert "did you mean 'training'?" in error_line(team, "models")
     assert not list((team.folder / ".remint").glob("jobs/*"))
 
 
-def test_models_that_do_not_exist(team: Team) -> None:
+def test_commands_name_a_model_that_does_not_exist(team: Team) -> None:
     for command in (["why", "digits-vae"], ["history", "digits-vae"], ["models", "digits-vae"], ["sample", "digits-vae"]):
-        assert "digits-vae" in the_error(team, *command)
+        assert "digits-vae" in error_line(team, *command)
 
 
-def test_no_repository_and_no_commit(team: Team, tmp_path: Path) -> None:
+def test_a_missing_repository_or_commit_is_an_error(team: Team, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no git repository at" in the_error(team, "run", "digits-vae", cwd=empty)
+    assert "no git repository at" in error_line(team, "run", "digits-vae", cwd=empty)
     team.sh(f"git init -q {empty}")
-    assert "has no commit yet" in the_error(team, "run", "digits-vae", cwd=empty)
+    assert "has no commit yet" in error_line(team, "run", "digits-vae", cwd=empty)
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def test_a_broken_dataset_is_refused_and_the_champion_stays(team: Team, name: st
     content["datasets"]["digits"]["source"] = f"outs/{name}.npy"
     write_params(content, team.folder)
     team.sh("git commit -qam 'another source'")
-    line = the_error(team, "run", "digits-flow")
+    line = error_line(team, "run", "digits-flow")
     for word in words:
         assert word in line
 
 
-def test_more_devices_than_the_machine_has(team: Team) -> None:
-    line = the_error(team, "run", "digits-flow", "--set", "training.devices=64")
+def test_more_devices_than_the_machine_has_are_refused(team: Team) -> None:
+    line = error_line(team, "run", "digits-flow", "--set", "training.devices=64")
     assert "pipelines.digits-flow.training.devices: 64" in line and "this machine has" in line
 
 
-def test_a_failed_run_has_a_final_state_with_its_reason_everywhere(lone_team: Team) -> None:
-    the_error(lone_team, "run", "digits-flow", "--set", "training.learning_rate=1.0e+30", "--set", "training.steps=20", status=1)
+def test_prefect_and_mlflow_record_a_failed_run(lone_team: Team) -> None:
+    error_line(lone_team, "run", "digits-flow", "--set", "training.learning_rate=1.0e+30", "--set", "training.steps=20", status=1)
     done = lone_team.sh(
         "python -c \"import sqlite3, json; c = sqlite3.connect('.remint/prefect/prefect.db');"
         "print(json.dumps(c.execute('select s.type, s.message from flow_run r join flow_run_state s on r.state_id = s.id').fetchall()))\""

@@ -1,4 +1,4 @@
-"""A home from before the modules moved to their rooms: what it holds loads, verifies, rebuilds, and is made again the same."""
+"""Home of the old module layout: its versions load, verify, rebuild, and are trained again with the same weights."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from pathlib import Path
 import pytest
 
 from remint.settings.params import read_params, write_params
-from tests.support.team import SOURCE, Team, copy_sources, quick
+from tests.support.team import SOURCE, Team, copy_sources, shorten_trainings
 
-LAST_BEFORE = "1b187ecee1c0e1c604ddd2d464174d4450d8d0e2"  # the last commit with the old layout
+LAST_OLD_COMMIT = "1b187ecee1c0e1c604ddd2d464174d4450d8d0e2"  # the last commit with the old layout
 PIPELINE = "digits-vae"
 SAMPLE = ("sample", PIPELINE, "-n", "16", "--seed", "3")
 
 
 @dataclass
 class OldTeam(Team):
-    """The same repository, run by the code of its own commit."""
+    """Team whose commands run the code of its own commit."""
 
     def environment(self) -> dict[str, str]:
         return {**super().environment(), "PYTHONPATH": os.pathsep.join(map(str, (self.folder / "src", self.folder)))}
 
 
 @pytest.fixture
-def old(tmp_path: Path, prefect_server: str) -> OldTeam:
+def old_team(tmp_path: Path, prefect_server: str) -> OldTeam:
     folder = tmp_path / "team"
-    if subprocess.run(["git", "cat-file", "-e", LAST_BEFORE], cwd=SOURCE, check=False, capture_output=True).returncode:
-        pytest.skip(f"this clone is shallow: it lacks commit {LAST_BEFORE[:10]}")
+    if subprocess.run(["git", "cat-file", "-e", LAST_OLD_COMMIT], cwd=SOURCE, check=False, capture_output=True).returncode:
+        pytest.skip(f"this clone is shallow: it lacks commit {LAST_OLD_COMMIT[:10]}")
     subprocess.run(["git", "clone", "-q", "--no-checkout", SOURCE, folder], check=True)
     team = OldTeam(folder, api=prefect_server)
-    team.sh(f"git checkout -q -B main {LAST_BEFORE} && git config user.email a@example.org && git config user.name A")
-    write_params(quick(read_params(folder)), folder)
+    team.sh(f"git checkout -q -B main {LAST_OLD_COMMIT} && git config user.email a@example.org && git config user.name A")
+    write_params(shorten_trainings(read_params(folder)), folder)
     team.sh("git commit -qam quick")
     return team
 
 
 @pytest.mark.soak  # two minutes of processor time
-def test_an_old_home_loads_verifies_rebuilds_and_is_made_again_the_same(old: OldTeam, tmp_path: Path) -> None:
-    (before,) = old.json("run", PIPELINE)
+def test_a_home_of_the_old_layout_loads_verifies_and_rebuilds_identically(old_team: OldTeam, tmp_path: Path) -> None:
+    (before,) = old_team.json("run", PIPELINE)
     assert (before["decision"]["verdict"], before["version"]) == ("promoted", 1)
-    old.remint(*SAMPLE, "-o", str(tmp_path / "before.npy"))
-    rows = old.json("why", PIPELINE)["decisions"]
+    old_team.remint(*SAMPLE, "-o", str(tmp_path / "before.npy"))
+    rows = old_team.json("why", PIPELINE)["decisions"]
 
-    old.sh("git rm -rq .")
-    copy_sources(old.folder)
-    write_params(quick(read_params(old.folder)), old.folder)
-    old.sh("git add -A && git commit -qm 'the move'")
-    new = Team(old.folder, api=old.api)
+    old_team.sh("git rm -rq .")
+    copy_sources(old_team.folder)
+    write_params(shorten_trainings(read_params(old_team.folder)), old_team.folder)
+    old_team.sh("git add -A && git commit -qm 'the move'")
+    new = Team(old_team.folder, api=old_team.api)
 
     new.remint(*SAMPLE, "-o", str(tmp_path / "after.npy"))
     assert (tmp_path / "after.npy").read_bytes() == (tmp_path / "before.npy").read_bytes()

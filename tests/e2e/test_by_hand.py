@@ -1,4 +1,4 @@
-"""A person's own dvc in a team that has trained, and which settings train again."""
+"""dvc commands of a person after a run, and the settings that cause a new training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from tests.support.team import Team
 
 
-def test_dvc_by_hand_restores_what_was_trained(served_team: Team) -> None:
+def test_dvc_repro_restores_the_trained_model(served_team: Team) -> None:
     output = served_team.sh("dvc repro evaluate@digits-flow 2>&1")
     assert "Running stage 'train@digits-flow'" not in output
     bundle = served_team.folder / "outs/trained/digits-flow"
@@ -20,7 +20,7 @@ def test_dvc_by_hand_restores_what_was_trained(served_team: Team) -> None:
     assert not served_team.json("run", "digits-flow")[0]["trained"], "and what dvc left behind is no dirt"
 
 
-def test_a_changed_gate_retrains_nothing_and_a_learning_rate_trains(served_team: Team) -> None:
+def test_a_new_gate_setting_trains_nothing_and_a_new_learning_rate_trains(served_team: Team) -> None:
     (outcome,) = served_team.json("run", "digits-vae", "--set", "promotion.improve.confidence=0.9")
     assert not outcome["trained"] and outcome["version"] == 1
     (outcome,) = served_team.json("run", "digits-vae", "--set", "training.learning_rate=1.0e-3")

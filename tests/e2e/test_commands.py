@@ -1,4 +1,4 @@
-"""Each command in a process of its own: the other tests fork most of theirs (tests/support/preloaded.py)."""
+"""Each command in a new process: other tests fork most of theirs (tests/support/preloaded.py)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ SAME = (
 
 
 @pytest.mark.parametrize("command", SAME, ids=lambda command: command[0])
-def test_a_new_process_says_what_a_forked_one_says(served_team: Team, command: tuple[str, ...]) -> None:
+def test_new_and_forked_processes_print_the_same(served_team: Team, command: tuple[str, ...]) -> None:
     assert served_team.remint(*command, new=True).stdout == served_team.remint(*command).stdout
 
 
-def test_a_new_process_draws_what_a_forked_one_draws(served_team: Team, tmp_path: Path) -> None:
+def test_new_and_forked_processes_draw_the_same_samples(served_team: Team, tmp_path: Path) -> None:
     for new in (True, False):
         served_team.remint("sample", "digits-vae", "-n", "3", "-o", str(tmp_path / f"{new}.npy"), new=new)
     assert (tmp_path / "True.npy").read_bytes() == (tmp_path / "False.npy").read_bytes()
 
 
-def test_a_new_process_finds_what_a_forked_one_trained(served_team: Team) -> None:
-    """The memory of the steps does not tell them apart: the same settings, code and data."""
+def test_a_new_process_reuses_the_training_of_a_forked_one(served_team: Team) -> None:
+    """Settings, code and data are the same, so the keys of the steps are too."""
     assert "nothing was trained" in served_team.remint("run", "digits-vae", new=True).stdout
     assert served_team.remint("deploy", "--json", new=True).stdout == "[]\n"
 
 
-def test_new_processes_of_a_person_who_decides(served_team: Team) -> None:
+def test_invalid_decisions_in_new_processes_are_refused(served_team: Team) -> None:
     again = served_team.remint("promote", "digits-vae", "--reason", "again", status=2, new=True).stderr
     assert "is the champion already" in again
     assert "error: " in served_team.remint("reject", "digits-vae/9", "--reason", "no", status=2, new=True).stderr

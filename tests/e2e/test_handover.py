@@ -1,4 +1,4 @@
-"""SIGTERM to the process of a flow, as Prefect's engine runs it: who goes on with it, and what a person's word is worth."""
+"""SIGTERM to a flow's process under Prefect's engine: a deployed run is handed back, a cancelled one is not."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
 
 
 @pytest.mark.parametrize(
-    ("deployed", "cancelled", "status", "state", "said"),
+    ("deployed", "cancelled", "status", "state", "message"),
     [
         (True, False, 0, "AwaitingRetry", stopping.STOPPED),
-        (True, True, -signal.SIGTERM, "Crashed", ""),  # no worker here that makes it Cancelled; but it does not go on
+        (True, True, -signal.SIGTERM, "Crashed", ""),  # no worker here makes it Cancelled, but it does not resume
         (False, False, 0, "Failed", "run the same command again"),
     ],
 )
-def test_sigterm(
+def test_sigterm_ends_a_flow_run_in_the_right_state(
     client: SyncPrefectClient,
     prefect_server: str,
     tmp_path: Path,
@@ -54,7 +54,7 @@ def test_sigterm(
     cancelled: bool,
     status: int,
     state: str,
-    said: str,
+    message: str,
 ) -> None:
     (tmp_path / "sleepy.py").write_text(FLOW)
     flow = client.create_flow_from_name("sleepy")
@@ -81,4 +81,4 @@ def test_sigterm(
     process.terminate()
     assert process.wait(timeout=60) == status, (tmp_path / "log").read_text()
     after = client.read_flow_run(run).state
-    assert after is not None and after.name == state and said in (after.message or ""), after
+    assert after is not None and after.name == state and message in (after.message or ""), after

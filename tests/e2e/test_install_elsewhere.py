@@ -1,4 +1,4 @@
-"""A registered model is installed where there is no clone: by its own requirements, in a fresh virtual environment."""
+"""Installation of a registered model without a clone: by its own requirements, in a new virtual environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 
 
 @dataclass
-class Packaged(Team):
+class PackagedTeam(Team):
     """A team with a wheel of remint."""
 
     package: str = ""
@@ -34,28 +34,28 @@ class Packaged(Team):
         return {**super().environment(), "REMINT_PACKAGE": self.package}
 
 
-def wheel(team: Team, clone: Path) -> Path:
-    """What `make wheel` builds in a clone of a team's repository."""
+def build_wheel(team: Team, clone: Path) -> Path:
+    """Run `make wheel` in a clone of a team's repository. Return the wheel."""
     team.sh(f"git clone -q . {clone} && ln -s {BIN.parent} {clone}/.venv && make -s -C {clone} -o .venv/installed wheel")
     (built,) = (clone / "dist").iterdir()
     return built
 
 
-def outside(venv_bin: Path, uri: str) -> dict[str, str]:
-    """The environment of another machine: nothing of this clone is on its paths."""
+def clean_environment(venv_bin: Path, uri: str) -> dict[str, str]:
+    """Return the environment of another machine: no path leads into this clone."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "REMINT_", "VIRTUAL_ENV"))}
     return {**kept, "PATH": f"{venv_bin}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_URI": uri}
 
 
-def downloaded(team: Team, to: Path) -> tuple[str, Path]:
-    """MLflow's address, and the champion as a person downloads it from there."""
+def download_champion(team: Team, to: Path) -> tuple[str, Path]:
+    """Download the champion as a person does. Return MLflow's address and the folder."""
     uri = f"sqlite:///{team.folder}/.remint/mlflow/mlflow.db"
     command = [BIN / "mlflow", "artifacts", "download", "--artifact-uri", "models:/digits-flow@champion", "--dst-path", to]
-    subprocess.run(command, cwd=to.parent, env=outside(BIN, uri), check=True, capture_output=True)
+    subprocess.run(command, cwd=to.parent, env=clean_environment(BIN, uri), check=True, capture_output=True)
     return uri, to
 
 
-def answer(port: int, server: subprocess.Popen[bytes], log: Path) -> Any:
+def request_samples(port: int, server: subprocess.Popen[bytes], log: Path) -> Any:
     body = json.dumps({"dataframe_records": [{"seed": 3}, {"seed": 5}]}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
     deadline = time.monotonic() + 300
@@ -73,33 +73,33 @@ def answer(port: int, server: subprocess.Popen[bytes], log: Path) -> Any:
 
 @pytest.mark.soak
 def test_a_version_is_installed_from_the_wheel_and_served(team: Team, tmp_path: Path) -> None:
-    built = wheel(team, tmp_path / "clone")
-    team = Packaged(team.folder, api=team.api, package=str(built))
+    built = build_wheel(team, tmp_path / "clone")
+    team = PackagedTeam(team.folder, api=team.api, package=str(built))
     (outcome,) = team.json("run", "digits-flow")
     assert outcome["decision"]["verdict"] == "promoted"
-    uri, model = downloaded(team, tmp_path / "model")
+    uri, model = download_champion(team, tmp_path / "model")
     assert (model / "requirements.txt").read_text().splitlines()[0] == f"remint @ {built.as_uri()}"
     venv.create(tmp_path / "venv", with_pip=True)
     fresh = tmp_path / "venv/bin"
     install = [fresh / "pip", "install", "--quiet", "-r", model / "requirements.txt"]
-    subprocess.run(install, env=outside(fresh, uri), cwd=tmp_path, check=True)
-    where = subprocess.run(
+    subprocess.run(install, env=clean_environment(fresh, uri), cwd=tmp_path, check=True)
+    imported = subprocess.run(
         [fresh / "python", "-c", "import remint.cli; print(remint.cli.__file__)"],
-        env=outside(fresh, uri),
+        env=clean_environment(fresh, uri),
         cwd=tmp_path,
         check=True,
         capture_output=True,
         text=True,
     )
-    assert where.stdout.startswith(str(tmp_path / "venv"))
+    assert imported.stdout.startswith(str(tmp_path / "venv"))
     port, log = free_port(), tmp_path / "log"
     serve = ["mlflow", "models", "serve", "-m", "models:/digits-flow@champion", "--env-manager", "local", "--port", str(port)]
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [fresh / serve[0], *serve[1:]], env=outside(fresh, uri), cwd=tmp_path, stdout=output, stderr=output
+            [fresh / serve[0], *serve[1:]], env=clean_environment(fresh, uri), cwd=tmp_path, stdout=output, stderr=output
         )
     try:
-        drawn = np.array(answer(port, server, log), dtype=np.uint8)
+        drawn = np.array(request_samples(port, server, log), dtype=np.uint8)
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -109,13 +109,13 @@ def test_a_version_is_installed_from_the_wheel_and_served(team: Team, tmp_path: 
 
 
 @pytest.mark.soak
-def test_a_version_names_its_commit_at_the_origin_of_its_clone(team: Team, tmp_path: Path) -> None:
+def test_requirements_name_the_commit_at_the_origin_of_the_clone(team: Team, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/origin.git"
     team.sh(f"git clone -q --bare . {tmp_path}/www/origin.git && git -C {tmp_path}/www/origin.git update-server-info")
     team.sh(f"git remote add origin {url}")
     team.json("run", "digits-flow")
-    _, model = downloaded(team, tmp_path / "model")
+    _, model = download_champion(team, tmp_path / "model")
     first = (model / "requirements.txt").read_text().splitlines()[0]
     assert first == f"remint @ git+{url}@{team.sh('git rev-parse HEAD').strip()}"
     serve = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", tmp_path / "www"]

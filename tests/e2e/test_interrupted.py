@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a training: no child is left, the next run goes on from the checkpoint. test_kills.py has SIGKILL."""
+"""Ctrl-C during a training: no child process is left, and the next run resumes from the checkpoint. SIGKILL: test_kills.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.prefect_server import ask
-from tests.support.processes import below, command_line
+from tests.support.prefect_server import request_json
+from tests.support.processes import command_line, descendants
 from tests.support.team import Team
 
 LONG = [
@@ -22,13 +22,13 @@ LONG = [
 
 
 def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Process:
-    """Stops the trainer once it has written a checkpoint, lest a fast machine finishes before the kill, and waits for its MLflow run."""
+    """Suspend the trainer after its first checkpoint, so that it cannot finish early, and wait for its MLflow run."""
     deadline = time.monotonic() + 120
     home = team.folder / ".remint"
     while not list(home.glob("checkpoints/*/step-*")):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    (trainer,) = (child for child in below(run.pid) if command_line(child)[1:3] == ["-m", "pipelines.train"])
+    (trainer,) = (child for child in descendants(run.pid) if command_line(child)[1:3] == ["-m", "pipelines.train"])
     trainer.suspend()
     while not any("mlflow_run" in path.read_text() for path in home.glob("jobs/*/job.json")):
         assert run.poll() is None and time.monotonic() < deadline
@@ -36,22 +36,22 @@ def hold_at_checkpoint(team: Team, run: subprocess.Popen[bytes]) -> psutil.Proce
     return trainer
 
 
-def states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
-    """Of the team's jobs, in Prefect: state and what is said of it; and the status of MLflow's runs."""
+def job_states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the state and message of each job in Prefect, and the status of each run in MLflow."""
     prefect = []
     for job in sorted(team.folder.glob(".remint/jobs/*/job.json")):
-        state = ask(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}")["state"]
+        state = request_json(f"{team.api}/flow_runs/{json.loads(job.read_text())['flow_run']}")["state"]
         prefect.append((state["type"], state["message"]))
     with sqlite3.connect(team.folder / ".remint/mlflow/mlflow.db") as database:
         return prefect, [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
 
 
-def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_training_and_the_next_run_resumes_it(team: Team, tmp_path: Path) -> None:
     run = team.start(*LONG, log=tmp_path / "log")
     trainer = hold_at_checkpoint(team, run)
     children = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGINT)
-    trainer.resume()  # it finishes its step, then
+    trainer.resume()  # it finishes its step and stops
     assert run.wait(timeout=60) == 1
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
@@ -64,7 +64,7 @@ def test_stopped_in_mid_training_and_taken_up_again(team: Team, tmp_path: Path) 
     first_seen = (team.folder / ".remint").glob("jobs/*/train.jsonl")
     events = [json.loads(line) for path in sorted(first_seen)[-1:] for line in path.read_text().splitlines()]
     assert min(event["step"] for event in events if "step" in event and isinstance(event["step"], int)) >= max(steps)
-    prefect, mlflow = states(team)
+    prefect, mlflow = job_states(team)
     assert [state for state, _ in prefect] == ["FAILED", "COMPLETED"] and "interrupted" in prefect[0][1]
     assert mlflow == ["KILLED", "FINISHED"]
     assert not list((team.folder / ".remint/workspaces").glob("*"))

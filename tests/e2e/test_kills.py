@@ -1,4 +1,4 @@
-"""Killed anywhere: the next run ends in the same weights, metrics and registry as the one that nobody disturbed."""
+"""A run killed at any moment: the next run has the same weights, metrics and registry as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ends, kills
+from tests.support import kills, results
 from tests.support.trials import Trial, Trials
 
 
 @pytest.mark.case(1)
 def test_killed_anywhere_it_ends_as_if_it_never_was(stage: kills.Stage, trials: Trials) -> None:
     for trial in trials(short=1, full=200):
-        scene = kills.scene(trial.number)
+        scene = kills.make_scene(trial.number)
         for attempt in count():
-            if _disturbed(stage, scene, trial, f"team-{trial.number}-{attempt}"):
+            if _kill_and_resume(stage, scene, trial, f"team-{trial.number}-{attempt}"):
                 break
 
 
-def _disturbed(stage: kills.Stage, scene: kills.Scene, trial: Trial, name: str) -> bool:
-    """Kills a run, each fourth time the one that takes it up as well, and lets the next come to its end.
+def _kill_and_resume(stage: kills.Stage, scene: kills.Scene, trial: Trial, name: str) -> bool:
+    """Kill a run, in every fourth trial also the run that resumes it, and let the next one finish.
 
-    False where each was over before its moment. ``name``: of a folder never used before, since MLflow keeps databases open.
+    Return False if each run ended before its moment. ``name``: of an unused folder, since MLflow keeps databases open.
     """
     undisturbed = stage.undisturbed(scene)
     team = stage.team(scene, name)
@@ -33,33 +33,33 @@ def _disturbed(stage: kills.Stage, scene: kills.Scene, trial: Trial, name: str) 
     for turn in range(2 if trial.number % 4 == 0 else 1):
         moment = undisturbed.moment(trial.random, again=turn > 0)
         run = kills.Run(team, scene, stage.folder / f"{team.folder.name}-{turn}.log")
-        if run.until(moment):
+        if run.wait_for_moment(moment):
             killed.append(f"{stage.kill(run, trial.random)} {moment}")
         orphans += run.orphans()
-    said = f"{scene}, killed: {killed}"
-    print(said)
+    description = f"{scene}, killed: {killed}"
+    print(description)
     checkpoints = team.folder.glob(".remint/checkpoints/*/step-*")
     newest = max((int(path.name.removeprefix("step-")) for path in checkpoints), default=0)
     last = kills.Run(team, scene, stage.folder / f"{team.folder.name}.log")
-    outcome = last.answer()
+    outcome = last.outcome()
     orphans += last.orphans()
-    found = ends.of(team, scene.pipeline, outcome)
-    wanted = undisturbed.ends
-    assert found["outcome"]["weights_sha256"] == wanted["outcome"]["weights_sha256"], said
+    found = results.retraining_results(team, scene.pipeline, outcome)
+    wanted = undisturbed.results
+    assert found["outcome"]["weights_sha256"] == wanted["outcome"]["weights_sha256"], description
     lost, doubled = set(wanted["versions"]) - set(found["versions"]), set(found["versions"]) - set(wanted["versions"])
-    wrong = ends.different(found, wanted) + ends.left_behind(team)
+    wrong = results.differences(found, wanted) + results.leftovers(team)
     if trial.number % 10 == 5:
-        wrong += ends.collected(team)
-    assert not (orphans or wrong), f"{said}: {orphans} {wrong}"
+        wrong += results.leftovers_after_gc(team)
+    assert not (orphans or wrong), f"{description}: {orphans} {wrong}"
     if outcome["trained"] and newest:
-        assert resumed_at(team.folder / ".remint") == newest, said
+        assert resume_step(team.folder / ".remint") == newest, description
     shutil.rmtree(team.folder)
     if killed:
         trial.note(kills=len(killed), lost=len(lost), doubled=len(doubled), orphans=len(orphans), other_weights=0)
     return bool(killed)
 
 
-def resumed_at(home: Path) -> int:
-    """The step that the newest training went on from."""
-    told = sorted(home.glob("jobs/*/train.jsonl"))[-1].read_text().splitlines()
-    return next((event["step"] for event in map(json.loads, told) if event["event"] == "resumed"), 0)
+def resume_step(home: Path) -> int:
+    """Return the step at which the newest training resumed; 0 if it started anew."""
+    lines = sorted(home.glob("jobs/*/train.jsonl"))[-1].read_text().splitlines()
+    return next((event["step"] for event in map(json.loads, lines) if event["event"] == "resumed"), 0)

@@ -1,4 +1,4 @@
-"""Name and last state of a retraining's flow run, as a real Prefect server keeps them."""
+"""Name and final state of a retraining's flow run on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefect.states import Cancelling, Pending, Scheduled
 from flows import labels
 from remint.promotion.outcome import Outcome, Verdict
 
-GIVEN = Outcome(
+OUTCOME = Outcome(
     pipeline="m",
     dataset="d",
     dataset_version="d" * 64,
@@ -44,7 +44,7 @@ from remint.promotion.outcome import Outcome
 
 @flow(name="night", flow_run_name=labels.run_name, persist_result=False)
 def night(pipeline: str):
-    return labels.completed(Outcome.model_validate({GIVEN.to_json()!r}))
+    return labels.completed(Outcome.model_validate({OUTCOME.to_json()!r}))
 """
 
 
@@ -54,13 +54,13 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
         yield found
 
 
-def outcome(verdict: str, *, unchanged: bool = False, champion: int | None = 3) -> Outcome:
-    said = Verdict(verdict=verdict, reasons=(), rules=())
-    return GIVEN.model_copy(update={"decision": said, "unchanged": unchanged, "champion": champion})
+def make_outcome(verdict: str, *, unchanged: bool = False, champion: int | None = 3) -> Outcome:
+    decision = Verdict(verdict=verdict, reasons=(), rules=())
+    return OUTCOME.model_copy(update={"decision": decision, "unchanged": unchanged, "champion": champion})
 
 
-def ended(client: SyncPrefectClient, given: Outcome, *, cancelled: bool = False) -> FlowRun:
-    """The flow run that ended with an outcome, which its caller must get."""
+def run_to_end(client: SyncPrefectClient, outcome: Outcome, *, cancelled: bool = False) -> FlowRun:
+    """Run a flow that ends with this outcome, check that the caller gets it, and return the flow run."""
     ids = []
 
     @flow(name="labelled", flow_run_name=labels.run_name, persist_result=False)
@@ -68,25 +68,25 @@ def ended(client: SyncPrefectClient, given: Outcome, *, cancelled: bool = False)
         ids.append(flow_run.id)
         if cancelled:
             client.set_flow_run_state(flow_run.id, Cancelling(), force=True)
-        return labels.completed(given)
+        return labels.completed(outcome)
 
-    assert labelled("m") == given
+    assert labelled("m") == outcome
     return client.read_flow_run(ids[0])
 
 
 @pytest.mark.parametrize(
-    ("given", "state", "message"),
+    ("outcome", "state", "message"),
     [
-        (outcome("promoted", champion=4), "Promoted", "m/4: promoted; champion: m/4"),
-        (outcome("kept"), "Kept", "m/4: kept; champion: m/3"),
-        (outcome("refused", champion=None), "Refused", "m/4: refused; no champion"),
-        (outcome("awaiting_approval"), "AwaitingApproval", "m/4: awaiting_approval; champion: m/3"),
-        (outcome("promoted", unchanged=True, champion=4), "Unchanged", "m/4: promoted; champion: m/4"),
-        (outcome("rolled_back", unchanged=True), "Unchanged", "m/4: rolled_back; champion: m/3"),
+        (make_outcome("promoted", champion=4), "Promoted", "m/4: promoted; champion: m/4"),
+        (make_outcome("kept"), "Kept", "m/4: kept; champion: m/3"),
+        (make_outcome("refused", champion=None), "Refused", "m/4: refused; no champion"),
+        (make_outcome("awaiting_approval"), "AwaitingApproval", "m/4: awaiting_approval; champion: m/3"),
+        (make_outcome("promoted", unchanged=True, champion=4), "Unchanged", "m/4: promoted; champion: m/4"),
+        (make_outcome("rolled_back", unchanged=True), "Unchanged", "m/4: rolled_back; champion: m/3"),
     ],
 )
-def test_the_verdict_names_the_state(client: SyncPrefectClient, given: Outcome, state: str, message: str) -> None:
-    run = ended(client, given)
+def test_a_flow_run_state_is_named_by_the_verdict(client: SyncPrefectClient, outcome: Outcome, state: str, message: str) -> None:
+    run = run_to_end(client, outcome)
     assert run.state is not None
     assert (run.state_name, run.state.type.value, run.state.message) == (state, "COMPLETED", message)
     assert run.expected_start_time is not None
@@ -94,12 +94,12 @@ def test_the_verdict_names_the_state(client: SyncPrefectClient, given: Outcome, 
     assert abs((run.expected_start_time - datetime.now(UTC)).total_seconds()) < 600
 
 
-def test_a_run_that_a_person_cancels_at_its_very_end_gives_its_result_all_the_same(client: SyncPrefectClient) -> None:
-    assert ended(client, outcome("kept"), cancelled=True).state_name == "Cancelling"
+def test_a_run_cancelled_at_its_end_still_returns_its_result(client: SyncPrefectClient) -> None:
+    assert run_to_end(client, make_outcome("kept"), cancelled=True).state_name == "Cancelling"
 
 
 @pytest.mark.parametrize(("zone", "day"), [("America/New_York", "2024-02-29"), ("Europe/Berlin", "2024-03-01")])
-def test_a_scheduled_run_is_called_by_the_day_that_it_was_due(
+def test_a_scheduled_run_is_named_by_its_due_day(
     client: SyncPrefectClient, prefect_server: str, tmp_path: Path, zone: str, day: str
 ) -> None:
     (tmp_path / "night.py").write_text(FLOW)

@@ -1,4 +1,4 @@
-"""What a person does first, in the order of the README, with the real command line and real parts. One story in steps."""
+"""First steps of a person, in the order of the README, with the real command line. The tests build on each other."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from tests.support.browser import look, needs_chromium
+from tests.support.browser import needs_chromium, render_page
 from tests.support.team import Team
 
 DESIGN_KEYS = {"pipeline", "dataset_version", "weights_sha256", "model", "version", "trained", "metrics", "decision", "seconds"}
 
 
-def test_1_three_families_from_data_to_production(trained: Path) -> None:
-    before, after, outcomes = json.loads(trained.with_name("trained.json").read_text())
+def test_1_three_families_from_data_to_production(trained_template: Path) -> None:
+    before, after, outcomes = json.loads(trained_template.with_name("trained.json").read_text())
     assert before == after, "a job touches neither the working tree nor the index"
     assert [o["pipeline"] for o in outcomes] == ["digits-vae", "digits-gan", "digits-flow"]
     for outcome in outcomes:
@@ -32,7 +32,7 @@ def test_1_three_families_from_data_to_production(trained: Path) -> None:
     assert len({o["dataset_version"] for o in outcomes}) == 1
 
 
-def test_2_again_trains_nothing_and_says_what_is_in_production(trained_team: Team) -> None:
+def test_2_a_second_run_trains_nothing_and_names_the_champion(trained_team: Team) -> None:
     done = trained_team.remint("run", "digits-vae")
     assert "nothing was trained; digits-vae/1 is in production" in done.stdout
     assert len(trained_team.json("models", "digits-vae")) == 1
@@ -52,7 +52,7 @@ def test_3_a_worse_challenger_is_refused_with_both_numbers(trained_team: Team) -
         assert f"{side['value']:.3f}" in row["why"] and f"[{side['low']:.3f}, {side['high']:.3f}]" in row["why"], row["why"]
 
 
-def test_3b_prefect_and_mlflow_show_what_happened(trained_team: Team) -> None:
+def test_3b_prefect_and_mlflow_show_the_runs(trained_team: Team) -> None:
     def rows(database: str, query: str) -> list[list[str]]:
         script = f"import sqlite3, json; print(json.dumps(sqlite3.connect('.remint/{database}').execute({query!r}).fetchall()))"
         return json.loads(
@@ -88,7 +88,7 @@ def test_3c_the_page_of_the_decision_opens_in_a_browser(trained_team: Team, tmp_
     page = Path(trained_team.json("why", "digits-vae/2")["report"])
     assert page == trained_team.folder / ".remint/reports/digits-vae/2/report.html"
     assert any(kept.read_bytes() == page.read_bytes() for kept in (trained_team.folder / ".remint/mlflow").rglob("report.html"))
-    seen = look(page, tmp_path)
+    seen = render_page(page, tmp_path)
     assert seen.errors == [] and seen.fetched == 0 and seen.broken == 0 and seen.width <= 1280
     assert seen.images == 3 + 64 + 16 + 2, "three grids, neighbours of both sides, failures, curves and likelihoods"
     assert imread(seen.screenshot)[:, :, :3].std() > 0.05, "the page is blank"
@@ -97,7 +97,7 @@ def test_3c_the_page_of_the_decision_opens_in_a_browser(trained_team: Team, tmp_
         assert word in text, word
 
 
-def test_4_the_registry_and_the_ledger_answer(trained_team: Team) -> None:
+def test_4_models_why_and_history_describe_the_versions(trained_team: Team) -> None:
     (champion, *_) = [m for m in trained_team.json("models") if m["name"] == "digits-vae" and "champion" in m["aliases"]]
     assert champion["version"] == 1 and not champion["dirty"]
     text = trained_team.remint("why", "digits-vae").stdout
@@ -132,7 +132,7 @@ def test_5_samples_from_the_champion(trained_team: Team, tmp_path: Path) -> None
     assert np.array_equal(a[:3], b), "sample i depends on seed and i only"
 
 
-def test_5b_what_a_model_costs_and_how_it_grows(trained_team: Team, tmp_path: Path) -> None:
+def test_5b_compare_measures_cost_and_growth(trained_team: Team, tmp_path: Path) -> None:
     answer = trained_team.json("compare", "digits-gan", "-o", str(tmp_path / "compare.png"))
     (model,) = answer["models"]
     assert model["model"] == "digits-gan/1" and model["parameters"] > 0 and model["score"] is None

@@ -1,4 +1,4 @@
-"""A margin that is taken from how much seeds differ."""
+"""Automatic margin: the measured variation between seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.team import Team
 
 
-def test_an_automatic_margin_asks_for_more_than_seeds_differ_by(served_team: Team) -> None:
+def test_an_automatic_margin_is_the_seed_to_seed_variation(served_team: Team) -> None:
     before = served_team.json("models", "digits-flow")
     spread = served_team.json("spread", "digits-flow", "--seeds", "3", "--set", "training.steps=121")
     assert spread["seeds"] == [0, 1, 2] and len(set(spread["values"]["nll"])) == 3

@@ -1,11 +1,11 @@
-"""What is not promoted: a model whose champion cannot be measured again, and uncommitted work."""
+"""Refusals: a model whose champion cannot be measured again, and uncommitted work."""
 
 from __future__ import annotations
 
 from tests.support.team import Team
 
 
-def test_a_champion_whose_bytes_are_gone_is_not_compared_and_nothing_is_promoted(served_team: Team) -> None:
+def test_nothing_is_promoted_when_the_weights_of_the_champion_are_lost(served_team: Team) -> None:
     weights = list((served_team.folder / ".remint/mlflow/artifacts/digits-gan").rglob("*.safetensors"))
     assert weights
     for path in weights:

@@ -1,4 +1,4 @@
-"""A person approves, rejects, overrules and rolls back. One story."""
+"""Decisions of a person: approve, reject, overrule, roll back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def test_a_person_approves_rejects_and_overrules(served_team: Team) -> None:
     assert "is the champion already" in served_team.remint("promote", ref, "--reason", "again", status=2).stderr
     back = served_team.json("rollback", "digits-flow", "--reason", "the sevens blur")
     assert (back["action"], back["version"], back["champion_after"]) == ("rolled_back", outcome["version"], champion)
-    (same,) = served_team.json("run", "digits-flow", "--set", "training.steps=120")  # by other rules: the gate may promote alone
+    (same,) = served_team.json(
+        "run", "digits-flow", "--set", "training.steps=120"
+    )  # other rules: the gate may promote without approval
     assert same["champion"] == champion and same["decision"]["verdict"] == "refused" and not same["trained"]
     assert f"{ref} was rolled back on" in same["decision"]["reasons"][0] and "the sevens blur" in same["decision"]["reasons"][0]
     assert served_team.json("history", "digits-flow", "--verify")["findings"] == []

@@ -1,4 +1,4 @@
-"""A family that is a plug-in goes the whole way by the command line, with the code of the job's own checkout."""
+"""Retraining of a plug-in family by the command line, with the code of the job's own checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = "examples/pixelcnn/family.py"
 
 @pytest.fixture
 def with_pixelcnn(team: Team) -> Team:
-    """A team with a short pipeline of the example."""
+    """Team with a short pipeline of the example family."""
     content = read_params(team.folder)
     flow = content["pipelines"]["digits-flow"]
     training = {**flow["training"], "steps": 20}
@@ -25,7 +25,7 @@ def with_pixelcnn(team: Team) -> Team:
     return team
 
 
-def test_a_plug_in_is_trained_promoted_and_sampled_and_says_when_it_is_broken(with_pixelcnn: Team, tmp_path: Path) -> None:
+def test_a_plug_in_is_trained_promoted_and_sampled_and_a_broken_one_is_named(with_pixelcnn: Team, tmp_path: Path) -> None:
     (outcome,) = with_pixelcnn.json("run", "digits-pixelcnn")
     assert outcome["trained"] and set(outcome["metrics"]) == {"nll", "fd_domain"}
     assert outcome["decision"]["verdict"] == "promoted"

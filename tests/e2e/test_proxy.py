@@ -1,7 +1,7 @@
-"""The production page's proxy, databases and settings, taken out of the page and run: a team's servers over TLS.
+"""Proxy, databases and settings taken from the production page and run: a team's servers over TLS.
 
-Only addresses, ports, passwords and files are put in. The names are all localhost, which needs no change to the machine; so the
-two servers have a port each where the page has a name each.
+The tests fill in only addresses, ports, passwords and files. All names are localhost, which needs no change to the machine.
+Therefore the two servers differ by port; on the page they differ by name.
 """
 
 from __future__ import annotations
@@ -26,47 +26,56 @@ from websockets.typing import Subprotocol
 from remint.settings.params import read_params, write_params
 from tests.e2e.test_s3 import PIPELINE
 from tests.support import access
-from tests.support.access import Running
+from tests.support.access import RunningServer
 from tests.support.ports import free_port
-from tests.support.postgres import fresh
+from tests.support.postgres import run_postgres
 from tests.support.team import SOURCE, Team
 
 pytestmark = pytest.mark.soak
 PAGE = (SOURCE / "docs/how-to/production.md").read_text()
 PASSWORD, USER, JOBS = "planted-for-the-proxy", "remint:planted-for-the-proxy", "jobs:planted-for-the-proxy"
 SERVERS, MIB = ("prefect", "mlflow"), 2**20
-OF_A_HOST = ("PATH", "REMINT_HOME", "PREFECT_HOME", "REMINT_DVC_REMOTE", "MLFLOW_HOST", "MLFLOW_PORT")  # the tests have their own
-TRUST = re.findall(r"`([A-Z_]+)`", next(line for line in PAGE.splitlines() if line.startswith("A private certificate authority")))
-PLAIN = "server {{ listen {port}; location / {{ proxy_pass http://127.0.0.1:{to}; proxy_set_header Host $host; }} }}"
+HOST_VARIABLES = (
+    "PATH",
+    "REMINT_HOME",
+    "PREFECT_HOME",
+    "REMINT_DVC_REMOTE",
+    "MLFLOW_HOST",
+    "MLFLOW_PORT",
+)  # the tests have their own
+TRUST_VARIABLES = re.findall(
+    r"`([A-Z_]+)`", next(line for line in PAGE.splitlines() if line.startswith("A private certificate authority"))
+)
+PLAIN_SERVER = "server {{ listen {port}; location / {{ proxy_pass http://127.0.0.1:{to}; proxy_set_header Host $host; }} }}"
 
 
-def block(after: str, filled: dict[str, str]) -> str:
-    """The page's first block of code after some words, with what a team fills in."""
+def code_block(after: str, substitutions: dict[str, str]) -> str:
+    """Return the page's first code block after a text, with substitutions."""
     text = PAGE.partition(after)[2].partition("```")[2].partition("\n")[2].partition("```")[0]
-    for word, value in filled.items():
-        text = value.join(re.split(rf"(?<![A-Z_]){re.escape(word)}", text))  # PASSWORD is part of variables' names, too
+    for word, value in substitutions.items():
+        text = value.join(re.split(rf"(?<![A-Z_]){re.escape(word)}", text))  # PASSWORD is also a part of variable names
     return text
 
 
-def variables(after: str, filled: dict[str, str]) -> dict[str, str]:
-    lines = (line.partition("=") for line in block(after, filled).splitlines())
-    return {name: value for name, _, value in lines if name not in OF_A_HOST}
+def environment_block(after: str, substitutions: dict[str, str]) -> dict[str, str]:
+    lines = (line.partition("=") for line in code_block(after, substitutions).splitlines())
+    return {name: value for name, _, value in lines if name not in HOST_VARIABLES}
 
 
 @dataclass(kw_only=True)
-class Remote(Team):
-    """A host with the worker's settings. ``plain``: the same servers' addresses without TLS."""
+class RemoteTeam(Team):
+    """Host with the worker's settings. ``plain``: addresses of the same servers without TLS."""
 
-    prefect: Running
-    mlflow: Running
+    prefect: RunningServer
+    mlflow: RunningServer
     authority: Path
     plain: dict[str, str]
     worker: dict[str, str]
-    own: dict[str, str] = field(default_factory=dict)
+    extra_environment: dict[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in super().environment().items() if name not in TRUST}
-        both = {**kept, **dict.fromkeys(TRUST, str(self.authority)), **self.worker, **self.own}
+        kept = {name: value for name, value in super().environment().items() if name not in TRUST_VARIABLES}
+        both = {**kept, **dict.fromkeys(TRUST_VARIABLES, str(self.authority)), **self.worker, **self.extra_environment}
         return {name: value for name, value in both.items() if value}
 
     def context(self) -> ssl.SSLContext:
@@ -74,16 +83,16 @@ class Remote(Team):
 
 
 @pytest.fixture(scope="module")
-def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteTeam]:
     if access.NGINX is None:
         pytest.skip("nginx is not installed: apt-get install nginx")
     folder = tmp_path_factory.mktemp("proxy")
-    authority, certificate, key = access.certify(folder)
+    authority, certificate, key = access.make_certificates(folder)
     ports, plain = {name: free_port() for name in SERVERS}, {name: free_port() for name in SERVERS}
     with ExitStack() as stack:
-        postgres = stack.enter_context(fresh())
+        postgres = stack.enter_context(run_postgres())
         postgres.listen(certificate, key)
-        filled = {
+        substitutions = {
             **{f"https://{name}.example.org": f"https://localhost:{port}" for name, port in ports.items()},
             "mlflow.example.org": "localhost",
             "db.example.org": f"localhost:{postgres.port}",
@@ -92,35 +101,37 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
             "s3://bucket/mlflow": str(folder / "files"),
             "PASSWORD": PASSWORD,
         }
-        for statement in filter(str.strip, block("## PostgreSQL", {"...": PASSWORD}).split(";")):
+        for statement in filter(str.strip, code_block("## PostgreSQL", {"...": PASSWORD}).split(";")):
             postgres.execute(statement)
-        (folder / "basic_auth.ini").write_text(block("`/etc/remint/basic_auth.ini`", filled))
-        own = variables("`/etc/remint/prefect.env`", filled)
-        prefect = access.prefect(template / ".remint/prefect", folder / "prefect", own["PREFECT_SERVER_API_AUTH_STRING"], **own)
-        own = variables("`/etc/remint/mlflow.env`", filled)
-        mlflow = access.mlflow(template / ".remint/mlflow/mlflow.db", folder / "mlflow", PASSWORD, **own)
-        behind = {"prefect": stack.enter_context(prefect), "mlflow": stack.enter_context(mlflow)}
+        (folder / "basic_auth.ini").write_text(code_block("`/etc/remint/basic_auth.ini`", substitutions))
+        own = environment_block("`/etc/remint/prefect.env`", substitutions)
+        prefect = access.run_prefect(
+            template / ".remint/prefect", folder / "prefect", own["PREFECT_SERVER_API_AUTH_STRING"], **own
+        )
+        own = environment_block("`/etc/remint/mlflow.env`", substitutions)
+        mlflow = access.run_mlflow(template / ".remint/mlflow/mlflow.db", folder / "mlflow", PASSWORD, **own)
+        servers = {"prefect": stack.enter_context(prefect), "mlflow": stack.enter_context(mlflow)}
         blocks = []
-        for name, server in behind.items():
+        for name, server in servers.items():
             to = server.address.removesuffix("/api").rpartition(":")[2]
             place = {"443": str(ports[name]), "mlflow.example.org": "localhost", ":5000": f":{to}"}
             files = {"/etc/ssl/mlflow.pem": str(certificate), "/etc/ssl/mlflow.key": str(key)}
-            blocks += [block("nginx, in full", {**place, **files}), PLAIN.format(port=plain[name], to=to)]
-        front = stack.enter_context(access.nginx(blocks, folder, f"https://localhost:{ports['mlflow']}", authority))
+            blocks += [code_block("nginx, in full", {**place, **files}), PLAIN_SERVER.format(port=plain[name], to=to)]
+        front = stack.enter_context(access.run_nginx(blocks, folder, f"https://localhost:{ports['mlflow']}", authority))
         jobs = {"username": "jobs", "password": PASSWORD}
         front.json("POST", "/api/2.0/mlflow/users/create", f"admin:{PASSWORD}", jobs)
         shutil.copytree(template, folder / "team", symlinks=True)
         shutil.rmtree(folder / "team/.remint")
-        team = Remote(
+        team = RemoteTeam(
             folder=folder / "team",
-            prefect=Running(f"https://localhost:{ports['prefect']}/api", front.process, front.log, authority),
+            prefect=RunningServer(f"https://localhost:{ports['prefect']}/api", front.process, front.log, authority),
             mlflow=front,
             authority=authority,
             plain={
                 "PREFECT_API_URL": f"http://localhost:{plain['prefect']}/api",
                 "MLFLOW_TRACKING_URI": f"http://localhost:{plain['mlflow']}",
             },
-            worker=variables("`/etc/remint/worker.env`", filled),
+            worker=environment_block("`/etc/remint/worker.env`", substitutions),
         )
         content = read_params(team.folder)
         content["pipelines"] = {
@@ -131,8 +142,8 @@ def team(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         yield team
 
 
-def test_1_nobody_gets_in_without_a_name_and_tls(team: Remote) -> None:
-    """A stranger, plain HTTP at the port of HTTPS, and another server's name."""
+def test_1_requests_without_credentials_or_tls_are_refused(team: RemoteTeam) -> None:
+    """Missing or wrong credentials, plain HTTP on the HTTPS port, and another server name."""
     search = "/api/2.0/mlflow/experiments/search?max_results=1"
     for server, path, who in ((team.prefect, "/admin/version", USER), (team.mlflow, search, JOBS)):
         assert [server.status("GET", path, each) for each in (None, f"{who}-wrong", who)] == [401, 401, 200]
@@ -148,17 +159,19 @@ def test_1_nobody_gets_in_without_a_name_and_tls(team: Remote) -> None:
             team.context().wrap_socket(bare, server_hostname="other.example.org")
 
 
-def test_2_a_redirection_stays_with_https(team: Remote) -> None:
-    """A server that does not hear of the TLS in front of it sends its callers, with their passwords, to plain HTTP."""
+def test_2_redirections_keep_https(team: RemoteTeam) -> None:
+    """A server that does not know of the proxy's TLS would redirect clients, and their passwords, to plain HTTP."""
     place = team.prefect.address.removeprefix("https://").removesuffix("/api")
-    asked = http.client.HTTPSConnection(place, timeout=60, context=team.context())
-    asked.request("GET", "/api/admin/version/", headers={"Authorization": f"Basic {base64.b64encode(USER.encode()).decode()}"})
-    answer = asked.getresponse()
+    connection = http.client.HTTPSConnection(place, timeout=60, context=team.context())
+    connection.request(
+        "GET", "/api/admin/version/", headers={"Authorization": f"Basic {base64.b64encode(USER.encode()).decode()}"}
+    )
+    answer = connection.getresponse()
     assert answer.status == 307 and str(answer.getheader("Location")).startswith("https://"), answer.getheader("Location")
 
 
 @pytest.mark.parametrize("path", ["events/in", "events/out", "logs/out"])
-def test_3_websockets_pass_and_ask_for_the_password(team: Remote, path: str) -> None:
+def test_3_websockets_pass_and_require_the_password(team: RemoteTeam, path: str) -> None:
     address = f"{team.prefect.address.replace('https', 'wss')}/{path}"
     for word in (USER, f"{USER}-wrong"):
         with connect(address, ssl=team.context(), subprotocols=[Subprotocol("prefect")]) as channel:
@@ -170,16 +183,16 @@ def test_3_websockets_pass_and_ask_for_the_password(team: Remote, path: str) -> 
                     channel.recv(timeout=60)
 
 
-def test_4_a_run_with_the_settings_of_a_worker(team: Remote) -> None:
+def test_4_a_run_uses_the_settings_of_a_worker(team: RemoteTeam) -> None:
     (outcome,) = json.loads(team.remint("run", "digits-flow", "--json").stdout)
     assert outcome["decision"]["verdict"] == "promoted"
     (version,) = json.loads(team.remint("models", "--json").stdout)
     assert version["aliases"] == ["champion"]
     files = [each.stat().st_size for each in (team.folder.parent / "files").rglob("*.safetensors")]
-    assert max(files) > 2 * MIB, files  # nginx takes 1 MiB where it is not told otherwise
+    assert max(files) > 2 * MIB, files  # by default nginx accepts bodies of at most 1 MiB
     assert not (team.folder / ".remint/mlflow").exists() and not (team.folder / ".remint/ledger.db").exists()
     found = team.prefect.json("POST", "/events/filter", USER, {"filter": {"event": {"name": ["prefect.task-run.Completed"]}}})
-    assert found["total"] > 0  # a client's word of its tasks goes by websocket only
+    assert found["total"] > 0  # clients report task states only by websocket
     assert team.json("audit") == []
 
 
@@ -192,16 +205,16 @@ def test_4_a_run_with_the_settings_of_a_worker(team: Remote) -> None:
         ("PGSSLROOTCERT", "", 1, "root certificate file"),
     ],
 )
-def test_5_an_authority_that_is_not_named_is_said_in_a_line(
-    team: Remote, variable: str, value: str, status: int, words: str
+def test_5_an_untrusted_authority_is_a_one_line_error(
+    team: RemoteTeam, variable: str, value: str, status: int, words: str
 ) -> None:
-    assert variable in TRUST
-    team.own = {variable: value}
+    assert variable in TRUST_VARIABLES
+    team.extra_environment = {variable: value}
     try:
         done = team.remint("run", "digits-flow", "--set", "training.seed=1", status=status)
         found = json.loads(team.remint("doctor", "--json", status=1).stdout)
     finally:
-        team.own = {}
+        team.extra_environment = {}
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and words in last, done.stderr
     assert len(found) == 1 and words in found[0]["what"] + found[0]["do"], found
@@ -209,12 +222,12 @@ def test_5_an_authority_that_is_not_named_is_said_in_a_line(
         assert variable in last and variable in found[0]["what"] + found[0]["do"]
 
 
-def test_6_the_doctor_warns_of_plain_http_only(team: Remote) -> None:
+def test_6_the_doctor_warns_only_of_plain_http(team: RemoteTeam) -> None:
     assert team.json("doctor") == []
-    team.own = team.plain
+    team.extra_environment = team.plain
     try:
         found = json.loads(team.remint("doctor", "--json", status=1).stdout)
     finally:
-        team.own = {}
+        team.extra_environment = {}
     assert [(each["level"], each["what"].split()[0]) for each in found] == [("warning", "Prefect"), ("warning", "MLflow")], found
     assert all("plain HTTP" in each["what"] for each in found)

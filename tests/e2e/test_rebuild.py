@@ -1,4 +1,4 @@
-"""A version of uncommitted work is built again in a fresh clone, from nothing but what it carries. One story in steps."""
+"""Rebuild of a version of uncommitted work in a new clone, from its own records only. The tests build on each other."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PIPELINE = {
 
 
 @dataclass(kw_only=True)
-class Elsewhere(Team):
-    """A clone with a home of its own, and the stores of the team that it was cloned from."""
+class OtherMachine(Team):
+    """Clone with a separate home and with the stores of the original team."""
 
     stores: Path
     home: Path
@@ -48,13 +48,13 @@ class Elsewhere(Team):
 @dataclass
 class Story:
     team: Team
-    elsewhere: Elsewhere
+    elsewhere: OtherMachine
     outcome: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def story(shared_team: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """One training of uncommitted work; then its source, its cache and its checkpoints are gone, and so is the work itself."""
+    """Train uncommitted work; then remove its source, cache and checkpoints, and the uncommitted changes."""
     folder = tmp_path_factory.mktemp("elsewhere")
     generator = np.random.default_rng(0)
     x_NHW = np.linspace(0, 200, 64).reshape(8, 8) + generator.normal(0, 15, (300, 8, 8))
@@ -71,10 +71,10 @@ def story(shared_team: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
     for name in ("checkpoints", "schemas", "features"):
         shutil.rmtree(stores / name, ignore_errors=True)
     shared_team.sh(f"git clone -q . {folder}/clone")
-    return Story(shared_team, Elsewhere(folder=folder / "clone", stores=stores, home=folder / "home"), outcome)
+    return Story(shared_team, OtherMachine(folder=folder / "clone", stores=stores, home=folder / "home"), outcome)
 
 
-def test_1_it_is_identical_and_neither_side_is_touched(story: Story) -> None:
+def test_1_the_rebuild_is_identical_and_changes_no_store(story: Story) -> None:
     stores, home = story.elsewhere.stores, story.elsewhere.home
     remote = {path: path.stat().st_mtime_ns for path in (stores / "dvc/remote").rglob("*")}
     before = story.team.state(), story.elsewhere.state(), (stores / "ledger.db").read_bytes()
@@ -100,7 +100,7 @@ def test_1_it_is_identical_and_neither_side_is_touched(story: Story) -> None:
 
 
 @pytest.mark.soak
-def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting_is_found(
+def test_2_another_machine_is_held_to_the_tolerances_and_an_edited_setting_is_found(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with sqlite3.connect(story.elsewhere.stores / "mlflow/mlflow.db") as database:
@@ -108,7 +108,7 @@ def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting
             "update model_version_tags set value = replace(value, '\"steps\":30', '\"steps\":31') where key = 'remint.recipe'"
         )
         assert database.execute(edited).rowcount == 1
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # other kernels, as on an older processor
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # selects other kernels, like an older processor
     answer = json.loads(story.elsewhere.remint("rebuild", "flow/1", "--json", status=1).stdout)
     assert answer["rule"] == "tolerance" and not answer["identical"] and not answer["reproduced"]
     assert {"environment": {"ATEN_CPU_CAPABILITY": "default"}}.items() <= {
@@ -120,9 +120,9 @@ def test_2_on_another_machine_it_is_held_to_the_tolerances_and_a_planted_setting
     assert metrics and all("within" in each["why"] for each in metrics)
 
 
-def test_3_data_that_are_gone_are_one_clear_error(story: Story) -> None:
+def test_3_lost_data_are_one_clear_error(story: Story) -> None:
     stores = story.elsewhere.stores
     (stores / "dvc/remote").rename(stores / "dvc/away")
-    told = story.elsewhere.remint("rebuild", "flow/1", status=1).stderr
-    assert "error: flow/1: its data cannot be fetched: dvc pull" in told
+    message = story.elsewhere.remint("rebuild", "flow/1", status=1).stderr
+    assert "error: flow/1: its data cannot be fetched: dvc pull" in message
     assert list((story.elsewhere.home / "workspaces").iterdir()) == []

@@ -1,4 +1,4 @@
-"""A team whose data, DVC remote and MLflow files all lie on one real S3 server. One story in steps."""
+"""Team with its data, DVC remote and MLflow files on one real S3 server. The tests build on each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from remint.settings.params import write_params
-from tests.support.s3 import OWN, PASSWORD, Server
+from tests.support.s3 import AWS_VARIABLES, PASSWORD, Server
 from tests.support.team import Team
 
 PIPELINE: dict[str, Any] = {
@@ -29,23 +29,23 @@ PIPELINE: dict[str, Any] = {
 
 
 @dataclass(kw_only=True)
-class OnS3(Team):
-    """A team that has these in its environment. ``said``: all that its commands printed."""
+class S3Team(Team):
+    """Team with its stores on S3. ``printed``: output of its commands."""
 
     server: Server
     data: str
     store: str
-    said: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
-        own = {name: value for name, value in super().environment().items() if name not in OWN}
+        own = {name: value for name, value in super().environment().items() if name not in AWS_VARIABLES}
         addresses = {"REMINT_DVC_REMOTE": f"s3://{self.store}/dvc", "REMINT_ARTIFACTS": f"s3://{self.store}/mlflow"}
         return {**own, **self.server.environment(), **addresses}
 
     def run(self) -> tuple[dict[str, Any], str]:
-        """The outcome of a run and what it told meanwhile."""
+        """Run the pipeline. Return the outcome and the standard error."""
         done = self.remint("run", "flow", "--json")
-        self.said += [done.stdout, done.stderr]
+        self.printed += [done.stdout, done.stderr]
         (outcome,) = json.loads(done.stdout)
         return outcome, done.stderr
 
@@ -55,7 +55,7 @@ class OnS3(Team):
 
 
 def pictures(first: int, count: int) -> dict[str, bytes]:
-    """Noisy ramps of 8 x 8, in a folder a class."""
+    """Return noisy ramps of 8 x 8 pixels, one folder for each class."""
     found = {}
     for i in range(first, first + count):
         x_HW = np.linspace(0, 200, 64).reshape(8, 8) + np.random.default_rng(i).normal(0, 15, (8, 8))
@@ -66,21 +66,21 @@ def pictures(first: int, count: int) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def team(template: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> OnS3:
+def team(template: Path, tmp_path_factory: pytest.TempPathFactory, s3_server: Server) -> S3Team:
     folder = tmp_path_factory.mktemp("s3") / "team"
     shutil.copytree(template, folder, symlinks=True)
     data, store = s3_server.bucket(pictures(0, 150)), s3_server.bucket({})
     source = {"source": f"s3://{data}/nightly", "kind": "image"}
     pipeline = {**PIPELINE, "evaluation": {**PIPELINE["evaluation"], "metrics": ["nll", "fd_domain"]}}  # drift needs features
     write_params({"datasets": {"pictures": source}, "pipelines": {"flow": pipeline}}, folder)
-    team = OnS3(folder=folder, server=s3_server, data=data, store=store)
+    team = S3Team(folder=folder, server=s3_server, data=data, store=store)
     team.sh("git commit -qam 'Data on S3'")
     return team
 
 
-def test_1_from_the_bucket_to_production(team: OnS3) -> None:
-    outcome, told = team.run()
-    assert "150 of 150 objects fetched, 0 removed" in told
+def test_1_a_run_on_the_bucket_promotes_a_version(team: S3Team) -> None:
+    outcome, log = team.run()
+    assert "150 of 150 objects fetched, 0 removed" in log
     assert outcome["trained"] and outcome["version"] == 1 and outcome["decision"]["verdict"] == "promoted"
     assert any("/files/md5/" in key for key in team.stored("dvc/")), "data, weights and report went to the remote"
     assert any(key.endswith("weights.safetensors") for key in team.stored("mlflow/flow/"))
@@ -88,54 +88,57 @@ def test_1_from_the_bucket_to_production(team: OnS3) -> None:
     assert not (home / "dvc/remote").exists() and not (home / "mlflow/artifacts").exists(), "and nowhere else"
 
 
-def test_2_an_unchanged_bucket_fetches_and_trains_nothing(team: OnS3) -> None:
+def test_2_an_unchanged_bucket_fetches_and_trains_nothing(team: S3Team) -> None:
     manifest = team.folder / ".remint/fetched/.pictures.json"
     before = manifest.stat().st_mtime_ns
-    outcome, told = team.run()
-    assert "0 of 150 objects fetched, 0 removed" in told and manifest.stat().st_mtime_ns == before
+    outcome, log = team.run()
+    assert "0 of 150 objects fetched, 0 removed" in log and manifest.stat().st_mtime_ns == before
     assert outcome["unchanged"] and not outcome["trained"] and outcome["version"] == 1
 
 
-def test_3_new_data_makes_a_new_dataset_version_and_a_new_model_version(team: OnS3) -> None:
-    (former,) = team.json("models", "flow")
+def test_3_new_data_makes_a_new_dataset_version_and_a_new_model_version(team: S3Team) -> None:
+    (previous,) = team.json("models", "flow")
     for key, content in pictures(150, 20).items():
         team.server.put(team.data, key, content)
     team.server.delete(team.data, "nightly/across/0000.png")
-    shutil.rmtree(team.folder / ".remint/dvc/cache/files")  # what the champion was trained on comes from the remote
-    outcome, told = team.run()
-    assert "20 of 169 objects fetched, 1 removed" in told
+    shutil.rmtree(team.folder / ".remint/dvc/cache/files")  # the champion's data come from the remote
+    outcome, log = team.run()
+    assert "20 of 169 objects fetched, 1 removed" in log
     assert outcome["trained"] and outcome["version"] == 2
-    assert outcome["dataset_version"] != former["dataset_version"]
-    assert outcome["weights_sha256"] != former["weights_sha256"]
+    assert outcome["dataset_version"] != previous["dataset_version"]
+    assert outcome["weights_sha256"] != previous["weights_sha256"]
     reasons = " ".join(outcome["decision"]["reasons"])
     assert "could not be measured" not in reasons, "the champion came back from S3 and was measured on the new data"
     report = team.folder / ".remint/reports/flow/2"
     drift = json.loads((report / "drift.json").read_text())
-    assert drift["comparable"] and (drift["former"], drift["present"]) == (former["dataset_version"], outcome["dataset_version"])
+    assert drift["comparable"] and (drift["former"], drift["present"]) == (
+        previous["dataset_version"],
+        outcome["dataset_version"],
+    )
     assert drift["kept"] + drift["removed"] == drift["before"]["train"] and drift["removed"] <= 1
     assert drift["kept"] + drift["added"] == drift["after"]["train"] and sum(drift["after"].values()) == 169
     assert drift["distance"]["low"] <= drift["distance"]["value"] <= drift["distance"]["high"] and drift["floor"]
-    assert drift["summary"] in " ".join(told.split()) and (report / "drift.png").exists()
+    assert drift["summary"] in " ".join(log.split()) and (report / "drift.png").exists()
     assert json.loads((report / "report.json").read_text())["leakage"]["exact"] == 0
     (again,) = (team.folder / ".remint/evaluations").iterdir()
     leakage = json.loads((again / "report.json").read_text())["leakage"]
     assert leakage["exact"] == leakage["near"] == 0 and leakage["checked"] == drift["after"]["held_out"]
 
 
-def test_4_the_champion_is_loaded_from_s3(team: OnS3, tmp_path: Path) -> None:
+def test_4_the_champion_is_loaded_from_s3(team: S3Team, tmp_path: Path) -> None:
     shutil.rmtree(team.folder / ".remint/models", ignore_errors=True)
     team.remint("sample", "flow@champion", "-n", "4", "-o", str(tmp_path / "x.npy"))
     assert np.load(tmp_path / "x.npy").shape == (4, 1, 8, 8)
 
 
-def test_5_dvc_by_hand_restores_what_the_job_made(team: OnS3) -> None:
+def test_5_dvc_repro_restores_the_outputs_of_the_job(team: S3Team) -> None:
     assert "Running stage 'train@flow'" not in team.sh("dvc repro evaluate@flow 2>&1")
     assert (team.folder / "outs/trained/flow/weights.safetensors").exists()
 
 
-def test_6_the_secret_is_nowhere(team: OnS3) -> None:
+def test_6_the_secret_is_stored_nowhere(team: S3Team) -> None:
     left = [str(path) for path in team.folder.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
-    assert left == [] and not any(PASSWORD in text for text in team.said)
+    assert left == [] and not any(PASSWORD in text for text in team.printed)
     kept = [key for prefix in ("dvc/", "mlflow/") for key in team.stored(prefix)]
     assert kept
     for key in kept:

@@ -1,7 +1,7 @@
-"""A schedule fires: the real local stack, a deployment at an interval of seconds, a flow run that ends in a version.
+"""Scheduled run: the real local stack, a deployment with an interval of seconds, a flow run that registers a version.
 
-The ledger is on a PostgreSQL that asks for a password, which the run has from its worker's environment and from nowhere else.
-The stack's servers listen on 127.0.0.1, and answer to no other name (cases 29 and 30).
+The ledger is on a PostgreSQL with a password, which the run gets only from its worker's environment. The stack's servers
+listen on 127.0.0.1, and refuse other host names (cases 29 and 30).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 import psutil
 
 from remint.settings.params import read_params, write_params
-from tests.support.leaks import Search, secrets, watched
+from tests.support.leaks import Search, make_secrets, record_command_lines
 from tests.support.ports import free_port
 from tests.support.postgres import Postgres
-from tests.support.prefect_server import ask
-from tests.support.processes import asked
+from tests.support.prefect_server import request_json
+from tests.support.processes import query_or_default
 from tests.support.team import Team
 
-SECRETS = secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
+SECRETS = make_secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 
 
 @dataclass
-class Keyed(Team):
-    """A team with secrets in its environment."""
+class TeamWithSecrets(Team):
+    """Team with secrets in its environment."""
 
     ledger: str = ""
 
@@ -41,7 +41,7 @@ class Keyed(Team):
         return {**super().environment(), **own, "REMINT_LEDGER": self.ledger}
 
 
-def refuses(url: str, **headers: str) -> bool:
+def is_refused(url: str, **headers: str) -> bool:
     request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10):
@@ -50,39 +50,46 @@ def refuses(url: str, **headers: str) -> bool:
         return error.code == 403
 
 
-def answers_to_this_machine_only(prefect: int, mlflow: int, stack: int) -> None:
-    """By the real processes' sockets, and by what the servers say to other names and to pages of other sites."""
+def assert_local_only(prefect: int, mlflow: int, stack: int) -> None:
+    """Check the sockets of the real processes, and requests with other host names and origins."""
     processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
-    sockets = [each for process in processes for each in asked(process.net_connections, []) if each.status == psutil.CONN_LISTEN]
+    sockets = [
+        each
+        for process in processes
+        for each in query_or_default(process.net_connections, [])
+        if each.status == psutil.CONN_LISTEN
+    ]
     assert {each.laddr.port for each in sockets} >= {prefect, mlflow}
     assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
     for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
         for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example"):
-            assert refuses(url, Host=host), (url, host)
-        assert not refuses(url) and not refuses(url, Host=urllib.parse.urlsplit(url).netloc.replace("127.0.0.1", "localhost"))
-    assert refuses(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
+            assert is_refused(url, Host=host), (url, host)
+        assert not is_refused(url) and not is_refused(
+            url, Host=urllib.parse.urlsplit(url).netloc.replace("127.0.0.1", "localhost")
+        )
+    assert is_refused(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
 
 
-def test_a_schedule_fires_and_ends_in_a_version(lone_team: Team, tmp_path: Path, postgres: Postgres) -> None:
-    postgres.lock("scheduled", SECRETS["ledger"])
+def test_a_schedule_starts_a_run_that_registers_a_version(lone_team: Team, tmp_path: Path, postgres: Postgres) -> None:
+    postgres.add_password_role("scheduled", SECRETS["ledger"])
     postgres.execute("CREATE DATABASE scheduled OWNER scheduled")
     password = urllib.parse.quote(SECRETS["ledger"], safe="")
-    team = Keyed(lone_team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
-    lines: set[str] = set()
-    with watched(lines):
-        _fires(team, tmp_path)
-    canary = "reason given: scheduled"  # in the ledger that the run found by its worker's environment
+    team = TeamWithSecrets(lone_team.folder, ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
+    command_lines: set[str] = set()
+    with record_command_lines(command_lines):
+        _run_schedule(team, tmp_path)
+    canary = "reason given: scheduled"  # in the ledger whose address is in the worker's environment
     search = Search([*SECRETS.values(), canary])
     search.tree(team.folder)
     search.git(team.folder)
     search.postgres(team.ledger)
     search.texts("what was said", (tmp_path / "log").read_text())
-    search.texts("a process", *lines)
-    assert "table ledger" in search.found.pop(canary) and any("mlflow server" in line for line in lines)
+    search.texts("a process", *command_lines)
+    assert "table ledger" in search.found.pop(canary) and any("mlflow server" in line for line in command_lines)
     assert not any(search.found.values()), search.found
 
 
-def _fires(team: Team, tmp_path: Path) -> None:
+def _run_schedule(team: Team, tmp_path: Path) -> None:
     content = read_params(team.folder)
     content["pipelines"]["digits-flow"]["schedule"] = {"interval": 30}
     write_params(content, team.folder)
@@ -96,7 +103,7 @@ def _fires(team: Team, tmp_path: Path) -> None:
             assert stack.poll() is None, (tmp_path / "log").read_text()
             time.sleep(1)
             try:
-                runs = ask(f"http://127.0.0.1:{prefect}/api/flow_runs/filter", {})
+                runs = request_json(f"http://127.0.0.1:{prefect}/api/flow_runs/filter", {})
             except OSError:
                 continue
             done = [run for run in runs if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]
@@ -106,7 +113,7 @@ def _fires(team: Team, tmp_path: Path) -> None:
         assert (done[0]["name"], done[0]["state_name"]) == (f"digits-flow {due:%Y-%m-%d}", "Promoted")
         (version,) = team.json("models", "digits-flow")
         assert version["aliases"] == ["champion"] and version["commit"] == team.sh("git rev-parse HEAD").strip()
-        answers_to_this_machine_only(prefect, mlflow, stack.pid)
+        assert_local_only(prefect, mlflow, stack.pid)
         deployed = team.json("deploy")
         assert [entry["pipeline"] for entry in deployed] == ["digits-flow"]
     finally:

@@ -1,4 +1,4 @@
-"""Prefect's server is killed in mid-run and comes back: the run completes, and what it did was done once."""
+"""Prefect's server is killed during a run and restarted: the run completes, and each effect happens once."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import psutil
 import pytest
 
 from tests.support.ports import free_port
-from tests.support.prefect_server import PrefectServer, ask
+from tests.support.prefect_server import PrefectServer, request_json
 from tests.support.processes import command_line
 from tests.support.team import Team
 from tests.support.trials import Trials
 
 
 @pytest.mark.case(9)
-def test_a_run_lives_through_a_server_that_is_away(trials: Trials, versed: Path, tmp_path: Path) -> None:
+def test_a_run_lives_through_a_server_that_is_away(trials: Trials, cached_template: Path, tmp_path: Path) -> None:
     away = 60.0 if trials.soak else 8.0  # seconds
-    server = PrefectServer(versed / ".remint/prefect", tmp_path / "prefect")
+    server = PrefectServer(cached_template / ".remint/prefect", tmp_path / "prefect")
     try:
         for trial in trials(short=1, full=5):
             team = Team(tmp_path / str(trial.number))
-            shutil.copytree(versed, team.folder, symlinks=True)
+            shutil.copytree(cached_template, team.folder, symlinks=True)
             log = tmp_path / f"log{trial.number}"
             run = team.start("run", "digits-flow", log=log, PREFECT_API_URL=server.url)
             doing = trial.random.choice(["versions the data", "trains", "evaluates", "registers"])
@@ -45,7 +45,7 @@ def test_a_run_lives_through_a_server_that_is_away(trials: Trials, versed: Path,
 
 
 @pytest.mark.soak
-def test_a_temporary_server_that_is_killed_is_started_again(lone_team: Team, tmp_path: Path) -> None:
+def test_a_killed_temporary_server_is_started_again(lone_team: Team, tmp_path: Path) -> None:
     log = tmp_path / "log"
     run = lone_team.start("run", "digits-vae", log=log)
     for moment in ("trains", "registers"):
@@ -60,15 +60,15 @@ def test_a_temporary_server_that_is_killed_is_started_again(lone_team: Team, tmp
         assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("COMPLETED",)]
 
 
-def test_a_server_that_is_not_there_is_said_in_a_line(team: Team) -> None:
-    """Prefect's client has a traceback for it, and not an error of its own."""
+def test_an_unreachable_prefect_server_is_a_one_line_error(team: Team) -> None:
+    """Prefect's client raises no error class of its own for it."""
     team.api = f"http://127.0.0.1:{free_port()}/api"
     for command in (["run", "digits-flow"], ["deploy"]):
-        said = team.remint(*command, status=1).stderr
-        assert f"error: Prefect's server at {team.api} cannot be reached: " in said.splitlines()[-1], said
+        message = team.remint(*command, status=1).stderr
+        assert f"error: Prefect's server at {team.api} cannot be reached: " in message.splitlines()[-1], message
 
 
 def _states(server: PrefectServer) -> dict[str, int]:
-    """How many flow runs there are of each type of state."""
-    types = [run["state_type"] for run in ask(f"{server.url}/flow_runs/filter", {})]
+    """Return the number of flow runs for each state type."""
+    types = [run["state_type"] for run in request_json(f"{server.url}/flow_runs/filter", {})]
     return {kind: types.count(kind) for kind in types}

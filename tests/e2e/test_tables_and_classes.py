@@ -1,4 +1,4 @@
-"""A table from its source to rows in its own units, and a conditional model that draws the class it is asked for."""
+"""Models of a table, with samples in the units of the source, and a conditional model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.support.team import Team
 
 
-def test_1_a_table_goes_the_same_way(shared_team: Team) -> None:
+def test_1_models_of_a_table_are_trained_and_promoted(shared_team: Team) -> None:
     outcomes = shared_team.json("run", "cancer-flow", "cancer-vae")
     for outcome in outcomes:
         assert outcome["trained"] and outcome["decision"]["verdict"] == "promoted"
@@ -25,7 +25,7 @@ def test_1_a_table_goes_the_same_way(shared_team: Team) -> None:
     assert flow["dataset_version"] == vae["dataset_version"]
 
 
-def test_2_rows_come_in_the_units_of_the_source(shared_team: Team, tmp_path: Path) -> None:
+def test_2_sampled_rows_have_the_units_of_the_source(shared_team: Team, tmp_path: Path) -> None:
     shared_team.remint("sample", "cancer-vae", "-n", "200", "-o", str(tmp_path / "rows.csv"))
     with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

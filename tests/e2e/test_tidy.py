@@ -1,4 +1,4 @@
-"""What remint deploy installs for runs whose process is gone, and which of them go on: against a real server."""
+"""Automations of remint deploy for runs without a process, and their restart, with a real server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.team import Team
 def client(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
     monkeypatch.setattr(reconcile, "SETTLE", 0.0)
     with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
-        for each in found.read_deployments():  # of other tests on this server
+        for each in found.read_deployments():  # deployments of other tests on this server
             found.delete_deployment(each.id)
         yield found
 
 
-def deployed(team: Team, *schedules: str) -> Home:
-    """Gives these pipelines a schedule, and no others, and deploys."""
+def deploy_schedules(team: Team, *schedules: str) -> Home:
+    """Give a schedule to these pipelines only, and deploy."""
     content = read_params(team.folder)
     for name, pipeline in content["pipelines"].items():
         pipeline.pop("schedule", None)
@@ -42,26 +42,26 @@ def deployed(team: Team, *schedules: str) -> Home:
     return home
 
 
-def test_deploying_again_changes_nothing_and_takes_away_what_is_gone(team: Team, client: SyncPrefectClient) -> None:
+def test_a_second_deploy_changes_nothing_and_old_deployments_are_removed(team: Team, client: SyncPrefectClient) -> None:
     def installed() -> tuple[list[str], list[tuple[str, int | None]]]:
         automations = [each.name for each in client.read_automations() if each.name.startswith("remint")]
         return sorted(automations), sorted((each.name, each.concurrency_limit) for each in client.read_deployments())
 
-    deployed(team, "digits-vae", "digits-flow")
+    deploy_schedules(team, "digits-vae", "digits-flow")
     first = installed()
     assert first == (["remint: crashed", "remint: silent"], [("digits-flow", None), ("digits-vae", None), ("remint", None)])
-    deployed(team, "digits-vae", "digits-flow")
+    deploy_schedules(team, "digits-vae", "digits-flow")
     assert installed() == first
-    deployed(team, "digits-flow")
+    deploy_schedules(team, "digits-flow")
     assert installed() == (first[0], [("digits-flow", None), ("remint", None)])
 
 
-def test_which_runs_go_on(team: Team, client: SyncPrefectClient) -> None:
-    """The newest of a schedule, where it crashed: not over a later one that came to its end, nor for ever, nor beside itself."""
-    home = deployed(team, "digits-vae")
+def test_only_the_newest_crashed_run_of_a_schedule_is_restarted(team: Team, client: SyncPrefectClient) -> None:
+    """Restart it unless a later run completed, it was restarted too often, or its process lives."""
+    home = deploy_schedules(team, "digits-vae")
     deployment = client.read_deployment_by_name("retrain/digits-vae").id
 
-    def begun(*states: State[Any]) -> UUID:
+    def create_run(*states: State[Any]) -> UUID:
         run = client.create_flow_run_from_deployment(deployment).id
         for state in states:
             client.set_flow_run_state(run, state, force=True)
@@ -70,26 +70,26 @@ def test_which_runs_go_on(team: Team, client: SyncPrefectClient) -> None:
     def state(run: UUID) -> str | None:
         return client.read_flow_run(run).state_name
 
-    killed = begun(Running(), Crashed(message="killed"))
-    begun(Cancelled(name=stopping.SKIPPED))
+    killed = create_run(Running(), Crashed(message="killed"))
+    create_run(Cancelled(name=stopping.SKIPPED))
     with ExitStack() as stack:
         stack.enter_context(jobs.live(home, pipeline="digits-vae", flow_run=str(killed)))
         assert reconcile.restart(home) == [] and state(killed) == "Crashed", "its process lives"
-    (said,) = reconcile.sweep(home, own_server=False)
-    assert "1 of at most 5" in said and state(killed) == "AwaitingRetry"
+    (notice,) = reconcile.sweep(home, own_server=False)
+    assert "1 of at most 5" in notice and state(killed) == "AwaitingRetry"
     assert reconcile.restart(home) == [], "once"
     for _ in range(reconcile.RESTARTS):
         client.set_flow_run_state(killed, Crashed(message="killed"), force=True)
         client.set_flow_run_state(killed, AwaitingRetry(), force=True)
     client.set_flow_run_state(killed, Crashed(message="killed"), force=True)
     assert reconcile.restart(home) == [] and state(killed) == "Crashed", "a person has to look"
-    later = begun(Running(), Crashed())
-    begun(Running(), Completed(name="Kept"))
+    later = create_run(Running(), Crashed())
+    create_run(Running(), Completed(name="Kept"))
     assert reconcile.restart(home) == [] and state(later) == "Crashed", "it has been made up for"
 
 
-def test_a_dead_job_is_ended_and_goes_on_in_one_sweep(team: Team, client: SyncPrefectClient) -> None:
-    home = deployed(team, "digits-flow")
+def test_one_sweep_ends_and_restarts_a_dead_job(team: Team, client: SyncPrefectClient) -> None:
+    home = deploy_schedules(team, "digits-flow")
     run = client.create_flow_run_from_deployment(client.read_deployment_by_name("retrain/digits-flow").id).id
     client.set_flow_run_state(run, Running(), force=True)
     folder = home.jobs / "20260101T000000-dead00"

@@ -1,4 +1,4 @@
-"""The tutorials, done as they are written: their settings, their commands, their output but for its numbers."""
+"""The tutorials as written: their settings, their commands, and their output except for numbers."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ BLOCK = re.compile(r"^```(sh|yaml|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\b[0-9a-f]{10}\b|[+-]?\d[\d.]*")
 
 
-def lines(output: str) -> set[str]:
-    """The lines with # for each number and digest, and blanks squeezed: values depend on the machine."""
+def normalised_lines(output: str) -> set[str]:
+    """Return the lines with # in place of each number and digest, which depend on the machine, and with single blanks."""
     return {" ".join(NUMBER.sub("#", line).split()) for line in output.splitlines()} - {""}
 
 
 def follow(team: Team, page: Path) -> None:
-    """Add the page's settings, run its commands, and look for the output that it shows."""
-    said = ""
+    """Add the page's settings, run its commands, and compare their output with the page."""
+    printed = ""
     for kind, block in BLOCK.findall(page.read_text()):
         if kind == "yaml":
             content = read_params(team.folder)
-            for name, added in read_params_of(block, team.folder / "added").items():
+            for name, added in parse_block(block, team.folder / "added").items():
                 content[name] |= added
             write_params(content, team.folder)
         elif kind == "sh":
-            said = team.sh(f"set -e\n{block}", new=False)
+            printed = team.sh(f"set -e\n{block}", new=False)
         else:
-            missing = lines(block) - lines(said)
-            assert not missing, f"{page.name} shows {missing}, and the command said\n{said}"
+            missing = normalised_lines(block) - normalised_lines(printed)
+            assert not missing, f"{page.name} shows {missing}, and the command said\n{printed}"
 
 
-def read_params_of(block: str, folder: Path) -> dict[str, dict[str, object]]:
-    """A block of YAML as params.yaml is read."""
+def parse_block(block: str, folder: Path) -> dict[str, dict[str, object]]:
+    """Parse a YAML block as params.yaml is parsed."""
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(block)
     content = read_params(folder)

@@ -1,4 +1,4 @@
-"""Two pipelines at a time from two terminals with no server up: no lock error of git, DVC, Prefect or MLflow."""
+"""Two pipelines at once from two terminals without a server: no lock error of git, DVC, Prefect or MLflow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.support.team import Team
 
 
 @pytest.mark.parametrize("kind", ["lone_team", pytest.param("new_team", marks=pytest.mark.soak)])
-def test_two_terminals(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_two_pipelines_run_at_once_without_a_lock_error(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     team: Team = request.getfixturevalue(kind)
     names = ["digits-vae", "digits-flow"]
     runs = [team.start("run", name, log=tmp_path / name, new=False) for name in names]
     for name, run in zip(names, runs, strict=True):
         assert run.wait(timeout=300) == 0, (tmp_path / name).read_text()
-        words = (tmp_path / name).read_text()
-        assert "locked" not in words and "promoted" in words
+        text = (tmp_path / name).read_text()
+        assert "locked" not in text and "promoted" in text
     assert {m["name"]: m["aliases"] for m in team.json("models")} == {name: ["champion"] for name in names}
 
 

@@ -10,8 +10,8 @@ from tests.support import registry_cases
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of a small trained model for registration. Copy it before a change."""
     folder = tmp_path_factory.mktemp("made") / "bundle"
-    registry_cases.make(folder)
+    registry_cases.make_bundle(folder)
     return folder

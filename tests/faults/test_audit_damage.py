@@ -1,4 +1,4 @@
-"""Damage done for real, and remint audit: each is named, nothing is promoted from what is damaged, and a whole home is silent."""
+"""Audit of real damage: each damage is found, damaged versions are not promoted, and an undamaged home has no findings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from remint.stores.dvc.ask import folder as dvc_folder
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger
 from tests.support import audit_cases
-from tests.support.audit_cases import MODEL, World, place
+from tests.support.audit_cases import MODEL, World, dvc_file
 from tests.support.promotion_cases import mlflow_gc
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -36,42 +36,42 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return audit_cases.bundles(tmp_path_factory.mktemp("bundles"))
+    return audit_cases.make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, empty: Path, bundles: Path) -> World:
-    return audit_cases.make(tmp_path_factory.mktemp("made") / "team", empty, bundles)
+def template_world(tmp_path_factory: pytest.TempPathFactory, empty: Path, bundles: Path) -> World:
+    return audit_cases.make_world(tmp_path_factory.mktemp("made") / "team", empty, bundles)
 
 
 @pytest.fixture
-def world(tmp_path: Path, made: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """dvc is asked in this process: to import it for each audit takes most of an audit's time (tests/unit/test_presence.py)."""
+def world(tmp_path: Path, template_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """World that asks dvc in this process: an import for each audit would take most of its time (tests/unit/test_presence.py)."""
 
-    def ask(_module: str, home: Home, question: dict[str, Any]) -> Any:
+    def answer_in_process(_module: str, home: Home, question: dict[str, Any]) -> Any:
         try:
             with dvc_folder(home) as folder:
                 return presence._answer(folder, question)
         except DvcException as error:
             raise VersioningError(str(error)) from error
 
-    monkeypatch.setattr(presence, "ask", ask)
+    monkeypatch.setattr(presence, "ask", answer_in_process)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    return made.copy(tmp_path / "team")
+    return template_world.copy(tmp_path / "team")
 
 
-def named(found: list[Finding]) -> set[tuple[str, str]]:
+def kinds_and_things(found: list[Finding]) -> set[tuple[str, str]]:
     return {(finding.kind, finding.thing) for finding in found}
 
 
-def only(found: list[Finding]) -> Finding:
+def only_finding(found: list[Finding]) -> Finding:
     assert len(found) == 1, [finding.to_json() for finding in found]
     return found[0]
 
 
-def test_a_home_in_which_all_agrees_is_silent_also_while_a_job_runs(world: World) -> None:
-    looked = audit.run_audit(world.home)
-    assert looked.findings == [] and (looked.models, looked.versions, looked.roots) == (1, 4, 3)
+def test_an_undamaged_home_has_no_findings_even_while_a_job_runs(world: World) -> None:
+    result = audit.run_audit(world.home)
+    assert result.findings == [] and (result.models, result.versions, result.roots) == (1, 4, 3)
     sha = world.git("commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "uncommitted")
     world.git("update-ref", f"refs/remint/{sha}", sha)
     with jobs.live(world.home, pipeline=MODEL, commit=sha, flow_run="") as job:
@@ -79,60 +79,60 @@ def test_a_home_in_which_all_agrees_is_silent_also_while_a_job_runs(world: World
         run_id = world.store.start_run(MODEL, {}, {})
         assert world.audit() == []
     world.store.end_run(run_id, "FINISHED")
-    assert named(world.audit()) == {
+    assert kinds_and_things(world.audit()) == {
         ("workspace", str(world.home.workspaces / job.id)),
         ("orphan", f"refs/remint/{sha}"),
     }, "its job has ended, and has taken neither away"
 
 
-def test_mlflow_gc_after_a_deleted_run_takes_a_champion_and_audit_says_so_before_and_after(world: World) -> None:
+def test_audit_warns_before_and_after_mlflow_gc_removes_the_deleted_run_of_a_champion(world: World) -> None:
     champion = world.version(3)
     world.mlflow.delete_run(champion.run_id)
-    found = only(world.audit())
+    found = only_finding(world.audit())
     assert (found.kind, found.thing, found.damages, found.safe) == ("run", "digits-flow/3", "digits-flow/3", True)
     assert "next mlflow gc removes" in found.risk and f"mlflow runs restore --run-id {champion.run_id}" in found.repair
-    assert [each.repaired for each in world.repaired()] == [True] and world.audit() == []
+    assert [each.repaired for each in world.repair()] == [True] and world.audit() == []
     world.mlflow.delete_run(champion.run_id)
     mlflow_gc(world.home)
     found = world.audit()
-    assert named(found) == {("run", "digits-flow/3"), ("bytes", "digits-flow/3"), ("lineage", "digits-flow/3")}
+    assert kinds_and_things(found) == {("run", "digits-flow/3"), ("bytes", "digits-flow/3"), ("lineage", "digits-flow/3")}
     assert all(each.damages == "digits-flow/3" and not each.safe for each in found)
     lost = next(each for each in found if each.kind == "bytes")
     assert "champion" in lost.risk and "remint rollback digits-flow" in lost.repair
 
 
-def test_a_deleted_run_of_a_version_that_nobody_serves_is_the_persons_to_restore(world: World) -> None:
+def test_a_deleted_run_of_an_unserved_version_is_left_to_a_person(world: World) -> None:
     world.mlflow.delete_run(world.version(2).run_id)
-    found = only(world.audit())
+    found = only_finding(world.audit())
     assert (found.kind, found.thing, found.damages, found.safe) == ("run", "digits-flow/2", None, False)
     mlflow_gc(world.home)
-    assert named(world.audit()) == {("run", "digits-flow/2"), ("bytes", "digits-flow/2")}
+    assert kinds_and_things(world.audit()) == {("run", "digits-flow/2"), ("bytes", "digits-flow/2")}
     with pytest.raises(IntegrityError):
         decide.promote(world.home, "digits-flow/2", "I want it", against=3)
     assert open_ledger(world.home).champion(MODEL) == 3
 
 
 def flip(world: World, number: int) -> None:
-    (weights,) = world.files(number).rglob("weights.safetensors")
+    (weights,) = world.artifact_folder(number).rglob("weights.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
 
 
 def remove(world: World, number: int) -> None:
-    shutil.rmtree(world.files(number) / "model")
+    shutil.rmtree(world.artifact_folder(number) / "model")
 
 
 @pytest.mark.parametrize("damage", [flip, remove])
-def test_bytes_that_are_gone_or_edited_are_named_and_not_promoted(world: World, damage: Callable[[World, int], None]) -> None:
+def test_lost_or_edited_weights_are_found_and_not_promoted(world: World, damage: Callable[[World, int], None]) -> None:
     damage(world, 4)  # the challenger
-    found = only(world.audit())
+    found = only_finding(world.audit())
     assert (found.kind, found.thing, found.damages, found.safe) == ("bytes", "digits-flow/4", "digits-flow/4", False)
     expected = "weights.safetensors is damaged: its SHA-256" if damage is flip else "lacks manifest.json and weights.safetensors"
     assert expected in found.what and "@challenger" in found.risk and "remint rebuild digits-flow/4" in found.repair
     with pytest.raises(IntegrityError):
         decide.promote(world.home, "digits-flow/4", "I want it", against=3)
-    assert open_ledger(world.home).champion(MODEL) == 3 and only(world.repaired()) == found
+    assert open_ledger(world.home).champion(MODEL) == 3 and only_finding(world.repair()) == found
     damage(world, 3)
     world.store.fetch(world.version(1), world.home.path / "models" / world.version(1).key)
     damage(world, 1)
@@ -140,17 +140,17 @@ def test_bytes_that_are_gone_or_edited_are_named_and_not_promoted(world: World, 
     assert found_by.keys() == {"digits-flow/1", "digits-flow/3", "digits-flow/4"}
     assert "remint rollback digits-flow" in found_by["digits-flow/3"].repair
     assert found_by["digits-flow/1"].safe, "this machine has a copy whose digests match the registered ones"
-    left = world.repaired()
+    left = world.repair()
     assert [(each.thing, each.repaired) for each in left if each.repaired] == [("digits-flow/1", True)]
     assert {each.thing for each in left if not each.repaired} == {"digits-flow/3", "digits-flow/4"}
 
 
-def test_an_edited_file_of_a_version_that_nobody_serves_is_found_when_asked_deeply(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("remint.serving.fresh.check", lambda bundle, log: "not looked at")  # seconds each; its own tests do
+def test_a_deep_audit_finds_an_edited_file_of_an_unserved_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "remint.serving.fresh.check", lambda bundle, log: "not looked at"
+    )  # takes seconds each, and has its own tests
     flip(world, 2)
-    place("remote", world.home, world.raw).write_bytes(b"[]")
+    dvc_file("remote", world.home, world.raw).write_bytes(b"[]")
     assert world.audit() == []
     assert {(each.kind, each.thing.split()[0], each.safe) for each in world.audit(deep=True)} == {
         ("bytes", "digits-flow/2", False),
@@ -158,84 +158,84 @@ def test_an_edited_file_of_a_version_that_nobody_serves_is_found_when_asked_deep
     }
 
 
-def test_a_deleted_artifact_folder_takes_bytes_and_lineage(world: World) -> None:
-    shutil.rmtree(world.files(3))
-    assert named(world.audit()) == {("bytes", "digits-flow/3"), ("lineage", "digits-flow/3")}
+def test_a_deleted_artifact_folder_is_found_as_lost_bytes_and_lineage(world: World) -> None:
+    shutil.rmtree(world.artifact_folder(3))
+    assert kinds_and_things(world.audit()) == {("bytes", "digits-flow/3"), ("lineage", "digits-flow/3")}
 
 
-def test_an_edited_alias_is_named_and_follows_the_ledger_again(world: World) -> None:
+def test_an_edited_alias_is_found_and_restored_from_the_ledger(world: World) -> None:
     world.store.set_alias(MODEL, "champion", 2)
     found = next(each for each in world.audit() if each.kind == "alias")
     assert (found.thing, found.damages, found.safe) == ("digits-flow@champion", "digits-flow/3", True)
     assert found.what == "It points to digits-flow/2; the ledger records digits-flow/3." and "was not promoted" in found.risk
-    assert [(each.thing, each.repaired) for each in world.repaired()] == [("digits-flow@champion", True)]
+    assert [(each.thing, each.repaired) for each in world.repair()] == [("digits-flow@champion", True)]
     assert world.store.aliases(MODEL) == {"champion": 3, "challenger": 4}
     world.store.set_alias(MODEL, "champion", None)
-    assert only(world.audit()).what == "It points to nothing; the ledger records digits-flow/3."
+    assert only_finding(world.audit()).what == "It points to nothing; the ledger records digits-flow/3."
 
 
-def test_edited_tags_are_named(world: World) -> None:
+def test_edited_tags_are_found(world: World) -> None:
     world.store.set_tags(world.version(2), VersionTags(verdict="promoted"))
     world.store.set_tags(world.version(4), VersionTags(dataset="f" * 64))
     found = {each.thing: each for each in world.audit()}
     assert found.keys() == {"digits-flow/2 verdict", "digits-flow/4"}
     assert found["digits-flow/2 verdict"].safe and not found["digits-flow/4"].safe and found["digits-flow/4"].damages
-    assert {each.thing: each.repaired for each in world.repaired()} == {"digits-flow/2 verdict": True, "digits-flow/4": False}
+    assert {each.thing: each.repaired for each in world.repair()} == {"digits-flow/2 verdict": True, "digits-flow/4": False}
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         ("UPDATE ledger SET champion_after = 2 WHERE sequence = 4", "row 4 was changed"),
         ("DELETE FROM ledger WHERE sequence = 4", "row 4, which digits-flow/4 names"),
     ],
 )
-def test_an_edited_ledger_is_named_and_nothing_is_made_to_follow_it(world: World, statement: str, said: str) -> None:
+def test_an_edited_ledger_is_found_and_nothing_is_repaired_from_it(world: World, statement: str, message: str) -> None:
     with sqlite3.connect(world.home.path / "ledger.db") as database:
         database.execute(statement)
     before = world.store.aliases(MODEL)
     found = world.audit()
-    assert any(each.kind == "ledger" and said in each.what and each.damages and not each.safe for each in found)
+    assert any(each.kind == "ledger" and message in each.what and each.damages and not each.safe for each in found)
     assert not any(each.safe for each in found)
-    assert [each.repaired for each in world.repaired()] == [False] * len(found)
+    assert [each.repaired for each in world.repair()] == [False] * len(found)
     assert world.store.aliases(MODEL) == before
 
 
-def test_a_deleted_version_that_is_champion_is_named(world: World) -> None:
+def test_a_deleted_champion_version_is_found(world: World) -> None:
     world.mlflow.delete_model_version(MODEL, "3")
     found = world.audit()
     gone = next(each for each in found if each.kind == "version")
     assert (gone.thing, gone.damages) == ("digits-flow/3", "digits-flow/3") and "remint rollback digits-flow" in gone.repair
-    assert ("orphan", f"run {only_orphan(world)}") in named(found)
+    assert ("orphan", f"run {orphan_run(world)}") in kinds_and_things(found)
 
 
-def only_orphan(world: World) -> str:
-    """The run that keeps a model of no version."""
+def orphan_run(world: World) -> str:
+    """Return the run that has a model and no version."""
     (experiment,) = [each for each in world.mlflow.search_experiments() if each.name == MODEL]
     versions = {each.run_id for each in world.mlflow.search_model_versions(f"name = '{MODEL}'")}
     (left,) = {run.info.run_id for run in world.mlflow.search_runs([experiment.experiment_id])} - versions
     return left
 
 
-def test_a_second_version_of_one_key_is_named(world: World) -> None:
+def test_a_second_version_with_the_same_key_is_found(world: World) -> None:
     source, tags = world.mlflow.get_model_version(MODEL, "2").source, world.mlflow.get_model_version(MODEL, "2").tags
     tags = {key: value for key, value in tags.items() if "ledger" not in key and "verdict" not in key}
-    world.mlflow.create_model_version(MODEL, source, world.version(2).run_id, tags=tags)  # past remint's lock
-    found = only(world.audit())
+    world.mlflow.create_model_version(MODEL, source, world.version(2).run_id, tags=tags)  # without remint's lock
+    found = only_finding(world.audit())
     assert (found.kind, found.thing, found.safe) == ("version", "digits-flow/5", False) and "digits-flow/2" in found.what
 
 
-def test_files_of_no_run_are_named(world: World) -> None:
-    folder = world.files(2).parent.with_name("0" * 32)
+def test_files_without_a_run_are_found(world: World) -> None:
+    folder = world.artifact_folder(2).parent.with_name("0" * 32)
     (folder / "artifacts/model").mkdir(parents=True)
     assert world.audit() == [], "an empty folder takes no room: mlflow gc leaves one of each run"
     (folder / "artifacts/model/weights.safetensors").write_bytes(b"x")
-    assert named(world.audit()) == {("orphan", str(folder))}
+    assert kinds_and_things(world.audit()) == {("orphan", str(folder))}
 
 
-def test_a_run_of_a_killed_process_and_its_jobs_workspace_are_named_and_closed(world: World) -> None:
+def test_the_open_run_and_the_workspace_of_a_killed_job_are_found_and_repaired(world: World) -> None:
     run_id = world.store.start_run(MODEL, {}, {})
-    gone = 2**22 + 1  # no kernel gives such a number
+    gone = 2**22 + 1  # the kernel gives no such process id
     world.mlflow.set_tag(run_id, "remint.process", f"{socket.gethostname()}/{gone}/1.00")
     folder = world.home.jobs / "20260101T000000-dead00"
     folder.mkdir(parents=True)
@@ -249,12 +249,12 @@ def test_a_run_of_a_killed_process_and_its_jobs_workspace_are_named_and_closed(w
     os.utime(copy, (0, 0))
     expected = {("run", f"run {run_id}"), ("workspace", str(world.home.workspaces / folder.name))}
     expected |= {("temporary", str(half)), ("temporary", str(copy))}
-    assert named(world.audit()) == expected
-    assert {each.repaired for each in world.repaired()} == {True} and world.audit() == []
+    assert kinds_and_things(world.audit()) == expected
+    assert {each.repaired for each in world.repair()} == {True} and world.audit() == []
     assert world.mlflow.get_run(run_id).info.status == "KILLED" and not half.exists() and not copy.exists()
 
 
-def test_data_that_the_remote_lost_are_named_and_sent_again_while_the_cache_has_them(world: World) -> None:
+def test_data_lost_on_the_remote_are_found_and_sent_again_from_the_cache(world: World) -> None:
     shutil.rmtree(world.home.dvc / "cache/files")
     assert world.audit() == [], "the remote has them: dvc gc on this machine harms nothing"
     shutil.copytree(world.home.dvc / "remote/files", world.home.dvc / "cache/files")
@@ -263,17 +263,17 @@ def test_data_that_the_remote_lost_are_named_and_sent_again_while_the_cache_has_
     refs = "digits-flow/1, digits-flow/3, digits-flow/4"
     assert {each.thing.split(" of ")[1] for each in found} == {refs} and all(each.safe and each.damages for each in found)
     assert {each.thing.split()[0] for each in found} == {"raw", "prepared"}
-    assert {each.repaired for each in world.repaired()} == {True} and world.audit() == []
+    assert {each.repaired for each in world.repair()} == {True} and world.audit() == []
     for store in ("cache", "remote"):
-        place(store, world.home, world.raw).unlink()
-    found_one = only(world.audit())
+        dvc_file(store, world.home, world.raw).unlink()
+    found_one = only_finding(world.audit())
     assert (
         not found_one.safe and "can be built again" in found_one.risk and "cache of this machine lacks them too" in found_one.what
     )
 
 
-def test_dvc_gc_on_the_remote_is_seen(world: World) -> None:
-    """Nothing in this repository's HEAD names the data, so dvc takes all of it."""
+def test_data_removed_by_dvc_gc_on_the_remote_are_found(world: World) -> None:
+    """This repository's HEAD does not name the data, so dvc removes all of them."""
     environment = {**os.environ, "DVC_SITE_CACHE_DIR": str(world.home.path / "site")}
     command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--cloud", "--force"]
     subprocess.run(command, cwd=world.home.repository, env=environment, check=True, capture_output=True)
@@ -283,19 +283,19 @@ def test_dvc_gc_on_the_remote_is_seen(world: World) -> None:
     )
 
 
-def test_a_commit_that_is_nowhere_is_named(world: World) -> None:
+def test_a_missing_commit_is_found(world: World) -> None:
     world.store.set_tags(world.version(3), VersionTags(commit="d" * 40))
-    found = only(world.audit())
+    found = only_finding(world.audit())
     assert (found.kind, found.thing, found.safe) == ("commit", "digits-flow/3", False) and "neither in" in found.what
 
 
-def test_uncommitted_work_whose_bundle_is_gone_is_bundled_again_where_its_commit_is(world: World) -> None:
+def test_a_lost_bundle_of_uncommitted_work_is_made_again_from_its_commit(world: World) -> None:
     sha = world.git("commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "uncommitted")
     world.git("update-ref", f"refs/remint/{sha}", sha)
     world.store.set_tags(world.version(4), VersionTags(commit=sha, dirty="true"))
-    found = only(world.audit())
+    found = only_finding(world.audit())
     assert (found.kind, found.thing, found.safe) == ("commit", "digits-flow/4", True)
-    assert [each.repaired for each in world.repaired()] == [True]
+    assert [each.repaired for each in world.repair()] == [True]
     world.git("update-ref", "-d", f"refs/remint/{sha}")
     world.git("gc", "-q", "--prune=now")
     assert world.audit() == [], "the bundle holds it"
@@ -332,7 +332,7 @@ def test_raw_data_that_an_older_version_committed_and_bundled_are_found_with_the
     subprocess.run(["sh", "-c", repairs[0]], cwd=repository, check=True)
     assert {each.thing for each in world.audit() if each.kind == "raw_data"} == {"digits-flow/4"}, "read from the bundle alone"
     Path(repairs[1].removeprefix("file://")).unlink()
-    after = world.repaired()
+    after = world.repair()
     assert [each.kind for each in after if each.thing == "digits-flow/4"] == ["commit"] and not any(
         each.repaired for each in after
     )
@@ -341,13 +341,13 @@ def test_raw_data_that_an_older_version_committed_and_bundled_are_found_with_the
     )
 
 
-def test_a_store_that_is_out_of_reach_is_a_finding_and_the_rest_is_audited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_a_finding_and_the_rest_is_audited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.store.set_alias(MODEL, "champion", 2)
-    (world.home.repository / ".dvc/config").write_text("")  # there is no remote
-    assert {("unreachable", "DVC's remote"), ("alias", "digits-flow@champion")} <= named(world.audit())
+    (world.home.repository / ".dvc/config").write_text("")  # no remote
+    assert {("unreachable", "DVC's remote"), ("alias", "digits-flow@champion")} <= kinds_and_things(world.audit())
     (world.home.path / "ledger.db").write_bytes(b"no database at all" * 100)
     found = world.audit()
-    assert ("unreachable", "the ledger") in named(found) and not any(each.kind == "bytes" for each in found)
+    assert ("unreachable", "the ledger") in kinds_and_things(found) and not any(each.kind == "bytes" for each in found)
     (world.home.workspaces / "left").mkdir(parents=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world.home.path}/ledger.db")
-    assert {("unreachable", "MLflow"), ("workspace", str(world.home.workspaces / "left"))} <= named(world.audit())
+    assert {("unreachable", "MLflow"), ("workspace", str(world.home.workspaces / "left"))} <= kinds_and_things(world.audit())

@@ -1,4 +1,4 @@
-"""The wall clock is a day off in mid-run: leases, which count beats, and the ledger, which counts rows, do not mind."""
+"""The wall clock jumps by a day: leases count beats and the ledger counts rows, so neither is affected."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger
-from tests.faults.test_leases import HOLDER, heard
+from tests.faults.test_leases import HOLDER, wait_for_line
 from tests.support.clock import DAY, Clock, clock  # noqa: F401 (a fixture)
 from tests.support.processes import wait_for
 from tests.support.trials import Trials
 
-SILENT = 1.0  # seconds of a waiter's patience
+SILENT = 1.0  # seconds without a beat after which a waiter takes over
 
-# Appends a row whenever it is told to, and says how many there are.
+# Appends a row for each number on standard input, and prints the number.
 WRITER = """
 import sys
 from remint.stores.ledger.chain import Ledger
@@ -30,17 +30,17 @@ for number in iter(lambda: int(sys.stdin.readline() or 0), 0):
 """
 
 
-def start(program: str, *arguments: str, cwd: Path, clock: Clock, **more: int) -> subprocess.Popen[str]:  # noqa: F811
+def start_process(program: str, *arguments: str, cwd: Path, clock: Clock, **more: int) -> subprocess.Popen[str]:  # noqa: F811
     environment = {**os.environ, **clock.environment}
     return subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=cwd, env=environment, text=True, **more)  # type: ignore[call-overload,no-any-return]
 
 
-def test_the_clock_is_set(clock: Clock, tmp_path: Path) -> None:  # noqa: F811
-    """The shim does what the other tests stand on: wall clocks jump, others go on."""
-    said = "import time, datetime as d; print(time.time(), d.datetime.now().timestamp(), time.monotonic())"
+def test_the_shim_shifts_only_the_wall_clock(clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    """The other tests rely on the shim: wall clocks jump, monotonic clocks do not."""
+    print_clocks = "import time, datetime as d; print(time.time(), d.datetime.now().timestamp(), time.monotonic())"
     for shift in (0, DAY, -DAY):
         clock.set(shift)
-        program = start(said, cwd=tmp_path, clock=clock, stdout=subprocess.PIPE)
+        program = start_process(print_clocks, cwd=tmp_path, clock=clock, stdout=subprocess.PIPE)
         wall, also, other = map(float, program.communicate()[0].split())
         assert abs(wall - time.time() - shift) < 60 and abs(also - wall) < 60 and abs(other - time.monotonic()) < 60
 
@@ -54,12 +54,12 @@ def test_no_lease_is_lost_or_kept_by_a_clock_that_jumps(trials: Trials, clock: C
         for folder in folders:
             folder.mkdir()
         clock.set(0)
-        first = start(program, str(home.path), "elsewhere", cwd=folders[0], clock=clock)
+        first = start_process(program, str(home.path), "elsewhere", cwd=folders[0], clock=clock)
         wait_for(folders[0] / "said")
-        heard(folders[0], "has 1")
-        second = start(program, str(home.path), "", cwd=folders[1], clock=clock)
+        wait_for_line(folders[0], "has 1")
+        second = start_process(program, str(home.path), "", cwd=folders[1], clock=clock)
         wait_for(folders[1] / "said")
-        for _ in range(4):  # under both of them
+        for _ in range(4):  # both processes see the jumps
             clock.set(trial.random.choice([DAY, -DAY, 0]))
             time.sleep(SILENT * 0.75)
         said = [(folder / "said").read_text().split("\n") for folder in folders]
@@ -67,7 +67,7 @@ def test_no_lease_is_lost_or_kept_by_a_clock_that_jumps(trials: Trials, clock: C
         first.kill()
         first.wait()
         clock.set(trial.random.choice([DAY, -DAY]))
-        assert heard(folders[1], "has") == "has 2"
+        assert wait_for_line(folders[1], "has") == "has 2"
         second.kill()
         second.wait()
         trial.note(early_expiries=0, late_expiries=0)
@@ -77,7 +77,7 @@ def test_no_lease_is_lost_or_kept_by_a_clock_that_jumps(trials: Trials, clock: C
 def test_rows_of_the_ledger_keep_their_order(trials: Trials, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
     for trial in trials(short=1, full=20):
         url = f"sqlite:///{tmp_path}/ledger{trial.number}.db"
-        writer = start(WRITER, url, cwd=tmp_path, clock=clock, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        writer = start_process(WRITER, url, cwd=tmp_path, clock=clock, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert writer.stdin and writer.stdout
         for number in range(1, 7):
             clock.set((-1) ** number * DAY if number < 3 else trial.random.randrange(-DAY, DAY))

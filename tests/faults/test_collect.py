@@ -1,4 +1,4 @@
-"""remint gc on real stores: what no root needs goes, what one needs stays, also where the process is killed in between."""
+"""remint gc on real stores: it removes only things that no root needs, also if its process is killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from remint.stores.mlflow import Tracking, VersionTags, removal
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import collect_cases as cases
 from tests.support.collect_cases import World
-from tests.support.promotion_cases import copied, mlflow_gc
+from tests.support.promotion_cases import copy_home, mlflow_gc
 from tests.support.s3 import Server
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -42,12 +42,12 @@ Make = Callable[[int], World]
 
 @pytest.fixture
 def make(make_repository: Callable[[dict[str, str]], Path], empty: Path) -> Make:
-    def make_(count: int) -> World:
+    def make_world(count: int) -> World:
         repository = make_repository(cases.FILES)
         shutil.copytree(empty, repository / ".remint")
-        return cases.make(repository, count)
+        return cases.make_world(repository, count)
 
-    return make_
+    return make_world
 
 
 def things(answer: Collection, store: str) -> set[str]:
@@ -55,7 +55,7 @@ def things(answer: Collection, store: str) -> set[str]:
 
 
 def assert_roots_are_whole(world: World, *numbers: int) -> None:
-    """They load, their data come from cache or remote, and audit finds none of them damaged."""
+    """Check that these versions load, their data are in cache or remote, and audit finds no damage."""
     store = open_tracking(world.home)
     for number in numbers:
         version = store.version(f"m/{number}")
@@ -68,7 +68,7 @@ def assert_roots_are_whole(world: World, *numbers: int) -> None:
     assert [found for found in audit.findings(world.home) if found.damages] == []
 
 
-def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
+def test_gc_removes_only_things_that_no_root_needs(make: Make) -> None:
     world = make(3)
     home, store = world.home, open_tracking(world.home)
     store.set_tags(store.version("m/1"), VersionTags(keep="a paper cites it"))
@@ -104,11 +104,13 @@ def test_what_no_root_needs_goes_and_all_else_stays(make: Make) -> None:
         "fetched/.gone.json",
         ".promote-killed",
     }
-    said = answer.to_json()
-    assert list(said) == ["applied", "garbage", "bytes", "roots", "notes", "damaged"]
-    assert (said["applied"], said["damaged"]) == (False, None) and said["bytes"] == sum(each["bytes"] for each in said["garbage"])
-    assert [list(each) for each in said["roots"]] == [["version", "why"]] * 2
-    assert {tuple(each) for each in said["garbage"]} == {("store", "thing", "bytes", "why")}
+    listed = answer.to_json()
+    assert list(listed) == ["applied", "garbage", "bytes", "roots", "notes", "damaged"]
+    assert (listed["applied"], listed["damaged"]) == (False, None) and listed["bytes"] == sum(
+        each["bytes"] for each in listed["garbage"]
+    )
+    assert [list(each) for each in listed["roots"]] == [["version", "why"]] * 2
+    assert {tuple(each) for each in listed["garbage"]} == {("store", "thing", "bytes", "why")}
     assert min(each.bytes for each in answer.garbage if each.store.startswith("DVC")) > 0
     assert next(each.bytes for each in answer.garbage if each.thing == f"run {version.run_id}") > 1000
     assert {place: world.objects(place) for place in before} == before, "a list removes nothing"
@@ -144,8 +146,8 @@ def test_nothing_is_removed_while_a_root_is_damaged(make: Make) -> None:
     assert world.objects("cache") == before
 
 
-def test_an_address_that_is_not_the_runs_own_is_not_emptied(registered: Home, tmp_path: Path) -> None:
-    store = open_tracking(copied(registered, tmp_path / "home"))
+def test_an_artifact_address_outside_the_run_is_not_emptied(registered: Home, tmp_path: Path) -> None:
+    store = open_tracking(copy_home(registered, tmp_path / "home"))
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").touch()
@@ -158,29 +160,29 @@ def test_an_address_that_is_not_the_runs_own_is_not_emptied(registered: Home, tm
     assert removal.remove_run(store, run) and not removal.size(store, run.place)
 
 
-def test_mlflow_that_goes_away_in_the_middle_makes_no_data_garbage(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version that is no root and whose dvc.lock is lost has no claim on its data; one whose dvc.lock is away has."""
+def test_an_outage_of_mlflow_makes_no_data_garbage(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that is no root does not keep its data if its dvc.lock is lost; it does if its dvc.lock is unreachable."""
     from mlflow import MlflowException
 
     world = make(2)
 
-    def away(**_: object) -> None:
+    def refuse_connection(**_: object) -> None:
         raise MlflowException("Connection refused")
 
-    def asked() -> tuple[list[Object], list[str]]:
+    def find_garbage() -> tuple[list[Object], list[str]]:
         return garbage(world.home, [], world.versions.values(), time.time() + 60)
 
-    before = asked()
+    before = find_garbage()
     with (
         monkeypatch.context() as patch,
         pytest.raises(TrackingError, match="could not fetch dvc.lock of m/1: Connection refused"),
     ):
-        patch.setattr("mlflow.artifacts.download_artifacts", away)
-        asked()
-    assert asked() == before
+        patch.setattr("mlflow.artifacts.download_artifacts", refuse_connection)
+        find_garbage()
+    assert find_garbage() == before
 
 
-def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make: Make) -> None:
+def test_gc_keeps_things_that_a_job_may_use_and_versions_that_become_roots(make: Make) -> None:
     world = make(2)
     (world.home.workspaces / "of-a-dead-job").mkdir(parents=True)
     before = {place: world.objects(place) for place in ("cache", "remote")}
@@ -204,7 +206,7 @@ def test_what_a_job_may_use_and_what_becomes_a_root_meanwhile_is_left_alone(make
     assert CollectedVersions(world.home.ledger_url).versions("m") == frozenset()
 
 
-def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[str, str]], Path]) -> None:
+def test_a_job_waits_while_gc_removes_things(make_repository: Callable[[dict[str, str]], Path]) -> None:
     home = Home.of(make_repository({"a": "b"})).ensure()
     program = "import sys; from pathlib import Path; from remint.runtime import jobs; from remint.runtime.home import Home\nwith jobs.live(Home(Path(), Path(sys.argv[1]))): print('begun')"
     with jobs.collecting(home):
@@ -217,7 +219,7 @@ def test_a_job_waits_while_things_are_removed(make_repository: Callable[[dict[st
     assert not jobs.is_collecting(home)
 
 
-def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishes(make: Make) -> None:
+def test_gc_killed_at_any_point_leaves_the_roots_intact_and_the_next_gc_finishes(make: Make) -> None:
     world = make(3)
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.collect_cases", str(world.home.repository)],
@@ -233,10 +235,10 @@ def test_killed_at_each_point_it_leaves_the_roots_whole_and_the_next_one_finishe
     assert_roots_are_whole(world, 3)
     assert world.gc().garbage == ()
     assert {version.version for version in open_tracking(world.home).versions("m")} == {3}
-    assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.PERSONS)
+    assert len(world.objects("remote")) == len(world.outputs[3]) + 3 + len(cases.USER_FILES)
 
 
-def test_a_version_that_is_about_to_go_cannot_become_champion(tmp_path: Path) -> None:
+def test_a_version_marked_for_removal_cannot_become_champion(tmp_path: Path) -> None:
     book, gone = Ledger(f"sqlite:///{tmp_path}/ledger.db"), CollectedVersions(f"sqlite:///{tmp_path}/ledger.db")
     cases.promote(book, 1, None)
     gone.record("m", {2: "k"})
@@ -262,7 +264,7 @@ def damages(world: World) -> set[str | None]:
     return {found.damages for found in audit.findings(world.home)} - {None}
 
 
-def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make: Make) -> None:
+def test_after_the_gc_of_mlflow_or_dvc_the_champion_is_intact_or_audit_reports_it(make: Make) -> None:
     world = make(2)
     champion = world.versions[2]
     world.gc(apply=True)
@@ -288,7 +290,7 @@ def test_after_every_other_collector_the_champion_is_whole_or_audit_says_so(make
     assert damages(world) == {"m/2"}, "and now its bytes"
 
 
-def test_runs_free_their_bytes_on_s3(s3: Server, empty: Path, tmp_path: Path) -> None:
+def test_removed_runs_free_their_objects_on_s3(s3: Server, empty: Path, tmp_path: Path) -> None:
     shutil.copytree(empty, tmp_path / "home")
     store = Tracking(f"sqlite:///{tmp_path}/home/mlflow/mlflow.db", f"s3://{s3.bucket({})}/runs", tmp_path / "home" / "lock")
     (tmp_path / "report").mkdir()
@@ -304,7 +306,7 @@ def test_runs_free_their_bytes_on_s3(s3: Server, empty: Path, tmp_path: Path) ->
     assert removal.size(store, first.place) == 0 and removal.size(store, second.place) == 1000
 
 
-def test_a_remote_on_s3_loses_what_nothing_names_and_nothing_else(
+def test_gc_removes_only_unneeded_objects_from_a_remote_on_s3(
     s3: Server, make_repository: Callable[[dict[str, str]], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home.of(make_repository(cases.FILES)).ensure()

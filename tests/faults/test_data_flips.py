@@ -1,6 +1,6 @@
-"""Bits that flip in prepared data after they were versioned: in the checkout, in dvc's cache, on its remote. None is trained on.
+"""Flipped bits in versioned data: in the checkout, in dvc's cache, on its remote. Damaged data are never trained on.
 
-The steps are the flow's own, on real dvc; the training is a few lines that load the data as every training does.
+The steps are those of the flow, with real dvc; the training is a few lines that load the data as every training does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from remint.runtime.home import Home
 from remint.settings.params import read_params, validate_params
 from remint.stores import git, uncommitted
 from remint.stores.dvc import Workspace, workspace, workspace_environment
-from tests.support.retraining_cases import REPOSITORY, Told, retraining
+from tests.support.retraining_cases import REPOSITORY, Events, retraining
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -87,19 +87,19 @@ STAGES = {"raw": "snapshot@x", "prepared": "prepare@x", "features": "features@x"
 
 
 @contextmanager
-def opened(home: Home, name: str, told: Told | None = None) -> Iterator[Retraining]:
-    """A job of the pipeline x on this repository's commit."""
+def open_job(home: Home, name: str, events: Events | None = None) -> Iterator[Retraining]:
+    """Open a job of the pipeline x on this repository's commit."""
     content = read_params(REPOSITORY)
     settings = {**content["pipelines"]["digits-flow"], "dataset": "x", "promotion": {}}
     dataset = {**content["datasets"]["digits"], "source": "images.npz", "levels": 5}
     params = validate_params({"datasets": {"x": dataset}, "pipelines": {"x": {**settings, "evaluation": {"metrics": ["nll"]}}}})
     folder = git.check_out(home.repository, uncommitted.commit_of_tree(home.repository), home.workspaces / name)
-    with retraining(home, params, "x", checkout=folder, told=told) as job:
+    with retraining(home, params, "x", checkout=folder, events=events) as job:
         yield job
 
 
-def run(job: Retraining) -> None:
-    """The flow's steps up to training."""
+def run_steps(job: Retraining) -> None:
+    """Run the flow's steps up to training."""
     steps.version_data.fn(job)
     steps.learn_features.fn(job)
     steps.train.fn(job)
@@ -111,7 +111,7 @@ def push(job: Retraining) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A team's repository with 240 small images."""
+    """Home of a repository with 240 small images."""
     repository = tmp_path_factory.mktemp("team")
     for path, text in FILES.items():
         (repository / path).parent.mkdir(parents=True, exist_ok=True)
@@ -123,33 +123,33 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     source, real = str(Path(remint.__file__).parents[1]), workspace.workspace_environment
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REMINT_HOME", raising=False)
-        patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
-        patch.setattr(steps, "_open_run", lambda _: None)  # of MLflow
+        patch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # the reporter would start a Prefect server
+        patch.setattr(steps, "_open_run", lambda _: None)  # no run in MLflow
         patch.setattr(workspace, "workspace_environment", lambda folder, home: {**real(folder, home), "PYTHONPATH": source})
         yield Home.of(repository).ensure()
 
 
-def flip(path: Path, dice: random.Random, also: Path | None = None) -> None:
-    """One bit of a file, and of its twin in dvc's cache where that is given, as though one were a link of the other."""
+def flip_bit(path: Path, dice: random.Random, twin: Path | None = None) -> None:
+    """Flip one bit of a file. ``twin``: its copy in dvc's cache, which gets the same content, as if one were a link."""
     content = bytearray(path.read_bytes())
     at = dice.randrange(8 * len(content))
     content[at // 8] ^= 1 << at % 8
-    for each in (path, *([also] if also else [])):
-        each.unlink()  # it may really be a link
+    for each in (path, *([twin] if twin else [])):
+        each.unlink()  # it may be a real link
         each.write_bytes(content)
-        each.chmod(0o444)  # as dvc leaves them: it does not look at what is protected
+        each.chmod(0o444)  # like dvc: it does not verify protected files
 
 
-def objects(home: Home, store: str) -> dict[str, Path]:
-    """The files of a store of dvc's, by their MD5."""
+def dvc_objects(home: Home, store: str) -> dict[str, Path]:
+    """Return the files of dvc's cache or remote by MD5."""
     root = home.dvc / store / "files/md5"
     return {"".join(path.relative_to(root).parts): path for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def refused(home: Home) -> dict[str, str]:
-    """What ends the first jobs, whose data are damaged after a step, and in the cache too, before anything was pushed."""
-    said = {}
+def refusals(home: Home) -> dict[str, str]:
+    """Errors of the first jobs, whose data are damaged after a step, in checkout and cache, before the first push."""
+    messages = {}
     for kind in ("raw", "prepared"):
         real = Workspace.reproduce
 
@@ -157,77 +157,77 @@ def refused(home: Home) -> dict[str, str]:
             ran = real(self, step, name, on_event)  # noqa: B023
             if f"{step}@{name}" == STAGES[kind]:  # noqa: B023
                 path = next((self.folder / "outs" / kind / "x").glob("*.np[yz]"))  # noqa: B023
-                flip(path, random.Random(0), objects(self.home, "cache")[md5_of(path)])
+                flip_bit(path, random.Random(0), dvc_objects(self.home, "cache")[md5_of(path)])
             return ran
 
-        with opened(home, kind) as spoilt:
+        with open_job(home, kind) as damaged_job:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(IntegrityError) as caught:
                 patch.setattr(Workspace, "reproduce", reproduce)
-                run(spoilt)
-            assert not spoilt.out("trained").exists()
-        said[kind] = str(caught.value)
-    return said
+                run_steps(damaged_job)
+            assert not damaged_job.out("trained").exists()
+        messages[kind] = str(caught.value)
+    return messages
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
+def events() -> Events:
     return []
 
 
 @pytest.fixture(scope="module")
-def job(home: Home, refused: dict[str, str], told: Told) -> Iterator[Retraining]:
-    """The job after those, which came to its end."""
-    with opened(home, "first", told) as job:
-        run(job)
+def job(home: Home, refusals: dict[str, str], events: Events) -> Iterator[Retraining]:
+    """Job after the refused ones, run up to the training and pushed."""
+    with open_job(home, "first", events) as job:
+        run_steps(job)
         push(job)
         yield job
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def file_contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 @pytest.mark.case(20)
 def test_a_flipped_bit_is_mended_from_an_intact_copy_or_refused(job: Retraining, trials: Trials) -> None:
-    """In the checkout (and through a link in the cache), in the cache, in the cache without a remote, and on the remote."""
-    whole = {kind: content(job.out(kind)) for kind in STAGES}
-    kept = {path: path.read_bytes() for store in ("cache", "remote") for path in objects(job.home, store).values()}
+    """Places: checkout, checkout linked to the cache, cache, cache without the remote's copy, and remote."""
+    whole = {kind: file_contents(job.out(kind)) for kind in STAGES}
+    kept = {path: path.read_bytes() for store in ("cache", "remote") for path in dvc_objects(job.home, store).values()}
     places = ("linked", "cache alone", "remote", "checkout", "cache")
     for trial in trials(short=2, full=300):
         kind, place = trial.random.choice(sorted(STAGES)), places[trial.number % len(places)]
         stage, out = STAGES[kind], job.out(kind)
-        spoil(job, kind, place, trial.random)
+        damage(job, kind, place, trial.random)
         try:
-            (said,) = job.dvc.repair_outputs(stage)
+            (message,) = job.dvc.repair_outputs(stage)
         except IntegrityError as error:
             assert place in ("cache alone", "remote") and "was damaged" in str(error), error
-            assert not out.exists() or content(out).items() <= whole[kind].items(), "what is damaged was taken away"
+            assert not out.exists() or file_contents(out).items() <= whole[kind].items(), "what is damaged was taken away"
             trial.note(refused=1, mended=0, trained_on=0)
         else:
-            assert place not in ("cache alone", "remote") and "restored" in said
-            assert content(out) == whole[kind]
+            assert place not in ("cache alone", "remote") and "restored" in message
+            assert file_contents(out) == whole[kind]
             trial.note(refused=0, mended=1, trained_on=0)
-        for md5, path in objects(job.home, "cache").items():
+        for md5, path in dvc_objects(job.home, "cache").items():
             assert kept.get(path) == path.read_bytes(), f"{md5} is still damaged in the cache"
-        put_right(job, kept, stage)
-        assert content(out) == whole[kind]
+        restore(job, kept, stage)
+        assert file_contents(out) == whole[kind]
 
 
-def spoil(job: Retraining, kind: str, place: str, dice: random.Random) -> None:
-    out, stores = job.out(kind), {store: objects(job.home, store) for store in ("cache", "remote")}
+def damage(job: Retraining, kind: str, place: str, dice: random.Random) -> None:
+    out, stores = job.out(kind), {store: dvc_objects(job.home, store) for store in ("cache", "remote")}
     if place in ("checkout", "linked"):
         path = dice.choice(sorted(out.iterdir()))
-        flip(path, dice, stores["cache"][md5_of(path)] if place == "linked" else None)
+        flip_bit(path, dice, stores["cache"][md5_of(path)] if place == "linked" else None)
         return
     named = [md5_of(path) for path in out.iterdir()]
     md5 = dice.choice(sorted(named))
-    if place == "remote":  # the checkout is another machine's, which has no cache yet
+    if place == "remote":  # like another machine, which has no cache yet
         for each in named:
             stores["cache"][each].unlink()
         shutil.rmtree(out)
-        flip(stores["remote"][md5], dice)
+        flip_bit(stores["remote"][md5], dice)
         return
-    flip(stores["cache"][md5], dice)
+    flip_bit(stores["cache"][md5], dice)
     if place == "cache alone":
         stores["remote"][md5].unlink()
     shutil.rmtree(out)
@@ -238,7 +238,7 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def put_right(job: Retraining, kept: dict[Path, bytes], stage: str) -> None:
+def restore(job: Retraining, kept: dict[Path, bytes], stage: str) -> None:
     for path, before in kept.items():
         if not path.exists() or path.read_bytes() != before:
             path.unlink(missing_ok=True)
@@ -247,53 +247,51 @@ def put_right(job: Retraining, kept: dict[Path, bytes], stage: str) -> None:
     job.dvc._dvc("checkout", "checkout", "--force", stage)
 
 
-def test_data_that_are_damaged_between_two_steps_are_not_trained_on(job: Retraining, refused: dict[str, str], told: Told) -> None:
-    """Refused where there is no whole copy; the next job makes them again, and trains on those."""
-    for kind, said in refused.items():
-        assert said.startswith(
+def test_data_damaged_between_two_steps_are_not_trained_on(job: Retraining, refusals: dict[str, str], events: Events) -> None:
+    """Without an intact copy the job is refused; the next job makes the data again and trains on them."""
+    for kind, message in refusals.items():
+        assert message.startswith(
             f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has an intact copy"
         )
-    assert job.model.dataset == job.dataset.digest and "notice" not in [event for event, _ in told]
+    assert job.model.dataset == job.dataset.digest and "notice" not in [event for event, _ in events]
     assert arrays.load(job.out("prepared")).version == job.dataset
 
 
-def test_a_flipped_record_of_the_data_is_found_too(job: Retraining) -> None:
-    """Nothing in dataset.json says that it is whole; its digest is the dataset version."""
+def test_a_changed_dataset_record_is_found(job: Retraining) -> None:
+    """dataset.json has no checksum of itself; its digest is the dataset version."""
     path = job.out("prepared") / "dataset.json"
     before = path.read_text()
     path.unlink()
     path.write_text(before.replace('"levels": 5', '"levels": 7'))
     assert arrays.load(job.out("prepared")).spec.levels == 7
-    (said,) = job.dvc.repair_outputs(STAGES["prepared"])
-    assert said == "outs/prepared/x was damaged after prepare@x made it, and was restored from the cache"
+    (message,) = job.dvc.repair_outputs(STAGES["prepared"])
+    assert message == "outs/prepared/x was damaged after prepare@x made it, and was restored from the cache"
     assert path.read_text() == before
 
 
-def test_what_the_remote_lost_is_sent_again_by_the_next_push(job: Retraining) -> None:
-    """dvc's own push looks for the listing of a folder, finds it, and sends nothing."""
-    remote = objects(job.home, "remote")
+def test_the_next_push_sends_a_file_that_the_remote_lost(job: Retraining) -> None:
+    """dvc's own push finds the folder's listing on the remote, and sends nothing."""
+    remote = dvc_objects(job.home, "remote")
     lost = md5_of(job.out("prepared") / "train.npy")
     remote[lost].unlink()
     push(job)
-    assert objects(job.home, "remote").keys() == remote.keys() and md5_of(remote[lost]) == lost
+    assert dvc_objects(job.home, "remote").keys() == remote.keys() and md5_of(remote[lost]) == lost
 
 
-def test_a_push_does_not_send_what_is_damaged_here(job: Retraining) -> None:
+def test_a_push_does_not_send_a_damaged_file(job: Retraining) -> None:
     lost = md5_of(job.out("prepared") / "train.npy")
-    cached = objects(job.home, "cache")[lost]
+    cached = dvc_objects(job.home, "cache")[lost]
     before = cached.read_bytes()
-    objects(job.home, "remote")[lost].unlink()
-    flip(cached, random.Random(1))
+    dvc_objects(job.home, "remote")[lost].unlink()
+    flip_bit(cached, random.Random(1))
     with pytest.raises(VersioningError, match=f"the cache has no intact copy of {lost}"):
         push(job)
-    assert lost not in objects(job.home, "remote")
-    put_right(job, {cached: before}, STAGES["prepared"])
+    assert lost not in dvc_objects(job.home, "remote")
+    restore(job, {cached: before}, STAGES["prepared"])
     push(job)
 
 
-def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(
-    job: Retraining, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_half_written_lock_file_of_a_killed_dvc_blocks_no_later_dvc(job: Retraining, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = job.dvc.folder / ".dvc/tmp/rwlock"
     assert lock.exists()
     lock.write_text('{"write": {"/a')
@@ -303,7 +301,7 @@ def test_a_lock_file_that_a_killed_dvc_left_half_written_blocks_no_later_one(
     job.dvc.reproduce("prepare", "x", lambda _event: None)
 
 
-def test_dvcs_site_cache_is_nobody_elses_to_write(tmp_path: Path) -> None:
+def test_no_other_user_can_write_to_the_site_cache_of_dvc(tmp_path: Path) -> None:
     home = Home.of(tmp_path)
     site = home.dvc / "site"
     site.mkdir(parents=True)

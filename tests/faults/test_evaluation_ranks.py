@@ -1,4 +1,4 @@
-"""N processes measure what one does: every metric, every value behind it, whoever computes which block."""
+"""Several processes measure the same as one: every metric and every value behind it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from remint.models.families import family
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import apply_overrides, read_params, write_params
 from tests.support import training_cases as cases
-from tests.support.racers import racer
+from tests.support.racers import race_process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 REPOSITORY = Path(__file__).parents[2]
-OF_SAMPLES = ["fd_domain", "kid_domain", "precision_domain", "coverage_domain", "novelty"]
-METRICS = {"flow": ["nll", *OF_SAMPLES], "vae": ["elbo", "iwae"], "vae-conditional": ["iwae", "class_agreement"]}
+SAMPLE_METRICS = ["fd_domain", "kid_domain", "precision_domain", "coverage_domain", "novelty"]
+METRICS = {"flow": ["nll", *SAMPLE_METRICS], "vae": ["elbo", "iwae"], "vae-conditional": ["iwae", "class_agreement"]}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def together(size: int, folder: Path, work: Callable[..., dict[str, np.ndarray]], argument: Any) -> list[dict[str, np.ndarray]]:
-    """The result of ``work(argument, world)`` on each of ``size`` ranks. ``work``: a module-level function."""
-    ranks = [racer(_rank, number, size, folder, work, argument) for number in range(size)]
+def run_on_ranks(
+    size: int, folder: Path, work: Callable[..., dict[str, np.ndarray]], argument: Any
+) -> list[dict[str, np.ndarray]]:
+    """Return the results of ``work(argument, world)`` on ``size`` ranks. ``work``: a module-level function."""
+    ranks = [race_process(_rank, number, size, folder, work, argument) for number in range(size)]
     for each in ranks:
         each.start()
     for each in ranks:
@@ -60,7 +62,7 @@ def _rank(number: int, size: int, folder: Path, work: Callable[..., dict[str, np
     dist.destroy_process_group()
 
 
-def model(name: str, dataset: Dataset) -> Any:
+def build_model(name: str, dataset: Dataset) -> Any:
     settings = cases.recipe(name).model
     torch.manual_seed(0)
     made = family(name.partition("-")[0]).build(settings, dataset.spec)
@@ -68,8 +70,8 @@ def model(name: str, dataset: Dataset) -> Any:
     return made.eval()
 
 
-def values(folder: Path, world: World) -> dict[str, np.ndarray]:
-    """Every number of every measurement, in small blocks: several of each, the last of which is not full."""
+def measure_all(folder: Path, world: World) -> dict[str, np.ndarray]:
+    """Return every number of every measurement, computed in several small blocks, the last one not full."""
     dataset = cases.load(folder)
     settings = EvaluationSettings(samples=40, draws=3, importance_samples=5)
     context = EvaluationContext(dataset, {"domain": features.load(folder / "features")}, settings, world)
@@ -78,7 +80,7 @@ def values(folder: Path, world: World) -> dict[str, np.ndarray]:
         patch.setattr(evaluation_context, "BLOCK", 7)
         patch.setattr(evaluation_context, "FEATURE_BLOCK", 11)
         for name, metrics in METRICS.items():
-            measured, references = measure(model(name, dataset), metrics, context, "tiny")
+            measured, references = measure(build_model(name, dataset), metrics, context, "tiny")
             for metric in metrics:
                 one = measured[metric]
                 found[f"{name} {metric}"] = np.concatenate([one.values_N, [one.low, one.high]])
@@ -88,16 +90,16 @@ def values(folder: Path, world: World) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("kept", [True, False])
-def test_processes_measure_what_one_does(
-    size: int, kept: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("features_on_disk", [True, False])
+def test_several_processes_measure_the_same_values_as_one(
+    size: int, features_on_disk: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With features of real examples kept on disk or not."""
-    alone = values(folder, SINGLE_PROCESS)
+    alone = measure_all(folder, SINGLE_PROCESS)
     assert {len(value) for value in alone.values()} >= {3 + 2, 49 + 2}  # draws; held-out examples
-    if kept:
+    if features_on_disk:
         monkeypatch.setenv("REMINT_HOME", str(tmp_path))
-    for found in together(size, tmp_path, values, folder):
+    for found in run_on_ranks(size, tmp_path, measure_all, folder):
         assert found.keys() == alone.keys()
         for name, value in alone.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-10, atol=1e-10, err_msg=name)
@@ -110,28 +112,28 @@ def _numbered_rows(total: int, world: World) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("total", [1, 7, 20, 21, 22])
 def test_blocks_come_in_order(total: int, tmp_path: Path) -> None:
-    """Also where there are fewer blocks than ranks."""
+    """Also with fewer blocks than ranks."""
 
-    for found in together(3, tmp_path, _numbered_rows, total):
+    for found in run_on_ranks(3, tmp_path, _numbered_rows, total):
         np.testing.assert_array_equal(found["rows"], np.arange(total)[:, None].repeat(2, axis=1))
 
 
-@pytest.mark.parametrize(("asked", "have", "ranks"), [(4, 2, 2), (2, 8, 2), (4, 1, None), (1, 8, None)])
-def test_the_step_asks_for_as_many_processes_as_the_machine_has_devices(
-    asked: int, have: int, ranks: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("requested", "available", "ranks"), [(4, 2, 2), (2, 8, 2), (4, 1, None), (1, 8, None)])
+def test_the_step_starts_at_most_one_process_for_each_device(
+    requested: int, available: int, ranks: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unlike a training, whose weights depend on their number."""
+    """A training does not reduce the number: its weights depend on it."""
     from pipelines import evaluate
 
-    content = apply_overrides(read_params(REPOSITORY), "digits-vae", [f"training.devices={asked}", "training.threads=1"])
+    content = apply_overrides(read_params(REPOSITORY), "digits-vae", [f"training.devices={requested}", "training.threads=1"])
     write_params(content, tmp_path)
     (tmp_path / "constraints.txt").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "devices", lambda: have)
+    monkeypatch.setattr(machine, "devices", lambda: available)
     seen: list[Any] = []
     monkeypatch.setattr(launch, "run_ranks", lambda *arguments: seen.append(arguments))
     if ranks is None:
-        with pytest.raises(IntegrityError, match="outs/prepared/digits"):  # it goes to work itself
+        with pytest.raises(IntegrityError, match="outs/prepared/digits"):  # it evaluates in this process
             evaluate.main("digits-vae")
     else:
         evaluate.main("digits-vae")

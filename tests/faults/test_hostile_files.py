@@ -1,4 +1,4 @@
-"""Arrays and tables that mean harm: pickles in them are refused unread, and what is small on disk does not fill the memory."""
+"""Malicious arrays and tables: pickles are refused unread, and files that are small on disk do not fill the memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.support.measured import Reader, reader
+from tests.support.measured import Reader, start_reader
 from tests.support.poisons import Payload
 
-MOST_GROWN = 200 << 20  # bytes
+MAX_MEMORY_GROWTH = 200 << 20  # bytes
 
 
 @pytest.fixture(scope="module")
-def read() -> Iterator[Reader]:
-    with reader() as process:
+def reader() -> Iterator[Reader]:
+    with start_reader() as process:
         yield process
 
 
@@ -27,7 +27,7 @@ def objects(path: Path) -> np.ndarray:
 
 
 def one_text_for_many_rows(path: Path) -> None:
-    """Said once, meant a million times: a terabyte where it is written out."""
+    """Write a text of 1 MiB once for a million rows: a terabyte when decoded."""
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_000_000, np.int32)), pa.array(["x" * (1 << 20)]))
     pyarrow.parquet.write_table(pa.table({"t": text, "x": np.arange(1_000_000.0)}), path)
 
@@ -44,10 +44,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_hostile_files(read: Reader, tmp_path: Path, name: str) -> None:
+def test_hostile_files_are_refused(reader: Reader, tmp_path: Path, name: str) -> None:
     make, says = FILES[name]
     make(tmp_path / name)
-    (found,) = read("source", tmp_path / name)
+    (found,) = reader("source", tmp_path / name)
     assert found.ended == "refused" and says in found.said and len(found.said.splitlines()) == 1, found
-    assert found.grown < MOST_GROWN, found
+    assert found.grown < MAX_MEMORY_GROWTH, found
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,4 +1,4 @@
-"""A version whose files somebody poisoned: every command that loads refuses it in one line, and nothing of it ever ran."""
+"""Version with poisoned files: every command that loads it refuses it in one line, and its payload is never executed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from remint.stores.mlflow import Tracking, VersionTags
 from remint.stores.mlflow.inventory import versions
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
-from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, remake
+from tests.support.poisons import BUNDLE, POISONS, Payload, Poison, restore_model
 from tests.support.promotion_cases import MODEL
 from tests.support.registry_cases import SPEC
-from tests.support.retraining_cases import lay, params_of, retraining
+from tests.support.retraining_cases import params_of, retraining, write_records
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -33,15 +33,15 @@ REF = f"{MODEL}/1"
 
 @pytest.fixture(scope="module")
 def home(registered: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Version 1 was champion before version 2, so that a roll back would go to it."""
-    made = cases.copied(registered, tmp_path_factory.mktemp("home"))
+    """Home in which version 1 was champion before version 2: a rollback would return to it."""
+    made = cases.copy_home(registered, tmp_path_factory.mktemp("home"))
     for number in (1, 2):
-        cases.judge(made, "promoted", number)
+        cases.record_decision(made, "promoted", number)
     return made
 
 
-def champion_measured_again(home: Home) -> str:
-    """What a retraining does with the champion before it judges: here as far as its bytes go."""
+def measure_champion_again(home: Home) -> str:
+    """Try to measure the champion as a retraining does before it judges. Return the reason why it is unavailable."""
     challenger = TrainedModel.read(home.path / "bundles/1/training.json")
     report = EvaluationReport(
         pipeline=MODEL,
@@ -53,19 +53,19 @@ def champion_measured_again(home: Home) -> str:
     own = Evidence(report, {})
     dataset = DatasetVersion(name="digits", source="s", raw_sha256="0", spec=SPEC, split={}, counts={}, files={})
     with retraining(home, params_of(MODEL), MODEL) as job:
-        lay(job, dataset, challenger, own)
+        write_records(job, dataset, challenger, own)
         found = champion.evidence(job, own, 1)
     assert found.evidence is None and found.unavailable_reason is not None
     return found.unavailable_reason
 
 
-def raised(what: Callable[[], object]) -> str:
+def error_of(act: Callable[[], object]) -> str:
     with pytest.raises(RemintError) as caught:
-        what()
+        act()
     return str(caught.value)
 
 
-def audited(home: Home) -> str:
+def audit_finding(home: Home) -> str:
     store = open_tracking(home)
     held = next(each for each in versions(store, MODEL) if each.version.ref == REF)
     (found,) = registry.check_bytes(home, store, held, "a champion before", load=True)
@@ -74,21 +74,21 @@ def audited(home: Home) -> str:
 
 
 def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, str]]:
-    """What each command says. Where manifest and tags fit the poison, only those that load see it."""
-    if not poison.of_the_record:
-        yield "sample", raised(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
-    yield "rollback", raised(lambda: decide.rollback(home, MODEL, "it blurs"))
-    yield "audit --deep", audited(home)
+    """Yield each command and its error. If manifest and tags match the poison, only commands that load the model find it."""
+    if not poison.record_only:
+        yield "sample", error_of(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
+    yield "rollback", error_of(lambda: decide.rollback(home, MODEL, "it blurs"))
+    yield "audit --deep", audit_finding(home)
     if not poison.resealed:
-        yield "promote", raised(lambda: decide.promote(home, REF, "I like it", against=2))
-        yield "judge", champion_measured_again(home)
-    elif not poison.of_the_record:
+        yield "promote", error_of(lambda: decide.promote(home, REF, "I like it", against=2))
+        yield "judge", measure_champion_again(home)
+    elif not poison.record_only:
         bundle = fetch_bundle(home, open_tracking(home).version(REF))
-        yield "pyfunc", raised(lambda: pyfunc._load_pyfunc(str(bundle)))
+        yield "pyfunc", error_of(lambda: pyfunc._load_pyfunc(str(bundle)))
 
 
-def seal(store: Tracking, files: Path) -> None:
-    """Makes manifest and tags fit what lies there, as somebody could who may write into MLflow's database, too."""
+def reseal(store: Tracking, files: Path) -> None:
+    """Make manifest and tags match the files, like an attacker who can also write to MLflow's database."""
     from remint.stores.mlflow import package
 
     manifest.seal(files / BUNDLE)
@@ -105,24 +105,24 @@ def seal(store: Tracking, files: Path) -> None:
 @pytest.mark.case(26)
 def test_poisoned_models(trials: Trials, home: Home, tmp_path: Path) -> None:
     names, store = list(POISONS), open_tracking(home)
-    files = cases.files(home, 1)
-    whole = shutil.copytree(files.parent, tmp_path / "whole") / files.name
+    files = cases.model_folder(home, 1)
+    original = shutil.copytree(files.parent, tmp_path / "whole") / files.name
     tags = store.version(REF).tags
     for trial in trials(short=3, full=len(names)):
         poison, mark = POISONS[names[trial.number]], tmp_path / f"ran-{trial.number}"
         poison.make(files, Payload(mark))
         if poison.resealed:
-            seal(store, files)
+            reseal(store, files)
         folder = tmp_path / str(trial.number)
         folder.mkdir()
-        for command, said in refusals(home, folder, poison):
-            assert len(said.splitlines()) == 1 and len(said) < 2_000, (names[trial.number], command, said)
+        for command, message in refusals(home, folder, poison):
+            assert len(message.splitlines()) == 1 and len(message) < 2_000, (names[trial.number], command, message)
             assert not mark.exists(), (names[trial.number], command)
             trial.note(refused=1)
         assert open_ledger(home).champion(MODEL) == 2
         assert not (folder / "x.npy").exists()
         trial.note(executed=0)
-        remake(files, whole)
+        restore_model(files, original)
         store.set_tags(store.version(REF), tags)
         shutil.rmtree(home.path / "models", ignore_errors=True)
-    assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # as it was, it is loaded
+    assert len(model.load(fetch_bundle(home, store.version(REF))).sample(2, seed=0)) == 2  # the original is loaded

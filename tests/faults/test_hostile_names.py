@@ -1,4 +1,4 @@
-"""Names from outside: of settings, of MLflow's tags, of branches. None leaves its folder, is an option, or is a word to a shell."""
+"""Hostile names in settings, MLflow's tags and branches: none leaves its folder, is an option, or means anything to a shell."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ PARTS = [
 ]
 
 
-def made(choose: random.Random) -> str:
-    """A name of one to four parts, good and bad ones alike."""
+def random_name(choose: random.Random) -> str:
+    """Return a name of one to four random parts, good and bad."""
     return "".join(choose.choice(PARTS[:5] if choose.random() < 0.5 else PARTS) for _ in range(choose.randint(1, 4)))
 
 
 @pytest.mark.case(30)
 def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, tmp_path: Path) -> None:
-    """dvc puts ``${key}`` into a command as it is: what comes out of a shell is what went in, and nothing else was done."""
+    """dvc inserts ``${key}`` into a command unquoted. A shell must print each name unchanged, and do nothing else."""
     content = read_params(REPOSITORY)
     admitted = []
     for trial in trials(short=300, full=5_000):
-        name = made(trial.random)
+        name = random_name(trial.random)
         block = trial.random.choice(("datasets", "pipelines"))
         changed = {**content, block: {**content[block], name: next(iter(content[block].values()))}}
         try:
@@ -89,11 +89,11 @@ def test_a_name_that_settings_may_have_means_nothing_to_a_shell(trials: Trials, 
         trial.note(admitted=1, understood_by_a_shell=0)
     assert len(admitted) > 30
     command = "\n".join(f"printf '%s\\n' {name}" for name in admitted)
-    said = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == admitted and not list(tmp_path.iterdir())
+    printed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == admitted and not list(tmp_path.iterdir())
 
 
-def test_the_commands_of_dvc_hold_no_other_words_than_names() -> None:
+def test_the_commands_in_dvc_yaml_contain_only_names() -> None:
     stages = load_safe_yaml((REPOSITORY / "dvc.yaml").read_text())["stages"]
     assert stages.pop("resolve")["cmd"] == "exec python -m pipelines.resolve params.yaml"
     for name, stage in stages.items():
@@ -125,7 +125,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_what_is_no_commit_is_no_option_of_git_either(clone: Path, name: str) -> None:
+def test_an_invalid_commit_id_is_not_passed_to_git_as_an_option(clone: Path, name: str) -> None:
     assert not git.holds(clone, name) and not git.obtain(clone, name)
     if not (name and name.isalpha()) and name not in ("HEAD", ""):
         with pytest.raises(RepositoryError):
@@ -133,7 +133,7 @@ def test_what_is_no_commit_is_no_option_of_git_either(clone: Path, name: str) ->
     assert not list(clone.parent.rglob("RAN"))
 
 
-def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
+def test_an_option_among_the_prerequisites_of_a_bundle_is_not_passed_to_git(clone: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").write_bytes(b"# v2 git bundle\n---upload-pack=touch\tRAN;\n\n")
     assert [git.obtain(clone, sha) for sha in uncommitted.prerequisites(tmp_path / "bundle")] == [False]
     assert not list(tmp_path.rglob("RAN"))
@@ -141,22 +141,22 @@ def test_a_bundle_that_stands_on_an_option(clone: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
-def tagged(home: Home, **tags: str) -> Any:
+def with_tags(home: Home, **tags: str) -> Any:
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/1"), VersionTags.model_validate(tags))
     return store.version(f"{MODEL}/1")
 
 
-def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_path: Path) -> None:
-    """What lies where a copy is to be made, and is not one, is removed."""
+def test_a_key_in_mlflow_that_is_a_path_removes_nothing(home: Home, tmp_path: Path) -> None:
+    """fetch_bundle removes an invalid copy at its target, which must not be another folder."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     for key in ("../../precious", str(tmp_path / "precious"), "", ".", "../" + "0" * 64):
         with pytest.raises(IntegrityError, match="is not a key: remint did not write it"):
-            fetch_bundle(home, tagged(home, key=key))
+            fetch_bundle(home, with_tags(home, key=key))
     assert (tmp_path / "precious/file").exists() and (home.path / "mlflow").is_dir()
 
 
@@ -171,31 +171,31 @@ def test_a_key_in_mlflow_that_leads_elsewhere_removes_nothing(home: Home, tmp_pa
         ({"recipe": "{"}, "its tag recipe is invalid"),
     ],
 )
-def test_a_rebuild_of_tags_that_were_edited(home: Home, tmp_path: Path, tags: dict[str, str], says: str) -> None:
-    version = tagged(home, **{"dvc_lock_sha256": "x", **tags})
+def test_a_rebuild_refuses_edited_tags(home: Home, tmp_path: Path, tags: dict[str, str], says: str) -> None:
+    version = with_tags(home, **{"dvc_lock_sha256": "x", **tags})
     with pytest.raises(IntegrityError) as caught:
         record.fetch(open_tracking(home), version, tmp_path / "to")
     assert says in str(caught.value) and not list(tmp_path.rglob("RAN"))
 
 
-def test_commits_that_are_options_are_not_compared(home: Home, clone: Path, tmp_path: Path) -> None:
+def test_commit_ids_that_are_options_are_not_compared(home: Home, clone: Path, tmp_path: Path) -> None:
     store = open_tracking(home)
     former, present = (store.version(f"{MODEL}/{number}") for number in (1, 2))
-    said = why._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
-    assert "not a valid commit id" in said and not (tmp_path / "RAN").exists()
+    message = why._code_change(Home(clone, home.path), former.model_copy(update={"commit": f"--output={tmp_path}/RAN"}), present)
+    assert "not a valid commit id" in message and not (tmp_path / "RAN").exists()
 
 
-def test_models_of_others_in_the_same_mlflow(home: Home) -> None:
-    """Their names may end a string of a query, or be a path."""
+def test_foreign_models_in_the_same_mlflow_are_ignored(home: Home) -> None:
+    """Their names can contain quotes, or be a path."""
     store: Any = open_tracking(home)
     others = ["it's", "x' or name = 'digits-flow", 'a"b', "My model", "a" * 200]
     for name in others:
         store._client.create_registered_model(name)
     assert store.names() == [MODEL] and {entry.name for entry in queries.models(home, None)} == {MODEL}
     for name in others:
-        for look in (lambda name=name: queries.models(home, name), lambda name=name: why.why(home, f"{name}/1")):
+        for query in (lambda name=name: queries.models(home, name), lambda name=name: why.why(home, f"{name}/1")):
             with pytest.raises(NotFoundError) as caught:
-                look()
+                query()
             assert len(str(caught.value).splitlines()) == 1
         assert store.versions(name) == []
         with pytest.raises(NotFoundError):
@@ -205,7 +205,7 @@ def test_models_of_others_in_the_same_mlflow(home: Home) -> None:
             store.version(f"{MODEL}/{number}")
 
 
-def test_a_lock_of_dvc_that_leads_elsewhere(tmp_path: Path) -> None:
+def test_a_dvc_lock_with_a_hostile_output_is_refused(tmp_path: Path) -> None:
     for out in ({"md5": "../../../etc/passwd"}, {"path": "../out"}, {"path": "/etc/out"}, {"md5": 5}, {"path": ["x"]}):
         whole = {"path": "outs/x", "md5": "0" * 32 + ".dir", "size": 1, "nfiles": 1, "hash": "md5", **out}
         (tmp_path / "dvc.lock").write_text(canonical({"stages": {"prepare@x": {"outs": [whole]}}}))
@@ -218,13 +218,13 @@ def test_a_lock_of_dvc_that_leads_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a\0b", "\ud800", "../x", "/x", "a//b", "a/./b", "a\\b", "x" * 256])
-def test_keys_of_a_bucket_that_can_be_no_files(key: str) -> None:
+def test_object_keys_that_are_not_valid_paths_are_refused(key: str) -> None:
     with pytest.raises(DataError, match="cannot be a file below a folder"):
         path_of(key)
 
 
 @pytest.mark.parametrize("source", ["", " ", "a\0b", "a\nb", "x" * 300, "\x1b[2J", "a/" + "é" * 200])
-def test_sources_that_are_no_paths(source: str) -> None:
+def test_sources_that_are_not_valid_paths_are_refused(source: str) -> None:
     content = read_params(REPOSITORY)
     content["datasets"]["digits"]["source"] = source
     with pytest.raises(SettingsError, match=r"datasets\.digits\.source: expected a path or an address") as caught:
@@ -233,12 +233,12 @@ def test_sources_that_are_no_paths(source: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["os:system", "os.system", "../evil", "remint.models.flow", "flow\n", "builtins.exec", ""])
-def test_a_family_is_a_name_that_was_installed_and_no_path_of_an_import(family: str) -> None:
+def test_a_family_must_be_an_installed_name(family: str) -> None:
     with pytest.raises(SettingsError, match="unknown family"):
         plugins.settings_of(family)
 
 
-def test_tags_of_yaml_are_refused_unread(tmp_path: Path) -> None:
+def test_yaml_tags_are_refused_without_being_executed(tmp_path: Path) -> None:
     for text in (
         "datasets: !!python/object/apply:os.system ['touch {}']\npipelines: {}",
         "datasets: !!python/name:os.system\npipelines: {}",
@@ -253,7 +253,7 @@ def test_tags_of_yaml_are_refused_unread(tmp_path: Path) -> None:
     assert not (tmp_path / "RAN").exists()
 
 
-def test_a_sample_that_cannot_be_written(home: Home, tmp_path: Path) -> None:
+def test_a_sample_file_with_a_too_long_name_is_a_clear_error(home: Home, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be written: File name too long"):
         queries.sample(home, f"{MODEL}/1", 1, 0, None, tmp_path / f"{'x' * 300}.npy")
     assert not is_name("x" * 101)

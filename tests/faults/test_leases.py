@@ -1,4 +1,4 @@
-"""One retraining of a pipeline at a time: real holders, killed and stopped, on real databases; clocks that jump."""
+"""One retraining of a pipeline at a time: real holders, killed and suspended, on real databases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from remint.stores.ledger import leases
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
-# Takes the lease of "m" and keeps it; what it is told, it writes; where it loses the lease, it says so.
+# Takes the lease of "m" and keeps it. Writes each message, and the loss of the lease, to the file "said".
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -48,8 +48,8 @@ with jobs.live(home, pipeline="m", flow_run="") as job:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundredth of a lease's patience; the full trials of case 16 have all of it."""
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases with about a hundredth of their usual times; the full trials of case 16 use longer ones."""
     monkeypatch.setattr(leases, "BEAT", 0.1)
     monkeypatch.setattr(leases, "LOOK", 0.1)
     monkeypatch.setattr(leases, "SILENT", 1.5)
@@ -61,23 +61,23 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def start(home: Home, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts a holder in a folder of its own, and waits until it has said ``word``."""
+def start_holder(home: Home, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Function that starts a holder in its own folder, and waits until it has written ``word``."""
     with ExitStack() as stack:
 
-        def begin(name: str, machine: str = "", word: str = "has") -> subprocess.Popen[bytes]:
+        def start(name: str, machine: str = "", word: str = "has") -> subprocess.Popen[bytes]:
             folder = tmp_path / name
             folder.mkdir(exist_ok=True)
             process = subprocess.Popen([sys.executable, "-c", HOLDER, str(home.path), machine], cwd=folder)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            heard(folder, word)
+            wait_for_line(folder, word)
             return process
 
-        yield begin
+        yield start
 
 
-def heard(folder: Path, word: str) -> str:
+def wait_for_line(folder: Path, word: str) -> str:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         lines = (folder / "said").read_text().splitlines() if (folder / "said").exists() else []
@@ -88,20 +88,20 @@ def heard(folder: Path, word: str) -> str:
     raise AssertionError(f"{folder.name} did not say {word!r}")
 
 
-def take(home: Home, told: list[str] | None = None, **options: object) -> int:
-    """Takes the lease of "m" as a job of this process and gives it back; its term."""
+def take_lease(home: Home, messages: list[str] | None = None, **options: object) -> int:
+    """Take the lease of "m" as a job of this process and release it. Return its term."""
     with jobs.live(home, pipeline="m", flow_run="") as job:
         holder = leases.Holder.of("m", job)
-        with leases.held(home, "m", holder, (told if told is not None else []).append, **options) as lease:  # type: ignore[arg-type]
+        with leases.held(home, "m", holder, (messages if messages is not None else []).append, **options) as lease:  # type: ignore[arg-type]
             lease.confirm()
             return lease.term
 
 
-def test_what_is_given_back_is_taken_again(home: Home) -> None:
-    assert [take(home) for _ in range(3)] == [1, 2, 3]
+def test_a_released_lease_can_be_taken_again(home: Home) -> None:
+    assert [take_lease(home) for _ in range(3)] == [1, 2, 3]
 
 
-def test_different_pipelines_do_not_wait(home: Home) -> None:
+def test_jobs_of_different_pipelines_do_not_wait_for_each_other(home: Home) -> None:
     with ExitStack() as stack:
         for name in ("a", "b", "c"):
             job = stack.enter_context(jobs.live(home, pipeline=name, flow_run=""))
@@ -109,57 +109,61 @@ def test_different_pipelines_do_not_wait(home: Home) -> None:
             stack.enter_context(leases.held(home, name, leases.Holder.of(name, job), print, waits=refuse))
 
 
-def test_the_second_waits_for_the_first_and_names_it(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    first = start("first")
-    told: list[str] = []
+def test_the_second_job_waits_for_the_first_and_names_it(
+    home: Home, start_holder: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    first = start_holder("first")
+    messages: list[str] = []
     terms: list[int] = []
-    second = threading.Thread(target=lambda: terms.append(take(home, told)))
+    second = threading.Thread(target=lambda: terms.append(take_lease(home, messages)))
     second.start()
-    time.sleep(3 * leases.SILENT)  # a live holder of this host is not broken, however long it takes
+    time.sleep(3 * leases.SILENT)  # a live holder on this host never loses its lease
     assert not terms
-    (line,) = told
+    (line,) = messages
     assert f"process {first.pid} on {leases.Holder.of('m', jobs.Job(home.jobs / 'x')).host}" in line and "since" in line
     first.kill()
     second.join(timeout=10)
     assert terms == [2]
 
 
-def test_the_second_leaves_where_it_does_not_wait(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    first = start("first")
+def test_a_job_that_does_not_wait_is_refused(home: Home, start_holder: Callable[..., subprocess.Popen[bytes]]) -> None:
+    first = start_holder("first")
     with pytest.raises(Busy, match=rf"m is being retrained by job .* \(process {first.pid} on"):
-        take(home, waits=lambda _: False)
+        take_lease(home, waits=lambda _: False)
 
 
-def test_ctrl_c_ends_the_waiting(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    start("first")
+def test_ctrl_c_ends_the_waiting(home: Home, start_holder: Callable[..., subprocess.Popen[bytes]]) -> None:
+    start_holder("first")
     threading.Timer(0.3, processes.stopping.set).start()
     try:
         with pytest.raises(Interrupted, match="while waiting: m is being retrained by job"):
-            take(home)
+            take_lease(home)
     finally:
         processes.stopping.clear()
 
 
-def test_a_stopped_holder_of_this_host_is_alive(home: Home, start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    first = start("first")
+def test_a_suspended_holder_on_this_host_keeps_its_lease(
+    home: Home, start_holder: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    first = start_holder("first")
     first.send_signal(signal.SIGSTOP)
     time.sleep(2 * leases.SILENT)
     with pytest.raises(Busy):
-        take(home, waits=lambda _: False)
+        take_lease(home, waits=lambda _: False)
 
 
-def test_a_holder_that_slept_on_another_host_finds_its_lease_gone(
-    home: Home, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+def test_a_suspended_holder_on_another_host_loses_its_lease(
+    home: Home, start_holder: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    first = start("first", "elsewhere")
+    first = start_holder("first", "elsewhere")
     first.send_signal(signal.SIGSTOP)
-    assert take(home) == 2
+    assert take_lease(home) == 2
     first.send_signal(signal.SIGCONT)
-    assert "its lease was taken over" in heard(tmp_path / "first", "lost")
+    assert "its lease was taken over" in wait_for_line(tmp_path / "first", "lost")
 
 
 def test_a_lost_lease_is_noticed_before_an_effect(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the thread had no turn yet: ``confirm`` asks the database."""
+    """Also before the next beat: ``confirm`` asks the database."""
     monkeypatch.setattr(leases, "BEAT", 600.0)
     with jobs.live(home, pipeline="m", flow_run="") as job:
         holder = leases.Holder.of("m", job)
@@ -168,14 +172,14 @@ def test_a_lost_lease_is_noticed_before_an_effect(home: Home, monkeypatch: pytes
             book = leases.Leases(home.ledger_url)
             other = leases.Holder.of("m", jobs.Job(home.jobs / "other"))
             assert book.take("m", other, book.read("m")) == 2
-            lease.check()  # nobody has told it yet
+            lease.check()  # it does not know yet
             with pytest.raises(LeaseLost, match="taken over: m is being retrained by job other"):
                 lease.confirm()
         assert book.read("m").holder == other, "a job that lost its lease does not give away another's"
 
 
-def test_only_one_of_many_waiters_takes_over(home: Home) -> None:
-    """Compare-and-swap: of those who saw the same dead holder one wins."""
+def test_only_one_of_many_waiters_takes_over_the_lease(home: Home) -> None:
+    """Compare-and-swap: of all waiters that saw the same dead holder one wins."""
     book = leases.Leases(home.ledger_url)
     dead = leases.Holder.of("m", jobs.Job(home.jobs / "gone"))
     book.take("m", dead, book.read("m"))
@@ -196,7 +200,7 @@ def test_free_again_when_holder_and_server_were_killed(
     trials: Trials,
     tmp_path: Path,
     machine: str,
-    start: Callable[..., subprocess.Popen[bytes]],
+    start_holder: Callable[..., subprocess.Popen[bytes]],
     home: Home,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -206,13 +210,13 @@ def test_free_again_when_holder_and_server_were_killed(
     for trial in trials(short=1, full=5):
         name = f"lease{trial.number}{machine}"
         monkeypatch.setenv("REMINT_LEDGER", postgres.database(name))
-        holder = start(name, machine)
+        holder = start_holder(name, machine)
         time.sleep(trial.random.uniform(0.0, 0.3))
         postgres.stop()
         holder.kill()
         holder.wait()
         began = time.monotonic()
         postgres.start()
-        assert take(home) == 2
+        assert take_lease(home) == 2
         assert time.monotonic() - began < 120.0
         trial.note(taken_over=1, after_120_s=0)

@@ -1,4 +1,4 @@
-"""A flow or its worker is killed: of the whole tree below nothing is left after five seconds, and nobody begins before that."""
+"""After a flow or its worker is killed, no descendant is alive after five seconds, and no other job starts before that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.trials import Trials
 DEADLINE = 5.0  # seconds
 PROCESSES = 7
 
-# worker -> flow -> dvc -> a shell that stays -> trainer -> torchrun -> ranks. The lowest hold on where they are asked to end.
+# worker -> flow -> dvc -> a shell that stays -> trainer -> torchrun -> ranks. Trainer and ranks ignore SIGTERM.
 TREE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
@@ -30,32 +30,32 @@ from remint.runtime.parent import PARENT
 from remint.runtime.parent import ancestor_pids
 from remint.runtime.parent import die_with_parent
 
-def below(*who):
-    return [sys.executable, __file__, *who]
+def command_of(*roles):
+    return [sys.executable, __file__, *roles]
 
 def run(*command):
     folder = Path(os.environ["JOB"]) if "JOB" in os.environ else Path(".")
     processes.run_process(command, cwd=Path.cwd(), env=os.environ, log=folder / "log")
 
-who = sys.argv[1]
-if who != "worker":
+role = sys.argv[1]
+if role != "worker":
     die_with_parent()
-if who in ("trainer", "rank"):
+if role in ("trainer", "rank"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-Path("pids", f"{who}-{os.getpid()}").touch()
-if who == "worker":
-    subprocess.run(below("flow"), env={**os.environ, PARENT: ancestor_pids()})
-elif who == "flow":
+Path("pids", f"{role}-{os.getpid()}").touch()
+if role == "worker":
+    subprocess.run(command_of("flow"), env={**os.environ, PARENT: ancestor_pids()})
+elif role == "flow":
     home = Home(Path.cwd(), Path("home").absolute())
     with jobs.live(home, pipeline="m", flow_run="") as job, leases.held(home, "m", leases.Holder.of("m", job), print):
         os.environ["JOB"] = str(job.folder)
-        run(*below("dvc"))
-elif who == "dvc":
+        run(*command_of("dvc"))
+elif role == "dvc":
     subprocess.run(["/bin/sh", "-c", f"{sys.executable} {__file__} trainer; true"])
-elif who == "trainer":
-    run(*below("torchrun"))
-elif who == "torchrun":
-    for rank in [subprocess.Popen(below("rank"), start_new_session=True) for _ in range(2)]:
+elif role == "trainer":
+    run(*command_of("torchrun"))
+elif role == "torchrun":
+    for rank in [subprocess.Popen(command_of("rank"), start_new_session=True) for _ in range(2)]:
         rank.wait()
 else:
     time.sleep(600)
@@ -79,12 +79,12 @@ def test_nothing_outlives_a_flow_or_its_worker_for_five_seconds(trials: Trials, 
         (job,) = jobs.alive(home)
         os.kill(pids[victim][0], 9)
         killed = time.monotonic()
-        below = [pid for who, each in pids.items() if who != "worker" for pid in each]
-        while any(map(is_alive, below)):
+        descendants = [pid for role, each in pids.items() if role != "worker" for pid in each]
+        while any(map(is_alive, descendants)):
             assert time.monotonic() - killed < (DEADLINE if trials.soak else 4 * DEADLINE), [
-                who for who, each in pids.items() if any(map(is_alive, each))
+                role for role, each in pids.items() if any(map(is_alive, each))
             ]
-            writers = [pid for who in ("trainer", "rank") for pid in pids[who] if is_alive(pid)]
+            writers = [pid for role in ("trainer", "rank") for pid in pids[role] if is_alive(pid)]
             assert not (jobs.is_over(job.folder) and any(map(is_alive, writers))), "a job is not over while its trainer lives"
             time.sleep(0.02)
         worker.wait()
@@ -95,6 +95,6 @@ def test_nothing_outlives_a_flow_or_its_worker_for_five_seconds(trials: Trials, 
 def _pids(folder: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for path in (folder / "pids").iterdir():
-        who, pid = path.name.split("-")
-        found.setdefault(who, []).append(int(pid))
+        role, pid = path.name.split("-")
+        found.setdefault(role, []).append(int(pid))
     return found

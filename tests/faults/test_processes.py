@@ -1,4 +1,4 @@
-"""Children that do not outlive us, with real processes that are really killed."""
+"""Child processes do not outlive their parent: real processes, really killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from remint.errors import Interrupted
 from remint.runtime import jobs, processes
 from remint.runtime.home import Home
-from tests.support.processes import gone, is_alive, wait_for
+from tests.support.processes import ends_within, is_alive, wait_for
 
 PARENT = """
 import os, sys
@@ -26,16 +26,16 @@ CHILD = "from remint.runtime.parent import die_with_parent; die_with_parent(); i
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('pid', 'w').write('1'); time.sleep(600)"
 
 
-def test_a_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_a_child_dies_with_its_killed_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT.replace("CHILD", repr(CHILD))], cwd=tmp_path)
     child = int(wait_for(tmp_path / "pid"))
     assert is_alive(child)
     parent.kill()
     parent.wait()
-    assert gone(child)
+    assert ends_within(child)
 
 
-def test_a_child_whose_parent_was_killed_before_it_could_ask_ends_at_once(tmp_path: Path) -> None:
+def test_a_child_whose_parent_is_already_dead_ends_at_once(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
     status = processes.run_process(
@@ -48,7 +48,7 @@ def test_a_child_whose_parent_was_killed_before_it_could_ask_ends_at_once(tmp_pa
     assert not (tmp_path / "pid").exists()
 
 
-def test_ctrl_c_stops_the_group_and_says_so(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_process_group_and_raises_interrupted(tmp_path: Path) -> None:
     def stop_soon() -> None:
         wait_for(tmp_path / "pid")
         processes.stopping.set()
@@ -59,10 +59,10 @@ def test_ctrl_c_stops_the_group_and_says_so(tmp_path: Path) -> None:
             processes.run_process([sys.executable, "-c", CHILD], cwd=tmp_path, env=os.environ, log=tmp_path / "log")
     finally:
         processes.stopping.clear()
-    assert gone(int((tmp_path / "pid").read_text()), seconds=1.0)
+    assert ends_within(int((tmp_path / "pid").read_text()), seconds=1.0)
 
 
-def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE", 0.3)
     child = subprocess.Popen([sys.executable, "-c", STUBBORN], cwd=tmp_path, start_new_session=True)
     wait_for(tmp_path / "pid")
@@ -70,7 +70,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, 
     assert child.wait(timeout=5) == -signal.SIGKILL
 
 
-def test_events_are_read_as_they_come_and_only_whole_lines(tmp_path: Path) -> None:
+def test_events_are_read_as_they_come_in_complete_lines(tmp_path: Path) -> None:
     writer = "import time; f = open('events', 'a', buffering=1); f.write('{\"a\": 1}\\n{\"a\"'); f.flush(); time.sleep(0.3); f.write(': 2}\\n')"
     seen: list[dict[str, int]] = []
     status = processes.run_process(

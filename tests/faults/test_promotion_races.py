@@ -1,4 +1,4 @@
-"""Two promote at once, a better version and a worse one, in processes of their own: one wins, the other is told, and both stores agree."""
+"""Simultaneous promotions of two versions in two processes: one wins, the other is refused, and both stores agree."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from remint.runtime.home import Home
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
-from tests.support.racers import context, racer
+from tests.support.racers import context, race_process
 from tests.support.trials import Trials
 
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 @contextmanager
-def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
-    """Two processes that live for all races; each race is what both are told, and what they answer, in their order."""
+def start_promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[tuple[Any, ...]]], list[str]]]:
+    """Run two processes for all races. Yield a function that sends a request to each and returns their answers in order."""
     start = context.Barrier(2)
     pipes = [context.Pipe() for _ in range(2)]
-    racers = [racer(_race, theirs, start, home, work) for _, theirs in pipes]
+    racers = [race_process(_run_races, theirs, start, home, work) for _, theirs in pipes]
     for each in racers:
         each.start()
 
-    def race(told: list[tuple[Any, ...]]) -> list[str]:
-        for (ours, _), arguments in zip(pipes, told, strict=True):
+    def race(requests: list[tuple[Any, ...]]) -> list[str]:
+        for (ours, _), arguments in zip(pipes, requests, strict=True):
             ours.send(arguments)
         for ours, _ in pipes:
             assert ours.poll(120), "a promoter died"
@@ -48,7 +48,7 @@ def promoters(home: Home, work: Callable[..., str]) -> Iterator[Callable[[list[t
         each.join(60)
 
 
-def _race(pipe: Any, start: Any, home: Home, work: Callable[..., str]) -> None:
+def _run_races(pipe: Any, start: Any, home: Home, work: Callable[..., str]) -> None:
     while (arguments := pipe.recv()) is not None:
         start.wait(60)
         pipe.send(work(home, *arguments))
@@ -64,14 +64,14 @@ def promote(home: Home, version: int, against: Against) -> str:
 
 @pytest.mark.case(15)
 def test_of_two_promoters_one_wins_and_the_other_is_told_who(home: Home, trials: Trials) -> None:
-    """Each decided against the champion that stands: whoever is second decided against one that stands no more."""
-    with promoters(home, promote) as race:
+    """Both decide against the current champion. The second one decides against a former champion, and is refused."""
+    with start_promoters(home, promote) as race:
         for trial in trials(short=1, full=500):
             champion = open_ledger(home).champion(MODEL)
             better, worse = trial.random.sample([number for number in (1, 2, 3, 4) if number != champion], 2)
             against: Against = "none" if champion is None else champion
-            told = [(better, against), (worse, against)]
-            answers = race(told)
+            requests = [(better, against), (worse, against)]
+            answers = race(requests)
             assert sorted(answer == "won" for answer in answers) == [False, True], answers
             winner = (better, worse)[answers.index("won")]
             (loser,) = (answer for answer in answers if answer != "won")

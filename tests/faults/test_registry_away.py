@@ -1,4 +1,4 @@
-"""MLflow's server is killed, its replies are lost, its PostgreSQL goes away: what was acknowledged is there, and there once."""
+"""MLflow's server is killed, its replies are lost, its PostgreSQL restarts: each acknowledged write exists exactly once."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from remint.runtime import manifest
 from remint.stores.ledger.chain import Ledger
 from remint.stores.mlflow import Tracking, VersionTags, door, registration
 from tests.support import registry_cases as cases
-from tests.support.mlflow_server import Server, losing, serving
+from tests.support.mlflow_server import Server, lossy_proxy, run_server
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
-PATIENCE = 10.0  # seconds that are ridden out for certain
-WRITES = 10  # of one trial that are counted: a version, tags, metrics, an alias
+PATIENCE = 10.0  # seconds of an outage that end no training
+WRITES = 10  # counted writes of one trial: a version, tags, metrics, an alias
 
 
 @pytest.fixture
 def server(empty: Path, tmp_path: Path) -> Iterator[Server]:
     shutil.copytree(empty, tmp_path / "served")
-    with serving(tmp_path / "served") as started:
+    with run_server(tmp_path / "served") as started:
         yield started
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's client waits seconds before it asks again; half of that is enough for a server beside it."""
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halve the seconds that MLflow's client waits before a retry: enough for a server on this machine."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.5")
 
 
-def another(made: Path, to: Path, seed: int) -> Path:
-    """The bundle under another key: a training of the same weights by another seed."""
-    shutil.copytree(made, to)
+def with_other_seed(small_bundle: Path, to: Path, seed: int) -> Path:
+    """Copy the bundle with another seed in its recipe, and so another key."""
+    shutil.copytree(small_bundle, to)
     trained = TrainedModel.read(to / "training.json")
     recipe = {**trained.recipe, "training": {**trained.recipe["training"], "seed": seed}}
     trained.model_copy(update={"recipe": recipe}).write(to / "training.json")
@@ -61,7 +61,7 @@ def client(store: Tracking) -> Any:
 
 
 def until_acknowledged(write: Callable[[], Any], failures: list[str] | None = None) -> Any:
-    """As a flow and its next run do: what failed is done again. What it returned is acknowledged."""
+    """Repeat a failed write, like a flow and its next run. Return its result: then the write is acknowledged."""
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -74,14 +74,14 @@ def until_acknowledged(write: Callable[[], Any], failures: list[str] | None = No
 
 
 class Writer(threading.Thread):
-    """What one retraining writes into MLflow, noting what was acknowledged."""
+    """Thread that writes the records of one retraining to MLflow, and notes the acknowledged writes."""
 
     def __init__(self, store: Tracking, name: str, bundle: Path) -> None:
         super().__init__(daemon=True)
         self.store, self.model, self.bundle = store, name, bundle
         self.tags: dict[str, str] = {}
         self.steps: list[int] = []
-        self.failures: list[str] = []  # of what a flow does once: points of a curve while it trains, tags, an alias
+        self.failures: list[str] = []  # of writes that a flow does not repeat: points of a curve, tags, an alias
         self.run_id = ""
         self.error: BaseException | None = None
 
@@ -108,7 +108,7 @@ class Writer(threading.Thread):
         until_acknowledged(lambda: store.set_alias(self.model, "champion", version.version), self.failures)
 
     def check(self, fetched: Path, away: float) -> dict[str, int]:
-        """Waits for the end; what was lost, what was doubled. ``away``: seconds that nothing answered."""
+        """Wait for the end. Return the counts of lost and doubled writes. ``away``: seconds of the outage."""
         self.join(300)
         assert not self.is_alive()
         if self.error is not None:
@@ -129,11 +129,15 @@ class Writer(threading.Thread):
 
 
 @pytest.mark.case(11)
-@pytest.mark.usefixtures("eager")
-def test_a_server_that_is_killed_loses_and_doubles_nothing(server: Server, made: Path, trials: Trials, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short_backoff")
+def test_a_server_that_is_killed_loses_and_doubles_nothing(
+    server: Server, small_bundle: Path, trials: Trials, tmp_path: Path
+) -> None:
     store = Tracking(server.address, "", tmp_path / "locks" / "registry")
     for trial in trials(short=1, full=100):
-        writer = Writer(store, f"killed-{trial.number}", another(made, tmp_path / f"b{trial.number}", trial.number))
+        writer = Writer(
+            store, f"killed-{trial.number}", with_other_seed(small_bundle, tmp_path / f"b{trial.number}", trial.number)
+        )
         writer.start()
         time.sleep(trial.random.uniform(0.0, 1.5))
         server.kill()
@@ -146,10 +150,10 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(server: Server, made:
         trial.note(kills=1, **found)
 
 
-def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
-    server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_server_killed_while_an_upload_is_checked_is_a_tracking_error(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow's client says then that no such file exists, which would be told as a person's mistake, with exit status 2."""
+    """MLflow's client then reports a missing file, which would be an error of the user with exit status 2."""
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
     store, real = Tracking(server.address, "", tmp_path / "locks" / "registry"), HttpArtifactRepository.list_artifacts
@@ -161,14 +165,14 @@ def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
     with monkeypatch.context() as patch, pytest.raises(TrackingError, match="^MLflow could not upload digits-flow: "):
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         patch.setattr(HttpArtifactRepository, "list_artifacts", away)
-        cases.register(store, made)
+        cases.register(store, small_bundle)
     server.start()
     server.wait()
-    assert cases.register(store, made).version == 1
+    assert cases.register(store, small_bundle).version == 1
 
 
 @pytest.mark.parametrize(
-    ("what", "broken", "there_again"),
+    ("target", "method", "server_returns"),
     [
         ("its bundle", "_download_file", False),
         pytest.param("its bundle", "_download_file", True, marks=pytest.mark.soak),
@@ -176,20 +180,26 @@ def test_a_server_that_goes_away_while_bytes_are_read_back_is_nobodys_mistake(
         ("a file beside it", "list_artifacts", True),
     ],
 )
-def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
-    server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, broken: str, there_again: bool
+def test_an_outage_of_the_store_is_not_reported_as_lost_files(
+    server: Server,
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    method: str,
+    server_returns: bool,
 ) -> None:
-    """A champion that is lost cannot be compared, and its challenger is refused for it; one that is away will be back."""
+    """A lost champion cannot be compared, so its challenger is refused; after an outage the champion is back."""
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
     store = Tracking(server.address, "", tmp_path / "locks" / "registry")
     (tmp_path / "decision.json").write_text("{}")
-    version = cases.register(store, made)
+    version = cases.register(store, small_bundle)
     store.attach(version, {"decision.json": tmp_path / "decision.json"})
-    real, kills = getattr(HttpArtifactRepository, broken), iter([server.kill])
+    real, kills = getattr(HttpArtifactRepository, method), iter([server.kill])
 
     def read() -> Path:
-        if what == "its bundle":
+        if target == "its bundle":
             return store.fetch(version, tmp_path / "got")
         return store.attachment(version, "decision.json", tmp_path / "got")
 
@@ -199,17 +209,17 @@ def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
             try:
                 return real(repository, *arguments)
             finally:
-                if there_again:
+                if server_returns:
                     server.start()
                     server.wait()
         return real(repository, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7" if there_again else "0")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7" if server_returns else "0")
         patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
         patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.5")
-        patch.setattr(HttpArtifactRepository, broken, away)
-        if there_again:
+        patch.setattr(HttpArtifactRepository, method, away)
+        if server_returns:
             assert read().exists()
             shutil.rmtree(tmp_path / "got")
         else:
@@ -224,9 +234,9 @@ def test_an_outage_of_the_store_is_not_taken_for_bytes_that_are_lost(
         read()
 
 
-def test_a_reply_that_breaks_off_in_the_middle_ends_no_training(server: Server, tmp_path: Path) -> None:
-    """MLflow's own retries are over when the first line has come."""
-    with losing(server.port, 0.4, random.Random(0), cut=True) as proxy:
+def test_a_truncated_reply_ends_no_training(server: Server, tmp_path: Path) -> None:
+    """MLflow's client does not retry after the first line of a reply."""
+    with lossy_proxy(server.port, 0.4, random.Random(0), cut=True) as proxy:
         store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
         run = store.start_run("digits-flow", {}, {})
         for step in range(20):
@@ -238,23 +248,25 @@ def test_a_reply_that_breaks_off_in_the_middle_ends_no_training(server: Server, 
 
 @pytest.mark.case(12)
 def test_half_of_all_replies_lost_double_no_version(
-    server: Server, made: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, small_bundle: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each trial: twenty keys (four in the short form), four of them registered by two of the four workers; twenty versions."""
+    """A trial has twenty keys (four in the short form), four of them registered twice, and must make twenty versions."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0.02")
     direct = Tracking(server.address, "", tmp_path / "locks" / "registry")
     for trial in trials(short=1, full=25):
         name, count = f"lost-{trial.number}", 20 if trials.soak else 4
-        with losing(server.port, 0.5, random.Random(trial.random.random())) as proxy:
+        with lossy_proxy(server.port, 0.5, random.Random(trial.random.random())) as proxy:
             store = Tracking(proxy.address, "", tmp_path / "locks" / "registry")
-            bundles = [another(made, tmp_path / name / str(seed), 1000 * trial.number + seed) for seed in range(count)]
+            bundles = [
+                with_other_seed(small_bundle, tmp_path / name / str(seed), 1000 * trial.number + seed) for seed in range(count)
+            ]
             todo: queue.SimpleQueue[Path] = queue.SimpleQueue()
             for bundle in trial.random.sample([*bundles, *bundles[:4]], count + 4):
                 todo.put(bundle)
-            answers = at_once(4, partial(register_all, store, name, todo))
+            answers = run_in_threads(4, partial(register_all, store, name, todo))
         versions = direct.versions(name)
-        assert {ref for said in answers for ref in said} == {version.ref for version in versions}
+        assert {ref for refs in answers for ref in refs} == {version.ref for version in versions}
         assert len({version.key for version in versions}) == len(versions) == count
         for version in versions:
             direct.fetch(version, tmp_path / "got" / version.key)
@@ -274,7 +286,7 @@ def register_all(store: Tracking, name: str, todo: queue.SimpleQueue[Path]) -> l
     return refs
 
 
-def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
+def run_in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
     answers: list[Any] = []
     errors: list[BaseException] = []
 
@@ -295,18 +307,20 @@ def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
 
 
 @pytest.mark.case(13)
-def test_postgres_that_restarts_loses_and_doubles_nothing(postgres: Postgres, made: Path, trials: Trials, tmp_path: Path) -> None:
-    """Stopped at once, as by a power cut, while the ledger and MLflow write into it."""
+def test_postgres_that_restarts_loses_and_doubles_nothing(
+    postgres: Postgres, small_bundle: Path, trials: Trials, tmp_path: Path
+) -> None:
+    """PostgreSQL stops at once, like by a power cut, while the ledger and MLflow write to it."""
     uri, url = postgres.database("mlflow13"), postgres.database("ledger13")
     store = Tracking(uri.replace("postgresql:", "postgresql+psycopg:"), str(tmp_path / "files"), tmp_path / "locks" / "registry")
     store.initialise()
     ledger = Ledger(url)
     for trial in trials(short=1, full=10):
         model = f"restarted-{trial.number}-{trial.random.randrange(10**6)}"
-        writer = Writer(store, model, another(made, tmp_path / f"b{trial.number}", trial.number))
-        over = threading.Event()
+        writer = Writer(store, model, with_other_seed(small_bundle, tmp_path / f"b{trial.number}", trial.number))
+        stop = threading.Event()
         rows: list[int] = []
-        decide = threading.Thread(target=lambda: append(ledger, model, rows, over), daemon=True)  # noqa: B023
+        decide = threading.Thread(target=lambda: append_rows(ledger, model, rows, stop), daemon=True)  # noqa: B023
         writer.start()
         decide.start()
         time.sleep(trial.random.uniform(0.0, 1.5))
@@ -315,7 +329,7 @@ def test_postgres_that_restarts_loses_and_doubles_nothing(postgres: Postgres, ma
         time.sleep(trial.random.uniform(0.0, 0.3))
         postgres.start()
         found = writer.check(tmp_path / "got" / str(trial.number), time.monotonic() - began)
-        over.set()
+        stop.set()
         decide.join(60)
         kept = [row.version for row in ledger.rows(model)]
         assert (
@@ -326,12 +340,12 @@ def test_postgres_that_restarts_loses_and_doubles_nothing(postgres: Postgres, ma
         trial.note(restarts=1, rows=len(rows), **found)
 
 
-def append(ledger: Ledger, model: str, rows: list[int], over: threading.Event) -> None:
-    """A row after the other. Where the ledger gave up, its last row tells whether that one was written, as for the next run."""
-    while not over.is_set():
-        said = {"who": "w", "why": "", "evidence": ""}
+def append_rows(ledger: Ledger, model: str, rows: list[int], stop: threading.Event) -> None:
+    """Append rows one by one. After an error the ledger's last row shows whether the row was written, as in the next run."""
+    while not stop.is_set():
+        texts = {"who": "w", "why": "", "evidence": ""}
         try:
-            ledger.append(model, "refused", len(rows) + 1, champion_after=None, expected_champion=None, **said)
+            ledger.append(model, "refused", len(rows) + 1, champion_after=None, expected_champion=None, **texts)
         except LedgerError:
             last = until_acknowledged(lambda: ledger.last(model))
             if last is None or last.version != len(rows) + 1:
@@ -340,14 +354,14 @@ def append(ledger: Ledger, model: str, rows: list[int], over: threading.Event) -
         time.sleep(0.005)
 
 
-def test_a_host_that_comes_in_where_the_lock_was_lost_doubles_no_version(
-    empty: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_hosts_without_a_lock_register_one_version(
+    empty: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A PostgreSQL that restarts takes its locks with it. Here nobody has any: both hosts look before either makes."""
+    """PostgreSQL loses its locks when it restarts. Here there are none: both hosts look for the version before one makes it."""
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.initialise()
-    cases.register(store, another(made, tmp_path / "first", 1))  # the experiment and the model are there
+    cases.register(store, with_other_seed(small_bundle, tmp_path / "first", 1))  # creates the experiment and the model
     looked, real = threading.Barrier(2), registration.create_once
 
     def create(make: Any, find: Any) -> Any:
@@ -358,13 +372,13 @@ def test_a_host_that_comes_in_where_the_lock_was_lost_doubles_no_version(
 
     monkeypatch.setattr(registration, "create_once", create)
     monkeypatch.setattr(Tracking, "exclusive_lock", lambda *_: contextlib.nullcontext())
-    bundle = another(made, tmp_path / "bundle", 2)
-    versions = at_once(2, lambda: cases.register(store, bundle))
+    bundle = with_other_seed(small_bundle, tmp_path / "bundle", 2)
+    versions = run_in_threads(2, lambda: cases.register(store, bundle))
     assert len({version.ref for version in versions}) == 1
     assert [version.version for version in store.versions("digits-flow")] == [2, 1]
 
 
-def test_a_lock_that_was_lost_is_one_error_of_ours(postgres: Postgres, tmp_path: Path) -> None:
+def test_a_lost_lock_is_a_tracking_error(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.database("lock")
     inside = False
     with (

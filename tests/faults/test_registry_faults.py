@@ -1,4 +1,4 @@
-"""Registration under what goes wrong: many processes at once, no database yet, a full disk, replies that are lost."""
+"""Registration under faults: many processes at once, no database yet, a full disk, an unreachable server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(store: Tracking) -> Any:
     return MlflowClient(store.uri)
 
 
-def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
+def register_in_processes(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
     program = [sys.executable, "-m", "tests.support.registry_cases", str(home), str(bundle), str(count), uri]
     done = subprocess.run(program, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,18 +39,18 @@ def together(home: Path, bundle: Path, count: int, uri: str = "") -> list[str]:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.soak)])
-def test_processes_on_no_database_register_one_version_at_once(
+def test_simultaneous_processes_without_a_database_register_one_version(
     database: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     uri = ""
     if database == "postgresql":
         uri = request.getfixturevalue("postgres").database("at-once").replace("postgresql:", "postgresql+psycopg:")
-    cases.make(tmp_path / "bundle")
-    assert together(tmp_path / "home", tmp_path / "bundle", count, uri) == ["1"] * count
+    cases.make_bundle(tmp_path / "bundle")
+    assert register_in_processes(tmp_path / "home", tmp_path / "bundle", count, uri) == ["1"] * count
     store = cases.tracking(tmp_path / "home", uri)
     (version,) = store.versions("digits-flow")
     assert version.tags.verified == "16 samples as recorded at training, to the bit"
-    assert len(list((tmp_path / "home").glob("*.log"))) == 1  # one process had to look
+    assert len(list((tmp_path / "home").glob("*.log"))) == 1  # one process verified the model
     fresh.check(store.fetch(version, tmp_path / "got"), tmp_path / "log")
     experiment = client(store).get_experiment_by_name("digits-flow").experiment_id
     runs = client(store).search_runs([experiment])
@@ -58,19 +58,21 @@ def test_processes_on_no_database_register_one_version_at_once(
     assert all(len(client(store).get_metric_history(run.info.run_id, "loss")) == 5 for run in runs)
 
 
-def test_two_processes_with_a_model_each_do_not_lock_each_other_out(tmp_path: Path) -> None:
-    cases.make(tmp_path / "a", pipeline="a")
-    cases.make(tmp_path / "b", pipeline="b")
-    said: dict[str, list[str]] = {}
+def test_two_processes_register_two_models_at_the_same_time(tmp_path: Path) -> None:
+    cases.make_bundle(tmp_path / "a", pipeline="a")
+    cases.make_bundle(tmp_path / "b", pipeline="b")
+    versions: dict[str, list[str]] = {}
     threads = [
-        threading.Thread(target=lambda name=name: said.update({name: together(tmp_path / "home", tmp_path / name, 1)}))
+        threading.Thread(
+            target=lambda name=name: versions.update({name: register_in_processes(tmp_path / "home", tmp_path / name, 1)})
+        )
         for name in ("a", "b")
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == {"a": ["1"], "b": ["1"]}
+    assert versions == {"a": ["1"], "b": ["1"]}
 
 
 @pytest.fixture
@@ -80,16 +82,16 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
 
 
 @pytest.mark.parametrize("files", [0, 1, 4])
-def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
+def test_a_full_disk_during_the_upload_leaves_no_version(
     store: Tracking, tmp_path: Path, files: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC is injected where MLflow copies, after some files are there."""
+    """ENOSPC is injected into MLflow's upload after some files."""
     from mlflow import MlflowClient
 
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     run_id = store.start_run("digits-flow", {}, {})
 
-    def full(self: Any, run_id: str, folder: str, place: str) -> None:
+    def raise_no_space(self: Any, run_id: str, folder: str, place: str) -> None:
         target = Path(self.get_run(run_id).info.artifact_uri) / place
         for path in sorted(path for path in Path(folder).rglob("*") if path.is_file())[:files]:
             (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
@@ -97,18 +99,18 @@ def test_a_disk_that_fills_up_during_the_upload_leaves_no_version(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="no room to"):
-        patch.setattr(MlflowClient, "log_artifacts", full)
+        patch.setattr(MlflowClient, "log_artifacts", raise_no_space)
         cases.register(store, tmp_path / "bundle", run_id)
-    assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"  # it may be tried again
+    assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"  # the upload can be repeated
     version = cases.register(store, tmp_path / "bundle", run_id)
     store.fetch(version, tmp_path / "got")
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
-def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path) -> None:
+def test_a_file_size_limit_is_reported_as_a_full_disk(tmp_path: Path, empty: Path) -> None:
     """A real limit of the kernel (RLIMIT_FSIZE) on a real process: weights of 4 MB, files of at most 3 MB."""
     shutil.copytree(empty, tmp_path / "home")
-    cases.make(tmp_path / "bundle", hidden=700)
+    cases.make_bundle(tmp_path / "bundle", hidden=700)
     assert (tmp_path / "bundle" / "weights.safetensors").stat().st_size > 4_000_000
     program = "\n".join(
         [
@@ -124,12 +126,12 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path, empty: Path
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("StorageError no room to upload digits-flow"), done.stdout + done.stderr
     store = cases.tracking(tmp_path / "home")
-    assert store.names() == [] and store.close_stale() == []  # the run that was opened for it says that it failed
+    assert store.names() == [] and store.close_stale() == []  # the run of the upload is marked as failed
     assert cases.register(store, tmp_path / "bundle").version == 1
 
 
-def test_a_database_that_cannot_grow_is_a_full_disk_too(store: Tracking, tmp_path: Path) -> None:
-    cases.make(tmp_path / "bundle")
+def test_a_database_that_cannot_grow_is_reported_as_a_full_disk(store: Tracking, tmp_path: Path) -> None:
+    cases.make_bundle(tmp_path / "bundle")
     run_id = store.start_run("digits-flow", {}, {})
     size = (tmp_path / "home" / "mlflow" / "mlflow.db").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -144,7 +146,7 @@ def test_a_database_that_cannot_grow_is_a_full_disk_too(store: Tracking, tmp_pat
     assert cases.register(store, tmp_path / "bundle").version == 1
 
 
-def test_a_server_that_is_not_there_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_mlflow_server_is_a_tracking_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     door.client.cache_clear()
     with pytest.raises(TrackingError, match="could not"):

@@ -1,4 +1,4 @@
-"""Killed at each boundary of a registration and promotion: one version, loadable, and the alias is what the ledger says."""
+"""Kills at each boundary of a registration and promotion: one version, loadable, with the alias of the ledger."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.answering import Ask, program
+from tests.support.answering import Ask, start_program
 from tests.support.postgres import Postgres
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-EFFECTS = {  # what a registration and promotion leave behind, each with a moment before and after it
+EFFECTS = {  # persistent effects of a registration and promotion, each with a moment before and after it
     "create_experiment",
     "create_run",
     "log_batch",
@@ -36,9 +36,9 @@ EFFECTS = {  # what a registration and promotion leave behind, each with a momen
 
 
 @contextmanager
-def killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
-    """What kills at the moment of a number, and says where that was and what was wrong after it."""
-    with program("tests.support.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
+def start_killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
+    """Start the program that kills at the moment of a number. Yield a function that returns the place and the problems."""
+    with start_program("tests.support.registry_kills", [str(folder), str(seed), *server], folder / "words") as kill:
         moments = {name for _, name in kill(None)["moments"]}
         assert moments == {f"{when} {effect}" for when in ("before", "after") for effect in EFFECTS}
         yield kill
@@ -46,18 +46,18 @@ def killer(folder: Path, seed: int, *server: str) -> Iterator[Ask]:
 
 @pytest.mark.case(1)
 def test_a_registration_that_is_killed_at_a_boundary_is_finished_by_the_next(tmp_path: Path, trials: Trials) -> None:
-    with killer(tmp_path, trials.seed) as kill:
+    with start_killer(tmp_path, trials.seed) as kill:
         for trial in trials(short=2, full=200):
-            told = kill(trial.number)
-            assert not told["found"], told
+            answer = kill(trial.number)
+            assert not answer["found"], answer
             trial.note(kills=1, lost=0, doubled=0)
 
 
 @pytest.mark.case(1)
 @pytest.mark.soak
 def test_and_on_postgres(tmp_path: Path, trials: Trials, postgres: Postgres) -> None:
-    with killer(tmp_path, trials.seed, postgres.url) as kill:
+    with start_killer(tmp_path, trials.seed, postgres.url) as kill:
         for trial in trials(short=0, full=100):
-            told = kill(trial.number)
-            assert not told["found"], told
+            answer = kill(trial.number)
+            assert not answer["found"], answer
             trial.note(kills=1, lost=0, doubled=0)

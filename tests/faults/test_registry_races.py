@@ -1,4 +1,4 @@
-"""Sixteen processes promote at once, on a real SQLite file and a real PostgreSQL; and PostgreSQL goes away in between."""
+"""Sixteen simultaneous processes on a real SQLite file and a real PostgreSQL; killed writers and lost replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import Tracking
 from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, SPREADS, execute
 from tests.support.postgres import Postgres
-from tests.support.racers import at_once, context, racer
+from tests.support.racers import context, race_process, run_together
 
 PROCESSES = 16
 
@@ -29,14 +29,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres").url)
 
 
-def own(url: str, name: object) -> str:
-    """The same database under an address of this process, so that no connection is shared across a fork."""
+def own_address(url: str, name: object) -> str:
+    """Return an address of the same database for this process only, so that no connection is shared across a fork."""
     return f"{url}&application_name=p{name}" if url.startswith("postgresql") else url
 
 
 def promote(index: int, url: str, model: str) -> str:
     try:
-        ledger = Ledger(own(url, index))
+        ledger = Ledger(own_address(url, index))
         ledger.append(
             model, "promoted", index + 1, champion_after=index + 1, who=f"p{index}", why="", evidence="", expected_champion=None
         )
@@ -45,72 +45,72 @@ def promote(index: int, url: str, model: str) -> str:
     return "won"
 
 
-def test_sixteen_promote_at_once_and_one_wins(url: str) -> None:
-    answers = at_once(promote, PROCESSES, url, "race")  # the schema is made by all of them at once, too
+def test_of_sixteen_simultaneous_promotions_one_wins(url: str) -> None:
+    answers = run_together(promote, PROCESSES, url, "race")  # all of them also create the schema at once
     winners = [index + 1 for index, answer in enumerate(answers) if answer == "won"]
-    ledger = Ledger(own(url, "reader"))
+    ledger = Ledger(own_address(url, "reader"))
     assert len(winners) == 1
     assert [row.version for row in ledger.rows("race")] == winners and ledger.champion("race") == winners[0]
-    told = [answer for answer in answers if answer != "won"]
-    assert len(told) == PROCESSES - 1 and all(f"the champion is now version {winners[0]}" in answer for answer in told)
+    losers = [answer for answer in answers if answer != "won"]
+    assert len(losers) == PROCESSES - 1 and all(f"the champion is now version {winners[0]}" in answer for answer in losers)
     assert ledger.verify("race") == []
 
 
 def open_and_refuse(index: int, url: str) -> list[str]:
-    ledger = Ledger(own(url, f"m{index}"))
+    ledger = Ledger(own_address(url, f"m{index}"))
     row = {"who": f"p{index}", "why": "", "evidence": "e", "decision": f"{index:064x}"}
     ledger.append("digits-vae", "refused", 10 + index, champion_after=1, expected_champion=1, **row)
     return ledger.verify("digits-vae", known=OLD_HASHES)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_database_of_the_old_code_that_sixteen_open_at_once_is_migrated_once(
+def test_an_old_database_opened_by_sixteen_processes_is_migrated_once(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     if kind == "postgresql":
         url = request.getfixturevalue("postgres").database("migrated")
     execute(url, *LEDGER, *COLLECTED, *SPREADS, *LEASES)
-    assert at_once(open_and_refuse, PROCESSES, url) == [[]] * PROCESSES
-    ledger = Ledger(own(url, "reader"))
+    assert run_together(open_and_refuse, PROCESSES, url) == [[]] * PROCESSES
+    ledger = Ledger(own_address(url, "reader"))
     decisions = {row.decision for row in ledger.rows("digits-vae")}
     assert decisions == {"", *(f"{index:064x}" for index in range(PROCESSES))}
     assert ledger.verify("digits-vae", known=OLD_HASHES) == []
 
 
-def record(index: int, url: str) -> str:
+def record_spread(index: int, url: str) -> str:
     spread = SeedSpread(pipeline="m", recipe="r", dataset="d", seeds=(index,), values={"nll": (float(index),)})
-    Spreads(own(url, f"s{index}")).record(spread, f"p{index}")
+    Spreads(own_address(url, f"s{index}")).record(spread, f"p{index}")
     return "done"
 
 
-def test_seed_spreads_of_sixteen_at_once_are_all_kept_and_the_newest_counts(url: str) -> None:
-    assert at_once(record, PROCESSES, url) == ["done"] * PROCESSES
-    spreads = Spreads(own(url, "reader"))
+def test_sixteen_simultaneous_seed_spreads_are_all_kept_and_the_newest_counts(url: str) -> None:
+    assert run_together(record_spread, PROCESSES, url) == ["done"] * PROCESSES
+    spreads = Spreads(own_address(url, "reader"))
     assert spreads.newest("another") is None
     last = SeedSpread(pipeline="m", recipe="r", dataset="d", seeds=(0, 1, 2), values={"nll": (1.9, 1.91, 1.89)})
     spreads.record(last, "ada")
-    assert spreads.newest("m") == last and Spreads(own(url, "other")).newest("m") == last
-    assert Ledger(own(url, "reader")).rows("m") == []  # beside the promotions, in the same database
+    assert spreads.newest("m") == last and Spreads(own_address(url, "other")).newest("m") == last
+    assert Ledger(own_address(url, "reader")).rows("m") == []  # the same database holds both
 
 
-def refuse(index: int, url: str) -> str:
-    ledger = Ledger(own(url, f"r{index}"))
+def append_refused(index: int, url: str) -> str:
+    ledger = Ledger(own_address(url, f"r{index}"))
     for turn in range(5):
         row = {"who": f"p{index}", "why": str(turn), "evidence": ""}
         ledger.append("busy", "refused", 10 * index + turn, champion_after=None, expected_champion=None, **row)
     return "done"
 
 
-def test_rows_that_do_not_contend_are_all_written(url: str) -> None:
-    assert at_once(refuse, PROCESSES, url) == ["done"] * PROCESSES
-    ledger = Ledger(own(url, "reader"))
+def test_simultaneous_rows_without_a_conflict_are_all_written(url: str) -> None:
+    assert run_together(append_refused, PROCESSES, url) == ["done"] * PROCESSES
+    ledger = Ledger(own_address(url, "reader"))
     assert [row.sequence for row in ledger.rows("busy")] == list(range(1, 5 * PROCESSES + 1))
     assert ledger.verify("busy") == []
 
 
-def refuse_for_ever(url: str, writing: Any) -> None:
-    ledger, version = Ledger(own(url, "victim")), 0
+def append_until_killed(url: str, writing: Any) -> None:
+    ledger, version = Ledger(own_address(url, "victim")), 0
     while True:
         version += 1
         ledger.append("killed", "refused", version, champion_after=None, who="w", why="", evidence="", expected_champion=None)
@@ -122,22 +122,22 @@ def test_a_killed_writer_leaves_no_half_row_and_no_lock(url: str) -> None:
     writing = context.Event()
     for delay in (0.0, 0.013, 0.029):
         writing.clear()
-        victim = racer(refuse_for_ever, url, writing)
+        victim = race_process(append_until_killed, url, writing)
         victim.start()
         assert writing.wait(60)
         victim.join(delay)
         os.kill(victim.pid or 0, signal.SIGKILL)
         victim.join()
-        ledger = Ledger(own(url, "after"))
+        ledger = Ledger(own_address(url, "after"))
         ledger.append(
             "killed", "refused", 0, champion_after=None, who="w", why="after the kill", evidence="", expected_champion=None
         )
         assert ledger.verify("killed") == []
-    assert len(ledger.rows("killed")) >= 12  # what was acknowledged before each kill, and the row after it
+    assert len(ledger.rows("killed")) >= 12  # the acknowledged rows before each kill, and one row after it
 
 
 def count_up(index: int, uri: str, lock_url: str, folder: Path) -> int:
-    """Reads, waits and writes: two that are inside at once lose a count."""
+    """Read, wait and write: two processes inside the lock at once lose a count."""
     store = Tracking(uri, "", folder / f"host{index}" / "lock", lock_url)
     for _ in range(5):
         with store.exclusive_lock("model m"):
@@ -148,20 +148,22 @@ def count_up(index: int, uri: str, lock_url: str, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("tracked", ["on PostgreSQL", "by a server"])
-def test_registrations_of_several_hosts_exclude_each_other_on_postgres(postgres: Postgres, tmp_path: Path, tracked: str) -> None:
-    """Each process has a lock file of its own, as on hosts that share only MLflow's database, or a server and the ledger's."""
+def test_registrations_on_several_hosts_exclude_each_other_by_a_lock_in_postgres(
+    postgres: Postgres, tmp_path: Path, tracked: str
+) -> None:
+    """Each process has its own lock file, like hosts that share only MLflow's database, or a server and the ledger's database."""
     (tmp_path / "count").write_text("0")
     direct = (postgres.url.replace("postgresql:", "postgresql+psycopg:"), f"sqlite:///{tmp_path}/ledger.db")
     addresses = direct if tracked == "on PostgreSQL" else ("http://mlflow.example.org", postgres.url)
-    assert at_once(count_up, 6, *addresses, tmp_path) == list(range(6))
+    assert run_together(count_up, 6, *addresses, tmp_path) == list(range(6))
     assert (tmp_path / "count").read_text() == "30"
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_lost_after_the_commit_does_not_double_the_row(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlalchemy as sa
 
-    ledger = Ledger(own(url, "lost"))
+    ledger = Ledger(own_address(url, "lost"))
     real, lost = sa.engine.default.DefaultDialect.do_commit, []
 
     def commit(self: Any, connection: Any) -> None:
@@ -176,7 +178,7 @@ def test_a_reply_that_is_lost_after_the_commit_does_not_double_the_row(url: str,
     assert lost and ledger.rows("lost") == [row]
 
 
-def test_a_database_that_is_away_is_one_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_a_ledger_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psycopg")
     monkeypatch.setattr("remint.runtime.retry.time.sleep", lambda _: None)
     with pytest.raises(LedgerError, match="failed"):

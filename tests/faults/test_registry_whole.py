@@ -1,4 +1,4 @@
-"""A version is visible once it was loaded elsewhere, and one whose bytes were lost is made whole again or refused in one line."""
+"""A version is visible only after another process loaded it; lost files are restored or are a one-line error."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def store(empty: Path, tmp_path: Path) -> Tracking:
 
 
 @pytest.fixture
-def bundle(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "bundle")
+def bundle(small_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small_bundle, tmp_path / "bundle")
 
 
 def client(store: Tracking) -> Any:
@@ -43,8 +43,8 @@ def run_of(store: Tracking, version: ModelVersion) -> Path:
     return Path(client(store).get_run(version.run_id).info.artifact_uri)
 
 
-def draws_nan(bundle: Path) -> None:
-    """Weights that are not numbers, and a manifest and record that know of nothing else."""
+def put_nan_in_weights(bundle: Path) -> None:
+    """Put NaN into the weights, and update the record to match."""
     weights = load_file(bundle / "weights.safetensors")
     name = next(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel() > 8)
     weights[name].flatten()[3] = torch.nan
@@ -54,8 +54,8 @@ def draws_nan(bundle: Path) -> None:
     trained.model_copy(update={"weights_sha256": sha256}).write(bundle / "training.json")
 
 
-def draws_others(bundle: Path) -> None:
-    """Samples that another model drew, each byte of them sealed."""
+def change_recorded_samples(bundle: Path) -> None:
+    """Replace the recorded samples by those of another model."""
     recorded = probe.read(bundle)
     assert recorded is not None
     samples = np.array(recorded.arrays["samples"])
@@ -66,13 +66,16 @@ def draws_others(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
-    [(draws_nan, "values that are not finite"), (draws_others, "output differs from the output recorded at training")],
+    ("damage", "says"),
+    [
+        (put_nan_in_weights, "values that are not finite"),
+        (change_recorded_samples, "output differs from the output recorded at training"),
+    ],
 )
-def test_a_model_that_does_not_draw_as_it_did_is_no_version(
-    store: Tracking, bundle: Path, tmp_path: Path, spoil: Callable[[Path], None], says: str
+def test_a_model_that_draws_other_samples_than_recorded_is_not_registered(
+    store: Tracking, bundle: Path, tmp_path: Path, damage: Callable[[Path], None], says: str
 ) -> None:
-    spoil(bundle)
+    damage(bundle)
     manifest.seal(bundle)
     run_id = store.start_run("digits-flow", {}, {})
     with pytest.raises(IntegrityError, match=says) as caught:
@@ -81,7 +84,7 @@ def test_a_model_that_does_not_draw_as_it_did_is_no_version(
     assert store.names() == [] and client(store).get_run(run_id).info.status == "RUNNING"
 
 
-def test_what_is_looked_at_is_what_came_back_and_nobody_sees_a_version_meanwhile(store: Tracking, bundle: Path) -> None:
+def test_the_downloaded_files_are_verified_before_the_version_is_visible(store: Tracking, bundle: Path) -> None:
     seen: list[Path] = []
 
     def verify(back: Path) -> str:
@@ -93,10 +96,10 @@ def test_what_is_looked_at_is_what_came_back_and_nobody_sees_a_version_meanwhile
     version = cases.register(store, bundle, verify=verify)
     assert len(seen) == 1 and version.tags.verified == "seen"
     assert cases.register(store, bundle, verify=verify) == version
-    assert len(seen) == 1  # the bytes are those that were looked at
+    assert len(seen) == 1  # the files were already verified
 
 
-def test_a_process_that_cannot_load_it_at_all_is_one_line(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_loaded_is_a_one_line_error(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "none/remint").mkdir(parents=True)
     (tmp_path / "none/remint/__init__.py").write_text("raise ImportError('the code of this commit is broken')")
     with pytest.raises(RunError, match=r"ImportError: the code of this commit is broken \(full output: .*log\)") as caught:
@@ -104,23 +107,23 @@ def test_a_process_that_cannot_load_it_at_all_is_one_line(bundle: Path, tmp_path
     assert len(str(caught.value).splitlines()) == 1
 
 
-def remove(kept: Path) -> None:
-    shutil.rmtree(kept / "model")
+def remove_model(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "model")
 
 
-def flip(kept: Path) -> None:
-    weights = next(kept.rglob("weights.safetensors"))
+def flip_bit(run_folder: Path) -> None:
+    weights = next(run_folder.rglob("weights.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
 
 
-def lose_all(kept: Path) -> None:
-    shutil.rmtree(kept)
+def remove_run_folder(run_folder: Path) -> None:
+    shutil.rmtree(run_folder)
 
 
-@pytest.mark.parametrize("lose", [remove, flip, lose_all])
-def test_bytes_that_were_lost_come_back_with_the_next_registration(
+@pytest.mark.parametrize("lose", [remove_model, flip_bit, remove_run_folder])
+def test_lost_files_are_restored_by_the_next_registration(
     store: Tracking, bundle: Path, tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
     (tmp_path / "dvc.lock").write_text("first")
@@ -133,33 +136,33 @@ def test_bytes_that_were_lost_come_back_with_the_next_registration(
     with pytest.raises(IntegrityError):
         store.fetch(version, tmp_path / "lost")
     (tmp_path / "dvc.lock").write_text("second")
-    looked: list[Path] = []
+    checked: list[Path] = []
 
     def verify(back: Path) -> str:
-        looked.append(back)
+        checked.append(back)
         return "again"
 
     again = cases.register(
         store, bundle, attachments=locks, tags=cases.TAGS.updated(VersionTags(dvc_lock_sha256="of the second")), verify=verify
     )
-    assert again.ref == version.ref and len(looked) == 1 and again.tags.verified == "again"
+    assert again.ref == version.ref and len(checked) == 1 and again.tags.verified == "again"
     store.fetch(again, tmp_path / "after")
     assert manifest.sha256_tree(tmp_path / "after") == manifest.sha256_tree(tmp_path / "before")
-    which = "second" if lose is lose_all else "first"  # what the version says and what its run keeps belong together
+    which = "second" if lose is remove_run_folder else "first"  # the version's tags and its run's files must match
     assert store.attachment(again, "dvc.lock", tmp_path / "kept").read_text() == which
     assert again.tags.dvc_lock_sha256 == f"of the {which}"
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
 class Killed(BaseException):
-    """Nothing of ours catches it."""
+    """No code of ours catches it."""
 
 
 @pytest.mark.parametrize(("lost", "moments"), [(False, (1, 3, 5)), (True, (1, 4, 5))])
-def test_lineage_that_was_half_replaced_is_replaced_by_the_next_registration(
+def test_half_replaced_lineage_is_replaced_by_the_next_registration(
     store: Tracking, bundle: Path, tmp_path: Path, lost: bool, moments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a version that a clean commit made as well, or whose files were lost: broken off among tags and files, and done again."""
+    """A clean commit makes the same version, or its files were lost: the replacement stops between tags and files, and is repeated."""
     from mlflow import MlflowClient
 
     for name in ("dvc.lock", "params.yaml"):
@@ -167,38 +170,38 @@ def test_lineage_that_was_half_replaced_is_replaced_by_the_next_registration(
     files = {name: tmp_path / name for name in ("dvc.lock", "params.yaml")}
     old = VersionTags(dirty="false" if lost else "true", commit="old", params_sha256="old", dvc_lock_sha256="old")
     new = VersionTags(dirty="false", commit="new", params_sha256="new", dvc_lock_sha256="new")
-    for breaks_at in moments:  # writes before it
+    for breaks_at in moments:  # number of writes before the failure
         (tmp_path / "dvc.lock").write_text("old")
         name = f"m{breaks_at}"
         trained = cases.TrainedModel.read(bundle / "training.json")
         version = store.register(bundle, trained, name, None, old, files, str)
         if lost:
-            lose_all(run_of(store, version))
+            remove_run_folder(run_of(store, version))
         (tmp_path / "dvc.lock").write_text("new")
-        left = [breaks_at]
+        writes_left = [breaks_at]
         with monkeypatch.context() as patch:
             for method in ("set_model_version_tag", "log_artifact"):
-                patch.setattr(MlflowClient, method, breaking(getattr(MlflowClient, method), left))
+                patch.setattr(MlflowClient, method, fail_after(getattr(MlflowClient, method), writes_left))
             with pytest.raises(Killed):
                 store.register(bundle, trained, name, None, new, files, str)
-        whole = store.register(bundle, trained, name, None, new, files, str)
-        assert (whole.dirty, whole.commit, whole.tags.dvc_lock_sha256) == (False, "new", "new"), breaks_at
-        assert store.attachment(whole, "dvc.lock", tmp_path / "kept" / name).read_text() == "new"
+        complete = store.register(bundle, trained, name, None, new, files, str)
+        assert (complete.dirty, complete.commit, complete.tags.dvc_lock_sha256) == (False, "new", "new"), breaks_at
+        assert store.attachment(complete, "dvc.lock", tmp_path / "kept" / name).read_text() == "new"
 
 
-def breaking(real: Any, left: list[int]) -> Any:
+def fail_after(real: Any, writes_left: list[int]) -> Any:
     def write(*arguments: Any) -> Any:
-        if not left[0]:
+        if not writes_left[0]:
             raise Killed
-        left[0] -= 1
+        writes_left[0] -= 1
         return real(*arguments)
 
     return write
 
 
-def test_the_same_weights_with_another_record_replace_what_was_lost(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+def test_the_same_weights_with_another_record_replace_a_lost_model(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     version = cases.register(store, bundle)
-    remove(run_of(store, version))
+    remove_model(run_of(store, version))
     (bundle / "curve.csv").write_text("step,loss,more\n")
     manifest.seal(bundle)
     again = cases.register(store, bundle)
@@ -206,14 +209,14 @@ def test_the_same_weights_with_another_record_replace_what_was_lost(store: Track
     assert (store.fetch(again, tmp_path / "got") / "curve.csv").read_text() == "step,loss,more\n"
 
 
-def test_a_file_of_somebody_else_in_the_store_is_named(store: Tracking, bundle: Path) -> None:
+def test_a_foreign_file_in_the_store_is_named(store: Tracking, bundle: Path) -> None:
     version = cases.register(store, bundle)
     (run_of(store, version) / "model" / "evil.py").write_text("raise SystemExit")
     with pytest.raises(IntegrityError, match=rf"other bytes than were uploaded to run {version.run_id} \(evil.py\)"):
         cases.register(store, bundle)
 
 
-def test_a_run_in_the_trash_is_taken_out_of_it(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+def test_a_deleted_run_is_restored_by_the_next_registration(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     version = cases.register(store, bundle)
     client(store).delete_run(version.run_id)
     assert cases.register(store, bundle).ref == version.ref
@@ -221,22 +224,22 @@ def test_a_run_in_the_trash_is_taken_out_of_it(store: Tracking, bundle: Path, tm
     store.fetch(version, tmp_path / "got")
 
 
-def test_a_run_that_was_purged_with_its_bytes_says_what_to_do(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+def test_a_purged_run_with_lost_files_is_an_error_that_names_the_repair(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     version = cases.register(store, bundle)
-    kept = run_of(store, version)
+    run_folder = run_of(store, version)
     client(store).delete_run(version.run_id)
     SqlAlchemyStore(store.uri, str(tmp_path / "unused"))._hard_delete_run(version.run_id)  # as `mlflow gc` does
-    assert cases.register(store, bundle).ref == version.ref  # its bytes are there: it is as good as it was
-    lose_all(kept)
+    assert cases.register(store, bundle).ref == version.ref  # its files still exist
+    remove_run_folder(run_folder)
     with pytest.raises(IntegrityError, match="delete the version in MLflow and run again"):
         cases.register(store, bundle)
     client(store).delete_model_version(version.name, str(version.version))
     store.fetch(cases.register(store, bundle), tmp_path / "got")
 
 
-def test_a_run_that_its_process_left_open_after_the_version_was_made_is_closed(store: Tracking, bundle: Path) -> None:
+def test_a_run_left_open_after_its_registration_is_closed(store: Tracking, bundle: Path) -> None:
     run_id = store.start_run("digits-flow", {}, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tracking, "end_run", lambda *_: None)

@@ -1,4 +1,4 @@
-"""Temporary folders of processes that are really killed, and of those that live."""
+"""Temporary folders of killed and of live processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from remint.runtime import scratch
 
-HOLDS = """
+HOLDER = """
 import sys, time
 from remint.runtime import scratch
 with scratch.folder() as folder:
@@ -21,13 +21,11 @@ with scratch.folder() as folder:
 """
 
 
-def test_the_next_one_removes_what_a_killed_process_left_and_nothing_that_is_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "remint-held-link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "somebody-elses").mkdir()
-    command = [sys.executable, "-c", HOLDS]
+    command = [sys.executable, "-c", HOLDER]
     holders = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
         for _ in range(2)

@@ -1,6 +1,6 @@
-"""Thirty secrets, each planted where a person has one, and made to fail: none is in what is said, logged or written (case 29).
+"""Thirty secrets, each in a place where a person has one, in a command that fails: none is printed, logged or written (case 29).
 
-What a whole run leaves behind is searched in tests/e2e/test_access.py.
+tests/e2e/test_access.py searches the files of a whole run.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ from remint.stores.dvc import reach as remote
 from remint.stores.ledger import chain, database
 from remint.stores.mlflow import Tracking
 from remint.stores.s3 import bucket as s3_door
-from tests.support.leaks import Search, secrets
+from tests.support.leaks import Search, make_secrets
 from tests.support.postgres import Postgres
 from tests.support.s3 import Server
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-NOBODY = "127.0.0.1:9"  # the port "discard", where nobody listens
+CLOSED_PORT = "127.0.0.1:9"  # the port "discard", which is closed
 
 
 @dataclass
-class Place:
-    """Where a trial takes place. ``said``: all that was said in it."""
+class TrialEnvironment:
+    """Stores and environment of one trial. ``output``: all messages and logs of the trial."""
 
     repository: Path
     home: Home
     postgres: Postgres
     s3: Server
     environment: pytest.MonkeyPatch
-    said: list[str]
+    output: list[str]
 
     def set(self, **variables: str) -> None:
         for name, value in variables.items():
             self.environment.setenv(name, value)
 
-    def fails(self, act: Callable[[], object], kind: type[RemintError] = RemintError) -> None:
-        """Does what fails with an error of ours, and takes down what a person and Prefect's log would have of it."""
+    def assert_fails(self, act: Callable[[], object], kind: type[RemintError] = RemintError) -> None:
+        """Call ``act``, which must fail with an error of ours. Record its texts for a person and for Prefect's log."""
         stream = io.StringIO()
         handler, logger = logging.StreamHandler(stream), logging.Logger("as of Prefect")
         handler.addFilter(RedactingFilter())
@@ -70,7 +70,7 @@ class Place:
         with pytest.raises(kind) as caught:
             act()
         logger.error("Encountered an exception: %s", caught.value, exc_info=caught.value)
-        self.said += [str(caught.value), repr(caught.value), stream.getvalue()]
+        self.output += [str(caught.value), repr(caught.value), stream.getvalue()]
 
     def git(self, *arguments: str) -> None:
         subprocess.run(["git", *arguments], cwd=self.repository, check=True, capture_output=True)
@@ -79,24 +79,24 @@ class Place:
         return Tracking(uri, self.home.artifacts, self.home.lock("registry"))
 
     def push(self, url: str = "s3://bucket/dvc") -> None:
-        """What dvc says of a remote that it cannot use."""
+        """Record dvc's error about a remote that it cannot use."""
         self.set(REMINT_DVC_REMOTE=url)
-        self.fails(lambda: remote.reach(self.home))
+        self.assert_fails(lambda: remote.reach(self.home))
 
 
-def _ledger(place: Place, url: str) -> None:
+def _ledger(place: TrialEnvironment, url: str) -> None:
     place.environment.setattr(database, "ATTEMPTS", 1)
     place.set(REMINT_LEDGER=url)
-    place.fails(lambda: chain.Ledger(place.home.ledger_url))
+    place.assert_fails(lambda: chain.Ledger(place.home.ledger_url))
 
 
-def _mlflow(place: Place, uri: str) -> None:
+def _mlflow(place: TrialEnvironment, uri: str) -> None:
     place.set(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
-    place.fails(lambda: place.tracking(place.home.tracking_uri).names())
+    place.assert_fails(lambda: place.tracking(place.home.tracking_uri).names())
 
 
-def _echoed(place: Place, **variables: str) -> None:
-    """A server that says in its answer what it was sent."""
+def _echo_server(place: TrialEnvironment, **variables: str) -> None:
+    """Send a request to a server that echoes the headers in its answer."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -116,156 +116,167 @@ def _echoed(place: Place, **variables: str) -> None:
     try:
         place.set(**variables)
         _mlflow(place, f"http://127.0.0.1:{echo.server_port}")
-        assert "uthorization" in place.said[0], "it did say what it was sent"
+        assert "uthorization" in place.output[0], "it did say what it was sent"
     finally:
         echo.shutdown()
         echo.server_close()
 
 
-def _s3(place: Place, url: str = "s3://bucket/data", **variables: str) -> None:
+def _s3(place: TrialEnvironment, url: str = "s3://bucket/data", **variables: str) -> None:
     place.environment.setattr(s3_door, "REQUESTS", 1)
     place.set(**variables)
-    place.fails(lambda: storage.fetch(place.home, "scans", url, lambda _event: None))
+    place.assert_fails(lambda: storage.fetch(place.home, "scans", url, lambda _event: None))
 
 
-def _remote_of_ones_own(place: Place, secret: str) -> None:
+def _own_remote(place: TrialEnvironment, secret: str) -> None:
     own = place.repository / ".dvc/config.local"
     endpoint = f"    endpointurl = {place.s3.address}\n    access_key_id = ada\n    secret_access_key = {secret}\n"
     own.write_text(f"[core]\n    remote = own\n['remote \"own\"']\n    url = s3://bucket/dvc\n{endpoint}")
-    place.fails(lambda: remote.reach(place.home))
+    place.assert_fails(lambda: remote.reach(place.home))
     own.unlink()
 
 
-def _uncommitted(place: Place, name: str, content: str) -> None:
+def _uncommitted(place: TrialEnvironment, name: str, content: str) -> None:
     (place.repository / name).write_text(content)
-    place.fails(lambda: workspace.commit_of_tree(place.repository), RepositoryError)
+    place.assert_fails(lambda: workspace.commit_of_tree(place.repository), RepositoryError)
     (place.repository / name).unlink()
 
 
-def _origin(place: Place, address: str) -> None:
-    """The address of the clone, as a version has it among its tags; and a fetch from it that fails."""
+def _origin(place: TrialEnvironment, address: str) -> None:
+    """Record the address of origin, as in the tags of a version, and the error of a fetch from it."""
     place.git("remote", "add", "origin", address)
-    place.said.append(workspace.origin(place.repository))
-    assert place.said[-1] == f"https://{NOBODY}/team/remint.git"
+    place.output.append(workspace.origin(place.repository))
+    assert place.output[-1] == f"https://{CLOSED_PORT}/team/remint.git"
     assert not workspace.obtain(place.repository, "1" * 40)
-    place.fails(lambda: workspace.run_git(place.repository, "fetch", "origin"))
+    place.assert_fails(lambda: workspace.run_git(place.repository, "fetch", "origin"))
     place.git("remote", "remove", "origin")
 
 
-def _prefect(place: Place, url: str) -> None:
+def _prefect(place: TrialEnvironment, url: str) -> None:
     place.set(PREFECT_API_URL=url)
     found = doctor.run_doctor(place.home, None)
     assert [each.about for each in found if each.about == "prefect"] == ["prefect"]
-    place.said += [each.what for each in found]
+    place.output += [each.what for each in found]
 
 
-def _mistake(place: Place, secret: str) -> None:
-    """An error that is none of ours comes out of the command line."""
+def _unexpected_error(place: TrialEnvironment, secret: str) -> None:
+    """Record the command line's output for an unexpected error."""
 
-    def mistaken() -> None:
+    def raise_error() -> None:
         raise KeyError(f"no {secret} here")
 
-    place.environment.setattr(sys.modules["remint.cli.app"], "app", mistaken)
-    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+    place.environment.setattr(sys.modules["remint.cli.app"], "app", raise_error)
+    with contextlib.redirect_stderr(io.StringIO()) as output, pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 1 and "KeyError" in said.getvalue()
-    place.said.append(said.getvalue())
+    assert ended.value.code == 1 and "KeyError" in output.getvalue()
+    place.output.append(output.getvalue())
 
 
-def _child(place: Place, secret: str) -> None:
-    """A step that prints its environment, or what a vendor said of it."""
+def _child(place: TrialEnvironment, secret: str) -> None:
+    """Record the log of a step that prints the secret."""
     log = place.home.path / "child.log"
     command = [sys.executable, "-c", f"print('before'); print('''{secret}'''); print('after')"]
     assert processes.run_process(command, cwd=place.repository, env=dict(os.environ), log=log) == 0
-    place.said.append(log.read_text())
-    assert place.said[-1].split()[0] == "before" and place.said[-1].split()[-1] == "after"
+    place.output.append(log.read_text())
+    assert place.output[-1].split()[0] == "before" and place.output[-1].split()[-1] == "after"
 
 
-def _logged(place: Place, secret: str) -> None:
-    """Somebody's own line in Prefect's log."""
+def _logged(place: TrialEnvironment, secret: str) -> None:
+    """Record a log line of Prefect that contains the secret."""
     stream = io.StringIO()
     handler, logger = logging.StreamHandler(stream), logging.Logger("own")
     handler.addFilter(RedactingFilter())
     logger.addHandler(handler)
     logger.warning("signs in with %s", secret)
     assert "signs in with" in stream.getvalue()
-    place.said.append(stream.getvalue())
+    place.output.append(stream.getvalue())
 
 
-def _pw(url: str) -> Callable[[Place, str], str]:
-    """An address of the real PostgreSQL with a wrong password, or of something else."""
-    return lambda place, secret: url.format(secret=urllib.parse.quote(secret, safe=""), host=place.postgres.folder, nobody=NOBODY)
+def _address(url: str) -> Callable[[TrialEnvironment, str], str]:
+    """Return a function that fills the secret and the server into an address."""
+    return lambda place, secret: url.format(
+        secret=urllib.parse.quote(secret, safe=""), host=place.postgres.folder, nobody=CLOSED_PORT
+    )
 
 
-def _at(act: Callable[..., None], url: str) -> Callable[[Place, str], None]:
-    return lambda place, secret: act(place, _pw(url)(place, secret))
+def _with_address(act: Callable[..., None], url: str) -> Callable[[TrialEnvironment, str], None]:
+    return lambda place, secret: act(place, _address(url)(place, secret))
 
 
-def _set(act: Callable[..., None], **variables: str) -> Callable[[Place, str], None]:
-    def do(place: Place, secret: str) -> None:
-        act(place, **{name: value.format(secret=secret, s3=place.s3.address, nobody=NOBODY) for name, value in variables.items()})
+def _with_variables(act: Callable[..., None], **variables: str) -> Callable[[TrialEnvironment, str], None]:
+    def do(place: TrialEnvironment, secret: str) -> None:
+        act(
+            place,
+            **{name: value.format(secret=secret, s3=place.s3.address, nobody=CLOSED_PORT) for name, value in variables.items()},
+        )
 
     return do
 
 
 KEYS = {"AWS_ENDPOINT_URL": "{s3}", "AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "nothing of worth"}
 
-WAYS: dict[str, Callable[[Place, str], None]] = {
-    "the ledger, a wrong password": _at(_ledger, "postgresql://locked:{secret}@/postgres?host={host}"),
-    "the ledger, a wrong password in the query": _at(_ledger, "postgresql://locked@/postgres?host={host}&password={secret}"),
-    "the ledger, a server that is away": _at(_ledger, "postgresql://locked:{secret}@{nobody}/postgres"),
-    "the ledger, a database that is none of ours": _at(_ledger, "mysql://ada:{secret}@{nobody}/db"),
-    "the ledger, an address that is none": _at(_ledger, "postgresql://ada:{secret}@host:port/db"),
-    "the ledger, a setting that is none": _at(_ledger, "postgresql://locked:{secret}@/postgres?host={host}&no_such={secret}"),
-    "MLflow's database, a wrong password": _at(_mlflow, "postgresql+psycopg://locked:{secret}@/postgres?host={host}"),
-    "MLflow's database, no such driver": _at(_mlflow, "mysql://ada:{secret}@{nobody}/db"),
-    "MLflow's server, away": _at(_mlflow, "http://ada:{secret}@{nobody}"),
-    "MLflow's server, by TLS, away": _at(_mlflow, "https://ada:{secret}@{nobody}"),
-    "MLflow's password, said back": _set(_echoed, MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD="{secret}"),
-    "MLflow's token, said back": _set(_echoed, MLFLOW_TRACKING_TOKEN="{secret}"),
+WAYS: dict[str, Callable[[TrialEnvironment, str], None]] = {
+    "the ledger, a wrong password": _with_address(_ledger, "postgresql://locked:{secret}@/postgres?host={host}"),
+    "the ledger, a wrong password in the query": _with_address(
+        _ledger, "postgresql://locked@/postgres?host={host}&password={secret}"
+    ),
+    "the ledger, a server that is away": _with_address(_ledger, "postgresql://locked:{secret}@{nobody}/postgres"),
+    "the ledger, a database that is none of ours": _with_address(_ledger, "mysql://ada:{secret}@{nobody}/db"),
+    "the ledger, an address that is none": _with_address(_ledger, "postgresql://ada:{secret}@host:port/db"),
+    "the ledger, a setting that is none": _with_address(
+        _ledger, "postgresql://locked:{secret}@/postgres?host={host}&no_such={secret}"
+    ),
+    "MLflow's database, a wrong password": _with_address(_mlflow, "postgresql+psycopg://locked:{secret}@/postgres?host={host}"),
+    "MLflow's database, no such driver": _with_address(_mlflow, "mysql://ada:{secret}@{nobody}/db"),
+    "MLflow's server, away": _with_address(_mlflow, "http://ada:{secret}@{nobody}"),
+    "MLflow's server, by TLS, away": _with_address(_mlflow, "https://ada:{secret}@{nobody}"),
+    "MLflow's password, said back": _with_variables(
+        _echo_server, MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD="{secret}"
+    ),
+    "MLflow's token, said back": _with_variables(_echo_server, MLFLOW_TRACKING_TOKEN="{secret}"),
     "MLflow's files on S3, by credentials in the address": lambda place, secret: (
         place.set(REMINT_ARTIFACTS=f"s3://ada:{secret}@bucket/mlflow"),
-        place.fails(lambda: place.home.artifacts),
+        place.assert_fails(lambda: place.home.artifacts),
     )[-1],
-    "S3, a wrong key": _set(_s3, **{**KEYS, "AWS_SECRET_ACCESS_KEY": "{secret}"}),
-    "S3, a wrong name of a key": _set(_s3, **{**KEYS, "AWS_ACCESS_KEY_ID": "{secret}"}),
-    "S3, a wrong session": _set(_s3, **{**KEYS, "AWS_SESSION_TOKEN": "{secret}"}),
-    "S3, an endpoint with a password": _set(_s3, **{**KEYS, "AWS_ENDPOINT_URL": "http://ada:{secret}@{nobody}"}),
-    "S3, a proxy with a password": _set(
+    "S3, a wrong key": _with_variables(_s3, **{**KEYS, "AWS_SECRET_ACCESS_KEY": "{secret}"}),
+    "S3, a wrong name of a key": _with_variables(_s3, **{**KEYS, "AWS_ACCESS_KEY_ID": "{secret}"}),
+    "S3, a wrong session": _with_variables(_s3, **{**KEYS, "AWS_SESSION_TOKEN": "{secret}"}),
+    "S3, an endpoint with a password": _with_variables(_s3, **{**KEYS, "AWS_ENDPOINT_URL": "http://ada:{secret}@{nobody}"}),
+    "S3, a proxy with a password": _with_variables(
         _s3, **{**KEYS, "AWS_ENDPOINT_URL": "http://s3.test", "HTTP_PROXY": "http://ada:{secret}@{nobody}"}
     ),
     "S3, a source with credentials": lambda place, secret: _s3(place, f"s3://ada:{secret}@bucket/data"),
     "DVC's remote, by credentials in the address": lambda place, secret: place.push(f"s3://ada:{secret}@bucket/dvc"),
-    "DVC's remote, a wrong key in its settings": _remote_of_ones_own,
+    "DVC's remote, a wrong key in its settings": _own_remote,
     "DVC's remote, an endpoint with a password": lambda place, secret: (
-        place.set(**{**KEYS, "AWS_ENDPOINT_URL": f"http://ada:{secret}@{NOBODY}"} | {"AWS_ACCESS_KEY_ID": "ada"}),
+        place.set(**{**KEYS, "AWS_ENDPOINT_URL": f"http://ada:{secret}@{CLOSED_PORT}"} | {"AWS_ACCESS_KEY_ID": "ada"}),
         place.push(),
     )[-1],
     "git, a token for origin": lambda place, secret: _origin(
-        place, f"https://{urllib.parse.quote(secret, safe='')}@{NOBODY}/team/remint.git"
+        place, f"https://{urllib.parse.quote(secret, safe='')}@{CLOSED_PORT}/team/remint.git"
     ),
     "git, a password for origin": lambda place, secret: _origin(
-        place, f"https://ada:{urllib.parse.quote(secret, safe='')}@{NOBODY}/team/remint.git"
+        place, f"https://ada:{urllib.parse.quote(secret, safe='')}@{CLOSED_PORT}/team/remint.git"
     ),
     "uncommitted work": lambda place, secret: (
         place.set(AWS_SECRET_ACCESS_KEY=secret),
         _uncommitted(place, "notes.txt", f"the key is {secret}\n"),
     )[-1],
     "an uncommitted file of variables": lambda place, secret: _uncommitted(place, ".env", f"AWS_SECRET_ACCESS_KEY={secret}\n"),
-    "Prefect's address with a password": _at(_prefect, "http://ada:{secret}@{nobody}/api"),
+    "Prefect's address with a password": _with_address(_prefect, "http://ada:{secret}@{nobody}/api"),
     "a line of Prefect's log": lambda place, secret: (
         place.set(PREFECT_API_AUTH_STRING=f"ada:{secret}"),
         _logged(place, secret),
     )[-1],
-    "a mistake of ours": lambda place, secret: (place.set(PREFECT_API_KEY=secret), _mistake(place, secret))[-1],
+    "a mistake of ours": lambda place, secret: (place.set(PREFECT_API_KEY=secret), _unexpected_error(place, secret))[-1],
     "what a child prints": lambda place, secret: (place.set(AWS_SESSION_TOKEN=secret), _child(place, secret))[-1],
 }
 
 
 @pytest.fixture(scope="module")
-def locked(postgres: Postgres) -> Postgres:
+def password_postgres(postgres: Postgres) -> Postgres:
     """PostgreSQL with a role that needs its password."""
-    postgres.lock("locked", "the right one")
+    postgres.add_password_role("locked", "the right one")
     return postgres
 
 
@@ -274,7 +285,7 @@ def test_a_planted_secret_is_found_nowhere(
     trials: Trials,
     tmp_path: Path,
     make_repository: Callable[[dict[str, str]], Path],
-    locked: Postgres,
+    password_postgres: Postgres,
     s3_server: Server,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -284,24 +295,24 @@ def test_a_planted_secret_is_found_nowhere(
     )
     for trial in trials(short=30, full=30):
         name, act = list(WAYS.items())[trial.number]
-        (secret,) = secrets(trial.random, [name]).values()
+        (secret,) = make_secrets(trial.random, [name]).values()
         with pytest.MonkeyPatch.context() as environment:
             home = Home(repository, tmp_path / f"home {trial.number}").ensure()
-            place = Place(repository, home, locked, s3_server, environment, [])
+            place = TrialEnvironment(repository, home, password_postgres, s3_server, environment, [])
             act(place, secret)
         search = Search([secret])
         shown = capsys.readouterr()
-        search.texts("what was said", *place.said, shown.out, shown.err)
+        search.texts("what was said", *place.output, shown.out, shown.err)
         search.tree(tmp_path)
         search.git(repository)
-        assert place.said and not any(search.found.values()), (name, search.found, place.said)
+        assert place.output and not any(search.found.values()), (name, search.found, place.output)
         trial.note(found=sum(len(places) for places in search.found.values()))
 
 
-def test_the_search_finds_what_is_there(
+def test_the_search_finds_each_planted_word(
     tmp_path: Path, make_repository: Callable[[dict[str, str]], Path], postgres: Postgres
 ) -> None:
-    """In a file, an archive in an archive, git, a table, and as a header has it: a search that finds nothing would prove nothing."""
+    """In a file, a nested archive, git, a table, and encoded as in a header: without this test an empty result shows nothing."""
     import psycopg
 
     word = "planted/word-of-some-length"

@@ -1,6 +1,6 @@
-"""Locks that a killed process left, of four kinds: whoever comes next goes on unaided, and a live holder is never broken.
+"""Four kinds of locks left by a killed process: the next process continues without help, and a live holder keeps its lock.
 
-The kinds: git's (a ref, the index), dvc's (tests/faults/test_data_flips.py), those of the kernel, and leases.
+The kinds: git's (a ref, the index), dvc's (tests/faults/test_data_flips.py), kernel locks, and leases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from remint.stores.ledger import leases
 from tests.support.processes import wait_for
 from tests.support.trials import Trials
 
-# Holds all that a job holds: its own locks, the registry's, its pipeline's lease; says so, and sleeps.
+# Holds all locks of a job: its own, the registry's, and the lease of its pipeline. Writes its id, and sleeps.
 HOLDER = """
 import time
 from pathlib import Path
@@ -46,7 +46,7 @@ def repository(make_repository: Callable[[dict[str, str]], Path], monkeypatch: p
 
 @pytest.mark.case(23)
 def test_a_lock_that_git_left(trials: Trials, repository: Path) -> None:
-    (repository / ".git/index.lock").touch()  # a person's own git stumbles over it; a job needs no index of theirs
+    (repository / ".git/index.lock").touch()  # it blocks a person's git; a job does not need the index
     for trial in trials(short=2, full=20):
         (repository / "file").write_text(f"{trial.random.random()}\n")
         tree = uncommitted.commit_of_tree(repository).sha
@@ -95,17 +95,17 @@ def test_locks_of_the_kernel_and_the_lease_of_a_killed_job(
         holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=folder)
         name = wait_for(folder / "held")
         with pytest.raises(Busy):  # it lives
-            _take(home, waits=False)
+            _take_lease(home, waits=False)
         assert jobs.dead(home) == [] and _registry_is_held(home)
         time.sleep(trial.random.uniform(0.0, 0.2))
         holder.kill()
         holder.wait()
-        assert _take(home, waits=True) == 2
+        assert _take_lease(home, waits=True) == 2
         assert [job.id for job in jobs.dead(home)] == [name] and not _registry_is_held(home)
         trial.note(recovered=1, live_holders_broken=0)
 
 
-def _take(home: Home, *, waits: bool) -> int:
+def _take_lease(home: Home, *, waits: bool) -> int:
     with jobs.live(home, pipeline="m", flow_run="") as job:
         holder = leases.Holder.of("m", job)
         with leases.held(home, "m", holder, print, waits=lambda _: waits) as lease:

@@ -1,4 +1,4 @@
-"""One object by its SHA-256, from a real S3 server: fetched once, whole or not at all."""
+"""One object by its SHA-256, from a real S3 server: fetched once, complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from remint.errors import DataError, IntegrityError, RemintError, StorageError
 from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.s3 import bucket as door
-from tests.support.retraining_cases import Told, params_of, retraining
+from tests.support.retraining_cases import Events, params_of, retraining
 from tests.support.s3 import PASSWORD, USER, Proxy, Server
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -30,7 +30,7 @@ def fetch(home: Home, url: str, sha256: str = SHA256) -> Path:
     return storage.fetch_file(home, KEY, url, sha256, lambda _event: None)
 
 
-def refused(home: Home, url: str, kind: type[RemintError], sha256: str = SHA256) -> str:
+def error_of_fetch(home: Home, url: str, kind: type[RemintError], sha256: str = SHA256) -> str:
     with pytest.raises(kind) as caught:
         fetch(home, url, sha256)
     message = str(caught.value)
@@ -40,48 +40,48 @@ def refused(home: Home, url: str, kind: type[RemintError], sha256: str = SHA256)
     return message
 
 
-def test_it_is_fetched_once(home: Home, s3: Server, proxy: Proxy) -> None:
+def test_a_file_is_fetched_once(home: Home, s3: Server, proxy: Proxy) -> None:
     url = f"s3://{s3.bucket({'nets/weights.pth': CONTENT, 'nets/other.pth': b'other'})}/nets/weights.pth"
     assert fetch(home, url) == home.files / SHA256
     assert (home.files / SHA256).read_bytes() == CONTENT
-    asked = (len(proxy.seen), proxy.listings)
-    assert fetch(home, url) == home.files / SHA256 and (len(proxy.seen), proxy.listings) == asked
+    requests = (len(proxy.object_paths), proxy.listings)
+    assert fetch(home, url) == home.files / SHA256 and (len(proxy.object_paths), proxy.listings) == requests
     (home.files / SHA256).write_bytes(CONTENT[:-1])
     assert fetch(home, url).read_bytes() == CONTENT
     assert [path.name for path in home.files.iterdir()] == [SHA256]
 
 
-def test_another_file_is_not_kept(home: Home, s3: Server) -> None:
+def test_a_file_with_another_digest_is_not_kept(home: Home, s3: Server) -> None:
     url = f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth"
-    assert f"its SHA-256 is {SHA256}, expected {'0' * 64}: nothing was kept" in refused(home, url, IntegrityError, "0" * 64)
+    assert f"its SHA-256 is {SHA256}, expected {'0' * 64}: nothing was kept" in error_of_fetch(
+        home, url, IntegrityError, "0" * 64
+    )
 
 
-def test_bytes_that_change_on_their_way_are_not_kept(home: Home, s3: Server, proxy: Proxy) -> None:
+def test_bytes_changed_in_transit_are_not_kept(home: Home, s3: Server, proxy: Proxy) -> None:
     url = f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth"
     proxy.rewrite = lambda _path, body: body[:-1] + b"?" if len(body) == len(CONTENT) else body
-    assert "did not match its size or checksum" in refused(home, url, IntegrityError)
+    assert "did not match its size or checksum" in error_of_fetch(home, url, IntegrityError)
 
 
 @pytest.mark.parametrize("place", ["", "/nets", "/nothing"])
-def test_the_address_is_of_one_file(home: Home, s3: Server, place: str) -> None:
+def test_an_address_that_is_not_one_file_is_refused(home: Home, s3: Server, place: str) -> None:
     url = f"s3://{s3.bucket({'nets/a': CONTENT, 'nets/b': CONTENT})}{place}"
-    message = refused(home, url, DataError)
+    message = error_of_fetch(home, url, DataError)
     assert ("expected the address of one file" in message) == (place != "/nothing")
 
 
-def test_a_server_that_is_away(home: Home, s3: Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_always_fails_is_one_error(home: Home, s3: Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "REQUESTS", 2)
     proxy.failing = 1.0
-    assert "S3 failed 2 times" in refused(home, f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth", StorageError)
+    assert "S3 failed 2 times" in error_of_fetch(home, f"s3://{s3.bucket({'weights.pth': CONTENT})}/weights.pth", StorageError)
 
 
-def test_a_flow_fetches_what_metrics_are_measured_with_and_nothing_else(
-    home: Home, s3: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At its first step; the file of a metric that is not asked for may be out of reach."""
+def test_a_flow_fetches_only_the_files_that_its_metrics_need(home: Home, s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its first step. The file of a metric that is not in the settings can be unreachable."""
     from flows import steps
 
-    monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # which would start a Prefect server
+    monkeypatch.setattr(steps.progress, "reporter", lambda *_: lambda _event: None)  # the reporter would start a Prefect server
     bucket = s3.bucket({"net.pt2": CONTENT})
     blocks = {
         "evaluation": {
@@ -91,8 +91,8 @@ def test_a_flow_fetches_what_metrics_are_measured_with_and_nothing_else(
         },
         "promotion": {},
     }
-    told = Told()
-    with retraining(home, params_of("digits-gan", **blocks), "digits-gan", told=told) as job:
+    events = Events()
+    with retraining(home, params_of("digits-gan", **blocks), "digits-gan", events=events) as job:
         steps.fetch.fn(job)
     assert [path.name for path in home.files.iterdir()] == [SHA256]
-    assert set(job.seconds) == {"fetch program"} and [event for event, _ in told] == ["step"]
+    assert set(job.seconds) == {"fetch program"} and [event for event, _ in events] == ["step"]

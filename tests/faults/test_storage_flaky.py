@@ -1,4 +1,4 @@
-"""A third of what S3 is asked fails, in every way that a network has: our own reading, dvc's remote and MLflow's files go on."""
+"""A third of the S3 requests fails in different ways: our own reading, dvc's remote and MLflow's files still work."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("forked")
 DVC = "[core]\n    no_scm = true\n    remote = far\n[cache]\n    dir = ../.remint/dvc/cache\n['remote \"far\"']\n    url = s3://{bucket}/dvc\n    verify = true\n"
 
 
-def spoil(proxy: Proxy, dice: random.Random) -> None:
-    """30%: refused, reset before or in the middle of the answer, or silent for longer than anybody waits."""
+def make_unreliable(proxy: Proxy, dice: random.Random) -> None:
+    """Make 30% of the requests fail: refused, reset before or within the answer, or silent until a timeout."""
     proxy.failing, proxy.resetting, proxy.stalling, proxy.stall = 0.15, 0.1, 0.05, 1.3
     proxy.dice = random.Random(dice.random())
 
 
-def be_kind(proxy: Proxy) -> None:
+def make_reliable(proxy: Proxy) -> None:
     proxy.failing = proxy.resetting = proxy.stalling = 0.0
 
 
@@ -51,7 +51,7 @@ def test_reading_a_bucket_goes_on_and_brings_no_wrong_byte(
     for trial in trials(short=1, full=200):
         objects = {f"p/{i}": trial.random.randbytes(trial.random.randrange(1, 20_000)) for i in range(12)}
         bucket = s3.bucket(objects)
-        spoil(proxy, trial.random)
+        make_unreliable(proxy, trial.random)
         before, name = proxy.refused, f"x{trial.number}"
         try:
             storage.fetch(home, name, f"s3://{bucket}/p", lambda _event: None)
@@ -70,30 +70,30 @@ def test_reading_a_bucket_goes_on_and_brings_no_wrong_byte(
 
 @pytest.mark.case(21)
 def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: Home, trials: Trials) -> None:
-    connect(home, s3.bucket({}))
+    configure_remote(home, s3.bucket({}))
     cache = home.dvc / "cache/files/md5"
     for trial in trials(short=1, full=10):
         contents = {f"f{i}": trial.random.randbytes(2000) for i in range(6)}
-        output, files = kept_in(cache, contents)
-        spoil(proxy, trial.random)
+        output, files = write_dvc_folder(cache, contents)
+        make_unreliable(proxy, trial.random)
         before = proxy.refused
         assert presence.complete(home, [output], home.repository, home.path / "log") == 7
         shutil.rmtree(cache)
         found = presence.mend(home, [output], home.repository, home.path / "log")
-        be_kind(proxy)
+        make_reliable(proxy)
         assert not found.unavailable_reason and set(found.brought) == set(files)
         assert {md5: (cache / md5[:2] / md5[2:]).read_bytes() for md5 in files} == files
         trial.note(copies=2, succeeded=2, corrupt=0, answers_spoilt=proxy.refused - before)
 
 
-def connect(home: Home, bucket: str) -> None:
-    """The repository's dvc keeps a remote in this bucket."""
+def configure_remote(home: Home, bucket: str) -> None:
+    """Configure a remote in this bucket for the repository's dvc."""
     (home.repository / ".dvc").mkdir()
     (home.repository / ".dvc/config").write_text(DVC.format(bucket=bucket))
 
 
-def kept_in(cache: Path, contents: dict[str, bytes]) -> tuple[str, dict[str, bytes]]:
-    """A folder as dvc keeps it: the MD5 of its listing, and each file's content by its MD5."""
+def write_dvc_folder(cache: Path, contents: dict[str, bytes]) -> tuple[str, dict[str, bytes]]:
+    """Write a folder into the cache as dvc does. Return the MD5 of its listing, and all contents by MD5."""
     files = {hashlib.md5(content).hexdigest(): content for content in contents.values()}
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
@@ -111,40 +111,40 @@ def test_mlflows_files_come_back_as_they_were_registered(
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.artifacts = f"s3://{s3.bucket({})}/mlflow"
-    s3_artifact_repo._cached_get_s3_client.cache_clear()  # it may be of the proxy of another test
+    s3_artifact_repo._cached_get_s3_client.cache_clear()  # a cached client can belong to another test's proxy
     for trial in trials(short=1, full=20):
-        cases.make(tmp_path / f"b{trial.number}", trial.random.randrange(10**6))
-        spoil(proxy, trial.random)
+        cases.make_bundle(tmp_path / f"b{trial.number}", trial.random.randrange(10**6))
+        make_unreliable(proxy, trial.random)
         before = proxy.refused
         version = cases.register(store, tmp_path / f"b{trial.number}")
         store.fetch(version, tmp_path / "got" / str(trial.number))
-        be_kind(proxy)
+        make_reliable(proxy)
         trial.note(copies=2, succeeded=2, corrupt=0, answers_spoilt=proxy.refused - before)
     s3_artifact_repo._cached_get_s3_client.cache_clear()
 
 
-def test_s3_that_is_away_is_one_clear_failure_of_each(
+def test_unreachable_s3_is_one_clear_error_of_each_client(
     s3: Server, home: Home, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing listens there. How long each asks is in docs/reliability/faults.md; here each asks twice."""
+    """The port is closed. docs/reliability/faults.md has the usual number of attempts; here it is two."""
     bucket = s3.bucket({"p/a": b"a"})
-    connect(home, bucket)
-    output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
+    configure_remote(home, bucket)
+    output, _ = write_dvc_folder(home.dvc / "cache/files/md5", {"a": b"a"})
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.artifacts = f"s3://{bucket}/mlflow"
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     s3_artifact_repo._cached_get_s3_client.cache_clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     monkeypatch.setattr(door, "REQUESTS", 2)
-    for ask in (
+    for act in (
         lambda: storage.fetch(home, "x", f"s3://{bucket}/p", lambda _event: None),
         lambda: presence.complete(home, [output], home.repository, home.path / "log"),
         lambda: cases.register(store, tmp_path / "bundle"),
     ):
         with pytest.raises(RunError) as caught:
-            ask()
+            act()
         assert len(str(caught.value).splitlines()) == 1, caught.value
     assert not (home.fetched / "x").exists() and store.names() == []
     s3_artifact_repo._cached_get_s3_client.cache_clear()

@@ -1,4 +1,4 @@
-"""S3 behind a certificate of a private authority: AWS_CA_BUNDLE is enough for our own reading, dvc's remote and MLflow's files."""
+"""S3 with a certificate of a private authority: AWS_CA_BUNDLE is enough for our own reading, dvc's remote and MLflow's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from remint.runtime.home import Home
 from remint.stores import s3 as storage
 from remint.stores.dvc import last_error_line, presence
 from remint.stores.s3 import bucket as door
-from tests.faults.test_storage_flaky import connect, kept_in
+from tests.faults.test_storage_flaky import configure_remote, write_dvc_folder
 from tests.support import access
 from tests.support import registry_cases as cases
 from tests.support.s3 import Server
@@ -58,9 +58,9 @@ def _speak(raw: socket.socket, context: ssl.SSLContext, upstream: tuple[str, int
 
 @pytest.fixture
 def authority(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The authority's certificate; S3 is spoken to through TLS with a certificate that it signed."""
+    """Certificate of a private authority. S3 is behind a TLS proxy whose certificate the authority signed."""
     (tmp_path / "tls").mkdir()
-    ca, certificate, key = access.certify(tmp_path / "tls")
+    ca, certificate, key = access.make_certificates(tmp_path / "tls")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     address = urlsplit(s3.address)
@@ -75,54 +75,54 @@ def authority(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     s3_artifact_repo._cached_get_s3_client.cache_clear()
 
 
-@pytest.mark.parametrize("who", ["our own reading", "dvc's remote", "mlflow's files"])
-def test_a_private_authority_is_named_once_for_all(
-    who: str, authority: Path, s3: Server, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("client_kind", ["our own reading", "dvc's remote", "mlflow's files"])
+def test_one_variable_names_a_private_authority_to_all_clients(
+    client_kind: str, authority: Path, s3: Server, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it each says what to name."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # dvc and MLflow ask for half a minute else; our own reading knows better
+    """Without the variable each client's error names it."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # otherwise dvc and MLflow retry for half a minute; our own reading does not
     bucket, home = s3.bucket({"p/a": b"a"}), Home(tmp_path, tmp_path / ".remint").ensure()
-    connect(home, bucket)
-    output, files = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
+    configure_remote(home, bucket)
+    output, files = write_dvc_folder(home.dvc / "cache/files/md5", {"a": b"a"})
     shutil.copytree(empty, tmp_path / "home")
     store = cases.tracking(tmp_path / "home")
     store.artifacts = f"s3://{bucket}/mlflow"
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
 
-    def work() -> None:
-        if who == "our own reading":
+    def use_s3() -> None:
+        if client_kind == "our own reading":
             storage.fetch(home, "x", f"s3://{bucket}/p", lambda _event: None)
-        elif who == "dvc's remote":
+        elif client_kind == "dvc's remote":
             assert presence.complete(home, [output], tmp_path, tmp_path / "log") == len(files)
         else:
             store.fetch(cases.register(store, tmp_path / "bundle"), tmp_path / "got")
 
     with pytest.raises(RunError, match="S3's certificate is not trusted here: .* AWS_CA_BUNDLE$"):
-        work()
+        use_s3()
     monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
-    # Over TLS boto3 sends checksums behind the body, which this server does not take (docs/how-to/use-s3.md).
+    # Over TLS boto3 sends checksums after the body, which this server does not accept (docs/how-to/use-s3.md).
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     s3_artifact_repo._cached_get_s3_client.cache_clear()
-    work()
+    use_s3()
 
 
 @pytest.mark.usefixtures("authority")
-def test_a_certificate_that_is_not_trusted_is_not_asked_for_again() -> None:
-    asked: list[str] = []
+def test_an_untrusted_certificate_is_not_retried() -> None:
+    requests: list[str] = []
     bucket = door.Bucket("any", "")
-    bucket.s3.meta.events.register("before-send.s3", lambda request, **_: asked.append(request.url))
+    bucket.s3.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.url))
     with pytest.raises(StorageError, match="AWS_CA_BUNDLE$"), door.door("here"):
         bucket.objects()
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 @pytest.mark.usefixtures("authority")
-def test_what_dvc_says_of_it_is_told_in_the_same_words(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last line is that some files could not be had."""
+def test_the_certificate_error_of_dvc_gets_our_message(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dvc's own last line only says that some files could not be fetched."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     home = Home(tmp_path, tmp_path / ".remint").ensure()
-    connect(home, s3.bucket({}))
-    output, _ = kept_in(home.dvc / "cache/files/md5", {"a": b"a"})
+    configure_remote(home, s3.bucket({}))
+    output, _ = write_dvc_folder(home.dvc / "cache/files/md5", {"a": b"a"})
     shutil.rmtree(home.dvc / "cache")
     (tmp_path / "x.dvc").write_text(json.dumps({"outs": [{"md5": output, "path": "x"}]}))
     with (tmp_path / "log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""N processes under a real torchrun: they agree with one, resume to the bit, and never outlive who started them."""
+"""Several processes under a real torchrun: they agree with one, resume to the bit, and never outlive their parent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", cases.environment()["PYTHONPATH"])
 
 
@@ -50,8 +50,8 @@ def train_ranks(folder: Path, home: Path, ranks: int, families: str, *options: s
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by two processes."""
+def two_processes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home with every case trained by two processes."""
     home = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", cases.environment()["PYTHONPATH"])
@@ -60,23 +60,23 @@ def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by this process."""
+def one_process(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home with every case trained by this process."""
     home = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Checkpoints, "delete", lambda _: None)
         for case in cases.MODELS:
-            cases.run(cases.recipe(case, **EXACT), cases.load(folder), home / case)
+            cases.train_into(cases.recipe(case, **EXACT), cases.load(folder), home / case)
     return home
 
 
 def last_state(home: Path) -> dict[str, Tensor]:
-    """Every tensor of the last checkpoint: weights and averages of the model, weights of every phase, every optimizer."""
+    """Return every tensor of the last checkpoint: of model, averages, phases and optimizers."""
     (file,) = (home / "checkpoints").glob("*/step-00000020/tensors.safetensors")
-    return {name: tensor for name, tensor in load_file(file).items() if name != "losses"}  # of which each rank has its own
+    return {name: tensor for name, tensor in load_file(file).items() if name != "losses"}  # losses differ between ranks
 
 
-def assert_one_training(home: Path, other: Path) -> None:
+def assert_same_training(home: Path, other: Path) -> None:
     ours, theirs = last_state(home), last_state(other)
     assert ours.keys() == theirs.keys()
     assert torch.float32 not in {tensor.dtype for name, tensor in ours.items() if name.startswith(("model.", "phase."))}
@@ -85,11 +85,11 @@ def assert_one_training(home: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("case", cases.MODELS)
-def test_one_and_two_processes_train_the_same_parameters(case: str, one: Path, two: Path) -> None:
-    assert_one_training(one / case, two / case)
-    trained = TrainedModel.read(two / case / "out/training.json")
+def test_one_and_two_processes_train_the_same_parameters(case: str, one_process: Path, two_processes: Path) -> None:
+    assert_same_training(one_process / case, two_processes / case)
+    trained = TrainedModel.read(two_processes / case / "out/training.json")
     assert (trained.world_size, trained.fingerprint["world_size"]) == (2, 2)
-    curves = [(home / case / "out/curve.csv").read_text().splitlines() for home in (one, two)]
+    curves = [(home / case / "out/curve.csv").read_text().splitlines() for home in (one_process, two_processes)]
     assert curves[0][0] == curves[1][0]
     for ours, theirs in zip(*curves, strict=True):
         if ours is not curves[0][0]:
@@ -97,15 +97,17 @@ def test_one_and_two_processes_train_the_same_parameters(case: str, one: Path, t
 
 
 @pytest.mark.soak
-def test_one_and_four_processes_train_the_same_parameters(folder: Path, one: Path, tmp_path: Path) -> None:
+def test_one_and_four_processes_train_the_same_parameters(folder: Path, one_process: Path, tmp_path: Path) -> None:
     train_ranks(folder, tmp_path, 4, ",".join(cases.MODELS), "keep", "anywhere", **EXACT)
     for case in cases.MODELS:
-        assert_one_training(one / case, tmp_path / case)
+        assert_same_training(one_process / case, tmp_path / case)
 
 
 @pytest.mark.case(2)
-def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(trials: Trials, folder: Path, two: Path, tmp_path: Path) -> None:
-    """In a soak a run is killed again and again until it is through: some five times, a hundred in all."""
+def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(
+    trials: Trials, folder: Path, two_processes: Path, tmp_path: Path
+) -> None:
+    """In a soak each run is killed repeatedly until it completes: about five times, a hundred in total."""
     for trial in trials(short=1, full=20):
         family = cases.FAMILIES[(trial.number + 1) % len(cases.FAMILIES)]
         home, done, kills = tmp_path / str(trial.number), 0, 0
@@ -122,20 +124,20 @@ def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(trials: Trials, fo
             done, kills = newest, kills + 1
         assert not (home / family / "out").exists()
         train_ranks(folder, home, 2, family, **EXACT)
-        assert cases.contents(home / family) == cases.contents(two / family)
+        assert cases.file_contents(home / family) == cases.file_contents(two_processes / family)
         trial.note(different=0)
 
 
 @pytest.mark.case(4)
 def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
-    """Stopped after each step, by a signal to one rank, whose gradient and loss are not finite in a step each: all skip these."""
+    """Stopped after each step by a signal to one rank. This rank has one infinite gradient and one infinite loss: all ranks skip them."""
     for trial in trials(short=1, full=10):
         ranks, family = 3 + trial.number % 2, cases.FAMILIES[(trial.number // 2 + 1) % len(cases.FAMILIES)]
         first, home = 1 if trials.soak else 28, tmp_path / str(trial.number)
         options = ("anywhere", f"every={first}", f"rank={ranks - 1}", "spoil=9")
         train_ranks(folder, home, ranks, family, *options, steps=30)
         for step in range(first, 30):
-            assert cases.contents(home / f"{family}-{step}") == cases.contents(home / f"{family}-whole")
+            assert cases.file_contents(home / f"{family}-{step}") == cases.file_contents(home / f"{family}-whole")
         *_, last = csv.DictReader((home / f"{family}-whole/out/curve.csv").open())
         assert last["skipped"] == "2"
         trial.note(resumes=30 - first, different=0)
@@ -144,12 +146,12 @@ def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: P
 @pytest.mark.soak
 @pytest.mark.case(4)
 def test_stock_ddp_does_not_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
-    """Its all-reduce sums in an order that depends on buckets, which are rebuilt after the first step of every process."""
+    """Its all-reduce sums in the order of buckets, which are rebuilt after the first step of every process."""
     for trial in trials(short=1, full=2):
         ranks, home = 3 + trial.number, tmp_path / str(trial.number)
         train_ranks(folder, home, ranks, "gan", "anywhere", "every=20", f"rank={ranks - 1}", "stock", steps=30)
-        whole = cases.contents(home / "gan-whole")
-        different = sum(cases.contents(home / f"gan-{step}") != whole for step in range(20, 30))
+        whole = cases.file_contents(home / "gan-whole")
+        different = sum(cases.file_contents(home / f"gan-{step}") != whole for step in range(20, 30))
         assert different > 0
         trial.note(resumes=10, different=different)
 
@@ -157,7 +159,7 @@ def test_stock_ddp_does_not_resume_to_the_same_bytes(trials: Trials, folder: Pat
 @pytest.mark.soak
 @pytest.mark.case(8)
 def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
-    trials: Trials, folder: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials: Trials, folder: Path, two_processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for trial in trials(short=1, full=10):
         rank, step, home = trial.random.randrange(2), trial.random.randrange(1, 20), tmp_path / str(trial.number)
@@ -167,26 +169,26 @@ def test_a_stopped_rank_is_found_and_all_go_on_from_the_checkpoint(
         (restarted,) = [event for event in map(json.loads, (home / "events").open()) if event["event"] == "restarted"]
         seconds = restarted["at"] - (home / "frozen").stat().st_mtime
         assert 15 < seconds < 60
-        assert cases.contents(home / "gan") == cases.contents(two / "gan")
+        assert cases.file_contents(home / "gan") == cases.file_contents(two_processes / "gan")
         trial.note(different=0, seconds=round(seconds, 1))
 
 
 @pytest.mark.soak
 @pytest.mark.case(7)
 def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path, tmp_path: Path) -> None:
-    """torchrun itself, one rank, or all of them: one checkpoint, the marker, and no process."""
+    """Receivers: torchrun, one rank, or all ranks. Each time there is one checkpoint, the marker, and no process."""
     for trial in trials(short=3, full=9):
-        who, home = ("torchrun", "one", "all")[trial.number % 3], tmp_path / str(trial.number)
+        receiver, home = ("torchrun", "one", "all")[trial.number % 3], tmp_path / str(trial.number)
         settings = json.dumps({"home": str(home), "devices": 2, "steps": 10**6, "validate_every": 10})
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         environment = cases.environment() | {"REMINT_EVENTS": str(home / "events"), "OMP_NUM_THREADS": "1"}
         home.mkdir()
         with subprocess.Popen([*torchrun, cases.__file__, str(folder), "vae", settings], env=environment) as parent:
-            assert_started(home / "events")
+            wait_until_training(home / "events")
             ranks = [each for each in descendants(parent) if "training_cases" in " ".join(command_line(each))]
             assert len(ranks) == 2
-            asked = {"torchrun": [parent], "one": [ranks[trial.random.randrange(2)]], "all": ranks}[who]
-            for process in asked:
+            targets = {"torchrun": [parent], "one": [ranks[trial.random.randrange(2)]], "all": ranks}[receiver]
+            for process in targets:
                 process.send_signal(signal.SIGTERM)
             began = time.monotonic()
             assert parent.wait(timeout=30) != 0
@@ -198,7 +200,7 @@ def test_under_torchrun_too_whoever_gets_the_signal(trials: Trials, folder: Path
         trial.note(seconds=round(time.monotonic() - began, 1), different=0)
 
 
-def assert_started(events: Path) -> None:
+def wait_until_training(events: Path) -> None:
     deadline = time.monotonic() + 60
     while not (events.exists() and "metrics" in events.read_text()):
         assert time.monotonic() < deadline, "it did not begin"
@@ -210,14 +212,14 @@ def descendants(parent: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-def test_no_rank_outlives_who_started_it(sign: signal.Signals, folder: Path, tmp_path: Path) -> None:
+def test_no_rank_outlives_its_parent(sign: signal.Signals, folder: Path, tmp_path: Path) -> None:
     events = tmp_path / "events"
     settings = {"home": str(tmp_path), "devices": 2, "steps": 10**6, "validate_every": 10}
     command = [sys.executable, cases.__file__, str(folder), "gan", json.dumps(settings), "anywhere"]
     environment = cases.environment() | {"REMINT_EVENTS": str(events)}
     with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as parent:
         try:
-            assert_started(events)
+            wait_until_training(events)
             started = descendants(parent)
             assert len(started) >= 3  # torchrun and two ranks
             parent.send_signal(sign)
@@ -228,12 +230,12 @@ def test_no_rank_outlives_who_started_it(sign: signal.Signals, folder: Path, tmp
                 process.kill()
             parent.kill()
         assert alive == []
-        said = parent.stderr.read() if parent.stderr else ""
+        stderr = parent.stderr.read() if parent.stderr else ""
     (checkpoint, *_) = (tmp_path / "gan/checkpoints").glob("*/step-*")
     assert (checkpoint / "manifest.json").exists()
     if sign == signal.SIGINT:
         assert parent.returncode == 1
-        assert f"{Interrupted.__name__}: interrupted" in said
+        assert f"{Interrupted.__name__}: interrupted" in stderr
         assert '"event": "interrupted"' in events.read_text()
 
 
@@ -258,7 +260,7 @@ events.run_step(main)
         ("ValueError('a bug')", StepError, r"^one of 2 processes failed \(status 1\): ValueError: a bug$"),
     ],
 )
-def test_what_a_rank_raises_arrives(
+def test_the_error_of_a_rank_reaches_its_parent(
     error: str, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "rank.py"

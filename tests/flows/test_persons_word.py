@@ -1,7 +1,7 @@
-"""A person's word stands when the schedule comes round again: judge, settle and the look into the ledger, without training.
+"""Decisions of a person outlast scheduled runs: judge, settle and the ledger, without training.
 
-Ledger, MLflow and gate are real. The evidence is given, as training and evaluation would leave it; Prefect's artifacts and
-the page are left out (tests/e2e has them).
+Ledger, MLflow and gate are real. The tests write the evidence in place of training and evaluation, and omit Prefect's
+artifacts and the page (tests/e2e has them).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
 from tests.support.promotion_cases import MODEL
 from tests.support.registry_cases import SPEC
-from tests.support.retraining_cases import CLEAN, Told, lay, params_of, retraining
+from tests.support.retraining_cases import CLEAN_COMMIT, Events, params_of, retraining, write_records
 from tests.support.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -59,7 +59,7 @@ def home(registered: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(approval, "ask", lambda row: f"form {row.sequence}")
     monkeypatch.setattr(champion, "evidence", measured)
     monkeypatch.setattr("remint.promotion.decide.fresh.check", lambda *_: "not looked at")
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 def trained_of(home: Home, version: int) -> TrainedModel:
@@ -84,23 +84,23 @@ def evidence_of(home: Home, version: int) -> Evidence:
 
 
 @contextmanager
-def job_of(
-    home: Home, version: int, commit: Commit = CLEAN, told: Told | None = None, **rules: Any
+def retraining_of(
+    home: Home, version: int, commit: Commit = CLEAN_COMMIT, events: Events | None = None, **rules: Any
 ) -> Iterator[tuple[Retraining, Evidence]]:
-    """The retraining whose training gave this version, and its evidence."""
+    """Open the retraining that trained this version. Yield it and its evidence."""
     params = params_of(MODEL, evaluation={"metrics": ["nll"]}, promotion={**RULES, **rules})
-    with retraining(home, params, MODEL, commit=commit, told=told) as job:
-        lay(job, DATASET, trained_of(home, version), evidence_of(home, version))
+    with retraining(home, params, MODEL, commit=commit, events=events) as job:
+        write_records(job, DATASET, trained_of(home, version), evidence_of(home, version))
         yield job, Evidence.load(job.out("reports"))
 
 
-def run(home: Home, version: int, commit: Commit = CLEAN, told: Told | None = None, **rules: Any) -> Outcome:
-    """The end of flows/retrain.py, of a training that gave this version."""
-    with job_of(home, version, commit, told, **rules) as (job, evidence):
+def run_gate(home: Home, version: int, commit: Commit = CLEAN_COMMIT, events: Events | None = None, **rules: Any) -> Outcome:
+    """Run the end of flows/retrain.py after a training with this version as its result."""
+    with retraining_of(home, version, commit, events, **rules) as (job, evidence):
         found = settled_before(job, evidence, announce)
         if found is not None:
             return found
-        registered = cases.add(home, version - 1, dirty=str(commit.dirty).lower(), commit=commit.sha)
+        registered = cases.register_model(home, version - 1, dirty=str(commit.dirty).lower(), commit=commit.sha)
         home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
         return settle(job, registered, evidence, judge_version(job, registered, evidence), announce)
 
@@ -109,16 +109,18 @@ def verdict(answer: Outcome) -> tuple[str, bool, int | None]:
     return answer.decision.verdict, answer.unchanged, answer.champion
 
 
-def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(home: Home) -> None:
-    assert verdict(run(home, 1)) == ("promoted", False, 1)
-    assert verdict(run(home, 2)) == ("promoted", False, 2)
+def test_the_next_scheduled_run_does_not_promote_a_rolled_back_version(home: Home) -> None:
+    assert verdict(run_gate(home, 1)) == ("promoted", False, 1)
+    assert verdict(run_gate(home, 2)) == ("promoted", False, 2)
     decide.rollback(home, MODEL, "the sevens blur", who="ada")
     count = len(open_ledger(home).rows(MODEL))
     for _ in range(2):
-        assert verdict(run(home, 2)) == ("rolled_back", True, 1), "the same evidence: nothing is judged again"
+        assert verdict(run_gate(home, 2)) == ("rolled_back", True, 1), "the same evidence: nothing is judged again"
     assert len(open_ledger(home).rows(MODEL)) == count
 
-    other = run(home, 2, require={"nll": {"max": 2.5}})  # other rules: it is judged again, and is better than the champion
+    other = run_gate(
+        home, 2, require={"nll": {"max": 2.5}}
+    )  # other rules: it is judged again, and it is better than the champion
     assert verdict(other) == ("refused", False, 1)
     (reason,) = other.decision.reasons
     assert reason.startswith(f"{MODEL}/2 was rolled back on 20") and reason.endswith(
@@ -130,17 +132,17 @@ def test_what_was_rolled_back_is_not_promoted_again_by_the_next_scheduled_run(ho
         ("require", True),
         ("improve", True),
     ]
-    assert verdict(run(home, 2)) == ("rolled_back", True, 1), "and the first rules are no way around it"
+    assert verdict(run_gate(home, 2)) == ("rolled_back", True, 1), "and the first rules are no way around it"
 
-    assert verdict(run(home, 3)) == ("promoted", False, 3), "a version that nobody spoke against"
-    assert verdict(run(home, 2, require={"nll": {"max": 2.6}}))[0] == "refused"
+    assert verdict(run_gate(home, 3)) == ("promoted", False, 3), "a version that nobody spoke against"
+    assert verdict(run_gate(home, 2, require={"nll": {"max": 2.6}}))[0] == "refused"
     decide.promote(home, f"{MODEL}/2", "looked again", against=3, who="eve")
     assert decide.objection(open_ledger(home).rows(MODEL, 2)) is None, "a person's promotion clears it"
     assert open_tracking(home).aliases(MODEL) == {"champion": 2}
 
 
-def test_what_was_refused_for_want_of_evidence_is_judged_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(home, 1)
+def test_a_version_refused_for_missing_evidence_is_judged_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_gate(home, 1)
     with monkeypatch.context() as patch:
         patch.setattr(
             champion,
@@ -148,15 +150,15 @@ def test_what_was_refused_for_want_of_evidence_is_judged_again(home: Home, monke
             lambda *_: champion.ChampionEvidence(unavailable_reason="champion digits-flow/1: its files are gone"),
         )
         for _ in range(2):
-            assert verdict(run(home, 2)) == ("refused", False, 1)
-    assert verdict(run(home, 2)) == ("promoted", False, 2), "its files were put back, and nothing else changed"
-    assert verdict(run(home, 2)) == ("promoted", True, 2)
+            assert verdict(run_gate(home, 2)) == ("refused", False, 1)
+    assert verdict(run_gate(home, 2)) == ("promoted", False, 2), "its files were put back, and nothing else changed"
+    assert verdict(run_gate(home, 2)) == ("promoted", True, 2)
 
 
-def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> None:
-    run(home, 1)
-    registered = run_registered(home, 2)
-    with job_of(home, 2) as (job, evidence):
+def test_a_version_rejected_while_it_was_judged_is_refused(home: Home) -> None:
+    run_gate(home, 1)
+    registered = registered_version(home, 2)
+    with retraining_of(home, 2) as (job, evidence):
         judgement = judge_version(job, registered, evidence)
         assert judgement.decision.verdict == "promoted"
         decide.reject(home, f"{MODEL}/2", "smears", who="ada")
@@ -164,58 +166,58 @@ def test_what_a_person_rejected_while_it_was_judged_is_refused(home: Home) -> No
     assert verdict(answer) == ("refused", False, 1) and "was rejected on" in answer.decision.reasons[0]
 
 
-def test_an_approval_is_asked_for_once_and_a_person_decides(home: Home) -> None:
-    assert verdict(run(home, 1)) == ("promoted", False, 1)
-    asked, again = Told(), Told()
-    assert verdict(run(home, 2, told=asked, approval="manual")) == ("awaiting_approval", False, 1)
-    assert verdict(run(home, 2, told=again, approval="manual")) == ("awaiting_approval", True, 1)
+def test_an_approval_is_requested_once_and_a_person_decides(home: Home) -> None:
+    assert verdict(run_gate(home, 1)) == ("promoted", False, 1)
+    first, second = Events(), Events()
+    assert verdict(run_gate(home, 2, events=first, approval="manual")) == ("awaiting_approval", False, 1)
+    assert verdict(run_gate(home, 2, events=second, approval="manual")) == ("awaiting_approval", True, 1)
     form = f"{MODEL}/2 can also be approved in Prefect: resume the run form 2 of approve/{MODEL}"
-    assert ("notice", {"text": form}) in asked and not [event for event, _ in again if event == "notice"]
+    assert ("notice", {"text": form}) in first and not [event for event, _ in second if event == "notice"]
     decide.promote(home, f"{MODEL}/2", "looked", who="ada")
-    assert verdict(run(home, 2, approval="manual")) == ("promoted", True, 2)
+    assert verdict(run_gate(home, 2, approval="manual")) == ("promoted", True, 2)
     assert [row.who for row in open_ledger(home).rows(MODEL)] == ["gate", "gate", "ada"]
 
 
-def test_an_approval_that_was_asked_for_against_another_champion_is_judged_again(home: Home) -> None:
-    run(home, 1)
-    assert verdict(run(home, 3, approval="manual")) == ("awaiting_approval", False, 1)
-    assert verdict(run(home, 2)) == ("promoted", False, 2)
-    assert verdict(run(home, 3, approval="manual")) == ("awaiting_approval", False, 2)
+def test_a_pending_approval_is_judged_again_after_the_champion_changed(home: Home) -> None:
+    run_gate(home, 1)
+    assert verdict(run_gate(home, 3, approval="manual")) == ("awaiting_approval", False, 1)
+    assert verdict(run_gate(home, 2)) == ("promoted", False, 2)
+    assert verdict(run_gate(home, 3, approval="manual")) == ("awaiting_approval", False, 2)
 
 
-def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_takes_it(home: Home) -> None:
-    run(home, 1)
+def test_uncommitted_work_is_refused_until_it_is_committed_or_a_person_promotes_it(home: Home) -> None:
+    run_gate(home, 1)
     dirty = Commit("f" * 40, dirty=True, changed=("src/model.py",))
-    answer = run(home, 2, dirty)
+    answer = run_gate(home, 2, dirty)
     assert verdict(answer) == ("refused", False, 1)
     assert answer.decision.reasons[0].startswith("uncommitted changes in src/model.py;")
-    assert verdict(run(home, 2, dirty)) == ("refused", True, 1)
-    assert verdict(run(home, 2)) == ("promoted", False, 2), "a clean commit that gives the same key clears the mark"
-    assert verdict(run(home, 1, dirty))[0] == "refused"
-    assert verdict(run(home, 1))[1:] == (False, 2), "what was said of uncommitted work is not said of the clean commit"
-    assert verdict(run(home, 3, dirty))[0] == "refused"
+    assert verdict(run_gate(home, 2, dirty)) == ("refused", True, 1)
+    assert verdict(run_gate(home, 2)) == ("promoted", False, 2), "a clean commit that gives the same key clears the mark"
+    assert verdict(run_gate(home, 1, dirty))[0] == "refused"
+    assert verdict(run_gate(home, 1))[1:] == (False, 2), "what was said of uncommitted work is not said of the clean commit"
+    assert verdict(run_gate(home, 3, dirty))[0] == "refused"
     decide.promote(home, f"{MODEL}/3", "an emergency", who="ada")
     assert open_tracking(home).aliases(MODEL) == {"champion": 3}
 
 
-def test_a_run_mends_what_a_crash_left_before_it_measures_the_champion(home: Home) -> None:
-    run(home, 1)
-    cases.append(home, "promoted", 2)
-    registered, told = run_registered(home, 3), Told()
-    with job_of(home, 3, told=told) as (job, evidence):
+def test_a_run_repairs_the_champion_alias_before_it_measures_the_champion(home: Home) -> None:
+    run_gate(home, 1)
+    cases.append_row(home, "promoted", 2)
+    registered, events = registered_version(home, 3), Events()
+    with retraining_of(home, 3, events=events) as (job, evidence):
         assert judge_version(job, registered, evidence).decision.champion == 2
     assert open_tracking(home).aliases(MODEL) == {"champion": 2}
-    assert any(event == "notice" and f"names {MODEL}/2 now" in fields["text"] for event, fields in told)
+    assert any(event == "notice" and f"names {MODEL}/2 now" in fields["text"] for event, fields in events)
 
 
 @pytest.mark.parametrize("point", ["project", "page", "attach", "set_tags", "artifacts"])
-def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_died(
+def test_the_next_run_completes_the_effects_of_a_row_after_a_crash(
     home: Home, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    run(home, 1)
-    registered, tracking = run_registered(home, 2), open_tracking(home)
+    run_gate(home, 1)
+    registered, tracking = registered_version(home, 2), open_tracking(home)
 
-    def dies(*_: object, **__: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     owner, name = {
@@ -225,12 +227,12 @@ def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_die
         "set_tags": (Tracking, "set_tags"),
         "artifacts": (artifacts, "show_decision"),
     }[point]
-    with job_of(home, 2) as (job, evidence):
+    with retraining_of(home, 2) as (job, evidence):
         judgement = judge_version(job, registered, evidence)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(owner, name, dies)
+            patch.setattr(owner, name, interrupt)
             settle(job, registered, evidence, judgement, announce)
-    assert verdict(run(home, 2)) == ("promoted", True, 2)
+    assert verdict(run_gate(home, 2)) == ("promoted", True, 2)
     assert [row.version for row in open_ledger(home).rows(MODEL)] == [1, 2]
     assert tracking.aliases(MODEL) == {"champion": 2}
     version = tracking.version(f"{MODEL}/2")
@@ -240,22 +242,22 @@ def test_what_a_row_brings_with_it_is_done_by_the_next_run_where_the_process_die
     assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
 
 
-def test_a_decision_that_was_not_written_down_is_not_taken_for_one(home: Home) -> None:
-    """Its process died before the row, and an older row has the same evidence."""
-    run(home, 1)
-    run(home, 2)
-    with job_of(home, 2) as (job, evidence):
+def test_a_decision_without_a_ledger_row_does_not_count(home: Home) -> None:
+    """The process died before it wrote the row, and an older row has the same evidence."""
+    run_gate(home, 1)
+    run_gate(home, 2)
+    with retraining_of(home, 2) as (job, evidence):
         decision = judge_version(job, current_version(home, f"{MODEL}/2"), evidence).decision
     decision.model_copy(update={"verdict": "refused"}).write(home.report(MODEL, 2) / "pending_decision.json")
-    assert verdict(run(home, 2)) == ("kept", False, 2), "judged again"
+    assert verdict(run_gate(home, 2)) == ("kept", False, 2), "judged again"
     assert sorted(path.name for path in home.report(MODEL, 2).iterdir()) == ["decision.json", "report.html"]
 
 
 @pytest.mark.case(15)
 def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, trials: Trials) -> None:
-    """Both are better than the champion, and each was judged against it. Whoever is second is judged again, against the first."""
-    run(home, 1)
-    versions = {number: run_registered(home, number) for number in (2, 3)}
+    """Both are better than the champion, and each was judged against it. The second one is judged again, against the first."""
+    run_gate(home, 1)
+    versions = {number: registered_version(home, number) for number in (2, 3)}
     for trial in trials(short=2, full=500):
         start, verdicts = threading.Barrier(2), dict[int, str]()
 
@@ -267,7 +269,7 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
             verdicts[number] = answer.decision.verdict  # noqa: B023
 
         with ExitStack() as stack:
-            found = {number: stack.enter_context(job_of(home, number)) for number in (2, 3)}
+            found = {number: stack.enter_context(retraining_of(home, number)) for number in (2, 3)}
             judgements = {number: judge_version(job, versions[number], evidence) for number, (job, evidence) in found.items()}
             assert {judgement.decision.verdict for judgement in judgements.values()} == {"promoted"}
             delays = {number: trial.random.uniform(0.0, 0.01) for number in (2, 3)}
@@ -283,7 +285,7 @@ def test_of_two_gates_at_once_the_better_version_stays_champion(home: Home, tria
         decide.promote(home, f"{MODEL}/1", "the next race", against=3, who="ada")
 
 
-def run_registered(home: Home, version: int) -> ModelVersion:
-    """What stands registered before it is judged."""
+def registered_version(home: Home, version: int) -> ModelVersion:
+    """Return a version that is registered and not yet judged."""
     home.report(MODEL, version).mkdir(parents=True, exist_ok=True)
     return open_tracking(home).version(f"{MODEL}/{version}")

@@ -34,7 +34,7 @@ from remint.settings.recipe import DatasetSettings
 from remint.training.checkpoint import NOTES, TENSORS, Checkpoints
 from tests.fuzz.conftest import Fuzz
 from tests.support import registry_cases
-from tests.support.hostile_images import mutated
+from tests.support.hostile_images import mutate_file
 
 REPOSITORY = Path(__file__).parents[2]
 MOST_GROWN = 600 << 10  # KiB that one test may add to the peak of this process
@@ -137,7 +137,7 @@ def test_params(fuzz: Fuzz, tmp_path: Path) -> None:
 def test_images(fuzz: Fuzz, tmp_path: Path) -> None:
     @given(seed=st.integers(0, 2**64), content=st.binary(max_size=100))
     def prop(seed: int, content: bytes) -> None:
-        for each in (mutated(random.Random(seed))[1], content):
+        for each in (mutate_file(random.Random(seed))[1], content):
             with suppress(pictures.Undecodable), ours():
                 x_CHW = pictures.decode_image(each, DatasetSettings(source="x"))
                 assert x_CHW.dtype == np.uint8 and x_CHW.ndim == 3 and x_CHW.shape[0] in (1, 3)
@@ -222,7 +222,7 @@ HEADERS = st.builds(
 
 @pytest.mark.case(28)
 def test_models(fuzz: Fuzz, tmp_path: Path) -> None:
-    registry_cases.make(tmp_path / "bundle")
+    registry_cases.make_bundle(tmp_path / "bundle")
     whole = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir() if path.name != manifest.NAME}
     weights, about = whole["weights.safetensors"], whole["model.json"]
     settings = json.loads(about)

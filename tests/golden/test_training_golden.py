@@ -28,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_20_steps_twice_in_two_processes(family: str, folder: Path, tmp_path: Path) -> None:
-    here = cases.run(cases.recipe(family, **SETTINGS), cases.load(folder), tmp_path)
+    here = cases.train_into(cases.recipe(family, **SETTINGS), cases.load(folder), tmp_path)
     assert TrainedModel.read(folder / family / "out/training.json") == here
-    assert cases.contents(folder / family) == cases.contents(tmp_path)
+    assert cases.file_contents(folder / family) == cases.file_contents(tmp_path)
     rows = list(csv.reader((tmp_path / "out/curve.csv").open()))[1:]
     assert len(rows) == 20
     assert len({row[1] for row in rows}) == 20, "a loss that never changes would pass"

@@ -18,7 +18,7 @@ from remint.models.bundle import MODEL, WEIGHTS, load_model, save_model
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, Phase, standard_normal
 from remint.records import DataSpec
 from remint.runtime import manifest
-from tests.support.models_cases import CASES, IMAGE, Case, a_batch, examples, labels
+from tests.support.models_cases import CASES, IMAGE, Case, examples, labels, make_batch
 
 PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo}
 
@@ -41,7 +41,7 @@ def train_phases(phases: list[Phase], steps: int, spec: DataSpec) -> None:
     for step in range(steps):
         for phase, optimizer in zip(phases, optimizers, strict=True):
             phase.requires_grad_(True)
-            loss = phase(a_batch(phase, spec, step=step))
+            loss = phase(make_batch(phase, spec, step=step))
             assert loss.shape == () and bool(loss.isfinite())
             loss.backward()
             for name, parameter in phase.named_parameters():
@@ -106,7 +106,7 @@ def test_training_is_a_function_of_its_arguments(case: Case) -> None:
 def test_the_loss_under_bfloat16_autocast_is_close(case: Case, step: int) -> None:
     model = case.build().float()
     for phase in families.family(case.family).phases(model, case.settings):
-        batch = a_batch(phase.train(), case.spec, step=step)
+        batch = make_batch(phase.train(), case.spec, step=step)
         batch.x_BX, batch.noise_BN = batch.x_BX.float(), batch.noise_BN.float()
         full = phase(batch)
         with torch.autocast("cpu", torch.bfloat16):

@@ -80,7 +80,7 @@ def register(home: Home, seed: int) -> int:
     lock.write_text(json.dumps({"schema": "2.0", "stages": outs}))
     bundle = home.path / "bundles" / str(seed)
     if not bundle.exists():
-        registry_cases.make(bundle, seed)
+        registry_cases.make_bundle(bundle, seed)
     commit = git.run_git(home.repository, "rev-parse", "HEAD").strip()
     tags = cases.TAGS.updated(VersionTags(commit=commit, dvc_lock_sha256=manifest.sha256_file(lock)))
     return registry_cases.register(open_tracking(home), bundle, tags=tags, attachments={"dvc.lock": lock}).version
@@ -98,7 +98,7 @@ class Lives(RuleBasedStateMachine):
         source, folder = template(), Path(self.folder.name) / "team"
         shutil.copytree(source.repository, folder, ignore=shutil.ignore_patterns("mlflow"))
         self.home = Home(folder, folder / ".remint")
-        cases.copied(source, self.home.path)
+        cases.copy_home(source, self.home.path)
         self.registered = {seed + 1: seed for seed in range(REGISTERED)}  # version: seed
         self.damaged: set[int] = set()
         self.verified = 0  # rows whose chain was checked
@@ -146,7 +146,7 @@ class Lives(RuleBasedStateMachine):
             if version not in self.registered or (version == self.champion and action != "kept"):
                 continue
             try:
-                cases.append(self.home, action, version)
+                cases.append_row(self.home, action, version)
             except ChampionChanged:
                 assert self.is_vetoed(version) and action in ("promoted", "awaiting_approval")
                 continue
@@ -211,15 +211,15 @@ class Lives(RuleBasedStateMachine):
     def damage(self, version: int, gone: bool) -> None:
         if self.loads(version):
             if gone:
-                shutil.rmtree(cases.files(self.home, version))
+                shutil.rmtree(cases.model_folder(self.home, version))
             else:
-                cases.flip(self.home, version)
+                cases.flip_bit(self.home, version)
             self.damaged.add(version)
 
     @rule(version=VERSIONS)
     def delete(self, version: int) -> None:
         if version in self.registered:
-            cases.delete(self.home, version)
+            cases.delete_version(self.home, version)
             del self.registered[version]
             self.damaged.discard(version)
 

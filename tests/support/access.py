@@ -42,7 +42,7 @@ http {{
 
 
 @dataclass
-class Running:
+class RunningServer:
     """Server at ``address``. ``log``: its output. ``trusted``: file of the certificates that authenticate it."""
 
     address: str
@@ -50,13 +50,15 @@ class Running:
     log: Path
     trusted: Path | None = None
 
-    def ask(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> tuple[int, bytes]:
-        """Send a request and return status and body. ``who``: user:password."""
-        said = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-        if who is not None:
-            said["Authorization"] = f"Basic {base64.b64encode(who.encode()).decode()}"
+    def request(
+        self, method: str, path: str, credentials: str | None = None, body: Any = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """Send a request and return status and body. ``credentials``: user:password."""
+        all_headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if credentials is not None:
+            all_headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, said, method=method)
+        request = urllib.request.Request(self.address + path, data, all_headers, method=method)
         context = ssl.create_default_context(cafile=self.trusted) if self.trusted else None
         try:
             with urllib.request.urlopen(request, timeout=60, context=context) as answer:
@@ -64,19 +66,19 @@ class Running:
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
-    def status(self, method: str, path: str, who: str | None = None, body: Any = None, **headers: str) -> int:
-        return self.ask(method, path, who, body, **headers)[0]
+    def status(self, method: str, path: str, credentials: str | None = None, body: Any = None, **headers: str) -> int:
+        return self.request(method, path, credentials, body, **headers)[0]
 
-    def json(self, method: str, path: str, who: str | None = None, body: Any = None) -> Any:
-        status, answer = self.ask(method, path, who, body)
+    def json(self, method: str, path: str, credentials: str | None = None, body: Any = None) -> Any:
+        status, answer = self.request(method, path, credentials, body)
         assert status in (200, 201), answer
         return json.loads(answer)
 
 
 @contextmanager
-def running(
+def run_server(
     command: list[str], address: str, environment: Mapping[str, str], log: Path, trusted: Path | None = None
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     """Run a server until the block ends; enter the block when /health of ``address`` answers. It dies with the tests."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -85,7 +87,7 @@ def running(
             stdout=output,
             stderr=output,
         )
-    server = Running(address, process, log, trusted)
+    server = RunningServer(address, process, log, trusted)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -103,14 +105,14 @@ def running(
 
 
 @contextmanager
-def prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iterator[Running]:
+def run_prefect(template: Path, folder: Path, auth: str | None, **more: str) -> Iterator[RunningServer]:
     """Run Prefect's server on a copy of ``template``. ``auth``: user:password for each request; None: no authentication."""
     shutil.copytree(template, folder)
     port = free_port()
     own = {} if auth is None else {"PREFECT_SERVER_API_AUTH_STRING": auth}
     environment = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **own, **more}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with running(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as server:
+    with run_server(command, f"http://127.0.0.1:{port}/api", environment, folder / "log") as server:
         yield server
 
 
@@ -135,28 +137,28 @@ MLFLOW = ["-m", "mlflow", "server", "--app-name", "basic-auth"]
 
 
 @contextmanager
-def mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator[Running]:
+def run_mlflow(template: Path, folder: Path, password: str, **more: str) -> Iterator[RunningServer]:
     """Run MLflow's server on a copy of the database ``template``, with ``password`` for its admin."""
     folder.mkdir()
     shutil.copy(template, folder / "mlflow.db")
     port = free_port()
     environment = {**mlflow_environment(folder / "mlflow.db", folder, port, password), **more}
-    with running([sys.executable, *MLFLOW], f"http://127.0.0.1:{port}", environment, folder / "log") as server:
+    with run_server([sys.executable, *MLFLOW], f"http://127.0.0.1:{port}", environment, folder / "log") as server:
         yield server
 
 
 @contextmanager
-def nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iterator[Running]:
+def run_nginx(servers: list[str], folder: Path, address: str, trusted: Path) -> Iterator[RunningServer]:
     """Run nginx with these server blocks; ``address``: one of them that answers /health."""
     assert NGINX is not None
     user = "user root;" if os.geteuid() == 0 else ""  # its workers write to the tests' folder
     (folder / "nginx.conf").write_text(HTTP.format(user=user, folder=folder, servers="\n".join(servers)))
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with running(command, address, {}, folder / "nginx.log", trusted) as server:
+    with run_server(command, address, {}, folder / "nginx.log", trusted) as server:
         yield server
 
 
-def certify(folder: Path) -> tuple[Path, Path, Path]:
+def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
     """Make the files of a private authority, of a certificate for localhost, and of its key."""
     (folder / "names").write_text("subjectAltName=DNS:localhost")
     for command in (

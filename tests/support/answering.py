@@ -14,9 +14,9 @@ Ask = Callable[[int | None], dict[str, Any]]  # a number; None: only read the ne
 
 
 @contextmanager
-def program(module: str, arguments: Sequence[str], words: Path) -> Iterator[Ask]:
-    """Run ``python -m module``. Its standard error goes to the file ``words``."""
-    with words.open("w") as stream:
+def start_program(module: str, arguments: Sequence[str], log: Path) -> Iterator[Ask]:
+    """Run ``python -m module``. Its standard error goes to the file ``log``."""
+    with log.open("w") as stream:
         command = [sys.executable, "-m", module, *arguments]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True)
     assert child.stdin and child.stdout
@@ -29,11 +29,11 @@ def program(module: str, arguments: Sequence[str], words: Path) -> Iterator[Ask]
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
-        raise AssertionError(words.read_text()[-3000:])
+        raise AssertionError(log.read_text()[-3000:])
 
     try:
         yield ask
     finally:
         requests.close()
         child.wait(60)
-    assert child.returncode == 0, words.read_text()[-3000:]
+    assert child.returncode == 0, log.read_text()[-3000:]

@@ -29,12 +29,12 @@ CONFIG = (
 )
 
 
-def place(store: str, home: Home, md5: str) -> Path:
+def dvc_file(store: str, home: Home, md5: str) -> Path:
     """Return the path of dvc's file in the cache or the remote."""
     return home.dvc / store / "files/md5" / md5[:2] / md5[2:]
 
 
-def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("cache", "remote")) -> str:
+def write_output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("cache", "remote")) -> str:
     """Write a folder into cache and remote as dvc does. Return the MD5 of its listing."""
     listing = [{"md5": hashlib.md5(content).hexdigest(), "relpath": name} for name, content in sorted(contents.items())]
     text = json.dumps(listing, sort_keys=True).encode()
@@ -42,8 +42,8 @@ def output(home: Home, contents: dict[str, bytes], stores: tuple[str, ...] = ("c
     files[hashlib.md5(text).hexdigest() + ".dir"] = text
     for md5, content in files.items():
         for store in stores:
-            place(store, home, md5).parent.mkdir(parents=True, exist_ok=True)
-            place(store, home, md5).write_bytes(content)
+            dvc_file(store, home, md5).parent.mkdir(parents=True, exist_ok=True)
+            dvc_file(store, home, md5).write_bytes(content)
     return next(md5 for md5 in files if md5.endswith(".dir"))
 
 
@@ -71,14 +71,14 @@ class World:
     def version(self, number: int) -> ModelVersion:
         return self.store.version(f"{MODEL}/{number}")
 
-    def files(self, number: int) -> Path:
+    def artifact_folder(self, number: int) -> Path:
         """Return MLflow's artifact folder of a version's run."""
         return Path(self.mlflow.get_run(self.version(number).run_id).info.artifact_uri.removeprefix("file://"))
 
     def audit(self, **more: Any) -> list[Finding]:
         return audit.findings(self.home, **more)
 
-    def repaired(self) -> list[Finding]:
+    def repair(self) -> list[Finding]:
         return audit.repair(audit.run_audit(self.home), lambda: audit.run_audit(self.home)).findings
 
     def git(self, *arguments: str) -> str:
@@ -87,14 +87,14 @@ class World:
         ).stdout.strip()
 
 
-def bundles(folder: Path) -> Path:
+def make_bundles(folder: Path) -> Path:
     """Make the bundles of the four versions, once for many worlds."""
     for seed in range(1, 5):
-        registry_cases.make(folder / str(seed), seed, MODEL)
+        registry_cases.make_bundle(folder / str(seed), seed, MODEL)
     return folder
 
 
-def make(repository: Path, empty: Path, bundles: Path) -> World:
+def make_world(repository: Path, empty: Path, bundles: Path) -> World:
     """Make a world in the folder ``repository``. ``empty``: a home with an initialised MLflow database."""
     (repository / ".dvc").mkdir(parents=True)
     (repository / ".dvc/config").write_text(CONFIG)
@@ -104,7 +104,7 @@ def make(repository: Path, empty: Path, bundles: Path) -> World:
     subprocess.run(["sh", "-c", commit], cwd=repository, check=True)
     shutil.copytree(empty, repository / ".remint")
     home = Home.of(repository).ensure()
-    world = World(home, output(home, {"x.npy": b"raw", "y.npy": b"labels"}), output(home, {"train.npy": b"prepared"}))
+    world = World(home, write_output(home, {"x.npy": b"raw", "y.npy": b"labels"}), write_output(home, {"train.npy": b"prepared"}))
     for number, verdict in ((1, "promoted"), (2, "refused"), (3, "promoted"), (4, "refused")):
         register(world, bundles / str(number), verdict)
     return world

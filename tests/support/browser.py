@@ -21,7 +21,7 @@ performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")
 
 
 @dataclass(frozen=True)
-class Seen:
+class Rendering:
     """Rendering of a page in a window 1280 pixels wide."""
 
     images: int
@@ -32,7 +32,7 @@ class Seen:
     screenshot: Path
 
 
-def look(page: Path, folder: Path) -> Seen:
+def render_page(page: Path, folder: Path) -> Rendering:
     """Open a page, count its images and write FOLDER/NAME.png."""
     assert CHROMIUM is not None
     copy, screenshot = folder / f"counted-{page.name}", folder / f"{page.stem}.png"
@@ -41,7 +41,7 @@ def look(page: Path, folder: Path) -> Seen:
     _run(folder, f"--screenshot={screenshot}", page.as_uri())
     found = {key: int(value) for key, value in re.findall(r'data-(\w+)="(\d+)"', dom.stdout)}
     errors = [line for line in dom.stderr.splitlines() if "CONSOLE" in line]
-    return Seen(found["images"], found["broken"], found["wide"], found["fetched"], errors, screenshot)
+    return Rendering(found["images"], found["broken"], found["wide"], found["fetched"], errors, screenshot)
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

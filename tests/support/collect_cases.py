@@ -36,7 +36,7 @@ FILES = {
     ".dvc/.gitignore": "/config.local\n/tmp\n",
     ".gitignore": "/outs/\n/.remint/\n",
 }
-PERSONS = ("thesis.csv", "old.csv")
+USER_FILES = ("thesis.csv", "old.csv")
 POINTS = ("written down", "version", "run", "files", "home", "listings")  # of a collection where a test kills it
 
 
@@ -55,10 +55,10 @@ class World:
         return collect_garbage(self.home, remove=apply, older_than=older_than, window=window, say=lambda _text: None)
 
 
-def make(repository: Path, count: int) -> World:
+def make_world(repository: Path, count: int) -> World:
     """Make versions 1 to ``count`` of one model, each with its own and with shared data; the last one is champion."""
     home = Home.of(repository).ensure()
-    outputs = data(home, repository, count)
+    outputs = add_data(home, repository, count)
     store, book = open_tracking(home), open_ledger(home)
     versions = {number: register(home, number, outputs[number]) for number in range(1, count + 1)}
     for number in versions:
@@ -73,7 +73,7 @@ def promote(book: Ledger, number: int, before: int | None, action: Any = "promot
     book.append("m", action, number, champion_after=after, who="w", why="y", evidence=f"{number}", expected_champion=before)
 
 
-def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
+def add_data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
     """Add raw and prepared data of each version to dvc's cache and remote, and two files that a person tracks.
 
     One of these is not committed yet, the other is only in an old commit.
@@ -88,21 +88,21 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
             (folder / f"{kind}{number}" / "shared").write_text("what all versions share")
             (folder / f"{kind}{number}" / "own").write_text(f"{kind} of {number}")
     added = [f"{kind}{number}" for number in range(1, count + 1) for kind in ("raw", "prepared")]
-    for name in PERSONS:
+    for name in USER_FILES:
         (folder / name).write_text(f"{name}, a person's own\n")
     os.environ["DVC_SITE_CACHE_DIR"] = workspace_environment(folder, home)["DVC_SITE_CACHE_DIR"]
     with contextlib.chdir(folder):
         repo = Repo(str(folder))
-        stages = {stage.outs[0].def_path: str(stage.outs[0].hash_info.value) for stage in repo.add([*added, *PERSONS])}
+        stages = {stage.outs[0].def_path: str(stage.outs[0].hash_info.value) for stage in repo.add([*added, *USER_FILES])}
         repo.push()
         repo.close()
-    for name in PERSONS:
+    for name in USER_FILES:
         shutil.copy(folder / f"{name}.dvc", repository)
-    old = f"{PERSONS[1]}.dvc"
+    old = f"{USER_FILES[1]}.dvc"
     git.run_git(repository, "add", old)
-    git.run_git(repository, "commit", "-q", "-m", "tracks it", env=PERSON)
+    git.run_git(repository, "commit", "-q", "-m", "tracks it", env=GIT_IDENTITY)
     git.run_git(repository, "rm", "-q", old)
-    git.run_git(repository, "commit", "-q", "-m", "no longer tracks it", env=PERSON)
+    git.run_git(repository, "commit", "-q", "-m", "no longer tracks it", env=GIT_IDENTITY)
     git.remove(folder)
     return {number: [stages[f"raw{number}"], stages[f"prepared{number}"]] for number in range(1, count + 1)}
 
@@ -110,7 +110,7 @@ def data(home: Home, repository: Path, count: int) -> dict[int, list[str]]:
 def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
     """Register a version with its dvc.lock, a local copy and a report in HOME, an entry in the run cache, and a git ref."""
     folder = home.path / "made" / str(number)
-    registry_cases.make(folder / "bundle", number, pipeline="m")
+    registry_cases.make_bundle(folder / "bundle", number, pipeline="m")
     trained = TrainedModel.read(folder / "bundle" / "training.json")
     lock = folder / "dvc.lock"
     outs = {
@@ -124,7 +124,7 @@ def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
         f"cmd: x\ndeps:\n- path: a\n  md5: {'0' * 32}\nouts:\n- path: outs/x\n  hash: md5\n  md5: {outputs[1]}\n"
     )
     head = git.run_git(home.repository, "rev-parse", "HEAD").strip()
-    sha = git.run_git(home.repository, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", str(number), env=PERSON).strip()
+    sha = git.run_git(home.repository, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", str(number), env=GIT_IDENTITY).strip()
     git.run_git(home.repository, "update-ref", f"refs/remint/{sha}", sha)
     tags = VersionTags(
         commit=sha,
@@ -143,7 +143,7 @@ def register(home: Home, number: int, outputs: list[str]) -> ModelVersion:
     return version
 
 
-PERSON = {f"GIT_{role}_{field}": "someone@localhost" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
+GIT_IDENTITY = {f"GIT_{role}_{field}": "someone@localhost" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
 
 
 def _die(*_arguments: Any, **_named: Any) -> Any:

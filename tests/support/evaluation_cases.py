@@ -47,7 +47,9 @@ class Sampler:
         return self.draw(noise_BN).float()
 
 
-def rows(train_ND: Array, held_out_ND: Array, y_N: Array | None = None, columns: tuple[Column, ...] | None = None) -> Dataset:
+def make_table(
+    train_ND: Array, held_out_ND: Array, y_N: Array | None = None, columns: tuple[Column, ...] | None = None
+) -> Dataset:
     """Make a table of these rows."""
     columns = columns or tuple(Column(name=f"c{d}") for d in range(train_ND.shape[1]))
     spec = DataSpec(shape=(len(columns),), columns=columns, classes=0 if y_N is None else int(y_N.max()) + 1)
@@ -62,11 +64,11 @@ def context_of(dataset: Dataset, extractor: Any = None, **settings: Any) -> Eval
     return EvaluationContext(dataset, {"domain": extractor or IdentityExtractor()}, EvaluationSettings(**settings))
 
 
-def normal(count: int, dims: int, seed: int) -> Array:
+def normal_rows(count: int, dims: int, seed: int) -> Array:
     """Return rows of standard normal numbers, rounded to float32."""
     return np.random.default_rng(seed).normal(size=(count, dims)).astype(np.float32)
 
 
-def always(x_ND: Array) -> Callable[[Tensor], Tensor]:
+def constant_draw(x_ND: Array) -> Callable[[Tensor], Tensor]:
     """Return a draw function that gives these rows in order for any noise."""
     return lambda noise_BN: torch.from_numpy(x_ND)[: len(noise_BN)]

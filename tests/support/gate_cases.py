@@ -32,8 +32,8 @@ from remint.training import train
 ROWS = 1200
 COLUMNS = ("a", "b", "c", "d")
 SETTINGS = DatasetSettings(source="rows.csv", kind="table")
-OF_SAMPLES = ["fd_domain", "coverage_domain", "novelty"]
-METRICS = ["nll", *OF_SAMPLES]
+SAMPLE_METRICS = ["fd_domain", "coverage_domain", "novelty"]
+METRICS = ["nll", *SAMPLE_METRICS]
 # Chosen as for digits in params.yaml: a likelihood that independent columns do not reach, three times the distance between
 # two sets of real rows, coverage of most real rows, and no copies.
 REQUIRE = {"fd_domain": {"max": 0.6}, "coverage_domain": {"min": 0.75}, "novelty": {"min": 0.8}}
@@ -43,7 +43,7 @@ TRAINING = {"steps": 300, "batch_size": 128, "learning_rate": 5e-3, "ema": 0.98,
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedFlow:
     """One trained flow, its data and their features."""
 
     dataset: Dataset
@@ -51,7 +51,7 @@ class Trained:
     bundle: Path
 
 
-def write(path: Path, seed: int, rows: int = ROWS) -> None:
+def write_table(path: Path, seed: int, rows: int = ROWS) -> None:
     """Write a table: two clusters in ``a``, ``b`` linear in ``a``, ``c`` normal, and ``d`` quadratic in ``c``."""
     dice = np.random.default_rng(seed)
     n_ND = dice.normal(size=(rows, 4))
@@ -70,10 +70,10 @@ def prepare(folder: Path, settings: DatasetSettings = SETTINGS) -> Dataset:
     return arrays.load(folder / "prepared")
 
 
-def trained(folder: Path, seed: int) -> Trained:
+def train_flow(folder: Path, seed: int) -> TrainedFlow:
     """Make everything from the table to a bundle, as the steps do."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "rows.csv", seed)
+    write_table(folder / "rows.csv", seed)
     dataset = prepare(folder)
     features.fit(dataset, folder / "features")
     recipe = Recipe(
@@ -85,7 +85,7 @@ def trained(folder: Path, seed: int) -> Trained:
     train.train_pipeline(
         recipe, "rows", dataset, checkpoints=folder / "checkpoints", out=folder / "out", code_sha256="c0de", command=[]
     )
-    return Trained(dataset, folder / "features", folder / "out")
+    return TrainedFlow(dataset, folder / "features", folder / "out")
 
 
 class Generator(Model):
@@ -99,22 +99,22 @@ class Generator(Model):
         return self.draw(noise_BN, self.flow.sample)
 
 
-def evidence(
-    of: Trained, folder: Path, *, generator: Callable[[Any], Model] | None = None, dataset: Dataset | None = None
+def evaluate_flow(
+    trained: TrainedFlow, folder: Path, *, generator: Callable[[Any], Model] | None = None, dataset: Dataset | None = None
 ) -> Evidence:
     """Evaluate as the step does, save the evidence and load it. ``generator``: evaluated in place of the flow."""
-    metrics, real = OF_SAMPLES if generator else METRICS, evaluate.load_model
-    judged_on = dataset or of.dataset
+    metrics, real = SAMPLE_METRICS if generator else METRICS, evaluate.load_model
+    judged_on = dataset or trained.dataset
     settings = EvaluationSettings(samples=220, draws=8)
     with pytest.MonkeyPatch.context() as patch:
         if generator:
             patch.setattr(evaluate, "load_model", lambda bundle: generator(real(bundle)).eval())
-        found = evaluate.evaluate(of.bundle, judged_on, of.features, settings, metrics, "rows")
-    Origin.of(of.bundle, judged_on, None).sealed(found).save(folder)
+        found = evaluate.evaluate(trained.bundle, judged_on, trained.features, settings, metrics, "rows")
+    Origin.of(trained.bundle, judged_on, None).sealed(found).save(folder)
     return Evidence.load(folder)
 
 
-def judged(make: Callable[[], Evidence], champion: Evidence | None, *, samples_only: bool = False, **more: Any) -> str:
+def gate_verdict(make: Callable[[], Evidence], champion: Evidence | None, *, samples_only: bool = False, **more: Any) -> str:
     """Return the gate's verdict, or the name of the error class that ended the run before the gate."""
     rules = PromotionSettings.model_validate({**RULES, "require": REQUIRE} if samples_only else RULES)
     try:
@@ -124,9 +124,9 @@ def judged(make: Callable[[], Evidence], champion: Evidence | None, *, samples_o
     return gate.decide("rows", challenger, 2, champion, None if champion is None else 1, rules, **more).verdict
 
 
-def spoilt_weights(of: Trained, to: Path, dice: np.random.Generator) -> Trained:
+def with_nonfinite_weight(trained: TrainedFlow, to: Path, dice: np.random.Generator) -> TrainedFlow:
     """Copy the bundle with one weight set to NaN or infinity, sealed and recorded as if trained so."""
-    shutil.copytree(of.bundle, to)
+    shutil.copytree(trained.bundle, to)
     weights = load_file(to / "weights.safetensors")
     name = str(dice.choice(sorted(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel())))
     flat = weights[name].flatten()
@@ -137,4 +137,4 @@ def spoilt_weights(of: Trained, to: Path, dice: np.random.Generator) -> Trained:
     sha256 = manifest.sha256_file(to / "weights.safetensors")
     record.model_copy(update={"weights_sha256": sha256}).write(to / "training.json")
     manifest.seal(to)
-    return Trained(of.dataset, of.features, to)
+    return TrainedFlow(trained.dataset, trained.features, to)

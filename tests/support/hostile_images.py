@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-READ = (".png", ".jpg", ".webp")  # endings that remint reads; other images are set aside unread
-OTHERS = (".bmp", ".gif", ".tiff")
+READ_SUFFIXES = (".png", ".jpg", ".webp")  # endings that remint reads; other images are set aside unread
+OTHER_SUFFIXES = (".bmp", ".gif", ".tiff")
 NUMBERS = (0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -30,7 +30,7 @@ def _written(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 @cache
-def whole() -> list[tuple[str, bytes]]:
+def valid_files() -> list[tuple[str, bytes]]:
     """Return (ending, content) of valid files: grey, colour, palettes, transparency, 16 bits, animations, EXIF, text, scans."""
     grey, colour, alpha = (Image.fromarray(_picture((24, 20), channels)) for channels in (1, 3, 4))
     exif = Image.Exif()
@@ -55,15 +55,15 @@ def whole() -> list[tuple[str, bytes]]:
     ]
 
 
-def mutated(choose: random.Random) -> tuple[str, bytes]:
+def mutate_file(choose: random.Random) -> tuple[str, bytes]:
     """Return (ending, content) of a valid file after one to four mutations; one in five has a wrong ending."""
-    ending, content = choose.choice([each for each in whole() if each[0] in READ or choose.random() < 0.3])
+    ending, content = choose.choice([each for each in valid_files() if each[0] in READ_SUFFIXES or choose.random() < 0.3])
     out = bytearray(content)
     for _ in range(choose.choice((1, 1, 2, 4))):
-        choose.choice(WAYS)(out, choose)
+        choose.choice(MUTATIONS)(out, choose)
     if choose.random() < 0.7:
         _seal(out)
-    return (choose.choice((*READ, *READ, *OTHERS)) if choose.random() < 0.2 else ending), bytes(out)
+    return (choose.choice((*READ_SUFFIXES, *READ_SUFFIXES, *OTHER_SUFFIXES)) if choose.random() < 0.2 else ending), bytes(out)
 
 
 def _seal(out: bytearray) -> None:
@@ -115,7 +115,7 @@ def _repeat(out: bytearray, choose: random.Random) -> None:
 
 
 def _splice(out: bytearray, choose: random.Random) -> None:
-    _, other = choose.choice(whole())
+    _, other = choose.choice(valid_files())
     at, there = _place(out, choose), choose.randrange(len(other))
     out[at : at + choose.choice((0, 40, len(out)))] = other[there : there + choose.choice((40, len(other)))]
 
@@ -125,4 +125,4 @@ def _blank(out: bytearray, choose: random.Random) -> None:
     out[at : at + 40] = choose.choice((b"\0", b"\xff")) * 40
 
 
-WAYS = (_flip, _flip, _overwrite, _number, _number, _cut, _drop, _repeat, _splice, _blank)
+MUTATIONS = (_flip, _flip, _overwrite, _number, _number, _cut, _drop, _repeat, _splice, _blank)

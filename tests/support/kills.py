@@ -24,11 +24,11 @@ from typing import Any
 import psutil
 
 from remint.runtime.home import Home
-from tests.support import ends
+from tests.support import results
 from tests.support import team as teams
 from tests.support.prefect_server import PrefectServer
-from tests.support.processes import asked, command_line
-from tests.support.promotion_cases import copied
+from tests.support.processes import command_line, query_or_default
+from tests.support.promotion_cases import copy_home
 from tests.support.team import REMINT, Team
 
 MARK = "REMINT_TEST_RUN"  # environment variable in every process of one run
@@ -44,7 +44,7 @@ STEPS = ("training.steps=30", "training.validate_every=10", "training.checkpoint
 KINDS = ("first", "next", "cold", "next", "first", "dirty")
 GRACE = 5.0  # seconds after which no process of a killed run may be alive
 LIMIT = 300.0  # seconds that any run may take
-APPEAR = (  # below REMINT_HOME; each new file is an event
+NEW_FILES = (  # below REMINT_HOME; each new file is an event
     "jobs/*",
     "jobs/*/*",
     "workspaces/*",
@@ -73,7 +73,7 @@ class Scene:
         return ["run", self.pipeline, *sets, "--json"]
 
 
-def scene(number: int) -> Scene:
+def make_scene(number: int) -> Scene:
     """Return scene ``number``: the families in turn; every tenth scene has a temporary server."""
     pipeline, settings = PIPELINES[number % len(PIPELINES)]
     return Scene(pipeline, settings, KINDS[number // len(PIPELINES) % len(KINDS)], own_server=number % 10 == 9)
@@ -81,11 +81,11 @@ def scene(number: int) -> Scene:
 
 @dataclass(frozen=True)
 class Moment:
-    after: str
-    wait: float  # seconds
+    event: str
+    delay: float  # seconds
 
     def __str__(self) -> str:
-        return f"{self.wait:.2f} s after {self.after}"
+        return f"{self.delay:.2f} s after {self.event}"
 
 
 class Run:
@@ -110,19 +110,19 @@ class Run:
             )
 
     def _files(self) -> set[Path]:
-        return {path for pattern in APPEAR for path in self.home.glob(pattern)}
+        return {path for pattern in NEW_FILES for path in self.home.glob(pattern)}
 
-    def reached(self) -> set[str]:
+    def events(self) -> set[str]:
         """Return the printed lines, and the names of the files that appeared since the start."""
         lines = {line for line in self.log.read_text(errors="replace").splitlines() if not PROGRESS.search(line)}
         return {"its start", *lines, *(_name(path.relative_to(self.home)) for path in self._files() - self.before)}
 
-    def until(self, moment: Moment) -> bool:
+    def wait_for_moment(self, moment: Moment) -> bool:
         """Wait for a moment. Return False if the run ended before it."""
-        while moment.after not in self.reached():
+        while moment.event not in self.events():
             if self._over():
                 return False
-        deadline = time.monotonic() + moment.wait
+        deadline = time.monotonic() + moment.delay
         while time.monotonic() < deadline:
             if self._over():
                 return False
@@ -138,12 +138,12 @@ class Run:
         seen: set[str] = set()
         times: dict[str, float] = {}
         while not self._over():
-            new = self.reached() - seen
+            new = self.events() - seen
             seen |= new
             times |= {name: time.monotonic() - self.began for name in sorted(new)[:1]}  # simultaneous events are one moment
         return {**times, "its end": time.monotonic() - self.began}
 
-    def answer(self) -> Any:
+    def outcome(self) -> Any:
         """Wait for the end and return the printed outcome."""
         self.process.wait(LIMIT)
         assert self.process.returncode == 0, f"exit status {self.process.returncode}\n{self.log.read_text()}"
@@ -174,25 +174,27 @@ class Run:
         return kind
 
     def _kind(self, process: psutil.Process) -> str:
-        said = " ".join(command_line(process))
+        line = " ".join(command_line(process))
         if process.pid == self.process.pid:
             return "flow"
-        if "dvc.cli" in said:
+        if "dvc.cli" in line:
             return "dvc"
-        if "uvicorn" in said:
+        if "uvicorn" in line:
             return "temporary server"
-        if "remint.serving.fresh" in said:
+        if "remint.serving.fresh" in line:
             return "fresh process"
-        if "remint.distributed.launch" in said:
+        if "remint.distributed.launch" in line:
             return "torchrun"
-        if "pipelines." in said:
-            return "rank" if "LOCAL_RANK" in asked(process.environ, {}) else "step"
+        if "pipelines." in line:
+            return "rank" if "LOCAL_RANK" in query_or_default(process.environ, {}) else "step"
         return "another"
 
     def orphans(self) -> list[str]:
         """Return the processes that are alive GRACE seconds after the flow's end."""
         self.process.wait(LIMIT)
-        deadline = time.monotonic() + (GRACE if teams.forked is None else 4 * GRACE)  # beside other tests all takes longer
+        deadline = time.monotonic() + (
+            GRACE if teams.forked_programs is None else 4 * GRACE
+        )  # beside other tests all takes longer
         while (alive := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return [self._kind(each) for each in alive]
@@ -212,15 +214,15 @@ def _name(path: Path) -> str:
 class Undisturbed:
     """Results and timeline of an undisturbed scene."""
 
-    ends: dict[str, Any]
+    results: dict[str, Any]
     timeline: dict[str, float]
 
     def moment(self, draw: random.Random, *, again: bool) -> Moment:
         """Draw a moment. ``again``: for a run that resumes another and does not reach all events of this one."""
         if again or draw.random() < 0.25:
             return Moment("its start", draw.uniform(0.0, self.timeline["its end"] * (0.5 if again else 1.0)))
-        reached = sorted(self.timeline.items(), key=lambda item: item[1])
-        (name, at), (_, following) = draw.choice(list(pairwise(reached)))
+        events = sorted(self.timeline.items(), key=lambda item: item[1])
+        (name, at), (_, following) = draw.choice(list(pairwise(events)))
         return Moment(name, draw.uniform(0.0, following - at))
 
 
@@ -232,7 +234,7 @@ class Stage:
         self.known: dict[Scene, Undisturbed] = {}
 
     @cached_property
-    def judged(self) -> Path:
+    def with_champions(self) -> Path:
         """Team with a champion of each pipeline."""
         team = Team(self.folder / "judged", api=self.server.url)
         shutil.copytree(self.empty, team.folder, symlinks=True)
@@ -241,24 +243,24 @@ class Stage:
         return team.folder
 
     def team(self, scene: Scene, name: str) -> Team:
-        template = self.judged if scene.kind in ("next", "dirty") else self.empty
+        template = self.with_champions if scene.kind in ("next", "dirty") else self.empty
         folder = self.folder / name
         shutil.copytree(template, folder, symlinks=True, ignore=lambda path, _: {".remint"} if path == str(template) else set())
-        copied(Home(template, template / ".remint"), folder / ".remint")
-        if scene.kind == "first" and self.data(scene).exists():
-            shutil.copytree(self.data(scene), folder / ".remint/dvc", dirs_exist_ok=True)
+        copy_home(Home(template, template / ".remint"), folder / ".remint")
+        if scene.kind == "first" and self.data_folder(scene).exists():
+            shutil.copytree(self.data_folder(scene), folder / ".remint/dvc", dirs_exist_ok=True)
         if scene.kind == "dirty":
             with (folder / "README.md").open("a") as stream:
                 stream.write("Not committed.\n")
         return Team(folder, api=None if scene.own_server else self.server.url)
 
-    def data(self, scene: Scene) -> Path:
+    def data_folder(self, scene: Scene) -> Path:
         """Return the folder for dvc's copy of a pipeline's data and features. A run fills it."""
         return self.folder / f"data-of-{scene.pipeline.partition('-')[0]}"
 
     def keep_data(self, scene: Scene, team: Team) -> None:
-        shutil.copytree(team.folder / ".remint/dvc", self.data(scene))
-        for entry in self.data(scene).glob("cache/runs/*/*"):
+        shutil.copytree(team.folder / ".remint/dvc", self.data_folder(scene))
+        for entry in self.data_folder(scene).glob("cache/runs/*/*"):
             if any(re.search("pipelines.(train|evaluate)", path.read_text()) for path in entry.iterdir()):
                 shutil.rmtree(entry)
 
@@ -267,11 +269,11 @@ class Stage:
         scene = replace(scene, own_server=False)
         if scene not in self.known:
             team = self.team(scene, f"undisturbed-{len(self.known)}")
-            run = Run(team, scene, self.folder / f"{team.folder.name}.log", forked=teams.forked)
+            run = Run(team, scene, self.folder / f"{team.folder.name}.log", forked=teams.forked_programs)
             timeline = run.timeline()
-            self.known[scene] = Undisturbed(ends.of(team, scene.pipeline, run.answer()), timeline)
-            assert (left := ends.left_behind(team)) == [], left
-            if not self.data(scene).exists():
+            self.known[scene] = Undisturbed(results.retraining_results(team, scene.pipeline, run.outcome()), timeline)
+            assert (left := results.leftovers(team)) == [], left
+            if not self.data_folder(scene).exists():
                 self.keep_data(scene, team)
             shutil.rmtree(team.folder)
         return self.known[scene]

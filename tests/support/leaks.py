@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-DEEP = 3  # levels of nested archives
+MAX_DEPTH = 3  # levels of nested archives
 
 
 class Search:
@@ -30,7 +30,7 @@ class Search:
         self.found: dict[str, list[str]] = {word: [] for word in words}
         self.places = 0
 
-    def bytes(self, place: str, content: bytes, deep: int = DEEP) -> None:
+    def bytes(self, place: str, content: bytes, deep: int = MAX_DEPTH) -> None:
         self.places += 1
         for form, word in self.forms.items():
             if form in content:
@@ -38,9 +38,9 @@ class Search:
         for name, member in _members(content) if deep else ():
             self.bytes(f"{place}!{name}", member, deep - 1)
 
-    def tree(self, folder: Path, but: Collection[Path] = ()) -> None:
+    def tree(self, folder: Path, skip: Collection[Path] = ()) -> None:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path not in but:
+            if path.is_file() and path not in skip:
                 self.bytes(str(path), path.read_bytes())
                 self.bytes(f"the name of {path}", path.name.encode(), 0)
 
@@ -93,11 +93,11 @@ def _members(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def watched(lines: set[str]) -> Iterator[None]:
+def record_command_lines(lines: set[str]) -> Iterator[None]:
     """Record the command lines of all processes of this machine repeatedly while the block runs."""
     over = threading.Event()
 
-    def look() -> None:
+    def record() -> None:
         while not over.is_set():
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
@@ -106,7 +106,7 @@ def watched(lines: set[str]) -> Iterator[None]:
                     continue
             time.sleep(0.05)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=record, daemon=True)
     thread.start()
     try:
         yield
@@ -115,7 +115,7 @@ def watched(lines: set[str]) -> Iterator[None]:
         thread.join()
 
 
-def secrets(random: Any, names: Collection[str]) -> dict[str, str]:
+def make_secrets(random: Any, names: Collection[str]) -> dict[str, str]:
     """Return a unique random secret for each name."""
     return {name: f"planted-{random.randrange(16**12):012x}/x+y" for name in names}
 

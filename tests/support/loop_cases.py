@@ -20,7 +20,7 @@ from remint.training.loop import learning_rate_factor, training_loop
 from remint.training.randomness import BATCH
 from remint.training.state import TrainingState
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE_PROCESS = World(0, 1, torch.device("cpu"))
 SETTINGS: dict[str, Any] = {
     "steps": 8,
     "batch_size": 4,
@@ -87,7 +87,7 @@ class Cliff(Fit):
         return super().forward(batch) + torch.where(moved > self.bound, math.nan, 0.0)
 
 
-def fit(
+def train_line(
     folder: Path,
     model: Line,
     phases: list[Phase],
@@ -106,14 +106,16 @@ def fit(
             TrainingSettings.model_validate(SETTINGS | changed),
             score=score,
             guard=guard,
-            world=ONE,
+            world=ONE_PROCESS,
             machine={},
             checkpoints=checkpoints,
             stop=stop,
         )
 
 
-def by_hand(steps: Iterable[int], *, weight_decay: float, clip: float | None) -> tuple[nn.Parameter, Tensor, list[float]]:
+def reference_training(
+    steps: Iterable[int], *, weight_decay: float, clip: float | None
+) -> tuple[nn.Parameter, Tensor, list[float]]:
     """Compute the oracle: train Line for these steps with torch's AdamW and SETTINGS. Return weight, average, losses."""
     weight = nn.Parameter(torch.tensor([2.0, -1.0]))
     optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=weight_decay)

@@ -26,7 +26,7 @@ LIMIT = 30  # seconds after which a reading process counts as hung
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadResult:
     """Result of reading one file."""
 
     ended: str  # "read", "refused" (RemintError), "raised" (another error), "signal 11" (crashed; 14: hung)
@@ -42,14 +42,14 @@ class Reader:
     def __init__(self, stdin: IO[str], stdout: IO[str]) -> None:
         self.stdin, self.stdout = stdin, stdout
 
-    def __call__(self, kind: str, *paths: Path) -> list[Read]:
+    def __call__(self, kind: str, *paths: Path) -> list[ReadResult]:
         self.stdin.write(json.dumps({"kind": kind, "paths": [str(path) for path in paths]}) + "\n")
         self.stdin.flush()
-        return [Read(**json.loads(self.stdout.readline())) for _ in paths]
+        return [ReadResult(**json.loads(self.stdout.readline())) for _ in paths]
 
 
 @contextmanager
-def reader() -> Iterator[Reader]:
+def start_reader() -> Iterator[Reader]:
     arguments = [sys.executable, "-m", "tests.support.measured"]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout

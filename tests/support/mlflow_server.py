@@ -63,7 +63,7 @@ class Server:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Server]:
+def run_server(home: Path) -> Iterator[Server]:
     """Run a server on the MLflow database of a home."""
     port = free_port()
     database = f"sqlite:///{home}/mlflow/mlflow.db"
@@ -83,7 +83,7 @@ def serving(home: Path) -> Iterator[Server]:
 
 
 @dataclass
-class Losing:
+class LossyProxy:
     """Proxy that forwards every request and loses a share of the replies to POSTs, after the server has handled them."""
 
     port: int  # of the server
@@ -94,16 +94,16 @@ class Losing:
     lost: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def loses(self) -> bool:
+    def drops_reply(self) -> bool:
         with self.lock:
-            loses = self.dice.random() < self.share
-            self.lost += loses
-            return loses
+            drops = self.dice.random() < self.share
+            self.lost += drops
+            return drops
 
 
 @contextmanager
-def losing(port: int, share: float, dice: random.Random, *, cut: bool = False) -> Iterator[Losing]:
-    made = Losing(port, share, dice, cut)
+def lossy_proxy(port: int, share: float, dice: random.Random, *, cut: bool = False) -> Iterator[LossyProxy]:
+    made = LossyProxy(port, share, dice, cut)
 
     class Handler(BaseHTTPRequestHandler):
         def _forward(self) -> None:
@@ -114,7 +114,7 @@ def losing(port: int, share: float, dice: random.Random, *, cut: bool = False) -
             reply = server.getresponse()
             content = reply.read()
             server.close()
-            if self.command == "POST" and made.loses():
+            if self.command == "POST" and made.drops_reply():
                 self.close_connection = True
                 if made.cut:
                     self.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")

@@ -149,7 +149,7 @@ def every_example(spec: DataSpec) -> Tensor:
     return grid.view(-1, *spec.shape).to(torch.uint8)
 
 
-def a_batch(phase: Phase, spec: DataSpec, count: int = 6, step: int = 0, progress: float = 0.5) -> Batch:
+def make_batch(phase: Phase, spec: DataSpec, count: int = 6, step: int = 0, progress: float = 0.5) -> Batch:
     """Return a batch as the loop makes it, in float64, with labels if the data have any."""
     noise = standard_normal((count, phase.noise_size), step, 7).double()
     return Batch(examples(spec, count).double(), noise, progress=progress, step=step, y_B=labels(spec, count))

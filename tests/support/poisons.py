@@ -44,12 +44,12 @@ class Payload:
 class Poison:
     """One attack. ``resealed``: manifest and MLflow's tags match the change, so only the loader can refuse it.
 
-    ``of_the_record``: it changes only the record that a fresh process compares the model with; sampling does not read it.
+    ``record_only``: it changes only the record that a fresh process compares the model with; sampling does not read it.
     """
 
     make: Callable[[Path, Payload], None]
     resealed: bool = False
-    of_the_record: bool = False
+    record_only: bool = False
 
 
 def _mlmodel(model: Path, *changes: tuple[str, str]) -> None:
@@ -129,7 +129,7 @@ def torch_archive_for_weights(model: Path, payload: Payload) -> None:
         out.writestr("archive/version", "3\n")
 
 
-def _beside(name: str) -> Callable[[Path, Payload], None]:
+def _extra_file(name: str) -> Callable[[Path, Payload], None]:
     def make(model: Path, payload: Payload) -> None:
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_bytes(payload.code.encode() if name.endswith(".py") else payload.pickle)
@@ -264,11 +264,11 @@ POISONS: dict[str, Poison] = {
     "a tag in conda.yaml": Poison(tag_in_conda),
     "requirements with a path": Poison(requirements_with_a_path),
     "a torch archive for weights": Poison(torch_archive_for_weights),
-    "DCP metadata": Poison(_beside(f"{BUNDLE}/.metadata")),
-    "pt2 beside": Poison(_beside(f"{BUNDLE}/model.pt2")),
-    "pickle beside": Poison(_beside("data/model.pkl")),
-    "pickle called json": Poison(_beside(f"{BUNDLE}/more.json")),
-    "module beside": Poison(_beside("remint.py")),
+    "DCP metadata": Poison(_extra_file(f"{BUNDLE}/.metadata")),
+    "pt2 beside": Poison(_extra_file(f"{BUNDLE}/model.pt2")),
+    "pickle beside": Poison(_extra_file("data/model.pkl")),
+    "pickle called json": Poison(_extra_file(f"{BUNDLE}/more.json")),
+    "module beside": Poison(_extra_file("remint.py")),
     "site customised": Poison(sitecustomize),
     "link to a file": Poison(link_to_a_file),
     "link to everything": Poison(link_to_everything),
@@ -284,12 +284,12 @@ POISONS: dict[str, Poison] = {
     "settings that are too large": Poison(settings_that_are_too_large, resealed=True),
     "too many layers": Poison(too_many_layers, resealed=True),
     "a deep model.json": Poison(deep_model, resealed=True),
-    "samples with a pickle": Poison(deep_samples, resealed=True, of_the_record=True),
-    "absurd threads": Poison(absurd_threads, resealed=True, of_the_record=True),
+    "samples with a pickle": Poison(deep_samples, resealed=True, record_only=True),
+    "absurd threads": Poison(absurd_threads, resealed=True, record_only=True),
 }
 
 
-def remake(model: Path, whole: Path) -> None:
+def restore_model(model: Path, whole: Path) -> None:
     """Restore the original model."""
     shutil.rmtree(model.parent, ignore_errors=True)
     shutil.copytree(whole.parent, model.parent)

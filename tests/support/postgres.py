@@ -51,7 +51,7 @@ class Postgres:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(command)
 
-    def lock(self, role: str, password: str) -> None:
+    def add_password_role(self, role: str, password: str) -> None:
         """Make a role that must give its password. ``password``: letters, digits and characters that need no quoting."""
         rules = self.folder / "data/pg_hba.conf"
         rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{rules.read_text()}")
@@ -87,12 +87,12 @@ def _binaries() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with fresh() as server:
+    with run_postgres() as server:
         yield server
 
 
 @contextmanager
-def fresh() -> Iterator[Postgres]:
+def run_postgres() -> Iterator[Postgres]:
     """Run a separate server on a socket only. Skips the test if that is impossible."""
     pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     binaries = _binaries()

@@ -17,7 +17,7 @@ from flows.server import server
 from tests.support.ports import free_port
 
 
-def ask(url: str, body: Any = None) -> Any:
+def request_json(url: str, body: Any = None) -> Any:
     """Return the answer to a GET, or a POST of ``body``. Retries while the database is busy, as Prefect's client does."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})

@@ -30,7 +30,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def ends_within(pid: int, seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not is_alive(pid):
@@ -39,7 +39,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
     return False
 
 
-def asked(question: Callable[[], T], otherwise: T) -> T:
+def query_or_default(question: Callable[[], T], otherwise: T) -> T:
     """Return the answer about a process, or ``otherwise`` if it has ended (even as a zombie)."""
     try:
         return question()
@@ -49,9 +49,9 @@ def asked(question: Callable[[], T], otherwise: T) -> T:
 
 def command_line(process: psutil.Process) -> list[str]:
     """Return a process's command line; empty if it has ended."""
-    return asked(process.cmdline, [])
+    return query_or_default(process.cmdline, [])
 
 
-def below(pid: int) -> list[psutil.Process]:
+def descendants(pid: int) -> list[psutil.Process]:
     """Return all descendants of a process."""
-    return asked(lambda: psutil.Process(pid).children(recursive=True), [])
+    return query_or_default(lambda: psutil.Process(pid).children(recursive=True), [])

@@ -24,15 +24,15 @@ TAGS = registry_cases.TAGS.updated(
 )
 
 
-def filled(empty: Path, to: Path, versions: int) -> Home:
+def make_home(empty: Path, to: Path, versions: int) -> Home:
     """Make a home with that many undecided versions of one model, and their bundles in ``bundles``."""
-    home = copied(Home(to, empty), to)
+    home = copy_home(Home(to, empty), to)
     for seed in range(versions):
-        add(home, seed)
+        register_model(home, seed)
     return home
 
 
-def copied(template: Home, to: Path) -> Home:
+def copy_home(template: Home, to: Path) -> Home:
     """Copy a home, and change the absolute addresses in MLflow's database to the copy."""
     shutil.copytree(template.path, to, dirs_exist_ok=True)
     columns = {
@@ -51,15 +51,15 @@ def copied(template: Home, to: Path) -> Home:
     return Home(to, to)
 
 
-def add(home: Home, seed: int, **tags: str) -> ModelVersion:
+def register_model(home: Home, seed: int, **tags: str) -> ModelVersion:
     """Register the model of one seed, unless it is registered."""
     bundle = home.path / "bundles" / str(seed)
     if not bundle.exists():
-        registry_cases.make(bundle, seed)
+        registry_cases.make_bundle(bundle, seed)
     return registry_cases.register(open_tracking(home), bundle, tags=TAGS.model_copy(update=tags))
 
 
-def append(home: Home, action: Action, version: int, *, evidence: str = "e", who: str = "gate") -> LedgerRow:
+def append_row(home: Home, action: Action, version: int, *, evidence: str = "e", who: str = "gate") -> LedgerRow:
     """Append the ledger row of a decision and nothing else, like a process that dies right after it."""
     book = open_ledger(home)
     champion = book.champion(MODEL)
@@ -69,29 +69,29 @@ def append(home: Home, action: Action, version: int, *, evidence: str = "e", who
     )
 
 
-def judge(home: Home, action: Action, version: int) -> LedgerRow:
+def record_decision(home: Home, action: Action, version: int) -> LedgerRow:
     """Record a decision as the gate does: append the row and update MLflow."""
-    row = append(home, action, version)
+    row = append_row(home, action, version)
     sync_mlflow_to_ledger(home, MODEL)
     return row
 
 
-def files(home: Home, version: int) -> Path:
+def model_folder(home: Home, version: int) -> Path:
     """Return the folder of a version's files in the store."""
     run = open_tracking(home).version(f"{MODEL}/{version}").run_id
     (found,) = (home.path / "mlflow/artifacts").glob(f"*/{run}/artifacts/model")
     return found
 
 
-def flip(home: Home, version: int) -> None:
+def flip_bit(home: Home, version: int) -> None:
     """Flip one bit of the weights in the store."""
-    weights = files(home, version) / "data/bundle/weights.safetensors"
+    weights = model_folder(home, version) / "data/bundle/weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
 
 
-def sql(home: Home, *statements: str) -> None:
+def execute_sql(home: Home, *statements: str) -> None:
     """Execute statements on the ledger's database without remint."""
     with sqlite3.connect(home.path / "ledger.db") as database:
         for statement in statements:
@@ -99,13 +99,13 @@ def sql(home: Home, *statements: str) -> None:
     database.close()
 
 
-def unverified(home: Home, version: int) -> None:
+def remove_verified_tag(home: Home, version: int) -> None:
     """Make a version look like one of an older remint, which did not load models at registration."""
     store: Any = open_tracking(home)
     store._client.delete_model_version_tag(MODEL, str(version), "remint.verified")
 
 
-def delete(home: Home, version: int) -> None:
+def delete_version(home: Home, version: int) -> None:
     """Delete a version from MLflow without remint."""
     store: Any = open_tracking(home)
     store._client.delete_model_version(MODEL, str(version))

@@ -19,7 +19,7 @@ context.set_forkserver_preload(
 )
 
 
-def racer(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+def race_process(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Return a process that is not started yet. ``target``: a module-level function."""
     return context.Process(target=_race, args=(dict(os.environ), target, *arguments), daemon=True)
 
@@ -30,18 +30,18 @@ def _race(environment: Mapping[str, str], target: Callable[..., None], *argument
     target(*arguments)
 
 
-def at_once(target: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
+def run_together(target: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
     """Run ``target(index, *arguments)`` in ``count`` processes that begin together. Return the results."""
-    barrier, said = context.Barrier(count), context.Queue()
-    racers = [racer(_say, barrier, said, target, index, *arguments) for index in range(count)]
+    barrier, results = context.Barrier(count), context.Queue()
+    racers = [race_process(_put_result, barrier, results, target, index, *arguments) for index in range(count)]
     for each in racers:
         each.start()
-    answers = dict(said.get(timeout=120) for _ in racers)
+    answers = dict(results.get(timeout=120) for _ in racers)
     for each in racers:
         each.join()
     return [answers[index] for index in range(count)]
 
 
-def _say(barrier: Any, said: Any, target: Callable[..., Any], index: int, *arguments: Any) -> None:
+def _put_result(barrier: Any, results: Any, target: Callable[..., Any], index: int, *arguments: Any) -> None:
     barrier.wait(60)
-    said.put((index, target(index, *arguments)))
+    results.put((index, target(index, *arguments)))

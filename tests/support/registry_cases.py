@@ -29,7 +29,7 @@ SPEC = DataSpec(shape=(1, 4, 4), levels=5)
 TAGS = VersionTags(commit="c" * 40, dirty="false")
 
 
-def make(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8) -> TrainedModel:
+def make_bundle(folder: Path, seed: int = 0, pipeline: str = "digits-flow", hidden: int = 8) -> TrainedModel:
     """Make a sealed bundle at ``folder``, as training does, of a flow with random weights from ``seed``."""
     settings = FlowSettings(couplings=2, hidden=hidden, bins=3)
     with torch.random.fork_rng():
@@ -81,7 +81,7 @@ def register(
     return store.register(bundle, trained, trained.pipeline, run_id, tags, attachments or {}, verify)
 
 
-def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
+def mlflow_lifecycle(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
     """Do the MLflow part of one retraining."""
     store = tracking(home, uri)
     trained = TrainedModel.read(bundle / "training.json")
@@ -96,7 +96,7 @@ def whole_life(home: Path, bundle: Path, uri: str = "") -> ModelVersion:
     return version
 
 
-def _together(home: Path, bundle: Path, count: int, uri: str = "") -> int:
+def _register_concurrently(home: Path, bundle: Path, count: int, uri: str = "") -> int:
     """Register in ``count`` forks, made before MLflow opens the database: all of them create it at once."""
     import mlflow.pyfunc
     import mlflow.store.model_registry.sqlalchemy_store
@@ -109,7 +109,7 @@ def _together(home: Path, bundle: Path, count: int, uri: str = "") -> int:
         if not child:
             os.close(go)
             os.read(ready, 1)  # returns in all children when the parent closes its end
-            os.write(1, f"{whole_life(home, bundle, uri).version}\n".encode())
+            os.write(1, f"{mlflow_lifecycle(home, bundle, uri).version}\n".encode())
             sys.stdout.flush()
             os._exit(0)
         children.append(child)
@@ -122,4 +122,4 @@ if __name__ == "__main__":
     if what == "die":
         print(tracking(home).start_run("digits-flow", {}, {}), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    raise SystemExit(_together(home, bundle, int(what), *sys.argv[4:]))
+    raise SystemExit(_register_concurrently(home, bundle, int(what), *sys.argv[4:]))

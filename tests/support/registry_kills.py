@@ -118,10 +118,10 @@ class Stage:
     def __init__(self, folder: Path, postgres: str = "") -> None:
         self.folder, self.postgres = folder, postgres
         for scene, seed in SCENES.items():
-            cases.make(folder / scene, seed)
-        in_a_fork(lambda: self._begin("template-first"))
+            cases.make_bundle(folder / scene, seed)
+        run_in_fork(lambda: self._begin("template-first"))
         self.copy("template-first", "template-next")
-        in_a_fork(lambda: self._command("template-next", "first"))
+        run_in_fork(lambda: self._command("template-next", "first"))
 
     def copy(self, template: str, name: str) -> None:
         shutil.copytree(self.folder / "homes" / template, self.folder / "homes" / name)
@@ -181,7 +181,7 @@ class Stage:
             self._command(f"trace-{scene}", scene)
             return around.trace
 
-        names = in_a_fork(run)
+        names = run_in_fork(run)
         self.remove(f"trace-{scene}")
         return [Moment(scene, place, name) for place, name in enumerate(names)]
 
@@ -193,10 +193,10 @@ class Stage:
             Boundaries(self.folder, moment)
             self._command(name, moment.scene)
 
-        if in_a_fork(dies, dies=True) != -signal.SIGKILL:
+        if run_in_fork(dies, dies=True) != -signal.SIGKILL:
             return ["it was not killed"]
-        in_a_fork(lambda: self._command(name, moment.scene))
-        findings: list[str] = in_a_fork(lambda: self._findings(name, moment.scene))
+        run_in_fork(lambda: self._command(name, moment.scene))
+        findings: list[str] = run_in_fork(lambda: self._findings(name, moment.scene))
         self.remove(name)
         return findings
 
@@ -227,11 +227,11 @@ class Stage:
 
 def forked_check(bundle: Path, log: Path, environment: object = None) -> str:
     """Run fresh.check in a fork of this process, which has imported torch: 100 kills would import it 300 times."""
-    in_a_fork(lambda: fresh._main(str(bundle)))
+    run_in_fork(lambda: fresh._main(str(bundle)))
     return "loaded in a fork"
 
 
-def in_a_fork(work: Callable[[], Any], dies: bool = False) -> Any:
+def run_in_fork(work: Callable[[], Any], dies: bool = False) -> Any:
     """Return the result of ``work`` in a child process; with ``dies`` the negative signal that ended it, or 0.
 
     Raises IntegrityError with the child's traceback.
@@ -241,23 +241,23 @@ def in_a_fork(work: Callable[[], Any], dies: bool = False) -> Any:
     if not child:
         os.close(receive)
         try:
-            said = json.dumps({"answer": work()})
+            text = json.dumps({"answer": work()})
         except BaseException:
-            said = json.dumps({"error": traceback.format_exc()})
+            text = json.dumps({"error": traceback.format_exc()})
         with os.fdopen(send, "w") as stream:
-            stream.write(said)
+            stream.write(text)
         os._exit(0)
     os.close(send)
     with os.fdopen(receive) as stream:
-        said = stream.read()
+        text = stream.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    answer = json.loads(said or "{}")
+    answer = json.loads(text or "{}")
     if "error" in answer:
         raise IntegrityError(answer["error"])
     return status if dies else answer["answer"]
 
 
-def moment(moments: list[Moment], number: int, seed: int) -> Moment:
+def choose_moment(moments: list[Moment], number: int, seed: int) -> Moment:
     """Return the moment of this number: none repeats before all others came once."""
     turn, place = divmod(number, len(moments))
     return random.Random(f"{seed} {turn}").sample(moments, len(moments))[place]
@@ -275,7 +275,7 @@ def main(folder: Path, seed: int, postgres: str = "") -> None:
     moments = [each for scene in SCENES for each in stage.trace(scene)]
     print(json.dumps({"moments": [(each.scene, each.name) for each in moments]}), flush=True)
     for line in sys.stdin:
-        here = moment(moments, int(line), seed)
+        here = choose_moment(moments, int(line), seed)
         found = stage.kill(here, f"k{line.strip()}")
         print(json.dumps({"scene": here.scene, "place": here.place, "name": here.name, "found": found}), flush=True)
 

@@ -21,14 +21,14 @@ import torch
 from remint.runtime.home import Home
 from remint.serving import fresh
 from tests.support import registry_cases as cases
-from tests.support.promotion_cases import copied
-from tests.support.registry_kills import forked_check, in_a_fork
+from tests.support.promotion_cases import copy_home
+from tests.support.registry_kills import forked_check, run_in_fork
 
 COUNT = 8
 NAME = "digits-flow"
 
 
-def at_once(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
+def register_together(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
     """Register these bundles in simultaneous processes. Return the version numbers they received."""
     ready, go = os.pipe()
     told, tell = os.pipe()
@@ -39,7 +39,7 @@ def at_once(home: Path, bundles: list[Path], draw: random.Random) -> list[int]:
             os.close(go)
             os.read(ready, 1)  # returns in all children when the parent closes its end
             time.sleep(late)
-            os.write(tell, f"{cases.whole_life(home, bundle).version}\n".encode())
+            os.write(tell, f"{cases.mlflow_lifecycle(home, bundle).version}\n".encode())
             os._exit(0)
         children.append(child)
     for each in (go, tell, ready):
@@ -63,11 +63,11 @@ def findings(home: Path) -> list[str]:
 
 def trial(empty: Path, bundles: list[Path], number: int) -> dict[str, Any]:
     home = empty.with_name(f"home-{number}")
-    in_a_fork(lambda: copied(Home(empty, empty), home) and None)
+    run_in_fork(lambda: copy_home(Home(empty, empty), home) and None)
     draw = random.Random(number)
-    different = at_once(home, draw.sample(bundles[:COUNT], COUNT), draw)
-    same = at_once(home, [bundles[COUNT]] * COUNT, draw)
-    found = in_a_fork(lambda: findings(home))
+    different = register_together(home, draw.sample(bundles[:COUNT], COUNT), draw)
+    same = register_together(home, [bundles[COUNT]] * COUNT, draw)
+    found = run_in_fork(lambda: findings(home))
     shutil.rmtree(home)
     return {"different": different, "same": same, "found": found}
 
@@ -82,7 +82,7 @@ def main(empty: Path) -> None:
     fresh.check = forked_check
     bundles = [empty.with_name(f"bundle-{seed}") for seed in range(COUNT + 1)]
     for seed, bundle in enumerate(bundles):
-        cases.make(bundle, seed)
+        cases.make_bundle(bundle, seed)
     for line in sys.stdin:
         print(json.dumps(trial(empty, bundles, int(line))), flush=True)
 

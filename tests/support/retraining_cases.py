@@ -18,9 +18,9 @@ from remint.stores.dvc import Workspace
 from remint.stores.git import Commit
 from remint.stores.ledger import leases
 
-Told = list[tuple[str, dict[str, Any]]]  # events with their fields
+Events = list[tuple[str, dict[str, Any]]]  # events with their fields
 
-CLEAN = Commit("c" * 40, dirty=False)
+CLEAN_COMMIT = Commit("c" * 40, dirty=False)
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -37,12 +37,12 @@ def retraining(
     params: Params,
     pipeline: str,
     *,
-    commit: Commit = CLEAN,
+    commit: Commit = CLEAN_COMMIT,
     checkout: Path | None = None,  # None: an empty folder
-    told: Told | None = None,
+    events: Events | None = None,
 ) -> Iterator[Retraining]:
     """Open a retraining as flows/job.py does, but with its own lease: some tests run two at once on one pipeline."""
-    events: Told = [] if told is None else told
+    recorded: Events = [] if events is None else events
     with jobs.live(home, pipeline=pipeline, commit=commit.sha, flow_run="") as record:
         folder = checkout or home.workspaces / record.id
         (folder / ".dvc").mkdir(parents=True, exist_ok=True)
@@ -58,12 +58,12 @@ def retraining(
                 commit=commit,
                 dvc=Workspace(folder, home, logs=record.folder),
                 lease=lease,
-                listener=lambda _, event, fields: events.append((event, fields)),
+                listener=lambda _, event, fields: recorded.append((event, fields)),
             )
         shutil.rmtree(folder)
 
 
-def lay(job: Retraining, dataset: DatasetVersion, trained: TrainedModel, evidence: Evidence) -> None:
+def write_records(job: Retraining, dataset: DatasetVersion, trained: TrainedModel, evidence: Evidence) -> None:
     """Write the records that the steps would have written."""
     for folder in (job.out("prepared", job.settings.dataset), job.out("trained")):
         folder.mkdir(parents=True)

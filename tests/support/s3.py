@@ -35,7 +35,14 @@ SERVE = (
     "import os, sys; from remint.runtime.parent import die_with_parent; die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])"
 )
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-OWN = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3")
+AWS_VARIABLES = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL_S3",
+)
 
 
 @dataclass
@@ -121,7 +128,7 @@ def _wait(address: str, gateway: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The S3 server, configured for boto3 by environment variables as for a user."""
-    for name in OWN:
+    for name in AWS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
@@ -138,7 +145,7 @@ def forget_clients() -> None:
 
 @dataclass
 class Proxy:
-    """Proxy between boto3 and the server. Keys in ``seen`` and in the hooks are plain text."""
+    """Proxy between boto3 and the server. Keys in ``object_paths`` and in the hooks are plain text."""
 
     upstream: str
     address: str = ""
@@ -147,9 +154,9 @@ class Proxy:
     stalling: float = 0.0  # share of requests whose connection is reset after ``stall`` seconds
     stall: float = 0.0
     rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body  # changes the body of a GET
-    says_former_length: bool = False  # keep the old Content-Length for a rewritten body
-    before: Callable[[str], None] = lambda _path: None  # called with the path before a request is forwarded
-    seen: list[str] = field(default_factory=list)  # paths of the GETs of objects
+    keeps_content_length: bool = False  # keep the old Content-Length for a rewritten body
+    on_request: Callable[[str], None] = lambda _path: None  # called with the path before a request is forwarded
+    object_paths: list[str] = field(default_factory=list)  # paths of the GETs of objects
     listings: int = 0
     refused: int = 0
     dice: random.Random = field(default_factory=lambda: random.Random(0))
@@ -184,7 +191,7 @@ def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
                     if "list-type=" in parts.query:
                         made.listings += 1
                     else:
-                        made.seen.append(path.split("/", 2)[2])
+                        made.object_paths.append(path.split("/", 2)[2])
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fate = made.fate()
             if fate == "failing":
@@ -194,7 +201,7 @@ def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
                 time.sleep(made.stall if fate == "stalling" else 0.0)
                 self._reset()
                 return
-            made.before(path)
+            made.on_request(path)
             connection = http.client.HTTPConnection(urlsplit(made.upstream).netloc)
             connection.request(self.command, self.path, sent, dict(self.headers))  # the signature covers the Host header too
             reply = connection.getresponse()
@@ -204,7 +211,7 @@ def proxy(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
                 self._reset()
             else:
                 rewritten = made.rewrite(path, body)
-                self._answer(reply.status, dict(reply.headers), rewritten, len(body) if made.says_former_length else None)
+                self._answer(reply.status, dict(reply.headers), rewritten, len(body) if made.keeps_content_length else None)
             connection.close()
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET

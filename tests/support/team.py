@@ -23,7 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {  # models that train in a second
     "vaegan": {"latent": 4, "hidden": 32, "layers": 1},
 }
 
-forked: Path | None = None  # the folder of preloaded.programs; None: every command is a new process
+forked_programs: Path | None = None  # the folder of preloaded.programs; None: every command is a new process
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Team:
     api: str | None = None  # address of a running Prefect server; None: each run starts a temporary one
 
     def environment(self) -> dict[str, str]:
-        apart = (
+        prefixes = (
             "REMINT_",
             "PREFECT_",
             "MLFLOW_TRACKING",
             "PYTHONDONTWRITEBYTECODE",
         )  # the last one: a dozen processes share compiled files
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(apart)}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
         # /bin/sh stays as the parent of its command, while bash replaces itself. dvc's processes must die in both cases.
         path = f"{Path(REMINT).parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "SHELL": "/bin/sh", "COLUMNS": "200", "PATH": path, **({"PREFECT_API_URL": self.api} if self.api else {})}
@@ -48,9 +48,10 @@ class Team:
     def programs(self, *, new: bool = False) -> tuple[str, dict[str, str]]:
         """Return the program remint and the environment of its processes. ``new``: use new processes even if others are forked."""
         environment = self.environment()
-        if new or forked is None:
+        folder = None if new else forked_programs
+        if folder is None:
             return REMINT, environment
-        return str(forked / "remint"), {**environment, "PATH": f"{forked}{os.pathsep}{environment['PATH']}"}
+        return str(folder / "remint"), {**environment, "PATH": f"{folder}{os.pathsep}{environment['PATH']}"}
 
     def remint(
         self, *arguments: str, status: int = 0, cwd: Path | None = None, new: bool = False
@@ -94,7 +95,7 @@ class Team:
         )
 
 
-def quick(content: dict[str, Any]) -> dict[str, Any]:
+def shorten_trainings(content: dict[str, Any]) -> dict[str, Any]:
     """Shorten the trainings to a few steps, and relax the rules so that they pass."""
     for pipeline in content["pipelines"].values():
         pipeline["model"] |= SMALL[pipeline["family"]]
@@ -122,7 +123,7 @@ def copy_sources(folder: Path) -> None:
 def make_team(folder: Path) -> Team:
     """Make a repository with one commit of this working tree and quick trainings."""
     copy_sources(folder)
-    write_params(quick(read_params(folder)), folder)
+    write_params(shorten_trainings(read_params(folder)), folder)
     team = Team(folder)
     team.sh(
         "git init -q -b main && git config user.email a@example.org && git config user.name A && git add -A && git commit -qm first"
@@ -132,8 +133,8 @@ def make_team(folder: Path) -> Team:
 
 def copy_team(template: Path, folder: Path, api: str | None = None) -> Team:
     """Copy a team, and change the absolute addresses in MLflow's database to the copy."""
-    from tests.support.promotion_cases import copied
+    from tests.support.promotion_cases import copy_home
 
     shutil.copytree(template, folder, symlinks=True, ignore=lambda path, _: {".remint"} if path == str(template) else set())
-    copied(Home(template, template / ".remint"), folder / ".remint")
+    copy_home(Home(template, template / ".remint"), folder / ".remint")
     return Team(folder, api)

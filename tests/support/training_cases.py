@@ -4,11 +4,11 @@
                              [twice|every=FIRST] [anywhere] [keep] [stock]
 
 trains each CASE on the dataset prepared in FOLDER, into HOME/CASE. ``die``: SIGKILL itself in the N-th step of this process
-(from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``,
-``spoil``: see these functions; ``twice``: resume after the stop, then train again without a stop into HOME/CASE-whole;
-``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and a resume after it, into
-HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints; ``stock``: use DDP's own
-all-reduce.
+(from 0); ``stop``: SIGTERM itself; ``freeze``: SIGSTOP itself, once in HOME; ``rank``: only that rank does so; ``ruin``:
+set_infinite_learning_rate; ``spoil``: set_infinite_gradient; ``twice``: resume after the stop, then train again without a
+stop into HOME/CASE-whole; ``every``: train without a stop into HOME/CASE-whole, and for each STEP from FIRST with a stop and
+a resume after it, into HOME/CASE-STEP; ``anywhere``: allow more processes than cores; ``keep``: keep the checkpoints;
+``stock``: use DDP's own all-reduce.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def recipe(case: str, *, dropout: bool = True, **training: Any) -> Recipe:
     return Recipe(dataset="tiny", family=family, model=settings, training=TrainingSettings.model_validate(SHORT | training))
 
 
-def run(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | None = None) -> TrainedModel:
+def train_into(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | None = None) -> TrainedModel:
     """Train into ``folder/out``, with checkpoints in ``folder/checkpoints``."""
     checkpoints, out = folder / "checkpoints", folder / "out"
     return train.train_pipeline(
@@ -89,7 +89,7 @@ def run(recipe: Recipe, dataset: Dataset, folder: Path, command: list[str] | Non
     )
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def file_contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}
 
 
@@ -99,7 +99,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
 
 
-def at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None:
+def signal_at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None:
     """Make this process send itself ``sign`` once, during step ``number`` counted from now on.
 
     ``mark``: a file that is made before the signal; if it exists, no signal is sent.
@@ -116,7 +116,7 @@ def at_step(number: int, sign: signal.Signals, mark: Path | None = None) -> None
     loop.batch_indices = batch_indices  # type: ignore[attr-defined]
 
 
-def ruin(step: int) -> None:
+def set_infinite_learning_rate(step: int) -> None:
     """Make the learning rate infinite in that step, until the first rollback. It depends only on the training state."""
     real = divergence.rollback_factor
 
@@ -126,7 +126,7 @@ def ruin(step: int) -> None:
     divergence.rollback_factor = rollback_factor
 
 
-def spoil(step: int) -> None:
+def set_infinite_gradient(step: int) -> None:
     """Put inf into one parameter's gradient in that step and, two steps later, into the loss, with a finite gradient."""
     real = loop._compute_gradient
 
@@ -142,61 +142,61 @@ def spoil(step: int) -> None:
     loop._compute_gradient = gradient
 
 
-def stock() -> None:
+def use_stock_ddp() -> None:
     """Use plain DDP: all-reduce in place of the sum in the order of the ranks."""
     DistributedDataParallel.register_comm_hook = lambda *_: None  # type: ignore[method-assign]
 
 
 def main(folder: str, names: str, training: str, *options: str) -> None:
-    said = dict(option.partition("=")[::2] for option in options)
-    if "anywhere" in said:
+    chosen = dict(option.partition("=")[::2] for option in options)
+    if "anywhere" in chosen:
         train.check_devices = lambda *_: None  # type: ignore[attr-defined]
-    if "keep" in said:
+    if "keep" in chosen:
         Checkpoints.delete = lambda _: None  # type: ignore[method-assign]
-    if "stock" in said:
-        stock()
-    if "ruin" in said:
-        ruin(int(said["ruin"]))
+    if "stock" in chosen:
+        use_stock_ddp()
+    if "ruin" in chosen:
+        set_infinite_learning_rate(int(chosen["ruin"]))
     settings = json.loads(training)
     home, dataset = Path(settings.pop("home", folder)), load(Path(folder))
     command = [__file__, folder, names, training, *options]
-    with joined_once():
+    with join_once():
         for case in names.split(","):
-            mine = said.get("rank") in (None, os.environ.get("RANK"))
-            if "spoil" in said and mine and case == names.split(",", maxsplit=1)[0]:
-                spoil(int(said["spoil"]))
-            if "every" in said:
-                stopped_everywhere(recipe(case, **settings), dataset, home, int(said["every"]), mine=mine)
+            mine = chosen.get("rank") in (None, os.environ.get("RANK"))
+            if "spoil" in chosen and mine and case == names.split(",", maxsplit=1)[0]:
+                set_infinite_gradient(int(chosen["spoil"]))
+            if "every" in chosen:
+                stopped_everywhere(recipe(case, **settings), dataset, home, int(chosen["every"]), mine=mine)
                 continue
-            for option in said.keys() & SIGNALS.keys() if mine else ():
-                at_step(int(said[option]), SIGNALS[option], home / "frozen" if option == "freeze" else None)
-            if "twice" not in said:
-                run(recipe(case, **settings), dataset, home / case, command)
+            for option in chosen.keys() & SIGNALS.keys() if mine else ():
+                signal_at_step(int(chosen[option]), SIGNALS[option], home / "frozen" if option == "freeze" else None)
+            if "twice" not in chosen:
+                train_into(recipe(case, **settings), dataset, home / case, command)
                 continue
             with suppress(Interrupted):
-                run(recipe(case, **settings), dataset, home / case)
+                train_into(recipe(case, **settings), dataset, home / case)
             assert not (home / case / "out").exists(), "it was not stopped"
-            run(recipe(case, **settings), dataset, home / case)
-            run(recipe(case, **settings), dataset, home / f"{case}-whole")
+            train_into(recipe(case, **settings), dataset, home / case)
+            train_into(recipe(case, **settings), dataset, home / f"{case}-whole")
 
 
 def stopped_everywhere(recipe: Recipe, dataset: Dataset, home: Path, first: int, *, mine: bool) -> None:
     """Train without a stop, and with a stop and a resume after each step. ``mine``: this rank receives the signal."""
     case = recipe.family
-    run(recipe, dataset, home / f"{case}-whole")
+    train_into(recipe, dataset, home / f"{case}-whole")
     for step in range(first, recipe.training.steps):
         real = loop.batch_indices
         if mine:
-            at_step(step - 1, signal.SIGTERM)
+            signal_at_step(step - 1, signal.SIGTERM)
         with suppress(Interrupted):
-            run(recipe, dataset, home / f"{case}-{step}")
+            train_into(recipe, dataset, home / f"{case}-{step}")
         loop.batch_indices = real  # type: ignore[attr-defined]
         assert not (home / f"{case}-{step}/out").exists(), "it was not stopped"
-        run(recipe, dataset, home / f"{case}-{step}")
+        train_into(recipe, dataset, home / f"{case}-{step}")
 
 
 @contextmanager
-def joined_once() -> Iterator[None]:
+def join_once() -> Iterator[None]:
     """Use one process group for all trainings of a rank: gloo cannot join a second one of the same name."""
     if not world.launched():
         yield

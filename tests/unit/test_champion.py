@@ -25,7 +25,7 @@ from remint.stores.mlflow import Tracking, VersionTags
 from remint.stores.open import open_tracking
 from tests.support import promotion_cases, registry_cases
 from tests.support.promotion_cases import MODEL
-from tests.support.retraining_cases import lay, params_of, retraining
+from tests.support.retraining_cases import params_of, retraining, write_records
 
 SPEC = DataSpec(shape=(1, 2, 2), levels=2)
 COUNTS = {"train": 70, "validation": 10, "held_out": 20}
@@ -49,11 +49,11 @@ def report(key: str) -> Evidence:
 @pytest.fixture(scope="module")
 def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Make a home, to be copied, with version 1, trained on FORMER, and the training of a challenger."""
-    home = promotion_cases.filled(empty, tmp_path_factory.mktemp("champion"), 0)
+    home = promotion_cases.make_home(empty, tmp_path_factory.mktemp("champion"), 0)
     lock = home.path / "dvc.lock"
     lock.write_text("stages: {}\n")
     for seed in (0, 1):
-        registry_cases.make(home.path / f"bundles/{seed}", seed)
+        registry_cases.make_bundle(home.path / f"bundles/{seed}", seed)
     tags = VersionTags(dvc_lock_sha256=manifest.sha256_file(lock), data=canonical({"name": "d", **COUNTS}))
     store = open_tracking(home)
     tagged, files = registry_cases.TAGS.updated(tags), {"dvc.lock": lock}
@@ -65,9 +65,9 @@ def with_champion(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Home
 @pytest.fixture
 def job(with_champion: Home, tmp_path: Path) -> Iterator[Retraining]:
     """Open the retraining of the challenger, on TODAY."""
-    home = promotion_cases.copied(with_champion, tmp_path / "home")
+    home = promotion_cases.copy_home(with_champion, tmp_path / "home")
     with retraining(home, params_of(MODEL), MODEL) as job:
-        lay(job, TODAY, TrainedModel.read(home.path / "bundles/1/training.json"), report("new"))
+        write_records(job, TODAY, TrainedModel.read(home.path / "bundles/1/training.json"), report("new"))
         yield job
 
 

@@ -38,7 +38,13 @@ def completions(folder: Path, *words: str, **environment: str) -> list[str]:
     """Return the completions that bash gets for the last word of a line. Standard error must be empty."""
     line = {"COMP_WORDS": " ".join(["remint", *words]), "COMP_CWORD": str(len(words)), "_REMINT_COMPLETE": "complete_bash"}
     done = subprocess.run(
-        [forked_remint()], cwd=folder, env={**os.environ, **line, **environment}, capture_output=True, text=True, check=True, timeout=120
+        [forked_remint()],
+        cwd=folder,
+        env={**os.environ, **line, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert done.stderr == ""
     return done.stdout.split()

@@ -178,7 +178,7 @@ BOMBS: dict[str, Callable[[Path], None]] = {
     "member.tar.gz": bomb_of_one_member,
     "header.tar.gz": bomb_in_a_header,
     "one.zip": bomb_in_a_zip,
-    "overlapping.zip": hostile_archives.overlapping,
+    "overlapping.zip": hostile_archives.overlapping_zip,
 }
 MEASURED = """
 import resource, sys

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from remint.data import container, pictures
 from remint.settings.recipe import DatasetSettings
-from tests.support.hostile_images import READ, whole
-from tests.support.measured import Reader, reader
+from tests.support.hostile_images import READ_SUFFIXES, valid_files
+from tests.support.measured import Reader, start_reader
 from tests.unit.test_data_pictures import encode, picture
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def read() -> Iterator[Reader]:
-    with reader() as process:
+    with start_reader() as process:
         yield process
 
 
@@ -32,9 +32,9 @@ def decode_with_pillow(content: bytes) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGBA"))
 
 
-@pytest.mark.parametrize("index", [index for index, (ending, _) in enumerate(whole()) if ending in READ])
+@pytest.mark.parametrize("index", [index for index, (ending, _) in enumerate(valid_files()) if ending in READ_SUFFIXES])
 def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
-    _, content = whole()[index]
+    _, content = valid_files()[index]
     essential, turned = container.strip_metadata(content)
     assert len(essential) <= len(content)
     image = Image.open(io.BytesIO(essential)).convert("RGBA")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def rows(home: Home) -> list[LedgerRow]:
 @pytest.mark.slow
 def test_a_person_promotes_a_version_that_awaits_approval(home: Home) -> None:
     """A fresh process loads the promoted model, because no record says that one has loaded it before."""
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "awaiting_approval", 2)
-    cases.unverified(home, 2)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "awaiting_approval", 2)
+    cases.remove_verified_tag(home, 2)
     row = decide.promote(home, f"{MODEL}/2", "looked at the samples", who="ada")
     assert (row.action, row.champion_before, row.champion_after, row.who) == ("promoted", 1, 2, "ada")
     assert row.why == "looked at the samples" and row.evidence == ""
@@ -72,9 +72,9 @@ def test_a_person_promotes_a_version_that_awaits_approval(home: Home) -> None:
 def test_a_promotion_is_made_against_the_champion_that_the_version_was_judged_against(
     home: Home, checked_bundles: list[Path]
 ) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "kept", 2)
-    cases.judge(home, "promoted", 3)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "kept", 2)
+    cases.record_decision(home, "promoted", 3)
     before = rows(home)
     with pytest.raises(
         ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by gate, .* UTC\), but {MODEL}/2 should replace"
@@ -104,26 +104,26 @@ def test_promoting_an_unjudged_version_requires_the_expected_champion(home: Home
 
 
 def test_a_promotion_during_the_check_of_the_files_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "kept", 2)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "kept", 2)
 
     def meanwhile(bundle: Path, log: Path) -> str:
-        cases.append(home, "promoted", 3, who="eve")
+        cases.append_row(home, "promoted", 3, who="eve")
         return ""
 
-    cases.unverified(home, 2)
+    cases.remove_verified_tag(home, 2)
     monkeypatch.setattr("remint.promotion.decide.fresh.check", meanwhile)
     with pytest.raises(ChampionChanged, match=rf"the champion is now {MODEL}/3 \(by eve"):
         decide.promote(home, f"{MODEL}/2", "mine")
     assert [row.version for row in rows(home)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("damage", [cases.flip, lambda home, version: shutil.rmtree(cases.files(home, version))])
+@pytest.mark.parametrize("damage", [cases.flip_bit, lambda home, version: shutil.rmtree(cases.model_folder(home, version))])
 def test_a_damaged_version_is_not_promoted_even_if_a_local_copy_is_intact(
     home: Home, checked_bundles: list[Path], damage: object
 ) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "kept", 2)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "kept", 2)
     fetch_bundle(home, current_version(home, f"{MODEL}/2"))
     damage(home, 2)  # type: ignore[operator]
     with pytest.raises(IntegrityError):
@@ -135,7 +135,7 @@ def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Hom
     def check(bundle: Path, log: Path) -> str:
         raise IntegrityError("it draws other samples")
 
-    cases.unverified(home, 1)
+    cases.remove_verified_tag(home, 1)
     monkeypatch.setattr("remint.promotion.decide.fresh.check", check)
     with pytest.raises(IntegrityError, match="other samples"):
         decide.promote(home, f"{MODEL}/1", "first", against="none")
@@ -143,42 +143,42 @@ def test_a_model_that_does_not_load_in_a_fresh_process_is_not_promoted(home: Hom
 
 
 def test_rejecting_a_version_keeps_the_champion(home: Home) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "awaiting_approval", 2)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "awaiting_approval", 2)
     row = decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
     assert (row.champion_before, row.champion_after, row.version) == (1, 1, 2)
     assert (
         decide.objection(open_ledger(home).rows(MODEL, 2)) == f"{MODEL}/2 was rejected on {row.at[:10]} by ada: smears the sevens"
     )
     with pytest.raises(ChampionChanged, match="was rejected on .* by ada: smears the sevens: nothing was written; decide again"):
-        cases.append(home, "promoted", 2)  # the gate, which had judged it before the rejection
+        cases.append_row(home, "promoted", 2)  # the gate, which had judged it before the rejection
     with pytest.raises(ChampionChanged, match="was rejected"):
-        cases.append(home, "awaiting_approval", 2)
-    cases.append(home, "refused", 2)
-    cases.append(home, "promoted", 2, evidence="", who="eve")  # a person may promote it
+        cases.append_row(home, "awaiting_approval", 2)
+    cases.append_row(home, "refused", 2)
+    cases.append_row(home, "promoted", 2, evidence="", who="eve")  # a person may promote it
     assert decide.objection(open_ledger(home).rows(MODEL, 2)) is None
-    cases.append(home, "promoted", 1)
-    cases.append(home, "promoted", 2)
+    cases.append_row(home, "promoted", 1)
+    cases.append_row(home, "promoted", 2)
 
 
 def test_a_veto_outlives_collection_and_a_new_registration(home: Home) -> None:
-    cases.judge(home, "promoted", 1)
+    cases.record_decision(home, "promoted", 1)
     decide.reject(home, f"{MODEL}/2", "smears the sevens", who="ada")
     first = open_tracking(home).version(f"{MODEL}/2")
-    cases.delete(home, 2)
+    cases.delete_version(home, 2)
     CollectedVersions(home.ledger_url).record(MODEL, {2: first.key})
-    again = cases.add(home, seed=1)
+    again = cases.register_model(home, seed=1)
     assert again.key == first.key and again.version not in (1, 2), "a number is given once"
     veto = decide.vetoed_by(home, again)
     assert veto is not None and veto.startswith(f"{MODEL}/2 was rejected on ") and veto.endswith(" by ada: smears the sevens")
     assert decide.vetoed_by(home, open_tracking(home).version(f"{MODEL}/1")) is None
-    cases.append(home, "promoted", again.version, evidence="", who="eve")
+    cases.append_row(home, "promoted", again.version, evidence="", who="eve")
     assert decide.vetoed_by(home, again) is None
 
 
 def test_a_rollback_restores_the_previous_champion(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2, 3):
-        cases.judge(home, "promoted", version)
+        cases.record_decision(home, "promoted", version)
     row = decide.rollback(home, MODEL, "the sevens blur", who="ada")
     assert (row.action, row.version, row.champion_before, row.champion_after) == ("rolled_back", 3, 3, 2)
     assert row.why == "the sevens blur" and row.evidence == "" and aliases(home) == {"champion": 2}
@@ -205,10 +205,10 @@ def test_a_rollback_restores_the_previous_champion(home: Home, checked_bundles: 
 
 def test_a_rollback_skips_champions_that_do_not_load_and_says_why(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2, 3, 4):
-        cases.judge(home, "promoted", version)
+        cases.record_decision(home, "promoted", version)
     fetch_bundle(home, current_version(home, f"{MODEL}/3"))
-    cases.flip(home, 3)
-    cases.delete(home, 2)
+    cases.flip_bit(home, 3)
+    cases.delete_version(home, 2)
     row = decide.rollback(home, MODEL, "bad")
     assert row.champion_after == 1
     _, damaged, gone = row.why.splitlines()
@@ -219,7 +219,7 @@ def test_a_rollback_skips_champions_that_do_not_load_and_says_why(home: Home, ch
 def test_a_rollback_without_a_previous_champion_is_refused(home: Home) -> None:
     with pytest.raises(NotFoundError, match="has no champion to roll back from"):
         decide.rollback(home, MODEL, "bad")
-    cases.judge(home, "promoted", 1)
+    cases.record_decision(home, "promoted", 1)
     with pytest.raises(NotFoundError, match=f"{MODEL}/1 is the first champion of {MODEL}"):
         decide.rollback(home, MODEL, "bad")
     assert len(rows(home)) == 1
@@ -227,16 +227,16 @@ def test_a_rollback_without_a_previous_champion_is_refused(home: Home) -> None:
 
 def test_a_rollback_from_a_deleted_champion_works(home: Home, checked_bundles: list[Path]) -> None:
     for version in (1, 2):
-        cases.judge(home, "promoted", version)
-    cases.delete(home, 2)
+        cases.record_decision(home, "promoted", version)
+    cases.delete_version(home, 2)
     assert sync_mlflow_to_ledger(home, MODEL) == [] and aliases(home) == {}, "it stands for nothing, rather than for another"
     assert decide.rollback(home, MODEL, "gone").champion_after == 1
     assert aliases(home) == {"champion": 1}
 
 
 def test_an_approval_expires_when_the_data_changed(home: Home, checked_bundles: list[Path]) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "awaiting_approval", 2)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "awaiting_approval", 2)
     store = open_tracking(home)
     assert expiry.data_changed(home, store.version(f"{MODEL}/2"), open_ledger(home).rows(MODEL, 2)) is None
     store.set_tags(store.version(f"{MODEL}/4"), VersionTags(dataset="e" * 64))  # registered last
@@ -251,18 +251,18 @@ def test_an_approval_expires_when_the_data_changed(home: Home, checked_bundles: 
 def test_an_approval_expires_when_an_older_version_was_judged_on_other_data(home: Home, checked_bundles: list[Path]) -> None:
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/1"), VersionTags(dataset="e" * 64))
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "awaiting_approval", 4)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "awaiting_approval", 4)
     assert expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4)) is None
-    cases.judge(home, "kept", 1)  # the source gives the former data again
+    cases.record_decision(home, "kept", 1)  # the source gives the former data again
     with pytest.raises(ApprovalExpired, match=f"{MODEL}/1 has other data since then"):
         decide.promote(home, f"{MODEL}/4", "fine")
 
 
 @pytest.mark.parametrize("verdict", ["kept", "refused"])
 def test_a_version_that_awaits_no_approval_does_not_expire(home: Home, checked_bundles: list[Path], verdict: str) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, verdict, 2)  # type: ignore[arg-type]
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, verdict, 2)  # type: ignore[arg-type]
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/4"), VersionTags(dataset="e" * 64))
     assert decide.promote(home, f"{MODEL}/2", "over the gate").champion_after == 2
@@ -278,7 +278,7 @@ def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) ->
     data = canonical({"name": "digits", "source": "x.npy", "raw_sha256": sha256_file(home.path / "raw" / "data.npz")})
     store = open_tracking(home)
     store.set_tags(store.version(f"{MODEL}/4"), VersionTags(data=data))
-    cases.judge(home, "awaiting_approval", 4)
+    cases.record_decision(home, "awaiting_approval", 4)
 
     def changed() -> str | None:
         return expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4))

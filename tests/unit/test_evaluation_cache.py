@@ -11,12 +11,12 @@ import pytest
 from remint.data.arrays import Dataset
 from remint.evaluation.context import EvaluationContext
 from remint.records import DatasetVersion
-from tests.support.evaluation_cases import IdentityExtractor, context_of, normal, rows
+from tests.support.evaluation_cases import IdentityExtractor, context_of, make_table, normal_rows
 
 
 @pytest.fixture
 def dataset() -> Dataset:
-    return rows(normal(30, 2, 0), normal(20, 2, 1))
+    return make_table(normal_rows(30, 2, 0), normal_rows(20, 2, 1))
 
 
 @pytest.fixture

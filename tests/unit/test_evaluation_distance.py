@@ -10,13 +10,13 @@ from remint.errors import DataError
 from remint.evaluation import distance, intervals
 from remint.evaluation.evaluate import measure
 from remint.evaluation.frechet import Moments, frechet_distance
-from tests.support.evaluation_cases import IdentityExtractor, Sampler, context_of, normal, rows
+from tests.support.evaluation_cases import IdentityExtractor, Sampler, context_of, make_table, normal_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_moments_without_one_group_equal_those_of_the_rest() -> None:
-    f_ND = normal(200, 5, 0).astype(np.float64) + 100.0
+    f_ND = normal_rows(200, 5, 0).astype(np.float64) + 100.0
     left, direct = Moments.of(f_ND) - Moments.of(f_ND[3::20]), Moments.of(np.delete(f_ND, np.s_[3::20], axis=0))
     assert left.count == direct.count == 190
     torch.testing.assert_close(left.mean_D, direct.mean_D, rtol=1e-13, atol=0)
@@ -53,7 +53,7 @@ def test_only_the_jackknife_interval_covers_the_choice_of_held_out_examples() ->
 
 def test_jackknife_deviations_follow_the_definition() -> None:
     """Compare with an explicit jackknife: leave out each group, and measure the merged draws against the rest."""
-    dataset = rows(normal(100, 3, 0), normal(60, 3, 1))
+    dataset = make_table(normal_rows(100, 3, 0), normal_rows(60, 3, 1))
     context, model = context_of(dataset, draws=3), Sampler(lambda z: 1.1 * z, 3)
     found = measure(model, ["fd_domain"], context, "test")[0]["fd_domain"]
     f_ND = distance._shuffled(context.real("domain"), 0)
@@ -69,7 +69,7 @@ def test_jackknife_deviations_follow_the_definition() -> None:
 
 def test_the_extrapolated_distance_is_nearer_to_that_of_the_distributions() -> None:
     """N(0, I) against N(m, s I) in 20 dimensions: |m|^2 + 20 (1 - s^1/2)^2, to which 250 examples add their bias."""
-    dataset = rows(normal(300, 20, 0), normal(250, 20, 1))
+    dataset = make_table(normal_rows(300, 20, 0), normal_rows(250, 20, 1))
     model = Sampler(lambda z: 0.1 + 1.2**0.5 * z, 20)
     truth = 20 * 0.1**2 + 20 * (1 - 1.2**0.5) ** 2
     measured, _ = measure(model, ["fd_domain", "fd_infinity_domain"], context_of(dataset, draws=8), "test")
@@ -89,7 +89,7 @@ def test_the_extrapolation_is_exact_for_values_linear_in_one_over_size() -> None
 def test_metrics_share_samples_and_features() -> None:
     """Seven metrics use three draws of 100 samples and one reference of 100; the floor uses 3 draws of training examples."""
     extractor, model = IdentityExtractor(), Sampler(lambda z: 1.1 * z, 2)
-    context = context_of(rows(normal(100, 2, 0), normal(100, 2, 1)), extractor, draws=3)
+    context = context_of(make_table(normal_rows(100, 2, 0), normal_rows(100, 2, 1)), extractor, draws=3)
     metrics = ["kid_domain", "precision_domain", "recall_domain", "coverage_domain", "fd_infinity_domain", "novelty"]
     measure(model, metrics, context, "test")
     assert model.calls == 3 and extractor.seen.count(100) == len(extractor.seen)
@@ -109,7 +109,7 @@ def test_metrics_of_samples_do_not_read_features() -> None:
     metrics = ["fd_domain", "kid_domain", "recall_domain", "novelty"]
 
     def found(*asked: str) -> dict[str, list[float]]:
-        context = context_of(rows(normal(100, 2, 0), normal(90, 2, 1)), Tenfold())
+        context = context_of(make_table(normal_rows(100, 2, 0), normal_rows(90, 2, 1)), Tenfold())
         measured, _ = measure(Sampler(lambda z: 1.1 * z, 2), list(asked), context, "test")
         return {name: measured[name].values_N.tolist() for name in asked}
 
@@ -118,6 +118,6 @@ def test_metrics_of_samples_do_not_read_features() -> None:
 
 
 def test_too_few_examples_for_nested_subsets_are_refused() -> None:
-    x_ND = normal(79, 2, 0)
+    x_ND = normal_rows(79, 2, 0)
     with pytest.raises(DataError, match="fd_infinity_domain needs 80 examples on each side, but only 79 are available"):
-        measure(Sampler(torch.clone, 2), ["fd_infinity_domain"], context_of(rows(x_ND, x_ND)), "test")
+        measure(Sampler(torch.clone, 2), ["fd_infinity_domain"], context_of(make_table(x_ND, x_ND)), "test")

@@ -8,7 +8,7 @@ import torch
 
 from remint.evaluation import kernel
 from remint.evaluation.evaluate import measure
-from tests.support.evaluation_cases import Sampler, always, context_of, normal, rows
+from tests.support.evaluation_cases import Sampler, constant_draw, context_of, make_table, normal_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_distance_of_two_pairs_equals_a_worked_example() -> None:
     """k(0, 1) = 1, k(1, 2) = 27, and the mean between the pairs is (1 + 1 + 8 + 27) / 4: 1 + 27 - 2 * 9.25."""
     a, b = np.array([[0.0], [1.0]], dtype=np.float32), np.array([[1.0], [2.0]], dtype=np.float32)
-    measured, _ = measure(Sampler(always(a), 1), ["kid_domain"], context_of(rows(b, b)), "test")
+    measured, _ = measure(Sampler(constant_draw(a), 1), ["kid_domain"], context_of(make_table(b, b)), "test")
     assert measured["kid_domain"].values_N.tolist() == [9.5, 9.5]
 
 
 def test_the_distance_equals_the_definition_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = (torch.from_numpy(normal(n, 5, n).astype(np.float64)) for n in (23, 31))
+    a, b = (torch.from_numpy(normal_rows(n, 5, n).astype(np.float64)) for n in (23, 31))
     k_AA, k_AB = ((x @ y.T / 5 + 1) ** 3 for x, y in ((a, a), (a, b)))
     among = float(k_AA[~torch.eye(23, dtype=torch.bool)].mean())
     for block in (2048, 4):

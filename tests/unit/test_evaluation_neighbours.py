@@ -16,7 +16,7 @@ from remint.evaluation import neighbours, pairs
 from remint.evaluation.context import EvaluationContext
 from remint.evaluation.evaluate import measure
 from remint.records import Column
-from tests.support.evaluation_cases import Array, IdentityExtractor, Sampler, always, context_of, normal, rows
+from tests.support.evaluation_cases import Array, IdentityExtractor, Sampler, constant_draw, context_of, make_table, normal_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,8 +51,8 @@ def test_the_four_metrics_equal_the_definitions_of_their_papers(far: float) -> N
         def __call__(self, x_NX: Array) -> Array:
             return super().__call__(x_NX) * 0.1 + 10.0**far
 
-    context = context_of(rows(real, real, y_N), Lattice())
-    measured, _ = measure(Sampler(always(drawn.astype(np.float32)), 2), OF_SAMPLES, context, "test")
+    context = context_of(make_table(real, real, y_N), Lattice())
+    measured, _ = measure(Sampler(constant_draw(drawn.astype(np.float32)), 2), OF_SAMPLES, context, "test")
     found = {name: measured[name].values_N[0] for name in OF_SAMPLES}
     assert found == pytest.approx(
         {
@@ -78,9 +78,9 @@ def test_a_collapsed_model_has_high_precision_and_low_recall_and_a_noisy_one_the
     y_N = (side > 0).astype(np.int64)
 
     def real(seed: int) -> Array:
-        return normal(300, 4, seed) + 4.0 * side[:, None].astype(np.float32)
+        return normal_rows(300, 4, seed) + 4.0 * side[:, None].astype(np.float32)
 
-    context = context_of(rows(real(1), real(0), y_N))
+    context = context_of(make_table(real(1), real(0), y_N))
     measured, _ = measure(Sampler(lambda z: 0.3 * z + 4.0, 4), OF_SAMPLES, context, "test")
     collapsed = {name: float(one.values_N.mean()) for name, one in measured.items() if name in OF_SAMPLES}
     noisy = values(Sampler(lambda z: 7.0 * z, 4), context, *OF_SAMPLES)
@@ -95,11 +95,11 @@ def test_a_collapsed_model_has_high_precision_and_low_recall_and_a_noisy_one_the
 
 
 def test_the_result_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, other = normal(60, 3, 0), normal(70, 3, 1)
+    real, other = normal_rows(60, 3, 0), normal_rows(70, 3, 1)
     model, metrics = Sampler(lambda z: 1.2 * z, 3), [*OF_SAMPLES, "novelty"]
-    whole = values(model, context_of(rows(other, real)), *metrics)
+    whole = values(model, context_of(make_table(other, real)), *metrics)
     monkeypatch.setattr(pairs, "BLOCK", 7)
-    assert values(model, context_of(rows(other, real)), *metrics) == pytest.approx(whole, rel=1e-12)
+    assert values(model, context_of(make_table(other, real)), *metrics) == pytest.approx(whole, rel=1e-12)
 
 
 def test_the_novelty_of_training_examples_is_zero(digits: Dataset) -> None:
@@ -129,33 +129,33 @@ def test_novelty_is_the_ratio_of_distances_to_the_nearest_training_example() -> 
         return float(np.mean([min(math.sqrt(squared(a, b)) for b in train) for a in x]))
 
     def table(seed: int, miss: bool) -> Array:
-        x = normal(30, 3, seed)
+        x = normal_rows(30, 3, seed)
         x[:, 1] = np.arange(30) * 7 % 3
         if miss:
             x[::4, 0] = np.nan
         return x
 
     train, held_out, drawn = table(0, True), table(1, True), table(2, False)
-    found = values(Sampler(always(drawn), 3), context_of(rows(train, held_out, columns=columns)), "novelty")
+    found = values(Sampler(constant_draw(drawn), 3), context_of(make_table(train, held_out, columns=columns)), "novelty")
     assert found["novelty"] == pytest.approx(to_nearest(drawn) / to_nearest(held_out), rel=1e-12)
     copies = values(
-        Sampler(always(train[np.isfinite(train[:, 0])]), 3),
-        context_of(rows(train, held_out, columns=columns), samples=20),
+        Sampler(constant_draw(train[np.isfinite(train[:, 0])]), 3),
+        context_of(make_table(train, held_out, columns=columns), samples=20),
         "novelty",
     )
     assert copies == {"novelty": 0.0}
 
 
 def test_novelty_is_about_one_for_the_same_distribution_and_higher_for_noise() -> None:
-    context = context_of(rows(normal(400, 3, 0), normal(300, 3, 1)), draws=4)
+    context = context_of(make_table(normal_rows(400, 3, 0), normal_rows(300, 3, 1)), draws=4)
     same, noise = (values(Sampler(lambda z, s=scale: s * z, 3), context, "novelty")["novelty"] for scale in (1.0, 4.0))
     assert same == pytest.approx(1.0, abs=0.15) and noise > 2.0
 
 
 def test_novelty_is_refused_if_all_held_out_examples_are_copies() -> None:
-    x = normal(20, 2, 0)
+    x = normal_rows(20, 2, 0)
     with pytest.raises(DataError, match="every held-out example of rows is also in its training split"):
-        values(Sampler(torch.clone, 2), context_of(rows(x, x)), "novelty")
+        values(Sampler(torch.clone, 2), context_of(make_table(x, x)), "novelty")
 
 
 @pytest.mark.parametrize("metric", ["fd_domain", "kid_domain", "precision_domain", "recall_domain"])
@@ -169,13 +169,13 @@ def test_nonfinite_features_are_counted_and_never_dropped(metric: str) -> None:
     def far(z: Tensor) -> Tensor:
         return torch.where(torch.arange(len(z))[:, None] < 3, 100.0, z)
 
-    context = context_of(rows(normal(90, 2, 0), normal(90, 2, 1)), Broken())
+    context = context_of(make_table(normal_rows(90, 2, 0), normal_rows(90, 2, 1)), Broken())
     with pytest.raises(RunError, match="features 'domain' of 3 of 90 samples are not finite"):
         values(Sampler(far, 2), context, metric)
 
 
 @pytest.mark.parametrize(("metric", "least"), [("precision_domain", 6), ("recall_domain", 6), ("kid_domain", 2), ("novelty", 2)])
 def test_too_few_examples_are_refused(metric: str, least: int) -> None:
-    x: Any = normal(30, 2, 0)
+    x: Any = normal_rows(30, 2, 0)
     with pytest.raises(DataError, match=f"{metric} needs {least} examples on each side, but only {least - 1} are available"):
-        values(Sampler(torch.clone, 2), context_of(rows(x, x), samples=least - 1), metric)
+        values(Sampler(torch.clone, 2), context_of(make_table(x, x), samples=least - 1), metric)

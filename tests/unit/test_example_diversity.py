@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remint.evaluation.evaluate import measure
 from remint.settings.params import read_params, validate_params
-from tests.support.evaluation_cases import Sampler, context_of, normal, rows
+from tests.support.evaluation_cases import Sampler, context_of, make_table, normal_rows
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/diversity"
@@ -24,7 +24,7 @@ def test_diversity_of_known_distributions(scale: float, expected: float) -> None
     def draw(noise_BN: Tensor) -> Tensor:
         return scale * noise_BN + torch.tensor([3.0, 0.0, 0.0])  # the location does not matter
 
-    context = context_of(rows(normal(900, 3, 0), normal(800, 3, 1)), draws=4)
+    context = context_of(make_table(normal_rows(900, 3, 0), normal_rows(800, 3, 1)), draws=4)
     found = measure(Sampler(draw, 3), ["diversity"], context, "test")[0]["diversity"]
     assert found.values_N.mean() == pytest.approx(expected, rel=0.1, abs=1e-12)
     assert found.n == 800 and found.fingerprint["extractor"] == context.extractors["domain"].sha256

@@ -14,7 +14,7 @@ from remint.errors import SettingsError
 from remint.models.contract import standard_normal
 from remint.records import DataSpec
 from remint.settings.params import read_params, validate_params
-from tests.support.models_cases import IMAGE, LABELLED_PAIR, MIXED, PAIR, Case, a_batch, every_example, examples, labels
+from tests.support.models_cases import IMAGE, LABELLED_PAIR, MIXED, PAIR, Case, every_example, examples, labels, make_batch
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples/pixelcnn"
@@ -95,7 +95,7 @@ def test_training_starts_from_the_frequencies_of_the_training_split() -> None:
 
 def test_the_loss_is_bits_per_dimension() -> None:
     model = a_model(IMAGE)
-    batch = a_batch(Likelihood(model), IMAGE)
+    batch = make_batch(Likelihood(model), IMAGE)
     bits = -model.log_prob(batch.x_BX, batch.noise_BN) / (IMAGE.dims * torch.log(torch.tensor(2.0, dtype=torch.float64)))
     torch.testing.assert_close(Likelihood(model)(batch), bits.mean())
 

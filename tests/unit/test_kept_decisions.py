@@ -22,10 +22,10 @@ from tests.support.promotion_cases import MODEL
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
     """Make a home: version 1 promoted, 2 kept, both with decisions on this machine and in MLflow; 3 rejected by a person."""
-    home = cases.copied(registered, tmp_path / "home")
+    home = cases.copy_home(registered, tmp_path / "home")
     record_decision(home, decision(1, None, "promoted"))
     record_decision(home, decision(2, 1, "kept"))
-    cases.append(home, "rejected", 3, evidence="", who="ada")
+    cases.append_row(home, "rejected", 3, evidence="", who="ada")
     sync_mlflow_to_ledger(home, MODEL)
     assert findings(home) == []
     return home
@@ -55,7 +55,7 @@ def local_path(home: Home, version: int) -> Path:
 
 
 def path_in_mlflow(home: Home, version: int) -> Path:
-    return cases.files(home, version).parent / "decision.json"
+    return cases.model_folder(home, version).parent / "decision.json"
 
 
 def findings(home: Home) -> list[str]:
@@ -87,7 +87,7 @@ def test_one_copy_of_a_decision_is_enough_and_no_copy_is_a_finding(home: Home) -
 
 
 def test_a_version_that_mlflow_no_longer_has_lacks_its_decision_there(home: Home) -> None:
-    cases.delete(home, 2)
+    cases.delete_version(home, 2)
     assert findings(home) == []
     shutil.rmtree(home.report(MODEL, 2))
     assert any("the decision.json of version 2, recorded in row 2, is missing" in line for line in findings(home))
@@ -110,7 +110,7 @@ def test_a_changed_digest_in_a_row_breaks_the_chain(home: Home) -> None:
     other = decision(2, 1, "kept", "a better reason")
     for path in (local_path(home, 2), path_in_mlflow(home, 2)):
         other.write(path)
-    cases.sql(home, f"UPDATE ledger SET decision = '{other.digest}' WHERE sequence = 2")
+    cases.execute_sql(home, f"UPDATE ledger SET decision = '{other.digest}' WHERE sequence = 2")
     assert findings(home) == [f"{MODEL}: row 2 was changed: its hash does not match its content"]
 
 

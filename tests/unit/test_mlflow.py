@@ -34,7 +34,7 @@ def store(home: Path) -> Tracking:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    cases.make(tmp_path / "trained" / "digits-flow")
+    cases.make_bundle(tmp_path / "trained" / "digits-flow")
     return tmp_path / "trained" / "digits-flow"
 
 
@@ -74,7 +74,7 @@ def test_a_run_has_settings_curves_files_and_an_end_with_a_reason(store: Trackin
 
 
 def test_a_version_carries_its_lineage_and_closes_its_run(store: Tracking, bundle: Path, tmp_path: Path) -> None:
-    trained = cases.make(tmp_path / "same")
+    trained = cases.make_bundle(tmp_path / "same")
     run_id = store.start_run("digits-flow", {}, {})
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     version = cases.register(
@@ -133,7 +133,7 @@ def test_registering_the_same_weights_twice_gives_one_version_and_other_weights_
     run_id = store.start_run("digits-flow", {}, {})
     again = cases.register(store, bundle, run_id)
     assert again == first and client(store).get_run(run_id).info.status == "FINISHED"
-    cases.make(tmp_path / "other", seed=1)
+    cases.make_bundle(tmp_path / "other", seed=1)
     other = cases.register(store, tmp_path / "other")
     assert [version.version for version in store.versions("digits-flow")] == [other.version, first.version] == [2, 1]
     assert store.names() == ["digits-flow"]
@@ -148,7 +148,7 @@ def test_a_clean_commit_clears_the_uncommitted_mark_and_uncommitted_work_does_no
 
 
 def test_a_damaged_bundle_is_not_registered(store: Tracking, bundle: Path, tmp_path: Path) -> None:
-    other = cases.make(tmp_path / "other", seed=1)
+    other = cases.make_bundle(tmp_path / "other", seed=1)
     with pytest.raises(IntegrityError, match=r"does not match training.json"):
         store.register(bundle, other, "digits-flow", None, cases.TAGS, {}, str)
     weights = bundle / "weights.safetensors"
@@ -196,7 +196,7 @@ def test_a_missing_model_or_version_is_reported_with_the_existing_ones(store: Tr
 
 def test_aliases_are_set_moved_and_deleted(store: Tracking, bundle: Path, tmp_path: Path) -> None:
     cases.register(store, bundle)
-    cases.make(tmp_path / "other", seed=1)
+    cases.make_bundle(tmp_path / "other", seed=1)
     cases.register(store, tmp_path / "other")
     store.set_alias("digits-flow", "champion", 1)
     assert store.version("digits-flow") == store.version("digits-flow@champion") == store.version("digits-flow/1")
@@ -254,7 +254,7 @@ def _flip(files: Path) -> None:
 def _reseal(files: Path) -> None:
     """Replace the weights and the manifest: consistent with each other, but different from the registered ones."""
     shutil.rmtree(files / "data" / "bundle")
-    cases.make(files / "data" / "bundle", seed=5)
+    cases.make_bundle(files / "data" / "bundle", seed=5)
 
 
 def _loader(files: Path) -> None:
@@ -399,7 +399,7 @@ def test_the_requirements_of_a_version_follow_the_setting(
 
     tags = cases.TAGS.updated(VersionTags(repository="https://example.org/models.git"))
     assert first(cases.register(store, bundle, tags=tags)) == f"remint @ git+https://example.org/models.git@{'c' * 40}"
-    cases.make(tmp_path / "other", seed=1)
+    cases.make_bundle(tmp_path / "other", seed=1)
     monkeypatch.setenv("REMINT_PACKAGE", str(tmp_path / "remint-1-py3-none-any.whl"))
     store.place = Home.of(tmp_path).package
     assert first(cases.register(store, tmp_path / "other", tags=tags)) == f"remint @ file://{tmp_path}/remint-1-py3-none-any.whl"

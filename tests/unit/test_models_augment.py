@@ -14,7 +14,7 @@ from remint.models.gan import build, phases
 from remint.records import DataSpec
 from remint.settings.recipe import GanSettings
 from tests.support.models_cases import NUMBERS as TABLE
-from tests.support.models_cases import a_batch
+from tests.support.models_cases import make_batch
 
 COLOURS = DataSpec(shape=(3, 8, 16), levels=17)
 SETTINGS = GanSettings(latent=3, hidden=8, layers=2, augment=0.6, augment_examples=60)
@@ -99,7 +99,7 @@ def test_the_gradient_reaches_the_generator() -> None:
     critic_phase, generator_phase = (phase.double() for phase in phases(model, SETTINGS))
     assert isinstance(critic_phase, CriticPhase)
     critic_phase.augment.probability.fill_(1.0)
-    generator_phase(a_batch(generator_phase, COLOURS)).backward()
+    generator_phase(make_batch(generator_phase, COLOURS)).backward()
     assert all(parameter.grad is not None and bool((parameter.grad != 0).any()) for parameter in model.parameters())
 
 
@@ -133,11 +133,11 @@ def test_phases_share_one_probability_that_a_checkpoint_restores() -> None:
     assert isinstance(critic_phase, CriticPhase) and isinstance(generator_phase, GeneratorPhase)
     assert critic_phase.augment is generator_phase.augment
     critic_phase.augment.probability.fill_(0.5)
-    critic_phase(a_batch(critic_phase, COLOURS))
+    critic_phase(make_batch(critic_phase, COLOURS))
     moved = float(critic_phase.augment.probability)
     assert moved in (pytest.approx(0.4), pytest.approx(0.6)) and critic_phase.curves()["augment"] == moved
     assert float(critic_phase.state_dict()["augment.probability"]) == moved
-    critic_phase.eval()(a_batch(critic_phase, COLOURS))
+    critic_phase.eval()(make_batch(critic_phase, COLOURS))
     assert float(critic_phase.augment.probability) == moved
 
 
@@ -145,7 +145,7 @@ def test_both_phases_augment_real_and_drawn_images() -> None:
     model = build(SETTINGS, COLOURS).double()
     for phase in (phase.double().eval() for phase in phases(model, SETTINGS)):
         assert isinstance(phase, CriticPhase | GeneratorPhase)
-        batch = a_batch(phase, COLOURS, step=1)
+        batch = make_batch(phase, COLOURS, step=1)
         phase.augment.probability.fill_(0.0)
         plain = phase(batch)
         phase.augment.probability.fill_(1.0)

@@ -18,7 +18,7 @@ from remint.models.vae import Elbo
 from remint.models.vaegan import DecoderPhase, VaeGan
 from remint.settings.params import read_params, validate_params
 from remint.settings.recipe import VaeGanCriticSettings, VaeGanSettings
-from tests.support.models_cases import IMAGE, MIXED, PAIR, Case, a_batch, every_example
+from tests.support.models_cases import IMAGE, MIXED, PAIR, Case, every_example, make_batch
 
 CRITIC = VaeGanCriticSettings(hidden=8, layers=2, penalty_every=2)
 SETTINGS = VaeGanSettings(latent=1, hidden=8, dropout=0.0, mixtures=2, adversarial=0.3, critic=CRITIC)
@@ -55,7 +55,7 @@ def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
             parameter.grad = None
             parameter.requires_grad_(False)
         phase.requires_grad_(True)
-        phase(a_batch(phase, IMAGE)).backward()
+        phase(make_batch(phase, IMAGE)).backward()
         own = {id(parameter) for parameter in phase.parameters()}
         moved = {key for key, parameter in everything.items() if parameter.grad is not None and bool(parameter.grad.any())}
         # A relativistic loss does not depend on the last bias of the critic.
@@ -65,7 +65,7 @@ def test_gradients_reach_only_the_parameters_of_the_phase() -> None:
 def test_the_encoder_minimises_the_loss_of_a_plain_vae() -> None:
     model = a_model()
     phase = its_phases(model)["encoder"]
-    batch = a_batch(phase, PAIR)
+    batch = make_batch(phase, PAIR)
     assert torch.equal(phase(batch), Elbo(model, SETTINGS)(batch))
     assert phase.curves().keys() == {"kl", "active_units"}
 
@@ -75,7 +75,7 @@ def test_the_decoder_minimises_the_likelihood_term_plus_the_critic_term() -> Non
     model = a_model()
     phase = its_phases(model)["decoder"]
     assert isinstance(phase, DecoderPhase)
-    batch = a_batch(phase, PAIR)
+    batch = make_batch(phase, PAIR)
     of_posterior, of_prior = batch.noise_BN.split([1, 1], dim=1)
     mean, scale = model.posterior(batch.x_BX)
     bits = -model.log_likelihood(batch.x_BX, mean + scale * of_posterior).mean() / (PAIR.dims * math.log(2))
@@ -103,7 +103,7 @@ def test_the_elbo_stays_a_lower_bound_after_critic_steps() -> None:
     for step in range(10):
         for phase in phases.values():
             phase.requires_grad_(True)
-            phase(a_batch(phase, PAIR, step=step)).backward()
+            phase(make_batch(phase, PAIR, step=step)).backward()
             with torch.no_grad():
                 for parameter in phase.parameters():
                     parameter -= 0.05 * parameter.grad

@@ -34,7 +34,7 @@ from remint.records import (
 )
 from remint.settings.judging import Bound, Improve, PromotionSettings
 from remint.stores.mlflow import ModelVersion, VersionTags
-from tests.support.browser import look, needs_chromium
+from tests.support.browser import needs_chromium, render_page
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://example.org/x onerror=alert(1)>{{ 7 * 7 }}"
 IMAGES = DataSpec(shape=(1, 8, 8), levels=17, classes=2, class_names=("cat", HOSTILE))
@@ -373,7 +373,7 @@ def test_every_rule_of_the_gate_has_a_name() -> None:
 @pytest.mark.parametrize("name", ["images", "table"])
 def test_a_browser_renders_the_page(tmp_path: Path, name: str) -> None:
     (tmp_path / "report.html").write_text(render(STORIES[name]()))
-    seen = look(tmp_path / "report.html", tmp_path)
+    seen = render_page(tmp_path / "report.html", tmp_path)
     assert seen.errors == [] and seen.fetched == 0 and seen.broken == 0
     assert seen.images == (3 + 64 + 16 + 2 if name == "images" else 3)
     assert seen.width <= 1280, "nothing is cut at 1280 pixels"

@@ -116,7 +116,7 @@ def test_the_comparison_of_samples_is_exact_or_allows_rounding() -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    registry_cases.make(tmp_path / "bundle")
+    registry_cases.make_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"
 
 

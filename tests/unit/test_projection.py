@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 @pytest.fixture
 def home(registered: Home, tmp_path: Path) -> Home:
-    return cases.copied(registered, tmp_path / "home")
+    return cases.copy_home(registered, tmp_path / "home")
 
 
 def tags(home: Home, version: int) -> dict[str, str]:
@@ -44,7 +44,7 @@ def test_aliases_follow_the_last_row(home: Home) -> None:
         ("promoted", 3),
         ("kept", 3),
     ):
-        cases.append(home, action, version, evidence="" if action == "rejected" or version == 3 else "e")  # type: ignore[arg-type]
+        cases.append_row(home, action, version, evidence="" if action == "rejected" or version == 3 else "e")  # type: ignore[arg-type]
         said.append(tuple(projection(book.rows(MODEL)).values()))
     book.append(MODEL, "rolled_back", 3, champion_after=1, who="ada", why="", evidence="", expected_champion=3)
     said.append(tuple(projection(book.rows(MODEL)).values()))
@@ -53,7 +53,7 @@ def test_aliases_follow_the_last_row(home: Home) -> None:
 
 def test_the_next_command_completes_what_a_crash_interrupted(home: Home) -> None:
     """Three processes in turn died between the ledger and MLflow."""
-    first, second, third = (cases.append(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
+    first, second, third = (cases.append_row(home, *what) for what in (("promoted", 1), ("refused", 2), ("promoted", 3)))  # type: ignore[arg-type]
     assert open_tracking(home).aliases(MODEL) == {} and tags(home, 3)["verdict"] == ""
     said = sync_mlflow_to_ledger(home, MODEL)
     assert f"{MODEL}@champion named nothing; it names {MODEL}/3 now, as the ledger does" in said and len(said) == 4
@@ -65,8 +65,8 @@ def test_the_next_command_completes_what_a_crash_interrupted(home: Home) -> None
 
 @pytest.mark.parametrize("touch", ["models", "why", "history", "sample", "version"])
 def test_every_query_synchronises_first(home: Home, tmp_path: Path, touch: str) -> None:
-    cases.judge(home, "promoted", 1)
-    row = cases.append(home, "promoted", 2)
+    cases.record_decision(home, "promoted", 1)
+    row = cases.append_row(home, "promoted", 2)
     asked = {
         "models": lambda: queries.models(home, MODEL),
         "why": lambda: why(home, f"{MODEL}@champion"),
@@ -80,7 +80,7 @@ def test_every_query_synchronises_first(home: Home, tmp_path: Path, touch: str) 
 
 @pytest.mark.parametrize(("alias", "to"), [("champion", 2), ("champion", None), ("challenger", 3)])
 def test_an_edited_alias_is_restored_from_the_ledger(home: Home, alias: str, to: int | None) -> None:
-    cases.judge(home, "promoted", 1)
+    cases.record_decision(home, "promoted", 1)
     open_tracking(home).set_alias(MODEL, alias, to)
     (said,) = sync_mlflow_to_ledger(home, MODEL)
     assert said.startswith(f"{MODEL}@{alias} named ") and open_tracking(home).aliases(MODEL) == {"champion": 1}
@@ -90,7 +90,7 @@ def test_without_differences_only_one_row_and_one_entry_are_read(home: Home, mon
     from mlflow import MlflowClient
 
     for version in (1, 2, 3):
-        cases.judge(home, "promoted", version)
+        cases.record_decision(home, "promoted", version)
     made: list[str] = []
     asked: list[str] = []
 
@@ -113,14 +113,14 @@ def test_without_differences_only_one_row_and_one_entry_are_read(home: Home, mon
 
 
 def test_an_edited_last_row_makes_no_champion_and_nothing_is_appended_to_it(home: Home) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "kept", 2)
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "kept", 2)
     before = open_tracking(home).aliases(MODEL)
-    cases.sql(home, "UPDATE ledger SET champion_after = 2, action = 'promoted' WHERE sequence = 2")
+    cases.execute_sql(home, "UPDATE ledger SET champion_after = 2, action = 'promoted' WHERE sequence = 2")
     for touch in (
         lambda: sync_mlflow_to_ledger(home, MODEL),
         lambda: queries.models(home, MODEL),
-        lambda: cases.append(home, "kept", 3),
+        lambda: cases.append_row(home, "kept", 3),
         lambda: open_ledger(home).champion(MODEL),
     ):
         with pytest.raises(LedgerError, match=f"row 2 of {MODEL} in the ledger was changed outside remint"):
@@ -140,7 +140,7 @@ def findings(home: Home) -> list[str]:
 
 def test_an_intact_history_verifies_against_the_hashes_in_mlflow(home: Home) -> None:
     for action, version in (("promoted", 1), ("refused", 2), ("promoted", 3)):
-        cases.judge(home, action, version)  # type: ignore[arg-type]
+        cases.record_decision(home, action, version)  # type: ignore[arg-type]
     answer = queries.history(home, MODEL, verify=True)
     assert answer.findings == () and answer.kept_hashes == 3 and len(answer.rows) == 3
     assert queries.history(home, MODEL).kept_hashes == 0
@@ -150,8 +150,8 @@ def test_an_intact_history_verifies_against_the_hashes_in_mlflow(home: Home) -> 
 
 def test_a_truncated_ledger_is_found_and_stays_found(home: Home) -> None:
     for version in (1, 2, 3):
-        cases.judge(home, "promoted", version)
-    cases.sql(home, "DELETE FROM ledger WHERE sequence = 3")
+        cases.record_decision(home, "promoted", version)
+    cases.execute_sql(home, "DELETE FROM ledger WHERE sequence = 3")
     assert queries.history(home, MODEL).findings == (), "from within it looks whole"
     for _ in range(2):  # and no command overwrites the evidence
         (said,) = findings(home)
@@ -159,23 +159,23 @@ def test_a_truncated_ledger_is_found_and_stays_found(home: Home) -> None:
             f"{MODEL}: row 3, whose hash is a tag of {MODEL}/3, is gone or was rewritten: no row has its hash "
         )
         queries.models(home, MODEL)
-    cases.judge(home, "promoted", 2 if open_ledger(home).champion(MODEL) != 2 else 1)
+    cases.record_decision(home, "promoted", 2 if open_ledger(home).champion(MODEL) != 2 else 1)
     assert len(findings(home)) == 1
 
 
 def test_the_hash_of_a_missing_row_on_a_version_is_not_overwritten(home: Home) -> None:
-    cases.judge(home, "promoted", 1)
-    lost = cases.judge(home, "kept", 1)
-    cases.sql(home, "DELETE FROM ledger WHERE sequence = 2")
+    cases.record_decision(home, "promoted", 1)
+    lost = cases.record_decision(home, "kept", 1)
+    cases.execute_sql(home, "DELETE FROM ledger WHERE sequence = 2")
     sync_mlflow_to_ledger(home, MODEL)
     assert tags(home, 1)["ledger_hash"] == lost.hash
 
 
 def test_the_loss_of_rows_without_a_promotion_is_found(home: Home) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.judge(home, "refused", 2)
-    cases.delete(home, 2)
-    cases.sql(home, "DELETE FROM ledger WHERE sequence = 2")
+    cases.record_decision(home, "promoted", 1)
+    cases.record_decision(home, "refused", 2)
+    cases.delete_version(home, 2)
+    cases.execute_sql(home, "DELETE FROM ledger WHERE sequence = 2")
     assert findings(home)[0].startswith(
         f"{MODEL}: row 2, the newest that the aliases of {MODEL} followed, is gone or was rewritten"
     )
@@ -183,7 +183,7 @@ def test_the_loss_of_rows_without_a_promotion_is_found(home: Home) -> None:
 
 def test_a_rewritten_ledger_is_found(home: Home) -> None:
     for version in (1, 2, 3):
-        cases.judge(home, "promoted", version)
+        cases.record_decision(home, "promoted", version)
     forged, previous = [], ""
     for row in open_ledger(home).rows(MODEL):
         said = {**row.to_json(), "why": "the committee agreed", "previous": previous}
@@ -192,7 +192,7 @@ def test_a_rewritten_ledger_is_found(home: Home) -> None:
         forged.append(
             f"UPDATE ledger SET why = '{said['why']}', previous = '{said['previous']}', hash = '{previous}' WHERE sequence = {row.sequence}"
         )
-    cases.sql(home, *forged)
+    cases.execute_sql(home, *forged)
     assert queries.history(home, MODEL).findings == ()
     said = findings(home)
     assert len(said) == 3 and all(
@@ -201,8 +201,8 @@ def test_a_rewritten_ledger_is_found(home: Home) -> None:
 
 
 def test_an_emptied_ledger_is_found(home: Home) -> None:
-    cases.judge(home, "promoted", 1)
-    cases.sql(home, "DELETE FROM ledger")
+    cases.record_decision(home, "promoted", 1)
+    cases.execute_sql(home, "DELETE FROM ledger")
     with pytest.raises(NotFoundError):
         queries.history(home, MODEL)
     (said,) = findings(home)
@@ -220,6 +220,6 @@ def test_an_emptied_ledger_is_found(home: Home) -> None:
 )
 def test_an_edited_row_is_named_and_the_history_is_still_shown(home: Home, edit: str, says: str) -> None:
     for version in (1, 2, 3):
-        cases.judge(home, "promoted", version)
-    cases.sql(home, edit)
+        cases.record_decision(home, "promoted", version)
+    cases.execute_sql(home, edit)
     assert any(says in line for line in findings(home)), findings(home)

@@ -176,7 +176,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def registered(store: Tracking, files: dict[str, Path], tmp_path: Path, **tags: str) -> ModelVersion:
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     carried = VersionTags(
         data=canonical({"name": "digits", "raw_sha256": "s"}),
         metrics=canonical({"nll": metric().to_json()}),
@@ -213,7 +213,7 @@ def test_a_file_that_differs_from_the_registered_one_is_refused(
 
 
 def test_a_version_without_the_facts_for_a_rebuild_is_refused_by_name(tmp_path: Path, store: Tracking) -> None:
-    cases.make(tmp_path / "bundle")
+    cases.make_bundle(tmp_path / "bundle")
     made = cases.register(store, tmp_path / "bundle")
     with pytest.raises(IntegrityError, match="digits-flow/1 cannot be built again: it has no data, metrics, dvc_lock_sha256"):
         record.fetch(store, made, tmp_path / "to")

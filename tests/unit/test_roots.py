@@ -78,7 +78,7 @@ def test_each_root_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     home = Home(tmp_path, tmp_path / "home").ensure()
     store, chain = open_tracking(home), open_ledger(home)
     for seed in range(6):
-        cases.make(tmp_path / f"bundle{seed}", seed, pipeline="m")
+        cases.make_bundle(tmp_path / f"bundle{seed}", seed, pipeline="m")
         cases.register(store, tmp_path / f"bundle{seed}")
     for version in (1, 2, 3):
         decide(chain, "promoted", version, version, version - 1 or None)

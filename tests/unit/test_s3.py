@@ -49,9 +49,9 @@ def test_only_changed_objects_are_fetched(proxy: Proxy, s3: Server, home: Home) 
     fetch(home, url)
     assert local_objects(home) == {"a": b"a", "b": b"b", "deep/c": b"c", "deep/d": b"d"}
 
-    proxy.seen.clear()
+    proxy.object_paths.clear()
     assert fetch(home, url) == FetchResult(objects=4, fetched=0, removed=0)
-    assert proxy.seen == []
+    assert proxy.object_paths == []
 
     s3.put(name, "p/b", b"B")
     s3.put(name, "p/new", b"new")
@@ -59,7 +59,7 @@ def test_only_changed_objects_are_fetched(proxy: Proxy, s3: Server, home: Home) 
     s3.delete(name, "p/deep/c")
     s3.delete(name, "p/deep/d")
     assert fetch(home, url) == FetchResult(objects=3, fetched=2, removed=2)
-    assert sorted(proxy.seen) == ["p/b", "p/new"]
+    assert sorted(proxy.object_paths) == ["p/b", "p/new"]
     assert local_objects(home) == {"a": b"a", "b": b"B", "new": b"new"}
     assert not (home.fetched / "x/deep").exists(), "a folder that holds nothing any more"
 
@@ -107,19 +107,19 @@ def test_a_changed_local_file_is_fetched_again(proxy: Proxy, s3: Server, home: H
     elif harm == "folder":
         path.mkdir()
         (path / "stray").write_bytes(b"stray")
-    proxy.seen.clear()
+    proxy.object_paths.clear()
     fetch(home, f"s3://{name}")
-    assert proxy.seen == ["a"] and local_objects(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
+    assert proxy.object_paths == ["a"] and local_objects(home) == {"a": b"good", "b": b"good"} and not path.is_symlink()
 
 
 def test_equal_bytes_with_another_time_are_not_fetched_again(proxy: Proxy, s3: Server, home: Home) -> None:
     name = s3.bucket({"a": b"good"})
     fetch(home, f"s3://{name}")
     os.utime(home.fetched / "x/a", (1, 1))
-    proxy.seen.clear()
+    proxy.object_paths.clear()
     for _ in range(2):
         assert fetch(home, f"s3://{name}").fetched == 0
-    assert proxy.seen == []
+    assert proxy.object_paths == []
 
 
 def test_nothing_is_written_through_a_symbolic_link(s3: Server, home: Home, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_simultaneous_jobs_fetch_once(proxy: Proxy, s3: Server, home: Home) -> N
     for thread in threads:
         thread.join()
     assert sorted(each.fetched for each in done) == [0, 0, 0, 40]
-    assert len(proxy.seen) == 40 and local_objects(home) == objects
+    assert len(proxy.object_paths) == 40 and local_objects(home) == objects
 
 
 def test_a_fetch_of_another_source_waits_while_the_data_are_in_use(s3: Server, home: Home) -> None:

@@ -160,7 +160,7 @@ def test_a_certificate_is_verified_with_the_configured_file(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "tls").mkdir()
-    authority, certificate, key = access.certify(tmp_path / "tls")
+    authority, certificate, key = access.make_certificates(tmp_path / "tls")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     address = f"https://localhost:{start(context).port}/api"

@@ -24,7 +24,7 @@ from tests.support import registry_cases as cases
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "bundle"
-    cases.make(folder)
+    cases.make_bundle(folder)
     return folder
 
 

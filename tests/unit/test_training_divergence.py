@@ -20,7 +20,7 @@ from remint.models.contract import Batch, Phase
 from remint.runtime.manifest import verify
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import Ending, TrainingState
-from tests.support.loop_cases import Cliff, Fit, Line, by_hand, fit
+from tests.support.loop_cases import Cliff, Fit, Line, reference_training, train_line
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_pat
     model, phases = nonfinite_phases({at}, how, which)
     asked = iter([False] * at + [True])
     with pytest.raises(Interrupted, match=f"after step {at + 1}"):
-        fit(tmp_path, model, phases, stop=lambda: next(asked), checkpoint_every=1)
+        train_line(tmp_path, model, phases, stop=lambda: next(asked), checkpoint_every=1)
     skipped = arrays_after(at + 1, tmp_path)
     if at:
         before = arrays_after(at, tmp_path)
@@ -128,8 +128,8 @@ def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_pat
 def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
     """The rest equals a training without that step: same batches, same learning rates, moments without its gradient."""
     model, phases = nonfinite_phases({3, 4}, "gradient", 0)
-    state = fit(tmp_path, model, phases, validate_every=1)
-    weight, average, losses = by_hand((0, 1, 2, 5, 6, 7), weight_decay=0.0, clip=None)
+    state = train_line(tmp_path, model, phases, validate_every=1)
+    weight, average, losses = reference_training((0, 1, 2, 5, 6, 7), weight_decay=0.0, clip=None)
     torch.testing.assert_close(model.weight, weight)
     torch.testing.assert_close(state.average.model.state_dict()["weight"], average)
     assert [row["fit_loss"] for row in state.rows if "fit_loss" in row] == pytest.approx(losses, rel=1e-6)
@@ -140,9 +140,9 @@ def test_a_skipped_step_is_one_missing_step_of_adamw(tmp_path: Path) -> None:
 
 def test_a_row_is_the_mean_over_the_steps_that_were_not_skipped(tmp_path: Path) -> None:
     model, phases = nonfinite_phases({1}, "loss", 0)
-    each = fit(tmp_path / "each", model, phases, validate_every=1).rows
+    each = train_line(tmp_path / "each", model, phases, validate_every=1).rows
     model, phases = nonfinite_phases({1}, "loss", 0)
-    (row, *_) = fit(tmp_path / "one", model, phases, validate_every=4).rows
+    (row, *_) = train_line(tmp_path / "one", model, phases, validate_every=4).rows
     assert row["fit_loss"] == pytest.approx(sum(each[index]["fit_loss"] for index in (0, 2, 3)) / 3)
     assert row["skipped"] == 1
 
@@ -171,7 +171,7 @@ def test_training_rolls_back_when_skips_exceed_the_limits(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("remint.training.divergence.emit", emitted)
-        state.append(fit(tmp_path, model, phases, **limits))
+        state.append(train_line(tmp_path, model, phases, **limits))
     assert [entry["step"] for entry in state[0].rollbacks] == back
     assert state[0].ending == Ending("finished")
 
@@ -183,7 +183,7 @@ BOUND = 0.04  # bound of a step: the rising learning rate exceeds it, half of it
 def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The result equals that of a training stopped at that checkpoint and resumed with half the learning rate."""
     model = Line()
-    state = fit(tmp_path / "cliff", model, [Cliff(model, BOUND)], **CLIFF)
+    state = train_line(tmp_path / "cliff", model, [Cliff(model, BOUND)], **CLIFF)
     assert state.ending == Ending("finished")
     (entry,) = state.rollbacks
     broke = entry["step"] - 6  # six consecutive steps were skipped
@@ -193,9 +193,9 @@ def test_a_rollback_with_half_the_learning_rate_is_exact(tmp_path: Path, capsys:
 
     model, asked = Line(), iter([False] * (entry["to"] - 1) + [True])
     with pytest.raises(Interrupted, match=f"after step {entry['to']} "):
-        fit(tmp_path / "hand", model, [Cliff(model, BOUND)], stop=lambda: next(asked), **CLIFF)
+        train_line(tmp_path / "hand", model, [Cliff(model, BOUND)], stop=lambda: next(asked), **CLIFF)
     model = Line()
-    by_hand = fit(tmp_path / "hand", model, [Cliff(model, BOUND)], **CLIFF | {"learning_rate": 0.05})
+    by_hand = train_line(tmp_path / "hand", model, [Cliff(model, BOUND)], **CLIFF | {"learning_rate": 0.05})
     assert by_hand.rows == state.rows
     for name, tensor in state.tensors(torch.zeros(1, 1)).items():
         assert torch.equal(tensor, by_hand.tensors(torch.zeros(1, 1))[name]), name
@@ -209,12 +209,14 @@ def test_a_training_stopped_after_every_step_rolls_back_to_the_same_step(every: 
     """Also if nonfinite steps begin before the first checkpoint: then training goes back to the start."""
     changed = CLIFF | {"checkpoint_every": every}
     model = Line()
-    whole = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **changed)
+    whole = train_line(tmp_path / "whole", model, [Cliff(model, BOUND)], **changed)
     assert [entry["to"] > 0 for entry in whole.rollbacks] == [every == 4]
     for _ in range(100):
         model, asked = Line(), iter([True])
         try:
-            pieces = fit(tmp_path / "pieces", model, [Cliff(model, BOUND)], stop=lambda asked=asked: next(asked), **changed)
+            pieces = train_line(
+                tmp_path / "pieces", model, [Cliff(model, BOUND)], stop=lambda asked=asked: next(asked), **changed
+            )
         except Interrupted:
             assert len(Checkpoints(tmp_path / "pieces", "d").steps()) <= 4, "two to resume from, two to go back to"
             continue
@@ -227,7 +229,7 @@ def test_a_training_stopped_after_every_step_rolls_back_to_the_same_step(every: 
 def test_a_rollback_skips_and_quarantines_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Training goes back to the checkpoint before it."""
     settings, model = CLIFF | {"checkpoint_every": 5}, Line()
-    to = fit(tmp_path / "whole", model, [Cliff(model, BOUND)], **settings).rollbacks[0]["to"]
+    to = train_line(tmp_path / "whole", model, [Cliff(model, BOUND)], **settings).rollbacks[0]["to"]
     model = Line()
     phase, checkpoints = Cliff(model, BOUND), Checkpoints(tmp_path / "damaged", "d")
 
@@ -237,7 +239,7 @@ def test_a_rollback_skips_and_quarantines_a_damaged_checkpoint(tmp_path: Path, c
             file.write_bytes(file.read_bytes()[:-1])
 
     phase.watch = damage
-    state = fit(tmp_path / "damaged", model, [phase], **settings)
+    state = train_line(tmp_path / "damaged", model, [phase], **settings)
     assert [entry["to"] for entry in state.rollbacks] == [to - 5] == [5]
     assert f"damaged_checkpoint step={to} kept={checkpoints.folder}/damaged-{to:08d} message=" in capsys.readouterr().err
     assert (checkpoints.folder / f"damaged-{to:08d}").exists()
@@ -247,7 +249,7 @@ def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Pa
     model, phases = nonfinite_phases(set(range(5, 100)), "gradient", 1)
     settings: dict[str, Any] = {"steps": 20, "validate_every": 3, "checkpoint_every": 2, "skip_limit": 1}
     with pytest.raises(StepError) as failed:
-        fit(tmp_path, model, phases, **settings)
+        train_line(tmp_path, model, phases, **settings)
     folder = tmp_path / "d/diverged"
     assert str(failed.value).startswith("training diverged at step 7, after 2 rollbacks: 2 steps in a row were skipped")
     assert "gradient of model.weight in phase fit is not finite" in str(failed.value)
@@ -268,7 +270,7 @@ def test_after_the_last_rollback_training_fails_and_writes_a_record(tmp_path: Pa
     assert capsys.readouterr().err.count("metrics step=3 ") == 1
 
     with pytest.raises(StepError, match="diverged at step 7, after 2 rollbacks"):  # a later run continues there
-        fit(tmp_path, *nonfinite_phases(set(range(5, 100)), "gradient", 1), **settings)
+        train_line(tmp_path, *nonfinite_phases(set(range(5, 100)), "gradient", 1), **settings)
     said = capsys.readouterr().err
     assert f"diverged_before step=6 record={folder}" in said
     assert "resumed step=6" in said
@@ -281,7 +283,7 @@ def test_training_fails_at_once_if_no_skip_is_allowed(how: str, words: str, tmp_
     with pytest.raises(
         StepError, match=f"^training diverged at step 4: 1 steps in a row were skipped, the last because the {words}"
     ):
-        fit(tmp_path, model, phases, skip_limit=0, rollbacks=0)
+        train_line(tmp_path, model, phases, skip_limit=0, rollbacks=0)
     (found,) = json.loads((tmp_path / "d/diverged/diverged.json").read_text())["breaks"]
     assert found["parameters"] == (["broken"] if how == "loss" else ["model.weight"])
 
@@ -290,7 +292,7 @@ def test_a_nonfinite_loss_with_finite_weights_names_the_largest_parameter(tmp_pa
     model, phases = nonfinite_phases({3}, "loss", 0)
     phases[0].register_parameter("great", nn.Parameter(torch.tensor(-99.0)))
     with pytest.raises(StepError):
-        fit(tmp_path, model, phases, skip_limit=0, rollbacks=0)
+        train_line(tmp_path, model, phases, skip_limit=0, rollbacks=0)
     (found,) = json.loads((tmp_path / "d/diverged/diverged.json").read_text())["breaks"]
     assert (found["parameters"], found["losses"]) == (["great"], ["nan"])
 
@@ -298,12 +300,12 @@ def test_a_nonfinite_loss_with_finite_weights_names_the_largest_parameter(tmp_pa
 def test_a_nonfinite_score_causes_a_rollback(tmp_path: Path) -> None:
     scores = iter([1.0, math.inf, 2.0, 3.0, 4.0])
     model = Line()
-    state = fit(tmp_path, model, [Fit(model)], lambda _: next(scores), checkpoint_every=2)
+    state = train_line(tmp_path, model, [Fit(model)], lambda _: next(scores), checkpoint_every=2)
     (entry,) = state.rollbacks
     assert (entry["step"], entry["to"], entry["why"]) == (4, 2, "the validation score is inf")
     assert [row["validation"] for row in state.rows] == [1.0, 2.0, 3.0, 4.0]
     with pytest.raises(StepError, match="at step 2, after 2 rollbacks: the validation score is nan"):
-        fit(tmp_path / "never", Line(), [Fit(Line())], lambda _: math.nan)
+        train_line(tmp_path / "never", Line(), [Fit(Line())], lambda _: math.nan)
     rows = list(csv.DictReader((tmp_path / "never/d/diverged/curve.csv").open()))
     assert [row["step"] for row in rows] == ["2"], "what there was of a curve is kept"
 
@@ -314,5 +316,5 @@ def test_a_nonfinite_curve_value_of_a_phase_is_left_out_of_the_row(tmp_path: Pat
             return {"odd": math.inf if self.model.seen % 4 else 7.0}
 
     model = Line()
-    rows = fit(tmp_path, model, [Curious(model)]).rows
+    rows = train_line(tmp_path, model, [Curious(model)]).rows
     assert [row.get("odd") for row in rows] == [None, 7.0, None, 7.0]

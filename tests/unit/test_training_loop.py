@@ -22,7 +22,7 @@ from remint.training.loop import learning_rate_factor
 from remint.training.randomness import batch_noise
 from remint.training.state import Ending, Row
 from remint.training.validation import scorer
-from tests.support.loop_cases import ONE, Fit, Line, by_hand, fit
+from tests.support.loop_cases import ONE_PROCESS, Fit, Line, reference_training, train_line
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def one_thread() -> Iterator[None]:
 
 def test_the_loop_equals_adamw_with_the_schedule_on_the_sampled_batches(tmp_path: Path) -> None:
     model = Line()
-    state = fit(tmp_path, model, [Fit(model)], weight_decay=0.01, gradient_clip=1.0, validate_every=1)
-    weight, average, losses = by_hand(range(8), weight_decay=0.01, clip=1.0)
+    state = train_line(tmp_path, model, [Fit(model)], weight_decay=0.01, gradient_clip=1.0, validate_every=1)
+    weight, average, losses = reference_training(range(8), weight_decay=0.01, clip=1.0)
     torch.testing.assert_close(model.weight, weight)
     torch.testing.assert_close(state.average.model.state_dict()["weight"], average)
     assert [row["fit_loss"] for row in state.rows] == pytest.approx(losses, rel=1e-6)
@@ -43,8 +43,8 @@ def test_the_loop_equals_adamw_with_the_schedule_on_the_sampled_batches(tmp_path
 
 def test_a_row_has_the_mean_loss_since_the_previous_row(tmp_path: Path) -> None:
     model, other = Line(), Line()
-    each = [row["fit_loss"] for row in fit(tmp_path / "a", model, [Fit(model)], validate_every=1, steps=7).rows]
-    state = fit(tmp_path / "b", other, [Fit(other)], validate_every=3, steps=7)
+    each = [row["fit_loss"] for row in train_line(tmp_path / "a", model, [Fit(model)], validate_every=1, steps=7).rows]
+    state = train_line(tmp_path / "b", other, [Fit(other)], validate_every=3, steps=7)
     assert [row["step"] for row in state.rows] == [3, 6, 7]
     assert [row["fit_loss"] for row in state.rows] == pytest.approx([sum(each[:3]) / 3, sum(each[3:6]) / 3, each[6]])
 
@@ -74,7 +74,7 @@ def test_only_the_running_phase_gets_gradients(tmp_path: Path) -> None:
 
     phases: list[Phase] = [Against(first, second), Against(second, first)]
     phases[1].learning_rate = 1e-9
-    fit(tmp_path, first, phases)
+    train_line(tmp_path, first, phases)
     assert (second.weight - torch.tensor([2.0, -1.0])).abs().max() < 1e-6
     assert (first.weight - torch.tensor([2.0, -1.0])).abs().min() > 1e-2
 
@@ -84,7 +84,7 @@ def test_a_phase_gets_its_progress_step_and_noise(tmp_path: Path) -> None:
     phases = [Fit(model), Fit(model)]
     for phase in phases:
         phase.watch = batches.append
-    fit(tmp_path, model, list(phases), steps=4)
+    train_line(tmp_path, model, list(phases), steps=4)
     assert [batch.step for batch in batches] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [batch.progress for batch in batches[::2]] == [0.0, 0.25, 0.5, 0.75]
     assert all(batch.x_BX.dtype == torch.float32 and batch.x_BX.shape == (4, 1, 1, 1) for batch in batches)
@@ -107,7 +107,7 @@ def test_the_model_with_the_best_score_is_served_and_patience_ends_training(tmp_
         kept.append(judged.state_dict()["weight"].clone())
         return next(scores)
 
-    state = fit(tmp_path, model, [Fit(model)], score, steps=20, patience=2)
+    state = train_line(tmp_path, model, [Fit(model)], score, steps=20, patience=2)
     assert [row["validation"] for row in state.rows] == [3.0, 1.0, 2.0, 1.0]  # an equal score is not a new best
     assert state.step == 8
     assert state.best_row == state.rows[1]
@@ -117,7 +117,7 @@ def test_the_model_with_the_best_score_is_served_and_patience_ends_training(tmp_
 
 def test_without_a_score_the_last_average_is_served(tmp_path: Path) -> None:
     model = Line()
-    state = fit(tmp_path, model, [Fit(model)])
+    state = train_line(tmp_path, model, [Fit(model)])
     assert state.best_row is None
     assert state.scores_since_best == 0
     assert torch.equal(state.served().state_dict()["weight"], state.average.model.state_dict()["weight"])
@@ -147,7 +147,7 @@ def test_a_collapse_ends_training_and_the_model_with_the_best_coverage_is_served
 ) -> None:
     model = Line()
     guard, kept = guard_with_coverage(0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3, steps=24)
-    state = fit(tmp_path, model, [Fit(model)], guard=guard, steps=24)
+    state = train_line(tmp_path, model, [Fit(model)], guard=guard, steps=24)
     assert state.ending is not None
     assert state.ending.ended == "collapsed"
     assert "its samples reach 30% as much as real examples do, less than the limit of 60%, at step 16" in state.ending.reason
@@ -161,13 +161,15 @@ def test_a_collapse_ends_training_and_the_model_with_the_best_coverage_is_served
 def test_a_resumed_training_remembers_the_collapse_and_the_best_model(stopped_at: int, tmp_path: Path) -> None:
     covered = [0.5, 0.8, 0.8, 0.4, 0.4, 0.3, 0.4, 0.3]
     model = Line()
-    whole = fit(tmp_path / "whole", model, [Fit(model)], guard=guard_with_coverage(*covered, steps=24)[0], steps=24)
+    whole = train_line(tmp_path / "whole", model, [Fit(model)], guard=guard_with_coverage(*covered, steps=24)[0], steps=24)
     model, asked = Line(), iter([False] * (stopped_at - 1) + [True])
     with pytest.raises(Interrupted):
         guard, kept = guard_with_coverage(*covered, steps=24)
-        fit(tmp_path / "pieces", model, [Fit(model)], guard=guard, steps=24, stop=lambda: next(asked))
+        train_line(tmp_path / "pieces", model, [Fit(model)], guard=guard, steps=24, stop=lambda: next(asked))
     model = Line()
-    again = fit(tmp_path / "pieces", model, [Fit(model)], guard=guard_with_coverage(*covered[len(kept) :], steps=24)[0], steps=24)
+    again = train_line(
+        tmp_path / "pieces", model, [Fit(model)], guard=guard_with_coverage(*covered[len(kept) :], steps=24)[0], steps=24
+    )
     assert (again.step, again.rows, again.ending) == (whole.step, whole.rows, whole.ending)
     assert torch.equal(again.served().state_dict()["weight"], whole.served().state_dict()["weight"])
 
@@ -175,13 +177,13 @@ def test_a_resumed_training_remembers_the_collapse_and_the_best_model(stopped_at
 def test_a_healthy_model_is_served_as_of_the_last_step(tmp_path: Path) -> None:
     model, other = Line(), Line()
     guard, _ = guard_with_coverage(0.5, 0.9, 0.8, 0.85, steps=8)
-    state = fit(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
-    unwatched = fit(tmp_path / "b", other, [Fit(other)])
+    state = train_line(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
+    unwatched = train_line(tmp_path / "b", other, [Fit(other)])
     assert state.ending == unwatched.ending == Ending("finished")
     assert (state.served_row, state.scores_since_best) == (None, 0)
     assert torch.equal(state.served().state_dict()["weight"], unwatched.served().state_dict()["weight"])
     guard, _ = guard_with_coverage(0.5, 0.9, steps=8, every=4)
-    assert ["coverage" in row for row in fit(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]
+    assert ["coverage" in row for row in train_line(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]
 
 
 def test_the_average_of_a_constant_is_the_constant_without_bias_from_the_start() -> None:
@@ -221,11 +223,11 @@ class Bound(Model):
 def test_scores_are_bits_per_dimension() -> None:
     spec = DataSpec(shape=(1, 2, 2), levels=8)
     x_NCHW = torch.zeros((600, 1, 2, 2), dtype=torch.uint8)
-    uniform = scorer(Uniform(spec), x_NCHW, None, spec, 0, ONE)
+    uniform = scorer(Uniform(spec), x_NCHW, None, spec, 0, ONE_PROCESS)
     assert uniform is not None
     assert uniform(Uniform(spec)) == pytest.approx(3.0, abs=1e-6)
-    bound = scorer(Bound(spec), x_NCHW, None, spec, 0, ONE)
+    bound = scorer(Bound(spec), x_NCHW, None, spec, 0, ONE_PROCESS)
     assert bound is not None
     assert bound(Bound(spec)) == pytest.approx(1 / math.log(2), abs=0.03)
     assert bound(Bound(spec)) == bound(Bound(spec))  # the noise never changes
-    assert scorer(Line(), x_NCHW, None, spec, 0, ONE) is None
+    assert scorer(Line(), x_NCHW, None, spec, 0, ONE_PROCESS) is None

@@ -13,7 +13,7 @@ from remint.cli.terminal import Display
 from remint.distributed import launch
 from remint.errors import Interrupted, StepError
 from remint.training.checkpoint import Checkpoints
-from tests.support.loop_cases import Cliff, Fit, Line, fit
+from tests.support.loop_cases import Cliff, Fit, Line, train_line
 
 CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "checkpoint_every": 5}
 
@@ -22,14 +22,14 @@ CLIFF: dict[str, Any] = {"steps": 24, "warmup": 1.0, "learning_rate": 0.1, "chec
 def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMINT_EVENTS", str(tmp_path / "events.jsonl"))
     model = Line()
-    fit(tmp_path / "cliff", model, [Cliff(model, 0.04)], **CLIFF)
+    train_line(tmp_path / "cliff", model, [Cliff(model, 0.04)], **CLIFF)
     for _ in range(2):
         model = Line()
         with pytest.raises(StepError):
-            fit(tmp_path / "fails", model, [Cliff(model, -1.0)], skip_limit=0, rollbacks=0)
+            train_line(tmp_path / "fails", model, [Cliff(model, -1.0)], skip_limit=0, rollbacks=0)
     model, asked, damaged = Line(), iter([False, True]), Checkpoints(tmp_path / "damaged", "d")
     with pytest.raises(Interrupted):
-        fit(tmp_path / "damaged", model, [Fit(model)], stop=lambda: next(asked))
+        train_line(tmp_path / "damaged", model, [Fit(model)], stop=lambda: next(asked))
     (damaged.at(2) / "notes.json").write_text("")
     assert damaged.newest() is None
     launch.emit("restarted", processes=2, message="process 7 was stopped, and all others waited for it")

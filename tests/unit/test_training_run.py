@@ -32,17 +32,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_the_same_training_gives_the_same_bytes(family: str, dataset: Dataset, tmp_path: Path) -> None:
     recipe = cases.recipe(family)
-    trained = cases.run(recipe, dataset, tmp_path / "first")
-    assert cases.run(recipe, dataset, tmp_path / "second") == trained
-    assert cases.contents(tmp_path / "first") == cases.contents(tmp_path / "second")
-    other = cases.run(cases.recipe(family, seed=4), dataset, tmp_path / "third")
+    trained = cases.train_into(recipe, dataset, tmp_path / "first")
+    assert cases.train_into(recipe, dataset, tmp_path / "second") == trained
+    assert cases.file_contents(tmp_path / "first") == cases.file_contents(tmp_path / "second")
+    other = cases.train_into(cases.recipe(family, seed=4), dataset, tmp_path / "third")
     assert other.weights_sha256 != trained.weights_sha256
     assert other.key != trained.key
 
 
 def test_the_folder_is_a_bundle_that_describes_itself(dataset: Dataset, tmp_path: Path) -> None:
     recipe = cases.recipe("vae")
-    trained = cases.run(recipe, dataset, tmp_path)
+    trained = cases.train_into(recipe, dataset, tmp_path)
     out = tmp_path / "out"
     assert set(verify(out)["files"]) == {
         "weights.safetensors",
@@ -70,7 +70,7 @@ def test_the_served_weights_have_the_best_score(dataset: Dataset, tmp_path: Path
     from remint.distributed.world import World
     from remint.training.validation import scorer
 
-    trained = cases.run(
+    trained = cases.train_into(
         cases.recipe("flow", learning_rate=0.2, final_learning_rate=1.0, validate_every=1, steps=12), dataset, tmp_path
     )
     assert trained.best_step < 12, "the case must be one that gets worse"
@@ -81,7 +81,7 @@ def test_the_served_weights_have_the_best_score(dataset: Dataset, tmp_path: Path
 
 
 def test_a_family_without_a_likelihood_serves_its_last_step(dataset: Dataset, tmp_path: Path) -> None:
-    trained = cases.run(cases.recipe("gan"), dataset, tmp_path)
+    trained = cases.train_into(cases.recipe("gan"), dataset, tmp_path)
     assert (trained.best_step, trained.validation) == (12, None)
     header = (tmp_path / "out/curve.csv").read_text().splitlines()[0].split(",")
     assert header[:3] == ["step", "critic_loss", "generator_loss"]
@@ -90,8 +90,8 @@ def test_a_family_without_a_likelihood_serves_its_last_step(dataset: Dataset, tm
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_bf16_training_keeps_weights_in_fp32(family: str, dataset: Dataset, tmp_path: Path) -> None:
-    bf16 = cases.run(cases.recipe(family, precision="bf16"), dataset, tmp_path / "bf16")
-    fp32 = cases.run(cases.recipe(family), dataset, tmp_path / "fp32")
+    bf16 = cases.train_into(cases.recipe(family, precision="bf16"), dataset, tmp_path / "bf16")
+    fp32 = cases.train_into(cases.recipe(family), dataset, tmp_path / "fp32")
     assert bf16.weights_sha256 != fp32.weights_sha256
     assert {p.dtype for p in load_model(tmp_path / "bf16/out").parameters()} == {torch.float32}
     first = [np.genfromtxt(tmp_path / name / "out/curve.csv", delimiter=",", skip_header=1)[:, 1] for name in ("bf16", "fp32")]
@@ -100,8 +100,8 @@ def test_bf16_training_keeps_weights_in_fp32(family: str, dataset: Dataset, tmp_
 
 @pytest.mark.parametrize("case", cases.MODELS)
 def test_fp64_training_uses_double_precision_and_serves_single_precision(case: str, dataset: Dataset, tmp_path: Path) -> None:
-    double = cases.run(cases.recipe(case, precision="fp64"), dataset, tmp_path / "fp64")
-    single = cases.run(cases.recipe(case), dataset, tmp_path / "fp32")
+    double = cases.train_into(cases.recipe(case, precision="fp64"), dataset, tmp_path / "fp64")
+    single = cases.train_into(cases.recipe(case), dataset, tmp_path / "fp32")
     saved = load_file(tmp_path / "fp64/out/weights.safetensors")
     served = load_model(tmp_path / "fp64/out")
     assert {p.dtype for p in served.parameters()} == {torch.float32}
@@ -124,8 +124,8 @@ def test_every_family_recovers_from_nonfinite_weights(
     several = case.startswith(("gan", "vaegan"))  # two phases; the weights of the first make the second nonfinite
     with monkeypatch.context() as patch:
         patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
-        cases.ruin(7)
-        mended = cases.run(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "mended")
+        cases.set_infinite_learning_rate(7)
+        mended = cases.train_into(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "mended")
     assert (mended.ended, mended.steps) == ("finished", 20)
     said = capsys.readouterr().err
     assert "skipped step=8 skipped=1 " in said if several else "rolled_back step=14 to=6 message=6 steps in a row" in said
@@ -134,7 +134,7 @@ def test_every_family_recovers_from_nonfinite_weights(
     real = loop.learning_rate_factor
     monkeypatch.setattr(loop, "learning_rate_factor", lambda step, *rest: math.inf if step >= 7 else real(step, *rest))
     with pytest.raises(StepError, match=f"training diverged at step {14 - several}, after 2 rollbacks: 6 steps in a row"):
-        cases.run(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "ruined")
+        cases.train_into(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "ruined")
     (folder,) = (tmp_path / "ruined/checkpoints").glob("*/diverged")
     record = json.loads((folder / "diverged.json").read_text())
     assert [found["step"] for found in record["breaks"][-6:]] == list(range(8 - several, 14 - several))
@@ -143,22 +143,22 @@ def test_every_family_recovers_from_nonfinite_weights(
 
 
 def test_the_guard_does_not_change_a_healthy_training(dataset: Dataset, tmp_path: Path) -> None:
-    watched = cases.run(cases.recipe("gan"), dataset, tmp_path / "watched")
-    alone = cases.run(cases.recipe("gan", collapse=0.0), dataset, tmp_path / "alone")
+    watched = cases.train_into(cases.recipe("gan"), dataset, tmp_path / "watched")
+    alone = cases.train_into(cases.recipe("gan", collapse=0.0), dataset, tmp_path / "alone")
     assert watched.weights_sha256 == alone.weights_sha256
     assert (watched.ended, watched.reason) == ("finished", "")
     assert "coverage" not in (tmp_path / "alone/out/curve.csv").read_text()
 
 
 def test_an_old_record_without_an_ending_is_read_as_finished(dataset: Dataset, tmp_path: Path) -> None:
-    trained = cases.run(cases.recipe("gan", steps=3), dataset, tmp_path)
+    trained = cases.train_into(cases.recipe("gan", steps=3), dataset, tmp_path)
     older = {key: value for key, value in trained.to_json().items() if key not in ("ended", "reason")}
     assert TrainedModel.model_validate(older) == trained
 
 
 def test_training_improves_the_score(dataset: Dataset, tmp_path: Path) -> None:
-    short = cases.run(cases.recipe("vae", steps=5), dataset, tmp_path / "short")
-    long = cases.run(cases.recipe("vae", steps=200, learning_rate=0.01), dataset, tmp_path / "long")
+    short = cases.train_into(cases.recipe("vae", steps=5), dataset, tmp_path / "short")
+    long = cases.train_into(cases.recipe("vae", steps=200, learning_rate=0.01), dataset, tmp_path / "long")
     assert short.validation is not None
     assert long.validation is not None
     assert long.validation < short.validation - 0.1  # bits/dim

@@ -14,16 +14,16 @@ from remint.maintenance.gc import collect_garbage
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.open import open_ledger, open_tracking
-from tests.support.prefect_server import ask
+from tests.support.prefect_server import request_json
 from tests.support.team import Team
 
-OWN = {"trained", "unchanged", "seconds", "report"}  # keys of an outcome that describe this run: they may differ
-TIMED = {"flow_run", "ledger_hash", "package_sha256"}  # tags that contain a time or a run, or a digest of one
-CHAINED = {"at", "previous", "hash"}  # of a ledger's row
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+RUN_KEYS = {"trained", "unchanged", "seconds", "report"}  # keys of an outcome that describe this run: they may differ
+TIME_TAGS = {"flow_run", "ledger_hash", "package_sha256"}  # tags that contain a time or a run, or a digest of one
+CHAIN_KEYS = {"at", "previous", "hash"}  # of a ledger's row
+END_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
+def retraining_results(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
     """Return the results of a retraining, without values that depend on time."""
     home = Home(team.folder, team.folder / ".remint")
     store, book = open_tracking(home), open_ledger(home)
@@ -34,16 +34,16 @@ def of(team: Team, pipeline: str, outcome: dict[str, Any]) -> dict[str, Any]:
         versions[str(version.version)] = {
             "key": version.key,
             "aliases": sorted(version.aliases),
-            "tags": {key: value for key, value in version.tags.to_json().items() if key not in TIMED},
+            "tags": {key: value for key, value in version.tags.to_json().items() if key not in TIME_TAGS},
             "run": run.info.status,
             "params": run.data.params,
             "curves": _curves(store._client, run),
             "files": sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()),
             "report": sorted(path.name for path in home.report(pipeline, version.version).iterdir()),
         }
-    rows = [{key: value for key, value in row.to_json().items() if key not in CHAINED} for row in book.rows(pipeline)]
+    rows = [{key: value for key, value in row.to_json().items() if key not in CHAIN_KEYS} for row in book.rows(pipeline)]
     return {
-        "outcome": {key: value for key, value in outcome.items() if key not in OWN},
+        "outcome": {key: value for key, value in outcome.items() if key not in RUN_KEYS},
         "versions": versions,
         "rows": rows,
         "aliases": store.aliases(pipeline),
@@ -57,15 +57,15 @@ def _curves(client: Any, run: Any) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted((point.step, point.value) for point in points) for name, points in history.items()}
 
 
-def different(found: Any, wanted: Any, place: str = "") -> list[str]:
+def differences(found: Any, wanted: Any, place: str = "") -> list[str]:
     """Return the differences between two results, one line for each place."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted({*found, *wanted})
-        return [line for key in keys for line in different(found.get(key), wanted.get(key), f"{place}/{key}")]
+        return [line for key in keys for line in differences(found.get(key), wanted.get(key), f"{place}/{key}")]
     return [] if found == wanted else [f"{place}: {found} instead of {wanted}"]
 
 
-def left_behind(team: Team) -> list[str]:
+def leftovers(team: Team) -> list[str]:
     """Return the leftovers of killed jobs. After a completed run of the same pipeline the list must be empty."""
     home = Home(team.folder, team.folder / ".remint")
     found = [f"{each.kind} {each.thing}: {each.what}" for each in audit.findings(home)]
@@ -73,15 +73,15 @@ def left_behind(team: Team) -> list[str]:
     patterns = ("workspaces/*", "checkpoints/*", *places.PATTERNS)
     found += [f"{path.relative_to(home.path)} is left" for pattern in patterns for path in home.path.glob(pattern)]
     found += [f"MLflow's run {run} is RUNNING" for run in _running(open_tracking(home)._client)]
-    return found + [f"Prefect's run {run} is {state}" for run, state in _flow_runs(team, home).items() if state not in ENDED]
+    return found + [f"Prefect's run {run} is {state}" for run, state in _flow_runs(team, home).items() if state not in END_STATES]
 
 
-def collected(team: Team) -> list[str]:
+def leftovers_after_gc(team: Team) -> list[str]:
     """Run gc and return the problems: garbage that a second run finds, and leftovers. Both must be empty."""
     home = Home(team.folder, team.folder / ".remint")
     gc = partial(collect_garbage, home, older_than=0.0, window=3, say=lambda _text: None)
     gc(remove=True)
-    return [str(each) for each in gc(remove=False).garbage] + left_behind(team)
+    return [str(each) for each in gc(remove=False).garbage] + leftovers(team)
 
 
 def _running(client: Any) -> list[str]:
@@ -95,4 +95,4 @@ def _flow_runs(team: Team, home: Home) -> dict[str, str]:
         with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
             return dict(database.execute("SELECT name || ' ' || id, state_type FROM flow_run WHERE deployment_id IS NULL"))
     asked = {"sort": "START_TIME_DESC", "flow_runs": {"deployment_id": {"is_null_": True}}}
-    return {f"{run['name']} {run['id']}": run["state_type"] for run in ask(f"{team.api}/flow_runs/filter", asked)}
+    return {f"{run['name']} {run['id']}": run["state_type"] for run in request_json(f"{team.api}/flow_runs/filter", asked)}
