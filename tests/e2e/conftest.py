@@ -13,7 +13,7 @@ from remint.runtime.home import Home
 from tests.conftest import Once
 from tests.support import kills, team
 from tests.support.prefect_server import PrefectServer
-from tests.support.promotion_cases import copied
+from tests.support.promotion_cases import copy_home
 from tests.support.team import Team, copy_team, make_team
 
 
@@ -28,7 +28,7 @@ def template(empty: Path, once: Once) -> Path:
 
     def make(folder: Path) -> None:
         team = make_team(folder)
-        copied(Home(empty, empty), folder / ".remint")
+        copy_home(Home(empty, empty), folder / ".remint")
         team.remint("init", new=True)
 
     return once("template", make)

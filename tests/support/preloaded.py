@@ -154,6 +154,7 @@ class _Prefect(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self) -> None:
         self.hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "prefect"}
+        self.spec = self.hidden["prefect"].__spec__
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
         if name != "prefect":
@@ -165,6 +166,7 @@ class _Prefect(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.hidden["prefect"]
 
     def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self.spec
         sys.modules.update(self.hidden)
         sys.modules["prefect.context"].refresh_global_settings_context()
 
