@@ -41,7 +41,7 @@ def cached_template(template: Path, once: Once) -> Path:
     def make(folder: Path) -> None:
         shutil.copytree(template, folder, symlinks=True)
         stages = " ".join(f"features@digits-{family}" for family in ("flow", "vae", "gan"))
-        Team(folder).sh(f"dvc repro --quiet {stages} && rm -r outs dvc.lock")
+        Team(folder).sh(f"dvc repro --quiet {stages} && rm -r outs dvc.lock", new=False)
 
     return once("versed", make)
 

@@ -1,14 +1,24 @@
-"""Scheduled runs under the real stack: killed and restarted, cancelled by a person, stopped and handed back."""
+"""Scheduled runs under the real stack: due, killed and restarted, cancelled by a person, stopped and handed back.
+
+The ledger of the first story is on a PostgreSQL that asks for a password, which a run has from its worker's environment only.
+The stack's servers listen on 127.0.0.1, and answer to no other name (cases 29 and 30).
+"""
 
 from __future__ import annotations
 
-import json
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,87 +26,61 @@ from typing import Any
 import psutil
 import pytest
 
-from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params
-from tests.support.ports import free_port
+from tests.support.leaks import Search, make_secrets, record_command_lines
+from tests.support.postgres import Postgres
 from tests.support.prefect_server import PrefectServer, request_json
-from tests.support.processes import command_line, ends_within
+from tests.support.processes import query_or_default
+from tests.support.stack import ENDLESS, Stack, all_end_within
 from tests.support.team import Team
 from tests.support.trials import Trials
 
 HEARTBEATS = 3 * 30.0  # seconds
 TIME_LIMIT = 240.0  # seconds that docs/how-to/killed-runs.md promises
-ENDLESS = ["training.steps=1000000", "training.checkpoint_every=50", "model.hidden=64", "model.layers=1"]
 
 
-class Stack:
-    """`remint up` of a team, with digits-vae on a schedule that does not come due."""
+SECRETS = make_secrets(random.Random(30), ["ledger", "PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 
-    def __init__(self, team: Team, log: Path) -> None:
-        self.team, self.log, self.home = team, log, Home(team.folder, team.folder / ".remint")
-        content = read_params(team.folder)
-        content["pipelines"]["digits-vae"]["schedule"] = {"cron": "0 0 29 2 *"}
-        write_params(content, team.folder)
-        team.sh("git commit -qam 'on leap days'")
-        self.port, self.mlflow_port = free_port(), free_port()
-        self.start()
 
-    def start(self) -> None:
-        self.up = self.team.start(
-            "up", log=self.log, REMINT_PREFECT_PORT=str(self.port), REMINT_MLFLOW_PORT=str(self.mlflow_port)
+@dataclass
+class TeamWithSecrets(Team):
+    """Team with secrets in its environment."""
+
+    ledger: str = ""
+
+    def environment(self) -> dict[str, str]:
+        own = {name: secret for name, secret in SECRETS.items() if name.isupper()}
+        return {**super().environment(), **own, "REMINT_LEDGER": self.ledger}
+
+
+def is_refused(url: str, **headers: str) -> bool:
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == 403
+
+
+def assert_local_only(prefect: int, mlflow: int, stack: int) -> None:
+    """Check the sockets of the real processes, and requests with other host names and origins."""
+    processes = [psutil.Process(stack), *psutil.Process(stack).children(recursive=True)]
+    sockets = [
+        each
+        for process in processes
+        for each in query_or_default(process.net_connections, [])
+        if each.status == psutil.CONN_LISTEN
+    ]
+    assert {each.laddr.port for each in sockets} >= {prefect, mlflow}
+    assert {each.laddr.ip for each in sockets} == {"127.0.0.1"}, sockets
+    for url in (f"http://127.0.0.1:{prefect}/api/admin/version", f"http://127.0.0.1:{mlflow}/", f"http://127.0.0.1:{prefect}/"):
+        for host in ("evil.example", "10.evil.example", "127.0.0.1.evil.example"):
+            assert is_refused(url, Host=host), (url, host)
+        assert not is_refused(url) and not is_refused(
+            url, Host=urllib.parse.urlsplit(url).netloc.replace("127.0.0.1", "localhost")
         )
-        self.wait_for(lambda: "Worker 'local' started" in self.log.read_text())
-
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(OSError, psutil.Error):
-                found = condition()
-                if found:
-                    return found
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text()[-6000:])
-
-    def request(self, path: str, body: Any = None) -> Any:
-        """Return Prefect's answer. Retries while Prefect is busy."""
-        return self.wait_for(lambda: (request_json(f"http://127.0.0.1:{self.port}/api{path}", body),))[0]
-
-    def begin(self) -> str:
-        """Start a run that trains until it is stopped. Return its id."""
-        (deployment,) = self.request("/deployments/filter", {"deployments": {"name": {"any_": ["digits-vae"]}}})
-        parameters = {**deployment["parameters"], "overrides": ENDLESS}
-        body = {"parameters": parameters, "idempotency_key": str(time.monotonic())}
-        return str(self.request(f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
-
-    def state_names(self, run: str, *names: str) -> list[str]:
-        """Return the run's states that have one of these names, oldest first."""
-        return [each["name"] for each in self.states(run) if each["name"] in names]
-
-    def states(self, run: str) -> list[dict[str, Any]]:
-        return sorted(self.request(f"/flow_run_states/?flow_run_id={run}"), key=lambda state: str(state["timestamp"]))
-
-    def training_processes(self) -> list[psutil.Process]:
-        """Return the flow's process and its descendants once it has a checkpoint and an MLflow run; else an empty list."""
-        for job in jobs.alive(self.home):
-            if "mlflow_run" in job.facts and list(self.home.checkpoints.glob("*/step-*")):
-                flow = psutil.Process(job.facts["pid"])
-                children = flow.children(recursive=True)
-                if any(command_line(each)[1:3] == ["-m", "pipelines.train"] for each in children):
-                    return [flow, *children]
-        return []
-
-    def mlflow(self) -> list[str]:
-        query = "import sqlite3; print([s for s, in sqlite3.connect('.remint/mlflow/mlflow.db').execute('select status from runs order by start_time')])"
-        return list(json.loads(self.team.sh(f'python -c "{query}"').replace("'", '"')))
-
-    def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
-        """Stop the stack, and check that no process is left."""
-        children = psutil.Process(self.up.pid).children(recursive=True)
-        self.up.send_signal(sign)
-        with suppress(subprocess.TimeoutExpired):
-            self.up.wait(timeout=60)
-        assert all_end_within(children, 30.0)
+    assert is_refused(f"http://127.0.0.1:{prefect}/api/admin/version", Origin="http://evil.example")
 
 
 @pytest.fixture
@@ -109,14 +93,55 @@ def stack(lone_team: Team, tmp_path: Path) -> Iterator[Stack]:
             started.stop()
 
 
-def all_end_within(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
-    """Return whether all processes end within some seconds. A zombie counts as ended."""
-    deadline = time.monotonic() + seconds
-    return all(ends_within(each.pid, max(deadline - time.monotonic(), 0.1)) for each in processes)
+@dataclass
+class Scheduled:
+    """The stack of a team with secrets, on a PostgreSQL ledger; digits-flow is due every half minute."""
+
+    stack: Stack
+    command_lines: set[str]
+
+
+@pytest.fixture(scope="module")
+def scheduled(cached_template: Path, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduled]:
+    postgres.add_password_role("scheduled", SECRETS["ledger"])
+    postgres.execute("CREATE DATABASE scheduled OWNER scheduled")
+    password = urllib.parse.quote(SECRETS["ledger"], safe="")
+    folder, command_lines = tmp_path_factory.mktemp("scheduled"), set[str]()
+    shutil.copytree(cached_template, folder / "team", symlinks=True)
+    team = TeamWithSecrets(folder / "team", ledger=f"postgresql://scheduled:{password}@/scheduled?host={postgres.folder}")
+    with record_command_lines(command_lines):
+        stack = Stack(team, folder / "log", **{"digits-flow": 30})
+        try:
+            yield Scheduled(stack, command_lines)
+        finally:
+            if stack.up.poll() is None:
+                stack.stop()
+
+
+def test_1_a_schedule_starts_a_run_that_registers_a_version(scheduled: Scheduled) -> None:
+    stack, team = scheduled.stack, scheduled.stack.team
+
+    def completed() -> list[dict[str, Any]]:
+        assert stack.up.poll() is None, stack.log.read_text()
+        runs = stack.request("/flow_runs/filter", {})
+        return [run for run in runs if run["auto_scheduled"] and run["state_type"] == "COMPLETED"]
+
+    run = stack.wait_for(completed, 420.0)[0]
+    assert run["parameters"]["pipeline"] == "digits-flow" and run["parameters"]["branch"] == "main"
+    due = datetime.fromisoformat(run["expected_start_time"]).astimezone()
+    assert (run["name"], run["state_name"]) == (f"digits-flow {due:%Y-%m-%d}", "Promoted")
+    (version,) = team.json("models", "digits-flow")
+    assert version["aliases"] == ["champion"] and version["commit"] == team.sh("git rev-parse HEAD").strip()
+    assert_local_only(stack.port, stack.mlflow_port, stack.up.pid)
+    assert {entry["pipeline"] for entry in team.json("deploy")} == {"digits-flow", "digits-vae"}
+    stack.request(f"/deployments/{stack.deployment('digits-flow')['id']}/pause_deployment", {})  # the next test runs without it
 
 
 @pytest.mark.case(10)
-def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trials, stack: Stack) -> None:
+def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trials, request: pytest.FixtureRequest) -> None:
+    """The second part of the story, in `make test`."""
+    soak = request.config.getoption("--soak")
+    stack: Stack = request.getfixturevalue("stack") if soak else request.getfixturevalue("scheduled").stack
     for trial in trials(short=1, full=5):
         run = stack.begin()
         tree = stack.wait_for(stack.training_processes)
@@ -136,6 +161,21 @@ def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trial
         assert stack.states(run)[-1]["name"] == "Cancelled", "a person's word stays"
         assert stack.mlflow()[-2:] == ["KILLED", "KILLED"]
         trial.note(killed=1, started_again=1, mlflow_left_running=0)
+
+
+def test_3_the_stack_stops_and_leaves_no_process_and_no_secret(scheduled: Scheduled) -> None:
+    stack = scheduled.stack
+    stack.stop(signal.SIGINT)
+    assert not (stack.home.path / "stack.json").exists()
+    canary = "reason given: scheduled"  # in the ledger whose address is in the worker's environment
+    search = Search([*SECRETS.values(), canary])
+    search.tree(stack.team.folder)
+    search.git(stack.team.folder)
+    search.postgres(stack.team.environment()["REMINT_LEDGER"])
+    search.texts("what was said", stack.log.read_text())
+    search.texts("a process", *scheduled.command_lines)
+    assert "table ledger" in search.found.pop(canary) and any("mlflow server" in line for line in scheduled.command_lines)
+    assert not any(search.found.values()), search.found
 
 
 @pytest.mark.soak

@@ -35,10 +35,29 @@ from pathlib import Path
 from typing import NoReturn
 
 LIBRARIES = (
-    *("torch", "torch.distributed", "safetensors.torch", "scipy.stats", "sklearn.datasets", "pandas", "matplotlib.pyplot"),
+    *(
+        "torch",
+        "torch._dynamo",
+        "torch.distributed",
+        "safetensors.torch",
+        "scipy.stats",
+        "sklearn.datasets",
+        "pandas",
+        "matplotlib.pyplot",
+    ),
     *("sqlalchemy.dialects.sqlite", "pydantic_settings", "httpx", "typer", "rich.live", "ruamel.yaml", "jinja2", "psutil"),
     *("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("dvc.cli.parser", "dvc.repo", "dvc.stage.run", "PIL.PngImagePlugin", "pyarrow.parquet"),
+    *(
+        "dvc.cli.parser",
+        "dvc.repo",
+        "dvc.stage.run",
+        "dvc.scm",
+        "scmrepo.git",
+        "dulwich.repo",
+        "networkx",
+        "PIL.PngImagePlugin",
+        "pyarrow.parquet",
+    ),
     *("prefect.flows", "prefect.artifacts", "prefect.deployments", "prefect.input", "prefect.flow_runs", "prefect.events.worker"),
     *("uvicorn.main", "docket", "prefect.server.models", "prefect.server.schemas"),
 )
@@ -93,8 +112,9 @@ def programs(folder: Path, pid: int) -> None:
 class Server:
     """Server that forks a process for each connection, and reports how it ended."""
 
-    def __init__(self, address: str, pid: int) -> None:
-        self.own, self.selector = dict(os.environ), selectors.DefaultSelector()
+    def __init__(self, address: str, pid: int, environment: dict[str, str]) -> None:
+        """Listen. ``environment``: the one in which the libraries were loaded, before they changed it."""
+        self.own, self.selector = environment, selectors.DefaultSelector()
         self.listening = socket.socket(socket.AF_UNIX)
         self.listening.bind(address)
         self.listening.listen(64)
@@ -219,10 +239,11 @@ def _become(program: str, arguments: list[str], environment: dict[str, str], fol
 
 if __name__ == "__main__":
     sys.path[:] = [path for path in sys.path if path]
+    environment = dict(os.environ)
     for library in LIBRARIES:
         importlib.import_module(library)
     assert threading.active_count() == 1, threading.enumerate()
-    server = Server(sys.argv[1], int(sys.argv[2]))
+    server = Server(sys.argv[1], int(sys.argv[2]), environment)
     gc.collect()
     gc.freeze()
     print("serving", flush=True)
