@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.team import Team
 
 
+@pytest.mark.soak
 def test_an_automatic_margin_is_the_seed_to_seed_variation(served_team: Team) -> None:
     before = served_team.json("models", "digits-flow")
     spread = served_team.json("spread", "digits-flow", "--seeds", "3", "--set", "training.steps=121")

@@ -37,7 +37,7 @@ def register_in_processes(home: Path, bundle: Path, count: int, uri: str = "") -
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("count", [4, pytest.param(16, marks=pytest.mark.soak)])
 def test_simultaneous_processes_without_a_database_register_one_version(
     database: str, count: int, tmp_path: Path, request: pytest.FixtureRequest
@@ -58,6 +58,7 @@ def test_simultaneous_processes_without_a_database_register_one_version(
     assert all(len(client(store).get_metric_history(run.info.run_id, "loss")) == 5 for run in runs)
 
 
+@pytest.mark.soak
 def test_two_processes_register_two_models_at_the_same_time(tmp_path: Path) -> None:
     cases.make_bundle(tmp_path / "a", pipeline="a")
     cases.make_bundle(tmp_path / "b", pipeline="b")

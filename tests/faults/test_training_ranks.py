@@ -211,7 +211,7 @@ def descendants(parent: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(parent.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGKILL])
 def test_no_rank_outlives_its_parent(sign: signal.Signals, folder: Path, tmp_path: Path) -> None:
     events = tmp_path / "events"
     settings = {"home": str(tmp_path), "devices": 2, "steps": 10**6, "validate_every": 10}
