@@ -7,6 +7,7 @@ If a process crashes, hangs or fills the memory, only that process ends, and its
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -114,6 +115,7 @@ def _child(kind: str, path: Path, out: int) -> None:
 
 def _read(kind: str, path: Path) -> str:
     readable, writable = os.pipe()
+    gc.freeze()  # else the child's first collection copies all pages
     child = os.fork()
     if not child:
         _child(kind, path, writable)

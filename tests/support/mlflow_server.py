@@ -6,6 +6,7 @@ python -m tests.support.mlflow_server PORT DATABASE FILES    imports the server 
 
 from __future__ import annotations
 
+import gc
 import http.client
 import os
 import random
@@ -160,6 +161,7 @@ def main(port: str, database: str, files: str) -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: killed servers need no wait()
     for _ in sys.stdin:
+        gc.freeze()  # else the child's first collection copies all pages
         child = os.fork()
         if not child:
             die_with_parent()

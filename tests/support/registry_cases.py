@@ -7,6 +7,7 @@ python -m tests.support.registry_cases HOME BUNDLE die            opens a run an
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import signal
 import sys
@@ -105,6 +106,7 @@ def _register_concurrently(home: Path, bundle: Path, count: int, uri: str = "") 
     ready, go = os.pipe()
     children = []
     for _ in range(count):
+        gc.freeze()  # else the child's first collection copies all pages
         child = os.fork()
         if not child:
             os.close(go)

@@ -10,6 +10,7 @@ again. Each kill prints one line of JSON: the place and the problems found. No m
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -237,6 +238,7 @@ def run_in_fork(work: Callable[[], Any], dies: bool = False) -> Any:
     Raises IntegrityError with the child's traceback.
     """
     receive, send = os.pipe()
+    gc.freeze()  # else the child's first collection copies all pages
     child = os.fork()
     if not child:
         os.close(receive)

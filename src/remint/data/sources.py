@@ -102,20 +102,19 @@ def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Pat
     raise SettingsError(f"params.yaml: datasets.{name}.source: unknown source '{source}': {hint}")
 
 
-def local_sources(datasets: Mapping[str, DatasetSettings]) -> list[Path]:
-    """Return the files and folders of all local sources, as params.yaml names them: raw data, which never enters git.
+def local_sources(datasets: Mapping[str, str]) -> list[Path]:
+    """Return the files and folders of all local sources: raw data, which never enter git. ``datasets``: source by name.
 
-    Raises SettingsError if a source contains the repository itself.
+    Raises SettingsError if a source is the repository itself.
     """
-    shipped_names = (*shipped.IMAGES, *shipped.TABLES)
     found = []
-    for name, settings in datasets.items():
-        if settings.source.startswith(REMOTE) or settings.source in shipped_names:
+    for name, source in datasets.items():
+        if source.startswith(REMOTE) or source in (*shipped.IMAGES, *shipped.TABLES):
             continue
-        path = Path(local_path(settings.source))
+        path = Path(local_path(source))
         if not path.is_absolute() and os.path.normpath(path) == ".":
             raise SettingsError(
-                f"params.yaml: datasets.{name}.source: '{settings.source}' is the repository itself: move the data into a folder "
+                f"params.yaml: datasets.{name}.source: '{source}' is the repository itself: move the data into a folder "
                 "of its own, such as data/, and name that"
             )
         found.append(path)

@@ -17,7 +17,6 @@ from remint.settings.params import (
     Params,
     PipelineSettings,
     apply_overrides,
-    load_params,
     overrides_as_dict,
     read_params,
     validate_params,
@@ -108,9 +107,15 @@ class Retraining:
 def raw_data(repository: Path) -> list[Path]:
     """Return the files and folders of raw data: the local sources of params.yaml, and what dvc tracks.
 
-    Raises SettingsError if params.yaml is not valid.
+    Other settings may be invalid: the sources count all the same. Raises SettingsError if params.yaml is not readable, or if
+    a source is the repository itself.
     """
-    return [*sources.local_sources(load_params(repository).datasets), *dvc.tracked(repository, git.files(repository, "*.dvc"))]
+    blocks = read_params(repository).get("datasets")
+    named = blocks.items() if isinstance(blocks, dict) else ()
+    found = {
+        str(name): block["source"] for name, block in named if isinstance(block, dict) and isinstance(block.get("source"), str)
+    }
+    return [*sources.local_sources(found), *dvc.tracked(repository, git.files(repository, "*.dvc"))]
 
 
 def check_out(

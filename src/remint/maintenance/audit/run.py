@@ -73,9 +73,9 @@ def run_audit(home: Home, *, deep: bool = False, say: Say = quiet) -> Audit:
         return Audit([*found, unreachable("MLflow", error), *_of_this_machine(home)])
     why, unknown = _roots(home, held)
     found += [*unknown, *registry.lost_roots(why, held)]
-    data, unread = _raw_data(home)
-    found += [*unread, *_guarded("raw data in git", commits.raw_files(home, store, [each.version for each in held], data))]
-    found += _versions(home, store, held, known, why, data, deep=deep, say=say)
+    data_paths = _raw_data(home)
+    found += _guarded("raw data in git", commits.raw_files(home, store, [each.version for each in held], data_paths))
+    found += _versions(home, store, held, known, why, data_paths, deep=deep, say=say)
     found += _guarded("MLflow's runs", runs.stale(store))
     found += _guarded("MLflow's files", registry.orphans(store, folders, known, held))
     if book is not None:
@@ -101,11 +101,11 @@ def _ledger(home: Home) -> tuple[Ledger | None, list[Fault]]:
         return None, [unreachable("the ledger", error)]
 
 
-def _raw_data(home: Home) -> tuple[list[Path], list[Fault]]:
+def _raw_data(home: Home) -> list[Path]:
     try:
-        return raw_data(home.repository), []
-    except RemintError as error:
-        return [], [unreachable("raw data in git", error)]
+        return raw_data(home.repository)
+    except RemintError:
+        return []  # a params.yaml that is not readable is reported by every run
 
 
 def _roots(home: Home, held: Sequence[StoredVersion]) -> tuple[dict[str, str], list[Fault]]:
