@@ -133,7 +133,7 @@ def test_an_approval_in_prefect_promotes_and_a_late_answer_fails(
             run = prefect.wait_for_state(name, "Suspended", "Failed", "Crashed")
             assert run["state_name"] == "Suspended", (tmp_path / "log").read_text()
         keys = prefect.wait_for_state(second[0], "Suspended")["state"]["state_details"]["run_input_keyset"]
-        question = prefect.get(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/input/{keys['description']}")
+        question = prefect.get(f"flow_runs/{prefect.wait_for_state(second[0], 'Suspended')['id']}/input/{keys['description']}")
         assert (
             f"## {MODEL}/2: awaiting_approval" in question
             and "1.800 [1.700, 1.900]" in question
@@ -142,16 +142,17 @@ def test_an_approval_in_prefect_promotes_and_a_late_answer_fails(
 
         answer = {"decision": "promote", "reason": "looked at the samples", "your_name": "ada"}
         refused = prefect.post(
-            f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": {**answer, "decision": "perhaps"}}
+            f"flow_runs/{prefect.wait_for_state(second[0], 'Suspended')['id']}/resume",
+            {"run_input": {**answer, "decision": "perhaps"}},
         )
         assert refused["status"] == "REJECT" and open_ledger(home).champion(MODEL) == 1
-        prefect.post(f"flow_runs/{prefect.until(second[0], 'Suspended')['id']}/resume", {"run_input": answer})
+        prefect.post(f"flow_runs/{prefect.wait_for_state(second[0], 'Suspended')['id']}/resume", {"run_input": answer})
         assert prefect.wait_for_state(second[0], "Completed", "Failed", "Crashed")["state_name"] == "Completed"
         row = open_ledger(home).rows(MODEL)[-1]
         assert (row.action, row.version, row.who, row.why) == ("promoted", 2, "ada via Prefect", "looked at the samples")
         assert open_tracking(home).aliases(MODEL) == {"champion": 2}
 
-        prefect.post(f"flow_runs/{prefect.until(third[0], 'Suspended')['id']}/resume", {"run_input": answer})
+        prefect.post(f"flow_runs/{prefect.wait_for_state(third[0], 'Suspended')['id']}/resume", {"run_input": answer})
         late = prefect.wait_for_state(third[0], "Completed", "Failed", "Crashed")
         assert late["state_name"] == "Failed"
         assert (

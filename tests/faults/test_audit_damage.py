@@ -316,8 +316,13 @@ def test_raw_data_that_an_older_version_committed_and_bundled_are_found_with_the
     tree = subprocess.run(
         ["sh", "-c", script], cwd=repository, env=index, check=True, capture_output=True, text=True
     ).stdout.strip()
-    sha = world.git("commit-tree", tree, "-p", "HEAD", "-m", "uncommitted")
+    author = ("-c", "user.name=remint", "-c", f"user.email={uncommitted.AUTHOR}")
+    sha = world.git(*author, "commit-tree", tree, "-p", "HEAD", "-m", "uncommitted")
     world.git("update-ref", f"refs/remint/{sha}", sha)
+    first = world.git(
+        "rev-list", "--max-parents=0", "HEAD"
+    )  # a job of a branch pins the user's own commit, here without a parent
+    world.git("update-ref", f"refs/remint/{first}", first)
     version = world.version(4)
     world.store.set_tags(version, VersionTags(commit=sha, dirty="true"))
     commit = git.Commit(sha, dirty=True, base=world.git("rev-parse", "HEAD"))

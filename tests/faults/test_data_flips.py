@@ -251,7 +251,7 @@ def test_data_damaged_between_two_steps_are_not_trained_on(job: Retraining, refu
     """Without an intact copy the job is refused; the next job makes the data again and trains on them."""
     for kind, message in refusals.items():
         assert message.startswith(
-            f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither cache nor remote has an intact copy"
+            f"outs/{kind}/x was damaged after {STAGES[kind]} made it, and neither the cache nor the remote has an intact copy"
         )
     assert job.model.dataset == job.dataset.digest and "notice" not in [event for event, _ in events]
     assert arrays.load(job.out("prepared")).version == job.dataset

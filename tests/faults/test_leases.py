@@ -29,7 +29,7 @@ from remint.stores.ledger import leases
 from remint.errors import LeaseLost
 from remint.runtime.home import Home
 place, machine = sys.argv[1:3]
-leases.BEAT, leases.LOOK, leases.SILENT = 0.1, 0.1, 600.0
+leases.BEAT, leases.POLL, leases.SILENT = 0.1, 0.1, 600.0
 if machine:
     leases.machine = lambda: machine
 out = open("said", "a", buffering=1)
@@ -51,7 +51,7 @@ with jobs.live(home, pipeline="m", flow_run="") as job:
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases with about a hundredth of their usual times; the full trials of case 16 use longer ones."""
     monkeypatch.setattr(leases, "BEAT", 0.1)
-    monkeypatch.setattr(leases, "LOOK", 0.1)
+    monkeypatch.setattr(leases, "POLL", 0.1)
     monkeypatch.setattr(leases, "SILENT", 1.5)
 
 

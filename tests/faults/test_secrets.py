@@ -32,6 +32,7 @@ from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.stores import git as workspace
 from remint.stores import s3 as storage
+from remint.stores import uncommitted
 from remint.stores.dvc import reach as remote
 from remint.stores.ledger import chain, database
 from remint.stores.mlflow import Tracking
@@ -138,7 +139,7 @@ def _own_remote(place: TrialEnvironment, secret: str) -> None:
 
 def _uncommitted(place: TrialEnvironment, name: str, content: str) -> None:
     (place.repository / name).write_text(content)
-    place.assert_fails(lambda: workspace.commit_of_tree(place.repository), RepositoryError)
+    place.assert_fails(lambda: uncommitted.commit_of_tree(place.repository), RepositoryError)
     (place.repository / name).unlink()
 
 

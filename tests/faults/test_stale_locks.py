@@ -87,7 +87,7 @@ def test_a_lock_that_a_live_git_holds(trials: Trials, repository: Path) -> None:
 def test_locks_of_the_kernel_and_the_lease_of_a_killed_job(
     trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "LOOK", 0.05)
+    monkeypatch.setattr(leases, "POLL", 0.05)
     for trial in trials(short=2, full=20):
         folder = tmp_path / str(trial.number)
         folder.mkdir()

@@ -100,7 +100,8 @@ def _raw_data(repository: Path) -> Iterator[Symptom]:
     """Find raw data in commits of uncommitted work, where an older remint put them. `remint audit` looks at versions too."""
     try:
         data = raw_data(repository)
-        found = {sha: files for sha in uncommitted.pinned(repository) if (files := uncommitted.files_of(repository, sha, data))}
+        ours = [sha for sha, from_uncommitted_work in uncommitted.pinned(repository).items() if from_uncommitted_work]
+        found = {sha: files for sha in ours if (files := uncommitted.files_of(repository, sha, data))}
     except RemintError:
         return  # of params.yaml or git, and reported by others
     for sha, files in found.items():

@@ -20,6 +20,7 @@ from remint.stores.git import Commit, pin, run_git
 
 LARGEST_FILE = 10 * 2**20  # bytes; larger files are data and belong into DVC
 SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
+AUTHOR = "remint@localhost"  # of a commit of uncommitted work
 IGNORED_CHANGES = ("dvc.lock",)  # `dvc repro` by hand changes it; a job makes its own and stores it with the version
 
 
@@ -57,7 +58,7 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
     person = {
         f"GIT_{role}_{field}": value
         for role in ("AUTHOR", "COMMITTER")
-        for field, value in (("NAME", "remint"), ("EMAIL", "remint@localhost"), ("DATE", when))
+        for field, value in (("NAME", "remint"), ("EMAIL", AUTHOR), ("DATE", when))
     }
     sha = run_git(
         repository, "commit-tree", tree, "-p", head, "-m", "Uncommitted work, as a remint job found it", env=person
@@ -122,10 +123,12 @@ def prerequisites(bundle: Path) -> list[str]:
         return [line[1:].split()[0].decode() for line in takewhile(bool, header) if line.startswith(b"-")]
 
 
-def pinned(repository: Path) -> list[str]:
-    """Return the commits under ``refs/remint/``."""
-    listed = run_git(repository, "for-each-ref", "--format=%(refname)", "refs/remint")
-    return [ref.removeprefix("refs/remint/") for ref in listed.split()]
+def pinned(repository: Path) -> dict[str, bool]:
+    """Return the commits under ``refs/remint/``, each with whether it was made from uncommitted work."""
+    listed = run_git(repository, "for-each-ref", "--format=%(refname) %(authoremail)", "refs/remint").splitlines()
+    return {
+        ref.removeprefix("refs/remint/"): author == f"<{AUTHOR}>" for ref, _, author in (line.partition(" ") for line in listed)
+    }
 
 
 def files_of(repository: Path, sha: str, data: Collection[Path]) -> list[str]:

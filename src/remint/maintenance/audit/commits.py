@@ -67,8 +67,8 @@ def _lost(version: ModelVersion, what: str) -> Fault:
 
 def raw_files(home: Home, store: Tracking, versions: Iterable[ModelVersion], data: Sequence[Path]) -> Iterator[Fault]:
     """Find raw data in commits of uncommitted work and in the bundles of versions, which an older remint put there."""
-    for sha in uncommitted.pinned(home.repository):
-        if found := uncommitted.files_of(home.repository, sha, data):
+    for sha, from_uncommitted_work in uncommitted.pinned(home.repository).items():
+        if from_uncommitted_work and (found := uncommitted.files_of(home.repository, sha, data)):
             yield _raw(
                 f"refs/remint/{sha}",
                 found,
