@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from remint.promotion.decision import Decision, RuleResult
 from remint.records import LedgerRow, MetricValue
 from remint.runtime.home import Home
@@ -91,6 +93,7 @@ def decision(version: int) -> Decision:
     )
 
 
+@pytest.mark.soak
 def test_an_approval_in_prefect_promotes_and_a_late_answer_fails(
     team: Team, registered: Home, prefect_server: str, tmp_path: Path
 ) -> None:

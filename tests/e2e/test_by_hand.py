@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.team import Team
 
 
@@ -20,6 +22,7 @@ def test_dvc_repro_restores_the_trained_model(served_team: Team) -> None:
     assert not served_team.json("run", "digits-flow")[0]["trained"], "and what dvc left behind is no dirt"
 
 
+@pytest.mark.soak
 def test_a_new_gate_setting_trains_nothing_and_a_new_learning_rate_trains(served_team: Team) -> None:
     (outcome,) = served_team.json("run", "digits-vae", "--set", "promotion.improve.confidence=0.9")
     assert not outcome["trained"] and outcome["version"] == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.team import Team
 
 
+@pytest.mark.soak
 def test_nothing_is_promoted_when_the_weights_of_the_champion_are_lost(served_team: Team) -> None:
     weights = list((served_team.folder / ".remint/mlflow/artifacts/digits-gan").rglob("*.safetensors"))
     assert weights

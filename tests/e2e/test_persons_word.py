@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.team import Team
 
 
+@pytest.mark.soak
 def test_a_person_approves_rejects_and_overrules(served_team: Team) -> None:
     (outcome,) = served_team.json("run", "digits-flow", "--set", "promotion.approval=manual", "--set", "training.steps=120")
     champion = outcome["champion"]

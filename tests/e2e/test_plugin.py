@@ -25,6 +25,7 @@ def with_pixelcnn(team: Team) -> Team:
     return team
 
 
+@pytest.mark.soak
 def test_a_plug_in_is_trained_promoted_and_sampled_and_a_broken_one_is_named(with_pixelcnn: Team, tmp_path: Path) -> None:
     (outcome,) = with_pixelcnn.json("run", "digits-pixelcnn")
     assert outcome["trained"] and set(outcome["metrics"]) == {"nll", "fd_domain"}

@@ -26,7 +26,7 @@ def test_a_run_lives_through_a_server_that_is_away(trials: Trials, cached_templa
             team = Team(tmp_path / str(trial.number))
             shutil.copytree(cached_template, team.folder, symlinks=True)
             log = tmp_path / f"log{trial.number}"
-            run = team.start("run", "digits-flow", log=log, PREFECT_API_URL=server.url)
+            run = team.start("run", "digits-flow", log=log, new=False, PREFECT_API_URL=server.url)
             doing = trial.random.choice(["versions the data", "trains", "evaluates", "registers"])
             while f"digits-flow: {doing}" not in log.read_text():
                 assert run.poll() is None, log.read_text()

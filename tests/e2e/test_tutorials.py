@@ -45,7 +45,9 @@ def parse_block(block: str, folder: Path) -> dict[str, dict[str, object]]:
     return content
 
 
-@pytest.mark.parametrize(("page", "model"), [("table", "flats-vae"), ("pictures", "shapes-vae")])
+@pytest.mark.parametrize(
+    ("page", "model"), [("table", "flats-vae"), pytest.param("pictures", "shapes-vae", marks=pytest.mark.soak)]
+)
 def test_a_tutorial_ends_in_a_promoted_champion(lone_team: Team, prefect_server: str, page: str, model: str) -> None:
     lone_team.api = prefect_server
     follow(lone_team, SOURCE / f"docs/tutorials/{page}.md")

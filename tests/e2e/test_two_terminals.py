@@ -10,7 +10,8 @@ import pytest
 from tests.support.team import Team
 
 
-@pytest.mark.parametrize("kind", ["lone_team", pytest.param("new_team", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["lone_team", "new_team"])
 def test_two_pipelines_run_at_once_without_a_lock_error(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     team: Team = request.getfixturevalue(kind)
     names = ["digits-vae", "digits-flow"]
