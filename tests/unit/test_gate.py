@@ -470,7 +470,7 @@ def test_held_out_examples_in_a_training_split_are_refused() -> None:
     leaked = decide(of(seen(2, 3)), champion)
     assert leaked.verdict == "refused"
     assert leaked.reasons[0] == (
-        "5 of 360 held-out examples are also in the training split (2 exactly, 3 nearly: within 2% of the range); the limit is 1.00%"
+        "5 of 360 held-out examples are also in the training split (2 exactly, 3 nearly: within 2% of the range); the limit is 1.00% (promotion.leakage)"
     )
     assert decide(of(seen(2, 3)), champion, RULES.model_copy(update={"leakage": 0.02})).verdict == "promoted"
     assert decide(of(None), champion).verdict == "refused"

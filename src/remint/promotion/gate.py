@@ -217,8 +217,18 @@ def _leaked(leakage: Leakage, limit: float) -> str:
     count = leakage.exact + leakage.near
     return (
         f"{count} of {leakage.checked} held-out examples are also in the training split ({leakage.exact} exactly,"
-        f" {leakage.near} nearly: {leakage.tolerance}); the limit is {limit:.2%}"
+        f" {leakage.near} nearly: {leakage.tolerance}); {_beyond(leakage)}the limit is {limit:.2%} (promotion.leakage)"
     )
+
+
+def _beyond(leakage: Leakage) -> str:
+    """Return the clause about copies by chance; "" for data that do not repeat by chance."""
+    if not leakage.chance:
+        return ""
+    by_chance = f"independent rows would give {leakage.chance:.2%}"
+    if leakage.share:
+        return f"{by_chance}, and chance does not explain {leakage.share:.2%}; "
+    return f"{by_chance}, and exact copies of less than {leakage.least:.2%} cannot be told from chance; "
 
 
 def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
