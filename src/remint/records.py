@@ -130,7 +130,7 @@ class DatasetVersion(Record):
     source: str
     raw_sha256: str  # of the raw snapshot
     spec: DataSpec
-    split: dict[str, float]
+    split: dict[str, float | str]
     counts: dict[str, int]  # examples in train, validation, held_out
     files: dict[str, str]  # SHA-256 of each prepared file, by name
 

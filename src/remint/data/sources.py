@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.data import archive, folder, idx, images, numpy_files, schema, shipped
+from remint.data import archive, folder, idx, images, numpy_files, schema, shipped, splits
 from remint.data.images import Raw
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError, SettingsError
@@ -70,6 +70,8 @@ def snapshot(
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
     stored = known or schema.make_schema(name, settings, spec)
     arrays = _arrays_in_schema(stored, settings, conform)
+    if known is None and spec.is_table:
+        stored = stored.model_copy(update={"split_by": splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns))})
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, conform)  # two first imports may run at once: use the stored schema

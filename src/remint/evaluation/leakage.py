@@ -64,6 +64,8 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
 
     Memory: P numbers per example, and full examples only a block at a time.
     """
+    if held_out.id_N is not None and train.id_N is not None:
+        return _find_by_id(held_out.id_N, train.id_N)
     place = {content(x_X): index for index, x_X in enumerate(train.x_NX)}
     exact = {index: place[digest] for index, digest in enumerate(map(content, held_out.x_NX)) if digest in place}
     others_N = np.setdiff1d(np.arange(len(held_out)), list(exact))
@@ -83,6 +85,15 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     if leakage.share:
         emit("leakage", exact=len(exact), near=len(near), checked=len(held_out))
     return LeakageFindings(leakage, (*sorted(exact.items()), *sorted(near.items())))
+
+
+def _find_by_id(id_N: Array, id_M: Array) -> LeakageFindings:
+    """Find the same rows in data whose rows repeat: those with equal content and occurrence."""
+    _, index_N, index_M = np.intersect1d(id_N, id_M, return_indices=True)
+    leakage = Leakage(checked=len(id_N), exact=len(index_N), near=0, tolerance="rows of equal values and occurrence", beyond=None)
+    if leakage.share:
+        emit("leakage", exact=leakage.exact, near=0, checked=leakage.checked)
+    return LeakageFindings(leakage, tuple(sorted(zip(index_N.tolist(), index_M.tolist(), strict=True))))
 
 
 def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:

@@ -42,8 +42,9 @@ def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
 
 
 class SplitSettings(Settings):
-    """Shares of the examples; the rest is the training split. A hash of its content assigns each example to a split."""
+    """Shares of the examples; the rest is the training split. A hash assigns each example to a split."""
 
+    by: Literal["content", "occurrence"] | None = None  # of its content, or of that and how often it came before; None: by schema
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
     seed: int = 0
