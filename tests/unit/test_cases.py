@@ -73,3 +73,86 @@ def test_a_class_with_few_held_out_examples_is_named(tmp_path: Path, monkeypatch
     dataset = prepared(tmp_path / "t.csv", tmp_path, label="label")
     count = int((np.asarray(dataset.held_out.y_N) == dataset.spec.class_names.index("rare")).sum())
     assert count < 5 and events == [{"event": "few_held_out", "label": "rare", "count": count}]
+
+
+DECISIONS: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {  # settings, columns (c: with categories), decisions
+    "sampled_frame.parquet": ({}, ["height", "weight", "colour c"], {"__index_level_0__": "left out: the index of the saved frame, and no measurement"}),
+    "resaved_frame.csv": ({}, ["height", "weight", "colour c"], {"Unnamed: 0": "left out: the index of the saved frame, and no measurement"}),
+    "category_of_numbers.parquet": ({"label": "flag"}, ["store c", "weight", "grade c"], {"store": "a category, as the file says", "grade": "a category, as the file says"}),
+    "version_numbers.csv": ({"categorical": ["firmware"]}, ["firmware c", "weight"], {}),
+    "semicolons.csv": ({}, ["height", "weight", "colour c"], {}),
+    "tabs.csv": ({}, ["height", "weight", "colour c"], {}),
+    "placeholders.csv": ({}, ["charge", "weight", "colour c"], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_columns_are_learnt_as_what_they_are(name: str, tmp_path: Path) -> None:
+    settings, expected, decided = DECISIONS[name]
+    dataset = prepared(CASES / name, tmp_path, **settings)
+    assert [column.name + " c" * bool(column.categories) for column in dataset.spec.columns] == expected
+    assert Schema.read(tmp_path / "raw" / SCHEMA).decisions == decided
+    again = prepared(CASES / name, tmp_path, **settings)  # by the schema
+    assert again.version.digest == dataset.version.digest
+
+
+def test_a_setting_overrides_a_decision(tmp_path: Path) -> None:
+    dataset = prepared(CASES / "resaved_frame.csv", tmp_path, numeric=["Unnamed: 0"])
+    assert dataset.spec.columns[0].name == "Unnamed: 0" and dataset.spec.columns[0].numeric
+
+
+def test_a_missing_value_is_one_by_the_same_rule_in_text_and_in_numbers(tmp_path: Path) -> None:
+    cells = ["NA", "N/A", "null", "None", "-", "?", ""]
+    rows = [f"{x:.4f},{'red' if n % 2 else 'blue'}" for n, x in enumerate(np.random.default_rng(0).normal(size=200))]
+    rows += [f"{cell},red" for cell in cells] + [f"1.5,{cell}" for cell in cells]
+    (tmp_path / "t.csv").write_text("\n".join(["x,colour", *rows]) + "\n")
+    dataset = prepared(tmp_path / "t.csv", tmp_path)
+    assert all(column.missing for column in dataset.spec.columns) and dataset.spec.columns[1].categories == ("blue", "red")
+    parts = [np.asarray(part.x_NX) for part in (dataset.train, dataset.validation, dataset.held_out)]
+    assert np.isnan(np.concatenate(parts)).sum(axis=0).tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("cells", "settings", "expected"),
+    [
+        (["02139", "00501", "10001"], {}, "a category: codes with leading zeros, not numbers"),
+        (["$1,234.50", "$99.00", "$5.25"], {}, r"numbers written as '\$1,234.50', .*: add it to numeric, or to categorical"),
+        (["12.5%", "7%", "99%"], {}, "numbers written as .*: add it to numeric"),
+        (["1,234", "12", "5,678,901"], {"numeric": ["x"]}, ""),
+        (["$1,234.50", "$99.00", "$5.25"], {"numeric": ["x"]}, ""),
+        (
+            ["$1,234.50", "cheap", "$5.25"],
+            {"numeric": ["x"]},
+            "datasets.case.numeric: .* column 'x' holds .*, which is not a number",
+        ),
+    ],
+)
+def test_numbers_with_marks_and_codes_are_said(cells: list[str], settings: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    rows = [f'"{cells[n % 3]}",{x:.4f}' for n, x in enumerate(np.random.default_rng(0).normal(size=300))]
+    (tmp_path / "t.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+    if "categor" in expected and "leading" in expected:
+        dataset = prepared(tmp_path / "t.csv", tmp_path)
+        assert dataset.spec.columns[0].categories == ("00501", "02139", "10001")
+        assert Schema.read(tmp_path / "raw" / SCHEMA).decisions == {"x": expected}
+    elif expected:
+        with pytest.raises(DataError, match=expected):
+            prepared(tmp_path / "t.csv", tmp_path, **settings)
+    else:
+        column = prepared(tmp_path / "t.csv", tmp_path, **settings).spec.columns[0]
+        values = [float(cell.strip("$").replace(",", "")) for cell in cells]
+        assert column.numeric and column.mean == pytest.approx(np.mean(values))
+
+
+def test_other_encodings_are_read_or_named_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"latin1\.csv is not UTF-8: save it as UTF-8 \(iconv -f latin1 -t utf-8 latin1\.csv > new\.csv\)"
+    ):
+        prepared(CASES / "latin1.csv", tmp_path)
+    text = (CASES / "tabs.csv").read_text()
+    for encoding in ("utf-16", "utf-8-sig"):
+        (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+        assert [column.name for column in prepared(tmp_path / "t.csv", tmp_path / encoding).spec.columns] == [
+            "height",
+            "weight",
+            "colour",
+        ]
