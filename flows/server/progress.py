@@ -28,6 +28,11 @@ NOTICES = {
     "dropped_rows": "{rows} of {of} rows were dropped because of missing values",
     "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from its first import ({before:.4g})",
     "leakage": "of {checked} held-out examples, {exact} exactly and {near} nearly match a training example",
+    "split_by_occurrence": "most of the {rows} rows equal another: copies are divided between the splits (split.by: occurrence)",
+    "few_held_out": "class {label} has only {count} held-out examples: metrics say little about it",
+    "column": "column {column}: {decision}",
+    "separator": "{file} is separated by {separator}",
+    "decimal_comma": "{file} is read with decimal commas",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
     # About a training that continues after a problem:
     "damaged_checkpoint": "{message}; it was set aside as {kept}, and the checkpoint before it is used",

@@ -130,7 +130,7 @@ class DatasetVersion(Record):
     source: str
     raw_sha256: str  # of the raw snapshot
     spec: DataSpec
-    split: dict[str, float]
+    split: dict[str, float | str]
     counts: dict[str, int]  # examples in train, validation, held_out
     files: dict[str, str]  # SHA-256 of each prepared file, by name
 
@@ -187,15 +187,19 @@ class Leakage(Record):
     exact: int  # of them, equal byte for byte to a training example
     near: int  # of the others, within the tolerance of a training example
     tolerance: str  # a sentence: the meaning of near
+    chance: float = 0.0  # share of held-out examples, exact or near, that independent rows would give; 0 for images
+    least: float = 0.0  # smallest share of exact copies that could be told from chance
+    beyond: float | None = None  # share that chance does not explain; None in a report from before: all of them
 
     @property
     def share(self) -> float:
-        """Share of held-out examples that are exact or near."""
-        return (self.exact + self.near) / self.checked
+        """Share of held-out examples that are exact or near, and that chance does not explain."""
+        return (self.exact + self.near) / self.checked if self.beyond is None else self.beyond
 
     def text(self) -> str:
         found = f"{self.exact} exact and {self.near} near" if self.exact + self.near else "none"
-        return f"{found} of {self.checked} held-out examples in the training split"
+        by_chance = f"; independent rows would give {self.chance:.2%}" if self.chance else ""
+        return f"{found} of {self.checked} held-out examples in the training split{by_chance}"
 
 
 class Change(Record):

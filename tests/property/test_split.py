@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from remint.data.columns import standardise
-from remint.data.splits import assign, canonical_rows
+from remint.data.splits import assign, canonical_rows, choose_rule, digests
 from remint.records import Column
 from remint.settings.recipe import SplitSettings
 
@@ -16,16 +16,20 @@ images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.just(1), st.just(
 splits = st.builds(SplitSettings, validation=st.floats(0.01, 0.49), held_out=st.floats(0.01, 0.49), seed=st.integers(0, 99))
 
 
+def assigned(x_NX: np.ndarray, split: SplitSettings) -> np.ndarray:
+    return assign(digests(x_NX, split.seed, occurrences=False), split)
+
+
 @settings(max_examples=100, deadline=None)
 @given(images, images, splits, st.randoms(use_true_random=False))
 def test_the_split_does_not_depend_on_order_other_examples_or_layout(
     x_NCHW: np.ndarray, more_NCHW: np.ndarray, split: SplitSettings, random: object
 ) -> None:
-    alone_N = assign(x_NCHW, split)
-    assert (assign(np.concatenate([x_NCHW, more_NCHW]), split)[: len(x_NCHW)] == alone_N).all()
+    alone_N = assigned(x_NCHW, split)
+    assert (assigned(np.concatenate([x_NCHW, more_NCHW]), split)[: len(x_NCHW)] == alone_N).all()
     order = np.array(random.sample(range(len(x_NCHW)), len(x_NCHW)))  # type: ignore[attr-defined]
-    assert (assign(x_NCHW[order], split) == alone_N[order]).all()
-    assert (assign(np.asfortranarray(x_NCHW), split) == alone_N).all()
+    assert (assigned(x_NCHW[order], split) == alone_N[order]).all()
+    assert (assigned(np.asfortranarray(x_NCHW), split) == alone_N).all()
     by_content: dict[bytes, int] = {}
     for image_CHW, index in zip(x_NCHW, alone_N.tolist(), strict=True):
         assert by_content.setdefault(bytes(image_CHW), index) == index
@@ -35,7 +39,7 @@ def test_the_split_does_not_depend_on_order_other_examples_or_layout(
 @given(images, splits, st.floats(0.0, 1.0))
 def test_a_larger_held_out_share_only_adds_examples(x_NCHW: np.ndarray, split: SplitSettings, part: float) -> None:
     smaller = split.model_copy(update={"held_out": split.held_out * part})
-    assert (assign(x_NCHW, split)[assign(x_NCHW, smaller) == 2] == 2).all()
+    assert (assigned(x_NCHW, split)[assigned(x_NCHW, smaller) == 2] == 2).all()
 
 
 COLUMNS = (Column(name="b", mean=1.0, scale=0.5, missing=True), Column(name="a", categories=("x", "y", "z"), missing=True))
@@ -49,12 +53,12 @@ rows = hnp.arrays(
 def test_equal_rows_are_in_one_split_for_any_schema_and_column_order(
     x_ND: np.ndarray, more_ND: np.ndarray, split: SplitSettings
 ) -> None:
-    alone_N = assign(canonical_rows(x_ND, COLUMNS), split)
-    assert (assign(canonical_rows(np.concatenate([x_ND, more_ND]), COLUMNS), split)[: len(x_ND)] == alone_N).all()
-    assert (assign(canonical_rows(x_ND[:, ::-1], COLUMNS[::-1]), split) == alone_N).all()
+    alone_N = assigned(canonical_rows(x_ND, COLUMNS), split)
+    assert (assigned(canonical_rows(np.concatenate([x_ND, more_ND]), COLUMNS), split)[: len(x_ND)] == alone_N).all()
+    assert (assigned(canonical_rows(x_ND[:, ::-1], COLUMNS[::-1]), split) == alone_N).all()
     # A later schema: another mean and scale, and a new category that shifts the codes of the others by one.
     later = (Column(name="b", mean=9.0, scale=7.0), Column(name="a", categories=("w", "x", "y", "z")))
-    assert (assign(canonical_rows(x_ND + np.array([0.0, 1.0]), later), split) == alone_N).all()
+    assert (assigned(canonical_rows(x_ND + np.array([0.0, 1.0]), later), split) == alone_N).all()
     by_content: dict[bytes, int] = {}
     for row_D, index in zip(standardise(x_ND, COLUMNS) + np.float32(0.0), alone_N.tolist(), strict=True):
         assert by_content.setdefault(bytes(np.nan_to_num(row_D, nan=99.0)), index) == index
@@ -66,7 +70,47 @@ def test_different_rows_are_split_independently() -> None:
     numbers_ND = np.stack([np.arange(3_000.0), np.zeros(3_000)], axis=1)
     mixed_ND = np.stack([np.repeat(np.arange(1_000.0), 3), np.tile([0.0, 1.0, np.nan], 1_000)], axis=1)
     for x_ND in (numbers_ND, mixed_ND):
-        held_out = (assign(canonical_rows(x_ND, COLUMNS), split) == 2).sum()
+        held_out = (assigned(canonical_rows(x_ND, COLUMNS), split) == 2).sum()
         assert abs(held_out - 600) < 3 * (3_000 * 0.2 * 0.8) ** 0.5
-    triples_N3 = assign(canonical_rows(mixed_ND, COLUMNS), split).reshape(1_000, 3)
+    triples_N3 = assigned(canonical_rows(mixed_ND, COLUMNS), split).reshape(1_000, 3)
     assert (triples_N3 != triples_N3[:, :1]).any(1).mean() > 0.3  # rows of one triple differ only in their category
+
+
+def splits_by_row(x_ND: np.ndarray, split: SplitSettings) -> dict[tuple[bytes, int], int]:
+    """Return the split of each occurrence of each row."""
+    before: dict[bytes, int] = {}
+    found = {}
+    for x_D, index in zip(x_ND, assign(digests(x_ND, split.seed, occurrences=True), split).tolist(), strict=True):
+        occurrence = before[bytes(x_D)] = before.get(bytes(x_D), -1) + 1
+        found[bytes(x_D), occurrence] = index
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, rows, splits, st.randoms(use_true_random=False))
+def test_appended_removed_and_reordered_rows_move_no_occurrence(
+    x_ND: np.ndarray, more_ND: np.ndarray, split: SplitSettings, random: object
+) -> None:
+    x_ND, more_ND = canonical_rows(x_ND, COLUMNS), canonical_rows(more_ND, COLUMNS)
+    alone = splits_by_row(x_ND, split)
+    order = random.sample(range(len(x_ND)), len(x_ND))  # type: ignore[attr-defined]
+    assert splits_by_row(x_ND[order], split) == alone
+    longer = splits_by_row(np.concatenate([x_ND, more_ND]), split)
+    assert {key: longer[key] for key in alone} == alone
+    fewer = splits_by_row(x_ND[order[: len(order) // 2]], split)
+    assert {key: alone[key] for key in fewer} == fewer
+    first = assigned(x_ND, split)
+    assert all(alone[bytes(x_D), 0] == index for x_D, index in zip(x_ND, first.tolist(), strict=True))
+
+
+def test_copies_of_few_rows_are_divided_as_the_shares_say() -> None:
+    x_ND = np.repeat(np.arange(4, dtype=np.uint64), 2_000)[:, None]
+    split = SplitSettings()
+    split_N = assign(digests(x_ND, split.seed, occurrences=True), split)
+    for row in range(4):  # of each value, in each split; three standard deviations
+        shares = np.bincount(split_N[x_ND[:, 0] == row], minlength=3) / 2_000
+        assert np.abs(shares - [0.7, 0.1, 0.2]).max() < 3 * (0.25 / 2_000) ** 0.5
+    assert choose_rule(x_ND) == "occurrence"
+    continuous = np.random.default_rng(0).normal(size=(8_000, 1)).view(np.uint64)
+    continuous[:400] = continuous[400:800]
+    assert choose_rule(continuous) == "content"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from remint.data.arrays import Split
 from remint.evaluation import leakage
@@ -95,6 +96,62 @@ def test_rows_that_are_near_because_of_few_columns_are_not_leakage() -> None:
     apart = np.sqrt(((held[:, None] - train[None]) ** 2).sum(2)).min(1)
     assert (apart < 0.02 * 2**0.5).mean() > 0.5, "with a fixed tolerance most would be near"
     assert leakage.find(Split(held, None), Split(train, None), spec).leakage.share < 0.02
+
+
+def test_the_share_by_chance_is_that_of_training_rows_with_a_copy_among_the_others() -> None:
+    spec = DataSpec(shape=(2,), columns=(Column(name="x"), Column(name="y")))
+    train = np.random.default_rng(2).normal(size=(400, 2)).astype(np.float32)
+    train[10], train[20] = train[11], train[21]
+    train[30] = train[31] + np.float32(1e-4)
+    held = np.random.default_rng(3).normal(size=(100, 2)).astype(np.float32)
+    found = leakage.find(Split(held, None), Split(train, None), spec).leakage
+    limit = leakage._Rows(spec, Split(train, None)).limit
+    apart_MM = np.sqrt(((train[:, None].astype(float) - train[None]) ** 2).sum(2)) + 9.0 * np.eye(400)
+    assert found.chance == (apart_MM <= limit).any(1).mean() >= 6 / 400
+
+
+NARROW = {
+    "one normal column": lambda g, n: g.normal(size=(n, 1)),
+    "two normal columns": lambda g, n: g.normal(size=(n, 2)),
+    "prices": lambda g, n: np.round(g.lognormal(3.0, 1.0, size=(n, 1)), 2),
+    "counts": lambda g, n: g.poisson(3.0, size=(n, 3)),
+    "two columns of few values": lambda g, n: g.integers(3, size=(n, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_independent_rows_are_no_leakage(kind: str) -> None:
+    refused, tables = 0, 0
+    for rows in (30, 100, 1_000):
+        for seed in range(40):
+            x_ND = NARROW[kind](np.random.default_rng([seed, rows]), rows).astype(np.float32)
+            spec = DataSpec(shape=(x_ND.shape[1],), columns=tuple(Column(name=str(d)) for d in range(x_ND.shape[1])))
+            held, train = x_ND[: rows // 5], x_ND[rows // 4 :]
+            refused += leakage.find(Split(held, None), Split(train, None), spec).leakage.share > 0.01
+            tables += 1
+    assert binomtest(refused, tables, 0.01, alternative="greater").pvalue > 1e-3, f"{refused} of {tables} refused"
+
+
+def test_copies_of_two_percent_of_the_rows_are_found_where_rows_do_not_repeat_by_chance() -> None:
+    spec = DataSpec(shape=(6,), columns=tuple(Column(name=str(d)) for d in range(6)))
+    for seed in range(30):
+        x_ND = np.random.default_rng(seed).normal(size=(1_000, 6)).astype(np.float32)
+        held, train = x_ND[:200], x_ND[300:]
+        held[:4] = train[:4]
+        found = leakage.find(Split(held, None), Split(train, None), spec).leakage
+        assert found.share > 0.01 and found.least <= 0.02, (seed, found)
+
+
+def test_copies_that_chance_explains_are_no_leakage_and_the_least_share_is_told() -> None:
+    spec = DataSpec(shape=(1,), columns=(Column(name="x"),))
+    x_ND = np.random.default_rng(0).normal(size=(1_000, 1)).astype(np.float32)
+    found = leakage.find(Split(x_ND[:200], None), Split(x_ND[300:], None), spec).leakage
+    assert found.near > 0 and found.share == 0.0
+    assert 0.02 < found.chance < 0.12 and 0.01 < found.least < 0.1
+    held = np.concatenate([x_ND[:180], x_ND[300:320]])
+    copied = leakage.find(Split(held, None), Split(x_ND[300:], None), spec).leakage
+    assert copied.exact == 20 and 0.09 < copied.share <= 0.2, "exact copies of numbers that do not repeat"
+    assert "independent rows would give" in found.text()
 
 
 def test_rows_of_categories_only_are_never_near_copies() -> None:

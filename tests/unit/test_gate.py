@@ -402,6 +402,9 @@ def test_an_automatic_margin_is_the_difference_between_two_seeds() -> None:
     assert lucky.verdict == "kept" and f"by more than {margin:.4f}, the seed-to-seed variation (5 seeds)," in lucky.reasons[0]
     assert better.verdict == "promoted" and better.evidence["spread"] == seeds.digest
     assert better.rules[-1].margin == pytest.approx(margin)
+    unlucky, worse = (decide(evidence(1.9 + share * margin), champion, AUTO, spread=seeds, recipe="r") for share in (0.8, 1.2))
+    assert unlucky.verdict == "kept" and "not shown to be better by more than" in unlucky.reasons[0]
+    assert worse.verdict == "refused" and f"shown to be worse by more than {margin:.4f}" in worse.reasons[0]
     assert decide(evidence(1.9 - 0.9 * margin), champion, RULES).verdict == "promoted"  # with margin 0, luck is promoted
     other = decide(evidence(1.8), champion, AUTO, spread=spread(1.90, 1.91, 1.89, recipe="before"), recipe="r")
     assert "measured with other settings than today's" in other.rules[-1].reason
@@ -470,7 +473,7 @@ def test_held_out_examples_in_a_training_split_are_refused() -> None:
     leaked = decide(of(seen(2, 3)), champion)
     assert leaked.verdict == "refused"
     assert leaked.reasons[0] == (
-        "5 of 360 held-out examples are also in the training split (2 exactly, 3 nearly: within 2% of the range); the limit is 1.00%"
+        "5 of 360 held-out examples are also in the training split (2 exactly, 3 nearly: within 2% of the range); the limit is 1.00% (promotion.leakage)"
     )
     assert decide(of(seen(2, 3)), champion, RULES.model_copy(update={"leakage": 0.02})).verdict == "promoted"
     assert decide(of(None), champion).verdict == "refused"

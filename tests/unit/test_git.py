@@ -96,6 +96,16 @@ def test_a_changed_dvc_lock_is_not_uncommitted_work(repository: Path) -> None:
     assert not uncommitted.commit_of_tree(repository).dirty
 
 
+def test_files_that_the_tools_of_the_stack_leave_are_not_uncommitted_work(repository: Path) -> None:
+    for name in ("mlflow.db", "mlruns/0/meta.yaml", "mlartifacts/x", ".prefect/prefect.db"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("left")
+    assert not uncommitted.commit_of_tree(repository).dirty
+    (repository / "src").mkdir()
+    (repository / "src/mlflow.db").write_text("not at the root")
+    assert uncommitted.commit_of_tree(repository).changed == ("src/mlflow.db",)
+
+
 def test_a_touched_but_equal_file_is_not_uncommitted_work(repository: Path) -> None:
     (repository / "params.yaml").touch()
     assert not uncommitted.commit_of_tree(repository).dirty

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from remint.cli import screens
+from remint.promotion import gallery
+from remint.promotion.outcome import Outcome, Verdict
+from remint.runtime.home import Home
 
 
 @pytest.mark.parametrize(("is_table", "sample"), [(False, "-n 64 -o grid.png"), (True, "-n 500 -o /tmp/rows.csv")])
 def test_next_commands_suggest_a_sample_file_that_the_kind_of_data_allows(is_table: bool, sample: str) -> None:
     line = screens.next_commands("m", is_table=is_table)
     assert line == f"Next: remint why m   remint sample m {sample}   remint history m   remint up"
+
+
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        (False, "m: same data, same settings, same code: nothing was trained; m/3 is in production."),
+        (True, "m: it was trained again, with the same weights as m/4; m/3 is in production."),
+    ],
+)
+def test_an_unchanged_outcome_says_whether_it_was_trained(
+    trained: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gallery, "compare", lambda _home, _done: [])
+    outcome = Outcome(
+        pipeline="m",
+        dataset="d",
+        dataset_version="d" * 64,
+        weights_sha256="w" * 64,
+        model="m",
+        version=4,
+        champion=3,
+        trained=trained,
+        unchanged=True,
+        metrics={},
+        context={},
+        decision=Verdict(verdict="promoted", reasons=(), rules=()),
+        report="",
+        seconds={},
+    )
+    screens.outcomes(Home(tmp_path, tmp_path), [outcome])
+    printed = capsys.readouterr()
+    assert said in " ".join((printed.out + printed.err).split())

@@ -32,8 +32,12 @@ def outcomes(home: Home, done: list[Outcome]) -> None:
     summary(done)
     for outcome in done:
         if outcome.unchanged:
-            same = "same data, same settings, same code: nothing was trained"
-            out.print(f"\n{outcome.pipeline}: {same}; {outcome.champion_ref} is in production.")
+            done_now = (
+                f"it was trained again, with the same weights as {outcome.ref}"
+                if outcome.trained
+                else "same data, same settings, same code: nothing was trained"
+            )
+            out.print(f"\n{outcome.pipeline}: {done_now}; {outcome.champion_ref} is in production.")
         if outcome.decision.verdict != "promoted":
             reasons(outcome)
     name = done[0].model

@@ -4,6 +4,7 @@
         dataset.json          records.DatasetVersion; its digest is the dataset version
         SPLIT.npy             for SPLIT in train, validation, held_out: images uint8 (N, C, H, W), rows float32 (N, D)
         SPLIT_labels.npy      int64 (N,), if there are labels
+        SPLIT_ids.npy         uint64 (N,), of a split by occurrence: digest of content and occurrence
 
 DVC checks a file when it stores it but not when it links it. Therefore ``load`` hashes each file again, before step 1 of
 a training and before each evaluation.
@@ -36,6 +37,7 @@ class Split:
 
     x_NX: Array  # images uint8, values 0 .. levels-1; rows float32 as records.DataSpec says; memory-mapped
     y_N: Array | None  # int64; None without labels
+    id_N: Array | None = None  # uint64, of a split by occurrence: examples are the same if these are equal
 
     def __len__(self) -> int:
         return len(self.x_NX)
@@ -73,8 +75,9 @@ def load(folder: Path) -> Dataset:
 
 
 def _split(folder: Path, version: DatasetVersion, split: str) -> Split:
-    labels = f"{split}_labels.npy"
-    return Split(
-        x_NX=np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False),
-        y_N=np.load(folder / labels, mmap_mode="r", allow_pickle=False) if labels in version.files else None,
-    )
+    def read(name: str) -> Array | None:
+        return np.load(folder / name, mmap_mode="r", allow_pickle=False) if name in version.files else None
+
+    x_NX = read(f"{split}.npy")
+    assert x_NX is not None
+    return Split(x_NX, y_N=read(f"{split}_labels.npy"), id_N=read(f"{split}_ids.npy"))

@@ -24,6 +24,8 @@ MOST_EXAMPLES = 3  # examples in a message
 IDENTIFIER = re.compile(r"(?i:(?:^|[_\-. ])(?:id|ids|uuid|guid|pk|rowid))$|[a-z](?:Id|ID|Uuid|UUID|Guid|GUID)$")
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 
+MARKED_NUMBER = re.compile(r"\s*[-+]?[$€£¥]?\s*\d{1,3}(,?\d{3})*(\.\d+)?\s*[%$€£¥]?\s*")
+
 Array = np.ndarray[Any, Any]
 
 
@@ -148,11 +150,14 @@ def _learn_categories(name: str, column: pa.ChunkedArray, declared: bool) -> Col
     if len(names) < 2:
         raise UnusableColumn("has no values" if not names else f"has the same value in every row ({names[0]!r})")
     dates = [text for text in names if DATE.fullmatch(text)]
-    if len(dates) > len(names) / 2:
+    if len(dates) > len(names) / 2 and not declared:
         raise UnusableColumn(
-            f"contains dates such as {dates[0]!r}: convert them to numbers (days since a date, hour, weekday), or drop it"
+            f"contains dates such as {dates[0]!r}: convert them to numbers (days since a date, hour, weekday), "
+            "add it to categorical, or drop it"
         )
     others = non_numeric(names)
+    if not declared and all(MARKED_NUMBER.fullmatch(text) for text in names) and others:
+        raise UnusableColumn(f"contains numbers written as {_examples(others)}: add it to numeric, or to categorical")
     if not declared and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
         raise UnusableColumn(
             f"contains numbers and text such as {_examples(others)}: "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -32,6 +32,8 @@ class Schema(Record):
     version: int
     settings: dict[str, Any]
     spec: DataSpec
+    decisions: dict[str, str] = {}  # about the columns of a table, where they are not obvious, each with its reason
+    split_by: Literal["content", "occurrence"] = "content"  # chosen at the first import, so that appended data move no example
 
 
 def make_schema(name: str, settings: DatasetSettings, spec: DataSpec) -> Schema:

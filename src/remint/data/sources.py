@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from remint.data import archive, folder, idx, images, numpy_files, schema, shipped
+from remint.data import archive, folder, idx, images, numpy_files, schema, shipped, splits
 from remint.data.images import Raw
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError, SettingsError
@@ -58,10 +58,11 @@ def snapshot(
     or other levels than params.yaml, or does not fit its schema.
     """
     known = schema.read_schema(schemas, name, settings)
+    set_aside, decided = dict[str, str](), dict[str, str]()
     try:
         source = locate_source(name, settings, root, fetched)
         if settings.kind == "table":
-            spec, conform, set_aside = _table(name, settings, source, known)
+            spec, conform, decided = _table(name, settings, source, known)
         else:
             spec, conform, set_aside = _images(name, settings, source)
     except DataError as error:  # the reader names the file; add the settings key
@@ -70,6 +71,11 @@ def snapshot(
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
     stored = known or schema.make_schema(name, settings, spec)
     arrays = _arrays_in_schema(stored, settings, conform)
+    if known is None and spec.is_table:
+        rule = splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns))
+        stored = stored.model_copy(update={"split_by": rule, "decisions": decided})
+        for column, decision in decided.items():
+            emit("column", column=column, decision=decision)
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, conform)  # two first imports may run at once: use the stored schema
@@ -141,6 +147,7 @@ def _only_file(path: Path) -> Path:
 def _table(
     name: str, settings: DatasetSettings, source: Path | str, known: Schema | None
 ) -> tuple[DataSpec, Conform, dict[str, str]]:
+    """Return the spec, the function that conforms the data, and the decisions about columns."""
     from remint.data import tables  # late import: images do not need pyarrow
 
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix not in TABLES):
@@ -148,7 +155,7 @@ def _table(
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
     table = tables.read(name, settings, source, known.spec if known else None)
     spec = known.spec if known else tables.learn(name, settings, table)
-    return spec, lambda spec: tables.conform(table, spec), {}
+    return spec, lambda spec: tables.conform(table, spec), {name: reason.text for name, reason in table.reasons.items()}
 
 
 def _images(name: str, settings: DatasetSettings, source: Path | str) -> tuple[DataSpec, Conform, dict[str, str]]:

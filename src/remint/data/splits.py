@@ -4,6 +4,10 @@ An example's split depends only on its content and the split's seed. Therefore a
 split, equal examples are always in the same split, and a champion's training data are never in the set that evaluates
 its successor.
 
+Where most rows of a table equal others, that would put each combination of values into one split only, and held-out rows would
+be combinations that training never saw. There the split also depends on the occurrence: on how many equal rows came before. A
+row is then identified by both, and appended, removed or reordered rows move no other row to another split either.
+
 Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
 """
 
@@ -11,17 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from remint.data.arrays import SPLITS, VERSION
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError
-from remint.records import Column, DatasetVersion
+from remint.records import Column, DatasetVersion, DataSpec
+from remint.runtime.events import emit
 from remint.runtime.manifest import sha256_file
 from remint.settings.recipe import DatasetSettings, SplitSettings
+
+MOST = 0.5  # share of rows that equal another row, above which occurrences count
+ID_SEED = 0  # of ids, which are the same for every seed of the split
+FEW = 5  # held-out examples of a class, below which a person is told
 
 Array = np.ndarray[Any, Any]
 
@@ -31,17 +41,20 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
 
     Raises DataError if a split would be empty.
     """
-    spec = Schema.read(raw / SCHEMA).spec
+    schema = Schema.read(raw / SCHEMA)
+    spec, by = schema.spec, settings.split.by or schema.split_by
     with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
         x_NX = archive["x"]
         y_N = archive["y"] if "y" in archive.files else None
     if spec.is_table:
         from remint.data import columns
 
-        split_N = assign(canonical_rows(x_NX, spec.columns), settings.split)
+        content_NX = canonical_rows(x_NX, spec.columns)
         x_NX = columns.standardise(x_NX, spec.columns)
     else:
-        split_N = assign(x_NX, settings.split)
+        content_NX = x_NX
+    split_N = assign(digests(content_NX, settings.split.seed, occurrences=by == "occurrence"), settings.split)
+    id_N = digests(content_NX, ID_SEED, occurrences=True) if by == "occurrence" else None
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
@@ -49,19 +62,22 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         members_N = split_N == index
         counts[split] = int(members_N.sum())
         if not counts[split]:
-            raise DataError(
-                f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: "
-                f"use more examples, or a larger share for it"
-            )
+            remedy = "use more examples, or a larger share for it"
+            if by == "content" and spec.is_table and choose_rule(content_NX) == "occurrence":
+                remedy = "equal rows share a split, and most rows equal another: set split.by: occurrence"
+            raise DataError(f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: {remedy}")
         np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
         if y_N is not None:
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
+        if id_N is not None:
+            np.save(out / f"{split}_ids.npy", id_N[members_N], allow_pickle=False)
+    _report_split(split_N, y_N, spec, by)
     version = DatasetVersion(
         name=name,
         source=settings.source,
         raw_sha256=sha256_file(raw / SNAPSHOT),
         spec=spec,
-        split=settings.split.model_dump(mode="json"),
+        split=settings.split.model_dump(mode="json", exclude={"by"}) | ({} if by == "content" else {"by": by}),
         counts=counts,
         files={path.name: sha256_file(path) for path in sorted(out.iterdir())},
     )
@@ -69,15 +85,50 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     return version
 
 
-def assign(x_NX: Array, split: SplitSettings) -> Array:
+def _report_split(split_N: Array, y_N: Array | None, spec: DataSpec, by: str) -> None:
+    """Emit events about a split that a person should know of: by occurrence, and classes with few held-out examples."""
+    if by == "occurrence":
+        emit("split_by_occurrence", rows=len(split_N))
+    for label in range(spec.classes if y_N is not None else 0):
+        held_out = int(((y_N == label) & (split_N == SPLITS.index("held_out"))).sum())
+        if held_out < FEW:
+            emit("few_held_out", label=spec.class_names[label] if spec.class_names else label, count=held_out)
+
+
+def choose_rule(x_NX: Array) -> Literal["content", "occurrence"]:
+    """Return the rule of a table: ``occurrence`` if most rows equal another row."""
+    _, count_K = np.unique(x_NX, axis=0, return_counts=True)
+    return "occurrence" if count_K[count_K > 1].sum() > MOST * len(x_NX) else "content"
+
+
+def digests(x_NX: Array, seed: int, *, occurrences: bool) -> Array:
+    """Return the first 8 bytes of SHA-256(seed, content) of each example, uint64 (N,).
+
+    ``occurrences``: with the number of equal examples before it, if there are any.
+    """
+    before: Counter[bytes] = Counter()
+    digest_N = np.empty(len(x_NX), np.uint64)
+    for index, x_X in enumerate(x_NX):
+        state = hashlib.sha256(f"split {seed} {x_X.shape}\n".encode())
+        state.update(x_X.tobytes())
+        if occurrences:
+            key = state.digest()
+            if before[key]:
+                state.update(f"\noccurrence {before[key]}".encode())
+            before[key] += 1
+        digest_N[index] = int.from_bytes(state.digest()[:8], "big")
+    return digest_N
+
+
+def assign(digest_N: Array, split: SplitSettings) -> Array:
     """Return the split of each example as an index into SPLITS, shape (N,).
 
-    SHA-256(seed, content) gives a uniform number u in [0, 1): u < ``held_out`` is held out,
-    u < ``held_out`` + ``validation`` is validation, the others are training.
+    A digest gives a uniform number u in [0, 1): u < ``held_out`` is held out, u < ``held_out`` + ``validation`` is validation,
+    the others are training.
     """
-    uniform_N = np.array([_uniform(x_X, split.seed) for x_X in x_NX])
+    uniform_N = (digest_N >> np.uint64(11)) * 2.0**-53
     train, validation, held_out = range(len(SPLITS))
-    split_N = np.full(len(x_NX), train)
+    split_N = np.full(len(digest_N), train)
     split_N[uniform_N < split.held_out + split.validation] = validation
     split_N[uniform_N < split.held_out] = held_out
     return split_N
@@ -104,9 +155,3 @@ def _canonical(x_N: Array, column: Column) -> Array:
         word_K = np.array([int.from_bytes(text, "little") for text in texts], dtype=np.uint64)
         words_N = word_K[np.where(missing_N, 0, x_N).astype(np.int64)]
     return np.where(missing_N, np.uint64(2**64 - 1), words_N)
-
-
-def _uniform(x_X: Array, seed: int) -> float:
-    state = hashlib.sha256(f"split {seed} {x_X.shape}\n".encode())
-    state.update(x_X.tobytes())
-    return (int.from_bytes(state.digest()[:8], "big") >> 11) * 2.0**-53

@@ -10,8 +10,8 @@ Shapes: N rows, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet
 
-from remint.data import columns, shipped
+from remint.data import columns, csv_tables, decisions, shipped
 from remint.data.columns import MOST_CATEGORIES, UnusableColumn
+from remint.data.decisions import Reason
 from remint.errors import DataError
 from remint.records import Column, DataSpec
 from remint.runtime.events import emit
@@ -49,6 +49,7 @@ class Table:
     label: pa.ChunkedArray | None
     label_name: str
     class_names: tuple[str, ...]  # of the label, in order, if the source defines them
+    reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))
@@ -62,17 +63,25 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     where, label, class_names = str(source), settings.label, tuple[str, ...]()
     if isinstance(source, str):
         path, header, class_names = shipped.table(source)
-        table, label = _csv(path, set(), header), label or shipped.TARGET
+        table, label = _csv(path, set(), (), header), label or shipped.TARGET
     elif source.suffix == ".csv":
-        table = _csv(source, {*settings.categorical, *_text_columns(known, settings.label)})
+        stated = {category for column in known.columns for category in column.categories} if known else ()
+        table = _csv(source, {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}, stated)
     else:
         table = _parquet(source)
     _check_names(where, table)
+    reasons = decisions.find(table, {*settings.categorical, *settings.numeric, *([label] if label else [])})
+    table = table.drop_columns([column for column, reason in reasons.items() if reason.left_out])
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
-    for key, names in (("label", [label] if label else []), ("categorical", settings.categorical), ("drop", settings.drop)):
+    for key, names in (
+        ("label", [label] if label else []),
+        ("categorical", settings.categorical),
+        ("numeric", settings.numeric),
+        ("drop", settings.drop),
+    ):
         for column in names:
-            if column not in table.column_names and not (known and key == "drop"):
+            if column not in table.column_names and not (key == "drop" and (known or column in reasons)):
                 problem = did_you_mean(f"column '{column}'", column, table.column_names)
                 raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {problem}")
     kept = {column: _decode_dictionary(table[column]) for column in table.column_names if column not in settings.drop}
@@ -81,7 +90,10 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         y = pa.chunked_array([[class_names[place] for place in y.to_pylist()]])
     if not kept:
         raise DataError(f"{where} has no columns except the label and the dropped ones: drop fewer")
-    found = Table(where, kept, y, label or "", class_names)
+    for column in kept.keys() & set(settings.numeric):
+        key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column}'"
+        kept[column] = decisions.parse_numbers(key, kept[column])
+    found = Table(where, kept, y, label or "", class_names, reasons)
     return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
 
 
@@ -93,21 +105,13 @@ def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
     return {name for name, categories in names.items() if set(columns.non_numeric(list(categories))) - BOOLEANS}
 
 
-def _csv(path: Path, text: Collection[str], header: list[str] | None = None) -> pa.Table:
-    """Read a CSV file. ``text``: columns read as strings; ``header``: column names in place of the first line."""
+def _csv(path: Path, text: Collection[str], categories: Collection[str], header: list[str] | None = None) -> pa.Table:
+    """Read a CSV file of limited size: see csv_tables.read."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
-    try:
-        return pyarrow.csv.read_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in text}),
-        )
-    except (pa.ArrowException, MemoryError) as error:
-        raise DataError(f"{path} is not a CSV table: {_one_line(error)}") from error
+    return csv_tables.read(path, text, categories, header)
 
 
 def _parquet(path: Path) -> pa.Table:
@@ -177,8 +181,6 @@ def _check_names(where: str, table: pa.Table) -> None:
             raise DataError(f"{where}: column {index + 1} has a name that cannot be printed, or is too long: {name[:40]!r}")
         if place.setdefault(name, index) < index:
             raise DataError(f"{where}: two columns are named '{name}': rename one of them")
-    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
-        raise DataError(f"{where} is separated by {mark!r}: save it with commas")
     if names and all(not columns.non_numeric([name]) for name in names):
         raise DataError(
             f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): add a line with the column names above it"
@@ -204,7 +206,7 @@ def _drop_incomplete_rows(table: Table) -> Table:
     mask = pa.array(~missing_N)
     features = {name: column.filter(mask) for name, column in table.features.items()}
     label = None if table.label is None else table.label.filter(mask)
-    return Table(table.where, features, label, table.label_name, table.class_names)
+    return replace(table, features=features, label=label)
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:
@@ -221,7 +223,10 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
     for column_name, column in table.features.items():
         try:
             columns.check_type(column)
-            learnt.append(columns.learn_column(column_name, column, column_name in settings.categorical))
+            categorical = column_name in settings.categorical or (
+                column_name in table.reasons and table.reasons[column_name].categorical
+            )
+            learnt.append(columns.learn_column(column_name, column, categorical))
         except UnusableColumn as reason:
             problems.append(f"column '{column_name}' {reason}")
             unusable.append(column_name)

@@ -7,6 +7,10 @@ An example's split is a function of its content (data/splits.py), so one dataset
 This check verifies that. It also finds near copies, whose content and therefore split may differ, and copies in the
 training split of a champion that was trained on another version or with another split.
 
+Rows of a narrow table repeat by chance. The training split itself tells how often: the share of its rows that have a copy
+among its other rows is the share of independent rows that would have one. Only copies beyond that count, where there are more
+than chance gives with a probability of LEVEL.
+
 The search finds all near copies. The sums over the boxes of a grid of at most 8 x 8, each divided by the square root of its
 number of pixels, are an orthogonal projection of an image: projected distances are never above image distances. So the
 search looks for near pairs of projections, sorted along their axis of greatest variance, and compares these in full.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import betabinom
 from torch import Tensor
 
 from remint.data.arrays import Split
@@ -37,6 +43,8 @@ TOLERANCE = 0.02  # largest RMS difference of a near copy, as a share of an imag
 NEIGHBOUR_TOLERANCE = 0.1
 NEIGHBOURS = 512  # training rows that this median is computed from
 GRID = 8  # boxes along each side of an image
+ASKED = 4096  # training rows that the share by chance is computed from
+LEVEL, LEVEL_OF_NEAR = 0.009, 0.001  # probabilities that independent rows are refused for exact, and for exact and near, copies
 BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs in memory at a time
 SHOWN = 16  # pairs in the picture
 
@@ -56,15 +64,36 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
 
     Memory: P numbers per example, and full examples only a block at a time.
     """
+    if held_out.id_N is not None and train.id_N is not None:
+        return _find_by_id(held_out.id_N, train.id_N)
     place = {content(x_X): index for index, x_X in enumerate(train.x_NX)}
     exact = {index: place[digest] for index, digest in enumerate(map(content, held_out.x_NX)) if digest in place}
     others_N = np.setdiff1d(np.arange(len(held_out)), list(exact))
     metric = _Rows(spec, train) if spec.is_table else _Images(spec)
     near = _near(held_out.x_NX, others_N, train.x_NX, metric)
-    leakage = Leakage(checked=len(held_out), exact=len(exact), near=len(near), tolerance=metric.criterion)
-    if exact or near:
+    count = len(held_out)
+    equal, alike = _by_chance(train.x_NX, metric, count) if isinstance(metric, _Rows) else (_Chance(0.0, 1, count),) * 2
+    leakage = Leakage(
+        checked=count,
+        exact=len(exact),
+        near=len(near),
+        tolerance=metric.criterion,
+        chance=alike.share,
+        least=equal.least / count,
+        beyond=max(equal.beyond(len(exact)), alike.beyond(len(exact) + len(near))),
+    )
+    if leakage.share:
         emit("leakage", exact=len(exact), near=len(near), checked=len(held_out))
     return LeakageFindings(leakage, (*sorted(exact.items()), *sorted(near.items())))
+
+
+def _find_by_id(id_N: Array, id_M: Array) -> LeakageFindings:
+    """Find the same rows in data whose rows repeat: those with equal content and occurrence."""
+    _, index_N, index_M = np.intersect1d(id_N, id_M, return_indices=True)
+    leakage = Leakage(checked=len(id_N), exact=len(index_N), near=0, tolerance="rows of equal values and occurrence", beyond=None)
+    if leakage.share:
+        emit("leakage", exact=leakage.exact, near=0, checked=leakage.checked)
+    return LeakageFindings(leakage, tuple(sorted(zip(index_N.tolist(), index_M.tolist(), strict=True))))
 
 
 def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:
@@ -142,6 +171,39 @@ class _Rows:
     reduced = full
 
 
+@dataclass(frozen=True)
+class _Chance:
+    """Copies that independent examples would give: their share, and the least count that is too many for chance."""
+
+    share: float
+    least: int
+    checked: int
+
+    def beyond(self, copies: int) -> float:
+        """Return the share of held-out examples that chance does not explain."""
+        return max(0.0, copies / self.checked - self.share) if copies >= self.least else 0.0
+
+
+def _by_chance(x_MX: Array, rows: _Rows, count: int) -> tuple[_Chance, _Chance]:
+    """Return what chance gives of exact copies, and of exact and near ones, among ``count`` held-out rows.
+
+    The share is that of training rows, of at most ASKED, that have a copy among the others. Given these, the share of
+    independent rows has a beta law (Jeffreys' prior), and their count a beta-binomial one. Copies come in pairs, so rows are
+    taken for half as many independent observations.
+    """
+    asked = np.unique(np.linspace(0, len(x_MX) - 1, num=min(len(x_MX), ASKED)).astype(np.int64))
+    digests = [content(x_X) for x_X in x_MX]
+    times = Counter(digests)
+    alone = np.array([m for m in asked if times[digests[m]] == 1], dtype=np.int64)
+    equal = len(asked) - len(alone)
+    found = []
+    for copied, level in ((equal, LEVEL), (equal + len(_near(x_MX, alone, x_MX, rows)), LEVEL_OF_NEAR)):
+        law = betabinom(count, copied / 2.0 + 0.5, (len(asked) - copied) / 2.0 + 0.5)
+        at_least_K = law.sf(np.arange(-1, count))  # probability of at least K copies, K = 0, 1, .. count
+        found.append(_Chance(copied / len(asked), int((at_least_K > level).sum()), count))
+    return found[0], found[1]
+
+
 def _median_neighbour(rows: _Rows, train: Split) -> float | None:
     """Return the median distance of evenly spaced training rows to their nearest unequal row; None if all rows are equal."""
     chosen = np.unique(np.linspace(0, len(train) - 1, num=min(len(train), NEIGHBOURS)).astype(np.int64))
@@ -155,7 +217,7 @@ def _median_neighbour(rows: _Rows, train: Split) -> float | None:
 
 
 def _near(x_NX: Array, others_N: Array, x_MX: Array, metric: _Images | _Rows) -> dict[int, int]:
-    """Return, for each of ``others_N`` with near copies among x_MX, the index of the nearest."""
+    """Return, for each of ``others_N`` with near copies among x_MX, the index of the nearest. A row is no copy of itself."""
     if not len(others_N):
         return {}
     p_MP = _reduced(x_MX, np.arange(len(x_MX)), metric)
@@ -167,6 +229,8 @@ def _near(x_NX: Array, others_N: Array, x_MX: Array, metric: _Images | _Rows) ->
     nearest: dict[int, tuple[float, int]] = {}
     for i_B, j_B in _candidates(p_NP, along_N, p_MP, along_M, metric.limit):
         left, right = others_N[order_N[i_B]], order_M[j_B]
+        if x_NX is x_MX:
+            left, right = left[left != right], right[left != right]
         apart_B = np.sqrt(((metric.full(x_NX[left]) - metric.full(x_MX[right])) ** 2).sum(axis=1))
         for held_out, training, apart in zip(left.tolist(), right.tolist(), apart_B.tolist(), strict=True):
             if apart <= metric.limit and (apart, training) < nearest.get(held_out, (np.inf, -1)):

@@ -22,7 +22,8 @@ level. The guards need no correction to hold: chance would have to pass all of t
 
 An interval over examples leaves out the randomness of training. Two trainings that differ in the seed alone do differ, and
 with ``margin: 0`` the luckier one is promoted each time. ``margin: auto`` asks for more than the seed-to-seed variation that
-``remint spread`` recorded (paired.seed_margin); without a record nothing is shown to be better.
+``remint spread`` recorded (paired.seed_margin); without a record nothing is shown to be better. A challenger that is worse by
+less than that variation is kept, not refused.
 
 A version that a person rejected or rolled back is refused at any numbers, until a person promotes it.
 
@@ -217,8 +218,18 @@ def _leaked(leakage: Leakage, limit: float) -> str:
     count = leakage.exact + leakage.near
     return (
         f"{count} of {leakage.checked} held-out examples are also in the training split ({leakage.exact} exactly,"
-        f" {leakage.near} nearly: {leakage.tolerance}); the limit is {limit:.2%}"
+        f" {leakage.near} nearly: {leakage.tolerance}); {_beyond(leakage)}the limit is {limit:.2%} (promotion.leakage)"
     )
+
+
+def _beyond(leakage: Leakage) -> str:
+    """Return the clause about copies by chance; "" for data that do not repeat by chance."""
+    if not leakage.chance:
+        return ""
+    by_chance = f"independent rows would give {leakage.chance:.2%}"
+    if leakage.share:
+        return f"{by_chance}, and chance does not explain {leakage.share:.2%}; "
+    return f"{by_chance}, and exact copies of less than {leakage.least:.2%} cannot be told from chance; "
 
 
 def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
@@ -232,12 +243,13 @@ def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
 def _improve_one(case: _Case, rule: Improve, metric: str) -> _Ruling:
     level = case.level / len(rule.metrics)
     margin, words = _margin(case, rule, metric, 1.0 - level)
+    luck = margin if rule.margin == "auto" and margin is not None else 0.0  # what seeds explain, they explain on both sides
 
     def judge(gain: Difference) -> tuple[State, str]:
         if margin is not None and gain.low > margin:
             return "holds", f"shown to be better{words}"
-        if gain.high < min(margin or 0.0, 0.0):
-            return "broken", "shown to be worse"
+        if gain.high < min(margin or 0.0, 0.0) - luck:
+            return "broken", f"shown to be worse{words if luck else ''}"
         return "open", f"not shown to be better{words}"
 
     return _paired(case, "improve", metric, level, margin, judge)

@@ -42,8 +42,9 @@ def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
 
 
 class SplitSettings(Settings):
-    """Shares of the examples; the rest is the training split. A hash of its content assigns each example to a split."""
+    """Shares of the examples; the rest is the training split. A hash assigns each example to a split."""
 
+    by: Literal["content", "occurrence"] | None = None  # of its content, or of that and how often it came before; None: by schema
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
     seed: int = 0
@@ -68,6 +69,9 @@ class DatasetSettings(Settings):
     undecodable: Fraction = 0.01  # largest share of image files that may be set aside as broken
     label: str | None = None  # tables: the class column; None: no classes (sklearn: its target)
     categorical: list[str] = []  # tables: integer columns that are categories; text columns always are
+    numeric: list[
+        str
+    ] = []  # tables: columns of numbers, whatever they look like: an index, codes, prices such as $1,234.50, shares in %
     drop: list[str] = []  # tables: columns to leave out
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
@@ -82,7 +86,10 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _check_kind(self) -> DatasetSettings:
-        others = {"image": ("label", "categorical", "drop", "missing"), "table": ("shape", "levels", "channels", "resize")}
+        others = {
+            "image": ("label", "categorical", "numeric", "drop", "missing"),
+            "table": ("shape", "levels", "channels", "resize"),
+        }
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} does not apply to kind: {self.kind}: remove it, or correct kind")

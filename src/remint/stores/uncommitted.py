@@ -22,6 +22,7 @@ LARGEST_FILE = 10 * 2**20  # bytes; larger files are data and belong into DVC
 SECRETS = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*", "*.p12", "*.pfx", ".netrc", ".pgpass")
 AUTHOR = "remint@localhost"  # of a commit of uncommitted work
 IGNORED_CHANGES = ("dvc.lock",)  # `dvc repro` by hand changes it; a job makes its own and stores it with the version
+LEFT_BY_TOOLS = ("mlflow.db", "mlruns", "mlartifacts", ".prefect", "dvc_plots")  # at the root: neither work nor part of a commit
 
 
 def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
@@ -34,7 +35,7 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
     a secret.
     """
     head = run_git(repository, "rev-parse", "HEAD").strip()
-    apart = _paths_inside(repository, data)
+    apart = sorted({*_paths_inside(repository, data), *LEFT_BY_TOOLS})
     changed = _changed(repository, apart)
     if not changed:
         return Commit(head, dirty=False)

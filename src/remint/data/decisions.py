@@ -1,0 +1,71 @@
+"""Decisions about the columns of a table that its values alone do not show, each with its reason.
+
+The index of a saved frame is left out. A category of pandas stays one, also if it holds whole numbers. ``numeric:`` and
+``categorical:`` of params.yaml override each decision.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute
+
+from remint.data import columns
+from remint.errors import DataError
+
+INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|index|level_\d+")
+NUMBER_SIGNS = r"[\s$€£¥%,_']"  # of prices, shares and thousands
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One decision: the column is left out, or is a category."""
+
+    text: str
+    left_out: bool = False
+    categorical: bool = False
+
+
+def find(table: pa.Table, stated: Collection[str]) -> dict[str, Reason]:
+    """Return the decisions about the columns that no setting names. ``stated``: the columns that one does."""
+    metadata = table.schema.pandas_metadata or {}
+    indices = {name for name in metadata.get("index_columns", []) if isinstance(name, str)}
+    categories = {each["name"] for each in metadata.get("columns", []) if each.get("pandas_type") == "categorical"}
+    found = {}
+    for name in dict.fromkeys(table.column_names):
+        if name in stated or table.column_names.count(name) > 1:
+            continue
+        column = table[name]
+        if name in indices or (INDEX.fullmatch(name) and _numbers_rows(column)):
+            found[name] = Reason("left out: the index of the saved frame, and no measurement", left_out=True)
+        elif name in categories or pa.types.is_dictionary(column.type):
+            found[name] = Reason("a category, as the file says", categorical=True)
+        elif pa.types.is_string(column.type) and _padded(column):
+            found[name] = Reason("a category: codes with leading zeros, not numbers", categorical=False)
+    return found
+
+
+def _numbers_rows(column: pa.ChunkedArray) -> bool:
+    """Return whether a column holds whole numbers that are all different, as an index does."""
+    if not pa.types.is_integer(column.type) or column.null_count:
+        return False
+    return bool(pyarrow.compute.count_distinct(column).as_py() == len(column))
+
+
+def _padded(column: pa.ChunkedArray) -> bool:
+    whole = pyarrow.compute.match_substring_regex(column, r"^\s*[-+]?[0-9]+\s*$")
+    return bool(pyarrow.compute.all(whole).as_py())
+
+
+def parse_numbers(where: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return text such as $1,234.50 or 12% as numbers. Raises DataError, which names a value that is none."""
+    if not columns.is_text(column):
+        return column
+    plain = pyarrow.compute.replace_substring_regex(column.cast(pa.string()), NUMBER_SIGNS, "")
+    try:
+        return plain.cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where} holds {str(error).partition('string: ')[2][:60] or 'text'}, which is not a number") from error

@@ -1,0 +1,158 @@
+"""Small inputs that people brought (tests/cases): what each becomes, from the file to the splits and their leakage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint.data import arrays, sources, splits
+from remint.data.arrays import Dataset
+from remint.data.schema import SCHEMA, Schema
+from remint.errors import DataError
+from remint.evaluation import leakage
+from remint.settings.recipe import DatasetSettings
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+def prepared(file: Path, folder: Path, **settings: Any) -> Dataset:
+    """Import and divide a table as the first two steps do it."""
+    given = DatasetSettings(source=str(file), kind="table", **settings)
+    sources.snapshot("case", given, folder, folder / "raw", schemas=folder / "schemas")
+    splits.prepare("case", given, folder / "raw", folder / "prepared")
+    return arrays.load(folder / "prepared")
+
+
+@pytest.mark.parametrize("name", ["one_column", "sales", "few_distinct_rows", "two_answers"])
+def test_honest_rows_are_no_leakage_and_shares_are_those_that_were_asked(name: str, tmp_path: Path) -> None:
+    dataset = prepared(CASES / f"{name}.csv", tmp_path)
+    total = sum(dataset.version.counts.values())
+    for share, split in ((0.7, "train"), (0.1, "validation"), (0.2, "held_out")):
+        assert abs(dataset.version.counts[split] / total - share) < 3.5 * (share * (1 - share) / total) ** 0.5, split
+    found = leakage.find(dataset.held_out, dataset.train, dataset.spec).leakage
+    assert found.share <= 0.01, found
+
+
+@pytest.mark.parametrize(("name", "rule"), [("one_column", "content"), ("sales", "content"), ("two_answers", "occurrence")])
+def test_the_rule_of_the_split_is_chosen_once_and_changed_by_a_setting_only(name: str, rule: str, tmp_path: Path) -> None:
+    first = prepared(CASES / f"{name}.csv", tmp_path)
+    assert Schema.read(tmp_path / "raw" / SCHEMA).split_by == rule
+    assert (first.train.id_N is not None) == (rule == "occurrence")
+    lines = (CASES / f"{name}.csv").read_text().splitlines()
+    for count in (len(lines) // 2, len(lines)):  # the latter rows of the file, then all of them, in another order
+        file = tmp_path / "other.csv"
+        file.write_text("\n".join([lines[0], *reversed(lines[-count + 1 :])]) + "\n")
+        again = prepared(file, tmp_path)
+        assert Schema.read(tmp_path / "raw" / SCHEMA).split_by == rule
+    assert sorted(map(bytes, np.asarray(again.held_out.x_NX))) == sorted(map(bytes, np.asarray(first.held_out.x_NX)))
+    if rule == "content":
+        other = prepared(CASES / f"{name}.csv", tmp_path, split={"by": "occurrence"})
+        assert other.version.split["by"] == "occurrence" and other.held_out.id_N is not None
+    else:  # of four different rows
+        with pytest.raises(DataError, match=r"none of the 5000 examples falls into .*: set split\.by: occurrence"):
+            prepared(CASES / f"{name}.csv", tmp_path, split={"by": "content"})
+
+
+def test_a_model_that_was_trained_on_held_out_occurrences_is_found(tmp_path: Path) -> None:
+    here = prepared(CASES / "two_answers.csv", tmp_path / "a")
+    smaller = prepared(CASES / "two_answers.csv", tmp_path / "b", split={"held_out": 0.1})
+    assert leakage.find(smaller.held_out, here.train, here.spec).leakage.exact == 0, "a part of the same held-out rows"
+    reseeded = prepared(CASES / "two_answers.csv", tmp_path / "c", split={"seed": 1})
+    found = leakage.find(here.held_out, reseeded.train, here.spec).leakage
+    assert found.share == found.exact / found.checked and abs(found.share - 0.7) < 0.06, "held out here, trained on there"
+
+
+def test_a_class_with_few_held_out_examples_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(splits, "emit", lambda event, **fields: events.append({"event": event, **fields}))
+    rows = [f"{x:.6f},{'rare' if n % 100 == 0 else 'usual'}" for n, x in enumerate(np.random.default_rng(0).normal(size=400))]
+    (tmp_path / "t.csv").write_text("\n".join(["x,label", *rows]) + "\n")
+    dataset = prepared(tmp_path / "t.csv", tmp_path, label="label")
+    count = int((np.asarray(dataset.held_out.y_N) == dataset.spec.class_names.index("rare")).sum())
+    assert count < 5 and events == [{"event": "few_held_out", "label": "rare", "count": count}]
+
+
+DECISIONS: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {  # settings, columns (c: with categories), decisions
+    "sampled_frame.parquet": ({}, ["height", "weight", "colour c"], {"__index_level_0__": "left out: the index of the saved frame, and no measurement"}),
+    "resaved_frame.csv": ({}, ["height", "weight", "colour c"], {"Unnamed: 0": "left out: the index of the saved frame, and no measurement"}),
+    "category_of_numbers.parquet": ({"label": "flag"}, ["store c", "weight", "grade c"], {"store": "a category, as the file says", "grade": "a category, as the file says"}),
+    "version_numbers.csv": ({"categorical": ["firmware"]}, ["firmware c", "weight"], {}),
+    "semicolons.csv": ({}, ["height", "weight", "colour c"], {}),
+    "tabs.csv": ({}, ["height", "weight", "colour c"], {}),
+    "placeholders.csv": ({}, ["charge", "weight", "colour c"], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_columns_are_learnt_as_what_they_are(name: str, tmp_path: Path) -> None:
+    settings, expected, decided = DECISIONS[name]
+    dataset = prepared(CASES / name, tmp_path, **settings)
+    assert [column.name + " c" * bool(column.categories) for column in dataset.spec.columns] == expected
+    assert Schema.read(tmp_path / "raw" / SCHEMA).decisions == decided
+    again = prepared(CASES / name, tmp_path, **settings)  # by the schema
+    assert again.version.digest == dataset.version.digest
+
+
+def test_a_setting_overrides_a_decision(tmp_path: Path) -> None:
+    dataset = prepared(CASES / "resaved_frame.csv", tmp_path, numeric=["Unnamed: 0"])
+    assert dataset.spec.columns[0].name == "Unnamed: 0" and dataset.spec.columns[0].numeric
+
+
+def test_a_missing_value_is_one_by_the_same_rule_in_text_and_in_numbers(tmp_path: Path) -> None:
+    cells = ["NA", "N/A", "null", "None", "-", "?", ""]
+    rows = [f"{x:.4f},{'red' if n % 2 else 'blue'}" for n, x in enumerate(np.random.default_rng(0).normal(size=200))]
+    rows += [f"{cell},red" for cell in cells] + [f"1.5,{cell}" for cell in cells]
+    (tmp_path / "t.csv").write_text("\n".join(["x,colour", *rows]) + "\n")
+    dataset = prepared(tmp_path / "t.csv", tmp_path)
+    assert all(column.missing for column in dataset.spec.columns) and dataset.spec.columns[1].categories == ("blue", "red")
+    parts = [np.asarray(part.x_NX) for part in (dataset.train, dataset.validation, dataset.held_out)]
+    assert np.isnan(np.concatenate(parts)).sum(axis=0).tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("cells", "settings", "expected"),
+    [
+        (["02139", "00501", "10001"], {}, "a category: codes with leading zeros, not numbers"),
+        (["$1,234.50", "$99.00", "$5.25"], {}, r"numbers written as '\$1,234.50', .*: add it to numeric, or to categorical"),
+        (["12.5%", "7%", "99%"], {}, "numbers written as .*: add it to numeric"),
+        (["1,234", "12", "5,678,901"], {"numeric": ["x"]}, ""),
+        (["$1,234.50", "$99.00", "$5.25"], {"numeric": ["x"]}, ""),
+        (
+            ["$1,234.50", "cheap", "$5.25"],
+            {"numeric": ["x"]},
+            "datasets.case.numeric: .* column 'x' holds .*, which is not a number",
+        ),
+    ],
+)
+def test_numbers_with_marks_and_codes_are_said(cells: list[str], settings: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    rows = [f'"{cells[n % 3]}",{x:.4f}' for n, x in enumerate(np.random.default_rng(0).normal(size=300))]
+    (tmp_path / "t.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+    if "categor" in expected and "leading" in expected:
+        dataset = prepared(tmp_path / "t.csv", tmp_path)
+        assert dataset.spec.columns[0].categories == ("00501", "02139", "10001")
+        assert Schema.read(tmp_path / "raw" / SCHEMA).decisions == {"x": expected}
+    elif expected:
+        with pytest.raises(DataError, match=expected):
+            prepared(tmp_path / "t.csv", tmp_path, **settings)
+    else:
+        column = prepared(tmp_path / "t.csv", tmp_path, **settings).spec.columns[0]
+        values = [float(cell.strip("$").replace(",", "")) for cell in cells]
+        assert column.numeric and column.mean == pytest.approx(np.mean(values))
+
+
+def test_other_encodings_are_read_or_named_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"latin1\.csv is not UTF-8: save it as UTF-8 \(iconv -f latin1 -t utf-8 latin1\.csv > new\.csv\)"
+    ):
+        prepared(CASES / "latin1.csv", tmp_path)
+    text = (CASES / "tabs.csv").read_text()
+    for encoding in ("utf-16", "utf-8-sig"):
+        (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+        assert [column.name for column in prepared(tmp_path / "t.csv", tmp_path / encoding).spec.columns] == [
+            "height",
+            "weight",
+            "colour",
+        ]
