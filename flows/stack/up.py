@@ -80,7 +80,8 @@ def up(home: Home) -> int:
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, stop)
     try:
-        return 0 if stack.wait() == 0 or asked else 1
+        stack.wait()  # its status may be 0: honcho stops the others if one part ends, with whatever status
+        return 0 if asked else 1
     finally:
         note.unlink(missing_ok=True)
 

@@ -6,13 +6,16 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.stack import ports
 from remint.errors import OrchestrationError, SettingsError
+from remint.runtime.retry import wait_until
 from tests.support.ports import free_port
+from tests.support.processes import command_line
 from tests.support.team import Team
 
 VARIABLES = {"Prefect": "REMINT_PREFECT_PORT", "MLflow": "REMINT_MLFLOW_PORT"}
@@ -34,6 +37,25 @@ def test_a_taken_port_is_named_with_its_holder_and_nothing_starts(
     me = psutil.Process()
     line = f"error: port {taken} is taken by {me.name()} (process {me.pid}), and {server} needs it ({VARIABLES[server]}): "
     assert done.stderr == f"{line}set the variable to a free port, or stop that process\n" and done.stdout == ""
+    assert not (new_team.folder / ".remint/stack.json").exists()
+
+
+def test_a_stack_of_which_a_part_ends_by_itself_has_failed(new_team: Team, tmp_path: Path) -> None:
+    log, variables = tmp_path / "log", {name: str(free_port()) for name in VARIABLES.values()}
+    up = new_team.start("up", log=log, **variables)
+    try:
+
+        def mlflow() -> list[psutil.Process]:
+            found = psutil.Process(up.pid).children(recursive=True)
+            return [each for each in found if variables["REMINT_MLFLOW_PORT"] in command_line(each)]
+
+        assert wait_until(lambda: bool(mlflow()), 60, every=0.1), log.read_text()
+        with closing(socket.create_server(("127.0.0.1", int(variables["REMINT_MLFLOW_PORT"])))):  # while MLflow is imported
+            assert up.wait(timeout=90) == 1, log.read_text()
+        assert "mlflow.1 stopped (rc=0)" in log.read_text(), "MLflow ends with status 0 if it does not get its port"
+    finally:
+        up.terminate()
+        up.wait(timeout=60)
     assert not (new_team.folder / ".remint/stack.json").exists()
 
 
