@@ -17,8 +17,9 @@ import typer.main
 
 from remint import cli
 from remint.settings import judging, recipe
-from remint.settings.params import PipelineSettings, ScheduleSettings
+from remint.settings.params import PipelineSettings
 from remint.settings.recipe import Settings
+from remint.settings.schedule import ScheduleSettings
 
 HERE = Path(__file__).parent
 

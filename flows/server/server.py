@@ -96,6 +96,7 @@ def api(home: Home, say: Callable[[str], None]) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL") or (stack(home) or {}).get("prefect")
     if given:
         os.environ["PREFECT_API_URL"] = given
+        client.configure_proxy(given)
         served = client.prefect(given)
         if given.startswith("https") and not os.access(served.certificates or "", os.R_OK):
             raise SettingsError(f"PREFECT_API_SSL_CERT_FILE: {served.certificates} cannot be read")
@@ -160,6 +161,7 @@ def _temporary(home: Home, say: Callable[[str], None]) -> Iterator[str]:
         ]
         server = _RestartingServer([sys.executable, "-c", SERVER, *arguments], log)
         os.environ["PREFECT_API_URL"] = url  # prefect reads it once, at import; without it prefect starts another server
+        client.configure_proxy(url)
         try:
             import prefect.flows  # noqa: F401  slow (a third of the server's start), so in parallel with it
 

@@ -27,9 +27,11 @@ from prefect.schedules import Cron, Interval, RRule, Schedule
 
 from flows.server import server
 from remint.runtime.home import Home
-from remint.settings.params import Params, ScheduleSettings
+from remint.settings.params import Params
+from remint.settings.schedule import ScheduleSettings
 
 POOL = "remint"
+NEVER = "no time fits this schedule, so it never starts a run"
 
 
 def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
@@ -59,7 +61,8 @@ def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
                 description=f"Retrains {name} from the head of {branch}.",
             )
             schedule = pipeline.schedule.model_dump(exclude_none=True)
-            deployed.append(_entry(name, f"retrain/{name}", identity, schedule=schedule, branch=branch))
+            warning = None if pipeline.schedule.can_fire() else NEVER
+            deployed.append(_entry(name, f"retrain/{name}", identity, schedule=schedule, branch=branch, warning=warning))
         if pipeline.promotion.approval != "manual":
             _remove(f"approve/{name}")
         else:
@@ -74,7 +77,8 @@ def describe(entry: dict[str, Any]) -> str:
     if entry["schedule"] is None:
         return f"{entry['deployment']}: the form for versions that await approval"
     schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
-    return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}"
+    warning = f" (warning: {entry['warning']})" if entry["warning"] else ""
+    return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}{warning}"
 
 
 def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
@@ -97,8 +101,11 @@ def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **sett
     return str(identity)
 
 
-def _entry(pipeline: str, deployment: str, identity: str, *, schedule: Any = None, branch: str | None = None) -> dict[str, Any]:
-    return {"pipeline": pipeline, "deployment": deployment, "id": identity, "schedule": schedule, "branch": branch}
+def _entry(
+    pipeline: str, deployment: str, identity: str, *, schedule: Any = None, branch: str | None = None, warning: str | None = None
+) -> dict[str, Any]:
+    entry = {"pipeline": pipeline, "deployment": deployment, "id": identity}
+    return {**entry, "schedule": schedule, "branch": branch, "warning": warning}
 
 
 def _pool() -> None:

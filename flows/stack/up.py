@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from flows.server import server
+from flows.stack import ports
 from remint.errors import SettingsError
 from remint.runtime.home import Home
 
@@ -32,24 +33,26 @@ main(["start", *sys.argv[1:]])
 def up(home: Home) -> int:
     """Run the Procfile until Ctrl-C. Return its exit status. Other commands find the stack by HOME/stack.json.
 
-    If MLFLOW_TRACKING_URI names a server, that one is used, and no MLflow server is started.
+    If MLFLOW_TRACKING_URI names a server, that one is used, and no MLflow server is started. Raises OrchestrationError if a port
+    is taken, before anything starts.
     """
     if server.stack(home):
         raise SettingsError(f"the local stack of {home.path} is up already ({home.path}/stack.json holds its addresses)")
-    home.prefect.mkdir(parents=True, exist_ok=True)
-    prefect_port = os.environ.get("REMINT_PREFECT_PORT", "4200")
-    mlflow_port = os.environ.get("REMINT_MLFLOW_PORT", "5000")
-    addresses = {"prefect": f"http://127.0.0.1:{prefect_port}/api"}
+    prefect_port, mlflow_port = ports.port_of("prefect"), ports.port_of("mlflow")
+    addresses, needed = {"prefect": f"http://127.0.0.1:{prefect_port}/api"}, {"prefect": prefect_port}
     if not home.tracking_uri.startswith("http"):
         addresses["mlflow"] = f"http://127.0.0.1:{mlflow_port}"
+        needed["mlflow"] = mlflow_port
+    ports.check_free(needed)
+    home.prefect.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         **server.environment(home),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         "PREFECT_API_URL": addresses["prefect"],
         "REMINT_HOME": str(home.path),
-        "REMINT_PREFECT_PORT": prefect_port,
-        "REMINT_MLFLOW_PORT": mlflow_port,
+        "REMINT_PREFECT_PORT": str(prefect_port),
+        "REMINT_MLFLOW_PORT": str(mlflow_port),
         # Not on mlflow's command line, which all users of this machine can read: the address may hold a password.
         "MLFLOW_BACKEND_STORE_URI": home.tracking_uri,
         "MLFLOW_ARTIFACTS_DESTINATION": home.artifacts,
@@ -77,7 +80,8 @@ def up(home: Home) -> int:
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, stop)
     try:
-        return 0 if stack.wait() == 0 or asked else 1
+        stack.wait()  # its status may be 0: honcho stops the others if one part ends, with whatever status
+        return 0 if asked else 1
     finally:
         note.unlink(missing_ok=True)
 

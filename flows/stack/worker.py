@@ -19,9 +19,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from flows.server import server, stopping
+from flows.server import client, server, stopping
 from flows.server.reconcile import sweep
 from flows.stack.deploy import POOL, deploy, describe
+from remint.errors import SettingsError
 from remint.runtime import processes
 from remint.runtime.home import Home
 from remint.runtime.parent import PARENT, ancestor_pids, die_with_parent
@@ -29,9 +30,10 @@ from remint.runtime.retry import wait_until
 from remint.settings.params import load_params
 from remint.stores import git
 
-# A process keeps its parent-death signal when it executes another program.
+# Prefect's own command, in a process that ends with this one and needs no proxy for a server on this machine.
 WORKER = (
-    "import os, sys; from remint.runtime.parent import die_with_parent; die_with_parent(); os.execv(sys.executable, sys.argv[1:])"
+    "import os, runpy; from remint.runtime.parent import die_with_parent; from flows.server import client; die_with_parent(); "
+    "client.configure_proxy(os.environ['PREFECT_API_URL']); runpy.run_module('prefect', run_name='__main__', alter_sys=True)"
 )
 GRACE = processes.GRACE + stopping.PATIENCE + 5.0  # seconds that flows have after SIGTERM, with their own waits
 
@@ -43,6 +45,10 @@ def main() -> None:
     address = os.environ.get("PREFECT_API_URL")
     if not address:
         raise SystemExit("error: PREFECT_API_URL is not set: set it to the address of the Prefect server (https://host/api)")
+    try:
+        client.configure_proxy(address)
+    except SettingsError as error:
+        raise SystemExit(f"error: {error}") from None
     own = server.recorded_addresses(home).get("prefect") == address
     if own:
         wait_until(lambda: server.healthy(address), server.START_LIMIT, every=0.5)
@@ -51,7 +57,7 @@ def main() -> None:
     for line in sweep(home, own_server=own):
         print(line, flush=True)
     name = "local" if own else platform.node()
-    prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
+    prefect = ["worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     with processes.interruptible():
         # In a separate session: signals to this process group reach the worker only through this process.
         environment = {**os.environ, PARENT: ancestor_pids()}

@@ -46,6 +46,13 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ("pipelines.digits-vae.promotion.require", {"iwae": {}}, ["require.iwae", "min, max or both"]),
         ("pipelines.digits-vae.schedule", {"cron": "0 3 * * *", "interval": 5}, ["schedule", "exactly one of cron"]),
         ("pipelines.digits-vae.schedule", {"cron": "every night"}, ["schedule.cron", "every night"]),
+        (
+            "pipelines.digits-vae.schedule",
+            {"cron": "0 25 * * *"},
+            ["pipelines.digits-vae.schedule.cron", "hour: expected 0 to 23, not '25'"],
+        ),
+        ("pipelines.digits-vae.schedule", {"rrule": "FREQ=NEVER"}, ["schedule.rrule", "expected a rule as in", "FREQ=NEVER"]),
+        ("pipelines.digits-vae.schedule", {"interval": 10**15}, ["schedule.interval", "at most 316224000 seconds"]),
         ("pipelines.digits-vae.schedule", {"interval": 60, "timezone": "Mars/Olympus"}, ["schedule.timezone", "Mars/Olympus"]),
         ("pipelines.digits-vae.evaluation.metrics", ["class_agreement"], ["class_agreement needs model.conditional: true"]),
         ("pipelines.digits-vae.evaluation.metrics", ["kid_domian"], ["evaluation.metrics", "did you mean 'kid_domain'?"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
@@ -16,7 +17,8 @@ import pytest
 
 from flows.server import client, server
 from flows.server.client import NoAnswer, Server
-from remint.runtime.addresses import loopback_without_proxy
+from remint.errors import SettingsError
+from remint.runtime.addresses import LOOPBACK, loopback_without_proxy
 from remint.runtime.home import Home
 from tests.support import access
 from tests.support.ports import free_port
@@ -72,9 +74,14 @@ def start() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in (*PROXIES, "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that monkeypatch also removes what a test sets by itself
+        monkeypatch.delenv(name)
+    yield
+    for name in (*PROXIES, "NO_PROXY", "no_proxy"):
+        os.environ.pop(name, None)
+    client.configure_proxy("http://other.example.org/api")
 
 
 def test_every_http_status_is_returned(start: Callable[..., Running]) -> None:
@@ -141,12 +148,80 @@ def test_the_clients_of_prefect_and_mlflow_do_not_use_the_proxy_for_this_machine
     assert httpx.get(address).status_code == requests.get(address, timeout=10).status_code == 200
 
 
+@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks4://127.0.0.1:9", "nonsense://x"])
+def test_prefects_client_reaches_this_machine_with_any_proxy(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+) -> None:
+    """httpx makes a transport for each proxy in the environment, also for those that NO_PROXY then leaves unused."""
+    import httpx
+
+    monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("NO_PROXY", "[::1]")  # an entry that httpx cannot read
+    address = f"http://127.0.0.1:{start().port}/api"
+    with pytest.raises((ImportError, ValueError, httpx.InvalidURL)):
+        httpx.Client()
+    client.configure_proxy(address)
+    with httpx.Client() as made:
+        assert made.get(f"{address}/health").status_code == 200
+
+    async def ask() -> int:
+        async with httpx.AsyncClient() as made:
+            return (await made.get(f"{address}/health")).status_code
+
+    assert asyncio.run(ask()) == 200
+    assert {"[::1]", *LOOPBACK} == set(os.environ["no_proxy"].split(","))
+
+
+def test_a_proxy_that_prefects_client_cannot_use_is_named_in_one_line(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://ada:hunter2@127.0.0.1:9")
+    with pytest.raises(
+        SettingsError, match=r"ALL_PROXY: .*http://prefect.example.org/api.*NO_PROXY=prefect.example.org"
+    ) as caught:
+        client.configure_proxy("http://prefect.example.org/api")
+    monkeypatch.setenv("NO_PROXY", "[::1]")
+    with pytest.raises(SettingsError, match=r"^ALL_PROXY(, NO_PROXY)?: Prefect's client"):
+        client.configure_proxy("http://prefect.example.org/api")
+    assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
+    monkeypatch.setenv("NO_PROXY", "prefect.example.org")
+    monkeypatch.delenv("no_proxy")
+    client.configure_proxy("http://prefect.example.org/api")
+    monkeypatch.delenv("ALL_PROXY")
+    proxy = start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+    client.configure_proxy("http://other.example.org/api")
+    import httpx
+
+    with httpx.Client() as made:
+        assert made.get("http://other.example.org/api/health").status_code == 200
+    assert proxy.seen == [("GET", "http://other.example.org/api/health", None)], "another machine's server is reached by it"
+
+
+def test_commands_of_ours_never_ask_the_proxy_for_this_machine(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line sets the variables first of all, so its children (git, dvc, steps, servers, workers) have them."""
+    proxy, running = start(), start()
+    for name in PROXIES:
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    child = f"import urllib.request as u, requests as r; u.urlopen('http://localhost:{running.port}/a'); r.get('http://127.0.0.1:{running.port}/b')"
+    program = (
+        "import subprocess, sys; import remint.cli; app = sys.modules['remint.cli.app']; "
+        f"app.app = lambda: subprocess.run([sys.executable, '-c', {child!r}], check=True); app.main()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert [path for _, path, _ in running.seen] == ["/a", "/b"] and proxy.seen == []
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
         ("", "127.0.0.1,localhost,::1"),
         ("example.org, localhost", "example.org,localhost,127.0.0.1,::1"),
         ("*", "*"),
+        ("a.example.org, *", "*"),
     ],
 )
 def test_hosts_that_the_user_excluded_stay_excluded(monkeypatch: pytest.MonkeyPatch, given: str, wanted: str) -> None:
@@ -154,6 +229,9 @@ def test_hosts_that_the_user_excluded_stay_excluded(monkeypatch: pytest.MonkeyPa
     assert loopback_without_proxy() == {"NO_PROXY": wanted, "no_proxy": wanted}
     monkeypatch.setenv("no_proxy", wanted)
     assert loopback_without_proxy() == {"NO_PROXY": wanted, "no_proxy": wanted}, "it does not grow"
+    monkeypatch.setenv("no_proxy", "b.example.org")
+    monkeypatch.setenv("NO_PROXY", "c.example.org")
+    assert loopback_without_proxy()["NO_PROXY"] == "b.example.org,c.example.org,127.0.0.1,localhost,::1", "in either spelling"
 
 
 def test_a_certificate_is_verified_with_the_configured_file(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import traceback
 from importlib import metadata
@@ -16,6 +17,7 @@ from rich.markup import escape
 from remint.cli import completion, terminal
 from remint.errors import RemintError
 from remint.redaction import redacted
+from remint.runtime.addresses import loopback_without_proxy
 from remint.runtime.home import Home
 from remint.settings.params import Params, load_params
 from remint.stores import git
@@ -31,6 +33,7 @@ ModelRef = Annotated[
 
 def main() -> None:
     """Run the command line. A RemintError becomes one or two lines and an exit status, not a traceback."""
+    os.environ.update(loopback_without_proxy())  # for this process and all its children
     try:
         app()
     except RemintError as error:

@@ -30,11 +30,10 @@ def is_loopback(host: str) -> bool:
 def loopback_without_proxy() -> dict[str, str]:
     """Return the variables that make HTTP clients (Prefect's, MLflow's, boto3's) call this machine without a proxy.
 
-    Both spellings are set, because some clients read only one of them. Hosts that a person excluded stay excluded.
+    Both spellings are set, because some clients read only one of them. Hosts that either of them excluded stay excluded.
     """
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    hosts = dict.fromkeys([*(each.strip() for each in given.split(",") if each.strip()), *LOOPBACK])
-    value = given if given.strip() == "*" else ",".join(hosts)
+    given = [each.strip() for name in ("no_proxy", "NO_PROXY") for each in os.environ.get(name, "").split(",")]
+    value = "*" if "*" in given else ",".join(dict.fromkeys([*filter(None, given), *LOOPBACK]))
     return {"NO_PROXY": value, "no_proxy": value}
 
 

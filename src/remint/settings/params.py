@@ -9,10 +9,8 @@ params.yaml
 from __future__ import annotations
 
 import copy
-import re
 import reprlib
 import stat
-import zoneinfo
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,43 +23,14 @@ from remint.runtime.home import is_name
 from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings import catalogue, plugins
 from remint.settings.judging import EvaluationSettings, PromotionSettings
-from remint.settings.recipe import DatasetSettings, ModelSettings, Positive, Recipe, Settings, TrainingSettings, did_you_mean
+from remint.settings.recipe import DatasetSettings, ModelSettings, Recipe, Settings, TrainingSettings, did_you_mean
+from remint.settings.schedule import ScheduleSettings
 
 PARAMS = "params.yaml"
 MOST_MISTAKES = 20  # reported at a time
 
 _short = reprlib.Repr()  # shortens the values that an error quotes
 _short.maxstring = _short.maxother = 100
-
-
-class ScheduleSettings(Settings):
-    """Schedule of a pipeline. Give exactly one of cron, interval and rrule."""
-
-    cron: str | None = None
-    interval: Positive | None = None  # seconds
-    rrule: str | None = None
-    timezone: str = "UTC"
-
-    @field_validator("cron")
-    @classmethod
-    def _check_cron(cls, cron: str | None) -> str | None:
-        # A first check: five fields of cron's characters. Prefect's parser checks the rest at deployment.
-        if cron is not None and (len(cron.split()) != 5 or re.fullmatch(r"[0-9A-Za-z*/,\-?# ]+", cron) is None):
-            raise ValueError(f"expected five cron fields, as in '0 3 * * *', not '{cron}'")
-        return cron
-
-    @field_validator("timezone")
-    @classmethod
-    def _check_timezone(cls, timezone: str) -> str:
-        if timezone not in zoneinfo.available_timezones():
-            raise ValueError(f"expected an IANA time zone, such as UTC or Europe/Berlin, not '{timezone}'")
-        return timezone
-
-    @model_validator(mode="after")
-    def _check_exactly_one(self) -> ScheduleSettings:
-        if sum(value is not None for value in (self.cron, self.interval, self.rrule)) != 1:
-            raise ValueError("give exactly one of cron, interval (seconds) and rrule")
-        return self
 
 
 class PipelineSettings(Settings):

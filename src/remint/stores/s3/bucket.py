@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
-from remint.runtime.addresses import TRUST_S3, s3_distrusted
+from remint.runtime.addresses import TRUST_S3, loopback_without_proxy, s3_distrusted
 from remint.runtime.retry import doubling, retry
 
 SCHEME = "s3://"
@@ -178,6 +178,7 @@ def _client(requests: int) -> Any:
     import boto3.session
     from botocore.config import Config
 
+    os.environ.update(loopback_without_proxy())  # for a server on this machine
     config = Config(
         retries={"mode": "standard", "total_max_attempts": requests},
         response_checksum_validation="when_supported",  # not from the environment: when_required would accept flipped bytes
