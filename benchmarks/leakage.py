@@ -110,7 +110,7 @@ def main(tables: int = TABLES) -> int:
     results = []
     for kind in KINDS:
         for rows in ROWS:
-            row = measure(kind, rows, tables if rows <= 1_000 else max(10, tables * 1_000 // rows))
+            row = measure(kind, rows, tables if rows <= 1_000 else max(4, tables * 1_000 // rows))
             results.append(row)
             shares = (f"{row[key] / row['tables']:.1%}" for key in ("refused", "found"))
             print(f"{kind:24}{rows:9,}" + "".join(f"{share:>10}" for share in shares) + f"{row['least']:13.2%}", flush=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from remint.data import arrays, sources, splits
@@ -156,3 +158,16 @@ def test_other_encodings_are_read_or_named_with_the_command(tmp_path: Path) -> N
             "weight",
             "colour",
         ]
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{", b"[]", b'{"index_columns": 3}', b'{"columns": [7]}', b'{"columns": {"name": "x"}}', b"\xff"]
+)
+def test_invalid_metadata_of_pandas_decides_nothing(metadata: bytes, tmp_path: Path) -> None:
+    x_N = np.random.default_rng(0).normal(size=200)
+    table = pa.table({"x": x_N, "y": x_N[::-1]}).replace_schema_metadata({b"pandas": metadata})
+    pq.write_table(table, tmp_path / "t.parquet")
+    dataset = prepared(tmp_path / "t.parquet", tmp_path)
+    assert [column.name for column in dataset.spec.columns] == ["x", "y"] and all(
+        column.numeric for column in dataset.spec.columns
+    )

@@ -31,12 +31,10 @@ class Reason:
 
 def find(table: pa.Table, stated: Collection[str]) -> dict[str, Reason]:
     """Return the decisions about the columns that no setting names. ``stated``: the columns that one does."""
-    metadata = table.schema.pandas_metadata or {}
-    indices = {name for name in metadata.get("index_columns", []) if isinstance(name, str)}
-    categories = {each["name"] for each in metadata.get("columns", []) if each.get("pandas_type") == "categorical"}
+    indices, categories = _pandas(table)
     found = {}
-    for name in dict.fromkeys(table.column_names):
-        if name in stated or table.column_names.count(name) > 1:
+    for name in table.column_names:
+        if name in stated:
             continue
         column = table[name]
         if name in indices or (INDEX.fullmatch(name) and _numbers_rows(column)):
@@ -46,6 +44,17 @@ def find(table: pa.Table, stated: Collection[str]) -> dict[str, Reason]:
         elif pa.types.is_string(column.type) and _padded(column):
             found[name] = Reason("a category: codes with leading zeros, not numbers", categorical=False)
     return found
+
+
+def _pandas(table: pa.Table) -> tuple[set[str], set[str]]:
+    """Return the columns that pandas saved as an index, and those that it saved as categories. Invalid metadata names none."""
+    try:
+        metadata = table.schema.pandas_metadata or {}
+        indices = {name for name in metadata.get("index_columns", []) if isinstance(name, str)}
+        categories = {str(each["name"]) for each in metadata.get("columns", []) if each.get("pandas_type") == "categorical"}
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return set(), set()
+    return indices, categories
 
 
 def _numbers_rows(column: pa.ChunkedArray) -> bool:

@@ -40,6 +40,7 @@ from typing import Literal
 from remint.evaluation.evidence import Evidence
 from remint.promotion import comparable
 from remint.promotion.decision import Decision, RuleResult, Verdict
+from remint.promotion.leaked import leakage_reason
 from remint.promotion.paired import Difference, difference, seed_margin
 from remint.records import Leakage, SeedSpread, digest
 from remint.settings.judging import Improve, PromotionSettings
@@ -175,7 +176,7 @@ def _rulings(case: _Case) -> list[_Ruling]:
     if case.incomparable is not None:
         return [*rulings, _evidence("broken", f"not comparable: {case.incomparable}")]
     if case.champion_leakage is not None and case.champion_leakage.share > rules.leakage:
-        leaked = _leaked(case.champion_leakage, rules.leakage)
+        leaked = leakage_reason(case.champion_leakage, rules.leakage)
         seen = f"not comparable: the champion was trained on examples that are held out now: {leaked}"
         return [*rulings, _evidence("broken", seen)]
     if rules.improve is not None:
@@ -210,26 +211,8 @@ def _leakage(case: _Case, leakage: Leakage | None) -> _Ruling:
         return _evidence("broken", f"overlap of training and held-out data was not checked: {again}")
     limit = case.rules.leakage
     passed = leakage.share <= limit
-    result = RuleResult(rule="leakage", passed=passed, reason=_leaked(leakage, limit))
+    result = RuleResult(rule="leakage", passed=passed, reason=leakage_reason(leakage, limit))
     return _Ruling("holds" if passed else "broken", result)
-
-
-def _leaked(leakage: Leakage, limit: float) -> str:
-    count = leakage.exact + leakage.near
-    return (
-        f"{count} of {leakage.checked} held-out examples are also in the training split ({leakage.exact} exactly,"
-        f" {leakage.near} nearly: {leakage.tolerance}); {_beyond(leakage)}the limit is {limit:.2%} (promotion.leakage)"
-    )
-
-
-def _beyond(leakage: Leakage) -> str:
-    """Return the clause about copies by chance; "" for data that do not repeat by chance."""
-    if not leakage.chance:
-        return ""
-    by_chance = f"independent rows would give {leakage.chance:.2%}"
-    if leakage.share:
-        return f"{by_chance}, and chance does not explain {leakage.share:.2%}; "
-    return f"{by_chance}, and exact copies of less than {leakage.least:.2%} cannot be told from chance; "
 
 
 def _improve(case: _Case, rule: Improve) -> list[_Ruling]:
