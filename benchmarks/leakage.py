@@ -69,7 +69,9 @@ def table(kind: str, rows: int, seed: int) -> tuple[DataSpec, Split, Split]:
         else Column(name=str(d), mean=float(np.nanmean(x_ND[:, d])), scale=float(np.nanstd(x_ND[:, d])) or 1.0, missing=True)
         for d in range(len(kinds))
     )
-    split_N = splits.assign(splits.canonical_rows(x_ND, described), SplitSettings(seed=seed))
+    split_N = splits.assign(
+        splits.digests(splits.canonical_rows(x_ND, described), seed, occurrences=False), SplitSettings(seed=seed)
+    )
     x_ND = columns.standardise(x_ND, described)
     parts = {name: Split(x_ND[split_N == index], None) for index, name in enumerate(SPLITS)}
     return DataSpec(shape=(len(kinds),), columns=described), parts["held_out"], parts["train"]

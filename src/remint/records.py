@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 Ended = Literal["finished", "patience", "collapsed", "diverged"]
 
@@ -189,7 +189,13 @@ class Leakage(Record):
     tolerance: str  # a sentence: the meaning of near
     chance: float = 0.0  # share of held-out examples, exact or near, that independent rows would give; 0 for images
     least: float = 0.0  # smallest share of exact copies that could be told from chance
-    beyond: float | None = None  # share that chance does not explain; None in a report from before: all of them
+    beyond: float | None = None  # share that chance does not explain; None: all of them, as in a report from before
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what a report from before does not have: its digest stays what it was."""
+        found = dump(self)
+        return {key: found[key] for key in ("checked", "exact", "near", "tolerance")} if self.beyond is None else found
 
     @property
     def share(self) -> float:

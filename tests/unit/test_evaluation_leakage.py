@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from remint.data.arrays import Split
 from remint.evaluation import leakage
-from remint.records import Column, DataSpec
+from remint.records import Column, DataSpec, Leakage
 
 IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # height and width are not multiples of 8
 TABLE = DataSpec(
@@ -180,3 +180,10 @@ def test_the_report_shows_the_pairs(tmp_path: Path) -> None:
     none = leakage.LeakageFindings(leakage.find(Split(held[:1], None), Split(train[:1] // 2, None), IMAGES).leakage, ())
     leakage.write(none, *splits, IMAGES, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_leakage_from_before_keeps_its_digest_and_its_meaning() -> None:
+    before = {"checked": 360, "exact": 1, "near": 2, "tolerance": "within 2% of the range"}
+    read = Leakage.model_validate(before)
+    assert read.to_json() == before and read.share == 3 / 360
+    assert Leakage.model_validate({**before, "chance": 0.1, "beyond": 0.0}).to_json()["beyond"] == 0.0
