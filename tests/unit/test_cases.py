@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from remint.data import arrays, sources, splits
+from remint.data import arrays, csv_tables, sources, splits
 from remint.data.arrays import Dataset
 from remint.data.schema import SCHEMA, Schema
 from remint.errors import DataError
@@ -171,3 +171,26 @@ def test_invalid_metadata_of_pandas_decides_nothing(metadata: bytes, tmp_path: P
     assert [column.name for column in dataset.spec.columns] == ["x", "y"] and all(
         column.numeric for column in dataset.spec.columns
     )
+
+
+def test_a_column_of_the_schema_stays_what_it_was_learnt_as(tmp_path: Path) -> None:
+    """Also if later data, or a later remint, would decide otherwise about it."""
+    y_N = np.random.default_rng(0).normal(size=200)
+
+    def write(codes: list[str], index: list[int], answers: list[str]) -> Dataset:
+        rows = [f"{code},{place},{y:.4f},{answer}" for code, place, y, answer in zip(codes, index, y_N, answers, strict=True)]
+        (tmp_path / "t.csv").write_text("\n".join(["code,index,y,answer", *rows]) + "\n")
+        return prepared(tmp_path / "t.csv", tmp_path, label="answer")
+
+    first = write([str(100 + n % 7) for n in range(200)], [n // 2 for n in range(200)], ["yes", "no"] * 100)
+    second = write([f"{100 + n % 7:05}" for n in range(200)], list(range(200)), ["yes", "no"] * 100)
+    assert second.spec == first.spec and [column.name for column in first.spec.columns] == ["code", "index", "y"]
+
+
+def test_a_class_of_the_schema_is_not_a_missing_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{y:.4f},{'-' if n % 2 else 'good'}" for n, y in enumerate(np.random.default_rng(0).normal(size=200))]
+    (tmp_path / "t.csv").write_text("\n".join(["y,label", *rows]) + "\n")
+    with monkeypatch.context() as before:  # of a remint that had no such rule
+        before.setattr(csv_tables, "MISSING", ("",))
+        first = prepared(tmp_path / "t.csv", tmp_path, label="label")
+    assert first.spec.class_names == ("-", "good") and prepared(tmp_path / "t.csv", tmp_path, label="label").spec == first.spec

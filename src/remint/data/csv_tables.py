@@ -15,6 +15,7 @@ import pyarrow.compute
 import pyarrow.csv
 
 from remint.errors import DataError
+from remint.records import DataSpec
 from remint.runtime.events import emit
 
 MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", "?")
@@ -24,11 +25,12 @@ ZERO_PADDED = r"^\s*[-+]?0[0-9]+\s*$"
 DECIMAL_COMMA = r"^\s*[-+]?[0-9]+(,[0-9]+)?\s*$"
 
 
-def read(path: Path, text: Collection[str], categories: Collection[str], header: list[str] | None = None) -> pa.Table:
+def read(path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None) -> pa.Table:
     """Read a CSV file.
 
-    Arguments: ``text`` columns that are read as text, ``categories`` of the schema, which are never missing values, ``header``
-    column names in place of the first line. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark).
+    Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose categories are never missing values
+    and whose numbers are never codes, ``header`` column names in place of the first line. Raises DataError if it is not a table
+    of UTF-8 text (or UTF-16 with its mark).
     """
     with path.open("rb") as stream:
         first = stream.readline(LONGEST_HEADER)
@@ -38,6 +40,8 @@ def read(path: Path, text: Collection[str], categories: Collection[str], header:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the column names are not UTF-8: {_recode(path)}") from error
     separator = "," if "," in line else next((mark for mark in SEPARATORS if mark in line), ",")
+    categories = {*known.class_names, *(each for column in known.columns for each in column.categories)} if known else set()
+    numbers = {column.name for column in known.columns if column.numeric} if known else set()
     missing = [cell for cell in MISSING if cell not in categories]
 
     def parse(kinds: dict[str, pa.DataType], decimal: str = ".", only: list[str] | None = None) -> pa.Table:
@@ -68,7 +72,7 @@ def read(path: Path, text: Collection[str], categories: Collection[str], header:
             emit("decimal_comma", file=path.name)
         if separator != ",":
             emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
-        whole = [name for name in table.column_names if pa.types.is_integer(table[name].type)]
+        whole = [name for name in table.column_names if name not in numbers and pa.types.is_integer(table[name].type)]
         for name, column in _texts(parse({name: pa.string() for name in whole}, only=whole)).items() if whole else ():
             if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
                 table = table.set_column(table.column_names.index(name), name, column)

@@ -63,14 +63,15 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     where, label, class_names = str(source), settings.label, tuple[str, ...]()
     if isinstance(source, str):
         path, header, class_names = shipped.table(source)
-        table, label = _csv(path, set(), (), header), label or shipped.TARGET
+        table, label = _csv(path, set(), None, header), label or shipped.TARGET
     elif source.suffix == ".csv":
-        stated = {category for column in known.columns for category in column.categories} if known else ()
-        table = _csv(source, {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}, stated)
+        text = {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}
+        table = _csv(source, text, known)
     else:
         table = _parquet(source)
     _check_names(where, table)
-    reasons = decisions.find(table, {*settings.categorical, *settings.numeric, *([label] if label else [])})
+    learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
+    reasons = decisions.find(table, {*settings.categorical, *settings.numeric, *([label] if label else []), *learnt})
     table = table.drop_columns([column for column, reason in reasons.items() if reason.left_out])
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
@@ -105,13 +106,13 @@ def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
     return {name for name, categories in names.items() if set(columns.non_numeric(list(categories))) - BOOLEANS}
 
 
-def _csv(path: Path, text: Collection[str], categories: Collection[str], header: list[str] | None = None) -> pa.Table:
+def _csv(path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None) -> pa.Table:
     """Read a CSV file of limited size: see csv_tables.read."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
-    return csv_tables.read(path, text, categories, header)
+    return csv_tables.read(path, text, known, header)
 
 
 def _parquet(path: Path) -> pa.Table:
