@@ -26,7 +26,7 @@ def port_of(server: str) -> int:
 
 
 def check_free(ports: Mapping[str, int]) -> None:
-    """Raise OrchestrationError, in one line, if a server of the stack cannot have its port."""
+    """Raise OrchestrationError, in one line, if a server cannot have its port; SettingsError if two have the same."""
     if len(set(ports.values())) < len(ports):
         names = " and ".join(VARIABLES[server] for server in ports)
         raise SettingsError(f"{names} are the same port, {next(iter(ports.values()))}: give each server its own")

@@ -49,8 +49,7 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
             # entries were written in the same tick as their file and must be read again.
             shutil.copy2(repository / own, index)
         env = {"GIT_INDEX_FILE": str(index)}
-        if apart:
-            run_git(repository, "reset", "--quiet", head, "--", *(f":(top,literal){path}" for path in apart), env=env)
+        run_git(repository, "reset", "--quiet", head, "--", *(f":(top,literal){path}" for path in apart), env=env)
         run_git(repository, "add", "--all", "--", *_pathspec(apart), env=env)
         tree = run_git(repository, "write-tree", env=env).strip()
     if tree == run_git(repository, "rev-parse", f"{head}^{{tree}}").strip():
