@@ -20,23 +20,8 @@ from prefect.states import Cancelling, Pending, Scheduled
 
 from flows import labels
 from remint.promotion.outcome import Outcome, Verdict
+from tests.support.retraining_cases import OUTCOME
 
-OUTCOME = Outcome(
-    pipeline="m",
-    dataset="d",
-    dataset_version="d" * 64,
-    weights_sha256="w" * 64,
-    model="m",
-    version=4,
-    champion=3,
-    trained=True,
-    unchanged=False,
-    metrics={},
-    context={},
-    decision=Verdict(verdict="kept", reasons=(), rules=()),
-    report="",
-    seconds={},
-)
 FLOW = f"""
 from prefect import flow
 from flows import labels

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.evaluation.evidence import Evidence
+from remint.promotion.outcome import Outcome, Verdict
 from remint.promotion.retraining import Retraining
 from remint.records import DatasetVersion, TrainedModel
 from remint.runtime import jobs
@@ -21,6 +22,22 @@ from remint.stores.ledger import leases
 Events = list[tuple[str, dict[str, Any]]]  # events with their fields
 
 CLEAN_COMMIT = Commit("c" * 40, dirty=False)
+OUTCOME = Outcome(
+    pipeline="m",
+    dataset="d",
+    dataset_version="d" * 64,
+    weights_sha256="w" * 64,
+    model="m",
+    version=4,
+    champion=3,
+    trained=True,
+    unchanged=False,
+    metrics={},
+    context={},
+    decision=Verdict(verdict="kept", reasons=(), rules=()),
+    report="",
+    seconds={},
+)
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from remint.cli import screens
 from remint.promotion import gallery
-from remint.promotion.outcome import Outcome, Verdict
+from remint.promotion.outcome import Verdict
 from remint.runtime.home import Home
+from tests.support.retraining_cases import OUTCOME
 
 
 @pytest.mark.parametrize(("is_table", "sample"), [(False, "-n 64 -o grid.png"), (True, "-n 500 -o /tmp/rows.csv")])
@@ -29,22 +30,8 @@ def test_an_unchanged_outcome_says_whether_it_was_trained(
     trained: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gallery, "compare", lambda _home, _done: [])
-    outcome = Outcome(
-        pipeline="m",
-        dataset="d",
-        dataset_version="d" * 64,
-        weights_sha256="w" * 64,
-        model="m",
-        version=4,
-        champion=3,
-        trained=trained,
-        unchanged=True,
-        metrics={},
-        context={},
-        decision=Verdict(verdict="promoted", reasons=(), rules=()),
-        report="",
-        seconds={},
-    )
+    promoted = Verdict(verdict="promoted", reasons=(), rules=())
+    outcome = OUTCOME.model_copy(update={"trained": trained, "unchanged": True, "decision": promoted})
     screens.outcomes(Home(tmp_path, tmp_path), [outcome])
     printed = capsys.readouterr()
     assert said in " ".join((printed.out + printed.err).split())
