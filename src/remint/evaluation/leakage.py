@@ -66,13 +66,16 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     """
     if held_out.id_N is not None and train.id_N is not None:
         return _find_by_id(held_out.id_N, train.id_N)
-    place = {content(x_X): index for index, x_X in enumerate(train.x_NX)}
+    digest_M = [content(x_X) for x_X in train.x_NX]
+    place = {digest: index for index, digest in enumerate(digest_M)}
     exact = {index: place[digest] for index, digest in enumerate(map(content, held_out.x_NX)) if digest in place}
     others_N = np.setdiff1d(np.arange(len(held_out)), list(exact))
     metric = _Rows(spec, train) if spec.is_table else _Images(spec)
     near = _near(held_out.x_NX, others_N, train.x_NX, metric)
     count = len(held_out)
-    equal, alike = _by_chance(train.x_NX, metric, count) if isinstance(metric, _Rows) else (_Chance(0.0, 1, count),) * 2
+    equal = alike = _Chance(0.0, 1, count)
+    if isinstance(metric, _Rows):
+        equal, alike = _by_chance(train.x_NX, digest_M, metric, count)
     leakage = Leakage(
         checked=count,
         exact=len(exact),
@@ -184,7 +187,7 @@ class _Chance:
         return max(0.0, copies / self.checked - self.share) if copies >= self.least else 0.0
 
 
-def _by_chance(x_MX: Array, rows: _Rows, count: int) -> tuple[_Chance, _Chance]:
+def _by_chance(x_MX: Array, digest_M: list[bytes], rows: _Rows, count: int) -> tuple[_Chance, _Chance]:
     """Return what chance gives of exact copies, and of exact and near ones, among ``count`` held-out rows.
 
     The share is that of training rows, of at most ASKED, that have a copy among the others. Given these, the share of
@@ -192,9 +195,8 @@ def _by_chance(x_MX: Array, rows: _Rows, count: int) -> tuple[_Chance, _Chance]:
     taken for half as many independent observations.
     """
     asked = np.unique(np.linspace(0, len(x_MX) - 1, num=min(len(x_MX), ASKED)).astype(np.int64))
-    digests = [content(x_X) for x_X in x_MX]
-    times = Counter(digests)
-    alone = np.array([m for m in asked if times[digests[m]] == 1], dtype=np.int64)
+    times = Counter(digest_M)
+    alone = np.array([m for m in asked if times[digest_M[m]] == 1], dtype=np.int64)
     equal = len(asked) - len(alone)
     found = []
     for copied, level in ((equal, LEVEL), (equal + len(_near(x_MX, alone, x_MX, rows)), LEVEL_OF_NEAR)):
