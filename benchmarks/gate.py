@@ -37,9 +37,10 @@ from remint.evaluation.evidence import Evidence
 from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.promotion import comparable, gate
-from remint.records import EvaluationReport, Leakage, MetricValue, SeedSpread
+from remint.records import EvaluationReport, Leakage, MetricValue
 from remint.settings.judging import PromotionSettings
 from remint.settings.params import load_params
+from remint.stores.ledger.spreads import SeedSpread
 
 PAIRS = 200
 LEVEL, POWER = 0.05, 0.9

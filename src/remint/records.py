@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_serializer
 
@@ -35,6 +35,12 @@ class Record(BaseModel):
     """A frozen value with a canonical JSON form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    added_later: ClassVar[frozenset[str]] = frozenset()  # fields left out of the JSON at their default: old digests stay
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields, later = type(self).model_fields, self.added_later
+        return {key: value for key, value in dump(self).items() if key not in later or getattr(self, key) != fields[key].default}
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -65,10 +71,21 @@ class Column(Record):
     mean: float = 0.0  # of a numeric column at its first import; values are (original - mean) / scale
     scale: float = 1.0
     missing: bool = False  # whether values may be missing (NaN)
+    type: str = ""  # Arrow's name of the source's type, if it is neither double nor string
+    least: int | None = None  # of a column of whole numbers: the range at its first import, in original units
+    most: int | None = None
+    truth: tuple[str, str] | None = None  # of truth values: false and true as the source's text has them
+    absent: float = 0.0  # share of missing values at its first import, which drawn rows lack too
+    added_later: ClassVar[frozenset[str]] = frozenset({"type", "least", "most", "truth", "absent"})
 
     @property
     def numeric(self) -> bool:
         return not self.categories
+
+    @property
+    def whole(self) -> bool:
+        """Whether values are whole numbers, which have probabilities and no density."""
+        return self.least is not None
 
 
 class DataSpec(Record):
@@ -83,6 +100,10 @@ class DataSpec(Record):
     classes: int = 0  # number of labels; 0: no labels
     columns: tuple[Column, ...] = ()  # of a table, D of them
     class_names: tuple[str, ...] = ()  # of the labels, if they have names
+    label: Column | None = None  # of a table: the column of the labels
+    label_at: int = 0  # number of columns before it in the source
+    suffix: str = ".csv"  # of the table's file
+    added_later: ClassVar[frozenset[str]] = frozenset({"label", "label_at", "suffix"})
 
     @property
     def is_table(self) -> bool:
@@ -258,16 +279,6 @@ class EvaluationReport(Record):
     values_sha256: str = ""  # of the per-example values beside the report
 
 
-class SeedSpread(Record):
-    """Seed-to-seed variation of a pipeline: metrics of one recipe, trained with several seeds on one dataset version."""
-
-    pipeline: str
-    recipe: str  # digest of the recipe without its seed
-    dataset: str  # digest of the DatasetVersion
-    seeds: tuple[int, ...]
-    values: dict[str, tuple[float, ...]]  # by metric, one per seed
-
-
 class LedgerRow(Record):
     """One row of the promotion ledger. ``hash`` is over all other fields."""
 
@@ -284,16 +295,3 @@ class LedgerRow(Record):
     previous: str  # hash of the row before, "" for the first
     hash: str
     decision: str = ""  # digest of the Decision; "" for a person's act, and in rows of older versions of remint
-
-
-class Finding(Record):
-    """One disagreement between the stores, found by ``remint audit``."""
-
-    kind: str  # a word: alias, bytes, ledger, remote, run, flow_run, workspace, orphan, ..
-    thing: str  # the damaged thing: a version, an alias, a row, a run, a folder
-    what: str  # a sentence: the problem
-    risk: str  # a sentence: the possible consequence
-    repair: str  # a sentence: the repair, with its command
-    safe: bool  # `remint audit --repair` does the repair
-    damages: str | None = None  # NAME/7 of the root version that it damages; None: none
-    repaired: bool = False

@@ -17,8 +17,8 @@ from dvc.exceptions import DvcException
 
 from remint.errors import IntegrityError, VersioningError
 from remint.maintenance import audit, doctor
+from remint.maintenance.audit.fault import Finding
 from remint.promotion import decide
-from remint.records import Finding
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import read_params, write_params

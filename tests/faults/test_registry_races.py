@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from remint.errors import ChampionChanged, LedgerError
-from remint.records import SeedSpread
 from remint.stores.ledger.chain import Ledger
-from remint.stores.ledger.spreads import Spreads
+from remint.stores.ledger.spreads import SeedSpread, Spreads
 from remint.stores.mlflow import Tracking
 from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, SPREADS, execute
 from tests.support.postgres import Postgres

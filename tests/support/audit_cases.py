@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from remint.maintenance import audit
+from remint.maintenance.audit.fault import Finding
 from remint.promotion.projection import sync_mlflow_to_ledger
-from remint.records import Finding, canonical
+from remint.records import canonical
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags

@@ -10,8 +10,9 @@ import pytest
 from remint.evaluation.evidence import Evidence
 from remint.promotion import comparable, gate, paired
 from remint.promotion.decision import Decision
-from remint.records import EvaluationReport, Leakage, MetricValue, SeedSpread
+from remint.records import EvaluationReport, Leakage, MetricValue
 from remint.settings.judging import PromotionSettings
+from remint.stores.ledger.spreads import SeedSpread
 
 RULES = PromotionSettings.model_validate(
     {"require": {"nll": {"max": 2.43}}, "improve": {"metric": "nll", "margin": 0.0, "confidence": 0.95}}

@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from remint.errors import LedgerError
-from remint.records import SeedSpread, digest
+from remint.records import digest
 from remint.runtime.addresses import with_driver
 from remint.stores.ledger import schema
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.ledger.leases import Leases, LeaseState
-from remint.stores.ledger.spreads import Spreads
+from remint.stores.ledger.spreads import SeedSpread, Spreads
 from tests.support.old_ledger import COLLECTED, LEASES, LEDGER, OLD_HASHES, PARTS, SPREADS, execute
 
 _names = count()

@@ -16,8 +16,9 @@ from remint.errors import IntegrityError, ResourceError
 from remint.maintenance.rebuild import Rebuild, build, environment, record
 from remint.maintenance.rebuild.compare import Facts, compare
 from remint.promotion.tolerance import tolerances
-from remint.records import MetricValue, SeedSpread, canonical
+from remint.records import MetricValue, canonical
 from remint.runtime import manifest
+from remint.stores.ledger.spreads import SeedSpread
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from tests.support import registry_cases as cases
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
 from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, original, plain, save, shares
-from remint.records import Column, Drift, SeedSpread
+from remint.records import Column, Drift
 
 MOST_COLUMNS = 12
 

@@ -42,8 +42,9 @@ from remint.promotion import comparable
 from remint.promotion.decision import Decision, RuleResult, Verdict
 from remint.promotion.leaked import leakage_reason
 from remint.promotion.paired import Difference, difference, seed_margin
-from remint.records import Leakage, SeedSpread, digest
+from remint.records import Leakage, digest
 from remint.settings.judging import Improve, PromotionSettings
+from remint.stores.ledger.spreads import SeedSpread
 
 MIN_SEEDS = 3  # that an automatic margin needs
 GUARD_CONFIDENCE = 0.95

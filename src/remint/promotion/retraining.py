@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.data import sources
-from remint.records import DatasetVersion, EvaluationReport, SeedSpread, TrainedModel
+from remint.records import DatasetVersion, EvaluationReport, TrainedModel
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
 from remint.settings.params import (
@@ -27,6 +27,7 @@ from remint.stores.dvc import Workspace
 from remint.stores.git import Commit
 from remint.stores.ledger.chain import Ledger
 from remint.stores.ledger.leases import Lease
+from remint.stores.ledger.spreads import SeedSpread
 from remint.stores.mlflow import Tracking
 from remint.stores.open import open_ledger, open_spreads, open_tracking
 

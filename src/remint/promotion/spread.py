@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from remint.promotion.paired import seed_margin
 from remint.promotion.retraining import Retraining
-from remint.records import Record, SeedSpread, digest
+from remint.records import Record, digest
 from remint.runtime.home import Home
+from remint.stores.ledger.spreads import SeedSpread
 from remint.stores.open import open_spreads
 
 

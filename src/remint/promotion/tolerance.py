@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from remint.promotion.paired import seed_margin
-from remint.records import MetricValue, SeedSpread
+from remint.records import MetricValue
+from remint.stores.ledger.spreads import SeedSpread
 
 TWO_SIDED = 0.975  # of a difference that may have either sign: 5% of pairs differ by more
 MIN_SEEDS = 3

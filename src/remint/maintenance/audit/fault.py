@@ -6,9 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from remint.errors import RemintError
-from remint.records import Finding
+from remint.records import Record
 
 Mend = Callable[[], object]
+
+
+class Finding(Record):
+    """One disagreement between the stores, found by ``remint audit``."""
+
+    kind: str  # a word: alias, bytes, ledger, remote, run, flow_run, workspace, orphan, ..
+    thing: str  # the damaged thing: a version, an alias, a row, a run, a folder
+    what: str  # a sentence: the problem
+    risk: str  # a sentence: the possible consequence
+    repair: str  # a sentence: the repair, with its command
+    safe: bool  # `remint audit --repair` does the repair
+    damages: str | None = None  # NAME/7 of the root version that it damages; None: none
+    repaired: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from typing import Any
 
 from remint.errors import LedgerError, RemintError
 from remint.maintenance.audit import commits, data, ledger, places, registry, runs
-from remint.maintenance.audit.fault import Fault, unreachable
+from remint.maintenance.audit.fault import Fault, Finding, unreachable
 from remint.promotion import roots
 from remint.promotion.retraining import raw_data
-from remint.records import Finding
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores.ledger.chain import Ledger

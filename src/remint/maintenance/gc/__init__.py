@@ -7,10 +7,10 @@ from typing import Any
 
 from remint.errors import IntegrityError
 from remint.maintenance import audit
+from remint.maintenance.audit.fault import Finding
 from remint.maintenance.gc.plan import OLDER_THAN, Plan, Say, apply, plan
 from remint.maintenance.gc.reach import Garbage, Thing, unreached
 from remint.promotion.roots import WINDOW, Root
-from remint.records import Finding
 from remint.runtime import jobs
 from remint.runtime.home import Home
 

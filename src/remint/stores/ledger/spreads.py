@@ -6,9 +6,19 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from remint.records import SeedSpread
+from remint.records import Record
 from remint.stores.ledger.schema import open_database
 from remint.stores.ledger.schema import spreads as _rows
+
+
+class SeedSpread(Record):
+    """Seed-to-seed variation of a pipeline: metrics of one recipe, trained with several seeds on one dataset version."""
+
+    pipeline: str
+    recipe: str  # digest of the recipe without its seed
+    dataset: str  # digest of the DatasetVersion
+    seeds: tuple[int, ...]
+    values: dict[str, tuple[float, ...]]  # by metric, one per seed
 
 
 class Spreads:
