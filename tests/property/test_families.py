@@ -68,6 +68,10 @@ def assert_are_examples(x: Tensor, spec: DataSpec, count: int) -> None:
         there = values[~values.isnan()]
         assert bool(there.isfinite().all()) and (column.missing or len(there) == count)
         assert column.numeric or set(there.tolist()) <= set(range(len(column.categories)))
+        if column.least is not None and column.most is not None:
+            number = there.double() * column.scale + column.mean
+            assert float((number - number.round()).abs().max()) < 1e-3
+            assert column.least <= int(number.min().round()) and int(number.max().round()) <= column.most
 
 
 def test_a_model_has_the_capabilities_that_its_settings_imply(case: Case) -> None:

@@ -28,6 +28,19 @@ MIXED = DataSpec(  # a table with every kind of column
     ),
     classes=3,
 )
+WHOLE = DataSpec(  # a table with whole numbers, some of them missing
+    shape=(4,),
+    columns=(
+        Column(name="children", mean=1.3, scale=1.1, least=0, most=4),
+        Column(name="colour", categories=("blue", "green", "red")),
+        Column(name="height", mean=170.0, scale=12.0),
+        Column(name="steps", mean=8e3, scale=3e3, least=12, most=21_034),
+    ),
+    classes=3,
+)
+GAPPED = WHOLE.model_copy(
+    update={"columns": tuple(column.model_copy(update={"missing": True, "absent": 0.25}) for column in WHOLE.columns)}
+)
 COMPLETE = MIXED.model_copy(update={"columns": tuple(column.model_copy(update={"missing": False}) for column in MIXED.columns)})
 
 
@@ -87,6 +100,10 @@ CASES = {
     ),
     "vae-table": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, free_bits=0.1, conditional=True), MIXED),
     "vae-mixture": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, likelihood="gaussian_mixture", mixtures=2), MIXED),
+    "vae-whole": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, conditional=True), GAPPED),
+    "vae-mixture-whole": Case("vae", VaeSettings(latent=2, hidden=8, dropout=0.0, likelihood="gaussian_mixture"), GAPPED),
+    "flow-whole": Case("flow", FlowSettings(couplings=2, hidden=8, bins=4, dropout=0.0, conditional=True), WHOLE),
+    "gan-whole": Case("gan", GanSettings(latent=3, hidden=8, layers=2), WHOLE),
     "pixelcnn": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0)),
     "pixelcnn-conditional": Case("pixelcnn", pixelcnn.Settings(hidden=4, layers=2, dropout=0.0, conditional=True)),
     "vaegan": Case("vaegan", VaeGanSettings(latent=2, hidden=8, dropout=0.0, critic=VaeGanCriticSettings(hidden=8, layers=2))),
@@ -130,9 +147,11 @@ def _rows(spec: DataSpec, count: int, generator: torch.Generator) -> Tensor:
         x = (shared + torch.randn(count, generator=generator)) / 2**0.5
         if column.categories:
             x = (torch.special.ndtr(x) * len(column.categories)).floor().clamp(max=len(column.categories) - 1)
+        if column.whole:
+            x = ((x.double() * column.scale + column.mean).round().clamp(column.least, column.most) - column.mean) / column.scale
         if column.missing:
             x[torch.rand(count, generator=generator) < 0.3] = torch.nan
-        columns.append(x)
+        columns.append(x.float())
     return torch.stack(columns, dim=1)
 
 

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from remint.data import rows
 from remint.data.arrays import Dataset, Split
 from remint.errors import RunError, SettingsError
 from remint.evaluation import distance, features, likelihood, plots
@@ -20,7 +21,7 @@ from remint.evaluation.context import EvaluationContext, Measurement, samples
 from remint.evaluation.evaluate import measure
 from remint.models.contract import Model
 from remint.records import Column, DatasetVersion, DataSpec
-from remint.serving.model import ServedModel, write_csv
+from remint.serving.model import ServedModel
 from remint.settings.judging import EvaluationSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +64,9 @@ class Law(Model):
     density_noise = 0
     sample_noise = 4  # the last number draws the class
 
+    def classes(self, noise_BN: Tensor) -> Tensor:
+        return (noise_BN[:, 3] > 0).long()
+
     def log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         assert y_B is not None and noise_BN.shape == (len(x_BX), 0)
         length, width, colour = x_BX.double().numpy().T
@@ -70,7 +74,7 @@ class Law(Model):
         return torch.from_numpy(log_p + np.log(SHARES)[colour.astype(int)])
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        y_B = (noise_BN[:, 3] > 0).long() if y_B is None else y_B
+        y_B = self.classes(noise_BN) if y_B is None else y_B
         colour_B = (torch.special.ndtr(noise_BN[:, 2]).unsqueeze(1) > torch.tensor([0.2, 0.5])).sum(1)
         return torch.stack([noise_BN[:, 0] + y_B, noise_BN[:, 1], colour_B.float()], dim=1)
 
@@ -193,12 +197,11 @@ def test_a_served_table_comes_in_original_units_and_by_class(tmp_path: Path) -> 
     x_ND = served.sample(100, seed=1, of_class=served.class_named("yes"))
     assert np.array_equal(served.sample(70, seed=1, of_class=1), x_ND[:70])
     np.testing.assert_allclose(served.sample(100, seed=1, of_class=0)[:, 0] + 1, x_ND[:, 0], atol=1e-6)
-    table = served.table(x_ND)
-    write_csv(tmp_path / "rows.csv", table)
+    rows.write(tmp_path / "rows.csv", served.table([(1, index) for index in range(100)], [1] * 100), SPEC)
     with (tmp_path / "rows.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [float(row["length"]) for row in rows] == (x_ND[:, 0].astype(np.float64) * 2 + 10).tolist()
-    assert [row["colour"] for row in rows] == [("blue", "green", "red")[int(place)] for place in x_ND[:, 2]]
+        read = list(csv.DictReader(stream))
+    assert [float(row["length"]) for row in read] == (x_ND[:, 0].astype(np.float64) * 2 + 10).tolist()
+    assert [row["colour"] for row in read] == [("blue", "green", "red")[int(place)] for place in x_ND[:, 2]]
 
 
 def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() -> None:
@@ -211,7 +214,7 @@ def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() ->
 
 
 def test_tables_and_classes_have_pictures(context: EvaluationContext, tmp_path: Path) -> None:
-    rows = {"law": samples(Law(), SPEC, 200, 0)}
+    drawn = {"law": samples(Law(), SPEC, 200, 0)}
     for name in ("first", "second"):
-        plots.table_columns(tmp_path / f"{name}.png", context.dataset.held_out.x_NX, rows, COLUMNS, "rows")
+        plots.table_columns(tmp_path / f"{name}.png", context.dataset.held_out.x_NX, drawn, COLUMNS, "rows")
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()

@@ -16,8 +16,13 @@ def sample(
     model: ModelRef,
     count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many samples.")] = 64,
     output: Annotated[
-        Path, typer.Option("-o", help="File to write: images as .png (a grid) or .npy (uint8, N x C x H x W), a table as .csv.")
-    ] = Path("samples.png"),
+        Path | None,
+        typer.Option(
+            "-o",
+            help="File to write: images as .png (a grid) or .npy (uint8, N x C x H x W), a table as .csv or .parquet. "
+            "By default samples.png, or samples.csv or .parquet as the table's source.",
+        ),
+    ] = None,
     of_class: Annotated[str | None, typer.Option("--class", help="Class to draw, for a conditional model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sample i depends only on the seed and i.")] = 0,
     as_json: AsJson = False,

@@ -33,11 +33,21 @@ class UnusableColumn(Exception):
     """Reason why a column cannot be used, as the rest of a sentence that begins with its name."""
 
 
-def learn_column(name: str, column: pa.ChunkedArray, categorical: bool) -> Column:
-    """Learn a column's description from its values. Raises UnusableColumn for identifiers, constants, dates and the like."""
+def learn_column(name: str, column: pa.ChunkedArray, *, categorical: bool = False, numeric: bool = False) -> Column:
+    """Learn a column's description from its values. Raises UnusableColumn for identifiers, constants, dates and the like.
+
+    ``categorical``, ``numeric``: its kind is stated, so values that look like another kind are no reason against it.
+    """
     if categorical or is_text(column):
         return _learn_categories(name, column, categorical)
-    return _learn_numeric(name, column)
+    return _learn_numeric(name, column, numeric)
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Return Arrow's name of a type that drawn rows get back; "" for text, double precision and all that is read as these."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    restored = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind) or kind == pa.float32()
+    return str(kind) if restored else ""
 
 
 def column_values(column: pa.ChunkedArray, known: Column) -> Array:
@@ -48,6 +58,8 @@ def column_values(column: pa.ChunkedArray, known: Column) -> Array:
         x_N = as_numbers(column)
         if np.isinf(x_N).any():
             raise UnusableColumn(f"has {int(np.isinf(x_N).sum())} infinite values")
+        if known.whole and len(fractions := _fractions(x_N)):
+            raise UnusableColumn(f"held whole numbers, now contains {fractions[0]:g}")
         if not np.isfinite(standardise(x_N[:, None], (known,))[~np.isnan(x_N)]).all():
             raise UnusableColumn(
                 f"has values up to {np.nanmax(np.abs(x_N)):.3g}, too far from its mean in the schema ({known.mean:.3g})"
@@ -78,9 +90,7 @@ def check_type(column: pa.ChunkedArray) -> None:
     """Raise UnusableColumn if the type is neither number nor text."""
     kind = column.type
     if pa.types.is_temporal(kind):
-        raise UnusableColumn(
-            f"contains dates or times ({kind}): convert them to numbers (days since a date, hour, weekday), or drop it"
-        )
+        raise UnusableColumn(f"contains dates or times ({kind}): add it to numeric to read them as days or seconds, or drop it")
     if not (_is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
         raise UnusableColumn(f"has type {kind}, neither number nor text: flatten it into columns, or drop it")
 
@@ -132,11 +142,15 @@ def non_numeric(names: list[str]) -> list[str]:
 def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return whole floats as integers (pandas turns integers into floats if one is missing)."""
     x_N = as_numbers(column)
-    fractions = x_N[x_N != np.floor(x_N)]  # includes NaN, which is unequal to itself
-    fractions = fractions[~np.isnan(fractions)]
-    if len(fractions):
+    if len(fractions := _fractions(x_N)):
         raise UnusableColumn(f"must contain categories, but contains {fractions[0]:g}: use whole numbers or text")
     return pa.chunked_array([pa.array(np.nan_to_num(x_N).astype(np.int64), mask=np.isnan(x_N))])
+
+
+def _fractions(x_N: Array) -> Array:
+    """Return the values that are no whole numbers; a missing value is none of them."""
+    fractions: Array = x_N[(x_N != np.floor(x_N)) & ~np.isnan(x_N)]
+    return fractions
 
 
 def _sort_key(names: list[str | None]) -> Any:
@@ -167,10 +181,10 @@ def _learn_categories(name: str, column: pa.ChunkedArray, declared: bool) -> Col
         raise UnusableColumn(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
     if len(names) > MOST_CATEGORIES:
         raise UnusableColumn(f"has {len(names)} categories, more than {MOST_CATEGORIES}: merge the rare ones, or drop it")
-    return Column(name=name, categories=tuple(names), missing=present < len(code_N))
+    return Column(name=name, categories=tuple(names), missing=present < len(code_N), absent=1 - present / len(code_N))
 
 
-def _learn_numeric(name: str, column: pa.ChunkedArray) -> Column:
+def _learn_numeric(name: str, column: pa.ChunkedArray, declared: bool) -> Column:
     x_N = as_numbers(column)
     present_N = x_N[~np.isnan(x_N)]
     if not len(present_N):
@@ -178,8 +192,9 @@ def _learn_numeric(name: str, column: pa.ChunkedArray) -> Column:
     if np.isinf(present_N).any():
         raise UnusableColumn(f"has {int(np.isinf(present_N).sum())} infinite values: make these cells empty, or drop it")
     constant, integers = present_N.min() == present_N.max(), pa.types.is_integer(column.type)
-    if (present_N == np.floor(present_N)).all():
-        if IDENTIFIER.search(name):
+    whole = not len(_fractions(present_N))
+    if whole:
+        if IDENTIFIER.search(name) and not declared:
             raise UnusableColumn("is named like an identifier and contains whole numbers: add it to categorical, or drop it")
         if np.abs(present_N).max() > LARGEST_EXACT and (integers or constant):  # beyond 2^64, CSV gives floats, all equal
             raise UnusableColumn(
@@ -187,7 +202,7 @@ def _learn_numeric(name: str, column: pa.ChunkedArray) -> Column:
             )
     if constant:
         raise UnusableColumn(f"has the same value in every row ({present_N[0]:g})")
-    if integers and _counts_rows(present_N):
+    if integers and not declared and _counts_rows(present_N):
         raise UnusableColumn(
             "looks like an identifier (integers that count the rows; write 1.0, 2.0, .. if they are measurements)"
         )
@@ -197,7 +212,12 @@ def _learn_numeric(name: str, column: pa.ChunkedArray) -> Column:
         raise UnusableColumn(
             f"has values up to {np.abs(present_N).max():.3g}, whose standard deviation cannot be computed: rescale it, or drop it"
         )
-    return Column(name=name, mean=mean, scale=scale, missing=len(present_N) < len(x_N))
+    missing = len(present_N) < len(x_N)
+    # pandas turns whole numbers into floats where one is missing
+    whole = whole and (integers or missing) and np.abs(present_N).max() <= LARGEST_EXACT
+    least, most = (int(present_N.min()), int(present_N.max())) if whole else (None, None)
+    absent = 1 - len(present_N) / len(x_N)
+    return Column(name=name, mean=mean, scale=scale, missing=missing, absent=absent, least=least, most=most)
 
 
 def _counts_rows(present_N: Array) -> bool:

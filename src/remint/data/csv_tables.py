@@ -1,5 +1,7 @@
 """Reader of a CSV file: encoding, separator and decimal sign as its content shows them, and one rule for missing values.
 
+The metadata of a column of truth values are its words for ``false`` and ``true``.
+
 A cell that holds one of MISSING is missing, in numeric and in text columns alike, unless the schema knows it as a category.
 Whole numbers with leading zeros (02139) are codes: their column stays text.
 """
@@ -76,6 +78,11 @@ def read(path: Path, text: Collection[str], known: DataSpec | None, header: list
         for name, column in _texts(parse({name: pa.string() for name in whole}, only=whole)).items() if whole else ():
             if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
                 table = table.set_column(table.column_names.index(name), name, column)
+        truths = [name for name in table.column_names if pa.types.is_boolean(table[name].type)]
+        for name, column in _texts(parse({name: pa.string() for name in truths}, only=truths)).items() if truths else ():
+            words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
+            field = pa.field(name, pa.bool_(), metadata=words)
+            table = table.set_column(table.column_names.index(name), field, table[name])
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())[:200]}") from error
     return table

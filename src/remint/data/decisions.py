@@ -70,7 +70,18 @@ def _padded(column: pa.ChunkedArray) -> bool:
 
 
 def parse_numbers(where: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return text such as $1,234.50 or 12% as numbers. Raises DataError, which names a value that is none."""
+    """Return text such as $1,234.50 or 12% as numbers.
+
+    Dates become days since 1970; times become whole seconds, since then or since midnight. Raises DataError, which names a
+    value that is no number.
+    """
+    kind = column.type
+    if pa.types.is_date(kind):
+        return column.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
+    if pa.types.is_time(kind):
+        return column.cast(pa.time32("s"), safe=False).cast(pa.int32()).cast(pa.int64())
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64())
     if not columns.is_text(column):
         return column
     plain = pyarrow.compute.replace_substring_regex(column.cast(pa.string()), NUMBER_SIGNS, "")

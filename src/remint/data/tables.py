@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
 
-from remint.data import columns, csv_tables, decisions, shipped
+from remint.data import columns, csv_tables, decisions, parquet_tables, shipped
 from remint.data.columns import MOST_CATEGORIES, UnusableColumn
 from remint.data.decisions import Reason
 from remint.errors import DataError
@@ -29,11 +27,9 @@ from remint.records import Column, DataSpec
 from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings, did_you_mean
 
-MOST_VALUES = 1 << 28  # 2 GiB in double precision
-MOST_BYTES = 2 << 30  # of a CSV file, and of a Parquet file's decoded text
+MOST_BYTES = 2 << 30  # of a CSV file
 MOST_COLUMNS = 10_000
 LONGEST_NAME = 200  # characters
-ROWS = 1 << 16  # of Parquet in one batch
 BOOLEANS = {"false", "true"}
 DRIFT_SCALES = 10.0  # scales by which a column's mean may move before an event reports it
 
@@ -49,6 +45,9 @@ class Table:
     label: pa.ChunkedArray | None
     label_name: str
     class_names: tuple[str, ...]  # of the label, in order, if the source defines them
+    label_at: int = 0  # number of features before the label in the source
+    suffix: str = ".csv"  # of the source
+    forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type and truth of records.Column, by column
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
 
     def __len__(self) -> int:
@@ -68,7 +67,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         text = {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}
         table = _csv(source, text, known)
     else:
-        table = _parquet(source)
+        table = parquet_tables.read(source)
     _check_names(where, table)
     learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
     reasons = decisions.find(table, {*settings.categorical, *settings.numeric, *([label] if label else []), *learnt})
@@ -85,17 +84,28 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
             if column not in table.column_names and not (key == "drop" and (known or column in reasons)):
                 problem = did_you_mean(f"column '{column}'", column, table.column_names)
                 raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {problem}")
+    forms = {each.name: _form(each) for each in table.schema}
     kept = {column: _decode_dictionary(table[column]) for column in table.column_names if column not in settings.drop}
+    label_at = list(kept).index(label) if label else 0
     y = kept.pop(label) if label else None
     if y is not None and class_names:
         y = pa.chunked_array([[class_names[place] for place in y.to_pylist()]])
+        forms.pop(label or "")
     if not kept:
         raise DataError(f"{where} has no columns except the label and the dropped ones: drop fewer")
     for column in kept.keys() & set(settings.numeric):
         key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column}'"
         kept[column] = decisions.parse_numbers(key, kept[column])
-    found = Table(where, kept, y, label or "", class_names, reasons)
+    suffix = source.suffix if isinstance(source, Path) else ".csv"
+    found = Table(where, kept, y, label or "", class_names, label_at, suffix, forms, reasons)
     return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
+
+
+def _form(field: pa.Field) -> dict[str, Any]:
+    """Return the fields of records.Column by which drawn rows are written as the source has them."""
+    words = field.metadata or {}
+    truth = {"truth": (words[b"false"].decode(), words[b"true"].decode())} if {b"false", b"true"} <= set(words) else {}
+    return {"type": columns.type_name(field.type), **truth}
 
 
 def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
@@ -113,54 +123,6 @@ def _csv(path: Path, text: Collection[str], known: DataSpec | None, header: list
     with path.open("rb") as stream:
         _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
     return csv_tables.read(path, text, known, header)
-
-
-def _parquet(path: Path) -> pa.Table:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            rows, width = file.metadata.num_rows, file.metadata.num_columns
-            if rows * width > MOST_VALUES:
-                raise DataError(
-                    f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: use fewer rows or columns"
-                )
-            _check_unpacked_size(path, file)
-            return file.read()
-    except (pa.ArrowException, ValueError, MemoryError) as error:
-        raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
-    except OSError as error:  # Arrow's errors have no errno; errors of the disk have one
-        if error.errno is not None:
-            raise
-        raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
-
-
-def _check_unpacked_size(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
-    """Raise DataError if the data are too large once decompressed, or once dictionary texts are repeated for each row."""
-    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    total = sum(group.total_byte_size for group in groups)
-    if total > MOST_BYTES:
-        raise DataError(f"{path} unpacks to {total >> 20:,} MiB, more than {MOST_BYTES >> 20:,}: use fewer rows")
-    texts = [field.name for field in file.schema_arrow if columns.is_text_type(field.type)]
-    if not texts:
-        return
-    total = 0
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as packed:
-        for batch in packed.iter_batches(ROWS, columns=texts):
-            total += sum(_expanded_bytes(batch.column(name)) for name in texts)
-            if total > MOST_BYTES:
-                raise DataError(f"{path} holds more than {MOST_BYTES >> 20:,} MiB of text: drop its longest columns")
-
-
-def _expanded_bytes(column: pa.Array) -> int:
-    """Return the bytes of a column's texts, counting every occurrence of each."""
-    if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    length_K = pyarrow.compute.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
-    code_N = column.indices.drop_null().to_numpy(zero_copy_only=False)
-    return int(length_K[code_N].sum())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -227,7 +189,8 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
             categorical = column_name in settings.categorical or (
                 column_name in table.reasons and table.reasons[column_name].categorical
             )
-            learnt.append(columns.learn_column(column_name, column, categorical))
+            known = columns.learn_column(column_name, column, categorical=categorical, numeric=column_name in settings.numeric)
+            learnt.append(known.model_copy(update=table.forms.get(column_name, {})))
         except UnusableColumn as reason:
             problems.append(f"column '{column_name}' {reason}")
             unusable.append(column_name)
@@ -245,7 +208,18 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
             *(f"  {p}" for p in problems),
         ]
         raise DataError("\n".join([*lines, *remedy]))
-    return DataSpec(shape=(len(learnt),), columns=tuple(learnt), classes=len(class_names), class_names=class_names)
+    label = None
+    if table.label is not None:
+        label = Column(name=table.label_name, categories=class_names, **table.forms.get(table.label_name, {}))
+    return DataSpec(
+        shape=(len(learnt),),
+        columns=tuple(learnt),
+        classes=len(class_names),
+        class_names=class_names,
+        label=label,
+        label_at=table.label_at,
+        suffix=table.suffix,
+    )
 
 
 def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +20,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
 from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, original, plain, save, shares
 from remint.records import Column, Drift
+
+if TYPE_CHECKING:  # this module needs no database
+    from remint.stores.ledger.spreads import SeedSpread
 
 MOST_COLUMNS = 12
 

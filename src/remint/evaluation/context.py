@@ -267,9 +267,10 @@ def _wrong_row(x_ND: Array, spec: DataSpec) -> str | None:
     if x_ND.dtype != np.float32 or x_ND.shape[1:] != spec.shape:
         return f"{x_ND.dtype} {x_ND.shape[1:]}, expected float32 {spec.shape}"
     for column, value_N in zip(spec.columns, x_ND.T, strict=True):
-        bad = int((~np.isfinite(value_N)).sum())
+        present_N = value_N[~np.isnan(value_N)] if column.missing else value_N
+        bad = int((~np.isfinite(present_N)).sum())
         if bad:
             return f"column '{column.name}' has {bad} of {len(value_N)} values that are not finite"
-        if column.categories and not np.isin(value_N, range(len(column.categories))).all():
+        if column.categories and not np.isin(present_N, range(len(column.categories))).all():
             return f"column '{column.name}' has values that are not indices of its {len(column.categories)} categories"
     return None

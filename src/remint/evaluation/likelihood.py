@@ -1,7 +1,8 @@
 """Likelihoods of the held-out examples: lower is better.
 
     images   bits/dim = -log2 p(x) / dims of the discrete example x, whose values are 0 .. levels-1
-    tables   nats = -log p(x) of the row x, a density over its standardised numbers and a probability of its categories
+    tables   nats = -log p(x) of the row x, a density over its standardised numbers and a probability of its categories and
+             whole numbers
 
 A flow's density of the dequantised example and a variational autoencoder's bounds are upper bounds of this value, and so
 comparable with it (Theis et al., A note on the evaluation of generative models, 2016). A conditional model has p(x | y)
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from remint.evaluation.context import DEQUANTISATION, IMPORTANCE, EvaluationContext, Measurement, Metric, finite
 from remint.models.contract import HasElbo, HasLogProb, standard_normal
+from remint.models.whole_numbers import normal_log_mass
 from remint.records import Column
 
 DEQUANTISATION_DRAWS = 8
@@ -77,12 +79,12 @@ def independent_baseline(context: EvaluationContext) -> Measurement:
 
     Pixels and categories: an independent categorical distribution for each, counted on the training split with one count
     added to each level (Laplace's rule). Numeric columns: an independent normal distribution with the training split's
-    mean and variance. A missing value contributes 0.
+    mean and variance, for whole numbers integrated over each. A missing value contributes 0.
     """
     spec, train = context.dataset.spec, context.dataset.train
     if spec.is_table:
         columns = zip(spec.columns, np.array(train.x_NX, dtype=np.float64).T, strict=True)
-        laws = [_normal(column_N) if column.numeric else _categorical(column_N, column) for column, column_N in columns]
+        laws = [_normal(column_N, column) if column.numeric else _categorical(column_N, column) for column, column_N in columns]
         held_DN = np.array(context.dataset.held_out.x_NX, dtype=np.float64).T
         nats_N = np.array(sum(law(x_N) for law, x_N in zip(laws, held_DN, strict=True)))
         return Measurement.over_examples(nats_N, context)
@@ -97,10 +99,20 @@ def independent_baseline(context: EvaluationContext) -> Measurement:
     return Measurement.over_examples(bits_N.numpy(), context)
 
 
-def _normal(train_N: Array) -> Callable[[Array], Array]:
-    """Return -log density of a normal distribution fitted to the observed values; its deviation is at least 1e-3."""
+def _normal(train_N: Array, column: Column) -> Callable[[Array], Array]:
+    """Return -log density of a normal distribution fitted to the observed values; its deviation is at least 1e-3.
+
+    Of whole numbers: -log probability.
+    """
     mean, scale = np.nanmean(train_N), max(float(np.nanstd(train_N)), 1e-3)
-    return lambda x_B: np.nan_to_num(0.5 * ((x_B - mean) / scale) ** 2 + math.log(scale) + 0.5 * math.log(2 * math.pi))
+    half = torch.tensor(0.5 / column.scale if column.whole else 0.0, dtype=torch.float64)
+
+    def law(x_B: Array) -> Array:
+        log_B = normal_log_mass(torch.from_numpy(x_B - mean), torch.tensor(math.log(scale), dtype=torch.float64), half)
+        nats_B: Array = np.nan_to_num(-log_B.numpy())
+        return nats_B
+
+    return law
 
 
 def _categorical(train_N: Array, column: Column) -> Callable[[Array], Array]:

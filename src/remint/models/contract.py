@@ -36,6 +36,10 @@ class CanSample(Protocol):
         """
         ...
 
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        """Return the classes that ``sample`` draws with this noise, int64 (B,); None if the model is not conditional."""
+        ...
+
 
 @runtime_checkable
 class HasLogProb(Protocol):
@@ -75,6 +79,10 @@ class Model(nn.Module):
     """The served network. The methods of the protocols are called in eval mode and without gradients."""
 
     conditional: bool = False  # whether sample, density and bound are given the class
+
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        """As CanSample. By default None."""
+        return None
 
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
         """Set buffers and data-dependent initial values from the whole training split, once, before step 0.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from remint.models.layers import normal_log_density
+from remint.models.whole_numbers import WholeNumbers
 from remint.records import Column
 
 SMALLEST, LARGEST = torch.finfo(torch.float64).tiny, 1.0 - torch.finfo(torch.float64).eps  # inside (0, 1)
@@ -103,6 +104,8 @@ class QuantileDequantiser(Dequantiser):
 class RowDequantiser(Dequantiser):
     """Dequantiser of table rows: categories by their quantiles, numbers unchanged or as z = asinh(x).
 
+    A whole number is first moved uniformly within its interval (models/whole_numbers.py), so that it has a probability.
+
     asinh is nearly x within one standard deviation and logarithmic far out. Outliers of real tables thus move into the
     range that a network has seen, and their cost under a normal base is about that under a power law.
     """
@@ -114,14 +117,20 @@ class RowDequantiser(Dequantiser):
         self.tails = tails
         self.register_buffer("numeric_D", torch.tensor([column.numeric for column in columns]))
         self.categories = QuantileDequantiser([len(column.categories) for column in columns if not column.numeric])
-        self.noise_size = self.categories.noise_size
+        self.whole = WholeNumbers(columns)
+        self.noise_size = self.categories.noise_size + self.whole.count
 
     def fit(self, x_ND: Tensor) -> None:
         self.categories.fit(x_ND[:, ~self.numeric_D])
 
     def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
         x_BD = x_BD.to(noise_BN.dtype)
-        z_BQ, log_slope_B = self.categories(x_BD[:, ~self.numeric_D], noise_BN)
+        category_noise_BQ, whole_noise_BW = torch.split(noise_BN, [self.categories.noise_size, self.whole.count], dim=1)
+        z_BQ, log_slope_B = self.categories(x_BD[:, ~self.numeric_D], category_noise_BQ)
+        if self.whole.count:
+            half_D, shift_BD = self.whole.half_widths(x_BD.dtype), torch.zeros_like(x_BD)
+            shift_BD[:, self.whole.whole_D] = 2 * torch.special.ndtr(whole_noise_BW) - 1
+            x_BD, log_slope_B = x_BD + half_D * shift_BD, log_slope_B + self.whole.log_width
         z_BD = x_BD.clone()
         z_BD[:, ~self.numeric_D] = z_BQ
         if self.tails == "asinh":
@@ -140,4 +149,4 @@ class RowDequantiser(Dequantiser):
     def to_example(self, v_BD: Tensor) -> Tensor:
         x_BD = v_BD.float()
         x_BD[:, ~self.numeric_D] = self.categories.to_example(v_BD[:, ~self.numeric_D]).float()
-        return x_BD
+        return self.whole.round(x_BD)

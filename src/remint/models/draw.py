@@ -25,22 +25,29 @@ def draw(
     places: Sequence[tuple[int, int]],
     classes: Sequence[int] | None = None,  # for a conditional model
     device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """Return x_NX: for each (seed, index), the sample with that index in the series of that seed, of its class if given.
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return x_NX, for each (seed, index) the sample with that index in the series of that seed, and the class of each.
 
-    Images are uint8; rows of a table are float32, as in records.DataSpec.
+    Images are uint8; rows of a table are float32, as in records.DataSpec. The classes are those given, else those that the
+    model draws, int64 (N,); None if it draws none.
     """
     out_NX = np.empty((len(places), *spec.shape), np.float32 if spec.is_table else np.uint8)
+    y_N: np.ndarray | None = None
     for start in range(0, len(places), BLOCK):
         block = places[start : start + BLOCK]
         noise_BD = torch.zeros(BLOCK, model.sample_noise)
         for row, (seed, index) in enumerate(block):
             noise_BD[row] = standard_normal((model.sample_noise,), seed, index)
-        y_B = None
-        if classes is not None:
-            y_B = torch.zeros(BLOCK, dtype=torch.int64, device=device)
-            y_B[: len(block)] = torch.tensor(classes[start : start + BLOCK])
+        noise_BD = noise_BD.to(device)
         with torch.inference_mode():
-            x_BX = model.sample(noise_BD.to(device), y_B)
+            if classes is None:
+                y_B = model.classes(noise_BD)
+            else:
+                y_B = torch.zeros(BLOCK, dtype=torch.int64, device=device)
+                y_B[: len(block)] = torch.tensor(classes[start : start + BLOCK])
+            x_BX = model.sample(noise_BD, y_B)
         out_NX[start : start + BLOCK] = x_BX[: len(block)].cpu().numpy()
-    return out_NX
+        if y_B is not None:
+            y_N = np.zeros(len(places), np.int64) if y_N is None else y_N
+            y_N[start : start + BLOCK] = y_B[: len(block)].cpu().numpy()
+    return out_NX, y_N

@@ -76,6 +76,9 @@ class Flow(Model):
         base_BD, log_det_B = self.to_base(x_BX, noise_BN, y_B)
         return normal_log_density(base_BD).sum(1) + log_det_B
 
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        return self.labels.split_noise(noise_BN, None)[1]
+
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         base_BD, y_B = self.labels.split_noise(noise_BN, y_B)
         return self.entrance.to_example(self.from_base(base_BD, y_B)).view(-1, *self.spec.shape)

@@ -45,6 +45,9 @@ class Generator(AdversarialGenerator):
         z_BZ, categories_BG = torch.split(noise_BN, self.sizes, dim=1)
         return self.space.from_network(self.net(self.labels.append_one_hot(z_BZ, y_B)), categories_BG)
 
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        return self.labels.split_noise(noise_BN, None)[1]
+
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         return self.space.decode(self(noise_BN, y_B))
 

@@ -99,7 +99,8 @@ def compute(model: Model, spec: DataSpec, seed: int, count: int) -> Arrays:
     y_N = np.arange(count) % spec.classes if model.conditional else None
     arrays: dict[str, np.ndarray[Any, Any]] = {} if y_N is None else {"class": y_N}
     if isinstance(model, CanSample):
-        arrays["samples"] = draw(model, spec, [(seed, index) for index in range(count)], None if y_N is None else y_N.tolist())
+        places = [(seed, index) for index in range(count)]
+        arrays["samples"], _ = draw(model, spec, places, None if y_N is None else y_N.tolist())
         return arrays
     labels_N = None if y_N is None else torch.from_numpy(y_N)
     zeros_NX = torch.zeros(count, *spec.shape)

@@ -4,14 +4,15 @@
 
 A missing value is summed out: given theta the columns are independent, so its factor is 1 (Nazabal et al.,
 Handling incomplete heterogeneous data using VAEs, 2020). Numeric columns have densities, in nats of the standardised
-value; categorical columns have probabilities.
+value; categorical columns and those of whole numbers have probabilities.
 
-Shapes: ... any leading shape, B batch, D columns, F input numbers of a network, P parameters, M mixture
+Shapes: ... any leading shape, B batch, D columns, G columns with gaps, F input numbers of a network, P parameters, M mixture
 components, N noise numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 
 from remint.models.layers import normal_log_density
 from remint.models.likelihoods import Categorical, pick
-from remint.records import DataSpec
+from remint.models.whole_numbers import WholeNumbers, normal_log_mass
+from remint.records import Column, DataSpec
 
 MIN_LOG_SIGMA = -5.0  # for a column with standard deviation 1: without a floor the density grows without bound
 
@@ -38,9 +40,8 @@ class SigmaGaussianColumns(nn.Module):
         super().__init__()
         self.log_sigma_D = nn.Parameter(torch.zeros(columns))
 
-    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
-        log_sigma_D = self._log_sigma()
-        return normal_log_density((x - theta.squeeze(-1)) * torch.exp(-log_sigma_D)) - log_sigma_D
+    def log_prob(self, x: Tensor, theta: Tensor, half_D: Tensor | None) -> Tensor:
+        return _log_normal(x - theta.squeeze(-1), self._log_sigma(), half_D)
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         return theta_BDP.squeeze(-1) + noise_BN * self._log_sigma().exp()
@@ -58,9 +59,9 @@ class GaussianMixtureColumns(nn.Module):
         super().__init__()
         self.parameters_per_dim = 3 * mixtures
 
-    def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, theta: Tensor, half_D: Tensor | None) -> Tensor:
         logit, mean, log_sigma = self._components(theta)
-        component = normal_log_density((x.unsqueeze(-1) - mean) * torch.exp(-log_sigma)) - log_sigma
+        component = _log_normal(x.unsqueeze(-1) - mean, log_sigma, None if half_D is None else half_D.unsqueeze(-1))
         return torch.logsumexp(logit.log_softmax(-1) + component, -1)
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
@@ -74,6 +75,44 @@ class GaussianMixtureColumns(nn.Module):
         return logit, mean, log_sigma.clamp(min=MIN_LOG_SIGMA)
 
 
+def _log_normal(centre: Tensor, log_sigma: Tensor, half: Tensor | None) -> Tensor:
+    """Return the log density; with ``half`` of the width of each interval, as whole_numbers.normal_log_mass."""
+    if half is None:
+        return normal_log_density(centre * torch.exp(-log_sigma)) - log_sigma
+    return normal_log_mass(centre, log_sigma, half)
+
+
+class Gaps(nn.Module):
+    """Missing values of drawn rows: in each column as often as in the training split, independently of the row.
+
+    Only columns that lacked values at the first import have them. Their likelihood has no part in training.
+    """
+
+    share_G: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.places = [place for place, column in enumerate(columns) if column.absent]
+        self.noise_size = len(self.places)
+        if self.places:
+            self.register_buffer("share_G", torch.tensor([columns[place].absent for place in self.places], dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, x_ND: Tensor) -> None:
+        """Set the shares from the training split."""
+        if self.places:
+            self.share_G.copy_(x_ND[:, self.places].isnan().double().mean(0))
+
+    def add(self, x_BD: Tensor, noise_BG: Tensor) -> Tensor:
+        """Return the rows with gaps where the noise says so."""
+        if not self.places:
+            return x_BD
+        gapped_BD = x_BD.clone()
+        missing_BG = torch.special.ndtr(noise_BG.double()) < self.share_G
+        gapped_BD[:, self.places] = x_BD[:, self.places].masked_fill(missing_BG, torch.nan)
+        return gapped_BD
+
+
 class RowLikelihood(nn.Module):
     """p(row | theta). Theta holds the parameters of the numeric columns, then those of each categorical column."""
 
@@ -83,6 +122,7 @@ class RowLikelihood(nn.Module):
         self.sizes = {place: len(column.categories) for place, column in enumerate(spec.columns) if not column.numeric}
         # A table without numeric columns has no sigma to learn: an empty parameter would never change.
         shared = law == "sigma_gaussian" and len(self.numeric) > 0
+        self.whole = WholeNumbers(spec.columns)
         self.law = SigmaGaussianColumns(len(self.numeric)) if shared else GaussianMixtureColumns(mixtures)
         self.categorical = {place: Categorical(size) for place, size in self.sizes.items()}
         self.parts = [len(self.numeric) * self.law.parameters_per_dim, *self.sizes.values()]
@@ -94,7 +134,8 @@ class RowLikelihood(nn.Module):
         observed_BD, filled_BD = ~x_BX.isnan(), x_BX.nan_to_num(0.0).to(theta.dtype)
         numbers, *logits = torch.split(theta, self.parts, -1)
         # A missing value becomes 0 before its factor is masked out: a NaN would reach the gradient.
-        log_numeric = self.law.log_prob(filled_BD[:, self.numeric], self._by_column(numbers))
+        half_D = self.whole.half_widths(theta.dtype)[self.numeric] if self.whole.count else None
+        log_numeric = self.law.log_prob(filled_BD[:, self.numeric], self._by_column(numbers), half_D)
         total = torch.where(observed_BD[:, self.numeric], log_numeric, 0.0).sum(-1)
         for (place, law), logit in zip(self.categorical.items(), logits, strict=True):
             total = total + torch.where(observed_BD[:, place], law.log_prob(filled_BD[:, place], logit), 0.0)
@@ -108,7 +149,7 @@ class RowLikelihood(nn.Module):
         x_BD[:, self.numeric] = self.law.sample(self._by_column(numbers_BP), numbers_BN).float()
         for place, logit_BP, noise_B in zip(self.sizes, logits, places_BN.unbind(1), strict=True):
             x_BD[:, place] = pick(logit_BP, torch.special.ndtr(noise_B)).float()
-        return x_BD
+        return self.whole.round(x_BD)
 
     def _by_column(self, numbers: Tensor) -> Tensor:
         """Return the parameters of the numeric columns, shape (..., D, P)."""

@@ -1,8 +1,10 @@
 """Map between examples and the critic's input, differentiable on the generator's side.
 
     an image       levels as numbers in [-1, 1], shape (C, H, W); the generator's output passes through tanh
-    a table's row  numeric columns unchanged; a categorical column with k categories as k numbers: one-hot in a real
-                   row; softmax((logits + g) / t) in a drawn row, with g from the Gumbel distribution
+    a table's row  numeric columns unchanged; whole numbers of a drawn row are rounded, and the gradient passes as if they were
+                   not (Bengio et al., Estimating or propagating gradients, 2013); a categorical column with k categories as
+                   k numbers: one-hot in a real row; softmax((logits + g) / t) in a drawn row, with g from the Gumbel
+                   distribution
 
 The largest of ``logits + g`` is a draw from softmax(logits). Apart from the temperature t, the critic therefore judges the
 samples themselves, and the gradient reaches the logits (Jang et al., Categorical reparameterization with Gumbel-softmax,
@@ -14,19 +16,20 @@ Shapes: B batch, X axes of one example of the data, S axes of one as input of th
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
 from remint.models.layers import at_least_single, to_levels, to_unit
-from remint.records import DataSpec
+from remint.models.whole_numbers import WholeNumbers
+from remint.records import Column, DataSpec
 
 TEMPERATURE = 0.5  # t: lower is nearer to one-hot, with noisier gradients; 0.2 was worse on a table of three categories
 TINY = 1e-12
 
 
-class CriticSpace:
-    """Map between examples and the critic's input."""
+class CriticSpace(nn.Module):
+    """Map between examples and the critic's input. It has no weights."""
 
     def __init__(self, spec: DataSpec) -> None:
         """Build the map. Raises SettingsError if a column may lack values."""
@@ -36,10 +39,16 @@ class CriticSpace:
                 f"a critic cannot use missing values, but {', '.join(missing)} of this table may be missing: "
                 "use family: vae, or remove these columns or rows from the source"
             )
+        super().__init__()
         self.spec = spec
         self.widths = [max(1, len(column.categories)) for column in spec.columns]  # numbers of each column
         self.shape: tuple[int, ...] = (sum(self.widths),) if spec.is_table else spec.shape
         self.noise_size = sum(len(column.categories) for column in spec.columns)  # G: numbers that draw the categories
+        one_hot = Column(name="")  # one number of a category
+        each = zip(spec.columns, self.widths, strict=True)
+        self.whole = WholeNumbers(
+            [part for column, width in each for part in ([one_hot] * width if column.categories else [column])]
+        )
 
     def encode(self, x_BX: Tensor) -> Tensor:
         """Return the critic's input, shape (B, S), for examples in floating point."""
@@ -58,6 +67,7 @@ class CriticSpace:
         out_BS = at_least_single(out_BS)
         if not self.spec.is_table:
             return out_BS.tanh()
+        out_BS = out_BS + (self.whole.round(out_BS) - out_BS).detach() if self.whole.count else out_BS
         if not self.noise_size:
             return out_BS
         gumbel_BG = -(-torch.special.log_ndtr(noise_BG)).clamp_min(TINY).log()

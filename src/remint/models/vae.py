@@ -25,7 +25,7 @@ from remint.models.convolutional import DownsamplingNetwork, UpsamplingNetwork
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, mlp, normal_log_density, to_unit
 from remint.models.likelihoods import PixelLikelihood, level_likelihood
-from remint.models.row_likelihoods import RowFeatures, RowLikelihood
+from remint.models.row_likelihoods import Gaps, RowFeatures, RowLikelihood
 from remint.records import DataSpec
 from remint.settings.recipe import VaeSettings
 
@@ -43,8 +43,9 @@ class Vae(Model):
         self.labels = Labels(settings.conditional, spec)
         self.likelihood = _likelihood(settings, spec)
         self.rows = RowFeatures(spec) if spec.is_table else None
+        self.gaps = Gaps(spec.columns)
         self.latent_noise = settings.latent
-        self.sample_noise = settings.latent + self.likelihood.noise_size + self.labels.noise_size
+        self.sample_noise = settings.latent + self.likelihood.noise_size + self.gaps.noise_size + self.labels.noise_size
         self.convolutional = settings.network == "residual"
         build = _residual_networks if self.convolutional else _mlp_networks
         self.encoder, self.decoder = build(settings, spec, self.labels.width, self.likelihood.outputs)
@@ -52,6 +53,7 @@ class Vae(Model):
     @torch.no_grad()
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
         self.labels.fit(y_N)
+        self.gaps.fit(x_NX)
 
     def posterior(self, x_BX: Tensor, y_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and scale of q(z | x), each of shape (B, Z)."""
@@ -88,8 +90,13 @@ class Vae(Model):
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
-        z_BZ, likelihood_noise_BN = noise_BN[:, : self.latent_noise], noise_BN[:, self.latent_noise :]
-        return self.likelihood.sample(self.decode(z_BZ, y_B), likelihood_noise_BN)
+        sizes = [self.latent_noise, self.likelihood.noise_size, self.gaps.noise_size]
+        z_BZ, likelihood_noise_BN, gap_noise_BG = torch.split(noise_BN, sizes, dim=1)
+        complete_BX = self.likelihood.sample(self.decode(z_BZ, y_B), likelihood_noise_BN)
+        return self.gaps.add(complete_BX, gap_noise_BG)
+
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        return self.labels.split_noise(noise_BN, None)[1]
 
     def reconstruct(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return examples in the form of ``sample``, with z drawn from q(z | x). Missing values of a row are drawn too.
@@ -98,7 +105,8 @@ class Vae(Model):
         """
         mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
         z_BZ = mean_BZ + scale_BZ * noise_BN[:, : self.latent_noise]
-        return self.likelihood.sample(self.decode(z_BZ, y_B), noise_BN[:, self.latent_noise :])
+        likelihood_noise_BN = noise_BN[:, self.latent_noise : self.latent_noise + self.likelihood.noise_size]
+        return self.likelihood.sample(self.decode(z_BZ, y_B), likelihood_noise_BN)
 
 
 def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:

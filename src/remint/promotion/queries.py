@@ -17,6 +17,8 @@ from remint.settings.recipe import did_you_mean
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 
+IMAGES, TABLES = (".png", ".npy"), (".csv", ".parquet")  # files of samples
+
 
 class VersionEntry(Record):
     """One version, as ``remint models`` lists it."""
@@ -136,16 +138,18 @@ def _kept(home: Home, version: ModelVersion, name: str) -> str | None:
     return None
 
 
-def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, output: Path) -> dict[str, Any]:
+def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, output: Path | None) -> dict[str, Any]:
     """Draw ``count`` samples and write them. ``of_class``: all of this class.
 
-    Raises SettingsError if the file does not end in .png or .npy (images) or .csv (a table), and for an unknown class.
+    ``output``: by default samples.png for images, and for a table samples.csv or samples.parquet, as its source.
+    Raises SettingsError if the file does not end in one of IMAGES or of TABLES, as the model's data, and for an unknown class.
     """
-    if output.suffix not in (".png", ".npy", ".csv"):
+    if output is not None and output.suffix not in (*IMAGES, *TABLES):
         raise SettingsError(
-            f"-o {output}: expected a name that ends in .png (a grid), .npy (uint8, N x C x H x W) or, for a table, .csv"
+            f"-o {output}: expected a name that ends in .png (a grid) or .npy (uint8, N x C x H x W), "
+            "or, for a table, in .csv or .parquet"
         )
-    if not output.absolute().parent.is_dir():
+    if output is not None and not output.absolute().parent.is_dir():
         raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
     version = current_version(home, ref)
     folder = fetch_bundle(home, version)
@@ -153,21 +157,26 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
     import numpy as np
 
     from remint.evaluation import plots
-    from remint.serving.model import load, write_csv
+    from remint.serving.model import load
 
     model = load(folder)
-    if model.spec.is_table != (output.suffix == ".csv"):
-        kind, suffix = ("a table", ".csv") if model.spec.is_table else ("images", ".png or .npy")
-        raise SettingsError(f"-o {output}: {version.ref} draws {kind}: give a name that ends in {suffix}")
-    x_NX = model.sample(count, seed, None if of_class is None else model.class_named(of_class))
+    spec = model.spec
+    output = output or Path("samples").with_suffix(spec.suffix if spec.is_table else ".png")
+    if spec.is_table != (output.suffix in TABLES):
+        kind, suffixes = ("a table", TABLES) if spec.is_table else ("images", IMAGES)
+        raise SettingsError(f"-o {output}: {version.ref} draws {kind}: give a name that ends in {' or '.join(suffixes)}")
+    places = [(seed, index) for index in range(count)]
+    classes = None if of_class is None else [model.class_named(of_class)] * count
     try:
-        if output.suffix == ".csv":
-            write_csv(output, model.table(x_NX))
+        if spec.is_table:
+            from remint.data import rows
+
+            rows.write(output, model.table(places, classes), spec)
         elif output.suffix == ".npy":
-            np.save(output, x_NX, allow_pickle=False)
+            np.save(output, model.draw(places, classes)[0], allow_pickle=False)
         else:
             named = "" if of_class is None else f", class {of_class}"
-            plots.sample_grid(output, x_NX, model.spec.levels, title=f"{version.ref}{named}, seed {seed}")
+            plots.sample_grid(output, model.draw(places, classes)[0], spec.levels, title=f"{version.ref}{named}, seed {seed}")
     except OSError as error:
         raise SettingsError(f"-o {output}: cannot be written: {error.strerror or error}") from error
     return {

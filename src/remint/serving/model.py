@@ -6,12 +6,14 @@ Shapes: N requested samples, X the axes of one example (C, H, W of an image, D o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from remint.data import rows
 from remint.errors import SettingsError, UserError
 from remint.models.bundle import MODEL, load_model
 from remint.models.contract import CanSample
@@ -30,12 +32,15 @@ class ServedModel:
 
     def sample(self, count: int, seed: int, of_class: int | None = None) -> np.ndarray:
         """Return x_NX: images as uint8, table rows as in records.DataSpec. Sample i is a function of (seed, i, class) alone."""
-        return self.draw([(seed, index) for index in range(count)], None if of_class is None else [of_class] * count)
+        return self.draw([(seed, index) for index in range(count)], None if of_class is None else [of_class] * count)[0]
 
-    def draw(self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None) -> np.ndarray:
-        """Return x_NX: for each (seed, index), the sample with that index in the series of that seed, of its class if given.
+    def draw(
+        self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return x_NX, for each (seed, index) the sample with that index in the series of that seed, and y_N, the class of each.
 
-        Raises SettingsError if classes are given and the model is not conditional.
+        ``classes``: the wanted classes; by default the model draws them. Raises SettingsError if classes are given and the
+        model is not conditional.
         """
         if classes is not None and not getattr(self.model, "conditional", False):
             raise SettingsError("this model was not trained with model.conditional: true: remove the class")
@@ -51,15 +56,10 @@ class ServedModel:
             raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
         return names.index(name)
 
-    def table(self, x_ND: np.ndarray) -> dict[str, list[float | str]]:
-        """Return the rows as columns by name: numbers in original units, and names of categories."""
+    def table(self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None) -> pa.Table:
+        """Draw rows as ``draw`` does, and return them in the form of the source, with its label if the model is conditional."""
         assert self.spec.is_table
-        return {
-            column.name: (value_N.astype(np.float64) * column.scale + column.mean).tolist()
-            if column.numeric
-            else [column.categories[int(place)] for place in value_N]
-            for column, value_N in zip(self.spec.columns, x_ND.T, strict=True)
-        }
+        return rows.to_table(self.spec, *self.draw(places, classes))
 
 
 def load(folder: Path, device: str = "cpu") -> ServedModel:
@@ -72,13 +72,3 @@ def load(folder: Path, device: str = "cpu") -> ServedModel:
         raise UserError(f"{folder}: its family cannot sample: use a model of another family")
     spec = DataSpec.model_validate(json.loads((folder / MODEL).read_bytes())["spec"])
     return ServedModel(model, spec, device)
-
-
-def write_csv(path: Path, table: Mapping[str, Sequence[float | str]]) -> None:
-    """Write columns by name, one row per line. Numbers are written so that they read back exactly, to the bit."""
-    import csv
-
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(table)
-        writer.writerows(zip(*table.values(), strict=True))

@@ -21,15 +21,13 @@ class Sampler:
     def predict(self, rows: Mapping[str, Iterable[int]], params: dict[str, Any] | None = None) -> Any:
         """Return one sample per row of a DataFrame: the first of the series of the row's ``seed``, of its ``class`` if given.
 
-        Images: x_NX, uint8. A table: a DataFrame in original units.
+        Images: x_NX, uint8. A table: a DataFrame in the form of the source.
         """
         classes = [self.served.class_named(str(name)) for name in rows["class"]] if "class" in rows else None
-        x_NX = self.served.draw([(int(seed), 0) for seed in rows["seed"]], classes)
-        if not self.served.spec.is_table:
-            return x_NX
-        import pandas as pd  # MLflow brings it
-
-        return pd.DataFrame(self.served.table(x_NX))
+        places = [(int(seed), 0) for seed in rows["seed"]]
+        return (
+            self.served.table(places, classes).to_pandas() if self.served.spec.is_table else self.served.draw(places, classes)[0]
+        )
 
 
 def _load_pyfunc(path: str) -> Sampler:

@@ -11,6 +11,7 @@ code directory, and bytes that do not match the version's tags.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from remint.errors import IntegrityError
-from remint.records import DataSpec, digest
+from remint.records import Column, DataSpec, digest
 from remint.runtime import manifest
 from remint.runtime.yaml import load_safe_yaml
 from remint.stores.mlflow.records import ModelVersion, VersionTags
@@ -60,25 +61,50 @@ def _pip_address(origin: str) -> str | None:
 
 
 def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
-    """Write the MLflow model of a bundle to ``to``. Input: one integer ``seed`` per row; output: one sample per row.
+    """Write the MLflow model of a bundle to ``to``.
 
+    Input: one integer ``seed`` per row and, for a conditional model, optionally its ``class``; output: one sample per row.
     ``remint``: its requirement by which pip finds remint.
     """
     import mlflow.pyfunc
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     named = shutil.copytree(bundle, to.with_name("bundle"))  # MLflow keeps the folder's name
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, "seed")]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]),
-    )
+    conditional = bool(json.loads((bundle / "model.json").read_bytes())["model"].get("conditional"))
+    signature = _signature(spec, conditional)
     needs = [remint, *(f"{name}=={_released(version(name))}" for name in NEEDS), f"-c {_constraints(to.with_name('pins.txt'))}"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # the signature is enough
         mlflow.pyfunc.save_model(str(to), loader_module=LOADER, data_path=str(named), signature=signature, pip_requirements=needs)
     return to
+
+
+def _signature(spec: DataSpec, conditional: bool) -> Any:
+    """Return MLflow's signature of a model. A table's rows have the columns of their source."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType  # a class is a number in one DataFrame and text in another
+
+    one_of = [ColSpec(AnyType(), "class", required=False)] if conditional else []  # type: ignore[no-untyped-call]
+    inputs = Schema([ColSpec(DataType.long, "seed"), *one_of])
+    if not spec.is_table:
+        return ModelSignature(inputs, Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]))
+    columns = list(spec.columns)
+    if conditional and spec.label is not None:
+        columns.insert(spec.label_at, spec.label)
+    return ModelSignature(inputs, Schema([ColSpec(_mlflow_type(column), column.name) for column in columns]))
+
+
+def _mlflow_type(column: Column) -> Any:
+    from mlflow.types import DataType
+
+    if column.type.startswith(("date", "time")):
+        return DataType.datetime
+    if column.type == "bool":
+        return DataType.boolean
+    if column.whole or "int" in column.type:
+        return DataType.long
+    return DataType.double if column.numeric else DataType.string
 
 
 def _constraints(path: Path) -> Path:
