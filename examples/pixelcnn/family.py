@@ -100,6 +100,9 @@ class PixelCnn(Model):
         log_prob_BLHV = self._logits(x_BHV, y_B).log_softmax(1)
         return log_prob_BLHV.gather(1, x_BHV.long().unsqueeze(1)).sum((1, 2, 3))
 
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        return self.labels.split_noise(noise_BN, None)[1]
+
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Draw one value after another, by inverting its distribution function at Phi(noise)."""
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)

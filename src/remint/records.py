@@ -74,7 +74,7 @@ class Column(Record):
     type: str = ""  # Arrow's name of the source's type, if it is neither double nor string
     least: int | None = None  # of a column of whole numbers: the range at its first import, in original units
     most: int | None = None
-    truth: tuple[str, str] | None = None  # of truth values: false and true as the source's text has them
+    truth: tuple[str, str] = ("false", "true")  # truth values as the source's text has them
     absent: float = 0.0  # share of missing values at its first import, which drawn rows lack too
     added_later: ClassVar[frozenset[str]] = frozenset({"type", "least", "most", "truth", "absent"})
 

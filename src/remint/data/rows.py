@@ -32,16 +32,16 @@ def write(path: Path, table: pa.Table, spec: DataSpec) -> None:
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(table, path)
         return
-    truths = {column.name: column.truth for column in (*spec.columns, spec.label) if column is not None and column.truth}
-    cells = [[_cell(value, truths.get(name)) for value in table[name].to_pylist()] for name in table.column_names]
+    truth = {column.name: column.truth for column in (*spec.columns, spec.label) if column is not None}
+    cells = [[_cell(value, truth[name]) for value in table[name].to_pylist()] for name in table.column_names]
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(table.column_names)
         writer.writerows(zip(*cells, strict=True))
 
 
-def _cell(value: Any, truth: tuple[str, str] | None) -> Any:
-    return truth[value] if truth and value is not None else value
+def _cell(value: Any, truth: tuple[str, str]) -> Any:
+    return truth[value] if isinstance(value, bool) else value
 
 
 def _restore(column: Column, x_N: Array) -> pa.Array:

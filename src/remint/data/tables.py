@@ -104,8 +104,8 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
 def _form(field: pa.Field) -> dict[str, Any]:
     """Return the fields of records.Column by which drawn rows are written as the source has them."""
     words = field.metadata or {}
-    truth = {"truth": (words[b"false"].decode(), words[b"true"].decode())} if {b"false", b"true"} <= set(words) else {}
-    return {"type": columns.type_name(field.type), **truth}
+    truth = tuple(words.get(word, word).decode() for word in (b"false", b"true"))
+    return {"type": columns.type_name(field.type), "truth": truth}
 
 
 def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:

@@ -36,10 +36,6 @@ class CanSample(Protocol):
         """
         ...
 
-    def classes(self, noise_BN: Tensor) -> Tensor | None:
-        """Return the classes that ``sample`` draws with this noise, int64 (B,); None if the model is not conditional."""
-        ...
-
 
 @runtime_checkable
 class HasLogProb(Protocol):
@@ -81,7 +77,7 @@ class Model(nn.Module):
     conditional: bool = False  # whether sample, density and bound are given the class
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
-        """As CanSample. By default None."""
+        """Return the classes that ``sample`` draws with this noise, int64 (B,); None if it draws none. By default None."""
         return None
 
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:

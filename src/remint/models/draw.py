@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from remint.models.contract import CanSample, standard_normal
+from remint.models.contract import CanSample, Model, standard_normal
 from remint.records import DataSpec
 
 # Number of samples in every forward pass. The rounding of a matrix product depends on its number of rows: with blocks of
@@ -41,7 +41,7 @@ def draw(
         noise_BD = noise_BD.to(device)
         with torch.inference_mode():
             if classes is None:
-                y_B = model.classes(noise_BD)
+                y_B = model.classes(noise_BD) if isinstance(model, Model) else None
             else:
                 y_B = torch.zeros(BLOCK, dtype=torch.int64, device=device)
                 y_B[: len(block)] = torch.tensor(classes[start : start + BLOCK])
