@@ -28,7 +28,7 @@ PEOPLE: dict[str, Any] = {
     "children": GENERATOR.integers(0, 5, ROWS),
     "city": [("Bonn", "Ulm", "Köln, am Rhein")[i % 3] for i in range(ROWS)],
     "member": [i % 2 == 0 for i in range(ROWS)],
-    "income": [None if i % 7 == 0 else float(i % 11) for i in range(ROWS)],
+    "income": [None if i % 7 == 0 else (i % 11) / 2 for i in range(ROWS)],
     "pet": [None if i % 5 == 0 else ("cat", 'the "dog"')[i % 2] for i in range(ROWS)],
     "group": [("b", "a", "c")[i % 3] for i in range(ROWS)],
 }
@@ -94,8 +94,9 @@ def test_csv_and_parquet_give_the_same_bytes(tmp_path: Path, settings: dict[str,
     write(tmp_path / "a.parquet", PEOPLE)
     write(tmp_path / "a.csv", PEOPLE)
     snapshot(tmp_path, "a.parquet", **settings)
-    suffix = b',\n  "suffix": ".parquet"'  # of the rows that a model draws
-    parquet = {path.name: path.read_bytes().replace(suffix, b"") for path in (tmp_path / "out").iterdir()}
+    parquet = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for typed in (b',\n  "suffix": ".parquet"', b',\n    "type": "int64"'):  # of the rows that a model draws
+        parquet["schema.json"] = parquet["schema.json"].replace(typed, b"")
     snapshot(tmp_path, "a.csv", **settings)
     csv = {path.name: path.read_bytes().replace(b"a.csv", b"a.parquet") for path in (tmp_path / "out").iterdir()}
     assert csv == parquet

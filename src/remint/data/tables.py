@@ -190,7 +190,10 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
                 column_name in table.reasons and table.reasons[column_name].categorical
             )
             known = columns.learn_column(column_name, column, categorical=categorical, numeric=column_name in settings.numeric)
-            learnt.append(known.model_copy(update=table.forms.get(column_name, {})))
+            form = dict(table.forms.get(column_name, {}))
+            if known.whole and form.get("type") == "int64":
+                form.pop("type")  # the type of whole numbers by default, also of those that pandas made floats
+            learnt.append(known.model_copy(update=form))
         except UnusableColumn as reason:
             problems.append(f"column '{column_name}' {reason}")
             unusable.append(column_name)
