@@ -88,4 +88,5 @@ def parse_numbers(where: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return plain.cast(pa.float64())
     except pa.ArrowInvalid as error:
-        raise DataError(f"{where} holds {str(error).partition('string: ')[2][:60] or 'text'}, which is not a number") from error
+        found = re.search(r"string: (.{1,60}?) as a scalar", str(error))
+        raise DataError(f"{where} holds {found[1] if found else 'text'}, which is not a number") from error

@@ -64,7 +64,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         path, header, class_names = shipped.table(source)
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
     elif source.suffix == ".csv":
-        text = {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}
+        text = {*settings.categorical, *_text_columns(known, settings.label)}
         table = _csv(source, text, known)
     else:
         table = parquet_tables.read(source)
