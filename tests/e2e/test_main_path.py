@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ def test_1_three_families_from_data_to_production(trained_template: Path) -> Non
 def test_2_a_second_run_trains_nothing_and_names_the_champion(trained_team: Team) -> None:
     done = trained_team.remint("run", "digits-vae")
     assert "nothing was trained; digits-vae/1 is in production" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Next: ")]
+    *commands, up = line.removeprefix("Next: ").split("   ")
+    assert up == "remint up" and len(commands) == 3
+    for command in commands:
+        trained_team.remint(*command.split()[1:])
+    assert (trained_team.folder / "samples.png").exists()
+    assert not trained_team.sh("git status --porcelain")
     assert len(trained_team.json("models", "digits-vae")) == 1
     assert len(trained_team.json("history", "digits-vae")["rows"]) == 1
 
@@ -146,13 +154,16 @@ def test_5b_compare_measures_cost_and_growth(trained_team: Team, tmp_path: Path)
 
 
 def test_6_a_service_loads_the_champion_with_mlflow_alone(trained_team: Team) -> None:
-    script = (
-        "import mlflow, pandas, json\n"
-        "model = mlflow.pyfunc.load_model('models:/digits-vae@champion')\n"
-        "x = model.predict(pandas.DataFrame({'seed': [1, 2, 1]}))\n"
-        "import numpy as np; x = np.asarray(x); print(json.dumps([len(x), bool((x[0] == x[2]).all()), bool((x[0] == x[1]).all())]))\n"
+    page = (Path(__file__).parents[2] / "docs/how-to/use-a-model.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    environment = {name: value for name, value in trained_team.environment().items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-c", snippet + "print(samples.shape, samples.dtype)"],
+        cwd=trained_team.folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    store = f"sqlite:///{trained_team.folder}/.remint/mlflow/mlflow.db"
-    environment = {**trained_team.environment(), "MLFLOW_TRACKING_URI": store}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [3, True, False]
+    assert done.stdout.splitlines()[-1] == "(64, 1, 8, 8) uint8"
+    assert not trained_team.sh("git status --porcelain")

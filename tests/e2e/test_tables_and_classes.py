@@ -32,8 +32,12 @@ def test_2_sampled_rows_have_the_units_of_the_source(shared_team: Team, tmp_path
     assert len(rows) == 200 and len(rows[0]) == 30
     area = np.mean([float(row["mean_area"]) for row in rows])
     assert 300 < area < 1200, "the source's mean is 655"
+    assert "samples.csv" in shared_team.remint("sample", "cancer-vae").stdout
+    with (shared_team.folder / "samples.csv").open(newline="") as stream:
+        assert list(csv.DictReader(stream)) == rows[:64], "and its suffix is that of the source"
+    assert not shared_team.sh("git status --porcelain"), "which is no uncommitted work"
     refused = shared_team.remint("sample", "cancer-vae", "-o", str(tmp_path / "rows.png"), status=2).stderr
-    assert "draws a table: give a name that ends in .csv" in refused
+    assert "draws a table: give a name that ends in .csv or .parquet" in refused
 
 
 @pytest.mark.soak

@@ -13,10 +13,10 @@ from remint.runtime.home import Home
 from tests.support.retraining_cases import OUTCOME
 
 
-@pytest.mark.parametrize(("is_table", "sample"), [(False, "-n 64 -o grid.png"), (True, "-n 500 -o /tmp/rows.csv")])
-def test_next_commands_suggest_a_sample_file_that_the_kind_of_data_allows(is_table: bool, sample: str) -> None:
-    line = screens.next_commands("m", is_table=is_table)
-    assert line == f"Next: remint why m   remint sample m {sample}   remint history m   remint up"
+@pytest.mark.parametrize(("champion", "ref"), [(3, "m"), (None, "m/4")])
+def test_next_commands_name_a_version_where_there_is_no_champion(champion: int | None, ref: str) -> None:
+    line = screens.next_commands(OUTCOME.model_copy(update={"champion": champion}))
+    assert line == f"Next: remint why {ref}   remint sample {ref}   remint history m   remint up"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from remint.errors import IntegrityError, UserError
+from remint.errors import IntegrityError, SettingsError, UserError
 from remint.models import contract
+from remint.models.bundle import save_model
 from remint.models.draw import BLOCK
+from remint.records import Column
+from remint.runtime import manifest
 from remint.serving import model as serving
 from remint.serving.model import ServedModel
 from remint.serving.pyfunc import _load_pyfunc
+from remint.settings.recipe import GanSettings
+from remint.stores.mlflow import package
 from tests.support import registry_cases as cases
+from tests.support.models_cases import WHOLE, Case
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,34 @@ def test_a_family_that_cannot_sample_is_refused(bundle: Path, monkeypatch: pytes
     monkeypatch.setattr(serving, "load_model", lambda folder, device: contract.Model())
     with pytest.raises(UserError, match="cannot sample"):
         serving.load(bundle)
+
+
+def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    member = Column(name="member", categories=("false", "true"), type="bool")
+    spec = WHOLE.model_copy(update={"classes": 2, "class_names": ("false", "true"), "label": member, "label_at": 1})
+    case = Case("gan", GanSettings(latent=3, hidden=8, layers=1, conditional=True), spec)
+    save_model(tmp_path / "trained", case.build().float(), "gan", case.settings, spec)
+    manifest.seal(tmp_path / "trained")
+    packed = package.pack(tmp_path / "trained", spec, "remint==0", tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(packed))
+    signature = model.metadata.signature
+    assert signature.inputs.input_names() == ["seed", "class"] and signature.inputs.required_input_names() == ["seed"]
+    names = ["children", "member", "colour", "height", "steps"]
+    kinds = {column["name"]: column["type"] for column in signature.outputs.to_dict()}
+    assert kinds == dict(zip(names, ("long", "boolean", "string", "double", "long"), strict=True))
+    seeds = list(range(40))
+    drawn = model.predict(pd.DataFrame({"seed": seeds}))
+    assert list(drawn.columns) == names and 0 < drawn["member"].sum() < 40
+    for words in ([True, False], ["true", "false"]):
+        given = model.predict(pd.DataFrame({"seed": seeds, "class": words * 20}))
+        assert given["member"].tolist() == [True, False] * 20
+        same = drawn["member"] == given["member"]
+        assert given[same].equals(drawn[same]), "the class that the model draws by itself gives the same row"
+    with pytest.raises(SettingsError, match="unknown class 'maybe'"):
+        model.predict(pd.DataFrame({"seed": [1], "class": ["maybe"]}))
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from remint.promotion.queries import History, VersionEntry
 from remint.promotion.side_by_side import Comparison
 from remint.promotion.spread import SpreadReport
 from remint.promotion.why import Why, sections
-from remint.records import DataSpec
 from remint.runtime.home import Home
 
 if TYPE_CHECKING:
@@ -40,20 +39,19 @@ def outcomes(home: Home, done: list[Outcome]) -> None:
             out.print(f"\n{outcome.pipeline}: {done_now}; {outcome.champion_ref} is in production.")
         if outcome.decision.verdict != "promoted":
             reasons(outcome)
-    name = done[0].model
     out.print()
     for picture in gallery.compare(home, done):
         out.print(f"Samples beside real data: {picture}", soft_wrap=True)
     for outcome in done:
         out.print(f"Report: {outcome.report}", soft_wrap=True)
-    spec = home.report(name, done[0].version) / "spec.json"
-    out.print(next_commands(name, is_table=spec.exists() and DataSpec.read(spec).is_table), soft_wrap=True)
+    out.print(next_commands(done[0]), soft_wrap=True)
 
 
-def next_commands(name: str, *, is_table: bool) -> str:
-    """Return the line of commands that may follow a run of pipeline ``name``."""
-    sample = "-n 500 -o /tmp/rows.csv" if is_table else "-n 64 -o grid.png"
-    return f"Next: remint why {name}   remint sample {name} {sample}   remint history {name}   remint up"
+def next_commands(outcome: Outcome) -> str:
+    """Return the line of commands that may follow a run."""
+    name = outcome.model
+    ref = name if outcome.champion else outcome.ref
+    return f"Next: remint why {ref}   remint sample {ref}   remint history {name}   remint up"
 
 
 def models(found: list[VersionEntry], newest: int | None) -> None:

@@ -39,6 +39,10 @@ def sample(
         print_json(answer)
     else:
         terminal.out.print(f"{answer['count']} samples of {answer['model']} with seed {seed}: {answer['path']}", soft_wrap=True)
+        if answer["without"]:
+            terminal.out.print(
+                f"The column '{answer['without']}' is not drawn: only a model with conditional: true knows the label."
+            )
 
 
 @app.command()

@@ -166,6 +166,7 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
         kind, suffixes = ("a table", TABLES) if spec.is_table else ("images", IMAGES)
         raise SettingsError(f"-o {output}: {version.ref} draws {kind}: give a name that ends in {' or '.join(suffixes)}")
     places = [(seed, index) for index in range(count)]
+    conditional = bool(getattr(model.model, "conditional", False))
     classes = None if of_class is None else [model.class_named(of_class)] * count
     try:
         if spec.is_table:
@@ -185,5 +186,6 @@ def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, ou
         "seed": seed,
         "class": of_class,
         "path": str(output),
+        "without": spec.label.name if spec.label is not None and not conditional else None,  # a label that it does not know
         "weights_sha256": version.weights_sha256,
     }

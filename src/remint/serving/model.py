@@ -52,6 +52,8 @@ class ServedModel:
         Raises SettingsError, with the nearest name, if the class does not exist.
         """
         names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
+        if self.spec.label is not None and self.spec.label.type == "bool":
+            name = name.lower()  # a DataFrame has True where the class is named true
         if name not in names:
             raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
         return names.index(name)
