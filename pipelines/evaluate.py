@@ -3,13 +3,15 @@
 REMINT_EVALUATE_BUNDLE and REMINT_EVALUATE_OUT, if set, name another bundle to measure (the champion's) and the folder for its
 report. Data and settings are those of this workspace. REMINT_EVALUATE_FORMER is the folder of the prepared data that the
 champion was trained on, if they differ and are available. The report then also has the drift since then, and the overlap of
-those data with the present held-out split.
+those data with the present held-out split. REMINT_EVALUATE_PART is the folder of a training.json: only those held-out examples
+are used that its model can describe.
 
 With training.devices: N, N processes measure, or as many as this machine has devices. Their number changes no result.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,7 +27,8 @@ def main(pipeline: str) -> None:
 
     from remint.data import arrays
     from remint.distributed import launch, machine, world
-    from remint.evaluation import evaluate, origin, report
+    from remint.evaluation import evaluate, origin, report, translation
+    from remint.records import TrainedModel
 
     here = Path.cwd()
     step = EvaluateStep.of(load_params(here), pipeline)
@@ -40,13 +43,18 @@ def main(pipeline: str) -> None:
     out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))
     dataset = arrays.load(here / "outs/prepared" / step.dataset)
     features = here / "outs/features" / pipeline
+    judged = dataset
+    if part := os.environ.get("REMINT_EVALUATE_PART"):
+        judged = translation.restrict(dataset, TrainedModel.read(Path(part) / "training.json"))
     with world.join() as joined:
-        evidence = evaluate.evaluate(bundle, dataset, features, step.evaluation, step.metrics, pipeline, joined)
+        evidence = evaluate.evaluate(bundle, judged, features, step.evaluation, step.metrics, pipeline, joined)
     if not joined.leads:
         return
     former = os.environ.get("REMINT_EVALUATE_FORMER")
     origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
-    report.write(origins.sealed(evidence), bundle, dataset, out)
+    report.write(origins.sealed(evidence), bundle, judged, out)
+    if judged is not dataset:
+        (out / "part.json").write_text(json.dumps({"described": len(judged.held_out), "of": len(dataset.held_out)}) + "\n")
     origins.write(features if step.in_domain else None, out)
     if "REMINT_EVALUATE_OUT" not in os.environ:  # `dvc metrics show` and `dvc plots show` need separate files
         for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):

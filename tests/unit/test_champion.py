@@ -27,13 +27,13 @@ from tests.support import promotion_cases, registry_cases
 from tests.support.promotion_cases import MODEL
 from tests.support.retraining_cases import params_of, retraining, write_records
 
-SPEC = DataSpec(shape=(1, 2, 2), levels=2)
+SPEC = registry_cases.SPEC
 COUNTS = {"train": 70, "validation": 10, "held_out": 20}
 LEAKAGE = Leakage(checked=20, exact=0, near=1, tolerance="t")
 
 
-def version_of(raw: str) -> DatasetVersion:
-    return DatasetVersion(name="d", source="s", raw_sha256=raw, spec=SPEC, split={}, counts=COUNTS, files={})
+def version_of(raw: str, spec: DataSpec = SPEC) -> DatasetVersion:
+    return DatasetVersion(name="d", source="s", raw_sha256=raw, spec=spec, split={}, counts=COUNTS, files={})
 
 
 FORMER, TODAY = version_of("former"), version_of("today")
@@ -80,9 +80,11 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     """Replace the measurement of the champion. List the former data of each call; write the same files as the real one."""
     calls: list[Path | None] = []
 
-    def measure(job: Any, bundle: Path, former: Path | None, out: Path) -> None:
+    def measure(job: Any, bundle: Path, former: Path | None, out: Path, part: Path | None) -> None:
         calls.append(former)
         report("old").save(out)
+        if part is not None:
+            (out / champion.PART).write_text('{"described": 15, "of": 20}')
         if former is not None:
             Drift(former=FORMER.digest, present=TODAY.digest, comparable=True, summary="measured").write(out / "drift.json")
 
@@ -189,6 +191,29 @@ def test_an_unmeasurable_champion_gives_the_reason_for_evidence_and_for_drift(
     found = champion_evidence(job)
     assert found.evidence is None and "another schema" in str(found.unavailable_reason)
     assert found.drift is not None and "another schema" in found.drift.summary
+
+
+def test_a_champion_that_cannot_describe_the_data_of_today_has_an_obstacle_and_no_fault(
+    job: Retraining, dvc_restores: Restore, measurements: list[Path | None]
+) -> None:
+    dvc_restores(FORMER)
+    larger = version_of("today", SPEC.model_copy(update={"levels": 9}))
+    larger.write(job.out("prepared", job.settings.dataset) / "dataset.json")
+    found = champion_evidence(job)
+    assert found.evidence is None and found.unavailable_reason is None and not measurements
+    assert "cannot take today's data: it draws images of shape (1, 4, 4) with 5 levels" in str(found.obstacle)
+
+
+def test_both_sides_are_measured_on_the_part_that_the_champion_can_describe(
+    job: Retraining, dvc_restores: Restore, measurements: list[Path | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc_restores(FORMER)
+    monkeypatch.setattr(champion, "_fits", lambda *_: (False, ""))
+    for _ in range(2):
+        found = champion_evidence(job)
+        assert found.part is not None and found.part.text() == "15 of 20 held-out examples"
+        assert found.evidence is not None and found.part.challenger.report == found.evidence.report
+    assert len(measurements) == 2, "each side once"
 
 
 @pytest.mark.parametrize("asked", ["version", "fetch", "attachment"])

@@ -56,7 +56,8 @@ def both(a: Evidence, b: Evidence) -> Evidence:
 
 
 def decide(challenger: Evidence, champion: Evidence | None, rules: PromotionSettings = RULES, **more: Any) -> Decision:
-    return gate.decide("m", challenger, 2, champion, None if champion is None else 1, rules, **more)
+    number = more.pop("champion_version", None if champion is None else 1)
+    return gate.decide("m", challenger, 2, champion, number, rules, **more)
 
 
 def test_a_first_version_that_meets_the_requirements_is_promoted() -> None:
@@ -70,6 +71,29 @@ def test_a_first_version_that_fails_the_requirements_is_refused_with_the_numbers
     assert decision.verdict == "refused"
     assert decision.reasons[0].startswith("no champion, and requirement nll not met: 2.600 [2.56")
     assert "at most 2.43" in decision.reasons[0] and decision.rules[1].challenger is not None
+
+
+NO_PART = "champion m/1 cannot take today's data: column 'x' is new"
+
+
+def test_a_champion_that_cannot_take_the_data_leaves_the_decision_to_a_person() -> None:
+    decision = decide(evidence(1.9), None, obstacle=NO_PART, champion_version=1)
+    assert decision.verdict == "awaiting_approval"
+    assert decision.reasons == (f"{NO_PART}. A person decides: remint promote m/2 --reason '..', or remint reject",)
+    assert decide(evidence(2.6), None, obstacle=NO_PART, champion_version=1).verdict == "refused", "it fails a requirement"
+
+
+@pytest.mark.parametrize(("described", "verdict"), [(N, "promoted"), (N // 2, "promoted"), (N // 2 - 1, "awaiting_approval")])
+def test_a_champion_of_another_schema_is_compared_where_it_describes_half_of_the_examples(described: int, verdict: str) -> None:
+    everywhere = evidence(1.9, dataset="all")
+    part = comparable.Part(evidence(1.8, count=described), described, N)
+    champion = evidence(2.0, key="champion", noise=2, count=described)
+    decision = decide(everywhere, champion, part=part)
+    assert decision.verdict == verdict, decision.reasons
+    (rule,) = [rule for rule in decision.rules if rule.rule == "schema"]
+    assert f"{described} of 360 held-out examples" in rule.reason and rule.passed == (verdict == "promoted")
+    worse = comparable.Part(evidence(2.2, count=described), described, N)
+    assert decide(everywhere, champion, part=worse).verdict == ("refused" if verdict == "promoted" else verdict)
 
 
 def test_a_requirement_must_hold_for_the_whole_interval() -> None:

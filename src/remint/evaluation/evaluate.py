@@ -11,7 +11,7 @@ import torch
 from remint.data.arrays import Dataset
 from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
-from remint.evaluation import extractors
+from remint.evaluation import extractors, translation
 from remint.evaluation.context import EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.metrics import PROTOCOLS, metric_of
@@ -47,15 +47,10 @@ def evaluate(
     Raises:
         IntegrityError: a file does not match its digest.
         SettingsError: a metric is unknown or does not apply to this model.
-        DataError: the dataset's schema is not that of the training data.
+        DataError: the model cannot take such data (``load``).
         RunError: a weight or a value is not finite.
     """
-    model, trained = load_model(bundle), TrainedModel.read(bundle / "training.json")
-    if not trained.spec.fits(dataset.spec, conditional=model.conditional):
-        raise DataError(
-            f"the model was trained on {trained.spec.text()}; dataset {dataset.version.name} now has {dataset.spec.text()}"
-            " of another schema: train again"
-        )
+    model, trained = load(bundle, dataset), TrainedModel.read(bundle / "training.json")
     _refuse_broken_weights(model)
     context = EvaluationContext(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
     measured, baselines = measure(model, metrics, context, pipeline)
@@ -71,6 +66,19 @@ def evaluate(
     values = {name: measured[name].values_N for name in metrics}
     references = {f"{name}:reference": measured[name].reference_J for name in metrics}
     return Evidence(report, values | {name: values_J for name, values_J in references.items() if values_J is not None})
+
+
+def load(bundle: Path, dataset: Dataset) -> Model:
+    """Load the model of ``bundle``. A model of another schema takes the dataset's examples, and draws such, if that is possible.
+
+    Raises DataError if it is not.
+    """
+    model, theirs = load_model(bundle), TrainedModel.read(bundle / "training.json").spec
+    if theirs.fits(dataset.spec, conditional=model.conditional):
+        return model
+    if reason := translation.obstacle(theirs, dataset.spec, conditional=model.conditional):
+        raise DataError(f"the model cannot take the data of dataset {dataset.version.name}: {reason}: train again")
+    return translation.Translated(model, theirs, dataset.spec).eval()
 
 
 @torch.no_grad()

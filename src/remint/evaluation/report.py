@@ -28,8 +28,8 @@ import torch
 from remint.data.arrays import Dataset
 from remint.evaluation import exhibits, plots
 from remint.evaluation.context import PICTURE, samples
+from remint.evaluation.evaluate import load
 from remint.evaluation.evidence import Evidence
-from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import TrainedModel
 
@@ -59,7 +59,7 @@ def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None
     if likelihood is not None:
         measured = report.metrics[likelihood]
         plots.likelihoods(out / "likelihood.png", measured, {report.pipeline: np.asarray(evidence.values[likelihood])})
-    model = load_model(bundle)
+    model = load(bundle, dataset)
     dataset.spec.write(out / "spec.json")
     _write_failures(evidence, model, dataset, out)
     if isinstance(model, CanSample):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -11,25 +12,32 @@ from typing import Any
 
 from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError, StorageError, TrackingError
 from remint.evaluation.evidence import Evidence
+from remint.promotion.comparable import Part
 from remint.promotion.retraining import Retraining
-from remint.records import DatasetVersion, Drift, Leakage, digest
+from remint.records import DatasetVersion, Drift, Leakage, TrainedModel, digest
 from remint.runtime import manifest, processes
 from remint.stores.dvc import last_error_line, workspace_environment
 from remint.stores.mlflow import ModelVersion
 
 # A stopped or killed process, MLflow out of reach or a full disk is no fault of the champion: the run fails, the next one judges.
+PART = "part.json"  # numbers of comparable.Part, beside the report of a measurement on a part of the examples
 OUTSIDE_ERRORS = (Interrupted, StepError, TrackingError, StorageError)
 
 
 @dataclass(frozen=True)
 class ChampionEvidence:
-    """Evidence of the champion that a challenger is compared with. All fields None: there is no champion."""
+    """Evidence of the champion that a challenger is compared with. All fields None: there is no champion.
+
+    A champion of another schema is compared on the examples that it can describe (evaluation/translation.py).
+    """
 
     evidence: Evidence | None = None  # on the challenger's data with its settings
     unavailable_reason: str | None = None  # why the champion has no evidence
     drift: Drift | None = None  # since the champion was trained; None: it was trained on the challenger's data
     leakage: Leakage | None = None  # of today's held-out split into the champion's training split; None: not known
     folder: Path | None = None  # the champion's report, with pictures
+    obstacle: str | None = None  # why the champion, of another schema, can describe no example; None: it can
+    part: Part | None = None  # the examples that it can describe; None: all
 
 
 def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
@@ -56,12 +64,18 @@ def evidence(job: Retraining, own: Evidence, version: int) -> ChampionEvidence:
     try:
         if not (folder / "report.json").exists() or former is not None:
             bundle = job.tracking.fetch(champion, job.record.folder / "champion")
-            _measure(job, bundle, former, folder)
+            fits, obstacle = _fits(job, bundle)
+            if obstacle:
+                why = f"drift since champion {champion.ref} was trained was not measured: {obstacle}"
+                drift = _unknown_drift(job, champion, why) if former is not None else drift
+                return ChampionEvidence(obstacle=f"champion {champion.ref} cannot take today's data: {obstacle}", drift=drift)
+            _measure(job, bundle, former, folder, None if fits else bundle)
             shutil.rmtree(bundle, ignore_errors=True)
         found = Evidence.load(folder)
         if (folder / "drift.json").exists():
             drift = Drift.read(folder / "drift.json")
-        return ChampionEvidence(found, drift=drift, leakage=found.report.leakage, folder=folder)
+        part = _part(job, folder) if (folder / PART).exists() else None
+        return ChampionEvidence(found, drift=drift, leakage=found.report.leakage, folder=folder, part=part)
     except OUTSIDE_ERRORS:
         raise
     except RemintError as error:
@@ -93,6 +107,25 @@ def _cached(job: Retraining, champion: ModelVersion, own: Evidence) -> Path:
     )
     key: dict[str, Any] = {"key": champion.key, "dataset": own.report.dataset, "how": how, "settings": settings, "step": step}
     return job.home.path / "evaluations" / digest({**key, "former": champion.dataset})
+
+
+def _fits(job: Retraining, bundle: Path) -> tuple[bool, str]:
+    """Return whether the champion can describe all of today's examples, and why it can describe none ("": it can some)."""
+    trained, spec = TrainedModel.read(bundle / "training.json"), job.dataset.spec
+    conditional = bool(trained.recipe["model"].get("conditional"))
+    if trained.spec.fits(spec, conditional=conditional):
+        return True, ""
+    from remint.evaluation import translation  # it imports torch
+
+    return False, translation.obstacle(trained.spec, spec, conditional=conditional)
+
+
+def _part(job: Retraining, champion: Path) -> Part:
+    """Return the challenger's evidence on the examples that the champion can describe. ``champion``: the champion's report."""
+    folder = champion.with_name(digest({"part_of": champion.name, "key": job.model.key}))
+    if not (folder / "report.json").exists():
+        _measure(job, job.out("trained"), None, folder, champion)
+    return Part(Evidence.load(folder), **json.loads((folder / PART).read_text()))
 
 
 def _training_data(job: Retraining, champion: ModelVersion) -> tuple[Path | None, Drift | None]:
@@ -130,8 +163,11 @@ def _unknown_drift(job: Retraining, champion: ModelVersion, why: str) -> Drift:
     )
 
 
-def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> None:
-    """Run the workspace's evaluate step on ``bundle``. Afterwards ``out`` is complete, or does not exist."""
+def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path, part: Path | None) -> None:
+    """Run the workspace's evaluate step on ``bundle``. Afterwards ``out`` is complete, or does not exist.
+
+    ``part``: folder of the training.json of a model; only the examples that it can describe are used.
+    """
     dataset = job.settings.dataset
     features = job.dvc.key("features", dataset, job.pipeline)
     for mended in job.dvc.repair_outputs(f"prepare@{dataset}", f"features@{features}"):
@@ -141,6 +177,8 @@ def _measure(job: Retraining, bundle: Path, former: Path | None, out: Path) -> N
     environment = workspace_environment(job.dvc.folder, job.home)
     if former is not None:
         environment["REMINT_EVALUATE_FORMER"] = str(former)
+    if part is not None:
+        environment["REMINT_EVALUATE_PART"] = str(part)
     status = processes.run_process(
         [sys.executable, "-m", "pipelines.evaluate", job.pipeline],
         cwd=job.dvc.folder,

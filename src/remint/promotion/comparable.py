@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,20 @@ import numpy as np
 from remint.evaluation.evidence import Evidence, values_digest
 from remint.records import MetricValue
 
+MIN_PART = 0.5  # share of the held-out examples on which a comparison may promote
 MIN_VALUES = 8  # values that a comparison needs; with fewer, a resample of one repeated value is too likely
+
+
+@dataclass(frozen=True)
+class Part:
+    """Held-out examples that a champion of another schema can describe, and the challenger's evidence on them."""
+
+    challenger: Evidence
+    described: int
+    of: int
+
+    def text(self) -> str:
+        return f"{self.described:,} of {self.of:,} held-out examples"
 
 
 def reference_of(metric: str) -> str:

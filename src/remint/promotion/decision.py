@@ -12,7 +12,7 @@ Verdict = Literal["promoted", "kept", "refused", "awaiting_approval"]
 class RuleResult(Record):
     """One rule of the gate, with every number that it used."""
 
-    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval"]
+    rule: Literal["require", "improve", "never_worse", "leakage", "evidence", "clean", "person", "approval", "schema"]
     passed: bool
     reason: str  # one sentence that a person can act on
     metric: str | None = None

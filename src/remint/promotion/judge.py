@@ -42,6 +42,8 @@ def judge_version(job: Retraining, version: ModelVersion, evidence: Evidence) ->
             person=decide.vetoed_by(job.home, version),
             incomparable=found.unavailable_reason,
             champion_leakage=found.leakage if found.drift else None,
+            obstacle=found.obstacle,
+            part=found.part,
             training_failure=f"training {trained.ended}: {trained.reason}" if trained.went_wrong else None,
             spread=job.spread,
             recipe=digest(job.settings.recipe.without_seed()),

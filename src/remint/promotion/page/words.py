@@ -13,7 +13,7 @@ VERDICTS = {
     "promoted": ("Promoted", "{new} goes into production."),
     "kept": ("Kept", "{new} is not shown to be better: {old} stays in production."),
     "refused": ("Refused", "{new} does not go into production."),
-    "awaiting_approval": ("Awaiting approval", "{new} passes every rule; a person must approve it."),
+    "awaiting_approval": ("Awaiting approval", "{new} breaks no rule; a person must approve it."),
 }
 
 # In the order of the page: problems of the evidence first, then requirements on the model.
@@ -22,6 +22,7 @@ RULES = {
     "clean": "committed code",
     "person": "a person's veto",
     "approval": "approval",
+    "schema": "the champion's schema",
     "improve": "must be better",
     "require": "required",
     "never_worse": "must not be worse",

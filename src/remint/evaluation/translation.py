@@ -1,0 +1,156 @@
+"""Model of another schema, measured on the examples that both schemas can describe.
+
+A raised ``schema_version`` learns new categories, means and scales. A model of the former schema does not fit then. Its examples
+are translated by the names of columns, categories and classes, and its densities get the Jacobian of the new scales:
+
+    log p(x) = log p'(x') + sum over the observed real-valued columns of log(scale / scale')
+
+Shapes: N examples, B batch, D columns, K importance samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from remint.data.arrays import Dataset, Split
+from remint.errors import DataError
+from remint.models.contract import CanSample, HasElbo, HasLogProb, Model
+from remint.records import Column, DataSpec, TrainedModel, digest
+
+
+def obstacle(theirs: DataSpec, ours: DataSpec, *, conditional: bool) -> str:
+    """Return why a model of data ``theirs`` can describe no example of data ``ours``; "" if it can describe some."""
+    if (theirs.is_table, theirs.levels) != (ours.is_table, ours.levels) or (not ours.is_table and theirs.shape != ours.shape):
+        return f"it draws {theirs.text()}, and the data are {ours.text()}"
+    if conditional and (gone := [name for name in _classes(theirs) if name not in _classes(ours)]):
+        return f"class {', '.join(gone)} is gone"
+    former, present = ({column.name: column for column in spec.columns} for spec in (theirs, ours))
+    changes = {name: "is new" for name in present if name not in former}
+    changes |= {name: _change(column, present[name]) if name in present else "is gone" for name, column in former.items()}
+    return "; ".join(f"column '{name}' {change}" for name, change in changes.items() if change)
+
+
+def _change(former: Column, present: Column) -> str:
+    """Return why values of one column cannot be translated; "" if they can."""
+    if former.numeric != present.numeric:
+        return "was numeric, is categorical" if former.numeric else "was categorical, is numeric"
+    if former.whole != present.whole:
+        return "was real-valued, holds whole numbers" if present.whole else "held whole numbers, is real-valued"
+    if gone := [name for name in former.categories if name not in present.categories]:
+        return f"no longer has {', '.join(gone)}"
+    return "may no longer lack values" if former.missing and not present.missing else ""
+
+
+def restrict(dataset: Dataset, trained: TrainedModel) -> Dataset:
+    """Return the dataset with those held-out examples that the model can describe. Raises DataError if there are none.
+
+    ``obstacle`` of its data and the dataset must be "".
+    """
+    held_out, ours, theirs = dataset.held_out, dataset.spec, trained.spec
+    fits_N = np.ones(len(held_out), dtype=bool)
+    if ours.is_table:
+        former = {column.name: column for column in theirs.columns}
+        for column, x_N in zip(ours.columns, np.asarray(held_out.x_NX).T, strict=True):
+            other = former[column.name]
+            if not column.numeric:
+                known = [place for place, name in enumerate(column.categories) if name in other.categories]
+                fits_N &= np.isin(x_N, known) | np.isnan(x_N)
+            if not other.missing:
+                fits_N &= ~np.isnan(x_N)
+    if is_conditional(trained) and held_out.y_N is not None:
+        fits_N &= np.isin(held_out.y_N, [place for place, name in enumerate(_classes(ours)) if name in _classes(theirs)])
+    if not fits_N.any():
+        raise DataError("the model can describe no held-out example")
+    y_N, id_N = (None if each is None else np.asarray(each)[fits_N] for each in (held_out.y_N, held_out.id_N))
+    part = Split(np.asarray(held_out.x_NX)[fits_N], y_N, id_N)
+    counts = {**dataset.version.counts, "held_out": len(part)}
+    split = {**dataset.version.split, "described_by": digest(theirs.to_json())}  # another version: its features are cached apart
+    return replace(dataset, version=dataset.version.model_copy(update={"counts": counts, "split": split}), held_out=part)
+
+
+def is_conditional(trained: TrainedModel) -> bool:
+    return bool(trained.recipe["model"].get("conditional"))
+
+
+class Translated(Model):
+    """A model of data ``theirs`` that takes and draws examples of data ``ours``. It has the capabilities of the model."""
+
+    def __init__(self, model: Model, theirs: DataSpec, ours: DataSpec) -> None:
+        """Wrap a model. ``obstacle`` of the two must be ""."""
+        super().__init__()
+        self.model, self.conditional = model, model.conditional
+        self.theirs, self.ours = theirs, ours
+        columns, place = {column.name: column for column in ours.columns}, [column.name for column in ours.columns].index
+        self.places = [place(column.name) for column in theirs.columns]  # of their columns among ours
+        self.pairs = [(column, columns[column.name]) for column in theirs.columns]
+        for protocol, names in (
+            (CanSample, {"sample": self._sample, "sample_noise": None}),
+            (HasLogProb, {"log_prob": self._log_prob, "density_noise": None}),
+            (HasElbo, {"elbo": self._elbo, "latent_noise": None}),
+        ):
+            if isinstance(model, protocol):
+                for name, method in names.items():
+                    self.__dict__[name] = getattr(model, name) if method is None else method
+
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        y_B = self.model.classes(noise_BN)
+        return None if y_B is None else _lookup(_classes(self.theirs), _classes(self.ours))[y_B]
+
+    def _sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        drawn_BX: Tensor = self.model.sample(noise_BN, self._y(y_B))  # type: ignore[operator]  # a model that can sample
+        if not self.ours.is_table:
+            return drawn_BX
+        x_BD = torch.empty_like(drawn_BX)
+        for place, (theirs, ours), value_B in zip(self.places, self.pairs, drawn_BX.unbind(1), strict=True):
+            x_BD[:, place] = _translated(value_B, theirs, ours)
+        return x_BD
+
+    def _log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        log_p_B: Tensor = self.model.log_prob(self._x(x_BX), noise_BN, self._y(y_B))  # type: ignore[operator]
+        return log_p_B + self._log_jacobian(x_BX)
+
+    def _elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        elbo_KB: Tensor = self.model.elbo(self._x(x_BX), noise_KBN, self._y(y_B))  # type: ignore[operator]
+        return elbo_KB + self._log_jacobian(x_BX)
+
+    def _x(self, x_BX: Tensor) -> Tensor:
+        if not self.ours.is_table:
+            return x_BX
+        columns = [
+            _translated(x_BX[:, place], ours, theirs) for place, (theirs, ours) in zip(self.places, self.pairs, strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
+    def _y(self, y_B: Tensor | None) -> Tensor | None:
+        return None if y_B is None else _lookup(_classes(self.ours), _classes(self.theirs))[y_B]
+
+    def _log_jacobian(self, x_BX: Tensor) -> Tensor:
+        total_B = torch.zeros(len(x_BX), dtype=torch.float64)
+        for place, (theirs, ours) in zip(self.places, self.pairs, strict=True):
+            if ours.numeric and not ours.whole:
+                total_B += (~x_BX[:, place].isnan()) * math.log(ours.scale / theirs.scale)
+        return total_B
+
+
+def _translated(value_B: Tensor, source: Column, target: Column) -> Tensor:
+    """Return standardised values of one column, or indices of its categories, as another schema has them."""
+    if source.numeric:
+        original_B = value_B.double() * source.scale + source.mean
+        return ((original_B - target.mean) / target.scale).to(value_B.dtype)
+    missing_B = value_B.isnan()
+    found_B = _lookup(source.categories, target.categories)[value_B.nan_to_num(0.0).long()].to(value_B.dtype)
+    return found_B.masked_fill(missing_B, torch.nan)
+
+
+def _lookup(names: tuple[str, ...], others: tuple[str, ...]) -> Tensor:
+    """Return the index of each name among the others; that of an unknown name is never used."""
+    return torch.tensor([others.index(name) if name in others else 0 for name in names])
+
+
+def _classes(spec: DataSpec) -> tuple[str, ...]:
+    return spec.class_names or tuple(str(y) for y in range(spec.classes))

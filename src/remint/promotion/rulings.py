@@ -1,0 +1,197 @@
+"""Rules of the gate: each takes a case and returns a ruling with its reason and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from remint.evaluation.evidence import Evidence
+from remint.promotion import comparable
+from remint.promotion.comparable import Part
+from remint.promotion.decision import RuleResult
+from remint.promotion.leaked import leakage_reason
+from remint.promotion.paired import Difference, difference, seed_margin
+from remint.records import Leakage
+from remint.settings.judging import Improve, PromotionSettings
+from remint.stores.ledger.spreads import SeedSpread
+
+MIN_SEEDS = 3  # that an automatic margin needs
+GUARD_CONFIDENCE = 0.95
+
+State = Literal["holds", "open", "broken"]
+
+
+@dataclass(frozen=True)
+class Ruling:
+    state: State
+    result: RuleResult
+
+
+@dataclass(frozen=True)
+class Case:
+    """Evidence, rules and circumstances of one decision."""
+
+    model: str
+    challenger: Evidence
+    challenger_version: int
+    champion: Evidence | None
+    champion_version: int | None
+    rules: PromotionSettings
+    spread: SeedSpread | None
+    recipe: str  # SeedSpread.recipe of the challenger
+    dirty: str | None
+    person: str | None
+    incomparable: str | None
+    training_failure: str | None
+    champion_leakage: Leakage | None
+    obstacle: str | None
+    part: Part | None
+
+    @property
+    def compared(self) -> Evidence:
+        """Evidence of the challenger on the examples on which the champion was measured."""
+        return self.part.challenger if self.part else self.challenger
+
+    @property
+    def level(self) -> float:
+        """Error level: probability at which chance alone may pass for a difference, over all comparisons together."""
+        return 1.0 - (self.rules.improve.confidence if self.rules.improve else GUARD_CONFIDENCE)
+
+    @property
+    def comparisons(self) -> int:
+        return len(self.rules.never_worse) + (len(self.rules.improve.metrics) if self.rules.improve else 0)
+
+    @property
+    def is_first_version(self) -> bool:
+        return self.champion_version is None
+
+    @property
+    def is_champion(self) -> bool:
+        """True if the challenger is the champion: same weights, data and settings."""
+        keys = self.champion is not None and self.challenger.report.model_key == self.champion.report.model_key
+        return not self.is_first_version and (keys or self.challenger_version == self.champion_version)
+
+
+def evidence(state: State, reason: str) -> Ruling:
+    return Ruling(state, RuleResult(rule="evidence", passed=False, reason=reason))
+
+
+def schema(case: Case) -> Ruling:
+    """Return whether a champion of another schema can describe enough of today's examples for a comparison."""
+    if case.part is not None and case.part.described >= comparable.MIN_PART * case.part.of:
+        seen = f"compared on the {case.part.text()} that the champion's schema can describe"
+        return Ruling("holds", RuleResult(rule="schema", passed=True, reason=seen))
+    why = case.obstacle
+    if case.part is not None:
+        why = f"the champion's schema can describe only {case.part.text()}"
+    decide = f"remint promote {case.model}/{case.challenger_version} --reason '..', or remint reject"
+    return Ruling("open", RuleResult(rule="schema", passed=False, reason=f"{why}. A person decides: {decide}"))
+
+
+def require(case: Case, metric: str) -> Ruling:
+    bound = case.rules.require[metric]
+    limits = [f"at least {bound.min:g}"] if bound.min is not None else []
+    limits += [f"at most {bound.max:g}"] if bound.max is not None else []
+    words = " and ".join(limits)
+    value, problem = comparable.measured(case.challenger, metric, "the challenger")
+    met = value is not None and (bound.min is None or value.low >= bound.min) and (bound.max is None or value.high <= bound.max)
+    if value is None:
+        seen = problem
+    else:
+        seen = f"{value.text()} {'is' if met else 'is not'} {words} with its whole interval"
+    no_champion = "no champion, and " if case.is_first_version and not met else ""
+    reason = f"{no_champion}requirement {metric} {'met' if met else 'not met'}: {seen}"
+    result = RuleResult(rule="require", passed=met, reason=reason, metric=metric, challenger=value)
+    return Ruling("holds" if met else "broken", result)
+
+
+def leakage(case: Case, leakage: Leakage | None) -> Ruling:
+    if leakage is None:
+        again = f"run `remint run {case.model}` to evaluate again"
+        return evidence("broken", f"overlap of training and held-out data was not checked: {again}")
+    limit = case.rules.leakage
+    passed = leakage.share <= limit
+    result = RuleResult(rule="leakage", passed=passed, reason=leakage_reason(leakage, limit))
+    return Ruling("holds" if passed else "broken", result)
+
+
+def improve(case: Case, rule: Improve) -> list[Ruling]:
+    """Return a ruling for each metric. If one metric is shown to be better, the open ones hold too."""
+    rulings = [_improve_one(case, rule, metric) for metric in rule.metrics]
+    if not any(ruling.state == "holds" for ruling in rulings):
+        return rulings
+    return [Ruling("holds", ruling.result) if ruling.state == "open" else ruling for ruling in rulings]
+
+
+def _improve_one(case: Case, rule: Improve, metric: str) -> Ruling:
+    level = case.level / len(rule.metrics)
+    margin, words = _margin(case, rule, metric, 1.0 - level)
+    luck = margin if rule.margin == "auto" and margin is not None else 0.0  # what seeds explain, they explain on both sides
+
+    def judge(gain: Difference) -> tuple[State, str]:
+        if margin is not None and gain.low > margin:
+            return "holds", f"shown to be better{words}"
+        if gain.high < min(margin or 0.0, 0.0) - luck:
+            return "broken", f"shown to be worse{words if luck else ''}"
+        return "open", f"not shown to be better{words}"
+
+    return _paired(case, "improve", metric, level, margin, judge)
+
+
+def _margin(case: Case, rule: Improve, metric: str, confidence: float) -> tuple[float | None, str]:
+    """Return by how much the challenger must be better (None: not known), and the same in words."""
+    if rule.margin != "auto":
+        return rule.margin, f" by more than {rule.margin:g}" if rule.margin else ""
+    seeds = case.spread.values.get(metric, ()) if case.spread else ()
+    if len(seeds) < MIN_SEEDS:
+        missing = f"the spread of {metric} over seeds was not measured: run remint spread {case.model}"
+        return None, f" than seed-to-seed variation explains: {missing}"
+    margin = seed_margin(seeds, confidence)
+    measured = "" if case.spread and case.spread.recipe == case.recipe else ", measured with other settings than today's"
+    return margin, f" by more than {margin:.4f}, the seed-to-seed variation ({len(seeds)} seeds){measured}"
+
+
+def never_worse(case: Case, metric: str) -> Ruling:
+    tolerance = case.rules.never_worse[metric]
+
+    def judge(gain: Difference) -> tuple[State, str]:
+        if gain.low >= -tolerance:
+            return "holds", f"shown to be worse by no more than {tolerance:g}"
+        if gain.high < -tolerance:
+            return "broken", f"shown to be worse by more than {tolerance:g}"
+        return "open", f"not shown to be within {tolerance:g} (use more samples or a wider tolerance)"
+
+    return _paired(case, "never_worse", metric, case.level, -tolerance, judge)
+
+
+def _paired(
+    case: Case,
+    rule: Literal["improve", "never_worse"],
+    metric: str,
+    level: float,  # of the lower limit, which decides whether the challenger is good enough
+    margin: float | None,  # bound for that limit
+    judge: Callable[[Difference], tuple[State, str]],
+) -> Ruling:
+    """Return the ruling of one rule that compares the two sides, with the numbers of both."""
+    ours, problem = comparable.measured(case.compared, metric, "the challenger")
+    if case.champion is None:
+        theirs, missing = None, "the champion was not evaluated on this data"
+    else:
+        theirs, missing = comparable.measured(case.champion, metric, "the champion")
+    result = RuleResult(rule=rule, passed=False, reason="", metric=metric, challenger=ours, champion=theirs)
+    if ours is None or theirs is None or case.champion is None:
+        return Ruling("broken", result.model_copy(update={"reason": f"not comparable: {problem or missing}"}))
+    incomparable = comparable.incomparable_reason(case.compared, case.champion, metric)
+    if incomparable:
+        return Ruling("broken", result.model_copy(update={"reason": f"not comparable: {metric} {incomparable}"}))
+    keys = (metric, comparable.reference_of(metric))
+    gain_N, gain_J = (comparable.gain(case.compared, case.champion, key, ours.better) for key in keys)
+    assert gain_N is not None, "both sides were measured"
+    gain = difference(gain_N, 1.0 - level, 1.0 - case.level / case.comparisons, gain_J)
+    state, words = judge(gain)
+    sides = f"{metric} {ours.text()} against the champion's {theirs.text()}"
+    tries = f", one of {case.comparisons} comparisons" if case.comparisons > 1 else ""
+    reason = f"{sides}: {words}, difference {gain.text()} at {1.0 - case.level:.0%}{tries}"
+    found = {"reason": reason, "difference": (gain.value, gain.low, gain.high), "margin": margin}
+    return Ruling(state, result.model_copy(update={"passed": state == "holds", **found}))
