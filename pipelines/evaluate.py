@@ -43,16 +43,16 @@ def main(pipeline: str) -> None:
     out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))
     dataset = arrays.load(here / "outs/prepared" / step.dataset)
     features = here / "outs/features" / pipeline
-    judged = dataset
-    if part := os.environ.get("REMINT_EVALUATE_PART"):
-        judged = translation.restrict(dataset, TrainedModel.read(Path(part) / "training.json"))
+    folder = os.environ.get("REMINT_EVALUATE_PART")
+    part = TrainedModel.read(Path(folder) / "training.json") if folder else None
+    judged = translation.restrict(dataset, part) if part else dataset
     with world.join() as joined:
-        evidence = evaluate.evaluate(bundle, judged, features, step.evaluation, step.metrics, pipeline, joined)
+        evidence = evaluate.evaluate(bundle, judged, features, step.evaluation, step.metrics, pipeline, joined, part)
     if not joined.leads:
         return
     former = os.environ.get("REMINT_EVALUATE_FORMER")
     origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
-    report.write(origins.sealed(evidence), bundle, judged, out)
+    report.write(origins.sealed(evidence), bundle, judged, out, part)
     if judged is not dataset:
         (out / "part.json").write_text(json.dumps({"described": len(judged.held_out), "of": len(dataset.held_out)}) + "\n")
     origins.write(features if step.in_domain else None, out)

@@ -77,6 +77,38 @@ def _standardised(rows: dict[str, list[Any]], column: Column) -> list[float]:
     return [float(column.categories.index(value)) for value in rows[column.name]]
 
 
+@pytest.mark.parametrize("name", ["flow-whole", "vae-whole", "vae-mixture-whole"])
+@torch.no_grad()
+def test_a_model_of_the_present_schema_is_taken_given_that_its_example_can_be_described(name: str) -> None:
+    """Against draws: the share of describable samples, and the distribution of the others' columns."""
+    ours = present(FORMER if name == "flow-whole" else GAPPED.model_copy(update={"class_names": FORMER.class_names}))
+    model = Case(CASES[name].family, CASES[name].settings, ours).build().float()
+    truncated = translation.Truncated(model, FORMER, ours)
+    assert isinstance(model, CanSample) and isinstance(truncated, CanSample)
+    y_B = torch.full((6000,), 2) if model.conditional else None
+    noise_BN = standard_normal((6000, model.sample_noise), 3)
+    plain_BX, given_BX = model.sample(noise_BN, y_B), truncated.sample(noise_BN, y_B)
+    known_B = plain_BX[:, 2] != 0  # black is new
+    share = float(known_B.double().mean())
+    assert 0.02 < share < 0.98 and bool((given_BX[:, 2] != 0).all())
+    assert torch.equal(given_BX[known_B].nan_to_num(), plain_BX[known_B].nan_to_num())
+    for column in range(4):
+        left, right = plain_BX[known_B, column].nan_to_num(), given_BX[:, column].nan_to_num()
+        error = float((left.var() / len(left) + right.var() / len(right)).sqrt())
+        assert abs(float(left.mean() - right.mean())) < 4 * error + 1e-6, column
+    x_BX, count = plain_BX[known_B][:20], 20
+    few_y = None if y_B is None else y_B[:count]
+    if isinstance(model, HasLogProb) and isinstance(truncated, HasLogProb):
+        noise = standard_normal((count, model.density_noise), 1)
+        found = truncated.log_prob(x_BX, noise, few_y).double() - model.log_prob(x_BX, noise, few_y)
+    else:
+        assert isinstance(model, HasElbo) and isinstance(truncated, HasElbo)
+        noise = standard_normal((1, count, model.latent_noise), 1)
+        found = (truncated.elbo(x_BX, noise, few_y).double() - model.elbo(x_BX, noise, few_y))[0]
+    expected = torch.full((count,), -np.log(share), dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=4 * ((1 - share) / share / 3400) ** 0.5, rtol=0)
+
+
 def dataset_of(spec: DataSpec, x_ND: np.ndarray, y_N: np.ndarray) -> Dataset:
     part = Split(x_ND, y_N)
     facts: dict[str, Any] = {"name": "d", "source": "s", "raw_sha256": "", "split": {}, "files": {}}

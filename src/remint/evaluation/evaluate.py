@@ -32,6 +32,7 @@ def evaluate(
     metrics: list[str],
     pipeline: str,
     world: World = SINGLE_PROCESS,
+    part: TrainedModel | None = None,
 ) -> Evidence:
     """Measure the model of ``bundle`` on the held-out split of ``dataset``.
 
@@ -43,6 +44,7 @@ def evaluate(
         metrics: names of built-in metrics or of plug-ins.
         pipeline: name for the report and for error messages.
         world: the processes that share the work on their CPUs; all get the same evidence.
+        part: a model to whose examples ``dataset`` is restricted; None: to none.
 
     Raises:
         IntegrityError: a file does not match its digest.
@@ -50,7 +52,7 @@ def evaluate(
         DataError: the model cannot take such data (``load``).
         RunError: a weight or a value is not finite.
     """
-    model, trained = load(bundle, dataset), TrainedModel.read(bundle / "training.json")
+    model, trained = load(bundle, dataset, part), TrainedModel.read(bundle / "training.json")
     _refuse_broken_weights(model)
     context = EvaluationContext(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
     measured, baselines = measure(model, metrics, context, pipeline)
@@ -68,14 +70,16 @@ def evaluate(
     return Evidence(report, values | {name: values_J for name, values_J in references.items() if values_J is not None})
 
 
-def load(bundle: Path, dataset: Dataset) -> Model:
+def load(bundle: Path, dataset: Dataset, part: TrainedModel | None = None) -> Model:
     """Load the model of ``bundle``. A model of another schema takes the dataset's examples, and draws such, if that is possible.
 
-    Raises DataError if it is not.
+    ``part``: as in ``evaluate``. Raises DataError if it is not possible.
     """
     model, theirs = load_model(bundle), TrainedModel.read(bundle / "training.json").spec
     if theirs.fits(dataset.spec, conditional=model.conditional):
-        return model
+        if part is None or not dataset.spec.is_table:
+            return model
+        return translation.Truncated(model, part.spec, dataset.spec).eval()
     if reason := translation.obstacle(theirs, dataset.spec, conditional=model.conditional):
         raise DataError(f"the model cannot take the data of dataset {dataset.version.name}: {reason}: train again")
     return translation.Translated(model, theirs, dataset.spec).eval()

@@ -40,8 +40,8 @@ SHOWN_ROWS = 2000  # rows of a table
 Array = np.ndarray[Any, Any]
 
 
-def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None:
-    """Write the report of the model of ``bundle`` to ``out``, which is emptied first."""
+def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path, part: TrainedModel | None = None) -> None:
+    """Write the report of the model of ``bundle`` to ``out``, which is emptied first. ``part``: as in evaluate.evaluate."""
     report = evidence.report
     shutil.rmtree(out, ignore_errors=True)
     evidence.save(out)
@@ -59,7 +59,7 @@ def write(evidence: Evidence, bundle: Path, dataset: Dataset, out: Path) -> None
     if likelihood is not None:
         measured = report.metrics[likelihood]
         plots.likelihoods(out / "likelihood.png", measured, {report.pipeline: np.asarray(evidence.values[likelihood])})
-    model = load(bundle, dataset)
+    model = load(bundle, dataset, part)
     dataset.spec.write(out / "spec.json")
     _write_failures(evidence, model, dataset, out)
     if isinstance(model, CanSample):

@@ -5,6 +5,9 @@ are translated by the names of columns, categories and classes, and its densitie
 
     log p(x) = log p'(x') + sum over the observed real-valued columns of log(scale / scale')
 
+A model of the present schema also expects the new categories. On the examples that both can describe it is taken given that it
+draws such an example: log p(x | D) = log p(x) - log P(D). Otherwise it would look worse for what it knows more.
+
 Shapes: N examples, B batch, D columns, K importance samples.
 """
 
@@ -18,9 +21,12 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Dataset, Split
-from remint.errors import DataError
-from remint.models.contract import CanSample, HasElbo, HasLogProb, Model
+from remint.errors import DataError, RunError
+from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.records import Column, DataSpec, TrainedModel, digest
+
+BLOCK, DRAWS = 512, 8192  # samples drawn at a time, and in all, to measure P(D)
+MOST_TRIES = 64
 
 
 def obstacle(theirs: DataSpec, ours: DataSpec, *, conditional: bool) -> str:
@@ -77,17 +83,12 @@ def is_conditional(trained: TrainedModel) -> bool:
     return bool(trained.recipe["model"].get("conditional"))
 
 
-class Translated(Model):
-    """A model of data ``theirs`` that takes and draws examples of data ``ours``. It has the capabilities of the model."""
+class _Wrapper(Model):
+    """A model around another one, with the same capabilities."""
 
-    def __init__(self, model: Model, theirs: DataSpec, ours: DataSpec) -> None:
-        """Wrap a model. ``obstacle`` of the two must be ""."""
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model, self.conditional = model, model.conditional
-        self.theirs, self.ours = theirs, ours
-        columns, place = {column.name: column for column in ours.columns}, [column.name for column in ours.columns].index
-        self.places = [place(column.name) for column in theirs.columns]  # of their columns among ours
-        self.pairs = [(column, columns[column.name]) for column in theirs.columns]
         for protocol, names in (
             (CanSample, {"sample": self._sample, "sample_noise": None}),
             (HasLogProb, {"log_prob": self._log_prob, "density_noise": None}),
@@ -96,6 +97,90 @@ class Translated(Model):
             if isinstance(model, protocol):
                 for name, method in names.items():
                     self.__dict__[name] = getattr(model, name) if method is None else method
+
+    def _sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def _log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def _elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class Truncated(_Wrapper):
+    """A model of data ``ours``, given that its example has only categories that data ``theirs`` know."""
+
+    def __init__(self, model: Model, theirs: DataSpec, ours: DataSpec) -> None:
+        super().__init__(model)
+        former = {column.name: column for column in theirs.columns}
+        self.new = {
+            place: torch.tensor([name not in former[column.name].categories for name in column.categories])
+            for place, column in enumerate(ours.columns)
+            if not column.numeric
+        }
+        self.classes_count = max(1, len(_classes(ours))) if model.conditional else 1
+        self.log_share_K = self._log_shares()
+
+    def classes(self, noise_BN: Tensor) -> Tensor | None:
+        return self.model.classes(noise_BN)
+
+    def _describable(self, x_BX: Tensor) -> Tensor:
+        fits_B = torch.ones(len(x_BX), dtype=torch.bool)
+        for place, new_L in self.new.items():
+            value_B = x_BX[:, place]
+            fits_B &= value_B.isnan() | ~new_L[value_B.nan_to_num(0.0).long()]
+        return fits_B
+
+    @torch.no_grad()
+    def _log_shares(self) -> Tensor:
+        """Return log P(D), for a conditional model by class: from draws, with half a count added."""
+        if not isinstance(self.model, CanSample):
+            return torch.zeros(self.classes_count, dtype=torch.float64)
+        shares = []
+        for y in range(self.classes_count):
+            y_B = torch.full((BLOCK,), y) if self.conditional else None
+            noises = (standard_normal((BLOCK, self.model.sample_noise), "share", y, part) for part in range(DRAWS // BLOCK))
+            count = sum(int(self._describable(self.model.sample(noise_BN, y_B)).sum()) for noise_BN in noises)
+            shares.append((count + 0.5) / (DRAWS + 1))
+        return torch.tensor(shares, dtype=torch.float64).log()
+
+    def _log_share(self, y_B: Tensor | None) -> Tensor:
+        return self.log_share_K[0] if y_B is None else self.log_share_K[y_B]
+
+    def _sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Draw again where an example cannot be described, with noise that is a function of the row's own."""
+        assert isinstance(self.model, CanSample)
+        y_B = self.model.classes(noise_BN) if y_B is None and self.conditional else y_B
+        x_BX = self.model.sample(noise_BN, y_B)
+        for attempt in range(MOST_TRIES):
+            again_B = ~self._describable(x_BX)
+            if not bool(again_B.any()):
+                return x_BX
+            own = [row_N.cpu().numpy().tobytes().hex() for row_N in noise_BN[again_B]]
+            fresh_BN = torch.stack([standard_normal(noise_BN.shape[1:], row, attempt) for row in own]).to(noise_BN)
+            x_BX[again_B] = self.model.sample(fresh_BN, None if y_B is None else y_B[again_B])
+        raise RunError(f"{int(again_B.sum())} samples still had new categories after {MOST_TRIES} draws")
+
+    def _log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        log_p_B: Tensor = self.model.log_prob(x_BX, noise_BN, y_B)  # type: ignore[operator]
+        return log_p_B - self._log_share(y_B)
+
+    def _elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        elbo_KB: Tensor = self.model.elbo(x_BX, noise_KBN, y_B)  # type: ignore[operator]
+        return elbo_KB - self._log_share(y_B)
+
+
+class Translated(_Wrapper):
+    """A model of data ``theirs`` that takes and draws examples of data ``ours``."""
+
+    def __init__(self, model: Model, theirs: DataSpec, ours: DataSpec) -> None:
+        """Wrap a model. ``obstacle`` of the two must be ""."""
+        super().__init__(model)
+        self.theirs, self.ours = theirs, ours
+        columns, place = {column.name: column for column in ours.columns}, [column.name for column in ours.columns].index
+        self.places = [place(column.name) for column in theirs.columns]  # of their columns among ours
+        self.pairs = [(column, columns[column.name]) for column in theirs.columns]
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         y_B = self.model.classes(noise_BN)
