@@ -39,10 +39,21 @@ def a_flow(name: str, spec: DataSpec | None = None, **changes: float) -> Flow:
 
 
 def dequantised(spec: DataSpec, x: Tensor, noise: Tensor) -> Tensor:
-    """Return v: numbers unchanged, discrete values at a random place within their level."""
-    v = x.flatten(1).clone()
-    v[:, [not column.numeric for column in spec.columns] or slice(None)] += torch.special.ndtr(noise)
+    """Return v: real numbers unchanged, discrete values at a random place within their level or interval."""
+    v, u = x.flatten(1).clone(), torch.special.ndtr(noise)
+    if not spec.is_table:
+        return v + u
+    place_Q = discrete_columns(spec)
+    for column, place in enumerate(place_Q):
+        scale = spec.columns[place].scale
+        v[:, place] += (u[:, column] - 0.5) / scale if spec.columns[place].whole else u[:, column]
     return v
+
+
+def discrete_columns(spec: DataSpec) -> list[int]:
+    """Return the places of the discrete columns, in the order of their noise."""
+    categorical = [place for place, column in enumerate(spec.columns) if not column.numeric]
+    return categorical + [place for place, column in enumerate(spec.columns) if column.whole]
 
 
 def random_theta(count: int, bins: int = 5) -> Tensor:
@@ -109,7 +120,7 @@ class TestFlow:
         case, model = CASES[name], a_flow(name)
         x, noise, y = examples(case.spec, 3).double(), standard_normal((3, model.density_noise), 6).double(), case.y(3)
         _, log_det = model.to_base(x, noise, y)
-        discrete = torch.tensor([not column.numeric for column in case.spec.columns] or [True] * case.spec.dims)
+        discrete = discrete_columns(case.spec) if case.spec.is_table else list(range(case.spec.dims))
         for i in range(3):
 
             def base(row: Tensor, u: Tensor, i: int = i) -> Tensor:

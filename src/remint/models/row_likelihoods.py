@@ -40,7 +40,7 @@ class SigmaGaussianColumns(nn.Module):
         super().__init__()
         self.log_sigma_D = nn.Parameter(torch.zeros(columns))
 
-    def log_prob(self, x: Tensor, theta: Tensor, half_D: Tensor | None) -> Tensor:
+    def log_prob(self, x: Tensor, theta: Tensor, half_D: Tensor | None = None) -> Tensor:
         return _log_normal(x - theta.squeeze(-1), self._log_sigma(), half_D)
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class GaussianMixtureColumns(nn.Module):
         super().__init__()
         self.parameters_per_dim = 3 * mixtures
 
-    def log_prob(self, x: Tensor, theta: Tensor, half_D: Tensor | None) -> Tensor:
+    def log_prob(self, x: Tensor, theta: Tensor, half_D: Tensor | None = None) -> Tensor:
         logit, mean, log_sigma = self._components(theta)
         component = _log_normal(x.unsqueeze(-1) - mean, log_sigma, None if half_D is None else half_D.unsqueeze(-1))
         return torch.logsumexp(logit.log_softmax(-1) + component, -1)
