@@ -80,9 +80,15 @@ class DataSpec(Record):
 
     shape: tuple[int, int, int] | tuple[int]  # C, H, W of an image; D of a row
     levels: int = 0  # of images
+    bits: int | None = None  # of values in 16-bit files, where they are not divided by 256
     classes: int = 0  # number of labels; 0: no labels
     columns: tuple[Column, ...] = ()  # of a table, D of them
     class_names: tuple[str, ...] = ()  # of the labels, if they have names
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out ``bits`` where they are not set: the digest of data from before stays what it was."""
+        return {key: value for key, value in dump(self).items() if key != "bits" or value is not None}
 
     @property
     def is_table(self) -> bool:
@@ -101,8 +107,8 @@ class DataSpec(Record):
 
     def fits(self, other: DataSpec, *, conditional: bool) -> bool:
         """Return whether a model of such data can be measured on ``other`` data. Classes count only if it is conditional."""
-        same = (self.shape, self.levels, self.columns) == (other.shape, other.levels, other.columns)
-        return same and (not conditional or (self.classes, self.class_names) == (other.classes, other.class_names))
+        own, others = ((spec.shape, spec.levels, spec.bits, spec.columns) for spec in (self, other))
+        return own == others and (not conditional or (self.classes, self.class_names) == (other.classes, other.class_names))
 
     def text(self) -> str:
         """Return a short description of the examples."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from remint.data import container, pictures
+from remint.data import container, decoding, pictures
 from remint.settings.recipe import DatasetSettings
 from tests.support.hostile_images import READ_SUFFIXES, valid_files
 from tests.support.measured import Reader, start_reader
@@ -39,7 +39,7 @@ def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
     assert len(essential) <= len(content)
     image = Image.open(io.BytesIO(essential)).convert("RGBA")
     np.testing.assert_array_equal(
-        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), decode_with_pillow(content)
+        np.asarray(image if turned == 1 else image.transpose(decoding.TRANSPOSES[turned])), decode_with_pillow(content)
     )
 
 

@@ -236,7 +236,7 @@ def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pyte
     (tmp_path / "pets/dog/moving.gif").write_bytes(b"GIF89a")
     message = refusal_after_a_snapshot(tmp_path)
     assert "3 of 201 images cannot be used, more than 1% (setting undecodable): cat/broken.png is damaged or cut off" in message
-    assert "dog/moving.gif is not PNG, JPEG or WebP" in message
+    assert "dog/moving.gif is not PNG, JPEG, WebP, TIFF or BMP" in message
     assert len(snapshot(tmp_path, undecodable=0.02)[0]["x"]) == 198
 
 
@@ -244,7 +244,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets/a.txt").touch()
     (tmp_path / "pets/b.txt").touch()
-    assert "contains no PNG, JPEG or WebP files (2 other files)" in refusal(tmp_path)
+    assert "contains no PNG, JPEG, WebP, TIFF or BMP files (2 other files)" in refusal(tmp_path)
     assert "there is no folder" in refusal(tmp_path, "nowhere/")
 
 

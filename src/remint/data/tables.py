@@ -64,7 +64,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     if isinstance(source, str):
         path, header, class_names = shipped.table(source)
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
-    elif source.suffix == ".csv":
+    elif source.suffix.lower() == ".csv":
         text = {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}
         table = _csv(source, text, known)
     else:

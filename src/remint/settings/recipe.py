@@ -64,6 +64,9 @@ class DatasetSettings(Settings):
     kind: Literal["image", "table"] = "image"
     shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # images: C, H, W, the same for all
     levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as in the source
+    bits: Annotated[int, Field(ge=8, le=16)] | None = (
+        None  # of image values in 16 bits, divided to 256 levels; None: as their range shows
+    )
     channels: Literal[1, 3] | None = None  # 1: convert image files to grey, 3: to RGB; None: unchanged, all must be alike
     resize: ResizeSettings | None = None  # images; None: all must have one size already
     undecodable: Fraction = 0.01  # largest share of image files that may be set aside as broken
@@ -88,7 +91,7 @@ class DatasetSettings(Settings):
     def _check_kind(self) -> DatasetSettings:
         others = {
             "image": ("label", "categorical", "numeric", "drop", "missing"),
-            "table": ("shape", "levels", "channels", "resize"),
+            "table": ("shape", "levels", "bits", "channels", "resize"),
         }
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:
