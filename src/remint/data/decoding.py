@@ -135,8 +135,8 @@ def _open(essential: bytes) -> ImageFile:
 
 def _raw_mode(image: ImageFile) -> str:
     """Return Pillow's name for the form of the pixels in the file; nothing if the format has none (WebP)."""
-    arguments = (image.tile[0].args if image.tile else None) or ""
-    return arguments if isinstance(arguments, str) else str(arguments[0])
+    arguments = image.tile[0].args if image.tile else None
+    return str(arguments[0]) if isinstance(arguments, tuple) and arguments else str(arguments or "")
 
 
 def _sixteen_bits(image: Image.Image, raw_mode: str, essential: bytes) -> Array | None:
@@ -150,7 +150,9 @@ def _sixteen_bits(image: Image.Image, raw_mode: str, essential: bytes) -> Array 
         return None
     other = _open(essential)
     form = "RGBA" if raw_mode == "LA;16B" else raw_mode[:-4] + OTHER_ORDER[raw_mode[-4:]]
-    other.tile = [part._replace(args=form if isinstance(part.args, str) else (form, *part.args[1:])) for part in other.tile]
+    other.tile = [
+        part._replace(args=form if isinstance(part.args, str) else (form, *(part.args or ())[1:])) for part in other.tile
+    ]
     low_HWC = np.asarray(other).astype(np.uint16)
     if raw_mode == "LA;16B":  # upper and lower byte of grey and of opacity, as if they were four colours
         grey_HW, alpha_HW = (low_HWC[..., band] << 8 | low_HWC[..., band + 1] for band in (0, 2))

@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
 LONGEST_COMPARED = 200  # characters of a name to compare with others: the time is quadratic in the length
+SIZES = ("size", "image_size", "img_size", "resolution")  # names of resize.size in other programs
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
 
@@ -79,6 +80,17 @@ class DatasetSettings(Settings):
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
     split: SplitSettings = SplitSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, block: Any) -> Any:
+        """Refuse a size of images that is not in ``resize.size``, with the line that is meant."""
+        for key, value in block.items() if isinstance(block, dict) else ():
+            size = [value, value] if type(value) is int else value
+            is_size = isinstance(size, list) and [type(each) for each in size] == [int, int]
+            if key in SIZES or (key in ("shape", "resize") and is_size):
+                raise ValueError(f"key '{key}': did you mean 'resize: {{size: {size if is_size else '[H, W]'}}}'?")
+        return block
 
     @field_validator("source")
     @classmethod
