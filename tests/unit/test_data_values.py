@@ -192,7 +192,10 @@ def test_files_of_one_bit_are_two_levels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("factor", "levels", "said"),
-    [(15, 16, "nearly black: if there are no others, set levels: 16"), (255, 2, "levels: 2 reads them as 0 and 1")],
+    [
+        (15, 16, "nearly black: if there are no others, set levels: 16"),
+        (255, 2, "multiples of 255 only, read as 256 levels: levels: 2 reads them as 0 .. 1"),
+    ],
 )
 def test_few_of_the_levels_are_said_and_a_setting_reads_them(tmp_path: Path, factor: int, levels: int, said: str) -> None:
     for index, x_HW in enumerate(BITS_NHW):

@@ -27,7 +27,12 @@ KNOWN = "PNG, JPEG, WebP, TIFF or BMP"
 GREY = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 PALETTES = ("P", "PA")
 OTHER_ORDER = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B"}  # Pillow's raw modes of 16 bits that read the lower byte
-
+UNREAD = {
+    **dict.fromkeys(
+        ("I", "F"), "holds fractions, signed or 32-bit values: save it with 8 or 16 bits, or all images in one .npy file"
+    ),
+    "LAB": "has colours in L*a*b*: save it as RGB",
+}
 
 MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. A larger one is a bomb or no training image
 MOST_RATIO = 1_000  # pixels for each byte of the file, after FREE_PIXELS: above every JPEG, near the limit of deflate
@@ -184,10 +189,8 @@ def _to_8_bit(image: Image.Image, grey: bool, channels: int | None, colour: bool
 
     A palette of greys is ``grey``, unless the schema says that such images have ``colour``.
     """
-    if image.mode in ("I", "F"):
-        raise HostileImage(
-            "holds fractions, signed or 32-bit values: save it with 8 or 16 bits, or save all images in one .npy file"
-        )
+    if image.mode in UNREAD:
+        raise HostileImage(UNREAD[image.mode])
     palette = image.mode in PALETTES
     if image.has_transparency_data:
         background = Image.new("RGBA", image.size, "white")

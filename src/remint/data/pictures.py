@@ -59,15 +59,17 @@ class Found:
 def read(where: str, files: Iterable[File], settings: DatasetSettings, known: DataSpec | None = None) -> Raw:
     """Read the images of ``files``, in the order of their names. ``known``: the spec in the schema.
 
-    Where 16-bit files use fewer bits, ``files`` is iterated once more: the range of all decides.
+    Where the first import finds that 16-bit files use fewer bits, ``files`` is iterated once more: the range of all decides.
 
     Raises DataError if there are none, if they differ in size or channels, if their folders do not form labels, or if a larger
     share than ``settings.undecodable`` was set aside.
     """
-    colour, learnt = (known.image[0] == 3, known.bits) if known and not known.is_table else (False, None)
-    found = _read_all(where, files, settings, Facts(settings.bits or learnt or WHOLE_BITS, colour))
-    if known is None and settings.bits is None and found.facts.highest >= 0 and used_bits(found.facts.highest) < WHOLE_BITS:
-        found = _read_all(where, files, settings, Facts(used_bits(found.facts.highest), colour))
+    colour = known is not None and known.image[0] == 3
+    found = _read_all(where, files, settings, Facts(settings.bits or (known and known.bits) or WHOLE_BITS, colour))
+    used = used_bits(found.facts.highest) if found.facts.highest >= 0 else WHOLE_BITS
+    if known is None and settings.bits is None and used < WHOLE_BITS:
+        found.images.clear()
+        found = _read_all(where, files, settings, Facts(used, colour))
     names = sorted(found.images)
     _check_set_aside(where, len(names), dict(sorted(found.unusable.items())), settings.undecodable)
     if not names:

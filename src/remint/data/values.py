@@ -25,6 +25,7 @@ IMAGE_LEVELS = 256  # default of file sources: 8-bit images
 WHOLE_BITS = 16
 USED_BITS = (8, 10, 12, 14)  # of cameras, scanners and X-ray detectors, which write them into 16 bits
 DARK = 127  # if no value of all images is above it, a person is told
+FEW_LEVELS = (2, 4, 16)  # of images of 1, 2 and 4 bits, spread over 0 .. 255
 TOLERANCE = 1e-3  # of n/255 from a whole number n, in single and double precision
 HALF_TOLERANCE = 0.1  # the same in half precision
 
@@ -90,7 +91,7 @@ def read_values(name: str, settings: DatasetSettings, raw: Raw, x_NCHW: Array, k
         if lowest >= 0 and levels <= highest < IMAGE_LEVELS:
             x_NCHW, decision = _from_multiples(x_NCHW, levels)
     elif levels == IMAGE_LEVELS and (known is None or known.levels == 2):
-        if raw.one_bit and highest == 255 and _only_0_and_255(x_NCHW):
+        if raw.one_bit and highest == 255 and _all_multiples(x_NCHW, 255):
             x_NCHW, levels, decision = x_NCHW // 255, 2, "of one bit: read as 2 levels (levels: 256 keeps 0 and 255)"
         elif (lowest, highest) == (0, 1) or (known and lowest >= 0 and highest <= 1):
             levels, decision = 2, "0 and 1 only: read as 2 levels (levels: 256 reads them as two of 256)"
@@ -135,7 +136,7 @@ def _from_bits(name: str, where: str, x_NCHW: Array, bits: int) -> tuple[Array, 
 def _from_multiples(x_NCHW: Array, levels: int) -> tuple[Array, str]:
     """Return values that are spread over 0 .. 255, such as 0 and 255 of 2 levels, as 0 .. levels-1."""
     step, rest = divmod(IMAGE_LEVELS - 1, levels - 1)
-    if rest or (x_NCHW % step).any():
+    if rest or not _all_multiples(x_NCHW, step):
         return x_NCHW, ""
     return x_NCHW // step, f"multiples of {step}: divided by it, to {levels} levels"
 
@@ -144,13 +145,15 @@ def _describe_few(x_NCHW: Array, highest: int) -> str:
     """Return a sentence about images that use few of the 256 levels; nothing about others."""
     if 1 < highest <= DARK:
         return f"0 .. {highest} only, read as 256 levels, so nearly black: if there are no others, set levels: {highest + 1}"
-    if highest == 255 and x_NCHW.min() == 0 and _only_0_and_255(x_NCHW):
-        return "0 and 255 only, read as 256 levels: levels: 2 reads them as 0 and 1"
+    for levels in FEW_LEVELS if highest == IMAGE_LEVELS - 1 else ():
+        step = (IMAGE_LEVELS - 1) // (levels - 1)
+        if x_NCHW.min() == 0 and _all_multiples(x_NCHW, step):
+            return f"multiples of {step} only, read as 256 levels: levels: {levels} reads them as 0 .. {levels - 1}"
     return ""
 
 
-def _only_0_and_255(x_NCHW: Array) -> bool:
-    return all(bool(((x_CHW == 0) | (x_CHW == 255)).all()) for x_CHW in x_NCHW)
+def _all_multiples(x_NCHW: Array, step: int) -> bool:
+    return not any((x_CHW % step).any() for x_CHW in x_NCHW)
 
 
 def _refuse(bad_NCHW: Array, where: str, x_NCHW: Array, wrong: str, remedy: str) -> None:
