@@ -63,11 +63,11 @@ class DatasetSettings(Settings):
 
     source: str  # sklearn:NAME | a folder | file.npy/.npz/.csv/.parquet/.zip/.tar/.tar.gz | idx:FOLDER | s3://bucket/prefix
     kind: Literal["image", "table"] = "image"
-    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # images: C, H, W, the same for all
+    shape: list[Positive] | None = Field(
+        default=None, min_length=3, max_length=3
+    )  # images: C, H, W that all have already; to change the size: resize
     levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as in the source
-    bits: Annotated[int, Field(ge=8, le=16)] | None = (
-        None  # of image values in 16 bits, divided to 256 levels; None: as their range shows
-    )
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None  # of image values in 16 bits; None: as the range of all shows
     channels: Literal[1, 3] | None = None  # 1: convert image files to grey, 3: to RGB; None: unchanged, all must be alike
     resize: ResizeSettings | None = None  # images; None: all must have one size already
     undecodable: Fraction = 0.01  # largest share of image files that may be set aside as broken
@@ -75,7 +75,7 @@ class DatasetSettings(Settings):
     categorical: list[str] = []  # tables: integer columns that are categories; text columns always are
     numeric: list[
         str
-    ] = []  # tables: columns of numbers, whatever they look like: an index, codes, prices such as $1,234.50, shares in %
+    ] = []  # tables: columns of numbers, whatever they look like: an index, codes, prices ($1,234.50), shares in %
     drop: list[str] = []  # tables: columns to leave out
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
