@@ -73,9 +73,7 @@ class DatasetSettings(Settings):
     undecodable: Fraction = 0.01  # largest share of image files that may be set aside as broken
     label: str | None = None  # tables: the class column; None: no classes (sklearn: its target)
     categorical: list[str] = []  # tables: integer columns that are categories; text columns always are
-    numeric: list[
-        str
-    ] = []  # tables: columns of numbers, whatever they look like: an index, codes, prices ($1,234.50), shares in %
+    numeric: list[str] = []  # tables: columns of numbers, whatever they look like: an index, codes, $1,234.50, shares in %
     drop: list[str] = []  # tables: columns to leave out
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
