@@ -21,7 +21,6 @@ from tests.unit.test_data_pictures import encode, picture, tree
 
 Image = pytest.importorskip("PIL.Image")
 ROWS = "x,y\n" + "".join(f"{x:.4f},{x * x:.4f}\n" for x in np.random.default_rng(0).normal(size=40))
-KINDS = ("csv", "parquet", "npy", "npz", "zip", "tar", "tar.gz", "xlsx", "html", "lfs", "dvc", "png", "pickle", "hdf5", "gz")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +45,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "dvc": b"outs:\n- md5: 0123\n  path: a.csv\n",
         "png": encode(Image.fromarray(picture(0))),
         "pickle": b"\x80\x04\x95\x10\0\0\0",
+        "json": b'[{"x": 1, "y": 2}]',
+        "pt": b"PK\x03\x04" + bytes(26) + b"model/data.pkl",
         "hdf5": b"\x89HDF\r\n\x1a\n",
         "gz": gzip.compress(ROWS.encode()),
     }
@@ -60,6 +61,8 @@ EXPECTED = {  # by the end of the name and by the content
     ("csv", "dvc"): "is not a CSV table, but a pointer of DVC: fetch the content (dvc pull a.csv)",
     ("csv", "gz"): "is not a CSV table, but a gzipped file: unpack it (gunzip)",
     ("csv", "png"): "is not a CSV table, but a PNG image: put the images into a folder",
+    ("csv", "json"): "is not a CSV table, but JSON: save it as CSV or Parquet",
+    ("npz", "pt"): "is not a NumPy .npz file, but a PyTorch file: save its arrays with np.savez",
     ("parquet", "csv"): "is not a Parquet table, but text: if it is a table, rename it to a.csv",
     ("parquet", "hdf5"): "is not a Parquet table, but an HDF5 file: save its arrays as .npz, or its table as Parquet",
     ("npy", "npz"): "is not a NumPy .npy file, but a NumPy .npz file: rename it to a.npz",

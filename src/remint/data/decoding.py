@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from remint.data.container import HostileImage, strip_metadata
-from remint.data.formats import HEAD, identify
+from remint.data.formats import HEAD, PICTURES, identify
 from remint.data.images import resize_image
 from remint.data.values import WHOLE_BITS, to_8_bits
 from remint.settings.recipe import DatasetSettings
@@ -127,7 +127,7 @@ def _name_content(content: bytes) -> str:
     shown = identify(content[:HEAD])
     if shown is None:
         return "is not an image"
-    if shown.name.split()[1].upper() in FORMATS:
+    if shown.remedy == PICTURES:  # of a format that Pillow reads
         return "is damaged or cut off"
     return f"is {shown.name}, not an image" if "{" in shown.remedy else f"is {shown.name}: {shown.remedy}"
 

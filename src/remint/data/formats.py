@@ -31,7 +31,7 @@ PICTURES = "put the images into a folder, and name the folder"
 class Format:
     """One format of files."""
 
-    name: str  # with its article
+    name: str  # with its article, if it has one
     start: re.Pattern[bytes]  # of its first bytes
     suffixes: tuple[str, ...] = ()  # ends of the names of files that may hold it
     remedy: str = ""
@@ -60,6 +60,11 @@ FORMATS = (
     _format("a NumPy .npy file", rb"\x93NUMPY", ".npy"),
     _format("an Excel workbook", rb"PK\x03\x04.{26}(?:\[Content_Types\]|_rels/|xl/|docProps/)|\xd0\xcf\x11\xe0", remedy=EXPORT),
     _format("a NumPy .npz file", rb"PK\x03\x04.{26}[^/]{1,200}?\.npy", ".npz"),
+    _format(
+        "a PyTorch file",
+        rb"PK\x03\x04.{26}[^/]{1,200}?/(?:data\.pkl|\.format_version|byteorder)",
+        remedy="save its arrays with np.savez",
+    ),
     _format("a zip archive", rb"PK(?:\x03\x04|\x05\x06)", ".zip", ".npz"),
     _format("a gzipped file", rb"\x1f\x8b", ".tar.gz", ".tgz", remedy="unpack it (gunzip), or if it is an archive, " + RENAME),
     _format(
@@ -81,6 +86,7 @@ FORMATS = (
         rb"(?:md5: \w+\n)?outs:\n- ",
         remedy="fetch the content (dvc pull {name}), and name that as the source",
     ),
+    _format("JSON", rb"\s*(?:\{\s*\"|\[\s*[\[{])", remedy=EXPORT),
     _format(
         "an HTML page",
         rb"(?:\xef\xbb\xbf)?\s*(?i:<!doctype html|<html|<head|<\?xml[^>]*>\s*<!doctype html)",
