@@ -153,7 +153,7 @@ def check_labels(raw: Raw, count: int, known: DataSpec | None) -> tuple[Array, t
     assert y is not None
     if y.shape != (count,):
         raise DataError(
-            f"{raw.where}: y has shape {y.shape}: expected one label for each image, ({count},): use y.argmax(axis=1) or y.ravel()"
+            f"{raw.where}: y has shape {y.shape}: expected one label for each image, ({count},): y.argmax(axis=1) or y.ravel()"
         )
     integral = y.dtype.kind in "buif" and bool(np.isfinite(y).all() and (y == np.floor(y)).all())
     if not integral or y.min() < 0 or y.max() >= MOST_CLASSES:
