@@ -30,7 +30,10 @@ NOTICES = {
     "leakage": "of {checked} held-out examples, {exact} exactly and {near} nearly match a training example",
     "split_by_occurrence": "most of the {rows} rows equal another: copies are divided between the splits (split.by: occurrence)",
     "few_held_out": "class {label} has only {count} held-out examples: metrics say little about it",
-    "column": "column {column}: {decision}",
+    "decision": "{subject}: {decision}",
+    "dark": "no value in 16-bit files is above {highest}, but the schema reads 16 bits, so images are nearly black: "
+    "raise schema_version by one to read {bits} bits",
+    "misnamed": "{files} files are read by their content, not by the end of their name: {first} is {format}",
     "separator": "{file} is separated by {separator}",
     "decimal_comma": "{file} is read with decimal commas",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",

@@ -97,13 +97,14 @@ class DataSpec(Record):
 
     shape: tuple[int, int, int] | tuple[int]  # C, H, W of an image; D of a row
     levels: int = 0  # of images
+    bits: int | None = None  # of values in 16-bit files, where they are not divided by 256
     classes: int = 0  # number of labels; 0: no labels
     columns: tuple[Column, ...] = ()  # of a table, D of them
     class_names: tuple[str, ...] = ()  # of the labels, if they have names
     label: Column | None = None  # of a table: the column of the labels
     label_at: int = 0  # number of columns before it in the source
     suffix: str = ".csv"  # of the table's file
-    added_later: ClassVar[frozenset[str]] = frozenset({"label", "label_at", "suffix"})
+    added_later: ClassVar[frozenset[str]] = frozenset({"bits", "label", "label_at", "suffix"})
 
     @property
     def is_table(self) -> bool:
@@ -122,8 +123,8 @@ class DataSpec(Record):
 
     def fits(self, other: DataSpec, *, conditional: bool) -> bool:
         """Return whether a model of such data can be measured on ``other`` data. Classes count only if it is conditional."""
-        same = (self.shape, self.levels, self.columns) == (other.shape, other.levels, other.columns)
-        return same and (not conditional or (self.classes, self.class_names) == (other.classes, other.class_names))
+        own, others = ((spec.shape, spec.levels, spec.bits, spec.columns) for spec in (self, other))
+        return own == others and (not conditional or (self.classes, self.class_names) == (other.classes, other.class_names))
 
     def text(self) -> str:
         """Return a short description of the examples."""

@@ -36,7 +36,7 @@ def test_mutated_images(trials: Trials, reader: Reader, tmp_path: Path) -> None:
         aside, good = found.notes["aside"], found.notes["good"]
         assert good + len(aside) == FILES_PER_TRIAL and 0 < good < FILES_PER_TRIAL and all(aside.values())
         others = {path.name for path in folder.iterdir() if path.suffix in OTHER_SUFFIXES}
-        assert {name for name, why in aside.items() if why == "is not PNG, JPEG or WebP"} == others
+        assert {name for name, why in aside.items() if why == "is not PNG, JPEG, WebP, TIFF or BMP"} == others
         assert found.grown < MAX_MEMORY_GROWTH, found
         trial.note(
             files=FILES_PER_TRIAL, crashed=0, set_aside=len(aside), slower_than_1_s=int(found.notes["seconds"] > MAX_SECONDS)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-READ_SUFFIXES = (".png", ".jpg", ".webp")  # endings that remint reads; other images are set aside unread
-OTHER_SUFFIXES = (".bmp", ".gif", ".tiff")
+READ_SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".tiff")  # endings that remint reads; other images are set aside unread
+OTHER_SUFFIXES = (".gif",)
 NUMBERS = (0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -51,7 +51,9 @@ def valid_files() -> list[tuple[str, bytes]]:
         (".webp", _written(colour, "WEBP", **frames)),
         *((".bmp", _written(image, "BMP")) for image in (grey, colour)),
         (".gif", _written(colour, "GIF", **frames)),
-        *((".tiff", _written(colour, "TIFF", compression=how)) for how in ("raw", "tiff_lzw", "jpeg", "tiff_deflate")),
+        *((".tiff", _written(colour, "TIFF", compression=how)) for how in ("raw", "tiff_lzw", "tiff_deflate")),
+        (".tiff", _written(deep, "TIFF", compression="tiff_lzw", exif=exif)),
+        (".tif", _written(colour, "TIFF", compression="jpeg")),  # set aside
     ]
 
 

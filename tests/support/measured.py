@@ -84,7 +84,7 @@ def _images(path: Path) -> dict[str, Any]:
             seconds[file.name] = time.process_time() - began
 
     settings = DatasetSettings(source="x", channels=3, resize=ResizeSettings(size=[8, 8]), undecodable=1.0)
-    raw = pictures.read(str(path), timed(), settings)
+    raw = pictures.read(str(path), folder.Walk(timed), settings)
     slowest = max(seconds, key=lambda name: seconds[name])
     return {"good": len(raw.x), "aside": dict(raw.set_aside), "slowest": slowest, "seconds": seconds[slowest]}
 

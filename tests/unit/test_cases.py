@@ -194,3 +194,17 @@ def test_a_class_of_the_schema_is_not_a_missing_value(tmp_path: Path, monkeypatc
         before.setattr(csv_tables, "MISSING", ("",))
         first = prepared(tmp_path / "t.csv", tmp_path, label="label")
     assert first.spec.class_names == ("-", "good") and prepared(tmp_path / "t.csv", tmp_path, label="label").spec == first.spec
+
+
+def test_pictures_of_12_bits_keep_their_levels(tmp_path: Path) -> None:
+    sources.snapshot("case", DatasetSettings(source=str(CASES / "twelve_bit")), tmp_path, tmp_path / "raw")
+    schema = Schema.read(tmp_path / "raw" / SCHEMA)
+    with np.load(tmp_path / "raw/data.npz") as archive:
+        assert len(np.unique(archive["x"])) > 200
+    assert schema.spec.bits == 12 and "read as 12 bits, divided by 16" in schema.decisions["values"]
+
+
+def test_every_picture_of_a_folder_is_read(tmp_path: Path) -> None:
+    sources.snapshot("case", DatasetSettings(source=str(CASES / "some_jfif")), tmp_path, tmp_path / "raw")
+    with np.load(tmp_path / "raw/data.npz") as archive:
+        assert len(archive["x"]) == len(list((CASES / "some_jfif").iterdir()))

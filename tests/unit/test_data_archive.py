@@ -137,7 +137,7 @@ def test_too_many_files_or_bytes_are_refused(tmp_path: Path, monkeypatch: pytest
         assert f"{name} unpacks to more than" in refusal(tmp_path, name)
     monkeypatch.setattr(archive, "MOST_BYTES", 80_000)
     for name in ("a.zip", "a.tar", "a.tar.gz"):
-        assert "contains no PNG, JPEG or WebP files (11 other files)" in refusal(tmp_path, name)
+        assert "contains no PNG, JPEG, WebP, TIFF or BMP files (11 other files)" in refusal(tmp_path, name)
 
 
 def test_a_zip_with_too_many_entries_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

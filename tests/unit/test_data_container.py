@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from remint.data import container, pictures
+from remint.data import container, decoding, pictures
 from remint.settings.recipe import DatasetSettings
 from tests.support.hostile_images import READ_SUFFIXES, valid_files
 from tests.support.measured import Reader, start_reader
+from tests.support.tiff import tiff
 from tests.unit.test_data_pictures import encode, picture
 
 MIB = 1 << 20
@@ -39,7 +40,7 @@ def test_the_pixels_are_those_of_the_whole_file(index: int) -> None:
     assert len(essential) <= len(content)
     image = Image.open(io.BytesIO(essential)).convert("RGBA")
     np.testing.assert_array_equal(
-        np.asarray(image if turned == 1 else image.transpose(pictures.TRANSPOSES[turned])), decode_with_pillow(content)
+        np.asarray(image if turned == 1 else image.transpose(decoding.TRANSPOSES[turned])), decode_with_pillow(content)
     )
 
 
@@ -110,7 +111,28 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "scans of many pixels.jpg": lambda: scans(99, 8_000),
     "claims.jpg": lambda: scans(1, 8_000),
     "frames.webp": lambda: _riff(5_000_000),
+    "entries that share bytes.tif": lambda: (
+        tiff(ONES, extra={40_000 + tag: ("B", 0, 50 * MIB) for tag in range(900)}) + bytes(51 * MIB)
+    ),
+    "65,000 entries.tif": lambda: tiff(ONES, extra=dict.fromkeys(range(400, 65400), ("I", 0, 1))),
+    "strips that share bytes.tif": lambda: (
+        tiff(ONES, {259: ("H", 5, 1), 278: ("I", 1, 1), 273: ("I", 8, 64), 279: ("I", 8, 64)}) + bytes(60 * MIB)
+    ),
+    "a long entry.tif": lambda: tiff(ONES, {338: ("H", 8, 10_000_000)}) + bytes(20 * MIB),
+    "large tile.tif": lambda: tiff(ONES, {322: ("I", 1 << 15, 1), 323: ("I", 1 << 15, 1), 324: ("I", 8, 1), 325: ("I", 64, 1)}),
+    "claims.tif": lambda: tiff(ONES, {256: ("I", 30_000, 1), 257: ("I", 2_000, 1), 259: ("H", 5, 1)}),
+    "endless pages.tif": lambda: tiff(ONES, {254: ("I", 1, 1)}, following=8 + ONES.nbytes + 2),
+    "runs.bmp": lambda: _bmp(1) + b"\1\7" * 30_000_000,
+    "claims.bmp": lambda: _bmp(0),
 }
+ONES = np.ones((64, 64, 1), np.uint8)
+
+
+def _bmp(compression: int) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, 8_000, 8_000, 1, 8, compression, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(header) + 1024) + header + bytes(1024)
+
+
 UNTOUCHED = {
     "copies in exif.png",
     "text.png",
@@ -118,6 +140,8 @@ UNTOUCHED = {
     "copies in exif.jpg",
     "fill.jpg",
     "junk.jpg",
+    "entries that share bytes.tif",
+    "endless pages.tif",
 }  # still decoded
 
 
@@ -135,3 +159,37 @@ def test_images_that_would_exhaust_a_decoder_are_set_aside(read: Reader, tmp_pat
     (found,) = read("images", tmp_path / "pets")
     assert found.ended == "read" and set(found.notes["aside"]) == ({name} - UNTOUCHED), found
     assert found.grown < 300 * MIB, found
+
+
+def test_pages_of_a_tiff_are_refused_but_not_its_smaller_copies() -> None:
+    pages = encode(Image.fromarray(picture(0)), "TIFF", save_all=True, append_images=[Image.fromarray(picture(1))])
+    with pytest.raises(container.HostileImage, match="has more than one page: save each page as a file"):
+        container.strip_metadata(pages)
+    alone = tiff(picture(0))
+    small = tiff(picture(1, (3, 2)), {254: ("I", 1, 1)}, start=len(alone))
+    both = alone[:-4] + small[4:8] + small[8:]
+    np.testing.assert_array_equal(pictures.decode_image(both, DatasetSettings(source="x")).transpose(1, 2, 0), picture(0))
+
+
+def test_orientation_of_a_tiff() -> None:
+    x_HWC = picture(0)
+    turned = pictures.decode_image(tiff(x_HWC, {274: ("H", 6, 1)}), DatasetSettings(source="x"))
+    np.testing.assert_array_equal(turned.transpose(1, 2, 0), np.rot90(x_HWC, -1))
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({259: ("H", 7, 1)}, "is a TIFF whose compression is not read: save it with LZW or deflate, or as PNG"),
+        ({258: ("H", 16, 1), 262: ("H", 0, 1)}, "is a TIFF in which 0 is white: save it as PNG"),
+    ],
+)
+def test_forms_of_tiff_that_are_not_read_are_named(entries: dict[int, tuple[str, int, int]], expected: str) -> None:
+    with pytest.raises(container.HostileImage, match=expected):
+        container.strip_metadata(tiff(ONES, entries))
+
+
+@pytest.mark.parametrize("start", [b"II+\0", b"MM\0+"])
+def test_a_bigtiff_is_named(start: bytes) -> None:
+    with pytest.raises(container.HostileImage, match="is a BigTIFF: save it as TIFF or PNG"):
+        container.strip_metadata(start + bytes(100))

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.server import progress
 from remint.cli.terminal import Display
 from remint.data import sources
 from remint.settings.recipe import DatasetSettings
-from tests.unit.test_data_pictures import tree
+from tests.unit.test_data_pictures import save, tree
 
 
 def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,11 +27,18 @@ def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tree(tmp_path / "pets")
     (tmp_path / "pets/cat/broken.png").write_text("no image")
     (tmp_path / "pets/notes.txt").touch()
+    (tmp_path / "pets/dog/1.png").rename(tmp_path / "pets/dog/1.jpg")
     import_dataset(source="pets", undecodable=0.5)
     (tmp_path / "a.csv").write_text("x,y\n1,2\n2,4\n3,3\n,5\n")
     (tmp_path / "b.csv").write_text("x,y\n101,2\n102,4\n")
     import_dataset(source="a.csv", kind="table", missing="drop_rows")
     import_dataset(source="b.csv", kind="table", missing="drop_rows")
+
+    save(tmp_path / "deep/0.png", np.full((6, 5), 4000, np.uint16))
+    for bits in (16, None):
+        sources.snapshot(
+            "mine", DatasetSettings(source="deep", bits=bits), tmp_path, tmp_path / "out", schemas=tmp_path / "of-deep"
+        )
 
     heard: list[dict[str, Any]] = []
     monkeypatch.setattr(progress, "listeners", [lambda pipeline, event, fields: heard.append({"event": event, **fields})])
@@ -40,7 +48,12 @@ def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [Display()._text(each.pop("event"), each) for each in heard] == [
         "1 of 5 image files could not be used and were set aside: cat/broken.png is not an image",
         "1 files that are not images were ignored; the first is notes.txt",
+        "1 files are read by their content, not by the end of their name: dog/1.jpg is a PNG image",
         "1 of 4 rows were dropped because of missing values",
         "column x has mean 101.5, 122 standard deviations from its first import (2)",
         "the schema was learnt from a.csv; b.csv fits it",
+        "values: 4000 .. 4000 in 16 bits: read as 16 bits, divided by 256 (setting bits); "
+        "0 .. 15 only, read as 256 levels, so nearly black: if there are no others, set levels: 16",
+        "no value in 16-bit files is above 4000, but the schema reads 16 bits, so images are nearly black: "
+        "raise schema_version by one to read 12 bits",
     ]

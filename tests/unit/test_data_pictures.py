@@ -100,6 +100,45 @@ def test_three_formats_are_read_with_each_of_their_suffixes(tmp_path: Path) -> N
     np.testing.assert_array_equal(x_NCHW, expected)
 
 
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".jif", ".tif", ".TIFF", ".bmp", ".dib", ".PNG", ".Webp", "", ".dat"])
+def test_images_are_known_by_their_content(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / f"pets/a{suffix}", picture(0), format="BMP")
+    save(tmp_path / "pets/b.png", picture(1))
+    np.testing.assert_array_equal(snapshot(tmp_path)[0]["x"].transpose(0, 2, 3, 1), [picture(0), picture(1)])
+    said = f"misnamed files=1 first=a{suffix} format=a BMP image" in capsys.readouterr().err
+    assert said == (suffix not in (".bmp", ".dib"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("9.xyz", b"\x01\x02\x03", "9.xyz is not an image"),
+        ("movie.mp4", b"\0\0\0 ftypisom", "movie.mp4 is not an image"),
+        ("9.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "9.png is a pointer of Git LFS: fetch the content (git lfs pull)"),
+        ("9.png", b"<!DOCTYPE html><html>404</html>", "9.png is an HTML page: it may be an error page that was saved in place of the data"),
+        ("9.jpg", b"GIF89a", "9.jpg is a GIF image: save it as PNG"),
+        ("9.jpg", b"PK\x03\x04" + bytes(40), "9.jpg is a zip archive, not an image"),
+        ("9.png", b"\x89PNG\r\n\x1a\n", "9.png is damaged or cut off"),
+        ("9.heic", b"\0\0\0\x18ftypheic", "9.heic is not PNG, JPEG, WebP, TIFF or BMP"),
+    ],
+)  # fmt: skip
+def test_files_that_are_left_out_count_as_undecodable(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    tree(tmp_path / "pets")
+    (tmp_path / "pets/cat" / name).write_bytes(content)
+    message = refusal(tmp_path)
+    assert "1 of 5 images cannot be used, more than 1% (setting undecodable): cat/" in message and expected in message
+    assert len(snapshot(tmp_path, undecodable=0.2)[0]["x"]) == 4
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", "README", "LICENSE", "labels.CSV", "a.json"]
+)
+def test_files_that_lie_beside_images_do_not_count(tmp_path: Path, name: str) -> None:
+    tree(tmp_path / "pets")
+    (tmp_path / "pets/cat" / name).write_bytes(bytes(100))
+    assert len(snapshot(tmp_path)[0]["x"]) == 4 and not (tmp_path / "out/set_aside.json").exists()
+
+
 def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
     tree(tmp_path / "pets")
     (tmp_path / "pets/README.md").write_text("of my pets")
@@ -236,7 +275,7 @@ def test_a_few_broken_files_are_set_aside_and_named(tmp_path: Path, capsys: pyte
     (tmp_path / "pets/dog/moving.gif").write_bytes(b"GIF89a")
     message = refusal_after_a_snapshot(tmp_path)
     assert "3 of 201 images cannot be used, more than 1% (setting undecodable): cat/broken.png is damaged or cut off" in message
-    assert "dog/moving.gif is not PNG, JPEG or WebP" in message
+    assert "dog/moving.gif is not PNG, JPEG, WebP, TIFF or BMP" in message
     assert len(snapshot(tmp_path, undecodable=0.02)[0]["x"]) == 198
 
 
@@ -244,7 +283,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets/a.txt").touch()
     (tmp_path / "pets/b.txt").touch()
-    assert "contains no PNG, JPEG or WebP files (2 other files)" in refusal(tmp_path)
+    assert "contains no PNG, JPEG, WebP, TIFF or BMP files (2 other files)" in refusal(tmp_path)
     assert "there is no folder" in refusal(tmp_path, "nowhere/")
 
 

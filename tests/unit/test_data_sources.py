@@ -15,6 +15,7 @@ from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.manifest import sha256_file
+from remint.settings.params import validate_params
 from remint.settings.recipe import DatasetSettings
 
 IMAGES = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6) % 17
@@ -96,6 +97,7 @@ def test_channels_first_and_channels_last_give_the_same_snapshot(tmp_path: Path,
         (np.full((5, 8, 8), 256), {}, "is not in 0 .. 255"),
         (np.full((5, 8, 8), 17), {"levels": 17}, "datasets.mine.levels"),
         (np.zeros((5, 8, 8)), {"shape": [1, 16, 16]}, "datasets.mine.shape is [1, 16, 16]"),
+        (np.zeros((5, 8, 8)), {"shape": [1, 16, 16]}, "to resize the images, set resize: {size: [16, 16]} in place of shape"),
         (np.zeros((5, 3, 8, 3)), {}, "set datasets.mine.shape"),
         (np.zeros((5, 8, 8, 8)), {}, "set datasets.mine.shape"),
         (np.full((5, 8, 8), "a"), {}, "not numbers"),
@@ -198,6 +200,22 @@ def test_an_npz_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch:
 def test_settings_of_another_kind_of_data_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         DatasetSettings(source="x", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"size": [32, 32]}, "key 'size': did you mean 'resize: {size: [32, 32]}'?"),
+        ({"image_size": 32}, "key 'image_size': did you mean 'resize: {size: [32, 32]}'?"),
+        ({"resolution": "32x32"}, "key 'resolution': did you mean 'resize: {size: [H, W]}'?"),
+        ({"shape": [28, 28]}, "key 'shape': did you mean 'resize: {size: [28, 28]}'?"),
+        ({"resize": [32, 24]}, "key 'resize': did you mean 'resize: {size: [32, 24]}'?"),
+    ],
+)
+def test_a_size_in_another_place_is_answered_with_resize(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        validate_params({"datasets": {"mine": {"source": "x", **settings}}, "pipelines": {}})
+    assert str(caught.value) == f"params.yaml: datasets.mine: {expected}"
 
 
 def test_arrays_keep_their_channels(tmp_path: Path) -> None:

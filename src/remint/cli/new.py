@@ -66,7 +66,7 @@ def _dataset(repository: Path, name: str, source: str, kind: Kind | None) -> dic
     """Return the block of a new dataset. Raises SettingsError or DataError if there is nothing at its source."""
     from remint.data import shipped, sources
 
-    by_name = "table" if source.endswith(sources.TABLES) or source in shipped.TABLES else "image"
+    by_name = "table" if source.lower().endswith(sources.TABLES) or source in shipped.TABLES else "image"
     block = {"source": source, "kind": kind or by_name}
     settings = validate_params({"datasets": {name: block}, "pipelines": {}}).datasets[name]
     if not source.startswith(sources.REMOTE):

@@ -2,11 +2,12 @@
 
 Pillow reads each part of a file in Python, keeps all text, and copies every EXIF entry, even if entries share the same
 bytes. A file of a few megabytes can therefore cost minutes or gigabytes. This module counts parts and scans, reads only
-the orientation from EXIF, and removes the other metadata of PNG and JPEG. WebP stays unchanged: its own library, in C,
-reads it.
+the orientation from EXIF, and removes the other metadata of PNG, JPEG and TIFF. WebP stays unchanged: its own library, in C,
+reads it. BMP has no metadata; Pillow unpacks a compressed one in Python, so it is refused.
 
     PNG     signature, then parts: length, kind, content, CRC-32 (W3C, PNG, third edition, 2025)
     JPEG    markers FF xx, each with its length; after SOS the coded data, in which FF is followed by 00 or D0 .. D7 (ITU-T T.81)
+    TIFF    a directory of entries of 12 bytes, each a number or the place of several; more directories may follow (TIFF 6.0)
     WebP    RIFF: kind, length, content padded to an even number of bytes
 """
 
@@ -30,8 +31,35 @@ EXIF = b"Exif\0\0"
 ORIENTATION, SHORT = 0x0112, 3  # an EXIF tag and the type of its value
 
 
+BMP_OF_OS2 = struct.pack("<I", 12)  # size of a header without compression
+BMP_PLAIN = {struct.pack("<I", kind) for kind in (0, 3, 6)}  # in colours of a fixed number of bits
+TIFF = {b"II*\0": "<", b"MM\0*": ">"}
+WIDTH, HEIGHT, COMPRESSION, COLOURS, STRIP_SIZES, TILE_WIDTH, TILE_HEIGHT, TILE_SIZES = 256, 257, 259, 262, 279, 322, 323, 325
+SUBFILE, BITS = 254, 258
+BIG_TIFF = (b"II+\0", b"MM\0+")
+TIFF_ENTRIES = {  # on which pixels depend
+    *(WIDTH, HEIGHT, BITS, COMPRESSION, COLOURS, 266, 273, 277, 278, STRIP_SIZES, 284, 317, 320),
+    *(TILE_WIDTH, TILE_HEIGHT, 324, TILE_SIZES, 332, 338, 339),
+}
+TIFF_COMPRESSIONS = {
+    1,
+    2,
+    3,
+    4,
+    5,
+    8,
+    32773,
+    32946,
+}  # none, fax, LZW, deflate, PackBits. Others, as JPEG, are containers themselves
+TIFF_SIZES = {1: "B", 3: "H", 4: "I"}  # type of an entry -> its numbers
+MOST_ENTRIES = 1_000  # of a directory; cameras and maps write about fifty
+MOST_DIRECTORIES = 20
+MOST_TILE = 1 << 20  # pixels of a tile beyond twice those of the image
+SMALLER, MASK = 1, 4  # bits of a directory that is no page of its own
+
+
 class HostileImage(ValueError):
-    """File that no camera or program writes. The message is the rest of a sentence."""
+    """File that no camera or program writes, or in a form that is not read. The message is the rest of a sentence."""
 
 
 def strip_metadata(content: bytes) -> tuple[bytes, int]:
@@ -43,6 +71,14 @@ def strip_metadata(content: bytes) -> tuple[bytes, int]:
         return _png(content)
     if content.startswith(b"\xff\xd8"):
         return _jpeg(content)
+    if content[:4] in TIFF:
+        return _tiff(content, TIFF[content[:4]]), read_orientation(content)
+    if content.startswith((b"II", b"MM")):  # Pillow reads more such files, with all their entries
+        raise HostileImage("is a BigTIFF: save it as TIFF or PNG" if content[:4] in BIG_TIFF else "is not an image")
+    if content.startswith(b"BM"):
+        if content[14:18] != BMP_OF_OS2 and content[30:34] not in BMP_PLAIN:
+            raise HostileImage("is a compressed BMP: save it without compression, or as PNG")
+        return content, 1
     return content, _webp_orientation(content)
 
 
@@ -96,6 +132,61 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
     else:
         raise HostileImage(f"has more than {MOST_PARTS:,} parts")
     return b"".join(kept), orientation or 1
+
+
+def _tiff(content: bytes, order: str) -> bytes:
+    """Return the file with the first directory only, and with the entries that determine its pixels."""
+    try:
+        (at,) = struct.unpack_from(f"{order}I", content, 4)
+        entries, following = _directory(content, order, at)
+        for _ in range(MOST_DIRECTORIES):
+            if not following:
+                break
+            others, following = _directory(content, order, following)
+            if not max(_numbers(content, order, others, SUBFILE), default=0) & (SMALLER | MASK):
+                raise HostileImage("has more than one page: save each page as a file")
+        one = {key: max(_numbers(content, order, entries, key), default=1) for key in entries.keys() & TIFF_ENTRIES}
+        packed = sum(sum(_numbers(content, order, entries, key)) for key in (STRIP_SIZES, TILE_SIZES))
+    except struct.error as error:
+        raise HostileImage("is damaged or cut off") from error
+    if one.get(COMPRESSION, 1) not in TIFF_COMPRESSIONS:
+        raise HostileImage("is a TIFF whose compression is not read: save it with LZW or deflate, or as PNG")
+    if one.get(COLOURS) == 0 and one.get(BITS, 1) > 8:
+        raise HostileImage("is a TIFF in which 0 is white: save it as PNG")
+    if (
+        packed > len(content)
+        or one.get(TILE_WIDTH, 1) * one.get(TILE_HEIGHT, 1) > 2 * one.get(WIDTH, 1) * one.get(HEIGHT, 1) + MOST_TILE
+    ):
+        raise HostileImage("is a TIFF whose parts are larger than the file")
+    kept = b"".join(entries[key] for key in sorted(entries.keys() & TIFF_ENTRIES))
+    directory = struct.pack(f"{order}H", len(kept) // 12) + kept + bytes(4)
+    return content[:at] + directory + content[at + len(directory) :]
+
+
+def _directory(content: bytes, order: str, at: int) -> tuple[dict[int, bytes], int]:
+    """Return the entries of a TIFF's directory by their tag, and the place of the next directory; 0: there is none."""
+    (count,) = struct.unpack_from(f"{order}H", content, at)
+    (following,) = struct.unpack_from(f"{order}I", content, at + 2 + 12 * count)
+    if count > MOST_ENTRIES:
+        raise HostileImage(f"has a directory of {count:,} entries")
+    entries: dict[int, bytes] = {}
+    for start in range(at + 2, at + 2 + 12 * count, 12):
+        (tag,) = struct.unpack_from(f"{order}H", content, start)
+        entries.setdefault(tag, content[start : start + 12])
+    return entries, following
+
+
+def _numbers(content: bytes, order: str, entries: dict[int, bytes], tag: int) -> tuple[int, ...]:
+    """Return the numbers of an entry; none if it is absent. Raises struct.error if they are outside of the file."""
+    if tag not in entries:
+        return ()
+    _, kind, count = struct.unpack_from(f"{order}HHI", entries[tag])
+    if kind not in TIFF_SIZES or count > MOST_PARTS:
+        raise HostileImage(f"has an entry {tag} of {count:,} values of type {kind}")
+    form = f"{order}{count}{TIFF_SIZES[kind]}"
+    if struct.calcsize(form) <= 4:
+        return struct.unpack_from(form, entries[tag], 8)
+    return struct.unpack_from(form, content, *struct.unpack_from(f"{order}I", entries[tag], 8))
 
 
 def _webp_orientation(content: bytes) -> int:

@@ -26,6 +26,16 @@ class File:
     place: tuple[int, int]  # number of files before it, number of all files
 
 
+@dataclass(frozen=True)
+class Walk:
+    """Files that can be iterated again."""
+
+    walk: Callable[[], Iterator[File]]
+
+    def __iter__(self) -> Iterator[File]:
+        return self.walk()
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a part of the path is hidden or is the __MACOSX folder of macOS archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

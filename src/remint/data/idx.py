@@ -21,10 +21,13 @@ import numpy as np
 
 from remint.data.archive import check_limits
 from remint.data.folder import check_regular, visible_entries
-from remint.data.images import IMAGE_LEVELS, Raw
+from remint.data.values import IMAGE_LEVELS, Raw
 from remint.errors import DataError
+from remint.runtime.events import emit
 
-NAME = re.compile(r"(?P<part>.*?)(?P<what>images|labels)[-.]idx(?P<axes>[13])-ubyte(?P<packed>\.gz)?")
+NAME = re.compile(r"(?P<part>.*?)(?P<what>images|labels)[-.]idx(?P<axes>[13])-ubyte(?P<packed>\.gz)?", re.IGNORECASE)
+
+GZIP = b"\x1f\x8b"
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +47,7 @@ def read(folder: Path) -> Raw:
     for path in visible_entries(folder):
         if match := NAME.fullmatch(path.name):
             check_regular(path, folder)
-            before = found.setdefault((match["what"], match["part"]), path)
+            before = found.setdefault((match["what"].lower(), match["part"]), path)
             if before != path:
                 raise DataError(f"{before} and {path.name} contain the same part: remove one of them")
     parts = sorted(part for what, part in found if what == "images")
@@ -75,9 +78,13 @@ def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: 
 
 
 def _array(path: Path, axes: int) -> Array:
-    """Return the array of one file. Its length must be exactly the one in the header."""
+    """Return the array of one file, gzipped or not, as its content says. Its length must be exactly the one in the header."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with path.open("rb") as stream:
+            packed = stream.read(len(GZIP)) == GZIP
+        if packed != (path.suffix.lower() == ".gz"):
+            emit("misnamed", files=1, first=path.name, format="a gzipped file" if packed else "a plain IDX file")
+        with gzip.open(path) if packed else path.open("rb") as stream:
             zero, kind, found, *shape = struct.unpack(f">HBB{axes}I", stream.read(4 * (1 + axes)))
             if (zero, kind, found) != (0, 8, axes):
                 raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: its header has other values")

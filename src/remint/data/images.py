@@ -5,18 +5,19 @@ Shapes: N examples, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from remint.data.values import WHOLE_BITS, Raw, Values, read_values
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.settings.recipe import DatasetSettings, ResizeSettings
 
-IMAGE_LEVELS = 256  # default of file sources: 8-bit images
 MOST_CLASSES = 10_000  # a larger label is a mistake (an identifier, a time), not a class number
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length counts as the channel axis
 
@@ -24,23 +25,40 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Raw:
-    """Image source as read: unchecked arrays, and the name of the source for errors."""
+class Images:
+    """Checked images: arrays, their spec, and each decision that is not obvious, by its subject."""
 
-    where: str
-    x: Array
-    y: Array | None
-    levels: int
-    channels_first: bool = False  # known to be (N, C, H, W), for any lengths of the axes
-    class_names: tuple[str, ...] = ()
-    set_aside: Mapping[str, str] = field(default_factory=dict)  # unusable file -> reason
+    x_NCHW: Array
+    y_N: Array | None
+    spec: DataSpec
+    decisions: Mapping[str, str]
 
 
-def check_images(name: str, settings: DatasetSettings, raw: Raw) -> Array:
+def check(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec | None) -> Images:
+    """Check images and labels, and learn their spec. ``known``: the spec in the schema.
+
+    Raises DataError, in one line, if they are no images of one form.
+    """
+    values = check_images(name, settings, raw, known)
+    y_N, names, named = (None, (), "") if raw.y is None else check_labels(raw, len(values.x_NCHW), known)
+    _, c, h, w = values.x_NCHW.shape
+    spec = DataSpec(
+        shape=(c, h, w),
+        levels=values.levels,
+        bits=(known.bits if known else None) if values.bits is None else None if values.bits == WHOLE_BITS else values.bits,
+        classes=0 if y_N is None else len(names) or int(y_N.max()) + 1,
+        class_names=names,
+    )
+    decisions = {"values": "; ".join(filter(None, (raw.decision, values.decision))), "labels": named}
+    return Images(values.x_NCHW, y_N, spec, {subject: decision for subject, decision in decisions.items() if decision})
+
+
+def check_images(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec | None = None) -> Values:
     """Return the images as uint8 (N, C, H, W), resized. Raises DataError, in one line, if they do not fit."""
-    levels = settings.levels or raw.levels
     if raw.x.dtype.kind not in "buif":
-        raise DataError(f"{raw.where}: x holds {raw.x.dtype}, not numbers: save it as integers 0 .. {levels - 1}")
+        raise DataError(
+            f"{raw.where}: x holds {raw.x.dtype}, not numbers: save it as integers 0 .. {(settings.levels or raw.levels) - 1}"
+        )
     if raw.x.size == 0:
         raise DataError(f"{raw.where}: x is empty (shape {raw.x.shape}): add images to it")
     x_NCHW = _channels_first(name, settings, raw)
@@ -49,9 +67,11 @@ def check_images(name: str, settings: DatasetSettings, raw: Raw) -> Array:
             f"{raw.where}: x has {x_NCHW.shape[1]} channels, but params.yaml: datasets.{name}.channels is "
             f"{settings.channels}: remove the setting, which only converts image files"
         )
-    _check_values(name, raw.where, x_NCHW, levels)
-    x_NCHW = np.ascontiguousarray(x_NCHW, dtype=np.uint8)
-    return x_NCHW if settings.resize is None else resize_images(x_NCHW, settings.resize, levels)
+    values = read_values(name, settings, raw, x_NCHW, known)
+    x_NCHW = np.ascontiguousarray(values.x_NCHW, dtype=np.uint8)
+    if settings.resize is not None:
+        x_NCHW = resize_images(x_NCHW, settings.resize, values.levels)
+    return replace(values, x_NCHW=x_NCHW)
 
 
 def resize_images(x_NCHW: Array, resize: ResizeSettings, levels: int) -> Array:
@@ -109,7 +129,8 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
             return x.transpose(0, 3, 1, 2)
         raise DataError(
             f"{raw.where}: x has images of shape {raw.x.shape[1:]}, but params.yaml: datasets.{name}.shape is "
-            f"{settings.shape} (C, H, W): correct one of them"
+            f"{settings.shape} (C, H, W): to resize the images, set resize: {{size: [{h}, {w}]}} in place of shape; "
+            "else correct one of them"
         )
     if raw.x.ndim == 3:
         return x
@@ -122,70 +143,98 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
     return x if first else x.transpose(0, 3, 1, 2)
 
 
-def _check_values(name: str, where: str, x_NCHW: Array, levels: int) -> None:
-    """Raise DataError unless every value is one of the integers 0 .. levels-1."""
-    if x_NCHW.dtype.kind == "f":
-        _refuse(~np.isfinite(x_NCHW), where, x_NCHW, "is not a finite number", "repair or drop those images")
-        scale = f"multiply by {levels - 1} and round" if x_NCHW.min() >= 0 and x_NCHW.max() <= 1 else "round them"
-        _refuse(x_NCHW != np.floor(x_NCHW), where, x_NCHW, "is not an integer", f"{scale}: values are levels 0 .. {levels - 1}")
-    remedy = f"set datasets.{name}.levels in params.yaml (at most 256), or rescale"
-    _refuse((x_NCHW < 0) | (x_NCHW > levels - 1), where, x_NCHW, f"is not in 0 .. {levels - 1}", remedy)
+def check_labels(raw: Raw, count: int, known: DataSpec | None) -> tuple[Array, tuple[str, ...], str]:
+    """Return the labels as int64 (N,), the names of their classes, and the decision about them if it is not obvious.
 
-
-def _refuse(bad_NCHW: Array, where: str, x_NCHW: Array, wrong: str, remedy: str) -> None:
-    if bad_NCHW.any():
-        images = np.flatnonzero(bad_NCHW.any(axis=(1, 2, 3)))
-        value = x_NCHW[bad_NCHW][0]
-        which = f"{len(images)} of {len(x_NCHW)} images, the first at index {images[0]}"
-        raise DataError(f"{where}: x: value {value} {wrong} ({which}): {remedy}")
-
-
-def check_labels(raw: Raw, count: int) -> Array:
-    """Return the labels as int64 (N,). Raises DataError unless each image has one class number, from 0."""
+    Numbers 0 .. K-1 have no names. Others, such as 1 .. 10, are the names of the classes, so that no class is without examples.
+    The schema ``known`` decides for later data. Raises DataError unless each image has one class number.
+    """
     y = raw.y
     assert y is not None
     if y.shape != (count,):
-        raise DataError(f"{raw.where}: y has shape {y.shape}: expected one label for each image, ({count},)")
+        raise DataError(
+            f"{raw.where}: y has shape {y.shape}: expected one label for each image, ({count},): y.argmax(axis=1) or y.ravel()"
+        )
     integral = y.dtype.kind in "buif" and bool(np.isfinite(y).all() and (y == np.floor(y)).all())
     if not integral or y.min() < 0 or y.max() >= MOST_CLASSES:
         raise DataError(
             f"{raw.where}: y does not contain class numbers 0, 1, 2, .. ({y.dtype}): number the classes from 0, or leave y out"
         )
-    return y.astype(np.int64)
+    y_N = y.astype(np.int64)
+    if raw.class_names:
+        return y_N, raw.class_names, ""
+    number_K, place_N = np.unique(y_N, return_inverse=True)
+    named = len(number_K) <= number_K[-1]
+    if known is not None:
+        named = bool(known.class_names) and all(name.isdigit() for name in known.class_names)
+    if not named:
+        return y_N, (), ""
+    decision = f"the {len(number_K)} numbers that occur, from {number_K[0]} to {number_K[-1]}, are the names of the classes"
+    return place_N.astype(np.int64), tuple(map(str, number_K.tolist())), decision
 
 
-def learn(settings: DatasetSettings, raw: Raw, x_NCHW: Array, y_N: Array | None) -> DataSpec:
-    """Return the spec of checked images."""
-    _, c, h, w = x_NCHW.shape
-    classes = 0 if y_N is None else len(raw.class_names) or int(y_N.max()) + 1
-    return DataSpec(shape=(c, h, w), levels=settings.levels or raw.levels, classes=classes, class_names=raw.class_names)
-
-
-def conform(raw: Raw, x_NCHW: Array, y_N: Array | None, found: DataSpec, known: DataSpec) -> tuple[dict[str, Array], list[str]]:
-    """Return x and y in the form of the schema ``known``, and a description of each difference from ``found``."""
+def conform(found: Images, known: DataSpec) -> tuple[dict[str, Array], list[str]]:
+    """Return x and y in the form of the schema ``known``, and a description of each difference from it."""
     if known.is_table:
         return {}, ["was a table, is now images"]
-    differences = []
+    spec, y_N, differences = found.spec, found.y_N, []
     for what, was, now in (
-        ("channels", known.image[0], found.image[0]),
-        ("size", "x".join(map(str, known.image[1:])), "x".join(map(str, found.image[1:]))),
-        ("levels", known.levels, found.levels),
+        ("channels", known.image[0], spec.image[0]),
+        ("size", "x".join(map(str, known.image[1:])), "x".join(map(str, spec.image[1:]))),
+        ("levels", known.levels, spec.levels),
+        ("bits of a value", known.bits or WHOLE_BITS, spec.bits or WHOLE_BITS),
     ):
         if was != now:
             differences.append(f"{what}: was {was}, is now {now}")
-    arrays = {"x": x_NCHW}
+    arrays = {"x": found.x_NCHW}
     if y_N is None or known.classes == 0:
         if (y_N is None) != (known.classes == 0):
             differences.append(
                 "labels: were absent, are now present" if y_N is not None else "labels: were present, are now absent"
             )
-    elif bool(raw.class_names) != bool(known.class_names):
+    elif bool(spec.class_names) != bool(known.class_names):
         differences.append("labels: were names, are now numbers" if known.class_names else "labels: were numbers, are now names")
-    elif new := [name for name in raw.class_names if name not in known.class_names]:
+    elif new := [name for name in spec.class_names if name not in known.class_names]:
         differences.append(f"labels: {len(new)} new: {', '.join(map(repr, new[:3]))}{', ..' if len(new) > 3 else ''}")
     elif int(y_N.max()) >= known.classes and not known.class_names:
         differences.append(f"labels: were 0 .. {known.classes - 1}, are now up to {int(y_N.max())}")
     else:
-        place = np.array([known.class_names.index(name) for name in raw.class_names] or range(known.classes), dtype=np.int64)
+        place = np.array([known.class_names.index(name) for name in spec.class_names] or range(known.classes), dtype=np.int64)
         arrays["y"] = place[y_N]
     return arrays, differences
+
+
+def folder_labels(where: str, names: list[str]) -> list[str] | None:
+    """Return the folder of each file, or None without folders. Raises DataError for mixed depths or deeper folders."""
+    parts = [name.split("/") for name in names]
+    while len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
+        parts = [part[1:] for part in parts]  # a wrapper
+    depths = {len(part): name for part, name in zip(parts, names, strict=True)}
+    if set(depths) == {1}:
+        return None
+    if set(depths) != {2}:
+        raise DataError(
+            f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
+            f"put all images into one folder, or make a folder for each label with its images directly in it"
+        )
+    label_N = [part[0] for part in parts]
+    for label in label_N:
+        if not label.isprintable():  # includes bytes that are not UTF-8
+            raise DataError(f"{where}: the folder {label!r} has a name that cannot be printed: rename it")
+    return label_N
+
+
+def check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise DataError if images differ in channels or size: a person must choose to convert or resample."""
+    for axis, what, remedy in (
+        (slice(0, 1), "channels", "set channels: 1 or 3"),
+        (slice(1, 3), "size", "set resize: {size: [H, W]}"),
+    ):
+        counts = Counter(shape[axis] for shape in shapes.values())
+        if len(counts) > 1:
+            (usual, most), *_ = counts.most_common()
+            odd = next(name for name, shape in shapes.items() if shape[axis] != usual)
+            text = "x".join(map(str, usual)), "x".join(map(str, shapes[odd][axis]))
+            raise DataError(
+                f"{where}: the images differ in {what}: {most} of {len(shapes)} have {text[0]}, {odd} has {text[1]}: {remedy}"
+            )

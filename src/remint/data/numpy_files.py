@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from remint.data.archive import check_limits, count_zip_entries
-from remint.data.images import IMAGE_LEVELS, Raw
+from remint.data.values import IMAGE_LEVELS, Raw
 from remint.errors import DataError
 
 # Errors of numpy for damaged or false content and for refused pickles (ValueError).

@@ -32,7 +32,7 @@ class Schema(Record):
     version: int
     settings: dict[str, Any]
     spec: DataSpec
-    decisions: dict[str, str] = {}  # about the columns of a table, where they are not obvious, each with its reason
+    decisions: dict[str, str] = {}  # about columns, image values and labels, where not obvious, with their reason
     split_by: Literal["content", "occurrence"] = "content"  # chosen at the first import, so that appended data move no example
 
 

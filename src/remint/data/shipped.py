@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from remint.data.images import Raw
+from remint.data.values import Raw
 
 TARGET = "target"  # class column of sklearn's tables
 

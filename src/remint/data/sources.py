@@ -18,14 +18,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from remint.data import archive, folder, idx, images, numpy_files, schema, shipped, splits
-from remint.data.images import Raw
+from remint.data import archive, folder, formats, idx, images, numpy_files, schema, shipped, splits
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
+from remint.data.values import Raw
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.events import emit
@@ -61,21 +62,23 @@ def snapshot(
     set_aside, decided = dict[str, str](), dict[str, str]()
     try:
         source = locate_source(name, settings, root, fetched)
+        if isinstance(source, Path) and source.is_file():
+            formats.check_name(source)
         if settings.kind == "table":
             spec, conform, decided = _table(name, settings, source, known)
         else:
-            spec, conform, set_aside = _images(name, settings, source)
+            spec, conform, decided, set_aside = _images(name, settings, source, known)
     except DataError as error:  # the reader names the file; add the settings key
         if "params.yaml:" in str(error):
             raise
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
     stored = known or schema.make_schema(name, settings, spec)
     arrays = _arrays_in_schema(stored, settings, conform)
-    if known is None and spec.is_table:
-        rule = splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns))
+    if known is None:
+        rule = splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns)) if spec.is_table else stored.split_by
         stored = stored.model_copy(update={"split_by": rule, "decisions": decided})
-        for column, decision in decided.items():
-            emit("column", column=column, decision=decision)
+        for subject, decision in decided.items():
+            emit("decision", subject=f"column {subject}" if spec.is_table else subject, decision=decision)
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, conform)  # two first imports may run at once: use the stored schema
@@ -99,7 +102,7 @@ def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Pat
     path = root / local_path(source)
     if path.is_dir() or path.is_file():
         return path if source.startswith(IDX) else _only_file(path)
-    if path.suffix in (*FILES, *TABLES) or archive.is_archive(path):
+    if path.suffix.lower() in (*FILES, *TABLES) or archive.is_archive(path):
         raise DataError(f"there is no file {path}: put it there or correct the path")
     if source.startswith(IDX) or source.endswith("/"):
         raise DataError(f"there is no folder {path}: put it there or correct the path")
@@ -137,7 +140,7 @@ def _only_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = folder.visible_entries(path)
-    is_source = len(found) == 1 and (found[0].suffix in (*FILES, *TABLES) or archive.is_archive(found[0]))
+    is_source = len(found) == 1 and (found[0].suffix.lower() in (*FILES, *TABLES) or archive.is_archive(found[0]))
     if not is_source:
         return path
     folder.check_regular(found[0], path)
@@ -150,7 +153,7 @@ def _table(
     """Return the spec, the function that conforms the data, and the decisions about columns."""
     from remint.data import tables  # late import: images do not need pyarrow
 
-    if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix not in TABLES):
+    if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix.lower() not in TABLES):
         found = f": it holds {len(folder.visible_entries(source))} files" if isinstance(source, Path) and source.is_dir() else ""
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
     table = tables.read(name, settings, source, known.spec if known else None)
@@ -158,31 +161,33 @@ def _table(
     return spec, lambda spec: tables.conform(table, spec), {name: reason.text for name, reason in table.reasons.items()}
 
 
-def _images(name: str, settings: DatasetSettings, source: Path | str) -> tuple[DataSpec, Conform, dict[str, str]]:
-    raw = _raw(settings, source)
-    x_NCHW = images.check_images(name, settings, raw)
-    y_N = None if raw.y is None else images.check_labels(raw, len(x_NCHW))
-    spec = images.learn(settings, raw, x_NCHW, y_N)
-    return spec, lambda known: images.conform(raw, x_NCHW, y_N, spec, known), dict(raw.set_aside)
+def _images(
+    name: str, settings: DatasetSettings, source: Path | str, known: Schema | None
+) -> tuple[DataSpec, Conform, dict[str, str], dict[str, str]]:
+    """Return the spec, the function that conforms the data, the decisions, and the files that were set aside."""
+    before = known.spec if known and not known.spec.is_table else None
+    raw = _raw(settings, source, before)
+    found = images.check(name, settings, raw, before)
+    return found.spec, lambda spec: images.conform(found, spec), dict(found.decisions), dict(raw.set_aside)
 
 
-def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
+def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None) -> Raw:
     if isinstance(source, str):
         if source in shipped.TABLES:
             raise DataError(f"{source} is a table: set kind: table")
         return shipped.IMAGES[source]()
-    if source.suffix in TABLES:
+    if source.suffix.lower() in TABLES:
         raise DataError(f"{source} is a table: set kind: table")
-    if source.suffix in FILES and source.is_file():
-        return FILES[source.suffix](source)
+    if source.suffix.lower() in FILES and source.is_file():
+        return FILES[source.suffix.lower()](source)
     if settings.source.startswith(IDX) or (source.is_dir() and idx.has_idx_files(source)):
         return idx.read(source)
     from remint.data import pictures
 
     if source.is_dir():
-        return pictures.read(str(source), folder.files(source), settings)
+        return pictures.read(str(source), folder.Walk(partial(folder.files, source)), settings, known)
     if archive.is_archive(source):
-        return pictures.read(str(source), archive.files(source), settings)
+        return pictures.read(str(source), folder.Walk(partial(archive.files, source)), settings, known)
     raise DataError(f"{source} is not a known kind of source: expected {KNOWN_SOURCES}")
 
 

@@ -63,7 +63,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     if isinstance(source, str):
         path, header, class_names = shipped.table(source)
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
-    elif source.suffix == ".csv":
+    elif source.suffix.lower() == ".csv":
         text = {*settings.categorical, *_text_columns(known, settings.label)}
         table = _csv(source, text, known)
     else:
@@ -96,7 +96,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     for column in kept.keys() & set(settings.numeric):
         key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column}'"
         kept[column] = decisions.parse_numbers(key, kept[column])
-    suffix = source.suffix if isinstance(source, Path) else ".csv"
+    suffix = source.suffix.lower() if isinstance(source, Path) else ".csv"
     found = Table(where, kept, y, label or "", class_names, label_at, suffix, forms, reasons)
     return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
 

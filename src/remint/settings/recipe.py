@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0)]
 LONGEST_COMPARED = 200  # characters of a name to compare with others: the time is quadratic in the length
+SIZES = ("size", "image_size", "img_size", "resolution")  # names of resize.size in other programs
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
 
@@ -62,20 +63,32 @@ class DatasetSettings(Settings):
 
     source: str  # sklearn:NAME | a folder | file.npy/.npz/.csv/.parquet/.zip/.tar/.tar.gz | idx:FOLDER | s3://bucket/prefix
     kind: Literal["image", "table"] = "image"
-    shape: list[Positive] | None = Field(default=None, min_length=3, max_length=3)  # images: C, H, W, the same for all
+    shape: list[Positive] | None = Field(
+        default=None, min_length=3, max_length=3
+    )  # images: C, H, W that all have already; to change the size: resize
     levels: Annotated[int, Field(ge=2, le=256)] | None = None  # pixel values are 0 .. levels-1; None: as in the source
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None  # of image values in 16 bits; None: as the range of all shows
     channels: Literal[1, 3] | None = None  # 1: convert image files to grey, 3: to RGB; None: unchanged, all must be alike
     resize: ResizeSettings | None = None  # images; None: all must have one size already
     undecodable: Fraction = 0.01  # largest share of image files that may be set aside as broken
     label: str | None = None  # tables: the class column; None: no classes (sklearn: its target)
     categorical: list[str] = []  # tables: integer columns that are categories; text columns always are
-    numeric: list[
-        str
-    ] = []  # tables: columns of numbers, whatever they look like: an index, codes, prices such as $1,234.50, shares in %
+    numeric: list[str] = []  # tables: columns of numbers, whatever they look like: an index, codes, $1,234.50, shares in %
     drop: list[str] = []  # tables: columns to leave out
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
     split: SplitSettings = SplitSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, block: Any) -> Any:
+        """Refuse a size of images that is not in ``resize.size``, with the line that is meant."""
+        for key, value in block.items() if isinstance(block, dict) else ():
+            size = [value, value] if type(value) is int else value
+            is_size = isinstance(size, list) and [type(each) for each in size] == [int, int]
+            if key in SIZES or (key in ("shape", "resize") and is_size):
+                raise ValueError(f"key '{key}': did you mean 'resize: {{size: {size if is_size else '[H, W]'}}}'?")
+        return block
 
     @field_validator("source")
     @classmethod
@@ -88,7 +101,7 @@ class DatasetSettings(Settings):
     def _check_kind(self) -> DatasetSettings:
         others = {
             "image": ("label", "categorical", "numeric", "drop", "missing"),
-            "table": ("shape", "levels", "channels", "resize"),
+            "table": ("shape", "levels", "bits", "channels", "resize"),
         }
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:

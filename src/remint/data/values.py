@@ -1,0 +1,164 @@
+"""Values of images: from those that a source holds to integers 0 .. levels-1. Each decision is said with its reason.
+
+A decision holds for the whole dataset, and the schema keeps it: later data are read as the first were, or do not fit.
+
+    16 bits      values that all stay below 2^8, 2^10, 2^12 or 2^14 are divided by 1, 4, 16 or 64, others by 256 (``bits``)
+    two values   truth values, 0 and 1, and 1-bit files are 2 levels (``levels``)
+    fractions    n/255 and n/127.5 - 1 are 256 levels; other fractions are refused
+
+Shapes: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from remint.errors import DataError
+from remint.records import DataSpec
+from remint.settings.recipe import DatasetSettings
+
+IMAGE_LEVELS = 256  # default of file sources: 8-bit images
+WHOLE_BITS = 16
+USED_BITS = (8, 10, 12, 14)  # of cameras, scanners and X-ray detectors, which write them into 16 bits
+DARK = 127  # if no value of all images is above it, a person is told
+FEW_LEVELS = (2, 4, 16)  # of images of 1, 2 and 4 bits, spread over 0 .. 255
+TOLERANCE = 1e-3  # of n/255 from a whole number n, in single and double precision
+HALF_TOLERANCE = 0.1  # the same in half precision
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Image source as read: unchecked arrays, and the name of the source for errors."""
+
+    where: str
+    x: Array
+    y: Array | None
+    levels: int
+    channels_first: bool = False  # known to be (N, C, H, W), for any lengths of the axes
+    class_names: tuple[str, ...] = ()
+    bits: int | None = None  # of the values in 16-bit files; None: there are none
+    one_bit: bool = False  # every file has one bit for each pixel, read as 0 and 255
+    decision: str = ""  # of the reader, about the values
+    set_aside: Mapping[str, str] = field(default_factory=dict)  # unusable file -> reason
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of all images, and how they were read."""
+
+    x_NCHW: Array
+    levels: int
+    bits: int | None = None  # of values in 16 bits; None: there were none
+    decision: str = ""  # if it is not obvious
+
+
+def used_bits(highest: int) -> int:
+    """Return how many bits the values up to ``highest`` use: 8, 10, 12, 14 or 16."""
+    return next((bits for bits in USED_BITS if highest < 1 << bits), WHOLE_BITS)
+
+
+def to_8_bits(x: Array, bits: int) -> Array:
+    """Return values of ``bits`` bits as uint8, any shape. Values beyond the range become 255."""
+    narrow: Array = np.minimum(x >> (bits - 8), 255).astype(np.uint8)
+    return narrow
+
+
+def describe_bits(lowest: int, highest: int, bits: int) -> str:
+    """Return the decision about values in 16 bits."""
+    way = "not divided" if bits == 8 else f"divided by {1 << (bits - 8)}"
+    return f"{lowest} .. {highest} in 16 bits: read as {bits} bits, {way} (setting bits)"
+
+
+def read_values(name: str, settings: DatasetSettings, raw: Raw, x_NCHW: Array, known: DataSpec | None) -> Values:
+    """Return the values as integers 0 .. levels-1. ``known``: the spec in the schema.
+
+    Raises DataError, in one line, for values that are not levels.
+    """
+    levels, bits, decision = settings.levels or raw.levels, raw.bits, ""
+    if x_NCHW.dtype.kind == "f":
+        _refuse(~np.isfinite(x_NCHW), raw.where, x_NCHW, "is not a finite number", "repair or drop those images")
+        x_NCHW, decision = _from_fractions(raw.where, x_NCHW, levels)
+    if settings.bits and x_NCHW.dtype.itemsize > 1:
+        x_NCHW, bits, decision = _from_bits(name, raw.where, x_NCHW, settings.bits)
+    lowest, highest = int(x_NCHW.min()), int(x_NCHW.max())
+    if settings.levels:
+        if lowest >= 0 and levels <= highest < IMAGE_LEVELS:
+            x_NCHW, decision = _from_multiples(x_NCHW, levels)
+    elif levels == IMAGE_LEVELS and (known is None or known.levels == 2):
+        if raw.one_bit and highest == 255 and _all_multiples(x_NCHW, 255):
+            x_NCHW, levels, decision = x_NCHW // 255, 2, "of one bit: read as 2 levels (levels: 256 keeps 0 and 255)"
+        elif (lowest, highest) == (0, 1) or (known and lowest >= 0 and highest <= 1):
+            levels, decision = 2, "0 and 1 only: read as 2 levels (levels: 256 reads them as two of 256)"
+    used = used_bits(highest)
+    remedy = f"set datasets.{name}.levels in params.yaml (at most 256), or rescale"
+    if IMAGE_LEVELS <= highest < 1 << WHOLE_BITS and levels == IMAGE_LEVELS:
+        remedy = f"set datasets.{name}.bits: {used} in params.yaml, which reads 0 .. {(1 << used) - 1} as 256 levels"
+    _refuse((x_NCHW < 0) | (x_NCHW > levels - 1), raw.where, x_NCHW, f"is not in 0 .. {levels - 1}", remedy)
+    if levels == IMAGE_LEVELS and settings.levels is None and not decision:
+        decision = _describe_few(x_NCHW, highest)
+    return Values(x_NCHW, levels, bits, decision)
+
+
+def _from_fractions(where: str, x_NCHW: Array, levels: int) -> tuple[Array, str]:
+    """Return fractions that are levels beyond doubt as these. Raises DataError, with the formula, for all others."""
+    lowest, highest = x_NCHW.min(), x_NCHW.max()
+    fraction_NCHW = x_NCHW != np.floor(x_NCHW)
+    if lowest >= 0 and not fraction_NCHW.any():
+        return x_NCHW, ""
+    remedy = "round them" if lowest >= 0 and highest <= levels - 1 else "undo the standardisation and round"
+    for least, form in ((0, "n/255"), (-1, "n/127.5 - 1")):
+        if least <= lowest and highest <= 1:
+            factor = (levels - 1) / (1 - least)
+            level_NCHW = (x_NCHW.astype(np.float64) - least) * factor
+            off = np.abs(level_NCHW - np.round(level_NCHW)).max()
+            if levels == IMAGE_LEVELS and off <= (TOLERANCE if x_NCHW.dtype.itemsize > 2 else HALF_TOLERANCE):
+                return np.round(level_NCHW).astype(np.uint8), f"{least} .. 1, and each is {form}: read as the 256 levels n"
+            formula = f"np.round(x * {factor:g})" if least == 0 else f"np.round((x + 1) * {factor:g})"
+            remedy = f"{'add 1, ' if least else ''}multiply by {factor:g} and round: {formula}"
+            break
+    _refuse(fraction_NCHW, where, x_NCHW, "is not an integer", f"{remedy}: values are levels 0 .. {levels - 1}")
+    return x_NCHW, ""
+
+
+def _from_bits(name: str, where: str, x_NCHW: Array, bits: int) -> tuple[Array, int, str]:
+    lowest, highest = int(x_NCHW.min()), int(x_NCHW.max())
+    remedy = f"correct datasets.{name}.bits in params.yaml"
+    _refuse((x_NCHW < 0) | (x_NCHW >= 1 << bits), where, x_NCHW, f"is not in 0 .. {(1 << bits) - 1}", remedy)
+    return to_8_bits(x_NCHW.astype(np.int64), bits), bits, describe_bits(lowest, highest, bits)
+
+
+def _from_multiples(x_NCHW: Array, levels: int) -> tuple[Array, str]:
+    """Return values that are spread over 0 .. 255, such as 0 and 255 of 2 levels, as 0 .. levels-1."""
+    step, rest = divmod(IMAGE_LEVELS - 1, levels - 1)
+    if rest or not _all_multiples(x_NCHW, step):
+        return x_NCHW, ""
+    return x_NCHW // step, f"multiples of {step}: divided by it, to {levels} levels"
+
+
+def _describe_few(x_NCHW: Array, highest: int) -> str:
+    """Return a sentence about images that use few of the 256 levels; nothing about others."""
+    if 1 < highest <= DARK:
+        return f"0 .. {highest} only, read as 256 levels, so nearly black: if there are no others, set levels: {highest + 1}"
+    for levels in FEW_LEVELS if highest == IMAGE_LEVELS - 1 else ():
+        step = (IMAGE_LEVELS - 1) // (levels - 1)
+        if x_NCHW.min() == 0 and _all_multiples(x_NCHW, step):
+            return f"multiples of {step} only, read as 256 levels: levels: {levels} reads them as 0 .. {levels - 1}"
+    return ""
+
+
+def _all_multiples(x_NCHW: Array, step: int) -> bool:
+    return not any((x_CHW % step).any() for x_CHW in x_NCHW)
+
+
+def _refuse(bad_NCHW: Array, where: str, x_NCHW: Array, wrong: str, remedy: str) -> None:
+    if bad_NCHW.any():
+        images = np.flatnonzero(bad_NCHW.any(axis=(1, 2, 3)))
+        value = x_NCHW[bad_NCHW][0]
+        which = f"{len(images)} of {len(x_NCHW)} images, the first at index {images[0]}"
+        raise DataError(f"{where}: x: value {value} {wrong} ({which}): {remedy}")
