@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import State, flow
 
-from flows import labels, steps
+from flows import labels, spread, steps
 from flows.job import open_job
 from remint.evaluation.evidence import Evidence
 from remint.promotion.outcome import Outcome
@@ -34,4 +34,5 @@ def retrain(
             version = steps.register(job, evidence)
             judgement = steps.judge(job, version, evidence)
             outcome = steps.settle(job, version, evidence, judgement)
+    spread.measure_missing(job, branch)  # what margin: auto needs, once
     return labels.completed(outcome)

@@ -9,17 +9,19 @@ from prefect.runtime import flow_run
 
 from flows import artifacts, steps
 from flows.job import open_job
-from flows.server import progress
-from remint.promotion.spread import SeedResult, SpreadReport, record_spread
+from flows.server import progress, stopping
+from remint.errors import RemintError
+from remint.promotion.retraining import Retraining
+from remint.promotion.spread import SeedResult, SpreadReport, missing_seeds, record_spread
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores import git
 
 
 @flow(name="train seed", flow_run_name="{pipeline} seed {seed}", persist_result=False)
-def train_seed(pipeline: str, seed: int, overrides: list[str]) -> SeedResult:
+def train_seed(pipeline: str, seed: int, overrides: list[str], branch: str | None) -> SeedResult:
     """Train and evaluate with one seed. Nothing is registered; dvc's cache keeps the result for the next spread."""
-    with open_job(pipeline, [*overrides, f"training.seed={seed}"], reason="seed spread", branch=None) as job:
+    with open_job(pipeline, [*overrides, f"training.seed={seed}"], reason="seed spread", branch=branch) as job:
         steps.fetch(job)
         if not steps.restore(job):
             steps.version_data(job)
@@ -33,10 +35,12 @@ def train_seed(pipeline: str, seed: int, overrides: list[str]) -> SeedResult:
 
 
 @flow(name="seed spread", flow_run_name="{pipeline}", persist_result=False)
-def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidence: float) -> SpreadReport:
+def seed_spread(
+    pipeline: str, seeds: list[int], overrides: list[str], confidence: float, branch: str | None = None
+) -> SpreadReport:
     """Train once with each seed, one after the other, and record the variation for the gate.
 
-    ``confidence``: of the margins in the picture.
+    ``confidence``: of the margins in the picture; ``branch``: as in retrain.
     """
     home = Home.of(git.repository_of(Path.cwd())).ensure()
     # A job for the whole run: between two seeds the run still has a process.
@@ -44,7 +48,30 @@ def seed_spread(pipeline: str, seeds: list[int], overrides: list[str], confidenc
         results = []
         for place, seed in enumerate(seeds, start=1):
             progress.tell(pipeline, "notice", text=f"seed {seed}, {place} of {len(seeds)}")
-            results.append(train_seed(pipeline, seed, overrides))
+            results.append(train_seed(pipeline, seed, overrides, branch))
         report = record_spread(home, pipeline, seeds, results, confidence)
         artifacts.show_picture(Path(report.picture), pipeline, f"{pipeline}: variation of {len(seeds)} seeds")
         return report
+
+
+def measure_missing(job: Retraining, branch: str | None) -> None:
+    """Measure the variation over seeds that ``margin: auto`` needs, once, after a scheduled run. A typed run only says so.
+
+    The run's own outcome stands whatever happens here; the next scheduled run tries again.
+    """
+    seeds, improve = missing_seeds(job.home, job.pipeline, job.settings), job.settings.promotion.improve
+    if seeds is None or improve is None:
+        return
+    if not (seeds and stopping.is_deployed()):
+        job.tell("notice", text=announcement(job.pipeline, len(seeds) if job.settings.schedule else 0))
+        return
+    try:
+        seed_spread(job.pipeline, seeds, [f"{key}={value}" for key, value in job.overrides.items()], improve.confidence, branch)
+    except RemintError as error:
+        job.tell("notice", text=f"the variation over seeds was not measured: {error}")
+
+
+def announcement(pipeline: str, seeds: int) -> str:
+    """Return a sentence for the time until the variation is known. ``seeds``: trainings of the next scheduled run for it."""
+    night = f"the next scheduled run measures it by {seeds} trainings, and " if seeds else ""
+    return f"margin: auto promotes nothing before the variation over seeds is known: {night}remint spread {pipeline} does so now"

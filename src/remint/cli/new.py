@@ -82,6 +82,7 @@ def _bounds_to_check(name: str, settings: PipelineSettings) -> list[str]:
         for word, value in (("min", bound.min), ("max", bound.max))
         if value is not None
     ]
-    return (
-        [f"Set pipelines.{name}.promotion.require for this data: {', '.join(bounds)} comes from the old one."] if bounds else []
-    )
+    if not bounds:
+        return []
+    key, old = f"pipelines.{name}.promotion.require", ", ".join(bounds)
+    return [f"Set {key} for this data: {old} comes from the old one. Without {key} the first run suggests bounds."]

@@ -41,7 +41,7 @@ from remint.promotion import comparable
 from remint.promotion.comparable import Part
 from remint.promotion.decision import Decision, RuleResult, Verdict
 from remint.promotion.leaked import leakage_reason
-from remint.promotion.rulings import Case, Ruling, State, evidence, improve, leakage, never_worse, require, schema
+from remint.promotion.rulings import Case, Ruling, State, evidence, improve, leakage, never_worse, require, schema, suggested
 from remint.records import Leakage, digest
 from remint.settings.judging import PromotionSettings
 from remint.stores.ledger.spreads import SeedSpread
@@ -108,7 +108,9 @@ def _rulings(case: Case) -> list[Ruling]:
     if not rules.metrics():
         return [
             evidence(
-                "broken", f"{case.model} has no promotion rules: write promotion.require or promotion.improve in params.yaml"
+                "broken",
+                f"{case.model} has no promotion rules: write promotion.require or promotion.improve in params.yaml"
+                + suggested(case, case.challenger.report.metrics),
             )
         ]
     if case.is_champion:
@@ -129,7 +131,7 @@ def _rulings(case: Case) -> list[Ruling]:
     if case.is_first_version:
         if not rules.require:
             missing = "no champion, and no requirements for a first version: write promotion.require in params.yaml"
-            rulings.append(evidence("broken", missing))
+            rulings.append(evidence("broken", missing + suggested(case, rules.metrics())))
         return rulings
     if case.incomparable is not None:
         return [*rulings, evidence("broken", f"not comparable: {case.incomparable}")]

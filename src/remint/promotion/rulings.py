@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +12,11 @@ from remint.promotion.comparable import Part
 from remint.promotion.decision import RuleResult
 from remint.promotion.leaked import leakage_reason
 from remint.promotion.paired import Difference, difference, seed_margin
+from remint.promotion.suggestion import suggest
 from remint.records import Leakage
-from remint.settings.judging import Improve, PromotionSettings
+from remint.settings.judging import MIN_SEEDS, Improve, PromotionSettings
 from remint.stores.ledger.spreads import SeedSpread
 
-MIN_SEEDS = 3  # that an automatic margin needs
 GUARD_CONFIDENCE = 0.95
 
 State = Literal["holds", "open", "broken"]
@@ -89,6 +89,12 @@ def schema(case: Case) -> Ruling:
     return Ruling("open", RuleResult(rule="schema", passed=False, reason=f"{why}. A person decides: {decide}"))
 
 
+def suggested(case: Case, metrics: Collection[str]) -> str:
+    """Return the end of a reason: bounds that follow from what a first version reached. "" if there are none."""
+    bounds = suggest(case.challenger.report, metrics)
+    return f". {bounds}" if bounds else ""
+
+
 def require(case: Case, metric: str) -> Ruling:
     bound = case.rules.require[metric]
     limits = [f"at least {bound.min:g}"] if bound.min is not None else []
@@ -100,8 +106,9 @@ def require(case: Case, metric: str) -> Ruling:
         seen = problem
     else:
         seen = f"{value.text()} {'is' if met else 'is not'} {words} with its whole interval"
-    no_champion = "no champion, and " if case.is_first_version and not met else ""
-    reason = f"{no_champion}requirement {metric} {'met' if met else 'not met'}: {seen}"
+    reason = f"requirement {metric} {'met' if met else 'not met'}: {seen}"
+    if case.is_first_version and not met:
+        reason = f"no champion, and {reason}{suggested(case, [metric])}"
     result = RuleResult(rule="require", passed=met, reason=reason, metric=metric, challenger=value)
     return Ruling("holds" if met else "broken", result)
 

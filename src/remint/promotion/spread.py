@@ -9,6 +9,8 @@ from remint.promotion.paired import seed_margin
 from remint.promotion.retraining import Retraining
 from remint.records import Record, digest
 from remint.runtime.home import Home
+from remint.settings.judging import MIN_SEEDS
+from remint.settings.params import PipelineSettings
 from remint.stores.ledger.spreads import SeedSpread
 from remint.stores.open import open_spreads
 
@@ -32,6 +34,21 @@ class SpreadReport(SeedSpread):
     confidence: float  # of the margins
     margins: dict[str, float]  # by metric: bound on the difference between two seeds
     picture: str
+
+
+def missing_seeds(home: Home, pipeline: str, settings: PipelineSettings) -> list[int] | None:
+    """Return the seeds by which a scheduled run measures the variation that ``margin: auto`` needs; None if nothing is missing.
+
+    They begin with the pipeline's own seed, whose training dvc has already. [] if ``improve.seeds`` is 0.
+    """
+    improve = settings.promotion.improve
+    if improve is None or improve.margin != "auto":
+        return None
+    known = open_spreads(home).newest(pipeline)
+    if known is not None and all(len(known.values.get(metric, ())) >= MIN_SEEDS for metric in improve.metrics):
+        return None
+    first = settings.training.seed
+    return list(range(first, first + improve.seeds))
 
 
 def record_spread(

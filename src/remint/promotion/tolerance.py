@@ -13,10 +13,10 @@ from typing import Any
 
 from remint.promotion.paired import seed_margin
 from remint.records import MetricValue
+from remint.settings.judging import MIN_SEEDS
 from remint.stores.ledger.spreads import SeedSpread
 
 TWO_SIDED = 0.975  # of a difference that may have either sign: 5% of pairs differ by more
-MIN_SEEDS = 3
 
 
 def tolerances(metrics: Mapping[str, MetricValue], spread: SeedSpread | None, recipe: str) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ FEATURE_FILES = {
 }
 
 
+MIN_SEEDS = 3  # that an automatic margin needs
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of that file
 PUBLISHED_ONLY = ("fid", "fid_infinity")  # numbers that are compared with published ones
 
@@ -102,6 +103,7 @@ class Improve(Settings):
 
     metric: str | list[str]  # one metric, or several of which one must improve
     margin: float | Literal["auto"] = 0.0  # auto: the difference between two seeds, as measured by remint spread
+    seeds: Annotated[int, Field(ge=0, le=100)] = 3  # trainings by which a scheduled run measures that once; 0: only remint spread
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
 
     @property
@@ -112,6 +114,8 @@ class Improve(Settings):
     def _check_metric(self) -> Improve:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ValueError("metric: give at least one metric, and each only once")
+        if 0 < self.seeds < MIN_SEEDS:
+            raise ValueError(f"seeds: give at least {MIN_SEEDS}, or 0 to measure by remint spread only")
         if len(self.metrics) > 1 and self.margin not in ("auto", 0.0):
             raise ValueError("margin: one number does not fit several metrics with different units: use auto or 0")
         return self
