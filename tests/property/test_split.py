@@ -114,3 +114,11 @@ def test_copies_of_few_rows_are_divided_as_the_shares_say() -> None:
     continuous = np.random.default_rng(0).normal(size=(8_000, 1)).view(np.uint64)
     continuous[:400] = continuous[400:800]
     assert choose_rule(continuous) == "content"
+
+
+@settings(max_examples=50, deadline=None)
+@given(images, splits, st.floats(0.001, 0.4))
+def test_a_calibration_share_takes_examples_from_training_only(x_NCHW: np.ndarray, split: SplitSettings, share: float) -> None:
+    before_N = assigned(x_NCHW, split)
+    after_N = assigned(x_NCHW, split.model_copy(update={"calibration": share}))
+    assert set(before_N[after_N != before_N].tolist()) <= {0} and set(after_N[after_N != before_N].tolist()) <= {3}

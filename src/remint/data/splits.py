@@ -1,4 +1,4 @@
-"""Preparation: divide one snapshot into three splits.
+"""Preparation: divide one snapshot into three splits, and a fourth for calibration if ``split.calibration`` asks for it.
 
 An example's split depends only on its content and the split's seed. Therefore appended data moves no example to another
 split, equal examples are always in the same split, and a champion's training data are never in the set that evaluates
@@ -29,6 +29,7 @@ from remint.runtime.events import emit
 from remint.runtime.manifest import sha256_file
 from remint.settings.recipe import DatasetSettings, SplitSettings
 
+PARTS = (*SPLITS, "calibration")
 MOST = 0.5  # share of rows that equal another row, above which occurrences count
 ID_SEED = 0  # of ids, which are the same for every seed of the split
 FEW = 5  # held-out examples of a class, below which a person is told
@@ -58,7 +59,7 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
-    for index, split in enumerate(SPLITS):
+    for index, split in enumerate(SPLITS if settings.split.calibration == 0.0 else PARTS):
         members_N = split_N == index
         counts[split] = int(members_N.sum())
         if not counts[split]:
@@ -77,12 +78,17 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         source=settings.source,
         raw_sha256=sha256_file(raw / SNAPSHOT),
         spec=spec,
-        split=settings.split.model_dump(mode="json", exclude={"by"}) | ({} if by == "content" else {"by": by}),
+        split=_recorded(settings.split) | ({} if by == "content" else {"by": by}),
         counts=counts,
         files={path.name: sha256_file(path) for path in sorted(out.iterdir())},
     )
     version.write(out / VERSION)
     return version
+
+
+def _recorded(split: SplitSettings) -> dict[str, float | str]:
+    """Return the settings of a split without those that are off, so that older datasets keep their digest."""
+    return {key: value for key, value in split.model_dump(mode="json", exclude={"by"}).items() if value or key == "seed"}
 
 
 def _report_split(split_N: Array, y_N: Array | None, spec: DataSpec, by: str) -> None:
@@ -121,14 +127,15 @@ def digests(x_NX: Array, seed: int, *, occurrences: bool) -> Array:
 
 
 def assign(digest_N: Array, split: SplitSettings) -> Array:
-    """Return the split of each example as an index into SPLITS, shape (N,).
+    """Return the split of each example as an index into PARTS, shape (N,).
 
     A digest gives a uniform number u in [0, 1): u < ``held_out`` is held out, u < ``held_out`` + ``validation`` is validation,
-    the others are training.
+    u >= 1 - ``calibration`` is calibration, the others are training. Thus calibration takes from training only.
     """
     uniform_N = (digest_N >> np.uint64(11)) * 2.0**-53
-    train, validation, held_out = range(len(SPLITS))
+    train, validation, held_out, calibration = range(len(PARTS))
     split_N = np.full(len(digest_N), train)
+    split_N[uniform_N >= 1.0 - split.calibration] = calibration
     split_N[uniform_N < split.held_out + split.validation] = validation
     split_N[uniform_N < split.held_out] = held_out
     return split_N

@@ -47,7 +47,14 @@ class SplitSettings(Settings):
     by: Literal["content", "occurrence"] | None = None  # of its content, or of that and how often it came before; None: by schema
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    calibration: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0  # kept to calibrate scores: not trained on, not judged by; 0: none
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_rest(self) -> SplitSettings:
+        if self.validation + self.held_out + self.calibration >= 1.0:
+            raise ValueError("validation, held_out and calibration leave nothing for training: lower one of them")
+        return self
 
 
 class ResizeSettings(Settings):
