@@ -29,6 +29,8 @@ NOTICES = {
     "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from its first import ({before:.4g})",
     "leakage": "of {checked} held-out examples, {exact} exactly and {near} nearly match a training example",
     "split_by_occurrence": "most of the {rows} rows equal another: copies are divided between the splits (split.by: occurrence)",
+    "split_by_group": "no group is in two splits: of {groups} groups, {train:.0%} of the examples are training, "
+    "{validation:.0%} validation, {held_out:.0%} held out",
     "few_held_out": "class {label} has only {count} held-out examples: metrics say little about it",
     "column": "column {column}: {decision}",
     "separator": "{file} is separated by {separator}",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from remint.data.columns import standardise
-from remint.data.splits import assign, canonical_rows, choose_rule, digests
+from remint.data.splits import assign, canonical_rows, choose_rule, digests, group_words
 from remint.records import Column
 from remint.settings.recipe import SplitSettings
 
@@ -122,3 +122,28 @@ def test_a_calibration_share_takes_examples_from_training_only(x_NCHW: np.ndarra
     before_N = assigned(x_NCHW, split)
     after_N = assigned(x_NCHW, split.model_copy(update={"calibration": share}))
     assert set(before_N[after_N != before_N].tolist()) <= {0} and set(after_N[after_N != before_N].tolist()) <= {3}
+
+
+groups = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(groups, groups, splits, st.randoms(use_true_random=False))
+def test_no_group_is_in_two_splits_and_other_rows_move_none(
+    group_N: list[int], more_N: list[int], split: SplitSettings, random: object
+) -> None:
+    """After appends, deletions and reorderings, too."""
+
+    def split_of(members: list[int]) -> dict[int, set[int]]:
+        lenient = split.model_copy(update={"validation": 0.0, "held_out": 0.0})  # one group may hold all rows here
+        words_N = group_words("key", lenient, [str(member) for member in members])
+        found: dict[int, set[int]] = {}
+        for member, index in zip(members, assigned(words_N[:, None], split).tolist(), strict=True):
+            found.setdefault(member, set()).add(index)
+        return found
+
+    alone = split_of(group_N)
+    assert all(len(indices) == 1 for indices in alone.values())
+    shuffled = random.sample(group_N + more_N, len(group_N + more_N))  # type: ignore[attr-defined]
+    longer, fewer = split_of(shuffled), split_of(shuffled[: 1 + len(shuffled) // 2])
+    assert {member: longer[member] for member in alone} == alone and {**longer, **fewer} == longer

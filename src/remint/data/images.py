@@ -34,6 +34,7 @@ class Raw:
     channels_first: bool = False  # known to be (N, C, H, W), for any lengths of the axes
     class_names: tuple[str, ...] = ()
     set_aside: Mapping[str, str] = field(default_factory=dict)  # unusable file -> reason
+    names: tuple[str, ...] = ()  # path of each image in its folder or archive, if it has one
 
 
 def check_images(name: str, settings: DatasetSettings, raw: Raw) -> Array:

@@ -122,6 +122,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
         channels_first=True,
         class_names=classes,
         set_aside=dict(sorted(unusable.items())),
+        names=tuple(names),
     )
 
 

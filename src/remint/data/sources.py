@@ -3,6 +3,7 @@
     snapshot(name, settings, root, out) -> out/
         data.npz          x  images uint8 (N, C, H, W), values 0 .. levels-1; a table's columns float64 (N, D), see tables.py
                           y  int64 (N,), class numbers from 0; absent where the source has no labels
+                          group  uint64 (N,), hash of each example's group; absent without split.group
         schema.json       schema.Schema of x and y
         set_aside.json    unusable image file -> reason; absent if there are none
 
@@ -16,8 +17,10 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings
+from remint.settings.recipe import DatasetSettings, SplitSettings
 
 SET_ASIDE = "set_aside.json"
 REMOTE = "s3://"  # storage.py fetches such a source before the import
@@ -43,7 +46,17 @@ KNOWN_SOURCES = (
 )
 
 Array = np.ndarray[Any, Any]
-Conform = Callable[[DataSpec], tuple[dict[str, Array], list[str]]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Content of a source: its spec, and the function that gives x and y in the form of a schema, with the differences."""
+
+    spec: DataSpec
+    conform: Callable[[DataSpec], tuple[dict[str, Array], list[str]]]
+    dividing: dict[str, Array]  # the other arrays of the snapshot: they decide the splits
+    decisions: dict[str, str] = field(default_factory=dict)  # about the columns of a table
+    set_aside: dict[str, str] = field(default_factory=dict)  # unusable image file -> reason
 
 
 def snapshot(
@@ -58,33 +71,29 @@ def snapshot(
     or other levels than params.yaml, or does not fit its schema.
     """
     known = schema.read_schema(schemas, name, settings)
-    set_aside, decided = dict[str, str](), dict[str, str]()
     try:
         source = locate_source(name, settings, root, fetched)
-        if settings.kind == "table":
-            spec, conform, decided = _table(name, settings, source, known)
-        else:
-            spec, conform, set_aside = _images(name, settings, source)
+        content = _table(name, settings, source, known) if settings.kind == "table" else _images(name, settings, source)
     except DataError as error:  # the reader names the file; add the settings key
         if "params.yaml:" in str(error):
             raise
         raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
-    stored = known or schema.make_schema(name, settings, spec)
-    arrays = _arrays_in_schema(stored, settings, conform)
-    if known is None and spec.is_table:
-        rule = splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns))
-        stored = stored.model_copy(update={"split_by": rule, "decisions": decided})
-        for column, decision in decided.items():
+    stored = known or schema.make_schema(name, settings, content.spec)
+    arrays = _arrays_in_schema(stored, settings, content)
+    if known is None and content.spec.is_table:
+        rule = splits.choose_rule(splits.canonical_rows(arrays["x"], content.spec.columns))
+        stored = stored.model_copy(update={"split_by": rule, "decisions": content.decisions})
+        for column, decision in content.decisions.items():
             emit("column", column=column, decision=decision)
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
-        arrays = _arrays_in_schema(stored, settings, conform)  # two first imports may run at once: use the stored schema
+        arrays = _arrays_in_schema(stored, settings, content)  # two first imports may run at once: use the stored schema
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
     stored.write(out / SCHEMA)
-    if set_aside:
-        (out / SET_ASIDE).write_text(json.dumps(set_aside, indent=1) + "\n")
+    if content.set_aside:
+        (out / SET_ASIDE).write_text(json.dumps(content.set_aside, indent=1) + "\n")
 
 
 def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Path | None) -> Path | str:
@@ -144,26 +153,42 @@ def _only_file(path: Path) -> Path:
     return found[0]
 
 
-def _table(
-    name: str, settings: DatasetSettings, source: Path | str, known: Schema | None
-) -> tuple[DataSpec, Conform, dict[str, str]]:
-    """Return the spec, the function that conforms the data, and the decisions about columns."""
-    from remint.data import tables  # late import: images do not need pyarrow
+def _table(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None) -> Content:
+    from remint.data import dividing, tables  # late import: images do not need pyarrow
 
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix not in TABLES):
         found = f": it holds {len(folder.visible_entries(source))} files" if isinstance(source, Path) and source.is_dir() else ""
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
     table = tables.read(name, settings, source, known.spec if known else None)
     spec = known.spec if known else tables.learn(name, settings, table)
-    return spec, lambda spec: tables.conform(table, spec), {name: reason.text for name, reason in table.reasons.items()}
+    decisions = {name: reason.text for name, reason in table.reasons.items()}
+    divided_by = dividing.arrays(name, settings, table.where, table.dividing)
+    return Content(spec, lambda spec: tables.conform(table, spec), divided_by, decisions)
 
 
-def _images(name: str, settings: DatasetSettings, source: Path | str) -> tuple[DataSpec, Conform, dict[str, str]]:
+def _images(name: str, settings: DatasetSettings, source: Path | str) -> Content:
     raw = _raw(settings, source)
     x_NCHW = images.check_images(name, settings, raw)
     y_N = None if raw.y is None else images.check_labels(raw, len(x_NCHW))
     spec = images.learn(settings, raw, x_NCHW, y_N)
-    return spec, lambda known: images.conform(raw, x_NCHW, y_N, spec, known), dict(raw.set_aside)
+    group = {} if settings.split.group is None else {"group": _groups(name, settings.split, settings.split.group, raw)}
+    return Content(spec, lambda known: images.conform(raw, x_NCHW, y_N, spec, known), group, set_aside=dict(raw.set_aside))
+
+
+def _groups(name: str, split: SplitSettings, pattern: str, raw: Raw) -> Array:
+    """Return the hash of each image's group, uint64 (N,): of the part of its path that the pattern's group matches."""
+    key = f"params.yaml: datasets.{name}.split.group"
+    if not raw.names:
+        raise DataError(f"{key}: {raw.where} has no paths of images: use a folder or an archive of image files, or remove it")
+    found = [re.search(pattern, path) for path in raw.names]
+    group_N = [match[1] for match in found if match and match[1]]
+    if len(group_N) < len(found):
+        path = next(path for path, match in zip(raw.names, found, strict=True) if not (match and match[1]))
+        count = len(found) - len(group_N)
+        raise DataError(
+            f"{key}: {raw.where}: '{pattern}' finds no group in {count} of {len(found)} paths, such as {path}: correct it"
+        )
+    return splits.group_words(key, split, group_N)
 
 
 def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
@@ -186,11 +211,11 @@ def _raw(settings: DatasetSettings, source: Path | str) -> Raw:
     raise DataError(f"{source} is not a known kind of source: expected {KNOWN_SOURCES}")
 
 
-def _arrays_in_schema(stored: Schema, settings: DatasetSettings, conform: Conform) -> dict[str, Array]:
+def _arrays_in_schema(stored: Schema, settings: DatasetSettings, content: Content) -> dict[str, Array]:
     """Return the arrays in the form of the schema. Raises DataError, with a line for each difference, if they do not fit."""
-    arrays, differences = conform(stored.spec)
+    arrays, differences = content.conform(stored.spec)
     if differences:
         raise schema.mismatch_error(stored, settings, differences)
     if stored.settings["source"] != settings.source:
         emit("schema", learnt_from=stored.settings["source"], fits=settings.source)
-    return arrays
+    return arrays | content.dividing

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,8 +46,8 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     schema = Schema.read(raw / SCHEMA)
     spec, by = schema.spec, settings.split.by or schema.split_by
     with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
-        x_NX = archive["x"]
-        y_N = archive["y"] if "y" in archive.files else None
+        found = dict(archive)
+    x_NX, y_N, group_N = found["x"], found.get("y"), found.get("group")
     if spec.is_table:
         from remint.data import columns
 
@@ -54,8 +55,15 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         x_NX = columns.standardise(x_NX, spec.columns)
     else:
         content_NX = x_NX
-    split_N = assign(digests(content_NX, settings.split.seed, occurrences=by == "occurrence"), settings.split)
-    id_N = digests(content_NX, ID_SEED, occurrences=True) if by == "occurrence" else None
+    identity_NX = content_NX
+    if group_N is not None and by == "occurrence":  # equal rows of two groups are two rows
+        identity_NX = np.concatenate([group_N[:, None], content_NX], axis=1)
+    id_N = digests(identity_NX, ID_SEED, occurrences=True) if by == "occurrence" else None
+    if group_N is not None:
+        digest_N = digests(group_N[:, None], settings.split.seed, occurrences=False)
+    else:
+        digest_N = digests(identity_NX, settings.split.seed, occurrences=by == "occurrence")
+    split_N = assign(digest_N, settings.split)
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
@@ -64,7 +72,9 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         counts[split] = int(members_N.sum())
         if not counts[split]:
             remedy = "use more examples, or a larger share for it"
-            if by == "content" and spec.is_table and choose_rule(content_NX) == "occurrence":
+            if group_N is not None:
+                remedy = f"they form {len(np.unique(group_N))} groups: use more groups, a larger share for it, or another seed"
+            elif by == "content" and spec.is_table and choose_rule(content_NX) == "occurrence":
                 remedy = "equal rows share a split, and most rows equal another: set split.by: occurrence"
             raise DataError(f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: {remedy}")
         np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
@@ -72,7 +82,7 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
         if id_N is not None:
             np.save(out / f"{split}_ids.npy", id_N[members_N], allow_pickle=False)
-    _report_split(split_N, y_N, spec, by)
+    _report_split(split_N, y_N, group_N, spec, by)
     version = DatasetVersion(
         name=name,
         source=settings.source,
@@ -91,9 +101,12 @@ def _recorded(split: SplitSettings) -> dict[str, float | str]:
     return {key: value for key, value in split.model_dump(mode="json", exclude={"by"}).items() if value or key == "seed"}
 
 
-def _report_split(split_N: Array, y_N: Array | None, spec: DataSpec, by: str) -> None:
-    """Emit events about a split that a person should know of: by occurrence, and classes with few held-out examples."""
-    if by == "occurrence":
+def _report_split(split_N: Array, y_N: Array | None, group_N: Array | None, spec: DataSpec, by: str) -> None:
+    """Emit events about a split that a person should know of: its rule, and classes with few held-out examples."""
+    if group_N is not None:
+        shares = {split: float((split_N == index).mean()) for index, split in enumerate(SPLITS)}
+        emit("split_by_group", groups=len(np.unique(group_N)), **shares)
+    elif by == "occurrence":
         emit("split_by_occurrence", rows=len(split_N))
     for label in range(spec.classes if y_N is not None else 0):
         held_out = int(((y_N == label) & (split_N == SPLITS.index("held_out"))).sum())
@@ -141,6 +154,28 @@ def assign(digest_N: Array, split: SplitSettings) -> Array:
     return split_N
 
 
+def group_words(key: str, split: SplitSettings, text_N: Sequence[str]) -> Array:
+    """Return the hash of each example's group, uint64 (N,).
+
+    ``key``: of params.yaml, for the error. Raises DataError if one group is larger than the training split.
+    """
+    ((largest, count),) = Counter(text_N).most_common(1)
+    share = count / len(text_N)
+    if share > split.training:
+        raise DataError(
+            f"{key}: group {largest[:40]!r} holds {share:.0%} of the {len(text_N)} examples, more than the training split's "
+            f"share of {split.training:.0%}: choose smaller groups"
+        )
+    place = {text: index for index, text in enumerate(dict.fromkeys(text_N))}
+    words: Array = _words(list(place))[[place[text] for text in text_N]]
+    return words
+
+
+def _words(texts: Sequence[str]) -> Array:
+    """Return the first 8 bytes of SHA-256 of each text, uint64 (K,)."""
+    return np.array([int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts], dtype=np.uint64)
+
+
 def canonical_rows(x_ND: Array, columns: tuple[Column, ...]) -> Array:
     """Return the part of each row that decides its split, uint64 (N, D). Column order and schema do not change it.
 
@@ -158,7 +193,5 @@ def _canonical(x_N: Array, column: Column) -> Array:
             single_N = x_N.astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
         words_N = single_N.view(np.uint32).astype(np.uint64)
     else:
-        texts = [hashlib.sha256(category.encode()).digest()[:8] for category in column.categories]
-        word_K = np.array([int.from_bytes(text, "little") for text in texts], dtype=np.uint64)
-        words_N = word_K[np.where(missing_N, 0, x_N).astype(np.int64)]
+        words_N = _words(column.categories)[np.where(missing_N, 0, x_N).astype(np.int64)]
     return np.where(missing_N, np.uint64(2**64 - 1), words_N)

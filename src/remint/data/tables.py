@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from remint.data import columns, csv_tables, decisions, shipped
+from remint.data import columns, csv_tables, decisions, dividing, shipped
 from remint.data.columns import MOST_CATEGORIES, UnusableColumn
 from remint.data.decisions import Reason
 from remint.errors import DataError
@@ -50,6 +50,7 @@ class Table:
     label_name: str
     class_names: tuple[str, ...]  # of the label, in order, if the source defines them
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
+    dividing: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)  # by key of ``split:``; no features
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))
@@ -66,12 +67,14 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
     elif source.suffix == ".csv":
         text = {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}
-        table = _csv(source, text, known)
+        table = _csv(source, text | dividing.text_columns(settings, known), known)
     else:
         table = _parquet(source)
     _check_names(where, table)
     learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
-    reasons = decisions.find(table, {*settings.categorical, *settings.numeric, *([label] if label else []), *learnt})
+    stated = {*settings.categorical, *settings.numeric, *([label] if label else []), *learnt}
+    divided_by = dividing.select(name, settings, where, table)
+    reasons = decisions.find(table, stated, dividing.names(settings).values())
     table = table.drop_columns([column for column, reason in reasons.items() if reason.left_out])
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
@@ -94,7 +97,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     for column in kept.keys() & set(settings.numeric):
         key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column}'"
         kept[column] = decisions.parse_numbers(key, kept[column])
-    found = Table(where, kept, y, label or "", class_names, reasons)
+    found = Table(where, kept, y, label or "", class_names, reasons, divided_by)
     return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
 
 
@@ -195,7 +198,7 @@ def _check_column_count(where: str, count: int) -> None:
 
 def _drop_incomplete_rows(table: Table) -> Table:
     """Return the table without rows that have missing values."""
-    selected = [*table.features.values(), *([] if table.label is None else [table.label])]
+    selected = [*table.features.values(), *([] if table.label is None else [table.label]), *table.dividing.values()]
     missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in selected if not _has_unusable_type(column)))
     if missing_N.all():
         raise DataError(
@@ -207,7 +210,8 @@ def _drop_incomplete_rows(table: Table) -> Table:
     mask = pa.array(~missing_N)
     features = {name: column.filter(mask) for name, column in table.features.items()}
     label = None if table.label is None else table.label.filter(mask)
-    return replace(table, features=features, label=label)
+    dividing = {key: column.filter(mask) for key, column in table.dividing.items()}
+    return replace(table, features=features, label=label, dividing=dividing)
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:

@@ -7,6 +7,7 @@ not affect the weights: they are in params.py and judging.py.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -45,6 +46,7 @@ class SplitSettings(Settings):
     """Shares of the examples; the rest is the training split. A hash assigns each example to a split."""
 
     by: Literal["content", "occurrence"] | None = None  # of its content, or of that and how often it came before; None: by schema
+    group: str | None = None  # no group in two splits: a table's column, or a pattern with one (group) over the paths of images
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
     calibration: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0  # kept to calibrate scores: not trained on, not judged by; 0: none
@@ -55,6 +57,18 @@ class SplitSettings(Settings):
         if self.validation + self.held_out + self.calibration >= 1.0:
             raise ValueError("validation, held_out and calibration leave nothing for training: lower one of them")
         return self
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> SplitSettings:
+        rules = [key for key in ("group", "by") if getattr(self, key)]
+        if len(rules) > 1:
+            raise ValueError(f"{' and '.join(rules)} cannot both divide the examples: remove one of them")
+        return self
+
+    @property
+    def training(self) -> float:
+        """Share of the training split."""
+        return 1.0 - self.validation - self.held_out - self.calibration
 
 
 class ResizeSettings(Settings):
@@ -100,6 +114,24 @@ class DatasetSettings(Settings):
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} does not apply to kind: {self.kind}: remove it, or correct kind")
+        return self
+
+    @model_validator(mode="after")
+    def _check_group(self) -> DatasetSettings:
+        group = self.split.group
+        if group is not None and self.kind == "image":
+            try:
+                count = re.compile(group).groups
+            except re.error as error:
+                raise ValueError(f"split.group: {group!r} is not a regular expression ({error}): correct it") from None
+            if count != 1:
+                raise ValueError(
+                    f"split.group: {group!r} has {count} groups: put one part of the path into parentheses, as in '(.*)/[^/]*'"
+                )
+        elif group is not None and group == self.label:
+            raise ValueError(
+                f"split.group: '{group}' is the label, and each class would be in one split only: name another column"
+            )
         return self
 
 

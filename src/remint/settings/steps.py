@@ -28,7 +28,7 @@ class PrepareStep(Settings):
     @property
     def settings(self) -> DatasetSettings:
         """Dataset settings with these values and the defaults of all others."""
-        return DatasetSettings(source=self.source, split=self.split)
+        return DatasetSettings.model_construct(source=self.source, split=self.split)
 
 
 class FeaturesStep(Settings):

@@ -1,0 +1,145 @@
+"""Splits by a setting, from the source to the arrays: trained examples never judge, and each mistake is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remint.data import arrays, sources, splits
+from remint.data.arrays import Dataset, Split
+from remint.data.schema import SCHEMA, Schema
+from remint.errors import DataError, SettingsError
+from remint.evaluation import leakage
+from remint.settings.params import validate_params
+from remint.settings.recipe import DatasetSettings
+from tests.unit.test_data_pictures import picture, save
+
+Rows = list[dict[str, Any]]
+
+
+def prepared(folder: Path, source: str, **settings: Any) -> Dataset:
+    """Import and divide data as the first two steps do it."""
+    given = DatasetSettings(source=source, **settings)
+    sources.snapshot("mine", given, folder, folder / "raw", schemas=folder / "schemas")
+    splits.prepare("mine", given, folder / "raw", folder / "prepared")
+    return arrays.load(folder / "prepared")
+
+
+def table(folder: Path, rows: Rows, **settings: Any) -> Dataset:
+    """Write the rows to a CSV file, and import and divide it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "t.csv").write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]) + "\n")
+    return prepared(folder, "t.csv", kind="table", **settings)
+
+
+def refusal(folder: Path, rows: Rows, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        table(folder, rows, **settings)
+    assert "\n" not in str(caught.value), caught.value
+    return str(caught.value)
+
+
+def mistake(**dataset: Any) -> str:
+    """Return the one line that refuses these settings."""
+    with pytest.raises(SettingsError) as caught:
+        validate_params({"datasets": {"mine": {"source": "t.csv", **dataset}}, "pipelines": {}})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def first_values(split: Split, dataset: Dataset) -> set[float]:
+    """Return the values of the first column in its own units."""
+    column = dataset.spec.columns[0]
+    return {round(float(x) * column.scale + column.mean, 2) for x in np.asarray(split.x_NX)[:, 0]}
+
+
+def visits(count: int, seed: int = 0) -> Rows:
+    """Make visits of some 60 patients, each with a weight of its own."""
+    rng = np.random.default_rng(seed)
+    weights = rng.permutation(5000)[:count] + 0.25 * (1 + seed)  # all different
+    return [{"weight": float(w), "patient": f"{p:03}"} for w, p in zip(weights, rng.integers(60, size=count), strict=True)]
+
+
+def test_no_patient_is_in_two_splits_and_the_column_is_no_feature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = visits(600)
+    patient = {row["weight"]: row["patient"] for row in rows}
+    dataset = table(tmp_path, rows, split={"group": "patient"})
+    assert [column.name for column in dataset.spec.columns] == ["weight"] and dataset.version.split["group"] == "patient"
+    assert Schema.read(tmp_path / "raw" / SCHEMA).decisions == {
+        "patient": "left out: it divides the splits, and is no measurement"
+    }
+    assert "split_by_group groups=60" in capsys.readouterr().err
+
+    def patients(dataset: Dataset) -> list[set[str]]:
+        parts = (dataset.train, dataset.validation, dataset.held_out)
+        return [{patient[weight] for weight in first_values(part, dataset)} for part in parts]
+
+    train, validation, held_out = patients(dataset)
+    assert (
+        len(train) + len(validation) + len(held_out) == 60 and not train & validation | train & held_out | validation & held_out
+    )
+    more = visits(200, seed=1)
+    patient |= {row["weight"]: row["patient"] for row in more}
+    later = table(tmp_path, [*more, *reversed(rows[::2])], split={"group": "patient"})  # appended, deleted and reordered
+    assert all(now <= before for now, before in zip(patients(later), (train, validation, held_out), strict=True))
+    assert len(later.train) + len(later.validation) + len(later.held_out) == 500
+
+
+def test_a_group_column_that_a_setting_calls_a_feature_stays_one(tmp_path: Path) -> None:
+    dataset = table(tmp_path, visits(600), categorical=["patient"], split={"group": "patient"})
+    assert [column.name for column in dataset.spec.columns] == ["weight", "patient"]
+    dropped = table(tmp_path / "dropped", visits(600), drop=["patient"], split={"group": "patient"})
+    assert [column.name for column in dropped.spec.columns] == ["weight"]
+
+
+def test_equal_rows_of_two_groups_are_two_rows(tmp_path: Path) -> None:
+    """Of a survey with few answers: a row that comes before its equals in the file takes no other row's identity."""
+    rows = [{"x": n % 2, "y": n // 2 % 2, "person": f"p{n % 50}"} for n in range(1000)]
+    first = table(tmp_path / "a", rows, categorical=["x", "y"], split={"group": "person"})
+    again = table(tmp_path / "b", rows[::-1], categorical=["x", "y"], split={"group": "person"})
+    assert first.held_out.id_N is not None and leakage.find(again.held_out, first.train, first.spec).leakage.exact == 0
+    assert set(np.asarray(again.held_out.id_N).tolist()) == set(np.asarray(first.held_out.id_N).tolist())
+
+
+def test_files_of_one_group_are_in_one_split(tmp_path: Path) -> None:
+    for n in range(120):
+        save(tmp_path / "pets" / ("cat", "dog")[n % 2] / f"owner{n % 40}_{n}.png", picture(n))
+    owner = {picture(n).transpose(2, 0, 1).tobytes(): n % 40 for n in range(120)}
+    dataset = prepared(tmp_path, "pets", split={"group": r"owner(\d+)_"})
+    train, validation, held_out = (
+        {owner[bytes(x)] for x in np.asarray(part.x_NX)} for part in (dataset.train, dataset.validation, dataset.held_out)
+    )
+    assert len(train) + len(validation) + len(held_out) == 40 and len(train | validation | held_out) == 40
+    with pytest.raises(
+        DataError, match=r"split\.group: .*pets: '\(\\d\)x' finds no group in 120 of 120 paths, such as cat/owner0_0"
+    ):
+        prepared(tmp_path, "pets", split={"group": r"(\d)x"})
+    with pytest.raises(DataError, match=r"split\.group: sklearn:digits has no paths of images"):
+        prepared(tmp_path, "sklearn:digits", split={"group": "(.*)/"})
+
+
+def test_a_bad_group_is_refused_in_one_line(tmp_path: Path) -> None:
+    rows = visits(600)
+    key = "params.yaml: datasets.mine.split.group: "
+    said = refusal(tmp_path, rows, split={"group": "patiant"})
+    assert said == f"{key}{tmp_path}/t.csv: unknown column 'patiant': did you mean 'patient'?"
+    one = [row | {"patient": "000"} if n % 10 else row for n, row in enumerate(rows)]
+    said = refusal(tmp_path, one, split={"group": "patient"})
+    assert said.startswith(f"{key}group '000' holds 90% of the 600 examples, more than the training split's share of 70%: ")
+    two = [row | {"patient": n % 2} for n, row in enumerate(rows)]
+    assert "they form 2 groups: use more groups" in refusal(tmp_path, two, split={"group": "patient"})
+    unknown = [row | {"patient": ""} if n < 3 else row for n, row in enumerate(rows)]
+    said = refusal(tmp_path, unknown, split={"group": "patient"})
+    assert said.endswith("column 'patient' is missing in 3 of 600 rows: fill it, or set missing: drop_rows")
+    known = table(tmp_path / "dropped", unknown, split={"group": "patient"}, missing="drop_rows")
+    assert sum(known.version.counts.values()) == 597
+
+
+def test_settings_of_a_group_that_cannot_be_right_are_refused() -> None:
+    assert mistake(split={"group": "(a"}).startswith("params.yaml: datasets.mine: split.group: '(a' is not a regular expression")
+    assert "has 2 groups: put one part of the path into parentheses" in mistake(split={"group": "(a)(b)"})
+    assert "group and by cannot both divide the examples" in mistake(kind="table", split={"group": "a", "by": "content"})
+    assert "'a' is the label, and each class would be in one split only" in mistake(kind="table", label="a", split={"group": "a"})
