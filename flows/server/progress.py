@@ -31,6 +31,8 @@ NOTICES = {
     "split_by_occurrence": "most of the {rows} rows equal another: copies are divided between the splits (split.by: occurrence)",
     "split_by_group": "no group is in two splits: of {groups} groups, {train:.0%} of the examples are training, "
     "{validation:.0%} validation, {held_out:.0%} held out",
+    "split_by_time": "the {rows} rows from {start} on are held out (split.time)",
+    "start_kept": "held-out rows begin at {start}, as in an earlier import, not at {asked}: older ones may have been trained on",
     "few_held_out": "class {label} has only {count} held-out examples: metrics say little about it",
     "column": "column {column}: {decision}",
     "separator": "{file} is separated by {separator}",

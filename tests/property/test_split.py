@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from remint.data.columns import standardise
-from remint.data.splits import assign, canonical_rows, choose_rule, digests, group_words
-from remint.records import Column
-from remint.settings.recipe import SplitSettings
+from remint.data.schema import Limits, Schema
+from remint.data.splits import assign, canonical_rows, choose_rule, digests, divide, group_words, learn_limits
+from remint.records import Column, DataSpec
+from remint.settings.split import SplitSettings
 
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.just(1), st.just(2), st.just(2)), elements=st.integers(0, 3))
 splits = st.builds(SplitSettings, validation=st.floats(0.01, 0.49), held_out=st.floats(0.01, 0.49), seed=st.integers(0, 99))
@@ -147,3 +148,64 @@ def test_no_group_is_in_two_splits_and_other_rows_move_none(
     shuffled = random.sample(group_N + more_N, len(group_N + more_N))  # type: ignore[attr-defined]
     longer, fewer = split_of(shuffled), split_of(shuffled[: 1 + len(shuffled) // 2])
     assert {member: longer[member] for member in alone} == alone and {**longer, **fewer} == longer
+
+
+SCHEMA = Schema(
+    dataset="d",
+    version=1,
+    settings={},
+    spec=DataSpec(shape=(1,), columns=(Column(name="x"),), classes=3, class_names=("a", "b", "c")),
+)
+LEARNT = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2)), min_size=1, max_size=40)  # day and class of each row
+
+
+def imported(rows: list[tuple[int, int, int]], split: SplitSettings, kept: Limits) -> tuple[dict[int, int], Limits]:
+    """Divide rows (number, day, class) by the limits that are kept. Return the split of each number, and the limits now."""
+    number_N, day_N, y_N = (np.array([row[place] for row in rows]) for place in range(3))
+    arrays = {"x": number_N.astype(np.float64)[:, None], "y": y_N}
+    if split.time:
+        arrays["time"] = np.datetime64("2024-01-01T00:00:00.000000") + day_N * np.timedelta64(1, "D")
+    found = learn_limits("d", split, SCHEMA, arrays)
+    assert found is not None
+    kept = kept.joined(found)
+    split_N = divide(arrays, split, SCHEMA.spec, "content", kept.only(found))
+    return dict(zip(number_N.tolist(), split_N.tolist(), strict=True)), kept
+
+
+@settings(max_examples=100, deadline=None)
+@given(LEARNT, st.sampled_from([0.2, "1d", "10d", "2w"]), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_in_time_no_row_that_was_trained_on_is_ever_held_out(
+    learnt: list[tuple[int, int]], held_out: float | str, imports: int, random: object
+) -> None:
+    """However rows are appended, deleted and reordered: the newest rows, too."""
+    rows = [(number, *row) for number, row in enumerate(learnt)]
+    split, kept, trained = SplitSettings(time="visited", held_out=held_out), Limits(), set[int]()
+    for _ in range(imports):
+        here = random.sample(rows, random.randint(1, len(rows)))  # type: ignore[attr-defined]
+        found, kept = imported(here, split, kept)
+        assert not trained & {number for number, index in found.items() if index == 2}
+        trained |= {number for number, index in found.items() if index == 0}
+
+
+@settings(max_examples=100, deadline=None)
+@given(LEARNT, LEARNT, splits, st.floats(0.0, 0.3), st.randoms(use_true_random=False))
+def test_the_limits_of_each_class_give_its_shares_and_stay(
+    learnt: list[tuple[int, int]], more: list[tuple[int, int]], shares: SplitSettings, calibration: float, random: object
+) -> None:
+    rows = [(number, *row) for number, row in enumerate(learnt + more)]
+    split = shares.model_copy(update={"stratify": True})
+    first, kept = imported(rows[: len(learnt)], split, Limits())
+    for label in range(3):
+        members = [number for number, _, y in rows[: len(learnt)] if y == label]
+        counts = np.bincount([first[number] for number in members], minlength=3)
+        assert counts[2] == round(split.held_out * len(members))  # type: ignore[operator]
+        assert counts[2] + counts[1] == round((split.held_out + split.validation) * len(members))  # type: ignore[operator]
+    for here in (rows[::-1], random.sample(rows, 1 + len(rows) // 2)):  # type: ignore[attr-defined]
+        later, kept = imported(here, split, kept)
+        assert {number: first[number] for number in first if number in later} == {
+            number: later[number] for number in later if number in first
+        }
+    if shares.training > calibration > 0.0:
+        later, _ = imported(rows, split.model_copy(update={"calibration": calibration}), kept)
+        moved = {(before, later[number]) for number, before in first.items() if later[number] != before}
+        assert moved <= {(0, 3)}, "calibration takes from training only"

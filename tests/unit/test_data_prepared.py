@@ -10,7 +10,8 @@ import pytest
 from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError
 from remint.records import DatasetVersion
-from remint.settings.recipe import DatasetSettings, SplitSettings
+from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
 DIGITS = DatasetSettings(source="sklearn:digits")
 

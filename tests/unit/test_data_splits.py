@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from remint.data import arrays, sources, splits
@@ -142,4 +146,114 @@ def test_settings_of_a_group_that_cannot_be_right_are_refused() -> None:
     assert mistake(split={"group": "(a"}).startswith("params.yaml: datasets.mine: split.group: '(a' is not a regular expression")
     assert "has 2 groups: put one part of the path into parentheses" in mistake(split={"group": "(a)(b)"})
     assert "group and by cannot both divide the examples" in mistake(kind="table", split={"group": "a", "by": "content"})
-    assert "'a' is the label, and each class would be in one split only" in mistake(kind="table", label="a", split={"group": "a"})
+    assert "'a' is the label, and some classes would be in one split only" in mistake(
+        kind="table", label="a", split={"group": "a"}
+    )
+
+
+def dated(count: int, days: int = 100) -> Rows:
+    """Make rows of one value and one date each, in another order than that of the dates."""
+    first = datetime.date(2024, 1, 1)
+    rows = [{"x": n + 0.5, "visited": first + datetime.timedelta(days=n * days // count)} for n in range(count)]
+    return [rows[place] for place in np.random.default_rng(0).permutation(count)]
+
+
+def test_the_newest_rows_are_held_out_and_never_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, split = dated(500), {"time": "visited", "held_out": "30d"}
+    dataset = table(tmp_path, rows, split=split)
+    newest = {row["x"] for row in rows if row["visited"] >= datetime.date(2024, 3, 10)}  # 30 days before 9 April
+    assert first_values(dataset.held_out, dataset) == newest and len(newest) == 155
+    assert [column.name for column in dataset.spec.columns] == ["x"] and dataset.version.split["held_out"] == "30d"
+    assert "split_by_time start=2024-03-10T00:00:00.000000 rows=155" in capsys.readouterr().err
+    assert abs(dataset.version.counts["validation"] - 34.5) < 3 * (345 * 0.1 * 0.9) ** 0.5  # of the older rows
+    trained = first_values(dataset.train, dataset)
+
+    older = [row for row in rows if row["visited"] < datetime.date(2024, 3, 20)]  # the newest rows are deleted
+    again = table(tmp_path, older, split=split)
+    assert first_values(again.held_out, again) == newest & {row["x"] for row in older}
+    assert "start_kept start=2024-03-10T00:00:00.000000 asked=2024-02-18T00:00:00.000000" in capsys.readouterr().err
+    assert first_values(again.train, again) == trained
+    said = refusal(tmp_path, [row for row in rows if row["visited"] < datetime.date(2024, 3, 1)], split=split)
+    assert "none of the 300 examples falls into held_out: an earlier import held out those from 2024-03-10T" in said
+    assert said.endswith("add newer rows, or raise schema_version to begin anew")
+    anew = table(tmp_path, older, split=split, schema_version=2)
+    assert len(first_values(anew.held_out, anew)) == 155
+
+    later = [*rows, *({"x": n + 0.25, "visited": datetime.date(2024, 4, 20)} for n in range(20))]
+    moved = table(tmp_path, later, split=split)
+    assert first_values(moved.held_out, moved) > {n + 0.25 for n in range(20)} and trained <= first_values(moved.train, moved)
+
+
+@pytest.mark.parametrize(
+    ("write", "settings"),
+    [
+        (lambda date: f"{date}T12:00:00", {}),
+        (lambda date: f"{date} 12:00:00Z", {}),
+        (lambda date: date.toordinal(), {}),
+        (lambda date: date.toordinal(), {"numeric": ["visited"]}),
+    ],
+)
+def test_dates_and_numbers_are_times(tmp_path: Path, write: Callable[[datetime.date], Any], settings: dict[str, Any]) -> None:
+    rows = dated(500)
+    dataset = table(tmp_path, [row | {"visited": write(row["visited"])} for row in rows], split={"time": "visited"}, **settings)
+    assert first_values(dataset.held_out, dataset) == {n + 0.5 for n in range(400, 500)}
+    assert len(dataset.spec.columns) == 1 + len(settings), "a column that numeric names is a feature, too"
+
+
+def test_text_of_a_parquet_file_may_be_a_time(tmp_path: Path) -> None:
+    rows = dated(500)
+    columns = {"x": [row["x"] for row in rows], "visited": [f"{row['visited']}T12:00:00Z" for row in rows]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = prepared(tmp_path, "t.parquet", kind="table", split={"time": "visited", "held_out": "4w"})
+    assert len(dataset.held_out) == 145
+
+
+def test_a_bad_time_is_refused_in_one_line(tmp_path: Path) -> None:
+    rows, split = dated(200), {"time": "visited", "held_out": "30d"}
+    key = f"params.yaml: datasets.mine.split.time: {tmp_path}/t.csv: "
+    assert refusal(tmp_path, rows, split=split | {"time": "visits"}) == f"{key}unknown column 'visits': did you mean 'visited'?"
+    cities = [row | {"visited": "Trier"} for row in rows]
+    assert refusal(tmp_path, cities, split=split).startswith(
+        f"{key}column 'visited' contains 'Trier', which is no time: write dates"
+    )
+    flags = [row | {"visited": "true"} for row in rows]
+    assert "contains 'True', which is no time" in refusal(tmp_path, flags, split=split)
+    years = [row | {"visited": row["visited"].year} for row in rows]
+    assert "column 'visited' holds numbers, and held_out: 30d is a duration" in refusal(tmp_path, years, split=split)
+    gaps = [row | {"visited": ""} if n < 2 else row for n, row in enumerate(rows)]
+    assert refusal(tmp_path, gaps, split=split).endswith("is missing in 2 of 200 rows: fill it, or set missing: drop_rows")
+    assert sum(table(tmp_path / "dropped", gaps, split=split, missing="drop_rows").version.counts.values()) == 198
+    said = refusal(tmp_path, rows, split=split | {"held_out": "52w"})
+    assert "falls into train: those from 2023-04-" in said and said.endswith("are held out: hold out a shorter time")
+
+
+def test_settings_of_a_split_that_cannot_go_together_are_refused() -> None:
+    assert "time and stratify cannot both divide the examples" in mistake(
+        kind="table", label="y", split={"time": "a", "stratify": True}
+    )
+    assert "group and time cannot both" in mistake(kind="table", split={"time": "a", "group": "b"})
+    assert "held_out: 30d is a duration: name the column of dates in time" in mistake(split={"held_out": "30d"})
+    assert "held_out: 'a month' is neither a share nor a duration such as 12h" in mistake(
+        kind="table", split={"time": "a", "held_out": "a month"}
+    )
+    assert "split.time does not apply to kind: image" in mistake(split={"time": "a"})
+    assert "split.stratify needs classes: name their column in label" in mistake(kind="table", split={"stratify": True})
+    for held_out in (True, 0, 0.5, [1], None):
+        assert "split.held_out: expected a share above 0 and below 0.5" in mistake(split={"held_out": held_out})
+
+
+def test_a_rare_class_has_its_share_in_each_split(tmp_path: Path) -> None:
+    rows = [{"x": n + 0.5, "y": "rare" if n % 20 == 0 else "usual"} for n in range(1000)]
+    settings = {"label": "y", "split": {"stratify": True}}
+    first = table(tmp_path, rows, **settings)
+    for part, rare, usual in ((first.train, 35, 665), (first.validation, 5, 95), (first.held_out, 10, 190)):
+        assert np.bincount(np.asarray(part.y_N)).tolist() == [rare, usual]
+    more = [{"x": n + 0.25, "y": "rare"} for n in range(50)]
+    later = table(tmp_path, [*more, *rows[::-2]], **settings)
+    for now, before in zip(
+        (later.train, later.validation, later.held_out), (first.train, first.validation, first.held_out), strict=True
+    ):
+        assert {x for x in first_values(now, later) if x % 1 == 0.5} <= first_values(before, first)
+    np.savez(tmp_path / "a.npz", x=np.zeros((9, 4, 4)))
+    with pytest.raises(DataError, match=r"^params.yaml: datasets.mine.split.stratify: the examples have no classes: remove it$"):
+        prepared(tmp_path / "images", str(tmp_path / "a.npz"), split={"stratify": True})

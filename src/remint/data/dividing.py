@@ -1,4 +1,4 @@
-"""Columns of a table that divide its rows into splits: ``split.group``. They are no features, unless a setting says so.
+"""Columns of a table that divide its rows: ``split.group`` and ``split.time``. They are no features, unless a setting says so.
 
 Shapes: N rows.
 """
@@ -11,40 +11,70 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from remint.data import columns, splits
+from remint.data import columns, decisions, splits
 from remint.data.columns import UnusableColumn
 from remint.errors import DataError
 from remint.records import DataSpec
-from remint.settings.recipe import DatasetSettings, did_you_mean
+from remint.settings.base import did_you_mean
+from remint.settings.recipe import DatasetSettings
 
 Array = np.ndarray[Any, Any]
 
 
 def names(settings: DatasetSettings) -> dict[str, str]:
     """Return the dividing columns by their key of ``split:``."""
-    return {} if settings.split.group is None else {"group": settings.split.group}
+    named = {"group": settings.split.group, "time": settings.split.time}
+    return {key: column for key, column in named.items() if column is not None}
 
 
 def text_columns(settings: DatasetSettings, known: DataSpec | None) -> set[str]:
     """Return the columns of a CSV file to read as text, so that more data change no group: 007 stays 007 beside 7."""
-    return {*names(settings).values()} - {column.name for column in (known.columns if known else ())}
+    group = settings.split.group
+    return set() if group is None or (known and group in {column.name for column in known.columns}) else {group}
 
 
 def select(name: str, settings: DatasetSettings, where: str, table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Return the dividing columns by their key. Raises DataError if the table lacks one."""
+    """Return the dividing columns by their key: groups as they are, times as ``_times`` returns them.
+
+    Raises DataError if the table lacks one, or if a column of times holds other values.
+    """
+    selected = {}
     for key, column in names(settings).items():
         if column not in table.column_names:
             problem = did_you_mean(f"column '{column}'", column, table.column_names)
             raise DataError(f"params.yaml: datasets.{name}.split.{key}: {where}: {problem}")
-    return {key: _as_text_if_time(table[column]) for key, column in names(settings).items()}
+        found = table[column]
+        if key == "group":
+            selected[key] = found.cast(pa.string()) if pa.types.is_temporal(found.type) else found
+            continue
+        place = f"params.yaml: datasets.{name}.split.time: {where}: column '{column}'"
+        selected[key] = _times(place, decisions.parse_numbers(place, found) if column in settings.numeric else found)
+        if settings.split.newest_hours and pa.types.is_floating(selected[key].type):
+            raise DataError(
+                f"{place} holds numbers, and held_out: {settings.split.held_out} is a duration: convert the column to dates, or "
+                "give held_out as a share, such as 0.2"
+            )
+    return selected
 
 
-def _as_text_if_time(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
+def _times(place: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return dates as microseconds since 1970 (UTC), int64, and numbers as float64. Raises DataError for other values."""
+    if columns.is_number(column.type):
+        return column.cast(pa.float64(), safe=False)
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # text with and without a zone
+        try:
+            return column.cast(kind, safe=False).cast(pa.int64())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    example = column.drop_null()[:1].to_pylist()
+    raise DataError(
+        f"{place} contains {str(example[0])[:40] if example else 'nothing'!r}, which is no time: write dates as 2024-05-31 or "
+        "2024-05-31T12:00:00, or times as numbers"
+    )
 
 
 def arrays(name: str, settings: DatasetSettings, where: str, selected: Mapping[str, pa.ChunkedArray]) -> dict[str, Array]:
-    """Return the arrays of a snapshot: ``group``, a hash of each row's group, uint64 (N,).
+    """Return the arrays of a snapshot: ``group``, a hash of each row's group, uint64 (N,); ``time``, datetime64 or float64 (N,).
 
     Raises DataError if a row has none, or if one group is larger than the training split.
     """
@@ -52,10 +82,14 @@ def arrays(name: str, settings: DatasetSettings, where: str, selected: Mapping[s
     for key, column in selected.items():
         place = f"params.yaml: datasets.{name}.split.{key}"
         try:
-            code_N, texts = columns.as_categories(column)
-            missing = int((code_N < 0).sum())
+            missing = int(columns.is_missing(column).sum())
             if missing:
-                raise UnusableColumn(f"is missing in {missing} of {len(code_N)} rows: fill it, or set missing: drop_rows")
+                raise UnusableColumn(f"is missing in {missing} of {len(column)} rows: fill it, or set missing: drop_rows")
+            if key == "time":
+                time_N = column.to_numpy()
+                found[key] = time_N.astype("datetime64[us]") if time_N.dtype == np.int64 else time_N
+                continue
+            code_N, texts = columns.as_categories(column)
         except UnusableColumn as reason:
             raise DataError(f"{place}: {where}: column '{names(settings)[key]}' {reason}") from reason
         found[key] = splits.group_words(place, settings.split, [texts[code] for code in code_N])

@@ -4,7 +4,9 @@
         data.npz          x  images uint8 (N, C, H, W), values 0 .. levels-1; a table's columns float64 (N, D), see tables.py
                           y  int64 (N,), class numbers from 0; absent where the source has no labels
                           group  uint64 (N,), hash of each example's group; absent without split.group
+                          time  datetime64[us] (N,), or float64 of a column of numbers; absent without split.time
         schema.json       schema.Schema of x and y
+        limits.json       schema.Limits between the splits; absent without split.time and split.stratify
         set_aside.json    unusable image file -> reason; absent if there are none
 
 The same source gives the same bytes, so that DVC sees a change only if the data changed.
@@ -28,11 +30,12 @@ import numpy as np
 
 from remint.data import archive, folder, idx, images, numpy_files, schema, shipped, splits
 from remint.data.images import Raw
-from remint.data.schema import SCHEMA, SNAPSHOT, Schema
+from remint.data.schema import LIMITS, SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings, SplitSettings
+from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
 SET_ASIDE = "set_aside.json"
 REMOTE = "s3://"  # storage.py fetches such a source before the import
@@ -88,10 +91,18 @@ def snapshot(
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, content)  # two first imports may run at once: use the stored schema
+    limits = splits.learn_limits(name, settings.split, stored, arrays)
+    if limits is not None and schemas is not None:
+        asked, limits = limits, schema.keep_limits(limits, stored, schemas)
+        for key, start in limits.held_out_from.items():
+            if start != asked.held_out_from[key]:
+                emit("start_kept", start=start, asked=asked.held_out_from[key])
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
     stored.write(out / SCHEMA)
+    if limits is not None:
+        limits.write(out / LIMITS)
     if content.set_aside:
         (out / SET_ASIDE).write_text(json.dumps(content.set_aside, indent=1) + "\n")
 

@@ -16,19 +16,20 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from remint.data.arrays import SPLITS, VERSION
-from remint.data.schema import SCHEMA, SNAPSHOT, Schema
+from remint.data.schema import LIMITS, SCHEMA, SNAPSHOT, Limits, Schema
 from remint.errors import DataError
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.runtime.events import emit
 from remint.runtime.manifest import sha256_file
-from remint.settings.recipe import DatasetSettings, SplitSettings
+from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
 PARTS = (*SPLITS, "calibration")
 MOST = 0.5  # share of rows that equal another row, above which occurrences count
@@ -46,24 +47,15 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     schema = Schema.read(raw / SCHEMA)
     spec, by = schema.spec, settings.split.by or schema.split_by
     with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
-        found = dict(archive)
-    x_NX, y_N, group_N = found["x"], found.get("y"), found.get("group")
+        arrays = dict(archive)
+    limits = Limits.read(raw / LIMITS) if (raw / LIMITS).exists() else Limits()
+    split_N = divide(arrays, settings.split, spec, by, limits)
+    id_N = digests(_identities(arrays, spec, by), ID_SEED, occurrences=True) if by == "occurrence" else None
+    x_NX, y_N = arrays["x"], arrays.get("y")
     if spec.is_table:
         from remint.data import columns
 
-        content_NX = canonical_rows(x_NX, spec.columns)
         x_NX = columns.standardise(x_NX, spec.columns)
-    else:
-        content_NX = x_NX
-    identity_NX = content_NX
-    if group_N is not None and by == "occurrence":  # equal rows of two groups are two rows
-        identity_NX = np.concatenate([group_N[:, None], content_NX], axis=1)
-    id_N = digests(identity_NX, ID_SEED, occurrences=True) if by == "occurrence" else None
-    if group_N is not None:
-        digest_N = digests(group_N[:, None], settings.split.seed, occurrences=False)
-    else:
-        digest_N = digests(identity_NX, settings.split.seed, occurrences=by == "occurrence")
-    split_N = assign(digest_N, settings.split)
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
@@ -71,18 +63,16 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         members_N = split_N == index
         counts[split] = int(members_N.sum())
         if not counts[split]:
-            remedy = "use more examples, or a larger share for it"
-            if group_N is not None:
-                remedy = f"they form {len(np.unique(group_N))} groups: use more groups, a larger share for it, or another seed"
-            elif by == "content" and spec.is_table and choose_rule(content_NX) == "occurrence":
-                remedy = "equal rows share a split, and most rows equal another: set split.by: occurrence"
-            raise DataError(f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: {remedy}")
+            raise DataError(
+                f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: "
+                f"{_remedy(split, arrays, spec, by, limits)}"
+            )
         np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
         if y_N is not None:
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
         if id_N is not None:
             np.save(out / f"{split}_ids.npy", id_N[members_N], allow_pickle=False)
-    _report_split(split_N, y_N, group_N, spec, by)
+    _report_split(split_N, arrays, spec, by, limits)
     version = DatasetVersion(
         name=name,
         source=settings.source,
@@ -101,13 +91,99 @@ def _recorded(split: SplitSettings) -> dict[str, float | str]:
     return {key: value for key, value in split.model_dump(mode="json", exclude={"by"}).items() if value or key == "seed"}
 
 
-def _report_split(split_N: Array, y_N: Array | None, group_N: Array | None, spec: DataSpec, by: str) -> None:
+def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str, limits: Limits) -> Array:
+    """Return the split of each example of a snapshot as an index into PARTS, shape (N,)."""
+    digest_N = _digests(arrays, split, spec, by)
+    if split.stratify:
+        return assign(digest_N, split, lambda share: np.array(limits.by_class[_class_key(split, by, share)])[arrays["y"]])
+    split_N = assign(digest_N, split)
+    for start in limits.held_out_from.values():
+        time_N = arrays["time"]
+        split_N[time_N >= np.array(start, time_N.dtype)] = SPLITS.index("held_out")
+    return split_N
+
+
+def _identities(arrays: Mapping[str, Array], spec: DataSpec, by: str) -> Array:
+    """Return what examples are equal by, (N, X): their content; if rows repeat, also their group and time."""
+    if not spec.is_table:
+        return arrays["x"]
+    others = [arrays[key].view(np.uint64)[:, None] for key in ("group", "time") if by == "occurrence" and key in arrays]
+    return np.concatenate([*others, canonical_rows(arrays["x"], spec.columns)], axis=1)
+
+
+def _digests(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str) -> Array:
+    """Return the digest that decides the split of each example, uint64 (N,)."""
+    if "group" in arrays:
+        return digests(arrays["group"][:, None], split.seed, occurrences=False)
+    return digests(_identities(arrays, spec, by), split.seed, occurrences=by == "occurrence")
+
+
+def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mapping[str, Array]) -> Limits | None:
+    """Return the limits between the splits of a snapshot; None if the shares alone are the limits.
+
+    Raises DataError if there are no classes to stratify by.
+    """
+    if split.time:
+        time_N = arrays["time"]
+        if split.newest_hours is not None:
+            start = time_N.max() - np.timedelta64(split.newest_hours, "h")
+        else:
+            assert isinstance(split.held_out, float)
+            start = np.sort(time_N)[len(time_N) - max(1, round(len(time_N) * split.held_out))]
+        is_date = time_N.dtype.kind == "M"
+        key = f"{split.time} {split.held_out}{' of dates' if is_date else ''}"
+        return Limits(held_out_from={key: str(start) if is_date else float(start)})
+    if not split.stratify:
+        return None
+    if not schema.spec.classes:
+        raise DataError(f"params.yaml: datasets.{name}.split.stratify: the examples have no classes: remove it")
+    by = split.by or schema.split_by
+    uniform_N = _uniform(_digests(arrays, split, schema.spec, by))
+    by_class = [np.sort(uniform_N[arrays["y"] == label]) for label in range(schema.spec.classes)]
+    return Limits(
+        by_class={_class_key(split, by, share): tuple(_limit(sorted_K, share) for sorted_K in by_class) for share in split.limits}
+    )
+
+
+def _class_key(split: SplitSettings, by: str, share: float) -> str:
+    return f"by {by}, seed {split.seed}, {share:.6g}"
+
+
+def _limit(sorted_K: Array, share: float) -> float:
+    """Return the number nearest to ``share`` that has this share of the sorted numbers below it, up to rounding."""
+    below = round(share * len(sorted_K))
+    least = np.nextafter(sorted_K[below - 1], 2.0) if below else 0.0
+    most = sorted_K[below] if below < len(sorted_K) else 1.0
+    return float(np.clip(share, least, most))
+
+
+def _remedy(split: str, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> str:
+    """Return a clause: what fills a split that is empty."""
+    for start in limits.held_out_from.values():
+        if split != "held_out":
+            return f"those from {start} on are held out: hold out a shorter time"
+        return (
+            f"an earlier import held out those from {start} on, and earlier ones may have been trained on: add newer rows, or "
+            "raise schema_version to begin anew"
+        )
+    if "group" in arrays:
+        groups = len(np.unique(arrays["group"]))
+        return f"they form {groups} groups: use more groups, a larger share for it, or another seed"
+    if by == "content" and spec.is_table and choose_rule(canonical_rows(arrays["x"], spec.columns)) == "occurrence":
+        return "equal rows share a split, and most rows equal another: set split.by: occurrence"
+    return "use more examples, or a larger share for it"
+
+
+def _report_split(split_N: Array, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> None:
     """Emit events about a split that a person should know of: its rule, and classes with few held-out examples."""
-    if group_N is not None:
+    y_N = arrays.get("y")
+    if "group" in arrays:
         shares = {split: float((split_N == index).mean()) for index, split in enumerate(SPLITS)}
-        emit("split_by_group", groups=len(np.unique(group_N)), **shares)
+        emit("split_by_group", groups=len(np.unique(arrays["group"])), **shares)
     elif by == "occurrence":
         emit("split_by_occurrence", rows=len(split_N))
+    for start in limits.held_out_from.values():
+        emit("split_by_time", start=start, rows=int((split_N == SPLITS.index("held_out")).sum()))
     for label in range(spec.classes if y_N is not None else 0):
         held_out = int(((y_N == label) & (split_N == SPLITS.index("held_out"))).sum())
         if held_out < FEW:
@@ -139,18 +215,27 @@ def digests(x_NX: Array, seed: int, *, occurrences: bool) -> Array:
     return digest_N
 
 
-def assign(digest_N: Array, split: SplitSettings) -> Array:
+def _uniform(digest_N: Array) -> Array:
+    """Return a number in [0, 1) for each digest, float64 (N,)."""
+    uniform_N: Array = (digest_N >> np.uint64(11)) * 2.0**-53
+    return uniform_N
+
+
+def assign(digest_N: Array, split: SplitSettings, limit: Callable[[float], Any] = float) -> Array:
     """Return the split of each example as an index into PARTS, shape (N,).
 
     A digest gives a uniform number u in [0, 1): u < ``held_out`` is held out, u < ``held_out`` + ``validation`` is validation,
-    u >= 1 - ``calibration`` is calibration, the others are training. Thus calibration takes from training only.
+    u >= 1 - ``calibration`` is calibration, the others are training. Thus calibration takes from training only. ``limit``
+    moves these limits: it returns that of an accumulated share, for each example if it is an array (N,).
     """
-    uniform_N = (digest_N >> np.uint64(11)) * 2.0**-53
+    uniform_N = _uniform(digest_N)
     train, validation, held_out, calibration = range(len(PARTS))
     split_N = np.full(len(digest_N), train)
-    split_N[uniform_N >= 1.0 - split.calibration] = calibration
-    split_N[uniform_N < split.held_out + split.validation] = validation
-    split_N[uniform_N < split.held_out] = held_out
+    up_to_held_out, up_to_validation, *up_to_calibration = map(limit, split.limits)
+    for from_N in up_to_calibration:
+        split_N[uniform_N >= from_N] = calibration
+    split_N[uniform_N < up_to_validation] = validation
+    split_N[uniform_N < up_to_held_out] = held_out
     return split_N
 
 

@@ -27,7 +27,8 @@ from remint.data.decisions import Reason
 from remint.errors import DataError
 from remint.records import Column, DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings, did_you_mean
+from remint.settings.base import did_you_mean
+from remint.settings.recipe import DatasetSettings
 
 MOST_VALUES = 1 << 28  # 2 GiB in double precision
 MOST_BYTES = 2 << 30  # of a CSV file, and of a Parquet file's decoded text

@@ -6,69 +6,15 @@ not affect the weights: they are in params.py and judging.py.
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0.0)]
-LONGEST_COMPARED = 200  # characters of a name to compare with others: the time is quadratic in the length
+from remint.settings.base import Count, Fraction, Positive, Rate, Settings
+from remint.settings.split import SplitSettings
+
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
-
-
-class Settings(BaseModel):
-    """Frozen settings with strict types. An unknown key is refused with the nearest known one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, block: Any) -> Any:
-        if isinstance(block, dict):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            for key in block:
-                if key not in known:
-                    raise ValueError(did_you_mean(f"key '{key}'", str(key), known))
-        return block
-
-
-def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
-    """Return a clause that refuses a name and suggests the nearest known one, or lists all known ones."""
-    near = difflib.get_close_matches(name[:LONGEST_COMPARED], sorted(known), n=1, cutoff=0.5)
-    return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(sorted(known))}")
-
-
-class SplitSettings(Settings):
-    """Shares of the examples; the rest is the training split. A hash assigns each example to a split."""
-
-    by: Literal["content", "occurrence"] | None = None  # of its content, or of that and how often it came before; None: by schema
-    group: str | None = None  # no group in two splits: a table's column, or a pattern with one (group) over the paths of images
-    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
-    calibration: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0  # kept to calibrate scores: not trained on, not judged by; 0: none
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _check_rest(self) -> SplitSettings:
-        if self.validation + self.held_out + self.calibration >= 1.0:
-            raise ValueError("validation, held_out and calibration leave nothing for training: lower one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _check_rules(self) -> SplitSettings:
-        rules = [key for key in ("group", "by") if getattr(self, key)]
-        if len(rules) > 1:
-            raise ValueError(f"{' and '.join(rules)} cannot both divide the examples: remove one of them")
-        return self
-
-    @property
-    def training(self) -> float:
-        """Share of the training split."""
-        return 1.0 - self.validation - self.held_out - self.calibration
 
 
 class ResizeSettings(Settings):
@@ -117,8 +63,12 @@ class DatasetSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _check_group(self) -> DatasetSettings:
-        group = self.split.group
+    def _check_split(self) -> DatasetSettings:
+        group, time = self.split.group, self.split.time
+        if time is not None and self.kind == "image":
+            raise ValueError("split.time does not apply to kind: image: remove it, or correct kind")
+        if self.split.stratify and self.kind == "table" and self.label is None and not self.source.startswith("sklearn:"):
+            raise ValueError("split.stratify needs classes: name their column in label, or remove it")
         if group is not None and self.kind == "image":
             try:
                 count = re.compile(group).groups
@@ -128,9 +78,9 @@ class DatasetSettings(Settings):
                 raise ValueError(
                     f"split.group: {group!r} has {count} groups: put one part of the path into parentheses, as in '(.*)/[^/]*'"
                 )
-        elif group is not None and group == self.label:
+        elif self.label is not None and self.label in (group, time):
             raise ValueError(
-                f"split.group: '{group}' is the label, and each class would be in one split only: name another column"
+                f"split: '{self.label}' is the label, and some classes would be in one split only: name another column"
             )
         return self
 
