@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from remint.errors import DataError, SettingsError
 from remint.evaluation import leakage
 from remint.settings.params import validate_params
 from remint.settings.recipe import DatasetSettings
+from tests.unit.test_data_idx import write as write_idx
 from tests.unit.test_data_pictures import picture, save
 
 Rows = list[dict[str, Any]]
@@ -233,11 +235,12 @@ def test_settings_of_a_split_that_cannot_go_together_are_refused() -> None:
     )
     assert "group and time cannot both" in mistake(kind="table", split={"time": "a", "group": "b"})
     assert "held_out: 30d is a duration: name the column of dates in time" in mistake(split={"held_out": "30d"})
-    assert "held_out: 'a month' is neither a share nor a duration such as 12h" in mistake(
+    assert "held_out: with time, give a share or a duration (12h, 30d, 8w), not 'a month'" in mistake(
         kind="table", split={"time": "a", "held_out": "a month"}
     )
     assert "split.time does not apply to kind: image" in mistake(split={"time": "a"})
     assert "split.stratify needs classes: name their column in label" in mistake(kind="table", split={"stratify": True})
+    assert "held_out: stratify divides by shares: remove it" in mistake(split={"held_out": "test", "stratify": True})
     for held_out in (True, 0, 0.5, [1], None):
         assert "split.held_out: expected a share above 0 and below 0.5" in mistake(split={"held_out": held_out})
 
@@ -257,3 +260,87 @@ def test_a_rare_class_has_its_share_in_each_split(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 4, 4)))
     with pytest.raises(DataError, match=r"^params.yaml: datasets.mine.split.stratify: the examples have no classes: remove it$"):
         prepared(tmp_path / "images", str(tmp_path / "a.npz"), split={"stratify": True})
+
+
+def test_a_group_is_the_text_of_its_cell_whatever_other_cells_hold(tmp_path: Path) -> None:
+    rows = [{"x": n + 0.5, "sensor": f"{n % 40}e3"} for n in range(400)]  # which read as numbers are 0, 1000, 2000, ..
+    first = table(tmp_path, rows, split={"group": "sensor"})
+    later = table(tmp_path, [*rows, {"x": 0.25, "sensor": "new"}], split={"group": "sensor"})
+    assert first_values(first.train, first) <= first_values(later.train, later)
+    assert first_values(first.held_out, first) <= first_values(later.held_out, later)
+
+
+def pair(folder: Path, layout: str, count: int = 60) -> tuple[set[bytes], set[bytes]]:
+    """Save pictures of cats and dogs at train/ and test/ as the layout says. Return the pixels of both parts."""
+    content: tuple[set[bytes], set[bytes]] = set(), set()
+    for n in range(count):
+        part = "test" if n % 4 == 0 else "train"
+        save(folder / layout.format(part=part, label=("cat", "dog")[n // 4 % 2], n=n), picture(n))
+        content[part == "test"].add(picture(n).transpose(2, 0, 1).tobytes())
+    return content
+
+
+def pixels(*parts: Split) -> set[bytes]:
+    return {bytes(x) for part in parts for x in np.asarray(part.x_NX)}
+
+
+@pytest.mark.parametrize("layout", ["{part}/{label}/{n}.png", "{part}/{n}.png", "pets/{part}/{label}/{n}.png"])
+def test_a_test_folder_is_held_out_and_is_no_label(tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train, test = pair(tmp_path / "pets", layout)
+    dataset = prepared(tmp_path, "pets", split={"held_out": "test"})
+    assert pixels(dataset.held_out) == test and pixels(dataset.train, dataset.validation) == train
+    assert dataset.spec.class_names == (("cat", "dog") if "label" in layout else ())
+    assert "split_by_part rows=15 held_out=test left_out=0" in capsys.readouterr().err
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "pets")
+    packed = prepared(tmp_path, "packed.zip", split={"held_out": "test"})
+    assert packed.version.files == dataset.version.files
+
+
+def test_labels_beside_a_test_folder_stay(tmp_path: Path) -> None:
+    for n in range(60):
+        save(tmp_path / "pets" / ("test" if n % 4 == 0 else "") / ("cat", "dog")[n // 4 % 2] / f"{n}.png", picture(n))
+    dataset = prepared(tmp_path, "pets", split={"held_out": "test"})
+    assert dataset.spec.class_names == ("cat", "dog") and len(dataset.held_out) == 15
+
+
+def test_a_pair_of_folders_without_the_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair(tmp_path / "pets", "{part}/{label}/{n}.png")
+    with pytest.raises(DataError) as caught:
+        prepared(tmp_path, "pets")
+    assert str(caught.value) == (
+        f"params.yaml: datasets.mine.source: {tmp_path}/pets has the folders test and train, each with the labels: "
+        "set split: {held_out: test}"
+    )
+    pair(tmp_path / "flat", "{part}/{n}.png")
+    assert prepared(tmp_path, "flat").spec.class_names == ("test", "train")
+    assert "test_folder folders=test and train" in capsys.readouterr().err
+    with pytest.raises(
+        DataError, match=r"split\.held_out: .*flat has no part 'tset' \(its parts: test, train\): correct it; a source"
+    ):
+        prepared(tmp_path, "flat", split={"held_out": "tset"}, schema_version=2)
+    with pytest.raises(DataError, match=r"split\.held_out: sklearn:digits has no part 'test' \(its parts: none\)"):
+        prepared(tmp_path, "sklearn:digits", split={"held_out": "test"})
+
+
+def test_the_test_part_of_idx_files_is_held_out_and_its_copies_are_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x_NHW = np.random.default_rng(0).integers(256, size=(80, 6, 5)).astype(np.uint8)
+
+    def write(train_NHW: np.ndarray, test_NHW: np.ndarray) -> Dataset:
+        write_idx(tmp_path / "mnist/train-images-idx3-ubyte", train_NHW)
+        write_idx(tmp_path / "mnist/t10k-images-idx3-ubyte", test_NHW)
+        return prepared(tmp_path, "idx:mnist", split={"held_out": "t10k"})
+
+    first = write(x_NHW[:60], x_NHW[55:])  # five are in both
+    assert pixels(first.held_out) == set(map(bytes, x_NHW[55:])) and pixels(first.train, first.validation) == set(
+        map(bytes, x_NHW[:55])
+    )
+    assert (
+        first.version.split["held_out"] == "t10k" and "split_by_part rows=25 held_out=t10k left_out=5" in capsys.readouterr().err
+    )
+    later = write(x_NHW[50:5:-1], x_NHW[60:])  # deleted and reordered in both
+    assert pixels(later.train) <= pixels(first.train) and pixels(later.validation) <= pixels(first.validation)
+    moved = write(x_NHW[20:60], x_NHW[[*range(20), *range(60, 80)]])  # trained on before, now in the test part
+    found = leakage.find(moved.held_out, first.train, first.spec).leakage
+    assert found.exact == len(pixels(first.train) & set(map(bytes, x_NHW[:20]))) > 0, "the champion's evaluation counts them"

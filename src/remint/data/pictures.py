@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from remint.data.container import HostileImage, strip_metadata
-from remint.data.folder import File
+from remint.data.folder import File, split_paths
 from remint.data.images import IMAGE_LEVELS, Raw, resize_image
 from remint.errors import DataError
 from remint.runtime.events import emit
@@ -31,6 +31,7 @@ from remint.settings.recipe import DatasetSettings
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 UNSUPPORTED = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")
+VALIDATION = ("val", "valid", "validation")  # names of a folder beside train and test
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 
 MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. A larger one is a bomb or no training image
@@ -111,7 +112,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings) -> Raw:
         emit("ignored", files=len(ignored), first=min(ignored))
     names = sorted(images)
     _check_same_shape(where, {name: images[name].shape for name in names})
-    label_N = labels(where, names)
+    label_N = labels(where, names, settings.split.part)
     classes = tuple(sorted(set(label_N or ())))
     place = {name: index for index, name in enumerate(classes)}
     return Raw(
@@ -205,14 +206,25 @@ def _check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-def labels(where: str, names: list[str]) -> list[str] | None:
-    """Return the folder of each file, or None without folders. Raises DataError for mixed depths or deeper folders."""
-    parts = [name.split("/") for name in names]
-    while len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
-        parts = [part[1:] for part in parts]  # a wrapper
+def labels(where: str, names: list[str], apart: str | None = None) -> list[str] | None:
+    """Return the folder of each file, or None without folders. Raises DataError for mixed depths or deeper folders.
+
+    ``apart``: the folder of the held-out files, and no label. If the others are as deep as these, their first folders are no
+    labels either: train/cat/1.png and test/cat/2.png are both of cat.
+    """
+    parts = split_paths(names)
+    inside = [part for part in parts if part[0] == apart and len(part) > 1]
+    if inside:
+        alike = len({len(part) for part in parts}) == 1
+        parts = split_paths(["/".join(part[1:] if alike or part[0] == apart else part) for part in parts])
     depths = {len(part): name for part, name in zip(parts, names, strict=True)}
     if set(depths) == {1}:
         return None
+    tops = sorted({part[0] for part in parts if len(part) > 1})
+    if {"train", "test"} <= set(tops) <= {"train", "test", *VALIDATION}:
+        if set(depths) == {3}:
+            raise DataError(f"{where} has the folders {' and '.join(tops)}, each with the labels: set split: {{held_out: test}}")
+        emit("test_folder", folders=" and ".join(tops))
     if set(depths) != {2}:
         raise DataError(
             f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "

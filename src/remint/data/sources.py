@@ -5,6 +5,7 @@
                           y  int64 (N,), class numbers from 0; absent where the source has no labels
                           group  uint64 (N,), hash of each example's group; absent without split.group
                           time  datetime64[us] (N,), or float64 of a column of numbers; absent without split.time
+                          held_out  bool (N,), whether an example is held out; absent if shares or times decide that
         schema.json       schema.Schema of x and y
         limits.json       schema.Limits between the splits; absent without split.time and split.stratify
         set_aside.json    unusable image file -> reason; absent if there are none
@@ -182,8 +183,25 @@ def _images(name: str, settings: DatasetSettings, source: Path | str) -> Content
     x_NCHW = images.check_images(name, settings, raw)
     y_N = None if raw.y is None else images.check_labels(raw, len(x_NCHW))
     spec = images.learn(settings, raw, x_NCHW, y_N)
-    group = {} if settings.split.group is None else {"group": _groups(name, settings.split, settings.split.group, raw)}
-    return Content(spec, lambda known: images.conform(raw, x_NCHW, y_N, spec, known), group, set_aside=dict(raw.set_aside))
+    dividing = {}
+    if settings.split.group is not None:
+        dividing["group"] = _groups(name, settings.split, settings.split.group, raw)
+    if settings.split.part is not None:
+        dividing["held_out"] = _part(name, settings.split.part, raw)
+    return Content(spec, lambda known: images.conform(raw, x_NCHW, y_N, spec, known), dividing, set_aside=dict(raw.set_aside))
+
+
+def _part(name: str, part: str, raw: Raw) -> Array:
+    """Return a mask of the images in one part of the source, bool (N,): in a folder, or in the IDX files of that name."""
+    paths = folder.split_paths(raw.names)
+    apart_N = np.array([path[0] == part and len(path) > 1 for path in paths])
+    if not apart_N.any():
+        parts = ", ".join(sorted({path[0] for path in paths if len(path) > 1})) or "none"
+        raise DataError(
+            f"params.yaml: datasets.{name}.split.held_out: {raw.where} has no part '{part}' (its parts: {parts}): correct it; "
+            f"a source of its own is written as a path, such as ./{part}"
+        )
+    return apart_N
 
 
 def _groups(name: str, split: SplitSettings, pattern: str, raw: Raw) -> Array:

@@ -32,6 +32,8 @@ from remint.settings.recipe import DatasetSettings
 from remint.settings.split import SplitSettings
 
 PARTS = (*SPLITS, "calibration")
+TRAIN, VALIDATION, HELD_OUT, CALIBRATION = range(len(PARTS))
+LEFT_OUT = -1  # of every split: an example of the source that equals one of the held-out source
 MOST = 0.5  # share of rows that equal another row, above which occurrences count
 ID_SEED = 0  # of ids, which are the same for every seed of the split
 FEW = 5  # held-out examples of a class, below which a person is told
@@ -72,7 +74,7 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
         if id_N is not None:
             np.save(out / f"{split}_ids.npy", id_N[members_N], allow_pickle=False)
-    _report_split(split_N, arrays, spec, by, limits)
+    _report_split(split_N, arrays, settings.split, spec, by, limits)
     version = DatasetVersion(
         name=name,
         source=settings.source,
@@ -99,16 +101,22 @@ def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by
     split_N = assign(digest_N, split)
     for start in limits.held_out_from.values():
         time_N = arrays["time"]
-        split_N[time_N >= np.array(start, time_N.dtype)] = SPLITS.index("held_out")
+        split_N[time_N >= np.array(start, time_N.dtype)] = HELD_OUT
+    if "held_out" in arrays:
+        apart_N = arrays["held_out"]
+        if by == "content":  # rows that repeat are each an example of their own
+            split_N[np.isin(digest_N, digest_N[apart_N])] = LEFT_OUT
+        split_N[apart_N] = HELD_OUT
     return split_N
 
 
 def _identities(arrays: Mapping[str, Array], spec: DataSpec, by: str) -> Array:
-    """Return what examples are equal by, (N, X): their content; if rows repeat, also their group and time."""
+    """Return what examples are equal by, (N, X): their content; if rows repeat, also their group, time and source."""
     if not spec.is_table:
         return arrays["x"]
-    others = [arrays[key].view(np.uint64)[:, None] for key in ("group", "time") if by == "occurrence" and key in arrays]
-    return np.concatenate([*others, canonical_rows(arrays["x"], spec.columns)], axis=1)
+    others = [arrays[key] for key in ("group", "time", "held_out") if by == "occurrence" and key in arrays]
+    words = [other.astype("f8" if other.dtype.kind == "b" else other.dtype).view(np.uint64)[:, None] for other in others]
+    return np.concatenate([*words, canonical_rows(arrays["x"], spec.columns)], axis=1)
 
 
 def _digests(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str) -> Array:
@@ -174,18 +182,23 @@ def _remedy(split: str, arrays: Mapping[str, Array], spec: DataSpec, by: str, li
     return "use more examples, or a larger share for it"
 
 
-def _report_split(split_N: Array, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> None:
+def _report_split(
+    split_N: Array, arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str, limits: Limits
+) -> None:
     """Emit events about a split that a person should know of: its rule, and classes with few held-out examples."""
     y_N = arrays.get("y")
     if "group" in arrays:
-        shares = {split: float((split_N == index).mean()) for index, split in enumerate(SPLITS)}
+        shares = {name: float((split_N == index).mean()) for index, name in enumerate(SPLITS)}
         emit("split_by_group", groups=len(np.unique(arrays["group"])), **shares)
-    elif by == "occurrence":
+    elif by == "occurrence" and "held_out" not in arrays:
         emit("split_by_occurrence", rows=len(split_N))
     for start in limits.held_out_from.values():
-        emit("split_by_time", start=start, rows=int((split_N == SPLITS.index("held_out")).sum()))
+        emit("split_by_time", start=start, rows=int((split_N == HELD_OUT).sum()))
+    if "held_out" in arrays:
+        rows, left_out = (int((split_N == index).sum()) for index in (HELD_OUT, LEFT_OUT))
+        emit("split_by_part", rows=rows, held_out=split.held_out, left_out=left_out)
     for label in range(spec.classes if y_N is not None else 0):
-        held_out = int(((y_N == label) & (split_N == SPLITS.index("held_out"))).sum())
+        held_out = int(((y_N == label) & (split_N == HELD_OUT)).sum())
         if held_out < FEW:
             emit("few_held_out", label=spec.class_names[label] if spec.class_names else label, count=held_out)
 
@@ -229,13 +242,12 @@ def assign(digest_N: Array, split: SplitSettings, limit: Callable[[float], Any] 
     moves these limits: it returns that of an accumulated share, for each example if it is an array (N,).
     """
     uniform_N = _uniform(digest_N)
-    train, validation, held_out, calibration = range(len(PARTS))
-    split_N = np.full(len(digest_N), train)
+    split_N = np.full(len(digest_N), TRAIN)
     up_to_held_out, up_to_validation, *up_to_calibration = map(limit, split.limits)
     for from_N in up_to_calibration:
-        split_N[uniform_N >= from_N] = calibration
-    split_N[uniform_N < up_to_validation] = validation
-    split_N[uniform_N < up_to_held_out] = held_out
+        split_N[uniform_N >= from_N] = CALIBRATION
+    split_N[uniform_N < up_to_validation] = VALIDATION
+    split_N[uniform_N < up_to_held_out] = HELD_OUT
     return split_N
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from remint.settings.base import Settings
 
 DURATION = re.compile(r"(\d{1,5})([hdw])")  # of split.held_out, with split.time
+PART = re.compile(r"[\w-]+")  # of a source, in split.held_out; the path of a source has a dot, a slash or a colon
 HOURS = {"h": 1, "d": 24, "w": 168}
 
 
@@ -24,7 +25,7 @@ class SplitSettings(Settings):
     time: str | None = None  # tables: a column of dates or numbers; the newest rows are held out
     stratify: bool = False  # the shares hold in each class
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    held_out: float | str = 0.2  # a share; with time also a duration, counted from the newest row: 12h, 30d, 8w
+    held_out: float | str = 0.2  # a share; with time also the newest 12h, 30d or 8w; or a part of the source, such as test
     calibration: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0  # kept to calibrate scores: not trained on, not judged by; 0: none
     seed: int = 0
 
@@ -34,7 +35,7 @@ class SplitSettings(Settings):
         if isinstance(held_out, str):
             return held_out
         if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0.0 < held_out < 0.5:
-            raise ValueError(f"expected a share above 0 and below 0.5, or with time a duration, not {str(held_out)[:100]}")
+            raise ValueError(f"expected a share above 0 and below 0.5, or a text, not {str(held_out)[:100]}")
         return float(held_out)
 
     @model_validator(mode="after")
@@ -48,11 +49,13 @@ class SplitSettings(Settings):
         rules = [key for key in ("group", "time", "stratify") if getattr(self, key)] + ["by"] * bool(self.group and self.by)
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} cannot both divide the examples: remove one of them")
-        if isinstance(self.held_out, str):
-            if not DURATION.fullmatch(self.held_out):
-                raise ValueError(f"held_out: {self.held_out[:100]!r} is neither a share nor a duration such as 12h, 30d or 8w")
-            if not self.time:
-                raise ValueError(f"held_out: {self.held_out} is a duration: name the column of dates in time, or give a share")
+        if self.newest_hours is not None and not self.time:
+            raise ValueError(f"held_out: {self.held_out} is a duration: name the column of dates in time, or give a share")
+        if isinstance(self.held_out, str) and self.newest_hours is None:
+            if self.time:
+                raise ValueError(f"held_out: with time, give a share or a duration (12h, 30d, 8w), not {self.held_out[:100]!r}")
+            if self.stratify:
+                raise ValueError(f"held_out: stratify divides by shares: remove it, or give a share, not {self.held_out[:100]!r}")
         return self
 
     @property
@@ -65,6 +68,12 @@ class SplitSettings(Settings):
         """Limits in [0, 1] of an example's hash: held out below the first, validation below the second, calibration above."""
         held_out = self.held_out if isinstance(self.held_out, float) and not self.time else 0.0
         return [held_out, held_out + self.validation, *([1.0 - self.calibration] if self.calibration else [])]
+
+    @property
+    def part(self) -> str | None:
+        """Part of the source that is held out."""
+        text = self.held_out if isinstance(self.held_out, str) and not DURATION.fullmatch(self.held_out) else ""
+        return text if PART.fullmatch(text) else None
 
     @property
     def newest_hours(self) -> int | None:
