@@ -20,6 +20,7 @@ from remint.errors import DataError, SettingsError
 from remint.evaluation import leakage
 from remint.settings.params import validate_params
 from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 from tests.unit.test_data_idx import write as write_idx
 from tests.unit.test_data_pictures import picture, save
 
@@ -241,6 +242,8 @@ def test_settings_of_a_split_that_cannot_go_together_are_refused() -> None:
     assert "split.time does not apply to kind: image" in mistake(split={"time": "a"})
     assert "split.stratify needs classes: name their column in label" in mistake(kind="table", split={"stratify": True})
     assert "held_out: stratify divides by shares: remove it" in mistake(split={"held_out": "test", "stratify": True})
+    assert "a table has no part 'test': name a file, such as data/test.csv" in mistake(kind="table", split={"held_out": "test"})
+    assert "split.held_out: expected a path or an address, not 'a/\\n'" in mistake(split={"held_out": "a/\n"})
     for held_out in (True, 0, 0.5, [1], None):
         assert "split.held_out: expected a share above 0 and below 0.5" in mistake(split={"held_out": held_out})
 
@@ -290,7 +293,7 @@ def test_a_test_folder_is_held_out_and_is_no_label(tmp_path: Path, layout: str, 
     dataset = prepared(tmp_path, "pets", split={"held_out": "test"})
     assert pixels(dataset.held_out) == test and pixels(dataset.train, dataset.validation) == train
     assert dataset.spec.class_names == (("cat", "dog") if "label" in layout else ())
-    assert "split_by_part rows=15 held_out=test left_out=0" in capsys.readouterr().err
+    assert "split_by_source rows=15 held_out=test left_out=0" in capsys.readouterr().err
     shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "pets")
     packed = prepared(tmp_path, "packed.zip", split={"held_out": "test"})
     assert packed.version.files == dataset.version.files
@@ -337,10 +340,90 @@ def test_the_test_part_of_idx_files_is_held_out_and_its_copies_are_not_trained_o
         map(bytes, x_NHW[:55])
     )
     assert (
-        first.version.split["held_out"] == "t10k" and "split_by_part rows=25 held_out=t10k left_out=5" in capsys.readouterr().err
+        first.version.split["held_out"] == "t10k"
+        and "split_by_source rows=25 held_out=t10k left_out=5" in capsys.readouterr().err
     )
     later = write(x_NHW[50:5:-1], x_NHW[60:])  # deleted and reordered in both
     assert pixels(later.train) <= pixels(first.train) and pixels(later.validation) <= pixels(first.validation)
     moved = write(x_NHW[20:60], x_NHW[[*range(20), *range(60, 80)]])  # trained on before, now in the test part
     found = leakage.find(moved.held_out, first.train, first.spec).leakage
     assert found.exact == len(pixels(first.train) & set(map(bytes, x_NHW[:20]))) > 0, "the champion's evaluation counts them"
+
+
+def test_a_held_out_source_judges_and_what_it_shares_is_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"x": n + 0.5, "colour": ("red", "blue")[n % 2], "y": ("a", "b", "c")[n % 3]} for n in range(300)]
+    split = {"held_out": "data/judge.csv"}
+    (tmp_path / "data").mkdir()
+
+    def write(rows: Rows) -> None:
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        (tmp_path / "data/judge.csv").write_text("\n".join(lines) + "\n")
+
+    write(rows[200:])
+    first = table(tmp_path, rows[:210], label="y", split=split)
+    assert first_values(first.held_out, first) == {n + 0.5 for n in range(200, 300)}
+    assert first_values(first.train, first) | first_values(first.validation, first) == {n + 0.5 for n in range(200)}
+    assert first.spec.columns[0].mean == 105.0, "the schema is that of the training data"
+    assert "split_by_source rows=100 held_out=data/judge.csv left_out=10" in capsys.readouterr().err
+    write(rows[:150:-1])  # more, and in another order
+    later = table(tmp_path, rows[100::-1], label="y", split=split)
+    assert first_values(later.train, later) <= first_values(first.train, first)
+    assert not first_values(later.train, later) & first_values(later.held_out, later)
+
+    write([row | {"colour": "green"} for row in rows[200:]])
+    assert refusal(tmp_path, rows[:210], label="y", split=split) == (
+        "params.yaml: datasets.mine.split.held_out: data/judge.csv does not fit schema 1, as t.csv does: column 'colour' has 1 new "
+        "value: 'green': repair it"
+    )
+    (tmp_path / "data/judge.csv").write_bytes(b"x,\xff\n1,2\n")
+    said = refusal(tmp_path, rows, label="y", split=split)
+    assert said.startswith(
+        f"params.yaml: datasets.mine.split.held_out: {tmp_path}/data/judge.csv: the column names are not UTF-8"
+    )
+    (tmp_path / "data/judge.csv").unlink()
+    said = refusal(tmp_path, rows, label="y", split=split)
+    assert (
+        said
+        == f"params.yaml: datasets.mine.split.held_out: there is no file {tmp_path}/data/judge.csv: put it there or correct the path"
+    )
+    with pytest.raises(SettingsError, match=r"^params.yaml: datasets.mine.split.held_out: unknown source './judge'"):
+        table(tmp_path, rows, label="y", split={"held_out": "./judge"})
+
+
+def test_no_group_of_a_held_out_source_is_trained_on(tmp_path: Path) -> None:
+    rows = visits(600)
+    table(tmp_path / "judge", [row for row in rows[:300] if row["patient"] < "010"])  # of ten patients
+    dataset = table(tmp_path, rows[300:], split={"group": "patient", "held_out": "judge/t.csv"})
+    others = {row["weight"] for row in rows[300:] if row["patient"] >= "010"}
+    assert first_values(dataset.train, dataset) | first_values(dataset.validation, dataset) == others
+    assert first_values(dataset.held_out, dataset) == {row["weight"] for row in rows[:300] if row["patient"] < "010"}
+
+
+def test_rows_that_repeat_are_known_by_their_source(tmp_path: Path) -> None:
+    """A row of the held-out source stays the same row, however often it occurs in the other source."""
+    rows = [{"x": n % 2, "y": n // 2 % 2} for n in range(400)]
+    settings = {"categorical": ["x", "y"], "split": {"held_out": "judge/t.csv"}}
+    table(tmp_path / "judge", rows[:100], categorical=["x", "y"])
+    first = table(tmp_path, rows, **settings)
+    later = table(tmp_path, rows[::4] * 2, **settings)
+    assert len(first.held_out) == 100 and len(first.train) + len(first.validation) == 400
+    assert np.asarray(first.held_out.id_N).tolist() == np.asarray(later.held_out.id_N).tolist()
+    assert leakage.find(later.held_out, first.train, first.spec).leakage.exact == 0
+
+
+def test_a_held_out_source_is_found_as_the_other_is(tmp_path: Path) -> None:
+    """In the working tree, if a job's checkout lacks it; for an s3:// source, beside the other's objects."""
+    for n in range(60):
+        save(tmp_path / "tree/pets" / f"{n}.png", picture(n))
+        save(tmp_path / "fetched/mine+held_out" / f"{n}.png", picture(100 + n))
+    (tmp_path / "checkout").mkdir()
+    given = DatasetSettings(source="pets", split=SplitSettings(held_out="s3://bucket/test"))
+    assert given.sources == {"source": "pets", "split.held_out": "s3://bucket/test"}
+    places = {"fallback": tmp_path / "tree", "fetched": tmp_path / "fetched/mine"}
+    sources.snapshot("mine", given, tmp_path / "checkout", tmp_path / "raw", **places)
+    assert splits.prepare("mine", given, tmp_path / "raw", tmp_path / "prepared").counts["held_out"] == 60
+    shutil.rmtree(tmp_path / "fetched")
+    with pytest.raises(DataError, match=r"datasets.mine.split.held_out: s3://bucket/test was not fetched: use `remint run`"):
+        sources.snapshot("mine", given, tmp_path / "checkout", tmp_path / "raw", **places)

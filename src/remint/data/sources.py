@@ -64,24 +64,38 @@ class Content:
 
 
 def snapshot(
-    name: str, settings: DatasetSettings, root: Path, out: Path, *, fetched: Path | None = None, schemas: Path | None = None
+    name: str,
+    settings: DatasetSettings,
+    root: Path,
+    out: Path,
+    *,
+    fallback: Path | None = None,
+    fetched: Path | None = None,
+    schemas: Path | None = None,
 ) -> None:
-    """Read the source of dataset ``name`` (a relative path below ``root``) and write the snapshot to ``out``.
+    """Read the sources of dataset ``name`` (relative paths below ``root``) and write the snapshot to ``out``.
 
-    ``fetched``: folder with the local copy of an s3:// source. ``schemas``: folder of the stored schemas; without it each
+    ``fallback``: root of a source that is not below ``root``. ``fetched``: folder with the local copy of an s3:// source;
+    that of a held-out source is beside it (``fetched_name``). ``schemas``: folder of the stored schemas; without it each
     import learns a new one.
 
-    Raises SettingsError if the source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
+    Raises SettingsError if a source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
     or other levels than params.yaml, or does not fit its schema.
     """
     known = schema.read_schema(schemas, name, settings)
-    try:
-        source = locate_source(name, settings, root, fetched)
-        content = _table(name, settings, source, known) if settings.kind == "table" else _images(name, settings, source)
-    except DataError as error:  # the reader names the file; add the settings key
-        if "params.yaml:" in str(error):
-            raise
-        raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
+
+    def read(key: str, settings: DatasetSettings, known: Schema | None) -> Content:
+        try:
+            here = root if fallback is None or (root / local_path(settings.source)).exists() else fallback
+            copy = fetched.with_name(fetched_name(fetched.name, key)) if fetched else None
+            source = locate_source(name, settings, here, copy, key)
+            return _table(name, settings, source, known) if settings.kind == "table" else _images(name, settings, source)
+        except DataError as error:  # the reader names the file; add the settings key
+            if "params.yaml:" in str(error):
+                raise
+            raise DataError(f"params.yaml: datasets.{name}.{key}: {error}") from error
+
+    content = read("source", settings, known)
     stored = known or schema.make_schema(name, settings, content.spec)
     arrays = _arrays_in_schema(stored, settings, content)
     if known is None and content.spec.is_table:
@@ -92,6 +106,13 @@ def snapshot(
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, content)  # two first imports may run at once: use the stored schema
+    set_aside = content.set_aside
+    if settings.split.source is not None:
+        whole = SplitSettings.model_construct(group=settings.split.group, validation=0.0, held_out=0.0)
+        apart = settings.model_copy(update={"source": settings.split.source, "split": whole})
+        content = read("split.held_out", apart, stored)
+        arrays = _join(name, stored, arrays, apart.source, content)
+        set_aside = set_aside | {f"{apart.source}: {file}": reason for file, reason in content.set_aside.items()}
     limits = splits.learn_limits(name, settings.split, stored, arrays)
     if limits is not None and schemas is not None:
         asked, limits = limits, schema.keep_limits(limits, stored, schemas)
@@ -104,12 +125,30 @@ def snapshot(
     stored.write(out / SCHEMA)
     if limits is not None:
         limits.write(out / LIMITS)
-    if content.set_aside:
-        (out / SET_ASIDE).write_text(json.dumps(content.set_aside, indent=1) + "\n")
+    if set_aside:
+        (out / SET_ASIDE).write_text(json.dumps(set_aside, indent=1) + "\n")
 
 
-def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Path | None) -> Path | str:
-    """Return the source's file or folder, or its name if scikit-learn ships it."""
+def _join(name: str, stored: Schema, arrays: dict[str, Array], source: str, apart: Content) -> dict[str, Array]:
+    """Return the arrays with the examples of the held-out source behind them, and a mask of these, held_out, bool (N,)."""
+    others, differences = apart.conform(stored.spec)
+    if differences:
+        raise DataError(
+            f"params.yaml: datasets.{name}.split.held_out: {source} does not fit schema {stored.version}, as "
+            f"{stored.settings['source']} does: {'; '.join(differences)}: repair it"
+        )
+    others |= apart.dividing
+    joined = {key: np.concatenate([array, others[key]]) for key, array in arrays.items()}
+    return joined | {"held_out": np.arange(len(joined["x"])) >= len(arrays["x"])}
+
+
+def fetched_name(name: str, key: str) -> str:
+    """Return the folder below HOME/fetched for the source at ``key`` of a dataset."""
+    return name if key == "source" else f"{name}+{key.rpartition('.')[2]}"
+
+
+def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Path | None, key: str = "source") -> Path | str:
+    """Return the source's file or folder, or its name if scikit-learn ships it. ``key``: of the source, for errors."""
     source = settings.source
     if source in (*shipped.IMAGES, *shipped.TABLES):
         return source
@@ -126,22 +165,22 @@ def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Pat
         raise DataError(f"there is no folder {path}: put it there or correct the path")
     near = difflib.get_close_matches(source, [*shipped.IMAGES, *shipped.TABLES], n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"no file or folder has this name; expected {KNOWN_SOURCES}"
-    raise SettingsError(f"params.yaml: datasets.{name}.source: unknown source '{source}': {hint}")
+    raise SettingsError(f"params.yaml: datasets.{name}.{key}: unknown source '{source}': {hint}")
 
 
-def local_sources(datasets: Mapping[str, str]) -> list[Path]:
-    """Return the files and folders of all local sources: raw data, which never enter git. ``datasets``: source by name.
+def local_sources(named: Mapping[str, str]) -> list[Path]:
+    """Return the files and folders of all local sources: raw data, which never enter git. ``named``: sources by their key.
 
     Raises SettingsError if a source is the repository itself.
     """
     found = []
-    for name, source in datasets.items():
+    for key, source in named.items():
         if source.startswith(REMOTE) or source in (*shipped.IMAGES, *shipped.TABLES):
             continue
         path = Path(local_path(source))
         if not path.is_absolute() and os.path.normpath(path) == ".":
             raise SettingsError(
-                f"params.yaml: datasets.{name}.source: '{source}' is the repository itself: move the data into a folder "
+                f"params.yaml: {key}: '{source}' is the repository itself: move the data into a folder "
                 "of its own, such as data/, and name that"
             )
         found.append(path)

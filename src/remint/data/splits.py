@@ -33,7 +33,7 @@ from remint.settings.split import SplitSettings
 
 PARTS = (*SPLITS, "calibration")
 TRAIN, VALIDATION, HELD_OUT, CALIBRATION = range(len(PARTS))
-LEFT_OUT = -1  # of every split: an example of the source that equals one of the held-out source
+LEFT_OUT = -1  # of every split: an example that equals one of the held-out part or source, or is of its group
 MOST = 0.5  # share of rows that equal another row, above which occurrences count
 ID_SEED = 0  # of ids, which are the same for every seed of the split
 FEW = 5  # held-out examples of a class, below which a person is told
@@ -104,7 +104,7 @@ def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by
         split_N[time_N >= np.array(start, time_N.dtype)] = HELD_OUT
     if "held_out" in arrays:
         apart_N = arrays["held_out"]
-        if by == "content":  # rows that repeat are each an example of their own
+        if by == "content" or "group" in arrays:  # else rows repeat, and each is an example of its own
             split_N[np.isin(digest_N, digest_N[apart_N])] = LEFT_OUT
         split_N[apart_N] = HELD_OUT
     return split_N
@@ -196,7 +196,7 @@ def _report_split(
         emit("split_by_time", start=start, rows=int((split_N == HELD_OUT).sum()))
     if "held_out" in arrays:
         rows, left_out = (int((split_N == index).sum()) for index in (HELD_OUT, LEFT_OUT))
-        emit("split_by_part", rows=rows, held_out=split.held_out, left_out=left_out)
+        emit("split_by_source", rows=rows, held_out=split.held_out, left_out=left_out)
     for label in range(spec.classes if y_N is not None else 0):
         held_out = int(((y_N == label) & (split_N == HELD_OUT)).sum())
         if held_out < FEW:

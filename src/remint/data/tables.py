@@ -67,15 +67,15 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         path, header, class_names = shipped.table(source)
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
     elif source.suffix == ".csv":
-        text = {*settings.categorical, *settings.numeric, *_text_columns(known, settings.label)}
-        table = _csv(source, text | dividing.text_columns(settings, known), known)
+        text = _text_columns(known, settings.label) | dividing.text_columns(settings, known)
+        table = _csv(source, text.union(settings.categorical, settings.numeric), known)
     else:
         table = _parquet(source)
     _check_names(where, table)
     learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
-    stated = {*settings.categorical, *settings.numeric, *([label] if label else []), *learnt}
+    stated = learnt.union(settings.categorical, settings.numeric, [label] if label else [])
     divided_by = dividing.select(name, settings, where, table)
-    reasons = decisions.find(table, stated, dividing.names(settings).values())
+    reasons = decisions.find(table, stated, {*dividing.names(settings).values()})
     table = table.drop_columns([column for column, reason in reasons.items() if reason.left_out])
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
@@ -211,8 +211,7 @@ def _drop_incomplete_rows(table: Table) -> Table:
     mask = pa.array(~missing_N)
     features = {name: column.filter(mask) for name, column in table.features.items()}
     label = None if table.label is None else table.label.filter(mask)
-    dividing = {key: column.filter(mask) for key, column in table.dividing.items()}
-    return replace(table, features=features, label=label, dividing=dividing)
+    return replace(table, features=features, label=label, dividing={key: x.filter(mask) for key, x in table.dividing.items()})
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from remint.settings.base import Count, Fraction, Positive, Rate, Settings
-from remint.settings.split import SplitSettings
+from remint.settings.split import SplitSettings, check_source
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
 
@@ -44,12 +44,12 @@ class DatasetSettings(Settings):
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
     split: SplitSettings = SplitSettings()
 
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, source: str) -> str:
-        if not source.strip() or not source.isprintable() or any(len(part.encode()) > 255 for part in source.split("/")):
-            raise ValueError(f"expected a path or an address, not {source[:100]!r}")
-        return source
+    _check_source = field_validator("source")(check_source)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """All sources, by their key below ``datasets.NAME``."""
+        return {"source": self.source} | ({} if self.split.source is None else {"split.held_out": self.split.source})
 
     @model_validator(mode="after")
     def _check_kind(self) -> DatasetSettings:
@@ -67,6 +67,10 @@ class DatasetSettings(Settings):
         group, time = self.split.group, self.split.time
         if time is not None and self.kind == "image":
             raise ValueError("split.time does not apply to kind: image: remove it, or correct kind")
+        if self.split.part is not None and self.kind == "table":
+            raise ValueError(
+                f"split.held_out: a table has no part '{self.split.part}': name a file, such as data/{self.split.part}.csv"
+            )
         if self.split.stratify and self.kind == "table" and self.label is None and not self.source.startswith("sklearn:"):
             raise ValueError("split.stratify needs classes: name their column in label, or remove it")
         if group is not None and self.kind == "image":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,18 @@ from remint.settings.base import Settings
 DURATION = re.compile(r"(\d{1,5})([hdw])")  # of split.held_out, with split.time
 PART = re.compile(r"[\w-]+")  # of a source, in split.held_out; the path of a source has a dot, a slash or a colon
 HOURS = {"h": 1, "d": 24, "w": 168}
+
+
+def is_source(held_out: Any) -> TypeGuard[str]:
+    """Return whether a value of ``held_out`` is a source of its own."""
+    return isinstance(held_out, str) and not PART.fullmatch(held_out)
+
+
+def check_source(source: str) -> str:
+    """Return the source. Raises ValueError if it can be no path or address."""
+    if not source.strip() or not source.isprintable() or any(len(part.encode()) > 255 for part in source.split("/")):
+        raise ValueError(f"expected a path or an address, not {source[:100]!r}")
+    return source
 
 
 class SplitSettings(Settings):
@@ -25,7 +37,9 @@ class SplitSettings(Settings):
     time: str | None = None  # tables: a column of dates or numbers; the newest rows are held out
     stratify: bool = False  # the shares hold in each class
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    held_out: float | str = 0.2  # a share; with time also the newest 12h, 30d or 8w; or a part of the source, such as test
+    held_out: float | str = (
+        0.2  # a share; with time also the newest 12h, 30d or 8w; or a part of the source (test), or another source
+    )
     calibration: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0  # kept to calibrate scores: not trained on, not judged by; 0: none
     seed: int = 0
 
@@ -33,7 +47,7 @@ class SplitSettings(Settings):
     @classmethod
     def _check_held_out(cls, held_out: Any) -> float | str:
         if isinstance(held_out, str):
-            return held_out
+            return check_source(held_out)
         if isinstance(held_out, bool) or not isinstance(held_out, int | float) or not 0.0 < held_out < 0.5:
             raise ValueError(f"expected a share above 0 and below 0.5, or a text, not {str(held_out)[:100]}")
         return float(held_out)
@@ -71,9 +85,14 @@ class SplitSettings(Settings):
 
     @property
     def part(self) -> str | None:
-        """Part of the source that is held out."""
-        text = self.held_out if isinstance(self.held_out, str) and not DURATION.fullmatch(self.held_out) else ""
-        return text if PART.fullmatch(text) else None
+        """Part of the dataset's source that is held out."""
+        is_part = isinstance(self.held_out, str) and PART.fullmatch(self.held_out) and self.newest_hours is None
+        return self.held_out if is_part else None  # type: ignore[return-value]  # is_part: it is text
+
+    @property
+    def source(self) -> str | None:
+        """Source that is held out."""
+        return self.held_out if is_source(self.held_out) else None
 
     @property
     def newest_hours(self) -> int | None:
