@@ -182,6 +182,7 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a metric of one pipeline": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
     "an unused metric": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
     "promotion settings and a new pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
+    "a rule of the split": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {stratify: true, calibration: 0.1}}"), {"prepare@tiny"}),
     "a setting equal to its default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
     "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
 }  # fmt: skip

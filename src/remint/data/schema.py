@@ -2,7 +2,6 @@
 
     REMINT_HOME/schemas/NAME-VERSION.json    written once; VERSION is datasets.NAME.schema_version of params.yaml
     outs/raw/NAME/schema.json                the copy that goes with each snapshot, and is versioned with it
-    .../NAME-VERSION.limits.json, .../limits.json    the same two of the limits that split.time and split.stratify learn
 
 It contains the mean and scale of a table's columns, so that likelihoods stay comparable across versions of the data.
 Data that do not fit are refused with a list of the differences. Raising ``schema_version`` learns a new schema.
@@ -19,11 +18,9 @@ from pydantic import ValidationError
 
 from remint.errors import DataError
 from remint.records import DataSpec, Record
-from remint.runtime.locks import locked
 from remint.settings.recipe import DatasetSettings
 
 SCHEMA = "schema.json"
-LIMITS = "limits.json"
 SNAPSHOT = "data.npz"  # the arrays that the schema describes
 SETTINGS_OUTSIDE_SCHEMA = {"split", "undecodable", "schema_version"}  # settings that change no column
 
@@ -37,27 +34,6 @@ class Schema(Record):
     spec: DataSpec
     decisions: dict[str, str] = {}  # about the columns of a table, where they are not obvious, each with its reason
     split_by: Literal["content", "occurrence"] = "content"  # chosen at the first import, so that appended data move no example
-
-
-class Limits(Record):
-    """Limits between the splits that are learnt from the data and kept, so that a trained example is never held out."""
-
-    held_out_from: dict[str, float | str] = {}  # by column and duration: first time that is held out; it only moves on
-    by_class: dict[str, tuple[float, ...]] = {}  # by rule, seed and share: a limit in [0, 1] for each class; it never moves
-
-    def joined(self, found: Limits) -> Limits:
-        """Return these limits, moved on by those found in newer data."""
-        starts = dict(self.held_out_from)
-        for key, start in found.held_out_from.items():
-            starts[key] = max(start, starts.get(key, start))  # the key tells dates from numbers
-        return Limits(held_out_from=starts, by_class=found.by_class | self.by_class)
-
-    def only(self, keys: Limits) -> Limits:
-        """Return the limits that ``keys`` has, too."""
-        return Limits(
-            held_out_from={key: self.held_out_from[key] for key in keys.held_out_from},
-            by_class={key: self.by_class[key] for key in keys.by_class},
-        )
 
 
 def make_schema(name: str, settings: DatasetSettings, spec: DataSpec) -> Schema:
@@ -97,25 +73,6 @@ def save_schema(schema: Schema, folder: Path) -> Schema:
         except FileExistsError:
             return Schema.read(path)
     return schema
-
-
-def keep_limits(found: Limits, schema: Schema, folder: Path) -> Limits:
-    """Join limits with those of earlier imports, write them, and return those that ``found`` has."""
-    path = schema_path(folder, schema.dataset, schema.version).with_suffix(f".{LIMITS}")
-    with locked(folder, make=False):
-        try:
-            before = Limits.read(path)
-        except FileNotFoundError:
-            before = Limits()
-        except ValidationError as error:
-            raise DataError(f"{path} does not hold limits of splits: restore it from another copy of the folder") from error
-        joined = before.joined(found)
-        if joined != before:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as temporary:
-                joined.write(Path(temporary.name))
-                os.fsync(temporary.fileno())
-            Path(temporary.name).replace(path)
-    return joined.only(found)
 
 
 def mismatch_error(schema: Schema, settings: DatasetSettings, differences: list[str]) -> DataError:

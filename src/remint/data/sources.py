@@ -7,7 +7,7 @@
                           time  datetime64[us] (N,), or float64 of a column of numbers; absent without split.time
                           held_out  bool (N,), whether an example is held out; absent if shares or times decide that
         schema.json       schema.Schema of x and y
-        limits.json       schema.Limits between the splits; absent without split.time and split.stratify
+        limits.json       limits.Limits between the splits; absent without split.time and split.stratify
         set_aside.json    unusable image file -> reason; absent if there are none
 
 The same source gives the same bytes, so that DVC sees a change only if the data changed.
@@ -31,7 +31,8 @@ import numpy as np
 
 from remint.data import archive, folder, idx, images, numpy_files, schema, shipped, splits
 from remint.data.images import Raw
-from remint.data.schema import LIMITS, SCHEMA, SNAPSHOT, Schema
+from remint.data.limits import LIMITS, keep_limits, shown
+from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.events import emit
@@ -115,10 +116,10 @@ def snapshot(
         set_aside = set_aside | {f"{apart.source}: {file}": reason for file, reason in content.set_aside.items()}
     limits = splits.learn_limits(name, settings.split, stored, arrays)
     if limits is not None and schemas is not None:
-        asked, limits = limits, schema.keep_limits(limits, stored, schemas)
+        asked, limits = limits, keep_limits(limits, stored, schemas)
         for key, start in limits.held_out_from.items():
             if start != asked.held_out_from[key]:
-                emit("start_kept", start=start, asked=asked.held_out_from[key])
+                emit("start_kept", start=shown(start), asked=shown(asked.held_out_from[key]))
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)

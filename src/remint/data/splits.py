@@ -1,4 +1,4 @@
-"""Preparation: divide one snapshot into three splits, and a fourth for calibration if ``split.calibration`` asks for it.
+"""Preparation: divide one snapshot into three splits, and a fourth if ``split.calibration`` asks for it.
 
 An example's split depends only on its content and the split's seed. Therefore appended data moves no example to another
 split, equal examples are always in the same split, and a champion's training data are never in the set that evaluates
@@ -7,6 +7,10 @@ its successor.
 Where most rows of a table equal others, that would put each combination of values into one split only, and held-out rows would
 be combinations that training never saw. There the split also depends on the occurrence: on how many equal rows came before. A
 row is then identified by both, and appended, removed or reordered rows move no other row to another split either.
+
+Settings change what decides the split. ``group``: the group instead of the content. ``time``: rows from one time on are held
+out; this time only moves on (limits.py). ``stratify``: each class has limits of its own, which stay. ``held_out``: a part of the
+source, or another source, is held out; examples that equal one of it are in no split.
 
 Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
 """
@@ -23,7 +27,8 @@ from typing import Any, Literal
 import numpy as np
 
 from remint.data.arrays import SPLITS, VERSION
-from remint.data.schema import LIMITS, SCHEMA, SNAPSHOT, Limits, Schema
+from remint.data.limits import LIMITS, Limits, class_key, held_out_from, limit_of, shown, time_key
+from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.runtime.events import emit
@@ -65,10 +70,8 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
         members_N = split_N == index
         counts[split] = int(members_N.sum())
         if not counts[split]:
-            raise DataError(
-                f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: "
-                f"{_remedy(split, arrays, spec, by, limits)}"
-            )
+            remedy = _remedy(split, split_N, arrays, spec, by, limits)
+            raise DataError(f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: {remedy}")
         np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
         if y_N is not None:
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
@@ -97,7 +100,7 @@ def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by
     """Return the split of each example of a snapshot as an index into PARTS, shape (N,)."""
     digest_N = _digests(arrays, split, spec, by)
     if split.stratify:
-        return assign(digest_N, split, lambda share: np.array(limits.by_class[_class_key(split, by, share)])[arrays["y"]])
+        return assign(digest_N, split, lambda share: np.array(limits.by_class[class_key(split, by, share)])[arrays["y"]])
     split_N = assign(digest_N, split)
     for start in limits.held_out_from.values():
         time_N = arrays["time"]
@@ -133,14 +136,7 @@ def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mappin
     """
     if split.time:
         time_N = arrays["time"]
-        if split.newest_hours is not None:
-            start = time_N.max() - np.timedelta64(split.newest_hours, "h")
-        else:
-            assert isinstance(split.held_out, float)
-            start = np.sort(time_N)[len(time_N) - max(1, round(len(time_N) * split.held_out))]
-        is_date = time_N.dtype.kind == "M"
-        key = f"{split.time} {split.held_out}{' of dates' if is_date else ''}"
-        return Limits(held_out_from={key: str(start) if is_date else float(start)})
+        return Limits(held_out_from={time_key(split, time_N): held_out_from(split, time_N)})
     if not split.stratify:
         return None
     if not schema.spec.classes:
@@ -149,31 +145,23 @@ def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mappin
     uniform_N = _uniform(_digests(arrays, split, schema.spec, by))
     by_class = [np.sort(uniform_N[arrays["y"] == label]) for label in range(schema.spec.classes)]
     return Limits(
-        by_class={_class_key(split, by, share): tuple(_limit(sorted_K, share) for sorted_K in by_class) for share in split.limits}
+        by_class={
+            class_key(split, by, share): tuple(limit_of(sorted_K, share) for sorted_K in by_class) for share in split.limits
+        }
     )
 
 
-def _class_key(split: SplitSettings, by: str, share: float) -> str:
-    return f"by {by}, seed {split.seed}, {share:.6g}"
-
-
-def _limit(sorted_K: Array, share: float) -> float:
-    """Return the number nearest to ``share`` that has this share of the sorted numbers below it, up to rounding."""
-    below = round(share * len(sorted_K))
-    least = np.nextafter(sorted_K[below - 1], 2.0) if below else 0.0
-    most = sorted_K[below] if below < len(sorted_K) else 1.0
-    return float(np.clip(share, least, most))
-
-
-def _remedy(split: str, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> str:
-    """Return a clause: what fills a split that is empty."""
-    for start in limits.held_out_from.values():
+def _remedy(split: str, split_N: Array, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> str:
+    """Return a clause: the way to fill a split that is empty."""
+    for start in map(shown, limits.held_out_from.values()):
         if split != "held_out":
             return f"those from {start} on are held out: hold out a shorter time"
         return (
             f"an earlier import held out those from {start} on, and earlier ones may have been trained on: add newer rows, or "
             "raise schema_version to begin anew"
         )
+    if left_out := int((split_N == LEFT_OUT).sum()):
+        return f"{left_out} that are not held out equal one that is, or are of its group: use others to train on"
     if "group" in arrays:
         groups = len(np.unique(arrays["group"]))
         return f"they form {groups} groups: use more groups, a larger share for it, or another seed"
@@ -193,7 +181,7 @@ def _report_split(
     elif by == "occurrence" and "held_out" not in arrays:
         emit("split_by_occurrence", rows=len(split_N))
     for start in limits.held_out_from.values():
-        emit("split_by_time", start=start, rows=int((split_N == HELD_OUT).sum()))
+        emit("split_by_time", start=shown(start), rows=int((split_N == HELD_OUT).sum()))
     if "held_out" in arrays:
         rows, left_out = (int((split_N == index).sum()) for index in (HELD_OUT, LEFT_OUT))
         emit("split_by_source", rows=rows, held_out=split.held_out, left_out=left_out)

@@ -37,9 +37,7 @@ class SplitSettings(Settings):
     time: str | None = None  # tables: a column of dates or numbers; the newest rows are held out
     stratify: bool = False  # the shares hold in each class
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    held_out: float | str = (
-        0.2  # a share; with time also the newest 12h, 30d or 8w; or a part of the source (test), or another source
-    )
+    held_out: float | str = 0.2  # a share; with time also the newest 12h, 30d, 8w; a part of the source, as test; another source
     calibration: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0  # kept to calibrate scores: not trained on, not judged by; 0: none
     seed: int = 0
 
