@@ -210,3 +210,20 @@ def test_the_limits_of_each_class_give_its_shares_and_stay(
         later, _ = imported(rows, split.model_copy(update={"calibration": calibration}), kept)
         moved = {(before, later[number]) for number, before in first.items() if later[number] != before}
         assert moved <= {(0, 3)}, "calibration takes from training only"
+
+
+values = st.lists(st.integers(0, 30), min_size=1, max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values, values, values)
+def test_what_a_held_out_part_holds_is_never_trained_on(here: list[int], later: list[int], apart: list[int]) -> None:
+    """Whatever the other part holds: the later values are appended, the others deleted."""
+    split_of: dict[int, int] = {}
+    for rows in (here, here + later, later[::-1]):
+        number_N = np.array(rows + apart, dtype=np.float64)
+        arrays = {"x": number_N[:, None], "held_out": np.arange(len(number_N)) >= len(rows)}
+        split_N = divide(arrays, SplitSettings(held_out="test"), SCHEMA.spec, "content", Limits())
+        assert (split_N[len(rows) :] == 2).all()
+        for value, index in zip(rows, split_N.tolist(), strict=False):
+            assert index in ((-1,) if value in apart else (0, 1)) and split_of.setdefault(value, index) == index

@@ -215,6 +215,16 @@ def test_text_of_a_parquet_file_may_be_a_time(tmp_path: Path) -> None:
     assert len(dataset.held_out) == 145
 
 
+def test_rows_that_repeat_are_known_by_their_time(tmp_path: Path) -> None:
+    rows = [{"x": n % 2, "y": n // 2 % 2, "day": datetime.date(2024, 1, 1 + n % 20)} for n in range(400)]
+    settings = {"categorical": ["x", "y"], "split": {"time": "day", "held_out": "5d"}}
+    first, later = table(tmp_path / "a", rows, **settings), table(tmp_path / "b", rows[::-1], **settings)
+    assert first.train.id_N is not None and len(first.held_out) == 120, "six days"
+    for before, now in ((first.train, later.train), (first.held_out, later.held_out)):
+        assert set(np.asarray(before.id_N).tolist()) == set(np.asarray(now.id_N).tolist())
+    assert leakage.find(later.held_out, first.train, first.spec).leakage.exact == 0
+
+
 def test_a_bad_time_is_refused_in_one_line(tmp_path: Path) -> None:
     rows, split = dated(200), {"time": "visited", "held_out": "30d"}
     key = f"params.yaml: datasets.mine.split.time: {tmp_path}/t.csv: "
@@ -223,6 +233,12 @@ def test_a_bad_time_is_refused_in_one_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, cities, split=split).startswith(
         f"{key}column 'visited' contains 'Trier', which is no time: write dates"
     )
+    one = [row | {"visited": "soon"} if n == 99 else row for n, row in enumerate(rows)]
+    assert "column 'visited' contains 'soon', which is no time" in refusal(tmp_path, one, split=split)
+    zones = [row | {"visited": f"{row['visited']}T12:00:00{'Z' * (n % 2)}"} for n, row in enumerate(rows)]
+    assert "column 'visited' has times with and without a zone" in refusal(tmp_path, zones, split=split)
+    never = [row | {"visited": "inf" if n == 7 else n + 0.5} for n, row in enumerate(rows)]
+    assert refusal(tmp_path, never, split={"time": "visited"}).endswith("column 'visited' has 1 infinite values: correct them")
     flags = [row | {"visited": "true"} for row in rows]
     assert "contains 'True', which is no time" in refusal(tmp_path, flags, split=split)
     years = [row | {"visited": row["visited"].year} for row in rows]

@@ -18,6 +18,8 @@ from remint.records import DataSpec
 from remint.settings.base import did_you_mean
 from remint.settings.recipe import DatasetSettings
 
+DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))  # text without and with a zone
+
 Array = np.ndarray[Any, Any]
 
 
@@ -61,16 +63,26 @@ def _times(place: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return dates as microseconds since 1970 (UTC), int64, and numbers as float64. Raises DataError for other values."""
     if columns.is_number(column.type):
         return column.cast(pa.float64(), safe=False)
-    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # text with and without a zone
+    for kind in DATES:
         try:
             return column.cast(kind, safe=False).cast(pa.int64())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
-    example = column.drop_null()[:1].to_pylist()
-    raise DataError(
-        f"{place} contains {str(example[0])[:40] if example else 'nothing'!r}, which is no time: write dates as 2024-05-31 or "
-        "2024-05-31T12:00:00, or times as numbers"
+    odd = next((value for value in column.drop_null().unique() if not _is_date(value)), None)
+    found = (
+        f"contains {str(odd)[:40]!r}, which is no time" if odd is not None else "has times with and without a zone, or no times"
     )
+    raise DataError(f"{place} {found}: write dates as 2024-05-31 or 2024-05-31T12:00:00, or times as numbers")
+
+
+def _is_date(value: pa.Scalar) -> bool:
+    for kind in DATES:
+        try:
+            value.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+        return True
+    return False
 
 
 def arrays(name: str, settings: DatasetSettings, where: str, selected: Mapping[str, pa.ChunkedArray]) -> dict[str, Array]:
@@ -87,6 +99,8 @@ def arrays(name: str, settings: DatasetSettings, where: str, selected: Mapping[s
                 raise UnusableColumn(f"is missing in {missing} of {len(column)} rows: fill it, or set missing: drop_rows")
             if key == "time":
                 time_N = column.to_numpy()
+                if not np.isfinite(time_N).all():
+                    raise UnusableColumn(f"has {int((~np.isfinite(time_N)).sum())} infinite values: correct them")
                 found[key] = time_N.astype("datetime64[us]") if time_N.dtype == np.int64 else time_N
                 continue
             code_N, texts = columns.as_categories(column)
