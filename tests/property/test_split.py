@@ -165,7 +165,8 @@ def imported(rows: list[tuple[int, int, int]], split: SplitSettings, kept: Limit
     number_N, day_N, y_N = (np.array([row[place] for row in rows]) for place in range(3))
     arrays = {"x": number_N.astype(np.float64)[:, None], "y": y_N}
     if split.time:
-        arrays["time"] = np.datetime64("2024-01-01T00:00:00.000000") + day_N * np.timedelta64(1, "D")
+        dates_N = np.datetime64("2024-01-01T00:00:00.000000") + day_N * np.timedelta64(1, "D")
+        arrays["time"] = dates_N if split.time == "date" else day_N.astype(np.float64)
     found = learn_limits("d", split, SCHEMA, arrays)
     assert found is not None
     kept = kept.joined(found)
@@ -174,13 +175,18 @@ def imported(rows: list[tuple[int, int, int]], split: SplitSettings, kept: Limit
 
 
 @settings(max_examples=100, deadline=None)
-@given(LEARNT, st.sampled_from([0.2, "1d", "10d", "2w"]), st.integers(1, 5), st.randoms(use_true_random=False))
+@given(
+    LEARNT,
+    st.sampled_from([("date", 0.2), ("number", 0.2), ("date", "1d"), ("date", "10d"), ("date", "2w")]),
+    st.integers(1, 5),
+    st.randoms(use_true_random=False),
+)
 def test_in_time_no_row_that_was_trained_on_is_ever_held_out(
-    learnt: list[tuple[int, int]], held_out: float | str, imports: int, random: object
+    learnt: list[tuple[int, int]], rule: tuple[str, float | str], imports: int, random: object
 ) -> None:
     """However rows are appended, deleted and reordered: the newest rows, too."""
     rows = [(number, *row) for number, row in enumerate(learnt)]
-    split, kept, trained = SplitSettings(time="visited", held_out=held_out), Limits(), set[int]()
+    split, kept, trained = SplitSettings(time=rule[0], held_out=rule[1]), Limits(), set[int]()
     for _ in range(imports):
         here = random.sample(rows, random.randint(1, len(rows)))  # type: ignore[attr-defined]
         found, kept = imported(here, split, kept)

@@ -207,6 +207,15 @@ def test_dates_and_numbers_are_times(tmp_path: Path, write: Callable[[datetime.d
     assert len(dataset.spec.columns) == 1 + len(settings), "a column that numeric names is a feature, too"
 
 
+def test_numbers_are_compared_as_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"x": n + 0.5, "week": n // 10} for n in range(130)]
+    first = table(tmp_path, rows, split={"time": "week"})
+    assert first_values(first.held_out, first) == {n + 0.5 for n in range(100, 130)}
+    again = table(tmp_path, rows[:110], split={"time": "week"})
+    assert first_values(again.held_out, again) == {n + 0.5 for n in range(100, 110)}
+    assert "start_kept start=10 asked=8" in capsys.readouterr().err
+
+
 def test_text_of_a_parquet_file_may_be_a_time(tmp_path: Path) -> None:
     rows = dated(500)
     columns = {"x": [row["x"] for row in rows], "visited": [f"{row['visited']}T12:00:00Z" for row in rows]}

@@ -107,8 +107,7 @@ def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by
         split_N[time_N >= np.array(start, time_N.dtype)] = HELD_OUT
     if "held_out" in arrays:
         apart_N = arrays["held_out"]
-        if by == "content" or "group" in arrays:  # else rows repeat, and each is an example of its own
-            split_N[np.isin(digest_N, digest_N[apart_N])] = LEFT_OUT
+        split_N[np.isin(digest_N, digest_N[apart_N])] = LEFT_OUT  # rows that repeat have no such digest: each is an example
         split_N[apart_N] = HELD_OUT
     return split_N
 
