@@ -33,7 +33,7 @@ NOTICES = {
     "{validation:.0%} validation, {held_out:.0%} held out",
     "split_by_time": "the {rows} rows from {start} on are held out (split.time)",
     "start_kept": "held-out rows begin at {start}, as in an earlier import, not at {asked}: older ones may have been trained on",
-    "test_folder": "the folders {folders} are read as labels: to keep test apart, set split: {{held_out: test}}",
+    "test_folder": "the folders {folders} are read as labels: to keep {part} apart, set split: {{held_out: {part}}}",
     "split_by_source": "the {rows} examples of {held_out} are held out; {left_out} others, which equal one of them or are of its "
     "group, are left out",
     "few_held_out": "class {label} has only {count} held-out examples: metrics say little about it",

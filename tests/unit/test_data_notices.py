@@ -78,5 +78,5 @@ def test_the_rule_of_a_split_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "held-out rows begin at 2024-05-13, as in an earlier import, not at 2024-05-08: older ones may have been trained on",
         "the 3 rows from 2024-05-13 on are held out (split.time)",
         "the 20 examples of test are held out; 4 others, which equal one of them or are of its group, are left out",
-        "the folders test and train are read as labels: to keep test apart, set split: {held_out: test}",
+        "the folders test, train are read as labels: to keep test apart, set split: {held_out: test}",
     ]

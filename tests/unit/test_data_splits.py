@@ -340,12 +340,15 @@ def test_a_pair_of_folders_without_the_setting_is_named(tmp_path: Path, capsys: 
     with pytest.raises(DataError) as caught:
         prepared(tmp_path, "pets")
     assert str(caught.value) == (
-        f"params.yaml: datasets.mine.source: {tmp_path}/pets has the folders test and train, each with the labels: "
+        f"params.yaml: datasets.mine.source: {tmp_path}/pets has the folders test, train, each with the labels: "
         "set split: {held_out: test}"
     )
+    (tmp_path / "pets/test").rename(tmp_path / "pets/Val")
+    with pytest.raises(DataError, match=r"has the folders Val, train, each with the labels: set split: {held_out: Val}"):
+        prepared(tmp_path, "pets")
     pair(tmp_path / "flat", "{part}/{n}.png")
     assert prepared(tmp_path, "flat").spec.class_names == ("test", "train")
-    assert "test_folder folders=test and train" in capsys.readouterr().err
+    assert "test_folder folders=test, train part=test" in capsys.readouterr().err
     with pytest.raises(
         DataError, match=r"split\.held_out: .*flat has no part 'tset' \(its parts: test, train\): correct it; a source"
     ):

@@ -31,7 +31,7 @@ from remint.settings.recipe import DatasetSettings
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 UNSUPPORTED = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".tga", ".ico", ".psd")
-VALIDATION = ("val", "valid", "validation")  # names of a folder beside train and test
+JUDGING = ("test", "val", "valid", "validation")  # names of a folder beside train, the first of which is held out
 GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colour
 
 MOST_PIXELS = 1 << 26  # of one file: 67 million, 200 MB as RGB. A larger one is a bomb or no training image
@@ -221,10 +221,13 @@ def labels(where: str, names: list[str], apart: str | None = None) -> list[str] 
     if set(depths) == {1}:
         return None
     tops = sorted({part[0] for part in parts if len(part) > 1})
-    if {"train", "test"} <= set(tops) <= {"train", "test", *VALIDATION}:
+    judging = [top for name in JUDGING for top in tops if top.lower() == name]
+    if not inside and judging and {top.lower() for top in tops} <= {"train", *JUDGING} and len(tops) > len(judging):
         if set(depths) == {3}:
-            raise DataError(f"{where} has the folders {' and '.join(tops)}, each with the labels: set split: {{held_out: test}}")
-        emit("test_folder", folders=" and ".join(tops))
+            raise DataError(
+                f"{where} has the folders {', '.join(tops)}, each with the labels: set split: {{held_out: {judging[0]}}}"
+            )
+        emit("test_folder", folders=", ".join(tops), part=judging[0])
     if set(depths) != {2}:
         raise DataError(
             f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
