@@ -26,7 +26,7 @@ from remint.data.arrays import SPLITS, Split
 from remint.evaluation import leakage
 from remint.records import Column, DataSpec
 from remint.settings.judging import PromotionSettings
-from remint.settings.recipe import SplitSettings
+from remint.settings.split import SplitSettings
 
 TABLES = 200
 ROWS = (30, 100, 300, 1_000, 3_000, 10_000, 100_000)

@@ -16,9 +16,9 @@ from typing import Any
 import typer.main
 
 from remint import cli
-from remint.settings import judging, recipe
+from remint.settings import judging, recipe, split
+from remint.settings.base import Settings
 from remint.settings.params import PipelineSettings
-from remint.settings.recipe import Settings
 from remint.settings.schedule import ScheduleSettings
 
 HERE = Path(__file__).parent
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 BLOCKS: list[tuple[str, type[Settings]]] = [
     ("datasets.NAME", recipe.DatasetSettings),
     ("datasets.NAME.resize", recipe.ResizeSettings),
-    ("datasets.NAME.split", recipe.SplitSettings),
+    ("datasets.NAME.split", split.SplitSettings),
     ("pipelines.NAME", PipelineSettings),
     *((f"pipelines.NAME.model (family: {name})", settings) for name, settings in recipe.MODEL_SETTINGS.items()),
     ("pipelines.NAME.model.critic (family: vaegan)", recipe.VaeGanCriticSettings),

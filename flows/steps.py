@@ -5,8 +5,8 @@ Prefect caches nothing (dvc does), and retries only steps that use the network o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
@@ -50,14 +50,12 @@ def _can_retry(_task: Any, _run: Any, state: Any) -> bool:
 
 @step("fetch data")
 def fetch(job: Retraining) -> None:
-    """Download an s3:// source to HOME/fetched, and remote files of features. Local sources are used in place."""
-    dataset, source = job.settings.dataset, job.source
+    """Download s3:// sources to HOME/fetched, and remote files of features. Local sources are used in place."""
     _fetch_feature_files(job)
-    if not source.startswith(s3.SCHEME):
-        return
-    with timed(job, "fetch"):
-        fetched = s3.fetch(job.home, dataset, source, progress.reporter(job.pipeline, "fetch"))
-    job.tell("ran", name="fetch", objects=fetched.objects, fetched=fetched.fetched, removed=fetched.removed)
+    for key, name, source in job.remote_sources:
+        with timed(job, "fetch"):
+            fetched = s3.fetch(job.home, name, source, progress.reporter(job.pipeline, "fetch"), key)
+        job.tell("ran", name="fetch", objects=fetched.objects, fetched=fetched.fetched, removed=fetched.removed)
 
 
 def _fetch_feature_files(job: Retraining) -> None:
@@ -69,10 +67,13 @@ def _fetch_feature_files(job: Retraining) -> None:
                 s3.fetch_file(job.home, key, file.path, sha256, progress.reporter(job.pipeline, "fetch"))
 
 
-def _source_lock(job: Retraining) -> AbstractContextManager[None]:
-    """Lock the fetched folder against other fetches while dvc takes its snapshot."""
-    is_remote = job.source.startswith(s3.SCHEME)
-    return s3.held(job.home, job.settings.dataset, job.source) if is_remote else nullcontext()
+@contextmanager
+def _source_lock(job: Retraining) -> Iterator[None]:
+    """Lock the fetched folders against other fetches while dvc takes its snapshot."""
+    with ExitStack() as locks:
+        for _, name, source in job.remote_sources:
+            locks.enter_context(s3.held(job.home, name, source))
+        yield
 
 
 @step("ask dvc")

@@ -1,4 +1,4 @@
-"""python -m pipelines.prepare DATASET: outs/raw/DATASET -> outs/prepared/DATASET, checked arrays in three splits."""
+"""python -m pipelines.prepare DATASET: outs/raw/DATASET -> outs/prepared/DATASET, checked arrays in their splits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""python -m pipelines.snapshot DATASET: the present content of its source -> outs/raw/DATASET.
+"""python -m pipelines.snapshot DATASET: the present content of its sources -> outs/raw/DATASET.
 
-Objects of an s3:// source are not fetched here. The flow fetches them first, into HOME/fetched/DATASET; a run by hand uses
-the objects that are there.
+Objects of s3:// sources are not fetched here. The flow fetches them first, into HOME/fetched; a run by hand uses the objects
+that are there.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ def main(dataset: str) -> None:
     here = Path.cwd()
     home = Home.of(here)
     settings = load_params(here).dataset(dataset)
-    # Raw data is often not in git: look in the job's checkout first, then in the person's working tree.
-    roots = [here, Path(os.environ.get("REMINT_SOURCES", here))]
-    root = next((root for root in roots if (root / sources.local_path(settings.source)).exists()), roots[-1])
     sources.snapshot(
         dataset,
         settings,
-        root,
+        here,
         here / "outs/raw" / dataset,
+        # Raw data is often not in git: look in the job's checkout first, then in the person's working tree.
+        fallback=Path(os.environ.get("REMINT_SOURCES", here)),
         fetched=home.fetched / dataset,
         schemas=home.path / "schemas",
     )

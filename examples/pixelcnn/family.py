@@ -23,7 +23,8 @@ from remint.models.contract import Batch, Model, Phase
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, running_sums, to_unit
 from remint.records import DataSpec
-from remint.settings.recipe import ModelSettings, Positive
+from remint.settings.base import Positive
+from remint.settings.recipe import ModelSettings
 
 
 class Settings(ModelSettings):

@@ -29,6 +29,13 @@ NOTICES = {
     "drift": "column {column} has mean {mean:.4g}, {scales:.0f} standard deviations from its first import ({before:.4g})",
     "leakage": "of {checked} held-out examples, {exact} exactly and {near} nearly match a training example",
     "split_by_occurrence": "most of the {rows} rows equal another: copies are divided between the splits (split.by: occurrence)",
+    "split_by_group": "no group is in two splits: of {groups} groups, {train:.0%} of the examples are training, "
+    "{validation:.0%} validation, {held_out:.0%} held out",
+    "split_by_time": "the {rows} rows from {start} on are held out (split.time)",
+    "start_kept": "held-out rows begin at {start}, as in an earlier import, not at {asked}: older ones may have been trained on",
+    "test_folder": "the folders {folders} are read as labels: to keep {part} apart, set split: {{held_out: {part}}}",
+    "split_by_source": "the {rows} examples of {held_out} are held out; {left_out} others, which equal one of them or are of its "
+    "group, are left out",
     "few_held_out": "class {label} has only {count} held-out examples: metrics say little about it",
     "decision": "{subject}: {decision}",
     "dark": "no value in 16-bit files is above {highest}, but the schema reads 16 bits, so images are nearly black: "

@@ -153,7 +153,7 @@ class DatasetVersion(Record):
     raw_sha256: str  # of the raw snapshot
     spec: DataSpec
     split: dict[str, float | str]
-    counts: dict[str, int]  # examples in train, validation, held_out
+    counts: dict[str, int]  # examples in train, validation, held_out; and calibration, if there is such a split
     files: dict[str, str]  # SHA-256 of each prepared file, by name
 
 

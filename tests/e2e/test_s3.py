@@ -136,7 +136,21 @@ def test_5_dvc_repro_restores_the_outputs_of_the_job(team: S3Team) -> None:
     assert (team.folder / "outs/trained/flow/weights.safetensors").exists()
 
 
-def test_6_the_secret_is_stored_nowhere(team: S3Team) -> None:
+def test_6_a_held_out_source_is_fetched_too_and_judges(team: S3Team) -> None:
+    for key, content in pictures(200, 30).items():
+        team.server.put(team.data, key.replace("nightly", "judge"), content)
+    source = {"source": f"s3://{team.data}/nightly", "kind": "image", "split": {"held_out": f"s3://{team.data}/judge"}}
+    write_params({"datasets": {"pictures": source}, "pipelines": {"flow": PIPELINE}}, team.folder)
+    team.sh("git commit -qam 'A held-out source on S3'")
+    outcome, log = team.run()
+    assert "0 of 169 objects fetched" in log and "30 of 30 objects fetched" in log
+    assert "the 30 examples of s3://" in log and outcome["version"] == 3
+    assert "Running stage 'train@flow'" not in team.sh("dvc repro evaluate@flow 2>&1"), "the job's outputs"
+    counts = json.loads((team.folder / "outs/prepared/pictures/dataset.json").read_text())["counts"]
+    assert counts["held_out"] == 30 and counts["train"] + counts["validation"] == 169
+
+
+def test_7_the_secret_is_stored_nowhere(team: S3Team) -> None:
     left = [str(path) for path in team.folder.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
     assert left == [] and not any(PASSWORD in text for text in team.printed)
     kept = [key for prefix in ("dvc/", "mlflow/") for key in team.stored(prefix)]

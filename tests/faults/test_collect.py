@@ -78,6 +78,7 @@ def test_gc_removes_only_things_that_no_root_needs(make: Make) -> None:
     store.end_run(failed, "FAILED", "no luck")
     git.run_git(home.repository, "update-ref", "refs/heads/theirs", world.versions[2].commit)
     (home.fetched / "kept").mkdir(parents=True)
+    (home.fetched / "kept+held_out").mkdir()
     (home.fetched / "gone").mkdir()
     (home.fetched / ".gone.json").write_text("{}")
     (home.path / ".promote-killed").mkdir()
@@ -129,7 +130,7 @@ def test_gc_removes_only_things_that_no_root_needs(make: Make) -> None:
     assert git.run_git(home.repository, "rev-parse", "refs/heads/theirs").strip() == version.commit
     for place, was in before.items():
         assert was - world.objects(place) == things(answer, f"DVC {place}")
-    assert (home.fetched / "kept").exists()
+    assert (home.fetched / "kept").exists() and (home.fetched / "kept+held_out").exists()
     again = world.gc()
     assert again.garbage == () and again.bytes == 0
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from remint.data.columns import standardise
-from remint.data.splits import assign, canonical_rows, choose_rule, digests
-from remint.records import Column
-from remint.settings.recipe import SplitSettings
+from remint.data.limits import Limits
+from remint.data.schema import Schema
+from remint.data.splits import assign, canonical_rows, choose_rule, digests, divide, group_words, learn_limits
+from remint.records import Column, DataSpec
+from remint.settings.split import SplitSettings
 
 images = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.just(1), st.just(2), st.just(2)), elements=st.integers(0, 3))
 splits = st.builds(SplitSettings, validation=st.floats(0.01, 0.49), held_out=st.floats(0.01, 0.49), seed=st.integers(0, 99))
@@ -114,3 +116,120 @@ def test_copies_of_few_rows_are_divided_as_the_shares_say() -> None:
     continuous = np.random.default_rng(0).normal(size=(8_000, 1)).view(np.uint64)
     continuous[:400] = continuous[400:800]
     assert choose_rule(continuous) == "content"
+
+
+@settings(max_examples=50, deadline=None)
+@given(images, splits, st.floats(0.001, 0.4))
+def test_a_calibration_share_takes_examples_from_training_only(x_NCHW: np.ndarray, split: SplitSettings, share: float) -> None:
+    before_N = assigned(x_NCHW, split)
+    after_N = assigned(x_NCHW, split.model_copy(update={"calibration": share}))
+    assert set(before_N[after_N != before_N].tolist()) <= {0} and set(after_N[after_N != before_N].tolist()) <= {3}
+
+
+groups = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(groups, groups, splits, st.randoms(use_true_random=False))
+def test_no_group_is_in_two_splits_and_other_rows_move_none(
+    group_N: list[int], more_N: list[int], split: SplitSettings, random: object
+) -> None:
+    """After appends, deletions and reorderings, too."""
+
+    def split_of(members: list[int]) -> dict[int, set[int]]:
+        lenient = split.model_copy(update={"validation": 0.0, "held_out": 0.0})  # one group may hold all rows here
+        words_N = group_words("key", lenient, [str(member) for member in members])
+        found: dict[int, set[int]] = {}
+        for member, index in zip(members, assigned(words_N[:, None], split).tolist(), strict=True):
+            found.setdefault(member, set()).add(index)
+        return found
+
+    alone = split_of(group_N)
+    assert all(len(indices) == 1 for indices in alone.values())
+    shuffled = random.sample(group_N + more_N, len(group_N + more_N))  # type: ignore[attr-defined]
+    longer, fewer = split_of(shuffled), split_of(shuffled[: 1 + len(shuffled) // 2])
+    assert {member: longer[member] for member in alone} == alone and {**longer, **fewer} == longer
+
+
+SCHEMA = Schema(
+    dataset="d",
+    version=1,
+    settings={},
+    spec=DataSpec(shape=(1,), columns=(Column(name="x"),), classes=3, class_names=("a", "b", "c")),
+)
+LEARNT = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2)), min_size=1, max_size=40)  # day and class of each row
+
+
+def imported(rows: list[tuple[int, int, int]], split: SplitSettings, kept: Limits) -> tuple[dict[int, int], Limits]:
+    """Divide rows (number, day, class) by the limits that are kept. Return the split of each number, and the limits now."""
+    number_N, day_N, y_N = (np.array([row[place] for row in rows]) for place in range(3))
+    arrays = {"x": number_N.astype(np.float64)[:, None], "y": y_N}
+    if split.time:
+        dates_N = np.datetime64("2024-01-01T00:00:00.000000") + day_N * np.timedelta64(1, "D")
+        arrays["time"] = dates_N if split.time == "date" else day_N.astype(np.float64)
+    found = learn_limits("d", split, SCHEMA, arrays)
+    assert found is not None
+    kept = kept.joined(found)
+    split_N = divide(arrays, split, SCHEMA.spec, "content", kept.only(found))
+    return dict(zip(number_N.tolist(), split_N.tolist(), strict=True)), kept
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    LEARNT,
+    st.sampled_from([("date", 0.2), ("number", 0.2), ("date", "1d"), ("date", "10d"), ("date", "2w")]),
+    st.integers(1, 5),
+    st.randoms(use_true_random=False),
+)
+def test_in_time_no_row_that_was_trained_on_is_ever_held_out(
+    learnt: list[tuple[int, int]], rule: tuple[str, float | str], imports: int, random: object
+) -> None:
+    """However rows are appended, deleted and reordered: the newest rows, too."""
+    rows = [(number, *row) for number, row in enumerate(learnt)]
+    split, kept, trained = SplitSettings(time=rule[0], held_out=rule[1]), Limits(), set[int]()
+    for _ in range(imports):
+        here = random.sample(rows, random.randint(1, len(rows)))  # type: ignore[attr-defined]
+        found, kept = imported(here, split, kept)
+        assert not trained & {number for number, index in found.items() if index == 2}
+        trained |= {number for number, index in found.items() if index == 0}
+
+
+@settings(max_examples=100, deadline=None)
+@given(LEARNT, LEARNT, splits, st.floats(0.0, 0.3), st.randoms(use_true_random=False))
+def test_the_limits_of_each_class_give_its_shares_and_stay(
+    learnt: list[tuple[int, int]], more: list[tuple[int, int]], shares: SplitSettings, calibration: float, random: object
+) -> None:
+    rows = [(number, *row) for number, row in enumerate(learnt + more)]
+    split = shares.model_copy(update={"stratify": True})
+    first, kept = imported(rows[: len(learnt)], split, Limits())
+    for label in range(3):
+        members = [number for number, _, y in rows[: len(learnt)] if y == label]
+        counts = np.bincount([first[number] for number in members], minlength=3)
+        assert counts[2] == round(split.held_out * len(members))  # type: ignore[operator]
+        assert counts[2] + counts[1] == round((split.held_out + split.validation) * len(members))  # type: ignore[operator]
+    for here in (rows[::-1], random.sample(rows, 1 + len(rows) // 2)):  # type: ignore[attr-defined]
+        later, kept = imported(here, split, kept)
+        assert {number: first[number] for number in first if number in later} == {
+            number: later[number] for number in later if number in first
+        }
+    if shares.training > calibration > 0.0:
+        later, _ = imported(rows, split.model_copy(update={"calibration": calibration}), kept)
+        moved = {(before, later[number]) for number, before in first.items() if later[number] != before}
+        assert moved <= {(0, 3)}, "calibration takes from training only"
+
+
+values = st.lists(st.integers(0, 30), min_size=1, max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values, values, values)
+def test_what_a_held_out_part_holds_is_never_trained_on(here: list[int], later: list[int], apart: list[int]) -> None:
+    """Whatever the other part holds: the later values are appended, the others deleted."""
+    split_of: dict[int, int] = {}
+    for rows in (here, here + later, later[::-1]):
+        number_N = np.array(rows + apart, dtype=np.float64)
+        arrays = {"x": number_N[:, None], "held_out": np.arange(len(number_N)) >= len(rows)}
+        split_N = divide(arrays, SplitSettings(held_out="test"), SCHEMA.spec, "content", Limits())
+        assert (split_N[len(rows) :] == 2).all()
+        for value, index in zip(rows, split_N.tolist(), strict=False):
+            assert index in ((-1,) if value in apart else (0, 1)) and split_of.setdefault(value, index) == index

@@ -10,7 +10,8 @@ import pytest
 from remint.data import arrays, sources, splits
 from remint.errors import DataError, IntegrityError
 from remint.records import DatasetVersion
-from remint.settings.recipe import DatasetSettings, SplitSettings
+from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
 DIGITS = DatasetSettings(source="sklearn:digits")
 
@@ -43,6 +44,19 @@ def test_equal_data_give_one_version_and_another_seed_gives_another(tmp_path: Pa
     other = prepare(tmp_path, DIGITS.model_copy(update={"split": SplitSettings(seed=1)}))
     assert first.digest == second.digest != other.digest
     assert first.files["held_out.npy"] != other.files["held_out.npy"]
+
+
+def test_a_calibration_split_leaves_the_held_out_examples_where_they_are(tmp_path: Path) -> None:
+    """The digests are those of a remint that had no such split."""
+    before = prepare(tmp_path)
+    assert before.digest == "b3dfb965e2f65b436ee6241e37917176796e28f93fbe9455851f0d63a8e801bc"
+    after = prepare(tmp_path, DIGITS.model_copy(update={"split": SplitSettings(calibration=0.05)}))
+    for name in ("validation", "validation_labels", "held_out", "held_out_labels"):
+        assert after.files[f"{name}.npy"] == before.files[f"{name}.npy"]
+    assert after.counts["train"] + after.counts["calibration"] == before.counts["train"]
+    assert abs(after.counts["calibration"] - 89.85) < 3 * (1797 * 0.05 * 0.95) ** 0.5  # binomial: three standard deviations
+    assert len(np.load(tmp_path / "prepared/calibration.npy")) == after.counts["calibration"]
+    assert after.split["calibration"] == 0.05 and "calibration" not in before.split
 
 
 def test_without_labels_no_label_files_are_written(tmp_path: Path) -> None:

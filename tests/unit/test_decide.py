@@ -16,7 +16,7 @@ from remint.promotion.why import sections, why
 from remint.records import LedgerRow, canonical
 from remint.runtime.home import Home
 from remint.runtime.manifest import sha256_file
-from remint.settings.params import load_params
+from remint.settings.params import load_params, write_params
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
@@ -268,12 +268,13 @@ def test_a_version_that_awaits_no_approval_does_not_expire(home: Home, checked_b
     assert decide.promote(home, f"{MODEL}/2", "over the gate").champion_after == 2
 
 
-def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) -> None:
-    (home.repository / "params.yaml").write_text(
-        "datasets:\n  digits: {source: x.npy, kind: image, shape: [1, 4, 4], levels: 5}\npipelines: {}\n"
-    )
+@pytest.mark.parametrize(("held_out", "file"), [(0.2, "x.npy"), ("./y.npy", "x.npy"), ("./y.npy", "y.npy")])
+def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home, held_out: float | str, file: str) -> None:
+    block = {"source": "x.npy", "kind": "image", "shape": [1, 4, 4], "levels": 5, "split": {"held_out": held_out}}
+    write_params({"datasets": {"digits": block}, "pipelines": {}}, home.repository)
     x_NCHW = np.random.default_rng(0).integers(0, 5, (20, 1, 4, 4), dtype=np.uint8)
     np.save(home.repository / "x.npy", x_NCHW)
+    np.save(home.repository / "y.npy", x_NCHW[:5])
     sources.snapshot("digits", load_params(home.repository).datasets["digits"], home.repository, home.path / "raw")
     data = canonical({"name": "digits", "source": "x.npy", "raw_sha256": sha256_file(home.path / "raw" / "data.npz")})
     store = open_tracking(home)
@@ -284,9 +285,9 @@ def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home) ->
         return expiry.data_changed(home, store.version(f"{MODEL}/4"), open_ledger(home).rows(MODEL, 4))
 
     assert changed() is None
-    np.save(home.repository / "x.npy", x_NCHW[::-1])
-    assert changed() == "x.npy changed since then"
-    (home.repository / "x.npy").write_bytes(b"no array")
+    np.save(home.repository / file, x_NCHW[::-1])
+    assert changed() == f"{'x.npy' if held_out == 0.2 else 'x.npy or ./y.npy'} changed since then"
+    (home.repository / file).write_bytes(b"no array")
     assert (changed() or "").startswith("its data can no longer be read: ")
     (home.repository / "params.yaml").write_text("datasets: nonsense")
     assert changed() is None, "settings that are broken tell nothing of the data"

@@ -216,14 +216,16 @@ def test_raw_data_never_enter_the_commit_and_are_no_uncommitted_work(repository:
 
 def test_raw_data_are_the_local_sources_and_what_dvc_tracks(repository: Path) -> None:
     sources = {"a": "data/a.csv", "b": "idx:data/b/", "c": "/srv/c.npz", "d": "s3://bucket/d", "e": "sklearn:digits"}
-    write_params({"datasets": {name: {"source": source} for name, source in sources.items()}, "pipelines": {}}, repository)
+    held_out = {"a": "data/test.csv", "b": "t10k", "c": 0.2, "d": "s3://bucket/test", "e": None}
+    blocks = {name: {"source": source, "split": {"held_out": held_out[name]}} for name, source in sources.items()}
+    write_params({"datasets": blocks, "pipelines": {}}, repository)
     (repository / "deep").mkdir()
     (repository / "deep/x.dvc").write_text("outs:\n- {md5: 0, path: x.bin}\n")
     (repository / "broken.dvc").write_text("outs: 1")
     stages = "stages:\n  a: {foreach: [1], do: {outs: ['outs/a/${key}', {'outs/b.json': {cache: false}}]}}\n  b: {wdir: sub, outs: [c]}\n"
     (repository / "dvc.yaml").write_text(stages)
     found = {str(path.relative_to(repository) if path.is_relative_to(repository) else path) for path in raw_data(repository)}
-    assert found == {"data/a.csv", "data/b", "/srv/c.npz", "deep/x.bin", "outs/a", "outs/b.json", "sub/c"}
+    assert found == {"data/a.csv", "data/test.csv", "data/b", "/srv/c.npz", "deep/x.bin", "outs/a", "outs/b.json", "sub/c"}
 
 
 @pytest.mark.parametrize("source", [".", "./", "data/.."])

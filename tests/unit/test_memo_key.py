@@ -161,12 +161,14 @@ def before(clone_with_lock: Clone) -> dict[str, bytes]:
 
 EVERY = {f"{step}@{name}" for step in ("features", "train", "evaluate") for name in ("flow", "gan")} | {"prepare@tiny"}
 TRAIN, EVALUATE = ({name for name in EVERY if name.startswith(step)} for step in ("train", "evaluate"))
-JUDGING, RECIPE, RECORDS = (f"src/remint/{name}.py" for name in ("settings/judging", "settings/recipe", "records"))
+JUDGING, RECIPE, SPLIT, RECORDS = (
+    f"src/remint/{name}.py" for name in ("settings/judging", "settings/recipe", "settings/split", "records")
+)
 
 CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a default of the evaluation": (lambda c: c.edit(JUDGING, "importance_samples: Positive = 500", "importance_samples: Positive = 400"), EVALUATE),
     "a default that every pipeline overrides": (lambda c: c.edit(JUDGING, "draws: Annotated[int, Field(ge=2)] = 20", "draws: Annotated[int, Field(ge=2)] = 19"), set()),
-    "a default of the split": (lambda c: c.edit(RECIPE, "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2", "held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.3"), {"prepare@tiny"}),
+    "a default of the split": (lambda c: c.edit(SPLIT, "held_out: float | str = 0.2", "held_out: float | str = 0.3"), {"prepare@tiny"}),
     "a default of the training": (lambda c: c.edit(RECIPE, "warmup: Fraction = 0.02", "warmup: Fraction = 0.03"), TRAIN),
     "a default of one family": (lambda c: c.edit(RECIPE, "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0", "beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1"), {"train@gan"}),
     "nats_per_unit": (lambda c: c.edit(RECORDS, "1.0 if self.is_table else self.dims * math.log(2.0)", "1.0 if self.is_table else math.log(2.0)"), EVERY),
@@ -180,6 +182,7 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a metric of one pipeline": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
     "an unused metric": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
     "promotion settings and a new pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
+    "a rule of the split": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {stratify: true, calibration: 0.1}}"), {"prepare@tiny"}),
     "a setting equal to its default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
     "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
 }  # fmt: skip

@@ -77,6 +77,11 @@ def test_the_repositorys_own_params_are_valid() -> None:
         ),
         ("datasets.digits.levels", 1000, ["datasets.digits.levels", "256"]),
         ("datasets.digits.split", {"held_out": 0.9}, ["datasets.digits.split.held_out", "0.5"]),
+        (
+            "datasets.digits.split",
+            {"held_out": 0.4, "validation": 0.3, "calibration": 0.3},
+            ["datasets.digits.split: validation, held_out and calibration leave nothing for training"],
+        ),
     ],
 )
 def test_a_mistake_is_refused_with_its_key_and_what_was_expected(

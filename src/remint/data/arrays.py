@@ -2,9 +2,11 @@
 
     outs/prepared/NAME/
         dataset.json          records.DatasetVersion; its digest is the dataset version
-        SPLIT.npy             for SPLIT in train, validation, held_out: images uint8 (N, C, H, W), rows float32 (N, D)
+        SPLIT.npy             images uint8 (N, C, H, W), rows float32 (N, D)
         SPLIT_labels.npy      int64 (N,), if there are labels
         SPLIT_ids.npy         uint64 (N,), of a split by occurrence: digest of content and occurrence
+
+SPLIT is train, validation or held_out; or calibration, if ``split.calibration`` is above 0.
 
 DVC checks a file when it stores it but not when it links it. Therefore ``load`` hashes each file again, before step 1 of
 a training and before each evaluation.

@@ -91,8 +91,12 @@ def check_type(column: pa.ChunkedArray) -> None:
     kind = column.type
     if pa.types.is_temporal(kind):
         raise UnusableColumn(f"contains dates or times ({kind}): add it to numeric to read them as days or seconds, or drop it")
-    if not (_is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
+    if not (is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
         raise UnusableColumn(f"has type {kind}, neither number nor text: flatten it into columns, or drop it")
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def is_text(column: pa.ChunkedArray) -> bool:
@@ -233,7 +237,3 @@ def _examples(names: list[str]) -> str:
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))

@@ -29,15 +29,20 @@ class Reason:
     categorical: bool = False
 
 
-def find(table: pa.Table, stated: Collection[str]) -> dict[str, Reason]:
-    """Return the decisions about the columns that no setting names. ``stated``: the columns that one does."""
+def find(table: pa.Table, stated: Collection[str], dividing: Collection[str]) -> dict[str, Reason]:
+    """Return the decisions about the columns that no setting calls a feature.
+
+    ``stated``: the columns that one does, ``dividing``: those that the split is made by.
+    """
     indices, categories = _pandas(table)
     found = {}
     for name in table.column_names:
         if name in stated:
             continue
         column = table[name]
-        if name in indices or (INDEX.fullmatch(name) and _numbers_rows(column)):
+        if name in dividing:
+            found[name] = Reason("left out: it divides the splits, and is no measurement", left_out=True)
+        elif name in indices or (INDEX.fullmatch(name) and _numbers_rows(column)):
             found[name] = Reason("left out: the index of the saved frame, and no measurement", left_out=True)
         elif name in categories or pa.types.is_dictionary(column.type):
             found[name] = Reason("a category, as the file says", categorical=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,14 @@ def files(folder: Path) -> Iterator[File]:
 def visible_entries(folder: Path) -> list[Path]:
     """Return the visible entries directly in ``folder``, sorted."""
     return [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+
+
+def split_paths(names: Sequence[str]) -> list[list[str]]:
+    """Return the parts of each path, without folders that are around all files."""
+    parts = [name.split("/") for name in names]
+    while len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
+        parts = [part[1:] for part in parts]
+    return parts
 
 
 def _linked_folders(at: str, folders: list[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
     FOLDER/train-images-idx3-ubyte.gz    00 00 08 03, then N, H, W as big-endian 32-bit numbers, then N H W bytes
     FOLDER/train-labels-idx1-ubyte.gz    00 00 08 01, then N, then N bytes
-    FOLDER/t10k-..                       the same; all files are pooled, since splits.py makes the split
+    FOLDER/t10k-..                       the same; all files are pooled, since splits.py makes the split. The part
+                                         of an image is its folder in Raw.names: t10k/17
 
 Shapes: N images, H height, W width.
 """
@@ -62,7 +63,8 @@ def read(folder: Path) -> Raw:
     y_N = None
     if any(what == "labels" for what, _ in found):
         y_N = np.concatenate([_labels(folder, found, part, len(x)) for part, x in zip(parts, images, strict=True)])
-    return Raw(where=str(folder), x=np.concatenate(images), y=y_N, levels=IMAGE_LEVELS)
+    names = [f"{part.rstrip('-_.')}/{index}" for part, x in zip(parts, images, strict=True) for index in range(len(x))]
+    return Raw(where=str(folder), x=np.concatenate(images), y=y_N, levels=IMAGE_LEVELS, names=tuple(names))
 
 
 def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: int) -> Array:

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from remint.data.folder import split_paths
 from remint.data.values import WHOLE_BITS, Raw, Values, read_values
 from remint.errors import DataError
 from remint.records import DataSpec
+from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings, ResizeSettings
 
 MOST_CLASSES = 10_000  # a larger label is a mistake (an identifier, a time), not a class number
+JUDGING = ("test", "val", "valid", "validation")  # names of a folder beside train, the first of which is held out
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length counts as the channel axis
 
 Array = np.ndarray[Any, Any]
@@ -204,14 +207,28 @@ def conform(found: Images, known: DataSpec) -> tuple[dict[str, Array], list[str]
     return arrays, differences
 
 
-def folder_labels(where: str, names: list[str]) -> list[str] | None:
-    """Return the folder of each file, or None without folders. Raises DataError for mixed depths or deeper folders."""
-    parts = [name.split("/") for name in names]
-    while len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts):
-        parts = [part[1:] for part in parts]  # a wrapper
+def folder_labels(where: str, names: list[str], apart: str | None = None) -> list[str] | None:
+    """Return the folder of each file, or None without folders. Raises DataError for mixed depths or deeper folders.
+
+    ``apart``: the folder of the held-out files, and no label. If the others are as deep as these, their first folders are no
+    labels either: train/cat/1.png and test/cat/2.png are both of cat.
+    """
+    parts = split_paths(names)
+    inside = [part for part in parts if part[0] == apart and len(part) > 1]
+    if inside:
+        alike = len({len(part) for part in parts}) == 1
+        parts = split_paths(["/".join(part[1:] if alike or part[0] == apart else part) for part in parts])
     depths = {len(part): name for part, name in zip(parts, names, strict=True)}
     if set(depths) == {1}:
         return None
+    tops = sorted({part[0] for part in parts if len(part) > 1})
+    judging = [top for name in JUDGING for top in tops if top.lower() == name]
+    if not inside and judging and {top.lower() for top in tops} <= {"train", *JUDGING} and len(tops) > len(judging):
+        if set(depths) == {3}:
+            raise DataError(
+                f"{where} has the folders {', '.join(tops)}, each with the labels: set split: {{held_out: {judging[0]}}}"
+            )
+        emit("test_folder", folders=", ".join(tops), part=judging[0])
     if set(depths) != {2}:
         raise DataError(
             f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "

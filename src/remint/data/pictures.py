@@ -81,7 +81,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, known: Da
         first = min(found.misnamed)
         emit("misnamed", files=len(found.misnamed), first=first, format=found.misnamed[first])
     check_same_shape(where, {name: found.images[name].shape for name in names})
-    label_N = folder_labels(where, names)
+    label_N = folder_labels(where, names, settings.split.part)
     classes = tuple(sorted(set(label_N or ())))
     place = {name: index for index, name in enumerate(classes)}
     return Raw(
@@ -95,6 +95,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, known: Da
         one_bit=found.facts.modes == {"1"},
         decision=decision,
         set_aside=dict(sorted(found.unusable.items())),
+        names=tuple(names),
     )
 
 

@@ -3,7 +3,11 @@
     snapshot(name, settings, root, out) -> out/
         data.npz          x  images uint8 (N, C, H, W), values 0 .. levels-1; a table's columns float64 (N, D), see tables.py
                           y  int64 (N,), class numbers from 0; absent where the source has no labels
+                          group  uint64 (N,), hash of each example's group; absent without split.group
+                          time  datetime64[us] (N,), or float64 of a column of numbers; absent without split.time
+                          held_out  bool (N,), whether an example is held out; absent if shares or times decide that
         schema.json       schema.Schema of x and y
+        limits.json       limits.Limits between the splits; absent without split.time and split.stratify
         set_aside.json    unusable image file -> reason; absent if there are none
 
 The same source gives the same bytes, so that DVC sees a change only if the data changed.
@@ -18,19 +22,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from remint.data import archive, folder, formats, idx, images, numpy_files, schema, shipped, splits
+from remint.data import archive, folder, formats, idx, images, numpy_files, parts, schema, shipped, splits
+from remint.data.limits import LIMITS, keep_limits, shown
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.data.values import Raw
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
 from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
 SET_ASIDE = "set_aside.json"
 REMOTE = "s3://"  # storage.py fetches such a source before the import
@@ -44,54 +51,108 @@ KNOWN_SOURCES = (
 )
 
 Array = np.ndarray[Any, Any]
-Conform = Callable[[DataSpec], tuple[dict[str, Array], list[str]]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Content of a source: its spec, and the function that gives x and y in the form of a schema, with the differences."""
+
+    spec: DataSpec
+    conform: Callable[[DataSpec], tuple[dict[str, Array], list[str]]]
+    dividing: dict[str, Array]  # the other arrays of the snapshot: they decide the splits
+    decisions: dict[str, str] = field(default_factory=dict)  # that are not obvious, by a table's column, or by subject
+    set_aside: dict[str, str] = field(default_factory=dict)  # unusable image file -> reason
 
 
 def snapshot(
-    name: str, settings: DatasetSettings, root: Path, out: Path, *, fetched: Path | None = None, schemas: Path | None = None
+    name: str,
+    settings: DatasetSettings,
+    root: Path,
+    out: Path,
+    *,
+    fallback: Path | None = None,
+    fetched: Path | None = None,
+    schemas: Path | None = None,
 ) -> None:
-    """Read the source of dataset ``name`` (a relative path below ``root``) and write the snapshot to ``out``.
+    """Read the sources of dataset ``name`` (relative paths below ``root``) and write the snapshot to ``out``.
 
-    ``fetched``: folder with the local copy of an s3:// source. ``schemas``: folder of the stored schemas; without it each
+    ``fallback``: root of a source that is not below ``root``. ``fetched``: folder with the local copy of an s3:// source;
+    that of a held-out source is beside it (``fetched_name``). ``schemas``: folder of the stored schemas; without it each
     import learns a new one.
 
-    Raises SettingsError if the source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
+    Raises SettingsError if a source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
     or other levels than params.yaml, or does not fit its schema.
     """
     known = schema.read_schema(schemas, name, settings)
-    set_aside, decided = dict[str, str](), dict[str, str]()
-    try:
-        source = locate_source(name, settings, root, fetched)
-        if isinstance(source, Path) and source.is_file():
-            formats.check_name(source)
-        if settings.kind == "table":
-            spec, conform, decided = _table(name, settings, source, known)
-        else:
-            spec, conform, decided, set_aside = _images(name, settings, source, known)
-    except DataError as error:  # the reader names the file; add the settings key
-        if "params.yaml:" in str(error):
-            raise
-        raise DataError(f"params.yaml: datasets.{name}.source: {error}") from error
-    stored = known or schema.make_schema(name, settings, spec)
-    arrays = _arrays_in_schema(stored, settings, conform)
+
+    def read(key: str, settings: DatasetSettings, known: Schema | None) -> Content:
+        try:
+            here = root if fallback is None or (root / local_path(settings.source)).exists() else fallback
+            copy = fetched.with_name(fetched_name(fetched.name, key)) if fetched else None
+            source = locate_source(name, settings, here, copy, key)
+            if isinstance(source, Path) and source.is_file():
+                formats.check_name(source)
+            return (_table if settings.kind == "table" else _images)(name, settings, source, known)
+        except DataError as error:  # the reader names the file; add the settings key
+            if "params.yaml:" in str(error):
+                raise
+            raise DataError(f"params.yaml: datasets.{name}.{key}: {error}") from error
+
+    content = read("source", settings, known)
+    stored = known or schema.make_schema(name, settings, content.spec)
+    arrays = _arrays_in_schema(stored, settings, content)
     if known is None:
+        spec = content.spec
         rule = splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns)) if spec.is_table else stored.split_by
-        stored = stored.model_copy(update={"split_by": rule, "decisions": decided})
-        for subject, decision in decided.items():
+        stored = stored.model_copy(update={"split_by": rule, "decisions": content.decisions})
+        for subject, decision in content.decisions.items():
             emit("decision", subject=f"column {subject}" if spec.is_table else subject, decision=decision)
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
-        arrays = _arrays_in_schema(stored, settings, conform)  # two first imports may run at once: use the stored schema
+        arrays = _arrays_in_schema(stored, settings, content)  # two first imports may run at once: use the stored schema
+    set_aside = content.set_aside
+    if settings.split.source is not None:
+        whole = SplitSettings.model_construct(group=settings.split.group, validation=0.0, held_out=0.0)
+        apart = settings.model_copy(update={"source": settings.split.source, "split": whole})
+        content = read("split.held_out", apart, stored)
+        arrays = _join(name, stored, arrays, apart.source, content)
+        set_aside = set_aside | {f"{apart.source}: {file}": reason for file, reason in content.set_aside.items()}
+    limits = splits.learn_limits(name, settings.split, stored, arrays)
+    if limits is not None and schemas is not None:
+        asked, limits = limits, keep_limits(limits, stored, schemas)
+        for key, start in limits.held_out_from.items():
+            if start != asked.held_out_from[key]:
+                emit("start_kept", start=shown(start), asked=shown(asked.held_out_from[key]))
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
     stored.write(out / SCHEMA)
+    if limits is not None:
+        limits.write(out / LIMITS)
     if set_aside:
         (out / SET_ASIDE).write_text(json.dumps(set_aside, indent=1) + "\n")
 
 
-def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Path | None) -> Path | str:
-    """Return the source's file or folder, or its name if scikit-learn ships it."""
+def _join(name: str, stored: Schema, arrays: dict[str, Array], source: str, apart: Content) -> dict[str, Array]:
+    """Return the arrays with the examples of the held-out source behind them, and a mask of these, held_out, bool (N,)."""
+    others, differences = apart.conform(stored.spec)
+    if differences:
+        raise DataError(
+            f"params.yaml: datasets.{name}.split.held_out: {source} does not fit schema {stored.version}, as "
+            f"{stored.settings['source']} does: {'; '.join(differences)}: repair it"
+        )
+    others |= apart.dividing
+    joined = {key: np.concatenate([array, others[key]]) for key, array in arrays.items()}
+    return joined | {"held_out": np.arange(len(joined["x"])) >= len(arrays["x"])}
+
+
+def fetched_name(name: str, key: str) -> str:
+    """Return the folder below HOME/fetched for the source at ``key`` of a dataset."""
+    return name if key == "source" else f"{name}+{key.rpartition('.')[2]}"
+
+
+def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Path | None, key: str = "source") -> Path | str:
+    """Return the source's file or folder, or its name if scikit-learn ships it. ``key``: of the source, for errors."""
     source = settings.source
     if source in (*shipped.IMAGES, *shipped.TABLES):
         return source
@@ -108,22 +169,22 @@ def locate_source(name: str, settings: DatasetSettings, root: Path, fetched: Pat
         raise DataError(f"there is no folder {path}: put it there or correct the path")
     near = difflib.get_close_matches(source, [*shipped.IMAGES, *shipped.TABLES], n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"no file or folder has this name; expected {KNOWN_SOURCES}"
-    raise SettingsError(f"params.yaml: datasets.{name}.source: unknown source '{source}': {hint}")
+    raise SettingsError(f"params.yaml: datasets.{name}.{key}: unknown source '{source}': {hint}")
 
 
-def local_sources(datasets: Mapping[str, str]) -> list[Path]:
-    """Return the files and folders of all local sources: raw data, which never enter git. ``datasets``: source by name.
+def local_sources(named: Mapping[str, str]) -> list[Path]:
+    """Return the files and folders of all local sources: raw data, which never enter git. ``named``: sources by their key.
 
     Raises SettingsError if a source is the repository itself.
     """
     found = []
-    for name, source in datasets.items():
+    for key, source in named.items():
         if source.startswith(REMOTE) or source in (*shipped.IMAGES, *shipped.TABLES):
             continue
         path = Path(local_path(source))
         if not path.is_absolute() and os.path.normpath(path) == ".":
             raise SettingsError(
-                f"params.yaml: datasets.{name}.source: '{source}' is the repository itself: move the data into a folder "
+                f"params.yaml: {key}: '{source}' is the repository itself: move the data into a folder "
                 "of its own, such as data/, and name that"
             )
         found.append(path)
@@ -147,28 +208,30 @@ def _only_file(path: Path) -> Path:
     return found[0]
 
 
-def _table(
-    name: str, settings: DatasetSettings, source: Path | str, known: Schema | None
-) -> tuple[DataSpec, Conform, dict[str, str]]:
-    """Return the spec, the function that conforms the data, and the decisions about columns."""
-    from remint.data import tables  # late import: images do not need pyarrow
+def _table(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None) -> Content:
+    from remint.data import dividing, tables  # late import: images do not need pyarrow
 
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix.lower() not in TABLES):
         found = f": it holds {len(folder.visible_entries(source))} files" if isinstance(source, Path) and source.is_dir() else ""
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
     table = tables.read(name, settings, source, known.spec if known else None)
     spec = known.spec if known else tables.learn(name, settings, table)
-    return spec, lambda spec: tables.conform(table, spec), {name: reason.text for name, reason in table.reasons.items()}
+    decisions = {name: reason.text for name, reason in table.reasons.items()}
+    divided_by = dividing.arrays(name, settings, table.where, table.dividing)
+    return Content(spec, lambda spec: tables.conform(table, spec), divided_by, decisions)
 
 
-def _images(
-    name: str, settings: DatasetSettings, source: Path | str, known: Schema | None
-) -> tuple[DataSpec, Conform, dict[str, str], dict[str, str]]:
-    """Return the spec, the function that conforms the data, the decisions, and the files that were set aside."""
+def _images(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None) -> Content:
     before = known.spec if known and not known.spec.is_table else None
     raw = _raw(settings, source, before)
     found = images.check(name, settings, raw, before)
-    return found.spec, lambda spec: images.conform(found, spec), dict(found.decisions), dict(raw.set_aside)
+    dividing = {}
+    if settings.split.group is not None:
+        dividing["group"] = parts.groups(name, settings.split, settings.split.group, raw)
+    if settings.split.part is not None:
+        dividing["held_out"] = parts.part(name, settings.split.part, raw)
+    decisions, set_aside = dict(found.decisions), dict(raw.set_aside)
+    return Content(found.spec, lambda spec: images.conform(found, spec), dividing, decisions, set_aside)
 
 
 def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None) -> Raw:
@@ -191,11 +254,11 @@ def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None) 
     raise DataError(f"{source} is not a known kind of source: expected {KNOWN_SOURCES}")
 
 
-def _arrays_in_schema(stored: Schema, settings: DatasetSettings, conform: Conform) -> dict[str, Array]:
+def _arrays_in_schema(stored: Schema, settings: DatasetSettings, content: Content) -> dict[str, Array]:
     """Return the arrays in the form of the schema. Raises DataError, with a line for each difference, if they do not fit."""
-    arrays, differences = conform(stored.spec)
+    arrays, differences = content.conform(stored.spec)
     if differences:
         raise schema.mismatch_error(stored, settings, differences)
     if stored.settings["source"] != settings.source:
         emit("schema", learnt_from=stored.settings["source"], fits=settings.source)
-    return arrays
+    return arrays | content.dividing

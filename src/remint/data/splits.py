@@ -1,4 +1,4 @@
-"""Preparation: divide one snapshot into three splits.
+"""Preparation: divide one snapshot into three splits, and a fourth if ``split.calibration`` asks for it.
 
 An example's split depends only on its content and the split's seed. Therefore appended data moves no example to another
 split, equal examples are always in the same split, and a champion's training data are never in the set that evaluates
@@ -8,6 +8,10 @@ Where most rows of a table equal others, that would put each combination of valu
 be combinations that training never saw. There the split also depends on the occurrence: on how many equal rows came before. A
 row is then identified by both, and appended, removed or reordered rows move no other row to another split either.
 
+Settings change what decides the split. ``group``: the group instead of the content. ``time``: rows from one time on are held
+out; this time only moves on (limits.py). ``stratify``: each class has limits of its own, which stay. ``held_out``: a part of the
+source, or another source, is held out; examples that equal one of it are in no split.
+
 Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
 """
 
@@ -16,19 +20,25 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from remint.data.arrays import SPLITS, VERSION
+from remint.data.limits import LIMITS, Limits, class_key, held_out_from, limit_of, shown, time_key
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.errors import DataError
 from remint.records import Column, DatasetVersion, DataSpec
 from remint.runtime.events import emit
 from remint.runtime.manifest import sha256_file
-from remint.settings.recipe import DatasetSettings, SplitSettings
+from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
+PARTS = (*SPLITS, "calibration")
+TRAIN, VALIDATION, HELD_OUT, CALIBRATION = range(len(PARTS))
+LEFT_OUT = -1  # of every split: an example that equals one of the held-out part or source, or is of its group
 MOST = 0.5  # share of rows that equal another row, above which occurrences count
 ID_SEED = 0  # of ids, which are the same for every seed of the split
 FEW = 5  # held-out examples of a class, below which a person is told
@@ -44,40 +54,36 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     schema = Schema.read(raw / SCHEMA)
     spec, by = schema.spec, settings.split.by or schema.split_by
     with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
-        x_NX = archive["x"]
-        y_N = archive["y"] if "y" in archive.files else None
+        arrays = dict(archive)
+    limits = Limits.read(raw / LIMITS) if (raw / LIMITS).exists() else Limits()
+    split_N = divide(arrays, settings.split, spec, by, limits)
+    id_N = digests(_identities(arrays, spec, by), ID_SEED, occurrences=True) if by == "occurrence" else None
+    x_NX, y_N = arrays["x"], arrays.get("y")
     if spec.is_table:
         from remint.data import columns
 
-        content_NX = canonical_rows(x_NX, spec.columns)
         x_NX = columns.standardise(x_NX, spec.columns)
-    else:
-        content_NX = x_NX
-    split_N = assign(digests(content_NX, settings.split.seed, occurrences=by == "occurrence"), settings.split)
-    id_N = digests(content_NX, ID_SEED, occurrences=True) if by == "occurrence" else None
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
-    for index, split in enumerate(SPLITS):
+    for index, split in enumerate(SPLITS if settings.split.calibration == 0.0 else PARTS):
         members_N = split_N == index
         counts[split] = int(members_N.sum())
         if not counts[split]:
-            remedy = "use more examples, or a larger share for it"
-            if by == "content" and spec.is_table and choose_rule(content_NX) == "occurrence":
-                remedy = "equal rows share a split, and most rows equal another: set split.by: occurrence"
+            remedy = _remedy(split, split_N, arrays, spec, by, limits)
             raise DataError(f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: {remedy}")
         np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
         if y_N is not None:
             np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
         if id_N is not None:
             np.save(out / f"{split}_ids.npy", id_N[members_N], allow_pickle=False)
-    _report_split(split_N, y_N, spec, by)
+    _report_split(split_N, arrays, settings.split, spec, by, limits)
     version = DatasetVersion(
         name=name,
         source=settings.source,
         raw_sha256=sha256_file(raw / SNAPSHOT),
         spec=spec,
-        split=settings.split.model_dump(mode="json", exclude={"by"}) | ({} if by == "content" else {"by": by}),
+        split=_recorded(settings.split) | ({} if by == "content" else {"by": by}),
         counts=counts,
         files={path.name: sha256_file(path) for path in sorted(out.iterdir())},
     )
@@ -85,12 +91,101 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     return version
 
 
-def _report_split(split_N: Array, y_N: Array | None, spec: DataSpec, by: str) -> None:
-    """Emit events about a split that a person should know of: by occurrence, and classes with few held-out examples."""
-    if by == "occurrence":
+def _recorded(split: SplitSettings) -> dict[str, float | str]:
+    """Return the settings of a split without those that are off, so that older datasets keep their digest."""
+    return {key: value for key, value in split.model_dump(mode="json", exclude={"by"}).items() if value or key == "seed"}
+
+
+def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str, limits: Limits) -> Array:
+    """Return the split of each example of a snapshot as an index into PARTS, shape (N,)."""
+    digest_N = _digests(arrays, split, spec, by)
+    if split.stratify:
+        return assign(digest_N, split, lambda share: np.array(limits.by_class[class_key(split, by, share)])[arrays["y"]])
+    split_N = assign(digest_N, split)
+    for start in limits.held_out_from.values():
+        time_N = arrays["time"]
+        split_N[time_N >= np.array(start, time_N.dtype)] = HELD_OUT
+    if "held_out" in arrays:
+        apart_N = arrays["held_out"]
+        split_N[np.isin(digest_N, digest_N[apart_N])] = LEFT_OUT  # rows that repeat have no such digest: each is an example
+        split_N[apart_N] = HELD_OUT
+    return split_N
+
+
+def _identities(arrays: Mapping[str, Array], spec: DataSpec, by: str) -> Array:
+    """Return what examples are equal by, (N, X): their content; if rows repeat, also their group, time and source."""
+    if not spec.is_table:
+        return arrays["x"]
+    others = [arrays[key] for key in ("group", "time", "held_out") if by == "occurrence" and key in arrays]
+    words = [other.astype("f8" if other.dtype.kind == "b" else other.dtype).view(np.uint64)[:, None] for other in others]
+    return np.concatenate([*words, canonical_rows(arrays["x"], spec.columns)], axis=1)
+
+
+def _digests(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str) -> Array:
+    """Return the digest that decides the split of each example, uint64 (N,)."""
+    if "group" in arrays:
+        return digests(arrays["group"][:, None], split.seed, occurrences=False)
+    return digests(_identities(arrays, spec, by), split.seed, occurrences=by == "occurrence")
+
+
+def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mapping[str, Array]) -> Limits | None:
+    """Return the limits between the splits of a snapshot; None if the shares alone are the limits.
+
+    Raises DataError if there are no classes to stratify by.
+    """
+    if split.time:
+        time_N = arrays["time"]
+        return Limits(held_out_from={time_key(split, time_N): held_out_from(split, time_N)})
+    if not split.stratify:
+        return None
+    if not schema.spec.classes:
+        raise DataError(f"params.yaml: datasets.{name}.split.stratify: the examples have no classes: remove it")
+    by = split.by or schema.split_by
+    uniform_N = _uniform(_digests(arrays, split, schema.spec, by))
+    by_class = [np.sort(uniform_N[arrays["y"] == label]) for label in range(schema.spec.classes)]
+    return Limits(
+        by_class={
+            class_key(split, by, share): tuple(limit_of(sorted_K, share) for sorted_K in by_class) for share in split.limits
+        }
+    )
+
+
+def _remedy(split: str, split_N: Array, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> str:
+    """Return a clause: the way to fill a split that is empty."""
+    for start in map(shown, limits.held_out_from.values()):
+        if split != "held_out":
+            return f"those from {start} on are held out: hold out a shorter time"
+        return (
+            f"an earlier import held out those from {start} on, and earlier ones may have been trained on: add newer rows, or "
+            "raise schema_version to begin anew"
+        )
+    if left_out := int((split_N == LEFT_OUT).sum()):
+        return f"{left_out} that are not held out equal one that is, or are of its group: use others to train on"
+    if "group" in arrays:
+        groups = len(np.unique(arrays["group"]))
+        return f"they form {groups} groups: use more groups, a larger share for it, or another seed"
+    if by == "content" and spec.is_table and choose_rule(canonical_rows(arrays["x"], spec.columns)) == "occurrence":
+        return "equal rows share a split, and most rows equal another: set split.by: occurrence"
+    return "use more examples, or a larger share for it"
+
+
+def _report_split(
+    split_N: Array, arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str, limits: Limits
+) -> None:
+    """Emit events about a split that a person should know of: its rule, and classes with few held-out examples."""
+    y_N = arrays.get("y")
+    if "group" in arrays:
+        shares = {name: float((split_N == index).mean()) for index, name in enumerate(SPLITS)}
+        emit("split_by_group", groups=len(np.unique(arrays["group"])), **shares)
+    elif by == "occurrence" and "held_out" not in arrays:
         emit("split_by_occurrence", rows=len(split_N))
+    for start in limits.held_out_from.values():
+        emit("split_by_time", start=shown(start), rows=int((split_N == HELD_OUT).sum()))
+    if "held_out" in arrays:
+        rows, left_out = (int((split_N == index).sum()) for index in (HELD_OUT, LEFT_OUT))
+        emit("split_by_source", rows=rows, held_out=split.held_out, left_out=left_out)
     for label in range(spec.classes if y_N is not None else 0):
-        held_out = int(((y_N == label) & (split_N == SPLITS.index("held_out"))).sum())
+        held_out = int(((y_N == label) & (split_N == HELD_OUT)).sum())
         if held_out < FEW:
             emit("few_held_out", label=spec.class_names[label] if spec.class_names else label, count=held_out)
 
@@ -120,18 +215,49 @@ def digests(x_NX: Array, seed: int, *, occurrences: bool) -> Array:
     return digest_N
 
 
-def assign(digest_N: Array, split: SplitSettings) -> Array:
-    """Return the split of each example as an index into SPLITS, shape (N,).
+def _uniform(digest_N: Array) -> Array:
+    """Return a number in [0, 1) for each digest, float64 (N,)."""
+    uniform_N: Array = (digest_N >> np.uint64(11)) * 2.0**-53
+    return uniform_N
+
+
+def assign(digest_N: Array, split: SplitSettings, limit: Callable[[float], Any] = float) -> Array:
+    """Return the split of each example as an index into PARTS, shape (N,).
 
     A digest gives a uniform number u in [0, 1): u < ``held_out`` is held out, u < ``held_out`` + ``validation`` is validation,
-    the others are training.
+    u >= 1 - ``calibration`` is calibration, the others are training. Thus calibration takes from training only. ``limit``
+    moves these limits: it returns that of an accumulated share, for each example if it is an array (N,).
     """
-    uniform_N = (digest_N >> np.uint64(11)) * 2.0**-53
-    train, validation, held_out = range(len(SPLITS))
-    split_N = np.full(len(digest_N), train)
-    split_N[uniform_N < split.held_out + split.validation] = validation
-    split_N[uniform_N < split.held_out] = held_out
+    uniform_N = _uniform(digest_N)
+    split_N = np.full(len(digest_N), TRAIN)
+    up_to_held_out, up_to_validation, *up_to_calibration = map(limit, split.limits)
+    for from_N in up_to_calibration:
+        split_N[uniform_N >= from_N] = CALIBRATION
+    split_N[uniform_N < up_to_validation] = VALIDATION
+    split_N[uniform_N < up_to_held_out] = HELD_OUT
     return split_N
+
+
+def group_words(key: str, split: SplitSettings, text_N: Sequence[str]) -> Array:
+    """Return the hash of each example's group, uint64 (N,).
+
+    ``key``: of params.yaml, for the error. Raises DataError if one group is larger than the training split.
+    """
+    ((largest, count),) = Counter(text_N).most_common(1)
+    share = count / len(text_N)
+    if share > split.training:
+        raise DataError(
+            f"{key}: group {largest[:40]!r} holds {share:.0%} of the {len(text_N)} examples, more than the training split's "
+            f"share of {split.training:.0%}: choose smaller groups"
+        )
+    place = {text: index for index, text in enumerate(dict.fromkeys(text_N))}
+    words: Array = _words(list(place))[[place[text] for text in text_N]]
+    return words
+
+
+def _words(texts: Sequence[str]) -> Array:
+    """Return the first 8 bytes of SHA-256 of each text, uint64 (K,)."""
+    return np.array([int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts], dtype=np.uint64)
 
 
 def canonical_rows(x_ND: Array, columns: tuple[Column, ...]) -> Array:
@@ -151,7 +277,5 @@ def _canonical(x_N: Array, column: Column) -> Array:
             single_N = x_N.astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
         words_N = single_N.view(np.uint32).astype(np.uint64)
     else:
-        texts = [hashlib.sha256(category.encode()).digest()[:8] for category in column.categories]
-        word_K = np.array([int.from_bytes(text, "little") for text in texts], dtype=np.uint64)
-        words_N = word_K[np.where(missing_N, 0, x_N).astype(np.int64)]
+        words_N = _words(column.categories)[np.where(missing_N, 0, x_N).astype(np.int64)]
     return np.where(missing_N, np.uint64(2**64 - 1), words_N)

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from remint.data import columns, csv_tables, decisions, parquet_tables, shipped
+from remint.data import columns, csv_tables, decisions, dividing, parquet_tables, shipped
 from remint.data.columns import MOST_CATEGORIES, UnusableColumn
 from remint.data.decisions import Reason
 from remint.errors import DataError
 from remint.records import Column, DataSpec
 from remint.runtime.events import emit
-from remint.settings.recipe import DatasetSettings, did_you_mean
+from remint.settings.base import did_you_mean
+from remint.settings.recipe import DatasetSettings
 
 MOST_BYTES = 2 << 30  # of a CSV file
 MOST_COLUMNS = 10_000
@@ -49,6 +50,7 @@ class Table:
     suffix: str = ".csv"  # of the source
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type and truth of records.Column, by column
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
+    dividing: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)  # by key of ``split:``; no features
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))
@@ -64,13 +66,15 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         path, header, class_names = shipped.table(source)
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
     elif source.suffix.lower() == ".csv":
-        text = {*settings.categorical, *_text_columns(known, settings.label)}
-        table = _csv(source, text, known)
+        text = _text_columns(known, settings.label) | dividing.text_columns(settings, known)
+        table = _csv(source, text.union(settings.categorical), known)
     else:
         table = parquet_tables.read(source)
     _check_names(where, table)
     learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
-    reasons = decisions.find(table, {*settings.categorical, *settings.numeric, *([label] if label else []), *learnt})
+    stated = learnt.union(settings.categorical, settings.numeric, [label] if label else [])
+    divided_by = dividing.select(name, settings, where, table)
+    reasons = decisions.find(table, stated, {*dividing.names(settings).values()})
     table = table.drop_columns([column for column, reason in reasons.items() if reason.left_out])
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
@@ -97,7 +101,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column}'"
         kept[column] = decisions.parse_numbers(key, kept[column])
     suffix = source.suffix.lower() if isinstance(source, Path) else ".csv"
-    found = Table(where, kept, y, label or "", class_names, label_at, suffix, forms, reasons)
+    found = Table(where, kept, y, label or "", class_names, label_at, suffix, forms, reasons, divided_by)
     return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
 
 
@@ -157,7 +161,7 @@ def _check_column_count(where: str, count: int) -> None:
 
 def _drop_incomplete_rows(table: Table) -> Table:
     """Return the table without rows that have missing values."""
-    selected = [*table.features.values(), *([] if table.label is None else [table.label])]
+    selected = [*table.features.values(), *([] if table.label is None else [table.label]), *table.dividing.values()]
     missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in selected if not _has_unusable_type(column)))
     if missing_N.all():
         raise DataError(
@@ -169,7 +173,7 @@ def _drop_incomplete_rows(table: Table) -> Table:
     mask = pa.array(~missing_N)
     features = {name: column.filter(mask) for name, column in table.features.items()}
     label = None if table.label is None else table.label.filter(mask)
-    return replace(table, features=features, label=label)
+    return replace(table, features=features, label=label, dividing={key: x.filter(mask) for key, x in table.dividing.items()})
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:

@@ -46,6 +46,7 @@ class Raw:
     one_bit: bool = False  # every file has one bit for each pixel, read as 0 and 255
     decision: str = ""  # of the reader, about the values
     set_aside: Mapping[str, str] = field(default_factory=dict)  # unusable file -> reason
+    names: tuple[str, ...] = ()  # path of each image in its folder or archive, if it has one
 
 
 @dataclass(frozen=True)

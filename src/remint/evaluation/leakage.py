@@ -3,9 +3,9 @@
     exact   the same decoded array, by its digest
     near    not the same, but the root-mean-square difference to a training example is within a tolerance
 
-An example's split is a function of its content (data/splits.py), so one dataset version has no exact copies in two splits.
-This check verifies that. It also finds near copies, whose content and therefore split may differ, and copies in the
-training split of a champion that was trained on another version or with another split.
+An example's split is a function of its content (data/splits.py), so one dataset version has no exact copies in two splits,
+unless split.group or split.time divide it. This check verifies that. It also finds near copies, whose content and therefore
+split may differ, and copies in the training split of a champion that was trained on another version or with another split.
 
 Rows of a narrow table repeat by chance. The training split itself tells how often: the share of its rows that have a copy
 among its other rows is the share of independent rows that would have one. Only copies beyond that count, where there are more

@@ -193,7 +193,8 @@ def _dvc(home: Home) -> Iterator[Symptom]:
 
 def _s3(home: Home, params: Params | None) -> Iterator[Symptom]:
     """Check the sources and MLflow's files on S3. DVC's remote on S3 is checked through dvc."""
-    named = {f"datasets.{name}.source": each.source for name, each in (params.datasets if params else {}).items()}
+    datasets = params.datasets if params else {}
+    named = {f"datasets.{name}.{key}": url for name, each in datasets.items() for key, url in each.sources.items()}
     for where, url in {**named, "REMINT_ARTIFACTS": home.artifacts}.items():
         if not url.startswith(s3.SCHEME):
             continue

@@ -43,13 +43,13 @@ def data_changed(home: Home, version: ModelVersion, rows: list[LedgerRow]) -> st
 
 
 def _source_changed(home: Home, version: ModelVersion) -> str | None:
-    """Return a clause if a small source on this machine differs from the snapshot that the version was trained on."""
+    """Return a clause if small sources on this machine differ from the snapshot that the version was trained on."""
     origin = version.tags.origin
     try:
         settings = load_params(home.repository).datasets.get(origin.name)
     except UserError:  # broken settings do not show a change of the data
         return None
-    if settings is None or not _is_small(home.repository / sources.local_path(settings.source)):
+    if settings is None or not all(_is_small(home.repository / sources.local_path(each)) for each in settings.sources.values()):
         return None
     schemas = home.path / "schemas"
     kept = schemas if schema.schema_path(schemas, origin.name, settings.schema_version).exists() else None
@@ -59,7 +59,7 @@ def _source_changed(home: Home, version: ModelVersion) -> str | None:
         except DataError as error:
             return f"its data can no longer be read: {str(error).splitlines()[0]}"
         same = sha256_file(folder / "raw" / schema.SNAPSHOT) == origin.raw_sha256
-    return None if same else f"{settings.source} changed since then"
+    return None if same else f"{' or '.join(settings.sources.values())} changed since then"
 
 
 def _is_small(path: Path) -> bool:

@@ -13,7 +13,7 @@ from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.records import Drift, MetricValue, Record
 from remint.runtime import scratch
 from remint.runtime.home import Home
-from remint.settings.recipe import did_you_mean
+from remint.settings.base import did_you_mean
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 

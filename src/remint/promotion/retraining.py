@@ -22,6 +22,7 @@ from remint.settings.params import (
     validate_params,
     write_params,
 )
+from remint.settings.split import is_source
 from remint.stores import dvc, git, uncommitted
 from remint.stores.dvc import Workspace
 from remint.stores.git import Commit
@@ -57,8 +58,15 @@ class Retraining:
         return self.params.pipelines[self.pipeline]
 
     @property
-    def source(self) -> str:
-        return self.params.datasets[self.settings.dataset].source
+    def remote_sources(self) -> list[tuple[str, str, str]]:
+        """Key in params.yaml, folder below HOME/fetched and address of each source on S3."""
+        name = self.settings.dataset
+        found = self.params.datasets[name].sources.items()
+        return [
+            (f"params.yaml: datasets.{name}.{key}", sources.fetched_name(name, key), source)
+            for key, source in found
+            if source.startswith(sources.REMOTE)
+        ]
 
     def out(self, kind: str, name: str | None = None) -> Path:
         return self.dvc.folder / "outs" / kind / (name or self.pipeline)
@@ -112,10 +120,13 @@ def raw_data(repository: Path) -> list[Path]:
     a source is the repository itself.
     """
     blocks = read_params(repository).get("datasets")
-    named = blocks.items() if isinstance(blocks, dict) else ()
-    found = {
-        str(name): block["source"] for name, block in named if isinstance(block, dict) and isinstance(block.get("source"), str)
-    }
+    found: dict[str, str] = {}
+    for name, block in blocks.items() if isinstance(blocks, dict) else ():
+        split = block.get("split") if isinstance(block, dict) else None
+        if isinstance(block, dict) and isinstance(block.get("source"), str):
+            found[f"datasets.{name}.source"] = block["source"]
+        if isinstance(split, dict) and is_source(split.get("held_out")):
+            found[f"datasets.{name}.split.held_out"] = split["held_out"]
     return [*sources.local_sources(found), *dvc.tracked(repository, git.files(repository, "*.dvc"))]
 
 

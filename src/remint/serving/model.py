@@ -19,7 +19,7 @@ from remint.models.bundle import MODEL, load_model
 from remint.models.contract import CanSample
 from remint.models.draw import draw
 from remint.records import DataSpec
-from remint.settings.recipe import did_you_mean
+from remint.settings.base import did_you_mean
 
 
 @dataclass(frozen=True)

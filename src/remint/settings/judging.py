@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remint.errors import SettingsError
 from remint.settings import plugins
-from remint.settings.recipe import Count, Fraction, Positive, Settings
+from remint.settings.base import Count, Fraction, Positive, Settings
 
 # Files for features other than the dataset's own, as the error names them if params.yaml gives none.
 FEATURE_FILES = {

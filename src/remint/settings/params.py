@@ -22,8 +22,9 @@ from remint.errors import SettingsError
 from remint.runtime.home import is_name
 from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings import catalogue, plugins
+from remint.settings.base import Settings, did_you_mean
 from remint.settings.judging import EvaluationSettings, PromotionSettings
-from remint.settings.recipe import DatasetSettings, ModelSettings, Recipe, Settings, TrainingSettings, did_you_mean
+from remint.settings.recipe import DatasetSettings, ModelSettings, Recipe, TrainingSettings
 from remint.settings.schedule import ScheduleSettings
 
 PARAMS = "params.yaml"

@@ -18,9 +18,10 @@ from typing import Literal
 
 from remint.errors import SettingsError
 from remint.runtime.manifest import sha256_tree
+from remint.settings.base import did_you_mean
 from remint.settings.catalogue import METRICS, Facts
 from remint.settings.imports import OWN_PACKAGES, Imports
-from remint.settings.recipe import MODEL_SETTINGS, ModelSettings, did_you_mean
+from remint.settings.recipe import MODEL_SETTINGS, ModelSettings
 
 Kind = Literal["family", "metric"]
 

@@ -6,49 +6,16 @@ not affect the weights: they are in params.py and judging.py.
 
 from __future__ import annotations
 
-import difflib
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0.0)]
-LONGEST_COMPARED = 200  # characters of a name to compare with others: the time is quadratic in the length
+from remint.settings.base import Count, Fraction, Positive, Rate, Settings
+from remint.settings.split import SplitSettings, check_source
+
 SIZES = ("size", "image_size", "img_size", "resolution")  # names of resize.size in other programs
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest", "pad"]
-
-
-class Settings(BaseModel):
-    """Frozen settings with strict types. An unknown key is refused with the nearest known one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, block: Any) -> Any:
-        if isinstance(block, dict):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            for key in block:
-                if key not in known:
-                    raise ValueError(did_you_mean(f"key '{key}'", str(key), known))
-        return block
-
-
-def did_you_mean(what: str, name: str, known: set[str] | list[str]) -> str:
-    """Return a clause that refuses a name and suggests the nearest known one, or lists all known ones."""
-    near = difflib.get_close_matches(name[:LONGEST_COMPARED], sorted(known), n=1, cutoff=0.5)
-    return f"unknown {what}: " + (f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(sorted(known))}")
-
-
-class SplitSettings(Settings):
-    """Shares of the examples; the rest is the training split. A hash assigns each example to a split."""
-
-    by: Literal["content", "occurrence"] | None = None  # of its content, or of that and how often it came before; None: by schema
-    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
-    seed: int = 0
 
 
 class ResizeSettings(Settings):
@@ -90,12 +57,12 @@ class DatasetSettings(Settings):
                 raise ValueError(f"key '{key}': did you mean 'resize: {{size: {size if is_size else '[H, W]'}}}'?")
         return block
 
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, source: str) -> str:
-        if not source.strip() or not source.isprintable() or any(len(part.encode()) > 255 for part in source.split("/")):
-            raise ValueError(f"expected a path or an address, not {source[:100]!r}")
-        return source
+    _check_source = field_validator("source")(check_source)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """All sources, by their key below ``datasets.NAME``."""
+        return {"source": self.source} | ({} if self.split.source is None else {"split.held_out": self.split.source})
 
     @model_validator(mode="after")
     def _check_kind(self) -> DatasetSettings:
@@ -106,6 +73,32 @@ class DatasetSettings(Settings):
         for key in others[self.kind]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} does not apply to kind: {self.kind}: remove it, or correct kind")
+        return self
+
+    @model_validator(mode="after")
+    def _check_split(self) -> DatasetSettings:
+        group, time = self.split.group, self.split.time
+        if time is not None and self.kind == "image":
+            raise ValueError("split.time does not apply to kind: image: remove it, or correct kind")
+        if self.split.part is not None and self.kind == "table":
+            raise ValueError(
+                f"split.held_out: a table has no part '{self.split.part}': name a file, such as data/{self.split.part}.csv"
+            )
+        if self.split.stratify and self.kind == "table" and self.label is None and not self.source.startswith("sklearn:"):
+            raise ValueError("split.stratify needs classes: name their column in label, or remove it")
+        if group is not None and self.kind == "image":
+            try:
+                count = re.compile(group).groups
+            except re.error as error:
+                raise ValueError(f"split.group: {group!r} is not a regular expression ({error}): correct it") from None
+            if count != 1:
+                raise ValueError(
+                    f"split.group: {group!r} has {count} groups: put one part of the path into parentheses, as in '(.*)/[^/]*'"
+                )
+        elif self.label is not None and self.label in (group, time):
+            raise ValueError(
+                f"split: '{self.label}' is the label, and some classes would be in one split only: name another column"
+            )
         return self
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from remint.settings.recipe import Positive, Settings
+from remint.settings.base import Positive, Settings
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from remint.settings import plugins
+from remint.settings.base import Settings
 from remint.settings.catalogue import Facts
 from remint.settings.imports import Imports
 from remint.settings.judging import EvaluationSettings, in_domain
 from remint.settings.params import Params
-from remint.settings.recipe import DatasetSettings, Settings, SplitSettings
+from remint.settings.recipe import DatasetSettings
+from remint.settings.split import SplitSettings
 
 
 class PrepareStep(Settings):
@@ -28,7 +30,7 @@ class PrepareStep(Settings):
     @property
     def settings(self) -> DatasetSettings:
         """Dataset settings with these values and the defaults of all others."""
-        return DatasetSettings(source=self.source, split=self.split)
+        return DatasetSettings.model_construct(source=self.source, split=self.split)
 
 
 class FeaturesStep(Settings):

@@ -97,8 +97,9 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _dataset(path: Path) -> str:
-    """Return the dataset of NAME, .NAME.json or .NAME.parts below HOME/fetched."""
-    return path.name[1:].rpartition(".")[0] if path.name.startswith(".") else path.name
+    """Return the dataset of NAME, .NAME.json or .NAME.parts below HOME/fetched, and of those of NAME+held_out."""
+    name = path.name[1:].rpartition(".")[0] if path.name.startswith(".") else path.name
+    return name.partition("+")[0]
 
 
 def _measure(path: Path) -> tuple[int, float]:

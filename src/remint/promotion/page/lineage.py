@@ -10,7 +10,7 @@ from remint.stores.mlflow import ModelVersion
 
 ALWAYS_DIFFERENT = ("registered", "weights, SHA-256", "dvc.lock, SHA-256", "reason given")  # so not marked as changed
 
-SPLITS = ("train", "validation", "held_out")
+SPLITS = ("train", "validation", "held_out", "calibration")
 
 View = dict[str, Any]
 

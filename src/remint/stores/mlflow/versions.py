@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from remint.errors import IntegrityError, NotFoundError
 from remint.runtime.addresses import without_user
 from remint.runtime.home import is_name
-from remint.settings.recipe import did_you_mean
+from remint.settings.base import did_you_mean
 from remint.stores.mlflow import package
 from remint.stores.mlflow.door import PREFIX, door, pages
 from remint.stores.mlflow.records import ModelVersion, VersionTags

@@ -54,17 +54,19 @@ class FetchResult:
     removed: int
 
 
-def fetch(home: Home, dataset: str, url: str, on_event: OnEvent) -> FetchResult:
-    """Copy the objects at ``url`` into HOME/fetched/``dataset``, one process at a time. ``on_event`` gets progress events.
+def fetch(home: Home, name: str, url: str, on_event: OnEvent, key: str | None = None) -> FetchResult:
+    """Copy the objects at ``url`` into HOME/fetched/``name``, one process at a time. ``on_event`` gets progress events.
+
+    ``key``: place in params.yaml, for errors; None: the source of dataset ``name``.
 
     Raises DataError if the bucket does not exist or is empty, if keys cannot be paths below a folder, or if objects change
     faster than they can be read; StorageError if S3 is out of reach, refuses or fails, or the disk is full; IntegrityError
     if bytes do not match the bucket's listing.
     """
-    key = f"params.yaml: datasets.{dataset}.source"
+    key = key or f"params.yaml: datasets.{name}.source"
     bucket, prefix = parse(key, url)
-    with _locked(home, dataset), door(f"{key}: {url}"):
-        return _Fetch(Bucket(bucket, prefix), url, home.fetched, dataset, on_event).run()
+    with _locked(home, name), door(f"{key}: {url}"):
+        return _Fetch(Bucket(bucket, prefix), url, home.fetched, name, on_event).run()
 
 
 @contextmanager
