@@ -23,6 +23,7 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron, Interval, RRule, Schedule
 
 from flows.server import server
@@ -83,7 +84,7 @@ def describe(entry: dict[str, Any]) -> str:
 
 def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
     """Make or change one deployment. Return its id."""
-    remote = cast("Flow[..., Any]", flow.from_source(source=str(home.repository), entrypoint=entrypoint))
+    remote = cast("Flow[..., Any]", flow.from_source(source=LocalStorage(str(home.repository)), entrypoint=entrypoint))
     with redirect_stdout(io.StringIO()):  # Prefect prints a table, which would break the output of --json
         identity = remote.deploy(
             name=name,

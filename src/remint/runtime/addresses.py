@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
 
 # OpenSSL's code for an untrusted server certificate. Errors of boto3, requests and httpx contain it.
 DISTRUST = "CERTIFICATE_VERIFY_FAILED"
@@ -49,3 +51,32 @@ def without_user(address: str) -> str:
 def with_driver(address: str) -> str:
     """Make a ``postgresql://`` address use psycopg 3, the tested driver: SQLAlchemy's default driver depends on its version."""
     return address.replace("postgresql://", "postgresql+psycopg://", 1) if address.startswith("postgresql://") else address
+
+
+def sqlite_address(file: Path, driver: str = "pysqlite") -> str:
+    """Return SQLAlchemy's address of a SQLite database.
+
+    SQLAlchemy takes everything after a question mark for options and has no escape for it; SQLite's own address of a file has.
+    With it goes the driver's name: without a driver MLflow takes ``file:..`` for a relative path and makes that folder.
+    """
+    if "?" in str(file):
+        return f"sqlite+{driver}:///{file.as_uri()}?uri=true"
+    return f"sqlite{'' if driver == 'pysqlite' else f'+{driver}'}:///{file}"
+
+
+def sqlite_file(address: str) -> Path | None:
+    """Return the file of a SQLite database; None if the address is that of another database or of a server."""
+    scheme, _, place = address.partition(":///")
+    if scheme not in ("sqlite", "sqlite+pysqlite"):
+        return None
+    place, _, options = place.partition("?")
+    return local_path(place) if "uri=true" in options.split("&") else Path(place)
+
+
+def local_path(address: str) -> Path | None:
+    """Return the path of a ``file://`` address or of a plain path, as MLflow reads them; None for an address elsewhere.
+
+    MLflow decodes %41 in a plain path too.
+    """
+    parts = urlsplit(address)
+    return Path(url2pathname(parts.path if parts.scheme else address)) if parts.scheme in ("", "file") else None

@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from remint.errors import IntegrityError, NotFoundError, SettingsError
-from remint.runtime.addresses import with_driver
+from remint.runtime.addresses import sqlite_address, with_driver
 
 # Allowed names of datasets, pipelines and models. They become names of files and artifacts, arguments of shell commands that
 # dvc runs, and parts of MLflow's queries.
@@ -48,16 +48,18 @@ class Home:
 
     @property
     def tracking_uri(self) -> str:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow/mlflow.db"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(self.path / "mlflow" / "mlflow.db")
         return with_driver(uri)
 
     @property
     def artifacts(self) -> str:
-        return _address("REMINT_ARTIFACTS") or str(self.path / "mlflow" / "artifacts")
+        """Address of the files of MLflow's runs: file://.. or s3://bucket/prefix."""
+        place = _address("REMINT_ARTIFACTS") or str(self.path / "mlflow" / "artifacts")
+        return place if "://" in place else Path(place).as_uri()
 
     @property
     def ledger_url(self) -> str:
-        return os.environ.get("REMINT_LEDGER") or f"sqlite:///{self.path}/ledger.db"
+        return os.environ.get("REMINT_LEDGER") or sqlite_address(self.path / "ledger.db")
 
     @property
     def prefect(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from remint.errors import NotFoundError
 from remint.records import TrainedModel
 from remint.runtime import scratch
+from remint.runtime.addresses import local_path
 from remint.stores.mlflow import package
 from remint.stores.mlflow.door import client, door, pages
 from remint.stores.mlflow.records import ModelVersion, VersionTags
@@ -95,7 +96,7 @@ def files(store: Tracking, held: StoredVersion) -> dict[str, int]:
     Raises IntegrityError if links, pipes or devices are among them.
     """
     with door(f"list the files of {held.version.ref}"):
-        place = package.local(held.source)
+        place = local_path(held.source)
         if place is not None and place.exists():
             package.check_regular_files(place)
         listed = _repository(store, held.source).list_artifacts(package.DATA)
