@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
-from remint.runtime.addresses import DISTRUST, TRUST_S3, loopback_without_proxy, s3_distrusted, sqlite_address, sqlite_file, with_driver
+from remint.runtime.addresses import (
+    DISTRUST,
+    TRUST_S3,
+    loopback_without_proxy,
+    s3_distrusted,
+    sqlite_address,
+    sqlite_file,
+    with_driver,
+)
 from remint.runtime.home import S3_PATIENCE
 from remint.runtime.locks import locked
 from remint.runtime.retry import doubling, retry
@@ -81,7 +89,7 @@ def _make_tables(uri: str) -> None:
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    SqlAlchemyStore(uri, Path("mlruns").absolute().as_uri())
+    SqlAlchemyStore(uri, Path("mlruns").absolute().as_uri())  # type: ignore[no-untyped-call]
 
 
 def _first_request(client: MlflowClient, uri: str) -> None:
