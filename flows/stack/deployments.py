@@ -14,11 +14,13 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 
 from remint.runtime.home import Home
+from remint.settings import schedule
 from remint.settings.params import Params
 
 POOL = "remint"
 ENGINE = "-m flows.server.engine"
 NAMED_BY = {"retrain": "pipeline", "approve": "model"}  # flow, and the parameter whose value is the deployment's name
+PREFECTS_START = f"DTSTART:{schedule.PREFECTS_START:%Y%m%dT%H%M%S}\n"  # Prefect writes it before a rule without one
 PAGE = 200  # deployments per request, Prefect's limit
 
 
@@ -83,8 +85,10 @@ def _is_own(home: Home, name: str, deployment: DeploymentResponse) -> bool:
     )
 
 
-def _schedule(schedule: Any) -> dict[str, Any]:
-    zone = {"timezone": schedule.timezone or "UTC"}
-    if isinstance(schedule, IntervalSchedule):
-        return {"interval": int(schedule.interval.total_seconds()), **zone}
-    return {"cron": schedule.cron, **zone} if isinstance(schedule, CronSchedule) else {"rrule": schedule.rrule, **zone}
+def _schedule(given: Any) -> dict[str, Any]:
+    zone = {"timezone": given.timezone or "UTC"}
+    if isinstance(given, IntervalSchedule):
+        return {"interval": int(given.interval.total_seconds()), **zone}
+    if isinstance(given, CronSchedule):
+        return {"cron": given.cron, **zone}
+    return {"rrule": given.rrule.removeprefix(PREFECTS_START), **zone}

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.server.schemas.schedules import CronSchedule
 
-from remint.settings.schedule import ScheduleSettings
+from remint.settings.schedule import PREFECTS_START, ScheduleSettings
 
 NEVER = "no time fits this schedule, so it never starts a run"
 SHORTEST_RUN = timedelta(minutes=1)  # a run that trains takes longer
@@ -68,7 +68,7 @@ def _times_of_cron(schedule: ScheduleSettings) -> list[Any]:
 def _times_of_rrule(text: str) -> list[Any]:
     from dateutil.rrule import rrule, rrulestr
 
-    rule = rrulestr(text, dtstart=datetime(2020, 1, 1))
+    rule = rrulestr(text, dtstart=PREFECTS_START)
     if not isinstance(rule, rrule):  # several rules in one
         return []
     return list(islice(rule.replace(dtstart=datetime.now(UTC).replace(tzinfo=None), until=None, count=None), TIMES))

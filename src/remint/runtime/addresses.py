@@ -6,7 +6,7 @@ import os
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import url2pathname
+from urllib.request import getproxies_environment, url2pathname
 
 # OpenSSL's code for an untrusted server certificate. Errors of boto3, requests and httpx contain it.
 DISTRUST = "CERTIFICATE_VERIFY_FAILED"
@@ -19,6 +19,8 @@ def s3_distrusted(message: str) -> bool:
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # names of this machine
+IPV6 = "[::1]"  # the last of them as urllib and boto3 compare it; httpx cannot read it
+S3_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")
 
 
 def is_loopback(host: str) -> bool:
@@ -29,13 +31,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def loopback_without_proxy() -> dict[str, str]:
+def loopback_without_proxy(*more: str) -> dict[str, str]:
     """Return the variables that make HTTP clients (Prefect's, MLflow's, boto3's) call this machine without a proxy.
 
     Both spellings are set, because some clients read only one of them. Hosts that either of them excluded stay excluded.
+    ``more``: other hosts to exclude.
     """
     given = [each.strip() for name in ("no_proxy", "NO_PROXY") for each in os.environ.get(name, "").split(",")]
-    value = "*" if "*" in given else ",".join(dict.fromkeys([*filter(None, given), *LOOPBACK]))
+    is_proxied = bool(getproxies_environment().keys() - {"no"})
+    s3 = [IPV6] if is_proxied and any(f"://{IPV6}" in os.environ.get(name, "") for name in S3_ENDPOINTS) else []
+    value = "*" if "*" in given else ",".join(dict.fromkeys([*filter(None, given), *LOOPBACK, *s3, *more]))
     return {"NO_PROXY": value, "no_proxy": value}
 
 

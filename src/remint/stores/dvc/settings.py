@@ -9,7 +9,7 @@ from pathlib import Path
 from configobj import ConfigObj, ConfigObjError
 
 from remint.errors import RepositoryError
-from remint.runtime.addresses import without_user
+from remint.runtime.addresses import IPV6, loopback_without_proxy, without_user
 from remint.runtime.home import S3_PATIENCE, Home
 
 # Keys of a remote's settings that may name a file (dvc's Config._map_dirs).
@@ -29,6 +29,7 @@ def workspace_environment(folder: Path, home: Home) -> dict[str, str]:
         "DVC_SITE_CACHE_DIR": str(_site_cache(home)),
         "GIT_TERMINAL_PROMPT": "0",
         "PYTHONUNBUFFERED": "1",
+        **loopback_without_proxy(IPV6),  # a remote's endpoint is among dvc's settings; no step uses httpx
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_supported",  # with when_required flipped bytes pass
         **{name: os.environ.get(name) or value for name, value in S3_PATIENCE.items()},
         # dvc logs this address, and S3 ignores a password in it.
