@@ -87,7 +87,7 @@ def leftover_deployments(home: Home) -> list[Fault]:
             "deployment",
             f"deployment {name}",
             "It was made by remint deploy, and params.yaml no longer asks for it.",
-            "Its schedule starts runs that fail, as the pipeline is gone, or that nobody expects.",
+            "Its schedule goes on starting runs. They fail if the pipeline is gone.",
             "remint deploy or remint audit --repair removes it.",
             mend=partial(deployments.remove, found[name].id),
         )
