@@ -36,7 +36,7 @@ def test_commands_write_nothing_outside_the_clone(template: Path, tmp_path: Path
     assert "nothing was trained" in team.remint("run", "cancer-flow").stdout
     team.remint("rebuild", "cancer-flow/1")
     team.remint("deploy")
-    team.remint("sample", "cancer-flow", "-n", "2", "-o", str(tmp_path / HOSTILE / "team/outs/rows.csv"))
+    team.remint("sample", "cancer-flow", "-n", "2", "-o", str(team.folder / ".remint/rows.csv"))
     team.remint("gc", "--older-than", "0", "--apply")
     team.remint("audit", "--deep")
     assert_nothing_is_outside(team, tmp_path)

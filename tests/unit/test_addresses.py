@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -11,9 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from flows.server import server
+from remint.data import sources
 from remint.errors import SettingsError
 from remint.runtime.addresses import local_path, sqlite_file
 from remint.runtime.home import Home
+from remint.settings.recipe import DatasetSettings
 from remint.stores import git, uncommitted
 from remint.stores.dvc.settings import addresses
 from remint.stores.ledger import schema
@@ -141,3 +144,44 @@ def test_a_path_that_a_vendor_cannot_read_is_refused_before_anything_is_written(
     with pytest.raises(SettingsError, match=f"{says}.*: set REMINT_HOME to another folder$"):
         Home.of(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def write_images(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for shade in range(40):
+        Image.new("L", (8, 8), shade * 6).save(folder / f"{shade}.png")
+
+
+def write_source(kind: str, path: Path) -> None:
+    """Write a source of one kind to ``path``."""
+    import numpy as np
+    import pandas as pd
+
+    rows = pd.DataFrame({"a": np.linspace(0.0, 1.0, 50), "b": np.linspace(5.0, 2.0, 50) ** 2})
+    if kind == "csv":
+        rows.to_csv(path, index=False)
+    elif kind == "parquet":
+        rows.to_parquet(path)
+    elif kind == "npz":
+        np.savez(path, x=np.arange(40 * 64, dtype=np.uint8).reshape(40, 1, 8, 8))
+    elif kind == "folder":
+        write_images(path)
+    else:
+        write_images(path.parent / "images")
+        made = shutil.make_archive(str(path.parent / "made"), "zip" if kind == "zip" else "gztar", path.parent / "images")
+        Path(made).rename(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz", "folder", "zip", "tar.gz"])
+def test_a_source_is_read_below_any_folder(tmp_path: Path, kind: str) -> None:
+    made = []
+    for folder in (tmp_path / "plain", tmp_path / HOSTILE):
+        folder.mkdir()
+        name = f"a{HOSTILE}{'' if kind == 'folder' else f'.{kind}'}"
+        write_source(kind, folder / name)
+        settings = DatasetSettings(source=f"./{folder.name}/{name}", kind="table" if kind in ("csv", "parquet") else "image")
+        sources.snapshot("a", settings, tmp_path, folder / "raw")
+        made.append((folder / "raw/data.npz").read_bytes())
+    assert made[0] == made[1]
