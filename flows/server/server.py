@@ -22,7 +22,7 @@ from typing import Any
 from flows.server import client
 from remint.errors import OrchestrationError, SettingsError
 from remint.runtime import processes
-from remint.runtime.addresses import DISTRUST, loopback_without_proxy, without_user
+from remint.runtime.addresses import DISTRUST, loopback_without_proxy, sqlite_address, without_user
 from remint.runtime.home import Home
 from remint.runtime.locks import locked
 from remint.runtime.parent import PARENT, ancestor_pids
@@ -38,6 +38,9 @@ SERVER = (
 RESTARTS = 3  # of a killed temporary server; more would not help a server that cannot run
 
 HEARTBEAT = 30  # seconds between heartbeats of a flow run; Prefect's minimum
+
+# Address of the database of a Prefect server, in its new and its old name.
+DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 # Let a run survive an absence of the server, and show the server that the run is alive.
 STEADY = {
@@ -59,6 +62,7 @@ def environment(home: Home) -> dict[str, str]:
     """Return the variables that Prefect and MLflow read at import: state under HOME, and no telemetry."""
     return {
         "PREFECT_HOME": str(home.prefect),
+        **_database(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -68,6 +72,12 @@ def environment(home: Home) -> dict[str, str]:
         "DO_NOT_TRACK": "true",
         **STEADY,
     }
+
+
+def _database(home: Home) -> dict[str, str]:
+    """Return the variable for the database of a Prefect server, unless it is set, if Prefect's own address of it would fail."""
+    address, given = sqlite_address(home.prefect / "prefect.db", "aiosqlite"), any(os.environ.get(name) for name in DATABASES)
+    return {DATABASES[0]: address} if not given and "?" in str(home.prefect) else {}
 
 
 def recorded_addresses(home: Home) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from flows.server import server
@@ -12,6 +13,7 @@ from remint.errors import OrchestrationError
 from remint.maintenance import audit
 from remint.maintenance.audit import Audit, Fault, fault, unreachable
 from remint.runtime.home import Home
+from remint.settings.params import load_params
 
 RISK = "It looks like a run that is still working."
 
@@ -50,7 +52,7 @@ def _prefect(home: Home, say: Callable[[str], None], wanted: bool) -> Iterator[C
         yield lambda: [why]
         return
     try:
-        yield lambda: flow_runs(home, own_server=not given or given == stack)
+        yield lambda: [*flow_runs(home, own_server=not given or given == stack), *leftover_deployments(home)]
     finally:
         opened.__exit__(None, None, None)
 
@@ -66,6 +68,31 @@ def flow_runs(home: Home, *, own_server: bool) -> list[Fault]:
     except httpx.HTTPError as error:
         return [unreachable("Prefect", OrchestrationError(f"Prefect's server failed: {error}"))]
     return [_fault(home, each) for each in found]
+
+
+def leftover_deployments(home: Home) -> list[Fault]:
+    """Return a fault for each deployment of this clone that params.yaml does not ask for."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    from flows.stack import deployments
+
+    try:
+        with get_client(sync_client=True) as client:
+            found = deployments.existing(client)
+    except httpx.HTTPError as error:
+        return [unreachable("Prefect's deployments", OrchestrationError(f"Prefect's server failed: {error}"))]
+    return [
+        fault(
+            "deployment",
+            f"deployment {name}",
+            "It was made by remint deploy, and params.yaml no longer asks for it.",
+            "Its schedule goes on starting runs. They fail if the pipeline is gone.",
+            "remint deploy or remint audit --repair removes it.",
+            mend=partial(deployments.remove, found[name].id),
+        )
+        for name in deployments.leftovers(home, load_params(home.repository), found)
+    ]
 
 
 def _fault(home: Home, left: Any) -> Fault:

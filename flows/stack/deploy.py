@@ -14,83 +14,151 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron, Interval, RRule, Schedule
 
 from flows.server import server
+from flows.stack import deployments, pace
+from flows.stack.deployments import ENGINE, POOL
 from remint.runtime.home import Home
 from remint.settings.params import Params
 from remint.settings.schedule import ScheduleSettings
 
-POOL = "remint"
-NEVER = "no time fits this schedule, so it never starts a run"
+
+@dataclass(frozen=True)
+class Change:
+    """One deployment, as it is in Prefect and as params.yaml has it."""
+
+    pipeline: str
+    deployment: str  # FLOW/PIPELINE
+    action: Literal["new", "changed", "unchanged", "removed"]
+    id: str | None = None  # None: it is new
+    schedule: dict[str, Any] | None = None
+    branch: str | None = None
+    changes: dict[str, list[Any]] = field(default_factory=dict)  # by key: the old and the new value
+    paused: bool = False  # by a person, in Prefect
+    warning: str | None = None
 
 
-def deploy(home: Home, params: Params, branch: str) -> list[dict[str, Any]]:
-    """Add, change and remove Prefect's deployments so that they match params.yaml. Return an entry for each.
+def plan(home: Home, params: Params, branch: str) -> list[Change]:
+    """Return the changes that ``deploy`` would make, and what stays. Scheduled jobs build the head of ``branch``."""
+    with get_client(sync_client=True) as client:
+        found, longest = deployments.existing(client), pace.longest_runs(client)
+    planned = []
+    for name in deployments.wanted(params):
+        flow, _, pipeline = name.partition("/")
+        settings = params.pipelines[pipeline].schedule if flow == "retrain" else None
+        schedule = settings.model_dump(exclude_none=True) if settings else None
+        change = Change(pipeline, name, "new", schedule=schedule, branch=branch if settings else None)
+        if settings:
+            change = replace(change, warning=pace.warning(settings, longest.get(pipeline)))
+        if before := found.get(name):
+            changes = _changes(deployments.settings(before), _settings(home, change))
+            action: Literal["changed", "unchanged"] = "changed" if changes else "unchanged"
+            paused = deployments.is_paused(before)
+            change = replace(change, action=action, id=str(before.id), changes=changes, paused=paused)
+        planned.append(change)
+    gone = deployments.leftovers(home, params, found)
+    return planned + [Change(name.partition("/")[2], name, "removed", str(found[name].id)) for name in gone]
 
-    A scheduled job builds the head of ``branch``. The calls are idempotent.
+
+def deploy(home: Home, params: Params, planned: list[Change]) -> list[Change]:
+    """Carry out what ``plan`` returned, and return it with the ids of new deployments. The calls are idempotent.
+
+    A deployment or schedule that a person paused stays paused. An interval keeps the time from which it counts.
     """
-    from flows.approval import approve
-    from flows.retrain import retrain
     from flows.stack import tidy
 
-    _pool()
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        found = deployments.existing(client)
     about = "Ends runs whose process is gone, and lets scheduled ones resume. Automations start it."
     tidy.install(UUID(_deploy(home, tidy.tidy, "flows/stack/tidy.py:tidy", "remint", description=about)))
-    deployed = []
-    for name, pipeline in params.pipelines.items():
-        if pipeline.schedule is None:
-            _remove(f"retrain/{name}")
-        else:
-            identity = _deploy(
-                home,
-                retrain,
-                "flows/retrain.py:retrain",
-                name,
-                schedule=_schedule(pipeline.schedule),
-                parameters={"pipeline": name, "branch": branch, "reason": "scheduled"},
-                description=f"Retrains {name} from the head of {branch}.",
-            )
-            schedule = pipeline.schedule.model_dump(exclude_none=True)
-            warning = None if pipeline.schedule.can_fire() else NEVER
-            deployed.append(_entry(name, f"retrain/{name}", identity, schedule=schedule, branch=branch, warning=warning))
-        if pipeline.promotion.approval != "manual":
-            _remove(f"approve/{name}")
-        else:
-            about = f"Asks a person whether to promote a version of {name}. Retrainings start it."
-            form = _deploy(home, approve, "flows/approval.py:approve", name, parameters={"model": name}, description=about)
-            deployed.append(_entry(name, f"approve/{name}", form))
-    return deployed
+    return [_carry_out(home, params, change, found.get(change.deployment)) for change in planned]
 
 
-def describe(entry: dict[str, Any]) -> str:
-    """Describe an entry of ``deploy`` in one line."""
-    if entry["schedule"] is None:
-        return f"{entry['deployment']}: the form for versions that await approval"
-    schedule = ", ".join(f"{key} {value}" for key, value in entry["schedule"].items())
-    warning = f" (warning: {entry['warning']})" if entry["warning"] else ""
-    return f"{entry['deployment']}: {schedule}, from the head of {entry['branch']}{warning}"
+def _carry_out(home: Home, params: Params, change: Change, before: DeploymentResponse | None) -> Change:
+    from flows.approval import approve
+    from flows.retrain import retrain
+
+    name = change.pipeline
+    if change.action == "removed":
+        deployments.remove(UUID(change.id))
+        return change
+    state = {"paused": before.paused} if before else {}
+    settings = params.pipelines[name].schedule
+    if change.schedule is None or settings is None:
+        about = f"Asks a person whether to promote a version of {name}. Retrainings start it."
+        identity = _deploy(
+            home, approve, "flows/approval.py:approve", name, parameters={"model": name}, description=about, **state
+        )
+    else:
+        identity = _deploy(
+            home,
+            retrain,
+            "flows/retrain.py:retrain",
+            name,
+            schedule=_schedule(settings, before),
+            parameters={"pipeline": name, "branch": change.branch, "reason": "scheduled"},
+            description=f"Retrains {name} from the head of {change.branch}.",
+            **state,
+        )
+    return replace(change, id=identity)
+
+
+def describe(change: Change) -> str:
+    """Describe a change in one line."""
+    if change.action == "removed":
+        return f"- {change.deployment}: removed, since params.yaml does not ask for it"
+    if change.schedule is None:
+        about = "the form for versions that await approval"
+    else:
+        about = f"{', '.join(f'{key} {value}' for key, value in change.schedule.items())}, from the head of {change.branch}"
+    sign = {"new": "+ ", "changed": "~ ", "unchanged": "  "}[change.action]
+    changes = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in change.changes.items())
+    notes = [f"changed: {changes}"] if changes else []
+    notes += ["paused in Prefect: it stays paused"] if change.paused else []
+    notes += [f"warning: {change.warning}"] if change.warning else []
+    return f"{sign}{change.deployment}: {about}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _settings(home: Home, change: Change) -> dict[str, Any]:
+    """Return the values of ``deployments.settings`` that a deployment will have."""
+    when = {**(change.schedule or {}), **({"branch": change.branch} if change.branch else {})}
+    return {**when, "folder": str(home.repository), "home": str(home.path), "command": _command()}
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
+    return {key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)}
+
+
+def _command() -> str:
+    return f"{shlex.quote(sys.executable)} {ENGINE}"
 
 
 def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **settings: Any) -> str:
     """Make or change one deployment. Return its id."""
-    remote = cast("Flow[..., Any]", flow.from_source(source=str(home.repository), entrypoint=entrypoint))
+    remote = cast("Flow[..., Any]", flow.from_source(source=LocalStorage(str(home.repository)), entrypoint=entrypoint))
     with redirect_stdout(io.StringIO()):  # Prefect prints a table, which would break the output of --json
         identity = remote.deploy(
             name=name,
             work_pool_name=POOL,
             # No address of a store: its password would be stored in Prefect's database. A run has its worker's environment.
             job_variables={
-                "command": f"{shlex.quote(sys.executable)} -m flows.server.engine",
+                "command": _command(),
                 "env": {"REMINT_HOME": str(home.path), **server.STEADY},
                 "working_dir": str(home.repository),
             },
@@ -101,32 +169,13 @@ def _deploy(home: Home, flow: Flow[..., Any], entrypoint: str, name: str, **sett
     return str(identity)
 
 
-def _entry(
-    pipeline: str, deployment: str, identity: str, *, schedule: Any = None, branch: str | None = None, warning: str | None = None
-) -> dict[str, Any]:
-    entry = {"pipeline": pipeline, "deployment": deployment, "id": identity}
-    return {**entry, "schedule": schedule, "branch": branch, "warning": warning}
-
-
-def _pool() -> None:
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            return
-
-
-def _remove(deployment: str) -> None:
-    with get_client(sync_client=True) as client:
-        try:
-            client.delete_deployment(client.read_deployment_by_name(deployment).id)
-        except ObjectNotFound:
-            return
-
-
-def _schedule(settings: ScheduleSettings) -> Schedule:
+def _schedule(settings: ScheduleSettings, before: DeploymentResponse | None) -> Schedule:
+    """Return Prefect's schedule, with the state and the start of the one before: Prefect replaces that at each deployment."""
+    former = before.schedules[0] if before and before.schedules else None
+    active = former.active if former else True
     if settings.cron is not None:
-        return Cron(settings.cron, timezone=settings.timezone)
+        return Cron(settings.cron, timezone=settings.timezone, active=active)
     if settings.interval is not None:
-        return Interval(timedelta(seconds=settings.interval), timezone=settings.timezone)
-    return RRule(cast("str", settings.rrule), timezone=settings.timezone)
+        anchor = former.schedule.anchor_date if former and isinstance(former.schedule, IntervalSchedule) else None
+        return Interval(timedelta(seconds=settings.interval), anchor_date=anchor, timezone=settings.timezone, active=active)
+    return RRule(cast("str", settings.rrule), timezone=settings.timezone, active=active)

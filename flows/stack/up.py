@@ -44,7 +44,8 @@ def up(home: Home) -> int:
         addresses["mlflow"] = f"http://127.0.0.1:{mlflow_port}"
         needed["mlflow"] = mlflow_port
     ports.check_free(needed)
-    home.prefect.mkdir(parents=True, exist_ok=True)
+    for folder in (home.prefect, home.path / "mlflow"):  # MLflow makes no folder for an address with ?uri=true
+        folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         **server.environment(home),

@@ -21,7 +21,8 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from flows.server import client, server, stopping
 from flows.server.reconcile import sweep
-from flows.stack.deploy import POOL, deploy, describe
+from flows.stack.deploy import deploy, describe, plan
+from flows.stack.deployments import POOL
 from remint.errors import SettingsError
 from remint.runtime import processes
 from remint.runtime.home import Home
@@ -52,8 +53,11 @@ def main() -> None:
     own = server.recorded_addresses(home).get("prefect") == address
     if own:
         wait_until(lambda: server.healthy(address), server.START_LIMIT, every=0.5)
-        for entry in deploy(home, load_params(repository), git.branch_of(repository)):
-            print(describe(entry), flush=True)
+        params = load_params(repository)
+        planned = plan(home, params, git.branch_of(repository))
+        for change in planned:
+            print(describe(change), flush=True)
+        deploy(home, params, planned)
     for line in sweep(home, own_server=own):
         print(line, flush=True)
     name = "local" if own else platform.node()

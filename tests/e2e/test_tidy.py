@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Running, State
 
 from flows.server import reconcile, stopping
-from flows.stack.deploy import deploy
+from flows.stack.deploy import deploy, plan
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import load_params, read_params, write_params
@@ -38,7 +38,8 @@ def deploy_schedules(team: Team, *schedules: str) -> Home:
             pipeline["schedule"] = {"cron": "0 0 29 2 *"}
     write_params(content, team.folder)
     home = Home(team.folder, team.folder / ".remint").ensure()
-    deploy(home, load_params(team.folder), "main")
+    params = load_params(team.folder)
+    deploy(home, params, plan(home, params, "main"))
     return home
 
 

@@ -16,7 +16,7 @@ from remint.errors import IntegrityError, NotFoundError, RunError, SettingsError
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.runtime.yaml import load_safe_yaml
-from remint.stores.mlflow import ModelVersion, Tracking, VersionTags, door, package
+from remint.stores.mlflow import ModelVersion, Tracking, VersionTags, door, inventory, package
 from remint.stores.open import open_tracking
 from tests.support import registry_cases as cases
 
@@ -341,6 +341,16 @@ def test_a_programming_error_is_not_hidden() -> None:
         raise KeyError("a mistake in remint")
     with pytest.raises(RunError, match="as it was"), door.door("do this"):
         raise RunError("as it was")
+
+
+def test_the_folders_of_runs_are_listed_beside_the_store_of_a_server(store: Tracking) -> None:
+    """A server of `remint up` makes its experiment Default first if no run came before."""
+    run_id = store.start_run("digits-flow", {}, {})
+    store.end_run(run_id, "FINISHED")
+    client(store).create_experiment("of a server", artifact_location="mlflow-artifacts:/0")
+    place = Path(store.artifacts) / "digits-flow" / run_id
+    place.mkdir(parents=True)
+    assert list(inventory.run_folders(store)) == [(run_id, str(place))]
 
 
 def test_files_go_to_a_newly_configured_store_and_old_files_stay(store: Tracking, home: Path) -> None:

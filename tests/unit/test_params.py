@@ -102,10 +102,29 @@ def test_a_mistake_is_refused_with_its_key_and_what_was_expected(
         assert word in lines[0]
 
 
-@pytest.mark.parametrize("name", ["../away", "a/b", ".hidden", "", "a b", "-n"])
-def test_names_that_are_not_valid_file_names_are_refused(content: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("block", ["datasets", "pipelines"])
+@pytest.mark.parametrize(
+    "name", ["../away", "a/b", ".hidden", "", "a b", "-n", "a\n", "a.dvc", ".dvc", "dvc.yaml", "a" * 101, "é", "${key}"]
+)
+def test_names_that_are_not_valid_file_names_are_refused(content: dict[str, Any], block: str, name: str) -> None:
+    content[block][name] = next(iter(content[block].values()))
+    with pytest.raises(SettingsError, match="expected a name: at most 100 letters") as caught:
+        validate_params(content)
+    assert str(caught.value).startswith(f"params.yaml: {block}.") and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["v1.2", "a..b", "a.", "dvc.yaml.x", "a.dvc1", "2024", "true", "a" * 100])
+def test_names_with_dots_and_digits_are_allowed(content: dict[str, Any], name: str) -> None:
     content["datasets"][name] = content["datasets"]["digits"]
-    with pytest.raises(SettingsError, match="expected a name of letters"):
+    content["pipelines"][name] = {**content["pipelines"]["digits-vae"], "dataset": name}
+    assert validate_params(content).pipeline(name).dataset == name
+
+
+def test_names_that_differ_only_in_case_are_refused(content: dict[str, Any]) -> None:
+    content["datasets"]["Digits"] = content["datasets"]["digits"]
+    with pytest.raises(
+        SettingsError, match=r"^params.yaml: datasets.Digits: on some disks its files are those of datasets.digits"
+    ):
         validate_params(content)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zoneinfo
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from prefect._vendor.croniter import croniter
 from prefect.server.schemas.schedules import CronSchedule, RRuleSchedule
 from pydantic import ValidationError
 
-from flows.stack.deploy import NEVER, describe
+from flows.stack import pace
+from flows.stack.deploy import Change, describe
 from remint.settings import schedule
 from remint.settings.schedule import ScheduleSettings
 
@@ -157,7 +158,58 @@ def test_a_wrong_cron_is_refused_with_field_and_expectation(cron: str, words: st
     assert error["loc"] == ("cron",) and words in error["msg"]
 
 
-def test_a_deployment_that_never_fires_is_described_with_a_warning() -> None:
-    entry = {"deployment": "retrain/a", "schedule": {"cron": "0 0 30 2 *"}, "branch": "main"}
-    assert describe({**entry, "warning": NEVER}) == f"retrain/a: cron 0 0 30 2 *, from the head of main (warning: {NEVER})"
-    assert describe({**entry, "warning": None}) == "retrain/a: cron 0 0 30 2 *, from the head of main"
+DAY = {"cron": "0 3 * * *", "timezone": "UTC"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            Change("a", "retrain/a", "new", schedule=DAY, branch="main"),
+            "+ retrain/a: cron 0 3 * * *, timezone UTC, from the head of main",
+        ),
+        (
+            Change("a", "retrain/a", "unchanged", schedule=DAY, branch="main", paused=True, warning="w"),
+            "  retrain/a: cron 0 3 * * *, timezone UTC, from the head of main (paused in Prefect: it stays paused; warning: w)",
+        ),
+        (
+            Change(
+                "a", "retrain/a", "changed", schedule=DAY, branch="b", changes={"interval": [60, None], "branch": ["main", "b"]}
+            ),
+            "~ retrain/a: cron 0 3 * * *, timezone UTC, from the head of b (changed: interval 60 -> None; branch main -> b)",
+        ),
+        (Change("a", "approve/a", "new"), "+ approve/a: the form for versions that await approval"),
+        (Change("a", "retrain/a", "removed"), "- retrain/a: removed, since params.yaml does not ask for it"),
+    ],
+)
+def test_a_change_of_a_deployment_is_one_line(change: Change, line: str) -> None:
+    assert describe(change) == line
+
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest_run", "words"),
+    [
+        ({"cron": "0 0 30 2 *"}, None, pace.NEVER),
+        ({"cron": "0 3 * * *"}, 23 * HOUR, None),
+        ({"cron": "0 3 * * *"}, 25 * HOUR, "it fires again after 1 day, 0:00:00, and a run has lasted 1 day, 1:00:00"),
+        ({"cron": "0 3,4 * * mon"}, HOUR, None),
+        ({"cron": "0 3,4 * * mon"}, 61 * MINUTE, "it fires again after 1:00:00, and a run has lasted 1:01:00"),
+        ({"interval": 59}, None, "it fires again after 0:00:59, and a run lasts 0:01:00 or more"),
+        ({"interval": 59}, timedelta(seconds=5.2), "it fires again after 0:00:59, and a run lasts 0:01:00 or more"),
+        ({"interval": 60}, timedelta(seconds=59), None),
+        ({"interval": 600}, None, None),
+        ({"interval": 600}, timedelta(seconds=601), "it fires again after 0:10:00, and a run has lasted 0:10:01"),
+        ({"rrule": "FREQ=SECONDLY"}, None, "it fires again after 0:00:01"),
+        ({"rrule": "DTSTART:20200101T000000\nRRULE:FREQ=MINUTELY;INTERVAL=5"}, 6 * MINUTE, "it fires again after 0:05:00"),
+        ({"rrule": "FREQ=WEEKLY;BYDAY=MO"}, HOUR, None),
+        ({"rrule": "FREQ=DAILY;COUNT=1"}, None, pace.NEVER),
+    ],
+)
+def test_a_schedule_that_fires_faster_than_a_run_lasts_is_a_warning(
+    settings: dict[str, Any], longest_run: timedelta | None, words: str | None
+) -> None:
+    found = pace.warning(ScheduleSettings(**settings), longest_run)
+    assert found is None if words is None else found is not None and found.startswith(words)

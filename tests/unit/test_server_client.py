@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.request import proxy_bypass
 
 import pytest
 
@@ -20,6 +23,7 @@ from flows.server.client import NoAnswer, Server
 from remint.errors import SettingsError
 from remint.runtime.addresses import LOOPBACK, loopback_without_proxy
 from remint.runtime.home import Home
+from remint.stores.dvc import workspace_environment
 from tests.support import access
 from tests.support.ports import free_port
 
@@ -50,9 +54,10 @@ class Requests(BaseHTTPRequestHandler):
 class Running:
     """Server and the requests that it got."""
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None, family: socket.AddressFamily = socket.AF_INET) -> None:
         self.seen: list[tuple[str, str, str | None]] = []
-        self.http = HTTPServer(("127.0.0.1", 0), type("Handler", (Requests,), {"seen": self.seen}))
+        host, made = LOOPBACK[2 if family == socket.AF_INET6 else 0], type("Server", (HTTPServer,), {"address_family": family})
+        self.http = made((host, 0), type("Handler", (Requests,), {"seen": self.seen}))
         if context:
             self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
         self.port = self.http.server_address[1]
@@ -63,8 +68,8 @@ class Running:
 def start() -> Iterator[Callable[..., Running]]:
     servers: list[Running] = []
 
-    def make(context: ssl.SSLContext | None = None) -> Running:
-        servers.append(Running(context))
+    def make(context: ssl.SSLContext | None = None, family: socket.AddressFamily = socket.AF_INET) -> Running:
+        servers.append(Running(context, family))
         return servers[-1]
 
     yield make
@@ -215,6 +220,36 @@ def test_commands_of_ours_never_ask_the_proxy_for_this_machine(
     assert [path for _, path, _ in running.seen] == ["/a", "/b"] and proxy.seen == []
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_s3_on_this_machines_ipv6_address_is_not_asked_through_a_proxy(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from remint.stores.s3 import bucket
+
+    proxy, running = start(), start(family=socket.AF_INET6)
+    for variable in PROXIES:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv(name, f"http://[::1]:{running.port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with suppress(BotoCoreError, ClientError):  # the answer is not S3's
+        bucket._client(1).list_objects_v2(Bucket="bucket")
+    assert len(running.seen) == 1 and proxy.seen == []
+
+
+def test_dvc_asks_no_proxy_for_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its remote may have an endpoint of its own, which no variable names."""
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    for variable, value in workspace_environment(tmp_path, Home.of(tmp_path)).items():
+        if variable.lower() == "no_proxy":
+            monkeypatch.setenv(variable, value)
+    for host in ("127.0.0.1:9000", "localhost:9000", "[::1]:9000", "[::1]", "example.org"):
+        assert proxy_bypass(host), host
+    assert not proxy_bypass("[::2]:9000")
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -232,6 +267,8 @@ def test_hosts_that_the_user_excluded_stay_excluded(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("no_proxy", "b.example.org")
     monkeypatch.setenv("NO_PROXY", "c.example.org")
     assert loopback_without_proxy()["NO_PROXY"] == "b.example.org,c.example.org,127.0.0.1,localhost,::1", "in either spelling"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[::1]:9000")
+    assert "[::1]" not in loopback_without_proxy()["NO_PROXY"], "httpx cannot read it, and without a proxy nothing needs it"
 
 
 def test_a_certificate_is_verified_with_the_configured_file(

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from remint.runtime.addresses import with_driver
+from remint.runtime.addresses import sqlite_file, with_driver
 from remint.runtime.home import Home, is_name
 from remint.settings.params import read_params
 from remint.stores import git
@@ -57,11 +57,11 @@ def _names(block: str) -> list[str]:
 def _ledger(query: str, **values: Any) -> list[Any]:
     """Return rows of the ledger's database. A missing database is not created."""
     try:
-        address = sa.make_url(with_driver(Home.of(git.repository_of(Path.cwd())).ledger_url))
-        is_sqlite = address.get_backend_name() == "sqlite"
-        if is_sqlite and not Path(address.database or "").is_file():
+        address = with_driver(Home.of(git.repository_of(Path.cwd())).ledger_url)
+        place = sqlite_file(address)
+        if place and not place.is_file():
             return []
-        engine = sa.create_engine(address, connect_args={"timeout" if is_sqlite else "connect_timeout": PATIENCE})
+        engine = sa.create_engine(address, connect_args={"timeout" if place else "connect_timeout": PATIENCE})
         with engine.connect() as connection:
             return list(connection.execute(sa.text(query), values))
     except Exception:  # noqa: BLE001  as above

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from remint.cli import screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
@@ -22,9 +24,12 @@ STORES = ("MLFLOW_TRACKING_URI", "REMINT_LEDGER", "REMINT_ARTIFACTS", "REMINT_DV
 @app.command()
 def deploy(
     branch: Annotated[str, typer.Option(help="Branch whose head scheduled jobs build; the current branch if omitted.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the changes only.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a Prefect deployment per pipeline with a schedule, and a form per pipeline with approval: manual. Remove others.
+
+    First lists what is new (+), changed (~), unchanged and removed (-). Deployments that were paused in Prefect stay paused.
 
     Example: remint deploy --branch main
     """
@@ -34,15 +39,19 @@ def deploy(
     from flows.server import server
 
     with server.api(home, terminal.say):
-        from flows.stack.deploy import deploy as deploy_flows
-        from flows.stack.deploy import describe
+        from flows.stack import deploy as deployment
 
-        deployed = deploy_flows(home, params, branch)
+        planned = deployment.plan(home, params, branch)
+        if not as_json:
+            for change in planned:
+                terminal.out.print(escape(deployment.describe(change)), soft_wrap=True)
+        done = planned if dry_run else deployment.deploy(home, params, planned)
     if as_json:
-        print_json(deployed)
+        print_json([asdict(change) for change in done])
         return
-    for entry in deployed:
-        terminal.out.print(describe(entry), soft_wrap=True)
+    if dry_run:
+        return
+    deployed = [change for change in done if change.action != "removed"]
     nothing = "No pipeline has a schedule: or approval: manual in params.yaml."
     terminal.out.print("They run only while a server and a worker run: remint up" if deployed else nothing)
     own = [name for name in STORES if os.environ.get(name)]

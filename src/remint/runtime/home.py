@@ -23,13 +23,23 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from remint.errors import IntegrityError, NotFoundError, SettingsError
-from remint.runtime.addresses import with_driver
+from remint.runtime.addresses import sqlite_address, with_driver
 
 # Allowed names of datasets, pipelines and models. They become names of files and artifacts, arguments of shell commands that
-# dvc runs, and parts of MLflow's queries.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# dvc runs, and parts of MLflow's queries. dvc takes outs/prepared/a.dvc and evaluate@a.dvc for files of its own.
+NAME = re.compile(r"(?!dvc\.yaml$|.*\.dvc$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_RULE = "at most 100 letters, digits, '.', '_' and '-', a letter or digit first, and not a DVC file (dvc.yaml, *.dvc)"
 KEY = re.compile(r"[0-9a-f]{64}")  # of a version, TrainedModel.key
 CREDENTIALS = re.compile(r"://[^/]*:(?!\d*(/|$))")  # in an address: the text after the host's colon is not a port
+
+# Parts that the path of a clone or of REMINT_HOME must not have: a vendor reads them in another way, and has no escape for them.
+REFUSED = {
+    r":": "a colon divides the folders of PYTHONPATH",
+    r"[\x00-\x1f\x7f\ud800-\udfff]": "git and DVC need a path in UTF-8 on one line",
+    r"%\([^)]*\)s": "DVC puts another setting in place of %(..)s",
+    r"\{\{.*\}\}": "Prefect puts a value in place of {{..}}",
+    r"'{3}.*\"{3}|\"{3}.*'{3}": "DVC's settings can hold one kind of triple quotes only",
+}
 
 # Retries of dvc and MLflow on S3: boto's default gives up early. A person's own settings take precedence.
 S3_PATIENCE = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}
@@ -44,20 +54,28 @@ class Home:
 
     @classmethod
     def of(cls, repository: Path) -> Home:
-        return cls(repository, Path(os.environ.get("REMINT_HOME") or repository / ".remint").absolute())
+        """Return the home of a repository. Raises SettingsError if a path contains what a vendor cannot read."""
+        home = cls(repository, Path(os.environ.get("REMINT_HOME") or repository / ".remint").absolute())
+        for path, do in ((repository, "move the clone"), (home.path, "set REMINT_HOME to another folder")):
+            why = next((why for pattern, why in REFUSED.items() if re.search(pattern, str(path))), None)
+            if why:
+                raise SettingsError(f"the path {ascii(str(path))[1:-1]} cannot be used ({why}): {do}")
+        return home
 
     @property
     def tracking_uri(self) -> str:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow/mlflow.db"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(self.path / "mlflow" / "mlflow.db")
         return with_driver(uri)
 
     @property
     def artifacts(self) -> str:
-        return _address("REMINT_ARTIFACTS") or str(self.path / "mlflow" / "artifacts")
+        """Address of the files of MLflow's runs: file://.. or s3://bucket/prefix."""
+        place = _address("REMINT_ARTIFACTS") or str(self.path / "mlflow" / "artifacts")
+        return place if "://" in place else Path(place).as_uri()
 
     @property
     def ledger_url(self) -> str:
-        return os.environ.get("REMINT_LEDGER") or f"sqlite:///{self.path}/ledger.db"
+        return os.environ.get("REMINT_LEDGER") or sqlite_address(self.path / "ledger.db")
 
     @property
     def prefect(self) -> Path:

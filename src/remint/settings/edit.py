@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from remint.errors import SettingsError
-from remint.runtime.home import is_name
+from remint.runtime.home import NAME_RULE, is_name
 from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings.params import PARAMS, Params, load_params, validate_params
 
@@ -54,7 +54,7 @@ def add_pipeline(folder: Path, name: str, template: str, dataset: str, new: dict
 
 def _check_new_name(block: str, name: str, existing: dict[str, Any]) -> None:
     if not is_name(name):
-        raise SettingsError(f"{name[:100]!r} is not a valid name in {block}: expected letters, digits, '.', '_' and '-'")
+        raise SettingsError(f"{name[:100]!r} is not a valid name in {block}: expected {NAME_RULE}")
     if name in existing:
         raise SettingsError(f"{PARAMS}: {block}.{name} already exists: choose another name")
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from remint.errors import SettingsError
-from remint.runtime.home import is_name
+from remint.runtime.home import NAME_RULE, is_name
 from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings import catalogue, plugins
 from remint.settings.base import Settings, did_you_mean
@@ -101,9 +101,13 @@ class Params(Settings):
     def _check_names(self) -> Params:
         """Check the names, which become names of files, artifacts and models."""
         for block in ("datasets", "pipelines"):
+            seen: dict[str, str] = {}
             for name in getattr(self, block):
                 if not is_name(name):
-                    raise ValueError(f"{block}.{_short.repr(name)}: expected a name of letters, digits, '.', '_' and '-'")
+                    raise ValueError(f"{block}.{_short.repr(name)}: expected a name: {NAME_RULE}")
+                twin = seen.setdefault(name.lower(), name)
+                if twin != name:
+                    raise ValueError(f"{block}.{name}: on some disks its files are those of {block}.{twin}: choose another name")
         return self
 
     @model_validator(mode="after")

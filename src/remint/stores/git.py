@@ -59,7 +59,7 @@ def run_git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None)
 def repository_of(folder: Path) -> Path:
     """Return the root of the git repository around ``folder``. Raises RepositoryError if there is none, or no commit."""
     try:
-        root = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
+        root = Path(run_git(folder, "rev-parse", "--show-toplevel").removesuffix("\n"))
     except VersioningError as error:
         if "not a git repository" not in str(error):
             raise RepositoryError(str(error)) from None
@@ -111,7 +111,7 @@ def pin(repository: Path, sha: str) -> None:
         run_git(repository, *update)
     except VersioningError:
         _remove_stale_lock(
-            repository / run_git(repository, "rev-parse", "--git-path", f"refs/remint/{sha}.lock").strip(), repository
+            repository / run_git(repository, "rev-parse", "--git-path", f"refs/remint/{sha}.lock").removesuffix("\n"), repository
         )
         run_git(repository, *update)
 

@@ -43,7 +43,7 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
         _refuse_secret_or_large(repository / path, path)
     with scratch.folder() as folder:
         index = folder / "index"
-        own = Path(run_git(repository, "rev-parse", "--git-path", "index").strip())
+        own = Path(run_git(repository, "rev-parse", "--git-path", "index").removesuffix("\n"))
         if (repository / own).exists():
             # The index's stat cache avoids hashing unchanged files. The index must keep its time: by it git knows which
             # entries were written in the same tick as their file and must be read again.

@@ -13,6 +13,7 @@ from pathlib import Path
 from remint.errors import RunError
 from remint.maintenance.gc.reach import GIT, HOME, MLFLOW, Node, Thing
 from remint.promotion import roots
+from remint.runtime.addresses import local_path, sqlite_file
 from remint.runtime.home import Home
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, inventory, removal
@@ -29,7 +30,7 @@ class MlflowInventory:
     home: Home
     versions: Mapping[str, ModelVersion]  # by NAME/7
     runs: Mapping[str, Run]  # by id, the ended runs of remint
-    strays: Mapping[str, str]  # addresses of files without a run, by name
+    strays: Mapping[str, Path]  # folders of files without a run, by name
 
     @classmethod
     def read(cls, home: Home) -> MlflowInventory:
@@ -63,8 +64,8 @@ class MlflowInventory:
         ]
         registered = {version.run_id for version in self.versions.values()}
         strays = [
-            Thing(MLFLOW, name, Path(place).stat().st_mtime, "files that belong to no run of MLflow")
-            for name, place in self.strays.items()
+            Thing(MLFLOW, name, folder.stat().st_mtime, "files that belong to no run of MLflow")
+            for name, folder in self.strays.items()
         ]
         runs = [
             Thing(MLFLOW, _name(run), run.ended, _why(run, self.versions, run.id in registered)) for run in self.runs.values()
@@ -86,7 +87,8 @@ class MlflowInventory:
 
     def bytes_of(self, things: Sequence[Thing]) -> dict[str, int]:
         """Return the size in bytes of the runs and stray files among these, by name."""
-        store, places = open_tracking(self.home), {**{_name(run): run.place for run in self.runs.values()}, **self.strays}
+        store, places = open_tracking(self.home), {_name(run): run.place for run in self.runs.values()}
+        places |= {name: folder.as_uri() for name, folder in self.strays.items()}
         chosen = [thing.name for thing in things if thing.name in places]
         with ThreadPoolExecutor(PARALLEL) as pool:
             return dict(zip(chosen, pool.map(lambda name: removal.size(store, places[name]), chosen), strict=True))
@@ -117,7 +119,7 @@ class MlflowInventory:
                     removal.remove_version(store, version)
         left = [run for run in self.runs.values() if _name(run) in names and not removal.remove_run(store, run)]
         for name in sorted(set(names) & set(self.strays)):
-            removal.clear(store, self.strays[name])
+            removal.clear(store, self.strays[name].as_uri())
         if not left:
             return []
         return [
@@ -125,14 +127,16 @@ class MlflowInventory:
         ]
 
 
-def _strays(home: Home) -> Iterator[tuple[str, str]]:
+def _strays(home: Home) -> Iterator[tuple[str, Path]]:
     """Yield folders whose run MLflow does not know, only if database and files are in HOME: all files there are remint's."""
     store = open_tracking(home)
-    if not Path(store.uri.removeprefix("sqlite:///")).is_relative_to(home.path):
+    database = sqlite_file(store.uri)
+    if not database or not database.is_relative_to(home.path):
         return
     for run_id, place in list(inventory.run_folders(store)):
-        if Path(place).is_relative_to(home.path) and not inventory.has_run(store, run_id):
-            yield f"files {run_id}", place
+        folder = local_path(place)
+        if folder and folder.is_relative_to(home.path) and not inventory.has_run(store, run_id):
+            yield f"files {run_id}", folder
 
 
 def _name(run: Run) -> str:

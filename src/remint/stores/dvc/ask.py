@@ -5,7 +5,6 @@ dvc is imported only in that process: its import costs time and memory, which en
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from remint.runtime.addresses import TRUST_S3, s3_distrusted
 from remint.runtime.home import Home
 from remint.runtime.parent import die_with_parent
 from remint.stores.dvc.lock import SUFFIX
-from remint.stores.dvc.settings import addresses, workspace_environment
+from remint.stores.dvc.settings import addresses, read_config, workspace_environment, write_config
 
 
 def ask(module: str, home: Home, question: dict[str, Any], checkout: Path | None = None, log: Path | None = None) -> Any:
@@ -67,11 +66,9 @@ def folder(home: Home) -> Iterator[Path]:
     """Yield a temporary folder in which dvc has the addresses of a job's workspace."""
     with scratch.folder() as place:
         (place / ".dvc").mkdir()
-        settings = configparser.ConfigParser(interpolation=None)
-        settings.read(home.repository / ".dvc" / "config")
-        settings.read_dict({"core": {"no_scm": "true"}})  # this folder is in no git repository
-        with (place / ".dvc" / "config").open("w") as stream:
-            settings.write(stream)
+        settings = read_config(home.repository / ".dvc" / "config")
+        settings.merge({"core": {"no_scm": "true"}})  # this folder is in no git repository
+        write_config(settings, place / ".dvc" / "config")
         addresses(home, place)
         yield place
 

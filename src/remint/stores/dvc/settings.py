@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import sys
 from pathlib import Path
 
+from configobj import ConfigObj, ConfigObjError
+
 from remint.errors import RepositoryError
-from remint.runtime.addresses import without_user
+from remint.runtime.addresses import IPV6, loopback_without_proxy, without_user
 from remint.runtime.home import S3_PATIENCE, Home
 
 # Keys of a remote's settings that may name a file (dvc's Config._map_dirs).
@@ -28,6 +29,7 @@ def workspace_environment(folder: Path, home: Home) -> dict[str, str]:
         "DVC_SITE_CACHE_DIR": str(_site_cache(home)),
         "GIT_TERMINAL_PROMPT": "0",
         "PYTHONUNBUFFERED": "1",
+        **loopback_without_proxy(IPV6),  # a remote's endpoint is among dvc's settings; no step uses httpx
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_supported",  # with when_required flipped bytes pass
         **{name: os.environ.get(name) or value for name, value in S3_PATIENCE.items()},
         # dvc logs this address, and S3 ignores a password in it.
@@ -58,25 +60,37 @@ def addresses(home: Home, folder: Path, cache: Path | None = None) -> None:
             f"{home.repository} has no .dvc/config in its commit: run dvc init and commit it, or clone a remint repository"
         )
     own = home.repository / ".dvc"
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read([folder / ".dvc" / "config", own / "config.local"])
-    for section in settings.sections():
-        is_remote = section.strip("'").startswith("remote ")
-        for key in FILES if is_remote else ("dir",) if section == "cache" else ():
-            value = settings[section].get(key, "")
-            if value and "://" not in value:
-                settings[section][key] = str(_rooted((own / Path(value).expanduser()).resolve(), home))
+    settings = read_config(folder / ".dvc" / "config")
+    settings.merge(read_config(own / "config.local"))
+    for name in settings.sections:
+        section, is_remote = settings[name], name.startswith("remote ")
+        for key in FILES if is_remote else ("dir",) if name == "cache" else ():
+            value = section.get(key, "")
+            if isinstance(value, str) and value and "://" not in value:
+                section[key] = str(_rooted((own / Path(value).expanduser()).resolve(), home))
         if is_remote:
-            settings[section]["verify"] = "true"  # without it a pull accepts flipped bits
-            if "endpointurl" in settings[section]:
-                settings[section]["endpointurl"] = without_user(settings[section]["endpointurl"])
+            section["verify"] = "true"  # without it a pull accepts flipped bits
+            if "endpointurl" in section:
+                section["endpointurl"] = without_user(section["endpointurl"])
     if home.dvc_remote:
-        settings.read_dict({"core": {"remote": "jobs"}, "'remote \"jobs\"'": {"url": home.dvc_remote, "verify": "true"}})
+        settings.merge({"core": {"remote": "jobs"}, 'remote "jobs"': {"url": home.dvc_remote, "verify": "true"}})
     if cache:
-        settings.read_dict({"cache": {"dir": str(cache)}})
-    config = folder / ".dvc" / "config.local"
-    config.touch(mode=0o600)  # it may contain the credentials of a remote
-    with config.open("w") as stream:
+        settings.merge({"cache": {"dir": str(cache)}})
+    write_config(settings, folder / ".dvc" / "config.local")
+
+
+def read_config(path: Path) -> ConfigObj:
+    """Read a file of dvc's settings, as dvc does; a missing file has none. Raises RepositoryError if it is not valid."""
+    try:
+        return ConfigObj(str(path), interpolation=False, encoding="utf-8", default_encoding="utf-8")
+    except (ConfigObjError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def write_config(settings: ConfigObj, path: Path) -> None:
+    """Write dvc's settings, every value quoted as dvc reads it."""
+    path.touch(mode=0o600)  # it may contain the credentials of a remote
+    with path.open("wb") as stream:
         settings.write(stream)
 
 

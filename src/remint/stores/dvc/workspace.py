@@ -22,8 +22,16 @@ from remint.stores.dvc import presence
 from remint.stores.dvc.lock import locked, md5_on_disk, outputs, sort_stages
 from remint.stores.dvc.settings import addresses, workspace_environment
 
-# dvc in a child process that ends with this process: a killed flow leaves no trainer behind.
-DVC = in_workspace("from dvc.cli import main\nsys.exit(main(sys.argv[1:]))")
+# dvc in a child process that ends with this process: a killed flow leaves no trainer behind. Its progress bar takes the cache's
+# path for a format string, and would fail on braces.
+DVC = in_workspace("""
+from dvc.cli import main
+from dvc_data.hashfile._progress import QueryingProgress as Bar
+begin = Bar.__init__
+escape = lambda text: text and text.replace("{", "{{").replace("}", "}}")
+Bar.__init__ = lambda bar, *given, name=None, **named: begin(bar, *given, name=escape(name), **named)
+sys.exit(main(sys.argv[1:]))
+""")
 
 RESOLVE = "resolve"  # stage that writes the settings on which the others depend
 OLDER_OUTPUT = "remint-former"  # folder of a workspace for an output of an older dvc.lock

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -18,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from remint.errors import LedgerError, SettingsError
-from remint.runtime.addresses import with_driver
+from remint.runtime.addresses import sqlite_file, with_driver
 from remint.runtime.retry import doubling, retry
 
 BUSY = 60.0  # seconds that a writer waits for other writers
@@ -84,8 +83,8 @@ def _engine(url: str) -> sa.Engine:
             raise SettingsError(f"REMINT_LEDGER {address}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
         if address.get_backend_name() == "postgresql":
             return sa.create_engine(address, pool_pre_ping=True)
-        if address.database:
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        if place := sqlite_file(url):
+            place.parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(address, connect_args={"timeout": BUSY}, poolclass=sa.NullPool)
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise SettingsError("REMINT_LEDGER: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE") from None

@@ -6,11 +6,10 @@ version 2    one version for all tables; a row of the ledger holds the digest of
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import sqlalchemy as sa
 
 from remint.errors import LedgerError
+from remint.runtime.addresses import sqlite_file
 from remint.stores.ledger.database import Database
 
 VERSION = 2
@@ -102,7 +101,7 @@ def open_database(url: str) -> Database:
 
 def reach(url: str) -> None:
     """Raise LedgerError if the database is out of reach, refuses, or was written by a newer remint. Makes nothing."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if (place := sqlite_file(url)) and not place.exists():
         return  # the first run makes it
     database = Database(url)
 

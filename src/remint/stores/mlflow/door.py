@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from remint.errors import NotFoundError, RemintError, StorageError, TrackingError
-from remint.runtime.addresses import DISTRUST, TRUST_S3, loopback_without_proxy, s3_distrusted, with_driver
+from remint.runtime.addresses import (
+    DISTRUST,
+    TRUST_S3,
+    loopback_without_proxy,
+    s3_distrusted,
+    sqlite_address,
+    sqlite_file,
+    with_driver,
+)
 from remint.runtime.home import S3_PATIENCE
 from remint.runtime.locks import locked
 from remint.runtime.retry import doubling, retry
@@ -60,16 +68,28 @@ def client(uri: str, lock: Path) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with exclusive_lock(lock, "database", uri):
-        place = Path(uri.removeprefix("sqlite:///"))
-        if uri.startswith("sqlite:///") and not place.exists():
+        place = sqlite_file(uri)
+        if place and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             unfinished = place.with_name(f".{place.name}.unfinished")
             unfinished.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}").search_experiments(max_results=1)
+            _make_tables(sqlite_address(unfinished))
             unfinished.rename(place)
+        elif not place and not uri.startswith("http"):
+            _make_tables(uri)
         opened = cast("MlflowClient", RetryingClient(MlflowClient(uri, registry_uri=uri)))
         _first_request(opened, uri)
     return opened
+
+
+def _make_tables(uri: str) -> None:
+    """Make the tables of a database if it has none, with MLflow's default folder (./mlruns) as an address.
+
+    MLflow writes this folder into SQL as Python quotes a string, which fails for a path with apostrophes.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, Path("mlruns").absolute().as_uri())  # type: ignore[no-untyped-call]
 
 
 def _first_request(client: MlflowClient, uri: str) -> None:

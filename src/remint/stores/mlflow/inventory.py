@@ -11,6 +11,7 @@ from typing import Any
 from remint.errors import NotFoundError
 from remint.records import TrainedModel
 from remint.runtime import scratch
+from remint.runtime.addresses import local_path
 from remint.stores.mlflow import package
 from remint.stores.mlflow.door import client, door, pages
 from remint.stores.mlflow.records import ModelVersion, VersionTags
@@ -95,7 +96,7 @@ def files(store: Tracking, held: StoredVersion) -> dict[str, int]:
     Raises IntegrityError if links, pipes or devices are among them.
     """
     with door(f"list the files of {held.version.ref}"):
-        place = package.local(held.source)
+        place = local_path(held.source)
         if place is not None and place.exists():
             package.check_regular_files(place)
         listed = _repository(store, held.source).list_artifacts(package.DATA)
@@ -121,13 +122,19 @@ def has_files(store: Tracking, place: str) -> bool:
 
 
 def run_folders(store: Tracking) -> Iterator[tuple[str, str]]:
-    """Yield the run id and the address of each run's folder in the artifact stores of all experiments."""
+    """Yield the run id and the address of each run's folder in the artifact stores of all experiments.
+
+    A server's own store, as of the experiment that it makes in a new database, is listed through that server only.
+    """
     from mlflow.entities import ViewType
 
     with door("list the folders of runs"):
         mlflow = client(store.uri, store.lock)
         experiments = list(pages(lambda **page: mlflow.search_experiments(ViewType.ALL, **page)))
-        for place in sorted({each.artifact_location for each in experiments if each.artifact_location}):
+        places = {each.artifact_location for each in experiments if each.artifact_location}
+        for place in sorted(places):
+            if place.startswith("mlflow-artifacts:") and not store.uri.startswith("http"):
+                continue
             for each in _repository(store, place).list_artifacts() or []:
                 if each.is_dir and RUN_ID.fullmatch(Path(each.path).name):
                     yield Path(each.path).name, f"{place}/{each.path}"

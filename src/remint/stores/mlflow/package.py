@@ -19,8 +19,6 @@ import warnings
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from remint.errors import IntegrityError
 from remint.records import Column, DataSpec, digest
@@ -149,14 +147,6 @@ def check_regular_files(folder: Path) -> None:
             raise IntegrityError(f"{path} is a link, a pipe or a device, not a file of a registered model: nothing was read")
     if len(found) > MAX_FILES:
         raise IntegrityError(f"{folder} holds {len(found):,} files, more than a registered model has: nothing was read")
-
-
-def local(place: str) -> Path | None:
-    """Return the local folder or file of an MLflow address; None if it is not on this machine."""
-    address = urlsplit(place)
-    if address.scheme not in ("", "file"):
-        return None
-    return Path(url2pathname(address.path) if address.scheme else place)
 
 
 def sha256(folder: Path) -> str:

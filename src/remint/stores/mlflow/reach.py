@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from remint.errors import TrackingError
+from remint.runtime.addresses import sqlite_file
 from remint.stores.mlflow.door import door
 
 PATIENCE = 5  # seconds
@@ -36,10 +37,10 @@ def _database(uri: str) -> None:
     from alembic.migration import MigrationContext
 
     address, options = sa.make_url(uri), {}
-    if address.get_backend_name() == "sqlite":
-        if not Path(address.database or "").exists():
+    if place := sqlite_file(uri):
+        if not place.exists():
             return
-        address = sa.make_url(f"sqlite:///file:{address.database}?mode=ro&uri=true")
+        address = sa.make_url(f"sqlite:///{place.absolute().as_uri()}?mode=ro&uri=true")
     elif address.get_backend_name() == "postgresql":
         options = {"connect_timeout": PATIENCE}
     engine = sa.create_engine(address, poolclass=sa.NullPool, connect_args=options)

@@ -11,11 +11,11 @@ import base64
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from remint.errors import IntegrityError, NotFoundError
+from remint.runtime.addresses import local_path
 from remint.stores.mlflow.door import PREFIX, client, door, pages
 from remint.stores.mlflow.records import ModelVersion
 from remint.stores.mlflow.registration import Tracking
@@ -83,7 +83,7 @@ def _run(run: Any, pipeline: str) -> Run:
 def size(store: Tracking, place: str) -> int:
     """Return the bytes of the files at an address; 0 if there are none."""
     with door(f"list the files at {place}"):
-        local = _local(place)
+        local = local_path(place)
         if local is not None:
             return sum(path.stat().st_size for path in local.rglob("*") if path.is_file())
         return _size(_repository(store, place), None)
@@ -114,7 +114,7 @@ def remove_run(store: Tracking, run: Run) -> bool:
         if not run.deleted:
             mlflow.delete_run(run.id)
         clear(store, run.place)
-        local = _local(run.place)
+        local = local_path(run.place)
         if local is not None and local.parent.name == run.id:
             with suppress(OSError):  # not empty: other programs' files are in it
                 local.parent.rmdir()
@@ -139,12 +139,6 @@ def _sign_md5(request: Any, **_named: Any) -> None:
     """Add the MD5 header that older S3 servers require when several objects are deleted; boto3 sends a CRC32 instead."""
     digest = hashlib.md5(request.data, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-def _local(place: str) -> Path | None:
-    """Return the local folder of an address; None if it is not on this machine."""
-    parts = urlsplit(place)
-    return Path(parts.path) if parts.scheme in ("", "file") else None
 
 
 def _client(store: Tracking) -> Any:

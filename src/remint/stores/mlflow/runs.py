@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from remint.runtime import scratch
+from remint.runtime.addresses import local_path
 from remint.stores.mlflow.door import client, create_once, door, exclusive_lock, pages, prefixed
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Runs:
 
         def find() -> str | None:
             found = self._client.get_experiment_by_name(name)
-            elsewhere = found and place and "://" in place and found.artifact_location != place
+            elsewhere = found and place and local_path(place) is None and found.artifact_location != place
             return str(found.experiment_id) if found and not elsewhere else None
 
         known = find()

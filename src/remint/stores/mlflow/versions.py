@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remint.errors import IntegrityError, NotFoundError
-from remint.runtime.addresses import without_user
+from remint.runtime.addresses import local_path, without_user
 from remint.runtime.home import is_name
 from remint.settings.base import did_you_mean
 from remint.stores.mlflow import package
@@ -185,7 +185,7 @@ class Registry(Runs):
 
         for last in (False, True):
             try:
-                if place := package.local(source):
+                if place := local_path(source):
                     package.check_regular_files(place)
                 return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(to), tracking_uri=self.uri))
             except (FileNotFoundError, NotADirectoryError) as error:

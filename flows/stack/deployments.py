@@ -1,0 +1,94 @@
+"""Deployments as they are in Prefect: those of remint, their settings, and leftovers of pipelines that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.exceptions import ObjectNotFound
+
+from remint.runtime.home import Home
+from remint.settings import schedule
+from remint.settings.params import Params
+
+POOL = "remint"
+ENGINE = "-m flows.server.engine"
+NAMED_BY = {"retrain": "pipeline", "approve": "model"}  # flow, and the parameter whose value is the deployment's name
+PREFECTS_START = f"DTSTART:{schedule.PREFECTS_START:%Y%m%dT%H%M%S}\n"  # Prefect writes it before a rule without one
+PAGE = 200  # deployments per request, Prefect's limit
+
+
+def wanted(params: Params) -> list[str]:
+    """Return the names (FLOW/PIPELINE) of the deployments that params.yaml asks for."""
+    named = []
+    for name, pipeline in params.pipelines.items():
+        named += [f"retrain/{name}"] if pipeline.schedule else []
+        named += [f"approve/{name}"] if pipeline.promotion.approval == "manual" else []
+    return named
+
+
+def existing(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    """Return the deployments of flows with the names of remint's, by FLOW/NAME. Other programs' may be among them."""
+    found: dict[str, DeploymentResponse] = {}
+    for flow in NAMED_BY:
+        offset = 0
+        while page := client.read_deployments(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])), limit=PAGE, offset=offset
+        ):
+            found |= {f"{flow}/{each.name}": each for each in page}
+            offset += len(page)
+    return found
+
+
+def leftovers(home: Home, params: Params, found: Mapping[str, DeploymentResponse]) -> list[str]:
+    """Return the names of the deployments that remint made for this clone and that params.yaml does not ask for."""
+    return [name for name, each in found.items() if name not in wanted(params) and _is_own(home, name, each)]
+
+
+def remove(deployment: UUID) -> None:
+    """Delete a deployment and its schedule. Do nothing if it is gone."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_deployment(deployment)
+
+
+def settings(deployment: DeploymentResponse) -> dict[str, Any]:
+    """Return what a deployment starts, and when: the values that ``deploy`` compares."""
+    variables = deployment.job_variables or {}
+    return {
+        **(_schedule(deployment.schedules[0].schedule) if deployment.schedules else {}),
+        **({"branch": deployment.parameters["branch"]} if "branch" in deployment.parameters else {}),
+        "folder": variables.get("working_dir"),
+        "home": (variables.get("env") or {}).get("REMINT_HOME"),
+        "command": variables.get("command"),
+    }
+
+
+def is_paused(deployment: DeploymentResponse) -> bool:
+    """Return whether a person paused the deployment, or its schedule."""
+    return bool(deployment.paused) or not all(each.active for each in deployment.schedules)
+
+
+def _is_own(home: Home, name: str, deployment: DeploymentResponse) -> bool:
+    flow, _, pipeline = name.partition("/")
+    found = settings(deployment)
+    return (
+        deployment.work_pool_name == POOL
+        and found["folder"] == str(home.repository)
+        and str(found["command"]).endswith(ENGINE)
+        and deployment.parameters.get(NAMED_BY[flow]) == pipeline
+    )
+
+
+def _schedule(given: Any) -> dict[str, Any]:
+    zone = {"timezone": given.timezone or "UTC"}
+    if isinstance(given, IntervalSchedule):
+        return {"interval": int(given.interval.total_seconds()), **zone}
+    if isinstance(given, CronSchedule):
+        return {"cron": given.cron, **zone}
+    return {"rrule": given.rrule.removeprefix(PREFECTS_START), **zone}

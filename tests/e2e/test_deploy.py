@@ -1,0 +1,130 @@
+"""Deployments on a real Prefect server: what remint deploy changes, keeps and removes, and what the audit finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Running
+
+from flows.stack import audit, deployments, pace
+from flows.stack.deploy import Change, deploy, plan
+from remint.runtime.home import Home
+from remint.settings.params import Params, read_params, validate_params
+from tests.support.team import SOURCE
+
+WEEK = 7 * 86400
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
+        for each in found.read_deployments():  # deployments of other tests on this server
+            found.delete_deployment(each.id)
+        yield found
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(SOURCE, tmp_path / "home").ensure()
+
+
+def scheduled(**schedules: dict[str, Any]) -> Params:
+    """Return the settings of this repository with these schedules only."""
+    content = read_params(SOURCE)
+    for name, pipeline in content["pipelines"].items():
+        pipeline["schedule"] = schedules.get(name.replace("-", "_"), {})
+    return validate_params(content)
+
+
+def deployed(home: Home, params: Params, branch: str = "main") -> dict[str, Change]:
+    return {change.deployment: change for change in deploy(home, params, plan(home, params, branch))}
+
+
+def test_what_a_person_paused_stays_paused_and_an_interval_keeps_its_start(client: SyncPrefectClient, home: Home) -> None:
+    params = scheduled(digits_vae={"interval": WEEK}, digits_flow={"cron": "0 3 * * *"})
+    first = deployed(home, params)
+    assert {change.action for change in first.values()} == {"new"}
+    vae, flow = (client.read_deployment_by_name(f"retrain/digits-{name}") for name in ("vae", "flow"))
+    client.pause_deployment(vae.id)
+    client.update_deployment_schedule(flow.id, flow.schedules[0].id, active=False)
+    second = deployed(home, params)
+    assert {(change.action, change.paused) for change in second.values()} == {("unchanged", True)}
+    assert {name: change.id for name, change in second.items()} == {name: change.id for name, change in first.items()}
+    third = deployed(home, scheduled(digits_vae={"interval": 2 * WEEK}, digits_flow={"interval": WEEK}))
+    assert third["retrain/digits-vae"].changes == {"interval": [WEEK, 2 * WEEK]}
+    assert third["retrain/digits-flow"].changes == {"cron": ["0 3 * * *", None], "interval": [None, WEEK]}
+    now = client.read_deployment(vae.id)
+    assert now.paused and now.schedules[0].schedule.anchor_date == vae.schedules[0].schedule.anchor_date
+    assert [each.active for each in client.read_deployment(flow.id).schedules] == [False]
+
+
+def test_a_plan_changes_nothing_and_names_old_and_new_values(client: SyncPrefectClient, home: Home) -> None:
+    deployed(home, scheduled(digits_vae={"cron": "0 3 * * *"}))
+    before = client.read_deployment_by_name("retrain/digits-vae")
+    moved = Home(home.repository, home.path / "elsewhere")
+    planned = plan(
+        moved, scheduled(digits_vae={"cron": "0 4 * * *", "timezone": "Europe/Berlin"}, digits_gan={"interval": 30}), "next"
+    )
+    changes = {change.deployment: change for change in planned}
+    assert changes["retrain/digits-vae"].changes == {
+        "cron": ["0 3 * * *", "0 4 * * *"],
+        "timezone": ["UTC", "Europe/Berlin"],
+        "branch": ["main", "next"],
+        "home": [str(home.path), str(moved.path)],
+    }
+    assert changes["retrain/digits-gan"].action == "new" and "it fires again after 0:00:30" in str(
+        changes["retrain/digits-gan"].warning
+    )
+    assert client.read_deployment_by_name("retrain/digits-vae") == before
+    assert not [each for each in client.read_deployments() if each.name == "digits-gan"]
+
+
+def test_only_deployments_that_remint_made_for_this_clone_are_removed(
+    client: SyncPrefectClient, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployments, "PAGE", 2)
+    deployed(home, scheduled(**{name: {"interval": WEEK} for name in ("digits_vae", "digits_flow", "digits_gan")}))
+    flow, ours = client.create_flow_from_name("retrain"), client.read_deployment_by_name("retrain/digits-vae")
+    variables, pool = ours.job_variables, {"work_pool_name": deployments.POOL}
+    by_hand: list[dict[str, Any]] = [
+        {"name": "nightly", "parameters": {"pipeline": "digits-vae"}, "job_variables": variables, **pool},
+        {"name": "old", "parameters": {"pipeline": "old"}, "job_variables": {**variables, "working_dir": "/elsewhere"}, **pool},
+        {"name": "served", "parameters": {"pipeline": "served"}, "job_variables": variables},
+    ]
+    for each in by_hand:
+        client.create_deployment(flow_id=flow, **each)
+    params = scheduled(digits_vae={"rrule": "FREQ=WEEKLY;BYDAY=MO", "timezone": "Europe/Berlin"})
+    monkeypatch.setattr(audit, "load_params", lambda _: params)
+    found = {each.finding.thing: each for each in audit.leftover_deployments(home)}
+    assert set(found) == {"deployment retrain/digits-flow", "deployment retrain/digits-gan"}
+    mend = found["deployment retrain/digits-gan"].mend
+    assert mend is not None
+    mend()
+    changes = deployed(home, params)
+    assert {name: change.action for name, change in changes.items()} == {
+        "retrain/digits-vae": "changed",
+        "retrain/digits-flow": "removed",
+    }
+    assert audit.leftover_deployments(home) == []
+    assert [(change.action, change.changes) for change in plan(home, params, "main")] == [("unchanged", {})]
+    names = {each.name for each in client.read_deployments()}
+    assert names == {"digits-vae", "nightly", "old", "served", "remint"}
+
+
+def test_the_longest_run_of_a_pipeline_is_that_of_its_completed_runs(client: SyncPrefectClient) -> None:
+    from prefect import flow
+
+    @flow(name="retrain")
+    def retrain(pipeline: str) -> None: ...
+
+    for name, end in (("ended", Completed()), ("ended", Completed(name="Kept")), ("open", None)):
+        run = client.create_flow_run(retrain, parameters={"pipeline": name}, state=Running())
+        if end:
+            client.set_flow_run_state(run.id, end, force=True)
+    found = pace.longest_runs(client)
+    assert "open" not in found and found["ended"].total_seconds() > 0
