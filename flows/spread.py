@@ -12,7 +12,7 @@ from flows.job import open_job
 from flows.server import progress, stopping
 from remint.errors import RemintError
 from remint.promotion.retraining import Retraining
-from remint.promotion.spread import SeedResult, SpreadReport, missing_seeds, record_spread
+from remint.promotion.spread import SeedResult, SpreadReport, announcement, missing_seeds, record_spread
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.stores import git
@@ -69,9 +69,3 @@ def measure_missing(job: Retraining, branch: str | None) -> None:
         seed_spread(job.pipeline, seeds, [f"{key}={value}" for key, value in job.overrides.items()], improve.confidence, branch)
     except RemintError as error:
         job.tell("notice", text=f"the variation over seeds was not measured: {error}")
-
-
-def announcement(pipeline: str, seeds: int) -> str:
-    """Return a sentence for the time until the variation is known. ``seeds``: trainings of the next scheduled run for it."""
-    night = f"the next scheduled run measures it by {seeds} trainings, and " if seeds else ""
-    return f"margin: auto promotes nothing before the variation over seeds is known: {night}remint spread {pipeline} does so now"

@@ -32,6 +32,7 @@ from prefect.schedules import Cron, Interval, RRule, Schedule
 from flows.server import server
 from flows.stack import deployments, pace
 from flows.stack.deployments import ENGINE, POOL
+from remint.promotion.spread import announcement, missing_seeds
 from remint.runtime.home import Home
 from remint.settings.params import Params
 from remint.settings.schedule import ScheduleSettings
@@ -63,7 +64,12 @@ def plan(home: Home, params: Params, branch: str) -> list[Change]:
         schedule = settings.model_dump(exclude_none=True) if settings else None
         change = Change(pipeline, name, "new", schedule=schedule, branch=branch if settings else None)
         if settings:
-            change = replace(change, warning=pace.warning(settings, longest.get(pipeline)))
+            seeds = missing_seeds(home, pipeline, params.pipelines[pipeline])
+            warnings = [
+                pace.warning(settings, longest.get(pipeline)),
+                None if seeds is None else announcement(pipeline, len(seeds)),
+            ]
+            change = replace(change, warning="; ".join(filter(None, warnings)) or None)
         if before := found.get(name):
             changes = _changes(deployments.settings(before), _settings(home, change))
             action: Literal["changed", "unchanged"] = "changed" if changes else "unchanged"

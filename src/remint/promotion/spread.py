@@ -51,6 +51,12 @@ def missing_seeds(home: Home, pipeline: str, settings: PipelineSettings) -> list
     return list(range(first, first + improve.seeds))
 
 
+def announcement(pipeline: str, seeds: int) -> str:
+    """Return a sentence for the time until the variation is known. ``seeds``: trainings of the next scheduled run for it."""
+    night = f"the next scheduled run measures it by {seeds} trainings, and " if seeds else ""
+    return f"margin: auto promotes nothing before the variation over seeds is known: {night}remint spread {pipeline} does so now"
+
+
 def record_spread(
     home: Home, pipeline: str, seeds: Sequence[int], results: Sequence[SeedResult], confidence: float
 ) -> SpreadReport:
