@@ -57,7 +57,7 @@ def seed_spread(
 def measure_missing(job: Retraining, branch: str | None) -> None:
     """Measure the variation over seeds that ``margin: auto`` needs, once, after a scheduled run. A typed run only says so.
 
-    The run's own outcome stands whatever happens here; the next scheduled run tries again.
+    The decision of the run is in the ledger already: an error here is said, and the next scheduled run tries again.
     """
     seeds, improve = missing_seeds(job.home, job.pipeline, job.settings), job.settings.promotion.improve
     if seeds is None or improve is None:
