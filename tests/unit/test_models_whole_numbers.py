@@ -151,6 +151,18 @@ def test_dates_and_times_come_back_in_their_type(tmp_path: Path) -> None:
         imported(tmp_path / "in.parquet", tmp_path / "other", numeric=["at", "clock"])
 
 
+def test_values_are_shown_as_a_person_reads_them() -> None:
+    day = Column(name="day", mean=20_000.0, scale=100.0, least=20_000, most=20_100, type="date32[day]")
+    shown = [
+        rows.text(Column(name="x", mean=1.0, scale=2.0), 1 / 3, 4),
+        rows.text(Column(name="n", mean=1e6, scale=10.0, least=0, most=9), 1.0, 4),
+        rows.text(Column(name="c", categories=("a", "b")), 1.0, 4),
+        rows.text(day, 2.0, 4),
+        rows.text(day, float("nan"), 4),
+    ]
+    assert shown == ["1.667", "1000010", "b", "2025-04-22", ""], "a real value may lie beyond the range of the first import"
+
+
 def test_later_fractions_do_not_fit_a_column_of_whole_numbers() -> None:
     known = Column(name="children", mean=1.0, scale=1.0, least=0, most=4)
     table = tables.Table("f.csv", {"children": pa.chunked_array([[1.0, 1.5]])}, None, "", ())

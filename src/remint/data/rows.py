@@ -16,11 +16,16 @@ import pyarrow.parquet
 
 from remint.records import Column, DataSpec
 
+TEMPORAL = ("date", "time")  # beginnings of the names of Arrow's types of dates and times
+
 Array = np.ndarray[Any, Any]
 
 
 def to_table(spec: DataSpec, x_ND: Array, y_N: Array | None = None) -> pa.Table:
-    """Return standardised rows as a table, with the label's column where classes are given. A NaN becomes a null."""
+    """Return drawn, standardised rows as a table, with the label's column where classes are given. A NaN becomes a null.
+
+    Whole numbers are within the range of the first import, also those of a family that draws others.
+    """
     arrays = [(column.name, _restore(column, x_N)) for column, x_N in zip(spec.columns, x_ND.T, strict=True)]
     if spec.label is not None and y_N is not None:
         arrays.insert(spec.label_at, (spec.label.name, _restore(spec.label, y_N)))
@@ -40,11 +45,19 @@ def write(path: Path, table: pa.Table, spec: DataSpec) -> None:
         writer.writerows(zip(*cells, strict=True))
 
 
+def text(column: Column, value: float, digits: int) -> str:
+    """Return one standardised value as a person reads it: real numbers with so many digits; "" for a missing one."""
+    found = _restore(column, np.array([value]), drawn=False)[0].as_py()
+    if found is None:
+        return ""
+    return f"{found:.{digits}g}" if isinstance(found, float) else str(found)
+
+
 def _cell(value: Any, truth: tuple[str, str]) -> Any:
     return truth[value] if isinstance(value, bool) else value
 
 
-def _restore(column: Column, x_N: Array) -> pa.Array:
+def _restore(column: Column, x_N: Array, *, drawn: bool = True) -> pa.Array:
     """Return the original values of one column, in the source's type."""
     missing_N = np.isnan(x_N)
     if not column.numeric:
@@ -54,8 +67,10 @@ def _restore(column: Column, x_N: Array) -> pa.Array:
     number_N = np.where(missing_N, 0.0, x_N).astype(np.float64) * column.scale + column.mean
     if not column.whole:
         return pa.array(number_N, mask=missing_N).cast(_type(column.type or "double"))
-    whole_N = np.clip(np.rint(number_N), column.least, column.most).astype(np.int64)
-    return _from_whole(pa.array(whole_N, mask=missing_N), _type(column.type or "int64"))
+    whole_N = np.rint(number_N)
+    if drawn:
+        whole_N = np.clip(whole_N, column.least, column.most)
+    return _from_whole(pa.array(whole_N.astype(np.int64), mask=missing_N), _type(column.type or "int64"))
 
 
 def _from_whole(whole: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
-from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, original, plain, save, shares
+from remint.evaluation.drawing import BOLD, DPI, INK, LINES, MODEL, SMALL, bin_edges, label_dates, original, plain, save, shares
 from remint.records import Column, Drift
 
 if TYPE_CHECKING:  # this module needs no database
@@ -69,6 +69,7 @@ def columns_before_and_after(path: Path, before_ND: Array, after_ND: Array, colu
         axes.set_title(column.name, size=SMALL, color=INK, loc="left", weight=bold)
         axes.set_yticks([])
         plain(axes)
+        label_dates(axes, column)
     figure.axes[0].legend(frameon=False, fontsize=SMALL - 2)
     _title(figure, drift)
     save(figure, path)

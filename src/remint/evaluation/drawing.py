@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from remint.records import Column, MetricValue
 
@@ -29,6 +30,15 @@ def original(value_N: Array, column: Column) -> Array:
     """Return the observed values of a column, in its original units."""
     observed_N = value_N[np.isfinite(value_N)].astype(np.float64)
     return observed_N * column.scale + column.mean if column.numeric else observed_N
+
+
+def label_dates(axes: Axes, column: Column) -> None:
+    """Label the horizontal axis of a column of dates with dates, of which there is room for two."""
+    if column.type.startswith(("date", "timestamp")):
+        from remint.data import rows  # late import: images do not need pyarrow
+
+        axes.xaxis.set_major_locator(MaxNLocator(2))
+        axes.xaxis.set_major_formatter(lambda at, _: rows.text(column, (at - column.mean) / column.scale, 4)[:10])
 
 
 def bin_edges(values: list[Array]) -> Array:

@@ -109,18 +109,18 @@ def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec,
         title = f"{len(found.pairs)} held-out images, each with its training image to the right"
         plots.sample_grid(out / "leakage.png", x_NX, spec.levels, title, columns=min(8, len(x_NX)))
         return
+    from remint.data import rows  # late import: images do not need pyarrow
+
     with (out / "leakage.csv").open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["split", *(column.name for column in spec.columns)])
         for index, x_D in enumerate(x_NX):
-            writer.writerow([("held_out", "train")[index % 2], *map(_cell, spec.columns, x_D)])
-
-
-def _cell(column: Any, value: float) -> str:
-    """Return a table value in original units; an empty string if it is missing."""
-    if not np.isfinite(value):
-        return ""
-    return column.categories[int(value)] if column.categories else f"{value * column.scale + column.mean:.9g}"
+            writer.writerow(
+                [
+                    ("held_out", "train")[index % 2],
+                    *(rows.text(column, x, 9) for column, x in zip(spec.columns, x_D, strict=True)),
+                ]
+            )
 
 
 def content(x_X: Array) -> bytes:

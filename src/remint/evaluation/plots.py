@@ -32,6 +32,7 @@ from remint.evaluation.drawing import (
     cycle,
     dot,
     interval,
+    label_dates,
     original,
     plain,
     save,
@@ -110,6 +111,7 @@ def table_columns(
         axes.set_title(column.name, size=SMALL, color=INK, loc="left")
         axes.set_yticks([])
         plain(axes)
+        label_dates(axes, column)
     left_out = f"  (the first {len(shown)} of {len(columns)} columns)" if len(columns) > len(shown) else ""
     figure.suptitle(title + left_out, x=0.02, ha="left", size=BOLD, color=INK, weight="bold")
     figure.axes[0].legend(frameon=False, fontsize=SMALL - 2)

@@ -219,11 +219,10 @@ def _cells(row_D: Array, spec: DataSpec, chosen: Sequence[int]) -> list[str]:
 
 def _original(value: float, column: Column) -> str:
     """Return a value of a row in the column's own units."""
-    if not math.isfinite(value):
-        return "missing"
-    if column.categories:
-        return column.categories[int(value)]
-    return f"{value * column.scale + column.mean:.4g}".replace("-", "−")
+    from remint.data import rows  # late import: images do not need pyarrow
+
+    shown = rows.text(column, value, 4) or "missing"
+    return shown.replace("-", "−") if column.numeric and not column.type.startswith(rows.TEMPORAL) else shown
 
 
 def _unusual(row_D: Array, spec: DataSpec) -> list[str]:
