@@ -13,6 +13,7 @@ from remint.errors import IntegrityError, RemintError, RunError, StorageError, T
 from remint.maintenance.audit.fault import Fault, fault, unreachable
 from remint.records import digest
 from remint.runtime import scratch
+from remint.runtime.addresses import local_path
 from remint.runtime.home import Home
 from remint.serving import fresh
 from remint.stores.mlflow import Tracking, inventory, package
@@ -84,7 +85,7 @@ def _missing_files(store: Tracking, held: StoredVersion) -> list[str] | RemintEr
 
 
 def _describe_missing(held: StoredVersion, lacks: Sequence[str]) -> str:
-    return f"{held.source} lacks {' and '.join(lacks)}"
+    return f"{local_path(held.source) or held.source} lacks {' and '.join(lacks)}"
 
 
 def _bytes(home: Home, store: Tracking, held: StoredVersion, what: str, why: str) -> Fault:
@@ -192,7 +193,11 @@ def orphans(
     for run_id, place in folders:
         if run_id not in runs and inventory.has_files(store, place) and not inventory.has_run(store, run_id):
             yield fault(
-                "orphan", place, "No run of MLflow has these files.", risk, "remint gc lists it, remint gc --apply removes it."
+                "orphan",
+                str(local_path(place) or place),
+                "No run of MLflow has these files.",
+                risk,
+                "remint gc lists it, remint gc --apply removes it.",
             )
     named = {held.version.run_id for held in versions}
     ended = [run for run in runs.values() if run.ours and run.id not in named and run.status != "RUNNING"]
