@@ -22,7 +22,7 @@ DOCS = REPOSITORY / "docs"
 GENERATED = runpy.run_path(str(DOCS / "generate.py"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), *sorted(DOCS.rglob("*.svg"))]
 
-# Names that begin like modules: tags, events, and groups of entry points.
+# Names that begin like modules: tags, events, groups of entry points, and keys of params.yaml.
 NOT_MODULES = {
     "remint.keep",
     "remint.verified",
@@ -30,6 +30,7 @@ NOT_MODULES = {
     "remint.model.digits",
     "remint.families",
     "remint.metrics",
+    "pipelines.customers",
 }
 NOT_MODULES |= {"remint.ledger_hash", "remint.ledger_row", "remint.ledger_head"}
 
