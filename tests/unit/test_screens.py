@@ -9,6 +9,8 @@ import pytest
 from remint.cli import screens
 from remint.promotion import gallery
 from remint.promotion.outcome import Verdict
+from remint.promotion.queries import VersionEntry
+from remint.records import MetricValue
 from remint.runtime.home import Home
 from tests.support.retraining_cases import OUTCOME
 
@@ -35,3 +37,20 @@ def test_an_unchanged_outcome_says_whether_it_was_trained(
     screens.outcomes(Home(tmp_path, tmp_path), [outcome])
     printed = capsys.readouterr()
     assert said in " ".join((printed.out + printed.err).split())
+
+
+def entry(name: str, version: int, data: str) -> VersionEntry:
+    value = MetricValue(name="nll", value=1.0, low=0.5, high=1.5, n=9, seed=0)
+    return VersionEntry(
+        name=name, version=version, aliases=(), weights_sha256="", dataset_version=data * 64, commit="", dirty=False,
+        created="", verdict="kept", metrics={"nll": value},
+    )  # fmt: skip
+
+
+def test_metrics_on_other_data_than_the_newest_version_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    screens.models([entry("a", 3, "2"), entry("a", 2, "1"), entry("a", 1, "2"), entry("b", 1, "1")], None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [("* nll" in line) for line in lines[1:5]] == [False, True, False, False]
+    assert lines[5].startswith("* measured on other data than the newest version of the model: not comparable with its metrics.")
+    screens.models([entry("a", 3, "2"), entry("b", 1, "1")], None)
+    assert "*" not in capsys.readouterr().out

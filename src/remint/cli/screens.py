@@ -55,7 +55,12 @@ def next_commands(outcome: Outcome) -> str:
 
 
 def models(found: list[VersionEntry], newest: int | None) -> None:
-    """Print a table of versions. ``newest``: limit per model; None: all."""
+    """Print a table of versions, newest first. Mark metrics on other data than a model's newest version has.
+
+    ``newest``: limit per model; None: all.
+    """
+    today = {version.name: version for version in reversed(found)}
+    other = {version.ref for version in found if version.dataset_version != today[version.name].dataset_version}
     rows = [
         [
             version.ref,
@@ -64,11 +69,18 @@ def models(found: list[VersionEntry], newest: int | None) -> None:
             version.dataset_version[:10],
             version.commit[:10] + (" dirty" if version.dirty else ""),
             version.created[:19],
-            "  ".join(f"{name} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in version.metrics.items()),
+            "* " * (version.ref in other and bool(version.metrics))
+            + "  ".join(f"{name} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in version.metrics.items()),
         ]
         for version in found
     ]
     table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
+    if other:
+        out.print(
+            "* measured on other data than the newest version of the model: not comparable with its metrics. A run measures the "
+            "champion again on today's data.",
+            soft_wrap=True,
+        )
     counts = Counter(version.name for version in found)
     cut = [name for name, count in counts.items() if newest is not None and count >= newest]
     if cut:
