@@ -172,6 +172,7 @@ class ModelVersion(Record):
     dirty: bool
     created: str  # ISO 8601, UTC
     aliases: tuple[str, ...] = ()
+    description: str = ""
     tags: VersionTags = VersionTags()
 
     @property
