@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from remint.cli import screens
+from flows.stack import audit as stack_audit
+from remint.cli import app, maintenance, screens
+from remint.maintenance.audit.fault import Fault, Finding, fault
+from remint.maintenance.audit.run import Audit
 from remint.promotion import gallery
 from remint.promotion.outcome import Verdict
 from remint.promotion.queries import VersionEntry
@@ -54,3 +58,27 @@ def test_metrics_on_other_data_than_the_newest_version_are_marked(capsys: pytest
     assert lines[5].startswith("* measured on other data than the newest version of the model: not comparable with its metrics.")
     screens.models([entry("a", 3, "2"), entry("b", 1, "1")], None)
     assert "*" not in capsys.readouterr().out
+
+
+ORPHAN, RUN = (fault(kind, "x", "It is so.", "None.", "None.").finding for kind in ("orphan", "run"))
+MENDED = RUN.model_copy(update={"repaired": True})
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "last"),
+    [
+        ([], 0, "nothing wrong: 2 versions of 1 model, 1 read to the last byte"),
+        ([ORPHAN], 0, "nothing wrong: 2 versions of 1 model, 1 read to the last byte; 1 note"),
+        ([ORPHAN, RUN], 1, "1 left (2 versions of 1 model, 1 read to the last byte; 1 note)"),
+        ([MENDED], 0, "1 repaired, 0 left (2 versions of 1 model, 1 read to the last byte)"),
+        ([MENDED, ORPHAN], 0, "1 repaired, 0 left (2 versions of 1 model, 1 read to the last byte; 1 note)"),
+    ],
+)
+def test_an_audit_that_finds_things_that_only_take_space_ends_well(
+    found: list[Finding], status: int, last: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looked = Audit([Fault(each) for each in found], models=1, versions=2, roots=1)
+    monkeypatch.setattr(maintenance, "here", lambda: (Home.of(tmp_path), None))
+    monkeypatch.setattr(stack_audit, "run_audit", lambda *_, **__: looked)
+    done = CliRunner().invoke(app, ["audit"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (status, last)

@@ -173,22 +173,25 @@ def rebuild(answer: Rebuild) -> None:
 
 
 def audit(looked: Audit) -> None:
-    """Print each finding in three lines, sorted by kind, and the number of findings."""
+    """Print each finding in three lines, sorted by kind, and the numbers of findings and notes."""
     found = looked.findings
     kinds = list(dict.fromkeys(finding.kind for finding in found))
     for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
-        state = " [green](repaired)[/green]" if finding.repaired else ""
+        state = " [green](repaired)[/green]" if finding.repaired else " [dim](note)[/dim]" if finding.note else ""
         out.print(f"[bold]{finding.kind}[/bold]  {escape(finding.thing)}{state}\n  {escape(finding.what)}", soft_wrap=True)
         out.print(
             f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
         )
-    left = [finding for finding in found if not finding.repaired]
+    notes = [finding for finding in found if finding.note]
+    left = [finding for finding in found if not finding.repaired and not finding.note]
     seen = f"{counted(looked.versions, 'version')} of {counted(looked.models, 'model')}, {looked.roots} read to the last byte"
-    if not found:
+    seen += f"; {counted(len(notes), 'note')}" * bool(notes)
+    if len(found) == len(notes):
         out.print(f"nothing wrong: {seen}", soft_wrap=True)
         return
     safe = sum(finding.safe for finding in left)
-    mended = f"{len(found) - len(left)} repaired, " if len(found) > len(left) else ""
+    repaired = len(found) - len(left) - len(notes)
+    mended = f"{repaired} repaired, " if repaired else ""
     advice = f"; remint audit --repair mends {safe} of them" if safe else ""
     out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)
 
