@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from remint.errors import RepositoryError, SettingsError
+from remint.errors import RepositoryError, SettingsError, VersioningError
+from remint.maintenance.gc import places
 from remint.promotion.retraining import raw_data
+from remint.runtime.home import Home
 from remint.settings.params import write_params
 from remint.stores import git, uncommitted
 
@@ -285,3 +287,17 @@ def test_a_source_that_is_the_repository_itself_is_refused(repository: Path, sou
     write_params({"datasets": {"a": {"source": source}}, "pipelines": {}}, repository)
     with pytest.raises(SettingsError, match=r"datasets\.a\.source: '.*' is the repository itself: move the data into a folder"):
         raw_data(repository)
+
+
+def test_gc_does_not_take_a_damaged_commit_for_one_without_settings(repository: Path) -> None:
+    run(repository, "git", "switch", "-q", "-c", "without")
+    run(repository, "git", "rm", "-q", "params.yaml")
+    run(repository, "git", "commit", "-qm", "no settings")
+    home = Home.of(repository).ensure()
+    (home.fetched / "a: 1").mkdir(parents=True)
+    (home.fetched / "gone").mkdir()
+    assert [name for _, name in places.roots(home) if name.startswith("fetched/")] == ["fetched/a: 1"], "a branch names it"
+    blob = run(repository, "git", "rev-parse", "main:params.yaml").strip()
+    (repository / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(VersioningError, match="git show"):
+        places.roots(home)
