@@ -65,7 +65,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.registry
 
-bench-fashion: setup ## Fashion-MNIST, half an hour a family
+bench-fashion: setup ## Fashion-MNIST; docs/results.md has the seconds of each family
 	$(BIN)/python -m benchmarks.fashion
 
 soak: setup ## the long tests and every counted case in full; CASE=7 one case, SEED=3 its seed, PART=1/4 a quarter of it; resumes after a stop

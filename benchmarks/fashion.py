@@ -1,4 +1,4 @@
-"""Measure the Fashion-MNIST pipelines of params.yaml at 32 x 32, each within 30 minutes of processor time; hours in total.
+"""Measure the Fashion-MNIST pipelines of params.yaml at 32 x 32, each within MOST_SECONDS of processor time.
 
     python -m benchmarks.fashion [FAMILY ...]
 

@@ -103,6 +103,7 @@ def version_data(job: Retraining) -> None:
             job.dvc.reproduce("snapshot", name, progress.reporter(job.pipeline, "data"))
         _verify_outputs(job, f"snapshot@{name}")
         job.dvc.reproduce("prepare", name, progress.reporter(job.pipeline, "data"))
+    job.params.check_missing(job.pipeline, job.dataset.spec)
     job.tell("ran", name="data", version=job.dataset.digest[:12], counts=job.dataset.counts)
 
 

@@ -20,12 +20,15 @@ def main(pipeline: str) -> None:
 
     here = Path.cwd()
     constraints = here / "constraints.txt"
-    recipe = load_params(here).pipeline(pipeline).recipe
+    params = load_params(here)
+    recipe = params.pipeline(pipeline).recipe
     plugins.require_own_code(recipe.family, here, constraints)
+    dataset = arrays.load(here / "outs/prepared" / recipe.dataset)
+    params.check_missing(pipeline, dataset.spec)
     train.train_pipeline(
         recipe,
         pipeline,
-        arrays.load(here / "outs/prepared" / recipe.dataset),
+        dataset,
         checkpoints=Path(os.environ.get("REMINT_HOME", ".remint")).absolute() / "checkpoints",
         out=here / "outs/trained" / pipeline,
         code_sha256=digest({"code": train_code(recipe.family, Imports()), "packages": sha256_tree(constraints)}),

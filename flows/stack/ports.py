@@ -58,5 +58,5 @@ def _holder(port: int) -> str:
         if pids:
             return f"{psutil.Process(pids[0]).name()} (process {pids[0]})"
     except psutil.Error:
-        pass
+        pass  # some systems show this to administrators only
     return "a process that this user may not see"

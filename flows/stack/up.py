@@ -90,7 +90,7 @@ def up(home: Home) -> int:
 def _workers(honcho: int) -> list[psutil.Process]:
     """Return the worker's process, if it has started."""
     found = []
-    with suppress(psutil.Error):
+    with suppress(psutil.Error):  # honcho has ended
         for child in psutil.Process(honcho).children(recursive=True):
             with suppress(psutil.Error):  # a process that ends meanwhile
                 if child.cmdline()[1:] == ["-m", "flows.stack.worker"]:

@@ -75,7 +75,7 @@ def main() -> None:
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
     """Stop the flows of a worker, then the worker."""
-    with suppress(psutil.Error):
+    with suppress(psutil.Error):  # the worker has ended by itself; a paused one keeps its children, also those that ended
         worker.send_signal(signal.SIGSTOP)
         flows = psutil.Process(worker.pid).children()
         for flow in flows:

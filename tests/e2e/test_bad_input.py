@@ -66,6 +66,23 @@ def test_a_broken_dataset_is_refused_and_the_champion_stays(team: Team, name: st
         assert word in line
 
 
+def test_a_family_that_cannot_take_missing_values_is_refused_before_anything_is_learnt(team: Team) -> None:
+    home = team.folder / ".remint"
+    before = {path for name in ("features", "checkpoints") for path in home.glob(f"{name}/*")}
+    (team.folder / "data").mkdir()
+    rows = [f"{0.1 * n:.1f},{'' if n % 9 == 0 else n % 7}" for n in range(100)]
+    (team.folder / "data/gaps.csv").write_text("\n".join(["a,b", *rows]) + "\n")
+    content = read_params(team.folder)
+    content["datasets"]["gaps"] = {"source": "data/gaps.csv", "kind": "table"}
+    content["pipelines"]["digits-flow"]["dataset"] = "gaps"
+    write_params(content, team.folder)
+    expected = "params.yaml: pipelines.digits-flow.family: flow cannot take missing values, but column b may lack some: "
+    assert expected in error_line(team, "run", "digits-flow")  # right after the import
+    assert {path for name in ("features", "checkpoints") for path in home.glob(f"{name}/*")} == before
+    line = error_line(team, "run", "digits-flow")
+    assert line.startswith(f"error: {expected}"), "refused before a job starts, by the schema that the import left"
+
+
 def test_more_devices_than_the_machine_has_are_refused(team: Team) -> None:
     line = error_line(team, "run", "digits-flow", "--set", "training.devices=64")
     assert "pipelines.digits-flow.training.devices: 64" in line and "this machine has" in line

@@ -63,5 +63,4 @@ def test_a_home_of_the_old_layout_loads_verifies_and_rebuilds_identically(old_te
     assert after["trained"], "the code is another, so it trains again"
     assert after["weights_sha256"] == before["weights_sha256"] and after["version"] == 1, "and makes the same version"
     # Its report says more than the old one, so there is a new decision; its commit was kept before the version was known.
-    found = json.loads(new.remint("audit", "--json", status=1).stdout)
-    assert [each["kind"] for each in found] == ["orphan"]
+    assert [each["kind"] for each in new.json("audit")] == ["orphan"]

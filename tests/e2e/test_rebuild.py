@@ -83,6 +83,7 @@ def test_1_the_rebuild_is_identical_and_changes_no_store(story: Story) -> None:
     assert answer["dirty"], "the commit came from the bundle that the version carries"
     assert answer["identical"] and answer["reproduced"] and answer["rule"] == "identity" and answer["differences"] == []
     assert answer["recorded"] == answer["rebuilt"] and answer["notes"] == []
+    assert not [each for each in answer["environment"] if each["here"] == "not installed"]
     assert answer["rebuilt"]["weights_sha256"] == story.outcome["weights_sha256"]
     assert answer["rebuilt"]["metrics"] == story.outcome["metrics"]
     assert answer["tolerance"]["nll"]["from"] == "95% interval" and answer["tolerance"]["nll"]["within"] > 0

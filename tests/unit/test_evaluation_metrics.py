@@ -17,6 +17,7 @@ from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import distance, features, likelihood, neighbours
 from remint.evaluation.context import EvaluationContext, Measurement, Metric
 from remint.evaluation.evaluate import measure
+from remint.promotion import comparable
 from remint.settings import catalogue, plugins
 from remint.settings.judging import EvaluationSettings
 
@@ -239,6 +240,14 @@ def test_fingerprints_differ_for_values_that_are_not_comparable(context: Evaluat
     assert all(run(model, "fd_domain", other).fingerprint != known for other in changed)
     fewer = replace(context, settings=context.settings.model_copy(update={"importance_samples": 49}))
     assert run(TwoCauses(), "iwae", fewer).fingerprint != run(TwoCauses(), "iwae", context).fingerprint
+
+
+def test_each_key_of_a_fingerprint_has_words(context: EvaluationContext) -> None:
+    context = replace(context, settings=EvaluationSettings(samples=80, draws=2, importance_samples=2))
+    drawn = [name for name, facts in catalogue.METRICS.items() if facts.needs == "sample" and facts.features in (None, "domain")]
+    models = {"nll": Factorised(context.dataset), "iwae": TwoCauses(), **dict.fromkeys(drawn, Resampler(context.dataset))}
+    keys = {key for name, model in models.items() for key in run(model, name, context).fingerprint}
+    assert {"seed", "neighbours", "kernel", "sizes", "dequantisation"} <= keys <= set(comparable.METHOD)
 
 
 def test_the_catalogue_names_the_module_of_each_metric() -> None:

@@ -245,12 +245,15 @@ BAD = {
     ),
 }
 UNLIKE = {
-    "n": (evidence(n=100, key="champion"), "has n 360 for the challenger and 100"),
+    "n": (
+        evidence(n=100, key="champion"),
+        "differs in its number of examples or samples: 360 for the challenger, 100 for the champion",
+    ),
     "count": (evidence(key="champion", count=200, n=N), "has 360 values for the challenger and 200"),
-    "fingerprint": (evidence(key="champion", fingerprint={"K": 50}), "measured differently: K"),
+    "fingerprint": (evidence(key="champion", fingerprint={"K": 50}), "measured differently: K (500, 50)"),
     "dataset": (evidence(key="champion", dataset="yesterday"), "different dataset versions"),
-    "unit": (evidence(key="champion", unit="nats"), "has unit"),
-    "direction": (evidence(key="champion", better="higher"), "has direction"),
+    "unit": (evidence(key="champion", unit="nats"), "differs in its unit"),
+    "direction": (evidence(key="champion", better="higher"), "differs in its better direction"),
 }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from remint.errors import RepositoryError, SettingsError
+from remint.errors import RepositoryError, SettingsError, VersioningError
+from remint.maintenance.gc import places
 from remint.promotion.retraining import raw_data
+from remint.runtime.home import Home
 from remint.settings.params import write_params
 from remint.stores import git, uncommitted
 
@@ -187,6 +190,59 @@ def test_the_address_of_the_origin_is_reported_without_secrets(repository: Path,
     assert git.origin(repository) == kept
 
 
+def test_uncommitted_work_beside_data_that_git_ignores_becomes_a_commit(repository: Path) -> None:
+    for name in ("data/people.csv", "kept/a.csv", "kept/b.csv", "dvc_plots/p.html"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("name,born\n")
+    (repository / ".gitignore").write_text("/data/\n/kept/\n/dvc_plots/\n")
+    run(repository, "git", "add", "--force", ".gitignore", "kept/a.csv")
+    run(repository, "git", "commit", "-qm", "one of the ignored files is tracked")
+    (repository / "params.yaml").write_text("a: 2\n")
+    for data in ("data", "data/people.csv", "kept", "kept/a.csv", "kept/b.csv"):
+        assert uncommitted.commit_of_tree(repository, [Path(data)]).changed == ("params.yaml",)
+
+
+def test_a_commit_of_uncommitted_work_has_the_files_of_git_add(repository: Path) -> None:
+    for name in ("gone", "moved", "becomes_a_folder", "folder/becomes_a_file", "same", "staged", "ünï\nx"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text(name)
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-qm", "before")
+    (repository / "gone").unlink()
+    run(repository, "git", "mv", "moved", "moved_to")
+    (repository / "becomes_a_folder").unlink()
+    (repository / "becomes_a_folder").mkdir()
+    (repository / "becomes_a_folder/x").write_text("new")
+    shutil.rmtree(repository / "folder")
+    (repository / "folder").write_text("a file")
+    (repository / "staged").write_text("1")
+    (repository / "new then gone").write_text("1")
+    run(repository, "git", "add", "staged", "new then gone")
+    (repository / "staged").write_text("2")
+    (repository / "new then gone").unlink()
+    (repository / "ünï\nx").write_text("2")
+    (repository / "run.sh").write_text("true")
+    (repository / "run.sh").chmod(0o755)
+    (repository / "link").symlink_to("same")
+    run(repository, "git", "init", "-q", "nested")
+    run(
+        repository / "nested",
+        "git",
+        "-c",
+        "user.name=A",
+        "-c",
+        "user.email=a@example.org",
+        "commit",
+        "-q",
+        "--allow-empty",
+        "-m",
+        "a repository inside",
+    )
+    commit = uncommitted.commit_of_tree(repository)
+    run(repository, "git", "add", "--all")
+    assert run(repository, "git", "rev-parse", f"{commit.sha}^{{tree}}") == run(repository, "git", "write-tree")
+
+
 @pytest.mark.parametrize("staged", [False, True])
 def test_raw_data_never_enter_the_commit_and_are_no_uncommitted_work(repository: Path, *, staged: bool) -> None:
     secret = "ann,1979-02-03,\n"
@@ -233,3 +289,17 @@ def test_a_source_that_is_the_repository_itself_is_refused(repository: Path, sou
     write_params({"datasets": {"a": {"source": source}}, "pipelines": {}}, repository)
     with pytest.raises(SettingsError, match=r"datasets\.a\.source: '.*' is the repository itself: move the data into a folder"):
         raw_data(repository)
+
+
+def test_gc_does_not_take_a_damaged_commit_for_one_without_settings(repository: Path) -> None:
+    run(repository, "git", "switch", "-q", "-c", "without")
+    run(repository, "git", "rm", "-q", "params.yaml")
+    run(repository, "git", "commit", "-qm", "no settings")
+    home = Home.of(repository).ensure()
+    (home.fetched / "a: 1").mkdir(parents=True)
+    (home.fetched / "gone").mkdir()
+    assert [name for _, name in places.roots(home) if name.startswith("fetched/")] == ["fetched/a: 1"], "a branch names it"
+    blob = run(repository, "git", "rev-parse", "main:params.yaml").strip()
+    (repository / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(VersioningError, match="git show"):
+        places.roots(home)

@@ -17,7 +17,7 @@ from remint.models.layers import normal_log_density
 from remint.models.splines import parameter_count, rational_quadratic
 from remint.records import Column, DataSpec
 from remint.settings.recipe import FlowSettings
-from tests.support.models_cases import CASES, IMAGE, MIXED, PAIR, Case, every_example, examples
+from tests.support.models_cases import CASES, IMAGE, PAIR, Case, every_example, examples
 
 BOUND = 5.0
 
@@ -249,10 +249,6 @@ class TestTables:
         x = model.sample(noise, case.y(2))
         assert bool(x.isfinite().all())
         assert bool(model.log_prob(x, torch.zeros(2, model.density_noise), case.y(2)).isfinite().all())
-
-    def test_missing_values_are_refused_by_name(self) -> None:
-        with pytest.raises(SettingsError, match="columns height, smokes may lack .* use family: vae, or remove"):
-            build(FlowSettings(), MIXED)
 
     def test_a_convolutional_network_is_refused(self) -> None:
         with pytest.raises(SettingsError, match="multiscale needs images"):

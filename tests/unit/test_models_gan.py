@@ -268,7 +268,6 @@ def test_a_conditional_critic_is_a_projection() -> None:
         ({"network": "dcgan"}, IMAGE, "dcgan halves its maps, but 3 x 4 cannot be"),
         ({"fourier": 4}, SQUARE, "fourier needs a table"),
         ({"conditional": True}, MIXED, "conditional: true needs labels"),
-        ({}, DataSpec(shape=(1,), columns=(Column(name="age", missing=True),)), "age of this table may be missing: .* vae"),
     ],
 )
 def test_settings_that_do_not_fit_the_data_are_refused(update: dict[str, object], spec: DataSpec, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.promotion.why import why
 from remint.records import digest
 from remint.runtime.home import Home
-from remint.stores.ledger.chain import projection
+from remint.stores.ledger.chain import Action, projection
 from remint.stores.ledger.database import Database
 from remint.stores.open import open_ledger, open_tracking
 from tests.support import promotion_cases as cases
@@ -76,6 +77,33 @@ def test_every_query_synchronises_first(home: Home, tmp_path: Path, touch: str) 
     }
     asked[touch]()
     assert open_tracking(home).aliases(MODEL) == {"champion": 2} and tags(home, 2)["ledger_hash"] == row.hash
+
+
+def test_the_description_of_a_version_says_the_newest_decision_and_its_reasons(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, store = open_ledger(home), open_tracking(home)
+    store.set_description(store.version(f"{MODEL}/3"), "the one of the paper")
+
+    def decide(action: Action, version: int, why: str, after: int | None) -> list[str]:
+        book.append(
+            MODEL, action, version, champion_after=after, who="ada", why=why, evidence="", expected_champion=book.champion(MODEL),
+            at=datetime(2026, 5, 1, tzinfo=UTC),
+        )  # fmt: skip
+        sync_mlflow_to_ledger(home, MODEL)
+        return [store.version(f"{MODEL}/{number}").description for number in (1, 2, 3)]
+
+    own = "the one of the paper"
+    kept = f"{MODEL}/2 was kept on 2026-05-01 by ada: a; b"
+    promoted = [f"{MODEL}/{number} was promoted on 2026-05-01 by ada: better" for number in (1, 2)]
+    assert decide("promoted", 1, "better", 1) == [promoted[0], "", own]
+    assert decide("kept", 2, "a\nb", 1) == [promoted[0], kept, own]
+    assert decide("promoted", 2, "better", 2) == [*promoted, own]
+    assert decide("promoted", 3, "better", 3) == [*promoted, own]
+    monkeypatch.setenv("TEAM_PASSWORD", "correct-horse")
+    back = f"{MODEL}/3 was rolled back on 2026-05-01 by ada: it says ***"
+    assert decide("rolled_back", 3, "it says correct-horse", 1)[0] == f"{MODEL}/1 is in production again: {back}"
+    assert len(decide("kept", 2, "a" * 9000, 1)[1]) == 5000
 
 
 @pytest.mark.parametrize(("alias", "to"), [("champion", 2), ("champion", None), ("challenger", 3)])

@@ -140,6 +140,22 @@ def test_packages_are_compared_with_the_pinned_versions(tmp_path: Path) -> None:
     assert [each.name for each in environment.packages(tmp_path / "constraints.txt")] == ["torch"], "a pinned build counts"
 
 
+@pytest.mark.parametrize(
+    ("absent", "reported"),
+    [
+        ([], [("no-such-package", "1.0", "not installed"), ("pydantic", "0.0.1", version("pydantic"))]),
+        (["no-such-package", "numpy", "pydantic"], [("pydantic", "not installed", version("pydantic"))]),
+        (None, [("pydantic", "0.0.1", version("pydantic"))]),
+    ],
+)
+def test_a_package_that_was_never_installed_is_no_change(
+    absent: list[str] | None, reported: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "constraints.txt").write_text(f"no-such-package==1.0\nnumpy=={version('numpy')}\npydantic==0.0.1\n")
+    found = environment.packages(tmp_path / "constraints.txt", absent)
+    assert [(each.name, each.recorded, each.here) for each in found] == reported
+
+
 def test_python_and_the_machine_are_named_with_both_values() -> None:
     assert environment.python(platform.python_version()) == environment.python(None) == []
     assert environment.python("3.11.0rc0")[0].recorded == "3.11.0rc0"
@@ -198,7 +214,7 @@ def test_files_of_a_version_are_fetched_and_files_missing_from_older_versions_ar
     assert found.facts.weights_sha256 == made.weights_sha256 and found.facts.settings["family"] == "flow"
     assert found.tolerance["nll"]["within"] == pytest.approx(0.6), "an older version has the half-width of its interval"
     assert [note.split(":")[0] for note in found.notes] == [
-        f"registered before {tag} was recorded" for tag in ("python", "tolerance", "repository")
+        f"registered before {tag} was recorded" for tag in ("python", "tolerance", "not_installed", "repository")
     ]
 
 

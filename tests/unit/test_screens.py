@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from remint.cli import screens
+from flows.stack import audit as stack_audit
+from remint.cli import app, maintenance, screens
+from remint.maintenance.audit.fault import Fault, Finding, fault
+from remint.maintenance.audit.run import Audit
 from remint.promotion import gallery
 from remint.promotion.outcome import Verdict
+from remint.promotion.queries import VersionEntry
+from remint.records import MetricValue
 from remint.runtime.home import Home
 from tests.support.retraining_cases import OUTCOME
 
@@ -35,3 +41,44 @@ def test_an_unchanged_outcome_says_whether_it_was_trained(
     screens.outcomes(Home(tmp_path, tmp_path), [outcome])
     printed = capsys.readouterr()
     assert said in " ".join((printed.out + printed.err).split())
+
+
+def entry(name: str, version: int, data: str) -> VersionEntry:
+    value = MetricValue(name="nll", value=1.0, low=0.5, high=1.5, n=9, seed=0)
+    return VersionEntry(
+        name=name, version=version, aliases=(), weights_sha256="", dataset_version=data * 64, commit="", dirty=False,
+        created="", verdict="kept", metrics={"nll": value},
+    )  # fmt: skip
+
+
+def test_metrics_on_other_data_than_the_newest_version_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    screens.models([entry("a", 3, "2"), entry("a", 2, "1"), entry("a", 1, "2"), entry("b", 1, "1")], None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [("* nll" in line) for line in lines[1:5]] == [False, True, False, False]
+    assert lines[5].startswith("* measured on other data than the newest version of the model: not comparable with its metrics.")
+    screens.models([entry("a", 3, "2"), entry("b", 1, "1")], None)
+    assert "*" not in capsys.readouterr().out
+
+
+ORPHAN, RUN = (fault(kind, "x", "It is so.", "None.", "None.").finding for kind in ("orphan", "run"))
+MENDED = RUN.model_copy(update={"repaired": True})
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "last"),
+    [
+        ([], 0, "nothing wrong: 2 versions of 1 model, 1 read to the last byte"),
+        ([ORPHAN], 0, "nothing wrong: 2 versions of 1 model, 1 read to the last byte; 1 note"),
+        ([ORPHAN, RUN], 1, "1 left (2 versions of 1 model, 1 read to the last byte; 1 note)"),
+        ([MENDED], 0, "1 repaired, 0 left (2 versions of 1 model, 1 read to the last byte)"),
+        ([MENDED, ORPHAN], 0, "1 repaired, 0 left (2 versions of 1 model, 1 read to the last byte; 1 note)"),
+    ],
+)
+def test_an_audit_that_finds_things_that_only_take_space_ends_well(
+    found: list[Finding], status: int, last: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looked = Audit([Fault(each) for each in found], models=1, versions=2, roots=1)
+    monkeypatch.setattr(maintenance, "here", lambda: (Home.of(tmp_path), None))
+    monkeypatch.setattr(stack_audit, "run_audit", lambda *_, **__: looked)
+    done = CliRunner().invoke(app, ["audit"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (status, last)

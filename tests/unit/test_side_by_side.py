@@ -10,7 +10,7 @@ import pytest
 from remint.errors import SettingsError
 from remint.evaluation import charts
 from remint.evaluation.comparison import Cost, Growth
-from remint.promotion import side_by_side
+from remint.promotion import comparable, side_by_side
 from remint.records import DataSpec, MetricValue
 from remint.runtime.home import Home
 from remint.stores.mlflow import ModelVersion
@@ -35,7 +35,25 @@ def test_only_metrics_that_were_measured_alike_are_comparable() -> None:
         entry("b", fd=value("fd", 2.0, extractor="x"), iwae=value("iwae", 1.0, k=50)),
     ]
     assert side_by_side.comparable(entries) == ["fd"]
-    assert side_by_side.notes(entries) == ["iwae was measured differently (k): not comparable"]
+    assert side_by_side.notes(entries) == ["iwae was measured differently (k (5, 50)): not comparable"]
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "words"),
+    [
+        ([{"seed": 0}, {"seed": 0}], ""),
+        ([{"given": "class"}, {}], "one model is conditional, the other is not"),
+        ([{}, {"given": "class"}, {}], "only some models are conditional"),
+        ([{"seed": 0, "extractor": "a" * 64}, {"seed": 1, "extractor": "b" * 64}], "feature extractor; evaluation.seed (0, 1)"),
+        (
+            [{"importance_samples": 50}, {"importance_samples": 500}, {"importance_samples": 50}],
+            "evaluation.importance_samples (50, 500)",
+        ),
+        ([{"of_a_plug_in": "x"}, {"of_a_plug_in": "y"}], "of_a_plug_in"),
+    ],
+)
+def test_a_different_method_is_said_in_words(fingerprints: list[dict[str, Any]], words: str) -> None:
+    assert comparable.differences(fingerprints) == words
 
 
 def test_models_of_different_data_get_one_refusal_for_all_metrics() -> None:

@@ -54,7 +54,7 @@ def audit(
         print_json(found.to_json())
     else:
         screens.audit(found)
-    if any(not finding.repaired for finding in found.findings):
+    if any(not finding.repaired and not finding.note for finding in found.findings):
         raise SystemExit(1)
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import RemintError
+from remint.promotion.retraining import check_missing
 from remint.runtime import processes
 from remint.settings.params import apply_overrides, read_params, validate_params
 
@@ -32,7 +33,7 @@ def run(
     home, params = here()
     for name in pipelines:
         params.pipeline(name)
-        validate_params(apply_overrides(read_params(home.repository), name, set_ or []))
+        check_missing(home, validate_params(apply_overrides(read_params(home.repository), name, set_ or [])), name)
     from flows.server import server
 
     with server.api(home, terminal.say):
@@ -67,7 +68,9 @@ def spread(
     """
     home, params = here()
     params.pipeline(pipeline)
-    settings = validate_params(apply_overrides(read_params(home.repository), pipeline, set_ or [])).pipeline(pipeline)
+    changed = validate_params(apply_overrides(read_params(home.repository), pipeline, set_ or []))
+    check_missing(home, changed, pipeline)
+    settings = changed.pipeline(pipeline)
     first = settings.training.seed
     confidence = settings.promotion.improve.confidence if settings.promotion.improve else 0.95
     from flows.server import server

@@ -55,7 +55,12 @@ def next_commands(outcome: Outcome) -> str:
 
 
 def models(found: list[VersionEntry], newest: int | None) -> None:
-    """Print a table of versions. ``newest``: limit per model; None: all."""
+    """Print a table of versions, newest first. Mark metrics on other data than a model's newest version has.
+
+    ``newest``: limit per model; None: all.
+    """
+    today = {version.name: version for version in reversed(found)}
+    other = {version.ref for version in found if version.dataset_version != today[version.name].dataset_version}
     rows = [
         [
             version.ref,
@@ -64,11 +69,18 @@ def models(found: list[VersionEntry], newest: int | None) -> None:
             version.dataset_version[:10],
             version.commit[:10] + (" dirty" if version.dirty else ""),
             version.created[:19],
-            "  ".join(f"{name} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in version.metrics.items()),
+            "* " * (version.ref in other and bool(version.metrics))
+            + "  ".join(f"{name} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in version.metrics.items()),
         ]
         for version in found
     ]
     table(["version", "alias", "verdict", "data", "commit", "created (UTC)", "metrics"], rows)
+    if other:
+        out.print(
+            "* measured on other data than the newest version of the model: not comparable with its metrics. A run measures the "
+            "champion again on today's data.",
+            soft_wrap=True,
+        )
     counts = Counter(version.name for version in found)
     cut = [name for name, count in counts.items() if newest is not None and count >= newest]
     if cut:
@@ -161,22 +173,25 @@ def rebuild(answer: Rebuild) -> None:
 
 
 def audit(looked: Audit) -> None:
-    """Print each finding in three lines, sorted by kind, and the number of findings."""
+    """Print each finding in three lines, sorted by kind, and the numbers of findings and notes."""
     found = looked.findings
     kinds = list(dict.fromkeys(finding.kind for finding in found))
     for finding in sorted(found, key=lambda finding: kinds.index(finding.kind)):
-        state = " [green](repaired)[/green]" if finding.repaired else ""
+        state = " [green](repaired)[/green]" if finding.repaired else " [dim](note)[/dim]" if finding.note else ""
         out.print(f"[bold]{finding.kind}[/bold]  {escape(finding.thing)}{state}\n  {escape(finding.what)}", soft_wrap=True)
         out.print(
             f"  [red]risk[/red]    {escape(finding.risk)}\n  [green]repair[/green]  {escape(finding.repair)}\n", soft_wrap=True
         )
-    left = [finding for finding in found if not finding.repaired]
+    notes = [finding for finding in found if finding.note]
+    left = [finding for finding in found if not finding.repaired and not finding.note]
     seen = f"{counted(looked.versions, 'version')} of {counted(looked.models, 'model')}, {looked.roots} read to the last byte"
-    if not found:
+    seen += f"; {counted(len(notes), 'note')}" * bool(notes)
+    if len(found) == len(notes):
         out.print(f"nothing wrong: {seen}", soft_wrap=True)
         return
     safe = sum(finding.safe for finding in left)
-    mended = f"{len(found) - len(left)} repaired, " if len(found) > len(left) else ""
+    repaired = len(found) - len(left) - len(notes)
+    mended = f"{repaired} repaired, " if repaired else ""
     advice = f"; remint audit --repair mends {safe} of them" if safe else ""
     out.print(f"{mended}{len(left)} left ({seen}){advice}", soft_wrap=True)
 

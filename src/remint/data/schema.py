@@ -48,17 +48,23 @@ def schema_path(folder: Path, name: str, version: int) -> Path:
 def read_schema(folder: Path | None, name: str, settings: DatasetSettings) -> Schema | None:
     """Return the schema of an earlier import; None at the first import or without ``folder``.
 
+    With ``missing: drop_rows`` no column of it may lack values, also if it was learnt from rows that did.
+
     Raises DataError if the schema is not readable.
     """
     if folder is None:
         return None
     path = schema_path(folder, name, settings.schema_version)
     try:
-        return Schema.read(path)
+        known = Schema.read(path)
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise DataError(f"{path} is not a schema: restore it, or remove it to learn it again at the next import") from error
+    if settings.missing == "keep":
+        return known
+    columns = tuple(column.model_copy(update={"missing": False, "absent": 0.0}) for column in known.spec.columns)
+    return known.model_copy(update={"spec": known.spec.model_copy(update={"columns": columns})})
 
 
 def save_schema(schema: Schema, folder: Path) -> Schema:

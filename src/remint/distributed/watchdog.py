@@ -51,7 +51,7 @@ def _check_repeatedly(program: str, killed: list[int], finished: threading.Event
                     f"killed process {process.pid}, which was stopped for about {STOPPED_CHECKS * INTERVAL:.0f} s",
                     file=sys.stderr,
                 )
-                with suppress(psutil.NoSuchProcess):
+                with suppress(psutil.NoSuchProcess):  # it has ended
                     process.send_signal(signal.SIGKILL)  # the only signal that ends a stopped process
 
 

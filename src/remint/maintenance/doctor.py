@@ -20,6 +20,7 @@ from remint.maintenance.rebuild import environment
 from remint.promotion.retraining import raw_data
 from remint.records import Record
 from remint.runtime.home import Home, nearest_existing
+from remint.runtime.packages import NONE
 from remint.settings.params import Params
 from remint.stores import git, s3, uncommitted
 from remint.stores.dvc.reach import reach as reach_remote
@@ -120,7 +121,7 @@ def _packages(constraints: Path) -> Iterator[Symptom]:
     if not constraints.exists():
         return
     needed = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in requires("remint") or [] if "extra ==" not in each}
-    other = [each for each in environment.packages(constraints) if each.here != environment.NONE or each.name.lower() in needed]
+    other = [each for each in environment.packages(constraints) if each.here != NONE or each.name.lower() in needed]
     if other:
         shown = ", ".join(f"{each.name} {each.here} instead of {each.recorded}" for each in other[:5])
         more = f" and {len(other) - 5} more" if len(other) > 5 else ""

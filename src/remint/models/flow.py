@@ -131,17 +131,10 @@ class Likelihood(Phase):
 def build(settings: FlowSettings, spec: DataSpec) -> Flow:
     """Build the model.
 
-    Raises SettingsError if values may be missing (the density of a row needs all values), if a table is combined with the
-    multi-scale network, or if an image cannot be halved ``scales`` times.
+    Raises SettingsError if a table is combined with the multi-scale network, or if an image cannot be halved ``scales`` times.
     """
     if spec.is_table and settings.network == "multiscale":
         raise SettingsError("model.network: multiscale needs images, but this dataset is a table: use network: mlp")
-    missing = [column.name for column in spec.columns if column.missing]
-    if missing:
-        raise SettingsError(
-            f"family flow needs all values, but column{'s' * (len(missing) > 1)} {', '.join(missing)} may lack some: "
-            "use family: vae, or remove these rows or columns from the source"
-        )
     return Flow(settings, spec)
 
 

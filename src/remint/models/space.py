@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from remint.errors import SettingsError
 from remint.models.layers import at_least_single, to_levels, to_unit
 from remint.models.whole_numbers import WholeNumbers
 from remint.records import Column, DataSpec
@@ -32,13 +31,6 @@ class CriticSpace(nn.Module):
     """Map between examples and the critic's input. It has no weights."""
 
     def __init__(self, spec: DataSpec) -> None:
-        """Build the map. Raises SettingsError if a column may lack values."""
-        missing = [column.name for column in spec.columns if column.missing]
-        if missing:
-            raise SettingsError(
-                f"a critic cannot use missing values, but {', '.join(missing)} of this table may be missing: "
-                "use family: vae, or remove these columns or rows from the source"
-            )
         super().__init__()
         self.spec = spec
         self.widths = [max(1, len(column.categories)) for column in spec.columns]  # numbers of each column

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +13,27 @@ from remint.records import MetricValue
 
 MIN_PART = 0.5  # share of the held-out examples on which a comparison may promote
 MIN_VALUES = 8  # values that a comparison needs; with fewer, a resample of one repeated value is too likely
+
+# Keys of a fingerprint (evaluation/context.py) in words. Another key, such as a plug-in's, is named as it is.
+METHOD = {
+    "dataset": "version of the data",
+    "split": "split",
+    "seed": "evaluation.seed",
+    "n": "number of examples or samples",
+    "draws": "evaluation.draws",
+    "interval": "kind of interval",
+    "extractor": "feature extractor",
+    "resize": "resizing of images for the feature extractor",
+    "sizes": "sizes of the samples that the distance is extrapolated from",
+    "kernel": "kernel",
+    "estimate": "estimator",
+    "neighbours": "number of nearest neighbours",
+    "space": "space in which distances are measured",
+    "dequantisation": "noise that is added to discrete values",
+    "dequantisation_draws": "draws of the noise that is added to discrete values",
+    "importance_samples": "evaluation.importance_samples",
+    "of_class": "class",
+}
 
 
 @dataclass(frozen=True)
@@ -36,18 +58,36 @@ def incomparable_reason(challenger: Evidence, champion: Evidence, metric: str) -
     if challenger.report.dataset != champion.report.dataset:
         return "was measured on different dataset versions"
     ours, theirs = challenger.report.metrics[metric], champion.report.metrics[metric]
-    for what, a, b in (("n", ours.n, theirs.n), ("unit", ours.unit, theirs.unit), ("direction", ours.better, theirs.better)):
+    pairs = ((METHOD["n"], ours.n, theirs.n), ("unit", ours.unit, theirs.unit), ("better direction", ours.better, theirs.better))
+    for what, a, b in pairs:
         if a != b:
-            return f"has {what} {a} for the challenger and {b} for the champion"
+            return f"differs in its {what}: {a} for the challenger, {b} for the champion"
     if ours.fingerprint != theirs.fingerprint:
-        keys = {k for k in {*ours.fingerprint, *theirs.fingerprint} if ours.fingerprint.get(k) != theirs.fingerprint.get(k)}
-        return f"was measured differently: {', '.join(sorted(keys))}"
+        return f"was measured differently: {differences([ours.fingerprint, theirs.fingerprint])}"
     for key in (metric, reference_of(metric)):
         a_count, b_count = (np.size(side.values.get(key, ())) for side in (challenger, champion))
         if a_count != b_count:
             return f"has {a_count} values for the challenger and {b_count} for the champion"
     a_count = np.size(challenger.values[metric])
     return f"has {a_count} values and needs {MIN_VALUES}: raise evaluation.draws or add data" if a_count < MIN_VALUES else ""
+
+
+def differences(fingerprints: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words how the fingerprints of one metric differ, with the values where these are numbers."""
+    clauses = []
+    for key in sorted({key for each in fingerprints for key in each}):
+        values = [each.get(key) for each in fingerprints]
+        if all(value == values[0] for value in values):
+            continue
+        if key == "given":  # the likelihood of a conditional model
+            clauses.append(
+                "one model is conditional, the other is not" if len(values) == 2 else "only some models are conditional"
+            )
+        elif all(isinstance(value, int | float) for value in values):
+            clauses.append(f"{METHOD.get(key, key)} ({', '.join(map(str, dict.fromkeys(values)))})")
+        else:
+            clauses.append(METHOD.get(key, key))
+    return "; ".join(clauses)
 
 
 def gain(challenger: Evidence, champion: Evidence, key: str, better: Literal["lower", "higher"]) -> np.ndarray | None:

@@ -5,6 +5,7 @@ The ledger is the source of truth. These follow it in MLflow, for programs that 
     aliases champion, challenger       ledger.projection of its rows
     a version's tag verdict            action of the newest row about it
     its tags ledger_hash, ledger_row   hash and number of the newest row that is about it or made it champion
+    its description                    that row in a sentence with all reasons; a person's own text stays
     the model's tag ledger_head        number and hash of the newest row that all of the above follow
 
 ``remint history --verify`` compares these hashes with the ledger: the ledger alone cannot show that it was truncated or
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from remint.errors import NotFoundError
 from remint.records import LedgerRow
 from remint.runtime.home import Home
-from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, projection
+from remint.stores.ledger.chain import CHAMPION_ACTIONS, Ledger, describe, projection
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 from remint.stores.open import open_ledger, open_tracking
 
@@ -78,12 +79,16 @@ def _set_tags(store: Tracking, book: Ledger, last: LedgerRow, head: str) -> list
     rows = book.since(last.model, int(followed)) if followed else book.newest(last.model, RECENT)
     lost = bool(followed) and (not rows or rows[0].hash != known)
     corrections = []
+    sentences = descriptions_of([last] if lost else rows)
     for number, wanted in tags_of([last] if lost else rows).items():
         found = _version(store, last.model, number)
         if found is None:
             continue
         keep = lost and found.tags.ledger_hash is not None  # this hash may be the only trace of the lost rows
         changes = (VersionTags(verdict=wanted.verdict) if keep else wanted).changes(found.tags)
+        ours = not found.description or found.description.startswith(f"{found.ref} ")  # else a person wrote it
+        if ours and found.description != sentences[number]:
+            store.set_description(found, sentences[number])
         names = sorted(changes.to_json())
         if names:
             store.set_tags(found, changes)
@@ -103,6 +108,16 @@ def tags_of(rows: Sequence[LedgerRow]) -> dict[int, VersionTags]:
             assert row.champion_after is not None
             wanted[row.champion_after] = wanted.get(row.champion_after, VersionTags()).updated(place)
     return wanted
+
+
+def descriptions_of(rows: Sequence[LedgerRow]) -> dict[int, str]:
+    """Return the description of each version that the rows of a model name: the newest decision with all its reasons."""
+    sentences: dict[int, str] = {}
+    for row in rows:
+        sentences[row.version] = describe(row.model_copy(update={"why": "; ".join(row.why.splitlines())}))
+        if row.action == "rolled_back" and row.champion_after is not None:
+            sentences[row.champion_after] = f"{row.model}/{row.champion_after} is in production again: {sentences[row.version]}"
+    return sentences
 
 
 def _version(store: Tracking, model: str, number: int) -> ModelVersion | None:

@@ -131,7 +131,7 @@ def kept_drift(home: Home, version: ModelVersion) -> Drift | None:
 def _kept(home: Home, version: ModelVersion, name: str) -> str | None:
     """Return the text of a file of a version's decision, from this machine or from MLflow; None if it is missing."""
     path = home.report(version.name, version.version) / name
-    with scratch.folder() as folder, suppress(IntegrityError):
+    with scratch.folder() as folder, suppress(IntegrityError):  # neither place has it
         if not path.exists():
             path = open_tracking(home).attachment(version, name, folder)
         return path.read_text()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from remint.data import sources
+from remint.data import schema, sources
 from remint.records import DatasetVersion, EvaluationReport, TrainedModel
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
@@ -130,6 +130,14 @@ def raw_data(repository: Path) -> list[Path]:
     return [*sources.local_sources(found), *dvc.tracked(repository, git.files(repository, "*.dvc"))]
 
 
+def check_missing(home: Home, params: Params, pipeline: str) -> None:
+    """Raise SettingsError if the schema of an earlier import shows that the pipeline's family cannot take its missing values."""
+    name = params.pipeline(pipeline).dataset
+    known = schema.read_schema(home.path / "schemas", name, params.dataset(name))
+    if known is not None:
+        params.check_missing(pipeline, known.spec)
+
+
 def check_out(
     home: Home,
     record: Job,
@@ -157,11 +165,13 @@ def check_out(
     if overrides:
         content = apply_overrides(content, pipeline, overrides)
         write_params(content, folder)
+    params = validate_params(content)
+    check_missing(home, params, pipeline)
     job = Retraining(
         home=home,
         record=record,
         pipeline=pipeline,
-        params=validate_params(content),
+        params=params,
         overrides=overrides_as_dict(overrides),
         reason=reason,
         commit=commit,

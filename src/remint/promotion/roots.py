@@ -39,7 +39,7 @@ def roots(home: Home, window: int = WINDOW) -> list[Root]:
     store = open_tracking(home)
     found = []
     for ref, why in root_reasons(home, window).items():
-        with suppress(NotFoundError):
+        with suppress(NotFoundError):  # the audit names it (registry.lost_roots)
             found.append(Root(store.version(ref), why))
     return found
 

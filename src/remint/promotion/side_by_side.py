@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from remint.errors import SettingsError
 from remint.evaluation.comparison import COUNT, SIZE, Cost, Growth
+from remint.promotion.comparable import differences
 from remint.promotion.projection import current_version
 from remint.records import DataSpec, MetricValue, Record
 from remint.runtime.home import Home
@@ -113,11 +114,8 @@ def notes(entries: list[Entry]) -> list[str]:
     for name in dict.fromkeys(name for entry in entries for name in entry.metrics):
         values = [entry.metrics[name] for entry in entries if name in entry.metrics]
         if len(values) > 1 and name not in shared and len(datasets) == 1:
-            keys = {key for value in values for key in value.fingerprint}
-            differing = sorted(
-                key for key in keys if any(value.fingerprint.get(key) != values[0].fingerprint.get(key) for value in values)
-            )
-            lines.append(f"{name} was measured differently ({', '.join(differing)}): not comparable")
+            how = differences([value.fingerprint for value in values])
+            lines.append(f"{name} was measured differently ({how}): not comparable")
     return lines
 
 

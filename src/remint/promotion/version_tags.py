@@ -8,7 +8,7 @@ from pathlib import Path
 from remint.promotion.retraining import Retraining
 from remint.promotion.tolerance import tolerances
 from remint.records import EvaluationReport, canonical, digest
-from remint.runtime import manifest
+from remint.runtime import manifest, packages
 from remint.stores import git, uncommitted
 from remint.stores.mlflow import DataOrigin, VersionTags
 from remint.stores.open import open_spreads
@@ -16,6 +16,7 @@ from remint.stores.open import open_spreads
 
 def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
     """Return the tags that a rebuild of the version needs (the recipe and fingerprint are in training.json)."""
+    constraints = job.dvc.folder / "constraints.txt"
     spread = open_spreads(job.home).newest(job.pipeline)
     return VersionTags(
         data=canonical(DataOrigin.of(job.dataset).block()),
@@ -29,7 +30,8 @@ def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
         params_sha256=manifest.sha256_file(job.dvc.folder / "params.yaml"),
         repository=git.origin(job.home.repository),
         python=platform.python_version(),
-        packages_sha256=manifest.sha256_file(job.dvc.folder / "constraints.txt"),
+        packages_sha256=manifest.sha256_file(constraints),
+        not_installed=" ".join(name for name, _ in packages.pins(constraints) if packages.installed(name) == packages.NONE),
         report_sha256=report.digest,
         tolerance=canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.without_seed()))),
         flow_run=job.record.facts["flow_run"],

@@ -35,7 +35,7 @@ def folder() -> Iterator[Path]:
 def _sweep() -> None:
     """Remove the folders of dead processes of this account."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):
+        with suppress(OSError):  # another process removes it
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue
             with locked_if_free(path, make=False) as free:

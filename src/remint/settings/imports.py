@@ -94,7 +94,7 @@ class _Module:
         self.name, self.path = name, path
         content, tree = path.read_bytes(), ast.Module([], [])
         if path.suffix == ".py":
-            with suppress(SyntaxError, ValueError):
+            with suppress(SyntaxError, ValueError):  # its bytes are digested
                 tree = _without_docstrings(ast.parse(content))
                 content = ast.dump(tree).encode()
         self.digest = _sha256(content)

@@ -19,12 +19,13 @@ from pydantic import ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 
 from remint.errors import SettingsError
+from remint.records import DataSpec
 from remint.runtime.home import NAME_RULE, is_name
 from remint.runtime.yaml import LARGEST, load_safe_yaml
 from remint.settings import catalogue, plugins
 from remint.settings.base import Settings, did_you_mean
 from remint.settings.judging import EvaluationSettings, PromotionSettings
-from remint.settings.recipe import DatasetSettings, ModelSettings, Recipe, TrainingSettings
+from remint.settings.recipe import MODEL_SETTINGS, DatasetSettings, ModelSettings, Recipe, TrainingSettings
 from remint.settings.schedule import ScheduleSettings
 
 PARAMS = "params.yaml"
@@ -131,6 +132,20 @@ class Params(Settings):
                         "table: use a metric in the dataset's own features, such as fd_domain"
                     )
         return self
+
+    def check_missing(self, pipeline: str, spec: DataSpec) -> None:
+        """Raise SettingsError if rows of the data ``spec`` may lack values, and the pipeline's family cannot take such rows."""
+        settings = self.pipeline(pipeline)
+        dropped = self.dataset(settings.dataset).drop
+        gaps = [column.name for column in spec.columns if column.missing and column.name not in dropped]
+        if not gaps or settings.model.takes_missing:
+            return
+        names = f"column{'s' * (len(gaps) > 1)} {', '.join(gaps[:3])}" + f" and {len(gaps) - 3} more" * (len(gaps) > 3)
+        able = " or ".join(name for name, model in MODEL_SETTINGS.items() if model.takes_missing)
+        raise SettingsError(
+            f"{PARAMS}: pipelines.{pipeline}.family: {settings.family} cannot take missing values, but {names} may lack some: "
+            f"set datasets.{settings.dataset}.missing: drop_rows, or use family: {able}"
+        )
 
     def dataset(self, name: str) -> DatasetSettings:
         """Return the dataset's settings. Raises SettingsError with the nearest name if the dataset does not exist."""

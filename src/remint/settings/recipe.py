@@ -106,6 +106,7 @@ class ModelSettings(Settings):
     """Base class of a family's ``model:`` block. ``can``: protocols of models/contract.py that the model implements."""
 
     can: ClassVar[frozenset[str]] = frozenset()
+    takes_missing: ClassVar[bool] = False  # whether rows may lack values (NaN), in training and in likelihoods
 
     conditional: bool = False  # conditional on the class label: samples by class, likelihoods of x given y
 
@@ -141,6 +142,7 @@ class VaeSettings(ModelSettings):
     """
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "elbo"})
+    takes_missing: ClassVar[bool] = True
 
     latent: Positive = 16
     network: Literal["mlp", "residual"] = "mlp"  # residual: convolutional, of images
@@ -204,6 +206,8 @@ class VaeGanCriticSettings(CriticSettings):
 
 class VaeGanSettings(VaeSettings):
     """Variational autoencoder of images whose decoder is also trained against a critic."""
+
+    takes_missing: ClassVar[bool] = False
 
     pixels: Pixels = "mean"  # each pixel of a sample, given z; the critic judges the mean
     adversarial: Rate = 4.0  # weight of the critic's term in the decoder's loss, whose likelihood term is in bits/dim

@@ -41,12 +41,13 @@ class Commit:
         return f"uncommitted changes in {shown}"
 
 
-def run_git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+def run_git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
     """Return the output of one git command, which takes no optional locks. Raises VersioningError with git's message."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,
         env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})},
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,

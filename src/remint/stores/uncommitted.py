@@ -36,7 +36,8 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
     """
     head = run_git(repository, "rev-parse", "HEAD").strip()
     apart = sorted({*_paths_inside(repository, data), *LEFT_BY_TOOLS})
-    changed = _changed(repository, apart)
+    differing = _differing(repository, apart)
+    changed = sorted(path for path in differing if path not in IGNORED_CHANGES)
     if not changed:
         return Commit(head, dirty=False)
     for path in changed:
@@ -50,7 +51,9 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
             shutil.copy2(repository / own, index)
         env = {"GIT_INDEX_FILE": str(index)}
         run_git(repository, "reset", "--quiet", head, "--", *(f":(top,literal){path}" for path in apart), env=env)
-        run_git(repository, "add", "--all", "--", *_pathspec(apart), env=env)
+        # Not `git add --all` without ``apart``: it fails where one of these paths exists and git ignores it.
+        paths = "".join(f"{path.rstrip('/')}\0" for path in differing)
+        run_git(repository, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", env=env, stdin=paths)
         tree = run_git(repository, "write-tree", env=env).strip()
     if tree == run_git(repository, "rev-parse", f"{head}^{{tree}}").strip():
         return Commit(head, dirty=False)
@@ -74,21 +77,17 @@ def _paths_inside(repository: Path, data: Collection[Path]) -> list[str]:
     return sorted({str(path.relative_to(root)) for path in absolute if path.is_relative_to(root) and path != root})
 
 
-def _pathspec(apart: Sequence[str]) -> list[str]:
-    return [":(top)", *(f":(top,exclude,literal){path}" for path in apart)]
-
-
-def _changed(repository: Path, apart: Sequence[str]) -> list[str]:
+def _differing(repository: Path, apart: Sequence[str]) -> list[str]:
     """Return the paths with uncommitted changes outside ``apart``; of a rename both names."""
-    status = ("status", "--porcelain=v1", "-z", "--untracked-files=all", "--")
-    fields = iter(run_git(repository, *status, *_pathspec(apart)).split("\0"))
+    outside = (":(top)", *(f":(top,exclude,literal){path}" for path in apart))
+    fields = iter(run_git(repository, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--", *outside).split("\0"))
     paths = []
     for field in fields:
         if field:
             paths.append(field[3:])
             if field[0] in "RC":
                 paths.append(next(fields))
-    return sorted(path for path in paths if path not in IGNORED_CHANGES)
+    return paths
 
 
 def _refuse_secret_or_large(path: Path, name: str) -> None:

@@ -23,6 +23,11 @@ class Finding(Record):
     damages: str | None = None  # NAME/7 of the root version that it damages; None: none
     repaired: bool = False
 
+    @property
+    def note(self) -> bool:
+        """Whether it only takes space: no fault. A job leaves the like, and remint gc removes it."""
+        return self.kind == "orphan"
+
 
 @dataclass(frozen=True)
 class Fault:

@@ -40,7 +40,7 @@ def _known(versions: Sequence[ModelVersion]) -> dict[str, str]:
 
 def _champion(book: Ledger, model: str) -> str | None:
     """Return the champion of a damaged ledger, None if it cannot be read."""
-    with suppress(LedgerError):
+    with suppress(LedgerError):  # `chain` names the damage
         number = next((row.champion_after for row in book.newest(model, 1)), None)
         return f"{model}/{number}" if number is not None else None
     return None

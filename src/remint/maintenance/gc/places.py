@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from remint.errors import VersioningError
 from remint.maintenance.gc.reach import GIT, HOME, Node, Thing
 from remint.runtime import jobs
 from remint.runtime.home import Home
@@ -106,7 +105,7 @@ def _measure(path: Path) -> tuple[int, float]:
     """Return the size in bytes and the time of the last change, over all files."""
     states = []
     for each in (path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # removed meanwhile
             states.append(each.lstat())
     size = sum(state.st_size for state in states if stat.S_ISREG(state.st_mode))
     return size, max((state.st_mtime for state in states), default=0.0)
@@ -126,18 +125,19 @@ def _held(home: Home) -> set[str]:
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    with suppress(FileNotFoundError), locked_if_free(folder / LOCK) as free:  # no training begins inside the block
+    # A training that ended meanwhile has removed the folder. None begins inside the block.
+    with suppress(FileNotFoundError), locked_if_free(folder / LOCK) as free:
         if free:
             shutil.rmtree(folder)
 
 
 def _settings(home: Home) -> Iterator[str]:
-    """Yield params.yaml on disk and at the head of each branch."""
-    with suppress(FileNotFoundError):
+    """Yield params.yaml on disk and at the head of each branch. Raises VersioningError if git cannot read one of these."""
+    with suppress(FileNotFoundError):  # the branches have it
         yield (home.repository / PARAMS).read_text()
     heads = git.run_git(home.repository, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/remotes").split()
     for head in dict.fromkeys(heads):
-        with suppress(VersioningError):  # a branch without params.yaml
+        if git.run_git(home.repository, "ls-tree", "--name-only", head, "--", PARAMS):
             yield git.run_git(home.repository, "show", f"{head}:{PARAMS}")
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-import re
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from remint.records import Record
-
-NONE = "not installed"
-PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*={2,3}\s*([^\s;#]+)")
+from remint.runtime.packages import NONE, installed, pins
 
 
 class Change(Record):
@@ -23,20 +19,20 @@ class Change(Record):
     here: Any
 
 
-def packages(constraints: Path) -> list[Change]:
+def packages(constraints: Path, absent: Collection[str] | None = ()) -> list[Change]:
     """Return the packages whose installed version differs from the pin in a commit's constraints.txt.
 
+    ``absent``: pins that were not installed then; None: that was not recorded, so packages that are absent here are left out.
     The local part of a version (2.13.0+cpu) counts only if the pin has one.
     """
-    pins = [match.groups() for line in constraints.read_text().splitlines() if (match := PIN.match(line.strip()))]
-    return [Change(name=name, recorded=pinned, here=here) for name, pinned in pins if not _fits(here := _installed(name), pinned)]
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return NONE
+    changes = []
+    for name, pinned in pins(constraints):
+        here = installed(name)
+        if here == NONE and (absent is None or name in absent):
+            continue
+        if not _fits(here, pinned):
+            changes.append(Change(name=name, recorded=NONE if name in (absent or ()) else pinned, here=here))
+    return changes
 
 
 def _fits(here: str, pinned: str) -> bool:

@@ -57,7 +57,10 @@ def rebuild(home: Home, ref: str, listener: build.Listener) -> Rebuild:
         build.check_machine(recorded, lambda text: again.tell("notice", text=text))
         with again.timed("commit", f"checks out commit {version.commit[:10]}" + " (with uncommitted changes)" * version.dirty):
             build.check_out(again, store)
-        differing = environment.python(version.tags.python) + environment.packages(folder / "constraints.txt")
+        absent = version.tags.not_installed
+        differing = environment.python(version.tags.python) + environment.packages(
+            folder / "constraints.txt", absent if absent is None else absent.split()
+        )
         if differing:
             again.tell("notice", text=_words(differing))
         rebuilt = build.run_steps(again)

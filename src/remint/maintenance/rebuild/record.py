@@ -23,6 +23,7 @@ SINCE = {
     "params_sha256": "its params.yaml could not be verified",
     "python": "its version of Python is not known",
     "tolerance": "the tolerances are half the width of its 95% intervals",
+    "not_installed": "packages that are not installed here were not compared",
     "repository": "the repository of its commit is not known",
 }
 

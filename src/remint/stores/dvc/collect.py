@@ -87,7 +87,7 @@ class _Stores:
         repo = Repo(str(folder))
         self.odbs: dict[Place, Any] = {"cache": repo.cache.local}
         self.runs = Path(repo.stage_cache.cache_dir)
-        with suppress(NoRemoteError):
+        with suppress(NoRemoteError):  # then only the cache is cleared
             self.odbs["remote"] = repo.cloud.get_remote_odb()
 
     def unneeded(self, wanted: set[str], before: float) -> list[Object]:
@@ -143,7 +143,7 @@ class _Stores:
 
     def _remove(self, one: Object) -> None:
         odb = self.odbs[one.place]
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # removed meanwhile
             odb.fs.fs.rm_file(odb.oid_to_path(one.name))
 
 
@@ -163,7 +163,7 @@ def _listed(odb: Any) -> dict[str, _Listed]:
     for path, info in _infos(odb):
         try:
             md5 = odb.path_to_oid(path)
-        except ValueError:
+        except ValueError:  # not a file of dvc
             continue
         if re.fullmatch(r"[0-9a-f]{32}(\.dir)?", md5):
             found[md5] = _Listed(path, int(info.get("size") or 0), _modified(info))
@@ -176,7 +176,7 @@ def _infos(odb: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from odb.fs.fs.find(odb.path, detail=True).items()
         return
     for path in odb.fs.find(odb.path):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # removed meanwhile
             yield path, odb.fs.info(path)
 
 

@@ -202,7 +202,7 @@ class Workspace:
         try:
             json.loads(path.read_bytes())
         except FileNotFoundError:
-            pass
+            pass  # no dvc was killed
         except ValueError:
             path.unlink()
 

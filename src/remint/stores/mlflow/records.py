@@ -69,6 +69,7 @@ class VersionTags(Record):
     repository: str | None = None
     python: str | None = None
     packages_sha256: str | None = None
+    not_installed: str | None = None  # pins of constraints.txt that were not installed, separated by blanks
     report_sha256: str | None = None
     tolerance: str | None = None  # JSON: ``tolerances``
     flow_run: str | None = None  # Prefect's
@@ -172,6 +173,7 @@ class ModelVersion(Record):
     dirty: bool
     created: str  # ISO 8601, UTC
     aliases: tuple[str, ...] = ()
+    description: str = ""
     tags: VersionTags = VersionTags()
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remint.errors import IntegrityError, NotFoundError
+from remint.redaction import redacted
 from remint.runtime.addresses import local_path, without_user
 from remint.runtime.home import is_name
 from remint.settings.base import did_you_mean
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
+LONGEST_DESCRIPTION = 5000  # characters of a version's description in MLflow's databases
 NUMBER = re.compile(r"[0-9]{1,9}")  # of a version
 LEDGER_HEAD = PREFIX + "ledger_head"  # tag of a model: number and hash of the newest row that its aliases follow
 
@@ -124,6 +126,11 @@ class Registry(Runs):
             for key, value in tags.to_mlflow().items():
                 self._client.set_model_version_tag(version.name, str(version.version), key, value)
 
+    def set_description(self, version: ModelVersion, text: str) -> None:
+        """Set the description of a version, without secrets and in the length that MLflow's databases hold."""
+        with door(f"describe {version.ref}"):
+            self._client.update_model_version(version.name, str(version.version), redacted(text)[:LONGEST_DESCRIPTION])
+
     def set_ledger_head(self, name: str, head: str) -> None:
         """Set the model's tag ``ledger_head``."""
         with door(f"tag {name}"):
@@ -213,5 +220,6 @@ def record_of(version: MlflowVersion) -> ModelVersion:
         dirty=tags.dirty != "false",
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(),
         aliases=tuple(sorted(version.aliases)),
+        description=version.description or "",
         tags=tags,
     )
