@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ import pytest
 
 from remint.data import schema, sources, splits
 from remint.data.schema import Schema
-from remint.errors import DataError, SettingsError
-from remint.promotion import retraining
+from remint.errors import DataError
 from remint.records import DataSpec
-from remint.runtime.home import Home
-from remint.settings.params import validate_params, write_params
+from remint.settings.params import write_params
 from remint.settings.recipe import DatasetSettings
 from tests.unit.test_data_pictures import picture, save, tree
 
@@ -291,29 +288,3 @@ def test_the_step_keeps_schemas_in_the_home_and_copies_them_into_its_output(tmp_
     pyarrow.parquet.write_table(pa.table(changed_content(city=None)), tmp_path / "a.parquet")
     done = step("snapshot")
     assert done.returncode == 2 and done.stderr.endswith(f"error: {first_line()}\n  column 'city' is missing\n{LAST}\n")
-
-
-def test_a_schema_of_rows_with_gaps_has_none_where_such_rows_are_dropped(tmp_path: Path) -> None:
-    import_dataset(tmp_path, CONTENT)
-    learnt = (tmp_path / "schemas/people-1.json").read_bytes()
-    spec = Schema.read(tmp_path / "out/schema.json").spec
-    assert [(column.name, column.missing, column.absent) for column in spec.columns if column.missing] == [("gaps", True, 0.25)]
-    x_ND = import_dataset(tmp_path, **TABLE, missing="drop_rows")["x"]
-    without = Schema.read(tmp_path / "out/schema.json")
-    assert len(x_ND) == ROWS - ROWS // 4 and not any(column.missing or column.absent for column in without.spec.columns)
-    assert [column.scale for column in without.spec.columns] == [column.scale for column in spec.columns]
-    assert (tmp_path / "schemas/people-1.json").read_bytes() == learnt, "the kept schema serves both settings"
-
-
-@pytest.mark.parametrize(
-    ("family", "missing", "refused"), [("flow", "keep", True), ("flow", "drop_rows", False), ("vae", "keep", False)]
-)
-def test_the_kept_schema_refuses_a_family_before_a_job_starts(tmp_path: Path, family: str, missing: str, refused: bool) -> None:
-    home = Home.of(tmp_path)
-    pipeline = {"dataset": "people", "family": family, "model": {}, "training": {}, "evaluation": {}, "promotion": {}}
-    params = validate_params({"datasets": {"people": {**TABLE, "missing": missing}}, "pipelines": {"p": pipeline}})
-    retraining.check_missing(home, params, "p")  # no schema yet
-    pyarrow.parquet.write_table(pa.table(CONTENT), tmp_path / "a.parquet")
-    sources.snapshot("people", DatasetSettings(**TABLE), tmp_path, tmp_path / "out", schemas=home.path / "schemas")
-    with pytest.raises(SettingsError, match="column gaps may lack some") if refused else nullcontext():
-        retraining.check_missing(home, params, "p")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from remint.errors import SettingsError
-from remint.records import Column, DataSpec
 from remint.settings.params import apply_overrides, load_params, read_params, validate_params, write_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -182,29 +181,3 @@ def test_a_missing_file_or_invalid_yaml_is_refused(tmp_path: Path) -> None:
 def test_written_params_read_back_equal(content: dict[str, Any], tmp_path: Path) -> None:
     write_params(content, tmp_path)
     assert read_params(tmp_path) == content
-
-
-GAPS = DataSpec(shape=(3,), columns=(Column(name="age", missing=True), Column(name="pet", missing=True), Column(name="size")))
-
-
-@pytest.mark.parametrize(
-    ("family", "drop", "expected"),
-    [
-        ("flow", [], "flow cannot take missing values, but columns age, pet may lack some"),
-        ("gan", ["pet"], "gan cannot take missing values, but column age may lack some"),
-        ("gan", ["pet", "age"], ""),
-        ("vaegan", [], "vaegan cannot take missing values, but columns age, pet may lack some"),
-        ("vae", [], ""),
-    ],
-)
-def test_a_family_that_cannot_take_missing_values_is_refused(family: str, drop: list[str], expected: str) -> None:
-    pipeline = {"dataset": "people", "family": family, "model": {}, "training": {}, "evaluation": {}, "promotion": {}}
-    dataset = {"source": "people.csv", "kind": "table", "drop": drop}
-    params = validate_params({"datasets": {"people": dataset}, "pipelines": {"p": pipeline}})
-    if not expected:
-        params.check_missing("p", GAPS)
-        return
-    with pytest.raises(SettingsError) as caught:
-        params.check_missing("p", GAPS)
-    remedy = "set datasets.people.missing: drop_rows, or use family: vae"
-    assert str(caught.value) == f"params.yaml: pipelines.p.family: {expected}: {remedy}"

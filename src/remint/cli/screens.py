@@ -59,8 +59,8 @@ def models(found: list[VersionEntry], newest: int | None) -> None:
 
     ``newest``: limit per model; None: all.
     """
-    today = {version.name: version for version in reversed(found)}
-    other = {version.ref for version in found if version.dataset_version != today[version.name].dataset_version}
+    latest = {version.name: version for version in reversed(found)}
+    other = {version.ref for version in found if version.dataset_version != latest[version.name].dataset_version}
     rows = [
         [
             version.ref,

@@ -25,7 +25,7 @@ class Finding(Record):
 
     @property
     def note(self) -> bool:
-        """Whether it only takes space: no fault. A job leaves the like, and remint gc removes it."""
+        """Whether it is no fault: it only takes space, and remint gc removes it."""
         return self.kind == "orphan"
 
 
