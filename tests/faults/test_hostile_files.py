@@ -34,7 +34,10 @@ def one_text_for_many_rows(path: Path) -> None:
 
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "objects.npy": (lambda path: np.save(path, objects(path), allow_pickle=True), "object arrays and pickles are refused"),
-    "pickle.npy": (lambda path: path.write_bytes(Payload(path.parent / "ran").pickle), "object arrays and pickles are refused"),
+    "pickle.npy": (
+        lambda path: path.write_bytes(Payload(path.parent / "ran").pickle),
+        "but a pickle: save it again with np.save",
+    ),
     "objects.npz": (lambda path: np.savez(path, x=objects(path), allow_pickle=True), "object arrays and pickles are refused"),
     "bomb.npz": (lambda path: np.savez_compressed(path, x=np.zeros((300, 1024, 1024), np.uint8)), "as a decompression bomb does"),
     "columns.csv": (lambda path: path.write_text(",".join(f"c{i}" for i in range(100_000)) + "\n"), "columns, more than 10,000"),

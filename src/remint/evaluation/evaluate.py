@@ -71,15 +71,21 @@ def evaluate(
 
 
 def load(bundle: Path, dataset: Dataset, part: TrainedModel | None = None) -> Model:
-    """Load the model of ``bundle``. A model of another schema takes the dataset's examples, and draws such, if that is possible.
+    """Load the model of ``bundle``.
 
-    ``part``: as in ``evaluate``. Raises DataError if it is not possible.
+    ``part``: as in ``evaluate``. A model of another schema takes the examples of such a part, and draws such, if that is
+    possible. Raises DataError if it is not, or without ``part``.
     """
     model, theirs = load_model(bundle), TrainedModel.read(bundle / "training.json").spec
     if theirs.fits(dataset.spec, conditional=model.conditional):
         if part is None or not dataset.spec.is_table:
             return model
         return translation.Truncated(model, part.spec, dataset.spec).eval()
+    if part is None:
+        raise DataError(
+            f"the model was trained on {theirs.text()}; dataset {dataset.version.name} now has {dataset.spec.text()}"
+            " of another schema: train again"
+        )
     if reason := translation.obstacle(theirs, dataset.spec, conditional=model.conditional):
         raise DataError(f"the model cannot take the data of dataset {dataset.version.name}: {reason}: train again")
     return translation.Translated(model, theirs, dataset.spec).eval()
