@@ -42,7 +42,7 @@ def proxy() -> Iterator[Proxy]:
     made.listening.close()
 
 
-@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("socks5h", marks=pytest.mark.soak)])
 def test_commands_do_not_ask_a_proxy_for_their_own_servers(new_team: Team, proxy: Proxy, scheme: str) -> None:
     """`deploy` starts a temporary server and asks it by Prefect's client."""
     _, environment = new_team.programs(new=True)

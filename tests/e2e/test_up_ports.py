@@ -40,6 +40,7 @@ def test_a_taken_port_is_named_with_its_holder_and_nothing_starts(
     assert not (new_team.folder / ".remint/stack.json").exists()
 
 
+@pytest.mark.soak
 def test_a_stack_of_which_a_part_ends_by_itself_has_failed(new_team: Team, tmp_path: Path) -> None:
     log, variables = tmp_path / "log", {name: str(free_port()) for name in VARIABLES.values()}
     up = new_team.start("up", log=log, **variables)

@@ -129,8 +129,9 @@ def test_rrules(rrule: str, taken: bool, fires: bool | None) -> None:
 
 
 def test_each_time_zone_that_is_taken_is_known_to_prefects_scheduler() -> None:
-    for zone in sorted(zoneinfo.available_timezones()):
-        if accepts(interval=60, timezone=zone) and zone.count("/") < 2:
+    taken = [zone for zone in sorted(zoneinfo.available_timezones()) if accepts(interval=60, timezone=zone)]
+    for index, zone in enumerate(taken):
+        if index % 10 == 0 or "/" not in zone:  # asking Prefect's parser takes 30 ms
             assert next_time(CronSchedule(cron="0 3 * * *", timezone=zone)), zone
     assert not any(accepts(interval=60, timezone=zone) for zone in ("", "Factory", "localtime", "Europe/Berlim", "utc "))
 
