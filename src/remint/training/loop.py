@@ -122,6 +122,9 @@ class _StepRunner:
         self.ema_decay = settings.ema if half_life is None else 0.5 ** (settings.batch_size / half_life)
         self.step_losses_P = torch.zeros_like(state.losses_P)
         self.snapshot = divergence.StepSnapshot([state.model, *state.phases], state.optimizers)
+        self.parameters = [list(phase.parameters()) for phase in state.phases]  # walking a module takes a tenth of a small step
+        if len(self.parameters) == 1:
+            _require_gradients(self.parameters[0], enabled=True)  # there is no other phase to keep them from
 
     def run(self) -> dict[str, Any] | None:
         """Run one step: every phase on one batch, then the average.
@@ -139,8 +142,8 @@ class _StepRunner:
             phase.schedule(batch.progress)
             optimizer = self.state.optimizers[index]
             optimizer.param_groups[0].update(lr=learning_rate * phase.learning_rate, betas=phase.betas)
-            with _gradients_enabled(phase):
-                loss, norm = _compute_gradient(self.runners[index], phase, batch, settings.precision)
+            with _gradients_enabled(self.parameters[index], toggle=len(self.parameters) > 1):
+                loss, norm = _compute_gradient(self.runners[index], self.parameters[index], batch, settings.precision)
                 if not norm.isfinite():
                     nonfinite = divergence.describe_nonfinite(phase, loss, norm, step, indices, self.world)
                     self.snapshot.restore()
@@ -173,15 +176,25 @@ class _StepRunner:
 
 
 @contextmanager
-def _gradients_enabled(phase: Phase) -> Iterator[None]:
-    """Enable gradients of the phase's parameters, and of no others, while the block runs."""
-    phase.requires_grad_(True)
+def _gradients_enabled(parameters: Sequence[nn.Parameter], *, toggle: bool) -> Iterator[None]:
+    """Enable gradients of the phase's parameters, and of no others, while the block runs; then drop the gradients."""
+    if toggle:
+        _require_gradients(parameters, enabled=True)
     yield
-    phase.zero_grad(set_to_none=True)
-    phase.requires_grad_(False)
+    for parameter in parameters:
+        parameter.grad = None
+    if toggle:
+        _require_gradients(parameters, enabled=False)
 
 
-def _compute_gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: str) -> tuple[Tensor, Tensor]:
+def _require_gradients(parameters: Sequence[nn.Parameter], *, enabled: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad = enabled
+
+
+def _compute_gradient(
+    runner: nn.Module, parameters: Sequence[nn.Parameter], batch: Batch, precision: str
+) -> tuple[Tensor, Tensor]:
     """Set the gradients of a phase's parameters; return its loss and their 2-norm, each of shape ().
 
     The norm is not finite where the gradient is not, and where the loss of any rank is not.
@@ -189,7 +202,7 @@ def _compute_gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: 
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
     loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
-    return loss.detach(), nn.utils.get_total_norm([p.grad for p in phase.parameters() if p.grad is not None])
+    return loss.detach(), nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float) -> None:
