@@ -18,7 +18,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from remint.data import arrays, sources, splits
 from remint.data.arrays import Dataset
 from remint.distributed import world
 from remint.errors import Interrupted
-from remint.models.contract import Batch, Phase
+from remint.models.contract import Batch
 from remint.records import TrainedModel
 from remint.settings import plugins
 from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
@@ -130,12 +130,12 @@ def set_infinite_gradient(step: int) -> None:
     """Put inf into one parameter's gradient in that step and, two steps later, into the loss, with a finite gradient."""
     real = loop._compute_gradient
 
-    def gradient(runner: nn.Module, phase: Phase, batch: Batch, precision: str) -> Any:
+    def gradient(runner: nn.Module, parameters: Sequence[nn.Parameter], batch: Batch, precision: str) -> Any:
         if batch.step != step:
-            return real((lambda of: runner(of) + math.inf) if batch.step == step + 2 else runner, phase, batch, precision)  # type: ignore[arg-type]
-        hook = next(phase.parameters()).register_hook(lambda gradient: torch.full_like(gradient, math.inf))  # type: ignore[no-untyped-call]
+            return real((lambda of: runner(of) + math.inf) if batch.step == step + 2 else runner, parameters, batch, precision)  # type: ignore[arg-type]
+        hook = parameters[0].register_hook(lambda gradient: torch.full_like(gradient, math.inf))  # type: ignore[no-untyped-call]
         try:
-            return real(runner, phase, batch, precision)
+            return real(runner, parameters, batch, precision)
         finally:
             hook.remove()
 
