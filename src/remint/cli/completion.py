@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from remint.runtime.addresses import sqlite_file, with_driver
 from remint.runtime.home import Home, is_name
 from remint.settings.params import read_params
@@ -56,6 +54,8 @@ def _names(block: str) -> list[str]:
 
 def _ledger(query: str, **values: Any) -> list[Any]:
     """Return rows of the ledger's database. A missing database is not created."""
+    import sqlalchemy as sa  # late import: every command imports this module
+
     try:
         address = with_driver(Home.of(git.repository_of(Path.cwd())).ledger_url)
         place = sqlite_file(address)

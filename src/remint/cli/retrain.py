@@ -10,7 +10,6 @@ from rich.markup import escape
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, app, here, print_json
 from remint.errors import RemintError
-from remint.promotion.retraining import check_missing
 from remint.runtime import processes
 from remint.settings.params import apply_overrides, read_params, validate_params
 
@@ -30,6 +29,8 @@ def run(
 
     Example: remint run digits-vae --set training.steps=20
     """
+    from remint.promotion.retraining import check_missing
+
     home, params = here()
     for name in pipelines:
         params.pipeline(name)
@@ -66,6 +67,8 @@ def spread(
 
     Example: remint spread digits-flow --seeds 5
     """
+    from remint.promotion.retraining import check_missing
+
     home, params = here()
     params.pipeline(pipeline)
     changed = validate_params(apply_overrides(read_params(home.repository), pipeline, set_ or []))

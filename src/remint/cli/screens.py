@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from remint.cli.terminal import counted, out, reasons, summary, table
-from remint.promotion import gallery, side_by_side
-from remint.promotion.outcome import Outcome
-from remint.promotion.queries import History, VersionEntry
-from remint.promotion.side_by_side import Comparison
-from remint.promotion.spread import SpreadReport
-from remint.promotion.why import Why, sections
-from remint.runtime.home import Home
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a command imports what it needs when it runs
     from remint.maintenance.audit import Audit
     from remint.maintenance.doctor import Symptom
     from remint.maintenance.gc import Collection, Garbage
     from remint.maintenance.rebuild import Rebuild
+    from remint.promotion.outcome import Outcome
+    from remint.promotion.queries import History, VersionEntry
+    from remint.promotion.side_by_side import Comparison
+    from remint.promotion.spread import SpreadReport
+    from remint.promotion.why import Why
+    from remint.runtime.home import Home
 
 SHOWN = 10  # largest things per store that remint gc shows
 
 
 def outcomes(home: Home, done: list[Outcome]) -> None:
     """Print the summary of a run: table, reasons, pictures and pages, next commands."""
+    from remint.promotion import gallery
+
     out.print()
     summary(done)
     for outcome in done:
@@ -90,6 +91,8 @@ def models(found: list[VersionEntry], newest: int | None) -> None:
 
 
 def why(answer: Why) -> None:
+    from remint.promotion.why import sections
+
     for title, lines in sections(answer):
         out.print(f"[bold]{escape(title)}[/bold]")
         for line in lines:
@@ -134,6 +137,8 @@ def spread(answer: SpreadReport) -> None:
 
 
 def comparison(answer: Comparison) -> None:
+    from remint.promotion import side_by_side
+
     for title, columns, rows in side_by_side.tables(answer):
         out.print(f"\n[bold]{title}[/bold]")
         table(columns, rows)

@@ -98,9 +98,11 @@ def history(home: Home, name: str, *, verify: bool = False) -> History:
             if others
             else f"the ledger is empty. Run `remint run {name}` to write its first row"
         )
-    findings = book.verify(name, known) + (kept_decisions.differences(home, name, rows) if verify else [])
-    with suppress(LedgerError):  # a damaged row: the findings name it
-        sync_mlflow_to_ledger(home, name)
+    findings = book.verify(name, known)
+    if verify:  # the ledger alone needs no MLflow, whose import takes a second
+        findings += kept_decisions.differences(home, name, rows)
+        with suppress(LedgerError):  # a damaged row: the findings name it
+            sync_mlflow_to_ledger(home, name)
     return History(model=name, rows=tuple(rows), findings=tuple(findings), kept_hashes=len(known))
 
 
