@@ -115,8 +115,6 @@ def test_broken_settings_or_ledger_complete_nothing(folder: Path, tmp_path: Path
 
 
 def test_completion_imports_no_large_library() -> None:
-    code = (
-        "import sys, remint.cli; print([name for name in ('torch', 'mlflow', 'prefect', 'dvc', 'boto3', 'sqlalchemy', 'scipy', 'numpy') if name in sys.modules])"
-    )
+    code = "import sys, remint.cli; print([name for name in ('torch', 'mlflow', 'prefect', 'dvc', 'boto3', 'sqlalchemy', 'scipy', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert ast.literal_eval(done.stdout) == []
