@@ -83,14 +83,16 @@ def test_a_model_of_the_present_schema_is_taken_given_that_its_example_can_be_de
     """Against draws: the share of describable samples, and the distribution of the others' columns."""
     ours = present(FORMER if name == "flow-whole" else GAPPED.model_copy(update={"class_names": FORMER.class_names}))
     model = Case(CASES[name].family, CASES[name].settings, ours).build().float()
-    truncated = translation.Truncated(model, FORMER, ours)
+    truncated = translation.Truncated(model, FORMER, ours, conditional=model.conditional)
     assert isinstance(model, CanSample) and isinstance(truncated, CanSample)
     y_B = torch.full((6000,), 2) if model.conditional else None
     noise_BN = standard_normal((6000, model.sample_noise), 3)
     plain_BX, given_BX = model.sample(noise_BN, y_B), truncated.sample(noise_BN, y_B)
     known_B = plain_BX[:, 2] != 0  # black is new
-    share = float(known_B.double().mean())
-    assert 0.02 < share < 0.98 and bool((given_BX[:, 2] != 0).all())
+    gapless_B = ~plain_BX.isnan().any(1)  # the former data lack nothing
+    known_B, share = known_B & gapless_B, float(known_B[gapless_B].double().mean())
+    assert 0.02 < share < 0.98 and bool((given_BX[:, 2] != 0).all()) and not bool(given_BX.isnan().any())
+    assert bool(gapless_B.all()) == (name == "flow-whole")
     assert torch.equal(given_BX[known_B].nan_to_num(), plain_BX[known_B].nan_to_num())
     for column in range(4):
         left, right = plain_BX[known_B, column].nan_to_num(), given_BX[:, column].nan_to_num()
@@ -107,6 +109,26 @@ def test_a_model_of_the_present_schema_is_taken_given_that_its_example_can_be_de
         found = (truncated.elbo(x_BX, noise, few_y).double() - model.elbo(x_BX, noise, few_y))[0]
     expected = torch.full((count,), -np.log(share), dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=4 * ((1 - share) / share / 3400) ** 0.5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gan-whole", "image"])
+def test_a_conditional_model_draws_no_class_that_the_former_data_lack(name: str) -> None:
+    image = DataSpec(shape=(1, 4, 4), levels=4, classes=3, class_names=("a", "b", "c"))
+    former = FORMER if name == "gan-whole" else image
+    ours = (
+        present(FORMER) if name == "gan-whole" else image.model_copy(update={"classes": 4, "class_names": ("z", "a", "b", "c")})
+    )
+    model = Case("gan", CASES["gan-whole"].settings.model_copy(update={"conditional": True}), ours).build().float()
+    noise_BN = standard_normal((2000, model.sample_noise), 3)  # type: ignore[attr-defined]
+    y_B = model.classes(noise_BN)
+    assert y_B is not None and bool((y_B == 0).any())
+    for conditional in (True, False):
+        truncated = translation.Truncated(model, former, ours, conditional=conditional)
+        found_B = truncated.classes(noise_BN)
+        assert found_B is not None and bool((found_B == 0).any()) != conditional
+        assert torch.equal(found_B[y_B != 0], y_B[y_B != 0])
+        assert isinstance(truncated, CanSample)
+        torch.testing.assert_close(truncated.sample(noise_BN[:50]), truncated.sample(noise_BN[:50], found_B[:50]))
 
 
 def dataset_of(spec: DataSpec, x_ND: np.ndarray, y_N: np.ndarray) -> Dataset:
