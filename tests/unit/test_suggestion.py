@@ -55,6 +55,15 @@ def test_a_bound_follows_from_the_value_and_its_reference(reached: MetricValue, 
         assert ", factorised 2.440. " in sentence
 
 
+@pytest.mark.parametrize(
+    ("high", "reference", "bound"),
+    [(25.31, 25.38, "25.34"), (-30.04, -29.99, "-30.02"), (12345.0, 12345.5, "12345.2"), (9.0, 9.5, "9.25")],
+)
+def test_a_bound_lies_between_two_numbers_that_are_close(high: float, reference: float, bound: str) -> None:
+    reached, factorised = value("nll", high - 1, high), value("factorised", reference, reference)
+    assert suggest(report(reached, factorised=factorised), ["nll"]).endswith(f"{{nll: {{max: {bound}}}}}")
+
+
 def test_a_first_refusal_suggests_a_bound_that_the_same_version_then_meets() -> None:
     reached = evidence(1.9)
     reached = type(reached)(reached.report.model_copy(update={"context": {"factorised": FACTORISED}}), reached.values)
