@@ -125,6 +125,10 @@ def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(
         assert given["member"].tolist() == [True, False] * 20
         same = drawn["member"] == given["member"]
         assert given[same].equals(drawn[same]), "the class that the model draws by itself gives the same row"
+    grade = ServedModel(
+        _load_pyfunc(str(tmp_path / "trained")).served.model, spec.model_copy(update={"class_names": ("0", "1"), "label": None})
+    )
+    assert [grade.class_named(name) for name in ("1", "1.0", "0.0")] == [1, 1, 0]
     with pytest.raises(SettingsError, match="unknown class 'maybe'"):
         model.predict(pd.DataFrame({"seed": [1], "class": ["maybe"]}))
 

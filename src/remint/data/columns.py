@@ -89,6 +89,8 @@ def standardise(x_ND: Array, columns: tuple[Column, ...]) -> Array:
 def check_type(column: pa.ChunkedArray) -> None:
     """Raise UnusableColumn if the type is neither number nor text."""
     kind = column.type
+    if pa.types.is_duration(kind) or pa.types.is_interval(kind):
+        raise UnusableColumn(f"contains durations ({kind}): convert them to numbers (seconds), or drop it")
     if pa.types.is_temporal(kind):
         raise UnusableColumn(f"contains dates or times ({kind}): add it to numeric to read them as days or seconds, or drop it")
     if not (is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
