@@ -115,6 +115,7 @@ def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(
     signature = model.metadata.signature
     assert signature.inputs.input_names() == ["seed", "class"] and signature.inputs.required_input_names() == ["seed"]
     names = ["children", "member", "colour", "height", "steps"]
+    assert package._mlflow_type(Column(name="grade", categories=("1", "2"), type="double")).name == "double"
     kinds = {column["name"]: column["type"] for column in signature.outputs.to_dict()}
     assert kinds == dict(zip(names, ("long", "boolean", "string", "double", "long"), strict=True))
     seeds = list(range(40))

@@ -50,6 +50,7 @@ class Table:
     suffix: str = ".csv"  # of the source
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type and truth of records.Column, by column
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
+    gapped: frozenset[str] = frozenset()  # features that lacked values in rows that were dropped
     dividing: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)  # by key of ``split:``; no features
 
     def __len__(self) -> int:
@@ -174,8 +175,10 @@ def _check_column_count(where: str, count: int) -> None:
 
 def _drop_incomplete_rows(table: Table) -> Table:
     """Return the table without rows that have missing values."""
-    selected = [*table.features.values(), *([] if table.label is None else [table.label]), *table.dividing.values()]
-    missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in selected if not _has_unusable_type(column)))
+    missing = {name: columns.is_missing(column) for name, column in table.features.items() if not _has_unusable_type(column)}
+    others = [*([] if table.label is None else [table.label]), *table.dividing.values()]
+    also = [columns.is_missing(column) for column in others if not _has_unusable_type(column)]
+    missing_N = reduce(np.logical_or, [*missing.values(), *also])
     if missing_N.all():
         raise DataError(
             f"{table.where}: every row has a missing value: set missing: keep, or drop the columns with missing values"
@@ -186,7 +189,9 @@ def _drop_incomplete_rows(table: Table) -> Table:
     mask = pa.array(~missing_N)
     features = {name: column.filter(mask) for name, column in table.features.items()}
     label = None if table.label is None else table.label.filter(mask)
-    return replace(table, features=features, label=label, dividing={key: x.filter(mask) for key, x in table.dividing.items()})
+    gapped = frozenset(name for name, lacks_N in missing.items() if lacks_N.any())
+    divided_by = {key: column.filter(mask) for key, column in table.dividing.items()}
+    return replace(table, features=features, label=label, gapped=gapped, dividing=divided_by)
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:
@@ -206,7 +211,8 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
             categorical = column_name in settings.categorical or (
                 column_name in table.reasons and table.reasons[column_name].categorical
             )
-            known = columns.learn_column(column_name, column, categorical=categorical, numeric=column_name in settings.numeric)
+            stated, gapped = column_name in settings.numeric, column_name in table.gapped
+            known = columns.learn_column(column_name, column, categorical=categorical, numeric=stated, gapped=gapped)
             form = _form_of(column_name, column, table, categorical=not known.numeric)
             if known.whole and form.get("type") == "int64":
                 form.pop("type")  # the type of whole numbers by default, also of those that pandas made floats
