@@ -190,5 +190,10 @@ def test_images_of_another_form_and_classes_that_are_gone_are_obstacles() -> Non
     fewer = image.model_copy(update={"classes": 2, "class_names": ("a", "b")})
     assert translation.obstacle(image, fewer, conditional=True) == "class c is gone"
     assert translation.obstacle(image, fewer, conditional=False) == translation.obstacle(fewer, image, conditional=True) == ""
+    twelve = image.model_copy(update={"bits": 12})
+    assert (
+        translation.obstacle(twelve, image, conditional=False)
+        == "16-bit values were read as 12 bits, and are now read as 16 bits"
+    )
     for other in (image.model_copy(update={"levels": 5}), image.model_copy(update={"shape": (1, 2, 3)}), WHOLE):
         assert translation.obstacle(image, other, conditional=False).startswith("it draws images of shape (1, 2, 2)")

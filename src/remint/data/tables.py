@@ -50,8 +50,8 @@ class Table:
     suffix: str = ".csv"  # of the source
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type and truth of records.Column, by column
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
-    gapped: frozenset[str] = frozenset()  # features that lacked values in rows that were dropped
     dividing: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)  # by key of ``split:``; no features
+    gapped: frozenset[str] = frozenset()  # features that lacked values in rows that were dropped
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))

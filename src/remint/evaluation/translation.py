@@ -33,6 +33,9 @@ def obstacle(theirs: DataSpec, ours: DataSpec, *, conditional: bool) -> str:
     """Return why a model of data ``theirs`` can describe no example of data ``ours``; "" if it can describe some."""
     if (theirs.is_table, theirs.levels) != (ours.is_table, ours.levels) or (not ours.is_table and theirs.shape != ours.shape):
         return f"it draws {theirs.text()}, and the data are {ours.text()}"
+    if theirs.bits != ours.bits:
+        read = [f"{spec.bits or 16} bits" for spec in (theirs, ours)]
+        return f"16-bit values were read as {read[0]}, and are now read as {read[1]}"
     if conditional and (gone := [name for name in _classes(theirs) if name not in _classes(ours)]):
         return f"class {', '.join(gone)} is gone"
     former, present = ({column.name: column for column in spec.columns} for spec in (theirs, ours))
@@ -77,6 +80,16 @@ def restrict(dataset: Dataset, trained: TrainedModel) -> Dataset:
     counts = {**dataset.version.counts, "held_out": len(part)}
     split = {**dataset.version.split, "described_by": digest(theirs.to_json())}  # another version: its features are cached apart
     return replace(dataset, version=dataset.version.model_copy(update={"counts": counts, "split": split}), held_out=part)
+
+
+def translate(split: Split, theirs: DataSpec, ours: DataSpec) -> Split:
+    """Return examples of data ``theirs`` without labels as data ``ours`` have them. ``obstacle`` of the two must be ""."""
+    if not ours.is_table:
+        return split
+    x_ND, former = np.asarray(split.x_NX), {column.name: place for place, column in enumerate(theirs.columns)}
+    pairs = [(theirs.columns[former[column.name]], column) for column in ours.columns]
+    values = [_translated(torch.from_numpy(x_ND[:, former[each.name]].copy()), each, column) for each, column in pairs]
+    return Split(torch.stack(values, dim=1).numpy(), None, split.id_N)
 
 
 def is_conditional(trained: TrainedModel) -> bool:
@@ -253,6 +266,7 @@ def _translated(value_B: Tensor, source: Column, target: Column) -> Tensor:
     """Return standardised values of one column, or indices of its categories, as another schema has them."""
     if source.numeric:
         original_B = value_B.double() * source.scale + source.mean
+        original_B = original_B.round() if source.whole else original_B
         return ((original_B - target.mean) / target.scale).to(value_B.dtype)
     missing_B = value_B.isnan()
     found_B = _lookup(source.categories, target.categories)[value_B.nan_to_num(0.0).long()].to(value_B.dtype)
