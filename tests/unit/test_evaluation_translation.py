@@ -131,6 +131,23 @@ def test_a_conditional_model_draws_no_class_that_the_former_data_lack(name: str)
         torch.testing.assert_close(truncated.sample(noise_BN[:50]), truncated.sample(noise_BN[:50], found_B[:50]))
 
 
+@torch.no_grad()
+def test_rows_without_new_gaps_are_drawn_where_most_rows_have_one() -> None:
+    gapped = [column.model_copy(update={"missing": True, "absent": 0.6}) for column in FORMER.columns]
+    ours = FORMER.model_copy(update={"columns": tuple(gapped)})
+    model = Case("vae", CASES["vae-whole"].settings, ours).build().float()
+    x_ND = examples(ours, 200)
+    x_ND[torch.rand(x_ND.shape, generator=torch.Generator().manual_seed(0)) < 0.6] = torch.nan
+    model.initialise(x_ND, torch.zeros(200, dtype=torch.int64))
+    truncated = translation.Truncated(model, FORMER, ours, conditional=False)
+    assert isinstance(truncated, CanSample)
+    noise_BN = standard_normal((80, truncated.sample_noise), 0)
+    y_B = torch.zeros(80, dtype=torch.int64) if model.conditional else None
+    assert float(model.sample(noise_BN, y_B).isnan().any(1).double().mean()) > 0.9  # type: ignore[operator]
+    assert not bool(truncated.sample(noise_BN, y_B).isnan().any())
+    assert truncated.log_share_K.tolist() == [0.0] * len(truncated.log_share_K), "no category is new"
+
+
 def dataset_of(spec: DataSpec, x_ND: np.ndarray, y_N: np.ndarray) -> Dataset:
     part = Split(x_ND, y_N)
     facts: dict[str, Any] = {"name": "d", "source": "s", "raw_sha256": "", "split": {}, "files": {}}
