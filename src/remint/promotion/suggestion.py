@@ -48,10 +48,16 @@ def _bound(report: EvaluationReport, metric: str) -> tuple[str, tuple[str, Metri
             bound = _between(value.high, reference.value)
         else:
             return None  # no better than independent dimensions
-        return f"max: {bound:.16g}", (name, reference)
+        return f"max: {_text(bound)}", (name, reference)
     if metric.startswith(SHARES) and value.better == "higher" and value.low > 0.5:
-        return f"min: {_round(2 * value.low - 1, math.floor):g}", None
+        return f"min: {_text(_round(2 * value.low - 1, math.floor))}", None
     return None
+
+
+def _text(bound: float) -> str:
+    """Return a number as YAML reads one: 5.0e-05, since 5e-05 is text."""
+    digits, exponent, power = f"{bound:.16g}".partition("e")
+    return digits + ("" if "." in digits or not exponent else ".0") + exponent + power
 
 
 def _between(low: float, high: float) -> float:
