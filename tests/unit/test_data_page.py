@@ -13,8 +13,9 @@ import pyarrow.csv
 import pytest
 
 from remint.data import sources
-from remint.errors import DataError
-from remint.settings.params import load_params
+from remint.errors import DataError, SettingsError
+from remint.records import Column, DataSpec
+from remint.settings.params import load_params, validate_params
 from tests.unit.test_data_pictures import picture, save
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/bring-your-data.md").read_text()
@@ -51,6 +52,20 @@ def refused(team: Path, name: str, **changed: Any) -> str:
     return str(caught.value).replace(f"{team}/", "")
 
 
+def refused_gaps(name: str, *columns: str) -> str:
+    blocks: dict[str, Any] = {key: {} for key in ("model", "training", "evaluation", "promotion")}
+    params = validate_params(
+        {
+            "datasets": {name: {"source": f"data/{name}.csv", "kind": "table"}},
+            "pipelines": {f"{name}-flow": {"dataset": name, "family": "flow", **blocks}},
+        }
+    )
+    with pytest.raises(SettingsError) as caught:
+        gaps = tuple(Column(name=column, missing=True) for column in columns)
+        params.check_missing(f"{name}-flow", DataSpec(shape=(len(gaps),), columns=gaps))
+    return str(caught.value)
+
+
 @pytest.mark.slow
 def test_the_page_shows_the_messages_that_the_code_prints(team: Path) -> None:
     for index in (0, 2, 4):
@@ -60,6 +75,7 @@ def test_the_page_shows_the_messages_that_the_code_prints(team: Path) -> None:
     with tarfile.open(team / "data/pets.tar.gz", "w:gz") as out:
         out.addfile(tarfile.TarInfo("../../etc/cron.d/x.png"))
     said.append(f"{refused(team, 'pets')}\n{refused(team, 'archived')}")
+    said.append(refused_gaps("customers", "age", "income"))
     said.append(refused(team, "customers", drop=[]))
     settings = load_params(team).dataset("customers")
     sources.snapshot("customers", settings, team, team / "out", schemas=team / "schemas")

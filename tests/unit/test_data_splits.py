@@ -102,6 +102,9 @@ def test_no_patient_is_in_two_splits_and_the_column_is_no_feature(tmp_path: Path
 def test_a_group_column_that_a_setting_calls_a_feature_stays_one(tmp_path: Path) -> None:
     dataset = table(tmp_path, visits(600), categorical=["patient"], split={"group": "patient"})
     assert [column.name for column in dataset.spec.columns] == ["weight", "patient"]
+    number = table(tmp_path / "number", visits(600), numeric=["patient"], split={"group": "patient"})
+    later = table(tmp_path / "number", visits(600), numeric=["patient"], split={"group": "patient"})
+    assert later.version.digest == number.version.digest, "patient 007 stays in its split once the schema knows a number 7"
     dropped = table(tmp_path / "dropped", visits(600), drop=["patient"], split={"group": "patient"})
     assert [column.name for column in dropped.spec.columns] == ["weight"]
 

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from remint.data import columns, parquet_tables, sources, splits
+from remint.data import columns, parquet_tables, rows, sources, splits
 from remint.data.arrays import load
 from remint.data.schema import Schema
 from remint.errors import DataError, SettingsError
@@ -140,6 +140,7 @@ def test_rows_with_missing_values_are_dropped_if_the_settings_say_so(tmp_path: P
     )
     arrays, spec = snapshot(tmp_path, missing="drop_rows", drop=["l", "b"])
     np.testing.assert_array_equal(arrays["x"], [[1, 1], [3, 3], [4, 5]])
+    assert [column.least for column in spec.columns] == [1, 1], "pandas makes whole numbers floats where one is missing"
     assert not any(column.missing for column in spec.columns) and "dropped_rows rows=1 of=4" in capsys.readouterr().err
     write(tmp_path / "b.parquet", {"a": [1.0, None], "c": [None, 2.0]})
     with pytest.raises(DataError, match="every row has a missing value"):
@@ -220,7 +221,7 @@ def test_every_unusable_column_is_named_with_a_remedy(tmp_path: Path) -> None:
         (["01/02/2024", "03.04.2024", "x"], "when", "contains dates such as '01/02/2024'"),
         ([datetime.datetime(2024, 1, 1)] * 3, "when", "contains dates or times (timestamp"),
         ([datetime.time(1)] * 3, "when", "contains dates or times (time64"),
-        ([datetime.timedelta(1)] * 3, "when", "contains dates or times (duration"),
+        ([datetime.timedelta(1)] * 3, "when", "contains durations (duration"),
         ([{"a": 1}], "nested", "neither number nor text"),
         ([b"bytes"], "raw", "neither number nor text"),
         (
@@ -300,12 +301,36 @@ def test_labels_are_the_values_of_the_label_column(tmp_path: Path) -> None:
         ([0.5, 1.5, 1.0, 1.0], "label 'l' must contain categories, but contains 0.5: use whole numbers or text"),
         (["a", None, "b", "b"], "label 'l' is missing in 1 of 4 rows"),
         (["a"] * 4, "label 'l' has 1 classes"),
-        ([datetime.date(2024, 1, 1)] * 4, "label 'l' contains dates or times"),
+        ([datetime.date(2024, 1, 1)] * 4, "label 'l' has 1 classes"),
     ],
 )
 def test_unusable_labels_are_refused(tmp_path: Path, values: list[Any], expected: str) -> None:
     write(tmp_path / "a.parquet", {"x": [1.0, 2.0, 3.0, 5.0], "l": values})
     assert expected in refusal(tmp_path, label="l")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("moments", [False, True])
+def test_dates_may_be_classes_and_categories(tmp_path: Path, suffix: str, moments: bool) -> None:
+    days = [datetime.date(2024, 5, 1 + n % 3) for n in range(40)]
+    dates = [datetime.datetime(2024, 5, 1 + n % 3, 12, 30) for n in range(40)] if moments else days
+    content: dict[str, Any] = {"x": GENERATOR.normal(size=40), "l": dates, "c": dates}
+    write(tmp_path / f"a{suffix}", content)
+    for _ in range(2):  # the second import knows the schema
+        arrays, spec = snapshot(tmp_path, f"a{suffix}", label="l", categorical=["c"])
+        assert spec.classes == 3 and len(spec.columns[1].categories) == 3
+        assert arrays["y"].tolist() == [n % 3 for n in range(40)] == arrays["x"][:, 1].tolist()
+    drawn = rows.to_table(spec, columns.standardise(arrays["x"], spec.columns), arrays["y"])
+    rows.write(tmp_path / f"b{suffix}", drawn, spec)
+    again = pyarrow.csv.read_csv(tmp_path / "b.csv") if suffix == ".csv" else drawn
+    assert [str(each)[:16] for each in again["l"].to_pylist()] == [str(each)[:16] for each in dates]
+    if suffix == ".parquet":
+        assert drawn["c"].to_pylist() == dates and pa.types.is_temporal(drawn["l"].type)
+
+
+def test_durations_are_refused_with_a_remedy_that_helps(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"x": [1.0, 2.0, 3.0], "d": [datetime.timedelta(seconds=n) for n in range(3)]})
+    assert "column 'd' contains durations (duration[us]): convert them to numbers" in refusal(tmp_path, numeric=["d"])
 
 
 # --- files and settings

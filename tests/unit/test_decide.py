@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from remint.data import sources
-from remint.errors import ApprovalExpired, ChampionChanged, IntegrityError, NotFoundError, SettingsError
+from remint.errors import ApprovalExpired, ChampionChanged, DataError, IntegrityError, NotFoundError, SettingsError
 from remint.promotion import decide, expiry
 from remint.promotion.projection import current_version, sync_mlflow_to_ledger
 from remint.promotion.why import sections, why
@@ -289,5 +290,8 @@ def test_an_approval_expires_when_a_small_source_holds_other_data(home: Home, he
     assert changed() == f"{'x.npy' if held_out == 0.2 else 'x.npy or ./y.npy'} changed since then"
     (home.repository / file).write_bytes(b"no array")
     assert (changed() or "").startswith("its data can no longer be read: ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "snapshot", Mock(side_effect=DataError("the data do not fit:\n  column 'a' is new\nrepair them")))
+        assert changed() == "its data can no longer be read: the data do not fit: column 'a' is new"
     (home.repository / "params.yaml").write_text("datasets: nonsense")
     assert changed() is None, "settings that are broken tell nothing of the data"

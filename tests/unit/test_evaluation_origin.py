@@ -77,6 +77,29 @@ def test_a_near_copy_in_both_splits_is_counted_and_shown(tmp_path: Path) -> None
     assert (tmp_path / "leakage.png").exists() and not (tmp_path / "drift.json").exists()
 
 
+def test_a_raised_schema_does_not_hide_what_a_champion_was_trained_on(tmp_path: Path) -> None:
+    """A wrong date in the future holds out nothing else. The next schema begins anew, and holds out what was trained on."""
+    generator = np.random.default_rng(0)
+    lines = [f"{day // 12},{generator.normal():.3f},{generator.poisson(9)},{'ab'[day % 2]}" for day in range(600)]
+
+    def table(version: int, *more: str) -> Path:
+        (tmp_path / "t.csv").write_text("\n".join(["day,x,n,c", *more, *lines]) + "\n")
+        settings = DatasetSettings(
+            source="t.csv", kind="table", schema_version=version, split=SplitSettings(time="day", held_out=0.25)
+        )
+        raw, out = tmp_path / f"raw{version}", tmp_path / f"prepared{version}"
+        sources.snapshot("tiny", settings, tmp_path, raw, schemas=tmp_path / "schemas")
+        splits.prepare("tiny", settings, raw, out)
+        return out
+
+    former = table(1, *[f"{900 + day},0.5,{day},a" for day in range(200)])
+    today = arrays.load(table(2, *["0,0.125,3,new", "0,0.25,4,b"]))
+    held_out, train = today.held_out, arrays.load(former).train
+    assert today.spec.columns != arrays.load(former).spec.columns and len(train) > 500
+    found = sealed(Origin.of(bundle(tmp_path / "b", former), today, former)).leakage
+    assert found is not None and found.checked == len(held_out) and found.exact + found.near > 0.8 * len(held_out)
+
+
 def test_data_that_grew_are_drift_and_not_leakage(tmp_path: Path) -> None:
     before, added = images(150, 0), images(50, 1) // 2
     former = prepared(tmp_path / "former", before)

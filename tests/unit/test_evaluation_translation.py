@@ -83,14 +83,16 @@ def test_a_model_of_the_present_schema_is_taken_given_that_its_example_can_be_de
     """Against draws: the share of describable samples, and the distribution of the others' columns."""
     ours = present(FORMER if name == "flow-whole" else GAPPED.model_copy(update={"class_names": FORMER.class_names}))
     model = Case(CASES[name].family, CASES[name].settings, ours).build().float()
-    truncated = translation.Truncated(model, FORMER, ours)
+    truncated = translation.Truncated(model, FORMER, ours, conditional=model.conditional)
     assert isinstance(model, CanSample) and isinstance(truncated, CanSample)
     y_B = torch.full((6000,), 2) if model.conditional else None
     noise_BN = standard_normal((6000, model.sample_noise), 3)
     plain_BX, given_BX = model.sample(noise_BN, y_B), truncated.sample(noise_BN, y_B)
     known_B = plain_BX[:, 2] != 0  # black is new
-    share = float(known_B.double().mean())
-    assert 0.02 < share < 0.98 and bool((given_BX[:, 2] != 0).all())
+    gapless_B = ~plain_BX.isnan().any(1)  # the former data lack nothing
+    known_B, share = known_B & gapless_B, float(known_B[gapless_B].double().mean())
+    assert 0.02 < share < 0.98 and bool((given_BX[:, 2] != 0).all()) and not bool(given_BX.isnan().any())
+    assert bool(gapless_B.all()) == (name == "flow-whole")
     assert torch.equal(given_BX[known_B].nan_to_num(), plain_BX[known_B].nan_to_num())
     for column in range(4):
         left, right = plain_BX[known_B, column].nan_to_num(), given_BX[:, column].nan_to_num()
@@ -107,6 +109,43 @@ def test_a_model_of_the_present_schema_is_taken_given_that_its_example_can_be_de
         found = (truncated.elbo(x_BX, noise, few_y).double() - model.elbo(x_BX, noise, few_y))[0]
     expected = torch.full((count,), -np.log(share), dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=4 * ((1 - share) / share / 3400) ** 0.5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gan-whole", "image"])
+def test_a_conditional_model_draws_no_class_that_the_former_data_lack(name: str) -> None:
+    image = DataSpec(shape=(1, 4, 4), levels=4, classes=3, class_names=("a", "b", "c"))
+    former = FORMER if name == "gan-whole" else image
+    ours = (
+        present(FORMER) if name == "gan-whole" else image.model_copy(update={"classes": 4, "class_names": ("z", "a", "b", "c")})
+    )
+    model = Case("gan", CASES["gan-whole"].settings.model_copy(update={"conditional": True}), ours).build().float()
+    noise_BN = standard_normal((2000, model.sample_noise), 3)  # type: ignore[attr-defined]
+    y_B = model.classes(noise_BN)
+    assert y_B is not None and bool((y_B == 0).any())
+    for conditional in (True, False):
+        truncated = translation.Truncated(model, former, ours, conditional=conditional)
+        found_B = truncated.classes(noise_BN)
+        assert found_B is not None and bool((found_B == 0).any()) != conditional
+        assert torch.equal(found_B[y_B != 0], y_B[y_B != 0])
+        assert isinstance(truncated, CanSample)
+        torch.testing.assert_close(truncated.sample(noise_BN[:50]), truncated.sample(noise_BN[:50], found_B[:50]))
+
+
+@torch.no_grad()
+def test_rows_without_new_gaps_are_drawn_where_most_rows_have_one() -> None:
+    gapped = [column.model_copy(update={"missing": True, "absent": 0.6}) for column in FORMER.columns]
+    ours = FORMER.model_copy(update={"columns": tuple(gapped)})
+    model = Case("vae", CASES["vae-whole"].settings, ours).build().float()
+    x_ND = examples(ours, 200)
+    x_ND[torch.rand(x_ND.shape, generator=torch.Generator().manual_seed(0)) < 0.6] = torch.nan
+    model.initialise(x_ND, torch.zeros(200, dtype=torch.int64))
+    truncated = translation.Truncated(model, FORMER, ours, conditional=False)
+    assert isinstance(truncated, CanSample)
+    noise_BN = standard_normal((80, truncated.sample_noise), 0)
+    y_B = torch.zeros(80, dtype=torch.int64) if model.conditional else None
+    assert float(model.sample(noise_BN, y_B).isnan().any(1).double().mean()) > 0.9  # type: ignore[operator]
+    assert not bool(truncated.sample(noise_BN, y_B).isnan().any())
+    assert truncated.log_share_K.tolist() == [0.0] * len(truncated.log_share_K), "no category is new"
 
 
 def dataset_of(spec: DataSpec, x_ND: np.ndarray, y_N: np.ndarray) -> Dataset:
@@ -168,5 +207,10 @@ def test_images_of_another_form_and_classes_that_are_gone_are_obstacles() -> Non
     fewer = image.model_copy(update={"classes": 2, "class_names": ("a", "b")})
     assert translation.obstacle(image, fewer, conditional=True) == "class c is gone"
     assert translation.obstacle(image, fewer, conditional=False) == translation.obstacle(fewer, image, conditional=True) == ""
+    twelve = image.model_copy(update={"bits": 12})
+    assert (
+        translation.obstacle(twelve, image, conditional=False)
+        == "16-bit values were read as 12 bits, and are now read as 16 bits"
+    )
     for other in (image.model_copy(update={"levels": 5}), image.model_copy(update={"shape": (1, 2, 3)}), WHOLE):
         assert translation.obstacle(image, other, conditional=False).startswith("it draws images of shape (1, 2, 2)")

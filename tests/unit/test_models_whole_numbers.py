@@ -45,6 +45,16 @@ def test_the_mass_of_an_interval_is_that_of_the_normal_distribution(half: float,
     assert all(bool(each.isfinite().all()) for each in gradients)
 
 
+@pytest.mark.parametrize("half", [1.0, 0.1, 1e-3, 1e-4])
+@pytest.mark.parametrize("centre", [0.2, 20.0, 100.0, 1e4, 1e6])
+def test_an_outlier_has_a_right_gradient_in_single_precision(centre: float, half: float) -> None:
+    found, exact = [], []
+    for into, dtype in ((found, torch.float32), (exact, torch.float64)):
+        given = [torch.tensor(value, dtype=dtype, requires_grad=True) for value in (centre, -5.0)]
+        into += [mass := normal_log_mass(*given, torch.tensor(half, dtype=dtype)), *torch.autograd.grad(mass, given)]
+    torch.testing.assert_close(torch.stack(found).double(), torch.stack(exact), rtol=1e-3, atol=1e-3)
+
+
 def test_without_width_the_mass_is_the_density() -> None:
     found = normal_log_mass(torch.tensor([0.7]), torch.tensor(0.3), torch.tensor(0.0))
     torch.testing.assert_close(found, torch.distributions.Normal(0.0, float(np.exp(0.3))).log_prob(torch.tensor([0.7])))
@@ -134,16 +144,17 @@ def test_dates_and_times_come_back_in_their_type(tmp_path: Path) -> None:
             "clock": pa.array([moment.time() for moment in moments], pa.time64("us")),
             "small": pa.array([index % 7 for index in range(40)], pa.int8()),
             "grade": pa.array([index % 3 for index in range(40)], pa.int64()),
+            "rate": pa.array([None if index == 3 else float(index % 3) for index in range(40)], pa.float64()),
             "flag": pa.array([index % 4 == 0 if index else None for index in range(40)], pa.bool_()),
             "single": pa.array(np.linspace(0, 1, 40), pa.float32()),
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
-    given: dict[str, Any] = {"numeric": ["day", "at", "clock"], "categorical": ["grade"]}
+    given: dict[str, Any] = {"numeric": ["day", "at", "clock"], "categorical": ["grade", "rate"]}
     spec, x_ND, _ = imported(tmp_path / "in.parquet", tmp_path, **given)
     found = rows.to_table(spec, x_ND)
     assert found.schema == table.schema
-    for name in ("day", "clock", "small", "grade", "flag"):
+    for name in ("day", "clock", "small", "grade", "rate", "flag"):
         assert found[name].equals(table[name]), name
     late = found["at"].cast(pa.int64()).to_numpy() - table["at"].cast(pa.int64()).to_numpy()
     assert abs(late).max() <= 1_000_000, "single precision of a standardised time"
@@ -153,14 +164,19 @@ def test_dates_and_times_come_back_in_their_type(tmp_path: Path) -> None:
 
 def test_values_are_shown_as_a_person_reads_them() -> None:
     day = Column(name="day", mean=20_000.0, scale=100.0, least=20_000, most=20_100, type="date32[day]")
+    small = Column(name="small", mean=50.0, scale=10.0, least=0, most=100, type="int8")
     shown = [
         rows.text(Column(name="x", mean=1.0, scale=2.0), 1 / 3, 4),
         rows.text(Column(name="n", mean=1e6, scale=10.0, least=0, most=9), 1.0, 4),
         rows.text(Column(name="c", categories=("a", "b")), 1.0, 4),
         rows.text(day, 2.0, 4),
         rows.text(day, float("nan"), 4),
+        rows.text(small, 10.0, 4),
+        rows.text(day, 1e9, 4),
     ]
-    assert shown == ["1.667", "1000010", "b", "2025-04-22", ""], "a real value may lie beyond the range of the first import"
+    assert shown == ["1.667", "1000010", "b", "2025-04-22", "", "150", "1e+11"], (
+        "a real value may lie beyond the range of the first import"
+    )
 
 
 def test_later_fractions_do_not_fit_a_column_of_whole_numbers() -> None:

@@ -115,6 +115,7 @@ def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(
     signature = model.metadata.signature
     assert signature.inputs.input_names() == ["seed", "class"] and signature.inputs.required_input_names() == ["seed"]
     names = ["children", "member", "colour", "height", "steps"]
+    assert package._mlflow_type(Column(name="grade", categories=("1", "2"), type="double")).name == "double"
     kinds = {column["name"]: column["type"] for column in signature.outputs.to_dict()}
     assert kinds == dict(zip(names, ("long", "boolean", "string", "double", "long"), strict=True))
     seeds = list(range(40))
@@ -125,6 +126,10 @@ def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(
         assert given["member"].tolist() == [True, False] * 20
         same = drawn["member"] == given["member"]
         assert given[same].equals(drawn[same]), "the class that the model draws by itself gives the same row"
+    grade = ServedModel(
+        _load_pyfunc(str(tmp_path / "trained")).served.model, spec.model_copy(update={"class_names": ("0", "1"), "label": None})
+    )
+    assert [grade.class_named(name) for name in ("1", "1.0", "0.0")] == [1, 1, 0]
     with pytest.raises(SettingsError, match="unknown class 'maybe'"):
         model.predict(pd.DataFrame({"seed": [1], "class": ["maybe"]}))
 

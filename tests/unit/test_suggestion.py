@@ -41,6 +41,7 @@ FLOOR = value("fd_domain_floor", 0.7, 2.1)
         (value("coverage_domain", 0.94, 0.96, better="higher"), "coverage_domain: {min: 0.88}"),
         (value("nll", 2.40, 2.44, unit="bits/dim"), ""),  # no better than independent dimensions
         (value("coverage_domain", 0.4, 0.5, better="higher"), ""),
+        (value("coverage_domain", 0.50001, 0.6, better="higher"), "coverage_domain: {min: 2.0e-05}"),  # 2e-05 is text in YAML
         (value("of_a_plug_in", 0.4, 0.5), ""),
     ],
 )
@@ -53,6 +54,15 @@ def test_a_bound_follows_from_the_value_and_its_reference(reached: MetricValue, 
     assert sentence.endswith(f"A bound that follows from them: promotion.require: {{{bound}}}")
     if reached.name == "nll":
         assert ", factorised 2.440. " in sentence
+
+
+@pytest.mark.parametrize(
+    ("high", "reference", "bound"),
+    [(25.31, 25.38, "25.34"), (-30.04, -29.99, "-30.02"), (12345.0, 12345.5, "12345.2"), (9.0, 9.5, "9.25")],
+)
+def test_a_bound_lies_between_two_numbers_that_are_close(high: float, reference: float, bound: str) -> None:
+    reached, factorised = value("nll", high - 1, high), value("factorised", reference, reference)
+    assert suggest(report(reached, factorised=factorised), ["nll"]).endswith(f"{{nll: {{max: {bound}}}}}")
 
 
 def test_a_first_refusal_suggests_a_bound_that_the_same_version_then_meets() -> None:

@@ -33,14 +33,17 @@ class UnusableColumn(Exception):
     """Reason why a column cannot be used, as the rest of a sentence that begins with its name."""
 
 
-def learn_column(name: str, column: pa.ChunkedArray, *, categorical: bool = False, numeric: bool = False) -> Column:
+def learn_column(
+    name: str, column: pa.ChunkedArray, *, categorical: bool = False, numeric: bool = False, gapped: bool = False
+) -> Column:
     """Learn a column's description from its values. Raises UnusableColumn for identifiers, constants, dates and the like.
 
     ``categorical``, ``numeric``: its kind is stated, so values that look like another kind are no reason against it.
+    ``gapped``: values were missing in rows that were dropped.
     """
     if categorical or is_text(column):
         return _learn_categories(name, column, categorical)
-    return _learn_numeric(name, column, numeric)
+    return _learn_numeric(name, column, numeric, gapped)
 
 
 def type_name(kind: pa.DataType) -> str:
@@ -89,6 +92,8 @@ def standardise(x_ND: Array, columns: tuple[Column, ...]) -> Array:
 def check_type(column: pa.ChunkedArray) -> None:
     """Raise UnusableColumn if the type is neither number nor text."""
     kind = column.type
+    if pa.types.is_duration(kind) or pa.types.is_interval(kind):
+        raise UnusableColumn(f"contains durations ({kind}): convert them to numbers (seconds), or drop it")
     if pa.types.is_temporal(kind):
         raise UnusableColumn(f"contains dates or times ({kind}): add it to numeric to read them as days or seconds, or drop it")
     if not (is_number(kind) or pa.types.is_null(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
@@ -188,7 +193,7 @@ def _learn_categories(name: str, column: pa.ChunkedArray, declared: bool) -> Col
     return Column(name=name, categories=tuple(names), missing=present < len(code_N), absent=1 - present / len(code_N))
 
 
-def _learn_numeric(name: str, column: pa.ChunkedArray, declared: bool) -> Column:
+def _learn_numeric(name: str, column: pa.ChunkedArray, declared: bool, gapped: bool) -> Column:
     x_N = as_numbers(column)
     present_N = x_N[~np.isnan(x_N)]
     if not len(present_N):
@@ -218,7 +223,7 @@ def _learn_numeric(name: str, column: pa.ChunkedArray, declared: bool) -> Column
         )
     missing = len(present_N) < len(x_N)
     # pandas turns whole numbers into floats where one is missing
-    whole = whole and (integers or missing) and np.abs(present_N).max() <= LARGEST_EXACT
+    whole = whole and (integers or missing or gapped) and np.abs(present_N).max() <= LARGEST_EXACT
     least, most = (int(present_N.min()), int(present_N.max())) if whole else (None, None)
     absent = 1 - len(present_N) / len(x_N)
     return Column(name=name, mean=mean, scale=scale, missing=missing, absent=absent, least=least, most=most)

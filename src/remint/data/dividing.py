@@ -32,7 +32,8 @@ def names(settings: DatasetSettings) -> dict[str, str]:
 def text_columns(settings: DatasetSettings, known: DataSpec | None) -> set[str]:
     """Return the columns of a CSV file to read as text, so that more data change no group: 007 stays 007 beside 7."""
     group = settings.split.group
-    return set() if group is None or (known and group in {column.name for column in known.columns}) else {group}
+    learnt = known is not None and group in {column.name for column in known.columns}
+    return set() if group is None or (learnt and group not in settings.numeric) else {group}
 
 
 def select(name: str, settings: DatasetSettings, where: str, table: pa.Table) -> dict[str, pa.ChunkedArray]:

@@ -47,9 +47,14 @@ def write(path: Path, table: pa.Table, spec: DataSpec) -> None:
 
 def text(column: Column, value: float, digits: int) -> str:
     """Return one standardised value as a person reads it: real numbers with so many digits; "" for a missing one."""
-    found = _restore(column, np.array([value]), drawn=False)[0].as_py()
-    if found is None:
+    if np.isnan(value):
         return ""
+    if column.whole and not column.type.startswith(TEMPORAL):  # not by its type: later data may need a wider one
+        return str(round(float(value) * column.scale + column.mean))
+    try:
+        found = _restore(column, np.array([value]), drawn=False)[0].as_py()
+    except (pa.ArrowException, OverflowError, ValueError):  # no date of the calendar
+        return f"{float(value) * column.scale + column.mean:.{digits}g}"
     return f"{found:.{digits}g}" if isinstance(found, float) else str(found)
 
 

@@ -10,7 +10,7 @@ Shapes: N rows, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -51,6 +51,7 @@ class Table:
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # type and truth of records.Column, by column
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
     dividing: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)  # by key of ``split:``; no features
+    gapped: frozenset[str] = frozenset()  # features that lacked values in rows that were dropped
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))
@@ -67,7 +68,7 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         table, label = _csv(path, set(), None, header), label or shipped.TARGET
     elif source.suffix.lower() == ".csv":
         text = _text_columns(known, settings.label) | dividing.text_columns(settings, known)
-        table = _csv(source, text.union(settings.categorical), known)
+        table = _csv(source, text.union(settings.categorical), known, label=label)
     else:
         table = parquet_tables.read(source)
     _check_names(where, table)
@@ -89,7 +90,8 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
                 problem = did_you_mean(f"column '{column}'", column, table.column_names)
                 raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {problem}")
     forms = {each.name: _form(each) for each in table.schema}
-    kept = {column: _decode_dictionary(table[column]) for column in table.column_names if column not in settings.drop}
+    named = {*settings.categorical, label}
+    kept = {each: _decode(table[each], text=each in named) for each in table.column_names if each not in settings.drop}
     label_at = list(kept).index(label) if label else 0
     y = kept.pop(label) if label else None
     if y is not None and class_names:
@@ -112,6 +114,12 @@ def _form(field: pa.Field) -> dict[str, Any]:
     return {"type": columns.type_name(field.type), "truth": truth}
 
 
+def _form_of(name: str, column: pa.ChunkedArray, table: Table, *, categorical: bool) -> dict[str, Any]:
+    """Return the form of one column. A category of double precision, such as 1.0, is one again, where others are text."""
+    form = dict(table.forms.get(name, {}))
+    return form | {"type": "double"} if categorical and column.type == pa.float64() else form
+
+
 def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
     """Return the text columns of the first import. They stay text even if all values now look like numbers or booleans."""
     if known is None:
@@ -120,17 +128,23 @@ def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
     return {name for name, categories in names.items() if set(columns.non_numeric(list(categories))) - BOOLEANS}
 
 
-def _csv(path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None) -> pa.Table:
-    """Read a CSV file of limited size: see csv_tables.read."""
+def _csv(
+    path: Path, text: set[str], known: DataSpec | None, header: list[str] | None = None, label: str | None = None
+) -> pa.Table:
+    """Read a CSV file of limited size: see csv_tables.read. Dates of a label are read as the text that the file has."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
-    return csv_tables.read(path, text, known, header)
+    table = csv_tables.read(path, text, known, header)
+    dates = {each.name for each in table.schema if each.name == label and pa.types.is_temporal(each.type)}
+    return csv_tables.read(path, text | dates, known, header) if dates else table
 
 
-def _decode_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+def _decode(column: pa.ChunkedArray, *, text: bool) -> pa.ChunkedArray:
+    """Return the values of a dictionary; with ``text``, dates and times as text."""
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return column.cast(pa.string()) if text and pa.types.is_temporal(column.type) else column
 
 
 def _check_names(where: str, table: pa.Table) -> None:
@@ -161,8 +175,10 @@ def _check_column_count(where: str, count: int) -> None:
 
 def _drop_incomplete_rows(table: Table) -> Table:
     """Return the table without rows that have missing values."""
-    selected = [*table.features.values(), *([] if table.label is None else [table.label]), *table.dividing.values()]
-    missing_N = reduce(np.logical_or, (columns.is_missing(column) for column in selected if not _has_unusable_type(column)))
+    missing = {name: columns.is_missing(column) for name, column in table.features.items() if not _has_unusable_type(column)}
+    others = [*([] if table.label is None else [table.label]), *table.dividing.values()]
+    also = [columns.is_missing(column) for column in others if not _has_unusable_type(column)]
+    missing_N = reduce(np.logical_or, [*missing.values(), *also])
     if missing_N.all():
         raise DataError(
             f"{table.where}: every row has a missing value: set missing: keep, or drop the columns with missing values"
@@ -173,7 +189,9 @@ def _drop_incomplete_rows(table: Table) -> Table:
     mask = pa.array(~missing_N)
     features = {name: column.filter(mask) for name, column in table.features.items()}
     label = None if table.label is None else table.label.filter(mask)
-    return replace(table, features=features, label=label, dividing={key: x.filter(mask) for key, x in table.dividing.items()})
+    gapped = frozenset(name for name, lacks_N in missing.items() if lacks_N.any())
+    divided_by = {key: column.filter(mask) for key, column in table.dividing.items()}
+    return replace(table, features=features, label=label, gapped=gapped, dividing=divided_by)
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:
@@ -193,8 +211,9 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
             categorical = column_name in settings.categorical or (
                 column_name in table.reasons and table.reasons[column_name].categorical
             )
-            known = columns.learn_column(column_name, column, categorical=categorical, numeric=column_name in settings.numeric)
-            form = dict(table.forms.get(column_name, {}))
+            stated, gapped = column_name in settings.numeric, column_name in table.gapped
+            known = columns.learn_column(column_name, column, categorical=categorical, numeric=stated, gapped=gapped)
+            form = _form_of(column_name, column, table, categorical=not known.numeric)
             if known.whole and form.get("type") == "int64":
                 form.pop("type")  # the type of whole numbers by default, also of those that pandas made floats
             learnt.append(known.model_copy(update=form))
@@ -217,7 +236,8 @@ def learn(name: str, settings: DatasetSettings, table: Table) -> DataSpec:
         raise DataError("\n".join([*lines, *remedy]))
     label = None
     if table.label is not None:
-        label = Column(name=table.label_name, categories=class_names, **table.forms.get(table.label_name, {}))
+        form = _form_of(table.label_name, table.label, table, categorical=True)
+        label = Column(name=table.label_name, categories=class_names, **form)
     return DataSpec(
         shape=(len(learnt),),
         columns=tuple(learnt),

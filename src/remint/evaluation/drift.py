@@ -56,7 +56,8 @@ def measure_drift(former: Dataset, present: Dataset, extract: Extract | None, ex
         former=former.version.digest,
         present=present.version.digest,
         comparable=False,
-        summary=f"not comparable: the champion was trained on {a.text()}, and today's data have another schema: {b.text()}",
+        summary="drift since the champion was trained is not comparable: "
+        f"it was trained on {a.text()}, and today's data have another schema: {b.text()}",
         before=former.version.counts,
         after=present.version.counts,
     )

@@ -78,9 +78,10 @@ def load(bundle: Path, dataset: Dataset, part: TrainedModel | None = None) -> Mo
     """
     model, theirs = load_model(bundle), TrainedModel.read(bundle / "training.json").spec
     if theirs.fits(dataset.spec, conditional=model.conditional):
-        if part is None or not dataset.spec.is_table:
+        if part is None:
             return model
-        return translation.Truncated(model, part.spec, dataset.spec).eval()
+        conditional = translation.is_conditional(part)
+        return translation.Truncated(model, part.spec, dataset.spec, conditional=conditional).eval()
     if part is None:
         raise DataError(
             f"the model was trained on {theirs.text()}; dataset {dataset.version.name} now has {dataset.spec.text()}"

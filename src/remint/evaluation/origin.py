@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remint.data import arrays
-from remint.data.arrays import Dataset
+from remint.data.arrays import Dataset, Split
 from remint.errors import IntegrityError
-from remint.evaluation import drift, leakage
+from remint.evaluation import drift, leakage, translation
 from remint.evaluation import features as feature_step
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.leakage import LeakageFindings
-from remint.records import TrainedModel
+from remint.records import DataSpec, TrainedModel
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Origin:
 
     dataset: Dataset  # the evaluation data
     trained_on: Dataset | None  # None: another version, which is not available
-    found: LeakageFindings | None  # None: the training data are not available or have another schema
+    train: Split | None  # their training split, as today's schema has it
+    found: LeakageFindings | None  # None: the training data are not available or cannot be translated
 
     @classmethod
     def of(cls, bundle: Path, dataset: Dataset, former: Path | None) -> Origin:
@@ -38,14 +39,14 @@ class Origin:
         if digest == dataset.version.digest:
             trained_on = dataset
         elif former is None:
-            return cls(dataset, None, None)
+            return cls(dataset, None, None, None)
         else:
             trained_on = arrays.load(former)
             if trained_on.version.digest != digest:
                 raise IntegrityError(f"{former} is dataset version {trained_on.version.digest[:12]}, not {digest[:12]}")
-        fits = trained_on.spec.fits(dataset.spec, conditional=False)
-        found = leakage.find(dataset.held_out, trained_on.train, dataset.spec) if fits else None
-        return cls(dataset, trained_on, found)
+        train = _as_today(trained_on, dataset.spec)
+        found = None if train is None else leakage.find(dataset.held_out, train, dataset.spec)
+        return cls(dataset, trained_on, train, found)
 
     def sealed(self, evidence: Evidence) -> Evidence:
         """Return the evidence with the leakage in its report."""
@@ -56,9 +57,18 @@ class Origin:
         """Write leakage and drift. ``features``: folder of today's extractor; None: the drift has no distance."""
         if self.trained_on is None:
             return
-        if self.found is not None:
-            leakage.write(self.found, self.dataset.held_out, self.trained_on.train, self.dataset.spec, out)
+        if self.found is not None and self.train is not None:
+            leakage.write(self.found, self.dataset.held_out, self.train, self.dataset.spec, out)
         if self.trained_on is not self.dataset:
             extractor = feature_step.load(features) if features else None
             found = drift.measure_drift(self.trained_on, self.dataset, extractor, extractor.sha256 if extractor else "")
             drift.write(found, self.trained_on, self.dataset, out)
+
+
+def _as_today(trained_on: Dataset, spec: DataSpec) -> Split | None:
+    """Return the training split in the form of data ``spec``; None if that has no such form."""
+    if trained_on.spec.fits(spec, conditional=False):
+        return trained_on.train
+    if translation.obstacle(trained_on.spec, spec, conditional=False):
+        return None
+    return translation.translate(trained_on.train, trained_on.spec, spec)

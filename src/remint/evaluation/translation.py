@@ -26,13 +26,16 @@ from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standa
 from remint.records import Column, DataSpec, TrainedModel, digest
 
 BLOCK, DRAWS = 512, 8192  # samples drawn at a time, and in all, to measure P(D)
-MOST_TRIES = 64
+MOST_TRIES = 2048  # at a time only of the rows that are left: one in 100 can be drawn
 
 
 def obstacle(theirs: DataSpec, ours: DataSpec, *, conditional: bool) -> str:
     """Return why a model of data ``theirs`` can describe no example of data ``ours``; "" if it can describe some."""
     if (theirs.is_table, theirs.levels) != (ours.is_table, ours.levels) or (not ours.is_table and theirs.shape != ours.shape):
         return f"it draws {theirs.text()}, and the data are {ours.text()}"
+    if theirs.bits != ours.bits:
+        read = [f"{spec.bits or 16} bits" for spec in (theirs, ours)]
+        return f"16-bit values were read as {read[0]}, and are now read as {read[1]}"
     if conditional and (gone := [name for name in _classes(theirs) if name not in _classes(ours)]):
         return f"class {', '.join(gone)} is gone"
     former, present = ({column.name: column for column in spec.columns} for spec in (theirs, ours))
@@ -79,6 +82,16 @@ def restrict(dataset: Dataset, trained: TrainedModel) -> Dataset:
     return replace(dataset, version=dataset.version.model_copy(update={"counts": counts, "split": split}), held_out=part)
 
 
+def translate(split: Split, theirs: DataSpec, ours: DataSpec) -> Split:
+    """Return examples of data ``theirs`` without labels as data ``ours`` have them. ``obstacle`` of the two must be ""."""
+    if not ours.is_table:
+        return split
+    x_ND, former = np.asarray(split.x_NX), {column.name: place for place, column in enumerate(theirs.columns)}
+    pairs = [(theirs.columns[former[column.name]], column) for column in ours.columns]
+    values = [_translated(torch.from_numpy(x_ND[:, former[each.name]].copy()), each, column) for each, column in pairs]
+    return Split(torch.stack(values, dim=1).numpy(), None, split.id_N)
+
+
 def is_conditional(trained: TrainedModel) -> bool:
     return bool(trained.recipe["model"].get("conditional"))
 
@@ -109,40 +122,63 @@ class _Wrapper(Model):
 
 
 class Truncated(_Wrapper):
-    """A model of data ``ours``, given that its example has only categories that data ``theirs`` know."""
+    """A model of data ``ours``, given that its example has only what data ``theirs`` know: categories, classes, gaps.
 
-    def __init__(self, model: Model, theirs: DataSpec, ours: DataSpec) -> None:
+    The likelihood of a gap has no part in log p(x). P(D) is therefore the share of known categories where no new gap is.
+    """
+
+    def __init__(self, model: Model, theirs: DataSpec, ours: DataSpec, *, conditional: bool) -> None:
+        """``conditional``: whether the model of data ``theirs`` is, so that it cannot describe new classes either."""
         super().__init__(model)
         former = {column.name: column for column in theirs.columns}
         self.new = {
-            place: torch.tensor([name not in former[column.name].categories for name in column.categories])
+            place: new_L
             for place, column in enumerate(ours.columns)
-            if not column.numeric
+            if (new_L := torch.tensor([name not in former[column.name].categories for name in column.categories])).any()
         }
+        self.gaps = [place for place, column in enumerate(ours.columns) if column.missing and not former[column.name].missing]
+        new_K = [conditional and name not in _classes(theirs) for name in _classes(ours)]
+        self.new_class_K = torch.tensor(new_K, dtype=torch.bool)
         self.classes_count = max(1, len(_classes(ours))) if model.conditional else 1
         self.log_share_K = self._log_shares()
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
-        return self.model.classes(noise_BN)
+        """Draw again where a class is new, with noise that is a function of the row's own."""
+        y_B = self.model.classes(noise_BN)
+        if y_B is None:
+            return None
+        for attempt in range(MOST_TRIES):
+            again_B = self.new_class_K[y_B]
+            if not bool(again_B.any()):
+                return y_B
+            fresh_B = self.model.classes(_fresh(noise_BN[again_B], "class", attempt))
+            assert fresh_B is not None
+            y_B = y_B.masked_scatter(again_B, fresh_B)
+        raise RunError(f"{int(again_B.sum())} samples still had new classes after {MOST_TRIES} draws")
 
-    def _describable(self, x_BX: Tensor) -> Tensor:
+    def _known(self, x_BX: Tensor) -> Tensor:
+        """Return which examples have no new category."""
         fits_B = torch.ones(len(x_BX), dtype=torch.bool)
         for place, new_L in self.new.items():
             value_B = x_BX[:, place]
             fits_B &= value_B.isnan() | ~new_L[value_B.nan_to_num(0.0).long()]
         return fits_B
 
+    def _gapless(self, x_BX: Tensor) -> Tensor:
+        """Return which examples have no gap where the former data have none."""
+        return ~x_BX[:, self.gaps].isnan().any(1) if self.gaps else torch.ones(len(x_BX), dtype=torch.bool)
+
     @torch.no_grad()
     def _log_shares(self) -> Tensor:
         """Return log P(D), for a conditional model by class: from draws, with half a count added."""
-        if not isinstance(self.model, CanSample):
+        if not isinstance(self.model, CanSample) or not self.new:
             return torch.zeros(self.classes_count, dtype=torch.float64)
         shares = []
         for y in range(self.classes_count):
             y_B = torch.full((BLOCK,), y) if self.conditional else None
             noises = (standard_normal((BLOCK, self.model.sample_noise), "share", y, part) for part in range(DRAWS // BLOCK))
-            count = sum(int(self._describable(self.model.sample(noise_BN, y_B)).sum()) for noise_BN in noises)
-            shares.append((count + 0.5) / (DRAWS + 1))
+            known_N = torch.cat([self._known(x_BX[self._gapless(x_BX)]) for x_BX in (self.model.sample(e, y_B) for e in noises)])
+            shares.append((int(known_N.sum()) + 0.5) / (len(known_N) + 1))
         return torch.tensor(shares, dtype=torch.float64).log()
 
     def _log_share(self, y_B: Tensor | None) -> Tensor:
@@ -151,16 +187,14 @@ class Truncated(_Wrapper):
     def _sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Draw again where an example cannot be described, with noise that is a function of the row's own."""
         assert isinstance(self.model, CanSample)
-        y_B = self.model.classes(noise_BN) if y_B is None and self.conditional else y_B
+        y_B = self.classes(noise_BN) if y_B is None and self.conditional else y_B
         x_BX = self.model.sample(noise_BN, y_B)
         for attempt in range(MOST_TRIES):
-            again_B = ~self._describable(x_BX)
+            again_B = ~(self._known(x_BX) & self._gapless(x_BX))
             if not bool(again_B.any()):
                 return x_BX
-            own = [row_N.cpu().numpy().tobytes().hex() for row_N in noise_BN[again_B]]
-            fresh_BN = torch.stack([standard_normal(noise_BN.shape[1:], row, attempt) for row in own]).to(noise_BN)
-            x_BX[again_B] = self.model.sample(fresh_BN, None if y_B is None else y_B[again_B])
-        raise RunError(f"{int(again_B.sum())} samples still had new categories after {MOST_TRIES} draws")
+            x_BX[again_B] = self.model.sample(_fresh(noise_BN[again_B], attempt), None if y_B is None else y_B[again_B])
+        raise RunError(f"{int(again_B.sum())} samples still had new categories or gaps after {MOST_TRIES} draws")
 
     def _log_prob(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         log_p_B: Tensor = self.model.log_prob(x_BX, noise_BN, y_B)  # type: ignore[operator]
@@ -169,6 +203,12 @@ class Truncated(_Wrapper):
     def _elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
         elbo_KB: Tensor = self.model.elbo(x_BX, noise_KBN, y_B)  # type: ignore[operator]
         return elbo_KB - self._log_share(y_B)
+
+
+def _fresh(noise_BN: Tensor, *seed: int | str) -> Tensor:
+    """Return other noise, of which each row is a function of the row given and the seed."""
+    own = [row_N.cpu().numpy().tobytes().hex() for row_N in noise_BN]
+    return torch.stack([standard_normal(noise_BN.shape[1:], row, *seed) for row in own]).to(noise_BN)
 
 
 class Translated(_Wrapper):
@@ -226,6 +266,7 @@ def _translated(value_B: Tensor, source: Column, target: Column) -> Tensor:
     """Return standardised values of one column, or indices of its categories, as another schema has them."""
     if source.numeric:
         original_B = value_B.double() * source.scale + source.mean
+        original_B = original_B.round() if source.whole else original_B
         return ((original_B - target.mean) / target.scale).to(value_B.dtype)
     missing_B = value_B.isnan()
     found_B = _lookup(source.categories, target.categories)[value_B.nan_to_num(0.0).long()].to(value_B.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from remint.models.layers import normal_log_density
 from remint.records import Column
 
+FAR = 20.0  # standard deviations: beyond, the gradient of log_ndtr is wrong or infinite in single precision
 NARROW = 0.01  # of a standard deviation: in so narrow an interval the density is constant, and exact where a difference is not
 
 
@@ -58,7 +59,15 @@ def normal_log_mass(centre: Tensor, log_sigma: Tensor, half: Tensor) -> Tensor:
     narrow = half * rate < NARROW
     wide = torch.where(narrow, 1.0, half)  # its difference is not used where the interval is narrow: keep its gradient finite
     near, far = (wide - centre.abs()) * rate, (-wide - centre.abs()) * rate
-    log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
+    tail = near < -FAR
+    log_near, log_far = (torch.special.log_ndtr(torch.where(tail, -1.0, edge)) for edge in (near, far))
     difference = log_near + torch.log((-torch.expm1(log_far - log_near)).clamp_min(torch.finfo(near.dtype).tiny))
+    difference = torch.where(tail, _tail_log_mass(torch.where(tail, -near, FAR), 2 * wide * rate), difference)
     width = torch.where(half > 0, 2 * half, 1.0).log()
     return torch.where(narrow, density + width, difference)
+
+
+def _tail_log_mass(near: Tensor, width: Tensor) -> Tensor:
+    """Return log [Phi(near + width) - Phi(near)] for a large ``near``, by Phi(x) = 1 - exp(-x^2 / 2) erfcx(x / sqrt 2) / 2."""
+    left, right = (torch.special.erfcx(edge * math.sqrt(0.5)) for edge in (near, near + width))
+    return -0.5 * near.square() + torch.log(left - right * torch.exp(-width * (near + 0.5 * width))) - math.log(2.0)

@@ -57,7 +57,8 @@ def _source_changed(home: Home, version: ModelVersion) -> str | None:
         try:
             sources.snapshot(origin.name, settings, home.repository, folder / "raw", schemas=kept)
         except DataError as error:
-            return f"its data can no longer be read: {str(error).splitlines()[0]}"
+            lines = [line.strip() for line in str(error).splitlines()]
+            return f"its data can no longer be read: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
         same = sha256_file(folder / "raw" / schema.SNAPSHOT) == origin.raw_sha256
     return None if same else f"{' or '.join(settings.sources.values())} changed since then"
 

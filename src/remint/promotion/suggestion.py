@@ -45,16 +45,32 @@ def _bound(report: EvaluationReport, metric: str) -> tuple[str, tuple[str, Metri
         if metric not in LIKELIHOODS:
             bound = _round(value.high + max(value.high - reference.value, 0.0), math.ceil)
         elif value.high < reference.value:
-            bound = _round((value.high + reference.value) / 2, math.floor)
+            bound = _between(value.high, reference.value)
         else:
             return None  # no better than independent dimensions
-        return f"max: {bound:g}", (name, reference)
+        return f"max: {_text(bound)}", (name, reference)
     if metric.startswith(SHARES) and value.better == "higher" and value.low > 0.5:
-        return f"min: {_round(2 * value.low - 1, math.floor):g}", None
+        return f"min: {_text(_round(2 * value.low - 1, math.floor))}", None
     return None
 
 
-def _round(value: float, integer: Callable[[float], int]) -> float:
-    """Return the value with three digits. ``integer``: math.floor or math.ceil."""
-    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
-    return float(f"{integer(round(value / unit, 6)) * unit:.6g}")
+def _text(bound: float) -> str:
+    """Return a number as YAML reads one: 5.0e-05, since 5e-05 is text."""
+    digits, exponent, power = f"{bound:.16g}".partition("e")
+    return digits + ("" if "." in digits or not exponent else ".0") + exponent + power
+
+
+def _between(low: float, high: float) -> float:
+    """Return the number halfway between two, with three digits, or with as many as keep it between them."""
+    half = (low + high) / 2
+    for digits in range(3, 17):
+        bound = _round(half, math.floor, digits)
+        if low < bound < high:
+            return bound
+    return half
+
+
+def _round(value: float, integer: Callable[[float], int], digits: int = 3) -> float:
+    """Return the value with so many digits. ``integer``: math.floor or math.ceil."""
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1) if value else 1.0
+    return float(f"{integer(round(value / unit, 6)) * unit:.{digits + 3}g}")

@@ -54,6 +54,8 @@ class ServedModel:
         names = list(self.spec.class_names) or [str(y) for y in range(self.spec.classes)]
         if self.spec.label is not None and self.spec.label.type == "bool":
             name = name.lower()  # a DataFrame has True where the class is named true
+        if name not in names and name.removesuffix(".0") in names:
+            return names.index(name.removesuffix(".0"))  # a DataFrame has 1.0 where a number is missing in its column
         if name not in names:
             raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
         return names.index(name)

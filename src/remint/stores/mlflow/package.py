@@ -102,7 +102,7 @@ def _mlflow_type(column: Column) -> Any:
         return DataType.boolean
     if column.whole or "int" in column.type:
         return DataType.long
-    return DataType.double if column.numeric else DataType.string
+    return DataType.double if column.numeric or column.type in ("double", "float") else DataType.string
 
 
 def _constraints(path: Path) -> Path:
