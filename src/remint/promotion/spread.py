@@ -54,7 +54,8 @@ def missing_seeds(home: Home, pipeline: str, settings: PipelineSettings) -> list
 def announcement(pipeline: str, seeds: int) -> str:
     """Return a sentence for the time until the variation is known. ``seeds``: trainings of the next scheduled run for it."""
     night = f"the next scheduled run measures it by {seeds} trainings, or " if seeds else ""
-    return f"margin: auto promotes no other version before the variation over seeds is known: {night}remint spread {pipeline} measures it now"
+    wait = "margin: auto promotes no other version before the variation over seeds is known"
+    return f"{wait}: {night}remint spread {pipeline} measures it now"
 
 
 def record_spread(
