@@ -13,8 +13,9 @@ import pyarrow.csv
 import pytest
 
 from remint.data import sources
-from remint.errors import DataError
-from remint.settings.params import load_params
+from remint.errors import DataError, SettingsError
+from remint.records import Column, DataSpec
+from remint.settings.params import load_params, read_params, validate_params
 from tests.unit.test_data_pictures import picture, save
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/bring-your-data.md").read_text()
@@ -51,6 +52,15 @@ def refused(team: Path, name: str, **changed: Any) -> str:
     return str(caught.value).replace(f"{team}/", "")
 
 
+def without_missing_values(team: Path) -> str:
+    flow = {"dataset": "customers", "family": "flow", "model": {}, "training": {}, "evaluation": {}, "promotion": {}}
+    params = validate_params(read_params(team) | {"pipelines": {"customers-flow": flow}})
+    gaps = DataSpec(shape=(2,), columns=(Column(name="age", missing=True), Column(name="income", missing=True)))
+    with pytest.raises(SettingsError) as caught:
+        params.check_missing("customers-flow", gaps)
+    return str(caught.value)
+
+
 @pytest.mark.slow
 def test_the_page_shows_the_messages_that_the_code_prints(team: Path) -> None:
     for index in (0, 2, 4):
@@ -60,7 +70,7 @@ def test_the_page_shows_the_messages_that_the_code_prints(team: Path) -> None:
     with tarfile.open(team / "data/pets.tar.gz", "w:gz") as out:
         out.addfile(tarfile.TarInfo("../../etc/cron.d/x.png"))
     said.append(f"{refused(team, 'pets')}\n{refused(team, 'archived')}")
-    said.append(refused(team, "customers", drop=[]))
+    said += [without_missing_values(team), refused(team, "customers", drop=[])]
     settings = load_params(team).dataset("customers")
     sources.snapshot("customers", settings, team, team / "out", schemas=team / "schemas")
     write_customers(
