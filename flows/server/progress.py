@@ -40,6 +40,8 @@ NOTICES = {
     "decision": "{subject}: {decision}",
     "dark": "no value in 16-bit files is above {highest}, but the schema reads 16 bits, so images are nearly black: "
     "raise schema_version by one to read {bits} bits",
+    "hot": "99.9% of the values in 16 bits need {bits} bits only, so images are nearly black: where the brighter values are "
+    "faults, clip them to {most} in the files, and raise schema_version by one",
     "misnamed": "{files} files are read by their content, not by the end of their name: {first} is {format}",
     "separator": "{file} is separated by {separator}",
     "decimal_comma": "{file} is read with decimal commas",

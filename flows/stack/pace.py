@@ -31,6 +31,8 @@ def warning(schedule: ScheduleSettings, longest_run: timedelta | None) -> str | 
     """Return why a schedule will not do what it says, or None. ``longest_run``: of the pipeline; None: none is known."""
     if not schedule.can_fire():
         return NEVER
+    if schedule.other_zone:
+        return f"Prefect ignores the zone {schedule.other_zone} in rrule and reads the times in timezone: {schedule.timezone}"
     gap = _shortest_gap(schedule)
     if gap is None or gap >= max(SHORTEST_RUN, longest_run or SHORTEST_RUN):
         return None

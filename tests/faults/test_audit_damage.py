@@ -17,6 +17,7 @@ from dvc.exceptions import DvcException
 
 from remint.errors import IntegrityError, VersioningError
 from remint.maintenance import audit, doctor
+from remint.maintenance.audit import registry
 from remint.maintenance.audit.fault import Finding
 from remint.promotion import decide
 from remint.runtime import jobs
@@ -26,6 +27,7 @@ from remint.stores import git, uncommitted
 from remint.stores.dvc import presence
 from remint.stores.dvc.ask import folder as dvc_folder
 from remint.stores.mlflow import VersionTags
+from remint.stores.mlflow.inventory import StoredVersion
 from remint.stores.open import open_ledger
 from tests.support import audit_cases
 from tests.support.audit_cases import MODEL, World, dvc_file
@@ -110,6 +112,15 @@ def test_a_deleted_run_of_an_unserved_version_is_left_to_a_person(world: World) 
     with pytest.raises(IntegrityError):
         decide.promote(world.home, "digits-flow/2", "I want it", against=3)
     assert open_ledger(world.home).champion(MODEL) == 3
+
+
+def test_versions_of_two_pipelines_with_equal_settings_are_no_twins(world: World) -> None:
+    """A copied pipeline trains the same weights, so the same key: to delete one of the two would take its champion."""
+    first = world.version(3)
+    copied = first.model_copy(update={"name": "digits-copy", "version": 1})
+    assert not [*registry.keys([StoredVersion(first, ""), StoredVersion(copied, "")], {})]
+    (twin,) = registry.keys([StoredVersion(first, ""), StoredVersion(first.model_copy(update={"version": 9}), "")], {})
+    assert "digits-flow/3 and digits-flow/9 are the same model" in twin.finding.what
 
 
 def flip(world: World, number: int) -> None:

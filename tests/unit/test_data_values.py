@@ -47,12 +47,12 @@ def deep(highest: int, seed: int = 0, size: tuple[int, int] = (6, 5)) -> np.ndar
     return x_HW
 
 
-def deep_png(x_HWC: np.ndarray) -> bytes:
-    """Write a PNG with 16 bits for each of 1 to 4 channels, which Pillow does not."""
+def deep_png(x_HWC: np.ndarray, more: bytes = b"") -> bytes:
+    """Write a PNG with 16 bits for each of 1 to 4 channels, which Pillow does not, and with ``more`` parts."""
     height, width, channels = x_HWC.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x_HWC)
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -85,6 +85,17 @@ def test_colours_of_16_bits_keep_their_lower_byte(tmp_path: Path, channels: int,
     write(tmp_path / "pets/0.png", deep_png(x_HWC))
     shown_HWC = x_HWC[..., : 1 if channels < 3 else 3]
     np.testing.assert_array_equal(snapshot(tmp_path)[0].transpose(1, 2, 0), shown_HWC >> (4 if highest == 4095 else 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_value_or_colour_of_16_bits_is_white(tmp_path: Path, channels: int) -> None:
+    x_HWC = RANDOM.integers(2000, 65536, size=(6, 5, channels)).astype(np.uint16)
+    x_HWC[0] = 1000
+    x_HWC[1, :, 0] = 1000 + (channels > 1)  # one colour of three is not enough, and the lower byte counts
+    write(tmp_path / "pets/0.png", deep_png(x_HWC, chunk(b"tRNS", struct.pack(f">{channels}H", *[1000] * channels))))
+    shown_HWC = x_HWC >> 8
+    shown_HWC[0 if channels > 1 else slice(2)] = 255
+    np.testing.assert_array_equal(snapshot(tmp_path)[0].transpose(1, 2, 0), shown_HWC)
 
 
 @pytest.mark.parametrize("packing", ["raw", "tiff_lzw", "tiff_deflate", "packbits"])
@@ -131,6 +142,24 @@ def test_a_schema_from_before_stays_and_dark_images_are_said(tmp_path: Path, cap
     capsys.readouterr()
     np.testing.assert_array_equal(snapshot(tmp_path)[0, 0], deep(4000) >> 8)
     assert "dark highest=4000 bits=12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["pets", "pets.npy"])
+def test_hot_pixels_that_make_all_others_black_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
+    x_HW = deep(4095, size=(60, 50))
+    x_HW[3, 4] = 65535
+    save(tmp_path / "pets/0.png", deep(4095, size=(60, 50)))
+    save(tmp_path / "pets/1.png", x_HW)
+    np.save(tmp_path / "pets.npy", np.stack([deep(4095, size=(60, 50)), x_HW]))
+    given = {"bits": 16} if source == "pets.npy" else {}
+    np.testing.assert_array_equal(snapshot(tmp_path, source, **given)[1, 0], x_HW >> 8)
+    assert "hot bits=12 most=4095" in capsys.readouterr().err
+    lines = refusal(tmp_path, source, bits=12)
+    assert "clip the values" in lines and ("1.png to 4095" in lines or source == "pets.npy")
+    save(tmp_path / "pets/1.png", np.minimum(x_HW, 4095))
+    np.save(tmp_path / "pets.npy", np.minimum(np.load(tmp_path / "pets.npy"), 4095))
+    snapshot(tmp_path, source, bits=12, schema_version=2)
+    assert "hot" not in capsys.readouterr().err
 
 
 def test_a_spec_without_bits_keeps_its_bytes() -> None:

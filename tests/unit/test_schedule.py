@@ -103,6 +103,10 @@ def test_a_cron_can_fire_if_prefect_finds_a_time(day: int, month: int, weekday: 
         ("FREQ=MONTHLY;BYMONTHDAY=32", True, False),
         ("DTSTART:20200101T000000\nRRULE:FREQ=DAILY;UNTIL=20210101T000000", True, False),
         ("DTSTART:20200101T000000\nRRULE:FREQ=DAILY;COUNT=3", True, False),
+        ("DTSTART:20260101T030000Z\nRRULE:FREQ=DAILY", True, True),
+        ("DTSTART;TZID=Asia/Tokyo:20260101T030000\nRRULE:FREQ=DAILY", True, True),
+        ("DTSTART:20260101T030000Z\nRRULE:FREQ=DAILY\nEXDATE:20260102T030000Z", True, True),
+        ("DTSTART:20200101T000000Z\nRRULE:FREQ=DAILY;UNTIL=20210101T000000Z", True, False),
         ("", False, None),
         ("nonsense", False, None),
         ("INTERVAL=2", False, None),
@@ -207,6 +211,8 @@ MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
         ({"rrule": "DTSTART:20200101T000000\nRRULE:FREQ=MINUTELY;INTERVAL=5"}, 6 * MINUTE, "it fires again after 0:05:00"),
         ({"rrule": "FREQ=WEEKLY;BYDAY=MO"}, HOUR, None),
         ({"rrule": "FREQ=DAILY;COUNT=1"}, None, pace.NEVER),
+        ({"rrule": "DTSTART:20260101T030000Z\nRRULE:FREQ=DAILY"}, None, None),
+        ({"rrule": "DTSTART;TZID=Asia/Tokyo:20260101T030000\nRRULE:FREQ=DAILY"}, None, "Prefect ignores the zone Asia/Tokyo"),
     ],
 )
 def test_a_schedule_that_fires_faster_than_a_run_lasts_is_a_warning(

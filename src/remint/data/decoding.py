@@ -166,14 +166,19 @@ def _sixteen_bits(image: Image.Image, raw_mode: str, essential: bytes) -> Array 
 
 
 def _narrow(image: Image.Image, x_HWC: Array, facts: Facts) -> Image.Image:
-    """Return the image with 8 bits for each value, and take note of the range of those that are no opacity."""
+    """Return the image with 8 bits for each value, and take note of the range of those that are no opacity.
+
+    A value or colour that the file says is transparent (tRNS of a PNG) becomes white.
+    """
+    clear = image.info.get("transparency")
+    clear_HW = (x_HWC == np.asarray(clear)).all(axis=2) if isinstance(clear, int | tuple) else np.zeros(x_HWC.shape[:2], bool)
     shown_HWC = x_HWC[..., : 3 if image.mode in ("RGBA", "RGBa") else None]
     facts.lowest = min(facts.lowest, int(shown_HWC.min()))
     facts.highest = max(facts.highest, int(shown_HWC.max()))
     mode = "L" if x_HWC.shape[2] == 1 else image.mode
-    narrow = Image.frombytes(mode, image.size, to_8_bits(x_HWC, facts.bits).tobytes())
-    narrow.info = image.info if mode != "L" else {}
-    return narrow
+    narrow_HWC = to_8_bits(x_HWC, facts.bits)
+    narrow_HWC[clear_HW] = 255
+    return Image.frombytes(mode, image.size, narrow_HWC.tobytes())
 
 
 def _check_pixels(width: int, height: int, size: int) -> None:

@@ -54,6 +54,7 @@ class Found:
     misnamed: dict[str, str] = field(default_factory=dict)  # file -> format of its content
     unusable: dict[str, str] = field(default_factory=dict)  # file -> reason
     ignored: list[str] = field(default_factory=list)
+    brightest: str = ""  # the first file with the highest value in 16 bits
 
 
 def read(where: str, files: Iterable[File], settings: DatasetSettings, known: DataSpec | None = None) -> Raw:
@@ -74,7 +75,7 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, known: Da
     _check_set_aside(where, len(names), dict(sorted(found.unusable.items())), settings.undecodable)
     if not names:
         raise DataError(f"{where} contains no {KNOWN} files ({len(found.ignored)} other files)")
-    bits, decision = _decide_bits(where, found.facts, settings, known)
+    bits, decision = _decide_bits(where, found, settings, known)
     if found.ignored:
         emit("ignored", files=len(found.ignored), first=min(found.ignored))
     if found.misnamed:
@@ -115,7 +116,9 @@ def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, fact
         else:
             try:
                 content = file.read()
+                before = facts.highest
                 found.images[file.name] = decode_image(content, settings, facts)
+                found.brightest = file.name if facts.highest > before else found.brightest
                 shown = identify(content[:HEAD])
                 if shown and suffix not in shown.suffixes:
                     found.misnamed[file.name] = shown.name
@@ -131,15 +134,17 @@ def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, fact
     return found
 
 
-def _decide_bits(where: str, facts: Facts, settings: DatasetSettings, known: DataSpec | None) -> tuple[int | None, str]:
+def _decide_bits(where: str, found: Found, settings: DatasetSettings, known: DataSpec | None) -> tuple[int | None, str]:
     """Return the bits of the values in 16-bit files, and the decision about them. None: there are no such files."""
+    facts = found.facts
     if facts.highest < 0:
         return None, ""
     used = used_bits(facts.highest)
     if facts.highest >= 1 << facts.bits:
         if settings.bits:
             raise DataError(
-                f"{where}: a 16-bit file holds {facts.highest}, which has more bits than bits: {facts.bits}: correct it"
+                f"{where}: a 16-bit file holds {facts.highest}, which has more bits than bits: {facts.bits}: "
+                f"correct it, or clip the values of {found.brightest} to {(1 << facts.bits) - 1}"
             )
         return used, ""  # which does not fit the schema
     if known and not settings.bits and facts.bits == WHOLE_BITS > used:

@@ -19,12 +19,14 @@ import numpy as np
 
 from remint.errors import DataError
 from remint.records import DataSpec
+from remint.runtime.events import emit
 from remint.settings.recipe import DatasetSettings
 
 IMAGE_LEVELS = 256  # default of file sources: 8-bit images
 WHOLE_BITS = 16
 USED_BITS = (8, 10, 12, 14)  # of cameras, scanners and X-ray detectors, which write them into 16 bits
 DARK = 127  # if no value of all images is above it, a person is told
+QUARTER, FEW = 63, 1e-3  # the same if a share of FEW values of 16 bits is above QUARTER: hot pixels make the others black
 FEW_LEVELS = (2, 4, 16)  # of images of 1, 2 and 4 bits, spread over 0 .. 255
 TOLERANCE = 1e-3  # of n/255 from a whole number n, in single and double precision
 HALF_TOLERANCE = 0.1  # the same in half precision
@@ -103,7 +105,18 @@ def read_values(name: str, settings: DatasetSettings, raw: Raw, x_NCHW: Array, k
     _refuse((x_NCHW < 0) | (x_NCHW > levels - 1), raw.where, x_NCHW, f"is not in 0 .. {levels - 1}", remedy)
     if levels == IMAGE_LEVELS and settings.levels is None and not decision:
         decision = _describe_few(x_NCHW, highest)
+    if bits is not None and levels == IMAGE_LEVELS:
+        _say_if_few_are_bright(x_NCHW, bits)
     return Values(x_NCHW, levels, bits, decision)
+
+
+def _say_if_few_are_bright(x_NCHW: Array, bits: int) -> None:
+    """Tell a person that a few values, such as hot pixels, decided how many ``bits`` were read."""
+    counts = sum((np.bincount(x_CHW.ravel(), minlength=IMAGE_LEVELS) for x_CHW in x_NCHW), np.zeros(IMAGE_LEVELS, np.int64))
+    usual = int(np.argmax(counts.cumsum() >= (1 - FEW) * x_NCHW.size))
+    if 0 < usual <= QUARTER < counts.nonzero()[0][-1]:
+        used = used_bits(((usual + 1) << (bits - 8)) - 1)
+        emit("hot", bits=used, most=(1 << used) - 1)
 
 
 def _from_fractions(where: str, x_NCHW: Array, levels: int) -> tuple[Array, str]:
@@ -129,7 +142,7 @@ def _from_fractions(where: str, x_NCHW: Array, levels: int) -> tuple[Array, str]
 
 def _from_bits(name: str, where: str, x_NCHW: Array, bits: int) -> tuple[Array, int, str]:
     lowest, highest = int(x_NCHW.min()), int(x_NCHW.max())
-    remedy = f"correct datasets.{name}.bits in params.yaml"
+    remedy = f"correct datasets.{name}.bits in params.yaml, or clip the values"
     _refuse((x_NCHW < 0) | (x_NCHW >= 1 << bits), where, x_NCHW, f"is not in 0 .. {(1 << bits) - 1}", remedy)
     return to_8_bits(x_NCHW.astype(np.int64), bits), bits, describe_bits(lowest, highest, bits)
 

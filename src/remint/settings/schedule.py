@@ -32,6 +32,7 @@ LONGEST_INTERVAL = 10 * 366 * 86400  # seconds
 LONGEST_RRULE = 6500  # characters, Prefect's limit
 UNSUPPORTED_ZONES = ("Factory", "localtime")  # names of files, which Prefect's scheduler does not know
 PREFECTS_START = datetime(2020, 1, 1)  # of a rule without DTSTART
+ZONE = re.compile(r";TZID=(?P<zone>[^:;\s]+)|(?<=\d)(?P<utc>Z)(?![^;,\s])", re.IGNORECASE)  # of a time; Prefect drops it
 PROBE = datetime(9950, 1, 1)  # dateutil searches until the year 9999, so a search from here is short
 
 
@@ -95,8 +96,15 @@ class ScheduleSettings(Settings):
             return any(min(days) <= LONGEST_MONTH[month - 1] for month in months or range(1, 13))
         if self.rrule is not None:
             now = (now or datetime.now(UTC)).replace(tzinfo=None)
-            return _fires_at_all(self.rrule) and (not _is_rare(self.rrule) or _parsed(self.rrule).after(now) is not None)
+            prefects = ZONE.sub("", self.rrule)
+            return _fires_at_all(prefects) and (not _is_rare(prefects) or _parsed(prefects).after(now) is not None)
         return True
+
+    @property
+    def other_zone(self) -> str | None:
+        """The first zone in ``rrule`` that is not ``timezone``, or None. Prefect reads all times in ``timezone``."""
+        found = [match["zone"] or "UTC" for match in ZONE.finditer(self.rrule or "")]
+        return next((zone for zone in found if zone != self.timezone), None)
 
 
 def _numbers(number: int, text: str) -> set[int] | None:

@@ -147,11 +147,11 @@ def runs_of(
 
 
 def keys(versions: Sequence[StoredVersion], why: Mapping[str, str]) -> Iterator[Fault]:
-    """Find versions that share a key, and versions whose key does not match their tags."""
-    same: dict[str, list[str]] = defaultdict(list)
+    """Find versions of one model that share a key, and versions whose key does not match their tags."""
+    same: dict[tuple[str, str], list[str]] = defaultdict(list)
     for held in versions:
         version = held.version
-        same[version.key].append(version.ref)
+        same[version.name, version.key].append(version.ref)
         damages = version.ref if version.ref in why else None
         risk = "Its lineage differs from the registered one: the record of its training can no longer be trusted."
         if _key(held) != version.key:
