@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import cast
 
 from flows.retrain import retrain
+from flows.server import process_tags
 from remint.errors import Interrupted, RemintError
 from remint.promotion.outcome import Outcome
 from remint.runtime import processes
@@ -24,10 +25,13 @@ def retrain_pipelines(params: Params, pipelines: list[str], overrides: list[str]
     demand = max(params.pipelines[name].training.threads * params.pipelines[name].training.devices for name in pipelines)
     width = max(1, min(len(pipelines), (os.cpu_count() or 1) // demand))
     call = cast("Callable[..., Outcome]", retrain)  # a flow that ends in a state gives that state's result
+
+    def retrain_one(name: str) -> Outcome:
+        with process_tags.tagged():
+            return call(name, overrides=overrides, reason=reason)
+
     with processes.interruptible(), ThreadPoolExecutor(width, thread_name_prefix="retrain") as pool:
-        futures: dict[str, Future[Outcome]] = {
-            name: pool.submit(call, name, overrides=overrides, reason=reason) for name in pipelines
-        }
+        futures: dict[str, Future[Outcome]] = {name: pool.submit(retrain_one, name) for name in pipelines}
         wait(futures.values())
     return {name: _result(future) for name, future in futures.items()}
 

@@ -22,13 +22,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Crashed
 
-from flows.server import stopping
+from flows.server import process_tags, stopping
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
@@ -55,8 +56,25 @@ class OrphanRun:
 
 
 def reconcile(home: Home) -> list[str]:
-    """End the dead jobs. Return one line for each."""
-    return [end(home, job) for job in jobs.dead(home)]
+    """End the dead jobs, and the flow runs of this machine whose process died before their job began. Return a line for each."""
+    return [end(home, job) for job in jobs.dead(home)] + _end_unrecorded()
+
+
+def _end_unrecorded() -> list[str]:
+    machine = process_tags.machine_tag()
+    if machine is None:
+        return []
+    with get_client(sync_client=True) as client:
+        opened = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)), tags=FlowRunFilterTags(all_=[machine])
+            ),
+            limit=PAGE,
+        )
+    over = [run for run in opened if process_tags.process_is_over(run.tags)]
+    for run in over:
+        crash(run.id, "its process died before its job began")
+    return [f"flow run {run.name} ({run.id}) was {run.state_name} and its process died" for run in over]
 
 
 def sweep(home: Home, *, own_server: bool) -> list[str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Running, State
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Pending, Running, State
 
-from flows.server import reconcile, stopping
+from flows.server import process_tags, reconcile, stopping
 from flows.stack.deploy import deploy, plan
 from remint.runtime import jobs
 from remint.runtime.home import Home
@@ -99,3 +101,33 @@ def test_one_sweep_ends_and_restarts_a_dead_job(team: Team, client: SyncPrefectC
     assert len(reconcile.sweep(home, own_server=False)) == 2
     names = [each.name for each in sorted(client.read_flow_run_states(run), key=lambda each: str(each.timestamp))]
     assert names == ["Scheduled", "Running", "Crashed", "AwaitingRetry"]
+
+
+def test_a_run_whose_process_died_before_its_job_began_is_ended(tmp_path: Path, client: SyncPrefectClient) -> None:
+    from prefect import flow
+
+    @flow(name="retrain")
+    def retrain() -> None: ...
+
+    (machine, own), dead = process_tags.own_tags(), subprocess.Popen(["sleep", "60"])
+    died = f"remint-process {dead.pid} {process_tags._start(dead.pid)}"
+    dead.kill()
+    elsewhere = f"{machine}9"  # another boot, or another container
+    tagged = {
+        "died": [machine, died],
+        "alive": [machine, own],
+        "elsewhere": [elsewhere, died],
+        "untagged": [],
+        "reused": [machine, f"{own}1"],
+    }
+    runs = {name: client.create_flow_run(retrain, tags=tags, state=Pending()).id for name, tags in tagged.items()}
+    try:
+        said = reconcile.reconcile(Home(tmp_path, tmp_path / "home").ensure())
+        states = {name: client.read_flow_run(run).state_type.value for name, run in runs.items()}
+    finally:
+        dead.wait()
+        for run in runs.values():
+            client.delete_flow_run(run)
+    ended = {name for name, state in states.items() if state == "CRASHED"}
+    assert ended == {"died", "reused"}, "a zombie is dead, and so is a process whose number another one has now"
+    assert len(said) == 2 and all("its process died" in line for line in said)

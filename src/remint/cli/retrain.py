@@ -79,10 +79,10 @@ def spread(
     from flows.server import server
 
     with server.api(home, terminal.say):
-        from flows.server import progress
+        from flows.server import process_tags, progress
         from flows.spread import seed_spread
 
-        with terminal.Display() as display, processes.interruptible():
+        with terminal.Display() as display, processes.interruptible(), process_tags.tagged():
             progress.listeners.append(display)
             answer = seed_spread(pipeline, list(range(first, first + seeds)), set_ or [], confidence)
     if as_json:
