@@ -15,6 +15,7 @@ from flows.stack import audit, deployments, pace
 from flows.stack.deploy import Change, deploy, plan
 from remint.runtime.home import Home
 from remint.settings.params import Params, read_params, validate_params
+from tests.support.prefect_server import delete_open_runs
 from tests.support.team import SOURCE
 
 WEEK = 7 * 86400
@@ -26,6 +27,7 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
         for each in found.read_deployments():  # deployments of other tests on this server
             found.delete_deployment(each.id)
         yield found
+        delete_open_runs(found)
 
 
 @pytest.fixture
@@ -128,5 +130,4 @@ def test_the_longest_run_of_a_pipeline_is_that_of_its_completed_runs(client: Syn
         if end:
             client.set_flow_run_state(run.id, end, force=True)
     found = pace.longest_runs(client)
-    client.delete_flow_run(run.id)  # no other test on this server may take it for a run that nobody ended
     assert "open" not in found and found["ended"].total_seconds() > 0

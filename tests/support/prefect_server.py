@@ -13,6 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from prefect.client.orchestration import SyncPrefectClient
+
 from flows.server import server
 from tests.support.ports import free_port
 
@@ -30,6 +32,13 @@ def request_json(url: str, body: Any = None) -> Any:
             if error.code != 503 or time.monotonic() > deadline:
                 raise
         time.sleep(1)
+
+
+def delete_open_runs(client: SyncPrefectClient) -> None:
+    """Delete the open flow runs that a test made: another test on this server would take them for leftovers."""
+    for run in client.read_flow_runs():
+        if run.state is None or not run.state.is_final():
+            client.delete_flow_run(run.id)
 
 
 class PrefectServer:
