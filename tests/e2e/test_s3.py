@@ -136,7 +136,6 @@ def test_5_dvc_repro_restores_the_outputs_of_the_job(team: S3Team) -> None:
     assert (team.folder / "outs/trained/flow/weights.safetensors").exists()
 
 
-@pytest.mark.soak
 def test_6_a_held_out_source_is_fetched_too_and_judges(team: S3Team) -> None:
     for key, content in pictures(200, 30).items():
         team.server.put(team.data, key.replace("nightly", "judge"), content)
