@@ -27,12 +27,14 @@ ZERO_PADDED = r"^\s*[-+]?0[0-9]+\s*$"
 DECIMAL_COMMA = r"^\s*[-+]?[0-9]+(,[0-9]+)?\s*$"
 
 
-def read(path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None) -> pa.Table:
+def read(
+    path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None, label: str | None = None
+) -> pa.Table:
     """Read a CSV file.
 
     Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose categories are never missing values
-    and whose numbers are never codes, ``header`` column names in place of the first line. Raises DataError if it is not a table
-    of UTF-8 text (or UTF-16 with its mark).
+    and whose numbers are never codes, ``header`` column names in place of the first line, ``label`` a column whose dates are read
+    as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark).
     """
     with path.open("rb") as stream:
         first = stream.readline(LONGEST_HEADER)
@@ -74,15 +76,18 @@ def read(path: Path, text: Collection[str], known: DataSpec | None, header: list
             emit("decimal_comma", file=path.name)
         if separator != ",":
             emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
-        whole = [name for name in table.column_names if name not in numbers and pa.types.is_integer(table[name].type)]
-        for name, column in _texts(parse({name: pa.string() for name in whole}, only=whole)).items() if whole else ():
-            if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
-                table = table.set_column(table.column_names.index(name), name, column)
-        truths = [name for name in table.column_names if pa.types.is_boolean(table[name].type)]
-        for name, column in _texts(parse({name: pa.string() for name in truths}, only=truths)).items() if truths else ():
-            words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
-            field = pa.field(name, pa.bool_(), metadata=words)
-            table = table.set_column(table.column_names.index(name), field, table[name])
+        kind_of = dict(zip(table.column_names, table.schema.types, strict=True))
+        whole = {name for name, kind in kind_of.items() if name not in numbers and pa.types.is_integer(kind)}
+        truths = {name for name, kind in kind_of.items() if pa.types.is_boolean(kind)}
+        dates = {name for name, kind in kind_of.items() if name == label and pa.types.is_temporal(kind)}
+        doubtful = [name for name in kind_of if name in whole | truths | dates]  # only their text decides
+        for name, column in _texts(parse(dict.fromkeys(doubtful, pa.string()), only=doubtful)).items() if doubtful else ():
+            place = table.column_names.index(name)
+            if name in truths:
+                words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
+                table = table.set_column(place, pa.field(name, pa.bool_(), metadata=words), table[name])
+            elif name in dates or pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
+                table = table.set_column(place, name, column)
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())[:200]}") from error
     return table

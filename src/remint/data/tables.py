@@ -131,14 +131,12 @@ def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
 def _csv(
     path: Path, text: set[str], known: DataSpec | None, header: list[str] | None = None, label: str | None = None
 ) -> pa.Table:
-    """Read a CSV file of limited size: see csv_tables.read. Dates of a label are read as the text that the file has."""
+    """Read a CSV file of limited size: see csv_tables.read."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
-    table = csv_tables.read(path, text, known, header)
-    dates = {each.name for each in table.schema if each.name == label and pa.types.is_temporal(each.type)}
-    return csv_tables.read(path, text | dates, known, header) if dates else table
+    return csv_tables.read(path, text, known, header, label)
 
 
 def _decode(column: pa.ChunkedArray, *, text: bool) -> pa.ChunkedArray:
