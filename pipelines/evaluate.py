@@ -28,6 +28,7 @@ def main(pipeline: str) -> None:
     from remint.data import arrays
     from remint.distributed import launch, machine, world
     from remint.evaluation import evaluate, origin, report, translation
+    from remint.evaluation.evidence import PART
     from remint.records import TrainedModel
 
     here = Path.cwd()
@@ -54,7 +55,7 @@ def main(pipeline: str) -> None:
     origins = origin.Origin.of(bundle, dataset, Path(former) if former else None)
     report.write(origins.sealed(evidence), bundle, judged, out, part)
     if judged is not dataset:
-        (out / "part.json").write_text(json.dumps({"described": len(judged.held_out), "of": len(dataset.held_out)}) + "\n")
+        (out / PART).write_text(json.dumps({"described": len(judged.held_out), "of": len(dataset.held_out)}) + "\n")
     origins.write(features if step.in_domain else None, out)
     if "REMINT_EVALUATE_OUT" not in os.environ:  # `dvc metrics show` and `dvc plots show` need separate files
         for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):

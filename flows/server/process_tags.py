@@ -14,8 +14,10 @@ from typing import Any
 
 from prefect import tags
 
+from remint.stores.ledger.leases import machine
+
 MACHINE, PROCESS = "remint-machine ", "remint-process "
-ZOMBIE = "Z"
+ZOMBIE, START = "Z", 18  # state of a process that ended; place of its start among the fields behind the state
 
 
 def tagged() -> AbstractContextManager[Any]:
@@ -26,16 +28,15 @@ def tagged() -> AbstractContextManager[Any]:
 def machine_tag() -> str | None:
     """Return the tag of this boot and process namespace, within which a process id means one process; None if it is not Linux."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{MACHINE}{boot[:13]} {Path('/proc/self/ns/pid').stat().st_ino}"
+        return f"{MACHINE}{machine()} {Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return None
 
 
 def own_tags() -> list[str]:
     """Return the tags of this process."""
-    machine, started = machine_tag(), _start(os.getpid())
-    return [machine, f"{PROCESS}{os.getpid()} {started}"] if machine and started else []
+    here, started = machine_tag(), _start(os.getpid())
+    return [here, f"{PROCESS}{os.getpid()} {started}"] if here and started else []
 
 
 def process_is_over(tagged_with: Collection[str]) -> bool:
@@ -53,4 +54,4 @@ def _start(pid: int) -> str | None:
         state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state == ZOMBIE else others[18]
+    return None if state == ZOMBIE else others[START]

@@ -65,13 +65,7 @@ def _end_unrecorded() -> list[str]:
     if machine is None:
         return []
     with get_client(sync_client=True) as client:
-        opened = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)), tags=FlowRunFilterTags(all_=[machine])
-            ),
-            limit=PAGE,
-        )
-    over = [run for run in opened if process_tags.process_is_over(run.tags)]
+        over = [run for run in _open_runs(client, machine) if process_tags.process_is_over(run.tags)]
     for run in over:
         crash(run.id, "its process died before its job began")
     return [f"flow run {run.name} ({run.id}) was {run.state_name} and its process died" for run in over]
@@ -180,12 +174,14 @@ def _find_orphan_runs(home: Home, own_server: bool) -> list[OrphanRun]:
     return found
 
 
-def _open_runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
+def _open_runs(client: SyncPrefectClient, tag: str | None = None) -> Iterator[FlowRun]:
+    """Yield the open runs of remint's flows, with ``tag`` if it is given."""
+    state, tagged = FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)), FlowRunFilterTags(all_=[tag]) if tag else None
     offset = 0
     while True:
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN))),
+            flow_run_filter=FlowRunFilter(state=state, tags=tagged),
             limit=PAGE,
             offset=offset,
         )

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from remint.data import archive, folder, formats, idx, images, numpy_files, parts, schema, shipped, splits
-from remint.data.limits import LIMITS, keep_limits, shown
+from remint.data.limits import LIMITS, Limits, keep_limits, shown
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
 from remint.data.values import Raw
 from remint.errors import DataError, SettingsError
@@ -117,12 +117,7 @@ def snapshot(
         content = read("split.held_out", apart, stored)
         arrays = _join(name, stored, arrays, apart.source, content)
         set_aside = set_aside | {f"{apart.source}: {file}": reason for file, reason in content.set_aside.items()}
-    limits = splits.learn_limits(name, settings.split, stored, arrays)
-    if limits is not None and schemas is not None:
-        asked, limits = limits, keep_limits(limits, stored, schemas)
-        for key, start in limits.held_out_from.items():
-            if start != asked.held_out_from[key]:
-                emit("start_kept", start=shown(start), asked=shown(asked.held_out_from[key]))
+    limits = _limits(name, settings.split, stored, arrays, schemas)
     shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
     out.mkdir(parents=True)
     np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
@@ -131,6 +126,18 @@ def snapshot(
         limits.write(out / LIMITS)
     if set_aside:
         (out / SET_ASIDE).write_text(json.dumps(set_aside, indent=1) + "\n")
+
+
+def _limits(name: str, split: SplitSettings, stored: Schema, arrays: dict[str, Array], schemas: Path | None) -> Limits | None:
+    """Return the limits between the splits, as earlier imports have kept them; None if the shares alone are the limits."""
+    found = splits.learn_limits(name, split, stored, arrays)
+    if found is None or schemas is None:
+        return found
+    kept = keep_limits(found, stored, schemas)
+    for key, start in kept.held_out_from.items():
+        if start != found.held_out_from[key]:
+            emit("start_kept", start=shown(start), asked=shown(found.held_out_from[key]))
+    return kept
 
 
 def _join(name: str, stored: Schema, arrays: dict[str, Array], source: str, apart: Content) -> dict[str, Array]:

@@ -12,6 +12,8 @@ import numpy as np
 from remint.errors import IntegrityError
 from remint.records import EvaluationReport
 
+PART = "part.json"  # beside the evidence on a part of the held-out examples: how many are described, and of how many
+
 
 @dataclass(frozen=True)
 class Evidence:

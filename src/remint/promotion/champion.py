@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.errors import IntegrityError, Interrupted, RemintError, RunError, StepError, StorageError, TrackingError
-from remint.evaluation.evidence import Evidence
+from remint.evaluation.evidence import PART, Evidence
 from remint.promotion.comparable import Part
 from remint.promotion.retraining import Retraining
 from remint.records import DatasetVersion, Drift, Leakage, TrainedModel, digest
@@ -20,7 +20,6 @@ from remint.stores.dvc import last_error_line, workspace_environment
 from remint.stores.mlflow import ModelVersion
 
 # A stopped or killed process, MLflow out of reach or a full disk is no fault of the champion: the run fails, the next one judges.
-PART = "part.json"  # numbers of comparable.Part, beside the report of a measurement on a part of the examples
 OUTSIDE_ERRORS = (Interrupted, StepError, TrackingError, StorageError)
 
 
