@@ -29,7 +29,7 @@ def deploy(
 ) -> None:
     """Create a Prefect deployment per pipeline with a schedule, and a form per pipeline with approval: manual. Remove others.
 
-    First lists what is new (+), changed (~), unchanged and removed (-). Deployments that were paused in Prefect stay paused.
+    Lists the changes first: new (+), changed (~), unchanged, removed (-). Deployments that were paused in Prefect stay paused.
 
     Example: remint deploy --branch main
     """

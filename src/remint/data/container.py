@@ -55,7 +55,7 @@ TIFF_SIZES = {1: "B", 3: "H", 4: "I"}  # type of an entry -> its numbers
 MOST_ENTRIES = 1_000  # of a directory; cameras and maps write about fifty
 MOST_DIRECTORIES = 20
 MOST_TILE = 1 << 20  # pixels of a tile beyond twice those of the image
-SMALLER, MASK = 1, 4  # bits of a directory that is no page of its own
+SMALLER, MASK = 1, 4  # bits of a TIFF directory: a reduced image, a mask. Neither is a page
 
 
 class HostileImage(ValueError):

@@ -9,7 +9,7 @@ be combinations that training never saw. There the split also depends on the occ
 row is then identified by both, and appended, removed or reordered rows move no other row to another split either.
 
 Settings change what decides the split. ``group``: the group instead of the content. ``time``: rows from one time on are held
-out; this time only moves on (limits.py). ``stratify``: each class has limits of its own, which stay. ``held_out``: a part of the
+out; this boundary moves forward only (limits.py). ``stratify``: each class keeps its own limits. ``held_out``: a part of the
 source, or another source, is held out; examples that equal one of it are in no split.
 
 Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
