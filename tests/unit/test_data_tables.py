@@ -414,3 +414,13 @@ def test_a_folder_with_one_table_is_read_as_that_table(tmp_path: Path) -> None:
     settings = DatasetSettings(source="s3://bucket/people", kind="table")
     sources.snapshot("people", settings, tmp_path, tmp_path / "fetched", fetched=tmp_path / "data")
     assert (tmp_path / "fetched/data.npz").read_bytes() == (tmp_path / "out/data.npz").read_bytes()
+
+
+def test_times_of_a_csv_label_stay_the_text_of_the_file_and_the_separator_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    classes = ("2026-01-31 06:30", "2026-01-31 12:00")
+    (tmp_path / "a.csv").write_text("x;shift\n" + "".join(f"{row}.5;{classes[row % 2]}\n" for row in range(40)))
+    _, spec = snapshot(tmp_path, "a.csv", label="shift")
+    assert spec.class_names == classes
+    assert capfd.readouterr().err.count("separator file=a.csv") == 1
