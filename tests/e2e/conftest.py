@@ -12,7 +12,7 @@ import pytest
 from remint.runtime.home import Home
 from tests.conftest import Once
 from tests.support import kills, team
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, delete_open_runs
 from tests.support.promotion_cases import copy_home
 from tests.support.team import Team, copy_team, make_team
 
@@ -114,4 +114,5 @@ def prefect_server(server: PrefectServer) -> str:
 
 @pytest.fixture
 def stage(template: Path, tmp_path: Path, server: PrefectServer) -> kills.Stage:
+    delete_open_runs(server.url)
     return kills.Stage(template, tmp_path, server)

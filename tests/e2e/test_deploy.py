@@ -15,7 +15,6 @@ from flows.stack import audit, deployments, pace
 from flows.stack.deploy import Change, deploy, plan
 from remint.runtime.home import Home
 from remint.settings.params import Params, read_params, validate_params
-from tests.support.prefect_server import delete_open_runs
 from tests.support.team import SOURCE
 
 WEEK = 7 * 86400
@@ -27,7 +26,6 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
         for each in found.read_deployments():  # deployments of other tests on this server
             found.delete_deployment(each.id)
         yield found
-        delete_open_runs(found)
 
 
 @pytest.fixture

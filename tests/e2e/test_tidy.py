@@ -19,7 +19,6 @@ from flows.stack.deploy import deploy, plan
 from remint.runtime import jobs
 from remint.runtime.home import Home
 from remint.settings.params import load_params, read_params, write_params
-from tests.support.prefect_server import delete_open_runs
 from tests.support.team import Team
 
 
@@ -30,7 +29,6 @@ def client(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syn
         for each in found.read_deployments():  # deployments of other tests on this server
             found.delete_deployment(each.id)
         yield found
-        delete_open_runs(found)
 
 
 def deploy_schedules(team: Team, *schedules: str) -> Home:

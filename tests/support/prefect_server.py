@@ -13,7 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.server import server
 from tests.support.ports import free_port
@@ -34,11 +35,12 @@ def request_json(url: str, body: Any = None) -> Any:
         time.sleep(1)
 
 
-def delete_open_runs(client: SyncPrefectClient) -> None:
-    """Delete the open flow runs that a test made: another test on this server would take them for leftovers."""
-    for run in client.read_flow_runs():
-        if run.state is None or not run.state.is_final():
-            client.delete_flow_run(run.id)
+def delete_open_runs(api: str) -> None:
+    """Delete the open flow runs that other tests left on a server, before a test that looks for leftovers of its own."""
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        for run in client.read_flow_runs():
+            if run.state is None or not run.state.is_final():
+                client.delete_flow_run(run.id)
 
 
 class PrefectServer:
