@@ -236,6 +236,7 @@ def test_3_a_broken_configuration_opens_no_server(trials: Trials, template: Path
         trial.note(opened=0)
 
 
+@pytest.mark.soak
 @pytest.mark.case(29)
 def test_4_a_run_takes_its_credentials_from_the_environment(team: GuardedTeam) -> None:
     with record_command_lines(team.command_lines):
@@ -247,6 +248,7 @@ def test_4_a_run_takes_its_credentials_from_the_environment(team: GuardedTeam) -
     assert json.loads(team.remint("doctor", "--json").stdout) == []
 
 
+@pytest.mark.soak
 @pytest.mark.case(29)
 @pytest.mark.parametrize(
     ("variable", "value", "command", "words"),
@@ -267,6 +269,7 @@ def test_5_wrong_credentials_end_in_one_line(
     assert words in done.stdout + done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.case(29)
 def test_6_no_secret_is_anywhere(trials: Trials, team: GuardedTeam, postgres: Postgres) -> None:
     """Search files, archives in them, git, S3, both databases, the servers' logs, printed output, and command lines."""

@@ -41,6 +41,7 @@ def home(tmp_path: Path, empty: Path) -> Home:
     return Home(tmp_path, tmp_path / "home").ensure()
 
 
+@pytest.mark.soak
 def test_only_flow_runs_without_a_process_are_found_and_marked_crashed(
     client: SyncPrefectClient, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.support.team import Team
 
 
+@pytest.mark.soak
 def test_dvc_repro_restores_the_trained_model(served_team: Team) -> None:
     output = served_team.sh("dvc repro evaluate@digits-flow 2>&1")
     assert "Running stage 'train@digits-flow'" not in output

@@ -29,12 +29,14 @@ def test_new_and_forked_processes_draw_the_same_samples(served_team: Team, tmp_p
     assert (tmp_path / "True.npy").read_bytes() == (tmp_path / "False.npy").read_bytes()
 
 
+@pytest.mark.soak
 def test_a_new_process_reuses_the_training_of_a_forked_one(served_team: Team) -> None:
     """Settings, code and data are the same, so the keys of the steps are too."""
     assert "nothing was trained" in served_team.remint("run", "digits-vae", new=True).stdout
     assert served_team.remint("deploy", "--json", new=True).stdout == "[]\n"
 
 
+@pytest.mark.soak
 def test_invalid_decisions_in_new_processes_are_refused(served_team: Team) -> None:
     again = served_team.remint("promote", "digits-vae", "--reason", "again", status=2, new=True).stderr
     assert "is the champion already" in again

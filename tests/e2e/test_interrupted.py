@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.prefect_server import request_json
 from tests.support.processes import command_line, descendants
@@ -46,6 +47,7 @@ def job_states(team: Team) -> tuple[list[tuple[str, str]], list[str]]:
         return prefect, [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
 
 
+@pytest.mark.soak
 def test_ctrl_c_stops_a_training_and_the_next_run_resumes_it(team: Team, tmp_path: Path) -> None:
     run = team.start(*LONG, log=tmp_path / "log")
     trainer = hold_at_checkpoint(team, run)

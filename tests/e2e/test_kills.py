@@ -13,6 +13,7 @@ from tests.support import kills, results
 from tests.support.trials import Trial, Trials
 
 
+@pytest.mark.soak
 @pytest.mark.case(1)
 def test_killed_anywhere_it_ends_as_if_it_never_was(stage: kills.Stage, trials: Trials) -> None:
     for trial in trials(short=1, full=200):

@@ -23,6 +23,7 @@ def test_nothing_is_promoted_when_the_weights_of_the_champion_are_lost(served_te
     assert reason.startswith("not comparable: champion digits-gan/1 could not be measured again: ")
 
 
+@pytest.mark.soak
 def test_uncommitted_work_is_marked_and_not_promoted(served_team: Team) -> None:
     source = served_team.folder / "src/remint/models/vae.py"
     source.write_text(source.read_text() + "\n# an experiment\n")

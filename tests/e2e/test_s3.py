@@ -17,6 +17,8 @@ from remint.settings.params import write_params
 from tests.support.s3 import AWS_VARIABLES, PASSWORD, Server
 from tests.support.team import Team
 
+pytestmark = pytest.mark.soak
+
 PIPELINE: dict[str, Any] = {
     "dataset": "pictures",
     "family": "flow",

@@ -17,6 +17,7 @@ from tests.support.team import Team
 from tests.support.trials import Trials
 
 
+@pytest.mark.soak
 @pytest.mark.case(9)
 def test_a_run_lives_through_a_server_that_is_away(trials: Trials, cached_template: Path, tmp_path: Path) -> None:
     away = 60.0 if trials.soak else 8.0  # seconds

@@ -137,6 +137,7 @@ def test_1_a_schedule_starts_a_run_that_registers_a_version(scheduled: Scheduled
     stack.request(f"/deployments/{stack.deployment('digits-flow')['id']}/pause_deployment", {})  # the next test runs without it
 
 
+@pytest.mark.soak
 @pytest.mark.case(10)
 def test_a_killed_flow_is_started_again_and_a_cancelled_one_is_not(trials: Trials, request: pytest.FixtureRequest) -> None:
     """The second part of the story, in `make test`."""

@@ -16,6 +16,7 @@ from tests.support.s3 import Server
 pytestmark = pytest.mark.usefixtures("forked")
 
 
+@pytest.mark.soak
 def test_lost_objects_of_a_bucket_are_found_and_restored(
     s3: Server, tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ def test_an_outage_of_mlflow_makes_no_data_garbage(make: Make, monkeypatch: pyte
     assert find_garbage() == before
 
 
+@pytest.mark.soak
 def test_gc_keeps_things_that_a_job_may_use_and_versions_that_become_roots(make: Make) -> None:
     world = make(2)
     (world.home.workspaces / "of-a-dead-job").mkdir(parents=True)
@@ -220,6 +221,7 @@ def test_a_job_waits_while_gc_removes_things(make_repository: Callable[[dict[str
     assert not jobs.is_collecting(home)
 
 
+@pytest.mark.soak
 def test_gc_killed_at_any_point_leaves_the_roots_intact_and_the_next_gc_finishes(make: Make) -> None:
     world = make(3)
     done = subprocess.run(
@@ -265,6 +267,7 @@ def damages(world: World) -> set[str | None]:
     return {found.damages for found in audit.findings(world.home)} - {None}
 
 
+@pytest.mark.soak
 def test_after_the_gc_of_mlflow_or_dvc_the_champion_is_intact_or_audit_reports_it(make: Make) -> None:
     world = make(2)
     champion = world.versions[2]

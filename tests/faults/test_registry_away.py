@@ -246,6 +246,7 @@ def test_a_truncated_reply_ends_no_training(server: Server, tmp_path: Path) -> N
     assert sorted(point.step for point in points) == list(range(20)) and proxy.lost > 5
 
 
+@pytest.mark.soak
 @pytest.mark.case(12)
 def test_half_of_all_replies_lost_double_no_version(
     server: Server, small_bundle: Path, trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

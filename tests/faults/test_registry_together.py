@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("forked")
 COUNT = 8
 
 
+@pytest.mark.soak
 @pytest.mark.case(14)
 def test_eight_at_once_make_eight_versions_and_of_the_same_model_one(empty: Path, tmp_path: Path, trials: Trials) -> None:
     shutil.copytree(empty, tmp_path / "home")

@@ -68,6 +68,7 @@ def test_reading_a_bucket_goes_on_and_brings_no_wrong_byte(
     assert failed <= 2, "1% of the full count"
 
 
+@pytest.mark.soak
 @pytest.mark.case(21)
 def test_dvcs_remote_takes_and_gives_every_file(proxy: Proxy, s3: Server, home: Home, trials: Trials) -> None:
     configure_remote(home, s3.bucket({}))

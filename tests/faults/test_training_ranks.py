@@ -103,6 +103,7 @@ def test_one_and_four_processes_train_the_same_parameters(folder: Path, one_proc
         assert_same_training(one_process / case, tmp_path / case)
 
 
+@pytest.mark.soak
 @pytest.mark.case(2)
 def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(
     trials: Trials, folder: Path, two_processes: Path, tmp_path: Path
@@ -128,6 +129,7 @@ def test_killed_ranks_cost_at_most_a_checkpoint_interval_each(
         trial.note(different=0)
 
 
+@pytest.mark.soak
 @pytest.mark.case(4)
 def test_three_and_four_ranks_resume_to_the_same_bytes(trials: Trials, folder: Path, tmp_path: Path) -> None:
     """Stopped after each step by a signal to one rank. This rank has one infinite gradient and one infinite loss: all ranks skip them."""

@@ -63,8 +63,8 @@ def checkpoint_names(home: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "count", "diverges"),
     [
-        ("flow", 7, False),
-        ("gan", 7, False),
+        pytest.param("flow", 7, False, marks=pytest.mark.soak),
+        pytest.param("gan", 7, False, marks=pytest.mark.soak),
         ("pixelcnn", 9, True),  # killed within the skipped steps
         ("vae", 16, True),  # killed after the rollback
         ("vaegan", 7, False),

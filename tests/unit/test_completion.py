@@ -99,6 +99,7 @@ def test_without_a_ledger_pipeline_names_complete_models_and_no_file_is_made(mak
     assert not (folder / ".remint").exists()
 
 
+@pytest.mark.soak
 def test_broken_settings_or_ledger_complete_nothing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     assert completions(tmp_path / "elsewhere", "run", "d") == []

@@ -166,6 +166,7 @@ def test_raw_data_is_found_in_the_users_tree(workspace: Path) -> None:
     assert missing.returncode == 2 and "there is no file" in missing.stderr and "Traceback" not in missing.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_damaged_bundle_is_not_evaluated(workspace: Path) -> None:
     weights = workspace / "outs/trained/tiny-vae/weights.safetensors"

@@ -195,7 +195,14 @@ def test_a_change_reruns_exactly_the_steps_that_depend_on_it(clone: Clone, befor
     assert {stage for stage, key in clone.keys().items() if key != before.get(stage)} == expected
 
 
-@pytest.mark.parametrize("what", ["a default of the evaluation", "the GAN", "a new family"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "the GAN",
+        pytest.param("a default of the evaluation", marks=pytest.mark.soak),
+        pytest.param("a new family", marks=pytest.mark.soak),
+    ],
+)
 def test_dvc_agrees_about_the_changed_stages(clone: Clone, what: str) -> None:
     change, expected = CHANGES[what]
     change(clone)
