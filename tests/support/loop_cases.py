@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World
-from remint.models.contract import Batch, Model, Phase, standard_normal
+from remint.models.contract import Batch, Model, Phase
 from remint.settings.recipe import TrainingSettings
 from remint.training.checkpoint import Checkpoints
 from remint.training.loop import learning_rate_factor, training_loop
-from remint.training.randomness import BATCH
+from remint.training.randomness import batch_noise
 from remint.training.state import TrainingState
 
 ONE_PROCESS = World(0, 1, torch.device("cpu"))
@@ -122,7 +122,7 @@ def reference_training(
     average, losses = torch.tensor([2.0, -1.0]), []
     for step in steps:
         x = X_NCHW[batch_indices(10, 4, 11, step).tolist()].float().flatten()
-        noise = standard_normal((4, 1), 11, BATCH, step, 0).flatten()
+        noise = batch_noise(slice(0, 4), 1, seed=11, step=step, phase=0, device=X_NCHW.device).flatten()
         loss = ((weight[0] - x).square() + (weight[1] - noise).square()).mean()
         optimizer.zero_grad()
         loss.backward()

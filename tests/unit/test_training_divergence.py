@@ -116,7 +116,7 @@ def test_a_nonfinite_step_changes_nothing(at: int, how: str, which: int, tmp_pat
         before = arrays_after(at, tmp_path)
         assert any(name.startswith("optimizer.") for name in before)
     else:
-        before = {name: tensor for name, tensor in skipped.items() if not name.startswith("optimizer.")}
+        before = {name: torch.zeros(tensor.shape) if "optimizer" in name else tensor for name, tensor in skipped.items()}
         for prefix in ("model", "average", "phase.1.model"):
             assert before[f"{prefix}.weight"].tolist() == [2.0, -1.0]
             assert before[f"{prefix}.seen"] == 0

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from remint.distributed.machine import deterministic
-from remint.distributed.world import World
 from remint.errors import Interrupted
 from remint.models.contract import Batch, Model, Phase
 from remint.records import DataSpec
@@ -19,7 +18,6 @@ from remint.training import guard as guard_module
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
 from remint.training.loop import learning_rate_factor
-from remint.training.randomness import batch_noise
 from remint.training.state import Ending, Row
 from remint.training.validation import scorer
 from tests.support.loop_cases import ONE_PROCESS, Fit, Line, reference_training, train_line
@@ -89,14 +87,6 @@ def test_a_phase_gets_its_progress_step_and_noise(tmp_path: Path) -> None:
     assert [batch.progress for batch in batches[::2]] == [0.0, 0.25, 0.5, 0.75]
     assert all(batch.x_BX.dtype == torch.float32 and batch.x_BX.shape == (4, 1, 1, 1) for batch in batches)
     assert len({batch.noise_BN[0, 0].item() for batch in batches}) == 8
-
-
-def test_ranks_share_one_noise_and_use_their_rows_of_it() -> None:
-    def noise(rows: slice) -> Tensor:
-        return batch_noise(rows, 6, 5, seed=1, step=2, phase=3, device=torch.device("cpu"))
-
-    rows = [World(rank, 3, torch.device("cpu")).rows(6) for rank in range(3)]
-    assert torch.equal(torch.cat([noise(part) for part in rows]), noise(slice(0, 6)))
 
 
 def test_the_model_with_the_best_score_is_served_and_patience_ends_training(tmp_path: Path) -> None:
@@ -175,7 +165,7 @@ def test_a_resumed_training_remembers_the_collapse_and_the_best_model(stopped_at
 
 
 def test_a_healthy_model_is_served_as_of_the_last_step(tmp_path: Path) -> None:
-    model, other = Line(), Line()
+    model, other, third = Line(), Line(), Line()
     guard, _ = guard_with_coverage(0.5, 0.9, 0.8, 0.85, steps=8)
     state = train_line(tmp_path / "a", model, [Fit(model)], guard=guard, patience=1)
     unwatched = train_line(tmp_path / "b", other, [Fit(other)])
@@ -183,7 +173,12 @@ def test_a_healthy_model_is_served_as_of_the_last_step(tmp_path: Path) -> None:
     assert (state.served_row, state.scores_since_best) == (None, 0)
     assert torch.equal(state.served().state_dict()["weight"], unwatched.served().state_dict()["weight"])
     guard, _ = guard_with_coverage(0.5, 0.9, steps=8, every=4)
-    assert ["coverage" in row for row in train_line(tmp_path / "c", Line(), [], guard=guard).rows] == [False, True, False, True]
+    assert ["coverage" in row for row in train_line(tmp_path / "c", third, [Fit(third)], guard=guard).rows] == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_the_average_of_a_constant_is_the_constant_without_bias_from_the_start() -> None:
@@ -192,7 +187,7 @@ def test_the_average_of_a_constant_is_the_constant_without_bias_from_the_start()
     with torch.no_grad():
         model.weight.fill_(7.0)
     for step in range(200):
-        average.update(0.999, step)
+        average.update(0.999, step, torch.zeros(()))
     # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: the weight of the first value is negligible
     torch.testing.assert_close(average.model.state_dict()["weight"], torch.tensor([7.0, 7.0]))
 

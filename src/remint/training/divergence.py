@@ -10,19 +10,27 @@ trained with restarts from an earlier checkpoint at a lower learning rate (Zhang
 All ranks reach the same verdict without communication, because it depends on the norm of the gradient, which they share. A
 loss that is not finite on one rank makes the gradient not finite on all (``loop._compute_gradient``). The response is a
 function of the state: a training that was killed between two steps rolls back or fails at the same step as without a kill.
+
+The host does not wait for the device within a step. A flag on the device, ``broken``, is 1 from the first phase that is not
+finite, and masks all that the step writes. The host reads what happened every few steps, at most ``skip_limit`` of them.
+
+Shapes: K steps, C columns of the log, P phases, W ranks.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.errors import StepError
 from remint.models.contract import Phase
@@ -34,52 +42,64 @@ from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
 RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
+READ_EVERY = 5  # maximum number of steps between two readings
 MAX_NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
 
 
-class StepSnapshot:
-    """Copy of everything that a step may change before a phase turns out nonfinite: buffers, and the weights of earlier phases.
+@dataclass
+class _Buffer:
+    """A buffer, its copy, and the version of the tensor at the time of the copy."""
 
-    The last phase's parameters and moments are not in it: they change only after its gradient was found finite.
+    buffers: dict[str, Tensor | None]  # of its module
+    name: str
+    tensor: Tensor
+    copy: Tensor
+    version: int
+
+
+class StepSnapshot:
+    """Copies from before a step, to undo it: buffers, and the weights and moments of all phases but the last.
+
+    The last phase's optimizer does nothing in a broken step, so there is nothing to undo. Nothing here waits for the device.
     """
 
     def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
         every = {id(part): part for module in modules for part in module.modules()}
-        self._buffers = [(part._buffers, name) for part in every.values() for name, _ in part.named_buffers(recurse=False)]
-        self._seen: list[tuple[Tensor, int, Tensor] | None] = [None] * len(self._buffers)  # tensor, its version, a copy
+        self._buffers = [
+            _Buffer(part._buffers, name, tensor, tensor.clone(), tensor._version)
+            for part in every.values()
+            for name, tensor in part.named_buffers(recurse=False)
+        ]
         self._optimizers = optimizers[:-1]
         self._trained: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._optimizers]  # live, copies
 
     @torch.no_grad()
     def save(self) -> None:
-        """Save the current values. A buffer is copied only if it was written to or replaced since the last copy."""
-        for index, (buffers, name) in enumerate(self._buffers):
-            tensor, seen = buffers[name], self._seen[index]
-            assert tensor is not None
-            if seen is None or seen[0] is not tensor or seen[1] != tensor._version:
-                self._seen[index] = (tensor, tensor._version, tensor.clone())
+        """Copy weights and moments. Buffers have their copies: ``undo_where`` renews those that changed."""
         for index, optimizer in enumerate(self._optimizers):
             live, (known, copies) = _optimizer_tensors(optimizer), self._trained[index]
             if len(live) != len(known) or any(one is not other for one, other in zip(live, known, strict=True)):
-                copies = [torch.empty_like(tensor) for tensor in live]  # the first step and a restore create new moment tensors
+                copies = [torch.empty_like(tensor) for tensor in live]  # a restored optimizer has new moment tensors
                 self._trained[index] = (live, copies)
             torch._foreach_copy_(copies, live)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        for (buffers, name), seen in zip(self._buffers, self._seen, strict=True):
-            assert seen is not None
-            tensor, version, copy = seen
-            if tensor._version != version:
-                tensor.copy_(copy)
-            buffers[name] = tensor
-        for optimizer, (live, copies) in zip(self._optimizers, self._trained, strict=True):
-            if len(_optimizer_tensors(optimizer)) != len(live):
-                optimizer.state.clear()
-            torch._foreach_copy_(live, copies)
-        self._seen = [None] * len(self._seen)
+    def undo_where(self, broken: Tensor) -> bool:
+        """Undo the step if ``broken`` is 1, and not if it is 0. Return whether the step wrote to a buffer."""
+        for live, copies in self._trained:  # a step that was made is finite: a weight of 0 or 1 is then exact
+            torch._foreach_lerp_(live, copies, [broken.to(tensor.dtype) for tensor in live])
+        changed = False
+        for buffer in self._buffers:
+            tensor, now = buffer.tensor, buffer.buffers[buffer.name]
+            assert now is not None
+            if now is not tensor or now._version != buffer.version:
+                tensor.copy_(torch.where(broken.bool(), buffer.copy, now))
+                buffer.copy.copy_(tensor)
+                buffer.buffers[buffer.name] = tensor  # a forward may put another tensor in its place
+                buffer.version, changed = tensor._version, True
+        return changed
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
@@ -87,35 +107,75 @@ def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
     return [*group["params"], *(tensor for entries in optimizer.state.values() for tensor in entries.values())]
 
 
-def describe_nonfinite(
-    phase: Phase, loss: Tensor, norm: Tensor, step: int, indices: Iterable[int], world: World
-) -> dict[str, Any]:
-    """Describe a phase whose loss or gradient is not finite, in JSON types. Every rank calls it.
+class StepLog:
+    """Loss and gradient norms of each phase in the steps since the last reading, kept on the device.
 
-    ``indices``: the global batch, as places in the training split.
+    Columns of a phase: its loss, the norm of its gradient, and the norms of its parameters' gradients.
     """
-    every = world.gather(loss).flatten().tolist()
-    finite = all(map(math.isfinite, every))
+
+    def __init__(self, parameters: Sequence[Sequence[nn.Parameter]], every: int, device: torch.device) -> None:
+        self.steps: list[int] = []
+        *starts, width = np.cumsum([0, *(2 + len(own) for own in parameters)]).tolist()
+        self._columns = [slice(start, start + 2 + len(own)) for start, own in zip(starts, parameters, strict=True)]
+        self._log_KC = torch.zeros(every, width, dtype=torch.float64, device=device)
+
+    def begin(self, step: int) -> None:
+        """Begin the entry of a step. ``step``: steps already done."""
+        self.steps.append(step)
+
+    def write(self, phase: int, loss: Tensor, norm: Tensor, norms: Tensor) -> None:
+        """Write the numbers of a phase into the step's entry."""
+        self._log_KC[len(self.steps) - 1, self._columns[phase]] = torch.cat([loss.reshape(1), norm.reshape(1), norms])
+
+    def read(self, world: World) -> Iterator[tuple[int, int | None, list[float], list[float]]]:
+        """Yield of each step: its number, the first phase that broke or None, the losses of all ranks, and the phase's norms.
+
+        The norms are of the whole gradient and of each parameter's. All ranks must call it, and the log is then empty.
+        """
+        steps, self.steps = self.steps, []
+        log_KC = self._log_KC[: len(steps)].cpu()
+        norms_KP = torch.stack([log_KC[:, columns.start + 1] for columns in self._columns], dim=1)
+        if norms_KP.isfinite().all():  # then so it is on all ranks, for they share the gradient
+            yield from ((step, None, [], []) for step in steps)
+            return
+        log_WKC = world.gather(log_KC)
+        for row, step in enumerate(steps):
+            broken = [phase for phase, norm in enumerate(norms_KP[row].tolist()) if not math.isfinite(norm)]
+            columns = self._columns[broken[0]] if broken else slice(0, 1)
+            yield (
+                step,
+                broken[0] if broken else None,
+                log_WKC[:, row, columns.start].tolist(),
+                log_KC[row, columns][1:].tolist(),
+            )
+
+
+def _describe(phase: Phase, losses_W: list[float], norms: list[float], step: int, examples: Iterable[int]) -> dict[str, Any]:
+    """Describe a phase whose loss or gradient is not finite, in JSON types.
+
+    ``norms``: of the whole gradient, then of each parameter's. ``examples``: the global batch, as places in the training split.
+    """
+    finite = all(map(math.isfinite, losses_W))
     weights = {name: parameter.detach() for name, parameter in phase.named_parameters()}
-    gradients = {name: parameter.grad for name, parameter in phase.named_parameters() if parameter.grad is not None}
-    parts = gradients if finite else weights
+    gradients = dict(zip(weights, norms[1:], strict=True))
     names = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if finite:  # else the nonfinite loss has made all gradients nonfinite
-        names += [name for name, gradient in gradients.items() if name not in names and not gradient.isfinite().all()]
-    # All parts may be finite while the norm or the loss overflows: then name the part with the greatest entry.
-    names = names or [max(parts, key=lambda name: float(parts[name].abs().max()))]
+        names += [name for name, norm in gradients.items() if name not in names and not math.isfinite(norm)]
+    # All parts may be finite while the norm or the loss overflows: then name the part that is the greatest.
+    sizes = gradients if finite else {name: float(weight.abs().max()) for name, weight in weights.items()}
+    names = names or [max(sizes, key=lambda name: sizes[name])]
     if finite:
         why = f"the gradient of {names[0]} in phase {phase.name} is not finite"
     else:
-        why = f"the loss of phase {phase.name} is {next(value for value in every if not math.isfinite(value))}"
+        why = f"the loss of phase {phase.name} is {next(value for value in losses_W if not math.isfinite(value))}"
     return {
         "step": step,
         "phase": phase.name,
         "why": why,
-        "losses": [str(value) for value in every],  # of each rank; JSON has no NaN
-        "gradient_norm": str(float(norm)),
-        "parameters": names[:MAX_NAMED],  # not finite, else the one with the greatest entry
-        "examples": [int(index) for index in indices],
+        "losses": [str(value) for value in losses_W],  # of each rank; JSON has no NaN
+        "gradient_norm": str(norms[0]),
+        "parameters": names[:MAX_NAMED],  # not finite, else the greatest one
+        "examples": [int(index) for index in examples],
     }
 
 
@@ -124,25 +184,49 @@ def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
     return settings.rollback_learning_rate ** len(state.rollbacks)
 
 
-def too_many_skips(state: TrainingState, settings: TrainingSettings) -> str | None:
-    """Describe the excess of skipped steps that asks for a rollback; None: the skipped steps are tolerated."""
-    if not state.consecutive_skips:
-        return None
+def steps_between_readings(settings: TrainingSettings) -> int:
+    """Return after how many steps the host reads what became of them: a function of the settings only."""
+    return max(1, min(READ_EVERY, settings.skip_limit))
+
+
+def count_steps(state: TrainingState, log: StepLog, settings: TrainingSettings, examples: int, world: World) -> None:
+    """Count the steps in ``log``, and set ``state.excess`` where too many of them were skipped. All ranks must call it.
+
+    Skipped steps after that are not counted: the rollback undoes them. ``examples``: size of the training split. An event is
+    emitted for the first, the second, the fourth skipped step and so on.
+    """
+    for step, broken, losses_W, norms in log.read(world):
+        if broken is None:
+            state.steps_in_interval += 1
+            state.consecutive_skips = state.consecutive_skips if state.excess else 0
+        elif state.excess is None:
+            indices = batch_indices(examples, settings.batch_size, settings.seed, step)
+            found = _describe(state.phases[broken], losses_W, norms, step, indices)
+            state.skipped += 1
+            state.consecutive_skips += 1
+            state.nonfinite_steps = [*state.nonfinite_steps[1 - MAX_NAMED :], found]
+            if world.leads and state.skipped & (state.skipped - 1) == 0:
+                emit("skipped", step=step + 1, skipped=state.skipped, message=found["why"])
+            if why := _too_many_skips(state, settings, step + 1):
+                state.excess = {"step": step + 1, "why": why}
+
+
+def _too_many_skips(state: TrainingState, settings: TrainingSettings, step: int) -> str | None:
+    """Describe the excess of skipped steps after ``step`` steps; None: they are tolerated."""
     last = f"the last because {state.nonfinite_steps[-1]['why']}"
     if state.consecutive_skips > settings.skip_limit:
         return f"{state.consecutive_skips} steps in a row were skipped, {last}"
     if state.skipped > max(settings.skip_limit, settings.skip_share * settings.steps):
-        return f"{state.skipped} of {state.step} steps were skipped, {last}"
+        return f"{state.skipped} of {step} steps were skipped, {last}"
     return None
 
 
-def count_skip(state: TrainingState, nonfinite: dict[str, Any], world: World) -> None:
-    """Count a skipped step. An event is emitted for the first, the second, the fourth and so on."""
-    state.skipped += 1
-    state.consecutive_skips += 1
-    state.nonfinite_steps = [*state.nonfinite_steps[1 - MAX_NAMED :], nonfinite]
-    if world.leads and state.skipped & (state.skipped - 1) == 0:
-        emit("skipped", step=state.step + 1, skipped=state.skipped, message=nonfinite["why"])
+def due_rollback(state: TrainingState) -> str | None:
+    """Return the reason for a rollback, and set the state's step to that of the last skip; None: none is due."""
+    if state.excess is None:
+        return None
+    state.step = state.excess["step"]  # the steps since then do not count
+    return str(state.excess["why"])
 
 
 def roll_back(

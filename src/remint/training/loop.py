@@ -70,21 +70,25 @@ def training_loop(
     report_progress = _Progress(settings.steps, world)
 
     while state.ending is None:
-        nonfinite = step_runner.run()
-        if nonfinite is not None:
-            divergence.count_skip(state, nonfinite, world)
+        step_runner.run()
         state.step += 1
 
-        problem = divergence.too_many_skips(state, settings)
-        if problem is None and (state.step == settings.steps or state.step % settings.validate_every == 0):
-            problem = curve.end_interval(state, world, score, guard, settings)
-        if problem is not None:
-            divergence.roll_back(state, problem, initial, settings, checkpoints, world)
-            continue
-
-        report_progress(state)
-        stopped = world.any(stop())
+        row_due = state.step == settings.steps or state.step % settings.validate_every == 0
         regular = state.step % settings.checkpoint_every == 0
+        decides = row_due or regular or state.step % divergence.steps_between_readings(settings) == 0
+        if decides:
+            divergence.count_steps(state, step_runner.log, settings, len(x_NX), world)
+            problem = divergence.due_rollback(state)
+            if problem is None and row_due:
+                problem = curve.end_interval(state, world, score, guard, settings)
+            if problem is not None:
+                divergence.roll_back(state, problem, initial, settings, checkpoints, world)
+                continue
+
+        stopped = (decides or world.size == 1) and world.any(stop())
+        if stopped and not decides:
+            divergence.count_steps(state, step_runner.log, settings, len(x_NX), world)
+        report_progress(state)
         if state.ending or stopped or regular:
             _write_checkpoint(state, checkpoints, world, regular=regular)
         if stopped and not state.ending:
@@ -99,8 +103,20 @@ def _initial_state(
     optimizers = [
         AdamW(phase.parameters(), betas=phase.betas, weight_decay=settings.weight_decay, fused=True) for phase in phases
     ]
+    for optimizer in optimizers:
+        _create_moments(optimizer)
     losses_P = torch.zeros(len(phases), dtype=torch.float64, device=world.device)
     return TrainingState(model, phases, optimizers, AveragedModel(model), losses_P, machines=[machine])
+
+
+def _create_moments(optimizer: Optimizer) -> None:
+    """Make the moments of an optimizer, zero, by a step that changes nothing."""
+    (group,) = optimizer.param_groups
+    for parameter in group["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.found_inf = torch.ones((), device=group["params"][0].device)  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 class _StepRunner:
@@ -120,39 +136,40 @@ class _StepRunner:
         self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         half_life = settings.ema_images
         self.ema_decay = settings.ema if half_life is None else 0.5 ** (settings.batch_size / half_life)
-        self.step_losses_P = torch.zeros_like(state.losses_P)
         self.snapshot = divergence.StepSnapshot([state.model, *state.phases], state.optimizers)
         self.parameters = [list(phase.parameters()) for phase in state.phases]  # walking a module takes a tenth of a small step
+        self.log = divergence.StepLog(self.parameters, divergence.READ_EVERY, world.device)
+        self.finite = torch.zeros((), device=world.device)
         if len(self.parameters) == 1:
             _require_gradients(self.parameters[0], enabled=True)  # there is no other phase to keep them from
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self) -> None:
         """Run one step: every phase on one batch, then the average.
 
-        Returns None; or, where the loss or gradient of a phase is not finite, its description. Such a step changes nothing.
+        A step in which the loss or gradient of a phase is not finite changes nothing. ``log`` has what happened.
         """
         settings, step = self.settings, self.state.step
         seed_layers(settings.seed, LAYERS, step, self.world.rank)
-        indices = batch_indices(len(self.x_NX), settings.batch_size, settings.seed, step)
-        x_BX, y_B = self._examples(indices[self.rows])
+        x_BX, y_B = self._examples(batch_indices(len(self.x_NX), settings.batch_size, settings.seed, step)[self.rows])
         learning_rate = self._learning_rate()
+        self.log.begin(step)
         self.snapshot.save()
+        broken, losses = self.finite, []
         for index, phase in enumerate(self.state.phases):
             batch = Batch(x_BX, self._noise(index, phase), step / settings.steps, step, y_B)
             phase.schedule(batch.progress)
             optimizer = self.state.optimizers[index]
             optimizer.param_groups[0].update(lr=learning_rate * phase.learning_rate, betas=phase.betas)
             with _gradients_enabled(self.parameters[index], toggle=len(self.parameters) > 1):
-                loss, norm = _compute_gradient(self.runners[index], self.parameters[index], batch, settings.precision)
-                if not norm.isfinite():
-                    nonfinite = divergence.describe_nonfinite(phase, loss, norm, step, indices, self.world)
-                    self.snapshot.restore()
-                    return nonfinite
-                _step_optimizer(optimizer, norm, settings.gradient_clip)
-            self.step_losses_P[index] = loss
-        self.state.count_step(self.step_losses_P)
-        self.state.average.update(self.ema_decay, step)
-        return None
+                loss, norm, norms = _compute_gradient(self.runners[index], self.parameters[index], batch, settings.precision)
+                self.log.write(index, loss, norm, norms)
+                broken = torch.maximum(broken, (~norm.isfinite()).to(broken.dtype))
+                _step_optimizer(optimizer, norm, settings.gradient_clip, broken)
+            losses.append(loss)
+        self.state.losses_P += torch.where(broken.bool(), 0.0, torch.stack(losses).double())
+        if self.snapshot.undo_where(broken):
+            self.state.average.copy_buffers()
+        self.state.average.update(self.ema_decay, step, broken)
 
     def _examples(self, indices_B: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor | None]:
         """Return these examples of the training split, and their labels."""
@@ -162,10 +179,8 @@ class _StepRunner:
 
     def _noise(self, index: int, phase: Phase) -> Tensor:
         """Return this rank's rows of the noise of one phase."""
-        seed, step, batch_size = self.settings.seed, self.state.step, self.settings.batch_size
-        noise_BN = batch_noise(
-            self.rows, batch_size, phase.noise_size, seed=seed, step=step, phase=index, device=self.world.device
-        )
+        seed, step = self.settings.seed, self.state.step
+        noise_BN = batch_noise(self.rows, phase.noise_size, seed=seed, step=step, phase=index, device=self.world.device)
         return noise_BN.to(self.dtype)
 
     def _learning_rate(self) -> float:
@@ -194,22 +209,29 @@ def _require_gradients(parameters: Sequence[nn.Parameter], *, enabled: bool) -> 
 
 def _compute_gradient(
     runner: nn.Module, parameters: Sequence[nn.Parameter], batch: Batch, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Set the gradients of a phase's parameters; return its loss and their 2-norm, each of shape ().
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Set the gradients of a phase's parameters; return its loss and their 2-norm, of shape (), and each parameter's norm.
 
     The norm is not finite where the gradient is not, and where the loss of any rank is not.
     """
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
     loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
-    return loss.detach(), nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:  # it took no part in this loss
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    norms = torch.stack(torch._foreach_norm(gradients))
+    return loss.detach(), torch.linalg.vector_norm(norms), norms
 
 
-def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float) -> None:
-    """Step a phase's optimizer, with the gradient scaled down to a norm of ``clip`` if it is greater."""
+def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float, broken: Tensor) -> None:
+    """Step a phase's optimizer, unless ``broken`` is 1, with the gradient scaled down to a norm of ``clip`` if it is greater."""
     (group,) = optimizer.param_groups
     if clip:
         nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
+    optimizer.found_inf = broken  # type: ignore[attr-defined]  # read by the fused optimizer on the device
     optimizer.step()
 
 
