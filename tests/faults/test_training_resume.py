@@ -17,7 +17,8 @@ from remint.data.arrays import Dataset
 from remint.errors import Interrupted, RunError, StepError, StorageError
 from remint.records import TrainedModel
 from remint.runtime.processes import stopping
-from remint.training import divergence, guard, loop, train
+from remint.training import guard, train
+from remint.training import step as training_step
 from remint.training.checkpoint import Checkpoints
 from tests.support import training_cases as cases
 from tests.support.trials import Trials
@@ -38,8 +39,8 @@ def dataset(folder: Path) -> Dataset:
 @pytest.fixture
 def restoring_patch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Monkeypatch that undoes cases.signal_at_step and cases.set_infinite_learning_rate at the end."""
-    monkeypatch.setattr(loop, "batch_indices", loop.batch_indices)
-    monkeypatch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
+    monkeypatch.setattr(training_step, "batch_indices", training_step.batch_indices)
+    monkeypatch.setattr(training_step, "rollback_factor", training_step.rollback_factor)
     return monkeypatch
 
 
@@ -98,7 +99,7 @@ def test_resume_at_every_step(trials: Trials, dataset: Dataset, tmp_path: Path, 
             wholes[family] = cases.train_into(recipe, dataset, tmp_path / f"{family}-whole")
         home = tmp_path / f"{family}-{step}"
         with restoring_patch.context() as patch, pytest.raises(Interrupted, match=f"after step {step} of 30"):
-            patch.setattr(loop, "batch_indices", loop.batch_indices)
+            patch.setattr(training_step, "batch_indices", training_step.batch_indices)
             cases.signal_at_step(step - 1, signal.SIGTERM)
             cases.train_into(recipe, dataset, home)
         assert cases.train_into(recipe, dataset, home) == wholes[family]
@@ -119,18 +120,18 @@ def test_twenty_resumes_within_one_run(
         recipe = cases.recipe(family, steps=21)
         whole, home = tmp_path / f"{trial.number}-whole", tmp_path / f"{trial.number}-pieces"
         with restoring_patch.context() as patch:
-            patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
+            patch.setattr(training_step, "rollback_factor", training_step.rollback_factor)
             if diverges:
                 cases.set_infinite_learning_rate(7)
             cases.train_into(recipe, dataset, whole)
-            real, run = loop.batch_indices, list[int]()
+            real, run = training_step.batch_indices, list[int]()
 
             def batch_indices(count: int, batch_size: int, seed: int, step: int, real: Any = real, run: list[int] = run) -> Any:
                 run.append(step)
                 stopping.set()
                 return real(count, batch_size, seed, step)
 
-            patch.setattr(loop, "batch_indices", batch_indices)
+            patch.setattr(training_step, "batch_indices", batch_indices)
             resumes = 0
             while True:
                 try:
@@ -151,7 +152,7 @@ def test_patience_and_the_best_weights_survive_an_interruption(
     recipe = cases.recipe("flow", learning_rate=0.2, final_learning_rate=1.0, validate_every=1, steps=40, patience=3)
     whole = cases.train_into(recipe, dataset, tmp_path / "whole")
     assert whole.steps == whole.best_step + 3 < 40, "the case must be one that patience ends"
-    real = loop.batch_indices
+    real = training_step.batch_indices
 
     def batch_indices(count: int, batch_size: int, seed: int, step: int) -> object:
         if step == whole.best_step + 1:
@@ -159,7 +160,7 @@ def test_patience_and_the_best_weights_survive_an_interruption(
         return real(count, batch_size, seed, step)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "batch_indices", batch_indices)
+        patch.setattr(training_step, "batch_indices", batch_indices)
         cases.train_into(recipe, dataset, tmp_path / "pieces")
     assert cases.train_into(recipe, dataset, tmp_path / "pieces") == whole
     assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
@@ -184,7 +185,7 @@ def test_a_collapse_is_the_same_after_an_interruption(
     whole = cases.train_into(recipe, dataset, tmp_path / "whole")
     assert whole.ended == "collapsed", "the case must be one that the guard ends"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "batch_indices", loop.batch_indices)
+        patch.setattr(training_step, "batch_indices", training_step.batch_indices)
         cases.signal_at_step(whole.steps - 1 - before_the_end, signal.SIGTERM)
         cases.train_into(recipe, dataset, tmp_path / "pieces")
     assert cases.train_into(recipe, dataset, tmp_path / "pieces") == whole
@@ -199,7 +200,7 @@ def test_a_collapsed_training_is_not_continued(dataset: Dataset, tmp_path: Path,
         patch.setattr(train, "_write", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
         cases.train_into(recipe, dataset, tmp_path / "pieces")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batch_indices", lambda *_: pytest.fail("it trained on"))
+        patch.setattr(training_step, "batch_indices", lambda *_: pytest.fail("it trained on"))
         again = cases.train_into(recipe, dataset, tmp_path / "pieces")
     assert again == cases.train_into(recipe, dataset, tmp_path / "whole")
     assert cases.file_contents(tmp_path / "pieces") == cases.file_contents(tmp_path / "whole")
@@ -228,7 +229,7 @@ def test_a_training_that_moved_to_another_machine_records_both(
     recipe = cases.recipe("gan")
     here = cases.train_into(recipe, dataset, tmp_path / "here").fingerprint
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "batch_indices", loop.batch_indices)
+        patch.setattr(training_step, "batch_indices", training_step.batch_indices)
         patch.setattr(train, "fingerprint", lambda *_: {**here, "processor": "another"})
         cases.signal_at_step(4, signal.SIGTERM)
         cases.train_into(recipe, dataset, tmp_path / "moved")
@@ -275,7 +276,7 @@ def test_a_signal_ends_a_training_after_the_step_with_a_checkpoint(
     assert checkpoint_names(tmp_path / "stopped") == ["step-00000003", "step-00000005"]
     (marker,) = (tmp_path / "stopped/checkpoints").glob("*/PREEMPTED")
     with restoring_patch.context() as patch, pytest.raises(StepError, match="looked"):
-        patch.setattr(loop, "seed_layers", lambda *_: (_ for _ in ()).throw(StepError(f"looked: {marker.exists()}")))
+        patch.setattr(training_step, "seed_layers", lambda *_: (_ for _ in ()).throw(StepError(f"looked: {marker.exists()}")))
         cases.train_into(cases.recipe("vae"), dataset, tmp_path / "stopped")
     assert not marker.exists(), "it goes on"
 
@@ -307,14 +308,14 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
         mounted = trial.number % 2 == 0 and small_disk(home / "checkpoints", trial.random.randrange(4, 3 * pages))
         if not mounted:
             step = 3 * trial.random.randrange(1, 5)
-            real = loop.batch_indices
+            real = training_step.batch_indices
 
             def batch_indices(*arguments: Any, step: int = step, offset: int = offset, real: Any = real) -> Any:
                 if arguments[3] == step - 1:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
                 return real(*arguments)
 
-            restoring_patch.setattr(loop, "batch_indices", batch_indices)
+            restoring_patch.setattr(training_step, "batch_indices", batch_indices)
         try:
             with pytest.raises(StorageError, match=r"no room to write .*step-(\d+)") as full:
                 cases.train_into(recipe, dataset, home)
@@ -327,7 +328,7 @@ def test_a_disk_that_is_full_anywhere_costs_the_checkpoint_that_was_being_writte
             if mounted:
                 subprocess.run(["mount", "-o", "remount,size=10m", str(home / "checkpoints")], check=True)
             else:
-                restoring_patch.setattr(loop, "batch_indices", real)
+                restoring_patch.setattr(training_step, "batch_indices", real)
             cases.train_into(recipe, dataset, home)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -362,14 +363,14 @@ def test_a_full_disk_when_the_model_is_written_costs_no_step(
 def test_a_second_run_of_the_same_training_is_refused(
     folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, refused = loop.batch_indices, []
+    real, refused = training_step.batch_indices, []
 
     def batch_indices(count: int, batch_size: int, seed: int, step: int) -> object:
         if step == 5:
             refused.append(train_in_process(folder, tmp_path / "gan"))
         return real(count, batch_size, seed, step)
 
-    monkeypatch.setattr(loop, "batch_indices", batch_indices)
+    monkeypatch.setattr(training_step, "batch_indices", batch_indices)
     cases.train_into(cases.recipe("gan"), dataset, tmp_path / "gan")
     (second,) = refused
     assert second.returncode != 0

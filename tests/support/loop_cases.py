@@ -16,9 +16,10 @@ from remint.distributed.world import World
 from remint.models.contract import Batch, Model, Phase
 from remint.settings.recipe import TrainingSettings
 from remint.training.checkpoint import Checkpoints
-from remint.training.loop import learning_rate_factor, training_loop
+from remint.training.loop import training_loop
 from remint.training.randomness import batch_noise
 from remint.training.state import TrainingState
+from remint.training.step import learning_rate_factor
 
 ONE_PROCESS = World(0, 1, torch.device("cpu"))
 SETTINGS: dict[str, Any] = {

@@ -36,7 +36,8 @@ from remint.models.contract import Batch
 from remint.records import TrainedModel
 from remint.settings import plugins
 from remint.settings.recipe import DatasetSettings, Recipe, TrainingSettings
-from remint.training import divergence, loop, train
+from remint.training import step as training_step
+from remint.training import train
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
 
@@ -104,7 +105,7 @@ def signal_at_step(number: int, sign: signal.Signals, mark: Path | None = None) 
 
     ``mark``: a file that is made before the signal; if it exists, no signal is sent.
     """
-    real, run = loop.batch_indices, iter(range(10**9))
+    real, run = training_step.batch_indices, iter(range(10**9))
 
     def batch_indices(*arguments: Any) -> Any:
         if next(run) == number and not (mark and mark.exists()):
@@ -113,22 +114,22 @@ def signal_at_step(number: int, sign: signal.Signals, mark: Path | None = None) 
             os.kill(os.getpid(), sign)
         return real(*arguments)
 
-    loop.batch_indices = batch_indices  # type: ignore[attr-defined]
+    training_step.batch_indices = batch_indices  # type: ignore[attr-defined]
 
 
 def set_infinite_learning_rate(step: int) -> None:
     """Make the learning rate infinite in that step, until the first rollback. It depends only on the training state."""
-    real = divergence.rollback_factor
+    real = training_step.rollback_factor
 
     def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
         return math.inf if state.step == step and not state.rollbacks else real(state, settings)
 
-    divergence.rollback_factor = rollback_factor
+    training_step.rollback_factor = rollback_factor
 
 
 def set_infinite_gradient(step: int) -> None:
     """Put inf into one parameter's gradient in that step and, two steps later, into the loss, with a finite gradient."""
-    real = loop._compute_gradient
+    real = training_step._compute_gradient
 
     def gradient(runner: nn.Module, parameters: Sequence[nn.Parameter], batch: Batch, precision: str) -> Any:
         if batch.step != step:
@@ -139,7 +140,7 @@ def set_infinite_gradient(step: int) -> None:
         finally:
             hook.remove()
 
-    loop._compute_gradient = gradient
+    training_step._compute_gradient = gradient
 
 
 def use_stock_ddp() -> None:
@@ -185,12 +186,12 @@ def stopped_everywhere(recipe: Recipe, dataset: Dataset, home: Path, first: int,
     case = recipe.family
     train_into(recipe, dataset, home / f"{case}-whole")
     for step in range(first, recipe.training.steps):
-        real = loop.batch_indices
+        real = training_step.batch_indices
         if mine:
             signal_at_step(step - 1, signal.SIGTERM)
         with suppress(Interrupted):
             train_into(recipe, dataset, home / f"{case}-{step}")
-        loop.batch_indices = real  # type: ignore[attr-defined]
+        training_step.batch_indices = real  # type: ignore[attr-defined]
         assert not (home / f"{case}-{step}/out").exists(), "it was not stopped"
         train_into(recipe, dataset, home / f"{case}-{step}")
 

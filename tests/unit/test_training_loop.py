@@ -17,8 +17,8 @@ from remint.records import DataSpec
 from remint.training import guard as guard_module
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
-from remint.training.loop import learning_rate_factor
 from remint.training.state import Ending, Row
+from remint.training.step import learning_rate_factor
 from remint.training.validation import scorer
 from tests.support.loop_cases import ONE_PROCESS, Fit, Line, reference_training, train_line
 

@@ -20,7 +20,7 @@ from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import TrainedModel, digest
 from remint.runtime.manifest import verify
-from remint.training import divergence, loop
+from remint.training import step as training_step
 from tests.support import training_cases as cases
 
 
@@ -123,7 +123,7 @@ def test_every_family_recovers_from_nonfinite_weights(
     """The learning rate is infinite first in the eighth step only, then in all steps from the eighth on, after rollbacks too."""
     several = case.startswith(("gan", "vaegan"))  # two phases; the weights of the first make the second nonfinite
     with monkeypatch.context() as patch:
-        patch.setattr(divergence, "rollback_factor", divergence.rollback_factor)
+        patch.setattr(training_step, "rollback_factor", training_step.rollback_factor)
         cases.set_infinite_learning_rate(7)
         mended = cases.train_into(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "mended")
     assert (mended.ended, mended.steps) == ("finished", 20)
@@ -131,8 +131,8 @@ def test_every_family_recovers_from_nonfinite_weights(
     assert "skipped step=8 skipped=1 " in said if several else "rolled_back step=14 to=6 message=6 steps in a row" in said
     assert all(torch.isfinite(p).all() for p in load_model(tmp_path / "mended/out").parameters())
 
-    real = loop.learning_rate_factor
-    monkeypatch.setattr(loop, "learning_rate_factor", lambda step, *rest: math.inf if step >= 7 else real(step, *rest))
+    real = training_step.learning_rate_factor
+    monkeypatch.setattr(training_step, "learning_rate_factor", lambda step, *rest: math.inf if step >= 7 else real(step, *rest))
     with pytest.raises(StepError, match=f"training diverged at step {14 - several}, after 2 rollbacks: 6 steps in a row"):
         cases.train_into(cases.recipe(case, steps=20, validate_every=20), dataset, tmp_path / "ruined")
     (folder,) = (tmp_path / "ruined/checkpoints").glob("*/diverged")

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from remint.data.arrays import Dataset
 from remint.distributed.machine import deterministic
 from remint.distributed.world import SINGLE_PROCESS
-from remint.training import loop
+from remint.training import step as training_step
 from remint.training.checkpoint import Checkpoints
 from remint.training.train import fit
 from tests.support import training_cases as cases
@@ -43,14 +43,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
 @pytest.mark.parametrize("case", cases.MODELS)
 def test_a_step_reads_nothing_from_the_device(case: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    run = loop._StepRunner.run
+    run = training_step.StepRunner.run
 
     def watched(runner: Any) -> None:
         with Reads() as reads:
             run(runner)
         seen.append(reads.names)
 
-    monkeypatch.setattr(loop._StepRunner, "run", watched)
+    monkeypatch.setattr(training_step.StepRunner, "run", watched)
     fit(cases.recipe(case, gradient_clip=1.0), tiny, SINGLE_PROCESS, Checkpoints(tmp_path, case), lambda: False)
     assert seen == [[]] * cases.SHORT["steps"]
 

@@ -8,27 +8,20 @@ Mixed precision training skips steps in the same way (Micikevicius et al., Mixed
 trained with restarts from an earlier checkpoint at a lower learning rate (Zhang et al., OPT, 2022).
 
 All ranks reach the same verdict without communication, because it depends on the norm of the gradient, which they share. A
-loss that is not finite on one rank makes the gradient not finite on all (``loop._compute_gradient``). The response is a
+loss that is not finite on one rank makes the gradient not finite on all (``step._compute_gradient``). The response is a
 function of the state: a training that was killed between two steps rolls back or fails at the same step as without a kill.
 
-The host does not wait for the device within a step. A flag on the device, ``broken``, is 1 from the first phase that is not
-finite, and masks all that the step writes. The host reads what happened every few steps, at most ``skip_limit`` of them.
-
-Shapes: K steps, C columns of the log, P phases, W ranks.
+The host reads what happened every few steps, at most ``skip_limit`` of them (step.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World
@@ -40,114 +33,12 @@ from remint.settings.recipe import TrainingSettings
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
+from remint.training.step import StepLog, rollback_factor
 
 RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
-READ_EVERY = 5  # maximum number of steps between two readings
 MAX_NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
-
-
-@dataclass
-class _Buffer:
-    """A buffer, its copy, and the version of the tensor at the time of the copy."""
-
-    buffers: dict[str, Tensor | None]  # of its module
-    name: str
-    tensor: Tensor
-    copy: Tensor
-    version: int
-
-
-class StepSnapshot:
-    """Copies from before a step, to undo it: buffers, and the weights and moments of all phases but the last.
-
-    The last phase's optimizer does nothing in a broken step, so there is nothing to undo. Nothing here waits for the device.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
-        every = {id(part): part for module in modules for part in module.modules()}
-        self._buffers = [
-            _Buffer(part._buffers, name, tensor, tensor.clone(), tensor._version)
-            for part in every.values()
-            for name, tensor in part.named_buffers(recurse=False)
-        ]
-        self._optimizers = optimizers[:-1]
-        self._trained: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self._optimizers]  # live, copies
-
-    @torch.no_grad()
-    def save(self) -> None:
-        """Copy weights and moments. Buffers have their copies: ``undo_where`` renews those that changed."""
-        for index, optimizer in enumerate(self._optimizers):
-            live, (known, copies) = _optimizer_tensors(optimizer), self._trained[index]
-            if len(live) != len(known) or any(one is not other for one, other in zip(live, known, strict=True)):
-                copies = [torch.empty_like(tensor) for tensor in live]  # a restored optimizer has new moment tensors
-                self._trained[index] = (live, copies)
-            torch._foreach_copy_(copies, live)
-
-    @torch.no_grad()
-    def undo_where(self, broken: Tensor) -> bool:
-        """Undo the step if ``broken`` is 1, and not if it is 0. Return whether the step wrote to a buffer."""
-        for live, copies in self._trained:  # a step that was made is finite: a weight of 0 or 1 is then exact
-            torch._foreach_lerp_(live, copies, [broken.to(tensor.dtype) for tensor in live])
-        changed = False
-        for buffer in self._buffers:
-            tensor, now = buffer.tensor, buffer.buffers[buffer.name]
-            assert now is not None
-            if now is not tensor or now._version != buffer.version:
-                tensor.copy_(torch.where(broken.bool(), buffer.copy, now))
-                buffer.copy.copy_(tensor)
-                buffer.buffers[buffer.name] = tensor  # a forward may put another tensor in its place
-                buffer.version, changed = tensor._version, True
-        return changed
-
-
-def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
-    (group,) = optimizer.param_groups
-    return [*group["params"], *(tensor for entries in optimizer.state.values() for tensor in entries.values())]
-
-
-class StepLog:
-    """Loss and gradient norms of each phase in the steps since the last reading, kept on the device.
-
-    Columns of a phase: its loss, the norm of its gradient, and the norms of its parameters' gradients.
-    """
-
-    def __init__(self, parameters: Sequence[Sequence[nn.Parameter]], every: int, device: torch.device) -> None:
-        self.steps: list[int] = []
-        *starts, width = np.cumsum([0, *(2 + len(own) for own in parameters)]).tolist()
-        self._columns = [slice(start, start + 2 + len(own)) for start, own in zip(starts, parameters, strict=True)]
-        self._log_KC = torch.zeros(every, width, dtype=torch.float64, device=device)
-
-    def begin(self, step: int) -> None:
-        """Begin the entry of a step. ``step``: steps already done."""
-        self.steps.append(step)
-
-    def write(self, phase: int, loss: Tensor, norm: Tensor, norms: Tensor) -> None:
-        """Write the numbers of a phase into the step's entry."""
-        self._log_KC[len(self.steps) - 1, self._columns[phase]] = torch.cat([loss.reshape(1), norm.reshape(1), norms])
-
-    def read(self, world: World) -> Iterator[tuple[int, int | None, list[float], list[float]]]:
-        """Yield of each step: its number, the first phase that broke or None, the losses of all ranks, and the phase's norms.
-
-        The norms are of the whole gradient and of each parameter's. All ranks must call it, and the log is then empty.
-        """
-        steps, self.steps = self.steps, []
-        log_KC = self._log_KC[: len(steps)].cpu()
-        norms_KP = torch.stack([log_KC[:, columns.start + 1] for columns in self._columns], dim=1)
-        if norms_KP.isfinite().all():  # then so it is on all ranks, for they share the gradient
-            yield from ((step, None, [], []) for step in steps)
-            return
-        log_WKC = world.gather(log_KC)
-        for row, step in enumerate(steps):
-            broken = [phase for phase, norm in enumerate(norms_KP[row].tolist()) if not math.isfinite(norm)]
-            columns = self._columns[broken[0]] if broken else slice(0, 1)
-            yield (
-                step,
-                broken[0] if broken else None,
-                log_WKC[:, row, columns.start].tolist(),
-                log_KC[row, columns][1:].tolist(),
-            )
 
 
 def _describe(phase: Phase, losses_W: list[float], norms: list[float], step: int, examples: Iterable[int]) -> dict[str, Any]:
@@ -177,16 +68,6 @@ def _describe(phase: Phase, losses_W: list[float], norms: list[float], step: int
         "parameters": names[:MAX_NAMED],  # not finite, else the greatest one
         "examples": [int(index) for index in examples],
     }
-
-
-def rollback_factor(state: TrainingState, settings: TrainingSettings) -> float:
-    """Return the factor of the learning rate after the rollbacks so far."""
-    return settings.rollback_learning_rate ** len(state.rollbacks)
-
-
-def steps_between_readings(settings: TrainingSettings) -> int:
-    """Return after how many steps the host reads what became of them: a function of the settings only."""
-    return max(1, min(READ_EVERY, settings.skip_limit))
 
 
 def count_steps(state: TrainingState, log: StepLog, settings: TrainingSettings, examples: int, world: World) -> None:
