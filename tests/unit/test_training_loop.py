@@ -187,7 +187,7 @@ def test_the_average_of_a_constant_is_the_constant_without_bias_from_the_start()
     with torch.no_grad():
         model.weight.fill_(7.0)
     for step in range(200):
-        average.update(0.999, step, torch.zeros(()))
+        average.update(0.999, step)
     # prod (1 + t) / (10 + t) for t < 200 = 9! 200! / 209!: the weight of the first value is negligible
     torch.testing.assert_close(average.model.state_dict()["weight"], torch.tensor([7.0, 7.0]))
 

@@ -7,107 +7,51 @@
 Mixed precision training skips steps in the same way (Micikevicius et al., Mixed precision training, 2018). OPT-175B was
 trained with restarts from an earlier checkpoint at a lower learning rate (Zhang et al., OPT, 2022).
 
-All ranks reach the same verdict without communication, because it depends on the norm of the gradient, which they share. A
-loss that is not finite on one rank makes the gradient not finite on all (``step._compute_gradient``). The response is a
-function of the state: a training that was killed between two steps rolls back or fails at the same step as without a kill.
-
-The host reads what happened every few steps, at most ``skip_limit`` of them (step.py).
+All ranks reach the same verdict without communication, because it depends on the norm of the gradient, which they share. The
+response is a function of the state: a training that was killed between two steps rolls back or fails at the same step as
+without a kill.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from torch import Tensor
 
-from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.errors import StepError
-from remint.models.contract import Phase
 from remint.runtime.events import emit
 from remint.runtime.manifest import whole_folder
 from remint.settings.recipe import TrainingSettings
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import TrainingState
-from remint.training.step import StepLog, rollback_factor
+from remint.training.step import MAX_NAMED, rollback_factor
 
 RECORD, CURVE = "diverged.json", "curve.csv"  # in Checkpoints.diverged
-MAX_NAMED = 10  # maximum number of nonfinite parameters per step, and of such steps, in the record
-
 Saved = tuple[dict[str, Tensor], dict[str, Any]]  # TrainingState.tensors and notes
 
 
-def _describe(phase: Phase, losses_W: list[float], norms: list[float], step: int, examples: Iterable[int]) -> dict[str, Any]:
-    """Describe a phase whose loss or gradient is not finite, in JSON types.
-
-    ``norms``: of the whole gradient, then of each parameter's. ``examples``: the global batch, as places in the training split.
-    """
-    finite = all(map(math.isfinite, losses_W))
-    weights = {name: parameter.detach() for name, parameter in phase.named_parameters()}
-    gradients = dict(zip(weights, norms[1:], strict=True))
-    names = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if finite:  # else the nonfinite loss has made all gradients nonfinite
-        names += [name for name, norm in gradients.items() if name not in names and not math.isfinite(norm)]
-    # All parts may be finite while the norm or the loss overflows: then name the part that is the greatest.
-    sizes = gradients if finite else {name: float(weight.abs().max()) for name, weight in weights.items()}
-    names = names or [max(sizes, key=lambda name: sizes[name])]
-    if finite:
-        why = f"the gradient of {names[0]} in phase {phase.name} is not finite"
-    else:
-        why = f"the loss of phase {phase.name} is {next(value for value in losses_W if not math.isfinite(value))}"
-    return {
-        "step": step,
-        "phase": phase.name,
-        "why": why,
-        "losses": [str(value) for value in losses_W],  # of each rank; JSON has no NaN
-        "gradient_norm": str(norms[0]),
-        "parameters": names[:MAX_NAMED],  # not finite, else the greatest one
-        "examples": [int(index) for index in examples],
-    }
-
-
-def count_steps(state: TrainingState, log: StepLog, settings: TrainingSettings, examples: int, world: World) -> None:
-    """Count the steps in ``log``, and set ``state.excess`` where too many of them were skipped. All ranks must call it.
-
-    Skipped steps after that are not counted: the rollback undoes them. ``examples``: size of the training split. An event is
-    emitted for the first, the second, the fourth skipped step and so on.
-    """
-    for step, broken, losses_W, norms in log.read(world):
-        if broken is None:
-            state.steps_in_interval += 1
-            state.consecutive_skips = state.consecutive_skips if state.excess else 0
-        elif state.excess is None:
-            indices = batch_indices(examples, settings.batch_size, settings.seed, step)
-            found = _describe(state.phases[broken], losses_W, norms, step, indices)
-            state.skipped += 1
-            state.consecutive_skips += 1
-            state.nonfinite_steps = [*state.nonfinite_steps[1 - MAX_NAMED :], found]
-            if world.leads and state.skipped & (state.skipped - 1) == 0:
-                emit("skipped", step=step + 1, skipped=state.skipped, message=found["why"])
-            if why := _too_many_skips(state, settings, step + 1):
-                state.excess = {"step": step + 1, "why": why}
-
-
-def _too_many_skips(state: TrainingState, settings: TrainingSettings, step: int) -> str | None:
-    """Describe the excess of skipped steps after ``step`` steps; None: they are tolerated."""
+def too_many_skips(state: TrainingState, settings: TrainingSettings) -> str | None:
+    """Describe the excess of skipped steps that asks for a rollback; None: the skipped steps are tolerated."""
+    if not state.consecutive_skips:
+        return None
     last = f"the last because {state.nonfinite_steps[-1]['why']}"
     if state.consecutive_skips > settings.skip_limit:
         return f"{state.consecutive_skips} steps in a row were skipped, {last}"
     if state.skipped > max(settings.skip_limit, settings.skip_share * settings.steps):
-        return f"{state.skipped} of {step} steps were skipped, {last}"
+        return f"{state.skipped} of {state.step} steps were skipped, {last}"
     return None
 
 
-def due_rollback(state: TrainingState) -> str | None:
-    """Return the reason for a rollback, and set the state's step to that of the last skip; None: none is due."""
-    if state.excess is None:
-        return None
-    state.step = state.excess["step"]  # the steps since then do not count
-    return str(state.excess["why"])
+def count_skip(state: TrainingState, nonfinite: dict[str, Any], world: World) -> None:
+    """Count a skipped step. An event is emitted for the first, the second, the fourth and so on."""
+    state.skipped += 1
+    state.consecutive_skips += 1
+    state.nonfinite_steps = [*state.nonfinite_steps[1 - MAX_NAMED :], nonfinite]
+    if world.leads and state.skipped & (state.skipped - 1) == 0:
+        emit("skipped", step=state.step + 1, skipped=state.skipped, message=nonfinite["why"])
 
 
 def roll_back(

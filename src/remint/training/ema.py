@@ -29,13 +29,8 @@ class AveragedModel:
         ]
 
     @torch.no_grad()
-    def update(self, decay: float, step: int, broken: Tensor) -> None:
-        """Update the average with the weights after a step, unless ``broken`` is 1. ``step``: number of steps done before it."""
-        kept = 1.0 - broken.to(self._current[0].dtype)
-        weight = kept * (1.0 - min(decay, (1 + step) / (10 + step)))
-        torch._foreach_lerp_(self._average, self._current, [weight] * len(self._current))
-
-    @torch.no_grad()
-    def copy_buffers(self) -> None:
+    def update(self, decay: float, step: int) -> None:
+        """Update the average with the weights after a step. ``step``: number of steps done before it."""
+        torch._foreach_lerp_(self._average, self._current, 1.0 - min(decay, (1 + step) / (10 + step)))
         for average, owner, name in self._buffers:
-            average.copy_(getattr(owner, name))
+            average.copy_(getattr(owner, name))  # looked up anew: a forward may put another tensor in its place

@@ -26,8 +26,10 @@ from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
 from remint.training.state import TrainingState
-from remint.training.step import StepRunner, steps_between_readings
+from remint.training.step import StepRunner
 from remint.training.validation import Score
+
+BLOCK = 5  # steps after which the host looks at the state
 
 
 def training_loop(
@@ -65,31 +67,52 @@ def training_loop(
     step_runner = StepRunner(state, runners, x_NX, y_N, settings, world)
     report_progress = _Progress(settings.steps, world)
 
+    stopped = False
     while state.ending is None:
-        step_runner.run()
-        state.step += 1
+        step_runner.begin_block()
+        while True:
+            step_runner.run(careful=False)
+            state.step += 1
+            report_progress(state)
+            # Ranks must agree to stop, and they do so at the end of a block.
+            stopped = stopped or (world.size == 1 and not _ends_block(state.step, settings) and stop())
+            if stopped or _ends_block(state.step, settings):
+                break
+        reached = state.step
+        problem = _run_carefully(step_runner, state, reached, settings, world) if step_runner.undo_block() else None
+        if problem is None and (state.step == settings.steps or state.step % settings.validate_every == 0):
+            problem = curve.end_interval(state, world, score, guard, settings)
+        if problem is not None:
+            divergence.roll_back(state, problem, initial, settings, checkpoints, world)
+            continue
 
-        row_due = state.step == settings.steps or state.step % settings.validate_every == 0
+        stopped = stopped or world.any(stop())
         regular = state.step % settings.checkpoint_every == 0
-        decides = row_due or regular or state.step % steps_between_readings(settings) == 0
-        if decides:
-            divergence.count_steps(state, step_runner.log, settings, len(x_NX), world)
-            problem = divergence.due_rollback(state)
-            if problem is None and row_due:
-                problem = curve.end_interval(state, world, score, guard, settings)
-            if problem is not None:
-                divergence.roll_back(state, problem, initial, settings, checkpoints, world)
-                continue
-
-        stopped = (decides or world.size == 1) and world.any(stop())
-        if stopped and not decides:
-            divergence.count_steps(state, step_runner.log, settings, len(x_NX), world)
-        report_progress(state)
         if state.ending or stopped or regular:
             _write_checkpoint(state, checkpoints, world, regular=regular)
         if stopped and not state.ending:
             _interrupt(state, settings.steps, world)
+    report_progress(state)
     return state
+
+
+def _ends_block(step: int, settings: TrainingSettings) -> bool:
+    """Return whether the host looks at the state after ``step`` steps: a function of the settings, on all ranks the same."""
+    return step == settings.steps or any(step % n == 0 for n in (BLOCK, settings.validate_every, settings.checkpoint_every))
+
+
+def _run_carefully(runner: StepRunner, state: TrainingState, end: int, settings: TrainingSettings, world: World) -> str | None:
+    """Make the steps up to ``end`` one by one, and skip each that breaks. Return the reason of a rollback; None: none is due."""
+    while state.step < end:
+        runner.begin_block()
+        nonfinite = runner.run(careful=True)
+        if nonfinite is not None:
+            runner.undo_block()
+            divergence.count_skip(state, nonfinite, world)
+        state.step += 1
+        if problem := divergence.too_many_skips(state, settings):
+            return problem
+    return None
 
 
 def _initial_state(

@@ -35,24 +35,28 @@ def batch_noise(rows: slice, size: int, *, seed: int, step: int, phase: int, dev
     generator = np.random.Philox(key=_key(seed, phase), counter=np.array([rows.start * blocks, step, 0, 0], np.uint64))
     words: Any = generator.random_raw(count * blocks * WORDS // 2).view(np.uint32).reshape(count, 2, -1)
     # Box & Muller, A note on the generation of random normal deviates (1958): a radius and an angle make two numbers.
-    radius, angle = words.astype(np.float32).transpose(1, 0, 2) * UNIT
-    radius += UNIT / 2  # log(0) is not finite
-    np.log(radius, out=radius)
-    radius *= -2
-    np.sqrt(radius, out=radius)
-    angle *= np.float32(2 * np.pi)
-    noise = torch.from_numpy(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :size])
+    unit = words.astype(np.float32)
+    unit *= UNIT
+    radius, angle = unit[:, 0], unit[:, 1] * np.float32(2 * np.pi)
+    radius = np.sqrt(np.log(radius + UNIT / 2) * np.float32(-2))  # log(0) is not finite
+    np.multiply(radius, np.cos(angle), out=unit[:, 0])
+    np.multiply(radius, np.sin(angle), out=unit[:, 1])
+    noise = torch.from_numpy(unit.reshape(count, -1)[:, :size])
     return noise if device.type == "cpu" else noise.pin_memory().to(device, non_blocking=True)
 
 
 @lru_cache
 def _key(seed: int, phase: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return np.frombuffer(hashlib.sha256(repr((seed, BATCH, phase)).encode()).digest()[:16], np.uint64)
+    return np.frombuffer(_digest(seed, BATCH, phase)[:16], np.uint64)
+
+
+def _digest(*where: int) -> bytes:
+    return hashlib.sha256(repr(where).encode()).digest()
 
 
 def seed_layers(*where: int) -> None:
     """Seed torch's own generators, of the CPU and of every GPU in use, with ``where``."""
-    word = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0] >> 1)
+    word = int.from_bytes(_digest(*where)[:8], "little") >> 1
     torch.default_generator.manual_seed(word)  # torch.manual_seed takes 0.7 ms: it records a stack trace for GPUs not yet in use
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(word)

@@ -28,7 +28,6 @@ JSON_FIELDS = (
     "skipped",
     "consecutive_skips",
     "nonfinite_steps",
-    "excess",
     "rollback_steps",
     "rollbacks",
     "rows",
@@ -63,7 +62,6 @@ class TrainingState:
     skipped: int = 0  # skipped steps since the start ...
     consecutive_skips: int = 0  # ... and since the last step that was not skipped
     nonfinite_steps: list[dict[str, Any]] = field(default_factory=list)  # the last of them (divergence.describe_nonfinite)
-    excess: dict[str, Any] | None = None  # step and reason of a rollback that is due at the next reading
     rollback_steps: list[int] = field(default_factory=list)  # steps of the last two checkpoints that a rollback may use
     rollbacks: list[dict[str, Any]] = field(default_factory=list)  # start, target and reason of each rollback
     rows: list[Row] = field(default_factory=list)
@@ -96,6 +94,12 @@ class TrainingState:
     def scores_since_best(self) -> int:
         best = self.best_row if self.scored else None
         return sum(row["step"] > best["step"] for row in self.rows) if best else 0
+
+    def count_step(self, losses_P: Tensor) -> None:
+        """Count a step that was not skipped."""
+        self.losses_P += losses_P
+        self.steps_in_interval += 1
+        self.consecutive_skips = 0
 
     def add_row(self, row: Row) -> None:
         """End an interval of the curve: store its row, and the averaged weights if they are the best so far."""
