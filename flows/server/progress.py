@@ -46,6 +46,8 @@ NOTICES = {
     "separator": "{file} is separated by {separator}",
     "decimal_comma": "{file} is read with decimal commas",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
+    "compiling": "torch.compile makes the phases faster; this takes some minutes",
+    "compiled": "compiled in {seconds:.0f} s, which the training's time includes",
     # About a training that continues after a problem:
     "damaged_checkpoint": "{message}; it was set aside as {kept}, and the checkpoint before it is used",
     "skipped": "step {step} was skipped, {skipped} in all so far: {message}",

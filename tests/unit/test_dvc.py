@@ -250,7 +250,7 @@ def test_an_isolated_step_runs_without_the_cache_of_the_home_and_leaves_nothing_
     assert (folder / "outs/x/made").read_text() == "good", "from the remote"
     ran: list[str] = []
     for _ in range(2):
-        job.run_uncached("work", "x", lambda event: ran.append(event["event"]))
+        job.run_uncached("work", "x", lambda event: ran.append(event["event"]), {})
     assert ran.count("started") == 2, "dvc remembers nothing of it"
     assert locked(folder / "dvc.lock", "work@x") == locked(first.folder / "dvc.lock", "work@x")
     assert not (stores / "cache").exists()

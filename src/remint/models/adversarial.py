@@ -102,6 +102,7 @@ class CriticPhase(AdversarialPhase):
     """Phase that trains the critic. The penalty is lazy: added on every n-th step, with n times its weight."""
 
     name: ClassVar[str] = "critic"
+    compilable: ClassVar[bool] = False
     generator: AdversarialGenerator
 
     def __init__(self, critic: nn.Module, generator: AdversarialGenerator, augment: Augment, settings: CriticSettings) -> None:

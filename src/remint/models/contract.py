@@ -110,6 +110,7 @@ class Phase(nn.Module):
     noise_size: int = 0
     learning_rate: float = 1.0  # times training.learning_rate
     betas: tuple[float, float] = (0.9, 0.999)
+    compilable: ClassVar[bool] = True  # False: never compiled, because torch.compile drops the graph of a gradient's gradient
 
     def reference_frozen(self, **modules: nn.Module) -> None:
         """Keep references to modules without registering their parameters."""

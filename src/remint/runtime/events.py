@@ -20,6 +20,7 @@ from remint.runtime.parent import die_with_parent
 
 EVENTS = "REMINT_EVENTS"  # file of events that the flow reads
 RESTORE_ONLY = "REMINT_RESTORE_ONLY"  # set while a flow asks dvc whether a step must run: the step emits would_run and exits
+COMPILE = "REMINT_COMPILE"  # set while a version is rebuilt: on or off, what training.compile: auto chose for it
 WOULD_RUN = 75  # exit status of a step under RESTORE_ONLY
 
 _last_printed: dict[str, float] = {}  # monotonic time of the last line printed for an event

@@ -231,6 +231,8 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 class TrainingSettings(Settings):
     """Length, learning rate, seed and devices of a training."""
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"compile"})  # left out of ``resolved`` at their default: old keys stay
+
     steps: Positive = 1500  # optimizer steps
     batch_size: Positive = 64  # examples per step, over all devices together
     learning_rate: Rate = 2.0e-3
@@ -244,6 +246,7 @@ class TrainingSettings(Settings):
     threads: Positive = 1  # CPU threads of each process
     devices: Positive = 1  # processes: one GPU each, or CPU processes where there is no GPU
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"  # bf16: matrix products only; fp64: everything, for exactness
+    compile: Literal["off", "on", "auto"] = "off"  # phases by torch.compile; auto: if measured to be faster, in long trainings
     validate_every: Positive = 100  # steps between two scores on the validation split
     patience: Count = 0  # scores without a new best after which training stops; 0: never
     collapse: Fraction | None = None  # stop below this sample coverage relative to real data; None: 0.6 if no likelihood; 0: off
@@ -252,6 +255,15 @@ class TrainingSettings(Settings):
     skip_share: Fraction = 0.05  # share of all steps that may be skipped in total, if more than skip_limit; one more: rollback
     rollbacks: Count = 2  # rollbacks to the last good checkpoint; one more: the run fails
     rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # factor on the learning rate at each rollback
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting, defaults filled in, as JSON values."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in self.added_later or value != fields[name].default
+        }
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> TrainingSettings:
@@ -274,7 +286,7 @@ class Recipe(Settings):
             "dataset": self.dataset,
             "family": self.family,
             "model": self.model.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json"),
+            "training": self.training.resolved(),
         }
 
     def without_seed(self) -> dict[str, Any]:

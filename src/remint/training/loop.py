@@ -21,7 +21,7 @@ from remint.errors import Interrupted
 from remint.models.contract import Model, Phase
 from remint.runtime.events import emit
 from remint.settings.recipe import TrainingSettings
-from remint.training import curve, divergence
+from remint.training import compilation, curve, divergence
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
@@ -65,6 +65,7 @@ def training_loop(
     _resume(state, checkpoints, world)
     state.ending = curve.ending(state, guard, settings)
     step_runner = StepRunner(state, runners, x_NX, y_N, settings, world)
+    state.compiled = initial[1]["compiled"] = compilation.choose(step_runner, state, settings, world)
     report_progress = _Progress(settings.steps, world)
 
     stopped = False

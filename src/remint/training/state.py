@@ -32,6 +32,7 @@ JSON_FIELDS = (
     "rollbacks",
     "rows",
     "curves",
+    "compiled",
 )
 
 Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and reached
@@ -68,6 +69,7 @@ class TrainingState:
     curves: Row = field(default_factory=dict)  # last values of the phases' own metrics
     best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, if there is one
     machines: list[dict[str, Any]] = field(default_factory=list)  # fingerprints of all its machines, the current one last
+    compiled: bool | None = None  # whether the phases are compiled; None: not yet decided
     ending: Ending | None = None  # None: the training is not over
 
     @property

@@ -11,6 +11,7 @@ Shapes: N examples, B this process's part of the batch, X the axes of one exampl
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,17 @@ class StepRunner:
         """Begin a block of steps, or one careful step."""
         self.snapshot.save()
         self.broken.zero_()
+
+    def time_steps(self, count: int) -> float:
+        """Make ``count`` steps and undo them. Return the seconds of one."""
+        self.begin_block()
+        began = time.monotonic()
+        for _ in range(count):
+            self.run(careful=False)
+        bool(self.broken)  # waits for the device
+        seconds = time.monotonic() - began
+        self.snapshot.restore()
+        return seconds / count
 
     def undo_block(self) -> bool:
         """Return whether a step since ``begin_block`` broke, and if so undo them all. This waits for the device."""

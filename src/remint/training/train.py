@@ -169,6 +169,8 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
     assert state.ending is not None
     served = state.served_row
     *earlier, machine = state.machines
+    if state.compiled:
+        machine = {**machine, "compiled": True}
     with whole_folder(out) as folder:
         weights_sha256 = save_model(folder, state.served().cpu(), recipe.family, recipe.model, dataset.spec)
         TrainedModel(

@@ -22,6 +22,7 @@ from remint.maintenance.rebuild.compare import Facts
 from remint.maintenance.rebuild.record import BUNDLE, VersionRecords
 from remint.records import TrainedModel
 from remint.runtime import manifest
+from remint.runtime.events import COMPILE
 from remint.runtime.home import Home
 from remint.settings.params import PARAMS, read_params, validate_params
 from remint.stores import git, s3, uncommitted
@@ -120,10 +121,11 @@ def run_steps(build: Build) -> Facts:
         _fetch_feature_files(build, dvc.home)
     features = recorded.features
     dvc.resolve()
+    env = {COMPILE: "on" if recorded.facts.fingerprint.get("compiled") else "off"}
     for step, name in (("prepare", dataset), ("features", features), ("train", pipeline), ("evaluate", pipeline)):
         build.tell("step", name=step)
         began = time.monotonic()
-        dvc.run_uncached(step, name, _reporter(build, step))
+        dvc.run_uncached(step, name, _reporter(build, step), env)
         build.seconds[step] = round(time.monotonic() - began, 2)
     bundle = build.out("trained", pipeline)
     manifest.verify(bundle)

@@ -94,9 +94,10 @@ class Workspace:
         stages: dict[str, Any] = load_safe_yaml((self.folder / "dvc.yaml").read_text())["stages"]
         return stages
 
-    def run_uncached(self, step: str, name: str, on_event: OnEvent) -> None:
+    def run_uncached(self, step: str, name: str, on_event: OnEvent, env: Mapping[str, str]) -> None:
         """Run one step without dvc's run cache, and do not record it there. Raises the error that ended the step."""
-        self._dvc(step, "repro", "--force", "--no-run-cache", "--no-commit", "--single-item", f"{step}@{name}", on_event=on_event)
+        target = f"{step}@{name}"
+        self._dvc(step, "repro", "--force", "--no-run-cache", "--no-commit", "--single-item", target, on_event=on_event, env=env)
 
     def pull(self, *targets: str) -> None:
         """Fetch these steps' outputs, by the checkout's dvc.lock, from the cache, else the remote. Raises VersioningError."""
