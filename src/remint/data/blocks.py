@@ -46,6 +46,11 @@ def check_memory(needed: int, what: str) -> None:
         raise SettingsError(f"{MEMORY}: {what} needs {math.ceil(needed / (1 << 20)):,} MiB at once: set it to at least that")
 
 
+def check_example(shape: Sequence[int], size: int) -> None:
+    """Raise SettingsError if the memory limit is below one example of this shape, which has ``size`` bytes."""
+    check_memory(COPIES * size, f"one example of {' x '.join(map(str, shape))} numbers")
+
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """Array (N, X) that is read block by block, from the first example to the last, any number of times."""
@@ -71,7 +76,7 @@ class Blocks:
 
     def __iter__(self) -> Iterator[Array]:
         """Yield the blocks, in the memory limit. Raises SettingsError if it is below one example."""
-        check_memory(COPIES * self.widest, f"one example of {' x '.join(map(str, self.shape[1:]))} numbers")
+        check_example(self.shape[1:], self.widest)
         return self.read(max(1, min(LARGEST_BLOCK, memory_limit() // COPIES) // max(1, self.widest)))
 
     def examples(self) -> Iterator[Array]:
@@ -135,16 +140,16 @@ def stored(
             for at in range(0, shape[0], rows):
                 x_BX = np.empty((min(rows, shape[0] - at), *shape[1:]), dtype)
                 if order_N is None:
-                    _fill(x_BX, stream, offset + at * size)
+                    fill(x_BX, stream, offset + at * size)
                 else:
                     for place, x_X in zip(order_N[at : at + rows].tolist(), x_BX, strict=True):
-                        _fill(x_X, stream, offset + place * size)
+                        fill(x_X, stream, offset + place * size)
                 yield x_BX
 
     return Blocks(shape, dtype, read, size)
 
 
-def _fill(x: Array, stream: BinaryIO, offset: int) -> None:
+def fill(x: Array, stream: BinaryIO, offset: int) -> None:
     """Fill an array with the bytes at ``offset``. Raises DataError if the file has become too short."""
     free = memoryview(cast(Any, x.reshape(-1).view(np.uint8)))
     while free:

@@ -9,35 +9,49 @@ Whole numbers with leading zeros (02139) are codes: their column stays text.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
 
+from remint.data.blocks import Spool, memory_limit
+from remint.data.lazy import SHARE, LazyTable, check_column_count, check_rows, in_memory, spooled
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.runtime.events import emit
 
 MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", "?")
 SEPARATORS = ";\t|"  # beside the comma
+MOST_BYTES = 2 << 30
+WIDENS = 2  # a table in memory has at most some twice the bytes of its CSV file
 LONGEST_HEADER = 1 << 21  # bytes of the first line that are looked at
 ZERO_PADDED = r"^\s*[-+]?0[0-9]+\s*$"
 DECIMAL_COMMA = r"^\s*[-+]?[0-9]+(,[0-9]+)?\s*$"
 
 
 def read(
-    path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None, label: str | None = None
-) -> pa.Table:
-    """Read a CSV file.
+    path: Path,
+    text: Collection[str],
+    known: DataSpec | None,
+    spool: Spool,
+    header: list[str] | None = None,
+    label: str | None = None,
+) -> LazyTable:
+    """Read a CSV file. The columns of a large one are read in groups, one group in one pass over the file, into the spool.
 
     Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose categories are never missing values
     and whose numbers are never codes, ``header`` column names in place of the first line, ``label`` a column whose dates are read
-    as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark).
+    as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark). Raises SettingsError if a column
+    exceeds the memory limit.
     """
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         first = stream.readline(LONGEST_HEADER)
+    check_column_count(str(path), first.count(b",") + 1)
     encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf8"
     try:
         line = codecs.getincrementaldecoder(encoding)().decode(first)  # which allows a cut last character
@@ -47,49 +61,101 @@ def read(
     categories = {*known.class_names, *(each for column in known.columns for each in column.categories)} if known else set()
     numbers = {column.name for column in known.columns if column.numeric} if known else set()
     missing = [cell for cell in MISSING if cell not in categories]
+    reading = pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0, encoding=encoding)
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=separator)
 
-    def parse(kinds: dict[str, pa.DataType], decimal: str = ".", only: list[str] | None = None) -> pa.Table:
-        return pyarrow.csv.read_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0, encoding=encoding),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=separator),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=kinds,
-                null_values=missing,
-                strings_can_be_null=True,
-                decimal_point=decimal,
-                include_columns=only or [],
-            ),
+    def parse(kinds: dict[str, pa.DataType], decimal: str, only: list[str]) -> pa.Table:
+        converting = pyarrow.csv.ConvertOptions(
+            column_types=kinds, null_values=missing, strings_can_be_null=True, decimal_point=decimal, include_columns=only
         )
+        return pyarrow.csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
 
     try:
-        kinds = {name: pa.string() for name in text}
-        table = parse(kinds)
-        if any(pa.types.is_binary(kind) for kind in table.schema.types):
-            raise DataError(f"{path} is not UTF-8: {_recode(path)}")
-        if len(set(table.column_names)) < len(table.column_names):
-            return table  # the caller refuses it
-        if separator == ";" and any(_all_match(column, DECIMAL_COMMA) for column in _texts(table).values()):
-            if any(pa.types.is_floating(kind) for kind in table.schema.types):
-                raise DataError(f"{path} holds decimal commas in some columns and decimal points in others: use one of them")
-            table = parse(kinds, decimal=",")
+        groups = _groups(path, lambda: header or _names(path, reading, parsing))
+        table = _Groups(path, parse, groups, dict.fromkeys(text, pa.string()))
+        if separator == ";" and table.has_decimal_commas():
+            table.decimal = ","
             emit("decimal_comma", file=path.name)
-        if separator != ",":
-            emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
-        kind_of = dict(zip(table.column_names, table.schema.types, strict=True))
-        whole = {name for name, kind in kind_of.items() if name not in numbers and pa.types.is_integer(kind)}
-        truths = {name for name, kind in kind_of.items() if pa.types.is_boolean(kind)}
-        dates = {name for name, kind in kind_of.items() if name == label and pa.types.is_temporal(kind)}
-        doubtful = [name for name in kind_of if name in whole | truths | dates]  # only their text decides
-        for name, column in _texts(parse(dict.fromkeys(doubtful, pa.string()), only=doubtful)).items() if doubtful else ():
-            place = table.column_names.index(name)
-            if name in truths:
-                words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
-                table = table.set_column(place, pa.field(name, pa.bool_(), metadata=words), table[name])
-            elif name in dates or pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
-                table = table.set_column(place, name, column)
+        decided = (_decide_by_text(each, table.parse_text, numbers, label) for each in table)
+        found = spooled(decided, spool) if len(groups) > 1 else in_memory(next(decided))
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())[:200]}") from error
+    if separator != ",":
+        emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
+    return found
+
+
+def _names(path: Path, reading: pyarrow.csv.ReadOptions, parsing: pyarrow.csv.ParseOptions) -> list[str]:
+    """Return the column names."""
+    with pyarrow.csv.open_csv(path, read_options=reading, parse_options=parsing) as stream:
+        return list(stream.schema.names)
+
+
+def _groups(path: Path, names: Callable[[], list[str]]) -> list[list[str]]:
+    """Return the columns that are read in one pass over the file; one empty group if all of them are."""
+    passes = math.ceil(WIDENS * path.stat().st_size * SHARE / memory_limit())
+    if passes == 1:
+        return [[]]
+    found = names()
+    if len(set(found)) < len(found):
+        return [[]]  # the caller refuses it
+    size = max(1, len(found) // passes)
+    return [found[at : at + size] for at in range(0, len(found), size)]
+
+
+class _Groups:
+    """Groups of columns of a file, each parsed when it is asked for."""
+
+    def __init__(
+        self, path: Path, parse: Callable[..., pa.Table], groups: list[list[str]], kinds: dict[str, pa.DataType]
+    ) -> None:
+        self.path, self.groups, self.kinds, self.decimal = path, groups, kinds, "."
+        self._parse = parse
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for group in self.groups:
+            table = self._parse(self.kinds, self.decimal, group)
+            if any(pa.types.is_binary(kind) for kind in table.schema.types):
+                raise DataError(f"{self.path} is not UTF-8: {_recode(self.path)}")
+            if len(self.groups) > 1:
+                check_rows(table.num_rows)
+            yield table
+
+    def has_decimal_commas(self) -> bool:
+        """Return whether a column holds decimal commas. Raises DataError if another one holds decimal points."""
+        commas = points = False
+        for table in self:
+            if len(set(table.column_names)) < len(table.column_names):
+                return False  # the caller refuses it
+            commas = commas or any(_all_match(column, DECIMAL_COMMA) for column in _texts(table).values())
+            points = points or any(pa.types.is_floating(kind) for kind in table.schema.types)
+        if commas and points:
+            raise DataError(f"{self.path} holds decimal commas in some columns and decimal points in others: use one of them")
+        return commas
+
+    def parse_text(self, names: list[str]) -> pa.Table:
+        """Return columns as the text that the file has."""
+        return self._parse(dict.fromkeys(names, pa.string()), ".", names)
+
+
+def _decide_by_text(
+    table: pa.Table, parse_text: Callable[[list[str]], pa.Table], numbers: Collection[str], label: str | None
+) -> pa.Table:
+    """Return the table with those columns that only their text decides: truth values, dates of a label, and codes."""
+    if len(set(table.column_names)) < len(table.column_names):
+        return table  # the caller refuses it
+    kind_of = dict(zip(table.column_names, table.schema.types, strict=True))
+    whole = {name for name, kind in kind_of.items() if name not in numbers and pa.types.is_integer(kind)}
+    truths = {name for name, kind in kind_of.items() if pa.types.is_boolean(kind)}
+    dates = {name for name, kind in kind_of.items() if name == label and pa.types.is_temporal(kind)}
+    doubtful = [name for name in kind_of if name in whole | truths | dates]
+    for name, column in _texts(parse_text(doubtful)).items() if doubtful else ():
+        place = table.column_names.index(name)
+        if name in truths:
+            words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
+            table = table.set_column(place, pa.field(name, pa.bool_(), metadata=words), table[name])
+        elif name in dates or pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
+            table = table.set_column(place, name, column)
     return table
 
 

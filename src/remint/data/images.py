@@ -6,7 +6,7 @@ Shapes: N examples, B examples of one block, C channels, H height, W width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -220,12 +220,17 @@ def folder_labels(where: str, names: list[str], apart: str | None = None) -> lis
     ``apart``: the folder of the held-out files, and no label. If the others are as deep as these, their first folders are no
     labels either: train/cat/1.png and test/cat/2.png are both of cat.
     """
-    parts = split_paths(names)
+    last: dict[str, str] = {}  # folder -> its last file: the folders alone decide, and are few
+    for name in names:
+        parent = name.rpartition("/")[0]
+        last.pop(parent, None)
+        last[parent] = name
+    parts = split_paths(list(last.values()))
     inside = [part for part in parts if part[0] == apart and len(part) > 1]
     if inside:
         alike = len({len(part) for part in parts}) == 1
         parts = split_paths(["/".join(part[1:] if alike or part[0] == apart else part) for part in parts])
-    depths = {len(part): name for part, name in zip(parts, names, strict=True)}
+    depths = {len(part): name for part, name in zip(parts, last.values(), strict=True)}
     if set(depths) == {1}:
         return None
     tops = sorted({part[0] for part in parts if len(part) > 1})
@@ -241,24 +246,24 @@ def folder_labels(where: str, names: list[str], apart: str | None = None) -> lis
             f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
             f"put all images into one folder, or make a folder for each label with its images directly in it"
         )
-    label_N = [part[0] for part in parts]
-    for label in label_N:
+    label_of = {parent: part[0] for parent, part in zip(last, parts, strict=True)}
+    for label in label_of.values():
         if not label.isprintable():  # includes bytes that are not UTF-8
             raise DataError(f"{where}: the folder {label!r} has a name that cannot be printed: rename it")
-    return label_N
+    return [label_of[name.rpartition("/")[0]] for name in names]
 
 
-def check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
+def check_same_shape(where: str, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
     """Raise DataError if images differ in channels or size: a person must choose to convert or resample."""
     for axis, what, remedy in (
         (slice(0, 1), "channels", "set channels: 1 or 3"),
         (slice(1, 3), "size", "set resize: {size: [H, W]}"),
     ):
-        counts = Counter(shape[axis] for shape in shapes.values())
+        counts = Counter(shape[axis] for shape in shapes)
         if len(counts) > 1:
             (usual, most), *_ = counts.most_common()
-            odd = next(name for name, shape in shapes.items() if shape[axis] != usual)
-            text = "x".join(map(str, usual)), "x".join(map(str, shapes[odd][axis]))
+            odd, other = next((name, shape) for name, shape in zip(names, shapes, strict=True) if shape[axis] != usual)
+            text = "x".join(map(str, usual)), "x".join(map(str, other[axis]))
             raise DataError(
                 f"{where}: the images differ in {what}: {most} of {len(shapes)} have {text[0]}, {odd} has {text[1]}: {remedy}"
             )

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from remint.data.blocks import Spool, stored
+from remint.data.blocks import Spool, check_example, stored
 from remint.data.decoding import KNOWN, Facts, Undecodable, decode_image
 from remint.data.folder import File
 from remint.data.formats import HEAD, identify
@@ -51,8 +51,9 @@ class Found:
     """Files of a source, as they were read."""
 
     facts: Facts
-    file: BinaryIO  # the decoded images, one after the other, in the order of ``shapes``
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the decoded images: C, H, W
+    file: BinaryIO  # the decoded images, one after the other
+    names: list[str] = field(default_factory=list)  # of the decoded images, in the same order
+    shapes: list[tuple[int, ...]] = field(default_factory=list)  # C, H, W of each; equal ones are one object
     misnamed: dict[str, str] = field(default_factory=dict)  # file -> format of its content
     unusable: dict[str, str] = field(default_factory=dict)  # file -> reason
     ignored: list[str] = field(default_factory=list)
@@ -74,7 +75,10 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, spool: Sp
     if known is None and settings.bits is None and used < WHOLE_BITS:
         found.file.truncate(0)
         found = _read_all(where, files, settings, Found(Facts(used, colour), spool.file()))
-    names = sorted(found.shapes)
+    names = sorted(found.names)
+    order_N = None
+    if names != found.names:  # an archive has any order
+        order_N = np.array(sorted(range(len(names)), key=found.names.__getitem__))
     _check_set_aside(where, len(names), dict(sorted(found.unusable.items())), settings.undecodable)
     if not names:
         raise DataError(f"{where} contains no {KNOWN} files ({len(found.ignored)} other files)")
@@ -84,16 +88,13 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, spool: Sp
     if found.misnamed:
         first = min(found.misnamed)
         emit("misnamed", files=len(found.misnamed), first=first, format=found.misnamed[first])
-    check_same_shape(where, {name: found.shapes[name] for name in names})
-    shape, written = found.shapes[names[0]], {name: place for place, name in enumerate(found.shapes)}
-    order_N = np.array([written[name] for name in names])
-    in_order = bool((order_N[1:] > order_N[:-1]).all())  # archives have any order
+    check_same_shape(where, names, found.shapes if order_N is None else [found.shapes[place] for place in order_N])
     label_N = folder_labels(where, names, settings.split.part)
     classes = tuple(sorted(set(label_N or ())))
     place = {name: index for index, name in enumerate(classes)}
     return Raw(
         where=where,
-        x=stored(found.file, (len(names), *shape), np.dtype(np.uint8), order_N=None if in_order else order_N),
+        x=stored(found.file, (len(names), *found.shapes[0]), np.dtype(np.uint8), order_N=order_N),
         y=np.array([place[label] for label in label_N], dtype=np.int64) if label_N else None,
         levels=IMAGE_LEVELS,
         channels_first=True,
@@ -124,7 +125,10 @@ def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, foun
                 content = file.read()
                 before = facts.highest
                 x_CHW = decode_image(content, settings, facts)
-                found.shapes[file.name] = shapes.setdefault(x_CHW.shape, x_CHW.shape)
+                if not shapes:  # here, and not after hours of decoding
+                    check_example(x_CHW.shape, x_CHW.nbytes)
+                found.names.append(file.name)
+                found.shapes.append(shapes.setdefault(x_CHW.shape, x_CHW.shape))
                 if len(shapes) == 1:
                     found.file.write(x_CHW.tobytes())
                 found.brightest = file.name if facts.highest > before else found.brightest

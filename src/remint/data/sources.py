@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from remint.data import archive, folder, formats, idx, images, numpy_files, parts, schema, shipped, snapshots, splits
-from remint.data.blocks import Blocks, Spool, concatenate
+from remint.data.blocks import Blocks, Spool, concatenate, memory_limit
 from remint.data.identity import canonical_examples, choose_rule
 from remint.data.limits import LIMITS, Limits, keep_limits, shown
 from remint.data.schema import SCHEMA, Schema
@@ -83,9 +83,11 @@ def snapshot(
     that of a held-out source is beside it (``fetched_name``). ``schemas``: folder of the stored schemas; without it each
     import learns a new one.
 
-    Raises SettingsError if a source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
-    or other levels than params.yaml, or does not fit its schema.
+    Raises SettingsError if a source is unknown, or if REMINT_MEMORY is no size or too small. Raises DataError if a source is
+    missing, empty or damaged, has another shape or other levels than params.yaml, or does not fit its schema. Raises
+    StorageError if the disk is full.
     """
+    memory_limit()  # a wrong REMINT_MEMORY is refused before anything is read
     known = schema.read_schema(schemas, name, settings)
     with new_folder(out) as folder, Spool(out.parent) as spool:
 
@@ -236,7 +238,7 @@ def _table(name: str, settings: DatasetSettings, source: Path | str, known: Sche
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix.lower() not in TABLES):
         found = f": it holds {len(folder.visible_entries(source))} files" if isinstance(source, Path) and source.is_dir() else ""
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
-    table = tables.read(name, settings, source, known.spec if known else None)
+    table = tables.read(name, settings, source, known.spec if known else None, spool)
     spec = known.spec if known else tables.learn(name, settings, table)
     decisions = {name: reason.text for name, reason in table.reasons.items()}
     divided_by = dividing.arrays(name, settings, table.where, table.dividing)
