@@ -128,7 +128,7 @@ def test_a_sharded_array_reads_as_numpy_does() -> None:
     copy[:] = 0
     assert not np.array_equal(sharded[:5], copy)
     for wrong in (23, [-24], np.array([0, 23])):
-        with pytest.raises(IndexError, match="out of bounds for 23 examples"):
+        with pytest.raises(IndexError, match="out of bounds"):
             sharded[wrong]
     with pytest.raises(ValueError, match="without a copy"):
         np.array(sharded, copy=False)

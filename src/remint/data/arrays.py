@@ -69,34 +69,45 @@ class ShardedArray:
             raise ValueError("an array of several shards cannot be one array without a copy")
         return np.concatenate(self.shards, dtype=dtype or self.dtype, casting="unsafe")
 
+    def __dlpack__(self, **about: Any) -> Any:
+        """Return all examples, copied, as torch.tensor takes them."""
+        return np.asarray(self).__dlpack__(**about)
+
+    def __dlpack_device__(self) -> Any:
+        return self.shards[0].__dlpack_device__()
+
     def __getitem__(self, key: Any) -> Array:
         first, *others = key if isinstance(key, tuple) else (key,)
-        if isinstance(first, slice):
-            found = self._slice(*first.indices(len(self)))
-        else:
-            place_M = np.asarray(first)
-            found = self._take(np.flatnonzero(place_M) if place_M.dtype == bool else place_M)
-        if others:
-            found = found[(*(slice(None),) * (found.ndim - self.ndim + 1), *others)]
-        return found
+        if isinstance(first, slice) and first.step in (None, 1):
+            return self._range(*first.indices(len(self))[:2], (slice(None), *others))
+        place_M = self._places(first)
+        found = self._take(place_M)
+        return found[(*(slice(None),) * place_M.ndim, *others)] if others else found
 
-    def _slice(self, start: int, stop: int, step: int) -> Array:
-        """Return a view if the range lies in one shard, else a copy."""
-        shard = int(np.searchsorted(self.ends, start, side="right"))
-        if step != 1 or shard == len(self.shards):
-            return self._take(np.arange(start, stop, step))
-        parts = []
-        while start < stop:
-            before = int(self.ends[shard]) - len(self.shards[shard])
-            parts.append(self.shards[shard][start - before : stop - before])
-            start, shard = int(self.ends[shard]), shard + 1
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty((0, *self.shape[1:]), self.dtype)])
-
-    def _take(self, place_M: Array) -> Array:
-        """Return a copy of the examples at some places, in their order. Raises IndexError if there is no such place."""
+    def _places(self, key: Any) -> Array:
+        """Return the places that a slice, integers or a mask (N,) mean. Raises IndexError if there is none."""
+        if isinstance(key, slice):
+            return np.arange(*key.indices(len(self)))
+        place_M = np.asarray(key)
+        if place_M.dtype == bool:
+            return np.flatnonzero(place_M)
         place_M = np.where(place_M < 0, place_M + len(self), place_M).astype(np.int64)
         if place_M.size and not (place_M.min() >= 0 and place_M.max() < len(self)):
             raise IndexError(f"an index is out of bounds for {len(self)} examples")
+        return place_M
+
+    def _range(self, start: int, stop: int, key: tuple[Any, ...]) -> Array:
+        """Return ``key`` of the examples start .. stop-1: a view if they lie in one shard, else a copy."""
+        shard = min(int(np.searchsorted(self.ends, start, side="right")), len(self.shards) - 1)
+        parts: list[Array] = []
+        while not parts or start < stop:
+            before = int(self.ends[shard]) - len(self.shards[shard])
+            parts.append(self.shards[shard][start - before : max(start, stop) - before][key])
+            start, shard = int(self.ends[shard]), shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _take(self, place_M: Array) -> Array:
+        """Return a copy of the examples at some places, in their order."""
         x_MX = np.empty((*place_M.shape, *self.shape[1:]), self.dtype)
         shard_M = np.searchsorted(self.ends, place_M, side="right")
         for shard in np.unique(shard_M):

@@ -26,7 +26,7 @@ MEMORY = "REMINT_MEMORY"
 DEFAULT = "1GiB"
 UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}  # powers of 2
 COPIES = 32  # a conversion needs at most so many times the bytes of its block: uint16 in double precision, with masks
-LARGEST_BLOCK = 8 << 20  # bytes; larger blocks are not read faster
+LARGEST_BLOCK = 2 << 20  # bytes; larger blocks are not read faster
 
 Array = np.ndarray[Any, Any]
 
