@@ -73,9 +73,9 @@ def test_columns_that_are_read_one_at_a_time_give_the_same_bytes(
     settings = DatasetSettings.model_validate({"source": name, "missing": missing, **about})
     whole = prepared(tmp_path, settings, "whole")
     assert whole == prepared(tmp_path, settings, "again")
-    monkeypatch.setattr(blocks, "memory_limit", lambda: 64 * ROWS)
+    monkeypatch.setattr(blocks, "memory_limit", lambda: 112 * ROWS)
     for module in (csv_tables, parquet_tables):
-        monkeypatch.setattr(module, "memory_limit", lambda: 64 * ROWS)
+        monkeypatch.setattr(module, "memory_limit", lambda: 112 * ROWS)
         monkeypatch.setattr(module, "in_memory", None)  # which a table of this size must not use
     monkeypatch.setattr(csv_tables, "WIDENS", 50)  # a group for each column
     assert prepared(tmp_path, settings, "lazy") == whole
@@ -103,9 +103,9 @@ def test_a_column_beyond_the_memory_limit_is_refused_in_one_line(
     write(tmp_path, name, pa.table({"a": g.normal(size=rows), "b": g.normal(size=rows), "c": g.normal(size=rows)}))
     settings = DatasetSettings(source=name, kind="table")
     monkeypatch.setenv("REMINT_MEMORY", "2M")
-    with pytest.raises(SettingsError, match=r"^REMINT_MEMORY: one column of 40,000 rows needs 3 MiB at once: set it to at least"):
+    with pytest.raises(SettingsError, match=r"^REMINT_MEMORY: one column of 40,000 rows needs 5 MiB at once: set it to at least"):
         prepared(tmp_path, settings, "out")
-    monkeypatch.setenv("REMINT_MEMORY", "3M")
+    monkeypatch.setenv("REMINT_MEMORY", "5M")
     assert len(np.concatenate(list(snapshots.read_arrays(_snapshot(tmp_path, settings))["x"]))) == rows
 
 

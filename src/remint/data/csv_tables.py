@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import codecs
 import math
+import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute
@@ -31,6 +35,8 @@ LONGEST_HEADER = 1 << 21  # bytes of the first line that are looked at
 ZERO_PADDED = r"^\s*[-+]?0[0-9]+\s*$"
 DECIMAL_COMMA = r"^\s*[-+]?[0-9]+(,[0-9]+)?\s*$"
 
+Part = BinaryIO | None  # a file of some columns; None: the file itself
+
 
 def read(
     path: Path,
@@ -40,7 +46,7 @@ def read(
     header: list[str] | None = None,
     label: str | None = None,
 ) -> LazyTable:
-    """Read a CSV file. The columns of a large one are read in groups, one group in one pass over the file, into the spool.
+    """Read a CSV file. A large one is first divided into files of a few columns each, in the spool.
 
     Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose categories are never missing values
     and whose numbers are never codes, ``header`` column names in place of the first line, ``label`` a column whose dates are read
@@ -64,20 +70,24 @@ def read(
     reading = pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0, encoding=encoding)
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=separator)
 
-    def parse(kinds: dict[str, pa.DataType], decimal: str, only: list[str]) -> pa.Table:
+    def parse(part: Part, kinds: dict[str, pa.DataType], decimal: str, only: list[str]) -> pa.Table:
         converting = pyarrow.csv.ConvertOptions(
             column_types=kinds, null_values=missing, strings_can_be_null=True, decimal_point=decimal, include_columns=only
         )
-        return pyarrow.csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
+        if part is None:
+            return pyarrow.csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
+        options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        with _reopened(part, "rb") as file:
+            return pyarrow.csv.read_csv(file, parse_options=options, convert_options=converting)
 
     try:
-        groups = _groups(path, lambda: header or _names(path, reading, parsing))
-        table = _Groups(path, parse, groups, dict.fromkeys(text, pa.string()))
+        parts = _divide(path, reading, parsing, spool)
+        table = _Parts(path, parts, parse, dict.fromkeys(text, pa.string()))
         if separator == ";" and table.has_decimal_commas():
             table.decimal = ","
             emit("decimal_comma", file=path.name)
-        decided = (_decide_by_text(each, table.parse_text, numbers, label) for each in table)
-        found = spooled(decided, spool) if len(groups) > 1 else in_memory(next(decided))
+        decided = (_decide_by_text(each, partial(table.text, part), numbers, label) for part, each in table)
+        found = spooled(decided, spool) if len(parts) > 1 else in_memory(next(decided))
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())[:200]}") from error
     if separator != ",":
@@ -85,46 +95,60 @@ def read(
     return found
 
 
-def _names(path: Path, reading: pyarrow.csv.ReadOptions, parsing: pyarrow.csv.ParseOptions) -> list[str]:
-    """Return the column names."""
+def _divide(path: Path, reading: pyarrow.csv.ReadOptions, parsing: pyarrow.csv.ParseOptions, spool: Spool) -> list[Part]:
+    """Return files of some columns each, with the text of the cells; [None] if the file is small.
+
+    Arrow finds the type of a column by all of its values, and keeps the text of the whole file until then.
+    """
+    count = math.ceil(WIDENS * path.stat().st_size * SHARE / memory_limit())
+    if count == 1:
+        return [None]
     with pyarrow.csv.open_csv(path, read_options=reading, parse_options=parsing) as stream:
-        return list(stream.schema.names)
+        names = list(stream.schema.names)
+    if len(set(names)) < len(names):
+        return [None]  # the caller refuses it
+    size = max(1, len(names) // count)
+    groups = [names[at : at + size] for at in range(0, len(names), size)]
+    files = [spool.file() for _ in groups]
+    converting = pyarrow.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string()), null_values=[])
+    with ExitStack() as stack:
+        stream = pyarrow.csv.open_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
+        stack.enter_context(stream)
+        writers = []
+        for file, group in zip(files, groups, strict=True):
+            schema = pa.schema([(name, pa.string()) for name in group])
+            writers.append(stack.enter_context(pyarrow.csv.CSVWriter(stack.enter_context(_reopened(file, "wb")), schema)))
+        for batch in stream:
+            for writer, group in zip(writers, groups, strict=True):
+                writer.write_batch(batch.select(group))
+    return [*files]
 
 
-def _groups(path: Path, names: Callable[[], list[str]]) -> list[list[str]]:
-    """Return the columns that are read in one pass over the file; one empty group if all of them are."""
-    passes = math.ceil(WIDENS * path.stat().st_size * SHARE / memory_limit())
-    if passes == 1:
-        return [[]]
-    found = names()
-    if len(set(found)) < len(found):
-        return [[]]  # the caller refuses it
-    size = max(1, len(found) // passes)
-    return [found[at : at + size] for at in range(0, len(found), size)]
+def _reopened(file: BinaryIO, mode: str) -> Any:
+    """Return an open file at its beginning, which Arrow may close."""
+    file.seek(0)
+    return os.fdopen(os.dup(file.fileno()), mode)
 
 
-class _Groups:
-    """Groups of columns of a file, each parsed when it is asked for."""
+class _Parts:
+    """Parts of a file, which have some of its columns each. A part is parsed when it is asked for."""
 
-    def __init__(
-        self, path: Path, parse: Callable[..., pa.Table], groups: list[list[str]], kinds: dict[str, pa.DataType]
-    ) -> None:
-        self.path, self.groups, self.kinds, self.decimal = path, groups, kinds, "."
-        self._parse = parse
+    def __init__(self, path: Path, parts: list[Part], parse: Callable[..., pa.Table], kinds: dict[str, pa.DataType]) -> None:
+        self.path, self.parts, self.parse, self.kinds, self.decimal = path, parts, parse, kinds, "."
 
-    def __iter__(self) -> Iterator[pa.Table]:
-        for group in self.groups:
-            table = self._parse(self.kinds, self.decimal, group)
+    def __iter__(self) -> Iterator[tuple[Part, pa.Table]]:
+        for part in self.parts:
+            table = self.parse(part, self.kinds, self.decimal, [])
             if any(pa.types.is_binary(kind) for kind in table.schema.types):
                 raise DataError(f"{self.path} is not UTF-8: {_recode(self.path)}")
-            if len(self.groups) > 1:
+            if part is not None:
                 check_rows(table.num_rows)
-            yield table
+            yield part, table
 
     def has_decimal_commas(self) -> bool:
         """Return whether a column holds decimal commas. Raises DataError if another one holds decimal points."""
         commas = points = False
-        for table in self:
+        for _, table in self:
             if len(set(table.column_names)) < len(table.column_names):
                 return False  # the caller refuses it
             commas = commas or any(_all_match(column, DECIMAL_COMMA) for column in _texts(table).values())
@@ -133,9 +157,9 @@ class _Groups:
             raise DataError(f"{self.path} holds decimal commas in some columns and decimal points in others: use one of them")
         return commas
 
-    def parse_text(self, names: list[str]) -> pa.Table:
+    def text(self, part: Part, names: list[str]) -> pa.Table:
         """Return columns as the text that the file has."""
-        return self._parse(dict.fromkeys(names, pa.string()), ".", names)
+        return self.parse(part, dict.fromkeys(names, pa.string()), ".", names)
 
 
 def _decide_by_text(

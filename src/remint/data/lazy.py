@@ -20,7 +20,7 @@ from remint.errors import DataError
 MOST_COLUMNS = 10_000
 LONGEST_NAME = 200  # characters
 SHARE = 4  # a table that takes at most this part of the memory limit is read at once
-COLUMN_BYTES = 64  # of each row, while its value in one column is read, checked and converted
+COLUMN_BYTES = 112  # of each row, while one column is read, checked and converted; measured, with what Arrow keeps
 
 Array = np.ndarray[Any, Any]
 
