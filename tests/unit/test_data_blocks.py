@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from remint.data.blocks import Blocks, memory_limit
 from remint.errors import DataError, IntegrityError, SettingsError, StorageError
 from remint.records import DatasetVersion
 from remint.settings.recipe import DatasetSettings, ResizeSettings
+from tests.support.full_disk import full_disk
 
 FOLDER = DatasetSettings(source="pictures")
 Array = np.ndarray[Any, Any]
@@ -224,18 +221,6 @@ def test_a_memory_limit_below_one_example_is_refused(monkeypatch: pytest.MonkeyP
     assert contents(tmp_path / "out") == kept
     monkeypatch.setenv("REMINT_MEMORY", "4M")
     assert prepare(tmp_path) == before
-
-
-@contextlib.contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond ``size`` bytes. The error is EFBIG in place of ENOSPC."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("step", ["spool", "snapshot", "prepare"])

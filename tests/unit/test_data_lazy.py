@@ -13,8 +13,9 @@ import pytest
 
 from remint.data import blocks, csv_tables, lazy, parquet_tables, snapshots, sources, splits
 from remint.data.lazy import Columns, Matrix
-from remint.errors import DataError, SettingsError
+from remint.errors import DataError, SettingsError, StorageError
 from remint.settings.recipe import DatasetSettings
+from tests.support.full_disk import full_disk
 
 ROWS = 400
 SETTINGS: dict[str, Any] = {
@@ -146,3 +147,18 @@ def test_columns_are_read_at_each_access_and_no_earlier() -> None:
     assert list(columns) == ["a", "b", "c"] and list(doubled) == ["c", "a"] and asked == []
     assert [column.to_pylist() for column in doubled.values()] == [["cc"], ["aa"]] and asked == ["c", "a"]
     assert "b" not in doubled and lazy.Columns.of(doubled) is doubled
+
+
+@pytest.mark.parametrize("room", [3_000, 60_000])
+def test_a_full_disk_while_a_large_csv_file_is_divided_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """In the files of columns, and in the file of rows."""
+    g = np.random.default_rng(0)
+    write(tmp_path, "a.csv", pa.table({name: g.normal(size=4_000) for name in "abc"}))
+    monkeypatch.setattr(csv_tables, "WIDENS", 1 << 30)
+    settings = DatasetSettings(source="a.csv", kind="table")
+    with full_disk(room), pytest.raises(StorageError, match=r"no room to write .*out/raw \(File too large\)"):
+        prepared(tmp_path, settings, "out")
+    assert not list((tmp_path / "out").iterdir())
+    assert prepared(tmp_path, settings, "out")
