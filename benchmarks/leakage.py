@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks.pipelines import write
-from remint.data import columns, splits
+from remint.data import columns, identity, splits
 from remint.data.arrays import SPLITS, Split
 from remint.evaluation import leakage
 from remint.records import Column, DataSpec
@@ -70,7 +70,7 @@ def table(kind: str, rows: int, seed: int) -> tuple[DataSpec, Split, Split]:
         for d in range(len(kinds))
     )
     split_N = splits.assign(
-        splits.digests(splits.canonical_rows(x_ND, described), seed, occurrences=False), SplitSettings(seed=seed)
+        identity.digests(identity.canonical_rows(x_ND, described), seed, occurrences=False), SplitSettings(seed=seed)
     )
     x_ND = columns.standardise(x_ND, described)
     parts = {name: Split(x_ND[split_N == index], None) for index, name in enumerate(SPLITS)}

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from remint.data.columns import standardise
+from remint.data.identity import canonical_rows, choose_rule, digests
 from remint.data.limits import Limits
 from remint.data.schema import Schema
-from remint.data.splits import assign, canonical_rows, choose_rule, digests, divide, group_words, learn_limits
+from remint.data.splits import assign, divide, group_words, learn_limits
 from remint.records import Column, DataSpec
 from remint.settings.split import SplitSettings
 

@@ -72,7 +72,7 @@ def _source(path: Path) -> dict[str, Any]:
 
 def _images(path: Path) -> dict[str, Any]:
     """Read a folder of images. Return the number of decoded files, the reasons for the others, and the slowest file."""
-    from remint.data import folder, pictures
+    from remint.data import blocks, folder, pictures
     from remint.settings.recipe import DatasetSettings, ResizeSettings
 
     seconds: dict[str, float] = {}
@@ -84,7 +84,7 @@ def _images(path: Path) -> dict[str, Any]:
             seconds[file.name] = time.process_time() - began
 
     settings = DatasetSettings(source="x", channels=3, resize=ResizeSettings(size=[8, 8]), undecodable=1.0)
-    raw = pictures.read(str(path), folder.Walk(timed), settings)
+    raw = pictures.read(str(path), folder.Walk(timed), settings, blocks.Spool())
     slowest = max(seconds, key=lambda name: seconds[name])
     return {"good": len(raw.x), "aside": dict(raw.set_aside), "slowest": slowest, "seconds": seconds[slowest]}
 

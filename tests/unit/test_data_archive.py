@@ -183,13 +183,13 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from remint.data import archive
+from remint.data import archive, blocks
 from remint.data import pictures
 from remint.errors import DataError
 from remint.settings.recipe import DatasetSettings
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    pictures.read("bomb", archive.files(Path(sys.argv[1])), DatasetSettings(source="x"))
+    pictures.read("bomb", archive.files(Path(sys.argv[1])), DatasetSettings(source="x"), blocks.Spool())
 except DataError as error:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, str(error).splitlines()[0])
 """

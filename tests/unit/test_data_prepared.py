@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from remint.data import arrays, sources, splits
+from remint.data.arrays import ShardedArray
 from remint.errors import DataError, IntegrityError
 from remint.records import DatasetVersion
 from remint.settings.recipe import DatasetSettings
@@ -104,3 +106,29 @@ def test_a_folder_without_prepared_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{}")
     with pytest.raises(IntegrityError, match=r"no readable dataset\.json"):
         arrays.load(tmp_path)
+
+
+def test_a_sharded_array_reads_as_numpy_does() -> None:
+    x_NCHW = np.random.default_rng(0).integers(256, size=(23, 2, 3, 4), dtype=np.uint8)
+    sharded = ShardedArray([x_NCHW[:7], x_NCHW[7:8], x_NCHW[8:]])
+    assert (len(sharded), sharded.shape, sharded.dtype, sharded.ndim) == (23, (23, 2, 3, 4), np.uint8, 4)
+    assert (sharded.size, sharded.nbytes) == (x_NCHW.size, x_NCHW.nbytes)
+    mask_N = np.arange(23) % 3 == 0
+    keys: list[Any] = [*(slice(start, stop) for start in range(-25, 26) for stop in (-30, -3, 0, 5, 7, 8, 23, 40)), slice(None)]
+    keys += [slice(None, None, -2), slice(20, 2, -3), 0, 7, -1, np.int64(22), [3, 1, 22, 3, -23], [], mask_N, ~mask_N & mask_N]
+    keys += [np.array([[8, 1], [22, 6]]), np.array([], np.int64), (slice(None), 1), (slice(4, 9), 0, slice(1, 3)), (5, 1)]
+    keys += [([3, 9], slice(None), 2), (mask_N, 1), (slice(2, 20, 5), ..., 0), np.array([3, 9], np.int32)]
+    for key in keys:
+        expected = x_NCHW[np.array(key, np.int64) if isinstance(key, list) else key]
+        np.testing.assert_array_equal(sharded[key], expected, err_msg=str(key), strict=not isinstance(expected, np.generic))
+    np.testing.assert_array_equal(np.asarray(sharded), x_NCHW, strict=True)
+    np.testing.assert_array_equal(np.array(sharded, dtype=np.float64), x_NCHW.astype(np.float64), strict=True)
+    assert [bytes(x) for x in sharded] == [bytes(x) for x in x_NCHW]
+    copy = sharded[np.arange(5)]
+    copy[:] = 0
+    assert not np.array_equal(sharded[:5], copy)
+    for wrong in (23, [-24], np.array([0, 23])):
+        with pytest.raises(IndexError, match="out of bounds"):
+            sharded[wrong]
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(sharded, copy=False)

@@ -3,6 +3,7 @@
     outs/prepared/NAME/
         dataset.json          records.DatasetVersion; its digest is the dataset version
         SPLIT.npy             images uint8 (N, C, H, W), rows float32 (N, D)
+        SPLIT-00000.npy ..    the same in shards, in place of SPLIT.npy, if they are large (shards.py)
         SPLIT_labels.npy      int64 (N,), if there are labels
         SPLIT_ids.npy         uint64 (N,), of a split by occurrence: digest of content and occurrence
 
@@ -16,9 +17,12 @@ Shapes: N examples, X the axes of one: C, H, W of an image (channels, height, wi
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import ValidationError
@@ -33,11 +37,92 @@ SPLITS = ("train", "validation", "held_out")
 Array = np.ndarray[Any, Any]
 
 
+def shard_names(names: Iterable[str], name: str) -> list[str]:
+    """Return those of ``names`` that are shards of the array ``name``, in order."""
+    found = [each for each in names if re.fullmatch(rf"{re.escape(name)}-\d{{5,}}\.npy", each)]
+    return sorted(found, key=lambda each: (len(each), each))
+
+
+class ShardedArray:
+    """Several memory-mapped arrays, one after the other along the first axis, read as one array (N, X).
+
+    Index it with an integer, a slice, integers or a mask (N,), alone or before indices of the other axes. The result of
+    integers or a mask is a copy, as with numpy. ``np.asarray`` copies all of it into memory.
+    """
+
+    def __init__(self, shards: Sequence[Array]) -> None:
+        self.shards = tuple(shards)
+        self.ends = np.cumsum([len(shard) for shard in shards])
+        self.dtype = shards[0].dtype
+        self.shape: tuple[int, ...] = (int(self.ends[-1]), *shards[0].shape[1:])
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Array]:
+        return (x_X for shard in self.shards for x_X in shard)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("an array of several shards cannot be one array without a copy")
+        return np.concatenate(self.shards, dtype=dtype or self.dtype, casting="unsafe")
+
+    def __dlpack__(self, **about: Any) -> Any:
+        """Return all examples, copied, as torch.tensor takes them."""
+        return np.asarray(self).__dlpack__(**about)
+
+    def __dlpack_device__(self) -> Any:
+        return self.shards[0].__dlpack_device__()
+
+    def __getitem__(self, key: Any) -> Array:
+        first, *others = key if isinstance(key, tuple) else (key,)
+        if isinstance(first, slice) and first.step in (None, 1):
+            return self._range(*first.indices(len(self))[:2], (slice(None), *others))
+        place_M = self._places(first)
+        found = self._take(place_M)
+        return found[(*(slice(None),) * place_M.ndim, *others)] if others else found
+
+    def _places(self, key: Any) -> Array:
+        """Return the places that a slice, integers or a mask (N,) mean. Raises IndexError if there is none."""
+        if isinstance(key, slice):
+            return np.arange(*key.indices(len(self)))
+        place_M = np.asarray(key)
+        if place_M.dtype == bool:
+            return np.flatnonzero(place_M)
+        place_M = np.where(place_M < 0, place_M + len(self), place_M).astype(np.int64)
+        if place_M.size and not (place_M.min() >= 0 and place_M.max() < len(self)):
+            raise IndexError(f"an index is out of bounds for {len(self)} examples")
+        return place_M
+
+    def _range(self, start: int, stop: int, key: tuple[Any, ...]) -> Array:
+        """Return ``key`` of the examples start .. stop-1: a view if they lie in one shard, else a copy."""
+        shard = min(int(np.searchsorted(self.ends, start, side="right")), len(self.shards) - 1)
+        parts: list[Array] = []
+        while not parts or start < stop:
+            before = int(self.ends[shard]) - len(self.shards[shard])
+            parts.append(self.shards[shard][start - before : max(start, stop) - before][key])
+            start, shard = int(self.ends[shard]), shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _take(self, place_M: Array) -> Array:
+        """Return a copy of the examples at some places, in their order."""
+        x_MX = np.empty((*place_M.shape, *self.shape[1:]), self.dtype)
+        shard_M = np.searchsorted(self.ends, place_M, side="right")
+        for shard in np.unique(shard_M):
+            here_M = shard_M == shard
+            x_MX[here_M] = self.shards[shard][place_M[here_M] - (self.ends[shard] - len(self.shards[shard]))]
+        return x_MX
+
+
 @dataclass(frozen=True)
 class Split:
     """The examples of one split."""
 
-    x_NX: Array  # images uint8, values 0 .. levels-1; rows float32 as records.DataSpec says; memory-mapped
+    # Images uint8, values 0 .. levels-1; rows float32 as records.DataSpec says. Memory-mapped: an np.memmap, or a ShardedArray,
+    # which is indexed in the same way.
+    x_NX: Array
     y_N: Array | None  # int64; None without labels
     id_N: Array | None = None  # uint64, of a split by occurrence: examples are the same if these are equal
 
@@ -80,6 +165,7 @@ def _split(folder: Path, version: DatasetVersion, split: str) -> Split:
     def read(name: str) -> Array | None:
         return np.load(folder / name, mmap_mode="r", allow_pickle=False) if name in version.files else None
 
-    x_NX = read(f"{split}.npy")
+    shards = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in shard_names(version.files, split)]
+    x_NX = cast(Array, ShardedArray(shards)) if shards else read(f"{split}.npy")
     assert x_NX is not None
     return Split(x_NX, y_N=read(f"{split}_labels.npy"), id_N=read(f"{split}_ids.npy"))

@@ -9,35 +9,55 @@ Whole numbers with leading zeros (02139) are codes: their column stays text.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection
+import math
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
 
+from remint.data.blocks import Spool, memory_limit
+from remint.data.lazy import SHARE, LazyTable, check_column_count, check_rows, in_memory, spooled
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.runtime.events import emit
 
 MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", "?")
 SEPARATORS = ";\t|"  # beside the comma
+MOST_BYTES = 2 << 30
+WIDENS = 2  # a table in memory has at most some twice the bytes of its CSV file
 LONGEST_HEADER = 1 << 21  # bytes of the first line that are looked at
 ZERO_PADDED = r"^\s*[-+]?0[0-9]+\s*$"
 DECIMAL_COMMA = r"^\s*[-+]?[0-9]+(,[0-9]+)?\s*$"
 
+Part = BinaryIO | None  # a file of some columns; None: the file itself
+
 
 def read(
-    path: Path, text: Collection[str], known: DataSpec | None, header: list[str] | None = None, label: str | None = None
-) -> pa.Table:
-    """Read a CSV file.
+    path: Path,
+    text: Collection[str],
+    known: DataSpec | None,
+    spool: Spool,
+    header: list[str] | None = None,
+    label: str | None = None,
+) -> LazyTable:
+    """Read a CSV file. A large one is first divided into files of a few columns each, in the spool.
 
     Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose categories are never missing values
     and whose numbers are never codes, ``header`` column names in place of the first line, ``label`` a column whose dates are read
-    as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark).
+    as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark). Raises SettingsError if a column
+    exceeds the memory limit.
     """
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     with path.open("rb") as stream:
         first = stream.readline(LONGEST_HEADER)
+    check_column_count(str(path), first.count(b",") + 1)
     encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf8"
     try:
         line = codecs.getincrementaldecoder(encoding)().decode(first)  # which allows a cut last character
@@ -47,49 +67,119 @@ def read(
     categories = {*known.class_names, *(each for column in known.columns for each in column.categories)} if known else set()
     numbers = {column.name for column in known.columns if column.numeric} if known else set()
     missing = [cell for cell in MISSING if cell not in categories]
+    reading = pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0, encoding=encoding)
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=separator)
 
-    def parse(kinds: dict[str, pa.DataType], decimal: str = ".", only: list[str] | None = None) -> pa.Table:
-        return pyarrow.csv.read_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0, encoding=encoding),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=separator),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=kinds,
-                null_values=missing,
-                strings_can_be_null=True,
-                decimal_point=decimal,
-                include_columns=only or [],
-            ),
+    def parse(part: Part, kinds: dict[str, pa.DataType], decimal: str, only: list[str]) -> pa.Table:
+        converting = pyarrow.csv.ConvertOptions(
+            column_types=kinds, null_values=missing, strings_can_be_null=True, decimal_point=decimal, include_columns=only
         )
+        if part is None:
+            return pyarrow.csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
+        options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        with _reopened(part, "rb") as file:
+            return pyarrow.csv.read_csv(file, parse_options=options, convert_options=converting)
 
     try:
-        kinds = {name: pa.string() for name in text}
-        table = parse(kinds)
-        if any(pa.types.is_binary(kind) for kind in table.schema.types):
-            raise DataError(f"{path} is not UTF-8: {_recode(path)}")
-        if len(set(table.column_names)) < len(table.column_names):
-            return table  # the caller refuses it
-        if separator == ";" and any(_all_match(column, DECIMAL_COMMA) for column in _texts(table).values()):
-            if any(pa.types.is_floating(kind) for kind in table.schema.types):
-                raise DataError(f"{path} holds decimal commas in some columns and decimal points in others: use one of them")
-            table = parse(kinds, decimal=",")
+        parts = _divide(path, reading, parsing, spool)
+        table = _Parts(path, parts, parse, dict.fromkeys(text, pa.string()))
+        if separator == ";" and table.has_decimal_commas():
+            table.decimal = ","
             emit("decimal_comma", file=path.name)
-        if separator != ",":
-            emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
-        kind_of = dict(zip(table.column_names, table.schema.types, strict=True))
-        whole = {name for name, kind in kind_of.items() if name not in numbers and pa.types.is_integer(kind)}
-        truths = {name for name, kind in kind_of.items() if pa.types.is_boolean(kind)}
-        dates = {name for name, kind in kind_of.items() if name == label and pa.types.is_temporal(kind)}
-        doubtful = [name for name in kind_of if name in whole | truths | dates]  # only their text decides
-        for name, column in _texts(parse(dict.fromkeys(doubtful, pa.string()), only=doubtful)).items() if doubtful else ():
-            place = table.column_names.index(name)
-            if name in truths:
-                words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
-                table = table.set_column(place, pa.field(name, pa.bool_(), metadata=words), table[name])
-            elif name in dates or pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
-                table = table.set_column(place, name, column)
+        decided = (_decide_by_text(each, partial(table.text, part), numbers, label) for part, each in table)
+        found = spooled(decided, spool) if len(parts) > 1 else in_memory(next(decided))
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())[:200]}") from error
+    if separator != ",":
+        emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
+    return found
+
+
+def _divide(path: Path, reading: pyarrow.csv.ReadOptions, parsing: pyarrow.csv.ParseOptions, spool: Spool) -> list[Part]:
+    """Return files of some columns each, with the text of the cells; [None] if the file is small.
+
+    Arrow finds the type of a column by all of its values, and keeps the text of the whole file until then.
+    """
+    count = math.ceil(WIDENS * path.stat().st_size * SHARE / memory_limit())
+    if count == 1:
+        return [None]
+    with pyarrow.csv.open_csv(path, read_options=reading, parse_options=parsing) as stream:
+        names = list(stream.schema.names)
+    if len(set(names)) < len(names):
+        return [None]  # the caller refuses it
+    size = max(1, len(names) // count)
+    groups = [names[at : at + size] for at in range(0, len(names), size)]
+    files = [spool.file() for _ in groups]
+    converting = pyarrow.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.string()), null_values=[])
+    with ExitStack() as stack:
+        stream = pyarrow.csv.open_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
+        stack.enter_context(stream)
+        writers = []
+        for file, group in zip(files, groups, strict=True):
+            schema = pa.schema([(name, pa.string()) for name in group])
+            writers.append(stack.enter_context(pyarrow.csv.CSVWriter(stack.enter_context(_reopened(file, "wb")), schema)))
+        for batch in stream:
+            for writer, group in zip(writers, groups, strict=True):
+                writer.write_batch(batch.select(group))
+    return [*files]
+
+
+def _reopened(file: BinaryIO, mode: str) -> Any:
+    """Return an open file at its beginning, which Arrow may close."""
+    file.seek(0)
+    return os.fdopen(os.dup(file.fileno()), mode)
+
+
+class _Parts:
+    """Parts of a file, which have some of its columns each. A part is parsed when it is asked for."""
+
+    def __init__(self, path: Path, parts: list[Part], parse: Callable[..., pa.Table], kinds: dict[str, pa.DataType]) -> None:
+        self.path, self.parts, self.parse, self.kinds, self.decimal = path, parts, parse, kinds, "."
+
+    def __iter__(self) -> Iterator[tuple[Part, pa.Table]]:
+        for part in self.parts:
+            table = self.parse(part, self.kinds, self.decimal, [])
+            if any(pa.types.is_binary(kind) for kind in table.schema.types):
+                raise DataError(f"{self.path} is not UTF-8: {_recode(self.path)}")
+            if part is not None:
+                check_rows(table.num_rows)
+            yield part, table
+
+    def has_decimal_commas(self) -> bool:
+        """Return whether a column holds decimal commas. Raises DataError if another one holds decimal points."""
+        commas = points = False
+        for _, table in self:
+            if len(set(table.column_names)) < len(table.column_names):
+                return False  # the caller refuses it
+            commas = commas or any(_all_match(column, DECIMAL_COMMA) for column in _texts(table).values())
+            points = points or any(pa.types.is_floating(kind) for kind in table.schema.types)
+        if commas and points:
+            raise DataError(f"{self.path} holds decimal commas in some columns and decimal points in others: use one of them")
+        return commas
+
+    def text(self, part: Part, names: list[str]) -> pa.Table:
+        """Return columns as the text that the file has."""
+        return self.parse(part, dict.fromkeys(names, pa.string()), ".", names)
+
+
+def _decide_by_text(
+    table: pa.Table, parse_text: Callable[[list[str]], pa.Table], numbers: Collection[str], label: str | None
+) -> pa.Table:
+    """Return the table with those columns that only their text decides: truth values, dates of a label, and codes."""
+    if len(set(table.column_names)) < len(table.column_names):
+        return table  # the caller refuses it
+    kind_of = dict(zip(table.column_names, table.schema.types, strict=True))
+    whole = {name for name, kind in kind_of.items() if name not in numbers and pa.types.is_integer(kind)}
+    truths = {name for name, kind in kind_of.items() if pa.types.is_boolean(kind)}
+    dates = {name for name, kind in kind_of.items() if name == label and pa.types.is_temporal(kind)}
+    doubtful = [name for name in kind_of if name in whole | truths | dates]
+    for name, column in _texts(parse_text(doubtful)).items() if doubtful else ():
+        place = table.column_names.index(name)
+        if name in truths:
+            words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
+            table = table.set_column(place, pa.field(name, pa.bool_(), metadata=words), table[name])
+        elif name in dates or pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
+            table = table.set_column(place, name, column)
     return table
 
 

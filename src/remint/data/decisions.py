@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from remint.data import columns
+from remint.data.lazy import LazyTable
 from remint.errors import DataError
 
 INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|index|level_\d+")
@@ -29,7 +30,7 @@ class Reason:
     categorical: bool = False
 
 
-def find(table: pa.Table, stated: Collection[str], dividing: Collection[str]) -> dict[str, Reason]:
+def find(table: LazyTable, stated: Collection[str], dividing: Collection[str]) -> dict[str, Reason]:
     """Return the decisions about the columns that no setting calls a feature.
 
     ``stated``: the columns that one does, ``dividing``: those that the split is made by.
@@ -51,7 +52,7 @@ def find(table: pa.Table, stated: Collection[str], dividing: Collection[str]) ->
     return found
 
 
-def _pandas(table: pa.Table) -> tuple[set[str], set[str]]:
+def _pandas(table: LazyTable) -> tuple[set[str], set[str]]:
     """Return the columns that pandas saved as an index, and those that it saved as categories. Invalid metadata names none."""
     try:
         metadata = table.schema.pandas_metadata or {}

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from remint.data import columns, decisions, splits
 from remint.data.columns import UnusableColumn
+from remint.data.lazy import LazyTable
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.settings.base import did_you_mean
@@ -36,7 +37,7 @@ def text_columns(settings: DatasetSettings, known: DataSpec | None) -> set[str]:
     return set() if group is None or (learnt and group not in settings.numeric) else {group}
 
 
-def select(name: str, settings: DatasetSettings, where: str, table: pa.Table) -> dict[str, pa.ChunkedArray]:
+def select(name: str, settings: DatasetSettings, where: str, table: LazyTable) -> dict[str, pa.ChunkedArray]:
     """Return the dividing columns by their key: groups as they are, times as ``_times`` returns them.
 
     Raises DataError if the table lacks one, or if a column of times holds other values.

@@ -16,11 +16,12 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from remint.data.archive import check_limits
+from remint.data.archive import BLOCK, check_limits
+from remint.data.blocks import Blocks, Spool, concatenate, stored
 from remint.data.folder import check_regular, visible_entries
 from remint.data.values import IMAGE_LEVELS, Raw
 from remint.errors import DataError
@@ -37,7 +38,7 @@ def has_idx_files(folder: Path) -> bool:
     return any(NAME.fullmatch(path.name) for path in visible_entries(folder))
 
 
-def read(folder: Path) -> Raw:
+def read(folder: Path, spool: Spool) -> Raw:
     """Read the images of all IDX files in ``folder``, in the order of their names, and the labels if present.
 
     Raises DataError, which names the file, if one is damaged, missing or present twice.
@@ -56,31 +57,35 @@ def read(folder: Path) -> Raw:
         raise DataError(
             f"{folder} contains no IDX images: add files such as train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
         )
-    images = [_array(found["images", part], axes=3) for part in parts]
+    images = [_array(found["images", part], 3, spool) for part in parts]
     if len({x_NHW.shape[1:] for x_NHW in images}) > 1:
         sizes = ", ".join(f"{found['images', part].name} {x.shape[1:]}" for part, x in zip(parts, images, strict=True))
         raise DataError(f"{folder}: the images differ in size: {sizes}")
     y_N = None
     if any(what == "labels" for what, _ in found):
-        y_N = np.concatenate([_labels(folder, found, part, len(x)) for part, x in zip(parts, images, strict=True)])
+        y_N = np.concatenate([_labels(folder, found, part, len(x), spool) for part, x in zip(parts, images, strict=True)])
     names = [f"{part.rstrip('-_.')}/{index}" for part, x in zip(parts, images, strict=True) for index in range(len(x))]
-    return Raw(where=str(folder), x=np.concatenate(images), y=y_N, levels=IMAGE_LEVELS, names=tuple(names))
+    return Raw(where=str(folder), x=concatenate(images), y=y_N, levels=IMAGE_LEVELS, names=tuple(names))
 
 
-def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: int) -> Array:
+def _labels(folder: Path, found: dict[tuple[str, str], Path], part: str, count: int, spool: Spool) -> Array:
     if ("labels", part) not in found:
         raise DataError(
             f"{folder}: {found['images', part].name} has no labels, but other parts have: add its labels, or remove all labels"
         )
     path = found["labels", part]
-    y_N = _array(path, axes=1)
+    labels = _array(path, 1, spool)
+    y_N = np.concatenate([*labels, np.empty(0, np.uint8)])
     if len(y_N) != count:
         raise DataError(f"{path} has {len(y_N)} labels for {count} images: one of the two files is incomplete")
     return y_N
 
 
-def _array(path: Path, axes: int) -> Array:
-    """Return the array of one file, gzipped or not, as its content says. Its length must be exactly the one in the header."""
+def _array(path: Path, axes: int, spool: Spool) -> Blocks:
+    """Return the array of one file, gzipped or not, as its content says. Its length must be exactly the one in the header.
+
+    The content of a gzipped file is unpacked into the spool.
+    """
     try:
         with path.open("rb") as stream:
             packed = stream.read(len(GZIP)) == GZIP
@@ -92,12 +97,21 @@ def _array(path: Path, axes: int) -> Array:
                 raise DataError(f"{path} is not an IDX file of bytes with {axes} axes: its header has other values")
             size = math.prod(shape)
             check_limits(path, 1, size, path.stat().st_size)
-            content = stream.read(size + 1)
+            offset = stream.tell()
+            file, length = _unpack(stream, size, spool) if packed else (path, path.stat().st_size - offset)
     except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
         raise DataError(f"{path} is not an IDX file, or is damaged ({type(error).__name__}): fetch it again") from error
-    if len(content) != size:
+    if length != size:
         raise DataError(
-            f"{path} holds {'more' if len(content) > size else 'fewer'} than the {size:,} bytes given in its header: "
-            "fetch it again"
+            f"{path} holds {'more' if length > size else 'fewer'} than the {size:,} bytes given in its header: fetch it again"
         )
-    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+    return stored(file, tuple(shape), np.dtype(np.uint8), 0 if packed else offset)
+
+
+def _unpack(stream: gzip.GzipFile | BinaryIO, size: int, spool: Spool) -> tuple[BinaryIO, int]:
+    """Return a file with the next ``size`` bytes, and their number: fewer if the stream ends early, more if it goes on."""
+    file, length = spool.file(), 0
+    while length <= size and (content := stream.read(min(BLOCK, size + 1 - length))):
+        file.write(content)
+        length += len(content)
+    return file, length

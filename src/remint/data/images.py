@@ -1,18 +1,19 @@
 """Checks and conversions of images to the form of every later step: uint8 (N, C, H, W), values 0 .. levels-1, one size.
 
-Shapes: N examples, C channels, H height, W width.
+Shapes: N examples, B examples of one block, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from remint.data.blocks import Blocks
 from remint.data.folder import split_paths
 from remint.data.values import WHOLE_BITS, Raw, Values, read_values
 from remint.errors import DataError
@@ -31,7 +32,7 @@ Array = np.ndarray[Any, Any]
 class Images:
     """Checked images: arrays, their spec, and each decision that is not obvious, by its subject."""
 
-    x_NCHW: Array
+    x_NCHW: Blocks
     y_N: Array | None
     spec: DataSpec
     decisions: Mapping[str, str]
@@ -71,9 +72,11 @@ def check_images(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec
             f"{settings.channels}: remove the setting, which only converts image files"
         )
     values = read_values(name, settings, raw, x_NCHW, known)
-    x_NCHW = np.ascontiguousarray(values.x_NCHW, dtype=np.uint8)
-    if settings.resize is not None:
-        x_NCHW = resize_images(x_NCHW, settings.resize, values.levels)
+    x_NCHW = values.x_NCHW.map(lambda x_BCHW: np.ascontiguousarray(x_BCHW, dtype=np.uint8))
+    resize = settings.resize
+    if resize is not None:
+        resize_images(np.zeros((1, *x_NCHW.shape[1:]), np.uint8), resize, values.levels)  # an error is raised here, not later
+        x_NCHW = x_NCHW.map(lambda x_BCHW: resize_images(x_BCHW, resize, values.levels))
     return replace(values, x_NCHW=x_NCHW)
 
 
@@ -111,7 +114,7 @@ def resize_image(image: Image.Image, resize: ResizeSettings) -> Image.Image:
     return image.resize((width, height), method, box=(left, top, left + part_width, top + part_height))
 
 
-def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
+def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Blocks:
     """Return (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W).
 
     With ``shape:`` in params.yaml the array must have that shape, channels first or last. Without it, the axis of length
@@ -120,22 +123,22 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
     x = raw.x
     if raw.channels_first and settings.shape in (None, list(x.shape[1:])):
         return x
-    if x.ndim == 3:
-        x = x[:, None]
-    if x.ndim != 4:
+    if len(x.shape) == 3:
+        x = x.map(lambda x_BHW: x_BHW[:, None])
+    if len(x.shape) != 4:
         raise DataError(f"{raw.where}: x has shape {raw.x.shape}: expected (N, H, W), (N, C, H, W) or (N, H, W, C)")
     if settings.shape is not None:
         c, h, w = settings.shape
         if x.shape[1:] == (c, h, w):
             return x
         if x.shape[1:] == (h, w, c):
-            return x.transpose(0, 3, 1, 2)
+            return x.map(_to_channels_first)
         raise DataError(
             f"{raw.where}: x has images of shape {raw.x.shape[1:]}, but params.yaml: datasets.{name}.shape is "
             f"{settings.shape} (C, H, W): to resize the images, set resize: {{size: [{h}, {w}]}} in place of shape; "
             "else correct one of them"
         )
-    if raw.x.ndim == 3:
+    if len(raw.x.shape) == 3:
         return x
     first, last = x.shape[1] in CHANNELS, x.shape[3] in CHANNELS
     if first == last:
@@ -143,7 +146,11 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Array:
             f"{raw.where}: x has shape {raw.x.shape}, and its channel axis is ambiguous: "
             f"set datasets.{name}.shape in params.yaml to [C, H, W]"
         )
-    return x if first else x.transpose(0, 3, 1, 2)
+    return x if first else x.map(_to_channels_first)
+
+
+def _to_channels_first(x_BHWC: Array) -> Array:
+    return x_BHWC.transpose(0, 3, 1, 2)
 
 
 def check_labels(raw: Raw, count: int, known: DataSpec | None) -> tuple[Array, tuple[str, ...], str]:
@@ -176,7 +183,7 @@ def check_labels(raw: Raw, count: int, known: DataSpec | None) -> tuple[Array, t
     return place_N.astype(np.int64), tuple(map(str, number_K.tolist())), decision
 
 
-def conform(found: Images, known: DataSpec) -> tuple[dict[str, Array], list[str]]:
+def conform(found: Images, known: DataSpec) -> tuple[dict[str, Any], list[str]]:
     """Return x and y in the form of the schema ``known``, and a description of each difference from it."""
     if known.is_table:
         return {}, ["was a table, is now images"]
@@ -189,7 +196,7 @@ def conform(found: Images, known: DataSpec) -> tuple[dict[str, Array], list[str]
     ):
         if was != now:
             differences.append(f"{what}: was {was}, is now {now}")
-    arrays = {"x": found.x_NCHW}
+    arrays: dict[str, Any] = {"x": found.x_NCHW}
     if y_N is None or known.classes == 0:
         if (y_N is None) != (known.classes == 0):
             differences.append(
@@ -213,12 +220,17 @@ def folder_labels(where: str, names: list[str], apart: str | None = None) -> lis
     ``apart``: the folder of the held-out files, and no label. If the others are as deep as these, their first folders are no
     labels either: train/cat/1.png and test/cat/2.png are both of cat.
     """
-    parts = split_paths(names)
+    last: dict[str, str] = {}  # folder -> its last file: the folders alone decide, and are few
+    for name in names:
+        parent = name.rpartition("/")[0]
+        last.pop(parent, None)
+        last[parent] = name
+    parts = split_paths(list(last.values()))
     inside = [part for part in parts if part[0] == apart and len(part) > 1]
     if inside:
         alike = len({len(part) for part in parts}) == 1
         parts = split_paths(["/".join(part[1:] if alike or part[0] == apart else part) for part in parts])
-    depths = {len(part): name for part, name in zip(parts, names, strict=True)}
+    depths = {len(part): name for part, name in zip(parts, last.values(), strict=True)}
     if set(depths) == {1}:
         return None
     tops = sorted({part[0] for part in parts if len(part) > 1})
@@ -234,24 +246,24 @@ def folder_labels(where: str, names: list[str], apart: str | None = None) -> lis
             f"{where}: {depths[max(depths)]} is {max(depths) - 1} folders deep and {depths[min(depths)]} {min(depths) - 1}: "
             f"put all images into one folder, or make a folder for each label with its images directly in it"
         )
-    label_N = [part[0] for part in parts]
-    for label in label_N:
+    label_of = {parent: part[0] for parent, part in zip(last, parts, strict=True)}
+    for label in label_of.values():
         if not label.isprintable():  # includes bytes that are not UTF-8
             raise DataError(f"{where}: the folder {label!r} has a name that cannot be printed: rename it")
-    return label_N
+    return [label_of[name.rpartition("/")[0]] for name in names]
 
 
-def check_same_shape(where: str, shapes: dict[str, tuple[int, ...]]) -> None:
+def check_same_shape(where: str, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
     """Raise DataError if images differ in channels or size: a person must choose to convert or resample."""
     for axis, what, remedy in (
         (slice(0, 1), "channels", "set channels: 1 or 3"),
         (slice(1, 3), "size", "set resize: {size: [H, W]}"),
     ):
-        counts = Counter(shape[axis] for shape in shapes.values())
+        counts = Counter(shape[axis] for shape in shapes)
         if len(counts) > 1:
             (usual, most), *_ = counts.most_common()
-            odd = next(name for name, shape in shapes.items() if shape[axis] != usual)
-            text = "x".join(map(str, usual)), "x".join(map(str, shapes[odd][axis]))
+            odd, other = next((name, shape) for name, shape in zip(names, shapes, strict=True) if shape[axis] != usual)
+            text = "x".join(map(str, usual)), "x".join(map(str, other[axis]))
             raise DataError(
                 f"{where}: the images differ in {what}: {most} of {len(shapes)} have {text[0]}, {odd} has {text[1]}: {remedy}"
             )

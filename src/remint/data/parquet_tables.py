@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,24 +12,47 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from remint.data import columns
+from remint.data.blocks import check_memory, memory_limit
+from remint.data.lazy import SHARE, Columns, LazyTable, check_rows, in_memory
 from remint.errors import DataError
 
 MOST_VALUES = 1 << 28  # 2 GiB in double precision
 MOST_BYTES = 2 << 30  # of the decoded text
 ROWS = 1 << 16  # in one batch
+TEXT_COPIES = 3  # of a column of text, while it is converted
 
 
-def read(path: Path) -> pa.Table:
-    """Read a Parquet file. Raises DataError if it is none, or too large once unpacked."""
+def read(path: Path) -> LazyTable:
+    """Read a Parquet file. The columns of a large one are read one at a time.
+
+    Raises DataError if it is none, or too large once unpacked. Raises SettingsError if a column exceeds the memory limit.
+    """
+    with _damage_as_data_error(path), pyarrow.parquet.ParquetFile(path) as file:
+        rows, width = file.metadata.num_rows, file.metadata.num_columns
+        if rows * width > MOST_VALUES:
+            raise DataError(
+                f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: use fewer rows or columns"
+            )
+        check_rows(rows)
+        text = _check_unpacked_size(path, file)
+        if 8 * rows * width + text <= memory_limit() // SHARE:
+            return in_memory(file.read())
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            names = []  # the caller refuses two of one name
+        read = {name: partial(_column, path, file.metadata, name) for name in names}
+        return LazyTable(file.schema_arrow, rows, Columns(read))
+
+
+def _column(path: Path, metadata: pyarrow.parquet.FileMetaData, name: str) -> pa.ChunkedArray:
+    with _damage_as_data_error(path), pyarrow.parquet.ParquetFile(path, metadata=metadata) as file:
+        return file.read(columns=[name])[name]
+
+
+@contextmanager
+def _damage_as_data_error(path: Path) -> Iterator[None]:
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            rows, width = file.metadata.num_rows, file.metadata.num_columns
-            if rows * width > MOST_VALUES:
-                raise DataError(
-                    f"{path} holds {rows:,} rows of {width} columns, more than {MOST_VALUES:,} values: use fewer rows or columns"
-                )
-            _check_unpacked_size(path, file)
-            return file.read()
+        yield
     except (pa.ArrowException, ValueError, MemoryError) as error:
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
     except OSError as error:  # Arrow's errors have no errno; errors of the disk have one
@@ -35,21 +61,28 @@ def read(path: Path) -> pa.Table:
         raise DataError(f"{path} is not a Parquet table, or is damaged: {_one_line(error)}") from error
 
 
-def _check_unpacked_size(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
-    """Raise DataError if the data are too large once decompressed, or once dictionary texts are repeated for each row."""
+def _check_unpacked_size(path: Path, file: pyarrow.parquet.ParquetFile) -> int:
+    """Return the bytes of the text.
+
+    Raises DataError if the data are too large once decompressed, or once dictionary texts are repeated for each row.
+    """
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    total = sum(group.total_byte_size for group in groups)
-    if total > MOST_BYTES:
-        raise DataError(f"{path} unpacks to {total >> 20:,} MiB, more than {MOST_BYTES >> 20:,}: use fewer rows")
+    unpacked = sum(group.total_byte_size for group in groups)
+    if unpacked > MOST_BYTES:
+        raise DataError(f"{path} unpacks to {unpacked >> 20:,} MiB, more than {MOST_BYTES >> 20:,}: use fewer rows")
     texts = [field.name for field in file.schema_arrow if columns.is_text_type(field.type)]
     if not texts:
-        return
-    total = 0
+        return 0
+    total = dict.fromkeys(texts, 0)
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as packed:
         for batch in packed.iter_batches(ROWS, columns=texts):
-            total += sum(_expanded_bytes(batch.column(name)) for name in texts)
-            if total > MOST_BYTES:
+            for name in texts:
+                total[name] += _expanded_bytes(batch.column(name))
+            if sum(total.values()) > MOST_BYTES:
                 raise DataError(f"{path} holds more than {MOST_BYTES >> 20:,} MiB of text: drop its longest columns")
+    longest = max(texts, key=lambda name: total[name])
+    check_memory(TEXT_COPIES * total[longest], f"the text of column '{longest[:40]}'")
+    return sum(total.values())
 
 
 def _expanded_bytes(column: pa.Array) -> int:

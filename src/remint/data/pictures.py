@@ -8,6 +8,8 @@ Decoding rotates the image by its EXIF orientation, takes the first frame of an 
 divides values in 16 bits by one number for all files (values.py, setting ``bits``), converts to grey or RGB (setting
 ``channels``), and crops and resamples or pads (``resize``).
 
+Decoded images go into a spool on disk. Of each file only its name and shape stay in memory.
+
 Shapes: N images, C channels, H height, W width.
 """
 
@@ -17,10 +19,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
+from remint.data.blocks import Spool, check_example, stored
 from remint.data.decoding import KNOWN, Facts, Undecodable, decode_image
 from remint.data.folder import File
 from remint.data.formats import HEAD, identify
@@ -42,23 +45,23 @@ PROGRESS_EVERY = 256  # files between two reports of progress
 NAMED = 3  # files in an error message
 EARLY_REFUSAL = 1_000  # unusable files after which reading stops, if their share of all files is too large
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass
 class Found:
     """Files of a source, as they were read."""
 
     facts: Facts
-    images: dict[str, Array] = field(default_factory=dict)
+    file: BinaryIO  # the decoded images, one after the other
+    names: list[str] = field(default_factory=list)  # of the decoded images, in the same order
+    shapes: list[tuple[int, ...]] = field(default_factory=list)  # C, H, W of each; equal ones are one object
     misnamed: dict[str, str] = field(default_factory=dict)  # file -> format of its content
     unusable: dict[str, str] = field(default_factory=dict)  # file -> reason
     ignored: list[str] = field(default_factory=list)
     brightest: str = ""  # the first file with the highest value in 16 bits
 
 
-def read(where: str, files: Iterable[File], settings: DatasetSettings, known: DataSpec | None = None) -> Raw:
-    """Read the images of ``files``, in the order of their names. ``known``: the spec in the schema.
+def read(where: str, files: Iterable[File], settings: DatasetSettings, spool: Spool, known: DataSpec | None = None) -> Raw:
+    """Read the images of ``files``, in the order of their names. ``spool`` holds them, ``known`` is the spec in the schema.
 
     Where the first import finds that 16-bit files use fewer bits, ``files`` is iterated once more: the range of all decides.
 
@@ -66,12 +69,16 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, known: Da
     share than ``settings.undecodable`` was set aside.
     """
     colour = known is not None and known.image[0] == 3
-    found = _read_all(where, files, settings, Facts(settings.bits or (known and known.bits) or WHOLE_BITS, colour))
+    facts = Facts(settings.bits or (known and known.bits) or WHOLE_BITS, colour)
+    found = _read_all(where, files, settings, Found(facts, spool.file()))
     used = used_bits(found.facts.highest) if found.facts.highest >= 0 else WHOLE_BITS
     if known is None and settings.bits is None and used < WHOLE_BITS:
-        found.images.clear()
-        found = _read_all(where, files, settings, Facts(used, colour))
-    names = sorted(found.images)
+        found.file.truncate(0)
+        found = _read_all(where, files, settings, Found(Facts(used, colour), spool.file()))
+    names = sorted(found.names)
+    order_N = None
+    if names != found.names:  # an archive has any order
+        order_N = np.array(sorted(range(len(names)), key=found.names.__getitem__))
     _check_set_aside(where, len(names), dict(sorted(found.unusable.items())), settings.undecodable)
     if not names:
         raise DataError(f"{where} contains no {KNOWN} files ({len(found.ignored)} other files)")
@@ -81,13 +88,13 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, known: Da
     if found.misnamed:
         first = min(found.misnamed)
         emit("misnamed", files=len(found.misnamed), first=first, format=found.misnamed[first])
-    check_same_shape(where, {name: found.images[name].shape for name in names})
+    check_same_shape(where, names, found.shapes if order_N is None else [found.shapes[place] for place in order_N])
     label_N = folder_labels(where, names, settings.split.part)
     classes = tuple(sorted(set(label_N or ())))
     place = {name: index for index, name in enumerate(classes)}
     return Raw(
         where=where,
-        x=np.stack([found.images.pop(name) for name in names]),
+        x=stored(found.file, (len(names), *found.shapes[0]), np.dtype(np.uint8), order_N=order_N),
         y=np.array([place[label] for label in label_N], dtype=np.int64) if label_N else None,
         levels=IMAGE_LEVELS,
         channels_first=True,
@@ -100,10 +107,10 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, known: Da
     )
 
 
-def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, facts: Facts) -> Found:
-    """Decode each file, and take note of its ``facts``."""
-    found = Found(facts)
-    unusable = found.unusable
+def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, found: Found) -> Found:
+    """Decode each file into the spool, and take note of its facts. Images of other shapes are only counted: they are an error."""
+    unusable, facts = found.unusable, found.facts
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # one object for each shape
     for count, file in enumerate(files):
         path = PurePosixPath(file.name)
         suffix = path.suffix.lower()
@@ -117,7 +124,13 @@ def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, fact
             try:
                 content = file.read()
                 before = facts.highest
-                found.images[file.name] = decode_image(content, settings, facts)
+                x_CHW = decode_image(content, settings, facts)
+                if not shapes:  # here, and not after hours of decoding
+                    check_example(x_CHW.shape, x_CHW.nbytes)
+                found.names.append(file.name)
+                found.shapes.append(shapes.setdefault(x_CHW.shape, x_CHW.shape))
+                if len(shapes) == 1:
+                    found.file.write(x_CHW.tobytes())
                 found.brightest = file.name if facts.highest > before else found.brightest
                 shown = identify(content[:HEAD])
                 if shown and suffix not in shown.suffixes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from remint.data.blocks import Blocks
 from remint.data.values import Raw
 
 TARGET = "target"  # class column of sklearn's tables
@@ -23,7 +24,7 @@ def digits() -> Raw:
     with gzip.open(_file("digits.csv.gz"), "rt") as stream:
         table = np.loadtxt(stream, delimiter=",")
     x, y = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1]
-    return Raw(where="sklearn:digits", x=x, y=y, levels=17, channels_first=True)
+    return Raw(where="sklearn:digits", x=Blocks.of(x), y=y, levels=17, channels_first=True)
 
 
 _SIZE, _FORM = (

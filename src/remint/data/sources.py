@@ -1,4 +1,4 @@
-"""Dataset import: read a source, compare it with its schema, write one snapshot.
+"""Dataset import: read a source, compare it with its schema, write one snapshot. Images are read in blocks (blocks.py).
 
     snapshot(name, settings, root, out) -> out/
         data.npz          x  images uint8 (N, C, H, W), values 0 .. levels-1; a table's columns float64 (N, D), see tables.py
@@ -6,6 +6,7 @@
                           group  uint64 (N,), hash of each example's group; absent without split.group
                           time  datetime64[us] (N,), or float64 of a column of numbers; absent without split.time
                           held_out  bool (N,), whether an example is held out; absent if shares or times decide that
+        x-00000.npy ..    x in shards, if it is large: see snapshots.py
         schema.json       schema.Schema of x and y
         limits.json       limits.Limits between the splits; absent without split.time and split.stratify
         set_aside.json    unusable image file -> reason; absent if there are none
@@ -20,7 +21,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,9 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from remint.data import archive, folder, formats, idx, images, numpy_files, parts, schema, shipped, splits
+from remint.data import archive, folder, formats, idx, images, numpy_files, parts, schema, shipped, snapshots, splits
+from remint.data.blocks import Blocks, Spool, concatenate, memory_limit
+from remint.data.identity import canonical_examples, choose_rule
 from remint.data.limits import LIMITS, Limits, keep_limits, shown
-from remint.data.schema import SCHEMA, SNAPSHOT, Schema
+from remint.data.schema import SCHEMA, Schema
+from remint.data.snapshots import new_folder
 from remint.data.values import Raw
 from remint.errors import DataError, SettingsError
 from remint.records import DataSpec
@@ -43,14 +46,14 @@ SET_ASIDE = "set_aside.json"
 REMOTE = "s3://"  # storage.py fetches such a source before the import
 IDX = "idx:"
 
-FILES: dict[str, Callable[[Path], Raw]] = {".npy": numpy_files.read_npy, ".npz": numpy_files.read_npz}
+FILES: dict[str, Callable[[Path, Spool], Raw]] = {".npy": numpy_files.read_npy, ".npz": numpy_files.read_npz}
 TABLES = (".csv", ".parquet")
 KNOWN_SOURCES = (
     "a folder of images, file.npy, file.npz, file.zip, file.tar, file.tar.gz, file.csv, file.parquet, idx:FOLDER, "
     f"s3://bucket/prefix, {', '.join([*shipped.IMAGES, *shipped.TABLES])}"
 )
 
-Array = np.ndarray[Any, Any]
+Arrays = dict[str, Any]  # by name: x as Blocks, the others as arrays
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Content:
     """Content of a source: its spec, and the function that gives x and y in the form of a schema, with the differences."""
 
     spec: DataSpec
-    conform: Callable[[DataSpec], tuple[dict[str, Array], list[str]]]
-    dividing: dict[str, Array]  # the other arrays of the snapshot: they decide the splits
+    conform: Callable[[DataSpec], tuple[Arrays, list[str]]]
+    dividing: Arrays  # the other arrays of the snapshot: they decide the splits
     decisions: dict[str, str] = field(default_factory=dict)  # that are not obvious, by a table's column, or by subject
     set_aside: dict[str, str] = field(default_factory=dict)  # unusable image file -> reason
 
@@ -80,30 +83,45 @@ def snapshot(
     that of a held-out source is beside it (``fetched_name``). ``schemas``: folder of the stored schemas; without it each
     import learns a new one.
 
-    Raises SettingsError if a source is unknown. Raises DataError if it is missing, empty or damaged, has another shape
-    or other levels than params.yaml, or does not fit its schema.
+    Raises SettingsError if a source is unknown, or if REMINT_MEMORY is no size or too small. Raises DataError if a source is
+    missing, empty or damaged, has another shape or other levels than params.yaml, or does not fit its schema. Raises
+    StorageError if the disk is full.
     """
+    memory_limit()  # a wrong REMINT_MEMORY is refused before anything is read
     known = schema.read_schema(schemas, name, settings)
+    with new_folder(out) as folder, Spool(out.parent) as spool:
 
-    def read(key: str, settings: DatasetSettings, known: Schema | None) -> Content:
-        try:
-            here = root if fallback is None or (root / local_path(settings.source)).exists() else fallback
-            copy = fetched.with_name(fetched_name(fetched.name, key)) if fetched else None
-            source = locate_source(name, settings, here, copy, key)
-            if isinstance(source, Path) and source.is_file():
-                formats.check_name(source)
-            return (_table if settings.kind == "table" else _images)(name, settings, source, known)
-        except DataError as error:  # the reader names the file; add the settings key
-            if "params.yaml:" in str(error):
-                raise
-            raise DataError(f"params.yaml: datasets.{name}.{key}: {error}") from error
+        def read(key: str, settings: DatasetSettings, known: Schema | None) -> Content:
+            try:
+                here = root if fallback is None or (root / local_path(settings.source)).exists() else fallback
+                copy = fetched.with_name(fetched_name(fetched.name, key)) if fetched else None
+                source = locate_source(name, settings, here, copy, key)
+                if isinstance(source, Path) and source.is_file():
+                    formats.check_name(source)
+                return (_table if settings.kind == "table" else _images)(name, settings, source, known, spool)
+            except DataError as error:  # the reader names the file; add the settings key
+                if "params.yaml:" in str(error):
+                    raise
+                raise DataError(f"params.yaml: datasets.{name}.{key}: {error}") from error
 
+        _write(name, settings, read, known, schemas, folder)
+
+
+def _write(
+    name: str,
+    settings: DatasetSettings,
+    read: Callable[[str, DatasetSettings, Schema | None], Content],
+    known: Schema | None,
+    schemas: Path | None,
+    out: Path,
+) -> None:
+    """Write the files of a snapshot. ``read`` returns the content of the source at a settings key."""
     content = read("source", settings, known)
     stored = known or schema.make_schema(name, settings, content.spec)
     arrays = _arrays_in_schema(stored, settings, content)
     if known is None:
         spec = content.spec
-        rule = splits.choose_rule(splits.canonical_rows(arrays["x"], spec.columns)) if spec.is_table else stored.split_by
+        rule = choose_rule(canonical_examples(arrays["x"], spec)) if spec.is_table else stored.split_by
         stored = stored.model_copy(update={"split_by": rule, "decisions": content.decisions})
         for subject, decision in content.decisions.items():
             emit("decision", subject=f"column {subject}" if spec.is_table else subject, decision=decision)
@@ -118,9 +136,7 @@ def snapshot(
         arrays = _join(name, stored, arrays, apart.source, content)
         set_aside = set_aside | {f"{apart.source}: {file}": reason for file, reason in content.set_aside.items()}
     limits = _limits(name, settings.split, stored, arrays, schemas)
-    shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
-    out.mkdir(parents=True)
-    np.savez(out / SNAPSHOT, allow_pickle=False, **arrays)
+    snapshots.write_arrays(out, arrays)
     stored.write(out / SCHEMA)
     if limits is not None:
         limits.write(out / LIMITS)
@@ -128,7 +144,7 @@ def snapshot(
         (out / SET_ASIDE).write_text(json.dumps(set_aside, indent=1) + "\n")
 
 
-def _limits(name: str, split: SplitSettings, stored: Schema, arrays: dict[str, Array], schemas: Path | None) -> Limits | None:
+def _limits(name: str, split: SplitSettings, stored: Schema, arrays: Arrays, schemas: Path | None) -> Limits | None:
     """Return the limits between the splits, as earlier imports have kept them; None if the shares alone are the limits."""
     found = splits.learn_limits(name, split, stored, arrays)
     if found is None or schemas is None:
@@ -140,7 +156,7 @@ def _limits(name: str, split: SplitSettings, stored: Schema, arrays: dict[str, A
     return kept
 
 
-def _join(name: str, stored: Schema, arrays: dict[str, Array], source: str, apart: Content) -> dict[str, Array]:
+def _join(name: str, stored: Schema, arrays: Arrays, source: str, apart: Content) -> Arrays:
     """Return the arrays with the examples of the held-out source behind them, and a mask of these, held_out, bool (N,)."""
     others, differences = apart.conform(stored.spec)
     if differences:
@@ -149,7 +165,8 @@ def _join(name: str, stored: Schema, arrays: dict[str, Array], source: str, apar
             f"{stored.settings['source']} does: {'; '.join(differences)}: repair it"
         )
     others |= apart.dividing
-    joined = {key: np.concatenate([array, others[key]]) for key, array in arrays.items()}
+    joined: Arrays = {key: np.concatenate([array, others[key]]) for key, array in arrays.items() if key != "x"}
+    joined = {"x": concatenate([Blocks.of(each["x"]) for each in (arrays, others)])} | joined
     return joined | {"held_out": np.arange(len(joined["x"])) >= len(arrays["x"])}
 
 
@@ -215,22 +232,22 @@ def _only_file(path: Path) -> Path:
     return found[0]
 
 
-def _table(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None) -> Content:
+def _table(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None, spool: Spool) -> Content:
     from remint.data import dividing, tables  # late import: images do not need pyarrow
 
     if source in shipped.IMAGES or (isinstance(source, Path) and source.suffix.lower() not in TABLES):
         found = f": it holds {len(folder.visible_entries(source))} files" if isinstance(source, Path) and source.is_dir() else ""
         raise DataError(f"{source} is not a table{found}: expected one file.csv or file.parquet, or {', '.join(shipped.TABLES)}")
-    table = tables.read(name, settings, source, known.spec if known else None)
+    table = tables.read(name, settings, source, known.spec if known else None, spool)
     spec = known.spec if known else tables.learn(name, settings, table)
     decisions = {name: reason.text for name, reason in table.reasons.items()}
     divided_by = dividing.arrays(name, settings, table.where, table.dividing)
     return Content(spec, lambda spec: tables.conform(table, spec), divided_by, decisions)
 
 
-def _images(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None) -> Content:
+def _images(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None, spool: Spool) -> Content:
     before = known.spec if known and not known.spec.is_table else None
-    raw = _raw(settings, source, before)
+    raw = _raw(settings, source, before, spool)
     found = images.check(name, settings, raw, before)
     dividing = {}
     if settings.split.group is not None:
@@ -241,7 +258,7 @@ def _images(name: str, settings: DatasetSettings, source: Path | str, known: Sch
     return Content(found.spec, lambda spec: images.conform(found, spec), dividing, decisions, set_aside)
 
 
-def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None) -> Raw:
+def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None, spool: Spool) -> Raw:
     if isinstance(source, str):
         if source in shipped.TABLES:
             raise DataError(f"{source} is a table: set kind: table")
@@ -249,19 +266,19 @@ def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None) 
     if source.suffix.lower() in TABLES:
         raise DataError(f"{source} is a table: set kind: table")
     if source.suffix.lower() in FILES and source.is_file():
-        return FILES[source.suffix.lower()](source)
+        return FILES[source.suffix.lower()](source, spool)
     if settings.source.startswith(IDX) or (source.is_dir() and idx.has_idx_files(source)):
-        return idx.read(source)
+        return idx.read(source, spool)
     from remint.data import pictures
 
     if source.is_dir():
-        return pictures.read(str(source), folder.Walk(partial(folder.files, source)), settings, known)
+        return pictures.read(str(source), folder.Walk(partial(folder.files, source)), settings, spool, known)
     if archive.is_archive(source):
-        return pictures.read(str(source), folder.Walk(partial(archive.files, source)), settings, known)
+        return pictures.read(str(source), folder.Walk(partial(archive.files, source)), settings, spool, known)
     raise DataError(f"{source} is not a known kind of source: expected {KNOWN_SOURCES}")
 
 
-def _arrays_in_schema(stored: Schema, settings: DatasetSettings, content: Content) -> dict[str, Array]:
+def _arrays_in_schema(stored: Schema, settings: DatasetSettings, content: Content) -> Arrays:
     """Return the arrays in the form of the schema. Raises DataError, with a line for each difference, if they do not fit."""
     arrays, differences = content.conform(stored.spec)
     if differences:

@@ -12,25 +12,29 @@ Settings change what decides the split. ``group``: the group instead of the cont
 out; this boundary moves forward only (limits.py). ``stratify``: each class keeps its own limits. ``held_out``: a part of the
 source, or another source, is held out; examples that equal one of it are in no split.
 
-Shapes: N examples, X the axes of one: C, H, W of an image, D of a table's row.
+Examples are read in blocks. Of each only its digest and its values beside x (class, group, time) stay in memory.
+
+Shapes: N examples, B examples of one block, X the axes of one: C, H, W of an image, D of a table's row.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from remint.data.arrays import SPLITS, VERSION
+from remint.data.blocks import Blocks
+from remint.data.identity import ID_SEED, canonical_examples, canonical_rows, choose_rule, digests, text_words
 from remint.data.limits import LIMITS, Limits, class_key, held_out_from, limit_of, shown, time_key
 from remint.data.schema import SCHEMA, SNAPSHOT, Schema
+from remint.data.shards import Writer
+from remint.data.snapshots import new_folder, read_arrays
 from remint.errors import DataError
-from remint.records import Column, DatasetVersion, DataSpec
+from remint.records import DatasetVersion, DataSpec
 from remint.runtime.events import emit
 from remint.runtime.manifest import sha256_file
 from remint.settings.recipe import DatasetSettings
@@ -39,8 +43,6 @@ from remint.settings.split import SplitSettings
 PARTS = (*SPLITS, "calibration")
 TRAIN, VALIDATION, HELD_OUT, CALIBRATION = range(len(PARTS))
 LEFT_OUT = -1  # of every split: an example that equals one of the held-out part or source, or is of its group
-MOST = 0.5  # share of rows that equal another row, above which occurrences count
-ID_SEED = 0  # of ids, which are the same for every seed of the split
 FEW = 5  # held-out examples of a class, below which a person is told
 
 Array = np.ndarray[Any, Any]
@@ -53,42 +55,54 @@ def prepare(name: str, settings: DatasetSettings, raw: Path, out: Path) -> Datas
     """
     schema = Schema.read(raw / SCHEMA)
     spec, by = schema.spec, settings.split.by or schema.split_by
-    with np.load(raw / SNAPSHOT, allow_pickle=False) as archive:
-        arrays = dict(archive)
+    arrays = read_arrays(raw)
     limits = Limits.read(raw / LIMITS) if (raw / LIMITS).exists() else Limits()
     split_N = divide(arrays, settings.split, spec, by, limits)
-    id_N = digests(_identities(arrays, spec, by), ID_SEED, occurrences=True) if by == "occurrence" else None
-    x_NX, y_N = arrays["x"], arrays.get("y")
+    others = {"labels": arrays["y"]} if "y" in arrays else {}
+    if by == "occurrence":
+        others["ids"] = digests(_identities(arrays, spec, by), ID_SEED, occurrences=True)
+    x_NX: Blocks = arrays["x"]
     if spec.is_table:
         from remint.data import columns
 
-        x_NX = columns.standardise(x_NX, spec.columns)
-    shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
-    out.mkdir(parents=True)
-    counts: dict[str, int] = {}
-    for index, split in enumerate(SPLITS if settings.split.calibration == 0.0 else PARTS):
-        members_N = split_N == index
-        counts[split] = int(members_N.sum())
+        x_NX = x_NX.map(lambda x_BD: columns.standardise(x_BD, spec.columns))
+    names = SPLITS if settings.split.calibration == 0.0 else PARTS
+    counts = {split: int((split_N == index).sum()) for index, split in enumerate(names)}
+    for split in names:
         if not counts[split]:
             remedy = _remedy(split, split_N, arrays, spec, by, limits)
             raise DataError(f"params.yaml: datasets.{name}.split: none of the {len(x_NX)} examples falls into {split}: {remedy}")
-        np.save(out / f"{split}.npy", x_NX[members_N], allow_pickle=False)
-        if y_N is not None:
-            np.save(out / f"{split}_labels.npy", y_N[members_N], allow_pickle=False)
-        if id_N is not None:
-            np.save(out / f"{split}_ids.npy", id_N[members_N], allow_pickle=False)
-    _report_split(split_N, arrays, settings.split, spec, by, limits)
-    version = DatasetVersion(
-        name=name,
-        source=settings.source,
-        raw_sha256=sha256_file(raw / SNAPSHOT),
-        spec=spec,
-        split=_recorded(settings.split) | ({} if by == "content" else {"by": by}),
-        counts=counts,
-        files={path.name: sha256_file(path) for path in sorted(out.iterdir())},
-    )
-    version.write(out / VERSION)
+    with new_folder(out) as folder:
+        _write_splits(folder, names, split_N, x_NX, others)
+        _report_split(split_N, arrays, settings.split, spec, by, limits)
+        version = DatasetVersion(
+            name=name,
+            source=settings.source,
+            raw_sha256=sha256_file(raw / SNAPSHOT),
+            spec=spec,
+            split=_recorded(settings.split) | ({} if by == "content" else {"by": by}),
+            counts=counts,
+            files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        )
+        version.write(folder / VERSION)
     return version
+
+
+def _write_splits(folder: Path, names: Sequence[str], split_N: Array, x_NX: Blocks, others: Mapping[str, Array]) -> None:
+    """Write the examples of each split in one pass, and ``others``: arrays (N,) by the end of their files' names."""
+    writers = [
+        Writer(folder, name, (int((split_N == index).sum()), *x_NX.shape[1:]), x_NX.dtype) for index, name in enumerate(names)
+    ]
+    at = 0
+    for x_BX in x_NX:
+        split_B = split_N[at : at + len(x_BX)]
+        for index, writer in enumerate(writers):
+            writer.append(x_BX[split_B == index])
+        at += len(x_BX)
+    for index, writer in enumerate(writers):
+        writer.close()
+        for key, value_N in others.items():
+            np.save(folder / f"{writer.name}_{key}.npy", value_N[split_N == index], allow_pickle=False)
 
 
 def _recorded(split: SplitSettings) -> dict[str, float | str]:
@@ -96,7 +110,7 @@ def _recorded(split: SplitSettings) -> dict[str, float | str]:
     return {key: value for key, value in split.model_dump(mode="json", exclude={"by"}).items() if value or key == "seed"}
 
 
-def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str, limits: Limits) -> Array:
+def divide(arrays: Mapping[str, Any], split: SplitSettings, spec: DataSpec, by: str, limits: Limits) -> Array:
     """Return the split of each example of a snapshot as an index into PARTS, shape (N,)."""
     digest_N = _digests(arrays, split, spec, by)
     if split.stratify:
@@ -112,23 +126,28 @@ def divide(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by
     return split_N
 
 
-def _identities(arrays: Mapping[str, Array], spec: DataSpec, by: str) -> Array:
-    """Return what examples are equal by, (N, X): their content; if rows repeat, also their group, time and source."""
+def _identities(arrays: Mapping[str, Any], spec: DataSpec, by: str) -> Iterator[Array]:
+    """Yield what examples are equal by (X): their content; if rows repeat, also their group, time and source."""
     if not spec.is_table:
-        return arrays["x"]
+        yield from Blocks.of(arrays["x"]).examples()
+        return
     others = [arrays[key] for key in ("group", "time", "held_out") if by == "occurrence" and key in arrays]
     words = [other.astype("f8" if other.dtype.kind == "b" else other.dtype).view(np.uint64)[:, None] for other in others]
-    return np.concatenate([*words, canonical_rows(arrays["x"], spec.columns)], axis=1)
+    at = 0
+    for x_BD in Blocks.of(arrays["x"]):
+        words_B = [word_N[at : at + len(x_BD)] for word_N in words]
+        yield from np.concatenate([*words_B, canonical_rows(x_BD, spec.columns)], axis=1)
+        at += len(x_BD)
 
 
-def _digests(arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str) -> Array:
+def _digests(arrays: Mapping[str, Any], split: SplitSettings, spec: DataSpec, by: str) -> Array:
     """Return the digest that decides the split of each example, uint64 (N,)."""
     if "group" in arrays:
         return digests(arrays["group"][:, None], split.seed, occurrences=False)
     return digests(_identities(arrays, spec, by), split.seed, occurrences=by == "occurrence")
 
 
-def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mapping[str, Array]) -> Limits | None:
+def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mapping[str, Any]) -> Limits | None:
     """Return the limits between the splits of a snapshot; None if the shares alone are the limits.
 
     Raises DataError if there are no classes to stratify by.
@@ -150,7 +169,7 @@ def learn_limits(name: str, split: SplitSettings, schema: Schema, arrays: Mappin
     )
 
 
-def _remedy(split: str, split_N: Array, arrays: Mapping[str, Array], spec: DataSpec, by: str, limits: Limits) -> str:
+def _remedy(split: str, split_N: Array, arrays: Mapping[str, Any], spec: DataSpec, by: str, limits: Limits) -> str:
     """Return a clause: the way to fill a split that is empty."""
     for start in map(shown, limits.held_out_from.values()):
         if split != "held_out":
@@ -164,13 +183,13 @@ def _remedy(split: str, split_N: Array, arrays: Mapping[str, Array], spec: DataS
     if "group" in arrays:
         groups = len(np.unique(arrays["group"]))
         return f"they form {groups} groups: use more groups, a larger share for it, or another seed"
-    if by == "content" and spec.is_table and choose_rule(canonical_rows(arrays["x"], spec.columns)) == "occurrence":
+    if by == "content" and spec.is_table and choose_rule(canonical_examples(arrays["x"], spec)) == "occurrence":
         return "equal rows share a split, and most rows equal another: set split.by: occurrence"
     return "use more examples, or a larger share for it"
 
 
 def _report_split(
-    split_N: Array, arrays: Mapping[str, Array], split: SplitSettings, spec: DataSpec, by: str, limits: Limits
+    split_N: Array, arrays: Mapping[str, Any], split: SplitSettings, spec: DataSpec, by: str, limits: Limits
 ) -> None:
     """Emit events about a split that a person should know of: its rule, and classes with few held-out examples."""
     y_N = arrays.get("y")
@@ -188,31 +207,6 @@ def _report_split(
         held_out = int(((y_N == label) & (split_N == HELD_OUT)).sum())
         if held_out < FEW:
             emit("few_held_out", label=spec.class_names[label] if spec.class_names else label, count=held_out)
-
-
-def choose_rule(x_NX: Array) -> Literal["content", "occurrence"]:
-    """Return the rule of a table: ``occurrence`` if most rows equal another row."""
-    _, count_K = np.unique(x_NX, axis=0, return_counts=True)
-    return "occurrence" if count_K[count_K > 1].sum() > MOST * len(x_NX) else "content"
-
-
-def digests(x_NX: Array, seed: int, *, occurrences: bool) -> Array:
-    """Return the first 8 bytes of SHA-256(seed, content) of each example, uint64 (N,).
-
-    ``occurrences``: with the number of equal examples before it, if there are any.
-    """
-    before: Counter[bytes] = Counter()
-    digest_N = np.empty(len(x_NX), np.uint64)
-    for index, x_X in enumerate(x_NX):
-        state = hashlib.sha256(f"split {seed} {x_X.shape}\n".encode())
-        state.update(x_X.tobytes())
-        if occurrences:
-            key = state.digest()
-            if before[key]:
-                state.update(f"\noccurrence {before[key]}".encode())
-            before[key] += 1
-        digest_N[index] = int.from_bytes(state.digest()[:8], "big")
-    return digest_N
 
 
 def _uniform(digest_N: Array) -> Array:
@@ -251,31 +245,5 @@ def group_words(key: str, split: SplitSettings, text_N: Sequence[str]) -> Array:
             f"share of {split.training:.0%}: choose smaller groups"
         )
     place = {text: index for index, text in enumerate(dict.fromkeys(text_N))}
-    words: Array = _words(list(place))[[place[text] for text in text_N]]
+    words: Array = text_words(list(place))[[place[text] for text in text_N]]
     return words
-
-
-def _words(texts: Sequence[str]) -> Array:
-    """Return the first 8 bytes of SHA-256 of each text, uint64 (K,)."""
-    return np.array([int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts], dtype=np.uint64)
-
-
-def canonical_rows(x_ND: Array, columns: tuple[Column, ...]) -> Array:
-    """Return the part of each row that decides its split, uint64 (N, D). Column order and schema do not change it.
-
-    Numbers are in single precision, as models receive them, so rows that are equal for a model get the same split. A
-    category is the hash of its text, since its index may change with the schema. Columns are sorted by name.
-    """
-    order = sorted(range(len(columns)), key=lambda d: columns[d].name)
-    return np.stack([_canonical(x_ND[:, d], columns[d]) for d in order], axis=1)
-
-
-def _canonical(x_N: Array, column: Column) -> Array:
-    missing_N = np.isnan(x_N)
-    if column.numeric:
-        with np.errstate(over="ignore"):
-            single_N = x_N.astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
-        words_N = single_N.view(np.uint32).astype(np.uint64)
-    else:
-        words_N = _words(column.categories)[np.where(missing_N, 0, x_N).astype(np.int64)]
-    return np.where(missing_N, np.uint64(2**64 - 1), words_N)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from remint.data import columns, csv_tables, decisions, dividing, parquet_tables, shipped
+from remint.data.blocks import Spool
 from remint.data.columns import MOST_CATEGORIES, UnusableColumn
 from remint.data.decisions import Reason
+from remint.data.lazy import Columns, Matrix, check_names
 from remint.errors import DataError
 from remint.records import Column, DataSpec
 from remint.runtime.events import emit
 from remint.settings.base import did_you_mean
 from remint.settings.recipe import DatasetSettings
 
-MOST_BYTES = 2 << 30  # of a CSV file
-MOST_COLUMNS = 10_000
-LONGEST_NAME = 200  # characters
 BOOLEANS = {"false", "true"}
 DRIFT_SCALES = 10.0  # scales by which a column's mean may move before an event reports it
 
@@ -42,7 +40,7 @@ class Table:
     """Table as read: the selected columns and the label column."""
 
     where: str
-    features: dict[str, pa.ChunkedArray]
+    features: Mapping[str, pa.ChunkedArray]  # of a file: lazy.Columns, read again at each access
     label: pa.ChunkedArray | None
     label_name: str
     class_names: tuple[str, ...]  # of the label, in order, if the source defines them
@@ -52,26 +50,27 @@ class Table:
     reasons: Mapping[str, Reason] = field(default_factory=dict)  # of decisions that are not obvious, by column
     dividing: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)  # by key of ``split:``; no features
     gapped: frozenset[str] = frozenset()  # features that lacked values in rows that were dropped
+    spool: Spool = field(default_factory=Spool)  # for the rows
 
     def __len__(self) -> int:
         return len(next(iter(self.features.values())))
 
 
-def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSpec | None) -> Table:
+def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSpec | None, spool: Spool) -> Table:
     """Read a .csv or .parquet file or a ``sklearn:`` table, with the rows and columns that the settings select.
 
-    Raises DataError if the file is not a table, or if settings name columns that it does not have.
+    ``spool`` holds a large table. Raises DataError if the file is not a table, or if settings name columns that it does not have.
     """
     where, label, class_names = str(source), settings.label, tuple[str, ...]()
     if isinstance(source, str):
         path, header, class_names = shipped.table(source)
-        table, label = _csv(path, set(), None, header), label or shipped.TARGET
+        table, label = csv_tables.read(path, set(), None, spool, header), label or shipped.TARGET
     elif source.suffix.lower() == ".csv":
         text = _text_columns(known, settings.label) | dividing.text_columns(settings, known)
-        table = _csv(source, text.union(settings.categorical), known, label=label)
+        table = csv_tables.read(source, text.union(settings.categorical), known, spool, label=label)
     else:
         table = parquet_tables.read(source)
-    _check_names(where, table)
+    check_names(where, table)
     learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
     stated = learnt.union(settings.categorical, settings.numeric, [label] if label else [])
     divided_by = dividing.select(name, settings, where, table)
@@ -91,19 +90,23 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
                 raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {problem}")
     forms = {each.name: _form(each) for each in table.schema}
     named = {*settings.categorical, label}
-    kept = {each: _decode(table[each], text=each in named) for each in table.column_names if each not in settings.drop}
-    label_at = list(kept).index(label) if label else 0
-    y = kept.pop(label) if label else None
+    names = [each for each in table.column_names if each not in settings.drop]
+    label_at = names.index(label) if label else 0
+    y = _decode(table[label], text=True) if label else None
     if y is not None and class_names:
         y = pa.chunked_array([[class_names[place] for place in y.to_pylist()]])
         forms.pop(label or "")
-    if not kept:
+    if names in ([], [label]):
         raise DataError(f"{where} has no columns except the label and the dropped ones: drop fewer")
-    for column in kept.keys() & set(settings.numeric):
-        key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column}'"
-        kept[column] = decisions.parse_numbers(key, kept[column])
+
+    def numbers_or_text(column_name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        column = _decode(column, text=column_name in named)
+        key = f"params.yaml: datasets.{name}.numeric: {where}: column '{column_name}'"
+        return decisions.parse_numbers(key, column) if column_name in settings.numeric else column
+
+    kept = table.read.map(numbers_or_text, [each for each in names if each != label])
     suffix = source.suffix.lower() if isinstance(source, Path) else ".csv"
-    found = Table(where, kept, y, label or "", class_names, label_at, suffix, forms, reasons, divided_by)
+    found = Table(where, kept, y, label or "", class_names, label_at, suffix, forms, reasons, divided_by, spool=spool)
     return _drop_incomplete_rows(found) if settings.missing == "drop_rows" else found
 
 
@@ -128,55 +131,23 @@ def _text_columns(known: DataSpec | None, label: str | None) -> set[str]:
     return {name for name, categories in names.items() if set(columns.non_numeric(list(categories))) - BOOLEANS}
 
 
-def _csv(
-    path: Path, text: set[str], known: DataSpec | None, header: list[str] | None = None, label: str | None = None
-) -> pa.Table:
-    """Read a CSV file of limited size: see csv_tables.read."""
-    if path.stat().st_size > MOST_BYTES:
-        raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
-    with path.open("rb") as stream:
-        _check_column_count(str(path), stream.readline(MOST_COLUMNS * LONGEST_NAME).count(b",") + 1)
-    return csv_tables.read(path, text, known, header, label)
-
-
 def _decode(column: pa.ChunkedArray, *, text: bool) -> pa.ChunkedArray:
     """Return the values of a dictionary; with ``text``, dates and times as text."""
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     return column.cast(pa.string()) if text and pa.types.is_temporal(column.type) else column
 
 
-def _check_names(where: str, table: pa.Table) -> None:
-    """Raise DataError if the header is not a valid list of column names."""
-    try:
-        names = table.column_names
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: the column names are not UTF-8: save the file as UTF-8") from error
-    _check_column_count(where, len(names))
-    place: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if not name.strip():
-            raise DataError(f"{where}: column {index + 1} has no name: name it, or remove it (pandas: index=False)")
-        if not name.isprintable() or len(name) > LONGEST_NAME:
-            raise DataError(f"{where}: column {index + 1} has a name that cannot be printed, or is too long: {name[:40]!r}")
-        if place.setdefault(name, index) < index:
-            raise DataError(f"{where}: two columns are named '{name}': rename one of them")
-    if names and all(not columns.non_numeric([name]) for name in names):
-        raise DataError(
-            f"{where}: the first line holds numbers ({', '.join(names[:3])}, ..): add a line with the column names above it"
-        )
-
-
-def _check_column_count(where: str, count: int) -> None:
-    if count > MOST_COLUMNS:
-        raise DataError(f"{where} has {count:,} columns, more than {MOST_COLUMNS:,}: use fewer columns")
-
-
 def _drop_incomplete_rows(table: Table) -> Table:
     """Return the table without rows that have missing values."""
-    missing = {name: columns.is_missing(column) for name, column in table.features.items() if not _has_unusable_type(column)}
-    others = [*([] if table.label is None else [table.label]), *table.dividing.values()]
-    also = [columns.is_missing(column) for column in others if not _has_unusable_type(column)]
-    missing_N = reduce(np.logical_or, [*missing.values(), *also])
+    missing_N, gapped = np.zeros(len(table), bool), set()
+    for name, column in table.features.items():
+        if not _has_unusable_type(column):
+            lacks_N = columns.is_missing(column)
+            missing_N |= lacks_N
+            gapped |= {name} if lacks_N.any() else set()
+    for column in [*([] if table.label is None else [table.label]), *table.dividing.values()]:
+        if not _has_unusable_type(column):
+            missing_N |= columns.is_missing(column)
     if missing_N.all():
         raise DataError(
             f"{table.where}: every row has a missing value: set missing: keep, or drop the columns with missing values"
@@ -185,11 +156,10 @@ def _drop_incomplete_rows(table: Table) -> Table:
         return table
     emit("dropped_rows", rows=int(missing_N.sum()), of=len(table))
     mask = pa.array(~missing_N)
-    features = {name: column.filter(mask) for name, column in table.features.items()}
+    features = Columns.of(table.features).map(lambda name, column: column.filter(mask))
     label = None if table.label is None else table.label.filter(mask)
-    gapped = frozenset(name for name, lacks_N in missing.items() if lacks_N.any())
     divided_by = {key: column.filter(mask) for key, column in table.dividing.items()}
-    return replace(table, features=features, label=label, gapped=gapped, dividing=divided_by)
+    return replace(table, features=features, label=label, gapped=frozenset(gapped), dividing=divided_by)
 
 
 def _has_unusable_type(column: pa.ChunkedArray) -> bool:
@@ -257,23 +227,25 @@ def _classes(table: Table, label: pa.ChunkedArray) -> tuple[str, ...]:
     return table.class_names or tuple(names)
 
 
-def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
-    """Return x and y in the form of the schema ``spec``, and a description of each difference that prevents this."""
+def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Any], list[str]]:
+    """Return x (Blocks) and y in the form of the schema ``spec``, and a description of each difference that prevents this."""
     if not spec.is_table:
         return {}, ["was images, is now a table"]
-    differences, x = [], []
+    differences, x = [], Matrix(table.spool)
     for known in spec.columns:
         try:
             if known.name not in table.features:
                 raise UnusableColumn("is missing")
-            columns.check_type(table.features[known.name])
-            x.append(columns.column_values(table.features[known.name], known))
-            _report_drift(known, x[-1])
+            column = table.features[known.name]
+            columns.check_type(column)
+            x_N = columns.column_values(column, known)
+            x.append(x_N)
+            _report_drift(known, x_N)
         except UnusableColumn as reason:
             differences.append(f"column '{known.name}' {reason}")
     names = {known.name for known in spec.columns}
     differences += [f"column '{name}' is new" for name in table.features if name not in names]
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}
     if (table.label is None) != (spec.classes == 0):
         differences.append(
             "labels: were absent, are now present" if table.label is not None else "labels: were present, are now absent"
@@ -284,7 +256,7 @@ def conform(table: Table, spec: DataSpec) -> tuple[dict[str, Array], list[str]]:
             arrays["y"] = columns.column_values(table.label, Column(name="", categories=spec.class_names)).astype(np.int64)
         except UnusableColumn as reason:
             differences.append(f"label '{table.label_name}' {reason}")
-    return ({} if differences else {"x": np.stack(x, axis=1), **arrays}), differences
+    return ({} if differences else {"x": x.blocks(), **arrays}), differences
 
 
 def _report_drift(known: Column, x_N: Array) -> None:
