@@ -16,6 +16,7 @@ from remint.distributed.world import World
 from remint.models.contract import Batch, Model, Phase
 from remint.settings.recipe import TrainingSettings
 from remint.training.checkpoint import Checkpoints
+from remint.training.feed import InMemory
 from remint.training.loop import training_loop
 from remint.training.randomness import batch_noise
 from remint.training.state import TrainingState
@@ -102,8 +103,7 @@ def train_line(
         return training_loop(
             model,
             phases,
-            X_NCHW,
-            None,
+            InMemory(X_NCHW, None),
             TrainingSettings.model_validate(SETTINGS | changed),
             score=score,
             guard=guard,

@@ -108,6 +108,11 @@ def _mean_in_rank_order(mine: Tensor) -> Any:
     return dist.all_gather_single(every, mine, async_op=True).get_future().then(mean)
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for the steps before. On the CPU the tensor itself."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+
+
 SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 

@@ -231,7 +231,7 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 class TrainingSettings(Settings):
     """Length, learning rate, seed and devices of a training."""
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"compile"})  # left out of ``resolved`` at their default: old keys stay
+    added_later: ClassVar[frozenset[str]] = frozenset({"compile", "data"})  # not in ``resolved`` at their default: old keys stay
 
     steps: Positive = 1500  # optimizer steps
     batch_size: Positive = 64  # examples per step, over all devices together
@@ -247,6 +247,7 @@ class TrainingSettings(Settings):
     devices: Positive = 1  # processes: one GPU each, or CPU processes where there is no GPU
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"  # bf16: matrix products only; fp64: everything, for exactness
     compile: Literal["off", "on", "auto"] = "off"  # phases by torch.compile; auto: if measured to be faster, in long trainings
+    data: Literal["auto", "device", "host", "mapped"] = "auto"  # where the training split is meanwhile; the weights are the same
     validate_every: Positive = 100  # steps between two scores on the validation split
     patience: Count = 0  # scores without a new best after which training stops; 0: never
     collapse: Fraction | None = None  # stop below this sample coverage relative to real data; None: 0.6 if no likelihood; 0: off

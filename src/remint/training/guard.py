@@ -88,7 +88,7 @@ def build_guard(
     limit = settings.collapse
     if limit is None:
         limit = 0.0 if isinstance(model, (HasElbo, HasLogProb)) else DEFAULT_LIMIT
-    count = min(len(validation_NX), MAX_EXAMPLES)
+    count = guarded(len(validation_NX))
     k = max(MIN_NEIGHBOURS, round(NEIGHBOUR_SHARE * count))
     if limit == 0.0 or count <= k or not isinstance(model, CanSample):
         return None
@@ -118,6 +118,11 @@ def build_guard(
 
     rows = max(1, -(-settings.steps // (MAX_CHECKS * settings.validate_every)))
     return Guard(measure, reference, limit, rows * settings.validate_every, settings.steps)
+
+
+def guarded(validation: int) -> int:
+    """Return how many examples of each split are used, from the number of validation examples."""
+    return min(validation, MAX_EXAMPLES)
 
 
 def evenly_spaced(x_NX: Tensor, count: int) -> Tensor:

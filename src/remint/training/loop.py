@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from remint.distributed.world import World
@@ -24,6 +23,7 @@ from remint.settings.recipe import TrainingSettings
 from remint.training import compilation, curve, divergence
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
+from remint.training.feed import Feed
 from remint.training.guard import Guard
 from remint.training.state import TrainingState
 from remint.training.step import StepRunner
@@ -35,8 +35,7 @@ BLOCK = 5  # steps after which the host looks at the state
 def training_loop(
     model: Model,  # the served model; on the device, with its buffers set
     phases: Sequence[Phase],  # run once per step, in this order
-    x_NX: Tensor,  # training split on the device: uint8 images or float32 rows
-    y_N: Tensor | None,  # its int64 labels on the device; None: no labels
+    feed: Feed,  # of the training split: uint8 images or float32 rows, and int64 labels
     settings: TrainingSettings,  # threads, devices and collapse are not used here: the caller has applied them
     *,
     score: Score | None,  # of the averaged model on the validation split, lower is better; None: it has no likelihood
@@ -64,7 +63,7 @@ def training_loop(
     initial = state.tensors(world.gather(state.losses_P)), state.notes()
     _resume(state, checkpoints, world)
     state.ending = curve.ending(state, guard, settings)
-    step_runner = StepRunner(state, runners, x_NX, y_N, settings, world)
+    step_runner = StepRunner(state, runners, feed, settings, world)
     state.compiled = initial[1]["compiled"] = compilation.choose(step_runner, state, settings, world)
     report_progress = _Progress(settings.steps, world)
 
@@ -87,6 +86,7 @@ def training_loop(
             divergence.roll_back(state, problem, initial, settings, checkpoints, world)
             continue
 
+        feed.check()
         stopped = stopped or world.any(stop())
         regular = state.step % settings.checkpoint_every == 0
         if state.ending or stopped or regular:

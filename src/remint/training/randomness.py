@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from remint.distributed.world import to_device
+
 # First number after the seed: the purpose of the random numbers.
 INITIAL, BATCH, SCORE, LAYERS, COLLAPSE_CHECK = range(5)
 
@@ -42,7 +44,7 @@ def batch_noise(rows: slice, size: int, *, seed: int, step: int, phase: int, dev
     np.multiply(radius, np.cos(angle), out=unit[:, 0])
     np.multiply(radius, np.sin(angle), out=unit[:, 1])
     noise = torch.from_numpy(unit.reshape(count, -1)[:, :size])
-    return noise if device.type == "cpu" else noise.pin_memory().to(device, non_blocking=True)
+    return to_device(noise, device)
 
 
 @lru_cache

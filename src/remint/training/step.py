@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +24,7 @@ from remint.data.sampler import batch_indices
 from remint.distributed.world import World
 from remint.models.contract import Batch, Phase
 from remint.settings.recipe import TrainingSettings
+from remint.training.feed import Feed
 from remint.training.randomness import LAYERS, batch_noise, seed_layers
 from remint.training.state import TrainingState
 
@@ -38,12 +38,11 @@ class StepRunner:
         self,
         state: TrainingState,
         runners: Sequence[nn.Module],  # the phases, wrapped where N ranks average their gradients
-        x_NX: Tensor,
-        y_N: Tensor | None,
+        feed: Feed,
         settings: TrainingSettings,
         world: World,
     ) -> None:
-        self.state, self.runners, self.x_NX, self.y_N, self.settings, self.world = state, runners, x_NX, y_N, settings, world
+        self.state, self.runners, self.feed, self.settings, self.world = state, runners, feed, settings, world
         self.rows = world.rows(settings.batch_size)
         self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         half_life = settings.ema_images
@@ -85,8 +84,9 @@ class StepRunner:
         """
         settings, step = self.settings, self.state.step
         seed_layers(settings.seed, LAYERS, step, self.world.rank)
-        indices = batch_indices(len(self.x_NX), settings.batch_size, settings.seed, step)
-        x_BX, y_B = self._examples(indices[self.rows])
+        indices = batch_indices(len(self.feed), settings.batch_size, settings.seed, step)
+        x_BX, y_B = self.feed.take(step, indices[self.rows])
+        x_BX = x_BX.to(self.dtype)
         learning_rate = self._learning_rate()
         losses = []
         for index, phase in enumerate(self.state.phases):
@@ -104,12 +104,6 @@ class StepRunner:
         self.state.count_step(torch.stack(losses))
         self.state.average.update(self.ema_decay, step)
         return None
-
-    def _examples(self, indices_B: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor | None]:
-        """Return these examples of the training split, and their labels."""
-        places_B = torch.tensor(indices_B, device=self.world.device)
-        x_BX = self.x_NX.index_select(0, places_B).to(self.dtype)
-        return x_BX, None if self.y_N is None else self.y_N.index_select(0, places_B)
 
     def _noise(self, index: int, phase: Phase) -> Tensor:
         """Return this rank's rows of the noise of one phase."""

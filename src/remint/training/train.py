@@ -21,7 +21,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from remint.data.arrays import Dataset, Split
 from remint.distributed.launch import run_ranks
@@ -30,20 +29,24 @@ from remint.distributed.world import World, join, launched
 from remint.errors import Interrupted, ResourceError
 from remint.models import probe
 from remint.models.bundle import save_model
+from remint.models.contract import Model
 from remint.models.families import family
+from remint.models.labels import Labels
 from remint.records import TrainedModel, digest
 from remint.runtime.manifest import whole_folder
 from remint.runtime.processes import GRACE, stopping
 from remint.settings.recipe import Recipe
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
-from remint.training.guard import build_guard
+from remint.training.feed import evenly_spaced, open_feed
+from remint.training.guard import build_guard, guarded
 from remint.training.loop import training_loop
 from remint.training.randomness import INITIAL, seed_layers
 from remint.training.state import TrainingState
 from remint.training.validation import scorer
 
 RECORD, CURVE = "training.json", "curve.csv"
+INITIAL_BYTES = 64 << 20  # of the training split, from which the model is initialised
 
 
 def train_pipeline(
@@ -133,36 +136,42 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
     chosen = family(recipe.family)
     seed_layers(settings.seed, INITIAL)
     model = chosen.build(recipe.model, spec)
-    x_NX, y_N = _on_device(dataset.train, world.device)
+    train, validation = dataset.train, dataset.validation
     if settings.precision == "fp64":
         model.double()
-    model.initialise(x_NX.cpu(), None if y_N is None else y_N.cpu())
+    _initialise(model, train)
     model.to(world.device)
     phases = [phase.to(world.device) for phase in chosen.phases(model, recipe.model)]
     if settings.precision == "fp64":
         phases = [phase.double() for phase in phases]
-    validation_NX, labels_N = _on_device(dataset.validation, world.device)
-    score = scorer(model, validation_NX, labels_N, spec, settings.seed, world)
-    watch = build_guard(model, x_NX, validation_NX, spec, settings, world)
+    score = scorer(model, validation.x_NX, validation.y_N, spec, settings.seed, world)
+    seen = guarded(len(validation))
+    shown = [torch.tensor(evenly_spaced(split.x_NX, seen), device=world.device) for split in (train, validation)]
+    watch = build_guard(model, shown[0], shown[1], spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
-    return training_loop(
-        model,
-        phases,
-        x_NX,
-        y_N,
-        settings,
-        score=score,
-        guard=watch,
-        world=world,
-        machine=machine,
-        checkpoints=checkpoints,
-        stop=stop,
-    )
+    with open_feed(train, settings, world) as feed:
+        return training_loop(
+            model,
+            phases,
+            feed,
+            settings,
+            score=score,
+            guard=watch,
+            world=world,
+            machine=machine,
+            checkpoints=checkpoints,
+            stop=stop,
+        )
 
 
-def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Copy examples and labels to the device."""
-    return torch.tensor(split.x_NX, device=device), None if split.y_N is None else torch.tensor(split.y_N, device=device)
+def _initialise(model: Model, train: Split) -> None:
+    """Initialise the model from the training split, or from evenly spaced examples of a large one."""
+    count = max(1, min(len(train), INITIAL_BYTES * len(train) // train.x_NX.nbytes))
+    y_N = None if train.y_N is None else torch.tensor(evenly_spaced(train.y_N, count))
+    model.initialise(torch.tensor(evenly_spaced(train.x_NX, count)), y_N)
+    for labels in model.modules():
+        if isinstance(labels, Labels) and train.y_N is not None:
+            labels.fit(torch.tensor(train.y_N))  # of all examples: a rare class has a share too
 
 
 def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset, out: Path) -> None:

@@ -7,8 +7,11 @@ Shapes: N examples, B examples of one chunk, K draws of noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +26,11 @@ CHUNK = 256  # examples at a time; the same at every world size, so that the sco
 Score = Callable[[Model], float]
 
 
-def scorer(model: Model, x_NX: Tensor, y_N: Tensor | None, spec: DataSpec, seed: int, world: World) -> Score | None:
+def scorer(model: Model, x_NX: Any, y_N: Any, spec: DataSpec, seed: int, world: World) -> Score | None:
     """Return a function that scores a model of this kind, in the data's unit, lower is better; None: it has no likelihood.
 
     The score is minus the ELBO, or minus the log density of the dequantised example, a mean over the examples and over
-    DRAWS fixed draws. ``x_NX``, ``y_N``: the validation split, on the device. The ranks share the chunks, and all must
+    DRAWS fixed draws. ``x_NX``, ``y_N``: the validation split, as arrays on the host. The ranks share the chunks, and all must
     call the function.
     """
     if isinstance(model, HasElbo):
@@ -38,16 +41,19 @@ def scorer(model: Model, x_NX: Tensor, y_N: Tensor | None, spec: DataSpec, seed:
         return None
 
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    x_chunks = torch.split(x_NX, CHUNK)
-    y_chunks = [None] * len(x_chunks) if y_N is None else list(torch.split(y_N, CHUNK))
-    shapes = [(DRAWS, len(chunk), noise_size) for chunk in x_chunks]
-    noise = [standard_normal(shape, seed, SCORE, i).to(x_NX.device, dtype) for i, shape in enumerate(shapes)]
+    count = math.ceil(len(x_NX) / CHUNK)
+
+    def chunk(values_N: Any, number: int) -> Tensor:
+        return torch.from_numpy(np.array(values_N[number * CHUNK : (number + 1) * CHUNK])).to(world.device)
 
     @torch.no_grad()
     def score(judged: Model) -> float:
-        nats = torch.zeros(len(x_chunks), dtype=torch.float64)
-        for i in range(world.rank, len(x_chunks), world.size):
-            nats[i] = _log_likelihood(judged, x_chunks[i].to(dtype), noise[i], y_chunks[i])
+        nats = torch.zeros(count, dtype=torch.float64)
+        for i in range(world.rank, count, world.size):
+            x_BX = chunk(x_NX, i).to(dtype)
+            # Drawn anew each time: the noise of a large split may not fit in memory.
+            noise_KBN = standard_normal((DRAWS, len(x_BX), noise_size), seed, SCORE, i).to(world.device, dtype)
+            nats[i] = _log_likelihood(judged, x_BX, noise_KBN, None if y_N is None else chunk(y_N, i))
         # Each chunk is computed on one rank and zero on the others: the sum over ranks is exact.
         return -float(world.gather(nats).sum(0).sum()) / (DRAWS * len(x_NX) * spec.nats_per_unit)
 
