@@ -35,8 +35,10 @@ class Progress:
         self._step += 1
 
     def end(self) -> None:
-        """Report that all passes are done."""
+        """Report that all passes are done, and the seconds of each."""
         self._emit()
+        if self.speaks:
+            emit("measured", seconds={name: round(seconds, 2) for name, seconds in self.seconds.items()})
 
     def over(self, items: Sequence[int]) -> Iterator[int]:
         """Yield the items, and report the seconds left after each."""
