@@ -76,8 +76,9 @@ def _nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Array, Arra
     """Return distance and index of the nearest of the others, the first of equal ones. Works in blocks."""
     x_ND = coordinates(x_NX, spec)
     best_N, place_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype), torch.zeros(len(x_ND), dtype=torch.int64)
-    for at in range(0, len(others_MX), pairs.BLOCK):
-        distance_N, found_N = pairs.nearest(x_ND, coordinates(others_MX[at : at + pairs.BLOCK], spec))
+    rows = pairs.rows(x_ND.shape[1])
+    for at in range(0, len(others_MX), rows):
+        distance_N, found_N = pairs.nearest(x_ND, coordinates(others_MX[at : at + rows], spec))
         closer_N = distance_N < best_N
         best_N, place_N = torch.where(closer_N, distance_N, best_N), torch.where(closer_N, at + found_N, place_N)
     parts = 1 if spec.is_table else spec.dims
