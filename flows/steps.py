@@ -132,6 +132,7 @@ def train(job: Retraining) -> None:
         elif event["event"] == "metrics" and job.run_id:
             curves = {key: value for key, value in event.items() if isinstance(value, int | float) and key not in ("at", "step")}
             job.tracking.log_metrics(job.run_id, [{"step": event["step"], **curves}])
+        job.durations.hear_training(event)
         report(event)
 
     with timed(job, "train"):
@@ -149,10 +150,18 @@ def _open_run(job: Retraining) -> None:
 
 @step("evaluate")
 def evaluate(job: Retraining) -> None:
-    """Measure the model on the held-out split."""
+    """Measure the model on the held-out split. Say so if it takes long, compared with the training."""
+    report = progress.reporter(job.pipeline, "evaluate")
+
+    def on_event(event: dict[str, Any]) -> None:
+        job.durations.hear_evaluation(event)
+        report(event)
+
     with timed(job, "evaluate"):
         _verify_outputs(job, f"features@{_features(job)}", f"train@{job.pipeline}")
-        job.dvc.reproduce("evaluate", job.pipeline, progress.reporter(job.pipeline, "evaluate"))
+        job.dvc.reproduce("evaluate", job.pipeline, on_event)
+    if note := job.durations.note(job.settings.metrics()):
+        job.tell("notice", text=note)
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.report.metrics.items()})
 
 

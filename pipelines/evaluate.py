@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
-from remint.runtime.events import run_step
+from remint.runtime.events import emit, run_step
 from remint.settings import plugins
 from remint.settings.params import load_params
 from remint.settings.steps import EvaluateStep
@@ -39,6 +40,7 @@ def main(pipeline: str) -> None:
     if ranks > 1 and not world.launched():
         launch.run_ranks(["-m", "pipelines.evaluate", pipeline], ranks, step.threads)
         return
+    began = time.monotonic()
     torch.set_num_threads(step.threads)
     bundle = Path(os.environ.get("REMINT_EVALUATE_BUNDLE", here / "outs/trained" / pipeline))
     out = Path(os.environ.get("REMINT_EVALUATE_OUT", here / "outs/reports" / pipeline))
@@ -61,6 +63,7 @@ def main(pipeline: str) -> None:
         for source, target in ((out / "metrics.json", f"metrics/{pipeline}.json"), (out / "curve.csv", f"curves/{pipeline}.csv")):
             (here / "outs" / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, here / "outs" / target)
+    emit("evaluated", seconds=time.monotonic() - began)
 
 
 if __name__ == "__main__":

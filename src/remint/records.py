@@ -196,6 +196,8 @@ class MetricValue(Record):
     unit: str = ""
     better: Literal["lower", "higher"] = "lower"
     fingerprint: dict[str, Any] = {}  # method of the measurement; values with different fingerprints are not comparable
+    repeats: int = 0  # noise samples of each example, as the rule in the fingerprint chose them for this model; 0: no such rule
+    added_later: ClassVar[frozenset[str]] = frozenset({"repeats"})
 
     def text(self) -> str:
         unit = f" {self.unit}" if self.unit else ""

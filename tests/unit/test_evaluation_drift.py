@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from scipy import stats
 
 from remint.data.arrays import Dataset, Split
-from remint.evaluation import contrast, drift
+from remint.evaluation import contrast, drift, matching
 from remint.evaluation.contrast import Groups
 from remint.records import Column, DatasetVersion, DataSpec, Drift
 
@@ -120,7 +121,7 @@ def test_unchanged_data_give_a_false_alarm_in_at_most_5_percent(appended: int) -
         added_ND = table(generator, appended or 300)
         after_ND = np.concatenate([before_ND, added_ND]) if appended else added_ND
         first, second = dataset(before_ND), dataset(after_ND)
-        places = drift.match_examples(first.train, second.train)
+        places = matching.match_examples(first.train, second.train)
         p = contrast.holm([change.p for change in drift._tests(first, second, places)])
         assert len(p) >= 8
         alarms += min(p) < drift.LEVEL
@@ -196,7 +197,7 @@ def test_the_interval_of_the_distance_covers_a_known_shift() -> None:
         before_ND, after_ND = (generator.normal(size=(800, 2)).astype(np.float32) for _ in range(2))
         after_ND[:, 0] += 1.0
         first, second = dataset(before_ND, spec), dataset(after_ND, spec)
-        places = drift.match_examples(first.train, second.train)
+        places = matching.match_examples(first.train, second.train)
         drift_distance, _ = drift._distance(first.train, second.train, places, columns, {})
         assert drift_distance is not None
         covered += drift_distance.low <= 1.0 <= drift_distance.high
@@ -246,3 +247,37 @@ def test_another_split_is_compared_and_reported() -> None:
 def test_ranks_equal_those_of_scipy() -> None:
     value_N = np.random.default_rng(0).integers(0, 30, 200).astype(np.float64)
     assert np.array_equal(contrast._ranks(value_N), stats.rankdata(value_N))
+
+
+def test_examples_that_repeat_are_matched_as_often_as_they_are_on_both_sides() -> None:
+    """Against a count by hand, with labels: the same values with another label are another example."""
+    generator = np.random.default_rng(3)
+    before_ND, now_ND = (generator.integers(4, size=(count, 2)).astype(np.float32) for count in (200, 150))
+    before_N, now_N = (generator.integers(2, size=count) for count in (200, 150))
+    found = matching.match_examples(Split(before_ND, before_N), Split(now_ND, now_N))
+    former, present = (
+        [(*x_D.tolist(), y) for x_D, y in zip(x_ND, y_N, strict=True)] for x_ND, y_N in ((before_ND, before_N), (now_ND, now_N))
+    )
+    left, kept, added, removed = Counter(former), [], [], []
+    for place, example in enumerate(present):
+        (kept if left[example] > 0 else added).append(place)
+        left[example] -= 1
+    for place, example in enumerate(former):
+        if left[example] > 0:
+            removed.append(place)
+            left[example] -= 1
+    assert [found.kept.tolist(), found.added.tolist(), found.removed.tolist()] == [kept, added, removed]
+    assert kept and added and removed
+
+
+def test_of_many_examples_a_share_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts are of all, and a change that is large is found in a share."""
+    generator = np.random.default_rng(5)
+    former, present = table(generator, 4_000), table(generator, 4_000)
+    present[:2_000] = former[:2_000]
+    present[2_000:, 1] += 2.0
+    monkeypatch.setattr(drift, "MAX_TESTED", 1_000)
+    found = drift.measure_drift(dataset(former), dataset(present), None, "")
+    assert (found.kept, found.added, found.removed) == (2_000, 2_000, 2_000)
+    assert found.changed[0].of == "height" and found.changed[0].statistic == "mean"
+    assert found.changed[0].after - found.changed[0].before == pytest.approx(12.0, rel=0.2), "half the rows, 2 deviations of 12"

@@ -10,6 +10,7 @@ import pytest
 
 from remint.data.arrays import Dataset, Split
 from remint.evaluation import exhibits, pairs
+from remint.evaluation.context import judged_examples
 from remint.records import Column, DatasetVersion, DataSpec
 
 IMAGES = DataSpec(shape=(1, 4, 4), levels=17)
@@ -50,10 +51,22 @@ def test_nearest_rows_count_numbers_and_categories() -> None:
 def test_failures_come_worst_first_with_their_labels() -> None:
     held_NX, value_N = images(30, 3), np.random.default_rng(4).permutation(30).astype(float)
     values = {"fd_domain": np.zeros(20), "iwae": value_N, "elbo": value_N[::-1]}
-    failed = exhibits.failures(values, object(), dataset(IMAGES, images(9, 5), held_NX, np.arange(30)))
+    failed = exhibits.failures(values, object(), dataset(IMAGES, images(9, 5), held_NX, np.arange(30)), 0)
     assert failed is not None and str(failed["metric"]) == "iwae"
     np.testing.assert_array_equal(failed["value_N"], np.arange(29.0, 13.0, -1.0))
     np.testing.assert_array_equal(value_N[failed["place_N"]], failed["value_N"])
+    np.testing.assert_array_equal(failed["x_NX"], held_NX[failed["place_N"]])
+    np.testing.assert_array_equal(failed["y_N"], failed["place_N"])
+
+
+def test_failures_of_some_judged_examples_are_those_examples() -> None:
+    """The values are of 12 of 30 held-out examples, which the seed chooses."""
+    held_NX, value_N = images(30, 3), np.random.default_rng(4).permutation(12).astype(float)
+    failed = exhibits.failures({"nll": value_N}, object(), dataset(IMAGES, images(9, 5), held_NX, np.arange(30)), 7)
+    assert failed is not None
+    judged_N = judged_examples(30, 12, 7)
+    np.testing.assert_array_equal(value_N[failed["row_N"]], np.arange(11.0, -1.0, -1.0))
+    np.testing.assert_array_equal(failed["place_N"], judged_N[failed["row_N"]])
     np.testing.assert_array_equal(failed["x_NX"], held_NX[failed["place_N"]])
     np.testing.assert_array_equal(failed["y_N"], failed["place_N"])
 
@@ -64,8 +77,8 @@ def test_without_a_likelihood_uncovered_examples_are_the_failures() -> None:
     blank = np.zeros((1, 4, 4), dtype=np.uint8)
     held_NX = np.stack([np.full((1, 4, 4), level, dtype=np.uint8) for level in range(17)])
     model = SimpleNamespace(sample_noise=2, sample=lambda noise_BN, y_B=None: torch.zeros((len(noise_BN), 1, 4, 4)).byte())
-    failed = exhibits.failures({"fd_domain": np.zeros(20)}, model, dataset(IMAGES, blank[None], held_NX))
+    failed = exhibits.failures({"fd_domain": np.zeros(20)}, model, dataset(IMAGES, blank[None], held_NX), 0)
     assert failed is not None and str(failed["metric"]) == "uncovered" and "y_N" not in failed
     np.testing.assert_array_equal(failed["all_M"], np.arange(17.0))  # for a model of blank images the distance is the brightness
     np.testing.assert_array_equal(failed["value_N"], np.arange(16.0, 0.0, -1.0))
-    assert exhibits.failures({}, object(), dataset(IMAGES, blank[None], held_NX)) is None
+    assert exhibits.failures({}, object(), dataset(IMAGES, blank[None], held_NX), 0) is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from remint.evaluation import intervals
+from remint.records import MetricValue, digest
 
 
 def test_the_interval_of_three_draws_equals_a_worked_example() -> None:
@@ -56,3 +57,12 @@ def test_the_result_depends_on_the_seed_and_not_on_the_memory_block(monkeypatch:
 
 def test_equal_values_have_an_interval_of_width_zero() -> None:
     assert intervals.over_examples(np.full(9, 2.5), 0) == intervals.over_draws(np.full(9, 2.5)) == (2.5, 2.5)
+
+
+def test_a_value_from_before_keeps_its_digest() -> None:
+    before = {"name": "elbo", "value": 2.0, "low": 1.5, "high": 2.5, "n": 9, "seed": 0, "unit": "nats", "better": "lower"}
+    before["fingerprint"] = {"importance_samples": 500}
+    read = MetricValue.model_validate(before)
+    assert read.digest == digest(before) and read.repeats == 0
+    chosen = read.model_copy(update={"repeats": 4})
+    assert MetricValue.model_validate(chosen.to_json()) == chosen and chosen.digest != read.digest

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from remint.data.arrays import Split
-from remint.evaluation import leakage
+from remint.evaluation import leakage, near_copies
 from remint.records import Column, DataSpec, Leakage
 
 IMAGES = DataSpec(shape=(3, 13, 10), levels=256)  # height and width are not multiples of 8
@@ -51,10 +51,15 @@ def by_hand(held_NX: Array, train_MX: Array, limit: float) -> set[tuple[int, int
     return {(int(n), int(m)) for n, m in zip(*np.nonzero((apart_NM <= limit) & (apart_NM > 0)), strict=True)}
 
 
-def test_near_copies_of_images_equal_those_of_an_exhaustive_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leakage, "BLOCK", 50)
-    monkeypatch.setattr(leakage, "WIDE", 70)
-    monkeypatch.setattr(leakage, "PAIRS", 30)
+@pytest.mark.parametrize("parts", [False, True])
+def test_near_copies_of_images_equal_those_of_an_exhaustive_search(monkeypatch: pytest.MonkeyPatch, parts: bool) -> None:
+    """With all projections and digests in memory, or a part of either side at a time."""
+    if parts:
+        monkeypatch.setattr(near_copies, "REDUCED", 1)
+        monkeypatch.setattr(leakage, "DIGESTS", 5)
+    monkeypatch.setattr(near_copies, "BLOCK", 50)
+    monkeypatch.setattr(near_copies, "WIDE", 70)
+    monkeypatch.setattr(near_copies, "PAIRS", 30)
     train, held = pictures(400, 0), pictures(120, 1)
     held[7] = train[3]
     expected = by_hand(held, train, 0.02 * 255)
@@ -65,6 +70,31 @@ def test_near_copies_of_images_equal_those_of_an_exhaustive_search(monkeypatch: 
     assert found.leakage.share == (1 + len(near)) / 120
     assert found.pairs[0] == (7, 3) and {n for n, _ in found.pairs[1:]} == near
     assert set(found.pairs[1:]) <= expected
+
+
+def test_the_copies_by_chance_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = DataSpec(shape=(2,), columns=(Column(name="x"), Column(name="y")))
+    x_ND = np.random.default_rng(0).integers(40, size=(3_000, 2)).astype(np.float32) / 10
+    held, train = Split(x_ND[:500], None), Split(x_ND[500:], None)
+    whole = leakage.find(held, train, spec)
+    assert 0 < whole.leakage.chance < 1 and whole.leakage.exact > 100
+    monkeypatch.setattr(near_copies, "REDUCED", 1)
+    monkeypatch.setattr(leakage, "DIGESTS", 50)
+    assert leakage.find(held, train, spec) == whole
+
+
+def test_rows_are_found_by_their_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leakage, "IDS", 100)
+    generator = np.random.default_rng(0)
+    id_M = generator.permutation(2_000).astype(np.uint64)
+    id_N = generator.permutation(4_000)[:300].astype(np.uint64)
+    blank = np.zeros((2_000, 2), np.float32)
+    spec = DataSpec(shape=(2,), columns=(Column(name="x"), Column(name="y")))
+    found = leakage.find(Split(blank[:300], None, id_N), Split(blank, None, id_M), spec)
+    expected = [(n, int(np.flatnonzero(id_M == one)[0])) for n, one in enumerate(id_N) if one in id_M]
+    assert list(found.pairs) == expected and found.leakage.exact == len(expected) > 100
+    apart = leakage.find(Split(blank[:300], None, id_N + np.uint64(10_000)), Split(blank, None, id_M), spec)
+    assert apart.pairs == () and apart.leakage.exact == 0
 
 
 def test_an_example_just_beyond_the_tolerance_is_not_a_near_copy() -> None:

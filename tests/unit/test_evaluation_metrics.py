@@ -115,10 +115,48 @@ def test_nll_of_a_uniform_model_is_the_number_of_bits_of_a_level(context: Evalua
     np.testing.assert_allclose(run(Uniform(), "nll", context).values_N, math.log2(17.0), rtol=1e-14)
 
 
-def test_nll_is_the_mean_over_dequantisations(context: EvaluationContext) -> None:
-    exact, noisy = (run(Factorised(context.dataset, noise), "nll", context).values_N for noise in (0.0, 1.0))
-    spread = (noisy - exact).std() * 64 * LN2  # of the mean of the draws' standard normal noise
-    assert spread == pytest.approx(likelihood.DEQUANTISATION_DRAWS**-0.5, rel=0.15)
+@pytest.mark.parametrize("repeats", [2, 4, 16])
+def test_nll_takes_as_many_dequantisations_as_its_noise_needs(context: EvaluationContext, repeats: int) -> None:
+    """A noise whose variance within an example is known, between two numbers of the rule."""
+    exact = run(Factorised(context.dataset), "nll", context)
+    between = (exact.values_N * 64 * LN2).var(ddof=1)
+    noise = (0.75 * repeats * likelihood.NOISE_SHARE * between) ** 0.5
+    noisy = run(Factorised(context.dataset, noise), "nll", context)
+    assert (exact.repeats, noisy.repeats) == (likelihood.FIRST_SAMPLES, repeats)
+    spread = (noisy.values_N - exact.values_N).std() * 64 * LN2  # of the mean of the draws' noise
+    assert spread == pytest.approx(noise * repeats**-0.5, rel=0.15)
+    assert exact.fingerprint == noisy.fingerprint, "the number differs between models, the rule does not"
+
+
+def test_the_number_of_samples_has_a_limit(context: EvaluationContext) -> None:
+    assert run(Factorised(context.dataset, noise=1e3), "nll", context).repeats == likelihood.MOST_SAMPLES
+
+
+def test_one_example_of_data_without_spread_gets_the_most_samples(context: EvaluationContext) -> None:
+    """Where nothing shows the variance between examples, and where it is 0."""
+    one = replace(context, settings=EvaluationSettings(examples=1))
+    assert run(Factorised(context.dataset, noise=1.0), "nll", one).repeats == likelihood.MOST_SAMPLES
+    same = replace(context.dataset.held_out, x_NX=np.zeros_like(context.dataset.held_out.x_NX))
+    equal = replace(context, dataset=replace(context.dataset, held_out=same))
+    assert run(Factorised(equal.dataset, noise=1.0), "nll", equal).repeats == likelihood.MOST_SAMPLES
+    assert run(Factorised(equal.dataset, noise=0.0), "nll", equal).repeats == likelihood.FIRST_SAMPLES
+
+
+def test_a_likelihood_has_at_most_so_many_examples_which_the_seed_chooses(context: EvaluationContext) -> None:
+    every = run(Factorised(context.dataset), "nll", context)
+    some = {seed: replace(context, settings=EvaluationSettings(examples=200, seed=seed)) for seed in (0, 1)}
+    found = {seed: run(Factorised(context.dataset), "nll", chosen) for seed, chosen in some.items()}
+    for seed, measured in found.items():
+        place_N = some[seed].judged
+        assert measured.n == len(set(place_N.tolist())) == 200 and (np.diff(place_N) > 0).all()
+        np.testing.assert_array_equal(measured.values_N, every.values_N[place_N])
+        y_N = np.asarray(context.dataset.held_out.y_N)[place_N]
+        for y, of_class in measured.by_class.items():
+            np.testing.assert_array_equal(of_class.values_N, measured.values_N[y_N == y])
+        np.testing.assert_allclose(likelihood.independent_baseline(some[seed]).values_N, measured.values_N, rtol=1e-12)
+    assert not np.array_equal(some[0].judged, some[1].judged)
+    noisy = {number: run(Factorised(context.dataset, noise), "nll", some[0]).values_N for number, noise in enumerate((0.1, 0.2))}
+    np.testing.assert_allclose(noisy[1] - found[0].values_N, 2 * (noisy[0] - found[0].values_N), atol=1e-12)
 
 
 def test_elbo_and_iwae_of_a_two_cause_model_equal_their_closed_forms(context: EvaluationContext) -> None:
@@ -134,24 +172,39 @@ def test_elbo_and_iwae_of_a_two_cause_model_equal_their_closed_forms(context: Ev
     error_N = np.abs(np.subtract(*log_p_2N)) / 2 * -to_bits / 4000**0.5
     assert (np.abs(found["elbo"].values_N - elbo) < 5 * error_N + 1e-12).all()
     assert (np.abs(found["iwae"].values_N - log_p) < 5 * error_N + 1e-12).all()
+    assert (found["iwae"].values_N <= found["elbo"].values_N).all(), "of the same samples, by Jensen's inequality"
     assert (elbo - log_p).mean() > 20 * error_N.mean(), "the two bounds must be far enough apart for this test to tell them"
     one = replace(context, settings=EvaluationSettings(importance_samples=1))
     alone = measure(model, ["elbo", "iwae"], one, "digits-test")[0]
-    np.testing.assert_allclose(alone["elbo"].values_N, alone["iwae"].values_N, rtol=1e-14)
+    gap_N = np.abs(alone["iwae"].values_N - log_p_2N * to_bits).min(axis=0)
+    np.testing.assert_allclose(gap_N, 0.0, atol=1e-14)  # IWAE-1 is the weight of one cause
+    assert alone["elbo"].repeats == likelihood.MOST_SAMPLES and found["elbo"].repeats == 4000
 
 
-def test_importance_samples_are_computed_in_chunks(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_elbo_alone_is_not_measured_with_the_samples_of_iwae(context: EvaluationContext) -> None:
+    """The expectation of the bound is the same, and so is its fingerprint."""
+    alone = run(TwoCauses(), "elbo", context)
+    both = measure(TwoCauses(), ["elbo", "iwae"], replace(context, settings=EvaluationSettings(importance_samples=128)), "t")[0]
+    assert alone.repeats == likelihood.MOST_SAMPLES < both["elbo"].repeats == 128
+    assert alone.fingerprint == both["elbo"].fingerprint and both["iwae"].fingerprint["importance_samples"] == 128
+
+
+@pytest.mark.parametrize("memory", [64, 3 * 64, 5 * 128 * 64])
+def test_importance_samples_are_computed_in_parts(
+    context: EvaluationContext, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    """Less memory than one block of examples takes: first some rows with all samples, then some samples of one row."""
     whole = run(TwoCauses(), "iwae", context).values_N
-    monkeypatch.setattr(likelihood, "IMPORTANCE_BLOCK", 3 * 128 * 64)
-    shapes = []
+    monkeypatch.setattr(likelihood, "SAMPLE_BLOCK", memory)
+    sizes = []
 
     class Watched(TwoCauses):
         def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
-            shapes.append(len(noise_KBN))
+            sizes.append(x_BCHW.numel() * len(noise_KBN))
             return super().elbo(x_BCHW, noise_KBN)
 
     np.testing.assert_allclose(run(Watched(), "iwae", context).values_N, whole, rtol=1e-13)
-    assert max(shapes) <= 3 * 128 and min(shapes) <= 3
+    assert max(sizes) <= memory
 
 
 def test_a_resampler_reaches_the_floor_and_a_factorised_model_does_not(context: EvaluationContext) -> None:
@@ -282,5 +335,6 @@ def test_each_pass_over_the_model_runs_once(context: EvaluationContext) -> None:
             passes.append(noise_KBN.shape[:2].numel())
             return super().elbo(x_BCHW, noise_KBN)
 
-    measure(Counted(), ["elbo", "iwae"], context, "digits-test")
-    assert sum(passes) == 50 * len(context.dataset.held_out)
+    many = replace(context, settings=EvaluationSettings(importance_samples=likelihood.MOST_SAMPLES))
+    measure(Counted(), ["elbo", "iwae"], many, "digits-test")
+    assert sum(passes) == likelihood.MOST_SAMPLES * len(context.dataset.held_out)

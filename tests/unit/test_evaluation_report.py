@@ -113,9 +113,9 @@ def test_the_evidence_names_its_model_and_its_data(workspace: Path) -> None:
     assert set(evidence.values) == {"elbo", "iwae", "fd_domain", "fd_domain:reference"}
     for name, value in evidence.report.metrics.items():
         assert value.value == evidence.values[name].mean() and value.low < value.value < value.high
-    # By Jensen's inequality, for every example.
     assert evidence.report.metrics["iwae"].value < evidence.report.metrics["elbo"].value
-    assert (evidence.values["iwae"] <= evidence.values["elbo"]).all()
+    repeats = evidence.report.metrics["elbo"].repeats
+    assert repeats > QUICK.importance_samples, "the noise of this model needs more samples than IWAE-4 has"
 
 
 def test_a_report_is_loaded_as_it_was_saved(workspace: Path) -> None:
@@ -145,7 +145,8 @@ def test_the_step_writes_the_same_bytes_twice_and_evaluates_a_bundle_in_another_
     assert contents(workspace / "outs/reports/tiny-vae") == first
     assert contents(workspace / "elsewhere") == first  # equal weights: an equal report, picture by picture
     said = [json.loads(line) for line in events.read_text().splitlines()]
-    assert [event["step"] for event in said if event["event"] == "progress"] == [0, 1, 2, 3, 4]
+    steps = [event["step"] for event in said if event["event"] == "progress"]
+    assert sorted(set(steps)) == [0, 1, 2, 3, 4] and steps == sorted(steps)  # more than one where a pass takes seconds
 
 
 @pytest.mark.slow

@@ -169,6 +169,23 @@ def test_the_mode_of_each_pixel_is_the_level_of_its_highest_probability(kind: st
     assert torch.equal(shown.flatten(1).long(), by_level.argmax(0))
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kind", "levels"), [("bernoulli", 2), *LAWS])
+def test_the_mode_is_that_of_a_search_through_all_levels(kind: str, levels: int, precision: torch.dtype) -> None:
+    """Equal to the bit, the least of equal ones: narrow and wide laws, with their means inside and outside of the levels."""
+    one = law(kind, levels).to(precision)
+    scale_P = torch.tensor([0.3, 1.0, 3.0, 30.0]).repeat_interleave(1_000)[:, None]
+    theta = scale_P * standard_normal((4_000, one.parameters_per_dim), 8).double()
+    theta[:2_000:2, -one.parameters_per_dim // 3 :] -= 3.0  # of logistics: widths as trained models have them
+    theta = theta.to(precision).view(40, 100, -1)
+    highest, expected = torch.full((40, 100), -torch.inf).to(precision), torch.zeros((40, 100), dtype=torch.uint8)
+    for level in range(levels):
+        log_prob = one.log_prob(torch.full_like(highest, level), theta)
+        expected[log_prob > highest] = level
+        highest = torch.maximum(highest, log_prob)
+    assert torch.equal(one.mode(theta), expected)
+
+
 @pytest.mark.parametrize("columns", [SigmaGaussianColumns(2), GaussianMixtureColumns(3), GaussianMixtureColumns(1)])
 def test_the_density_of_a_column_integrates_to_one_and_matches_its_draws(
     columns: SigmaGaussianColumns | GaussianMixtureColumns,

@@ -267,6 +267,19 @@ def test_failures_show_the_value_of_the_champion_for_the_same_example() -> None:
         assert one["champion"] == f"{told.champion.values['nll'][place]:.2f}" and not one["worse"]
 
 
+def test_a_failure_is_compared_with_the_champion_by_its_row_among_the_judged_examples() -> None:
+    """Values are of some held-out examples: an example's place in the split is not its row among the values."""
+    told = story()
+    failed = told.challenger.failures
+    assert failed is not None and told.champion is not None
+    moved = {**failed, "row_N": failed["place_N"], "place_N": failed["place_N"] + 5_000}
+    found = sections.failures(replace(told, challenger=replace(told.challenger, failures=moved)))
+    assert found is not None
+    assert [one["place"] for one in found["examples"]] == (failed["place_N"] + 5_000).tolist()
+    values = told.champion.values["nll"][failed["place_N"]]
+    assert [one["champion"] for one in found["examples"]] == [f"{value:.2f}" for value in values]
+
+
 def test_rows_are_shown_in_original_units() -> None:
     found = sections.nearest(story(TABLE))[0]
     sample_ND = side(2, TABLE, 0.0).samples_NX

@@ -181,3 +181,20 @@ def test_a_missing_file_or_invalid_yaml_is_refused(tmp_path: Path) -> None:
 def test_written_params_read_back_equal(content: dict[str, Any], tmp_path: Path) -> None:
     write_params(content, tmp_path)
     assert read_params(tmp_path) == content
+
+
+@pytest.mark.parametrize(
+    ("rules", "measured"),
+    [
+        ({}, ["elbo", "fd_domain"]),
+        ({"require": {"elbo": {"max": 3.0}}}, ["elbo", "fd_domain"]),
+        ({"require": {"iwae": {"max": 3.0}}}, ["elbo", "iwae", "fd_domain"]),
+        ({"improve": {"metric": ["iwae", "elbo"]}}, ["elbo", "iwae", "fd_domain"]),
+        ({"never_worse": {"iwae": 0.1}}, ["elbo", "iwae", "fd_domain"]),
+    ],
+)
+def test_without_metrics_the_costly_bound_is_measured_where_a_rule_names_it(
+    content: dict[str, Any], rules: dict[str, Any], measured: list[str]
+) -> None:
+    content["pipelines"]["digits-vae"] |= {"evaluation": {}, "promotion": rules}
+    assert validate_params(content).pipelines["digits-vae"].metrics() == measured

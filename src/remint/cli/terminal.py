@@ -83,7 +83,12 @@ class Display:
 
     def _text(self, event: str, fields: dict[str, Any]) -> str | None:
         if event == "progress":
-            numbers = [f"{key} {value:.3g}" for key, value in fields.items() if isinstance(value, float) and key != "seconds"]
+            numbers = [
+                f"{key} {value:.3g}"
+                for key, value in fields.items()
+                if isinstance(value, float) and key not in ("seconds", "left")
+            ]
+            numbers += [f"{fields['metric']}, {duration(fields['left'])} left"] if "left" in fields else []
             steps = f" {fields['step']}/{fields['steps']}" if "steps" in fields else ""
             return f"{DOING.get(fields['name'], fields['name'])}{steps}  {'  '.join(numbers)}".rstrip()
         if event == "step":
@@ -103,6 +108,12 @@ class Display:
         if event == "decided":
             return str(fields["verdict"])
         return None
+
+
+def duration(seconds: float) -> str:
+    """Return an estimated duration in seconds, minutes or hours."""
+    unit, size = next(((name, size) for name, size in (("h", 3600), ("min", 60)) if seconds >= 2 * size), ("s", 1))
+    return f"about {seconds / size:.0f} {unit}"
 
 
 VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "awaiting_approval": "cyan"}

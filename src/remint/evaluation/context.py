@@ -1,18 +1,21 @@
 """Inputs of a metric (EvaluationContext) and its result (Measurement).
 
-A metric of samples is a mean over repeated draws of n samples. The seed chooses n held-out examples, and all draws are
-compared with them. Each draw is sampled once and its features are computed once; all metrics share them. N processes split
-the blocks of samples, features and held-out examples among them and exchange the results: no value depends on N.
+A likelihood is a mean over held-out examples: all, or ``settings.examples`` of them that the seed chooses. A metric of
+samples is a mean over repeated draws of n samples. The seed chooses n held-out examples, and all draws are compared with
+them. Each draw is sampled once and its features are computed once; all metrics share them. N processes split the blocks of
+samples, features and held-out examples among them and exchange the results: no value depends on N.
 
 Shapes: N values, B block, X the axes of one example (C, H, W of an image, D of a table's row), D features, J groups.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import cache, intervals
 from remint.evaluation.features import Extractor
+from remint.evaluation.progress import Progress
 from remint.models.contract import CanSample, standard_normal
 from remint.records import DataSpec
 from remint.runtime import scratch
@@ -35,7 +39,7 @@ BLOCK = 128  # examples per block: noise is seeded by (seed, stream, draw, block
 FEATURE_BLOCK = 256  # examples whose features one process computes at a time: whole blocks of every extractor
 
 # Noise streams: one for each use, so that two uses never share noise.
-DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT = range(5)
+DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT, EXAMPLES = range(6)
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +64,11 @@ class ArrayCache:
         return array
 
 
+def judged_examples(held_out: int, most: int, seed: int) -> Array:
+    """Return the indices of at most ``most`` held-out examples, chosen by the seed, in ascending order, int64 (N,)."""
+    return np.sort(np.random.default_rng([EXAMPLES, seed]).permutation(held_out)[:most])
+
+
 @dataclass(frozen=True)
 class EvaluationContext:
     """Dataset version, feature extractors by name and settings of an evaluation."""
@@ -68,11 +77,19 @@ class EvaluationContext:
     extractors: Mapping[str, Extractor]
     settings: EvaluationSettings
     world: World = SINGLE_PROCESS
+    metrics: frozenset[str] = frozenset()  # the chosen ones, for a pass that can measure more than one
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
     _cache: ArrayCache = field(default_factory=ArrayCache, init=False, repr=False, compare=False)
 
     @property
-    def draws(self) -> range:
-        return range(self.settings.draws)
+    def draws(self) -> Iterator[int]:
+        """The numbers of the repeated draws. After each the progress is reported."""
+        return self.progress.over(range(self.settings.draws))
+
+    @cached_property
+    def judged(self) -> Array:
+        """Indices of the held-out examples of a likelihood, in ascending order, int64 (N,): the same for every model."""
+        return judged_examples(len(self.dataset.held_out), self.settings.examples, self.settings.seed)
 
     def extractor(self, features: Features) -> Extractor:
         """Return the extractor of these features. Raises SettingsError if no chosen metric declares them."""
@@ -155,18 +172,21 @@ class EvaluationContext:
         return {"extractor": extractor.sha256, "resize": extractor.resize, **how}
 
     def over_held_out(self, make: Callable[[int, Tensor, Tensor | None], Tensor]) -> Tensor:
-        """Apply ``make`` to each block of held-out examples and return all results in order.
+        """Apply ``make`` to each block of the ``judged`` held-out examples and return all results in order.
 
         ``make`` takes the block's number, its x_BX, and its labels y_B or None.
         """
-        held_out = self.dataset.held_out
+        held_out, turns = self.dataset.held_out, math.ceil(len(self.judged) / (BLOCK * self.world.size))
+        with self.progress.loop(turns) as tick:
 
-        def of_block(number: int) -> Tensor:
-            chosen = slice(number * BLOCK, (number + 1) * BLOCK)
-            y_B = None if held_out.y_N is None else torch.from_numpy(np.array(held_out.y_N[chosen]))
-            return make(number, torch.from_numpy(np.array(held_out.x_NX[chosen])), y_B)
+            def of_block(number: int) -> Tensor:
+                chosen_B = self.judged[number * BLOCK : (number + 1) * BLOCK]
+                y_B = None if held_out.y_N is None else torch.from_numpy(np.array(held_out.y_N[chosen_B]))
+                made = make(number, torch.from_numpy(np.array(held_out.x_NX[chosen_B])), y_B)
+                tick()
+                return made
 
-        return self.world.blocks(len(held_out), BLOCK, of_block)
+            return self.world.blocks(len(self.judged), BLOCK, of_block)
 
 
 @dataclass(frozen=True)
@@ -181,15 +201,18 @@ class Measurement:
     reference_J: Array | None = None  # jackknife pseudo-values over groups of the reference, as deviations from their mean
 
     by_class: dict[int, Measurement] = field(default_factory=dict)  # the same over the examples of each class
+    repeats: int = 0  # samples of each example that a rule of the fingerprint chose for this model; 0: no such rule
 
     @classmethod
-    def over_examples(cls, values_N: Array, context: EvaluationContext, y_N: Array | None = None, **how: Any) -> Measurement:
-        """Return the measurement of one value per held-out example; with labels ``y_N`` also by class."""
+    def over_examples(
+        cls, values_N: Array, context: EvaluationContext, y_N: Array | None = None, repeats: int = 0, **how: Any
+    ) -> Measurement:
+        """Return the measurement of one value per judged held-out example; with labels ``y_N`` also by class."""
         low, high = intervals.over_examples(values_N, context.settings.seed)
         fingerprint = context.fingerprint(**how, n=len(values_N), interval="bootstrap over examples")
         classes = [] if y_N is None else np.unique(y_N).tolist()
-        by_class = {y: cls.over_examples(values_N[y_N == y], context, **how, of_class=y) for y in classes}
-        return cls(values_N, len(values_N), low, high, fingerprint, by_class=by_class)
+        by_class = {y: cls.over_examples(values_N[y_N == y], context, None, repeats, **how, of_class=y) for y in classes}
+        return cls(values_N, len(values_N), low, high, fingerprint, by_class=by_class, repeats=repeats)
 
     @classmethod
     def over_draws(

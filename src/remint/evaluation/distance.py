@@ -16,7 +16,7 @@ Shapes: N examples, D features, J groups, S sizes, of nested subsets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -30,6 +30,7 @@ from remint.models.contract import CanSample
 from remint.settings.catalogue import FEATURES, Features, in_features
 
 GROUPS = 20  # J, at most
+FLOOR_DRAWS = 8  # repeated draws of training examples, at most
 SUBSET_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of n: sizes of the nested subsets
 MIN_EXAMPLES = 3  # after one is left out, two remain: the least number with a covariance
 MIN_EXAMPLES_NESTED = 4 * GROUPS  # two of every group in the smallest subset
@@ -41,22 +42,32 @@ Array = np.ndarray[Any, Any]
 def frechet(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """Return ``fd``: the mean over repeated draws of n samples, each compared with the same n held-out examples."""
     name = in_features("fd", features)
-    return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context)}
+    return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context, context.draws)}
 
 
 def real_data_floor(features: Features, context: EvaluationContext) -> Measurement:
-    """Return the floor of ``fd``: n training examples, drawn without replacement, take the place of the samples."""
-    return _measurement(in_features("fd", features), features, lambda draw: context.training(features, draw), context)
+    """Return the floor of ``fd``: n training examples, drawn without replacement, take the place of the samples.
+
+    At most FLOOR_DRAWS draws: no comparison pairs them with a model's, and features of examples take as long as of samples.
+    """
+    draws = context.progress.over(range(min(context.settings.draws, FLOOR_DRAWS)))
+    return _measurement(in_features("fd", features), features, lambda draw: context.training(features, draw), context, draws)
 
 
 def frechet_infinity(features: Features, model: CanSample, context: EvaluationContext) -> Mapping[str, Measurement]:
     """Return ``fd_infinity``: the mean over repeated draws of the intercept over nested subsets of both sides."""
     name = in_features("fd_infinity", features)
-    return {name: _measurement(name, features, lambda draw: context.drawn(features, model, draw), context, SUBSET_SHARES)}
+    drawn = partial(context.drawn, features, model)
+    return {name: _measurement(name, features, drawn, context, context.draws, SUBSET_SHARES)}
 
 
 def _measurement(
-    name: str, features: Features, side: Callable[[int], Array], context: EvaluationContext, shares: Sequence[float] = (1.0,)
+    name: str,
+    features: Features,
+    side: Callable[[int], Array],
+    context: EvaluationContext,
+    draws: Iterable[int],
+    shares: Sequence[float] = (1.0,),
 ) -> Measurement:
     """Return the intercept over nested subsets of these shares; for one share, the distance. ``side``: features of a draw."""
     n = context.size(name, MIN_EXAMPLES if len(shares) == 1 else MIN_EXAMPLES_NESTED)
@@ -65,7 +76,7 @@ def _measurement(
     real_ND = _shuffled(context.real(features), context.settings.seed)
     real_S = _nested(real_ND, sizes_S)
     values, merged = [], None
-    for draw in context.draws:
+    for draw in draws:
         drawn_S = _nested(side(draw), sizes_S)
         values.append(float(weight_S @ list(map(frechet_distance, drawn_S, real_S))))
         merged = drawn_S[-1] if merged is None else merged + drawn_S[-1]

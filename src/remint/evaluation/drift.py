@@ -5,10 +5,10 @@
     labels    shares of the classes
     features  Frechet distance between the former and the present training split, in today's extractor
 
-Every example is counted once (evaluation/contrast.py), and the p-values are corrected for the number of tests. The distance
-of finite sets is above 0 even without drift. Its floor is the mean distance when the same examples are shuffled between
-kept, added and removed, with the limits of 95% of the shuffles. The interval of the distance is a jackknife's over ten
-groups of the examples (Efron & Tibshirani, An introduction to the bootstrap, 1993).
+Every example is counted once (evaluation/contrast.py); of more than MAX_TESTED a random share is tested. The p-values are
+corrected for the number of tests. The distance of finite sets is above 0 even without drift. Its floor is the mean distance
+when the same examples are shuffled between kept, added and removed, with the limits of 95% of the shuffles. The interval of
+the distance is a jackknife's over ten groups of the examples (Efron & Tibshirani, An introduction to the bootstrap, 1993).
 
 drift.json    records.Drift
 drift.png     images: the mean before and after, and the difference; tables: histograms of the columns before and after
@@ -18,7 +18,6 @@ Shapes: N examples, X the axes of one, D features or columns, G groups, M shuffl
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import add
@@ -32,10 +31,11 @@ from remint.data.arrays import Dataset, Split
 from remint.evaluation import charts, contrast
 from remint.evaluation.contrast import ContrastTest, Groups
 from remint.evaluation.frechet import Moments, frechet_distance
-from remint.evaluation.leakage import content
+from remint.evaluation.matching import match_examples
 from remint.records import Change, DataSpec, Drift, MetricValue
 
 LEVEL = 0.05  # significance level of a reported change, over all statistics together
+MAX_TESTED = 1_000_000  # examples of the tests, about: from more, an equal share of the kept, added and removed ones
 MAX_EXAMPLES = 10_000  # maximum number of examples whose features are computed
 GROUPS, SHUFFLES = 10, 99  # of the jackknife, and for the floor
 MAX_NAMED = 3  # changes in the summary
@@ -64,7 +64,7 @@ def measure_drift(former: Dataset, present: Dataset, extract: Extract | None, ex
     if not a.fits(b, conditional=False):
         return start
     places = match_examples(former.train, present.train)
-    tests = list(_tests(former, present, places))
+    tests = list(_tests(former, present, _sample(places, MAX_TESTED, np.random.default_rng(1))))
     corrected = contrast.holm([change.p for change in tests])
     changes = [change.model_copy(update={"p": p}) for change, p in zip(tests, corrected, strict=True)]
     changed = tuple(sorted((c for c in changes if c.p < LEVEL), key=lambda change: -abs(change.change)))
@@ -92,36 +92,11 @@ def write(drift: Drift, former: Dataset, present: Dataset, out: Path) -> None:
     if not drift.comparable:
         return
     if present.spec.is_table:
-        charts.columns_before_and_after(out / "drift.png", former.train.x_NX, present.train.x_NX, present.spec.columns, drift)
+        before, after = (split.x_NX[:: 1 + len(split) // MAX_TESTED] for split in (former.train, present.train))
+        charts.columns_before_and_after(out / "drift.png", before, after, present.spec.columns, drift)
     else:
         before, after = (_mean_image(split) / (present.spec.levels - 1) for split in (former.train, present.train))
         charts.images_before_and_after(out / "drift.png", before, after, drift)
-
-
-def match_examples(former: Split, present: Split) -> Groups:
-    """Match examples with their labels; return indices of kept and added ones in ``present``, of removed ones in ``former``."""
-    before, now = (_contents(split) for split in (former, present))
-    left = Counter(before)
-    kept: list[int] = []
-    added: list[int] = []
-    removed: list[int] = []
-    for place, example in enumerate(now):
-        (kept if left[example] > 0 else added).append(place)
-        left[example] -= 1
-    for place, example in enumerate(before):
-        if left[example] > 0:
-            removed.append(place)
-            left[example] -= 1
-    return Groups(*(np.array(each, dtype=np.int64) for each in (kept, added, removed)))
-
-
-def _contents(split: Split) -> list[bytes]:
-    labels = [b""] * len(split) if split.y_N is None else [y.tobytes() for y in np.asarray(split.y_N)]
-    return [content(x_X) + y for x_X, y in zip(split.x_NX, labels, strict=True)]
-
-
-def _grouped(before_N: Array, after_N: Array, places: Groups) -> Groups:
-    return Groups(after_N[places.kept], after_N[places.added], before_N[places.removed])
 
 
 def _tests(former: Dataset, present: Dataset, places: Groups) -> Iterator[Change]:
@@ -130,18 +105,22 @@ def _tests(former: Dataset, present: Dataset, places: Groups) -> Iterator[Change
     if spec.is_table:
         yield from _table_tests(former.train, present.train, places, spec)
     else:
-        before, after = (_image_statistics(split, spec) for split in (former.train, present.train))
-        for name in before:
-            yield from _numeric(name, _grouped(before[name], after[name], places))
+        kept, added, removed = (
+            _image_statistics(split, place_N, spec)
+            for split, place_N in zip((present.train, present.train, former.train), places.all, strict=True)
+        )
+        for name in kept:
+            yield from _numeric(name, Groups(kept[name], added[name], removed[name]))
     same_classes = (former.spec.classes, former.spec.class_names) == (spec.classes, spec.class_names)
     if spec.classes and same_classes and former.train.y_N is not None and present.train.y_N is not None:
-        labels = _grouped(np.asarray(former.train.y_N), np.asarray(present.train.y_N), places)
+        labels = Groups(present.train.y_N[places.kept], present.train.y_N[places.added], former.train.y_N[places.removed])
         yield from _categorical("label", labels, list(spec.class_names) or [str(y) for y in range(spec.classes)])
 
 
 def _table_tests(former: Split, present: Split, places: Groups, spec: DataSpec) -> Iterator[Change]:
     for place, column in enumerate(spec.columns):
-        groups = _grouped(np.asarray(former.x_NX[:, place]), np.asarray(present.x_NX[:, place]), places)
+        before_N, after_N = former.x_NX[:, place], present.x_NX[:, place]
+        groups = Groups(after_N[places.kept], after_N[places.added], before_N[places.removed])
         observed = groups.map(lambda value_N: value_N[np.isfinite(value_N)].astype(np.float64))
         if column.numeric:
             yield from _numeric(column.name, observed, column.mean, column.scale)
@@ -152,11 +131,12 @@ def _table_tests(former: Split, present: Split, places: Groups, spec: DataSpec) 
             yield _share_change(column.name, "missing", "", missing, 1)
 
 
-def _image_statistics(split: Split, spec: DataSpec) -> dict[str, Array]:
-    """Return each image's mean, standard deviation and channel means, as shares of the range of values."""
-    rows: list[Array] = []
-    for at in range(0, len(split), BLOCK):
-        x_BCP = split.x_NX[at : at + BLOCK].reshape(-1, spec.image[0], spec.dims // spec.image[0]) / (spec.levels - 1.0)
+def _image_statistics(split: Split, place_N: Array, spec: DataSpec) -> dict[str, Array]:
+    """Return mean, standard deviation and channel means of these images, as shares of the range of values."""
+    rows: list[Array] = [np.empty((0, 2 + spec.image[0]))]
+    for at in range(0, len(place_N), BLOCK):
+        x_BX = split.x_NX[place_N[at : at + BLOCK]]
+        x_BCP = x_BX.reshape(-1, spec.image[0], spec.dims // spec.image[0]) / (spec.levels - 1.0)
         rows.append(np.column_stack([x_BCP.mean((1, 2)), x_BCP.std((1, 2)), x_BCP.mean(2)]))
     names = ["brightness", "contrast", *(f"channel {c}" for c in range(spec.image[0]))]
     shown = len(names) if spec.image[0] > 1 else 2  # the only channel of a grey image has the same mean as the image
@@ -215,8 +195,7 @@ def _distance(
 ) -> tuple[MetricValue | None, MetricValue | None]:
     """Return the Frechet distance of the two splits and its floor; None if they are equal, too small, or without features."""
     generator = np.random.default_rng(0)
-    total = sum(map(len, places.all))
-    chosen = places.map(lambda place_N: _some(place_N, min(1.0, MAX_EXAMPLES / total), generator))
+    chosen = _sample(places, MAX_EXAMPLES, generator)
     k, a, r = map(len, chosen.all)
     if extract is None or a + r == 0 or min(k + a, k + r) < 2:
         return None, None
@@ -238,6 +217,12 @@ def _distance(
         _value("fd_domain", value, max(0.0, value - half), value + half, n, {**how, "interval": f"jackknife of {GROUPS} groups"}),
         _value("fd_domain_floor", float(floor_M.mean()), low, high, n, {**how, "interval": f"95% of {SHUFFLES} shuffles"}),
     )
+
+
+def _sample(places: Groups, most: int, generator: np.random.Generator) -> Groups:
+    """Return an equal random share of each group, of about ``most`` examples together; all if they are no more."""
+    share = min(1.0, most / sum(map(len, places.all)))
+    return places.map(lambda place_N: _some(place_N, share, generator))
 
 
 def _some(place_N: Array, share: float, generator: np.random.Generator) -> Array:

@@ -15,10 +15,10 @@ from remint.evaluation import extractors, translation
 from remint.evaluation.context import EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.metrics import PROTOCOLS, metric_of
+from remint.evaluation.progress import Progress
 from remint.models.bundle import load_model
 from remint.models.contract import Model
 from remint.records import EvaluationReport, MetricValue, TrainedModel
-from remint.runtime.events import emit
 from remint.settings import plugins
 from remint.settings.catalogue import Facts
 from remint.settings.judging import EvaluationSettings
@@ -97,30 +97,26 @@ def measure(
     model: object, metrics: list[str], context: EvaluationContext, pipeline: str
 ) -> tuple[dict[str, Measurement], dict[str, MetricValue]]:
     """Return the measurements by metric, and the baselines by name. Each pass over the model or the data runs once."""
-    context = replace(context)  # a copy with a new array cache, which is deleted when this function returns
     chosen = {name: _metric(name, model, pipeline) for name in metrics}
     passes = {metric.measure: name for name, metric in chosen.items()}
     compute_baseline: dict[str, tuple[Facts, Callable[[EvaluationContext], Measurement]]] = {
         name: (plugins.facts_of(metric), compute) for metric in metrics for name, compute in chosen[metric].context.items()
     }
-    steps = len(passes) + len(compute_baseline)
+    progress = Progress(len(passes) + len(compute_baseline), speaks=context.world.leads)
+    # A copy with a new array cache, which is deleted when this function returns.
+    context = replace(context, metrics=frozenset(metrics), progress=progress)
     measured: dict[str, Measurement] = {}
-    tell = emit if context.world.leads else _no_progress
-    for step, (run, name) in enumerate(passes.items()):
-        tell("progress", step=step, steps=steps, metric=name)
-        measured.update(run(model, context))
+    for run, name in passes.items():
+        with progress.begin(name):
+            measured.update(run(model, context))
         if name not in measured:
             raise SettingsError(f"metric '{name}': its plug-in's measure returns {', '.join(measured)} but not {name}")
     baselines: dict[str, MetricValue] = {}
-    for step, (name, (facts, compute)) in enumerate(compute_baseline.items(), start=len(passes)):
-        tell("progress", step=step, steps=steps, metric=name)
-        baselines[name] = _value(name, facts, compute(context), context)
-    tell("progress", step=steps, steps=steps)
+    for name, (facts, compute) in compute_baseline.items():
+        with progress.begin(name):
+            baselines[name] = _value(name, facts, compute(context), context)
+    progress.end()
     return measured, baselines
-
-
-def _no_progress(_event: str, **_: object) -> None:
-    """Emit nothing: the first process reports progress for all."""
 
 
 def _metric(name: str, model: object, pipeline: str) -> Metric:
@@ -162,6 +158,7 @@ def _value(name: str, facts: Facts, measurement: Measurement, context: Evaluatio
         unit=context.dataset.spec.unit if facts.in_unit else "",
         better=facts.better,
         fingerprint=measurement.fingerprint,
+        repeats=measurement.repeats,
     )
 
 

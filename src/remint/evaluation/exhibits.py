@@ -7,6 +7,7 @@ Every array is small and a pure function of the model and the dataset version, w
                    real_M        distances of M held-out examples to their nearest training example, for comparison
     failures.npz   metric        the ranking metric: a likelihood, or "uncovered" if the model has none
                    place_N       indices in the held-out split, the worst first
+                   row_N         rows of their values in values.npz, or in all_M
                    x_NX, y_N     the examples, and their labels if there are any
                    value_N       their values
                    all_M         only with "uncovered": values of the first M held-out examples (a likelihood has values.npz)
@@ -28,7 +29,7 @@ import torch
 
 from remint.data.arrays import Dataset
 from remint.evaluation import pairs
-from remint.evaluation.context import PICTURE, samples
+from remint.evaluation.context import PICTURE, judged_examples, samples
 from remint.evaluation.neighbours import coordinates
 from remint.models.contract import CanSample
 from remint.records import DataSpec
@@ -50,8 +51,11 @@ def nearest(sample_NX: Array, dataset: Dataset) -> dict[str, Array]:
     return {"near_NX": np.stack([np.array(train_NX[place]) for place in place_N]), "distance_N": distance_N, "real_M": real_M}
 
 
-def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> dict[str, Array] | None:
-    """Return the arrays of failures.npz; None if the model has no likelihood and cannot sample."""
+def failures(values: Mapping[str, Array], model: object, dataset: Dataset, seed: int) -> dict[str, Array] | None:
+    """Return the arrays of failures.npz; None if the model has no likelihood and cannot sample.
+
+    ``values``: of each metric, as the evaluation with this seed measured them.
+    """
     metric = next((name for name in LIKELIHOODS if name in values), None)
     if metric is not None:
         value_M, kept = values[metric], {}
@@ -61,10 +65,10 @@ def failures(values: Mapping[str, Array], model: object, dataset: Dataset) -> di
         metric, kept = "uncovered", {"all_M": value_M}
     else:
         return None
-    place_N = np.argsort(-value_M, kind="stable")[:SHOWN]
-    held_out = dataset.held_out
+    held_out, row_N = dataset.held_out, np.argsort(-value_M, kind="stable")[:SHOWN]
+    place_N = row_N if "all_M" in kept else judged_examples(len(held_out), len(value_M), seed)[row_N]
     labels = {} if held_out.y_N is None else {"y_N": np.array(held_out.y_N[place_N])}
-    shown = {"place_N": place_N, "x_NX": np.array(held_out.x_NX[place_N]), "value_N": value_M[place_N]}
+    shown = {"place_N": place_N, "row_N": row_N, "x_NX": np.array(held_out.x_NX[place_N]), "value_N": value_M[row_N]}
     return {"metric": np.array(metric), **shown, **labels, **kept}
 
 
@@ -72,8 +76,9 @@ def _nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Array, Arra
     """Return distance and index of the nearest of the others, the first of equal ones. Works in blocks."""
     x_ND = coordinates(x_NX, spec)
     best_N, place_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype), torch.zeros(len(x_ND), dtype=torch.int64)
-    for at in range(0, len(others_MX), pairs.BLOCK):
-        distance_N, found_N = pairs.nearest(x_ND, coordinates(others_MX[at : at + pairs.BLOCK], spec))
+    rows = pairs.rows(x_ND.shape[1])
+    for at in range(0, len(others_MX), rows):
+        distance_N, found_N = pairs.nearest(x_ND, coordinates(others_MX[at : at + rows], spec))
         closer_N = distance_N < best_N
         best_N, place_N = torch.where(closer_N, distance_N, best_N), torch.where(closer_N, at + found_N, place_N)
     parts = 1 if spec.is_table else spec.dims

@@ -36,10 +36,12 @@ from remint.settings.catalogue import Features
 WEIGHTS, ABOUT = "extractor.safetensors", "extractor.json"
 FEATURES = 64
 BLOCK = 256  # examples at a time
+ROWS = 65_536  # of a table, at a time
 
 # Of the classifier. Label smoothing bounds the confidence and so the size of the features: without it, distances grow with
 # the length of the classifier's training.
 SEED, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 0, 400, 64, 2e-3, 1e-2, 0.1
+ACCURACY_EXAMPLES = 2000  # maximum for the accuracy, evenly spaced
 COMPONENT_EXAMPLES = 2000  # maximum for principal components, evenly spaced over the training split
 
 Array = np.ndarray[Any, Any]
@@ -195,17 +197,16 @@ def _scaled(x_NX: Array, spec: DataSpec, dtype: torch.dtype) -> Tensor:
 def _train_classifier(spec: DataSpec, split: Split) -> Classifier:
     """Train with cross-entropy, AdamW and a cosine learning rate; batches are drawn with replacement."""
     assert split.y_N is not None
-    x_NCHW = _scaled(split.x_NX, spec, torch.float32)
-    y_N = torch.from_numpy(np.array(split.y_N))
     order = np.random.default_rng(SEED).integers(len(split), size=(STEPS, BATCH))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = Classifier(spec)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for index_B in torch.from_numpy(order):
-        logits = network.logits(network(x_NCHW[index_B]))
-        loss = nn.functional.cross_entropy(logits, y_N[index_B], label_smoothing=LABEL_SMOOTHING)
+    for index_B in order:
+        logits = network.logits(network(_scaled(split.x_NX[index_B], spec, torch.float32)))
+        y_B = torch.from_numpy(np.array(split.y_N[index_B]))
+        loss = nn.functional.cross_entropy(logits, y_B, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -219,19 +220,24 @@ def _labelled(dataset: Dataset) -> dict[str, Split]:
 
 @torch.no_grad()
 def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
-    """Return the share of correctly classified examples, for information only."""
+    """Return the share of correctly classified examples, of at most ACCURACY_EXAMPLES, for information only."""
     assert split.y_N is not None
-    right = 0
-    for at in range(0, len(split), BLOCK):
-        logits = network.logits(network(_scaled(split.x_NX[at : at + BLOCK], spec, torch.float32)))
-        right += int((logits.argmax(dim=1).numpy() == split.y_N[at : at + BLOCK]).sum())
-    return right / len(split)
+    chosen, right = _spaced(split, ACCURACY_EXAMPLES), 0
+    for at in range(0, len(chosen), BLOCK):
+        place_B = chosen[at : at + BLOCK]
+        logits = network.logits(network(_scaled(split.x_NX[place_B], spec, torch.float32)))
+        right += int((logits.argmax(dim=1).numpy() == split.y_N[place_B]).sum())
+    return right / len(chosen)
+
+
+def _spaced(split: Split, most: int) -> Array:
+    """Return at most ``most`` evenly spaced indices of the examples, int64."""
+    return np.unique(np.linspace(0, len(split) - 1, num=min(len(split), most)).astype(np.int64))
 
 
 def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
     """Return the principal components of the pixels, each with the sign that makes its largest entry positive."""
-    chosen = np.unique(np.linspace(0, len(split) - 1, num=min(len(split), COMPONENT_EXAMPLES)).astype(np.int64))
-    x_NP = _scaled(split.x_NX[chosen], spec, torch.float64).flatten(1)
+    x_NP = _scaled(split.x_NX[_spaced(split, COMPONENT_EXAMPLES)], spec, torch.float64).flatten(1)
     mean_P = x_NP.mean(dim=0)
     axes_DP = torch.linalg.svd(x_NP - mean_P, full_matrices=False).Vh[:FEATURES]
     axes_DP = axes_DP * axes_DP.gather(1, axes_DP.abs().argmax(dim=1, keepdim=True)).sign()
@@ -242,9 +248,16 @@ def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
 
 
 def _columns(spec: DataSpec, split: Split) -> Columns:
-    f_ND = Columns.encoded(spec.columns, _scaled(split.x_NX, spec, torch.float64))
-    network = Columns(spec, f_ND.shape[1]).double()
-    network.mean_D.copy_(f_ND.mean(0))
-    scale_D = f_ND.std(0, correction=0)
+    """Return the columns with their mean and scale, from two passes over blocks of the rows."""
+
+    def mean(of_block: Callable[[Tensor], Tensor]) -> Tensor:
+        blocks = (_scaled(split.x_NX[at : at + ROWS], spec, torch.float64) for at in range(0, len(split), ROWS))
+        sums = torch.stack([of_block(Columns.encoded(spec.columns, x_BD)).sum(0) for x_BD in blocks])
+        return sums.sum(0) / len(split)
+
+    mean_D = mean(lambda f_BD: f_BD)
+    scale_D = mean(lambda f_BD: (f_BD - mean_D).square()).sqrt()
+    network = Columns(spec, len(mean_D)).double()
+    network.mean_D.copy_(mean_D)
     network.scale_D.copy_(torch.where(scale_D > 0, scale_D, 1.0))
     return network

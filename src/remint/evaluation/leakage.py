@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,9 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import betabinom
-from torch import Tensor
 
 from remint.data.arrays import Split
-from remint.evaluation import plots
+from remint.evaluation import near_copies, plots
 from remint.records import DataSpec, Leakage
 from remint.runtime.events import emit
 
@@ -45,8 +43,8 @@ NEIGHBOURS = 512  # training rows that this median is computed from
 GRID = 8  # boxes along each side of an image
 ASKED = 4096  # training rows that the share by chance is computed from
 LEVEL, LEVEL_OF_NEAR = 0.009, 0.001  # probabilities that independent rows are refused for exact, and for exact and near, copies
-BLOCK, WIDE, PAIRS = 1024, 8192, 2048  # held-out examples, training examples, and pairs in memory at a time
-SHOWN = 16  # pairs in the picture
+DIGESTS, IDS = 2**18, 2**22  # held-out examples whose digests, and training examples whose ids, are in memory at a time
+SHOWN, KEPT = 16, 10_000  # pairs in the picture; of exact and of near ones in the findings
 
 Array = np.ndarray[Any, Any]
 
@@ -56,47 +54,88 @@ class LeakageFindings:
     """Copies of held-out examples in a training split, with their indices."""
 
     leakage: Leakage
-    pairs: tuple[tuple[int, int], ...]  # held-out, training: exact ones first
+    pairs: tuple[tuple[int, int], ...]  # held-out, training: exact ones first, at most KEPT of each kind
 
 
 def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     """Find exact and near copies of held-out examples in the training split. Labels are ignored.
 
-    Memory: P numbers per example, and full examples only a block at a time.
+    Memory: three numbers per held-out example; everything else only for a part of the examples at a time.
     """
     if held_out.id_N is not None and train.id_N is not None:
         return _find_by_id(held_out.id_N, train.id_N)
-    digest_M = [content(x_X) for x_X in train.x_NX]
-    place = {digest: index for index, digest in enumerate(digest_M)}
-    exact = {index: place[digest] for index, digest in enumerate(map(content, held_out.x_NX)) if digest in place}
-    others_N = np.setdiff1d(np.arange(len(held_out)), list(exact))
     metric = _Rows(spec, train) if spec.is_table else _Images(spec)
-    near = _near(held_out.x_NX, others_N, train.x_NX, metric)
-    count = len(held_out)
+    asked_B = _spaced(len(train), ASKED) if spec.is_table else np.empty(0, dtype=np.int64)
+    exact_N, alone_B = _exact(held_out.x_NX, train.x_NX, asked_B)
+    near_N = near_copies.near_copies(held_out.x_NX, np.flatnonzero(exact_N < 0), train.x_NX, metric)
+    count, exact, near = len(held_out), int((exact_N >= 0).sum()), int((near_N >= 0).sum())
     equal = alike = _Chance(0.0, 1, count)
     if isinstance(metric, _Rows):
-        equal, alike = _by_chance(train.x_NX, digest_M, metric, count)
+        equal, alike = _by_chance(train.x_NX, asked_B, alone_B, metric, count)
     leakage = Leakage(
         checked=count,
-        exact=len(exact),
-        near=len(near),
+        exact=exact,
+        near=near,
         tolerance=metric.criterion,
         chance=alike.share,
         least=equal.least / count,
-        beyond=max(equal.beyond(len(exact)), alike.beyond(len(exact) + len(near))),
+        beyond=max(equal.beyond(exact), alike.beyond(exact + near)),
     )
     if leakage.share:
-        emit("leakage", exact=len(exact), near=len(near), checked=len(held_out))
-    return LeakageFindings(leakage, (*sorted(exact.items()), *sorted(near.items())))
+        emit("leakage", exact=exact, near=near, checked=count)
+    return LeakageFindings(leakage, (*_pairs(exact_N), *_pairs(near_N)))
+
+
+def _spaced(total: int, most: int) -> Array:
+    """Return at most ``most`` evenly spaced indices below ``total``, int64."""
+    return np.unique(np.linspace(0, total - 1, num=min(total, most)).astype(np.int64))
+
+
+def _pairs(place_N: Array) -> list[tuple[int, int]]:
+    """Return the first pairs of a held-out example and its training example; a negative place: it has none."""
+    found = np.flatnonzero(place_N >= 0)[:KEPT]
+    return list(zip(found.tolist(), place_N[found].tolist(), strict=True))
+
+
+def _exact(x_NX: Array, x_MX: Array, asked_B: Array) -> tuple[Array, Array]:
+    """Return the index of an equal example among x_MX for each of x_NX, or -1; and whether each of asked_B is alone there."""
+    exact_N = np.full(len(x_NX), -1, dtype=np.int64)
+    asked, times = [content(x_X) for x_X in x_MX[asked_B]], Counter[bytes]()
+    for start in range(0, len(x_NX), DIGESTS):  # digests of a part of the held-out examples; all training examples go by
+        places = defaultdict[bytes, list[int]](list)
+        for index, x_X in enumerate(x_NX[start : start + DIGESTS], start):
+            places[content(x_X)].append(index)
+        counted = set(asked) if start == 0 else set()
+        for training, x_X in enumerate(x_MX):
+            digest = content(x_X)
+            if digest in places:
+                exact_N[places[digest]] = training
+            if digest in counted:
+                times[digest] += 1
+    return exact_N, np.array([times[digest] == 1 for digest in asked], dtype=bool)
 
 
 def _find_by_id(id_N: Array, id_M: Array) -> LeakageFindings:
     """Find the same rows in data whose rows repeat: those with equal content and occurrence."""
-    _, index_N, index_M = np.intersect1d(id_N, id_M, return_indices=True)
-    leakage = Leakage(checked=len(id_N), exact=len(index_N), near=0, tolerance="rows of equal values and occurrence", beyond=None)
+    sorted_N = np.sort(id_N)
+    found = [np.flatnonzero(_among(id_M[at : at + IDS], sorted_N)) + at for at in range(0, len(id_M), IDS)]
+    training = np.concatenate([*found, np.empty(0, dtype=np.int64)]).astype(np.int64)
+    order = np.argsort(id_M[training])
+    place_N = np.full(len(id_N), -1, dtype=np.int64)
+    held_N = np.flatnonzero(_among(id_N, id_M[training][order]))
+    place_N[held_N] = training[order][np.searchsorted(id_M[training][order], id_N[held_N])]
+    leakage = Leakage(checked=len(id_N), exact=len(held_N), near=0, tolerance="rows of equal values and occurrence", beyond=None)
     if leakage.share:
         emit("leakage", exact=leakage.exact, near=0, checked=leakage.checked)
-    return LeakageFindings(leakage, tuple(sorted(zip(index_N.tolist(), index_M.tolist(), strict=True))))
+    return LeakageFindings(leakage, tuple(_pairs(place_N)))
+
+
+def _among(value_N: Array, sorted_M: Array) -> Array:
+    """Return which values are among the sorted ones, bool (N,)."""
+    if not len(sorted_M):
+        return np.zeros(len(value_N), dtype=bool)
+    among_N: Array = sorted_M[np.searchsorted(sorted_M, value_N).clip(max=len(sorted_M) - 1)] == value_N
+    return among_N
 
 
 def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec, out: Path) -> None:
@@ -106,7 +145,7 @@ def write(found: LeakageFindings, held_out: Split, train: Split, spec: DataSpec,
     pairs = np.array(found.pairs[:SHOWN])
     x_NX = np.stack([held_out.x_NX[pairs[:, 0]], train.x_NX[pairs[:, 1]]], axis=1).reshape(-1, *spec.shape)
     if not spec.is_table:
-        title = f"{len(found.pairs)} held-out images, each with its training image to the right"
+        title = f"{found.leakage.exact + found.leakage.near} held-out images, each with its training image to the right"
         plots.sample_grid(out / "leakage.png", x_NX, spec.levels, title, columns=min(8, len(x_NX)))
         return
     from remint.data import rows  # late import: images do not need pyarrow
@@ -187,83 +226,30 @@ class _Chance:
         return max(0.0, copies / self.checked - self.share) if copies >= self.least else 0.0
 
 
-def _by_chance(x_MX: Array, digest_M: list[bytes], rows: _Rows, count: int) -> tuple[_Chance, _Chance]:
+def _by_chance(x_MX: Array, asked_B: Array, alone_B: Array, rows: _Rows, count: int) -> tuple[_Chance, _Chance]:
     """Return what chance gives of exact copies, and of exact and near ones, among ``count`` held-out rows.
 
     The share is that of training rows, of at most ASKED, that have a copy among the others. Given these, the share of
     independent rows has a beta law (Jeffreys' prior), and their count a beta-binomial one. Copies come in pairs, so rows are
     taken for half as many independent observations.
     """
-    asked = np.unique(np.linspace(0, len(x_MX) - 1, num=min(len(x_MX), ASKED)).astype(np.int64))
-    times = Counter(digest_M)
-    alone = np.array([m for m in asked if times[digest_M[m]] == 1], dtype=np.int64)
-    equal = len(asked) - len(alone)
+    equal = len(asked_B) - int(alone_B.sum())
+    alike = equal + int((near_copies.near_copies(x_MX, asked_B[alone_B], x_MX, rows) >= 0).sum())
     found = []
-    for copied, level in ((equal, LEVEL), (equal + len(_near(x_MX, alone, x_MX, rows)), LEVEL_OF_NEAR)):
-        law = betabinom(count, copied / 2.0 + 0.5, (len(asked) - copied) / 2.0 + 0.5)
+    for copied, level in ((equal, LEVEL), (alike, LEVEL_OF_NEAR)):
+        law = betabinom(count, copied / 2.0 + 0.5, (len(asked_B) - copied) / 2.0 + 0.5)
         at_least_K = law.sf(np.arange(-1, count))  # probability of at least K copies, K = 0, 1, .. count
-        found.append(_Chance(copied / len(asked), int((at_least_K > level).sum()), count))
+        found.append(_Chance(copied / len(asked_B), int((at_least_K > level).sum()), count))
     return found[0], found[1]
 
 
 def _median_neighbour(rows: _Rows, train: Split) -> float | None:
     """Return the median distance of evenly spaced training rows to their nearest unequal row; None if all rows are equal."""
-    chosen = np.unique(np.linspace(0, len(train) - 1, num=min(len(train), NEIGHBOURS)).astype(np.int64))
+    chosen = _spaced(len(train), NEIGHBOURS)
     from_BP = torch.from_numpy(rows.full(train.x_NX[chosen]))
     nearest_B = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
-    for at in range(0, len(train), WIDE):
-        apart_BM = torch.cdist(from_BP, torch.from_numpy(rows.full(train.x_NX[at : at + WIDE])))
+    for at in range(0, len(train), near_copies.WIDE):
+        apart_BM = torch.cdist(from_BP, torch.from_numpy(rows.full(train.x_NX[at : at + near_copies.WIDE])))
         nearest_B = torch.minimum(nearest_B, apart_BM.masked_fill_(apart_BM < 1e-6, torch.inf).amin(dim=1))
     found_B = nearest_B[nearest_B.isfinite()]
     return float(found_B.median()) if len(found_B) else None
-
-
-def _near(x_NX: Array, others_N: Array, x_MX: Array, metric: _Images | _Rows) -> dict[int, int]:
-    """Return, for each of ``others_N`` with near copies among x_MX, the index of the nearest. A row is no copy of itself."""
-    if not len(others_N):
-        return {}
-    p_MP = _reduced(x_MX, np.arange(len(x_MX)), metric)
-    p_NP = _reduced(x_NX, others_N, metric)
-    centre_P = p_MP.mean(dim=0)
-    p_MP, p_NP = p_MP - centre_P, p_NP - centre_P
-    axis_P = torch.linalg.eigh((p_MP.T @ p_MP).double()).eigenvectors[:, -1].to(p_MP.dtype)
-    (p_NP, along_N, order_N), (p_MP, along_M, order_M) = _sorted(p_NP, axis_P), _sorted(p_MP, axis_P)
-    nearest: dict[int, tuple[float, int]] = {}
-    for i_B, j_B in _candidates(p_NP, along_N, p_MP, along_M, metric.limit):
-        left, right = others_N[order_N[i_B]], order_M[j_B]
-        if x_NX is x_MX:
-            left, right = left[left != right], right[left != right]
-        apart_B = np.sqrt(((metric.full(x_NX[left]) - metric.full(x_MX[right])) ** 2).sum(axis=1))
-        for held_out, training, apart in zip(left.tolist(), right.tolist(), apart_B.tolist(), strict=True):
-            if apart <= metric.limit and (apart, training) < nearest.get(held_out, (np.inf, -1)):
-                nearest[held_out] = (apart, training)
-    return {held_out: training for held_out, (_, training) in nearest.items()}
-
-
-def _reduced(x_NX: Array, chosen_N: Array, metric: _Images | _Rows) -> Tensor:
-    blocks = [metric.reduced(x_NX[chosen_N[at : at + BLOCK]]) for at in range(0, len(chosen_N), BLOCK)]
-    return torch.from_numpy(np.concatenate(blocks))
-
-
-def _sorted(p_NP: Tensor, axis_P: Tensor) -> tuple[Tensor, Array, Array]:
-    """Sort projections by their coordinate on an axis; return projections, coordinates and order."""
-    along_N = p_NP @ axis_P
-    order_N = torch.argsort(along_N, stable=True)
-    return p_NP[order_N], along_N[order_N].numpy(), order_N.numpy()
-
-
-def _candidates(p_NP: Tensor, along_N: Array, p_MP: Tensor, along_M: Array, limit: float) -> Iterator[tuple[Array, Array]]:
-    """Yield blocks of pairs, as indices in the two sorted lists: all pairs within ``limit``, and few others."""
-    square_N, square_M = p_NP.square().sum(dim=1), p_MP.square().sum(dim=1)
-    # |a|^2 + |b|^2 - 2 a b loses digits if a and b are long: ``slack`` allows for this error.
-    slack = 16.0 * torch.finfo(p_NP.dtype).eps * float(square_N.max() + square_M.max())
-    reach = limit + slack**0.5
-    for at in range(0, len(p_NP), BLOCK):
-        rows = slice(at, at + BLOCK)
-        first, last = np.searchsorted(along_M, [along_N[rows][0] - reach, along_N[rows][-1] + reach])
-        for start in range(int(first), int(last), WIDE):
-            columns = slice(start, min(start + WIDE, int(last)))
-            apart_BM = torch.addmm(square_M[columns], p_NP[rows], p_MP[columns].T, alpha=-2.0)
-            i_B, j_B = (apart_BM <= (limit**2 + slack - square_N[rows, None])).nonzero().T.numpy()
-            for chunk in range(0, len(i_B), PAIRS):
-                yield i_B[chunk : chunk + PAIRS] + at, j_B[chunk : chunk + PAIRS] + start

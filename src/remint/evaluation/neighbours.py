@@ -101,8 +101,9 @@ def _to_nearest(x_NX: Array, train: Split, spec: DataSpec) -> float:
     """Return the mean distance of examples to the nearest training example."""
     x_ND = coordinates(x_NX, spec)
     nearest_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype)
-    for at in range(0, len(train), pairs.BLOCK):
-        distance_N, _ = pairs.nearest(x_ND, coordinates(train.x_NX[at : at + pairs.BLOCK], spec))
+    rows = pairs.rows(x_ND.shape[1])
+    for at in range(0, len(train), rows):
+        distance_N, _ = pairs.nearest(x_ND, coordinates(train.x_NX[at : at + rows], spec))
         nearest_N = torch.minimum(nearest_N, distance_N)
     return float(nearest_N.mean())
 

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of distances
+WIDE = 2**23  # coordinates of one set at a time: 64 MiB
 ROUNDING = 1e-12
+
+
+def rows(dims: int) -> int:
+    """Return how many examples of these coordinates are in memory at a time."""
+    return max(1, min(BLOCK, WIDE // dims))
 
 
 def blocks(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -116,7 +116,8 @@ def _real(dataset: Dataset, y_N: Array | None) -> Array:
 
 @torch.no_grad()
 def _write_failures(evidence: Evidence, model: object, dataset: Dataset, out: Path) -> None:
-    failed = exhibits.failures(evidence.values, model, dataset)
+    seed = next((value.seed for value in evidence.report.metrics.values()), 0)  # one evaluation has one seed
+    failed = exhibits.failures(evidence.values, model, dataset, seed)
     if failed is None:
         return
     np.savez(out / "failures.npz", allow_pickle=False, **failed)

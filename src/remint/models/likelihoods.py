@@ -6,6 +6,7 @@ M mixture components, L levels, N noise numbers, X the axes of one image.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ class LevelLikelihood(nn.Module):
 
     parameters_per_dim: int  # P
     noise_per_dim: int  # standard normal numbers for one draw
+    levels: int  # L
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
         """Return the log probability of each level x, shape (...), under theta, shape (..., P); nats."""
@@ -32,6 +34,34 @@ class LevelLikelihood(nn.Module):
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         """Return levels, uint8, shape (B, D): a function of the noise."""
+        raise NotImplementedError
+
+    def mode(self, theta_BDP: Tensor) -> Tensor:
+        """Return the likeliest level, the least of equal ones, uint8, shape (B, D): an end or one of ``inner_levels``."""
+        theta_NP = theta_BDP.reshape(-1, self.parameters_per_dim)
+        first_N, last_N = torch.zeros_like(theta_NP[:, 0]), torch.full_like(theta_NP[:, 0], self.levels - 1)
+        highest_N, last_log_prob_N = self.log_prob(first_N, theta_NP), self.log_prob(last_N, theta_NP)
+        best_N = torch.zeros_like(first_N, dtype=torch.uint8)
+        level_N, end_N = self.inner_levels(theta_NP, torch.maximum(highest_N, last_log_prob_N))
+        level_N, end_N = level_N.clamp(min=1), end_N.clamp(max=self.levels - 2)
+        place_N, open_NP = torch.arange(len(theta_NP), device=theta_NP.device), theta_NP
+        while len(place_N):
+            open_N = level_N <= end_N
+            if not bool(open_N.all()):
+                place_N, level_N, end_N, open_NP = place_N[open_N], level_N[open_N], end_N[open_N], open_NP[open_N]
+            log_prob_N = self.log_prob(level_N, open_NP)
+            better_N = log_prob_N > highest_N[place_N]
+            best_N[place_N[better_N]] = level_N[better_N].to(torch.uint8)
+            highest_N[place_N[better_N]] = log_prob_N[better_N]
+            level_N = level_N + 1
+        best_N[last_log_prob_N > highest_N] = self.levels - 1
+        return best_N.view(theta_BDP.shape[:-1])
+
+    def inner_levels(self, theta: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the last level between the ends that can be the likeliest, each of shape (...), theta's type.
+
+        ``least``: the log probability of an end level. The first is above the last where there is no such level.
+        """
         raise NotImplementedError
 
     def mean(self, theta: Tensor) -> Tensor:
@@ -57,6 +87,7 @@ class Bernoulli(LevelLikelihood):
                 f"model.likelihood: bernoulli needs binarised images, with 2 levels, but these have {levels}: "
                 "use discretised_logistic, or binarise the images"
             )
+        self.levels = levels
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
         logit = theta.squeeze(-1)
@@ -66,6 +97,9 @@ class Bernoulli(LevelLikelihood):
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         # As in Categorical: the upper tail of the noise is level 1.
         return torch.gt(theta_BDP.squeeze(-1).sigmoid(), torch.special.ndtr(-noise_BN)).to(torch.uint8)
+
+    def inner_levels(self, theta: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(least), torch.zeros_like(least)
 
     def mean(self, theta: Tensor) -> Tensor:
         return torch.tanh(theta.squeeze(-1) / 2)
@@ -78,7 +112,7 @@ class Categorical(LevelLikelihood):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        self.parameters_per_dim = levels
+        self.parameters_per_dim = self.levels = levels
 
     def log_prob(self, x: Tensor, theta: Tensor) -> Tensor:
         level = x.long().expand(theta.shape[:-1]).unsqueeze(-1)
@@ -86,6 +120,9 @@ class Categorical(LevelLikelihood):
 
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         return pick(theta_BDP, torch.special.ndtr(noise_BN)).to(torch.uint8)
+
+    def mode(self, theta_BDP: Tensor) -> Tensor:
+        return theta_BDP.log_softmax(-1).argmax(-1).to(torch.uint8)  # argmax takes the first of equal values
 
     def mean(self, theta: Tensor) -> Tensor:
         level = torch.arange(self.parameters_per_dim, dtype=theta.dtype, device=theta.device)
@@ -128,6 +165,24 @@ class DiscretisedLogistic(LevelLikelihood):
         quantile = torch.special.log_ndtr(value_noise) - torch.special.log_ndtr(-value_noise)
         value = mean.gather(-1, which_BD1).squeeze(-1) + quantile * log_scale.gather(-1, which_BD1).squeeze(-1).exp()
         return to_levels(value, self.levels)
+
+    def inner_levels(self, theta: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixture rises towards its means. A component counts only near its own mean.
+
+        With half widths h of a level and rates r, a component has at most tanh(hr / 2) of its mass in a level, exp(-rd)
+        2 sinh(hr) in one at a distance d >= h, and at least tanh(hr) / 2 in the level of its mean. One of M components has at
+        least 1/M of the largest probability of a level.
+        """
+        logit, mean, log_scale = self._components(theta)
+        rate, half = torch.exp(-log_scale), 1.0 / (self.levels - 1)
+        share = logit.log_softmax(-1)
+        best = torch.maximum(least, (share + torch.log(torch.tanh(half * rate) / 2)).amax(-1)).unsqueeze(-1)
+        needed = best - math.log(self.mixtures) - 0.1 - share  # of the log mass of a component; 0.1: rounding
+        counts = torch.log(torch.tanh(half * rate / 2)) >= needed
+        reach = (half * rate + torch.log(-torch.expm1(-2 * half * rate)) - needed).maximum(half * rate) / rate
+        low = torch.where(counts, mean - reach, torch.inf).amin(-1).maximum(mean.amin(-1))
+        high = torch.where(counts, mean + reach, -torch.inf).amax(-1).minimum(mean.amax(-1))
+        return ((low + 1) / (2 * half)).floor() - 1, ((high + 1) / (2 * half)).ceil() + 1
 
     def mean(self, theta: Tensor) -> Tensor:
         logit, mean, log_scale = self._components(theta)
@@ -172,6 +227,10 @@ class SigmaGaussian(LevelLikelihood):
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         return to_levels(theta_BDP.squeeze(-1) + noise_BN * self._log_sigma().exp(), self.levels)
 
+    def inner_levels(self, theta: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (theta.squeeze(-1) + 1) * ((self.levels - 1) / 2)
+        return mean.floor() - 1, mean.ceil() + 1  # one more for rounding
+
     def mean(self, theta: Tensor) -> Tensor:
         centre, sigma = theta.squeeze(-1), self._log_sigma().exp()
         upper, lower = (1 - centre) / sigma, (-1 - centre) / sigma
@@ -205,7 +264,9 @@ class PixelLikelihood(nn.Module):
         if self.sample_as == "mean":
             return to_levels(self.mean(theta_BP), self.spec.levels)
         theta_BDP = self._by_pixel(theta_BP)
-        x_BD = self.law.sample(theta_BDP, noise_BN) if self.sample_as == "draw" else self._mode(theta_BDP)
+        # Given theta the pixels are independent: a draw adds noise to each pixel, which real images do not have. The mode is
+        # the image that the latents describe (on digits its Frechet distance is a quarter lower).
+        x_BD = self.law.sample(theta_BDP, noise_BN) if self.sample_as == "draw" else self.law.mode(theta_BDP)
         return x_BD.view(-1, *self.spec.shape)
 
     def mean(self, theta_BP: Tensor) -> Tensor:
@@ -216,20 +277,6 @@ class PixelLikelihood(nn.Module):
     def _by_pixel(self, theta: Tensor) -> Tensor:
         """Return theta with shape (..., D, P)."""
         return theta.view(*theta.shape[:-1], self.spec.dims, self.law.parameters_per_dim)
-
-    def _mode(self, theta_BDP: Tensor) -> Tensor:
-        """Return the most probable level of each pixel, uint8, shape (B, D).
-
-        Given theta the pixels are independent: a draw adds noise to each pixel, which real images do not have. The mode
-        is the image that the latents describe (on digits its Frechet distance is a quarter lower).
-        """
-        highest_BD = torch.full(theta_BDP.shape[:-1], -torch.inf, device=theta_BDP.device, dtype=theta_BDP.dtype)
-        x_BD = torch.zeros(theta_BDP.shape[:-1], device=theta_BDP.device, dtype=torch.uint8)
-        for level in range(self.spec.levels):  # one at a time: all at once needs one copy of theta per level
-            log_prob_BD = self.law.log_prob(torch.full_like(highest_BD, level), theta_BDP)
-            x_BD[log_prob_BD > highest_BD] = level
-            highest_BD = torch.maximum(highest_BD, log_prob_BD)
-        return x_BD
 
 
 def pick(logit: Tensor, share: Tensor) -> Tensor:

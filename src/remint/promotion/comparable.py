@@ -32,6 +32,8 @@ METHOD = {
     "dequantisation": "noise that is added to discrete values",
     "dequantisation_draws": "draws of the noise that is added to discrete values",
     "importance_samples": "evaluation.importance_samples",
+    "noise_share": "largest part that sampling noise may add to the variance",
+    "most_samples": "largest number of noise samples of an example",
     "of_class": "class",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remint.data import schema, sources
+from remint.promotion.durations import Durations
 from remint.records import DatasetVersion, EvaluationReport, TrainedModel
 from remint.runtime.home import Home
 from remint.runtime.jobs import Job
@@ -52,6 +53,7 @@ class Retraining:
     trained: bool = False
     run_id: str | None = None  # MLflow's, while it is open
     seconds: dict[str, float] = field(default_factory=dict)
+    durations: Durations = field(default_factory=Durations)
 
     @property
     def settings(self) -> PipelineSettings:

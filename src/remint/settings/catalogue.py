@@ -7,6 +7,7 @@ program. Only the Frechet distance in Inception features is called ``fid``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,7 @@ class Facts:
     better: Better = "lower"
     in_unit: bool = False  # whether its values are in the data's unit (records.DataSpec.unit)
     default: bool = False  # whether it is measured if ``metrics:`` is absent and the model has ``needs``
+    costly: bool = False  # whether it is a default only where a rule of promotion names it
     module: str = ""  # module in remint.evaluation that measures it; empty for a plug-in, which measures itself
 
 
@@ -48,7 +50,7 @@ _SAMPLES: dict[str, tuple[str, Better]] = {
 METRICS: dict[str, Facts] = {
     "nll": Facts("log_prob", in_unit=True, default=True, module="likelihood"),
     "elbo": Facts("elbo", in_unit=True, default=True, module="likelihood"),
-    "iwae": Facts("elbo", in_unit=True, default=True, module="likelihood"),
+    "iwae": Facts("elbo", in_unit=True, default=True, costly=True, module="likelihood"),
     "class_agreement": Facts("classes", "domain", better="higher", module="agreement"),
     "novelty": Facts("sample", better="higher", module="neighbours"),
     **{
@@ -61,6 +63,10 @@ METRICS: dict[str, Facts] = {
 }
 
 
-def default_metrics(can: frozenset[str]) -> list[str]:
-    """Return the metrics to measure if params.yaml names none, for a model with these protocols."""
-    return [name for name, facts in METRICS.items() if facts.default and facts.needs in can]
+def default_metrics(can: frozenset[str], ruled: Collection[str] = ()) -> list[str]:
+    """Return the metrics to measure if params.yaml names none, for a model with these protocols.
+
+    ``ruled``: metrics that rules of promotion name. A costly metric is measured only for them.
+    """
+    chosen = ((name, facts) for name, facts in METRICS.items() if facts.default and facts.needs in can)
+    return [name for name, facts in chosen if not facts.costly or name in ruled]

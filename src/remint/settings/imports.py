@@ -21,6 +21,7 @@ OWN_PACKAGES = ("remint", "pipelines")  # digested even if they are installed
 # Modules that cannot change a step's result, each with the reason. A package stands for all its modules.
 WITHOUT_EFFECT = {
     "remint.errors": "an error ends a step without a result",
+    "remint.evaluation.progress": "progress output of an evaluation",
     "remint.redaction": "hides secrets in printed text",
     "remint.runtime.addresses": "addresses of stores",
     "remint.runtime.events": "progress output of a step",

@@ -36,9 +36,10 @@ class EvaluationSettings(Settings):
     """Measurement of a model on the held-out split."""
 
     metrics: list[str] | None = None  # None: the default metrics for the family's capabilities
+    examples: Positive = 2000  # held-out examples of a likelihood, chosen by the seed; limited to their number
     samples: Positive = 360  # per draw, compared with as many held-out examples; limited to their number
     draws: Annotated[int, Field(ge=2)] = 20  # repeated draws, for the interval
-    importance_samples: Positive = 500  # K of IWAE-K
+    importance_samples: Positive = 500  # K of IWAE-K; nothing else uses it
     seed: Count = 0
     inception: FeatureFile | None = None  # weights of the 2015 Inception network, for fid and the metrics named _inception
     program: FeatureFile | None = None  # a torch.export program of examples to features, for the metrics named _program

@@ -85,7 +85,7 @@ class PipelineSettings(Settings):
 
     def metrics(self) -> list[str]:
         """Return the metrics to measure: those in ``evaluation.metrics``, else the defaults for the family's capabilities."""
-        return self.evaluation.metrics or catalogue.default_metrics(self.model.can)
+        return self.evaluation.metrics or catalogue.default_metrics(self.model.can, self.promotion.metrics())
 
     @property
     def recipe(self) -> Recipe:

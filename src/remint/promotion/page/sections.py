@@ -183,9 +183,10 @@ def failures(story: Story) -> View | None:
     rivals = _rival_values(story.champion, metric) if story.champion else None
     names = spec.class_names or tuple(str(y) for y in range(spec.classes))
     views = []
-    for order, place in enumerate(failed["place_N"]):
+    row_N = failed.get("row_N", failed["place_N"])  # a report from before has the values of all held-out examples
+    for order, (place, row) in enumerate(zip(failed["place_N"], row_N, strict=True)):
         label = int(failed["y_N"][order]) if "y_N" in failed else None
-        rival = rivals[place] if rivals is not None and place < len(rivals) else None
+        rival = rivals[row] if rivals is not None and row < len(rivals) else None
         view: View = {
             "place": int(place),
             "label": "" if label is None else names[label] if label < len(names) else str(label),
@@ -206,7 +207,7 @@ def failures(story: Story) -> View | None:
 
 
 def _rival_values(side: Side, metric: str) -> Array | None:
-    """Return the champion's value of every held-out example; None if its failures were chosen by another metric."""
+    """Return the champion's value of every judged held-out example; None if its failures were chosen by another metric."""
     if metric in side.values:
         return side.values[metric]
     same = side.failures is not None and str(side.failures["metric"]) == metric and "all_M" in side.failures
