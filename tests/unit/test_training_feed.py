@@ -17,7 +17,7 @@ import torch
 from remint.data.arrays import Array, Dataset, ShardedArray, Split
 from remint.distributed.machine import deterministic
 from remint.distributed.world import SINGLE_PROCESS
-from remint.errors import IntegrityError
+from remint.errors import IntegrityError, SettingsError
 from remint.settings.recipe import TrainingSettings
 from remint.training import feed
 from remint.training.feed import Files, Streamed, open_feed
@@ -113,6 +113,15 @@ def test_ranks_of_one_machine_share_the_memory(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("REMINT_MEMORY", "2K")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert feed._mode(np.load(tmp_path / "x.npy", mmap_mode="r"), "auto", SINGLE_PROCESS) == "mapped"
+
+
+def test_a_limit_below_the_batches_that_are_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((100, 30_000), np.float32))
+    monkeypatch.setenv("REMINT_MEMORY", "2MiB")
+    split = Split(np.load(tmp_path / "x.npy", mmap_mode="r"), None)
+    expected = r"^REMINT_MEMORY: reading 20 examples \(5 batches\) from disk needs 3 MiB at once: set it to at least that$"
+    with pytest.raises(SettingsError, match=expected), open_feed(split, SETTINGS, SINGLE_PROCESS):
+        pass
 
 
 @pytest.mark.parametrize("how", ["shorter", "other bytes"])

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Array, ShardedArray, Split
-from remint.data.blocks import memory_limit
+from remint.data.blocks import check_memory, memory_limit
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World, to_device
 from remint.errors import IntegrityError
@@ -151,7 +151,10 @@ def _changed(path: str) -> IntegrityError:
 
 @contextmanager
 def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterator[Feed]:
-    """Yield the feed of the training split. Emits reads_from_disk if it is mapped."""
+    """Yield the feed of the training split. Emits reads_from_disk if it is mapped.
+
+    Raises SettingsError if the batches that are read ahead exceed REMINT_MEMORY.
+    """
     x_NX, y_N = split.x_NX, split.y_N
     mode = _mode(x_NX, settings.data, world)
     if mode == "device" or (mode == "host" and world.device.type == "cpu"):  # then host and device are the same
@@ -163,6 +166,8 @@ def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterato
         if mode == "host":
             read, check = np.array(x_NX).__getitem__, _nothing
         else:
+            batches = (AHEAD + 1) * (settings.batch_size // world.size)
+            check_memory(batches * x_NX.nbytes // len(x_NX), f"reading {batches:,} examples ({AHEAD + 1} batches) from disk")
             files = Files(x_NX, opened)
             read, check = files.read, files.check
             if world.leads:
