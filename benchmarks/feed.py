@@ -4,8 +4,8 @@
 
 A GAN of 64 x 64 colour pictures trains on random ones, as many as are four times LIMIT. From disk (``data: mapped``), its process
 is in a memory cgroup of LIMIT, which counts the page cache too, and the files are not cached at its start. In memory
-(``data: device``) there is no limit. The two alternate. Where no cgroup can be made, RLIMIT_DATA is the limit, which does not count
-the page cache; the result says which.
+(``data: device``) there is no limit. The two alternate. Where no cgroup can be made, RLIMIT_DATA is the limit, which does not
+count the page cache; the result says which.
 
 Prints one line for each round, and writes docs/results/feed.json; ends with status 1 if the median share is below LEAST.
 """
