@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -20,6 +21,7 @@ from remint.models.contract import Batch, Phase
 from remint.runtime.manifest import verify
 from remint.training.checkpoint import Checkpoints
 from remint.training.state import Ending, TrainingState
+from remint.training.step import StepRunner
 from tests.support.loop_cases import Cliff, Fit, Line, reference_training, train_line
 
 
@@ -318,3 +320,41 @@ def test_a_nonfinite_curve_value_of_a_phase_is_left_out_of_the_row(tmp_path: Pat
     model = Line()
     rows = train_line(tmp_path, model, [Curious(model)]).rows
     assert [row.get("odd") for row in rows] == [None, 7.0, None, 7.0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 100])
+def test_the_result_does_not_depend_on_the_length_of_a_block(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two phases, skips at the first and last step and within blocks, and a rollback."""
+    states = []
+    for name, steps in (("5", 5), (str(length), length)):
+        monkeypatch.setattr("remint.training.loop.BLOCK", steps)
+        model, phases = nonfinite_phases({0, 3, 4, 7, 11, 12, 13, 19}, "gradient", 1)
+        settings = {"steps": 20, "skip_limit": 2, "rollbacks": 1, "validate_every": 7, "checkpoint_every": 6}
+        with contextlib.suppress(StepError):
+            states.append(train_line(tmp_path / name, model, phases, **settings))
+        states.append(
+            [(path.name, path.read_bytes()) for path in sorted((tmp_path / name).rglob("*")) if path.suffix in (".json", ".csv")]
+        )
+    assert states[0] == states[1] and "diverged.json" in str(states[0]), "the same failure, with the same record"
+
+
+def test_slow_steps_are_blocks_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a stop of several ranks does not wait for five of them. The weights are the same."""
+    blocks: list[int] = []
+    real = StepRunner.begin_block
+
+    def begin_block(runner: StepRunner) -> None:
+        blocks.append(runner.state.step)
+        real(runner)
+
+    monkeypatch.setattr(StepRunner, "begin_block", begin_block)
+    quick, slow = Line(), Line()
+    train_line(tmp_path / "quick", quick, [Fit(quick)], validate_every=100)
+    assert blocks == [0, 5]
+    blocks.clear()
+    monkeypatch.setattr("remint.training.loop.SLOW", 0.0)
+    train_line(tmp_path / "slow", slow, [Fit(slow)], validate_every=100)
+    assert blocks == [0, 5, 6, 7]
+    assert torch.equal(quick.weight, slow.weight)

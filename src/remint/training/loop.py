@@ -29,7 +29,8 @@ from remint.training.state import TrainingState
 from remint.training.step import StepRunner
 from remint.training.validation import Score
 
-BLOCK = 5  # steps after which the host looks at the state
+BLOCK = 5  # steps of a block, after which the host looks at the state (step.py). The result does not depend on it
+SLOW = 1.0  # seconds of a step above which a block is one step: a stop must not wait for long
 
 
 def training_loop(
@@ -64,19 +65,21 @@ def training_loop(
     _resume(state, checkpoints, world)
     state.ending = curve.ending(state, guard, settings)
     step_runner = StepRunner(state, runners, feed, settings, world)
-    state.compiled = initial[1]["compiled"] = compilation.choose(step_runner, state, settings, world)
+    if state.ending is None:
+        state.compiled = initial[1]["compiled"] = compilation.choose(step_runner, state, settings, world)
     report_progress = _Progress(settings.steps, world)
 
-    stopped = False
+    stopped, length = False, BLOCK
     while state.ending is None:
         step_runner.begin_block()
+        end, began = _block_end(state.step, length, settings), time.monotonic()
+        count = end - state.step
         while True:
             step_runner.run(careful=False)
             state.step += 1
             report_progress(state)
-            # Ranks must agree to stop, and they do so at the end of a block.
-            stopped = stopped or (world.size == 1 and not _ends_block(state.step, settings) and stop())
-            if stopped or _ends_block(state.step, settings):
+            stopped = stopped or (world.size == 1 and state.step < end and stop())  # ranks agree to stop at the end of a block
+            if stopped or state.step == end:
                 break
         reached = state.step
         problem = _run_carefully(step_runner, state, reached, settings, world) if step_runner.undo_block() else None
@@ -88,6 +91,7 @@ def training_loop(
 
         feed.check()
         stopped = stopped or world.any(stop())
+        length = 1 if world.any(time.monotonic() - began > SLOW * count) else BLOCK
         regular = state.step % settings.checkpoint_every == 0
         if state.ending or stopped or regular:
             _write_checkpoint(state, checkpoints, world, regular=regular)
@@ -97,9 +101,10 @@ def training_loop(
     return state
 
 
-def _ends_block(step: int, settings: TrainingSettings) -> bool:
-    """Return whether the host looks at the state after ``step`` steps: a function of the settings, on all ranks the same."""
-    return step == settings.steps or any(step % n == 0 for n in (BLOCK, settings.validate_every, settings.checkpoint_every))
+def _block_end(step: int, length: int, settings: TrainingSettings) -> int:
+    """Return the step at which the block from ``step`` ends: after ``length`` steps, or where a row or checkpoint is due."""
+    due = [step + every - step % every for every in (settings.validate_every, settings.checkpoint_every)]
+    return min(settings.steps, step + length, *due)
 
 
 def _run_carefully(runner: StepRunner, state: TrainingState, end: int, settings: TrainingSettings, world: World) -> str | None:
