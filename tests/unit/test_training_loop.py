@@ -18,7 +18,7 @@ from remint.training import guard as guard_module
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
 from remint.training.state import Ending, Row
-from remint.training.step import learning_rate_factor
+from remint.training.step import _norm, learning_rate_factor
 from remint.training.validation import scorer
 from tests.support.loop_cases import ONE_PROCESS, Fit, Line, reference_training, train_line
 
@@ -226,3 +226,14 @@ def test_scores_are_bits_per_dimension() -> None:
     assert bound(Bound(spec)) == pytest.approx(1 / math.log(2), abs=0.03)
     assert bound(Bound(spec)) == bound(Bound(spec))  # the noise never changes
     assert scorer(Line(), x_NCHW, None, spec, 0, ONE_PROCESS) is None
+
+
+@pytest.mark.parametrize("value", [1.0, 1e-30, 1e25, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_of_a_gradient_is_that_of_torch_to_the_bit(value: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((7,), (64, 33), (), (3, 2, 5, 5))]
+    gradients[1][5, 5] = value
+    assert torch.equal(_norm(gradients), torch.nn.utils.get_total_norm(gradients)) or math.isnan(value)
+    assert bool(_norm(gradients).isfinite()) == (math.isfinite(value) and (value < 1e20 or dtype == torch.float64))
+    assert _norm([]) == 0

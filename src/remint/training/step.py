@@ -145,7 +145,18 @@ def _compute_gradient(
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
     loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
-    return loss.detach(), nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return loss.detach(), _norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all gradients together, of shape (): that of nn.utils.get_total_norm, which takes a third longer.
+
+    They are on one device and of one type, so that they need not be sorted by it.
+    """
+    if not gradients:
+        return torch.zeros(())
+    total: Tensor = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
+    return total
 
 
 def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float, broken: Tensor) -> None:
