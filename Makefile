@@ -57,7 +57,8 @@ wheel: .venv/installed ## dist/remint-VERSION-py3-none-any.whl, to install a reg
 
 bench: setup ## the README's claims, measured
 	$(BIN)/python benchmarks/demo.py
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python benchmarks/frechet.py
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.tables

@@ -1,0 +1,142 @@
+"""Time two processes of one thread against one, and the training noise of a rank in worlds of many sizes.
+
+    .venv/bin/python -m benchmarks.scaling [CASE ...]
+
+Each training runs for SECONDS seconds: alone; as two ranks, by remint's own launcher, with the same global batch; and twice at
+once without a link, which shows what the machine itself allows. Steps per second come from the progress events, so that the start
+is not in them. Two cores of a virtual machine may be two threads of one core; then the last figure is well below 2.
+
+The noise of a rank's rows is timed for the last rank of 1, 8 and 64, with as many rows per rank in each. Writes
+docs/results/scaling.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.loops import CONVOLUTIONAL, FAMILIES, build
+from remint.distributed.launch import run_ranks
+from remint.distributed.machine import deterministic, fingerprint
+from remint.distributed.world import World, join
+from remint.errors import Interrupted
+from remint.runtime.events import EVENTS
+from remint.settings.recipe import TrainingSettings
+from remint.training.checkpoint import Checkpoints
+from remint.training.feed import InMemory
+from remint.training.loop import training_loop
+from remint.training.randomness import batch_noise
+
+CASES: dict[str, tuple[str, int, dict[str, Any], int]] = {  # family, side, model, global batch
+    **{f"{name}-32": (name, 32, CONVOLUTIONAL[name], 64) for name in FAMILIES},
+    "vae-mlp-28": ("vae", 28, {"hidden": 512}, 512),
+}
+SECONDS = 8.0
+TIMES = 1.7  # the claim: two processes against one, for the networks at 32 px
+WORLDS, ROWS, NUMBERS, CALLS = (1, 8, 64), 64, 128, 200  # ranks; rows of a rank, numbers of a row; timed calls
+NOISE = 1.25  # the claim: time of a rank in the largest world against that in a world of one
+OUT = Path(__file__).parents[1] / "docs/results/scaling.json"
+
+
+def train(case: str, seconds: float) -> None:
+    """Train in this process, one of N or the only one, until the time is over."""
+    name, side, model, batch = CASES[case]
+    with deterministic(threads=1), join() as world, tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
+        training = build(name, side, model)
+        settings = TrainingSettings(steps=10**6, batch_size=batch, validate_every=10**6, checkpoint_every=10**6)
+        end = time.monotonic() + seconds
+        training_loop(
+            training.model,
+            training.phases,
+            InMemory(training.x_NX, None),
+            settings,
+            score=None,
+            guard=None,
+            world=world,
+            machine={},
+            checkpoints=Checkpoints(Path(folder), "benchmark"),
+            stop=lambda: time.monotonic() > end,
+        )
+
+
+def rate(events: Path) -> float:
+    """Return steps per second between the second and the last progress event. The first follows the first step."""
+    rows = [json.loads(line) for line in events.read_text().splitlines()]
+    rows = [row for row in rows if row["event"] == "progress"][1:]
+    if len(rows) < 2:
+        raise SystemExit(f"{len(rows)} progress events: SECONDS is too short for this machine")
+    return float((rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"]))
+
+
+def alone(case: str, count: int) -> list[float]:
+    """Return the rate of each of ``count`` separate trainings that run at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.jsonl" for i in range(count)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "benchmarks.scaling", "train", case, str(SECONDS)]
+        programs = [subprocess.Popen(command, env={**environment, EVENTS: str(file)}) for file in files]
+        failed = sum(program.wait() != 0 for program in programs)
+        if failed:
+            raise SystemExit(f"{case}: a training failed")
+        return [rate(file) for file in files]
+
+
+def ranks(case: str, count: int) -> float:
+    """Return the rate of one training by ``count`` ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "events.jsonl"
+        os.environ[EVENTS] = str(file)
+        run_ranks(["-m", "benchmarks.scaling", "train", case, str(SECONDS)], count, 1)
+        return rate(file)
+
+
+def noise() -> dict[int, float]:
+    """Return the median microseconds of the noise of the last rank's rows, by the number of ranks."""
+    times: dict[int, list[float]] = {size: [] for size in WORLDS}
+    for step in range(CALLS):
+        for size in WORLDS:
+            rows = World(size - 1, size, torch.device("cpu")).rows(ROWS * size)
+            began = time.perf_counter()
+            batch_noise(rows, NUMBERS, seed=0, step=step, phase=0, device=torch.device("cpu"))
+            times[size].append(time.perf_counter() - began)
+    return {size: statistics.median(values) * 1e6 for size, values in times.items()}
+
+
+def main(*chosen: str) -> None:
+    before = os.getloadavg()[0]
+    microseconds = noise()
+    print("noise of a rank, microseconds:", ", ".join(f"{size} ranks {value:.0f}" for size, value in microseconds.items()))
+    results: dict[str, Any] = {}
+    for case in chosen or CASES:
+        (one,), two, both = alone(case, 1), ranks(case, 2), alone(case, 2)
+        results[case] = {"one": one, "two_ranks": two, "times": two / one, "separate": both, "limit": sum(both) / one}
+        print(
+            f"{case:12} {one:8.2f} steps a second   two ranks {two / one:.2f} times   two trainings {sum(both) / one:.2f} times"
+        )
+    machine = fingerprint(torch.device("cpu"), 1, 1)
+    load = (before, os.getloadavg()[0])
+    record = {"date": date.today().isoformat(), "machine": machine, "load_average": load, "noise_microseconds": microseconds}
+    OUT.write_text(json.dumps({**record, "results": results}, indent=1) + "\n")
+    missed = [f"{case}: {r['times']:.2f} times" for case, r in results.items() if case.endswith("-32") and r["times"] < TIMES]
+    if microseconds[WORLDS[-1]] > NOISE * microseconds[1]:
+        missed.append("the noise of a rank takes longer in a larger world")
+    if missed:
+        raise SystemExit(f"bounds missed (two processes at least {TIMES} times one): {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:
+        train(sys.argv[2], float(sys.argv[3]))
+    else:
+        main(*sys.argv[1:])
