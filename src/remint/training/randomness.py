@@ -24,6 +24,7 @@ INITIAL, BATCH, SCORE, LAYERS, COLLAPSE_CHECK = range(5)
 
 WORDS = 8  # 32-bit words of one block of Philox 4x64
 UNIT = np.float32(2.0**-32)  # a word times this is in 0 .. 1
+TURN, MINUS_TWO = np.float32(2 * np.pi), np.float32(-2)
 
 
 def batch_noise(rows: slice, size: int, *, seed: int, step: int, phase: int, device: torch.device) -> Tensor:
@@ -34,22 +35,28 @@ def batch_noise(rows: slice, size: int, *, seed: int, step: int, phase: int, dev
     count, blocks = rows.stop - rows.start, -(-size // WORDS)
     if not size:
         return torch.empty((count, 0), device=device)
-    generator = np.random.Philox(key=_key(seed, phase), counter=np.array([rows.start * blocks, step, 0, 0], np.uint64))
+    generator, state = _generator(seed, phase)
+    state["state"]["counter"][:2] = (rows.start * blocks, step)
+    generator.state = state
     words: Any = generator.random_raw(count * blocks * WORDS // 2).view(np.uint32).reshape(count, 2, -1)
     # Box & Muller, A note on the generation of random normal deviates (1958): a radius and an angle make two numbers.
     unit = words.astype(np.float32)
     unit *= UNIT
-    radius, angle = unit[:, 0], unit[:, 1] * np.float32(2 * np.pi)
-    radius = np.sqrt(np.log(radius + UNIT / 2) * np.float32(-2))  # log(0) is not finite
+    radius, angle = unit[:, 0] + UNIT / 2, unit[:, 1] * TURN  # log(0) is not finite
+    np.log(radius, out=radius)
+    radius *= MINUS_TWO
+    np.sqrt(radius, out=radius)
     np.multiply(radius, np.cos(angle), out=unit[:, 0])
-    np.multiply(radius, np.sin(angle), out=unit[:, 1])
+    np.multiply(radius, np.sin(angle, out=angle), out=unit[:, 1])
     noise = torch.from_numpy(unit.reshape(count, -1)[:, :size])
     return to_device(noise, device)
 
 
 @lru_cache
-def _key(seed: int, phase: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return np.frombuffer(_digest(seed, BATCH, phase)[:16], np.uint64)
+def _generator(seed: int, phase: int) -> tuple[np.random.Philox, Any]:
+    """Return a generator with the key of a phase, and its state, whose counter the caller sets: to make one takes longer."""
+    generator = np.random.Philox(key=np.frombuffer(_digest(seed, BATCH, phase)[:16], np.uint64))
+    return generator, generator.state
 
 
 def _digest(*where: int) -> bytes:
