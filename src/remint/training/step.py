@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,38 +177,36 @@ class Snapshot:
         self._state = state
         self._live: list[Tensor] = []
         self._copies: list[Tensor] = []
-        self._seen: list[tuple[Tensor, int, Tensor] | None] = [None] * len(self._buffers)  # buffer, its version, a copy
         self._counts = (0, 0, 0)
 
     @torch.no_grad()
     def save(self) -> None:
-        """Save the current values. A buffer is copied only if it was written to or replaced since the last copy."""
+        """Save the current values."""
         state = self._state
         self._counts = (state.step, state.steps_in_interval, state.consecutive_skips)
-        for index, (buffers, name) in enumerate(self._buffers):
-            tensor, seen = buffers[name], self._seen[index]
-            assert tensor is not None
-            if seen is None or seen[0] is not tensor or seen[1] != tensor._version:
-                self._seen[index] = (tensor, tensor._version, tensor.clone())
-        live = [*state.average.model.parameters(), state.losses_P]
+        # Every buffer, because a write through ``.data`` leaves no trace.
+        live = [cast(Tensor, buffers[name]) for buffers, name in self._buffers]
+        live += [state.losses_P, *state.average.model.parameters()]
         live += [tensor for optimizer in state.optimizers for tensor in _optimizer_tensors(optimizer)]
         if len(live) != len(self._live) or any(one is not other for one, other in zip(live, self._live, strict=True)):
-            self._copies = [torch.empty_like(tensor) for tensor in live]  # the first steps and a restore create moment tensors
+            self._copies = [torch.empty_like(tensor) for tensor in live]  # a restore creates moment tensors, a phase buffers
             self._live = live
-        torch._foreach_copy_(self._copies, live)
+        self._copy(self._copies, live)
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Restore the saved values. A buffer that a phase replaced by another tensor is the earlier tensor again."""
         state = self._state
         state.step, state.steps_in_interval, state.consecutive_skips = self._counts
-        for (buffers, name), seen in zip(self._buffers, self._seen, strict=True):
-            assert seen is not None
-            tensor, version, copy = seen
-            if tensor._version != version:
-                tensor.copy_(copy)
+        for (buffers, name), tensor in zip(self._buffers, self._live, strict=False):
             buffers[name] = tensor
-        self._seen = [None] * len(self._seen)
-        torch._foreach_copy_(self._live, self._copies)
+        self._copy(self._live, self._copies)
+
+    def _copy(self, to: list[Tensor], source: list[Tensor]) -> None:
+        """Copy buffers and losses, then the rest: a GPU copies tensors at once only if all are of one type."""
+        first = len(self._buffers) + 1
+        torch._foreach_copy_(to[:first], source[:first])
+        torch._foreach_copy_(to[first:], source[first:])
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
