@@ -56,3 +56,20 @@ def test_a_buffer_is_undone_however_a_phase_writes_to_it(add: Callable[[Summing,
     phase = Summing(model, add)
     assert train_line(tmp_path, model, [phase], steps=10).skipped == 1
     assert float(phase.total) == sum(range(10)) - 6
+
+
+class Masked(Fit):
+    """Phase that has nothing to fit in step 6: its loss is 0 / 0, and its gradient 0."""
+
+    name: ClassVar[str] = "masked"
+
+    def forward(self, batch: Batch) -> Tensor:
+        kept_2 = torch.full((2,), batch.step != 6)
+        return torch.where(kept_2, self.model.weight.square(), 0.0).sum() / kept_2.sum()
+
+
+def test_a_loss_that_is_not_finite_breaks_a_step_also_if_its_gradient_is_zero(tmp_path: Path) -> None:
+    model = Line()
+    state = train_line(tmp_path, model, [Masked(model)], steps=10)
+    assert (state.skipped, state.nonfinite_steps[0]["step"]) == (1, 6)
+    assert all(math.isfinite(row["masked_loss"]) for row in state.rows)

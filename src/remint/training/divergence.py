@@ -7,9 +7,8 @@
 Mixed precision training skips steps in the same way (Micikevicius et al., Mixed precision training, 2018). OPT-175B was
 trained with restarts from an earlier checkpoint at a lower learning rate (Zhang et al., OPT, 2022).
 
-All ranks reach the same verdict without communication, because it depends on the norm of the gradient, which they share. The
-response is a function of the state: a training that was killed between two steps rolls back or fails at the same step as
-without a kill.
+All ranks reach the same verdict: a step that breaks on one of them breaks on all. The response is a function of the state: a
+training that was killed between two steps rolls back or fails at the same step as without a kill.
 """
 
 from __future__ import annotations

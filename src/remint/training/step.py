@@ -70,8 +70,8 @@ class StepRunner:
         return seconds / count
 
     def undo_block(self) -> bool:
-        """Return whether a step since ``begin_block`` broke, and if so undo them all. This waits for the device."""
-        if not self.broken:
+        """Return whether a step since ``begin_block`` broke on any rank, and if so undo them all. This waits for the device."""
+        if not self.world.any(bool(self.broken)):
             return False
         self.snapshot.restore()
         return True
@@ -97,7 +97,7 @@ class StepRunner:
             with _gradients_enabled(self.parameters[index], toggle=len(self.parameters) > 1):
                 loss, norm = _compute_gradient(self.runners[index], self.parameters[index], batch, settings.precision)
                 self.broken.logical_or_(~norm.isfinite())
-                if careful and self.broken:
+                if careful and self.world.any(bool(self.broken)):
                     return describe_nonfinite(phase, loss, norm, step, indices, self.world)
                 _step_optimizer(optimizer, norm, settings.gradient_clip, self.broken)
             losses.append(loss)
@@ -140,12 +140,14 @@ def _compute_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Set the gradients of a phase's parameters; return its loss and their 2-norm, each of shape ().
 
-    The norm is not finite where the gradient is not, and where the loss of any rank is not.
+    The norm is not finite where the gradient of any rank or this rank's loss is not.
     """
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
     loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
-    return loss.detach(), _norm([p.grad for p in parameters if p.grad is not None])
+    norm = _norm([p.grad for p in parameters if p.grad is not None])
+    # A loss of masked terms may be NaN and have a gradient of 0.
+    return loss.detach(), torch.where(loss.detach().isfinite(), norm, math.nan)
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
