@@ -46,7 +46,7 @@ NOTICES = {
     "separator": "{file} is separated by {separator}",
     "decimal_comma": "{file} is read with decimal commas",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",
-    "reads_from_disk": "the training split ({size}) is read from disk during the training: it does not fit into REMINT_MEMORY",
+    "reads_from_disk": "the training split ({size}) is read from disk during the training: {message}",
     "compiling": "torch.compile makes the phases faster; this takes some minutes",
     "compiled": "compiled in {seconds:.0f} s, which the training's time includes",
     # About a training that continues after a problem:

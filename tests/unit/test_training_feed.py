@@ -147,3 +147,16 @@ def test_a_folder_that_vanishes_does_not_stop_a_training(sharded: Array, tmp_pat
         x_BX, _ = opened.take(0, np.array([3, 29]))
         assert x_BX.tolist() == [[9.0, 10.0, 11.0], [87.0, 88.0, 89.0]]
         opened.check()
+
+
+@pytest.mark.parametrize(
+    ("limit", "mode", "why"), [("1G", "mapped", "training.data is mapped"), ("1K", "auto", "it does not fit into REMINT_MEMORY")]
+)
+def test_a_run_that_reads_from_disk_says_why(
+    limit: str, mode: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1000, 4), np.float32))
+    monkeypatch.setenv("REMINT_MEMORY", limit)
+    settings = SETTINGS.model_copy(update={"data": mode})
+    with open_feed(Split(np.load(tmp_path / "x.npy", mmap_mode="r"), None), settings, SINGLE_PROCESS):
+        assert capsys.readouterr().err == f"reads_from_disk size=1.6e-05 GB message={why}\n"

@@ -171,7 +171,8 @@ def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterato
             files = Files(x_NX, opened)
             read, check = files.read, files.check
             if world.leads:
-                emit("reads_from_disk", size=f"{x_NX.nbytes / 1e9:.1f} GB")
+                why = "training.data is mapped" if settings.data == "mapped" else "it does not fit into REMINT_MEMORY"
+                emit("reads_from_disk", size=f"{x_NX.nbytes / 1e9:.3g} GB", message=why)
         rows = world.rows(settings.batch_size)
 
         def places(step: int) -> Places:
