@@ -84,12 +84,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("steps", "settings", "environment", "compiled", "log"),
     [
         (8, {}, None, False, []),
-        (8, {"compile": "on"}, None, True, ["compile", "time 1"]),
+        (8, {"compile": "on"}, None, True, ["compile", "time 2"]),
         (8, {"compile": "auto"}, None, False, ["time 5"]),  # 8 seconds are not worth it
-        (700, {"compile": "auto"}, None, True, ["time 5", "compile", "time 1", "time 5"]),
-        (8, {"compile": "auto"}, "on", True, ["compile", "time 1"]),  # a rebuild
+        (700, {"compile": "auto"}, None, True, ["time 5", "compile", "time 2", "time 5"]),
+        (8, {"compile": "auto"}, "on", True, ["compile", "time 2"]),  # a rebuild
         (700, {"compile": "auto"}, "off", False, []),
-        (8, {"compile": "on"}, "off", True, ["compile", "time 1"]),  # a setting is not changed
+        (8, {"compile": "on"}, "off", True, ["compile", "time 2"]),  # a setting is not changed
     ],
 )
 def test_auto_measures_once_and_only_a_long_training(
@@ -115,7 +115,32 @@ def test_auto_measures_once_and_only_a_long_training(
     asked = iter([True])
     with pytest.raises(Interrupted):
         trained("vae", tiny, tmp_path, lambda: next(asked), steps=steps, validate_every=1000, **settings)
-    assert measured == (["compile", "time 1"] if compiled else [])
+    assert measured == (["compile", "time 2"] if compiled else [])
+
+
+def test_a_training_that_is_over_is_not_compiled_again(
+    measured: list[str], tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model was not written: the machine failed between the last checkpoint and the end."""
+    trained("vae", tiny, tmp_path, compile="on")
+    assert measured == ["compile", "time 2"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    again = trained("vae", tiny, tmp_path, compile="on")
+    assert (again.step, again.compiled, measured) == (cases.SHORT["steps"], True, ["compile", "time 2"])
+
+
+@pytest.mark.soak
+def test_nothing_is_compiled_after_the_compilation(tiny: Dataset, tmp_path: Path) -> None:
+    """The weight of the KL rises with the progress, so a phase that was compiled for step 0 alone does not fit step 1."""
+    torch._dynamo.reset()
+    counted: list[int] = []
+
+    def stop() -> bool:
+        counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return False
+
+    trained("vae", tiny, tmp_path, stop, compile="on", steps=40)
+    assert len(set(counted)) == 1, "the first count is after step 1"
 
 
 def test_the_record_of_a_training_says_that_it_was_compiled(measured: list[str], tiny: Dataset, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from remint.training.step import StepRunner
 
 LEAST_SECONDS = 600.0  # of an eager training: ``auto`` compiles no shorter one, since compiling takes minutes
 TRIALS = 5  # steps that are timed
+COMPILING = 2  # steps in which phases are compiled: the second has another progress, for which torch compiles once more
 GAIN = 0.95  # compiled is chosen if a step takes less than this share of an eager one
 
 
@@ -73,7 +74,7 @@ def _compiler() -> bool:
 
 
 def _compile(phases: Sequence[Phase], runner: StepRunner, world: World) -> float:
-    """Compile the phases, which happens in their first steps. Return the seconds."""
+    """Compile the phases, which happens in their first COMPILING steps. Return the seconds."""
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # in this process: workers could outlive it
@@ -83,7 +84,7 @@ def _compile(phases: Sequence[Phase], runner: StepRunner, world: World) -> float
     for phase in phases:
         phase.compile()
     try:
-        runner.time_steps(1)
+        runner.time_steps(COMPILING)
     except Exception as error:  # dynamo and inductor raise many types, which have no common base
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise ResourceError(f"training.compile: torch.compile failed ({why}): set compile: off") from error
