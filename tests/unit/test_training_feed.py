@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from remint.data import shards
 from remint.data.arrays import Array, Dataset, ShardedArray, Split
 from remint.distributed.machine import deterministic
 from remint.distributed.world import SINGLE_PROCESS
-from remint.errors import IntegrityError, SettingsError
+from remint.errors import IntegrityError, ResourceError, SettingsError
 from remint.settings.recipe import TrainingSettings
 from remint.training import feed
 from remint.training.feed import Files, Streamed, open_feed
@@ -160,3 +163,48 @@ def test_a_run_that_reads_from_disk_says_why(
     settings = SETTINGS.model_copy(update={"data": mode})
     with open_feed(Split(np.load(tmp_path / "x.npy", mmap_mode="r"), None), settings, SINGLE_PROCESS):
         assert capsys.readouterr().err == f"reads_from_disk size=1.6e-05 GB message={why}\n"
+
+
+def test_no_file_is_closed_while_it_is_read(sharded: ShardedArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[OSError] = []
+    read = os.preadv
+
+    def slow(*arguments: Any) -> int:
+        time.sleep(0.01)
+        try:
+            return read(*arguments)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(os, "preadv", slow)
+    batches(Split(sharded, None), "mapped", [0])  # type: ignore[arg-type]
+    assert not failed
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """Let this process open 40 more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sum(1 for _ in Path("/dev/fd").iterdir()) + 40, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_split_of_more_shards_than_open_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WHOLE", "LEAST", "MOST"):
+        monkeypatch.setattr(shards, name, 1)
+    dataset = cases.prepare(tmp_path)
+    assert isinstance(dataset.train.x_NX, ShardedArray) and len(dataset.train.x_NX.shards) == len(dataset.train) > 40
+    (x_BX, _), *_ = batches(dataset.train, "mapped", [0])
+    places = feed.batch_indices(len(dataset.train), 4, 0, 0)
+    assert np.array_equal(x_BX, dataset.train.x_NX[places])
+
+
+def test_more_shards_than_a_process_may_ever_open_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases.prepare(tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
+    expected = r"^the dataset needs \d+ open files, and the limit is 200: raise it \(ulimit -Hn \d+\)$"
+    with pytest.raises(ResourceError, match=expected):
+        cases.load(tmp_path)

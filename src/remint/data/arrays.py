@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,13 @@ from typing import Any, cast
 import numpy as np
 from pydantic import ValidationError
 
-from remint.errors import IntegrityError
+from remint.errors import IntegrityError, ResourceError
 from remint.records import DatasetVersion, DataSpec
 from remint.runtime.manifest import sha256_file
 
 VERSION = "dataset.json"
 SPLITS = ("train", "validation", "held_out")
+OTHER_FILES = 256  # that a process may open beside its shards
 
 Array = np.ndarray[Any, Any]
 
@@ -145,7 +147,11 @@ class Dataset:
 
 
 def load(folder: Path) -> Dataset:
-    """Load the dataset prepared in ``folder``. Raises IntegrityError, which names the file, if a byte has changed."""
+    """Load the dataset prepared in ``folder``.
+
+    Raises IntegrityError, which names the file, if a byte has changed; ResourceError if it has more shards than a process may
+    open.
+    """
     remedy = "prepare it again (dvc repro --force)"
     try:
         version = DatasetVersion.read(folder / VERSION)
@@ -157,8 +163,19 @@ def load(folder: Path) -> Dataset:
             raise IntegrityError(f"{path} is missing, but {VERSION} lists it: {remedy}")
         if sha256_file(path) != expected:
             raise IntegrityError(f"{path} is damaged: its SHA-256 differs from the one in {VERSION}: {remedy}")
+    _allow_open_files(2 * len(version.files))  # a mapped array holds its file open, and so does a feed (training/feed.py)
     train, validation, held_out = (_split(folder, version, split) for split in SPLITS)
     return Dataset(version=version, train=train, validation=validation, held_out=held_out)
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the limit of open files so that this process may open ``count`` more. Raises ResourceError if it may not."""
+    needed = sum(1 for _ in Path("/dev/fd").iterdir()) + count + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ResourceError(f"the dataset needs {needed:,} open files, and the limit is {hard:,}: raise it (ulimit -Hn {needed})")
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _split(folder: Path, version: DatasetVersion, split: str) -> Split:

@@ -161,7 +161,6 @@ def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterato
         yield InMemory(*on_device(x_NX, y_N, world.device))
         return
     with ExitStack() as opened:
-        thread = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="feed"))
         read: Callable[[Places], Array]
         if mode == "host":
             read, check = np.array(x_NX).__getitem__, _nothing
@@ -173,6 +172,8 @@ def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterato
             if world.leads:
                 why = "training.data is mapped" if settings.data == "mapped" else "it does not fit into REMINT_MEMORY"
                 emit("reads_from_disk", size=f"{x_NX.nbytes / 1e9:.3g} GB", message=why)
+        # After the files, because it must end before they are closed.
+        thread = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="feed"))
         rows = world.rows(settings.batch_size)
 
         def places(step: int) -> Places:
