@@ -32,6 +32,7 @@ class Summing(Fit):
         super().__init__(model)
         self.add = add
         self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("constant", torch.ones(1).expand(3))  # cannot be written to
 
     def forward(self, batch: Batch) -> Tensor:
         self.add(self, batch.step)

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -178,38 +178,35 @@ class Snapshot:
         every = {id(part): part for module in (state.model, *state.phases, state.average.model) for part in module.modules()}
         self._buffers = [(part._buffers, name) for part in every.values() for name, _ in part.named_buffers(recurse=False)]
         self._state = state
+        self._saved: list[tuple[Tensor | None, Tensor | None]] = []  # each buffer and its copy
         self._live: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._counts = (0, 0, 0)
 
     @torch.no_grad()
     def save(self) -> None:
-        """Save the current values."""
+        """Save the current values. Every buffer is copied, because a write through ``.data`` leaves no trace."""
         state = self._state
         self._counts = (state.step, state.steps_in_interval, state.consecutive_skips)
-        # Every buffer, because a write through ``.data`` leaves no trace.
-        live = [cast(Tensor, buffers[name]) for buffers, name in self._buffers]
-        live += [state.losses_P, *state.average.model.parameters()]
+        found = (buffers[name] for buffers, name in self._buffers)
+        self._saved = [(tensor, None if tensor is None else tensor.clone()) for tensor in found]
+        live = [*state.average.model.parameters(), state.losses_P]
         live += [tensor for optimizer in state.optimizers for tensor in _optimizer_tensors(optimizer)]
         if len(live) != len(self._live) or any(one is not other for one, other in zip(live, self._live, strict=True)):
-            self._copies = [torch.empty_like(tensor) for tensor in live]  # a restore creates moment tensors, a phase buffers
+            self._copies = [torch.empty_like(tensor) for tensor in live]  # the first steps and a restore create moment tensors
             self._live = live
-        self._copy(self._copies, live)
+        torch._foreach_copy_(self._copies, live)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the saved values. A buffer that a phase replaced by another tensor is the earlier tensor again."""
         state = self._state
         state.step, state.steps_in_interval, state.consecutive_skips = self._counts
-        for (buffers, name), tensor in zip(self._buffers, self._live, strict=False):
+        for (buffers, name), (tensor, copy) in zip(self._buffers, self._saved, strict=True):
             buffers[name] = tensor
-        self._copy(self._live, self._copies)
-
-    def _copy(self, to: list[Tensor], source: list[Tensor]) -> None:
-        """Copy buffers and losses, then the rest: a GPU copies tensors at once only if all are of one type."""
-        first = len(self._buffers) + 1
-        torch._foreach_copy_(to[:first], source[:first])
-        torch._foreach_copy_(to[first:], source[first:])
+            if tensor is not None and copy is not None and not torch.equal(tensor, copy):  # an expanded one cannot be written to
+                tensor.copy_(copy)
+        torch._foreach_copy_(self._live, self._copies)
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
