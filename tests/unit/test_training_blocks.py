@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -74,3 +74,21 @@ def test_a_loss_that_is_not_finite_breaks_a_step_also_if_its_gradient_is_zero(tm
     state = train_line(tmp_path, model, [Masked(model)], steps=10)
     assert (state.skipped, state.nonfinite_steps[0]["step"]) == (1, 6)
     assert all(math.isfinite(row["masked_loss"]) for row in state.rows)
+
+
+def test_each_rollback_to_the_start_is_to_the_same_start(tmp_path: Path) -> None:
+    """After two of them the training is that with a quarter of the learning rate, also in its moments."""
+    model, broken = Line(), [True]
+    phase = Fit(model)
+    phase.watch = lambda batch: batch.x_BX.fill_(math.nan) if broken[0] and batch.step == 4 else None
+
+    def emitted(event: str, **fields: Any) -> None:
+        broken[0] = broken[0] and not (event == "rolled_back" and fields["time"] == 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("remint.training.divergence.emit", emitted)
+        state = train_line(tmp_path / "back", model, [phase], steps=6, skip_limit=0, skip_share=1.0)
+    assert [entry["to"] for entry in state.rollbacks] == [0, 0]
+    slow = Line()
+    train_line(tmp_path / "slow", slow, [Fit(slow)], steps=6, learning_rate=0.0125)
+    assert torch.equal(model.weight, slow.weight)

@@ -149,7 +149,7 @@ class TrainingState:
                 kind, _, rest = name.partition(".")
                 if kind == "optimizer" and rest.startswith(f"{index}."):
                     _, parameter, key = rest.split(".")
-                    entries.setdefault(int(parameter), {})[key] = tensor
+                    entries.setdefault(int(parameter), {})[key] = tensor.clone()  # the optimizer changes it in place
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
         for name in JSON_FIELDS:
             setattr(self, name, copy.copy(notes[name]))
