@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from remint.distributed.machine import deterministic
+from remint.errors import StepError
 from remint.models.contract import Batch
 from tests.support.loop_cases import Fit, Line, train_line
 
@@ -92,3 +93,16 @@ def test_each_rollback_to_the_start_is_to_the_same_start(tmp_path: Path) -> None
     slow = Line()
     train_line(tmp_path / "slow", slow, [Fit(slow)], steps=6, learning_rate=0.0125)
     assert torch.equal(model.weight, slow.weight)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,)])
+def test_a_loss_that_is_no_scalar_is_one_line(shape: tuple[int, ...], tmp_path: Path) -> None:
+    class Unreduced(Fit):
+        def forward(self, batch: Batch) -> Tensor:
+            return super().forward(batch).expand(shape)
+
+    model = Line()
+    with pytest.raises(
+        StepError, match=rf"^the loss of a phase has shape \({shape[0]},\), not \(\): its forward must return a mean"
+    ):
+        train_line(tmp_path, model, [Unreduced(model)])

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World
+from remint.errors import StepError
 from remint.models.contract import Batch, Phase
 from remint.settings.recipe import TrainingSettings
 from remint.training.feed import Feed
@@ -145,6 +146,10 @@ def _compute_gradient(
     """
     with torch.autocast(batch.x_BX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss: Tensor = runner(batch)
+    if loss.dim():
+        raise StepError(
+            f"the loss of a phase has shape {tuple(loss.shape)}, not (): its forward must return a mean over the batch"
+        )
     loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
     norm = _norm([p.grad for p in parameters if p.grad is not None])
     # A loss of masked terms may be NaN and have a gradient of 0.
