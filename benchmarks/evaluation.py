@@ -26,6 +26,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from benchmarks.loops import loop
 from benchmarks.pipelines import line, write
 from remint.data.arrays import Dataset, Split
 from remint.distributed.machine import deterministic
@@ -41,8 +42,7 @@ from remint.records import Column, DatasetVersion, DataSpec
 from remint.settings import plugins
 from remint.settings.judging import EvaluationSettings
 from remint.settings.recipe import TrainingSettings
-from remint.training.checkpoint import Checkpoints
-from remint.training.loop import training_loop
+from remint.training.feed import InMemory
 
 REPEATS, ROWS, TRUTH = 300, 300, 200_000  # seeds; held-out rows; rows of the true mean
 LATENT, DIMS = 2, 6
@@ -166,11 +166,8 @@ def cost(name: str, side: int, block: dict[str, Any], steps: int) -> dict[str, A
     model.initialise(x)
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        training_loop(
-            model, family(name).phases(model, model_settings), x, None, settings, score=None, guard=None,
-            world=World(0, 1, torch.device("cpu")), machine={}, checkpoints=Checkpoints(Path(folder), "benchmark"),
-            stop=lambda: False,
-        )  # fmt: skip
+        phases = family(name).phases(model, model_settings)
+        loop(model, phases, InMemory(x, None), settings, World(0, 1, torch.device("cpu")), stop=lambda: False)
         training = (time.process_time() - began) / steps * TrainingSettings().steps
         features.fit(pictured, Path(folder) / "features")
         extractor = features.load(Path(folder) / "features")

@@ -48,15 +48,14 @@ def train(folder: Path, mode: str) -> None:
     """Train, and print the steps per second after WARMUP steps, and the peak of the memory that is no file."""
     import torch
 
+    from benchmarks.loops import loop
     from remint.data.arrays import ShardedArray, Split
     from remint.distributed.machine import deterministic
     from remint.distributed.world import SINGLE_PROCESS
     from remint.models.families import family
     from remint.records import DataSpec
     from remint.settings.recipe import GanSettings, TrainingSettings
-    from remint.training.checkpoint import Checkpoints
     from remint.training.feed import open_feed
-    from remint.training.loop import training_loop
 
     shards = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("train-*.npy"))]
     split = Split(ShardedArray(shards), None)  # type: ignore[arg-type]
@@ -71,22 +70,10 @@ def train(folder: Path, mode: str) -> None:
         times.append(time.perf_counter())
         return False
 
-    with deterministic(threads=1), open_feed(split, training, SINGLE_PROCESS) as feed, tempfile.TemporaryDirectory() as kept:
+    with deterministic(threads=1), open_feed(split, training, SINGLE_PROCESS) as feed:
         phases = generator.phases(model, settings)
-        checkpoints = Checkpoints(Path(kept), "benchmark")
         torch.manual_seed(0)
-        training_loop(
-            model,
-            phases,
-            feed,
-            training,
-            score=None,
-            guard=None,
-            world=SINGLE_PROCESS,
-            machine={},
-            checkpoints=checkpoints,
-            stop=stop,
-        )
+        loop(model, phases, feed, training, SINGLE_PROCESS, stop=stop)
     status = Path("/proc/self/status").read_text()
     anonymous = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
     print(

@@ -26,10 +26,11 @@ from remint.models.families import family
 from remint.records import DataSpec
 from remint.settings.recipe import MODEL_SETTINGS, TrainingSettings
 from remint.training.checkpoint import Checkpoints
-from remint.training.feed import InMemory
-from remint.training.guard import build_guard
+from remint.training.feed import Feed, InMemory
+from remint.training.guard import Guard, build_guard
 from remint.training.loop import training_loop
-from remint.training.validation import scorer
+from remint.training.state import TrainingState
+from remint.training.validation import Score, scorer
 
 LEARNING_RATE = 2e-3
 TRAIN = 1078  # examples
@@ -160,6 +161,25 @@ def bare(name: str, side: int) -> Timing:
     return timed(steps, lambda: bare_steps(training.x_NX, batch, steps, [loss_of(phase) for phase in training.phases], groups))
 
 
+def loop(
+    model: Model,
+    phases: list[Phase],
+    feed: Feed,
+    settings: TrainingSettings,
+    world: World,
+    *,
+    stop: Callable[[], bool],
+    score: Score | None = None,
+    guard: Guard | None = None,
+) -> TrainingState:
+    """Run remint's training loop, with checkpoints in a temporary folder. ``stop`` is asked after each step of one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), "benchmark")
+        return training_loop(
+            model, phases, feed, settings, score=score, guard=guard, world=world, machine={}, checkpoints=checkpoints, stop=stop
+        )
+
+
 def ours(name: str, side: int, *, compiled: bool = False, scored: bool = False) -> Timing:
     """Time remint's loop: average, finiteness, checkpoints, curve and guard on, at their default intervals.
 
@@ -186,19 +206,8 @@ def ours(name: str, side: int, *, compiled: bool = False, scored: bool = False) 
         return False
 
     def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            state = training_loop(
-                training.model,
-                training.phases,
-                InMemory(training.x_NX, None),
-                settings,
-                score=score,
-                guard=guard,
-                world=world,
-                machine={},
-                checkpoints=Checkpoints(Path(folder), "benchmark"),
-                stop=mark,
-            )
+        feed = InMemory(training.x_NX, None)
+        state = loop(training.model, training.phases, feed, settings, world, stop=mark, score=score, guard=guard)
         if state.step != steps or guard is None:
             raise SystemExit(f"{name}, {side} px: the training ended at step {state.step} of {steps}, or had no guard")
 

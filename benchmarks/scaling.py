@@ -26,16 +26,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.loops import CONVOLUTIONAL, FAMILIES, build
+from benchmarks.loops import CONVOLUTIONAL, FAMILIES, build, loop
 from remint.distributed.launch import run_ranks
 from remint.distributed.machine import deterministic, fingerprint
 from remint.distributed.world import World, join
 from remint.errors import Interrupted
 from remint.runtime.events import EVENTS
 from remint.settings.recipe import TrainingSettings
-from remint.training.checkpoint import Checkpoints
 from remint.training.feed import InMemory
-from remint.training.loop import training_loop
 from remint.training.randomness import batch_noise
 
 CASES: dict[str, tuple[str, int, dict[str, Any], int]] = {  # family, side, model, global batch
@@ -52,22 +50,12 @@ OUT = Path(__file__).parents[1] / "docs/results/scaling.json"
 def train(case: str, seconds: float) -> None:
     """Train in this process, one of N or the only one, until the time is over."""
     name, side, model, batch = CASES[case]
-    with deterministic(threads=1), join() as world, tempfile.TemporaryDirectory() as folder, suppress(Interrupted):
+    with deterministic(threads=1), join() as world, suppress(Interrupted):
         training = build(name, side, model)
         settings = TrainingSettings(steps=10**6, batch_size=batch, validate_every=10**6, checkpoint_every=10**6)
         end = time.monotonic() + seconds
-        training_loop(
-            training.model,
-            training.phases,
-            InMemory(training.x_NX, None),
-            settings,
-            score=None,
-            guard=None,
-            world=world,
-            machine={},
-            checkpoints=Checkpoints(Path(folder), "benchmark"),
-            stop=lambda: time.monotonic() > end,
-        )
+        feed = InMemory(training.x_NX, None)
+        loop(training.model, training.phases, feed, settings, world, stop=lambda: time.monotonic() > end)
 
 
 def rate(events: Path) -> float:

@@ -1,4 +1,6 @@
-"""Benchmarks of the training loop: their loops train, shares are medians, a missing peer is left out, bounds are checked."""
+"""Benchmarks of the training loop: their loops train, shares are medians, a missing peer is left out, bounds are checked; and that
+those of the feed and of evaluation run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import loops, peers, scaling, throughput
+from benchmarks import evaluation, feed, loops, peers, scaling, throughput
 from benchmarks.loops import Timing
 
 TINY: dict[str, dict[str, Any]] = {
@@ -122,3 +124,22 @@ def test_the_rate_leaves_the_start_out(tmp_path: Path) -> None:
     file.write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(SystemExit, match="too short"):
         scaling.rate(file)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_feed_trains_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"LIMIT": 1 << 18, "SHARDS": 2, "WARMUP": 1, "STEPS": 2}.items():
+        monkeypatch.setattr(feed, name, value)
+    assert feed.write(tmp_path) == 85 and len(list(tmp_path.iterdir())) == 2
+    feed.train(tmp_path, "mapped")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["steps_per_second"] > 0 and found["megabytes"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_evaluation_measures_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "PART_EXAMPLES", 64)
+    found = evaluation.cost("gan", 8, TINY["gan"], 2)
+    assert found["training_s"] > 0 and found["share"] == pytest.approx(found["evaluation_s"] / found["training_s"])
