@@ -9,7 +9,6 @@ Shapes: N examples, X the axes of one.
 
 from __future__ import annotations
 
-import errno
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,8 +21,8 @@ import numpy as np
 from remint.data.blocks import Blocks, concatenate, example_bytes, stored
 from remint.data.schema import SNAPSHOT
 from remint.data.shards import WHOLE, Writer, write_header
-from remint.errors import IntegrityError, StorageError
-from remint.runtime.manifest import sha256_file
+from remint.errors import IntegrityError
+from remint.runtime.manifest import full_disk_as_storage_error, sha256_file
 
 DIGESTS = "x_sha256"
 
@@ -39,16 +38,11 @@ def new_folder(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
-        temporary.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"no room to write {out} ({error.strerror}): nothing of it was kept. Free space and run again."
-            ) from error
-        raise
+        with full_disk_as_storage_error(out, "nothing of it was kept"):
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(out, ignore_errors=True)  # never write through a link into DVC's cache
+            temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from typing import Any
 from remint.errors import IntegrityError, StorageError
 
 NAME = "manifest.json"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a full disk, a quota, and a limit on the size of a file
 LARGEST = 1 << 20  # bytes of a manifest: enough for some ten thousand files
 
 
@@ -96,18 +97,24 @@ def whole_folder(target: Path, **about: Any) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        seal(temporary, **about)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _fsync(target.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"no room to write {target} ({error.strerror}): earlier files are intact. Free space and run again."
-            ) from error
-        raise
+        with full_disk_as_storage_error(target, "earlier files are intact"):
+            temporary.mkdir(parents=True)
+            yield temporary
+            seal(temporary, **about)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _fsync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_as_storage_error(target: Path, kept: str) -> Iterator[None]:
+    """Raise StorageError in place of the OSError of a full disk. ``kept``: a clause that says what was not lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise StorageError(f"no room to write {target} ({error.strerror}): {kept}. Free space and run again.") from error
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -25,6 +24,7 @@ from remint.runtime.addresses import (
 )
 from remint.runtime.home import S3_PATIENCE
 from remint.runtime.locks import locked
+from remint.runtime.manifest import NO_ROOM
 from remint.runtime.retry import doubling, retry
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 PREFIX = "remint."  # of remint's tags in MLflow; the records have them without it
 ATTEMPTS = 9  # tries of a request whose reply is lost, over 13 seconds
 PAUSE = 0.05  # seconds before the second try, doubled each time
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("disk is full", "disk I/O error", "No space left", "File too large", "could not extend file")
 UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"  # MLflow's code if its database refused or went away
 LOST = ("INTERNAL_ERROR", UNAVAILABLE)  # MLflow's codes if it does not know whether a request was done
