@@ -3,7 +3,7 @@
 The loop is the same for all families. All randomness is a function of (seed, step, position in the global batch): one
 process and N processes see the same numbers, and a resumed training equals an uninterrupted one.
 
-Shapes: N examples, B this process's part of the batch, C channels, H height, W width, P phases.
+Shapes: P phases.
 """
 
 from __future__ import annotations
@@ -70,19 +70,15 @@ def training_loop(
     report_progress = _Progress(settings.steps, world)
 
     stopped, length = False, BLOCK
+
+    def stops_early() -> bool:
+        return world.size == 1 and (stopped or stop())  # several ranks agree to stop at the end of a block
+
     while state.ending is None:
-        step_runner.begin_block()
         end, began = _block_end(state.step, length, settings), time.monotonic()
-        count = end - state.step
-        while True:
-            step_runner.run(careful=False)
-            state.step += 1
-            report_progress(state)
-            stopped = stopped or (world.size == 1 and state.step < end and stop())  # ranks agree to stop at the end of a block
-            if stopped or state.step == end:
-                break
-        reached = state.step
-        problem = _run_carefully(step_runner, state, reached, settings, world) if step_runner.undo_block() else None
+        slow = SLOW * (end - state.step)  # seconds
+        stopped = _run_block(step_runner, state, end, report_progress, stops_early) or stopped
+        problem = _make_again_if_broken(step_runner, state, settings, world)
         if problem is None and (state.step == settings.steps or state.step % settings.validate_every == 0):
             problem = curve.end_interval(state, world, score, guard, settings)
         if problem is not None:
@@ -91,7 +87,7 @@ def training_loop(
 
         feed.check()
         stopped = stopped or world.any(stop())
-        length = 1 if world.any(time.monotonic() - began > SLOW * count) else BLOCK
+        length = 1 if world.any(time.monotonic() - began > slow) else BLOCK
         regular = state.step % settings.checkpoint_every == 0
         if state.ending or stopped or regular:
             _write_checkpoint(state, checkpoints, world, regular=regular)
@@ -107,8 +103,29 @@ def _block_end(step: int, length: int, settings: TrainingSettings) -> int:
     return min(settings.steps, step + length, *due)
 
 
-def _run_carefully(runner: StepRunner, state: TrainingState, end: int, settings: TrainingSettings, world: World) -> str | None:
-    """Make the steps up to ``end`` one by one, and skip each that breaks. Return the reason of a rollback; None: none is due."""
+def _run_block(
+    runner: StepRunner, state: TrainingState, end: int, report_progress: _Progress, stops_early: Callable[[], bool]
+) -> bool:
+    """Make the steps up to ``end``, one at least. Return whether the block ended before, because ``stops_early`` was true."""
+    runner.begin_block()
+    while True:
+        runner.run(careful=False)
+        state.step += 1
+        report_progress(state)
+        if state.step == end:
+            return False
+        if stops_early():
+            return True
+
+
+def _make_again_if_broken(runner: StepRunner, state: TrainingState, settings: TrainingSettings, world: World) -> str | None:
+    """If a step of the block broke, undo the block, and make its steps one by one, without those that break.
+
+    Returns the reason of a rollback; None: none is due.
+    """
+    end = state.step
+    if not runner.undo_block():
+        return None
     while state.step < end:
         runner.begin_block()
         nonfinite = runner.run(careful=True)
