@@ -108,13 +108,18 @@ class ShardedArray:
             start, shard = int(self.ends[shard]), shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def locate(self, place_M: Array) -> tuple[Array, Array]:
+        """Return the shard of each place, and the index in that shard."""
+        shard_M = np.searchsorted(self.ends, place_M, side="right")
+        return shard_M, place_M - np.concatenate([[0], self.ends])[shard_M]
+
     def _take(self, place_M: Array) -> Array:
         """Return a copy of the examples at some places, in their order."""
         x_MX = np.empty((*place_M.shape, *self.shape[1:]), self.dtype)
-        shard_M = np.searchsorted(self.ends, place_M, side="right")
+        shard_M, index_M = self.locate(place_M)
         for shard in np.unique(shard_M):
             here_M = shard_M == shard
-            x_MX[here_M] = self.shards[shard][place_M[here_M] - (self.ends[shard] - len(self.shards[shard]))]
+            x_MX[here_M] = self.shards[shard][index_M[here_M]]
         return x_MX
 
 

@@ -88,7 +88,7 @@ def _blocks(path: Path, file: Path | BinaryIO) -> Blocks | None:
         return None
     if x.flags.c_contiguous and x.ndim and x.size:
         return stored(file, x.shape, x.dtype, x.offset)
-    return Blocks.of(x)  # in the order of Fortran an example has no place of its own: its pages are mapped
+    return Blocks.of(x)  # in the order of Fortran an example's numbers are not side by side, so the file is mapped
 
 
 def _check_size(path: Path) -> None:

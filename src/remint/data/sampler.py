@@ -22,6 +22,11 @@ def _permutation(count: int, seed: int, epoch: int) -> Indices:
     return order
 
 
+def spaced_indices(count: int, most: int) -> Indices:
+    """Return at most ``most`` evenly spaced indices below ``count``, ascending, int64."""
+    return np.unique(np.linspace(0, count - 1, num=min(count, most)).astype(np.int64))
+
+
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> Indices:
     """Return the indices of the global batch in the training split, int64, shape (batch_size,).
 

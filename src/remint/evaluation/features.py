@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from remint.data.arrays import Dataset, Split
+from remint.data.sampler import spaced_indices
 from remint.errors import IntegrityError
 from remint.records import Column, DataSpec
 from remint.runtime.manifest import sha256_file
@@ -222,7 +223,7 @@ def _labelled(dataset: Dataset) -> dict[str, Split]:
 def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
     """Return the share of correctly classified examples, of at most ACCURACY_EXAMPLES, for information only."""
     assert split.y_N is not None
-    chosen, right = _spaced(split, ACCURACY_EXAMPLES), 0
+    chosen, right = spaced_indices(len(split), ACCURACY_EXAMPLES), 0
     for at in range(0, len(chosen), BLOCK):
         place_B = chosen[at : at + BLOCK]
         logits = network.logits(network(_scaled(split.x_NX[place_B], spec, torch.float32)))
@@ -230,14 +231,9 @@ def _accuracy(network: Classifier, spec: DataSpec, split: Split) -> float:
     return right / len(chosen)
 
 
-def _spaced(split: Split, most: int) -> Array:
-    """Return at most ``most`` evenly spaced indices of the examples, int64."""
-    return np.unique(np.linspace(0, len(split) - 1, num=min(len(split), most)).astype(np.int64))
-
-
 def _principal_components(spec: DataSpec, split: Split) -> PrincipalComponents:
     """Return the principal components of the pixels, each with the sign that makes its largest entry positive."""
-    x_NP = _scaled(split.x_NX[_spaced(split, COMPONENT_EXAMPLES)], spec, torch.float64).flatten(1)
+    x_NP = _scaled(split.x_NX[spaced_indices(len(split), COMPONENT_EXAMPLES)], spec, torch.float64).flatten(1)
     mean_P = x_NP.mean(dim=0)
     axes_DP = torch.linalg.svd(x_NP - mean_P, full_matrices=False).Vh[:FEATURES]
     axes_DP = axes_DP * axes_DP.gather(1, axes_DP.abs().argmax(dim=1, keepdim=True)).sign()

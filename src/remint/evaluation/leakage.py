@@ -32,6 +32,7 @@ import torch
 from scipy.stats import betabinom
 
 from remint.data.arrays import Split
+from remint.data.sampler import spaced_indices
 from remint.evaluation import near_copies, plots
 from remint.records import DataSpec, Leakage
 from remint.runtime.events import emit
@@ -65,7 +66,7 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     if held_out.id_N is not None and train.id_N is not None:
         return _find_by_id(held_out.id_N, train.id_N)
     metric = _Rows(spec, train) if spec.is_table else _Images(spec)
-    asked_B = _spaced(len(train), ASKED) if spec.is_table else np.empty(0, dtype=np.int64)
+    asked_B = spaced_indices(len(train), ASKED) if spec.is_table else np.empty(0, dtype=np.int64)
     exact_N, alone_B = _exact(held_out.x_NX, train.x_NX, asked_B)
     near_N = near_copies.near_copies(held_out.x_NX, np.flatnonzero(exact_N < 0), train.x_NX, metric)
     count, exact, near = len(held_out), int((exact_N >= 0).sum()), int((near_N >= 0).sum())
@@ -84,11 +85,6 @@ def find(held_out: Split, train: Split, spec: DataSpec) -> LeakageFindings:
     if leakage.share:
         emit("leakage", exact=exact, near=near, checked=count)
     return LeakageFindings(leakage, (*_pairs(exact_N), *_pairs(near_N)))
-
-
-def _spaced(total: int, most: int) -> Array:
-    """Return at most ``most`` evenly spaced indices below ``total``, int64."""
-    return np.unique(np.linspace(0, total - 1, num=min(total, most)).astype(np.int64))
 
 
 def _pairs(place_N: Array) -> list[tuple[int, int]]:
@@ -245,7 +241,7 @@ def _by_chance(x_MX: Array, asked_B: Array, alone_B: Array, rows: _Rows, count: 
 
 def _median_neighbour(rows: _Rows, train: Split) -> float | None:
     """Return the median distance of evenly spaced training rows to their nearest unequal row; None if all rows are equal."""
-    chosen = _spaced(len(train), NEIGHBOURS)
+    chosen = spaced_indices(len(train), NEIGHBOURS)
     from_BP = torch.from_numpy(rows.full(train.x_NX[chosen]))
     nearest_B = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
     for at in range(0, len(train), near_copies.WIDE):

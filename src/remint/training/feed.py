@@ -14,9 +14,12 @@ Shapes: N examples, B this process's part of the batch, X the axes of one exampl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from io import FileIO
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,10 +27,10 @@ import torch
 from torch import Tensor
 
 from remint.data.arrays import Array, ShardedArray, Split
-from remint.data.blocks import check_memory, memory_limit
+from remint.data.blocks import check_memory, example_bytes, fill, memory_limit
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World, to_device
-from remint.errors import IntegrityError
+from remint.errors import DataError, IntegrityError
 from remint.runtime.events import emit
 from remint.settings.recipe import TrainingSettings
 
@@ -112,41 +115,40 @@ class Files:
     """
 
     def __init__(self, x_NX: Array, opened: ExitStack) -> None:
-        shards: Any = x_NX.shards if isinstance(x_NX, ShardedArray) else (x_NX,)
-        self.ends = np.cumsum([len(shard) for shard in shards])
-        self.shape, self.dtype = x_NX.shape[1:], x_NX.dtype
-        self.row = int(np.prod(self.shape)) * x_NX.dtype.itemsize  # bytes
-        self.paths = [str(shard.filename) for shard in shards]
+        self.array = x_NX if isinstance(x_NX, ShardedArray) else ShardedArray([x_NX])
+        shards: Any = self.array.shards  # np.memmap, which knows its file
         self.starts = [int(shard.offset) for shard in shards]
-        self.files = [os.open(path, os.O_RDONLY) for path in self.paths]
-        for file in self.files:
-            opened.callback(os.close, file)
+        self.row = example_bytes(self.array.shape, self.array.dtype)
+        self.files = [_open(Path(shard.filename), opened) for shard in shards]
         self.known = [_state(file) for file in self.files]
 
     def read(self, place_B: Places) -> Array:
-        x_BX = np.empty((len(place_B), *self.shape), self.dtype)
-        rows: Any = memoryview(x_BX.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]
-        shard_B = np.searchsorted(self.ends, place_B, side="right")
-        for index, (place, shard) in enumerate(zip(place_B.tolist(), shard_B.tolist(), strict=True)):
-            before = int(self.ends[shard - 1]) if shard else 0
-            at = self.starts[shard] + (place - before) * self.row
-            if os.preadv(self.files[shard], [rows[index * self.row : (index + 1) * self.row]], at) != self.row:
-                raise _changed(self.paths[shard])
+        x_BX = np.empty((len(place_B), *self.array.shape[1:]), self.array.dtype)
+        for x_X, shard, index in zip(x_BX, *self.array.locate(place_B), strict=True):
+            file = self.files[shard]
+            try:
+                fill(x_X, file, self.starts[shard] + int(index) * self.row)
+            except DataError as error:  # the file has become shorter
+                raise _changed(file) from error
         return x_BX
 
     def check(self) -> None:
-        for path, file, known in zip(self.paths, self.files, self.known, strict=True):
+        for file, known in zip(self.files, self.known, strict=True):
             if _state(file) != known:
-                raise _changed(path)
+                raise _changed(file)
 
 
-def _state(file: int) -> tuple[int, int]:
-    found = os.fstat(file)
+def _open(path: Path, opened: ExitStack) -> FileIO:
+    return opened.enter_context(path.open("rb", buffering=0))
+
+
+def _state(file: FileIO) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
 
-def _changed(path: str) -> IntegrityError:
-    return IntegrityError(f"{path} was changed while a training read it: prepare the data again (dvc repro), and run again")
+def _changed(file: FileIO) -> IntegrityError:
+    return IntegrityError(f"{file.name} was changed while a training read it: prepare the data again (dvc repro), and run again")
 
 
 @contextmanager
@@ -158,7 +160,8 @@ def open_feed(split: Split, settings: TrainingSettings, world: World) -> Iterato
     x_NX, y_N = split.x_NX, split.y_N
     mode = _mode(x_NX, settings.data, world)
     if mode == "device" or (mode == "host" and world.device.type == "cpu"):  # then host and device are the same
-        yield InMemory(*on_device(x_NX, y_N, world.device))
+        on_device = partial(torch.tensor, device=world.device)
+        yield InMemory(on_device(np.asarray(x_NX)), None if y_N is None else on_device(y_N))
         return
     with ExitStack() as opened:
         read: Callable[[Places], Array]
@@ -194,13 +197,3 @@ def _mode(x_NX: Array, mode: str, world: World) -> str:
         mode = "device" if x_NX.nbytes <= on_gpu else "host" if x_NX.nbytes <= on_host else "mapped"
     mapped = isinstance(x_NX, (np.memmap, ShardedArray))
     return "host" if mode == "mapped" and not mapped else mode
-
-
-def on_device(x_NX: Array, y_N: Array | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Copy examples and labels to the device."""
-    return torch.tensor(np.asarray(x_NX), device=device), None if y_N is None else torch.tensor(y_N, device=device)
-
-
-def evenly_spaced(x_NX: Sequence[Any] | Array, count: int) -> Array:
-    """Return ``count`` evenly spaced examples; all of them, in order, if there are no more."""
-    return np.asarray(x_NX[np.linspace(0, len(x_NX) - 1, min(count, len(x_NX))).round().astype(np.int64)])  # type: ignore[call-overload, unused-ignore]

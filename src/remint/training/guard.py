@@ -22,9 +22,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from remint.data.arrays import Array
 from remint.distributed.world import World
 from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, standard_normal
 from remint.records import DataSpec
@@ -74,8 +76,8 @@ class Guard:
 
 def build_guard(
     model: Model,
-    train_NX: Tensor,
-    validation_NX: Tensor,
+    train_NX: Array | Tensor,
+    validation_NX: Array | Tensor,
     spec: DataSpec,
     settings: TrainingSettings,
     world: World,
@@ -83,16 +85,20 @@ def build_guard(
     """Return the guard of a training; None if it is switched off, the model cannot sample, or there are too few examples.
 
     Without a setting only models without a likelihood are guarded: for the others the validation score shows a collapse. The
-    ranks share the samples of a check, and all must call it. The splits are on the device.
+    ranks share the samples of a check, and all must call it. The splits are on the host, or on disk.
     """
     limit = settings.collapse
     if limit is None:
         limit = 0.0 if isinstance(model, (HasElbo, HasLogProb)) else DEFAULT_LIMIT
-    count = guarded(len(validation_NX))
+    count = min(len(validation_NX), MAX_EXAMPLES)
     k = max(MIN_NEIGHBOURS, round(NEIGHBOUR_SHARE * count))
     if limit == 0.0 or count <= k or not isinstance(model, CanSample):
         return None
-    real_ND = coordinates(evenly_spaced(validation_NX, count), spec)
+
+    def some(x_NX: Array | Tensor) -> Tensor:
+        return coordinates(torch.tensor(evenly_spaced(x_NX, count), device=world.device), spec)
+
+    real_ND = some(validation_NX)
     # k + 1, because the nearest real example of each example is itself.
     radius_N1 = distances(real_ND, real_ND, spec).topk(k + 1, dim=1, largest=False).values[:, -1:]
 
@@ -102,10 +108,10 @@ def build_guard(
         near_NM = apart_NM <= apart_NM.topk(k, dim=0, largest=False).values[-1]
         return torch.stack([near_NM.sum(1), (near_NM & (apart_NM <= radius_N1)).sum(1)]).cpu()
 
-    reference = float((cover(coordinates(evenly_spaced(train_NX, count), spec))[0] > 0).double().mean())
+    reference = float((cover(some(train_NX))[0] > 0).double().mean())
     noise = standard_normal((count, model.sample_noise), settings.seed, COLLAPSE_CHECK)
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    chunks = torch.split(noise.to(validation_NX.device, dtype), CHUNK)
+    chunks = torch.split(noise.to(world.device, dtype), CHUNK)
 
     @torch.no_grad()
     def measure(judged: Model) -> Row:
@@ -120,14 +126,9 @@ def build_guard(
     return Guard(measure, reference, limit, rows * settings.validate_every, settings.steps)
 
 
-def guarded(validation: int) -> int:
-    """Return how many examples of each split are used, from the number of validation examples."""
-    return min(validation, MAX_EXAMPLES)
-
-
-def evenly_spaced(x_NX: Tensor, count: int) -> Tensor:
-    """Return ``count`` evenly spaced examples."""
-    return x_NX[torch.linspace(0, len(x_NX) - 1, count, dtype=torch.float64).round().long().to(x_NX.device)]
+def evenly_spaced(x_NX: Array | Tensor, count: int) -> Array:
+    """Return ``count`` evenly spaced examples; all of them, in order, if there are no more."""
+    return np.asarray(x_NX[np.linspace(0, len(x_NX) - 1, min(count, len(x_NX))).round().astype(np.int64)])
 
 
 def coordinates(x_NX: Tensor, spec: DataSpec) -> Tensor:

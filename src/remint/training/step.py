@@ -198,7 +198,7 @@ class Snapshot:
         live = [*state.average.model.parameters(), state.losses_P]
         live += [tensor for optimizer in state.optimizers for tensor in _optimizer_tensors(optimizer)]
         if len(live) != len(self._live) or any(one is not other for one, other in zip(live, self._live, strict=True)):
-            self._copies = [torch.empty_like(tensor) for tensor in live]  # the first steps and a restore create moment tensors
+            self._copies = [torch.empty_like(tensor) for tensor in live]  # a restored optimizer has new moment tensors
             self._live = live
         torch._foreach_copy_(self._copies, live)
 

@@ -38,8 +38,8 @@ from remint.runtime.processes import GRACE, stopping
 from remint.settings.recipe import Recipe
 from remint.training import curve
 from remint.training.checkpoint import Checkpoints
-from remint.training.feed import evenly_spaced, open_feed
-from remint.training.guard import build_guard, guarded
+from remint.training.feed import open_feed
+from remint.training.guard import build_guard, evenly_spaced
 from remint.training.loop import training_loop
 from remint.training.randomness import INITIAL, seed_layers
 from remint.training.state import TrainingState
@@ -145,9 +145,7 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
     if settings.precision == "fp64":
         phases = [phase.double() for phase in phases]
     score = scorer(model, validation.x_NX, validation.y_N, spec, settings.seed, world)
-    seen = guarded(len(validation))
-    shown = [torch.tensor(evenly_spaced(split.x_NX, seen), device=world.device) for split in (train, validation)]
-    watch = build_guard(model, shown[0], shown[1], spec, settings, world)
+    watch = build_guard(model, train.x_NX, validation.x_NX, spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
     with open_feed(train, settings, world) as feed:
         return training_loop(
