@@ -36,7 +36,7 @@ def request_json(url: str, body: Any = None) -> Any:
 
 
 def delete_open_runs(api: str) -> None:
-    """Delete the open flow runs that other tests left on a server, before a test that looks for leftovers of its own."""
+    """Delete open flow runs that other tests left on a server, so that a test finds only its own."""
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         for run in client.read_flow_runs():
             if run.state is None or not run.state.is_final():

@@ -231,7 +231,7 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 class TrainingSettings(Settings):
     """Length, learning rate, seed and devices of a training."""
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"compile", "data"})  # not in ``resolved`` at their default: old keys stay
+    added_later: ClassVar[frozenset[str]] = frozenset({"compile", "data"})  # so that keys of older versions stay
 
     steps: Positive = 1500  # optimizer steps
     batch_size: Positive = 64  # examples per step, over all devices together
@@ -258,13 +258,11 @@ class TrainingSettings(Settings):
     rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # factor on the learning rate at each rollback
 
     def resolved(self) -> dict[str, Any]:
-        """Return every setting, defaults filled in, as JSON values."""
+        """Return every setting, defaults filled in, as JSON values; but none of ``added_later`` at its default."""
         fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in self.model_dump(mode="json").items()
-            if name not in self.added_later or value != fields[name].default
-        }
+        return self.model_dump(
+            mode="json", exclude={each for each in self.added_later if getattr(self, each) == fields[each].default}
+        )
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> TrainingSettings:
