@@ -106,3 +106,15 @@ def test_a_loss_that_is_no_scalar_is_one_line(shape: tuple[int, ...], tmp_path: 
         StepError, match=rf"^the loss of a phase has shape \({shape[0]},\), not \(\): its forward must return a mean"
     ):
         train_line(tmp_path, model, [Unreduced(model)])
+
+
+def test_no_later_step_of_a_broken_block_sees_weights_that_are_not_finite(tmp_path: Path) -> None:
+    """Its phases might raise an error on them."""
+
+    class Strict(Summing):
+        def forward(self, batch: Batch) -> Tensor:
+            assert self.model.weight.isfinite().all(), f"step {batch.step}"
+            return super().forward(batch)
+
+    model = Line()
+    assert train_line(tmp_path, model, [Strict(model, in_place)], validate_every=100).skipped == 1
