@@ -15,12 +15,12 @@ from torch import Tensor
 from remint.errors import IntegrityError
 from remint.models import families
 from remint.models.bundle import MODEL, WEIGHTS, load_model, save_model
-from remint.models.contract import CanSample, HasElbo, HasLogProb, Model, Phase, standard_normal
+from remint.models.contract import CanSample, HasElbo, HasLatent, HasLogProb, Model, Phase, standard_normal
 from remint.records import DataSpec
 from remint.runtime import manifest
 from tests.support.models_cases import CASES, IMAGE, Case, examples, labels, make_batch
 
-PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo}
+PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo, "latent": HasLatent}
 
 
 @pytest.fixture(params=CASES)
@@ -155,6 +155,49 @@ def test_likelihoods_accept_bytes_and_have_one_value_for_each_example(case: Case
         whole = model.elbo(x, noise, y)
         assert whole.shape == (4, 5) and bool(whole.isfinite().all())
         torch.testing.assert_close(model.elbo(x[3:4].double(), noise[1:2, 3:4], y3), whole[1:2, 3:4])
+
+
+@pytest.fixture(params=[name for name, case in CASES.items() if "latent" in case.settings.can])
+def latent(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+def test_latents_and_their_decodings_depend_on_each_example_alone(latent: Case) -> None:
+    model, y = latent.build().requires_grad_(False), latent.y(5)
+    assert isinstance(model, HasLatent) and isinstance(model, CanSample)
+    x = model.sample(standard_normal((5, model.sample_noise), 3).double(), y)  # with gaps, where the family has them
+    z = model.encode(x, y)
+    assert z.shape == (5, model.latent_size) and bool(z.isfinite().all())
+    decoded = model.decode(z, y)
+    complete = replace_missing(latent.spec)
+    assert_are_examples(decoded, complete, 5)
+    y3 = None if y is None else y[3:4]
+    torch.testing.assert_close(model.encode(x[3:4], y3), z[3:4])
+    assert equal(model.decode(z[3:4], y3), decoded[3:4])
+    assert not equal(model.decode(1.0 - z, y), decoded)
+
+
+def replace_missing(spec: DataSpec) -> DataSpec:
+    """Return the spec of complete rows."""
+    return spec.model_copy(update={"columns": tuple(column.model_copy(update={"missing": False}) for column in spec.columns)})
+
+
+def test_the_first_numbers_of_a_sample_are_its_latent(latent: Case) -> None:
+    """Where nothing else draws: in a flow, and in images of which each pixel is the likeliest."""
+    settings = latent.settings.model_copy(update={"pixels": "mode"}) if latent.family != "flow" else latent.settings
+    if latent.spec.is_table and latent.family != "flow":
+        return
+    model = Case(latent.family, settings, latent.spec).build(spread=0.5).requires_grad_(False)
+    assert isinstance(model, HasLatent) and isinstance(model, CanSample)
+    noise, y = standard_normal((9, model.sample_noise), 4).double(), latent.y(9)
+    assert equal(model.sample(noise, y), model.decode(noise[:, : model.latent_size], y))
+
+
+def test_a_flow_decodes_what_it_encoded(latent: Case) -> None:
+    if latent.family == "flow":
+        model, x, y = latent.build(spread=0.5).requires_grad_(False), examples(latent.spec, 40), latent.y(40)
+        assert isinstance(model, HasLatent)
+        assert equal(model.decode(model.encode(x, y), y), x)
 
 
 def test_a_given_class_is_used_for_samples_and_likelihoods(conditional: Case) -> None:

@@ -199,7 +199,7 @@ def test_the_residual_decoder_keeps_each_pixels_parameters_together() -> None:
     z = standard_normal((3, 2), 1).double()
     channels, (c, h, w) = 9, IMAGE.image
     maps = model.decoder(z)
-    theta = model.decode(z).view(3, c, h, w, channels)
+    theta = model.decoder_outputs(z).view(3, c, h, w, channels)
     for place in [(0, 0, 0), (1, 2, 3), (0, 1, 2)]:
         torch.testing.assert_close(theta[:, *place], maps[:, place[0] * channels : (place[0] + 1) * channels, *place[1:]])
 
@@ -215,7 +215,7 @@ def test_a_conditional_vae_gives_the_class_to_encoder_and_decoder() -> None:
         assert y is not None
         other = (y + 1) % IMAGE.classes
         assert not torch.allclose(model.posterior(x, y)[0], model.posterior(x, other)[0])
-        assert not torch.allclose(model.decode(z, y), model.decode(z, other))
+        assert not torch.allclose(model.decoder_outputs(z, y), model.decoder_outputs(z, other))
         assert not torch.allclose(model.log_likelihood(x, z, y), model.log_likelihood(x, z, other))
 
 

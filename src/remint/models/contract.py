@@ -1,6 +1,6 @@
 """Contract of a model family: a model with capabilities, and the phases that train it.
 
-Shapes: B batch, N noise numbers or examples, K importance samples, X the axes of one example: C, H, W of an image
+Shapes: B batch, N noise numbers or examples, K importance samples, Z latent, X the axes of one example: C, H, W of an image
 (channels, height, width), D of a table's row.
 
 A family is one module with two functions,
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 class CanSample(Protocol):
     """A model that draws examples."""
 
-    sample_noise: int  # N: standard normal numbers that one sample takes
+    sample_noise: int  # N: standard normal numbers that one sample takes; of a HasLatent, the first Z of them are its latent
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return x_BX: images as uint8, values 0 .. levels-1; rows of a table as in records.DataSpec.
@@ -68,6 +68,21 @@ class HasElbo(Protocol):
         The mean over k estimates the ELBO (Kingma & Welling, 2013); logmeanexp over k is IWAE-K
         (Burda et al., Importance Weighted Autoencoders, 2016).
         """
+        ...
+
+
+@runtime_checkable
+class HasLatent(Protocol):
+    """A model with a latent space, in which sampled examples are standard normal."""
+
+    latent_size: int  # Z: numbers of one latent
+
+    def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return z_BZ, the latents of examples as ``sample`` returns them: a function of each example (and class) alone."""
+        ...
+
+    def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return x_BX for latents, in the form of ``sample``, without further noise and without missing values."""
         ...
 
 

@@ -33,7 +33,7 @@ INITIAL_NUMBERS, INITIAL_EXAMPLES = 2**20, 1024
 
 
 class Flow(Model):
-    """Normalizing flow: CanSample and HasLogProb (models/contract.py)."""
+    """Normalizing flow: CanSample, HasLogProb and HasLatent (models/contract.py)."""
 
     def __init__(self, settings: FlowSettings, spec: DataSpec) -> None:
         super().__init__()
@@ -44,6 +44,7 @@ class Flow(Model):
             RowDequantiser(spec.columns, settings.tails) if spec.is_table else QuantileDequantiser([spec.levels] * spec.dims)
         )
         self.bijections = bijections(settings, spec, self.labels.width)
+        self.latent_size = spec.dims
         self.sample_noise = spec.dims + self.labels.noise_size
         self.density_noise = self.entrance.noise_size
 
@@ -76,12 +77,20 @@ class Flow(Model):
         base_BD, log_det_B = self.to_base(x_BX, noise_BN, y_B)
         return normal_log_density(base_BD).sum(1) + log_det_B
 
+    def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return the base points of examples, each value in the middle of its level, shape (B, D)."""
+        middle_BN = torch.zeros(len(x_BX), self.density_noise, device=x_BX.device, dtype=next(self.parameters()).dtype)
+        return self.to_base(x_BX, middle_BN, y_B)[0]
+
+    def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
+        return self.entrance.to_example(self.from_base(z_BZ, y_B)).view(-1, *self.spec.shape)
+
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         return self.labels.split_noise(noise_BN, None)[1]
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         base_BD, y_B = self.labels.split_noise(noise_BN, y_B)
-        return self.entrance.to_example(self.from_base(base_BD, y_B)).view(-1, *self.spec.shape)
+        return self.decode(base_BD, y_B)
 
     def _classes(self, y_B: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return self.labels.one_hot(y_B, dtype) if self.conditional else None

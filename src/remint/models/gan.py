@@ -32,6 +32,7 @@ class Generator(AdversarialGenerator):
         self.conditional = settings.conditional
         self.space = CriticSpace(spec)
         self.labels = Labels(settings.conditional, spec)
+        self.latent_size = settings.latent
         self.sizes = [settings.latent, self.space.noise_size]
         self.sample_noise = sum(self.sizes) + self.labels.noise_size
         self.net = generator_network(settings, settings.latent + self.labels.width, self.space)

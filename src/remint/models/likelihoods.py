@@ -261,13 +261,17 @@ class PixelLikelihood(nn.Module):
 
     def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
         """Return x_BX, uint8."""
-        if self.sample_as == "mean":
-            return to_levels(self.mean(theta_BP), self.spec.levels)
-        theta_BDP = self._by_pixel(theta_BP)
         # Given theta the pixels are independent: a draw adds noise to each pixel, which real images do not have. The mode is
         # the image that the latents describe (on digits its Frechet distance is a quarter lower).
-        x_BD = self.law.sample(theta_BDP, noise_BN) if self.sample_as == "draw" else self.law.mode(theta_BDP)
-        return x_BD.view(-1, *self.spec.shape)
+        if self.sample_as != "draw":
+            return self.centre(theta_BP)
+        return self.law.sample(self._by_pixel(theta_BP), noise_BN).view(-1, *self.spec.shape)
+
+    def centre(self, theta_BP: Tensor) -> Tensor:
+        """Return x_BX, uint8, without noise: each pixel's likeliest level with ``mode``, else the level nearest to its mean."""
+        if self.sample_as == "mode":
+            return self.law.mode(self._by_pixel(theta_BP)).view(-1, *self.spec.shape)
+        return to_levels(self.mean(theta_BP), self.spec.levels)
 
     def mean(self, theta_BP: Tensor) -> Tensor:
         """Return the expected value of each pixel in [-1, 1], shape (B, X)."""

@@ -46,6 +46,9 @@ class SigmaGaussianColumns(nn.Module):
     def sample(self, theta_BDP: Tensor, noise_BN: Tensor) -> Tensor:
         return theta_BDP.squeeze(-1) + noise_BN * self._log_sigma().exp()
 
+    def mean(self, theta_BDP: Tensor) -> Tensor:
+        return theta_BDP.squeeze(-1)
+
     def _log_sigma(self) -> Tensor:
         return self.log_sigma_D.clamp(min=MIN_LOG_SIGMA)
 
@@ -69,6 +72,10 @@ class GaussianMixtureColumns(nn.Module):
         which_noise, value_noise = noise_BN.chunk(2, dim=1)
         which_BD1 = pick(logit, torch.special.ndtr(which_noise)).unsqueeze(-1)
         return mean.gather(-1, which_BD1).squeeze(-1) + value_noise * log_sigma.gather(-1, which_BD1).squeeze(-1).exp()
+
+    def mean(self, theta_BDP: Tensor) -> Tensor:
+        logit, mean, _ = self._components(theta_BDP)
+        return (logit.softmax(-1) * mean).sum(-1)
 
     def _components(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logit, mean, log_sigma = theta.chunk(3, dim=-1)
@@ -149,6 +156,15 @@ class RowLikelihood(nn.Module):
         x_BD[:, self.numeric] = self.law.sample(self._by_column(numbers_BP), numbers_BN).float()
         for place, logit_BP, noise_B in zip(self.sizes, logits, places_BN.unbind(1), strict=True):
             x_BD[:, place] = pick(logit_BP, torch.special.ndtr(noise_B)).float()
+        return self.whole.round(x_BD)
+
+    def centre(self, theta_BP: Tensor) -> Tensor:
+        """Return complete rows without noise, float32, shape (B, D): expected numbers and likeliest categories."""
+        x_BD = theta_BP.new_empty(len(theta_BP), len(self.numeric) + len(self.sizes), dtype=torch.float32)
+        numbers_BP, *logits = torch.split(theta_BP, self.parts, -1)
+        x_BD[:, self.numeric] = self.law.mean(self._by_column(numbers_BP)).float()
+        for place, logit_BP in zip(self.sizes, logits, strict=True):
+            x_BD[:, place] = logit_BP.argmax(1).float()
         return self.whole.round(x_BD)
 
     def _by_column(self, numbers: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ ACTIVE = 0.01  # a latent is active if its posterior mean varies more than this 
 
 
 class Vae(Model):
-    """Variational autoencoder: CanSample and HasElbo (models/contract.py)."""
+    """Variational autoencoder: CanSample, HasElbo and HasLatent (models/contract.py)."""
 
     def __init__(self, settings: VaeSettings, spec: DataSpec) -> None:
         """Build the model. Raises SettingsError if the likelihood or the network does not fit such data."""
@@ -44,7 +44,7 @@ class Vae(Model):
         self.likelihood = _likelihood(settings, spec)
         self.rows = RowFeatures(spec) if spec.is_table else None
         self.gaps = Gaps(spec.columns)
-        self.latent_noise = settings.latent
+        self.latent_noise = self.latent_size = settings.latent
         self.sample_noise = settings.latent + self.likelihood.noise_size + self.gaps.noise_size + self.labels.noise_size
         self.convolutional = settings.network == "residual"
         build = _residual_networks if self.convolutional else _mlp_networks
@@ -67,7 +67,7 @@ class Vae(Model):
         mean_BZ, spread_BZ = at_least_single(features).chunk(2, dim=1)
         return mean_BZ, F.softplus(spread_BZ) + 1e-4
 
-    def decode(self, z: Tensor, y_B: Tensor | None = None) -> Tensor:
+    def decoder_outputs(self, z: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return the parameters of the likelihood, shape (..., B, P), for z of shape (..., B, Z)."""
         inputs = self.labels.append_one_hot(z, y_B)
         if not self.convolutional:
@@ -77,9 +77,16 @@ class Vae(Model):
         # The likelihood needs the parameters of one pixel next to each other.
         return maps.view(len(maps), channels, -1, *maps.shape[2:]).movedim(2, -1).reshape(*z.shape[:-1], -1)
 
+    def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return the mean of q(z | x), shape (B, Z)."""
+        return self.posterior(x_BX, y_B)[0]
+
+    def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
+        return self.likelihood.centre(self.decoder_outputs(z_BZ, y_B))
+
     def log_likelihood(self, x_BX: Tensor, z: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return log p(x | z) in nats, shape (..., B), for z of shape (..., B, Z). For a row: of its observed values."""
-        return self.likelihood.log_prob(x_BX, self.decode(z, y_B))
+        return self.likelihood.log_prob(x_BX, self.decoder_outputs(z, y_B))
 
     def elbo(self, x_BX: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
         mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
@@ -92,7 +99,7 @@ class Vae(Model):
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
         sizes = [self.latent_noise, self.likelihood.noise_size, self.gaps.noise_size]
         z_BZ, likelihood_noise_BN, gap_noise_BG = torch.split(noise_BN, sizes, dim=1)
-        complete_BX = self.likelihood.sample(self.decode(z_BZ, y_B), likelihood_noise_BN)
+        complete_BX = self.likelihood.sample(self.decoder_outputs(z_BZ, y_B), likelihood_noise_BN)
         return self.gaps.add(complete_BX, gap_noise_BG)
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
@@ -106,7 +113,7 @@ class Vae(Model):
         mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
         z_BZ = mean_BZ + scale_BZ * noise_BN[:, : self.latent_noise]
         likelihood_noise_BN = noise_BN[:, self.latent_noise : self.latent_noise + self.likelihood.noise_size]
-        return self.likelihood.sample(self.decode(z_BZ, y_B), likelihood_noise_BN)
+        return self.likelihood.sample(self.decoder_outputs(z_BZ, y_B), likelihood_noise_BN)
 
 
 def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:

@@ -32,7 +32,7 @@ from remint.settings.recipe import VaeGanSettings
 
 
 class VaeGan(Vae, AdversarialGenerator):
-    """Hybrid model: CanSample and HasElbo (models/contract.py), and the generator of the adversarial game."""
+    """Hybrid model: CanSample, HasElbo and HasLatent (models/contract.py), and the generator of the adversarial game."""
 
     likelihood: PixelLikelihood
 
@@ -46,7 +46,7 @@ class VaeGan(Vae, AdversarialGenerator):
     def forward(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return mean images for z drawn from the prior, as input of the critic: values in [-1, 1], shape (B, X)."""
         noise_BN, y_B = self.labels.split_noise(noise_BN, y_B)
-        return self.likelihood.mean(self.decode(noise_BN[:, : self.latent_noise], y_B))
+        return self.likelihood.mean(self.decoder_outputs(noise_BN[:, : self.latent_noise], y_B))
 
 
 class EncoderPhase(Phase):
