@@ -1,0 +1,20 @@
+"""remint retrains generative models on schedule and promotes only what is shown to be better.
+
+import remint
+model = remint.load("digits-vae@champion")    # remint.serving.model.ServedModel
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from remint.serving.model import ServedModel
+
+
+def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> ServedModel:
+    """Return the served model of a name, a version or a bundle's folder: see remint.serving.load."""
+    from remint.serving.load import load as load_model  # torch and mlflow are imported when a model is
+
+    return load_model(ref, device, repository)

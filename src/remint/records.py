@@ -104,7 +104,9 @@ class DataSpec(Record):
     label: Column | None = None  # of a table: the column of the labels
     label_at: int = 0  # number of columns before it in the source
     suffix: str = ".csv"  # of the table's file
-    added_later: ClassVar[frozenset[str]] = frozenset({"bits", "label", "label_at", "suffix"})
+    filter: str = ""  # by which images of other sizes were given this one; "": all had it
+    converted: bool = False  # whether image files were converted to this number of channels
+    added_later: ClassVar[frozenset[str]] = frozenset({"bits", "label", "label_at", "suffix", "filter", "converted"})
 
     @property
     def is_table(self) -> bool:
@@ -135,8 +137,7 @@ class DataSpec(Record):
         return f"images of shape {self.shape} with {self.levels} levels{labels}"
 
     @property
-    def unit(self) -> str:
-        """Unit of likelihoods."""
+    def unit(self) -> str:  # of likelihoods
         return "nats" if self.is_table else "bits/dim"
 
     @property
@@ -200,8 +201,7 @@ class MetricValue(Record):
     added_later: ClassVar[frozenset[str]] = frozenset({"repeats"})
 
     def text(self) -> str:
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{unit}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] {self.unit}".rstrip()
 
 
 class Leakage(Record):

@@ -11,11 +11,12 @@ import pytest
 from remint.errors import RemintError
 from remint.evaluation.evidence import Evidence
 from remint.maintenance.audit import registry
-from remint.promotion import champion, decide, queries
+from remint.promotion import champion, decide
 from remint.records import DatasetVersion, EvaluationReport, TrainedModel
 from remint.runtime import manifest
 from remint.runtime.home import Home
 from remint.serving import model, pyfunc
+from remint.serving.load import load_version
 from remint.stores.mlflow import Tracking, VersionTags
 from remint.stores.mlflow.inventory import versions
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
@@ -76,7 +77,7 @@ def audit_finding(home: Home) -> str:
 def refusals(home: Home, folder: Path, poison: Poison) -> Iterator[tuple[str, str]]:
     """Yield each command and its error. If manifest and tags match the poison, only commands that load the model find it."""
     if not poison.record_only:
-        yield "sample", error_of(lambda: queries.sample(home, REF, 4, 0, None, folder / "x.npy"))
+        yield "sample", error_of(lambda: load_version(home, REF))
     yield "rollback", error_of(lambda: decide.rollback(home, MODEL, "it blurs"))
     yield "audit --deep", audit_finding(home)
     if not poison.resealed:

@@ -16,6 +16,8 @@ from remint.promotion import queries, why
 from remint.records import canonical
 from remint.runtime.home import Home, is_name
 from remint.runtime.yaml import load_safe_yaml
+from remint.serving import files
+from remint.serving.load import load_version
 from remint.settings import plugins
 from remint.settings.params import apply_overrides, load_params, read_params, validate_params
 from remint.stores import git, uncommitted
@@ -255,5 +257,5 @@ def test_yaml_tags_are_refused_without_being_executed(tmp_path: Path) -> None:
 
 def test_a_sample_file_with_a_too_long_name_is_a_clear_error(home: Home, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be written: File name too long"):
-        queries.sample(home, f"{MODEL}/1", 1, 0, None, tmp_path / f"{'x' * 300}.npy")
+        files.sample(load_version(home, f"{MODEL}/1"), 1, tmp_path / f"{'x' * 300}.npy")
     assert not is_name("x" * 101)

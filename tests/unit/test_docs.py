@@ -25,6 +25,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.
 
 # Names that begin like modules: tags, events, groups of entry points, and keys of params.yaml.
 NOT_MODULES = {
+    "remint.load",
     "remint.keep",
     "remint.verified",
     "remint.approval.awaited",

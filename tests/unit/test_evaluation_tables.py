@@ -194,14 +194,17 @@ def test_class_agreement_needs_a_conditional_model_and_a_classifier(context: Eva
 
 def test_a_served_table_comes_in_original_units_and_by_class(tmp_path: Path) -> None:
     served = ServedModel(Law(), SPEC)
-    x_ND = served.sample(100, seed=1, of_class=served.class_named("yes"))
-    assert np.array_equal(served.sample(70, seed=1, of_class=1), x_ND[:70])
-    np.testing.assert_allclose(served.sample(100, seed=1, of_class=0)[:, 0] + 1, x_ND[:, 0], atol=1e-6)
-    rows.write(tmp_path / "rows.csv", served.table([(1, index) for index in range(100)], [1] * 100), SPEC)
+    places = [(1, index) for index in range(100)]
+    x_ND, y_N = served.draw(places, [served.class_named("yes")] * 100)
+    np.testing.assert_allclose(served.draw(places, [0] * 100)[0][:, 0] + 1, x_ND[:, 0], atol=1e-6)
+    frame = served.sample(70, seed=1, of_class="yes")
+    assert frame.equals(served.sample(100, seed=1, of_class=1)[:70])
+    rows.write(tmp_path / "rows.csv", served.table(x_ND, y_N), SPEC)
     with (tmp_path / "rows.csv").open(newline="") as stream:
         read = list(csv.DictReader(stream))
     assert [float(row["length"]) for row in read] == (x_ND[:, 0].astype(np.float64) * 2 + 10).tolist()
     assert [row["colour"] for row in read] == [("blue", "green", "red")[int(place)] for place in x_ND[:, 2]]
+    assert frame["length"].tolist() == [float(row["length"]) for row in read[:70]]
 
 
 def test_an_unknown_class_and_a_class_of_an_unconditional_model_are_refused() -> None:

@@ -66,15 +66,14 @@ def test_the_next_command_completes_what_a_crash_interrupted(home: Home) -> None
     assert sync_mlflow_to_ledger(home, MODEL) == []
 
 
-@pytest.mark.parametrize("touch", ["models", "why", "history --verify", "sample", "version"])
-def test_every_query_that_needs_mlflow_synchronises_first(home: Home, tmp_path: Path, touch: str) -> None:
+@pytest.mark.parametrize("touch", ["models", "why", "history --verify", "version"])
+def test_every_query_that_needs_mlflow_synchronises_first(home: Home, touch: str) -> None:
     cases.record_decision(home, "promoted", 1)
     row = cases.append_row(home, "promoted", 2)
     asked = {
         "models": lambda: queries.models(home, MODEL),
         "why": lambda: why(home, f"{MODEL}@champion"),
         "history --verify": lambda: queries.history(home, MODEL, verify=True),
-        "sample": lambda: queries.sample(home, MODEL, 2, 0, None, tmp_path / "x.npy"),
         "version": lambda: current_version(home, MODEL),
     }
     asked[touch]()

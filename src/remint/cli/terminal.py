@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -114,6 +116,27 @@ def duration(seconds: float) -> str:
     """Return an estimated duration in seconds, minutes or hours."""
     unit, size = next(((name, size) for name, size in (("h", 3600), ("min", 60)) if seconds >= 2 * size), ("s", 1))
     return f"about {seconds / size:.0f} {unit}"
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows how many of all examples are done: a bar on a terminal, else a line every ten seconds."""
+    if err.is_terminal:
+        with Progress(
+            TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=True
+        ) as bars:
+            bar = bars.add_task(what, total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10.0:
+            last = time.monotonic()
+            say(f"{what}: {done:,} of {total:,}")
+
+    yield tell
 
 
 VERDICT_STYLE = {"promoted": "green", "kept": "yellow", "refused": "red", "awaiting_approval": "cyan"}

@@ -1,48 +1,162 @@
-"""Commands that use registered models: sample and compare."""
+"""Commands that use registered models: sample, encode, decode, reconstruct, interpolate and compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from remint.cli import completion, screens, terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
 
+if TYPE_CHECKING:
+    from remint.serving.files import Written
+    from remint.serving.model import ServedModel
+
+OfClass = Annotated[str | None, typer.Option("--class", help="Class of all examples, for a conditional model.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set examples aside that do not fit, and count them.")]
+Data = Annotated[str, typer.Argument(help="A folder or file in the formats of datasets:, such as new.csv or images/.")]
+ExamplesFile = Annotated[
+    Path,
+    typer.Option("-o", help="Images: .png (a grid), .npy, .npz, or a new folder of .png files. A table: .csv or .parquet."),
+]
+
 
 @app.command()
 def sample(
     model: ModelRef,
-    count: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many samples.")] = 64,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
-            help="File to write: images as .png (a grid) or .npy (uint8, N x C x H x W), a table as .csv or .parquet. "
-            "By default samples.png, or samples.csv or .parquet as the table's source.",
+            help="Images: .png (a grid), .npy or .npz (uint8, N x C x H x W), or a new folder of .png files. A table: .csv or "
+            ".parquet. By default samples.png, or samples.csv or .parquet as the table's source.",
         ),
     ] = None,
     of_class: Annotated[str | None, typer.Option("--class", help="Class to draw, for a conditional model.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sample i depends only on the seed and i.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Times the latents: below 1 for more typical samples.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Draw samples from a registered model, by default the champion.
 
     Example: remint sample digits-vae -n 64 -o grid.png
     """
-    home, _ = here()
-    from remint.promotion import queries
+    served = _load(model)
+    from remint.serving import files
 
-    answer = queries.sample(home, model, count, seed, of_class, output)
+    with terminal.counting("drawn") as progress:
+        written = files.sample(served, count, output, seed, of_class, temperature, progress)
+    _report(written, f"{count} samples of {written.model} with seed {seed}", as_json)
+
+
+@app.command()
+def encode(
+    model: ModelRef,
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", help="The latents: .npy or .npz (float32, N x Z), .csv or .parquet.")],
+    of_class: OfClass = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the latent of each example.
+
+    Example: remint encode digits-vae images/ -o latents.npy
+    """
+    served = _load(model)
+    from remint.serving import files
+
+    with terminal.counting("encoded") as progress:
+        written = files.encode(served, data, output, of_class, skip_bad, progress)
+    _report(written, f"latents of {written.count} examples, by {written.model}", as_json)
+
+
+@app.command()
+def decode(
+    model: ModelRef,
+    latents: Annotated[Path, typer.Argument(help="Latents, .npy (N x Z) or .npz with z, as encode writes them.")],
+    output: ExamplesFile,
+    of_class: OfClass = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the example of each latent.
+
+    Example: remint decode digits-vae latents.npy -o decoded.png
+    """
+    served = _load(model)
+    from remint.serving import files
+
+    with terminal.counting("decoded") as progress:
+        written = files.decode(served, latents, output, of_class, progress)
+    _report(written, f"{written.count} examples, decoded by {written.model}", as_json)
+
+
+@app.command()
+def reconstruct(
+    model: ModelRef,
+    data: Data,
+    output: ExamplesFile,
+    of_class: OfClass = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode each example and decode it again.
+
+    Example: remint reconstruct digits-vae images/ -o again.png
+    """
+    served = _load(model)
+    from remint.serving import files
+
+    with terminal.counting("reconstructed") as progress:
+        written = files.reconstruct(served, data, output, of_class, skip_bad, progress)
+    _report(written, f"{written.count} examples, reconstructed by {written.model}", as_json)
+
+
+@app.command()
+def interpolate(
+    model: ModelRef,
+    first: Annotated[str, typer.Argument(help="The first example: an image, or a table of one row.")],
+    last: Annotated[str, typer.Argument(help="The last example.")],
+    output: ExamplesFile,
+    steps: Annotated[int, typer.Option(min=2, max=1_000, help="How many examples, with both ends.")] = 12,
+    of_class: OfClass = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the examples on the way from one example to another.
+
+    Example: remint interpolate digits-vae a.png b.png -o strip.png
+    """
+    served = _load(model)
+    from remint.serving import files
+
+    written = files.interpolate(served, first, last, output, steps, of_class)
+    _report(written, f"{steps} examples from {first} to {last}, by {written.model}", as_json)
+
+
+def _load(ref: str) -> ServedModel:
+    """Load a model of the repository around the current folder."""
+    home, _ = here()
+    from remint.serving.load import load_version
+
+    return load_version(home, ref)
+
+
+def _report(written: Written, what: str, as_json: bool) -> None:
+    """Print where the result is, and what of the input is not in it."""
     if as_json:
-        print_json(answer)
-    else:
-        terminal.out.print(f"{answer['count']} samples of {answer['model']} with seed {seed}: {answer['path']}", soft_wrap=True)
-        if answer["without"]:
-            terminal.out.print(
-                f"The column '{answer['without']}' is not drawn: only a model with conditional: true knows the label."
-            )
+        print_json(written.to_json())
+        return
+    terminal.out.print(f"{what}: {written.path}", soft_wrap=True)
+    if written.without:
+        terminal.out.print(f"The column '{written.without}' is not drawn: only a model with conditional: true knows the label.")
+    if written.ignored:
+        names = ", ".join(written.ignored)
+        terminal.out.print(f"The model does not know the columns {names}: they were not used.", soft_wrap=True)
+    if written.set_aside:
+        name, reason = next(iter(written.set_aside.items()))
+        terminal.out.print(f"{len(written.set_aside)} set aside, such as {name}: {reason}", soft_wrap=True)
 
 
 @app.command()

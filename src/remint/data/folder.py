@@ -55,6 +55,11 @@ def files(folder: Path) -> Iterator[File]:
         yield File(name, size, partial(_read, path), (place, len(seen)))
 
 
+def one_file(path: Path) -> Iterator[File]:
+    """Yield one file, as ``files`` would."""
+    yield File(path.name, check_regular(path, path.parent), partial(_read, path), (0, 1))
+
+
 def visible_entries(folder: Path) -> list[Path]:
     """Return the visible entries directly in ``folder``, sorted."""
     return [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]

@@ -52,6 +52,8 @@ def check(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec | None
         bits=(known.bits if known else None) if values.bits is None else None if values.bits == WHOLE_BITS else values.bits,
         classes=0 if y_N is None else len(names) or int(y_N.max()) + 1,
         class_names=names,
+        filter=settings.resize.filter if settings.resize else "",
+        converted=settings.channels is not None,
     )
     decisions = {"values": "; ".join(filter(None, (raw.decision, values.decision))), "labels": named}
     return Images(values.x_NCHW, y_N, spec, {subject: decision for subject, decision in decisions.items() if decision})

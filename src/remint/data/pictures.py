@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Found:
 
     facts: Facts
     file: BinaryIO  # the decoded images, one after the other
+    only: tuple[int, ...] | None = None  # shape of the images that are not set aside; None: any
     names: list[str] = field(default_factory=list)  # of the decoded images, in the same order
     shapes: list[tuple[int, ...]] = field(default_factory=list)  # C, H, W of each; equal ones are one object
     misnamed: dict[str, str] = field(default_factory=dict)  # file -> format of its content
@@ -60,8 +61,17 @@ class Found:
     brightest: str = ""  # the first file with the highest value in 16 bits
 
 
-def read(where: str, files: Iterable[File], settings: DatasetSettings, spool: Spool, known: DataSpec | None = None) -> Raw:
+def read(
+    where: str,
+    files: Iterable[File],
+    settings: DatasetSettings,
+    spool: Spool,
+    known: DataSpec | None = None,
+    only: tuple[int, ...] | None = None,
+) -> Raw:
     """Read the images of ``files``, in the order of their names. ``spool`` holds them, ``known`` is the spec in the schema.
+
+    ``only``: set images of another shape (C, H, W) aside, in place of an error.
 
     Where the first import finds that 16-bit files use fewer bits, ``files`` is iterated once more: the range of all decides.
 
@@ -70,11 +80,11 @@ def read(where: str, files: Iterable[File], settings: DatasetSettings, spool: Sp
     """
     colour = known is not None and known.image[0] == 3
     facts = Facts(settings.bits or (known and known.bits) or WHOLE_BITS, colour)
-    found = _read_all(where, files, settings, Found(facts, spool.file()))
+    found = _read_all(where, files, settings, Found(facts, spool.file(), only))
     used = used_bits(found.facts.highest) if found.facts.highest >= 0 else WHOLE_BITS
     if known is None and settings.bits is None and used < WHOLE_BITS:
         found.file.truncate(0)
-        found = _read_all(where, files, settings, Found(Facts(used, colour), spool.file()))
+        found = _read_all(where, files, settings, Found(Facts(used, colour), spool.file(), only))
     names = sorted(found.names)
     order_N = None
     if names != found.names:  # an archive has any order
@@ -124,7 +134,7 @@ def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, foun
             try:
                 content = file.read()
                 before = facts.highest
-                x_CHW = decode_image(content, settings, facts)
+                x_CHW = _decode(content, settings, found)
                 if not shapes:  # here, and not after hours of decoding
                     check_example(x_CHW.shape, x_CHW.nbytes)
                 found.names.append(file.name)
@@ -145,6 +155,13 @@ def _read_all(where: str, files: Iterable[File], settings: DatasetSettings, foun
         if count % PROGRESS_EVERY == PROGRESS_EVERY - 1:
             emit("progress", step=done, steps=total)
     return found
+
+
+def _decode(content: bytes, settings: DatasetSettings, found: Found) -> np.ndarray[Any, Any]:
+    x_CHW = decode_image(content, settings, found.facts)
+    if found.only not in (None, x_CHW.shape):
+        raise Undecodable(f"has the shape {x_CHW.shape}, not {found.only}")
+    return x_CHW
 
 
 def _decide_bits(where: str, found: Found, settings: DatasetSettings, known: DataSpec | None) -> tuple[int | None, str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,29 @@ def to_table(spec: DataSpec, x_ND: Array, y_N: Array | None = None) -> pa.Table:
     return pa.table(dict(arrays))
 
 
-def write(path: Path, table: pa.Table, spec: DataSpec) -> None:
-    """Write rows as Parquet or CSV. Numbers in CSV read back to the bit, truth values are as in the source, nulls are empty."""
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, path)
-        return
+def write(path: Path, tables: pa.Table | Iterable[pa.Table], spec: DataSpec) -> None:
+    """Write rows as Parquet or CSV. Numbers in CSV read back to the bit, truth values are as in the source, nulls are empty.
+
+    ``tables``: all rows, or parts of them.
+    """
     truth = {column.name: column.truth for column in (*spec.columns, spec.label) if column is not None}
-    cells = [[_cell(value, truth[name]) for value in table[name].to_pylist()] for name in table.column_names]
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(table.column_names)
-        writer.writerows(zip(*cells, strict=True))
+    write_tables(path, [tables] if isinstance(tables, pa.Table) else tables, truth)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], truth: Mapping[str, tuple[str, str]] = {}) -> None:
+    """Write tables of the same columns below each other. ``truth``: words of a CSV file for truth values, by column."""
+    with ExitStack() as stack:
+        writer: Any = None
+        for table in tables:
+            if path.suffix == ".parquet":
+                writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(path, table.schema))
+                writer.write_table(table)
+                continue
+            if writer is None:
+                writer = csv.writer(stack.enter_context(path.open("w", newline="")), lineterminator="\n")
+                writer.writerow(table.column_names)
+            cells = [[_cell(value, truth.get(name)) for value in table[name].to_pylist()] for name in table.column_names]
+            writer.writerows(zip(*cells, strict=True))
 
 
 def text(column: Column, value: float, digits: int) -> str:
@@ -58,8 +72,8 @@ def text(column: Column, value: float, digits: int) -> str:
     return f"{found:.{digits}g}" if isinstance(found, float) else str(found)
 
 
-def _cell(value: Any, truth: tuple[str, str]) -> Any:
-    return truth[value] if isinstance(value, bool) else value
+def _cell(value: Any, truth: tuple[str, str] | None) -> Any:
+    return truth[value] if truth is not None and isinstance(value, bool) else value
 
 
 def _restore(column: Column, x_N: Array, *, drawn: bool = True) -> pa.Array:

@@ -247,7 +247,7 @@ def _table(name: str, settings: DatasetSettings, source: Path | str, known: Sche
 
 def _images(name: str, settings: DatasetSettings, source: Path | str, known: Schema | None, spool: Spool) -> Content:
     before = known.spec if known and not known.spec.is_table else None
-    raw = _raw(settings, source, before, spool)
+    raw = read_images(settings, source, before, spool)
     found = images.check(name, settings, raw, before)
     dividing = {}
     if settings.split.group is not None:
@@ -258,7 +258,10 @@ def _images(name: str, settings: DatasetSettings, source: Path | str, known: Sch
     return Content(found.spec, lambda spec: images.conform(found, spec), dividing, decisions, set_aside)
 
 
-def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None, spool: Spool) -> Raw:
+def read_images(
+    settings: DatasetSettings, source: Path | str, known: DataSpec | None, spool: Spool, only: tuple[int, ...] | None = None
+) -> Raw:
+    """Read images as they are. ``known``: the spec in the schema. ``only``: set aside image files of another shape (C, H, W)."""
     if isinstance(source, str):
         if source in shipped.TABLES:
             raise DataError(f"{source} is a table: set kind: table")
@@ -272,9 +275,9 @@ def _raw(settings: DatasetSettings, source: Path | str, known: DataSpec | None, 
     from remint.data import pictures
 
     if source.is_dir():
-        return pictures.read(str(source), folder.Walk(partial(folder.files, source)), settings, spool, known)
+        return pictures.read(str(source), folder.Walk(partial(folder.files, source)), settings, spool, known, only)
     if archive.is_archive(source):
-        return pictures.read(str(source), folder.Walk(partial(archive.files, source)), settings, spool, known)
+        return pictures.read(str(source), folder.Walk(partial(archive.files, source)), settings, spool, known, only)
     raise DataError(f"{source} is not a known kind of source: expected {KNOWN_SOURCES}")
 
 

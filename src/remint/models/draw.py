@@ -25,6 +25,8 @@ def draw(
     places: Sequence[tuple[int, int]],
     classes: Sequence[int] | None = None,  # for a conditional model
     device: torch.device | str = "cpu",
+    latent: int = 0,  # Z: the first numbers of the noise, which are multiplied by ...
+    temperature: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return x_NX, for each (seed, index) the sample with that index in the series of that seed, and the class of each.
 
@@ -38,6 +40,7 @@ def draw(
         noise_BD = torch.zeros(BLOCK, model.sample_noise)
         for row, (seed, index) in enumerate(block):
             noise_BD[row] = standard_normal((model.sample_noise,), seed, index)
+        noise_BD[:, :latent] *= temperature
         noise_BD = noise_BD.to(device)
         with torch.inference_mode():
             if classes is None:

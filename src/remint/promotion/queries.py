@@ -1,23 +1,20 @@
-"""Queries of the registry and the ledger: versions, history, kept decisions; and samples of a version."""
+"""Queries of the registry and the ledger: versions, history and kept decisions."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from remint.errors import IntegrityError, LedgerError, NotFoundError, SettingsError
+from remint.errors import IntegrityError, LedgerError, NotFoundError
 from remint.promotion import kept_decisions
 from remint.promotion.decision import Decision
-from remint.promotion.projection import current_version, sync_mlflow_to_ledger
+from remint.promotion.projection import sync_mlflow_to_ledger
 from remint.records import Drift, MetricValue, Record
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.settings.base import did_you_mean
 from remint.stores.mlflow import ModelVersion
-from remint.stores.open import fetch_bundle, open_ledger, open_tracking
-
-IMAGES, TABLES = (".png", ".npy"), (".csv", ".parquet")  # files of samples
+from remint.stores.open import open_ledger, open_tracking
 
 
 class VersionEntry(Record):
@@ -138,56 +135,3 @@ def _kept(home: Home, version: ModelVersion, name: str) -> str | None:
             path = open_tracking(home).attachment(version, name, folder)
         return path.read_text()
     return None
-
-
-def sample(home: Home, ref: str, count: int, seed: int, of_class: str | None, output: Path | None) -> dict[str, Any]:
-    """Draw ``count`` samples and write them. ``of_class``: all of this class.
-
-    ``output``: by default samples.png for images, and for a table samples.csv or samples.parquet, as its source.
-    Raises SettingsError if the file does not end in one of IMAGES or of TABLES, as the model's data, and for an unknown class.
-    """
-    if output is not None and output.suffix not in (*IMAGES, *TABLES):
-        raise SettingsError(
-            f"-o {output}: expected a name that ends in .png (a grid) or .npy (uint8, N x C x H x W), "
-            "or, for a table, in .csv or .parquet"
-        )
-    if output is not None and not output.absolute().parent.is_dir():
-        raise SettingsError(f"-o {output}: the folder {output.absolute().parent} does not exist")
-    version = current_version(home, ref)
-    folder = fetch_bundle(home, version)
-
-    import numpy as np
-
-    from remint.evaluation import plots
-    from remint.serving.model import load
-
-    model = load(folder)
-    spec = model.spec
-    output = output or Path("samples").with_suffix(spec.suffix if spec.is_table else ".png")
-    if spec.is_table != (output.suffix in TABLES):
-        kind, suffixes = ("a table", TABLES) if spec.is_table else ("images", IMAGES)
-        raise SettingsError(f"-o {output}: {version.ref} draws {kind}: give a name that ends in {' or '.join(suffixes)}")
-    places = [(seed, index) for index in range(count)]
-    conditional = bool(getattr(model.model, "conditional", False))
-    classes = None if of_class is None else [model.class_named(of_class)] * count
-    try:
-        if spec.is_table:
-            from remint.data import rows
-
-            rows.write(output, model.table(places, classes), spec)
-        elif output.suffix == ".npy":
-            np.save(output, model.draw(places, classes)[0], allow_pickle=False)
-        else:
-            named = "" if of_class is None else f", class {of_class}"
-            plots.sample_grid(output, model.draw(places, classes)[0], spec.levels, title=f"{version.ref}{named}, seed {seed}")
-    except OSError as error:
-        raise SettingsError(f"-o {output}: cannot be written: {error.strerror or error}") from error
-    return {
-        "model": version.ref,
-        "count": count,
-        "seed": seed,
-        "class": of_class,
-        "path": str(output),
-        "without": spec.label.name if spec.label is not None and not conditional else None,  # a label that it does not know
-        "weights_sha256": version.weights_sha256,
-    }

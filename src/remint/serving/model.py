@@ -1,50 +1,182 @@
-"""Served model: a registered bundle that draws samples.
+"""Served model: everything that a registered model can be used for. ``remint.load`` returns one.
 
-Shapes: N requested samples, X the axes of one example (C, H, W of an image, D of a table's row).
+Inputs are what serving/inputs.py reads: arrays, DataFrames, files. Images come out as uint8 arrays (N, C, H, W), rows as a
+DataFrame in the form of the source. Every result is a function of (version, input, seed).
+
+Shapes: N examples, K classes or draws, Z latent, X the axes of one example (C, H, W of an image, D of a table's row).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from remint.data import rows
 from remint.errors import SettingsError, UserError
-from remint.models.bundle import MODEL, load_model
-from remint.models.contract import CanSample
+from remint.models.bundle import MODEL, WEIGHTS, load_model
+from remint.models.contract import CanSample, HasLatent, Model
 from remint.models.draw import draw
 from remint.records import DataSpec
+from remint.runtime import manifest
+from remint.serving import blocks, inputs
+from remint.serving.blocks import Progress, silent
+from remint.serving.inputs import Examples
 from remint.settings.base import did_you_mean
+
+if TYPE_CHECKING:
+    from remint.serving.density import LogProb
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that can sample, with the description of its data."""
+    """A model with the description of its data."""
 
-    model: CanSample
+    model: Model
     spec: DataSpec
     device: str = "cpu"
+    ref: str = "the model"  # NAME/7, or the bundle's folder
+    folder: Path | None = None  # of its bundle
+    weights_sha256: str = ""
 
-    def sample(self, count: int, seed: int, of_class: int | None = None) -> np.ndarray:
-        """Return x_NX: images as uint8, table rows as in records.DataSpec. Sample i is a function of (seed, i, class) alone."""
-        return self.draw([(seed, index) for index in range(count)], None if of_class is None else [of_class] * count)[0]
+    @property
+    def conditional(self) -> bool:
+        return bool(getattr(self.model, "conditional", False))
+
+    def sample(self, count: int, seed: int = 0, of_class: str | int | None = None, temperature: float = 1.0) -> Any:
+        """Return ``count`` samples. Sample i is a function of (seed, i, class, temperature) alone.
+
+        ``temperature`` times the latents: below 1 samples are more typical and less diverse.
+        """
+        places = [(seed, index) for index in range(count)]
+        classes = None if of_class is None else [self.class_number(of_class)] * count
+        x_NX, y_N = self.draw(places, classes, temperature)
+        return self.in_source_form(x_NX, y_N)
+
+    def log_prob(self, data: Any, **options: Any) -> LogProb:
+        """Return log p(x) of each example in nats, with the name of the bound: see serving/density.py."""
+        from remint.serving.density import log_prob
+
+        return log_prob(self, data, **options)
+
+    def encode(self, data: Any, of_class: str | int | None = None, **options: Any) -> Array:
+        """Return z_NZ, the latent of each example, float32. ``of_class``: of all, where the input has no classes."""
+        with self.examples(data, **options) as examples:
+            return _joined(self.encoded(examples, self.classes_of(examples, of_class)))
+
+    def decode(self, z_NZ: Any, of_class: str | int | Sequence[str | int] | None = None) -> Any:
+        """Return the examples of latents. ``of_class``: of all, or of each."""
+        y_N = self.given_classes(of_class, len(z_NZ))
+        return self.in_source_form(_joined(self.decoded(np.asarray(z_NZ, np.float32), y_N)), y_N)
+
+    def reconstruct(self, data: Any, of_class: str | int | None = None, **options: Any) -> Any:
+        """Return decode(encode(x)) of each example."""
+        with self.examples(data, **options) as examples:
+            y_N = self.classes_of(examples, of_class)
+            return self.in_source_form(_joined(self.reconstructed(examples, y_N)), y_N)
+
+    def interpolate(self, a: Any, b: Any, steps: int = 12, of_class: str | int | None = None) -> Any:
+        """Return ``steps`` examples from a to b, both of them one example, along the shell where latents lie (``slerp``)."""
+        return self.in_source_form(self.interpolated(a, b, steps, of_class))
+
+    def interpolated(self, a: Any, b: Any, steps: int, of_class: str | int | None = None) -> Array:
+        """Return ``interpolate`` in the model's form."""
+        ends = [self.encode(end, of_class) for end in (a, b)]
+        for end, z_NZ in zip(("first", "second"), ends, strict=True):
+            if len(z_NZ) != 1:
+                raise SettingsError(f"interpolate: the {end} input has {len(z_NZ)} examples: give one")
+        if steps < 2:
+            raise SettingsError(f"interpolate: {steps} steps: give at least 2, the two ends")
+        z_NZ = slerp(ends[0][0], ends[1][0], np.linspace(0.0, 1.0, steps))
+        return _joined(self.decoded(z_NZ, self.given_classes(of_class, steps)))
+
+    def examples(self, data: Any, **options: Any) -> Any:
+        """Return a context of the examples of an input (inputs.read), with classes if the model is conditional."""
+        return inputs.read(self.spec, data, labels=self.conditional, **options)
+
+    def encoded(self, examples: Examples, y_N: Array | None, progress: Progress = silent) -> Iterator[Array]:
+        """Yield the latents of each block, float32 (B, Z)."""
+        model = self._with_latent()
+        return blocks.apply(lambda x, y: model.encode(x, y).float(), examples.x_NX, y_N, self.device, progress)
+
+    def decoded(self, z_NZ: Array, y_N: Array | None, progress: Progress = silent) -> Iterator[Array]:
+        """Yield the examples of each block of latents, in the model's form."""
+        model = self._with_latent()
+        if z_NZ.ndim != 2 or z_NZ.shape[1] != model.latent_size or not np.isfinite(z_NZ).all():
+            raise SettingsError(f"latents of shape {z_NZ.shape}: expected finite numbers (N, {model.latent_size})")
+        return blocks.apply(model.decode, z_NZ, y_N, self.device, progress)
+
+    def reconstructed(self, examples: Examples, y_N: Array | None, progress: Progress = silent) -> Iterator[Array]:
+        """Yield decode(encode(x)) of each block, in the model's form."""
+        model = self._with_latent()
+
+        def reconstruct(x_BX: Tensor, y_B: Tensor | None) -> Tensor:
+            again_BX: Tensor = model.decode(model.encode(x_BX, y_B).float(), y_B)
+            return again_BX
+
+        return blocks.apply(reconstruct, examples.x_NX, y_N, self.device, progress)
 
     def draw(
-        self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return x_NX, for each (seed, index) the sample with that index in the series of that seed, and y_N, the class of each.
+        self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None, temperature: float = 1.0
+    ) -> tuple[Array, Array | None]:
+        """Return x_NX in the model's form, for each (seed, index) that sample of the seed's series, and y_N, their classes.
 
         ``classes``: the wanted classes; by default the model draws them. Raises SettingsError if classes are given and the
-        model is not conditional.
+        model is not conditional, or if it has no latents for a temperature.
         """
-        if classes is not None and not getattr(self.model, "conditional", False):
+        self._check_conditional(classes)
+        latent = 0
+        if temperature != 1.0:
+            if not 0.0 <= temperature < float("inf"):
+                raise SettingsError(f"temperature {temperature}: expected a number of at least 0")
+            latent = self._with_latent().latent_size
+        assert isinstance(self.model, CanSample)
+        return draw(self.model, self.spec, places, classes, self.device, latent, temperature)
+
+    def classes_of(self, examples: Examples, of_class: str | int | None = None) -> Array | None:
+        """Return the class of each example, for a conditional model. Raises SettingsError if they are not known."""
+        if not self.conditional or (of_class is None and examples.y_N is not None):
+            self._check_conditional(of_class)
+            return examples.y_N if self.conditional else None
+        if of_class is None:
+            label = f"the column '{self.spec.label.name}'" if self.spec.label else "a folder for each class"
+            raise SettingsError(
+                f"{self.ref} is conditional, and the input has no classes: add {label}, or name one class for all"
+            )
+        return np.full(len(examples), self.class_number(of_class), np.int64)
+
+    def given_classes(self, of_class: str | int | Sequence[str | int] | None, count: int) -> Array | None:
+        """Return the numbers of the classes that were named, one for all or each. Raises SettingsError if they are needed."""
+        self._check_conditional(of_class)
+        if of_class is None and self.conditional:
+            raise SettingsError(f"{self.ref} is conditional: name the class")
+        if of_class is None:
+            return None
+        each = [of_class] * count if isinstance(of_class, str | int) else of_class
+        return np.array([self.class_number(one) for one in each], np.int64)
+
+    def _check_conditional(self, given: Any) -> None:
+        if given is not None and not self.conditional:
             raise SettingsError("this model was not trained with model.conditional: true: remove the class")
-        return draw(self.model, self.spec, places, classes, self.device)
+
+    def _with_latent(self) -> Any:
+        if not isinstance(self.model, HasLatent):
+            raise UserError(f"{self.ref}: its family has no latents: use a vae, vaegan, gan or flow")
+        return self.model
+
+    def class_number(self, of_class: str | int) -> int:
+        """Return the number of a class, given by its name or by its number. Raises SettingsError if it does not exist."""
+        if isinstance(of_class, int) and str(of_class) not in self.spec.class_names and 0 <= of_class < self.spec.classes:
+            return of_class
+        return self.class_named(str(of_class))
 
     def class_named(self, name: str) -> int:
         """Return the number of a class from its name; without names, from the number as text.
@@ -60,14 +192,36 @@ class ServedModel:
             raise SettingsError(did_you_mean(f"class '{name}'", name, names) if names else "this model's data have no classes")
         return names.index(name)
 
-    def table(self, places: Sequence[tuple[int, int]], classes: Sequence[int] | None = None) -> pa.Table:
-        """Draw rows as ``draw`` does, and return them in the form of the source, with its label if the model is conditional."""
+    def table(self, x_ND: Array, y_N: Array | None = None) -> pa.Table:
+        """Return rows in the form of the source, with its label if there are classes."""
         assert self.spec.is_table
-        return rows.to_table(self.spec, *self.draw(places, classes))
+        return rows.to_table(self.spec, x_ND, y_N)
+
+    def in_source_form(self, x_NX: Array, y_N: Array | None = None) -> Any:
+        """Return images as they are, and rows as a DataFrame."""
+        return self.table(x_NX, y_N).to_pandas() if self.spec.is_table else x_NX
 
 
-def load(folder: Path, device: str = "cpu") -> ServedModel:
-    """Load the model of a registered bundle and verify it against its manifest.
+def slerp(a_Z: Array, b_Z: Array, share_N: Array) -> Array:
+    """Return points from a to b, float32 (N, Z): the direction turns at constant speed, and the length changes evenly.
+
+    Samples of a normal distribution lie near a sphere; a straight line would leave it (White, Sampling generative networks,
+    2016). Where both directions are equal or opposite, the line is straight.
+    """
+    long_a, long_b = np.linalg.norm(a_Z), np.linalg.norm(b_Z)
+    cosine = float(a_Z @ b_Z / (long_a * long_b)) if long_a and long_b else 1.0
+    share_N1 = np.asarray(share_N, np.float64)[:, None]
+    straight_NZ = (1 - share_N1) * a_Z + share_N1 * b_Z
+    if abs(cosine) > 1 - 1e-7:
+        return straight_NZ.astype(np.float32)
+    angle = np.arccos(cosine)
+    turned_NZ = (np.sin((1 - share_N1) * angle) * a_Z / long_a + np.sin(share_N1 * angle) * b_Z / long_b) / np.sin(angle)
+    point_NZ: Array = (turned_NZ * ((1 - share_N1) * long_a + share_N1 * long_b)).astype(np.float32)
+    return point_NZ
+
+
+def load(folder: Path, device: str = "cpu", ref: str = "") -> ServedModel:
+    """Load the model of a registered bundle and verify it against its manifest. ``ref``: its name in messages.
 
     Raises IntegrityError if a file differs from the manifest, UserError if the family cannot sample.
     """
@@ -75,4 +229,9 @@ def load(folder: Path, device: str = "cpu") -> ServedModel:
     if not isinstance(model, CanSample):
         raise UserError(f"{folder}: its family cannot sample: use a model of another family")
     spec = DataSpec.model_validate(json.loads((folder / MODEL).read_bytes())["spec"])
-    return ServedModel(model, spec, device)
+    sealed = json.loads((folder / manifest.NAME).read_bytes())
+    return ServedModel(model, spec, device, ref or str(folder), folder, sealed["files"][WEIGHTS])
+
+
+def _joined(parts: Iterator[Array]) -> Array:
+    return np.concatenate(list(parts))

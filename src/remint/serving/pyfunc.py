@@ -25,9 +25,7 @@ class Sampler:
         """
         classes = [self.served.class_named(str(name)) for name in rows["class"]] if "class" in rows else None
         places = [(int(seed), 0) for seed in rows["seed"]]
-        return (
-            self.served.table(places, classes).to_pandas() if self.served.spec.is_table else self.served.draw(places, classes)[0]
-        )
+        return self.served.in_source_form(*self.served.draw(places, classes))
 
 
 def _load_pyfunc(path: str) -> Sampler:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from remint.errors import NotFoundError
 from remint.runtime.home import Home
-from remint.stores.ledger.chain import Ledger
+from remint.settings.base import did_you_mean
+from remint.stores.ledger.chain import Ledger, projection
 from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import ModelVersion, Tracking
 
@@ -20,6 +22,26 @@ def open_ledger(home: Home) -> Ledger:
 
 def open_spreads(home: Home) -> Spreads:
     return Spreads(home.ledger_url)
+
+
+def resolve(home: Home, ref: str) -> ModelVersion:
+    """Return the version of NAME (its champion), NAME@alias or NAME/7 in the ledger, and write nothing.
+
+    Raises NotFoundError, which names alternatives.
+    """
+    name, _, number = ref.partition("/")
+    name, _, alias = name.partition("@")
+    if not number:
+        book = open_ledger(home)
+        last, models = book.last(name), book.models()
+        if last is None:
+            hint = did_you_mean(f"model '{name}'", name, models) if models else f"unknown model '{name}': the ledger is empty"
+            raise NotFoundError(f"{hint}; remint models lists the models")
+        found = projection([last]).get(alias or "champion")
+        if found is None:
+            raise NotFoundError(f"{name} has no {alias or 'champion'}; remint models {name} lists its versions")
+        ref = f"{name}/{found}"
+    return open_tracking(home).version(ref)
 
 
 def fetch_bundle(home: Home, version: ModelVersion) -> Path:

@@ -1,0 +1,56 @@
+"""Densities of a person's examples, streamed.
+
+Shapes: N examples, B examples of one block, K draws of noise, D noise numbers of one draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from remint.errors import UserError
+from remint.models import density
+from remint.models.contract import HasElbo, HasLogProb
+from remint.serving import blocks
+from remint.serving.blocks import Progress, content_noise, silent
+
+if TYPE_CHECKING:
+    from remint.serving.model import ServedModel
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """log p(x) of each example in nats, and which bound it is. Of a row: the density of its standardised values."""
+
+    values: Array  # float64 (N,)
+    bound: str
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.values, dtype, copy=copy)
+
+
+def log_prob(
+    served: ServedModel, data: Any, *, draws: int | None = None, seed: int = 0, progress: Progress = silent, **options: Any
+) -> LogProb:
+    """Return log p(x) of each example of an input. A conditional model takes its class, if known, else sums over the classes.
+
+    ``draws``: of noise, for a bound. Raises UserError if the family has neither a density nor a bound.
+    """
+    model = served.model
+    if not isinstance(model, HasLogProb | HasElbo):
+        raise UserError(f"{served.ref}: its family has no density: use a vae, vaegan or flow")
+    count, size = density.noise_shape(model, draws)
+    dtype = next(model.parameters()).dtype
+
+    def of_block(x_BX: Tensor, y_B: Tensor | None) -> Tensor:
+        noise_BKD = content_noise(x_BX, count * size, "density", seed).view(len(x_BX), count, size)
+        return density.log_prob(model, x_BX, noise_BKD.transpose(0, 1).to(dtype), y_B)
+
+    with served.examples(data, **options) as examples:
+        parts = list(blocks.apply(of_block, examples.x_NX, examples.y_N, served.device, progress))
+    return LogProb(np.concatenate(parts), density.describe(model, draws))

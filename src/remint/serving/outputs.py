@@ -1,0 +1,155 @@
+"""Results as files, written in parts. A file or folder appears once it is complete, and never half.
+
+    images   .png a grid; .npy uint8 (N, C, H, W); .npz x, and y where there are classes; a folder: a .png of each
+    a table  .csv, .parquet: rows in the form of the source
+    numbers  .npy (N, D); .npz under their name; .csv, .parquet with columns
+
+Shapes: N examples, B examples of one part, X the axes of one example, D numbers of one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from remint.data import rows
+from remint.data.shards import write_header
+from remint.errors import SettingsError
+from remint.records import DataSpec
+
+GRID, ARRAYS, TABLES = (".png",), (".npy", ".npz"), (".csv", ".parquet")
+MOST_IN_GRID = 4_096
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+
+Array = np.ndarray[Any, Any]
+Part = tuple[Array, Array | None]  # x_BX in the model's form, and the classes y_B, or None
+
+
+def check_examples(path: Path, spec: DataSpec) -> None:
+    """Raise SettingsError if examples of such data cannot be written to a file or folder of this name."""
+    if spec.is_table:
+        _check(path, TABLES, "a table: give a name that ends in .csv or .parquet")
+        return
+    _check(path, (*GRID, *ARRAYS, ""), "images: give a name that ends in .png (a grid), .npy or .npz, or a folder's name")
+    if path.suffix in ("", *GRID) and spec.image[0] not in MODES:
+        raise SettingsError(
+            f"-o {path}: images of {spec.image[0]} channels are no pictures: give a name that ends in .npy or .npz"
+        )
+
+
+def check_numbers(path: Path) -> None:
+    """Raise SettingsError if numbers cannot be written to a file of this name."""
+    _check(path, (*ARRAYS, *TABLES), "numbers: give a name that ends in .npy, .npz, .csv or .parquet")
+
+
+def _check(path: Path, suffixes: tuple[str, ...], what: str) -> None:
+    if path.suffix not in suffixes:
+        raise SettingsError(f"-o {path}: the result is {what}")
+    with _disk_errors(path):
+        if not path.absolute().parent.is_dir():
+            raise SettingsError(f"-o {path}: the folder {path.absolute().parent} does not exist")
+        if path.is_dir() and (path.suffix or any(path.iterdir())):
+            raise SettingsError(f"-o {path}: the folder exists: name a new one")
+
+
+def write_examples(
+    path: Path, spec: DataSpec, parts: Iterable[Part], count: int, title: str = "", columns: int | None = None
+) -> None:
+    """Write ``count`` examples. ``title`` and ``columns``: of a grid.
+
+    Raises SettingsError if the file cannot be written, or if a grid would have too many images.
+    """
+    if path.suffix in GRID and count > MOST_IN_GRID:
+        raise SettingsError(f"-o {path}: {count:,} images are too many for a grid: name a folder, or an .npz file")
+    with _whole(path) as temporary:
+        if spec.is_table:
+            rows.write(temporary, (rows.to_table(spec, x_ND, y_N) for x_ND, y_N in parts), spec)
+        elif path.suffix in GRID:
+            from remint.evaluation import plots  # matplotlib takes a second to import
+
+            plots.sample_grid(temporary, np.concatenate([x for x, _ in parts]), spec.levels, title=title, columns=columns)
+        elif path.suffix in ARRAYS:
+            _write_arrays(temporary, "x", parts, count, spec.shape, np.uint8)
+        else:
+            _write_folder(temporary, spec, parts)
+
+
+def write_numbers(path: Path, name: str, parts: Iterable[Array], count: int, size: int) -> None:
+    """Write numbers, float32 (N, D), of ``count`` examples under a name: of the array, or of the columns with their number."""
+    with _whole(path) as temporary:
+        if path.suffix in ARRAYS:
+            _write_arrays(temporary, name, ((part, None) for part in parts), count, (size,), np.float32)
+            return
+        names = [f"{name}{place}" for place in range(size)]
+        tables = (pa.table(dict(zip(names, part.T, strict=True))) for part in parts)
+        rows.write_tables(temporary, tables)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path of the same ending, which becomes ``path`` when the block ends without an error."""
+    with _disk_errors(path):
+        folder = Path(tempfile.mkdtemp(prefix=".remint-", dir=path.absolute().parent))
+        try:
+            temporary = folder / f"written{path.suffix}"
+            yield temporary
+            if path.is_dir():
+                path.rmdir()  # it is empty
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"-o {path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_arrays(path: Path, name: str, parts: Iterable[Part], count: int, shape: Sequence[int], dtype: Any) -> None:
+    if path.suffix == ".npy":
+        with path.open("wb") as stream:
+            write_header(stream, (count, *shape), np.dtype(dtype))
+            for x_BX, _ in parts:
+                stream.write(np.ascontiguousarray(x_BX, dtype).tobytes())
+        return
+    classes: list[Array] = []
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            write_header(member, (count, *shape), np.dtype(dtype))
+            for x_BX, y_B in parts:
+                member.write(np.ascontiguousarray(x_BX, dtype).tobytes())
+                classes += [] if y_B is None else [y_B]
+        if classes:
+            with archive.open("y.npy", "w") as member:
+                np.lib.format.write_array(member, np.concatenate(classes), allow_pickle=False)
+
+
+def _write_folder(folder: Path, spec: DataSpec, parts: Iterable[Part]) -> None:
+    """Write one .png for each image, in a folder for each class, if there are classes."""
+    names = spec.class_names or tuple(str(y) for y in range(spec.classes))
+    folder.mkdir()
+    at = 0
+    for x_BX, y_B in parts:
+        for place, x_CHW in enumerate(x_BX):
+            inside = folder if y_B is None else folder / names[int(y_B[place])]
+            inside.mkdir(exist_ok=True)
+            write_png(inside / f"{at:06d}.png", x_CHW, spec.levels)
+            at += 1
+
+
+def write_png(path: Path, x_CHW: Array, levels: int) -> None:
+    """Write one image; its levels are spread over 0 .. 255, as image files have them, and read back to the bit."""
+    scaled = np.rint(x_CHW.astype(np.float64) * (255 / (levels - 1))).astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(scaled.squeeze(2) if scaled.shape[2] == 1 else scaled, MODES[len(x_CHW)]).save(path)
