@@ -24,7 +24,7 @@ from remint.serving.pyfunc import _load_pyfunc
 from remint.settings.recipe import GanSettings
 from remint.stores.mlflow import package
 from tests.support import registry_cases as cases
-from tests.support.models_cases import WHOLE, Case
+from tests.support.models_cases import CASES, WHOLE, Case
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(
     packed = package.pack(tmp_path / "trained", spec, "remint==0", tmp_path / "model")
     model = mlflow.pyfunc.load_model(str(packed))
     signature = model.metadata.signature
-    assert signature.inputs.input_names() == ["seed", "class"] and signature.inputs.required_input_names() == ["seed"]
+    assert signature.inputs.input_names() == ["seed", "class", "children", "colour", "height", "steps", "member"]
+    assert signature.inputs.required_input_names() == []
     names = ["children", "member", "colour", "height", "steps"]
     assert package._mlflow_type(Column(name="grade", categories=("1", "2"), type="double")).name == "double"
     kinds = {column["name"]: column["type"] for column in signature.outputs.to_dict()}
@@ -132,6 +133,42 @@ def test_a_conditional_model_of_a_table_is_served_with_its_columns_and_by_class(
     assert [grade.class_named(name) for name in ("1", "1.0", "0.0")] == [1, 1, 0]
     with pytest.raises(SettingsError, match="unknown class 'maybe'"):
         model.predict(pd.DataFrame({"seed": [1], "class": ["maybe"]}))
+
+
+@pytest.mark.parametrize("name", ["vae-residual", "flow-table", "vae-mixture"])
+def test_mlflow_calls_each_method(tmp_path: Path, name: str) -> None:
+    import mlflow
+    import pandas as pd
+
+    case = CASES[name]
+    spec = case.spec
+    if spec.is_table and case.settings.conditional:
+        label = Column(name="kind", categories=("0", "1", "2"), type="int64")
+        spec = spec.model_copy(update={"label": label, "class_names": label.categories})
+    save_model(tmp_path / "trained", case.build(spec).float(), case.family, case.settings, spec)
+    manifest.seal(tmp_path / "trained")
+    model = mlflow.pyfunc.load_model(str(package.pack(tmp_path / "trained", spec, "remint==0", tmp_path / "model")))
+    served = serving.load(tmp_path / "trained")
+    x_NX, y_N = served.draw([(1, index) for index in range(5)])
+    if spec.is_table:
+        request = data = served.in_source_form(x_NX, y_N)
+        own: dict[str, object] = {}
+    else:
+        data, own = x_NX, {"of_class": [0, 1, 2, 0, 1]}
+        request = pd.DataFrame({"x": [x.tolist() for x in x_NX], "class": [0, 1, 2, 0, 1]})
+
+    def asked(method: str, **options: object) -> object:
+        return model.predict(request, params={"method": method, **options})
+
+    assert np.array_equal(asked("encode"), served.encode(data, **own))
+    again = served.reconstruct(data, **own)
+    assert again.equals(asked("reconstruct")) if spec.is_table else np.array_equal(asked("reconstruct"), again)
+    assert np.array_equal(asked("log_prob", draws=3, seed=4), served.log_prob(data, draws=3, seed=4, **own).values)
+    one = model.predict(pd.DataFrame({"seed": [3]}), params={"temperature": 0.5})
+    cold = served.in_source_form(*served.draw([(3, 0)], temperature=0.5))
+    assert cold.equals(one) if spec.is_table else np.array_equal(one, cold)
+    with pytest.raises(SettingsError, match="did you mean 'encode'"):
+        asked("encoed")
 
 
 @pytest.mark.slow

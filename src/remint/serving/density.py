@@ -35,11 +35,19 @@ class LogProb:
 
 
 def log_prob(
-    served: ServedModel, data: Any, *, draws: int | None = None, seed: int = 0, progress: Progress = silent, **options: Any
+    served: ServedModel,
+    data: Any,
+    of_class: Any = None,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    **options: Any,
 ) -> LogProb:
     """Return log p(x) of each example of an input. A conditional model takes its class, if known, else sums over the classes.
 
-    ``draws``: of noise, for a bound. Raises UserError if the family has neither a density nor a bound.
+    ``of_class``: of all or of each, if the input has none. ``draws``: of noise, for a bound. Raises UserError if the family has
+    neither a density nor a bound.
     """
     model = served.model
     if not isinstance(model, HasLogProb | HasElbo):
@@ -52,5 +60,6 @@ def log_prob(
         return density.log_prob(model, x_BX, noise_BKD.transpose(0, 1).to(dtype), y_B)
 
     with served.examples(data, **options) as examples:
-        parts = list(blocks.apply(of_block, examples.x_NX, examples.y_N, served.device, progress))
+        y_N = examples.y_N if of_class is None else served.given_classes(of_class, len(examples))
+        parts = list(blocks.apply(of_block, examples.x_NX, y_N, served.device, progress))
     return LogProb(np.concatenate(parts), density.describe(model, draws))

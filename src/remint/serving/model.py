@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from remint.serving.density import LogProb
 
 Array = np.ndarray[Any, Any]
+Classes = str | int | Sequence[str | int] | None  # name or number of the class of all examples, or of each
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,17 @@ class ServedModel:
 
         return log_prob(self, data, **options)
 
-    def encode(self, data: Any, of_class: str | int | None = None, **options: Any) -> Array:
-        """Return z_NZ, the latent of each example, float32. ``of_class``: of all, where the input has no classes."""
+    def encode(self, data: Any, of_class: Classes = None, **options: Any) -> Array:
+        """Return z_NZ, the latent of each example, float32. ``of_class``: of all or of each, if the input has none."""
         with self.examples(data, **options) as examples:
             return _joined(self.encoded(examples, self.classes_of(examples, of_class)))
 
-    def decode(self, z_NZ: Any, of_class: str | int | Sequence[str | int] | None = None) -> Any:
+    def decode(self, z_NZ: Any, of_class: Classes = None) -> Any:
         """Return the examples of latents. ``of_class``: of all, or of each."""
         y_N = self.given_classes(of_class, len(z_NZ))
         return self.in_source_form(_joined(self.decoded(np.asarray(z_NZ, np.float32), y_N)), y_N)
 
-    def reconstruct(self, data: Any, of_class: str | int | None = None, **options: Any) -> Any:
+    def reconstruct(self, data: Any, of_class: Classes = None, **options: Any) -> Any:
         """Return decode(encode(x)) of each example."""
         with self.examples(data, **options) as examples:
             y_N = self.classes_of(examples, of_class)
@@ -141,7 +142,7 @@ class ServedModel:
         assert isinstance(self.model, CanSample)
         return draw(self.model, self.spec, places, classes, self.device, latent, temperature)
 
-    def classes_of(self, examples: Examples, of_class: str | int | None = None) -> Array | None:
+    def classes_of(self, examples: Examples, of_class: Classes = None) -> Array | None:
         """Return the class of each example, for a conditional model. Raises SettingsError if they are not known."""
         if not self.conditional or (of_class is None and examples.y_N is not None):
             self._check_conditional(of_class)
@@ -151,9 +152,9 @@ class ServedModel:
             raise SettingsError(
                 f"{self.ref} is conditional, and the input has no classes: add {label}, or name one class for all"
             )
-        return np.full(len(examples), self.class_number(of_class), np.int64)
+        return self.given_classes(of_class, len(examples))
 
-    def given_classes(self, of_class: str | int | Sequence[str | int] | None, count: int) -> Array | None:
+    def given_classes(self, of_class: Classes, count: int) -> Array | None:
         """Return the numbers of the classes that were named, one for all or each. Raises SettingsError if they are needed."""
         self._check_conditional(of_class)
         if of_class is None and self.conditional:

@@ -34,6 +34,12 @@ MARK = "registered_model_meta"
 AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "constraints.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
 MAX_FILES = 1_000  # in the folder of a registered model
+PARAMETERS: dict[str, tuple[str, Any]] = {  # of a request: MLflow's type and the default; None: the method's own default
+    "method": ("string", "sample"),
+    "seed": ("long", 0),
+    "temperature": ("double", 1.0),
+    "draws": ("long", None),
+}
 NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # packages that serving needs in the training's versions
 
 
@@ -61,7 +67,7 @@ def _pip_address(origin: str) -> str | None:
 def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
     """Write the MLflow model of a bundle to ``to``.
 
-    Input: one integer ``seed`` per row and, for a conditional model, optionally its ``class``; output: one sample per row.
+    Its input and its methods are those of serving/pyfunc.py; the output of its signature is that of a sample.
     ``remint``: its requirement by which pip finds remint.
     """
     import mlflow.pyfunc
@@ -80,17 +86,22 @@ def _signature(spec: DataSpec, conditional: bool) -> Any:
     """Return MLflow's signature of a model. A table's rows have the columns of their source."""
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import AnyType  # a class is a number in one DataFrame and text in another
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType  # a class is a number in one DataFrame and text in another; whole numbers may lack
 
-    one_of = [ColSpec(AnyType(), "class", required=False)] if conditional else []  # type: ignore[no-untyped-call]
-    inputs = Schema([ColSpec(DataType.long, "seed"), *one_of])
+    def optional(name: str) -> ColSpec:
+        return ColSpec(AnyType(), name, required=False)  # type: ignore[no-untyped-call]
+
+    own = [column.name for column in (*spec.columns, spec.label) if column is not None] if spec.is_table else ["x"]
+    drawn = [ColSpec(DataType.long, "seed", required=False), *([optional("class")] if conditional else [])]
+    inputs = Schema([*(each for each in drawn if each.name not in own), *map(optional, own)])
+    params = ParamSchema([ParamSpec(name, DataType[kind], default) for name, (kind, default) in PARAMETERS.items()])
     if not spec.is_table:
-        return ModelSignature(inputs, Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]))
+        return ModelSignature(inputs, Schema([TensorSpec(np.dtype(np.uint8), (-1, *spec.shape))]), params)
     columns = list(spec.columns)
     if conditional and spec.label is not None:
         columns.insert(spec.label_at, spec.label)
-    return ModelSignature(inputs, Schema([ColSpec(_mlflow_type(column), column.name) for column in columns]))
+    return ModelSignature(inputs, Schema([ColSpec(_mlflow_type(column), column.name) for column in columns]), params)
 
 
 def _mlflow_type(column: Column) -> Any:
