@@ -40,6 +40,24 @@ def test_2_sampled_rows_have_the_units_of_the_source(shared_team: Team, tmp_path
     assert "draws a table: give a name that ends in .csv or .parquet" in refused
 
 
+def test_2_a_champion_encodes_decodes_and_morphs_rows(shared_team: Team, tmp_path: Path) -> None:
+    rows, latents, again = (str(tmp_path / name) for name in ("rows.csv", "z.npy", "again.csv"))
+    shared_team.remint("sample", "cancer-flow", "-n", "20", "-o", rows)
+    encoded = shared_team.json("encode", "cancer-flow", rows, "-o", latents)
+    assert encoded["count"] == 20 and encoded["model"] == "cancer-flow/1" and not encoded["set_aside"]
+    assert np.load(latents).shape == (20, 30)
+    shared_team.remint("decode", "cancer-flow", latents, "-o", again)
+    here, there = (np.genfromtxt(path, delimiter=",", skip_header=1) for path in (rows, again))
+    np.testing.assert_allclose(here, there, rtol=1e-3)
+    (tmp_path / "one.csv").write_text("\n".join(Path(rows).read_text().splitlines()[:2]) + "\n")
+    one = str(tmp_path / "one.csv")
+    said = shared_team.remint("interpolate", "cancer-vae", one, one, "-o", str(tmp_path / "path.csv"), "--steps", "3").stdout
+    assert "3 examples from" in said and len((tmp_path / "path.csv").read_text().splitlines()) == 4
+    Path(rows).write_text(Path(rows).read_text().replace("mean_area", "area"))
+    refused = shared_team.remint("reconstruct", "cancer-vae", rows, "-o", str(tmp_path / "none.csv"), status=2).stderr
+    assert "lacks column 'mean_area' of the model: add it" in refused and not (tmp_path / "none.csv").exists()
+
+
 @pytest.mark.soak
 def test_3_a_conditional_model_draws_the_class_asked_for(shared_team: Team, tmp_path: Path) -> None:
     changed = ("--set", "model.conditional=true", "--set", "evaluation.metrics=[elbo, iwae, fd_domain, class_agreement]")
