@@ -37,7 +37,7 @@ def test_2_sampled_rows_have_the_units_of_the_source(shared_team: Team, tmp_path
         assert list(csv.DictReader(stream)) == rows[:64], "and its suffix is that of the source"
     assert not shared_team.sh("git status --porcelain"), "which is no uncommitted work"
     refused = shared_team.remint("sample", "cancer-vae", "-o", str(tmp_path / "rows.png"), status=2).stderr
-    assert "draws a table: give a name that ends in .csv or .parquet" in refused
+    assert "the result is a table: give a name that ends in .csv or .parquet" in refused
 
 
 def test_2_a_champion_encodes_decodes_and_morphs_rows(shared_team: Team, tmp_path: Path) -> None:
