@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from remint.errors import IntegrityError
-from remint.models import families
+from remint.models import families, posterior
 from remint.models.bundle import MODEL, WEIGHTS, load_model, save_model
-from remint.models.contract import CanSample, HasElbo, HasLatent, HasLogProb, Model, Phase, standard_normal
+from remint.models.contract import CanImpute, CanSample, HasElbo, HasLatent, HasLogProb, Model, Phase, standard_normal
 from remint.records import DataSpec
 from remint.runtime import manifest
 from tests.support.models_cases import CASES, IMAGE, Case, examples, labels, make_batch
 
-PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo, "latent": HasLatent}
+PROTOCOLS = {"sample": CanSample, "log_prob": HasLogProb, "elbo": HasElbo, "latent": HasLatent, "impute": CanImpute}
 
 
 @pytest.fixture(params=CASES)
@@ -230,6 +230,30 @@ def test_a_missing_class_is_drawn_with_the_last_number_of_the_noise(conditional:
     noise[:, -1] = torch.special.ndtri((torch.arange(count) + 0.5) / count)
     y_B = torch.repeat_interleave(torch.arange(conditional.spec.classes), (share_K * count).round().long())
     assert equal(model.sample(noise), model.sample(noise, y_B))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "impute" in case.settings.can])
+def test_a_completion_keeps_what_was_observed_and_depends_only_on_its_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posterior, "ANNEALED", 3)
+    monkeypatch.setattr(posterior, "SETTLED", 2)
+    case = CASES[name]
+    model, count = case.build().requires_grad_(False), 5
+    assert isinstance(model, CanImpute)
+    x = examples(case.spec, count)
+    observed = torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.6
+    observed[0] = True
+    observed[1] = False
+    observed = observed & ~x.isnan() if case.spec.is_table else observed
+    noise, y = standard_normal((count, model.impute_noise), 1).double(), case.y(count)
+    hidden = torch.where(observed, x, torch.nan) if case.spec.is_table else torch.where(observed, x, 0)
+    with torch.no_grad():
+        whole, drawn_class = model.impute(x, observed, noise, y), model.impute(hidden, observed, noise)
+        alone = model.impute(x[3:4], observed[3:4], noise[3:4], None if y is None else y[3:4])
+    for found in (whole, drawn_class):
+        assert found.dtype == x.dtype and torch.equal(found[observed], x[observed])
+        assert_are_examples(found, case.spec, count)
+        assert not found.isnan().any() and equal(found[0, observed[0]], x[0, observed[0]])
+    assert equal(whole[3], alone[0]) and (y is not None or equal(whole, drawn_class))
 
 
 def test_an_unconditional_model_ignores_classes(case: Case) -> None:

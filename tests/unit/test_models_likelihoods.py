@@ -12,14 +12,8 @@ from torch import Tensor
 from remint.errors import SettingsError
 from remint.models.contract import standard_normal
 from remint.models.layers import to_unit
-from remint.models.likelihoods import (
-    Bernoulli,
-    Categorical,
-    DiscretisedLogistic,
-    LevelLikelihood,
-    PixelLikelihood,
-    SigmaGaussian,
-)
+from remint.models.likelihoods import Bernoulli, Categorical, DiscretisedLogistic, LevelLikelihood, SigmaGaussian
+from remint.models.pixel_likelihood import PixelLikelihood
 from remint.models.row_likelihoods import GaussianMixtureColumns, RowFeatures, RowLikelihood, SigmaGaussianColumns
 from remint.records import Column, DataSpec
 from tests.support.models_cases import MIXED, examples

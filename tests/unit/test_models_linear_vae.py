@@ -201,16 +201,21 @@ def test_samples_have_the_mean_and_covariance_of_the_model() -> None:
     torch.testing.assert_close(error, torch.zeros(D, D), rtol=0, atol=8 / n**0.5)
 
 
-def test_imputed_values_have_the_conditional_mean_given_the_observed_ones() -> None:
-    """E[x missing | x observed] of the closed-form Gaussian, against draws of Vae.reconstruct."""
-    model, columns, n = pca(1), [0, 1, 2, 3], 20_000
-    x = torch.full((1, D), torch.nan)
-    x[0, columns] = model.x_ND[0, columns]
-    vae = linear_vae(model, columns)
-    drawn = vae.reconstruct(x.expand(n, -1), standard_normal((n, 1 + D), 9).double()).double()[:, 4]
+def test_imputed_values_have_the_conditional_moments_given_the_observed_ones() -> None:
+    """E[x missing | x observed] and its covariance of the closed-form Gaussian, for any encoder."""
+    model, n = pca(2), 2_000
+    vae = with_wrong_encoder(linear_vae(model, list(range(D))))
     covariance = model.weight_DZ @ model.weight_DZ.T + model.variance * torch.eye(D)
-    reading = torch.linalg.solve(covariance[columns][:, columns], covariance[columns, 4])
-    mean = model.mean_D[4] + reading @ (x[0, columns] - model.mean_D[columns])
-    variance = covariance[4, 4] - reading @ covariance[columns, 4]
-    assert float(drawn.mean()) == pytest.approx(float(mean), abs=5 * float(variance.sqrt()) / n**0.5)
-    assert float(drawn.var()) == pytest.approx(float(variance), rel=0.05)
+    noise = standard_normal((n, vae.impute_noise), 9).double()
+    for seen in ([0, 1, 2, 3], [1, 4]):
+        gone = [place for place in range(D) if place not in seen]
+        x = torch.full((n, D), torch.nan, dtype=torch.float32)
+        x[:, seen] = model.x_ND[0, seen].float()
+        drawn = vae.impute(x, ~x.isnan(), noise).double()[:, gone]
+        reading = torch.linalg.solve(covariance[seen][:, seen], covariance[seen][:, gone])
+        expected = model.mean_D[gone] + (x[0, seen].double() - model.mean_D[seen]) @ reading
+        variance = covariance[gone][:, gone] - covariance[gone][:, seen] @ reading
+        spread = variance.diag().sqrt()
+        assert float(((drawn.mean(0) - expected) / spread).abs().max()) < 5 / n**0.5
+        error = (torch.cov(drawn.T).reshape(variance.shape) - variance) / spread.outer(spread)
+        assert float(error.abs().max()) < 8 / n**0.5

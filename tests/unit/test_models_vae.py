@@ -169,19 +169,6 @@ def test_active_units_are_the_latents_whose_mean_varies_over_the_data() -> None:
     assert phase.curves()["active_units"] == 2.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_reconstruction_is_drawn_from_the_posterior_and_has_no_missing_values(kind: str) -> None:
-    vae = make(kind)
-    x = some_examples(vae).repeat_interleave(20, dim=0)
-    noise = standard_normal((len(x), vae.sample_noise), 5).double()
-    mean, scale = vae.posterior(x)
-    other = noise.clone()
-    other[:, :1] = mean + scale * noise[:, :1]
-    shown = vae.reconstruct(x, noise)
-    assert torch.equal(shown, vae.sample(other)) and not bool(shown.isnan().any())
-    assert not torch.equal(shown, vae.sample(noise))
-
-
 def test_dropout_is_active_only_in_training() -> None:
     model = Case("vae", VaeSettings(latent=1, hidden=8, dropout=0.5)).build(PAIR)
     assert isinstance(model, Vae)

@@ -86,6 +86,21 @@ class HasLatent(Protocol):
         ...
 
 
+@runtime_checkable
+class CanImpute(Protocol):
+    """A model that draws missing values given the observed ones."""
+
+    impute_noise: int  # N: standard normal numbers that one completion takes
+
+    def impute(self, x_BX: Tensor, observed_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return x_BX in the form of ``sample``, with the observed values bit for bit and one draw of all others given them.
+
+        ``observed_BX``: bool; values that are not observed may be anything, also NaN. Row i depends only on row i of the
+        arguments. ``y_B``: classes, for a conditional model; without them each row's class is drawn too.
+        """
+        ...
+
+
 class Model(nn.Module):
     """The served network. The methods of the protocols are called in eval mode and without gradients."""
 

@@ -30,6 +30,7 @@ class Dequantiser(nn.Module):
     """Map between flattened examples and z."""
 
     noise_size: int  # N: noise numbers that place one example within its levels
+    places: list[int]  # the dimension of each noise number
 
     def fit(self, x_ND: Tensor) -> None:
         """Fit the map to the training split. By default this does nothing."""
@@ -61,6 +62,7 @@ class QuantileDequantiser(Dequantiser):
         """``levels``: number of levels of each dimension."""
         super().__init__()
         self.noise_size = len(levels)
+        self.places = list(range(len(levels)))
         levels_Q = torch.tensor(levels, dtype=torch.long)
         self.register_buffer("valid_QL", (torch.arange(max(levels, default=0)) < levels_Q.unsqueeze(1)).long(), persistent=False)
         self.register_buffer("count_QL", torch.zeros_like(self.valid_QL))
@@ -119,6 +121,8 @@ class RowDequantiser(Dequantiser):
         self.categories = QuantileDequantiser([len(column.categories) for column in columns if not column.numeric])
         self.whole = WholeNumbers(columns)
         self.noise_size = self.categories.noise_size + self.whole.count
+        self.places = [place for place, column in enumerate(columns) if not column.numeric]
+        self.places += [place for place, column in enumerate(columns) if column.whole]
 
     def fit(self, x_ND: Tensor) -> None:
         self.categories.fit(x_ND[:, ~self.numeric_D])

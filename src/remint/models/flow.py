@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from remint.errors import SettingsError
+from remint.models import posterior
 from remint.models.bijections import ActNorm, Bijection, Chain, Coupling, Marginal
 from remint.models.contract import Batch, Model, Phase, standard_normal
 from remint.models.dequantisation import Dequantiser, QuantileDequantiser, RowDequantiser
@@ -33,7 +34,7 @@ INITIAL_NUMBERS, INITIAL_EXAMPLES = 2**20, 1024
 
 
 class Flow(Model):
-    """Normalizing flow: CanSample, HasLogProb and HasLatent (models/contract.py)."""
+    """Normalizing flow: CanSample, HasLogProb, HasLatent and CanImpute (models/contract.py)."""
 
     def __init__(self, settings: FlowSettings, spec: DataSpec) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class Flow(Model):
         self.latent_size = spec.dims
         self.sample_noise = spec.dims + self.labels.noise_size
         self.density_noise = self.entrance.noise_size
+        self.impute_noise = posterior.noise_size(spec.dims, self.labels)
 
     @torch.no_grad()
     def initialise(self, x_NX: Tensor, y_N: Tensor | None = None) -> None:
@@ -84,6 +86,30 @@ class Flow(Model):
 
     def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
         return self.entrance.to_example(self.from_base(z_BZ, y_B)).view(-1, *self.spec.shape)
+
+    def impute(self, x_BX: Tensor, observed_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Draw the entrance's z of the missing values, and the places of the observed ones within their levels.
+
+        A state has the z of a missing value, and the noise that dequantises an observed one.
+        """
+        observed_BD = observed_BX.flatten(1)
+        known_BD = torch.where(observed_BD, x_BX.flatten(1), 0)
+
+        def to_z(state_BD: Tensor) -> tuple[Tensor, Tensor]:
+            places_BN = torch.where(observed_BD, state_BD, 0.0)[:, self.entrance.places]
+            z_BD, log_det_B = self.entrance(known_BD, places_BN)
+            return torch.where(observed_BD, z_BD, state_BD), log_det_B
+
+        def log_ratio(state_BD: Tensor, y_B: Tensor | None) -> Tensor:
+            z_BD, entrance_log_det_B = to_z(state_BD)  # the part of the missing values is constant
+            base_BD, log_det_B = self.bijections(z_BD, self._classes(y_B, z_BD.dtype))
+            log_prior_B = torch.where(observed_BD, 0.0, normal_log_density(state_BD)).sum(1)
+            log_prob_B: Tensor = normal_log_density(base_BD).sum(1) + log_det_B + entrance_log_det_B
+            return log_prob_B - log_prior_B
+
+        state_BD, _ = posterior.draw(log_ratio, noise_BN, self.spec.dims, self.labels, y_B)
+        drawn_BX = self.entrance.to_example(self.entrance.inverse(to_z(state_BD)[0])).view(-1, *self.spec.shape)
+        return torch.where(observed_BX, x_BX, drawn_BX)
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         return self.labels.split_noise(noise_BN, None)[1]

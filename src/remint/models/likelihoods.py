@@ -1,7 +1,7 @@
 """Distributions over the levels of a pixel. Their probabilities over 0 .. levels-1 sum to exactly 1.
 
 Shapes: ... any leading shape, B batch, D dimensions (pixels and channels), P parameters of one dimension,
-M mixture components, L levels, N noise numbers, X the axes of one image.
+M mixture components, L levels, N noise numbers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from remint.errors import SettingsError
 from remint.models.layers import normal_log_density, running_sums, to_levels, to_unit
-from remint.records import DataSpec
-from remint.settings.recipe import Pixels
 
 MIN_LOG_SCALE = -7.0  # for logistic and Gaussian, on the scale on which the levels span [-1, 1]
 
@@ -243,44 +241,6 @@ class SigmaGaussian(LevelLikelihood):
 
     def _log_sigma(self) -> Tensor:
         return self.log_sigma.clamp(min=MIN_LOG_SCALE)
-
-
-class PixelLikelihood(nn.Module):
-    """p(image | theta). The pixels are independent given theta, which has D * P numbers."""
-
-    def __init__(self, law: LevelLikelihood, spec: DataSpec, sample_as: Pixels) -> None:
-        """``sample_as``: output of ``sample`` for each pixel: its likeliest level, the level nearest to its mean, or a draw."""
-        super().__init__()
-        self.law, self.spec, self.sample_as = law, spec, sample_as
-        self.outputs = spec.dims * law.parameters_per_dim
-        self.noise_size = spec.dims * law.noise_per_dim if sample_as == "draw" else 0
-
-    def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
-        """Return the log probability in nats, shape (..., B), for theta of shape (..., B, D * P)."""
-        return self.law.log_prob(x_BX.flatten(1), self._by_pixel(theta)).sum(-1)
-
-    def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
-        """Return x_BX, uint8."""
-        # Given theta the pixels are independent: a draw adds noise to each pixel, which real images do not have. The mode is
-        # the image that the latents describe (on digits its Frechet distance is a quarter lower).
-        if self.sample_as != "draw":
-            return self.centre(theta_BP)
-        return self.law.sample(self._by_pixel(theta_BP), noise_BN).view(-1, *self.spec.shape)
-
-    def centre(self, theta_BP: Tensor) -> Tensor:
-        """Return x_BX, uint8, without noise: each pixel's likeliest level with ``mode``, else the level nearest to its mean."""
-        if self.sample_as == "mode":
-            return self.law.mode(self._by_pixel(theta_BP)).view(-1, *self.spec.shape)
-        return to_levels(self.mean(theta_BP), self.spec.levels)
-
-    def mean(self, theta_BP: Tensor) -> Tensor:
-        """Return the expected value of each pixel in [-1, 1], shape (B, X)."""
-        mean_BD = self.law.mean(self._by_pixel(theta_BP))
-        return mean_BD.view(-1, *self.spec.shape)
-
-    def _by_pixel(self, theta: Tensor) -> Tensor:
-        """Return theta with shape (..., D, P)."""
-        return theta.view(*theta.shape[:-1], self.spec.dims, self.law.parameters_per_dim)
 
 
 def pick(logit: Tensor, share: Tensor) -> Tensor:

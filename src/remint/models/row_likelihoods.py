@@ -134,11 +134,15 @@ class RowLikelihood(nn.Module):
         self.categorical = {place: Categorical(size) for place, size in self.sizes.items()}
         self.parts = [len(self.numeric) * self.law.parameters_per_dim, *self.sizes.values()]
         self.outputs = sum(self.parts)
-        self.noise_size = len(self.numeric) * self.law.noise_per_dim + len(self.sizes)
+        self.noise_size = self.draw_noise = len(self.numeric) * self.law.noise_per_dim + len(self.sizes)
 
-    def log_prob(self, x_BX: Tensor, theta: Tensor) -> Tensor:
-        """Return the log probability of the observed values, in nats, shape (..., B), for theta of shape (..., B, P)."""
-        observed_BD, filled_BD = ~x_BX.isnan(), x_BX.nan_to_num(0.0).to(theta.dtype)
+    def log_prob(self, x_BX: Tensor, theta: Tensor, observed_BX: Tensor | None = None) -> Tensor:
+        """Return the log probability of the observed values, in nats, shape (..., B), for theta of shape (..., B, P).
+
+        Values that are NaN, or not in ``observed_BX``, are missing.
+        """
+        observed_BD = ~x_BX.isnan() if observed_BX is None else observed_BX & ~x_BX.isnan()
+        filled_BD = x_BX.nan_to_num(0.0).to(theta.dtype)
         numbers, *logits = torch.split(theta, self.parts, -1)
         # A missing value becomes 0 before its factor is masked out: a NaN would reach the gradient.
         half_D = self.whole.half_widths(theta.dtype)[self.numeric] if self.whole.count else None
@@ -150,6 +154,10 @@ class RowLikelihood(nn.Module):
 
     def sample(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
         """Return complete rows, float32, shape (B, D), with every value drawn."""
+        return self.draw(theta_BP, noise_BN)
+
+    def draw(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
+        """Return the rows of ``sample``."""
         x_BD = theta_BP.new_empty(len(theta_BP), len(self.numeric) + len(self.sizes), dtype=torch.float32)
         numbers_BP, *logits = torch.split(theta_BP, self.parts, -1)
         numbers_BN, places_BN = torch.split(noise_BN, [noise_BN.shape[1] - len(logits), len(logits)], 1)

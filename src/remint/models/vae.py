@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from remint.errors import SettingsError
+from remint.models import posterior
 from remint.models.contract import Batch, Model, Phase
 from remint.models.convolutional import DownsamplingNetwork, UpsamplingNetwork
 from remint.models.labels import Labels
 from remint.models.layers import at_least_single, in_unit, mlp, normal_log_density, to_unit
-from remint.models.likelihoods import PixelLikelihood, level_likelihood
+from remint.models.likelihoods import level_likelihood
+from remint.models.pixel_likelihood import PixelLikelihood
 from remint.models.row_likelihoods import Gaps, RowFeatures, RowLikelihood
 from remint.records import DataSpec
 from remint.settings.recipe import VaeSettings
@@ -33,7 +35,7 @@ ACTIVE = 0.01  # a latent is active if its posterior mean varies more than this 
 
 
 class Vae(Model):
-    """Variational autoencoder: CanSample, HasElbo and HasLatent (models/contract.py)."""
+    """Variational autoencoder: CanSample, HasElbo, HasLatent and CanImpute (models/contract.py)."""
 
     def __init__(self, settings: VaeSettings, spec: DataSpec) -> None:
         """Build the model. Raises SettingsError if the likelihood or the network does not fit such data."""
@@ -46,6 +48,7 @@ class Vae(Model):
         self.gaps = Gaps(spec.columns)
         self.latent_noise = self.latent_size = settings.latent
         self.sample_noise = settings.latent + self.likelihood.noise_size + self.gaps.noise_size + self.labels.noise_size
+        self.impute_noise = posterior.noise_size(settings.latent, self.labels) + self.likelihood.draw_noise
         self.convolutional = settings.network == "residual"
         build = _residual_networks if self.convolutional else _mlp_networks
         self.encoder, self.decoder = build(settings, spec, self.labels.width, self.likelihood.outputs)
@@ -102,18 +105,20 @@ class Vae(Model):
         complete_BX = self.likelihood.sample(self.decoder_outputs(z_BZ, y_B), likelihood_noise_BN)
         return self.gaps.add(complete_BX, gap_noise_BG)
 
+    def impute(self, x_BX: Tensor, observed_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Draw z from p(z | observed values), then the missing values from p(x | z)."""
+
+        def log_ratio(z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
+            return self.likelihood.log_prob(x_BX, self.decoder_outputs(z_BZ, y_B), observed_BX)
+
+        draw_noise = self.likelihood.draw_noise
+        chain_BN, draw_BN = torch.split(noise_BN, [self.impute_noise - draw_noise, draw_noise], dim=1)
+        z_BZ, y_B = posterior.draw(log_ratio, chain_BN, self.latent_size, self.labels, y_B)
+        drawn_BX = self.likelihood.draw(self.decoder_outputs(z_BZ, y_B), draw_BN)
+        return torch.where(observed_BX, x_BX, drawn_BX)
+
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         return self.labels.split_noise(noise_BN, None)[1]
-
-    def reconstruct(self, x_BX: Tensor, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
-        """Return examples in the form of ``sample``, with z drawn from q(z | x). Missing values of a row are drawn too.
-
-        ``noise_BN``: the noise numbers of a sample, without the one that draws a class.
-        """
-        mean_BZ, scale_BZ = self.posterior(x_BX, y_B)
-        z_BZ = mean_BZ + scale_BZ * noise_BN[:, : self.latent_noise]
-        likelihood_noise_BN = noise_BN[:, self.latent_noise : self.latent_noise + self.likelihood.noise_size]
-        return self.likelihood.sample(self.decoder_outputs(z_BZ, y_B), likelihood_noise_BN)
 
 
 def _mlp_networks(settings: VaeSettings, spec: DataSpec, classes: int, outputs: int) -> tuple[nn.Module, nn.Module]:

@@ -24,7 +24,7 @@ from remint.models.augment import Augment
 from remint.models.contract import Batch, Phase
 from remint.models.critics import Critic
 from remint.models.layers import in_unit
-from remint.models.likelihoods import PixelLikelihood
+from remint.models.pixel_likelihood import PixelLikelihood
 from remint.models.space import CriticSpace
 from remint.models.vae import Elbo, Vae
 from remint.records import DataSpec
@@ -32,7 +32,7 @@ from remint.settings.recipe import VaeGanSettings
 
 
 class VaeGan(Vae, AdversarialGenerator):
-    """Hybrid model: CanSample, HasElbo and HasLatent (models/contract.py), and the generator of the adversarial game."""
+    """Hybrid model: all that a Vae can, and the generator of the adversarial game."""
 
     likelihood: PixelLikelihood
 

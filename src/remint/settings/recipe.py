@@ -114,7 +114,7 @@ class ModelSettings(Settings):
 class FlowSettings(ModelSettings):
     """Normalizing flow of coupling layers. Its first layer dequantises discrete values uniformly."""
 
-    can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob", "latent"})
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "log_prob", "latent", "impute"})
 
     network: Literal["mlp", "multiscale"] = "mlp"  # multiscale: convolutional, of images (RealNVP, Glow)
     coupling: Literal["spline", "affine"] = "spline"  # transform of an element: neural spline, or scale and shift
@@ -141,7 +141,7 @@ class VaeSettings(ModelSettings):
     The default likelihood is discretised_logistic for images and sigma_gaussian for the numeric columns of a table.
     """
 
-    can: ClassVar[frozenset[str]] = frozenset({"sample", "elbo", "latent"})
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "elbo", "latent", "impute"})
     takes_missing: ClassVar[bool] = True
 
     latent: Positive = 16
