@@ -1,4 +1,4 @@
-"""Commands that use registered models: sample, encode, decode, reconstruct, interpolate and compare."""
+"""Commands that use registered models: sample, encode, decode, reconstruct, interpolate, impute and compare."""
 
 from __future__ import annotations
 
@@ -133,6 +133,41 @@ def interpolate(
 
     written = files.interpolate(served, first, last, output, steps, of_class)
     _report(written, f"{steps} examples from {first} to {last}, by {written.model}", as_json)
+
+
+@app.command()
+def impute(
+    model: ModelRef,
+    data: Data,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", help="A table: .csv or .parquet, as the input. Images: .png, .npy, .npz, or a new folder of .png files."
+        ),
+    ],
+    draws: Annotated[int, typer.Option(min=1, max=10_000, help="How often each example is completed.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="A completion depends only on the seed and the example.")] = 0,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Images: a picture or .npy that is not 0 where values are missing. By default the alpha channel."),
+    ] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="Tables: .csv of the filled cells, with 90% intervals or shares of categories.")
+    ] = None,
+    of_class: OfClass = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fill in missing values: the mean, or most frequent category, of several draws. What is there stays as it is.
+
+    Example: remint impute cancer-flow data.csv -o filled.csv --cells cells.csv
+    """
+    served = _load(model)
+    from remint.serving import impute_files
+
+    with terminal.counting("imputed") as progress:
+        written = impute_files.impute(served, data, output, draws, seed, mask, cells, of_class, skip_bad, progress)
+    _report(written, f"{written.count} examples with {written.filled} values filled in, by {written.model}", as_json)
 
 
 def _load(ref: str) -> ServedModel:

@@ -55,15 +55,7 @@ def read(
     """
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
-    with path.open("rb") as stream:
-        first = stream.readline(LONGEST_HEADER)
-    check_column_count(str(path), first.count(b",") + 1)
-    encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf8"
-    try:
-        line = codecs.getincrementaldecoder(encoding)().decode(first)  # which allows a cut last character
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the column names are not UTF-8: {_recode(path)}") from error
-    separator = "," if "," in line else next((mark for mark in SEPARATORS if mark in line), ",")
+    encoding, separator = dialect(path)
     categories = {*known.class_names, *(each for column in known.columns for each in column.categories)} if known else set()
     numbers = {column.name for column in known.columns if column.numeric} if known else set()
     missing = [cell for cell in MISSING if cell not in categories]
@@ -93,6 +85,19 @@ def read(
     if separator != ",":
         emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
     return found
+
+
+def dialect(path: Path) -> tuple[str, str]:
+    """Return encoding and separator of a CSV file, as its first line shows them. Raises DataError if it is no text of UTF-8."""
+    with path.open("rb") as stream:
+        first = stream.readline(LONGEST_HEADER)
+    check_column_count(str(path), first.count(b",") + 1)
+    encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf8"
+    try:
+        line = codecs.getincrementaldecoder(encoding)().decode(first)  # which allows a cut last character
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the column names are not UTF-8: {_recode(path)}") from error
+    return encoding, "," if "," in line else next((mark for mark in SEPARATORS if mark in line), ",")
 
 
 def _divide(path: Path, reading: pyarrow.csv.ReadOptions, parsing: pyarrow.csv.ParseOptions, spool: Spool) -> list[Part]:

@@ -32,6 +32,7 @@ from remint.settings.base import did_you_mean
 
 if TYPE_CHECKING:
     from remint.serving.density import LogProb
+    from remint.serving.imputing import Imputation
 
 Array = np.ndarray[Any, Any]
 Classes = str | int | Sequence[str | int] | None  # name or number of the class of all examples, or of each
@@ -98,6 +99,12 @@ class ServedModel:
             raise SettingsError(f"interpolate: {steps} steps: give at least 2, the two ends")
         z_NZ = slerp(ends[0][0], ends[1][0], np.linspace(0.0, 1.0, steps))
         return _joined(self.decoded(z_NZ, self.given_classes(of_class, steps)))
+
+    def impute(self, data: Any, **options: Any) -> Imputation:
+        """Return the input with its gaps filled, and the spread of each filled value: see serving/imputing.py."""
+        from remint.serving.imputing import impute
+
+        return impute(self, data, **options)
 
     def examples(self, data: Any, **options: Any) -> Any:
         """Return a context of the examples of an input (inputs.read), with classes if the model is conditional."""

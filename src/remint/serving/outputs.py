@@ -70,7 +70,7 @@ def write_examples(
     """
     if path.suffix in GRID and count > MOST_IN_GRID:
         raise SettingsError(f"-o {path}: {count:,} images are too many for a grid: name a folder, or an .npz file")
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         if spec.is_table:
             rows.write(temporary, (rows.to_table(spec, x_ND, y_N) for x_ND, y_N in parts), spec)
         elif path.suffix in GRID:
@@ -85,7 +85,7 @@ def write_examples(
 
 def write_numbers(path: Path, name: str, parts: Iterable[Array], count: int, size: int) -> None:
     """Write numbers, float32 (N, D), of ``count`` examples under a name: of the array, or of the columns with their number."""
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         if path.suffix in ARRAYS:
             _write_arrays(temporary, name, ((part, None) for part in parts), count, (size,), np.float32)
             return
@@ -95,7 +95,7 @@ def write_numbers(path: Path, name: str, parts: Iterable[Array], count: int, siz
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path of the same ending, which becomes ``path`` when the block ends without an error."""
     with _disk_errors(path):
         folder = Path(tempfile.mkdtemp(prefix=".remint-", dir=path.absolute().parent))

@@ -28,8 +28,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # parameters of each method, of which a
     "log_prob": ("seed", "draws"),
     "encode": (),
     "reconstruct": (),
+    "impute": ("seed", "draws"),
 }
-AS_RESULT: dict[str, Callable[[Any], Any]] = {"log_prob": lambda found: found.values}
+AS_RESULT: dict[str, Callable[[Any], Any]] = {"log_prob": lambda found: found.values, "impute": lambda found: found.filled}
 
 
 class Predictor:

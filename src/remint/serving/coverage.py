@@ -1,0 +1,124 @@
+"""How often the 90% intervals of imputed values cover the truth, on examples from which values are removed at random.
+
+A number or pixel is covered if it lies in its interval. A category is covered if it is among the most frequent categories
+that together have 90% of the draws. Discrete values are covered more often than 90%, because an interval cannot end within one.
+
+Shapes: N examples, G with removed values, D draws, X the axes of one example.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from remint.data.blocks import Blocks
+from remint.records import DataSpec, Record
+from remint.serving.blocks import content_noise
+from remint.serving.imputing import DRAWS, LEVEL, Part, completions, shares
+from remint.serving.inputs import Examples
+
+if TYPE_CHECKING:
+    from remint.serving.model import ServedModel
+
+EXAMPLES = 64  # evenly spaced, of those given
+REMOVED = {"image": 0.5, "table": 0.3}  # share of an image's pixels, of a row's values
+
+Array = np.ndarray[Any, Any]
+
+
+class ImputationCoverage(Record):
+    """Share of removed values that their intervals cover."""
+
+    level: float
+    covered: float
+    low: float  # limits of the 95% interval, with the examples as clusters
+    high: float
+    cells: int
+    examples: int
+    removed: float  # share of the values that were removed at random
+    draws: int
+    seed: int
+    columns: dict[str, float] = {}  # of a table: the share of each column
+
+
+def coverage(
+    served: ServedModel, x_NX: Array, y_N: Array | None = None, seed: int = 0, draws: int = DRAWS, most: int = EXAMPLES
+) -> ImputationCoverage:
+    """Remove values of examples, impute them, and compare. ``x_NX``: in the model's form, such as the calibration split."""
+    take_N = np.unique(np.linspace(0, len(x_NX) - 1, min(most, len(x_NX))).round().astype(np.int64))
+    x_NX, y_N = np.asarray(x_NX[take_N]), None if y_N is None else np.asarray(y_N[take_N])
+    spec, share = served.spec, REMOVED["table" if served.spec.is_table else "image"]
+    removed_NX = remove(spec, x_NX, share, seed)
+    hidden_NX = np.where(removed_NX, np.nan, x_NX).astype(np.float32) if spec.is_table else x_NX
+    missing_NX = np.isnan(hidden_NX) if spec.is_table else removed_NX
+    covered_NX = np.zeros_like(removed_NX)
+    at = 0
+    for part in completions(served, Examples(Blocks.of(hidden_NX), y_N), missing_NX, draws, seed):
+        place_G = at + part.at_G
+        covered_NX[place_G] = covers(spec, part, x_NX[place_G]) & removed_NX[place_G]
+        at += len(part.x_MX)
+    cells_N, hits_N = (each.reshape(len(x_NX), -1).sum(1) for each in (removed_NX, covered_NX))
+    found, half = _ratio(hits_N, cells_N)
+    of_column = removed_NX.sum(0) if spec.is_table else ()
+    return ImputationCoverage(
+        level=LEVEL,
+        covered=found,
+        low=max(0.0, found - half),
+        high=min(1.0, found + half),
+        cells=int(cells_N.sum()),
+        examples=len(x_NX),
+        removed=share,
+        draws=draws,
+        seed=seed,
+        columns={
+            column.name: float(covered_NX[:, d].sum() / of_column[d]) for d, column in enumerate(spec.columns) if of_column[d]
+        },
+    )
+
+
+def remove(spec: DataSpec, x_NX: Array, share: float, *seed: int | str) -> Array:
+    """Return which values are removed, bool (N, X): each observed value of a row, each pixel of an image, with this probability.
+
+    All channels of a pixel are removed together. The choice is a function of the seed and the example.
+    """
+    size = spec.dims if spec.is_table else spec.image[1] * spec.image[2]
+    uniform_NS = torch.special.ndtr(content_noise(torch.from_numpy(x_NX), size, "removed", *seed)).numpy()
+    if spec.is_table:
+        removed_ND: Array = (uniform_NS < share) & ~np.isnan(x_NX)
+        return removed_ND
+    return np.broadcast_to((uniform_NS < share).reshape(-1, 1, *spec.image[1:]), x_NX.shape).copy()
+
+
+def covers(spec: DataSpec, part: Part, x_GX: Array) -> Array:
+    """Return whether the interval, or the set of categories, of each value has the true one, bool (G, X)."""
+    low_GX, high_GX, truth_GX = (_as_shown(spec, each) for each in (part.low_GX, part.high_GX, x_GX))
+    covered_GX: Array = (low_GX <= truth_GX) & (truth_GX <= high_GX)
+    for place, column in enumerate(spec.columns):
+        if column.categories:
+            share_GK = shares(part.drawn_GDX[:, :, place], len(column.categories))
+            code_G = np.nan_to_num(x_GX[:, place]).astype(np.int64)
+            own_G1 = np.take_along_axis(share_GK, code_G[:, None], 1)
+            before_G = np.where(share_GK > own_G1, share_GK, 0.0).sum(1)  # of the categories that are more frequent
+            covered_GX[:, place] = (before_G < LEVEL - 1e-9) & (own_G1[:, 0] > 0)
+    return covered_GX
+
+
+def _as_shown(spec: DataSpec, x_GX: Array) -> Array:
+    """Return values as a person sees them: whole numbers and pixels are rounded."""
+    if not spec.is_table:
+        return np.rint(x_GX)
+    shown_GD = x_GX.astype(np.float64)
+    for place, column in enumerate(spec.columns):
+        if column.whole:
+            shown_GD[:, place] = np.rint(shown_GD[:, place] * column.scale + column.mean)
+    return shown_GD
+
+
+def _ratio(hits_N: Array, cells_N: Array) -> tuple[float, float]:
+    """Return the share of hits and half of its 95% interval, with examples as clusters."""
+    total = max(1, int(cells_N.sum()))
+    found = float(hits_N.sum() / total)
+    spread = float(np.square(hits_N - found * cells_N).sum()) ** 0.5 / total
+    return found, 1.96 * spread * (len(cells_N) / max(1, len(cells_N) - 1)) ** 0.5
