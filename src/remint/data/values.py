@@ -105,7 +105,13 @@ def read_values(name: str, settings: DatasetSettings, raw: Raw, x_NCHW: Blocks, 
             levels, decision = 2, "0 and 1 only: read as 2 levels (levels: 256 reads them as two of 256)"
     used = used_bits(highest)
     remedy = f"set datasets.{name}.levels in params.yaml (at most 256), or rescale"
-    if IMAGE_LEVELS <= highest < 1 << WHOLE_BITS and levels == IMAGE_LEVELS:
+    if lowest < 0:
+        remedy = f"add {-lowest} to all values" + (
+            f", and set datasets.{name}.bits: {used_bits(highest - lowest)} in params.yaml"
+            if highest - lowest >= IMAGE_LEVELS
+            else ""
+        )
+    elif IMAGE_LEVELS <= highest < 1 << WHOLE_BITS and levels == IMAGE_LEVELS:
         remedy = f"set datasets.{name}.bits: {used} in params.yaml, which reads 0 .. {(1 << used) - 1} as 256 levels"
     _refuse(lambda x: (x < 0) | (x > levels - 1), raw.where, x_NCHW, f"is not in 0 .. {levels - 1}", remedy)
     if levels == IMAGE_LEVELS and settings.levels is None and not decision:
