@@ -31,7 +31,7 @@ def test_next_commands_name_a_version_where_there_is_no_champion(champion: int |
 @pytest.mark.parametrize(
     ("trained", "said"),
     [
-        (False, "m: same data, same settings, same code: nothing was trained; m/3 is in production."),
+        (False, "m: data, settings and code of its training are those of m/4: nothing was trained; m/3 is in production."),
         (True, "m: it was trained again, with the same weights as m/4; m/3 is in production."),
     ],
 )
