@@ -23,6 +23,7 @@ from remint.settings.recipe import DatasetSettings, ResizeSettings
 
 MOST_CLASSES = 10_000  # a larger label is a mistake (an identifier, a time), not a class number
 JUDGING = ("test", "val", "valid", "validation")  # names of a folder beside train, the first of which is held out
+RANGE = "range"  # subject of an obvious decision, which need not be said
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length counts as the channel axis
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Images:
-    """Checked images: arrays, their spec, and each decision that is not obvious, by its subject."""
+    """Checked images: arrays, their spec, and each decision that is not obvious, by its subject; also the RANGE of values."""
 
     x_NCHW: Blocks
     y_N: Array | None
@@ -54,6 +55,8 @@ def check(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec | None
         class_names=names,
     )
     decisions = {"values": "; ".join(filter(None, (raw.decision, values.decision))), "labels": named}
+    if not decisions["values"]:
+        decisions[RANGE] = f"{values.found}, read as {values.levels} levels"
     return Images(values.x_NCHW, y_N, spec, {subject: decision for subject, decision in decisions.items() if decision})
 
 

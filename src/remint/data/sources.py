@@ -126,7 +126,10 @@ def _write(
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, content)  # two first imports may run at once: use the stored schema
-    for subject, decision in stored.decisions.items():
+    said = {
+        subject: decision for subject, decision in stored.decisions.items() if stored.spec.is_table or subject != images.RANGE
+    }
+    for subject, decision in said.items():
         emit("decision", subject=f"column {subject}" if stored.spec.is_table else subject, decision=decision)
     set_aside = content.set_aside
     if settings.split.source is not None:
