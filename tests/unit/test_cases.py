@@ -182,6 +182,32 @@ def test_a_missing_value_is_one_by_the_same_rule_in_text_and_in_numbers(suffix: 
     assert prepared(file, tmp_path).version.digest == dataset.version.digest, "by the schema"
 
 
+def test_placeholders_are_looked_for_without_repeating_long_texts(tmp_path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2] * 10_000), pa.array(["x" * 300_000, "y", "-"]))
+    pq.write_table(pa.table({"x": texts}), tmp_path / "t.parquet")
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match=r"t\.parquet holds more than 2,048 MiB of text"):
+        prepared(tmp_path / "t.parquet", tmp_path)
+    assert pa.default_memory_pool().max_memory() < max(before, 1 << 28) + 1
+
+
+def test_bytes_are_no_text_and_have_no_placeholders(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": X_N, "y": pa.array([b"\xff", b"-"] * 105)}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'y' has type binary, neither number nor text"):
+        prepared(tmp_path / "t.parquet", tmp_path)
+    broken = pa.StringArray.from_buffers(210, pa.py_buffer(np.arange(211, dtype=np.int32)), pa.py_buffer(b"\xff-" * 105))
+    pq.write_table(pa.table({"x": X_N, "y": broken}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'y' contains text that is not UTF-8"):
+        prepared(tmp_path / "t.parquet", tmp_path)
+
+
+def test_numbers_in_string_views_are_text_too(tmp_path: Path) -> None:
+    file = table(tmp_path, ".parquet", x=X_N, y=pa.array(["07", "12", "-"] * 70, pa.string_view()))
+    column = prepared(file, tmp_path).spec.columns[1]
+    assert column.categories == ("07", "12") and column.missing
+    assert "codes with leading zeros" in Schema.read(tmp_path / "raw" / SCHEMA).decisions["y"]
+
+
 def test_placeholders_of_a_large_table_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".csv", ".parquet"):
         file = table(tmp_path, suffix, x=X_N, colour=["red", "-", "blue"] * 70)

@@ -57,7 +57,7 @@ def _reason(
         return Reason("left out: the index of the saved frame, and no measurement", left_out=True)
     if name in categories or pa.types.is_dictionary(column.type):
         return Reason("a category, as the file says", categorical=True)
-    if columns.is_text_type(column.type) and written_numbers.are_plain(column):
+    if columns.is_text(column) and not pa.types.is_boolean(column.type) and written_numbers.are_plain(column):
         codes = written_numbers.has_codes(column)
         return Reason(f"a category: {'codes with leading zeros, not numbers' if codes else 'the file holds its numbers as text'}")
     if _numbers_rows(column) and len(column) > columns.FEW_ROWS:

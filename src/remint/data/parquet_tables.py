@@ -39,7 +39,7 @@ def read(path: Path, missing: Sequence[str] = ("",)) -> LazyTable:
         schema = pa.schema(fields, file.schema_arrow.metadata)
 
         def convert(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-            return placeholders.to_null(column, missing) if name in held else column
+            return placeholders.to_null(column, missing) if held.get(name) else column
 
         if 8 * rows * width + text <= memory_limit() // SHARE:
             table = in_memory(file.read())
@@ -87,12 +87,18 @@ def _check_unpacked_size(
         for batch in packed.iter_batches(ROWS, columns=texts):
             for name in texts:
                 total[name] += _expanded_bytes(batch.column(name))
-                held[name].update(placeholders.held(batch.column(name), missing))
+                if not _is_binary(file.schema_arrow.field(name).type):
+                    held[name].update(placeholders.held(batch.column(name), missing))
             if sum(total.values()) > MOST_BYTES:
                 raise DataError(f"{path} holds more than {MOST_BYTES >> 20:,} MiB of text: drop its longest columns")
     longest = max(texts, key=lambda name: total[name])
     check_memory(TEXT_COPIES * total[longest], f"the text of column '{longest[:40]}'")
     return sum(total.values()), {name: [word for word in missing if word in held[name]] for name in texts}
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _expanded_bytes(column: pa.Array) -> int:

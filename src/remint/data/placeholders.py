@@ -26,6 +26,8 @@ def missing_cells(settings: DatasetSettings, known: DataSpec | None) -> list[str
 
 def held(column: pa.ChunkedArray | pa.Array, missing: Sequence[str]) -> list[str]:
     """Return the placeholders that a column of text holds, in the order of ``missing``."""
+    if pa.types.is_dictionary(column.type):  # of one chunk; its texts may be too large to be repeated for each row
+        column = column.dictionary.take(column.indices.drop_null().unique())
     found = set(column.filter(_are(column, missing[1:])).unique().to_pylist())
     return [word for word in missing if word in found]
 

@@ -62,11 +62,16 @@ def are_marked(texts: list[str]) -> bool:
 
 def are_plain(column: pa.ChunkedArray) -> bool:
     """Return whether all text that is not missing is numbers without marks, or codes."""
-    return bool(pyarrow.compute.all(pyarrow.compute.match_substring_regex(column, f"^({PLAIN})$|{CODE}")).as_py())
+    try:
+        matches = pyarrow.compute.match_substring_regex(column.cast(pa.large_string()), f"^({PLAIN})$|{CODE}")
+    except pa.ArrowInvalid:  # text that is not UTF-8
+        return False
+    return bool(pyarrow.compute.all(matches).as_py())
 
 
 def has_codes(column: pa.ChunkedArray) -> bool:
-    return bool(pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, CODE)).as_py())
+    """Return whether a column of text holds codes."""
+    return bool(pyarrow.compute.any(pyarrow.compute.match_substring_regex(column.cast(pa.large_string()), CODE)).as_py())
 
 
 def parse(where: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
