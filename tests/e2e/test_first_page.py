@@ -24,6 +24,6 @@ def test_the_commands_of_the_first_page_work_in_order(trained_team: Team, prefec
     assert len(commands) == 14
     for command in (command.replace("/tmp/", f"{tmp_path}/") for command in commands):
         trained_team.sh(f"set -e\n{command}", new=False)
-        assert not trained_team.sh("git status --porcelain"), f"{command} left uncommitted work"
+        assert trained_team.sh("git status --porcelain") in ("", "?? dvc.lock\n"), f"{command} left uncommitted work"
     for name in ("grid.png", "threes.png"):
         assert (trained_team.folder / name).read_bytes()[:4] == b"\x89PNG"
