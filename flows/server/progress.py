@@ -43,6 +43,7 @@ NOTICES = {
     "hot": "99.9% of the values in 16 bits need {bits} bits only, so images are nearly black: where the brighter values are "
     "faults, clip them to {most} in the files, and raise schema_version by one",
     "misnamed": "{files} files are read by their content, not by the end of their name: {first} is {format}",
+    "encoding": "{file} is read as {encoding}",
     "separator": "{file} is separated by {separator}",
     "decimal_comma": "{file} is read with decimal commas",
     "schema": "the schema was learnt from {learnt_from}; {fits} fits it",

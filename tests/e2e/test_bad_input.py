@@ -70,14 +70,17 @@ def test_a_family_that_cannot_take_missing_values_is_refused_before_anything_is_
     home = team.folder / ".remint"
     before = {path for name in ("features", "checkpoints") for path in home.glob(f"{name}/*")}
     (team.folder / "data").mkdir()
-    rows = [f"{0.1 * n:.1f},{'' if n % 9 == 0 else n % 7}" for n in range(100)]
-    (team.folder / "data/gaps.csv").write_text("\n".join(["a,b", *rows]) + "\n")
+    rows = [f"{n},{0.1 * n:.1f},{'?' if n % 9 == 0 else n % 7}" for n in range(100)]
+    (team.folder / "data/gaps.csv").write_text("\n".join(["index,a,b", *rows]) + "\n")
     content = read_params(team.folder)
     content["datasets"]["gaps"] = {"source": "data/gaps.csv", "kind": "table"}
     content["pipelines"]["digits-flow"]["dataset"] = "gaps"
     write_params(content, team.folder)
     expected = "params.yaml: pipelines.digits-flow.family: flow cannot take missing values, but column b may lack some: "
-    assert expected in error_line(team, "run", "digits-flow")  # right after the import
+    printed = team.remint("run", "digits-flow", status=2).stderr
+    assert expected in printed, "right after the import"
+    assert "digits-flow: column index: left out: the index of the saved frame, and no measurement\n" in printed
+    assert "digits-flow: column b: missing where a cell holds ? (setting placeholders)\n" in printed
     assert {path for name in ("features", "checkpoints") for path in home.glob(f"{name}/*")} == before
     line = error_line(team, "run", "digits-flow")
     assert line.startswith(f"error: {expected}"), "refused before a job starts, by the schema that the import left"

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from tests.support.browser import needs_chromium, render_page
-from tests.support.team import Team
+from tests.support.team import SOURCE, Team
 
 DESIGN_KEYS = {"pipeline", "dataset_version", "weights_sha256", "model", "version", "trained", "metrics", "decision", "seconds"}
 
@@ -138,6 +138,15 @@ def test_5_samples_from_the_champion(trained_team: Team, tmp_path: Path) -> None
     a, b = (np.load(tmp_path / f"{name}.npy", allow_pickle=False) for name in "ab")
     assert a.shape == (8, 1, 8, 8) and a.dtype == np.uint8 and a.max() <= 16 and len(np.unique(a, axis=0)) == 8
     assert np.array_equal(a[:3], b), "sample i depends on seed and i only"
+
+
+def test_5a_the_commands_of_the_readme_work_in_order(trained_team: Team) -> None:
+    page = (SOURCE / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    *commands, last = re.findall(r"^    remint (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    assert last == "up" and [command.split()[0] for command in commands] == ["run", "models", "why", "history", "sample"]
+    for command in commands:
+        trained_team.remint(*command.split())
+    assert (trained_team.folder / "grid.png").exists() and not trained_team.sh("git status --porcelain")
 
 
 def test_5b_compare_measures_cost_and_growth(trained_team: Team, tmp_path: Path) -> None:

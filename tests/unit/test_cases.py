@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from remint.data import arrays, csv_tables, sources, splits
+from remint.data import arrays, csv_tables, parquet_tables, placeholders, sources, splits
 from remint.data.arrays import Dataset
 from remint.data.schema import SCHEMA, Schema
 from remint.errors import DataError
@@ -84,7 +85,7 @@ DECISIONS: dict[str, tuple[dict[str, Any], list[str], dict[str, str]]] = {  # se
     "version_numbers.csv": ({"categorical": ["firmware"]}, ["firmware c", "weight"], {}),
     "semicolons.csv": ({}, ["height", "weight", "colour c"], {}),
     "tabs.csv": ({}, ["height", "weight", "colour c"], {}),
-    "placeholders.csv": ({}, ["charge", "weight", "colour c"], {}),
+    "placeholders.csv": ({}, ["charge", "weight", "colour c"], {"charge": "missing where a cell holds - (setting placeholders)"}),
 }  # fmt: skip
 
 
@@ -98,20 +99,124 @@ def test_columns_are_learnt_as_what_they_are(name: str, tmp_path: Path) -> None:
     assert again.version.digest == dataset.version.digest
 
 
-def test_a_setting_overrides_a_decision(tmp_path: Path) -> None:
-    dataset = prepared(CASES / "resaved_frame.csv", tmp_path, numeric=["Unnamed: 0"])
-    assert dataset.spec.columns[0].name == "Unnamed: 0" and dataset.spec.columns[0].numeric
+def table(folder: Path, suffix: str, **columns: Any) -> Path:
+    """Write columns as a CSV file, or as Parquet with the types that they have."""
+    content = pa.table(columns)
+    if suffix == ".parquet":
+        pq.write_table(content, folder / "t.parquet")
+    else:
+        pa.csv.write_csv(
+            pa.table({key: column.cast(pa.string()) for key, column in zip(columns, content.columns, strict=True)}),
+            folder / "t.csv",
+        )
+    return folder / f"t{suffix}"
 
 
-def test_a_missing_value_is_one_by_the_same_rule_in_text_and_in_numbers(tmp_path: Path) -> None:
-    cells = ["NA", "N/A", "null", "None", "-", "?", ""]
-    rows = [f"{x:.4f},{'red' if n % 2 else 'blue'}" for n, x in enumerate(np.random.default_rng(0).normal(size=200))]
-    rows += [f"{cell},red" for cell in cells] + [f"1.5,{cell}" for cell in cells]
-    (tmp_path / "t.csv").write_text("\n".join(["x,colour", *rows]) + "\n")
-    dataset = prepared(tmp_path / "t.csv", tmp_path)
+X_N = np.random.default_rng(0).normal(size=210)
+OVERRIDES: dict[str, tuple[str, list[Any], str, dict[str, Any]]] = {  # file, values, the decision or refusal, the setting
+    "index": (".csv", list(range(210)), "left out: the index", {"numeric": ["c"]}),
+    "index of Parquet": (".parquet", list(range(210)), "left out: the index", {"numeric": ["c"]}),
+    "category of Parquet": (".parquet", pa.array(["a", "b", "c"] * 70).dictionary_encode(), "a category, as the file says", {"drop": ["c"]}),
+    "codes": (".csv", ["007", "012", "100"] * 70, "codes with leading zeros", {"numeric": ["c"]}),
+    "codes of Parquet": (".parquet", pa.array(["007", "012", "100"] * 70, pa.large_string()), "codes with leading zeros", {"numeric": ["c"]}),
+    "hexadecimal codes": (".csv", ["0x1F", "0x2A", "0x3B"] * 70, "codes with leading zeros", {"drop": ["c"]}),
+    "numbers as text": (".parquet", ["7", "12", "100"] * 70, "the file holds its numbers as text", {"numeric": ["c"]}),
+    "row numbers in any order": (".csv", np.random.default_rng(0).permutation(210), "occurs once: drop it if it numbers", {"drop": ["c"]}),
+    "prices": (".csv", ["$5", "$7", "$1,000"] * 70, "numbers written as", {"numeric": ["c"]}),
+    "versions": (".csv", ["1.2.3", "1.3.1", "2.0.0"] * 70, "dates such as", {"categorical": ["c"]}),
+    "dates": (".csv", ["2024-01-31", "2024-02-29", "2024-03-31"] * 70, "dates or times", {"numeric": ["c"]}),
+    "dates as categories": (".csv", ["2024-01-31", "2024-02-29", "2024-03-31"] * 70, "dates or times", {"categorical": ["c"]}),
+    "placeholders": (".csv", ["a", "b", "None", "-", "b", "a"] * 35, "missing where a cell holds None, -", {"placeholders": []}),
+    "placeholders of Parquet": (".parquet", ["a", "b", "-"] * 70, "missing where a cell holds -", {"placeholders": ["b"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_each_decision_has_its_reason_and_a_setting_overrides_it(name: str, tmp_path: Path) -> None:
+    suffix, values, expected, settings = OVERRIDES[name]
+    key = ("__index_level_0__" if suffix == ".parquet" else "Unnamed: 0.1") if "index" in name else "c"
+    file = table(tmp_path, suffix, **{"x": X_N, key: values})
+    try:
+        prepared(file, tmp_path / "first")
+        said = Schema.read(tmp_path / "first/raw" / SCHEMA).decisions[key]
+    except DataError as error:
+        said = str(error)
+    assert expected in said
+    settings = {each: [key if word == "c" else word for word in words] for each, words in settings.items()}
+    spec = prepared(file, tmp_path / "second", **settings).spec
+    assert expected not in str(Schema.read(tmp_path / "second/raw" / SCHEMA).decisions)
+    found = {column.name: column for column in spec.columns}.get(key)
+    if "placeholders" in settings:
+        kept = {word for word in values if word not in settings["placeholders"]}
+        assert found is not None and set(found.categories) == kept and found.missing == bool(settings["placeholders"])
+    else:
+        assert (found is None) == ("drop" in settings) and (found is None or found.numeric == ("numeric" in settings))
+
+
+def test_a_category_of_whole_numbers_is_read_as_numbers_if_a_setting_says_so(tmp_path: Path) -> None:
+    spec = prepared(CASES / "category_of_numbers.parquet", tmp_path, label="flag", numeric=["grade"]).spec
+    assert [column.numeric for column in spec.columns] == [False, True, True]
+
+
+def test_whole_numbers_stay_whole_where_a_setting_reads_them_from_text(tmp_path: Path) -> None:
+    for values, whole in ((["$1,234", "7", "$9"], True), (["$1,234.50", "7", "$9"], False), (["007", "08", "9"], True)):
+        file = table(tmp_path, ".csv", c=values * 70, x=X_N)
+        column = prepared(file, tmp_path / values[0], numeric=["c"]).spec.columns[0]
+        assert column.numeric and column.whole == whole
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_missing_value_is_one_by_the_same_rule_in_text_and_in_numbers(suffix: str, tmp_path: Path) -> None:
+    cells = [*placeholders.PLACEHOLDERS, ""]
+    colours = [*(["red", "blue"] * 105), *cells]
+    if suffix == ".csv":
+        file = table(tmp_path, suffix, x=[*(f"{x:.4f}" for x in X_N), *cells[::-1]], colour=colours)
+    else:  # whose numbers are no text
+        file = table(tmp_path, suffix, x=[*X_N, *(None for _ in cells)], colour=colours)
+    dataset = prepared(file, tmp_path)
     assert all(column.missing for column in dataset.spec.columns) and dataset.spec.columns[1].categories == ("blue", "red")
-    parts = [np.asarray(part.x_NX) for part in (dataset.train, dataset.validation, dataset.held_out)]
-    assert np.isnan(np.concatenate(parts)).sum(axis=0).tolist() == [7, 7]
+    assert dataset.spec.columns[1].absent == dataset.spec.columns[0].absent == len(cells) / len(colours)
+    decisions = Schema.read(tmp_path / "raw" / SCHEMA).decisions
+    said = f"missing where a cell holds {', '.join(placeholders.PLACEHOLDERS)} (setting placeholders)"
+    assert decisions == ({"colour": said} if suffix == ".parquet" else {"x": said, "colour": said})
+    assert prepared(file, tmp_path).version.digest == dataset.version.digest, "by the schema"
+
+
+def test_placeholders_are_looked_for_without_repeating_long_texts(tmp_path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2] * 10_000), pa.array(["x" * 300_000, "y", "-"]))
+    pq.write_table(pa.table({"x": texts}), tmp_path / "t.parquet")
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match=r"t\.parquet holds more than 2,048 MiB of text"):
+        prepared(tmp_path / "t.parquet", tmp_path)
+    assert pa.default_memory_pool().max_memory() < max(before, 1 << 28) + 1
+
+
+def test_bytes_are_no_text_and_have_no_placeholders(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": X_N, "y": pa.array([b"\xff", b"-"] * 105)}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'y' has type binary, neither number nor text"):
+        prepared(tmp_path / "t.parquet", tmp_path)
+    broken = pa.StringArray.from_buffers(210, pa.py_buffer(np.arange(211, dtype=np.int32)), pa.py_buffer(b"\xff-" * 105))
+    pq.write_table(pa.table({"x": X_N, "y": broken}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'y' contains text that is not UTF-8"):
+        prepared(tmp_path / "t.parquet", tmp_path)
+
+
+def test_numbers_in_string_views_are_text_too(tmp_path: Path) -> None:
+    file = table(tmp_path, ".parquet", x=X_N, y=pa.array(["07", "12", "-"] * 70, pa.string_view()))
+    column = prepared(file, tmp_path).spec.columns[1]
+    assert column.categories == ("07", "12") and column.missing
+    assert "codes with leading zeros" in Schema.read(tmp_path / "raw" / SCHEMA).decisions["y"]
+
+
+def test_placeholders_of_a_large_table_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in (".csv", ".parquet"):
+        file = table(tmp_path, suffix, x=X_N, colour=["red", "-", "blue"] * 70)
+        small = prepared(file, tmp_path / "small")
+        monkeypatch.setattr(csv_tables, "WIDENS", 1 << 30)
+        monkeypatch.setattr(parquet_tables, "SHARE", 1 << 30)
+        assert prepared(file, tmp_path / "large").version == small.version
+        first, second = (Schema.read(tmp_path / name / "raw" / SCHEMA) for name in ("small", "large"))
+        assert first == second and first.decisions
 
 
 @pytest.mark.parametrize(
@@ -160,6 +265,30 @@ def test_other_encodings_are_read_or_named_with_the_command(tmp_path: Path) -> N
         ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_an_encoding_with_zero_bytes_is_named(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes((CASES / "tabs.csv").read_text().encode(encoding))
+    with pytest.raises(DataError, match=r"t\.csv holds zero bytes, as UTF-16 and UTF-32 do: save it as UTF-8"):
+        prepared(tmp_path / "t.csv", tmp_path)
+
+
+def test_the_separator_is_the_one_that_all_lines_have(tmp_path: Path) -> None:
+    rows = (CASES / "semicolons.csv").read_text().splitlines()
+    for header in ("height, in m;weight;colour", '"a, b | c";weight;colour', "height|m;weight|kg;colour"):
+        (tmp_path / "t.csv").write_text("\n".join([header, *rows[1:]]) + "\n")
+        names = [column.name for column in prepared(tmp_path / "t.csv", tmp_path / header[:8]).spec.columns]
+        assert names == header.replace('"', "").split(";")
+
+
+def test_spaces_between_columns_are_named(tmp_path: Path) -> None:
+    rows = [f"{x:.4f} {'red' if n % 2 else 'blue'}" for n, x in enumerate(X_N)]
+    (tmp_path / "t.csv").write_text("\n".join(["height colour", *rows]) + "\n")
+    with pytest.raises(DataError, match=r"t\.csv seems to have spaces between its columns: save it with commas"):
+        prepared(tmp_path / "t.csv", tmp_path)
+    (tmp_path / "t.csv").write_text("\n".join(["a height", *(f"{x:.4f}" for x in X_N)]) + "\n")
+    assert prepared(tmp_path / "t.csv", tmp_path).spec.columns[0].name == "a height"
+
+
 @pytest.mark.parametrize(
     "metadata", [b"{", b"[]", b'{"index_columns": 3}', b'{"columns": [7]}', b'{"columns": {"name": "x"}}', b"\xff"]
 )
@@ -191,7 +320,7 @@ def test_a_class_of_the_schema_is_not_a_missing_value(tmp_path: Path, monkeypatc
     rows = [f"{y:.4f},{'-' if n % 2 else 'good'}" for n, y in enumerate(np.random.default_rng(0).normal(size=200))]
     (tmp_path / "t.csv").write_text("\n".join(["y,label", *rows]) + "\n")
     with monkeypatch.context() as before:  # of a remint that had no such rule
-        before.setattr(csv_tables, "MISSING", ("",))
+        before.setattr(placeholders, "PLACEHOLDERS", ())
         first = prepared(tmp_path / "t.csv", tmp_path, label="label")
     assert first.spec.class_names == ("-", "good") and prepared(tmp_path / "t.csv", tmp_path, label="label").spec == first.spec
 

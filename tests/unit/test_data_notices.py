@@ -43,6 +43,11 @@ def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "b.csv").write_text("x,y\n101,2\n102,4\n")
     import_dataset(source="a.csv", kind="table", missing="drop_rows")
     import_dataset(source="b.csv", kind="table", missing="drop_rows")
+    (tmp_path / "index.csv").write_bytes("index;x;y\n0;1,5;-\n1;2,5;2\n2;4,5;3\n".encode("utf-16"))
+    for _ in range(2):  # a run asks DVC first whether all is known, and the import of that question says nothing to a person
+        sources.snapshot(
+            "mine", DatasetSettings(source="index.csv", kind="table"), tmp_path, tmp_path / "out", schemas=tmp_path / "of-index"
+        )
 
     save(tmp_path / "deep/0.png", np.full((6, 5), 4000, np.uint16))
     for bits in (16, None):
@@ -57,10 +62,20 @@ def test_every_notice_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "1 of 4 rows were dropped because of missing values",
         "column x has mean 101.5, 122 standard deviations from its first import (2)",
         "the schema was learnt from a.csv; b.csv fits it",
+        *2
+        * (
+            "index.csv is read with decimal commas",
+            "index.csv is read as UTF-16",
+            "index.csv is separated by ;",
+            "column index: left out: the index of the saved frame, and no measurement",
+            "column y: missing where a cell holds - (setting placeholders)",
+        ),
         "values: 4000 .. 4000 in 16 bits: read as 16 bits, divided by 256 (setting bits); "
         "0 .. 15 only, read as 256 levels, so nearly black: if there are no others, set levels: 16",
         "no value in 16-bit files is above 4000, but the schema reads 16 bits, so images are nearly black: "
         "raise schema_version by one to read 12 bits",
+        "values: 4000 .. 4000 in 16 bits: read as 16 bits, divided by 256 (setting bits); "
+        "0 .. 15 only, read as 256 levels, so nearly black: if there are no others, set levels: 16",
     ]
 
 
@@ -88,6 +103,7 @@ def test_the_rule_of_a_split_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "no group is in two splits: of 25 groups, 76% of the examples are training, 4% validation, 20% held out",
         "column day: left out: it divides the splits, and is no measurement",
         "the 8 rows from 2024-05-13 on are held out (split.time)",
+        "column day: left out: it divides the splits, and is no measurement",
         "held-out rows begin at 2024-05-13, as in an earlier import, not at 2024-05-08: older ones may have been trained on",
         "the 3 rows from 2024-05-13 on are held out (split.time)",
         "the 20 examples of test are held out; 4 others, which equal one of them or are of its group, are left out",

@@ -100,6 +100,14 @@ def test_channels_first_and_channels_last_give_the_same_snapshot(tmp_path: Path,
         (np.zeros((5, 8, 8)), {"shape": [1, 16, 16]}, "to resize the images, set resize: {size: [16, 16]} in place of shape"),
         (np.zeros((5, 3, 8, 3)), {}, "set datasets.mine.shape"),
         (np.zeros((5, 8, 8, 8)), {}, "set datasets.mine.shape"),
+        (np.zeros((8, 8, 60)), {}, "may hold 60 images of 8 x 8: save np.moveaxis(x, -1, 0); else set shape: [1, 8, 60]"),
+        (np.zeros((8, 9, 3, 60)), {}, "its images lie along the last axis: save np.moveaxis(x, -1, 0)"),
+        (np.zeros((3, 60, 8, 8)), {}, "its channels lie along the first axis: save np.moveaxis(x, 0, 1)"),
+        (
+            np.linspace(-1000, 3000, 320).astype(int).reshape(5, 8, 8),
+            {},
+            "add 1000 to all values, and set datasets.mine.bits: 12",
+        ),
         (np.full((5, 8, 8), "a"), {}, "not numbers"),
         (np.zeros((5, 8, 8), dtype=complex), {}, "not numbers"),
     ],
@@ -154,6 +162,19 @@ def test_a_wrong_suffix_of_an_array_file_is_refused(tmp_path: Path) -> None:
         np.savez(stream, x=IMAGES)
     assert "a.npz is not a NumPy .npz file" in refusal(tmp_path, source="a.npz")
     assert "rename it to a.npz" in refusal(tmp_path, source="a.npy")
+
+
+def test_images_along_the_last_axis_are_known_by_their_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((8, 9, 60)), y=np.arange(60) % 2)
+    assert "(8, 9, 60), and its images lie along the last axis: save np.moveaxis(x, -1, 0)" in refusal(tmp_path, source="a.npz")
+
+
+def test_as_many_images_as_they_are_high_are_read_where_the_shape_is_known(tmp_path: Path) -> None:
+    x_NHW = np.random.default_rng(0).integers(256, size=(8, 8, 9))
+    for count, settings in ((7, {}), (8, {}), (8, {"shape": [1, 8, 9], "schema_version": 2})):
+        np.save(tmp_path / "a.npy", x_NHW[:count])
+        given = DatasetSettings(source="a.npy", **settings)
+        sources.snapshot("mine", given, tmp_path, tmp_path / "out", schemas=tmp_path / "schemas")
 
 
 def test_an_npz_without_x_is_refused_with_the_names_it_holds(tmp_path: Path) -> None:

@@ -268,9 +268,10 @@ def test_settings_of_a_split_that_cannot_go_together_are_refused() -> None:
     )
     assert "group and time cannot both" in mistake(kind="table", split={"time": "a", "group": "b"})
     assert "held_out: 30d is a duration: name the column of dates in time" in mistake(split={"held_out": "30d"})
-    assert "held_out: with time, give a share or a duration (12h, 30d, 8w), not 'a month'" in mistake(
-        kind="table", split={"time": "a", "held_out": "a month"}
-    )
+    for held_out in ("a month", "0d"):
+        assert f"held_out: with time, give a share or a duration (12h, 30d, 8w), not '{held_out}'" in mistake(
+            kind="table", split={"time": "a", "held_out": held_out}
+        )
     assert "split.time does not apply to kind: image" in mistake(split={"time": "a"})
     assert "split.stratify needs classes: name their column in label" in mistake(kind="table", split={"stratify": True})
     assert "held_out: stratify divides by shares: remove it" in mistake(split={"held_out": "test", "stratify": True})

@@ -199,7 +199,7 @@ def test_arrays_of_two_values_are_two_levels(tmp_path: Path, kind: type) -> None
     assert learnt(tmp_path).spec.levels == 2
     assert learnt(tmp_path).decisions == {"values": "0 and 1 only: read as 2 levels (levels: 256 reads them as two of 256)"}
     snapshot(tmp_path, "a.npy", levels=256, schema_version=2)
-    assert learnt(tmp_path).spec.levels == 256 and learnt(tmp_path).decisions == {}
+    assert learnt(tmp_path).spec.levels == 256 and learnt(tmp_path).decisions == {"range": "0 .. 1, read as 256 levels"}
     snapshot(tmp_path, "a.npy", schema_version=2)
     assert learnt(tmp_path).spec.levels == 256, "the schema decides"
     np.save(tmp_path / "a.npy", BITS_NHW * 9)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from remint.data import columns
 from remint.data.arrays import Dataset, Split
 from remint.errors import DataError
 from remint.evaluation import translation
@@ -69,6 +70,21 @@ def test_a_translated_model_draws_the_same_rows_and_has_the_density_of_the_new_s
         noise = standard_normal((3, 12, model.latent_noise), 1).double()
         found, own = translated.elbo(x_BD, noise, y_B), model.elbo(their_BD, noise, their_y)
         torch.testing.assert_close(found, own + shift, atol=1e-6, rtol=1e-6)
+
+
+def test_whole_numbers_keep_their_bits_on_another_scale() -> None:
+    """Rows are in single precision, in which 1,234,567 of a scale of 1,000 is off by up to 0.06."""
+    number_ND = np.random.default_rng(0).integers(0, 2_000_000, size=(500, 1)).astype(np.float64)
+    number_ND[::50] = np.nan
+    wide, narrow = (
+        Column(name="steps", mean=mean, scale=scale, least=0, most=2_000_000) for mean, scale in ((3.5, 1e3), (1e6, 77.7))
+    )
+    for theirs, ours in ((wide, narrow), (narrow, wide)):
+        x_ND = columns.standardise(number_ND, (theirs,))
+        translated = translation.translate(
+            Split(x_ND, None), DataSpec(shape=(1,), columns=(theirs,)), DataSpec(shape=(1,), columns=(ours,))
+        )
+        np.testing.assert_array_equal(translated.x_NX, columns.standardise(number_ND, (ours,)))
 
 
 def _standardised(rows: dict[str, list[Any]], column: Column) -> list[float]:

@@ -258,6 +258,19 @@ def test_raw_data_never_enter_the_commit_and_are_no_uncommitted_work(repository:
     assert not any(secret in content for content in contents)
 
 
+def test_a_source_that_is_a_link_does_not_commit_the_data_that_it_leads_to(repository: Path) -> None:
+    for name in ("raw/customers.csv", "people.csv"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("ann,1979-02-03,\n")
+    (repository / "folder").symlink_to("raw")
+    (repository / "link.csv").symlink_to(repository / "people.csv")
+    data = [Path("folder/customers.csv"), Path("link.csv")]
+    commit = uncommitted.commit_of_tree(repository, data)
+    assert set(commit.changed) == {"folder"}, "a link to a folder is no data"
+    listed = run(repository, "git", "ls-tree", "-r", "--name-only", commit.sha).split()
+    assert "people.csv" not in listed and "raw/customers.csv" not in listed
+
+
 def test_raw_data_are_the_local_sources_and_what_dvc_tracks(repository: Path) -> None:
     sources = {"a": "data/a.csv", "b": "idx:data/b/", "c": "/srv/c.npz", "d": "s3://bucket/d", "e": "sklearn:digits"}
     held_out = {"a": "data/test.csv", "b": "t10k", "c": 0.2, "d": "s3://bucket/test", "e": None}

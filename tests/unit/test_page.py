@@ -300,6 +300,12 @@ def test_drift_and_leakage_are_shown() -> None:
     assert "the champion was trained on the same version" in Page(render(story())).words["Data"]
 
 
+def test_decisions_of_the_import_are_shown() -> None:
+    assert "How the source is read" not in Page(render(story())).words["Data"]
+    text = Page(render(replace(story(TABLE), read_as={HOSTILE: "left out: the index", "b": HOSTILE}))).words["Data"]
+    assert "How the source is read" in text and "left out: the index" in text and text.count("<script>") == 2
+
+
 def test_changes_since_the_champion_are_marked() -> None:
     view = lineage.view(story())
     changed = {row["key"] for row in view["settings"] if row["changed"]}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.stack import audit as stack_audit
-from remint.cli import app, maintenance, screens
+from remint.cli import app, maintenance, screens, terminal
 from remint.maintenance.audit.fault import Fault, Finding, fault
 from remint.maintenance.audit.run import Audit
 from remint.promotion import gallery
@@ -28,7 +31,7 @@ def test_next_commands_name_a_version_where_there_is_no_champion(champion: int |
 @pytest.mark.parametrize(
     ("trained", "said"),
     [
-        (False, "m: same data, same settings, same code: nothing was trained; m/3 is in production."),
+        (False, "m: data, settings and code of its training are those of m/4: nothing was trained; m/3 is in production."),
         (True, "m: it was trained again, with the same weights as m/4; m/3 is in production."),
     ],
 )
@@ -41,6 +44,18 @@ def test_an_unchanged_outcome_says_whether_it_was_trained(
     screens.outcomes(Home(tmp_path, tmp_path), [outcome])
     printed = capsys.readouterr()
     assert said in " ".join((printed.out + printed.err).split())
+
+
+def test_a_notice_stays_on_a_terminal_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=written, force_terminal=True, width=120, highlight=False))
+    with terminal.Display() as display:
+        assert display.bars is not None
+        display("m", "step", {"name": "data"})
+        display("m", "notice", {"text": "column index: left out"})
+        display("m", "step", {"name": "train"})
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in written.getvalue().splitlines()]
+    assert "m: column index: left out" in [line.strip() for line in shown]
 
 
 def entry(name: str, version: int, data: str) -> VersionEntry:

@@ -35,7 +35,7 @@ def outcomes(home: Home, done: list[Outcome]) -> None:
             done_now = (
                 f"it was trained again, with the same weights as {outcome.ref}"
                 if outcome.trained
-                else "same data, same settings, same code: nothing was trained"
+                else f"data, settings and code of its training are those of {outcome.ref}: nothing was trained"
             )
             out.print(f"\n{outcome.pipeline}: {done_now}; {outcome.champion_ref} is in production.")
         if outcome.decision.verdict != "promoted":

@@ -71,7 +71,9 @@ class Display:
             text = self._text(event, fields)
             if text is None:
                 return
-            if self.bars:
+            if event == "notice":
+                say(f"{pipeline}: {text}")  # above the bars, where it stays
+            elif self.bars:
                 self._bar(pipeline, text, fields)
             elif event != "progress" or time.monotonic() - self.last.get(pipeline, 0.0) > 10.0:
                 self.last[pipeline] = time.monotonic()

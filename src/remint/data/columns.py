@@ -14,17 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from remint.data.written_numbers import LARGEST_EXACT, PLAIN, are_marked
 from remint.records import Column
 
 MOST_CATEGORIES = 256
 FEW_ROWS = 20  # in so few rows, all-different values do not show an identifier
 FEW_CATEGORIES = 3  # so few categories may mix numbers and text (1, 2, other)
-LARGEST_EXACT = 2**53  # float64 holds integers up to here exactly
 MOST_EXAMPLES = 3  # examples in a message
 IDENTIFIER = re.compile(r"(?i:(?:^|[_\-. ])(?:id|ids|uuid|guid|pk|rowid))$|[a-z](?:Id|ID|Uuid|UUID|Guid|GUID)$")
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
-
-MARKED_NUMBER = re.compile(r"\s*[-+]?[$€£¥]?\s*\d{1,3}(,?\d{3})*(\.\d+)?\s*[%$€£¥]?\s*")
 
 Array = np.ndarray[Any, Any]
 
@@ -145,7 +143,7 @@ def as_categories(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
 
 def non_numeric(names: list[str]) -> list[str]:
     """Return the names that are not decimal numbers."""
-    return [name for name in names if not re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", name)]
+    return [name for name in names if not re.fullmatch(PLAIN, name)]
 
 
 def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -179,13 +177,15 @@ def _learn_categories(name: str, column: pa.ChunkedArray, declared: bool) -> Col
             "add it to categorical, or drop it"
         )
     others = non_numeric(names)
-    if not declared and all(MARKED_NUMBER.fullmatch(text) for text in names) and others:
+    if not declared and are_marked(names):
         raise UnusableColumn(f"contains numbers written as {_examples(others)}: add it to numeric, or to categorical")
     if not declared and 0 < len(others) <= max(1, len(names) // 10) and len(names) > FEW_CATEGORIES:
         raise UnusableColumn(
             f"contains numbers and text such as {_examples(others)}: "
-            "leave the cells of missing values empty, or add it to categorical"
+            "name the cells that are missing values in placeholders, or add it to categorical"
         )
+    if not others and len(names) > MOST_CATEGORIES and not declared:
+        raise UnusableColumn(f"contains {len(names)} different numbers as text: add it to numeric, or drop it")
     if present > FEW_ROWS and len(names) > present / 2 and not declared:
         raise UnusableColumn(f"looks like an identifier or free text ({len(names)} different values in {present} rows)")
     if len(names) > MOST_CATEGORIES:

@@ -2,8 +2,8 @@
 
 The metadata of a column of truth values are its words for ``false`` and ``true``.
 
-A cell that holds one of MISSING is missing, in numeric and in text columns alike, unless the schema knows it as a category.
-Whole numbers with leading zeros (02139) are codes: their column stays text.
+A placeholder (placeholders.py) is a missing value, in numeric and in text columns alike. Whole numbers with leading zeros (02139)
+are codes: their column stays text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import codecs
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,16 +24,16 @@ import pyarrow.csv
 
 from remint.data.blocks import Spool, memory_limit
 from remint.data.lazy import SHARE, LazyTable, check_column_count, check_rows, in_memory, spooled
+from remint.data.placeholders import held, noted
+from remint.data.written_numbers import PLAIN, has_codes
 from remint.errors import DataError
 from remint.records import DataSpec
 from remint.runtime.events import emit
 
-MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", "?")
 SEPARATORS = ";\t|"  # beside the comma
 MOST_BYTES = 2 << 30
 WIDENS = 2  # a table in memory has at most some twice the bytes of its CSV file
 LONGEST_HEADER = 1 << 21  # bytes of the first line that are looked at
-ZERO_PADDED = r"^\s*[-+]?0[0-9]+\s*$"
 DECIMAL_COMMA = r"^\s*[-+]?[0-9]+(,[0-9]+)?\s*$"
 
 Part = BinaryIO | None  # a file of some columns; None: the file itself
@@ -42,29 +43,28 @@ def read(
     path: Path,
     text: Collection[str],
     known: DataSpec | None,
+    missing: Sequence[str],
     spool: Spool,
     header: list[str] | None = None,
     label: str | None = None,
 ) -> LazyTable:
     """Read a CSV file. A large one is first divided into files of a few columns each, in the spool.
 
-    Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose categories are never missing values
-    and whose numbers are never codes, ``header`` column names in place of the first line, ``label`` a column whose dates are read
-    as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark). Raises SettingsError if a column
-    exceeds the memory limit.
+    Arguments: ``text`` columns that are read as text, ``known`` the spec in the schema, whose numbers are never codes,
+    ``missing`` cells that are missing values, ``header`` column names in place of the first line, ``label`` a column whose dates
+    are read as text. Raises DataError if it is not a table of UTF-8 text (or UTF-16 with its mark). Raises SettingsError if a
+    column exceeds the memory limit.
     """
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES >> 20:,} MiB: use fewer rows, or save it as Parquet")
     encoding, separator = dialect(path)
-    categories = {*known.class_names, *(each for column in known.columns for each in column.categories)} if known else set()
     numbers = {column.name for column in known.columns if column.numeric} if known else set()
-    missing = [cell for cell in MISSING if cell not in categories]
     reading = pyarrow.csv.ReadOptions(column_names=header, skip_rows=1 if header else 0, encoding=encoding)
     parsing = pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=separator)
 
-    def parse(part: Part, kinds: dict[str, pa.DataType], decimal: str, only: list[str]) -> pa.Table:
+    def parse(part: Part, kinds: dict[str, pa.DataType], decimal: str, only: list[str], missing: Sequence[str]) -> pa.Table:
         converting = pyarrow.csv.ConvertOptions(
-            column_types=kinds, null_values=missing, strings_can_be_null=True, decimal_point=decimal, include_columns=only
+            column_types=kinds, null_values=list(missing), strings_can_be_null=True, decimal_point=decimal, include_columns=only
         )
         if part is None:
             return pyarrow.csv.read_csv(path, read_options=reading, parse_options=parsing, convert_options=converting)
@@ -74,30 +74,51 @@ def read(
 
     try:
         parts = _divide(path, reading, parsing, spool)
-        table = _Parts(path, parts, parse, dict.fromkeys(text, pa.string()))
+        table = _Parts(path, parts, parse, dict.fromkeys(text, pa.string()), missing)
         if separator == ";" and table.has_decimal_commas():
             table.decimal = ","
             emit("decimal_comma", file=path.name)
-        decided = (_decide_by_text(each, partial(table.text, part), numbers, label) for part, each in table)
+        decided = (
+            _note_placeholders(
+                _decide_by_text(each, partial(table.text, part), numbers, label), partial(table.text, part), missing
+            )
+            for part, each in table
+        )
         found = spooled(decided, spool) if len(parts) > 1 else in_memory(next(decided))
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(f"{path} is not a CSV table: {' '.join(str(error).split())[:200]}") from error
+    if encoding != "utf8":
+        emit("encoding", file=path.name, encoding="UTF-16")
     if separator != ",":
         emit("separator", file=path.name, separator="tab" if separator == "\t" else separator)
     return found
 
 
 def dialect(path: Path) -> tuple[str, str]:
-    """Return encoding and separator of a CSV file, as its first line shows them. Raises DataError if it is no text of UTF-8."""
+    """Return encoding and separator of a CSV file, as its first two lines show them. Raises DataError if it is no such text."""
     with path.open("rb") as stream:
-        first = stream.readline(LONGEST_HEADER)
+        first, second = stream.readline(LONGEST_HEADER), stream.readline(LONGEST_HEADER)
     check_column_count(str(path), first.count(b",") + 1)
     encoding = "utf-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf8"
     try:
-        line = codecs.getincrementaldecoder(encoding)().decode(first)  # which allows a cut last character
+        codecs.getincrementaldecoder(encoding)().decode(first)  # which allows a cut last character
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the column names are not UTF-8: {_recode(path)}") from error
-    return encoding, "," if "," in line else next((mark for mark in SEPARATORS if mark in line), ",")
+    lines = (first + second).decode(encoding, "replace").splitlines()
+    if any("\0" in line for line in lines):
+        raise DataError(f"{path} holds zero bytes, as UTF-16 and UTF-32 do: save it as UTF-8")
+    separator = _separator(lines)
+    words = [line.split() for line in lines if separator not in line]
+    if len(words) == 2 and len(words[0]) == len(words[1]) > 1 and any(re.fullmatch(PLAIN, word) for word in words[1]):
+        raise DataError(f"{path} seems to have spaces between its columns: save it with commas")
+    return encoding, separator
+
+
+def _separator(lines: list[str]) -> str:
+    """Return the separator that the first two lines have equally often, outside of quotes; else one of the first line."""
+    counts = {mark: [re.sub('"[^"]*"', "", line).count(mark) for line in lines] for mark in ("," + SEPARATORS)}
+    alike = [mark for mark, found in counts.items() if found and found[0] == found[-1] > 0]
+    return next(iter(alike or [mark for mark, found in counts.items() if found and found[0]]), ",")
 
 
 def _divide(path: Path, reading: pyarrow.csv.ReadOptions, parsing: pyarrow.csv.ParseOptions, spool: Spool) -> list[Part]:
@@ -138,12 +159,19 @@ def _reopened(file: BinaryIO, mode: str) -> Any:
 class _Parts:
     """Parts of a file, which have some of its columns each. A part is parsed when it is asked for."""
 
-    def __init__(self, path: Path, parts: list[Part], parse: Callable[..., pa.Table], kinds: dict[str, pa.DataType]) -> None:
-        self.path, self.parts, self.parse, self.kinds, self.decimal = path, parts, parse, kinds, "."
+    def __init__(
+        self,
+        path: Path,
+        parts: list[Part],
+        parse: Callable[..., pa.Table],
+        kinds: dict[str, pa.DataType],
+        missing: Sequence[str],
+    ) -> None:
+        self.path, self.parts, self.parse, self.kinds, self.missing, self.decimal = path, parts, parse, kinds, missing, "."
 
     def __iter__(self) -> Iterator[tuple[Part, pa.Table]]:
         for part in self.parts:
-            table = self.parse(part, self.kinds, self.decimal, [])
+            table = self.parse(part, self.kinds, self.decimal, [], self.missing)
             if any(pa.types.is_binary(kind) for kind in table.schema.types):
                 raise DataError(f"{self.path} is not UTF-8: {_recode(self.path)}")
             if part is not None:
@@ -162,9 +190,9 @@ class _Parts:
             raise DataError(f"{self.path} holds decimal commas in some columns and decimal points in others: use one of them")
         return commas
 
-    def text(self, part: Part, names: list[str]) -> pa.Table:
-        """Return columns as the text that the file has."""
-        return self.parse(part, dict.fromkeys(names, pa.string()), ".", names)
+    def text(self, part: Part, names: list[str], missing: Sequence[str] | None = None) -> pa.Table:
+        """Return columns as the text that the file has. ``missing``: cells that are missing values, where others are."""
+        return self.parse(part, dict.fromkeys(names, pa.string()), ".", names, self.missing if missing is None else missing)
 
 
 def _decide_by_text(
@@ -183,9 +211,19 @@ def _decide_by_text(
         if name in truths:
             words = {str(pa.scalar(word).cast(pa.bool_())).lower(): word for word in column.unique().to_pylist() if word}
             table = table.set_column(place, pa.field(name, pa.bool_(), metadata=words), table[name])
-        elif name in dates or pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, ZERO_PADDED)).as_py():
+        elif name in dates or has_codes(column):
             table = table.set_column(place, name, column)
     return table
+
+
+def _note_placeholders(table: pa.Table, parse_text: Callable[..., pa.Table], missing: Sequence[str]) -> pa.Table:
+    """Return the table with the placeholders of each column in its metadata."""
+    names = [name for name, column in zip(table.column_names, table.columns, strict=True) if column.null_count]
+    if not names or len(set(table.column_names)) < len(table.column_names):
+        return table
+    raw = parse_text(names, missing[:1])
+    fields = [noted(field, held(raw[field.name], missing)) if field.name in names else field for field in table.schema]
+    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 def _recode(path: Path) -> str:

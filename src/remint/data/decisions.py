@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute
 
-from remint.data import columns
+from remint.data import columns, written_numbers
 from remint.data.lazy import LazyTable
-from remint.errors import DataError
+from remint.data.placeholders import HELD
 
-INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|index|level_\d+")
-NUMBER_SIGNS = r"[\s$€£¥%,_']"  # of prices, shares and thousands
+INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0(\.\d+)*|index|level_\d+")
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,41 @@ class Reason:
 
 
 def find(table: LazyTable, stated: Collection[str], dividing: Collection[str]) -> dict[str, Reason]:
-    """Return the decisions about the columns that no setting calls a feature.
+    """Return the decisions about columns that are not obvious.
 
-    ``stated``: the columns that one does, ``dividing``: those that the split is made by.
+    ``stated``: columns that a setting calls a feature, so that only their missing values need a decision; ``dividing``: those
+    that the split is made by.
     """
     indices, categories = _pandas(table)
     found = {}
     for name in table.column_names:
-        if name in stated:
-            continue
-        column = table[name]
-        if name in dividing:
-            found[name] = Reason("left out: it divides the splits, and is no measurement", left_out=True)
-        elif name in indices or (INDEX.fullmatch(name) and _numbers_rows(column)):
-            found[name] = Reason("left out: the index of the saved frame, and no measurement", left_out=True)
-        elif name in categories or pa.types.is_dictionary(column.type):
-            found[name] = Reason("a category, as the file says", categorical=True)
-        elif pa.types.is_string(column.type) and _padded(column):
-            found[name] = Reason("a category: codes with leading zeros, not numbers", categorical=False)
+        reason = None if name in stated else _reason(name, table[name], dividing, indices, categories)
+        words = (table.schema.field(name).metadata or {}).get(HELD, b"").decode()
+        if words and not (reason and reason.left_out):
+            gap = f"missing where a cell holds {words} (setting placeholders)"
+            reason = replace(reason, text=f"{reason.text}; {gap}") if reason else Reason(gap)
+        if reason:
+            found[name] = reason
     return found
+
+
+def _reason(
+    name: str, column: pa.ChunkedArray, dividing: Collection[str], indices: Collection[str], categories: Collection[str]
+) -> Reason | None:
+    if name in dividing:
+        return Reason("left out: it divides the splits, and is no measurement", left_out=True)
+    if name in indices or (INDEX.fullmatch(name) and _numbers_rows(column)):
+        return Reason("left out: the index of the saved frame, and no measurement", left_out=True)
+    if name in categories or pa.types.is_dictionary(column.type):
+        return Reason("a category, as the file says", categorical=True)
+    if columns.is_text(column) and not pa.types.is_boolean(column.type) and written_numbers.are_plain(column):
+        codes = written_numbers.has_codes(column)
+        return Reason(f"a category: {'codes with leading zeros, not numbers' if codes else 'the file holds its numbers as text'}")
+    if _numbers_rows(column) and len(column) > columns.FEW_ROWS:
+        least, most = (pyarrow.compute.min_max(column)[key].as_py() for key in ("min", "max"))
+        if most - least == len(column) - 1:
+            return Reason(f"numbers, and each of {least} .. {most} occurs once: drop it if it numbers the rows")
+    return None
 
 
 def _pandas(table: LazyTable) -> tuple[set[str], set[str]]:
@@ -70,16 +85,10 @@ def _numbers_rows(column: pa.ChunkedArray) -> bool:
     return bool(pyarrow.compute.count_distinct(column).as_py() == len(column))
 
 
-def _padded(column: pa.ChunkedArray) -> bool:
-    whole = pyarrow.compute.match_substring_regex(column, r"^\s*[-+]?[0-9]+\s*$")
-    return bool(pyarrow.compute.all(whole).as_py())
-
-
 def parse_numbers(where: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return text such as $1,234.50 or 12% as numbers.
+    """Return text such as $1,234.50 or 12% as numbers, dates as days since 1970, times as whole seconds since then or midnight.
 
-    Dates become days since 1970; times become whole seconds, since then or since midnight. Raises DataError, which names a
-    value that is no number.
+    Raises DataError, which names a value that is no number.
     """
     kind = column.type
     if pa.types.is_date(kind):
@@ -90,9 +99,4 @@ def parse_numbers(where: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64())
     if not columns.is_text(column):
         return column
-    plain = pyarrow.compute.replace_substring_regex(column.cast(pa.string()), NUMBER_SIGNS, "")
-    try:
-        return plain.cast(pa.float64())
-    except pa.ArrowInvalid as error:
-        found = re.search(r"string: (.{1,60}?) as a scalar", str(error))
-        raise DataError(f"{where} holds {found[1] if found else 'text'}, which is not a number") from error
+    return written_numbers.parse(where, column)

@@ -23,6 +23,7 @@ from remint.settings.recipe import DatasetSettings, ResizeSettings
 
 MOST_CLASSES = 10_000  # a larger label is a mistake (an identifier, a time), not a class number
 JUDGING = ("test", "val", "valid", "validation")  # names of a folder beside train, the first of which is held out
+RANGE = "range"  # subject of an obvious decision, which need not be said
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: an axis of this length counts as the channel axis
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Images:
-    """Checked images: arrays, their spec, and each decision that is not obvious, by its subject."""
+    """Checked images: arrays, their spec, and each decision that is not obvious, by its subject; also the RANGE of values."""
 
     x_NCHW: Blocks
     y_N: Array | None
@@ -56,6 +57,8 @@ def check(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec | None
         converted=settings.channels is not None,
     )
     decisions = {"values": "; ".join(filter(None, (raw.decision, values.decision))), "labels": named}
+    if not decisions["values"]:
+        decisions[RANGE] = f"{values.found}, read as {values.levels} levels"
     return Images(values.x_NCHW, y_N, spec, {subject: decision for subject, decision in decisions.items() if decision})
 
 
@@ -67,7 +70,7 @@ def check_images(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec
         )
     if raw.x.size == 0:
         raise DataError(f"{raw.where}: x is empty (shape {raw.x.shape}): add images to it")
-    x_NCHW = _channels_first(name, settings, raw)
+    x_NCHW = _channels_first(name, settings, raw, known)
     if settings.channels not in (None, x_NCHW.shape[1]):
         raise DataError(
             f"{raw.where}: x has {x_NCHW.shape[1]} channels, but params.yaml: datasets.{name}.channels is "
@@ -116,7 +119,7 @@ def resize_image(image: Image.Image, resize: ResizeSettings) -> Image.Image:
     return image.resize((width, height), method, box=(left, top, left + part_width, top + part_height))
 
 
-def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Blocks:
+def _channels_first(name: str, settings: DatasetSettings, raw: Raw, known: DataSpec | None) -> Blocks:
     """Return (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W).
 
     With ``shape:`` in params.yaml the array must have that shape, channels first or last. Without it, the axis of length
@@ -125,6 +128,9 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Blocks:
     x = raw.x
     if raw.channels_first and settings.shape in (None, list(x.shape[1:])):
         return x
+    labels = None if raw.y is None else len(raw.y)
+    if known is None and settings.shape is None and (remedy := _misplaced_axis(x.shape, labels)):
+        raise DataError(f"{raw.where}: x has shape {raw.x.shape}, and {remedy}")
     if len(x.shape) == 3:
         x = x.map(lambda x_BHW: x_BHW[:, None])
     if len(x.shape) != 4:
@@ -149,6 +155,22 @@ def _channels_first(name: str, settings: DatasetSettings, raw: Raw) -> Blocks:
             f"set datasets.{name}.shape in params.yaml to [C, H, W]"
         )
     return x if first else x.map(_to_channels_first)
+
+
+def _misplaced_axis(shape: tuple[int, ...], labels: int | None) -> str:
+    """Return what to do with an array whose images do not lie along its first axis, as in files of MATLAB; "" for others."""
+    last = "its images lie along the last axis: save np.moveaxis(x, -1, 0)"
+    if labels is not None and labels == shape[-1] != shape[0]:
+        return last
+    if len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+        turned = f"may hold {shape[2]} images of {shape[0]} x {shape[1]}: save np.moveaxis(x, -1, 0)"
+        return f"{turned}; else set shape: {[1, *shape[1:]]}"
+    if len(shape) == 4 and not {shape[1], shape[3]} & set(CHANNELS):
+        if shape[2] in CHANNELS:
+            return last
+        if shape[0] in CHANNELS:
+            return "its channels lie along the first axis: save np.moveaxis(x, 0, 1)"
+    return ""
 
 
 def _to_channels_first(x_BHWC: Array) -> Array:

@@ -123,11 +123,14 @@ def _write(
         spec = content.spec
         rule = choose_rule(canonical_examples(arrays["x"], spec)) if spec.is_table else stored.split_by
         stored = stored.model_copy(update={"split_by": rule, "decisions": content.decisions})
-        for subject, decision in content.decisions.items():
-            emit("decision", subject=f"column {subject}" if spec.is_table else subject, decision=decision)
     if schemas is not None and known is None:
         stored = schema.save_schema(stored, schemas)
         arrays = _arrays_in_schema(stored, settings, content)  # two first imports may run at once: use the stored schema
+    said = {
+        subject: decision for subject, decision in stored.decisions.items() if stored.spec.is_table or subject != images.RANGE
+    }
+    for subject, decision in said.items():
+        emit("decision", subject=f"column {subject}" if stored.spec.is_table else subject, decision=decision)
     set_aside = content.set_aside
     if settings.split.source is not None:
         whole = SplitSettings.model_construct(group=settings.split.group, validation=0.0, held_out=0.0)

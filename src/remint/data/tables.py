@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from remint.data import columns, csv_tables, decisions, dividing, parquet_tables, shipped
+from remint.data import columns, csv_tables, decisions, dividing, parquet_tables, placeholders, shipped
 from remint.data.blocks import Spool
 from remint.data.columns import MOST_CATEGORIES, UnusableColumn
 from remint.data.decisions import Reason
@@ -62,19 +62,21 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
     ``spool`` holds a large table. Raises DataError if the file is not a table, or if settings name columns that it does not have.
     """
     where, label, class_names = str(source), settings.label, tuple[str, ...]()
+    missing = placeholders.missing_cells(settings, known)
     if isinstance(source, str):
         path, header, class_names = shipped.table(source)
-        table, label = csv_tables.read(path, set(), None, spool, header), label or shipped.TARGET
+        table, label = csv_tables.read(path, set(), None, missing, spool, header), label or shipped.TARGET
     elif source.suffix.lower() == ".csv":
         text = _text_columns(known, settings.label) | dividing.text_columns(settings, known)
-        table = csv_tables.read(source, text.union(settings.categorical), known, spool, label=label)
+        table = csv_tables.read(source, text.union(settings.categorical), known, missing, spool, label=label)
     else:
-        table = parquet_tables.read(source)
+        table = parquet_tables.read(source, missing)
     check_names(where, table)
     learnt = {column.name for column in known.columns} if known else set()  # a column of the schema stays one
     stated = learnt.union(settings.categorical, settings.numeric, [label] if label else [])
     divided_by = dividing.select(name, settings, where, table)
-    reasons = decisions.find(table, stated, {*dividing.names(settings).values()})
+    decided = decisions.find(table, stated, {*dividing.names(settings).values()})
+    reasons = {column: reason for column, reason in decided.items() if column not in settings.drop}
     table = table.drop_columns([column for column, reason in reasons.items() if reason.left_out])
     if not table.num_rows:
         raise DataError(f"{where} has no rows")
@@ -85,11 +87,11 @@ def read(name: str, settings: DatasetSettings, source: Path | str, known: DataSp
         ("drop", settings.drop),
     ):
         for column in names:
-            if column not in table.column_names and not (key == "drop" and (known or column in reasons)):
+            if column not in table.column_names and not (key == "drop" and known):
                 problem = did_you_mean(f"column '{column}'", column, table.column_names)
                 raise DataError(f"params.yaml: datasets.{name}.{key}: {where}: {problem}")
     forms = {each.name: _form(each) for each in table.schema}
-    named = {*settings.categorical, label}
+    named = {*settings.categorical, label, *(column for column, reason in reasons.items() if reason.categorical)}
     names = [each for each in table.column_names if each not in settings.drop]
     label_at = names.index(label) if label else 0
     y = _decode(table[label], text=True) if label else None

@@ -61,6 +61,7 @@ class Values:
 
     x_NCHW: Blocks
     levels: int
+    found: str  # range of the values, as the source holds them
     bits: int | None = None  # of values in 16 bits; None: there were none
     decision: str = ""  # if it is not obvious
 
@@ -90,6 +91,8 @@ def read_values(name: str, settings: DatasetSettings, raw: Raw, x_NCHW: Blocks, 
     levels, bits, decision = settings.levels or raw.levels, raw.bits, ""
     if x_NCHW.dtype.kind == "f":
         _refuse(lambda x_BCHW: ~np.isfinite(x_BCHW), raw.where, x_NCHW, "is not a finite number", "repair or drop those images")
+    found = f"{x_NCHW.min():g} .. {x_NCHW.max():g}"
+    if x_NCHW.dtype.kind == "f":
         x_NCHW, decision = _from_fractions(raw.where, x_NCHW, levels)
     if settings.bits and x_NCHW.dtype.itemsize > 1:
         x_NCHW, bits, decision = _from_bits(name, raw.where, x_NCHW, settings.bits)
@@ -105,14 +108,20 @@ def read_values(name: str, settings: DatasetSettings, raw: Raw, x_NCHW: Blocks, 
             levels, decision = 2, "0 and 1 only: read as 2 levels (levels: 256 reads them as two of 256)"
     used = used_bits(highest)
     remedy = f"set datasets.{name}.levels in params.yaml (at most 256), or rescale"
-    if IMAGE_LEVELS <= highest < 1 << WHOLE_BITS and levels == IMAGE_LEVELS:
+    if lowest < 0:
+        remedy = f"add {-lowest} to all values" + (
+            f", and set datasets.{name}.bits: {used_bits(highest - lowest)} in params.yaml"
+            if highest - lowest >= IMAGE_LEVELS
+            else ""
+        )
+    elif IMAGE_LEVELS <= highest < 1 << WHOLE_BITS and levels == IMAGE_LEVELS:
         remedy = f"set datasets.{name}.bits: {used} in params.yaml, which reads 0 .. {(1 << used) - 1} as 256 levels"
     _refuse(lambda x: (x < 0) | (x > levels - 1), raw.where, x_NCHW, f"is not in 0 .. {levels - 1}", remedy)
     if levels == IMAGE_LEVELS and settings.levels is None and not decision:
         decision = _describe_few(x_NCHW, highest)
     if bits is not None and levels == IMAGE_LEVELS:
         _say_if_few_are_bright(x_NCHW, bits)
-    return Values(x_NCHW, levels, bits, decision)
+    return Values(x_NCHW, levels, found, bits, decision)
 
 
 def _say_if_few_are_bright(x_NCHW: Blocks, bits: int) -> None:

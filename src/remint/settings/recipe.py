@@ -43,6 +43,7 @@ class DatasetSettings(Settings):
     numeric: list[str] = []  # tables: columns of numbers, whatever they look like: an index, codes, $1,234.50, shares in %
     drop: list[str] = []  # tables: columns to leave out
     missing: Literal["keep", "drop_rows"] = "keep"  # tables: keep or drop rows with missing values
+    placeholders: list[str] | None = None  # tables: cells that are missing values, beside empty ones; None: NA, null, - and so on
     schema_version: Positive = 1  # raise by one: the next import learns a new schema instead of refusing data that does not fit
     split: SplitSettings = SplitSettings()
 
@@ -67,7 +68,7 @@ class DatasetSettings(Settings):
     @model_validator(mode="after")
     def _check_kind(self) -> DatasetSettings:
         others = {
-            "image": ("label", "categorical", "numeric", "drop", "missing"),
+            "image": ("label", "categorical", "numeric", "drop", "missing", "placeholders"),
             "table": ("shape", "levels", "bits", "channels", "resize"),
         }
         for key in others[self.kind]:

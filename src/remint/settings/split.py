@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from remint.settings.base import Settings
 
-DURATION = re.compile(r"(\d{1,5})([hdw])")  # of split.held_out, with split.time
+DURATION = re.compile(r"([1-9]\d{0,4})([hdw])")  # of split.held_out, with split.time
 PART = re.compile(r"[\w-]+")  # of a source, in split.held_out; the path of a source has a dot, a slash or a colon
 HOURS = {"h": 1, "d": 24, "w": 168}
 

@@ -71,10 +71,13 @@ def commit_of_tree(repository: Path, data: Collection[Path] = ()) -> Commit:
 
 
 def _paths_inside(repository: Path, data: Collection[Path]) -> list[str]:
-    """Return the paths below the repository's root, relative to it. A symbolic link counts as what it is, not where it leads."""
-    root = repository.absolute()
-    absolute = (Path(os.path.normpath(root / path)) for path in data)
-    return sorted({str(path.relative_to(root)) for path in absolute if path.is_relative_to(root) and path != root})
+    """Return the paths below the repository's root, relative to it; of a symbolic link both itself and where it leads."""
+    root, found = repository.absolute(), set()
+    for path in data:
+        for place, base in ((os.path.normpath(root / path), root), (os.path.realpath(root / path), root.resolve())):
+            if Path(place).is_relative_to(base) and Path(place) != base:
+                found.add(str(Path(place).relative_to(base)))
+    return sorted(found)
 
 
 def _differing(repository: Path, apart: Sequence[str]) -> list[str]:

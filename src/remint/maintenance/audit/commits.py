@@ -93,11 +93,15 @@ def _raw(thing: str, found: Sequence[str], risk: str, repair: str) -> Fault:
 
 def _files_of_bundle(home: Home, store: Tracking, version: ModelVersion, data: Sequence[Path]) -> list[str]:
     """Return the raw data in the bundle of a version; none if the bundle is gone, or cannot be read in this clone."""
+    here = git.holds(home.repository, version.commit)
+    found = uncommitted.files_of(home.repository, version.commit, data) if here else []
+    if here and not found:
+        return []  # the bundle has what the commit has: it need not be fetched
     with scratch.folder() as temporary:
         try:
             file = store.attachment(version, BUNDLE, temporary)
-            if git.holds(home.repository, version.commit):
-                return uncommitted.files_of(home.repository, version.commit, data)
+            if here:
+                return found
             clone = uncommitted.unbundle(home.repository, file, temporary / "clone")
             return uncommitted.files_of(clone, version.commit, data)
         except (IntegrityError, NotFoundError, VersioningError):

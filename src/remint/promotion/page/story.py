@@ -60,6 +60,7 @@ class Story:
     champion: Side | None = None  # None: no champion, or it could not be measured on this data
     champion_version: ModelVersion | None = None  # the champion's entry in the registry, measured or not
     drift: Drift | None = None  # None: the champion was trained on the same data, or there is no champion
+    read_as: Mapping[str, str] = field(default_factory=dict)  # decisions of the first import: column or subject -> decision
     pictures: Mapping[str, bytes] = field(default_factory=dict)  # PNG files by name: curves, likelihood, columns
 
 

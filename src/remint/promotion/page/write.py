@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remint.data.schema import SCHEMA, Schema
 from remint.promotion.decision import Decision
 from remint.promotion.retraining import Retraining
 from remint.records import DataSpec, Drift, LedgerRow
@@ -44,6 +45,7 @@ def write(job: Retraining, version: ModelVersion, judgement: Judgement, row: Led
         champion=champion,
         champion_version=champion_version,
         drift=Drift.read(folder / "drift.json") if (folder / "drift.json").exists() else None,
+        read_as=Schema.read(job.out("raw", job.settings.dataset) / SCHEMA).decisions,
     )
     if champion is not None and measured is not None:
         _draw_both(story, folder, measured)
