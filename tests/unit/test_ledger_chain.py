@@ -141,7 +141,7 @@ def test_a_damaged_row_raises_an_error_of_ours(ledger: Ledger, path: Path) -> No
 
 def test_a_newer_schema_is_refused(ledger: Ledger, path: Path) -> None:
     damage(path, "UPDATE ledger_schema SET version = 99")
-    with pytest.raises(LedgerError, match="schema 99, this remint supports 2"):
+    with pytest.raises(LedgerError, match="schema 99, this remint supports 3"):
         Ledger(f"sqlite:///{path}")
 
 

@@ -13,8 +13,9 @@ from remint.records import LedgerRow, MetricValue, Record
 from remint.runtime.home import Home
 from remint.stores import git
 from remint.stores.ledger.chain import CHAMPION_ACTIONS
+from remint.stores.ledger.serving_events import ServingEvent
 from remint.stores.mlflow import ModelVersion, VersionTags
-from remint.stores.open import open_ledger, open_tracking
+from remint.stores.open import open_ledger, open_serving_events, open_tracking
 
 Section = tuple[str, list[str]]
 
@@ -46,6 +47,7 @@ class Why(VersionEntry):
     compared: tuple[RuleResult, ...]  # of the gate's last decision
     approver: Approver | None  # None: never champion
     decisions: tuple[LedgerRow, ...]  # oldest first
+    served: tuple[ServingEvent, ...] = ()  # events about it on the hosts that serve, oldest first
 
 
 def why(home: Home, ref: str) -> Why:
@@ -70,6 +72,7 @@ def why(home: Home, ref: str) -> Why:
         compared=tuple(rule for rule in judged.rules if rule.metric) if judged else (),
         approver=_approver(rows, version.version),
         decisions=tuple(rows),
+        served=tuple(event for event in open_serving_events(home).of(version.name) if event.version == version.version),
     )
 
 
@@ -127,6 +130,7 @@ def sections(answer: Why) -> list[Section]:
         ("Metrics", _metrics(answer)),
         ("Approved", _approval(answer)),
         ("Decisions", [line for row in answer.decisions for line in _decision(row)]),
+        *([("Served", [_served(event) for event in answer.served])] if answer.served else []),
         ("Made on", [f"{key}: {value}" for key, value in tags.made_on.items()]),
     ]
 
@@ -177,6 +181,10 @@ def _metrics(answer: Why) -> list[str]:
         )
         lines.append(f"{name}: {text(now.get(name))}" + (champion if rival or before else ""))
     return lines
+
+
+def _served(event: ServingEvent) -> str:
+    return f"{event.at[:19]} UTC, {event.host}: {event.event}: {event.why}"
 
 
 def _decision(row: LedgerRow) -> list[str]:

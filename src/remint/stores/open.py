@@ -8,6 +8,7 @@ from remint.errors import NotFoundError
 from remint.runtime.home import Home
 from remint.settings.base import did_you_mean
 from remint.stores.ledger.chain import Ledger, projection
+from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import ModelVersion, Tracking
 
@@ -18,6 +19,10 @@ def open_tracking(home: Home) -> Tracking:
 
 def open_ledger(home: Home) -> Ledger:
     return Ledger(home.ledger_url)
+
+
+def open_serving_events(home: Home) -> ServingEvents:
+    return ServingEvents(home.ledger_url)
 
 
 def open_spreads(home: Home) -> Spreads:

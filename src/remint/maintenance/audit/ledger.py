@@ -11,6 +11,7 @@ from remint.maintenance.audit.fault import Fault, fault
 from remint.promotion.projection import tags_of
 from remint.records import LedgerRow
 from remint.stores.ledger.chain import Ledger, projection
+from remint.stores.ledger.serving_events import ServingEvents
 from remint.stores.mlflow import ModelVersion, Tracking, VersionTags
 
 TAGS = ("verdict", "ledger_hash", "ledger_row")  # tags of a version that follow the ledger
@@ -26,6 +27,18 @@ def chain(book: Ledger, model: str, versions: Sequence[ModelVersion]) -> Iterato
             "The recorded decisions can no longer be trusted; aliases and tags are not repaired from them.",
             f"Restore the ledger's database from a backup: remint history {model} shows its rows.",
             damages=_champion(book, model),
+        )
+
+
+def serving(events: ServingEvents, model: str) -> Iterator[Fault]:
+    """Find serving events that were changed or removed."""
+    for line in events.verify(model):
+        yield fault(
+            "ledger",
+            model,
+            f"{line}.",
+            "Which host served which version can no longer be trusted; no decision depends on it.",
+            "Restore the table serving_events of the ledger's database from a backup.",
         )
 
 

@@ -2,6 +2,7 @@
 
 version 1    four parts, each with a version table: ledger, collected versions, seed spreads, leases
 version 2    one version for all tables; a row of the ledger holds the digest of its Decision
+version 3    events of serving
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from remint.errors import LedgerError
 from remint.runtime.addresses import sqlite_file
 from remint.stores.ledger.database import Database
 
-VERSION = 2
+VERSION = 3
 PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # version tables of version 1, besides ledger_schema
 
 _metadata = sa.MetaData()
@@ -52,6 +53,19 @@ spreads = sa.Table(
     sa.Column("at", sa.String(40), nullable=False),
     sa.Column("spread", sa.Text, nullable=False),  # SeedSpread as JSON
 )
+serving_events = sa.Table(
+    "serving_events",
+    _metadata,
+    sa.Column("model", sa.String(256), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
 leases = sa.Table(
     "leases",
     _metadata,
@@ -76,7 +90,7 @@ def open_database(url: str) -> Database:
     def migrate() -> int | None:
         with database.write("schema") as connection:  # an older remint makes its tables under the same lock
             found = _found(connection)
-            if found not in (None, 1):
+            if found not in (None, 1, 2):
                 return found
             if found == 1:
                 connection.exec_driver_sql("ALTER TABLE ledger ADD COLUMN decision VARCHAR(64) DEFAULT '' NOT NULL")

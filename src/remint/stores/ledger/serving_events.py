@@ -1,0 +1,93 @@
+"""Events of serving in the ledger's database: which host serves which version, append-only, hash-chained for each model.
+
+They are no rows of the promotion ledger, whose last row decides the champion. ``hash`` covers all other fields of a row,
+``previous`` is the hash of the model's row before. The role of a server needs to read the ledger, and to read and insert here.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from remint.errors import LedgerError
+from remint.records import Record, digest
+from remint.stores.ledger.schema import open_database
+from remint.stores.ledger.schema import serving_events as _rows
+
+Event = Literal["loaded", "switched", "refused"]  # loaded: the first version of a server; refused: the former one goes on
+
+
+class ServingEvent(Record):
+    """One event of one host. ``hash`` is over all other fields."""
+
+    model: str
+    sequence: int
+    event: Event
+    version: int
+    host: str
+    why: str
+    at: str  # ISO 8601, UTC
+    previous: str  # hash of the row before, "" for the first
+    hash: str
+
+
+class ServingEvents:
+    """Serving events at one database address. Raises the errors of schema.open_database."""
+
+    def __init__(self, url: str) -> None:
+        self._database = open_database(url)
+
+    def append(self, model: str, event: Event, version: int, host: str, why: str) -> ServingEvent:
+        """Append one event. If it equals the newest event of this host about the model, that is returned."""
+        about = {"model": model, "event": event, "version": version, "host": host, "why": why}
+
+        def transaction() -> ServingEvent:
+            with self._database.write(f"serving {model}") as connection:
+                of_model = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence.desc()).limit(1)
+                own = connection.execute(of_model.where(_rows.c.host == host)).mappings().first()
+                if own is not None and about.items() <= dict(own).items():
+                    return _event(dict(own))
+                last = connection.execute(of_model).mappings().first()
+                fields = {
+                    **about,
+                    "sequence": last["sequence"] + 1 if last else 1,
+                    "at": datetime.now(UTC).isoformat(timespec="microseconds"),
+                    "previous": last["hash"] if last else "",
+                }
+                fields["hash"] = digest(fields)
+                connection.execute(_rows.insert().values(**fields))
+                return _event(fields)
+
+        return self._database.run(transaction)
+
+    def of(self, model: str) -> list[ServingEvent]:
+        """Return the events of one model, oldest first. Raises LedgerError if a row is damaged."""
+        return [_event(fields) for fields in self._read(model)]
+
+    def verify(self, model: str) -> list[str]:
+        """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
+        findings, previous = [], ""
+        for place, row in enumerate(self._read(model), 1):
+            content = {key: value for key, value in row.items() if key != "hash"}
+            if digest(content) != row["hash"] or row["previous"] != previous or row["sequence"] != place:
+                findings.append(f"{model}: serving event {row['sequence']} was changed, or a row before it was removed")
+            previous = row["hash"]
+        return findings
+
+    def _read(self, model: str) -> list[dict[str, Any]]:
+        query = _rows.select().where(_rows.c.model == model).order_by(_rows.c.sequence)
+
+        def read() -> list[dict[str, Any]]:
+            with self._database.read() as connection:
+                return [dict(fields) for fields in connection.execute(query).mappings()]
+
+        return self._database.run(read)
+
+
+def _event(fields: dict[str, Any]) -> ServingEvent:
+    try:
+        return ServingEvent.model_validate(fields)
+    except ValidationError as error:
+        raise LedgerError(f"serving event {fields['sequence']} of {fields['model']} is damaged") from error
