@@ -18,6 +18,7 @@ from remint.serving import blocks
 from remint.serving.blocks import Progress, content_noise, silent
 
 if TYPE_CHECKING:
+    from remint.serving.inputs import Examples
     from remint.serving.model import ServedModel
 
 Array = np.ndarray[Any, Any]
@@ -49,6 +50,21 @@ def log_prob(
     ``of_class``: of all or of each, if the input has none. ``draws``: of noise, for a bound. Raises UserError if the family has
     neither a density nor a bound.
     """
+    with served.examples(data, **options) as examples:
+        y_N = examples.y_N if of_class is None else served.given_classes(of_class, len(examples))
+        return of_examples(served, examples, y_N, draws=draws, seed=seed, progress=progress)
+
+
+def of_examples(
+    served: ServedModel,
+    examples: Examples,
+    y_N: Array | None,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> LogProb:
+    """Return ``log_prob`` of examples in the model's form."""
     model = served.model
     if not isinstance(model, HasLogProb | HasElbo):
         raise UserError(f"{served.ref}: its family has no density: use a vae, vaegan or flow")
@@ -59,7 +75,5 @@ def log_prob(
         noise_BKD = content_noise(x_BX, count * size, "density", seed).view(len(x_BX), count, size)
         return density.log_prob(model, x_BX, noise_BKD.transpose(0, 1).to(dtype), y_B)
 
-    with served.examples(data, **options) as examples:
-        y_N = examples.y_N if of_class is None else served.given_classes(of_class, len(examples))
-        parts = list(blocks.apply(of_block, examples.x_NX, y_N, served.device, progress))
+    parts = list(blocks.apply(of_block, examples.x_NX, y_N, served.device, progress))
     return LogProb(np.concatenate(parts), density.describe(model, draws))

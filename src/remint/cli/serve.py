@@ -1,0 +1,41 @@
+"""Command that serves models over HTTP."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from remint.cli import completion, terminal
+from remint.cli.app import app, here
+
+
+@app.command()
+def serve(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Each NAME (its champion), NAME@challenger or NAME/7.", autocompletion=completion.model_refs),
+    ],
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen at. The default is this machine only.")] = "127.0.0.1",
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the ledger.")] = 5.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    body: Annotated[int, typer.Option(min=1, help="MiB of one request's body.")] = 32,
+    examples: Annotated[int, typer.Option(min=1, help="Examples of one request.")] = 10_000,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests of one model that may wait.")] = 256,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 30.0,
+) -> None:
+    """Serve champions over HTTP, and switch to a new champion without a dropped request.
+
+    Set REMINT_SERVE_TOKEN to ask for a token.
+
+    Example: remint serve digits-vae digits-flow --port 8000
+    """
+    home, _ = here()
+    from remint.serving.app.limits import Limits
+    from remint.serving.app.run import serve as serve_models
+
+    limits = Limits(body << 20, examples, waiting, seconds)
+    terminal.say(f"http://{host}:{port}/docs lists what it answers")
+    serve_models(home, names, host, port, limits, every, device, os.environ.get("REMINT_SERVE_TOKEN"), terminal.say)

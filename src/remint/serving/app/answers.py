@@ -1,0 +1,128 @@
+"""What a server asks of a model: requests in the model's form, which are answered together in shared blocks.
+
+Requests that wait at the same time and differ only in their examples share blocks. A value does not depend on its neighbours
+(serving/blocks.py), so an answer equals that of the request alone.
+
+Shapes: N examples of one request, X the axes of one example, Z latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from remint.data.blocks import Blocks
+from remint.serving.inputs import Examples
+from remint.serving.model import ServedModel, slerp
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. ``options`` decide the method's call; requests with equal ones are answered together."""
+
+    method: str
+    x_NX: Array | None = None  # examples in the model's form, or latents
+    y_N: Array | None = None
+    places: Sequence[tuple[int, int]] = ()  # of samples: (seed, index)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        return self.method, self.y_N is None, tuple(sorted(self.options.items()))
+
+    def __len__(self) -> int:
+        return len(self.places) if self.x_NX is None else len(self.x_NX)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Values of one request, and the classes of its samples."""
+
+    values: Any
+    y_N: Array | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def answer(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    """Answer requests of one kind together."""
+    return ANSWERS[requests[0].method](served, requests)
+
+
+def _sample(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    places = [place for request in requests for place in request.places]
+    classes = (
+        None if requests[0].y_N is None else np.concatenate([request.y_N for request in requests if request.y_N is not None])
+    )
+    x_NX, y_N = served.draw(places, None if classes is None else classes.tolist(), **requests[0].options)
+    return [
+        Answer(served.in_source_form(x_MX, y_M), y_M)
+        for x_MX, y_M in zip(_split(x_NX, requests), _split(y_N, requests), strict=True)
+    ]
+
+
+def _log_prob(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    from remint.serving import density
+
+    examples = _together(requests)
+    found = density.of_examples(served, examples, examples.y_N, **requests[0].options)
+    return [Answer(values, about={"bound": found.bound}) for values in _split(found.values, requests)]
+
+
+def _encode(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    examples = _together(requests)
+    return [Answer(z_MZ) for z_MZ in _split(np.concatenate([*served.encoded(examples, examples.y_N)]), requests)]
+
+
+def _decode(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    examples = _together(requests)
+    z_NZ = np.concatenate([request.x_NX for request in requests if request.x_NX is not None])
+    x_NX = np.concatenate([*served.decoded(z_NZ, examples.y_N)])
+    return _in_source_form(served, x_NX, requests)
+
+
+def _reconstruct(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    examples = _together(requests)
+    return _in_source_form(served, np.concatenate([*served.reconstructed(examples, examples.y_N)]), requests)
+
+
+def _interpolate(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    found = []
+    for request in requests:
+        y_N = request.y_N
+        z_2Z = np.concatenate([*served.encoded(_together([request]), y_N)])
+        z_NZ = slerp(z_2Z[0], z_2Z[1], np.linspace(0.0, 1.0, request.options["steps"]))
+        of_all = None if y_N is None else np.full(len(z_NZ), y_N[0])
+        found.append(Answer(served.in_source_form(np.concatenate([*served.decoded(z_NZ, of_all)]), of_all), of_all))
+    return found
+
+
+def _in_source_form(served: ServedModel, x_NX: Array, requests: Sequence[Request]) -> list[Answer]:
+    parts = zip(_split(x_NX, requests), requests, strict=True)
+    return [Answer(served.in_source_form(x_MX, request.y_N), request.y_N) for x_MX, request in parts]
+
+
+def _together(requests: Sequence[Request]) -> Examples:
+    x_NX = np.concatenate([request.x_NX for request in requests if request.x_NX is not None])
+    y_N = None if requests[0].y_N is None else np.concatenate([request.y_N for request in requests if request.y_N is not None])
+    return Examples(Blocks.of(x_NX), y_N)
+
+
+def _split(values: Array | None, requests: Sequence[Request]) -> list[Any]:
+    if values is None:
+        return [None] * len(requests)
+    return np.split(values, np.cumsum([len(request) for request in requests])[:-1])
+
+
+ANSWERS: dict[str, Callable[[ServedModel, Sequence[Request]], list[Answer]]] = {
+    "sample": _sample,
+    "log_prob": _log_prob,
+    "encode": _encode,
+    "decode": _decode,
+    "reconstruct": _reconstruct,
+    "interpolate": _interpolate,
+}

@@ -1,0 +1,128 @@
+"""Follow the ledger: load the new champion beside the present one, check it, and switch.
+
+    poll -> the ledger's champion (or NAME@challenger, NAME/7) -> fetch and verify its bytes -> load -> recorded samples
+         -> canary -> switch
+
+The ledger is only read; an alias in MLflow is not followed. What fails keeps the present version, is recorded once as a serving
+event, and is tried again when the ledger names another version. While a store is away the server goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+
+from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.runtime import scratch
+from remint.runtime.home import Home
+from remint.serving import model
+from remint.serving.app import canary
+from remint.serving.app.slot import Slot, Version
+from remint.serving.model import Array, ServedModel
+from remint.stores.ledger.chain import describe
+from remint.stores.ledger.serving_events import Event
+from remint.stores.mlflow import ModelVersion
+from remint.stores.open import fetch_bundle, open_ledger, open_serving_events, open_tracking, resolve
+
+FAILURES = "report/failures.npz"  # held-out examples of a version's report
+
+
+class Follower:
+    """Follows the ledger for some names until it is stopped. ``tell`` gets one line for each event."""
+
+    def __init__(self, home: Home, slots: dict[str, Slot], every: float, device: str, tell: Callable[[str], None]) -> None:
+        self.home, self.slots, self.every, self.device, self.tell = home, slots, every, device, tell
+        self.refused: dict[str, int] = {}  # by name: the version that was tried and is not served
+        self.problems: dict[str, str] = {}  # by name: why the ledger or a store could not be read at the last poll
+        self.switches = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+
+    def start(self) -> None:
+        """Load each name once, in this thread, then follow. Raises NotFoundError if a name has no such version."""
+        for name in self.slots:
+            self.look(name, first=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self.every):
+            for name in self.slots:
+                self.look(name)
+
+    def look(self, name: str, *, first: bool = False) -> None:
+        """Switch a name to the version that the ledger names, if that is another one and passes its checks."""
+        slot = self.slots[name]
+        try:
+            version = resolve(self.home, slot.ref)
+            self.problems.pop(name, None)
+        except NotFoundError as error:
+            if first:
+                raise
+            self._problem(name, error)
+            return
+        except RemintError as error:
+            self._problem(name, error)
+            return
+        present = slot.version
+        if present is not None and present.number == version.version:
+            self.refused.pop(name, None)
+            return
+        if self.refused.get(name) == version.version:
+            return
+        try:
+            served, checked = self._checked(version, present.served if present else None)
+        except (IntegrityError, MemoryError) as error:
+            self.refused[name] = version.version
+            self._record(version, "refused", str(error))
+            return
+        except RemintError as error:  # a store is away: the next poll tries again
+            self._problem(name, error)
+            return
+        self.refused.pop(name, None)
+        slot.version = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), self._decision(version))
+        self.switches += present is not None
+        self._record(version, "switched" if present else "loaded", checked)
+
+    def _checked(self, version: ModelVersion, present: ServedModel | None) -> tuple[ServedModel, str]:
+        """Fetch, verify, load and try a version. Raises IntegrityError if it must not be served."""
+        served = model.load(fetch_bundle(self.home, version), self.device, version.ref)
+        canary.check_samples(served)
+        return served, canary.run(served, present, self._held_out(version, served))
+
+    def _held_out(self, version: ModelVersion, served: ServedModel) -> Array | None:
+        """Return held-out examples of the version's report; None if it has none that this model can take."""
+        try:
+            with scratch.folder() as folder:
+                path = open_tracking(self.home).attachment(version, FAILURES, folder)
+                with np.load(path, allow_pickle=False) as kept:
+                    x_NX: Array = kept["x_NX"]
+        except (RemintError, OSError, ValueError, KeyError):
+            return None
+        return x_NX if x_NX.shape[1:] == served.spec.shape else None
+
+    def _decision(self, version: ModelVersion) -> str:
+        try:
+            rows = open_ledger(self.home).about(version.name, version.version)
+        except RemintError:
+            return ""
+        return describe(rows[-1]) if rows else ""
+
+    def _problem(self, name: str, error: RemintError) -> None:
+        if self.problems.get(name) != str(error):
+            self.tell(f"{name}: {error}; it goes on with what it has")
+        self.problems[name] = str(error)
+
+    def _record(self, version: ModelVersion, event: Event, why: str) -> None:
+        self.tell(f"{version.ref} {event}: {why}")
+        try:
+            open_serving_events(self.home).append(version.name, event, version.version, socket.gethostname(), why)
+        except RemintError as error:
+            self.tell(f"{version.ref}: the event was not recorded: {error}")

@@ -1,0 +1,55 @@
+"""``remint serve``: load the models, follow the ledger and answer HTTP, until a signal ends the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from remint.errors import SettingsError
+from remint.runtime.addresses import LOOPBACK
+from remint.runtime.home import Home
+from remint.serving.app.api import create_app
+from remint.serving.app.follow import Follower
+from remint.serving.app.limits import Limits
+from remint.serving.app.slot import Slot
+
+DRAIN_SECONDS = 30  # for requests in flight, after a signal
+
+
+def build(
+    home: Home, refs: Sequence[str], limits: Limits, every: float, device: str, token: str | None, tell: Callable[[str], None]
+) -> Any:
+    """Return the application, with a version loaded for each name.
+
+    ``every``: seconds between two looks at the ledger. Raises SettingsError if a name is given twice, NotFoundError if it has no
+    such version.
+    """
+    slots: dict[str, Slot] = {}
+    for ref in refs:
+        slot = Slot(ref, limits.waiting)
+        if slot.name in slots:
+            raise SettingsError(f"{ref}: {slot.name} is served already: one version of a name for each server")
+        slots[slot.name] = slot
+    follower = Follower(home, slots, every, device, tell)
+    follower.start()
+    return create_app(slots, follower, limits, token)
+
+
+def serve(
+    home: Home,
+    refs: Sequence[str],
+    host: str,
+    port: int,
+    limits: Limits,
+    every: float,
+    device: str,
+    token: str | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests in flight are answered. ``port`` 0 takes a free one."""
+    import uvicorn
+
+    if host not in LOOPBACK and token is None:
+        tell(f"anybody who reaches {host} can ask this server: set REMINT_SERVE_TOKEN, or put a proxy with a login before it")
+    app = build(home, refs, limits, every, device, token, tell)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)

@@ -1,0 +1,110 @@
+"""A served name: its present version, the requests that wait for it, and the one thread that answers them.
+
+A switch is one assignment. The thread takes the version together with the requests, so a request ends on the version that
+it began with, and no answer mixes two.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from remint.errors import RemintError, RunError
+from remint.serving.app.answers import Answer, Request, answer
+from remint.serving.model import ServedModel
+
+
+class QueueFull(RemintError):
+    """More requests wait than the server takes."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that is served."""
+
+    served: ServedModel
+    number: int
+    since: str  # ISO 8601, UTC
+    decision: str  # the ledger's row in a sentence
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        return {"model": self.served.ref.partition("/")[0], "version": self.number, "weights_sha256": self.served.weights_sha256}
+
+
+@dataclass
+class Waiting:
+    request: Request
+    prepared_for: Version
+    result: Future[tuple[Version, Answer]] = field(default_factory=Future)
+
+
+class Slot:
+    """One served name. ``prepare`` is called again where the version changed between the request and its answer."""
+
+    def __init__(self, ref: str, most_waiting: int) -> None:
+        """Begin without a version. ``ref``: NAME, NAME@challenger or NAME/7."""
+        self.ref, self.most_waiting = ref, most_waiting
+        self.name = re.split("[@/]", ref)[0]
+        self.version: Version | None = None
+        self.seconds_busy = 0.0
+        self._waiting: list[Waiting] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"serve {ref}", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def ask(self, prepare: Callable[[Version], Request]) -> Future[tuple[Version, Answer]]:
+        """Queue a request, prepared for the present version. Raises QueueFull, and the errors of ``prepare``."""
+        version = self.version
+        if version is None:
+            raise RunError(f"{self.name} is not loaded yet")
+        waiting = Waiting(prepare(version), version)
+        with self._changed:
+            if self._closed:
+                raise RunError("the server stops")
+            if len(self._waiting) >= self.most_waiting:
+                raise QueueFull(f"{self.most_waiting} requests wait already: ask again later")
+            self._waiting.append(waiting)
+            self._changed.notify()
+        return waiting.result
+
+    def close(self) -> None:
+        """Answer the requests that wait, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                first = self._waiting[0]
+                batch = [each for each in self._waiting if _alike(each, first)]
+                self._waiting = [each for each in self._waiting if not _alike(each, first)]
+            began = time.monotonic()
+            batch = [each for each in batch if each.result.set_running_or_notify_cancel()]
+            try:
+                answers = answer(first.prepared_for.served, [each.request for each in batch]) if batch else []
+                for each, found in zip(batch, answers, strict=True):
+                    each.result.set_result((each.prepared_for, found))
+            except BaseException as error:  # noqa: BLE001  the thread goes on; each caller gets the error
+                for each in batch:
+                    each.result.set_exception(error)
+            self.seconds_busy += time.monotonic() - began
+
+
+def _alike(a: Waiting, b: Waiting) -> bool:
+    """Return whether two requests are answered together."""
+    return a.prepared_for is b.prepared_for and a.request.kind == b.request.kind

@@ -1,0 +1,425 @@
+"""The server: each answer is that of the version alone, it follows the ledger, and a version that fails its checks is not served."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+from torch import Tensor
+
+from remint.errors import LedgerError, NotFoundError, SettingsError
+from remint.maintenance.audit.ledger import serving
+from remint.promotion.why import sections, why
+from remint.records import Column, DataSpec
+from remint.runtime.home import Home
+from remint.serving.app import answers, canary, follow, run
+from remint.serving.app.limits import Limits
+from remint.serving.app.slot import QueueFull, Slot, Version
+from remint.serving.load import load_version
+from remint.serving.model import ServedModel
+from remint.stores.ledger.database import Database
+from remint.stores.ledger.serving_events import ServingEvents
+from remint.stores.open import fetch_bundle, open_ledger, open_tracking
+from tests.support import promotion_cases as cases
+from tests.support.models_cases import CASES, examples
+from tests.support.promotion_cases import MODEL
+
+pytestmark = pytest.mark.usefixtures("forked")
+URL = f"/v1/models/{MODEL}"
+LIMITS = Limits()
+
+
+@pytest.fixture
+def home(registered: Home, tmp_path: Path) -> Home:
+    home = cases.copy_home(registered, tmp_path / "home")
+    cases.append_row(home, "promoted", 1)
+    return home
+
+
+class Running:
+    """A server in this process, whose follower looks when it is told to."""
+
+    def __init__(self, home: Home, limits: Limits = LIMITS, token: str | None = None, refs: tuple[str, ...] = (MODEL,)) -> None:
+        self.said: list[str] = []
+        self.app = run.build(home, refs, limits, 3600.0, "cpu", token, self.said.append)
+        api = next(route for route in self.app.app.routes if route.path == "/readyz").endpoint.__self__
+        self.follower, self.slot = api.follower, api.slots[MODEL]
+        self.http = TestClient(self.app, raise_server_exceptions=False)
+
+    def look(self) -> int:
+        self.follower.look(MODEL)
+        return self.slot.version.number
+
+    def post(self, method: str, body: Any = None, **more: Any) -> Any:
+        return self.http.post(f"{URL}:{method}", json=body, **more)
+
+
+@pytest.fixture
+def server(home: Home) -> Iterator[Running]:
+    running = Running(home)
+    with running.http:
+        yield running
+
+
+def drawn(served: ServedModel, count: int = 5) -> np.ndarray:
+    return np.asarray(served.sample(count, seed=9))
+
+
+def test_each_method_answers_as_the_model_alone(home: Home, server: Running) -> None:
+    served = load_version(home, MODEL)
+    x, z = drawn(served), served.encode(drawn(served))
+    expected = {
+        "sample": ({"count": 3, "seed": 4, "temperature": 0.5}, served.sample(3, 4, temperature=0.5)),
+        "log_prob": ({"x": x.tolist(), "draws": 2, "seed": 1}, served.log_prob(x, draws=2, seed=1).values),
+        "encode": ({"x": x.tolist()}, z),
+        "decode": ({"z": z.tolist()}, served.decode(z)),
+        "reconstruct": ({"x": x.tolist()}, served.reconstruct(x)),
+        "interpolate": ({"x": x[:2].tolist(), "steps": 4}, served.interpolate(x[:1], x[1:2], 4)),
+    }
+    assert expected.keys() == answers.ANSWERS.keys()
+    for method, (body, values) in expected.items():
+        said = server.post(method, body).json()
+        assert np.allclose(np.asarray(said["values"]), values, rtol=1e-6), method
+        assert (said["model"], said["version"], said["weights_sha256"]) == (MODEL, 1, served.weights_sha256)
+    about = server.http.get(URL).json()
+    assert about["version"] == 1 and about["refused"] is None and f"{MODEL}/1 was promoted" in about["decision"]
+    assert server.http.get("/v1/models").json() == [about]
+    assert server.http.get("/readyz").text == "ready\n" and server.http.get("/healthz").status_code == 200
+    page = server.http.get("/metrics").text
+    assert f'remint_requests_total{{method="encode",model="{MODEL}",status="200"}} 1.0' in page
+    assert f'remint_version{{model="{MODEL}"}} 1.0' in page
+    assert server.http.get("/docs").status_code == 200
+
+
+def test_files_are_bodies_and_answers(home: Home, server: Running) -> None:
+    served = load_version(home, MODEL)
+    stream = io.BytesIO()
+    np.save(stream, x := drawn(served))
+    said = server.http.post(
+        f"{URL}:reconstruct",
+        content=stream.getvalue(),
+        headers={"content-type": "application/x-npy", "accept": "application/x-npy"},
+    )
+    assert np.array_equal(np.load(io.BytesIO(said.content)), x) and said.headers["x-remint-version"] == "1"
+    picture = server.post("sample", {"count": 9}, headers={"accept": "image/png"})
+    assert picture.content.startswith(b"\x89PNG") and picture.headers["content-type"] == "image/png"
+    assert server.post("sample", headers={"accept": "application/vnd.apache.parquet"}).status_code == 422
+
+
+WRONG: dict[str, tuple[int, str, Any, str]] = {
+    "another shape": (422, "encode", {"x": np.zeros((1, 1, 5, 6)).tolist()}, "size: the model has 4x4, these have 5x6"),
+    "no images": (422, "encode", {}, 'expected {"x": [image, ..]}'),
+    "ragged lists": (422, "encode", {"x": [[1], [1, 2]]}, "lists have different lengths"),
+    "text": (422, "encode", {"x": ["a"]}, "no array of numbers"),
+    "empty": (422, "encode", {"x": []}, "is empty"),
+    "too high": (422, "encode", {"x": np.full((1, 1, 4, 4), 77).tolist()}, "is not in 0 .. 4"),
+    "an unknown key": (422, "sample", {"cuont": 3}, "cuont: Extra inputs are not permitted"),
+    "no count": (422, "sample", {"count": 0}, "count: Input should be greater than or equal to 1"),
+    "a class": (422, "sample", {"class": "3"}, "remove the class"),
+    "one end": (422, "interpolate", {"x": np.zeros((1, 1, 4, 4)).tolist()}, "takes two examples"),
+    "latents of another size": (422, "decode", {"z": [[1.0, 2.0]]}, "expected finite numbers (N, 16)"),
+    "no latents": (422, "decode", {}, "no array"),
+    "too many": (413, "sample", {"count": 10_001}, "10,001 examples are more than the 10,000"),
+    "not an object": (422, "sample", [1], "not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_request_is_refused_in_one_line(server: Running, name: str) -> None:
+    status, method, body, message = WRONG[name]
+    said = server.post(method, body)
+    assert said.status_code == status and message in said.json()["detail"] and "\n" not in said.json()["detail"]
+
+
+def test_bodies_that_are_no_json_and_names_that_are_none_are_refused(server: Running) -> None:
+    for content, kind in (
+        (b"{", "application/json"),
+        (b"\x00" * 9, "application/x-npy"),
+        (b"", "image/png"),
+        (b"[" * 99_999, ""),
+    ):
+        said = server.http.post(f"{URL}:encode", content=content, headers={"content-type": kind} if kind else {})
+        assert said.status_code == 422 and "\n" not in said.json()["detail"]
+    assert server.http.post("/v1/models/none:sample", json={}).status_code == 404
+    assert server.http.get("/v1/models/none").status_code == 404
+    assert server.http.post(f"{URL}:nothing", json={}).status_code in (404, 405)
+
+
+def test_limits_and_token(home: Home) -> None:
+    running = Running(home, Limits(body_bytes=1000), token="secret")
+    with running.http as http:
+        assert http.get("/healthz").status_code == 200 and http.get("/metrics").status_code == 401
+        assert http.post(f"{URL}:sample", json={}, headers={"authorization": "Bearer wrong"}).status_code == 401
+        good = {"authorization": "Bearer secret"}
+        assert http.post(f"{URL}:sample", json={}, headers=good).status_code == 200
+        large = http.post(f"{URL}:sample", content=b" " * 1001, headers=good)
+        assert large.status_code == 413 and "more than 1,000 bytes" in large.json()["detail"]
+
+
+def hold(slot: Slot) -> tuple[threading.Event, threading.Event]:
+    """Make the slot's present version wait in its next answer: return an event when it began, and the one that lets it go on."""
+    began, go = threading.Event(), threading.Event()
+    assert slot.version is not None
+    served = slot.version.served
+
+    class Held(ServedModel):
+        def draw(self, *given: Any, **more: Any) -> Any:
+            if not began.is_set():  # the canary of the next version asks it too
+                began.set()
+                assert go.wait(60)
+            return served.draw(*given, **more)
+
+    held = Held(served.model, served.spec, ref=served.ref, weights_sha256=served.weights_sha256)
+    slot.version = Version(held, slot.version.number, slot.version.since, "")
+    return began, go
+
+
+def test_a_switch_keeps_requests_in_flight_on_their_version(home: Home, server: Running) -> None:
+    first = load_version(home, f"{MODEL}/1").sample(2, seed=5)
+    began, go = hold(server.slot)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(server.post, "sample", {"count": 2, "seed": 5})
+        assert began.wait(60)
+        cases.append_row(home, "promoted", 2)
+        assert server.look() == 2
+        go.set()
+        said = asked.result().json()
+    assert said["version"] == 1 and np.array_equal(said["values"], first)
+    assert np.array_equal(
+        server.post("sample", {"count": 2, "seed": 5}).json()["values"], load_version(home, MODEL).sample(2, seed=5)
+    )
+
+
+def test_more_requests_than_may_wait_are_429_and_slow_ones_503(home: Home) -> None:
+    running = Running(home, Limits(waiting=2, seconds=0.5))
+    with running.http:
+        began, go = hold(running.slot)
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(running.post, "sample", {})
+            assert began.wait(60)
+            others = list(pool.map(lambda seed: running.post("sample", {"seed": seed}), range(3)))
+        assert first.result().status_code == 503 and "no answer within 0.5 s" in first.result().json()["detail"]
+        assert sorted(said.status_code for said in others) == [429, 503, 503]
+        go.set()
+    with pytest.raises(Exception, match="the server stops"):
+        running.slot.ask(lambda version: answers.Request("sample", places=[(0, 0)], options={"temperature": 1.0}))
+
+
+def test_requests_that_wait_together_share_blocks_and_are_those_of_each_alone(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    together = answers.answer
+
+    def counted(served: ServedModel, asked: Any) -> Any:
+        sizes.append(len(asked))
+        return together(served, asked)
+
+    monkeypatch.setattr("remint.serving.app.slot.answer", counted)
+    alone = {seed: server.post("sample", {"seed": seed, "count": 2}).json()["values"] for seed in range(8)}
+    began, go = hold(server.slot)
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(server.post, "sample", {})
+        assert began.wait(60)
+        asked = {seed: pool.submit(server.post, "sample", {"seed": seed, "count": 2}) for seed in range(8)}
+        while server.slot.waiting < 8:
+            time.sleep(0.01)
+        go.set()
+        assert {seed: each.result().json()["values"] for seed, each in asked.items()} == alone
+    assert first.result().status_code == 200 and sizes[-1] == 8
+
+
+def test_the_ledger_is_followed_and_an_alias_in_mlflow_is_not(home: Home, server: Running) -> None:
+    open_tracking(home).set_alias(MODEL, "champion", 3)
+    assert server.look() == 1
+    cases.append_row(home, "kept", 2)
+    assert server.look() == 1
+    cases.append_row(home, "promoted", 2)
+    assert server.look() == 2
+    open_ledger(home).append(MODEL, "rolled_back", 2, champion_after=1, who="ada", why="", evidence="", expected_champion=2)
+    assert server.look() == 1 and server.follower.switches == 2
+    events = ServingEvents(home.ledger_url).of(MODEL)
+    assert [(event.event, event.version) for event in events] == [("loaded", 1), ("switched", 2), ("switched", 1)]
+    assert "drew its recorded samples, and answered sample, log_prob, encode, reconstruct" in events[0].why
+
+
+def test_names_are_given_once_and_exist(home: Home) -> None:
+    with pytest.raises(SettingsError, match="is served already"):
+        Running(home, refs=(MODEL, f"{MODEL}/2"))
+    with pytest.raises(NotFoundError, match="has no challenger"):
+        Running(home, refs=(f"{MODEL}@challenger",))
+
+
+def broken(how: str, message: str) -> Callable[[Home, pytest.MonkeyPatch], str]:
+    def act(home: Home, monkeypatch: pytest.MonkeyPatch) -> str:
+        whole = follow.model.load
+
+        def load(folder: Path, device: str, ref: str) -> ServedModel:
+            served = whole(folder, device, ref)
+            encode = served.model.encode  # type: ignore[operator]
+            served.model.encode = lambda x_BX, y_B=None: _broken(how, encode(x_BX, y_B))  # type: ignore[assignment]
+            return served
+
+        monkeypatch.setattr(follow.model, "load", load)
+        return message
+
+    return act
+
+
+def _broken(how: str, z_BZ: Tensor) -> Tensor:
+    if how == "raises":
+        raise RuntimeError("an index is out of range")
+    if how == "slow":
+        time.sleep(0.3)
+    return z_BZ * float("nan") if how == "nan" else z_BZ
+
+
+FAULTS = {
+    "raises": broken("raises", "canary's encode failed: RuntimeError: an index is out of range"),
+    "nan": broken("nan", "canary's encode has values that are not finite"),
+    "slow": broken("slow", "canary's encode took 0.*the present version takes"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_version_that_fails_its_checks_is_refused_and_the_present_one_goes_on(
+    home: Home, server: Running, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = server.post("sample", {}).json()
+    with monkeypatch.context() as patched:
+        message = FAULTS[name](home, patched)
+        cases.append_row(home, "promoted", 2)
+        assert server.look() == 1 and server.look() == 1
+    events = ServingEvents(home.ledger_url).of(MODEL)
+    assert [(event.event, event.version) for event in events] == [("loaded", 1), ("refused", 2)]
+    assert re.search(message, events[-1].why), events[-1].why
+    assert server.post("sample", {}).json() == before and server.http.get(URL).json()["refused"] == 2
+    cases.append_row(home, "promoted", 3)
+    assert server.look() == 3 and server.http.get(URL).json()["refused"] is None
+
+
+def test_damaged_bytes_are_refused(home: Home, server: Running) -> None:
+    version = open_tracking(home).version(f"{MODEL}/2")
+    folder = fetch_bundle(home, version)
+    stored = [
+        path
+        for path in home.path.rglob("weights.safetensors")
+        if path.read_bytes() == (folder / "weights.safetensors").read_bytes()
+    ]
+    assert len(stored) >= 2
+    for path in stored:
+        damaged = bytearray(path.read_bytes())
+        damaged[-5] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(damaged)
+    cases.append_row(home, "promoted", 2)
+    assert server.look() == 1
+    assert ServingEvents(home.ledger_url).of(MODEL)[-1].event == "refused"
+
+
+def test_a_store_that_is_away_changes_nothing_and_is_asked_again(
+    home: Home, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases.append_row(home, "promoted", 2)
+
+    def away(*_: object) -> None:
+        raise LedgerError("the ledger is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(follow, "resolve", away)
+        assert server.look() == 1 and server.look() == 1
+    assert sum("the ledger is away; it goes on with what it has" in line for line in server.said) == 1
+    assert f'remint_following{{model="{MODEL}"}} 0.0' in server.http.get("/metrics").text
+    assert server.post("sample", {}).status_code == 200
+    assert server.look() == 2
+
+
+def test_no_request_fails_and_no_answer_is_mixed_while_champions_change(home: Home, server: Running) -> None:
+    alone = {number: load_version(home, f"{MODEL}/{number}").sample(3, seed=6).tolist() for number in (1, 2, 3)}
+    stop, problems, counts = threading.Event(), [], [0] * 4
+
+    def ask(place: int) -> None:
+        while not stop.is_set():
+            said = server.post("sample", {"count": 3, "seed": 6})
+            if said.status_code != 200 or said.json()["values"] != alone[said.json()["version"]]:
+                problems.append(said.text)
+            counts[place] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, place) for place in range(4)]
+        for number in (2, 3, 1, 2, 3):
+            cases.append_row(home, "promoted", number)
+            assert server.look() == number
+        stop.set()
+        assert all(each.exception() is None for each in asking)
+    assert not problems and min(counts) > 0 and server.follower.switches == 5
+
+
+def test_events_are_a_chain(home: Home) -> None:
+    events = ServingEvents(home.ledger_url)
+    first = events.append(MODEL, "loaded", 1, "a", "it passed")
+    assert events.append(MODEL, "loaded", 1, "a", "it passed") == first, "one for each version and host"
+    second = events.append(MODEL, "loaded", 1, "b", "it passed")
+    third = events.append(MODEL, "switched", 2, "a", "it passed")
+    assert (second.previous, third.previous) == (first.hash, second.hash) and events.verify(MODEL) == []
+    assert [event.event for event in why(home, f"{MODEL}/1").served] == ["loaded", "loaded"]
+    assert "b: loaded: it passed" in str(sections(why(home, f"{MODEL}/1")))
+    database = Database(home.ledger_url)
+    with database.write(MODEL) as connection:
+        connection.execute(sa.text("UPDATE serving_events SET version = 9 WHERE sequence = 2"))
+    assert len(events.verify(MODEL)) == 1
+    assert [found.finding.kind for found in serving(events, MODEL)] == ["ledger"]
+    with database.write(MODEL) as connection:
+        connection.execute(sa.text("DELETE FROM serving_events WHERE sequence = 2"))
+    assert len(events.verify(MODEL)) == 1
+
+
+def test_a_table_is_served_by_rows(tmp_path: Path) -> None:
+    case = CASES["flow-table"]
+    label = Column(name="kind", categories=("0", "1", "2"))
+    spec: DataSpec = case.spec.model_copy(update={"label": label, "class_names": label.categories})
+    served = ServedModel(case.build(spec).float().requires_grad_(False), spec, ref="m/1")
+    slot = Slot("m", 9)
+    slot.version = Version(served, 1, "", "")
+    from remint.serving.app.api import create_app
+    from remint.serving.app.follow import Follower
+
+    follower = Follower(Home.of(tmp_path), {}, 3600.0, "cpu", print)
+    follower._thread.start()
+    rows = served.sample(4, seed=1)
+    with TestClient(create_app({"m": slot}, follower, Limits())) as http:
+        said = http.post("/v1/models/m:encode", json={"rows": rows.to_dict("records")})
+        assert np.allclose(said.json()["values"], served.encode(rows), rtol=1e-5)
+        again = http.post("/v1/models/m:sample", json={"count": 4, "seed": 1}).json()
+        assert [row["kind"] for row in again["values"]] == rows["kind"].tolist() == again["classes"]
+        for wrong in (
+            {"rows": []},
+            {"rows": [{"age": 1}]},
+            {"rows": 3},
+            {"x": [[1]]},
+            {"rows": [{**rows.iloc[0].to_dict(), "colour": "no"}]},
+        ):
+            assert http.post("/v1/models/m:encode", json=wrong).status_code == 422
+
+
+def test_a_canary_asks_each_method_of_a_family() -> None:
+    for name, case in CASES.items():
+        served = ServedModel(case.build().float().requires_grad_(False), case.spec, ref="m/1")
+        said = canary.run(served, served, examples(case.spec, 3).numpy())
+        asked = {request.method for request in canary.requests(served, None)}
+        assert all(method in said for method in asked) and "3 held-out examples" in said, name
+        assert ("encode" in asked) == ("latent" in case.settings.can)
+    with pytest.raises(QueueFull):
+        full = Slot("m", 0)
+        full.version = Version(served, 1, "", "")
+        full.ask(lambda version: next(canary.requests(version.served, None)))
