@@ -151,6 +151,8 @@ class TrainingState:
                     _, parameter, key = rest.split(".")
                     entries.setdefault(int(parameter), {})[key] = tensor.clone()  # the optimizer changes it in place
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        for phase in self.phases:
+            phase.metrics.clear()  # of a later step; ``curves`` has those of this one
         for name in JSON_FIELDS:
             setattr(self, name, copy.copy(notes[name]))
         self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines

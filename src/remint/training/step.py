@@ -73,6 +73,7 @@ class StepRunner:
 
     def undo_block(self) -> bool:
         """Return whether a step since ``begin_block`` broke on any rank, and if so undo them all. This waits for the device."""
+        self.snapshot.check()
         if not self.world.any(bool(self.broken)):
             return False
         self.snapshot.restore()
@@ -177,22 +178,25 @@ def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float, broken: Ten
 
 
 class Snapshot:
-    """Copy of everything that steps change: weights, moments, average, buffers, sums of losses and counts."""
+    """Copy of everything that steps change: weights, moments, average, buffers, metrics, sums of losses and counts."""
 
     def __init__(self, state: TrainingState) -> None:
         every = {id(part): part for module in (state.model, *state.phases, state.average.model) for part in module.modules()}
         self._buffers = [(part._buffers, name) for part in every.values() for name, _ in part.named_buffers(recurse=False)]
+        self._registries = [(part._buffers, set(part._buffers)) for part in every.values()]
         self._state = state
         self._saved: list[tuple[Tensor | None, Tensor | None]] = []  # each buffer and its copy
         self._live: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._counts = (0, 0, 0)
+        self._metrics: list[dict[str, Tensor]] = []
 
     @torch.no_grad()
     def save(self) -> None:
         """Save the current values. Every buffer is copied, because a write through ``.data`` leaves no trace."""
         state = self._state
         self._counts = (state.step, state.steps_in_interval, state.consecutive_skips)
+        self._metrics = [dict(phase.metrics) for phase in state.phases]
         found = (buffers[name] for buffers, name in self._buffers)
         self._saved = [(tensor, None if tensor is None else tensor.clone()) for tensor in found]
         live = [*state.average.model.parameters(), state.losses_P]
@@ -212,6 +216,16 @@ class Snapshot:
             if tensor is not None and copy is not None and not torch.equal(tensor, copy):  # an expanded one cannot be written to
                 tensor.copy_(copy)
         torch._foreach_copy_(self._live, self._copies)
+        for phase, metrics in zip(state.phases, self._metrics, strict=True):
+            phase.metrics.clear()
+            phase.metrics.update(metrics)
+
+    def check(self) -> None:
+        """Raise StepError if a step has registered a buffer: it would be in no average, and a broken step would leave it."""
+        for buffers, known in self._registries:
+            if len(buffers) > len(known):
+                name = next(name for name in buffers if name not in known)
+                raise StepError(f"buffer {name} was registered by the forward of a phase: register it in __init__")
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
