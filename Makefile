@@ -64,6 +64,7 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.modes
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.validation
 	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.data --large
 	$(BIN)/python -m benchmarks.feed

@@ -2,8 +2,9 @@
 
     python -m benchmarks.formats
 
-Each row is a family at 32 px. A step is loss and gradient of all phases, in milliseconds of processor time on one thread, the
-least of ROUNDS; the formats take turns. Prints the table, and writes docs/results/formats.json.
+Each row is a family at 32 px, with the narrow network of loops.py or, in WIDE, one of its default width. A step is loss and
+gradient of all phases, in milliseconds of processor time on one thread, the least of ROUNDS; the formats take turns. Prints
+the table, and writes docs/results/formats.json.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +29,7 @@ FORMATS = {
     "bf16": (False, True),
     "both": (True, True),
 }  # layout, precision
+WIDE = {"gan": {"network": "residual"}, "vae": {"network": "residual"}}
 OUT = Path(__file__).parents[1] / "docs/results/formats.json"
 
 
@@ -41,10 +44,10 @@ def step(training: loops.Training, x_BCHW: torch.Tensor, *, bf16: bool) -> float
     return time.process_time() - began
 
 
-def measure(name: str) -> dict[str, float]:
-    """Return the milliseconds of a step of a family in each format."""
+def measure(name: str, model: dict[str, Any] | None) -> dict[str, float]:
+    """Return the milliseconds of a step of a family in each format. ``model``: as in loops.build."""
     seconds = dict.fromkeys(FORMATS, float("inf"))
-    trainings = {last: loops.build(name, 32) for last in (False, True)}
+    trainings = {last: loops.build(name, 32, model) for last in (False, True)}
     for phase in trainings[True].phases:
         phase.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x_BCHW = trainings[False].x_NX[: loops.BATCH[32]].float()
@@ -56,12 +59,12 @@ def measure(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    print(f"{'':8}" + "".join(f"{form:>16}" for form in FORMATS))
+    print(f"{'':10}" + "".join(f"{form:>16}" for form in FORMATS))
     rows = {}
     with deterministic(threads=1):
-        for name in loops.FAMILIES:
-            rows[name] = measure(name)
-            print(f"{name:8}" + "".join(f"{value:13.0f} ms" for value in rows[name].values()), flush=True)
+        for key, name, model in [(name, name, None) for name in loops.FAMILIES] + [(f"{k}, wide", k, WIDE[k]) for k in WIDE]:
+            rows[key] = measure(name, model)
+            print(f"{key:10}" + "".join(f"{value:13.0f} ms" for value in rows[key].values()), flush=True)
     record = {
         "date": str(date.today()),
         "machine": fingerprint(torch.device("cpu"), 1, 1),

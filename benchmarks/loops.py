@@ -198,7 +198,7 @@ def ours(name: str, side: int, *, compiled: bool = False, scored: bool = False) 
     )
     training, world = build(name, side), World(0, 1, torch.device("cpu"))
     guard = build_guard(training.model, training.x_NX, training.validation_NX, training.spec, settings, world)
-    score = scorer(training.model, training.validation_NX.numpy(), None, training.spec, 0, world) if scored else None
+    score = scorer(training.model, training.validation_NX.numpy(), None, training.spec, settings, world) if scored else None
     marks: list[tuple[float, float]] = []  # time and processor time after each step
 
     def mark() -> bool:

@@ -31,16 +31,21 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-class Record(BaseModel):
-    """A frozen value with a canonical JSON form."""
+class Extended(BaseModel):
+    """A value that may get new fields: its JSON leaves out ``added_later`` at their default, so that old digests stay."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    added_later: ClassVar[frozenset[str]] = frozenset()  # fields left out of the JSON at their default: old digests stay
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         fields, later = type(self).model_fields, self.added_later
         return {key: value for key, value in dump(self).items() if key not in later or getattr(self, key) != fields[key].default}
+
+
+class Record(Extended):
+    """A frozen value with a canonical JSON form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -1,5 +1,5 @@
 """Benchmarks of the training loop: their loops train, shares are medians, a missing peer is left out, bounds are checked; and that
-those of the feed and of evaluation run.
+those of the feed, of evaluation and of the validation score run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import evaluation, feed, loops, peers, scaling, throughput
+from benchmarks import evaluation, feed, loops, peers, scaling, throughput, validation
 from benchmarks.loops import Timing
 
 TINY: dict[str, dict[str, Any]] = {
@@ -143,3 +143,17 @@ def test_the_benchmark_of_evaluation_measures_a_cost(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(evaluation, "PART_EXAMPLES", 64)
     found = evaluation.cost("gan", 8, TINY["gan"], 2)
     assert found["training_s"] > 0 and found["share"] == pytest.approx(found["evaluation_s"] / found["training_s"])
+    said = evaluation.short(found | {"evaluation_s": 100.0, "seconds": {"elbo": 90.0, "fd_domain": 10.0}, "training_s": 1500.0})
+    assert said["share"] == 2.5 and "90 s were for elbo: a smaller evaluation.examples makes it cheaper" in said["note"]
+    assert not evaluation.missed(said) and evaluation.missed(said | {"note": None})
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_validation_score_measures_cost_and_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ALL": 2000, "SCORED": 100, "FEWER": (20, 50), "STEPS": 6, "EVERY": 2}.items():
+        monkeypatch.setattr(validation, name, value)
+    monkeypatch.setenv("REMINT_EVENTS", "/dev/null")
+    found = validation.cost("vae", 8, TINY["vae"], 2)
+    assert found["default"] == pytest.approx(found["all"] / 2), "1,000 of 2,000"
+    chosen = validation.choice(0)
+    assert chosen["rows"] == 3 and chosen["20"] >= 0.0 and chosen["50"] >= 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,26 @@ def test_a_sharded_array_reads_as_numpy_does() -> None:
             sharded[wrong]
     with pytest.raises(ValueError, match="without a copy"):
         np.array(sharded, copy=False)
+
+
+READS: dict[str, Callable[[ShardedArray], object]] = {
+    "places": lambda x_NX: [x_NX[np.arange(at, 4096, 64)].sum() for at in range(64)],
+    "blocks": lambda x_NX: [x_NX[at : at + 100].sum() for at in range(0, 4096, 100)],
+    "examples": lambda x_NX: [x_X.sum() for x_X in x_NX],
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_what_was_read_does_not_stay_in_memory(how: str, tmp_path: Path) -> None:
+    """16 MiB in four shards, of which less than one and a block may stay."""
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.ones((1024, 4096), np.uint8))
+    sharded = ShardedArray([np.load(tmp_path / f"{number}.npy", mmap_mode="r") for number in range(4)])
+
+    def mapped() -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssFile" in line)
+
+    before = mapped()
+    READS[how](sharded)
+    assert mapped() - before < 5 * 1024
+    np.testing.assert_array_equal(sharded[np.array([0, 4095])], np.ones((2, 4096), np.uint8))

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from remint.data.arrays import Dataset
+from remint.errors import StorageError
 from remint.evaluation.context import EvaluationContext
 from remint.records import DatasetVersion
 from tests.support.evaluation_cases import IdentityExtractor, context_of, make_table, normal_rows
+from tests.support.full_disk import full_disk
 
 
 @pytest.fixture
@@ -91,3 +93,10 @@ def test_a_truncated_file_is_computed_again_and_an_unfinished_file_is_not_read(d
     context, seen = fresh_context(dataset)
     context.real("domain")
     assert seen == [20]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_file(dataset: Dataset, cache_folder: Path) -> None:
+    context, _ = fresh_context(dataset)
+    with full_disk(100), pytest.raises(StorageError, match=r"^no room to write .*features \(File too large\): all of it can be"):
+        context.real("domain")
+    assert list(cache_folder.iterdir()) == []

@@ -60,6 +60,50 @@ def test_a_buffer_is_undone_however_a_phase_writes_to_it(add: Callable[[Summing,
     assert float(phase.total) == sum(range(10)) - 6
 
 
+class Lazy(Fit):
+    """Phase that measures itself on each third step. Its loss is NaN in ``broken`` steps, each in its first run."""
+
+    name: ClassVar[str] = "lazy"
+
+    def __init__(self, model: Line, broken: set[int]) -> None:
+        super().__init__(model)
+        self.broken = broken
+
+    def forward(self, batch: Batch) -> Tensor:
+        if batch.step % 3 == 0:
+            self.metrics["measured"] = torch.tensor(float(batch.step))
+        return super().forward(batch) + (math.nan if batch.step in self.broken else 0.0)
+
+
+def test_the_metrics_of_a_step_that_is_undone_are_undone(tmp_path: Path) -> None:
+    model = Line()
+    state = train_line(tmp_path, model, [Lazy(model, {6})], steps=8, validate_every=8)
+    assert (state.skipped, state.rows[-1]["measured"]) == (1, 3.0)
+
+
+def test_the_metrics_after_a_rollback_are_those_of_its_checkpoint(tmp_path: Path) -> None:
+    """It is from step 8 to step 4, and step 6, which measures, comes after the next row."""
+    model = Line()
+    phase = Lazy(model, {7})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("remint.training.divergence.emit", lambda *_, **__: phase.broken.clear())
+        state = train_line(tmp_path, model, [phase], skip_limit=0, checkpoint_every=4)
+    assert [(entry["step"], entry["to"]) for entry in state.rollbacks] == [(8, 4)]
+    assert [(row["step"], row["measured"]) for row in state.rows] == [(2, 0.0), (4, 3.0), (6, 3.0), (8, 6.0)]
+
+
+def test_a_buffer_that_a_step_registers_is_one_line(tmp_path: Path) -> None:
+    class Late(Fit):
+        def forward(self, batch: Batch) -> Tensor:
+            if batch.step == 1:
+                self.register_buffer("late", torch.zeros(()))
+            return super().forward(batch)
+
+    model = Line()
+    with pytest.raises(StepError, match=r"^buffer late was registered by the forward of a phase: register it in __init__$"):
+        train_line(tmp_path, model, [Late(model)], steps=2)
+
+
 class Masked(Fit):
     """Phase that has nothing to fit in step 6: its loss is 0 / 0, and its gradient 0."""
 

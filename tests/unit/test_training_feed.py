@@ -20,7 +20,7 @@ from remint.data import shards
 from remint.data.arrays import Array, Dataset, ShardedArray, Split
 from remint.distributed.machine import deterministic
 from remint.distributed.world import SINGLE_PROCESS
-from remint.errors import IntegrityError, ResourceError, SettingsError
+from remint.errors import IntegrityError, ResourceError, SettingsError, StorageError
 from remint.settings.recipe import TrainingSettings
 from remint.training import feed
 from remint.training.feed import Files, Streamed, open_feed
@@ -141,6 +141,16 @@ def test_changed_files_end_the_training_with_one_line(how: str, sharded: Array, 
             for step in itertools.count() if how == "shorter" else ():
                 opened.take(step, feed.batch_indices(30, 4, 0, step))
             opened.check()
+
+
+def test_a_disk_that_cannot_be_read_is_one_line(sharded: ShardedArray) -> None:
+    """The first page of a process's memory is a file that opens and gives EIO."""
+    with ExitStack() as opened:
+        files = Files(sharded, opened)
+        files.files[1] = opened.enter_context(Path("/proc/self/mem").open("rb", buffering=0))
+        expected = r"^/proc/self/mem cannot be read \(Input/output error\): check the disk, and run again$"
+        with pytest.raises(StorageError, match=expected):
+            files.read(np.array([0, 8]))
 
 
 def test_a_folder_that_vanishes_does_not_stop_a_training(sharded: Array, tmp_path: Path) -> None:

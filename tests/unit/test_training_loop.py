@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from remint.distributed.machine import deterministic
 from remint.errors import Interrupted
 from remint.models.contract import Batch, Model, Phase
 from remint.records import DataSpec
+from remint.settings.recipe import TrainingSettings
 from remint.training import guard as guard_module
 from remint.training.ema import AveragedModel
 from remint.training.guard import Guard
@@ -217,15 +219,37 @@ class Bound(Model):
 
 def test_scores_are_bits_per_dimension() -> None:
     spec = DataSpec(shape=(1, 2, 2), levels=8)
-    x_NCHW = torch.zeros((600, 1, 2, 2), dtype=torch.uint8)
-    uniform = scorer(Uniform(spec), x_NCHW, None, spec, 0, ONE_PROCESS)
+    x_NCHW = np.zeros((600, 1, 2, 2), np.uint8)
+    uniform = scorer(Uniform(spec), x_NCHW, None, spec, TrainingSettings(), ONE_PROCESS)
     assert uniform is not None
     assert uniform(Uniform(spec)) == pytest.approx(3.0, abs=1e-6)
-    bound = scorer(Bound(spec), x_NCHW, None, spec, 0, ONE_PROCESS)
+    bound = scorer(Bound(spec), x_NCHW, None, spec, TrainingSettings(), ONE_PROCESS)
     assert bound is not None
     assert bound(Bound(spec)) == pytest.approx(1 / math.log(2), abs=0.03)
     assert bound(Bound(spec)) == bound(Bound(spec))  # the noise never changes
-    assert scorer(Line(), x_NCHW, None, spec, 0, ONE_PROCESS) is None
+    assert scorer(Line(), x_NCHW, None, spec, TrainingSettings(), ONE_PROCESS) is None
+
+
+class Bright(Bound):
+    """HasElbo: the sum of the pixels and the class, plus the noise."""
+
+    def elbo(self, x_BCHW: Tensor, noise_KBN: Tensor, y_B: Tensor | None = None) -> Tensor:
+        assert y_B is not None
+        return noise_KBN[..., 0] + x_BCHW.flatten(1).sum(1) + 1000 * y_B
+
+
+def test_a_score_takes_evenly_spaced_examples_and_their_classes() -> None:
+    spec, numbers_N = DataSpec(shape=(1, 1, 1), levels=256), np.arange(601)
+    x_NCHW, y_N = (numbers_N % 256).astype(np.uint8)[:, None, None, None], numbers_N // 256
+
+    def score(x_NCHW: np.ndarray, y_N: np.ndarray, most: int) -> float:
+        found = scorer(Bright(spec), x_NCHW, y_N, spec, TrainingSettings(validation_examples=most), ONE_PROCESS)
+        assert found is not None
+        return found(Bright(spec))
+
+    assert score(x_NCHW, y_N, 301) == score(x_NCHW[::2], y_N[::2], 301)
+    assert score(x_NCHW, y_N, 301) != score(x_NCHW, y_N, 601)
+    assert score(x_NCHW, y_N, 601) == score(x_NCHW, y_N, 1000), "a smaller split is scored whole"
 
 
 @pytest.mark.parametrize("value", [1.0, 1e-30, 1e25, math.inf, math.nan])

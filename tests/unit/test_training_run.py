@@ -20,6 +20,7 @@ from remint.models.bundle import load_model
 from remint.models.contract import CanSample
 from remint.records import TrainedModel, digest
 from remint.runtime.manifest import verify
+from remint.settings.recipe import TrainingSettings
 from remint.training import step as training_step
 from tests.support import training_cases as cases
 
@@ -75,7 +76,7 @@ def test_the_served_weights_have_the_best_score(dataset: Dataset, tmp_path: Path
     )
     assert trained.best_step < 12, "the case must be one that gets worse"
     model = load_model(tmp_path / "out")
-    score = scorer(model, torch.tensor(dataset.validation.x_NX), None, dataset.spec, 3, World(0, 1, torch.device("cpu")))
+    score = scorer(model, dataset.validation.x_NX, None, dataset.spec, TrainingSettings(seed=3), World(0, 1, torch.device("cpu")))
     assert score is not None
     assert score(model) == pytest.approx(trained.validation, rel=1e-6)
 

@@ -18,6 +18,7 @@ Shapes: N examples, X the axes of one: C, H, W of an image (channels, height, wi
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import resource
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +50,8 @@ class ShardedArray:
     """Several memory-mapped arrays, one after the other along the first axis, read as one array (N, X).
 
     Index it with an integer, a slice, integers or a mask (N,), alone or before indices of the other axes. The result of
-    integers or a mask is a copy, as with numpy. ``np.asarray`` copies all of it into memory.
+    integers or a mask is a copy, as with numpy. ``np.asarray`` copies all of it into memory. What was read of the files does not
+    stay in the memory of this process.
     """
 
     def __init__(self, shards: Sequence[Array]) -> None:
@@ -59,17 +61,23 @@ class ShardedArray:
         self.shape: tuple[int, ...] = (int(self.ends[-1]), *shards[0].shape[1:])
         self.ndim, self.size = len(self.shape), math.prod(self.shape)
         self.nbytes = self.size * self.dtype.itemsize
+        self._viewed = self.shards[0]  # the shard of the last view that was returned
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Array]:
-        return (x_X for shard in self.shards for x_X in shard)
+        for shard in self.shards:
+            yield from shard
+            _unmap(shard)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("an array of several shards cannot be one array without a copy")
-        return np.concatenate(self.shards, dtype=dtype or self.dtype, casting="unsafe")
+        x_NX: Array = np.concatenate(self.shards, dtype=dtype or self.dtype, casting="unsafe")
+        for shard in self.shards:
+            _unmap(shard)
+        return x_NX
 
     def __dlpack__(self, **about: Any) -> Any:
         """Return all examples, copied, as torch.tensor takes them."""
@@ -100,13 +108,20 @@ class ShardedArray:
 
     def _range(self, start: int, stop: int, key: tuple[Any, ...]) -> Array:
         """Return ``key`` of the examples start .. stop-1: a view if they lie in one shard, else a copy."""
-        shard = min(int(np.searchsorted(self.ends, start, side="right")), len(self.shards) - 1)
+        first = shard = min(int(np.searchsorted(self.ends, start, side="right")), len(self.shards) - 1)
         parts: list[Array] = []
         while not parts or start < stop:
             before = int(self.ends[shard]) - len(self.shards[shard])
             parts.append(self.shards[shard][start - before : max(start, stop) - before][key])
             start, shard = int(self.ends[shard]), shard + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        _unmap(self._viewed)
+        if len(parts) == 1:
+            self._viewed = self.shards[first]
+            return parts[0]
+        x_NX = np.concatenate(parts)
+        for read in self.shards[first:shard]:
+            _unmap(read)
+        return x_NX
 
     def locate(self, place_M: Array) -> tuple[Array, Array]:
         """Return the shard of each place, and the index in that shard."""
@@ -120,7 +135,14 @@ class ShardedArray:
         for shard in np.unique(shard_M):
             here_M = shard_M == shard
             x_MX[here_M] = self.shards[shard][index_M[here_M]]
+            _unmap(self.shards[shard])
         return x_MX
+
+
+def _unmap(shard: Array) -> None:
+    """Take the pages of a mapped file out of this process's memory. The next read maps them again from the kernel's cache."""
+    if (mapped := getattr(shard, "_mmap", None)) is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ deleted at any time.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from remint.distributed.world import SINGLE_PROCESS, World
-from remint.errors import StorageError
 from remint.evaluation.features import Extractor
 from remint.records import digest
-from remint.runtime.manifest import sha256_file
+from remint.runtime.manifest import full_disk_as_storage_error, sha256_file
 
 Array = np.ndarray[Any, Any]
 
@@ -72,16 +70,11 @@ def _write(f_ND: Array, folder: Path, key: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{key}.{os.getpid()}.tmp"
     try:
-        with temporary.open("wb") as stream:
-            np.save(stream, f_ND, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(folder / f"{key}-{sha256_file(temporary)}.npy")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"no room to write features below {folder}: free space, or delete that folder, and run again"
-            ) from error
-        raise
+        with full_disk_as_storage_error(folder, "all of it can be deleted"):
+            with temporary.open("wb") as stream:
+                np.save(stream, f_ND, allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.rename(folder / f"{key}-{sha256_file(temporary)}.npy")
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,12 +25,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from remint.data.arrays import Dataset
-from remint.evaluation import pairs
 from remint.evaluation.context import PICTURE, judged_examples, samples
-from remint.evaluation.neighbours import coordinates
+from remint.evaluation.neighbours import to_nearest
 from remint.models.contract import CanSample
 from remint.records import DataSpec
 
@@ -47,7 +45,7 @@ def nearest(sample_NX: Array, dataset: Dataset) -> dict[str, Array]:
     """Return the arrays of nearest.npz."""
     train_NX, spec = dataset.train.x_NX, dataset.spec
     distance_N, place_N = _nearest(sample_NX[:SHOWN], train_NX, spec)
-    real_M, _ = _nearest(np.array(dataset.held_out.x_NX[:MAX_REAL]), train_NX, spec)
+    real_M, _ = _nearest(dataset.held_out.x_NX[:MAX_REAL], train_NX, spec)
     return {"near_NX": np.stack([np.array(train_NX[place]) for place in place_N]), "distance_N": distance_N, "real_M": real_M}
 
 
@@ -61,7 +59,7 @@ def failures(values: Mapping[str, Array], model: object, dataset: Dataset, seed:
         value_M, kept = values[metric], {}
     elif isinstance(model, CanSample):
         drawn_NX = samples(model, dataset.spec, UNCOVERED_SAMPLES, 0, PICTURE, 1)
-        value_M, _ = _nearest(np.array(dataset.held_out.x_NX[:MAX_UNCOVERED]), drawn_NX, dataset.spec)
+        value_M, _ = _nearest(dataset.held_out.x_NX[:MAX_UNCOVERED], drawn_NX, dataset.spec)
         metric, kept = "uncovered", {"all_M": value_M}
     else:
         return None
@@ -73,13 +71,7 @@ def failures(values: Mapping[str, Array], model: object, dataset: Dataset, seed:
 
 
 def _nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Array, Array]:
-    """Return distance and index of the nearest of the others, the first of equal ones. Works in blocks."""
-    x_ND = coordinates(x_NX, spec)
-    best_N, place_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype), torch.zeros(len(x_ND), dtype=torch.int64)
-    rows = pairs.rows(x_ND.shape[1])
-    for at in range(0, len(others_MX), rows):
-        distance_N, found_N = pairs.nearest(x_ND, coordinates(others_MX[at : at + rows], spec))
-        closer_N = distance_N < best_N
-        best_N, place_N = torch.where(closer_N, distance_N, best_N), torch.where(closer_N, at + found_N, place_N)
+    """Return distance and index of the nearest of the others, the first of equal ones."""
+    distance_N, place_N = to_nearest(x_NX, others_MX, spec)
     parts = 1 if spec.is_table else spec.dims
-    return (best_N / parts**0.5).numpy(), place_N.numpy()
+    return (distance_N / parts**0.5).numpy(), place_N.numpy()

@@ -97,15 +97,26 @@ def coordinates(x_NX: Array, spec: DataSpec) -> Tensor:
     return Columns.encoded(spec.columns, x_ND) if spec.is_table else x_ND
 
 
+def to_nearest(x_NX: Array, others_MX: Array, spec: DataSpec) -> tuple[Tensor, Tensor]:
+    """Return the distance of each example to the nearest of the others, and its index. A part of either side is in memory."""
+    rows = pairs.rows(coordinates(others_MX[:1], spec).shape[1])
+    distances, places = [], []
+    for at in range(0, len(x_NX), rows):
+        x_BD = coordinates(x_NX[at : at + rows], spec)
+        best_B = torch.full((len(x_BD),), torch.inf, dtype=x_BD.dtype)
+        place_B = torch.zeros(len(x_BD), dtype=torch.int64)
+        for start in range(0, len(others_MX), rows):
+            distance_B, found_B = pairs.nearest(x_BD, coordinates(others_MX[start : start + rows], spec))
+            closer_B = distance_B < best_B
+            best_B, place_B = torch.where(closer_B, distance_B, best_B), torch.where(closer_B, start + found_B, place_B)
+        distances.append(best_B)
+        places.append(place_B)
+    return torch.cat(distances), torch.cat(places)
+
+
 def _to_nearest(x_NX: Array, train: Split, spec: DataSpec) -> float:
     """Return the mean distance of examples to the nearest training example."""
-    x_ND = coordinates(x_NX, spec)
-    nearest_N = torch.full((len(x_ND),), torch.inf, dtype=x_ND.dtype)
-    rows = pairs.rows(x_ND.shape[1])
-    for at in range(0, len(train), rows):
-        distance_N, _ = pairs.nearest(x_ND, coordinates(train.x_NX[at : at + rows], spec))
-        nearest_N = torch.minimum(nearest_N, distance_N)
-    return float(nearest_N.mean())
+    return float(to_nearest(x_NX, train.x_NX, spec)[0].mean())
 
 
 def _centred(f_ND: Array) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2048  # examples of either set at a time: 32 MiB of distances
-WIDE = 2**23  # coordinates of one set at a time: 64 MiB
+WIDE = 2**21  # coordinates of one set at a time: 16 MiB
 ROUNDING = 1e-12
 
 

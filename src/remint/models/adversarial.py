@@ -113,7 +113,6 @@ class CriticPhase(AdversarialPhase):
         self.learning_rate = settings.critic_learning_rate
         self.sizes = [generator.sample_noise, augment.noise_size, augment.noise_size, int(settings.loss == "wgan_gp")]
         self.noise_size = sum(self.sizes)
-        self._curves: dict[str, Tensor] = {}
 
     def penalty_weight(self, progress: float) -> float:
         """Interpolate linearly from ``penalty`` to ``penalty_final``."""
@@ -132,7 +131,7 @@ class CriticPhase(AdversarialPhase):
             loss = critic_loss(self.settings.loss, *score_B.chunk(2))
             if self.settings.augment and self.training:
                 self.augment.adapt(*score_B.chunk(2))
-                self._curves.update(augment=self.augment.probability.clone())
+                self.metrics.update(augment=self.augment.probability.clone())
             if not penalised:
                 return loss
             lazy_weight = self.settings.penalty_every * weight
@@ -140,18 +139,15 @@ class CriticPhase(AdversarialPhase):
                 return loss + lazy_weight * self._lipschitz(real_BS, fake_BS, share_B1, batch.y_B)
             real_B, fake_B = squared_gradients(score_B, both_BS).chunk(2)
             r1, r2 = real_B.mean(), fake_B.mean()
-            self._curves.update(r1=r1.detach(), r2=r2.detach())
+            self.metrics.update(r1=r1.detach(), r2=r2.detach())
             return loss + 0.5 * lazy_weight * (r1 + r2)
 
     def _lipschitz(self, real_BS: Tensor, fake_BS: Tensor, share_B1: Tensor, y_B: Tensor | None) -> Tensor:
         share_BS = torch.special.ndtr(share_B1).view(-1, *[1] * (real_BS.dim() - 1))
         mixed_BS = (share_BS * real_BS + (1.0 - share_BS) * fake_BS).requires_grad_(True)
         penalty = lipschitz_penalty(self.critic(mixed_BS, y_B), mixed_BS)
-        self._curves.update(lipschitz=penalty.detach())
+        self.metrics.update(lipschitz=penalty.detach())
         return penalty
-
-    def curves(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._curves.items()}
 
 
 class GeneratorPhase(AdversarialPhase):

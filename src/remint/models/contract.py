@@ -142,6 +142,10 @@ class Phase(nn.Module):
     betas: tuple[float, float] = (0.9, 0.999)
     compilable: ClassVar[bool] = True  # False: never compiled, because torch.compile drops the graph of a gradient's gradient
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, Tensor] = {}  # of the last forward pass; those of a step that is undone are undone too
+
     def reference_frozen(self, **modules: nn.Module) -> None:
         """Keep references to modules without registering their parameters."""
         self.__dict__.update(modules)
@@ -150,8 +154,8 @@ class Phase(nn.Module):
         """Set ``learning_rate`` and ``betas`` for the next step from the fraction of steps done. By default this does nothing."""
 
     def curves(self) -> dict[str, float]:
-        """Return numbers of the last forward pass to plot as curves, by name."""
-        return {}
+        """Return numbers of the last forward pass to plot as curves, by name. By default ``metrics``."""
+        return {name: float(value) for name, value in self.metrics.items()}
 
 
 class Family(Protocol):

@@ -212,15 +212,14 @@ class Elbo(Phase):
         self.model = model
         self.settings = settings
         self.noise_size = model.latent_noise
-        self.kl = torch.zeros(())
-        self.moments_2Z = torch.zeros(2, model.latent_noise)  # of the posterior means over this rank's part of the batch
 
     def forward(self, batch: Batch) -> Tensor:
         mean_BZ, scale_BZ = self.model.posterior(batch.x_BX, batch.y_B)
         log_likelihood_B = self.model.log_likelihood(batch.x_BX, mean_BZ + scale_BZ * batch.noise_BN, batch.y_B)
         kl_Z = kl_from_prior(mean_BZ, scale_BZ).mean(0)
-        self.kl = in_unit(kl_Z.detach().sum(), self.model.spec)
-        self.moments_2Z = torch.stack([mean_BZ.mean(0), mean_BZ.square().mean(0)]).detach()
+        self.metrics["kl"] = in_unit(kl_Z.detach().sum(), self.model.spec)
+        # Moments of the posterior means over this rank's part of the batch.
+        self.metrics["moments_2Z"] = torch.stack([mean_BZ.mean(0), mean_BZ.square().mean(0)]).detach()
         loss = self.kl_weight(batch.progress) * self._with_free_bits(kl_Z) - log_likelihood_B.mean()
         return in_unit(loss, self.model.spec)
 
@@ -237,8 +236,10 @@ class Elbo(Phase):
 
     def curves(self) -> dict[str, float]:
         """Return ``kl`` and ``active_units`` (the number of active latents) of the last batch. All ranks must call it."""
-        mean_Z, square_Z = mean_over_ranks(self.moments_2Z)
-        return {"kl": float(self.kl), "active_units": float((square_Z - mean_Z.square() > ACTIVE).sum())}
+        if not self.metrics:
+            return {}
+        mean_Z, square_Z = mean_over_ranks(self.metrics["moments_2Z"])
+        return {"kl": float(self.metrics["kl"]), "active_units": float((square_Z - mean_Z.square() > ACTIVE).sum())}
 
 
 def build(settings: VaeSettings, spec: DataSpec) -> Vae:

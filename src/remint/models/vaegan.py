@@ -59,7 +59,7 @@ class EncoderPhase(Phase):
         super().__init__()
         self.encoder = model.encoder
         self.reference_frozen(bound=Elbo(model, settings))
-        self.noise_size = self.bound.noise_size
+        self.noise_size, self.metrics = self.bound.noise_size, self.bound.metrics
 
     def forward(self, batch: Batch) -> Tensor:
         loss: Tensor = self.bound(batch)
@@ -85,7 +85,6 @@ class DecoderPhase(AdversarialPhase):
         real = augment.noise_size if settings.critic.loss == "relativistic" else 0
         self.sizes = [model.latent_noise, model.sample_noise, augment.noise_size, real]
         self.noise_size = sum(self.sizes)
-        self._curves: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> Tensor:
         posterior_BZ, noise_BN, fake_noise_BN, real_noise_BN = torch.split(batch.noise_BN, self.sizes, dim=1)
@@ -98,11 +97,8 @@ class DecoderPhase(AdversarialPhase):
         reconstruction = -in_unit(log_likelihood_B.mean(), self.model.spec)
         fake_BX = self.augment(self.model(noise_BN, batch.y_B), fake_noise_BN)
         adversarial = generator_loss(self.settings.loss, real_B, self.critic(fake_BX, batch.y_B))
-        self._curves.update(reconstruction=reconstruction.detach(), adversarial=adversarial.detach())
+        self.metrics.update(reconstruction=reconstruction.detach(), adversarial=adversarial.detach())
         return reconstruction + self.weight * adversarial
-
-    def curves(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._curves.items()}
 
 
 def build(settings: VaeGanSettings, spec: DataSpec) -> VaeGan:

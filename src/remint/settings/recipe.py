@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from remint.records import Extended
 from remint.settings.base import Count, Fraction, Positive, Rate, Settings
 from remint.settings.split import SplitSettings, check_source
 
@@ -229,10 +230,12 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 }
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(Settings, Extended):
     """Length, learning rate, seed and devices of a training."""
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"compile", "data"})  # so that keys of older versions stay
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {"compile", "data", "validation_examples"}
+    )  # so that keys of older versions stay
 
     steps: Positive = 1500  # optimizer steps
     batch_size: Positive = 64  # examples per step, over all devices together
@@ -250,6 +253,7 @@ class TrainingSettings(Settings):
     compile: Literal["off", "on", "auto"] = "off"  # phases by torch.compile; auto: if measured to be faster, in long trainings
     data: Literal["auto", "device", "host", "mapped"] = "auto"  # where the training split is meanwhile; the weights are the same
     validate_every: Positive = 100  # steps between two scores on the validation split
+    validation_examples: Positive = 1000  # most of them that a score takes, evenly spaced in the validation split
     patience: Count = 0  # scores without a new best after which training stops; 0: never
     collapse: Fraction | None = None  # stop below this sample coverage relative to real data; None: 0.6 if no likelihood; 0: off
     checkpoint_every: Positive = 250  # steps between two checkpoints
@@ -257,13 +261,6 @@ class TrainingSettings(Settings):
     skip_share: Fraction = 0.05  # share of all steps that may be skipped in total, if more than skip_limit; one more: rollback
     rollbacks: Count = 2  # rollbacks to the last good checkpoint; one more: the run fails
     rollback_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # factor on the learning rate at each rollback
-
-    def resolved(self) -> dict[str, Any]:
-        """Return every setting, defaults filled in, as JSON values; but none of ``added_later`` at its default."""
-        fields = type(self).model_fields
-        return self.model_dump(
-            mode="json", exclude={each for each in self.added_later if getattr(self, each) == fields[each].default}
-        )
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> TrainingSettings:
@@ -286,7 +283,7 @@ class Recipe(Settings):
             "dataset": self.dataset,
             "family": self.family,
             "model": self.model.model_dump(mode="json"),
-            "training": self.training.resolved(),
+            "training": self.training.model_dump(mode="json"),
         }
 
     def without_seed(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from remint.data.arrays import Array, ShardedArray, Split
 from remint.data.blocks import check_memory, example_bytes, fill, memory_limit
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World, to_device
-from remint.errors import DataError, IntegrityError
+from remint.errors import DataError, IntegrityError, StorageError
 from remint.runtime.events import emit
 from remint.settings.recipe import TrainingSettings
 
@@ -130,6 +130,8 @@ class Files:
                 fill(x_X, file, self.starts[shard] + int(index) * self.row)
             except DataError as error:  # the file has become shorter
                 raise _changed(file) from error
+            except OSError as error:  # preadv names no file
+                raise StorageError(f"{file.name} cannot be read ({error.strerror}): check the disk, and run again") from error
         return x_BX
 
     def check(self) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch.optim import AdamW, Optimizer
 
 from remint.distributed.world import World
 from remint.errors import Interrupted
@@ -21,6 +20,7 @@ from remint.models.contract import Model, Phase
 from remint.runtime.events import emit
 from remint.settings.recipe import TrainingSettings
 from remint.training import compilation, curve, divergence
+from remint.training.adamw import AdamW
 from remint.training.checkpoint import Checkpoints
 from remint.training.ema import AveragedModel
 from remint.training.feed import Feed
@@ -142,23 +142,9 @@ def _initial_state(
     model: Model, phases: Sequence[Phase], settings: TrainingSettings, world: World, machine: dict[str, Any]
 ) -> TrainingState:
     """Return the state before the first step."""
-    optimizers = [
-        AdamW(phase.parameters(), betas=phase.betas, weight_decay=settings.weight_decay, fused=True) for phase in phases
-    ]
-    for optimizer in optimizers:
-        _create_moments(optimizer)
+    optimizers = [AdamW(phase.parameters(), settings.weight_decay) for phase in phases]
     losses_P = torch.zeros(len(phases), dtype=torch.float64, device=world.device)
     return TrainingState(model, phases, optimizers, AveragedModel(model), losses_P, machines=[machine])
-
-
-def _create_moments(optimizer: Optimizer) -> None:
-    """Make the moments of an optimizer, zero, by a step that changes nothing."""
-    (group,) = optimizer.param_groups
-    for parameter in group["params"]:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.found_inf = torch.ones((), device=group["params"][0].device)  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 class _Progress:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from remint.models.contract import Model, Phase
 from remint.records import Ended
+from remint.training.adamw import AdamW
 from remint.training.ema import AveragedModel
 
 JSON_FIELDS = (
@@ -55,7 +55,7 @@ class TrainingState:
 
     model: Model
     phases: Sequence[Phase]
-    optimizers: Sequence[Optimizer]  # one per phase
+    optimizers: Sequence[AdamW]  # one per phase
     average: AveragedModel
     losses_P: Tensor  # float64: this rank's losses, summed over ``steps_in_interval``
     step: int = 0  # steps done, skipped ones included
@@ -126,8 +126,7 @@ class TrainingState:
             **{f"best.{name}": tensor for name, tensor in self.best.items()},
         }
         for index, optimizer in enumerate(self.optimizers):
-            for parameter, entries in optimizer.state_dict()["state"].items():
-                named |= {f"optimizer.{index}.{parameter}.{key}": value for key, value in entries.items()}
+            named |= {f"optimizer.{index}.{name}": tensor for name, tensor in optimizer.tensors.items()}
         return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}
 
     def notes(self) -> dict[str, Any]:
@@ -144,13 +143,10 @@ class TrainingState:
             name: tensors[f"best.{name}"].to(t.device) for name, t in _tensors_of(self.average.model) if f"best.{name}" in tensors
         }
         for index, optimizer in enumerate(self.optimizers):
-            entries: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                kind, _, rest = name.partition(".")
-                if kind == "optimizer" and rest.startswith(f"{index}."):
-                    _, parameter, key = rest.split(".")
-                    entries.setdefault(int(parameter), {})[key] = tensor.clone()  # the optimizer changes it in place
-            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+            for name, tensor in optimizer.tensors.items():
+                tensor.copy_(tensors[f"optimizer.{index}.{name}"])
+        for phase in self.phases:
+            phase.metrics.clear()  # of a later step; ``curves`` has those of this one
         for name in JSON_FIELDS:
             setattr(self, name, copy.copy(notes[name]))
         self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines

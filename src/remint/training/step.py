@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from remint.data.sampler import batch_indices
 from remint.distributed.world import World
@@ -73,6 +72,7 @@ class StepRunner:
 
     def undo_block(self) -> bool:
         """Return whether a step since ``begin_block`` broke on any rank, and if so undo them all. This waits for the device."""
+        self.snapshot.check()
         if not self.world.any(bool(self.broken)):
             return False
         self.snapshot.restore()
@@ -94,14 +94,14 @@ class StepRunner:
         for index, phase in enumerate(self.state.phases):
             batch = Batch(x_BX, self._noise(index, phase), step / settings.steps, step, y_B)
             phase.schedule(batch.progress)
-            optimizer = self.state.optimizers[index]
-            optimizer.param_groups[0].update(lr=learning_rate * phase.learning_rate, betas=phase.betas)
             with _gradients_enabled(self.parameters[index], toggle=len(self.parameters) > 1):
                 loss, norm = _compute_gradient(self.runners[index], self.parameters[index], batch, settings.precision)
                 self.broken.logical_or_(~norm.isfinite())
                 if careful and self.world.any(bool(self.broken)):
                     return describe_nonfinite(phase, loss, norm, step, indices, self.world)
-                _step_optimizer(optimizer, norm, settings.gradient_clip, self.broken)
+                if settings.gradient_clip:
+                    nn.utils.clip_grads_with_norm_(self.parameters[index], settings.gradient_clip, norm)
+                self.state.optimizers[index].step(learning_rate * phase.learning_rate, phase.betas, self.broken)
             losses.append(loss)
         self.state.count_step(torch.stack(losses))
         self.state.average.update(self.ema_decay, step)
@@ -150,10 +150,10 @@ def _compute_gradient(
         raise StepError(
             f"the loss of a phase has shape {tuple(loss.shape)}, not (): its forward must return a mean over the batch"
         )
-    loss.backward(loss.detach() * 0.0 + 1.0)  # type: ignore[no-untyped-call]  # NaN in place of 1 if the loss is not finite
-    norm = _norm([p.grad for p in parameters if p.grad is not None])
+    zero = loss.detach() * 0.0  # NaN if the loss is not finite
+    loss.backward(zero + 1.0)  # type: ignore[no-untyped-call]
     # A loss of masked terms may be NaN and have a gradient of 0.
-    return loss.detach(), torch.where(loss.detach().isfinite(), norm, math.nan)
+    return loss.detach(), _norm([p.grad for p in parameters if p.grad is not None]) + zero
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
@@ -167,40 +167,30 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return total
 
 
-def _step_optimizer(optimizer: Optimizer, norm: Tensor, clip: float, broken: Tensor) -> None:
-    """Step a phase's optimizer, unless ``broken`` is 1, with the gradient scaled down to a norm of ``clip`` if it is greater."""
-    (group,) = optimizer.param_groups
-    if clip:
-        nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
-    optimizer.found_inf = broken  # type: ignore[attr-defined]  # read by the fused optimizer, on the device
-    optimizer.step()
-
-
 class Snapshot:
-    """Copy of everything that steps change: weights, moments, average, buffers, sums of losses and counts."""
+    """Copy of everything that steps change: weights, moments, average, buffers, metrics, sums of losses and counts."""
 
     def __init__(self, state: TrainingState) -> None:
         every = {id(part): part for module in (state.model, *state.phases, state.average.model) for part in module.modules()}
         self._buffers = [(part._buffers, name) for part in every.values() for name, _ in part.named_buffers(recurse=False)]
+        self._registries = [(part._buffers, set(part._buffers)) for part in every.values()]
         self._state = state
         self._saved: list[tuple[Tensor | None, Tensor | None]] = []  # each buffer and its copy
-        self._live: list[Tensor] = []
-        self._copies: list[Tensor] = []
+        optimizers = (tensor for optimizer in state.optimizers for tensor in (*optimizer.parameters, *optimizer.tensors.values()))
+        self._live = [*state.average.model.parameters(), state.losses_P, *optimizers]
+        self._copies = [torch.empty_like(tensor) for tensor in self._live]
         self._counts = (0, 0, 0)
+        self._metrics: list[dict[str, Tensor]] = []
 
     @torch.no_grad()
     def save(self) -> None:
         """Save the current values. Every buffer is copied, because a write through ``.data`` leaves no trace."""
         state = self._state
         self._counts = (state.step, state.steps_in_interval, state.consecutive_skips)
+        self._metrics = [dict(phase.metrics) for phase in state.phases]
         found = (buffers[name] for buffers, name in self._buffers)
         self._saved = [(tensor, None if tensor is None else tensor.clone()) for tensor in found]
-        live = [*state.average.model.parameters(), state.losses_P]
-        live += [tensor for optimizer in state.optimizers for tensor in _optimizer_tensors(optimizer)]
-        if len(live) != len(self._live) or any(one is not other for one, other in zip(live, self._live, strict=True)):
-            self._copies = [torch.empty_like(tensor) for tensor in live]  # a restored optimizer has new moment tensors
-            self._live = live
-        torch._foreach_copy_(self._copies, live)
+        torch._foreach_copy_(self._copies, self._live)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -212,11 +202,16 @@ class Snapshot:
             if tensor is not None and copy is not None and not torch.equal(tensor, copy):  # an expanded one cannot be written to
                 tensor.copy_(copy)
         torch._foreach_copy_(self._live, self._copies)
+        for phase, metrics in zip(state.phases, self._metrics, strict=True):
+            phase.metrics.clear()
+            phase.metrics.update(metrics)
 
-
-def _optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
-    (group,) = optimizer.param_groups
-    return [*group["params"], *(tensor for entries in optimizer.state.values() for tensor in entries.values())]
+    def check(self) -> None:
+        """Raise StepError if a step has registered a buffer: it would be in no average, and a broken step would leave it."""
+        for buffers, known in self._registries:
+            if len(buffers) > len(known):
+                name = next(name for name in buffers if name not in known)
+                raise StepError(f"buffer {name} was registered by the forward of a phase: register it in __init__")
 
 
 def describe_nonfinite(

@@ -144,7 +144,7 @@ def fit(recipe: Recipe, dataset: Dataset, world: World, checkpoints: Checkpoints
     phases = [phase.to(world.device) for phase in chosen.phases(model, recipe.model)]
     if settings.precision == "fp64":
         phases = [phase.double() for phase in phases]
-    score = scorer(model, validation.x_NX, validation.y_N, spec, settings.seed, world)
+    score = scorer(model, validation.x_NX, validation.y_N, spec, settings, world)
     watch = build_guard(model, train.x_NX, validation.x_NX, spec, settings, world)
     machine = fingerprint(world.device, settings.threads, world.size)
     with open_feed(train, settings, world) as feed:

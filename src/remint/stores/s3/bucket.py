@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from remint.errors import DataError, IntegrityError, RemintError, StorageError
 from remint.runtime.addresses import TRUST_S3, loopback_without_proxy, s3_distrusted
+from remint.runtime.manifest import NO_ROOM
 from remint.runtime.retry import doubling, retry
 
 SCHEME = "s3://"
@@ -217,7 +217,7 @@ def door(where: str) -> Iterator[None]:
     except BotoCoreError as error:
         raise StorageError(f"{where}: {_unanswered(error)}") from None
     except OSError as error:
-        remedy = "free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that folder's permissions"
+        remedy = "free space and run again" if error.errno in NO_ROOM else "check that folder's permissions"
         raise StorageError(f"{where}: {error.strerror}: {error.filename}: earlier files are intact; {remedy}") from None
 
 
