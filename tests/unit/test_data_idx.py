@@ -134,5 +134,5 @@ def test_fashion_mnist_is_read(tmp_path: Path) -> None:
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):  # the smaller part, which is quick to read
         shutil.copy(FASHION / name, tmp_path / "mnist" / name)
     arrays, spec = snapshot(tmp_path, resize={"size": [32, 32], "filter": "pad"})
-    assert spec == DataSpec(shape=(1, 32, 32), levels=256, classes=10) and len(arrays["x"]) == 10_000
+    assert spec == DataSpec(shape=(1, 32, 32), levels=256, classes=10, filter="pad") and len(arrays["x"]) == 10_000
     assert np.bincount(arrays["y"]).tolist() == [1_000] * 10
