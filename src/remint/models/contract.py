@@ -150,6 +150,10 @@ class Phase(nn.Module):
         """Keep references to modules without registering their parameters."""
         self.__dict__.update(modules)
 
+    def trained_critic(self) -> nn.Module | None:
+        """Return the critic that this phase trains, which is saved beside the served model. By default None."""
+        return None
+
     def schedule(self, progress: float) -> None:
         """Set ``learning_rate`` and ``betas`` for the next step from the fraction of steps done. By default this does nothing."""
 
