@@ -29,7 +29,8 @@ class WholeNumbers(nn.Module):
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
-        self.count = sum(column.whole for column in columns)
+        self.places = [place for place, column in enumerate(columns) if column.whole]
+        self.count = len(self.places)
         self.log_width = -sum(math.log(column.scale) for column in columns if column.whole)  # of an example's intervals
         numbers = [[float(getattr(each, key) or 0) for each in columns] for key in ("mean", "scale", "least", "most")]
         self.register_buffer("forms_4D", torch.tensor(numbers, dtype=torch.float64).view(torch.int64), persistent=False)
