@@ -105,6 +105,7 @@ class Model(nn.Module):
     """The served network. The methods of the protocols are called in eval mode and without gradients."""
 
     conditional: bool = False  # whether sample, density and bound are given the class
+    encodes_by_search: bool = False  # whether ``encode`` of a HasLatent is an optimisation, hundreds of times as slow as a pass
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         """Return the classes that ``sample`` draws with this noise, int64 (B,); None if it draws none. By default None."""

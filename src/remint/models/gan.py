@@ -30,6 +30,8 @@ class Generator(AdversarialGenerator):
     Its noise: z, then numbers that draw the categories of a row, and the class.
     """
 
+    encodes_by_search = True
+
     def __init__(self, settings: GanSettings, spec: DataSpec) -> None:
         """Build the generator. Raises SettingsError if the network cannot draw such data."""
         super().__init__()
@@ -63,7 +65,7 @@ class Generator(AdversarialGenerator):
 
     def _likeliest(self, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
         """Return examples as input of the critic, with the likeliest category of each column."""
-        equal_BG = z_BZ.new_zeros(len(z_BZ), self.space.noise_size)
+        equal_BG = z_BZ.new_zeros(z_BZ.shape[0], self.space.noise_size)
         return self.space.from_network(self.net(self.labels.append_one_hot(z_BZ, y_B)), equal_BG)
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
