@@ -60,6 +60,9 @@ def test_a_latent_does_not_depend_on_mode_order_neighbours_or_memory(name: str, 
     torch.testing.assert_close(model.encode(x_BX[order], picked_B), z_BZ[order], rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(inversion, "NUMBERS", 1)  # one example at a time
     torch.testing.assert_close(model.encode(x_BX, y_B), z_BZ, rtol=1e-6, atol=1e-6)
+    filled = torch.tensor([2, 5, 2, 2, 2])  # as a block is filled up
+    filled_B = None if y_B is None else y_B[filled]
+    torch.testing.assert_close(model.encode(x_BX[filled], filled_B), z_BZ[filled], rtol=1e-6, atol=1e-6)
     assert model.encode(x_BX[:0], None if y_B is None else y_B[:0]).shape == (0, model.latent_size)
 
 

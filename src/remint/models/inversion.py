@@ -29,23 +29,38 @@ FIRST_RATE, LAST_RATE = 0.1, 0.005  # Adam's learning rate, falling geometricall
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8  # of Adam
 PRIOR = 1e-3
 PART = 64  # draws at a time
-NUMBERS = 2**18  # of all examples that are optimised at a time: their gradients are in memory
+EXAMPLES = 16  # that are optimised at a time, always so many: rounding depends on their number
+NUMBERS = 2**16  # of these examples: the generator's numbers and their gradients are in memory for STARTS of each
 
 Generate = Callable[[Tensor, Tensor | None], Tensor]  # latents and classes of some rows to their examples
 
 
 def invert(generate: Generate, x_BS: Tensor, y_B: Tensor | None, latent: int) -> Tensor:
     """Return z_BZ for examples ``x_BS`` of classes ``y_B``, in their precision. The caller may have turned gradients off."""
+    if not len(x_BS):
+        return x_BS.new_empty(0, latent)
     with torch.inference_mode(False):
         x_BS, y_B = x_BS.clone(), None if y_B is None else y_B.clone()  # a tensor of inference mode cannot have a gradient
+        place_N, of_B = _without_repetitions(x_BS, y_B)
         draws_DZ = standard_normal((DRAWS, latent), "inversion").to(x_BS)
         starts_BRZ = draws_DZ[_nearest_draws(generate, x_BS, y_B, draws_DZ)]
-        count = max(1, min(len(x_BS), NUMBERS // x_BS[0].numel())) if len(x_BS) else 1
-        parts = [
-            _optimise(generate, x_BS[at : at + count], None if y_B is None else y_B[at : at + count], starts_BRZ[at : at + count])
-            for at in range(0, len(x_BS), count)
-        ]
-        return torch.cat(parts) if parts else x_BS.new_empty(0, latent)
+        count = max(1, min(EXAMPLES, NUMBERS // x_BS[:1].numel()))
+        parts = []
+        for part_M in torch.split(place_N, count):
+            filled_M = torch.cat([part_M, part_M[:1].expand(count - len(part_M))])
+            z_MZ = _optimise(generate, x_BS[filled_M], None if y_B is None else y_B[filled_M], starts_BRZ[filled_M])
+            parts.append(z_MZ[: len(part_M)])
+        return torch.cat(parts)[of_B]
+
+
+def _without_repetitions(x_BS: Tensor, y_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the places of all examples but repetitions of the first, which fill up blocks, and for each example its own."""
+    same_B = (x_BS == x_BS[:1]).flatten(1).all(1)
+    if y_B is not None:
+        same_B &= y_B == y_B[:1]
+    same_B[:1] = False
+    place_N = (~same_B).nonzero().flatten()
+    return place_N, torch.where(same_B, 0, (~same_B).cumsum(0) - 1)
 
 
 @torch.no_grad()
