@@ -32,6 +32,7 @@ from remint.models import probe
 from remint.models.contract import Model, standard_normal
 from remint.records import DataSpec, Record
 from remint.runtime.manifest import sha256_file
+from remint.serving import operators
 from remint.serving.model import ServedModel
 from remint.settings.recipe import MODEL_SETTINGS
 
@@ -173,6 +174,7 @@ def _write_onnx(graph: _Method, inputs: dict[str, Tensor], path: Path) -> Run:
         raise UserError(f"ONNX needs the package {error.name}: pip install 'remint[export]'") from error
     program, names = _program(graph, inputs), list(inputs)
     with _named(graph.method, "ONNX"):
+        program = program.run_decompositions(operators.DECOMPOSITIONS)
         torch.onnx.export(
             program, tuple(inputs.values()), path, input_names=names, output_names=["output"], external_data=False, verbose=False
         )
