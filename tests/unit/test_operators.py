@@ -19,7 +19,9 @@ def test_the_normal_distribution_function_and_its_log_agree_with_scipy() -> None
 
 
 def test_the_quantile_is_the_inverse() -> None:
-    share_N = torch.cat([torch.logspace(-300, -1, 2_000, dtype=torch.float64), torch.linspace(0.1, 1 - 1e-12, 2_000, dtype=torch.float64)])
+    share_N = torch.cat(
+        [torch.logspace(-300, -1, 2_000, dtype=torch.float64), torch.linspace(0.1, 1 - 1e-12, 2_000, dtype=torch.float64)]
+    )
     np.testing.assert_allclose(operators.ndtri(share_N).numpy(), scipy.special.ndtri(share_N.numpy()), rtol=1e-12, atol=1e-14)
 
 
