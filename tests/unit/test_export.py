@@ -67,6 +67,8 @@ def check(name: str, method: str, suffix: str, folder: Path) -> None:
         made = export(model, folder / f"m{suffix}", method)
     assert (made.model, made.method, made.compared) == ("m/1", method, probe.COUNT)
     assert [path.name for path in folder.iterdir()] == [f"m{suffix}"]
+    content = (folder / f"m{suffix}").read_bytes()
+    assert str(folder).encode() not in content and str(Path(exporting.__file__).parent).encode() not in content
     for count in (1, 5, 33):
         inputs = fresh_inputs(CASES[name], model.model, method, count)
         assert list(inputs) == list(made.inputs)
@@ -113,7 +115,13 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
     refused("expected a name that ends in .onnx or .pt2", SettingsError, "gan", tmp_path / "m.pt")
     refused("the folder .* does not exist", SettingsError, "gan", tmp_path / "none/m.pt2")
     refused("--method paint: expected sample, decode, encode, log_prob, elbo", SettingsError, "gan", tmp_path / "m.pt2", "paint")
-    refused("--method elbo: this model's family has none: vae and vaegan have it", UserError, "gan", tmp_path / "m.pt2", "elbo")
+    refused(
+        "--method elbo: this model's family has none: use a model of the family vae or vaegan",
+        UserError,
+        "gan",
+        tmp_path / "m.pt2",
+        "elbo",
+    )
     refused("encodes by an optimisation, which is no graph", UserError, "gan", tmp_path / "m.pt2", "encode")
 
 

@@ -16,8 +16,8 @@ Shapes: N examples, X the axes of one example, Z latent.
 from __future__ import annotations
 
 import logging
-import os
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,17 +75,16 @@ def export(served: ServedModel, output: Path, method: str = "sample") -> Exporte
     recorded = None if served.folder is None else probe.read(served.folder)
     inputs = _inputs(served.model, served.spec, recorded, method)
     graph = _Method(served.model, method).eval()
-    temporary = output.with_name(f".{output.stem}.{os.getpid()}.tmp{output.suffix}")
     try:
-        with _quiet(), torch.no_grad():
-            run = _WRITERS[output.suffix](graph, inputs, temporary)
-        if problem := _difference(graph, run, inputs):
-            raise UserError(f"{method} as {FORMATS[output.suffix]} differs from the model: {problem}: nothing was written")
-        temporary.rename(output)
+        with tempfile.TemporaryDirectory(prefix=".remint-", dir=output.absolute().parent) as folder:
+            temporary = Path(folder, output.name)  # a .pt2 file has its own name inside
+            with _quiet(), torch.no_grad():
+                run = _WRITERS[output.suffix](graph, inputs, temporary)
+            if problem := _difference(graph, run, inputs):
+                raise UserError(f"{method} as {FORMATS[output.suffix]} differs from the model: {problem}: nothing was written")
+            temporary.replace(output)
     except OSError as error:
         raise SettingsError(f"-o {output}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     described = {name: f"{str(tensor.dtype)[6:]} {('N', *tensor.shape[1:])}".replace("'", "") for name, tensor in inputs.items()}
     return Exported(
         model=served.ref,
@@ -103,7 +102,7 @@ def _check_method(model: Model, method: str) -> None:
         raise SettingsError(f"--method {method}: expected {', '.join(METHODS)}")
     if not hasattr(model, method):
         having = [name for name, kind in MODEL_SETTINGS.items() if METHODS[method] in kind.can]
-        raise UserError(f"--method {method}: this model's family has none: {' and '.join(having)} have it")
+        raise UserError(f"--method {method}: this model's family has none: use a model of the family {' or '.join(having)}")
     if method == "encode" and model.encodes_by_search:
         raise UserError(
             "--method encode: this model's family encodes by an optimisation, which is no graph: export another method"
@@ -193,7 +192,10 @@ _WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
 def _program(graph: _Method, inputs: dict[str, Tensor]) -> torch.export.ExportedProgram:
     batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
     with _named(graph.method, "a graph"):
-        return torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=(batch,), strict=False)
+        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=(batch,), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it has paths of this machine
+    return program
 
 
 @contextmanager
