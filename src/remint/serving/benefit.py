@@ -66,7 +66,7 @@ def measure(served: ServedModel, examples: Examples, per_class: int, seed: int =
     for number in range(SEEDS):
         test_N = _held_out(y_N, np.random.default_rng([seed, number]))
         fill_M = _fill(y_N[~test_N], pool_M, per_class)
-        for name, classifier in _classifiers(number).items():
+        for name, classifier in classifiers(number).items():
             both = [
                 _score(classifier, train_ND, train_N, x_ND[test_N], y_N[test_N])
                 for train_ND, train_N in (
@@ -100,7 +100,8 @@ def _fill(train_N: Array, pool_M: Array, per_class: int) -> Array:
     return np.concatenate([np.flatnonzero(pool_M == y)[:count] for y, count in needed.items()])
 
 
-def _classifiers(seed: int) -> dict[str, Any]:
+def classifiers(seed: int) -> dict[str, Any]:
+    """Return the classifiers by name, not yet fitted."""
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
