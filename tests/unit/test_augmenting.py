@@ -83,7 +83,7 @@ FORMS = {"folder": (PICTURES, ""), "npz": (NUMBERED, ".npz"), "csv": (ROWS, ".cs
 def test_scarce_classes_are_filled_up_in_the_format_of_the_input(form: str, tmp_path: Path) -> None:
     spec, suffix = FORMS[form]
     data, model = written(spec, tmp_path / f"data{suffix}"), served(spec)
-    made = augment(model, str(data), tmp_path / "augmented", per_class=20, seed=3)
+    made = model.augment(str(data), tmp_path / "augmented", per_class=20, seed=3)
     names = spec.class_names or ("0", "1", "2")
     numbers = zip((30, 12, 4), (0, 8, 16), strict=True)
     assert made.counts == {name: Counts(given=n, synthetic=more) for name, (n, more) in zip(names, numbers, strict=True)}

@@ -64,7 +64,7 @@ def check(name: str, method: str, suffix: str, folder: Path) -> None:
     model = served(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = export(model, folder / f"m{suffix}", method)
+        made = model.export(folder / f"m{suffix}", method)
     assert (made.model, made.method, made.compared) == ("m/1", method, probe.COUNT)
     assert [path.name for path in folder.iterdir()] == [f"m{suffix}"]
     content = (folder / f"m{suffix}").read_bytes()
