@@ -258,6 +258,30 @@ def test_a_champion_that_could_not_be_measured_is_named() -> None:
     assert "The champion m/1 could not be measured on this data" in render(replace(story(), champion=None))
 
 
+def test_linear_probes_are_shown_where_they_were_measured() -> None:
+    """Beside the champion's, unless its report is from before."""
+
+    def probed(one: Side, shift: float) -> Side:
+        places = {"probe_latent": 0.9, "probe_pca": 0.8, "probe_raw": 0.95}
+        found = {
+            name: value(name, shift + at + 0.01 * np.sin(np.arange(N))).model_copy(
+                update={"fingerprint": {"numbers": 16, "trained_on": 1_000}}
+            )
+            for name, at in places.items()
+        }
+        return replace(one, report=one.report.model_copy(update={"context": {**one.report.context, **found}}))
+
+    told = story()
+    assert told.champion is not None and "Representation" not in Page(render(told)).words
+    ours = replace(told, challenger=probed(told.challenger, 0.02))
+    text = Page(render(ours)).words["Representation"]
+    assert "16 latents" in text and "1000 training examples" in text and "the share of 60 held-out examples" in text
+    assert all(f"{number:.3f}" in text for number in (0.920, 0.820, 0.970)) and "0.9003" not in text
+    both = Page(render(replace(ours, champion=probed(told.champion, 0.0)))).words["Representation"]
+    assert "0.9203" in both and "0.9003" in both
+    assert text.index("latents") < text.index("principal components") < text.index("values", text.index("principal components"))
+
+
 def test_failures_show_the_value_of_the_champion_for_the_same_example() -> None:
     told = story()
     found = sections.failures(told)

@@ -15,6 +15,7 @@ from remint.cli import retrain
 from remint.cli import registry
 from remint.cli import use
 from remint.cli import serve
+from remint.cli import derive
 from remint.cli import maintenance
 from remint.cli import stack
 from remint.cli import new

@@ -158,7 +158,9 @@ def summary(outcomes: list[Outcome]) -> None:
             interval = f"{value.low:.3f} .. {value.high:.3f}"
             table.add_row(*first, value.name, f"{value.value:.3f}", interval, value.unit, *last)
             first, last = ["", ""], ["", "", ""]
-        for value in outcome.context.values():  # in brackets: values to compare with, not of the model
+        for name, value in outcome.context.items():  # in brackets: values to compare with, not of the model
+            if name.startswith("probe_"):
+                continue  # the report compares them (evaluation/representation.py)
             interval = f"{value.low:.3f} .. {value.high:.3f}"
             row = (f"({value.name})", f"{value.value:.3f}", interval, value.unit)
             table.add_row("", "", *(f"[dim]{cell}[/dim]" for cell in row))

@@ -39,7 +39,7 @@ BLOCK = 128  # examples per block: noise is seeded by (seed, stream, draw, block
 FEATURE_BLOCK = 256  # examples whose features one process computes at a time: whole blocks of every extractor
 
 # Noise streams: one for each use, so that two uses never share noise.
-DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT, EXAMPLES = range(6)
+DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT, EXAMPLES, PROBE = range(7)
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ import torch
 from remint.data.arrays import Dataset
 from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
-from remint.evaluation import extractors, translation
+from remint.evaluation import extractors, representation, translation
 from remint.evaluation.context import EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.metrics import PROTOCOLS, metric_of
@@ -96,13 +96,14 @@ def load(bundle: Path, dataset: Dataset, part: TrainedModel | None = None) -> Mo
 def measure(
     model: object, metrics: list[str], context: EvaluationContext, pipeline: str
 ) -> tuple[dict[str, Measurement], dict[str, MetricValue]]:
-    """Return the measurements by metric, and the baselines by name. Each pass over the model or the data runs once."""
+    """Return the measurements by metric, and baselines and linear probes by name. Each pass over model or data runs once."""
     chosen = {name: _metric(name, model, pipeline) for name in metrics}
     passes = {metric.measure: name for name, metric in chosen.items()}
     compute_baseline: dict[str, tuple[Facts, Callable[[EvaluationContext], Measurement]]] = {
         name: (plugins.facts_of(metric), compute) for metric in metrics for name, compute in chosen[metric].context.items()
     }
-    progress = Progress(len(passes) + len(compute_baseline), speaks=context.world.leads)
+    probed = representation.can_probe(model, context)
+    progress = Progress(len(passes) + len(compute_baseline) + probed, speaks=context.world.leads)
     # A copy with a new array cache, which is deleted when this function returns.
     context = replace(context, metrics=frozenset(metrics), progress=progress)
     measured: dict[str, Measurement] = {}
@@ -115,6 +116,10 @@ def measure(
     for name, (facts, compute) in compute_baseline.items():
         with progress.begin(name):
             baselines[name] = _value(name, facts, compute(context), context)
+    if probed:
+        with progress.begin("probe"):
+            found = representation.probes(model, context)
+        baselines |= {name: _value(name, representation.FACTS, value, context) for name, value in found.items()}
     progress.end()
     return measured, baselines
 

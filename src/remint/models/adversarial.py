@@ -114,6 +114,9 @@ class CriticPhase(AdversarialPhase):
         self.sizes = [generator.sample_noise, augment.noise_size, augment.noise_size, int(settings.loss == "wgan_gp")]
         self.noise_size = sum(self.sizes)
 
+    def trained_critic(self) -> nn.Module:
+        return self.critic
+
     def penalty_weight(self, progress: float) -> float:
         """Interpolate linearly from ``penalty`` to ``penalty_final``."""
         return ramp(self.settings.penalty, self.settings.penalty_final, progress)

@@ -52,7 +52,7 @@ class Chain(Bijection):
         return z
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        log_det_B = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+        log_det_B = torch.zeros(z.shape[0], dtype=z.dtype, device=z.device)
         for layer in reversed(self.layers) if inverse else self.layers:
             z, layer_log_det_B = layer(z, c_BK, inverse)
             log_det_B = log_det_B + layer_log_det_B
@@ -82,7 +82,7 @@ class ActNorm(Bijection):
         log_scale, shift = self.log_scale.view(per_channel), self.shift.view(per_channel)
         log_det = self.log_scale.sum() * math.prod(z.shape[2:])
         value = (z - shift) * (-log_scale).exp() if inverse else z * log_scale.exp() + shift
-        return value, (-log_det if inverse else log_det).expand(len(z))
+        return value, (-log_det if inverse else log_det).expand(z.shape[0])
 
 
 class Coupling(Bijection):
@@ -121,7 +121,7 @@ class Marginal(Bijection):
         self.theta_KP = nn.Parameter(torch.zeros(max(1, classes), size))
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        theta_BP = self.theta_KP.expand(len(z), -1) if c_BK is None else c_BK @ self.theta_KP
+        theta_BP = self.theta_KP.expand(z.shape[0], -1) if c_BK is None else c_BK @ self.theta_KP
         value, log_slope = self.elementwise(z, at_least_single(theta_BP).unsqueeze(1), inverse)
         return value, log_slope.sum(1)
 

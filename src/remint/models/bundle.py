@@ -1,8 +1,13 @@
-"""Trained model on disk: weights.safetensors and model.json, in a folder that manifest.py seals."""
+"""Trained model on disk: weights.safetensors and model.json, in a folder that manifest.py seals.
+
+Beside them is critic.safetensors if the family trains a critic. It is not part of the version's key.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +15,19 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from remint.errors import IntegrityError
+from remint.errors import IntegrityError, UserError
 from remint.models.contract import Model
 from remint.models.families import family
 from remint.records import DataSpec
 from remint.runtime import manifest
 from remint.settings.plugins import settings_of
-from remint.settings.recipe import ModelSettings
+from remint.settings.recipe import MODEL_SETTINGS, ModelSettings
 
 WEIGHTS = "weights.safetensors"
+CRITIC = "critic.safetensors"
 MODEL = "model.json"
 BASE_BUDGET = 64 << 20  # bytes of tensors that building a network may create ...
 BUDGET_PER_BYTE = 8  # ... plus this many for each byte of its weights
@@ -49,9 +55,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     manifest.verify(folder)
     name, settings, spec = _read_config(folder)
     try:
-        budget = BASE_BUDGET + BUDGET_PER_BYTE * (folder / WEIGHTS).stat().st_size
-        # Building draws initial weights, which are then replaced: the caller's random state must not change.
-        with torch.random.fork_rng(devices=[]), _TensorBudget(budget):
+        with _building(folder / WEIGHTS):
             model = family(name).build(settings, spec)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
@@ -59,6 +63,48 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             f"{folder / WEIGHTS} does not hold the weights that {MODEL} describes: {_first_line(error)}"
         ) from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def save_critic(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the state of a critic into the same folder. Equal states give equal bytes."""
+    (folder / CRITIC).write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+
+
+def load_critic(folder: Path, model: Model) -> nn.Module:
+    """Load the critic of a sealed folder, in eval mode and without gradients: (B, S) and classes to scores (B,).
+
+    ``model``: what ``load_model`` returned for this folder; S are the axes of its ``space``. The critic is put on its device.
+
+    Raises UserError if the family has no critic, or if the version is older than this file; IntegrityError as load_model does.
+    """
+    manifest.verify(folder)
+    name, settings, _ = _read_config(folder)
+    if not (folder / CRITIC).exists():
+        having = " and ".join(each for each, kind in MODEL_SETTINGS.items() if {"penalty", "critic"} & kind.model_fields.keys())
+        raise UserError(
+            f"this version of family '{name}' has no critic: {having} have one, but not in versions of an older remint"
+        )
+    try:
+        with _building(folder / CRITIC):
+            critics = [phase.trained_critic() for phase in family(name).phases(model, settings)]
+        critic = next(each for each in critics if each is not None)
+        critic.load_state_dict(load_file(folder / CRITIC))
+    except (OSError, SafetensorError, RuntimeError, MemoryError, StopIteration) as error:
+        raise IntegrityError(
+            f"{folder / CRITIC} does not hold the critic that {MODEL} describes: {_first_line(error)}"
+        ) from error
+    return critic.to(next(model.parameters())).eval().requires_grad_(False)
+
+
+@contextmanager
+def _building(weights: Path) -> Iterator[None]:
+    """Build a network for the tensors of a file: with a budget of bytes, and with a random state of its own.
+
+    Building draws initial weights, which are then replaced: the caller's random state must not change.
+    """
+    budget = BASE_BUDGET + BUDGET_PER_BYTE * weights.stat().st_size
+    with torch.random.fork_rng(devices=[]), _TensorBudget(budget):
+        yield
 
 
 class _TensorBudget(TorchFunctionMode):

@@ -105,6 +105,7 @@ class Model(nn.Module):
     """The served network. The methods of the protocols are called in eval mode and without gradients."""
 
     conditional: bool = False  # whether sample, density and bound are given the class
+    encodes_by_search: bool = False  # whether ``encode`` of a HasLatent is an optimisation, hundreds of times as slow as a pass
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         """Return the classes that ``sample`` draws with this noise, int64 (B,); None if it draws none. By default None."""
@@ -149,6 +150,10 @@ class Phase(nn.Module):
     def reference_frozen(self, **modules: nn.Module) -> None:
         """Keep references to modules without registering their parameters."""
         self.__dict__.update(modules)
+
+    def trained_critic(self) -> nn.Module | None:
+        """Return the critic that this phase trains, which is saved beside the served model. By default None."""
+        return None
 
     def schedule(self, progress: float) -> None:
         """Set ``learning_rate`` and ``betas`` for the next step from the fraction of steps done. By default this does nothing."""

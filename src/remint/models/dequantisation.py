@@ -118,6 +118,9 @@ class RowDequantiser(Dequantiser):
         super().__init__()
         self.tails = tails
         self.register_buffer("numeric_D", torch.tensor([column.numeric for column in columns]))
+        # Their places as lists, because a graph for export cannot hold a shape that a mask decides.
+        self.numbers = [place for place, column in enumerate(columns) if column.numeric]
+        self.names = [place for place, column in enumerate(columns) if not column.numeric]
         self.categories = QuantileDequantiser([len(column.categories) for column in columns if not column.numeric])
         self.whole = WholeNumbers(columns)
         self.noise_size = self.categories.noise_size + self.whole.count
@@ -125,32 +128,32 @@ class RowDequantiser(Dequantiser):
         self.places += [place for place, column in enumerate(columns) if column.whole]
 
     def fit(self, x_ND: Tensor) -> None:
-        self.categories.fit(x_ND[:, ~self.numeric_D])
+        self.categories.fit(x_ND[:, self.names])
 
     def forward(self, x_BD: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
         x_BD = x_BD.to(noise_BN.dtype)
         category_noise_BQ, whole_noise_BW = torch.split(noise_BN, [self.categories.noise_size, self.whole.count], dim=1)
-        z_BQ, log_slope_B = self.categories(x_BD[:, ~self.numeric_D], category_noise_BQ)
+        z_BQ, log_slope_B = self.categories(x_BD[:, self.names], category_noise_BQ)
         if self.whole.count:
             half_D, shift_BD = self.whole.half_widths(x_BD.dtype), torch.zeros_like(x_BD)
-            shift_BD[:, self.whole.whole_D] = 2 * torch.special.ndtr(whole_noise_BW) - 1
+            shift_BD[:, self.whole.places] = 2 * torch.special.ndtr(whole_noise_BW) - 1
             x_BD, log_slope_B = x_BD + half_D * shift_BD, log_slope_B + self.whole.log_width
         z_BD = x_BD.clone()
-        z_BD[:, ~self.numeric_D] = z_BQ
+        z_BD[:, self.names] = z_BQ
         if self.tails == "asinh":
-            number_BD = x_BD[:, self.numeric_D]
-            z_BD[:, self.numeric_D] = number_BD.asinh()
+            number_BD = x_BD[:, self.numbers]
+            z_BD[:, self.numbers] = number_BD.asinh()
             log_slope_B = log_slope_B - 0.5 * number_BD.square().log1p().sum(1)
         return z_BD, log_slope_B
 
     def inverse(self, z_BD: Tensor) -> Tensor:
         v_BD = z_BD.double().clone()
-        v_BD[:, ~self.numeric_D] = self.categories.inverse(z_BD[:, ~self.numeric_D])
+        v_BD[:, self.names] = self.categories.inverse(z_BD[:, self.names])
         if self.tails == "asinh":
-            v_BD[:, self.numeric_D] = v_BD[:, self.numeric_D].clamp(-FARTHEST, FARTHEST).sinh()
+            v_BD[:, self.numbers] = v_BD[:, self.numbers].clamp(-FARTHEST, FARTHEST).sinh()
         return v_BD
 
     def to_example(self, v_BD: Tensor) -> Tensor:
         x_BD = v_BD.float()
-        x_BD[:, ~self.numeric_D] = self.categories.to_example(v_BD[:, ~self.numeric_D]).float()
+        x_BD[:, self.names] = self.categories.to_example(v_BD[:, self.names]).float()
         return self.whole.round(x_BD)

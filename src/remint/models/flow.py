@@ -81,7 +81,7 @@ class Flow(Model):
 
     def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return the base points of examples, each value in the middle of its level, shape (B, D)."""
-        middle_BN = torch.zeros(len(x_BX), self.density_noise, device=x_BX.device, dtype=next(self.parameters()).dtype)
+        middle_BN = torch.zeros(x_BX.shape[0], self.density_noise, device=x_BX.device, dtype=next(self.parameters()).dtype)
         return self.to_base(x_BX, middle_BN, y_B)[0]
 
     def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from remint.models.adversarial import AdversarialGenerator, CriticPhase, Generat
 from remint.models.augment import Augment
 from remint.models.contract import Phase
 from remint.models.critics import Critic, generator_network
+from remint.models.inversion import invert
 from remint.models.labels import Labels
 from remint.models.space import CriticSpace
 from remint.records import DataSpec
@@ -24,7 +25,12 @@ from remint.settings.recipe import GanSettings
 
 
 class Generator(AdversarialGenerator):
-    """Generator: CanSample (models/contract.py). Its noise: z, then numbers that draw the categories of a row, and the class."""
+    """Generator: CanSample and HasLatent (models/contract.py).
+
+    Its noise: z, then numbers that draw the categories of a row, and the class.
+    """
+
+    encodes_by_search = True
 
     def __init__(self, settings: GanSettings, spec: DataSpec) -> None:
         """Build the generator. Raises SettingsError if the network cannot draw such data."""
@@ -48,6 +54,19 @@ class Generator(AdversarialGenerator):
 
     def classes(self, noise_BN: Tensor) -> Tensor | None:
         return self.labels.split_noise(noise_BN, None)[1]
+
+    def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
+        """Return the latents whose examples are nearest, by optimisation (models/inversion.py, with its cost), shape (B, Z)."""
+        x_BS = self.space.encode(x_BX.to(next(self.parameters()).dtype))
+        return invert(self._likeliest, x_BS, y_B if self.conditional else None, self.latent_size)
+
+    def decode(self, z_BZ: Tensor, y_B: Tensor | None = None) -> Tensor:
+        return self.space.decode(self._likeliest(z_BZ, y_B))
+
+    def _likeliest(self, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
+        """Return examples as input of the critic, with the likeliest category of each column."""
+        equal_BG = z_BZ.new_zeros(z_BZ.shape[0], self.space.noise_size)
+        return self.space.from_network(self.net(self.labels.append_one_hot(z_BZ, y_B)), equal_BG)
 
     def sample(self, noise_BN: Tensor, y_B: Tensor | None = None) -> Tensor:
         return self.space.decode(self(noise_BN, y_B))

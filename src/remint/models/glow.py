@@ -29,7 +29,7 @@ class Squeeze(Bijection):
 
     def forward(self, z: Tensor, c_BK: Tensor | None = None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         moved = F.pixel_shuffle(z, 2) if inverse else F.pixel_unshuffle(z, 2)
-        return moved, torch.zeros(len(z), dtype=z.dtype, device=z.device)
+        return moved, torch.zeros(z.shape[0], dtype=z.dtype, device=z.device)
 
 
 class InvertibleConvolution(Bijection):
@@ -57,7 +57,7 @@ class InvertibleConvolution(Bijection):
             matrix_CC = self._inverse_matrix().to(z.dtype) if inverse else self._matrix()
             moved = F.conv2d(z, matrix_CC[:, :, None, None])
         log_det = self.log_scale_C.sum() * math.prod(z.shape[2:])
-        return moved, (-log_det if inverse else log_det).expand(len(z))
+        return moved, (-log_det if inverse else log_det).expand(z.shape[0])
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         identity_CC = torch.eye(len(self.sign_C), dtype=self.lower_CC.dtype, device=self.lower_CC.device)
@@ -151,7 +151,7 @@ class Scale(Bijection):
         if self.coarser is not None:
             kept, coarser_B = self.coarser(base_BD[:, self.factored_size :], c_BK, inverse=True)
             maps = [kept, base_BD[:, : self.factored_size]]
-        z = torch.cat([part.reshape(len(base_BD), -1, self.height, self.width) for part in maps], dim=1)
+        z = torch.cat([part.reshape(base_BD.shape[0], -1, self.height, self.width) for part in maps], dim=1)
         z, log_det_B = self.chain(z, c_BK, inverse=True)
         return z, log_det_B + coarser_B
 

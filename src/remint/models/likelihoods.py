@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from remint.errors import SettingsError
 from remint.models.layers import normal_log_density, running_sums, to_levels, to_unit
+from remint.models.modes import mode
 
 MIN_LOG_SCALE = -7.0  # for logistic and Gaussian, on the scale on which the levels span [-1, 1]
 
@@ -35,25 +36,8 @@ class LevelLikelihood(nn.Module):
         raise NotImplementedError
 
     def mode(self, theta_BDP: Tensor) -> Tensor:
-        """Return the likeliest level, the least of equal ones, uint8, shape (B, D): an end or one of ``inner_levels``."""
-        theta_NP = theta_BDP.reshape(-1, self.parameters_per_dim)
-        first_N, last_N = torch.zeros_like(theta_NP[:, 0]), torch.full_like(theta_NP[:, 0], self.levels - 1)
-        highest_N, last_log_prob_N = self.log_prob(first_N, theta_NP), self.log_prob(last_N, theta_NP)
-        best_N = torch.zeros_like(first_N, dtype=torch.uint8)
-        level_N, end_N = self.inner_levels(theta_NP, torch.maximum(highest_N, last_log_prob_N))
-        level_N, end_N = level_N.clamp(min=1), end_N.clamp(max=self.levels - 2)
-        place_N, open_NP = torch.arange(len(theta_NP), device=theta_NP.device), theta_NP
-        while len(place_N):
-            open_N = level_N <= end_N
-            if not bool(open_N.all()):
-                place_N, level_N, end_N, open_NP = place_N[open_N], level_N[open_N], end_N[open_N], open_NP[open_N]
-            log_prob_N = self.log_prob(level_N, open_NP)
-            better_N = log_prob_N > highest_N[place_N]
-            best_N[place_N[better_N]] = level_N[better_N].to(torch.uint8)
-            highest_N[place_N[better_N]] = log_prob_N[better_N]
-            level_N = level_N + 1
-        best_N[last_log_prob_N > highest_N] = self.levels - 1
-        return best_N.view(theta_BDP.shape[:-1])
+        """Return the likeliest level, the least of equal ones, uint8, shape (B, D)."""
+        return mode(self, theta_BDP)
 
     def inner_levels(self, theta: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last level between the ends that can be the likeliest, each of shape (...), theta's type.

@@ -158,7 +158,7 @@ class RowLikelihood(nn.Module):
 
     def draw(self, theta_BP: Tensor, noise_BN: Tensor) -> Tensor:
         """Return the rows of ``sample``."""
-        x_BD = theta_BP.new_empty(len(theta_BP), len(self.numeric) + len(self.sizes), dtype=torch.float32)
+        x_BD = theta_BP.new_empty(theta_BP.shape[0], len(self.numeric) + len(self.sizes), dtype=torch.float32)
         numbers_BP, *logits = torch.split(theta_BP, self.parts, -1)
         numbers_BN, places_BN = torch.split(noise_BN, [noise_BN.shape[1] - len(logits), len(logits)], 1)
         x_BD[:, self.numeric] = self.law.sample(self._by_column(numbers_BP), numbers_BN).float()
@@ -168,7 +168,7 @@ class RowLikelihood(nn.Module):
 
     def centre(self, theta_BP: Tensor) -> Tensor:
         """Return complete rows without noise, float32, shape (B, D): expected numbers and likeliest categories."""
-        x_BD = theta_BP.new_empty(len(theta_BP), len(self.numeric) + len(self.sizes), dtype=torch.float32)
+        x_BD = theta_BP.new_empty(theta_BP.shape[0], len(self.numeric) + len(self.sizes), dtype=torch.float32)
         numbers_BP, *logits = torch.split(theta_BP, self.parts, -1)
         x_BD[:, self.numeric] = self.law.mean(self._by_column(numbers_BP)).float()
         for place, logit_BP in zip(self.sizes, logits, strict=True):

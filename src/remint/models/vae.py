@@ -78,7 +78,7 @@ class Vae(Model):
         maps = at_least_single(self.decoder(inputs.flatten(0, -2)))
         channels = self.spec.image[0]
         # The likelihood needs the parameters of one pixel next to each other.
-        return maps.view(len(maps), channels, -1, *maps.shape[2:]).movedim(2, -1).reshape(*z.shape[:-1], -1)
+        return maps.view(maps.shape[0], channels, -1, *maps.shape[2:]).movedim(2, -1).reshape(*z.shape[:-1], -1)
 
     def encode(self, x_BX: Tensor, y_B: Tensor | None = None) -> Tensor:
         """Return the mean of q(z | x), shape (B, Z)."""

@@ -29,24 +29,31 @@ class WholeNumbers(nn.Module):
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
-        self.count = sum(column.whole for column in columns)
+        self.places = [place for place, column in enumerate(columns) if column.whole]
+        self.count = len(self.places)
         self.log_width = -sum(math.log(column.scale) for column in columns if column.whole)  # of an example's intervals
-        numbers = [[float(getattr(each, key) or 0) for each in columns] for key in ("mean", "scale", "least", "most")]
-        self.register_buffer("forms_4D", torch.tensor(numbers, dtype=torch.float64).view(torch.int64), persistent=False)
+        self.forms = [[float(getattr(each, key) or 0) for each in columns] for key in ("mean", "scale", "least", "most")]
+        self.register_buffer("forms_4D", torch.tensor(self.forms, dtype=torch.float64).view(torch.int64), persistent=False)
         self.register_buffer("whole_D", torch.tensor([column.whole for column in columns], dtype=torch.bool), persistent=False)
 
     def half_widths(self, dtype: torch.dtype) -> Tensor:
         """Return half the width of each column's intervals, 0 where values are no whole numbers, shape (D,)."""
-        return torch.where(self.whole_D, 0.5 / self.forms_4D[1].view(torch.float64), 0.0).to(dtype)
+        return torch.where(self.whole_D, 0.5 / self._forms()[1], 0.0).to(dtype)
 
     def round(self, x_BD: Tensor) -> Tensor:
         """Return rows with each whole-number column at the nearest whole number within its range; the others unchanged."""
         if not self.count:
             return x_BD
-        mean_D, scale_D, least_D, most_D = self.forms_4D.view(torch.float64)
+        mean_D, scale_D, least_D, most_D = self._forms()
         number_BD = (x_BD.double() * scale_D + mean_D).round()
         number_BD = torch.minimum(torch.maximum(number_BD, least_D), most_D)
         return torch.where(self.whole_D, ((number_BD - mean_D) / scale_D).to(x_BD.dtype), x_BD)
+
+    def _forms(self) -> Tensor:
+        """Return mean, scale, least and most, float64 (4, D)."""
+        if torch.compiler.is_exporting():  # ONNX cannot read the bits of an integer as a number
+            return torch.tensor(self.forms, dtype=torch.float64)
+        return self.forms_4D.view(torch.float64)
 
 
 def normal_log_mass(centre: Tensor, log_sigma: Tensor, half: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from remint.runtime import manifest
@@ -30,4 +31,4 @@ def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> 
 def load_version(home: Home, ref: str, device: str = "cpu") -> ServedModel:
     """Return the served model of a version in the registry of ``home``, as ``load`` does."""
     version = resolve(home, ref)
-    return model.load(fetch_bundle(home, version), device, version.ref)
+    return replace(model.load(fetch_bundle(home, version), device, version.ref), metrics=version.tags.measurements)

@@ -9,8 +9,8 @@ Shapes: N examples, K classes or draws, Z latent, X the axes of one example (C, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from remint.errors import SettingsError, UserError
 from remint.models.bundle import MODEL, WEIGHTS, load_model
 from remint.models.contract import CanSample, HasLatent, Model
 from remint.models.draw import draw
-from remint.records import DataSpec
+from remint.records import DataSpec, MetricValue
 from remint.runtime import manifest
 from remint.serving import blocks, inputs
 from remint.serving.blocks import Progress, silent
@@ -31,7 +31,9 @@ from remint.serving.inputs import Examples
 from remint.settings.base import did_you_mean
 
 if TYPE_CHECKING:
+    from remint.serving.augmenting import Augmented
     from remint.serving.density import LogProb
+    from remint.serving.export import Exported
     from remint.serving.imputing import Imputation
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +50,7 @@ class ServedModel:
     ref: str = "the model"  # NAME/7, or the bundle's folder
     folder: Path | None = None  # of its bundle
     weights_sha256: str = ""
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)  # of a version, at its registration
 
     @property
     def conditional(self) -> bool:
@@ -105,6 +108,18 @@ class ServedModel:
         from remint.serving.imputing import impute
 
         return impute(self, data, **options)
+
+    def augment(self, data: Any, output: str | Path, per_class: int, seed: int = 0, **options: Any) -> Augmented:
+        """Write synthetic examples that fill up the scarce classes of ``data`` to the new folder ``output``."""
+        from remint.serving.augmenting import augment
+
+        return augment(self, data, Path(output), per_class, seed, **options)
+
+    def export(self, output: str | Path, method: str = "sample") -> Exported:
+        """Write one method as a graph, file.onnx or file.pt2, once it gave what the model gives: see serving/export.py."""
+        from remint.serving.export import export
+
+        return export(self, Path(output), method)
 
     def examples(self, data: Any, **options: Any) -> Any:
         """Return a context of the examples of an input (inputs.read), with classes if the model is conditional."""

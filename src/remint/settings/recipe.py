@@ -193,7 +193,7 @@ class CriticSettings(ModelSettings):
 class GanSettings(CriticSettings):
     """Generative adversarial network; by default relativistic with zero-centred gradient penalties (R3GAN)."""
 
-    can: ClassVar[frozenset[str]] = frozenset({"sample"})
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "latent"})
 
     latent: Positive = 32
 

@@ -35,6 +35,8 @@ JSON_FIELDS = (
     "compiled",
 )
 
+CRITIC = "critic/"  # begins the names of the critic's tensors in ``best``: no module has a name with a slash
+
 Row = dict[str, float]  # one line of the curve: step, the phases' losses and curves, validation, coverage and reached
 
 
@@ -67,7 +69,7 @@ class TrainingState:
     rollbacks: list[dict[str, Any]] = field(default_factory=list)  # start, target and reason of each rollback
     rows: list[Row] = field(default_factory=list)
     curves: Row = field(default_factory=dict)  # last values of the phases' own metrics
-    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights at best_row, if there is one
+    best: dict[str, Tensor] = field(default_factory=dict)  # _kept_tensors() at best_row, if there is one
     machines: list[dict[str, Any]] = field(default_factory=list)  # fingerprints of all its machines, the current one last
     compiled: bool | None = None  # whether the phases are compiled; None: not yet decided
     ending: Ending | None = None  # None: the training is not over
@@ -109,7 +111,7 @@ class TrainingState:
         self.losses_P.zero_()
         self.steps_in_interval = 0
         if self.best_row is row:
-            self.best = {name: tensor.clone() for name, tensor in _tensors_of(self.average.model)}
+            self.best = {name: tensor.clone() for name, tensor in self._kept_tensors()}
 
     def served(self) -> Model:
         """Return the averaged model with the weights of ``served_row``, or unchanged if that is None."""
@@ -117,6 +119,16 @@ class TrainingState:
             for name, tensor in _tensors_of(self.average.model) if self.served_row else ():
                 tensor.copy_(self.best[name])
         return self.average.model
+
+    @property
+    def critic(self) -> nn.Module | None:
+        """The critic of the phases; None if they train none."""
+        return next((critic for critic in (phase.trained_critic() for phase in self.phases) if critic is not None), None)
+
+    def served_critic(self) -> dict[str, Tensor]:
+        """Return the state of the critic at the step of ``served``, by name; nothing if there is no critic."""
+        kept = {**dict(self._critic_tensors()), **(self.best if self.served_row else {})}
+        return {name.removeprefix(CRITIC): tensor for name, tensor in kept.items() if name.startswith(CRITIC)}
 
     def tensors(self, losses_WP: Tensor) -> dict[str, Tensor]:
         """Return every tensor by name, copied to the CPU. ``losses_WP``: every rank's ``losses_P``."""
@@ -139,9 +151,7 @@ class TrainingState:
             self.losses_P.copy_(tensors["losses"][rank])
             for name, tensor in self._live_tensors():
                 tensor.copy_(tensors[name])
-        self.best = {
-            name: tensors[f"best.{name}"].to(t.device) for name, t in _tensors_of(self.average.model) if f"best.{name}" in tensors
-        }
+        self.best = {name: tensors[f"best.{name}"].to(t.device) for name, t in self._kept_tensors() if f"best.{name}" in tensors}
         for index, optimizer in enumerate(self.optimizers):
             for name, tensor in optimizer.tensors.items():
                 tensor.copy_(tensors[f"optimizer.{index}.{name}"])
@@ -150,6 +160,15 @@ class TrainingState:
         for name in JSON_FIELDS:
             setattr(self, name, copy.copy(notes[name]))
         self.machines = [machine for machine in notes["machines"] if machine not in self.machines] + self.machines
+
+    def _kept_tensors(self) -> Iterable[tuple[str, Tensor]]:
+        """Yield what is kept of the best row: the averaged weights, and the critic of the same step."""
+        yield from _tensors_of(self.average.model)
+        yield from self._critic_tensors()
+
+    def _critic_tensors(self) -> Iterable[tuple[str, Tensor]]:
+        if self.critic is not None:
+            yield from ((f"{CRITIC}{name}", tensor) for name, tensor in self.critic.state_dict().items())
 
     def _live_tensors(self) -> Iterable[tuple[str, Tensor]]:
         """Yield parameters and buffers of model, average and phases. A shared tensor is yielded once."""

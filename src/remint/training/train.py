@@ -3,6 +3,7 @@
     outs/trained/PIPELINE/
         weights.safetensors   averaged weights of the best score, and buffers
         model.json            family, settings and data spec, to build the network again
+        critic.safetensors    the critic as of the same step, if the family has one; outside the version's key
         training.json         records.TrainedModel
         samples.safetensors   samples for a fixed seed (models/probe.py)
         curve.csv             step, losses and phase metrics, coverage and reached, validation
@@ -28,7 +29,7 @@ from remint.distributed.machine import check_devices, deterministic, fingerprint
 from remint.distributed.world import World, join, launched
 from remint.errors import Interrupted, ResourceError
 from remint.models import probe
-from remint.models.bundle import save_model
+from remint.models.bundle import save_critic, save_model
 from remint.models.contract import Model
 from remint.models.families import family
 from remint.models.labels import Labels
@@ -180,6 +181,8 @@ def _write(state: TrainingState, recipe: Recipe, pipeline: str, dataset: Dataset
         machine = {**machine, "compiled": True}
     with whole_folder(out) as folder:
         weights_sha256 = save_model(folder, state.served().cpu(), recipe.family, recipe.model, dataset.spec)
+        if critic := state.served_critic():
+            save_critic(folder, critic)
         TrainedModel(
             pipeline=pipeline,
             dataset=dataset.version.digest,

@@ -33,6 +33,7 @@ def render(story: Story) -> str:
         nearest=sections.nearest(story),
         failures=sections.failures(story),
         by_class=sections.by_class(story),
+        representation=sections.representation(story),
         data=sections.data(story),
         lineage=lineage.view(story),
         pictures=shown,

@@ -239,24 +239,43 @@ def by_class(story: Story) -> list[View]:
     views = []
     for name, classes in story.challenger.report.by_class.items():
         others: Mapping[str, MetricValue] = story.champion.report.by_class.get(name, {}) if story.champion else {}
-        ends = [end for value in (*classes.values(), *others.values()) for end in (value.low, value.high)]
-        scale = bars.Scale.over(ends, 400)
-        places = words.decimals(*classes.values(), *others.values())
         first = next(iter(classes.values()))
-        rows = [
-            {
-                "name": label,
-                "challenger": _value(value, places),
-                "champion": _value(others.get(label), places),
-                "chart": bars.stacked(
-                    [("challenger", value), *([("champion", others[label])] if label in others else [])], scale
-                ),
-            }
-            for label, value in classes.items()
-        ]
-        better = f"{first.better} is better"
-        views.append({"metric": name, "unit": first.unit, "better": better, "rows": rows, "axis": bars.axis(scale)})
+        views.append({"metric": name, "unit": first.unit, "better": f"{first.better} is better", **_table(classes, others)})
     return views
+
+
+def representation(story: Story) -> View | None:
+    """Return the accuracy of linear probes (evaluation/representation.py), or None if there are none."""
+    ours, theirs = (
+        {label: side.report.context[name] for name, label in words.PROBES.items() if name in side.report.context} if side else {}
+        for side in (story.challenger, story.champion)
+    )
+    if not ours:
+        return None
+    first = next(iter(ours.values()))
+    return {
+        "numbers": first.fingerprint["numbers"],
+        "trained_on": first.fingerprint["trained_on"],
+        "n": first.n,
+        **_table(ours, theirs),
+    }
+
+
+def _table(ours: Mapping[str, MetricValue], theirs: Mapping[str, MetricValue]) -> View:
+    """Return a row for each value, and the axis of their chart: both sides on one scale."""
+    ends = [end for value in (*ours.values(), *theirs.values()) for end in (value.low, value.high)]
+    scale = bars.Scale.over(ends, 400)
+    places = words.decimals(*ours.values(), *theirs.values())
+    rows = [
+        {
+            "name": label,
+            "challenger": _value(value, places),
+            "champion": _value(theirs.get(label), places),
+            "chart": bars.stacked([("challenger", value), *([("champion", theirs[label])] if label in theirs else [])], scale),
+        }
+        for label, value in ours.items()
+    ]
+    return {"rows": rows, "axis": bars.axis(scale)}
 
 
 def data(story: Story) -> View:

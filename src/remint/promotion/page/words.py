@@ -49,6 +49,10 @@ METRICS = {
 }
 
 
+# Entry of a report's context -> where the linear probe reads from.
+PROBES = {"probe_latent": "latents", "probe_pca": "principal components", "probe_raw": "values"}
+
+
 def about(metric: str) -> str:
     """Return one clause that explains a metric; "" for a metric of a plug-in."""
     return next((METRICS[key] for key in sorted(METRICS, key=len, reverse=True) if metric.startswith(key)), "")
