@@ -199,7 +199,7 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
 def missed(row: dict[str, Any]) -> bool:
     """Return whether a bound is missed; of a coverage: whether that is shown at a level of 1%."""
     if row["part"] == "short":
-        return row["share"] > durations.SHARE and (row["note"] is None or "evaluation.examples" not in row["note"])
+        return row["share"] > durations.SHARE and (row["note"] is None or "evaluation." not in row["note"])
     if row["part"] == "cost":
         return bool(row["evaluation_s"] > max(durations.LEAST, durations.SHARE * row["training_s"]))
     least = row["covered_with_most"] - 0.02 if row.get("skewed") else COVERED  # a bootstrap of skewed values covers less
