@@ -18,7 +18,7 @@ from torch import Tensor
 
 BLOCK, WIDE = 1024, 8192  # held-out and training examples compared at a time
 PAIRS = 2**21  # numbers of either side of the pairs that are compared in full at a time
-REDUCED = 2**24  # numbers of the projections of either side in memory at a time
+REDUCED = 2**22  # numbers of the projections of either side in memory at a time
 
 Array = np.ndarray[Any, Any]
 
