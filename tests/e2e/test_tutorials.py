@@ -46,7 +46,12 @@ def parse_block(block: str, folder: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "model"), [("table", "flats-vae"), pytest.param("pictures", "shapes-vae", marks=pytest.mark.soak)]
+    ("page", "model"),
+    [
+        ("table", "flats-vae"),
+        pytest.param("pictures", "shapes-vae", marks=pytest.mark.soak),
+        pytest.param("missing-values", "homes-vae", marks=pytest.mark.soak),
+    ],
 )
 def test_a_tutorial_ends_in_a_promoted_champion(lone_team: Team, prefect_server: str, page: str, model: str) -> None:
     lone_team.api = prefect_server

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from remint.data.blocks import Blocks
+from remint.data.sampler import spaced_indices
 from remint.records import DataSpec, Record
 from remint.serving.blocks import content_noise
 from remint.serving.imputing import DRAWS, LEVEL, Part, completions, shares
@@ -22,7 +23,7 @@ from remint.serving.inputs import Examples
 if TYPE_CHECKING:
     from remint.serving.model import ServedModel
 
-EXAMPLES = 64  # evenly spaced, of those given
+EXAMPLES = {"image": 32, "table": 64}  # evenly spaced, of those given: chains of images take long
 REMOVED = {"image": 0.5, "table": 0.3}  # share of an image's pixels, of a row's values
 
 Array = np.ndarray[Any, Any]
@@ -44,12 +45,13 @@ class ImputationCoverage(Record):
 
 
 def coverage(
-    served: ServedModel, x_NX: Array, y_N: Array | None = None, seed: int = 0, draws: int = DRAWS, most: int = EXAMPLES
+    served: ServedModel, x_NX: Array, y_N: Array | None = None, seed: int = 0, draws: int = DRAWS, most: int | None = None
 ) -> ImputationCoverage:
     """Remove values of examples, impute them, and compare. ``x_NX``: in the model's form, such as the calibration split."""
-    take_N = np.unique(np.linspace(0, len(x_NX) - 1, min(most, len(x_NX))).round().astype(np.int64))
+    spec, kind = served.spec, "table" if served.spec.is_table else "image"
+    share = REMOVED[kind]
+    take_N = spaced_indices(len(x_NX), EXAMPLES[kind] if most is None else most)
     x_NX, y_N = np.asarray(x_NX[take_N]), None if y_N is None else np.asarray(y_N[take_N])
-    spec, share = served.spec, REMOVED["table" if served.spec.is_table else "image"]
     removed_NX = remove(spec, x_NX, share, seed)
     hidden_NX = np.where(removed_NX, np.nan, x_NX).astype(np.float32) if spec.is_table else x_NX
     missing_NX = np.isnan(hidden_NX) if spec.is_table else removed_NX
