@@ -312,6 +312,17 @@ def test_coverage_of_a_model_that_is_right_is_its_level() -> None:
     found = coverage.coverage(model, x, most=count)
     assert found.cells > 3_000 and all(found.columns[name] == pytest.approx(0.9, abs=0.05) for name in "acdefg")
     assert 0.85 < found.columns["b"] <= 1.0 and found.low < found.covered < found.high
+    assert found.ranked == pytest.approx(0.9, abs=0.02)
     x[:, 0] *= 3
     assert coverage.coverage(model, x, most=count).columns["a"] < 0.6
     assert coverage.coverage(model, x, most=7).examples == 7
+
+
+@pytest.mark.parametrize("levels", [3, 1_000_000])
+def test_ranks_of_the_truth_are_within_the_level_also_for_discrete_values(levels: int) -> None:
+    """The truth and its draws are alike, so every rank is equally likely; the interval itself covers more often."""
+    random = np.random.default_rng(1)
+    drawn, x = random.integers(levels, size=(40_000, 20, 1)), random.integers(levels, size=(40_000, 1))
+    assert float(coverage.within_ranks(drawn, x).mean()) == pytest.approx(0.9, abs=0.005)
+    assert coverage.within_ranks(np.arange(20).reshape(1, 20, 1), np.array([[-1]])) == 0.0
+    assert coverage.within_ranks(np.zeros((1, 20, 1)), np.zeros((1, 1))) == pytest.approx(0.9)
