@@ -25,6 +25,7 @@ from remint.serving.model import ServedModel
 from remint.serving.pyfunc import Predictor
 from tests.support.models_cases import CASES, MIXED, SQUARE, WHOLE, Case, examples
 
+LONG = (posterior.ANNEALED, posterior.SETTLED)
 ABLE = [name for name, case in CASES.items() if "impute" in case.settings.can]
 
 
@@ -53,7 +54,7 @@ def completed(model: ServedModel, x: np.ndarray, gone: np.ndarray, draws: int = 
 
 
 @pytest.mark.parametrize("name", ABLE)
-def test_completions_keep_what_is_there_and_do_not_depend_on_batch_or_order(name: str) -> None:
+def test_completions_keep_what_is_there_and_do_not_depend_on_batch_or_order(name: str, rtol: float = 1e-10) -> None:
     case, count = CASES[name], 7
     model = served(name, double=True)
     x, gone = gapped(case, count)
@@ -63,11 +64,20 @@ def test_completions_keep_what_is_there_and_do_not_depend_on_batch_or_order(name
     drawn = np.zeros((count, 3, *case.spec.shape))
     drawn[whole.at_G] = whole.drawn_GDX
     expected = drawn[order][other.at_G]
-    np.testing.assert_allclose(other.drawn_GDX, expected, rtol=1e-10)
-    np.testing.assert_allclose(one.drawn_GDX, expected[:1] if len(one.at_G) else one.drawn_GDX, rtol=1e-10)
+    np.testing.assert_allclose(other.drawn_GDX, expected, rtol)
+    np.testing.assert_allclose(one.drawn_GDX, expected[:1] if len(one.at_G) else one.drawn_GDX, rtol)
     kept = np.broadcast_to(x[whole.at_G][:, None], whole.drawn_GDX.shape)
     observed = np.broadcast_to(~gone[whole.at_G][:, None], kept.shape)
     assert np.array_equal(whole.drawn_GDX[observed], kept[observed])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ABLE)
+def test_long_chains_do_not_depend_on_batch_or_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain enlarges every difference of rounding, so the passes have one size."""
+    monkeypatch.setattr(posterior, "ANNEALED", LONG[0])
+    monkeypatch.setattr(posterior, "SETTLED", LONG[1])
+    test_completions_keep_what_is_there_and_do_not_depend_on_batch_or_order(name, rtol=1e-6)
 
 
 def test_parts_of_any_size_give_the_same_completions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +312,17 @@ def test_coverage_of_a_model_that_is_right_is_its_level() -> None:
     found = coverage.coverage(model, x, most=count)
     assert found.cells > 3_000 and all(found.columns[name] == pytest.approx(0.9, abs=0.05) for name in "acdefg")
     assert 0.85 < found.columns["b"] <= 1.0 and found.low < found.covered < found.high
+    assert found.ranked == pytest.approx(0.9, abs=0.02)
     x[:, 0] *= 3
     assert coverage.coverage(model, x, most=count).columns["a"] < 0.6
     assert coverage.coverage(model, x, most=7).examples == 7
+
+
+@pytest.mark.parametrize("levels", [3, 1_000_000])
+def test_ranks_of_the_truth_are_within_the_level_also_for_discrete_values(levels: int) -> None:
+    """The truth and its draws are alike, so every rank is equally likely; the interval itself covers more often."""
+    random = np.random.default_rng(1)
+    drawn, x = random.integers(levels, size=(40_000, 20, 1)), random.integers(levels, size=(40_000, 1))
+    assert float(coverage.within_ranks(drawn, x).mean()) == pytest.approx(0.9, abs=0.005)
+    assert coverage.within_ranks(np.arange(20).reshape(1, 20, 1), np.array([[-1]])) == 0.0
+    assert coverage.within_ranks(np.zeros((1, 20, 1)), np.zeros((1, 1))) == pytest.approx(0.9)

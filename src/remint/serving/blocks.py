@@ -34,14 +34,15 @@ def apply(
     y_N: Array | None = None,
     device: str = "cpu",
     progress: Progress = silent,
+    block: int = BLOCK,
 ) -> Iterator[Array]:
     """Yield the results of ``function(x_BX, y_B)`` for each block, without gradients. Axis 0 of a result is the example."""
     x_NX = Blocks.of(x_NX)
     at, size = 0, max(1, x_NX.nbytes // max(1, len(x_NX)))
-    for x_MX in x_NX.read(BLOCK * max(1, LARGEST_BLOCK // (BLOCK * size))):
-        for start in range(0, len(x_MX), BLOCK):
-            x_BX = x_MX[start : start + BLOCK]
-            count, fill = len(x_BX), np.zeros(BLOCK, np.int64)
+    for x_MX in x_NX.read(block * max(1, LARGEST_BLOCK // (block * size))):
+        for start in range(0, len(x_MX), block):
+            x_BX = x_MX[start : start + block]
+            count, fill = len(x_BX), np.zeros(block, np.int64)
             fill[: len(x_BX)] = np.arange(len(x_BX))  # the rest repeats the first example
             y_B = None if y_N is None else torch.from_numpy(y_N[at : at + count][fill]).to(device)
             with torch.no_grad():

@@ -36,6 +36,8 @@ DRAWS = 20
 LEVEL = 0.9  # of the intervals
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 MOST_DRAWS = 10_000
+CHAINS = 128  # in every pass of a model: a chain enlarges the rounding of a pass of another size, step by step
+NUMBERS = 2**22  # of noise in a pass, above which it has fewer chains
 CELL = ["row", "column", "value", "low", "high", "shares"]
 
 Array = np.ndarray[Any, Any]
@@ -118,7 +120,7 @@ def completions(
         raise SettingsError(f"draws: {draws}: expected 1 to {MOST_DRAWS:,}")
     if missing_NX is not None and len(missing_NX) not in (1, len(examples)):
         raise SettingsError(f"{len(missing_NX)} masks for {len(examples)} images: give one for all, or one for each")
-    served = replace(served, model=copy.deepcopy(served.model).double())  # a chain enlarges a rounding error with every step
+    served = replace(served, model=copy.deepcopy(served.model).double())  # for the same reason as CHAINS
     known = examples.y_N is not None or of_class is not None
     y_N = served.classes_of(examples, of_class) if known else None
     at, numbers = 0, draws * (2 * served.spec.dims + 1)
@@ -148,7 +150,9 @@ def _complete(served: ServedModel, x_MX: Array, missing_MX: Array, y_M: Array | 
         chains = [np.concatenate([np.tile(packed_P, (draws, 1)), number_D1], axis=1) for packed_P in packed_GP]
         packed_BP = np.concatenate(chains).astype(np.float32)
         y_B = None if y_M is None else np.repeat(y_M[at_G], draws)
-        parts = blocks.apply(lambda packed, y: _draw(served, packed, y, seed), packed_BP, y_B, served.device)
+        assert isinstance(served.model, CanImpute)
+        size = max(1, min(CHAINS, NUMBERS // served.model.impute_noise))
+        parts = blocks.apply(lambda packed, y: _draw(served, packed, y, seed), packed_BP, y_B, served.device, block=size)
         drawn_GDX = np.concatenate(list(parts)).reshape(drawn_GDX.shape)
     low_GX, high_GX = np.quantile(drawn_GDX.astype(np.float64), TAILS, axis=1, method="weibull")
     x_MX = x_MX.copy()
