@@ -25,7 +25,7 @@ QUICK = [
     ("gan", "sample", ".onnx"),
     ("gan", "decode", ".pt2"),
     ("vae-residual", "encode", ".onnx"),
-    ("flow-whole", "sample", ".onnx"),
+    ("flow-affine-table", "encode", ".onnx"),
 ]
 ALL = [(name, method, suffix) for name in CASES for method in METHODS for suffix in (".pt2", ".onnx")]
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
 def test_an_operator_without_a_counterpart_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "DECOMPOSITIONS", {})
     match = "encode cannot be exported as ONNX: it uses ndtri, which has no counterpart there"
-    refused(match, UserError, "flow-table", tmp_path / "m.onnx", "encode")
+    refused(match, UserError, "flow-affine-table", tmp_path / "m.onnx", "encode")
 
 
 def test_a_graph_with_other_values_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
