@@ -56,6 +56,16 @@ def test_classes_of_folders_and_arrays_are_read_where_the_model_knows_them(tmp_p
         assert read(IMAGE, tmp_path / name, labels=False)[1].y_N is None
 
 
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("1", "3", "7")])
+def test_classes_with_names_come_back_from_an_array(tmp_path: Path, names: tuple[str, ...]) -> None:
+    spec, x, y = IMAGE.model_copy(update={"class_names": names}), drawn(IMAGE), np.array([2, 0, 1, 1, 0, 2, 2])
+    outputs.write_examples(tmp_path / "new.npz", spec, [(x, y)], len(x))
+    assert np.array_equal(read(spec, tmp_path / "new.npz")[1].y_N, y)
+    np.savez(tmp_path / "wrong.npz", x=x, y=y + 5)
+    with pytest.raises(DataError, match="labels: .* new|none of the 3 classes of the model"):
+        read(spec, tmp_path / "wrong.npz")
+
+
 def test_one_image_file_is_an_input(tmp_path: Path) -> None:
     x = np.arange(24, dtype=np.uint8).reshape(1, 1, 4, 6) % 17
     outputs.write_png(tmp_path / "a.png", x[0], IMAGE.levels)

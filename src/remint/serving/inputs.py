@@ -128,7 +128,11 @@ def _from_bytes(x: Blocks, levels: int) -> Blocks:
 
 
 def _with_numbers(raw: Raw, spec: DataSpec) -> Raw:
-    """Return images from folders named 0, 1, .. with these numbers as their classes, where the model's classes have no names."""
+    """Return images whose classes are named as the model's: folders 0, 1, .. are numbers, and numbers of an array are places."""
+    if raw.y is not None and not raw.class_names and spec.class_names and not all(map(str.isdigit, spec.class_names)):
+        if not np.isin(raw.y, range(spec.classes)).all():
+            raise DataError(f"{raw.where}: y has numbers that are none of the {spec.classes} classes of the model, from 0")
+        return replace(raw, class_names=spec.class_names)
     if raw.y is None or spec.class_names or not all(name.isdigit() and int(name) < spec.classes for name in raw.class_names):
         return raw
     return replace(raw, y=np.array([int(name) for name in raw.class_names])[raw.y] if raw.class_names else raw.y, class_names=())

@@ -78,7 +78,7 @@ def write_examples(
 
             plots.sample_grid(temporary, np.concatenate([x for x, _ in parts]), spec.levels, title=title, columns=columns)
         elif path.suffix in ARRAYS:
-            _write_arrays(temporary, "x", parts, count, spec.shape, np.uint8)
+            _write_arrays(temporary, "x", _with_labels(spec, parts), count, spec.shape, np.uint8)
         else:
             _write_folder(temporary, spec, parts)
 
@@ -134,6 +134,13 @@ def _write_arrays(path: Path, name: str, parts: Iterable[Part], count: int, shap
         if classes:
             with archive.open("y.npy", "w") as member:
                 np.lib.format.write_array(member, np.concatenate(classes), allow_pickle=False)
+
+
+def _with_labels(spec: DataSpec, parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield the parts with the labels of the source in place of classes: names that are numbers become these numbers."""
+    numbers = np.array(list(map(int, spec.class_names))) if spec.class_names and all(map(str.isdigit, spec.class_names)) else None
+    for x_BX, y_B in parts:
+        yield x_BX, y_B if numbers is None or y_B is None else numbers[y_B]
 
 
 def _write_folder(folder: Path, spec: DataSpec, parts: Iterable[Part]) -> None:
