@@ -43,6 +43,17 @@ class FeaturesStep(Settings):
         return cls(dataset=settings.dataset, learns=in_domain(settings.metrics()))
 
 
+class CalibrateStep(Settings):
+    dataset: str
+    family: str
+    threads: int
+
+    @classmethod
+    def of(cls, params: Params, pipeline: str) -> CalibrateStep:
+        settings = params.pipeline(pipeline)
+        return cls(dataset=settings.dataset, family=settings.family, threads=settings.training.threads)
+
+
 class EvaluateStep(Settings):
     dataset: str
     family: str
@@ -85,6 +96,8 @@ def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
         features, evaluate = FeaturesStep.of(params, name), EvaluateStep.of(params, name)
         yield "features", name, _key(features.model_dump(mode="json"), features_code)
         yield "train", name, _key(pipeline.recipe.resolved(), train_code(pipeline.family, imports))
+        calibrate_code = plugins.digests(imports, ["pipelines.calibrate"], pipeline.family)
+        yield "calibrate", name, _key(CalibrateStep.of(params, name).model_dump(mode="json"), calibrate_code)
         modules = ["pipelines.evaluate", *(f"remint.evaluation.{extractor}" for extractor in evaluate.files)]
         code = plugins.digests(imports, modules, evaluate.family, evaluate.metrics)
         yield "evaluate", name, _key(evaluate.model_dump(mode="json"), code)
