@@ -3,7 +3,7 @@
     likelihood      L(x) = -log p(x), nats (models/density.py)
     relative        L(x) - C(x), with C the length of x in nats under the level frequencies of the training images; of a row: L(x)
     typicality      |L(x) - mean of L| (Nalisnick et al., Detecting out-of-distribution inputs using typicality, 2019)
-    reconstruction  |x - decode(encode(x))|^2
+    reconstruction  |x - decode(encode(x))|^2, of a model with a bound
     latent          Mahalanobis distance of encode(x) to the latents of the training examples
     neighbours      mean distance of x to its 5 nearest training examples
     samples         mean distance of x to the 5 nearest of the model's own samples
@@ -65,8 +65,9 @@ class Scorer:
     def part_names(self) -> tuple[str, ...]:
         """Names of the scores of ``parts``."""
         names = ["likelihood", "relative"] if self.has_likelihood else []
-        # A model without a likelihood encodes by optimisation, which takes a thousand times as long.
-        names += ["reconstruction", "latent"] if self.has_likelihood and isinstance(self.model, HasLatent) else []
+        # A model without a likelihood encodes by optimisation, which takes far longer than the other scores.
+        names += ["latent"] if self.has_likelihood and isinstance(self.model, HasLatent) else []
+        names += ["reconstruction"] if "latent" in names and isinstance(self.model, HasElbo) else []  # a flow's is exact
         return (*names, "neighbours", *(["samples"] if isinstance(self.model, CanSample) else []))
 
     @cached_property
@@ -142,17 +143,18 @@ class Scorer:
 
     def to_nearest(self, x_BX: Tensor, which: str) -> Tensor:
         """Return the mean distance of each example to its nearest ones among reference examples, shape (B,)."""
-        x_BF, near_RF = self.features(x_BX), self._reference_features[which]
+        x_BF, (near_RF, square_R) = self.features(x_BX), self._reference_features[which]
         count = min(NEIGHBOURS, len(near_RF))
         # The product loses digits where distances are small: it only finds candidates, whose differences are exact.
-        square_BR = near_RF.square().sum(1) - 2 * x_BF @ near_RF.T
-        candidates_BN = square_BR.topk(min(2 * count, len(near_RF)), largest=False).indices
+        candidates_BN = torch.addmm(square_R, x_BF, near_RF.T, alpha=-2).topk(min(2 * count, len(near_RF)), largest=False).indices
         distance_BN = (x_BF.unsqueeze(1) - near_RF[candidates_BN]).double().square().sum(2).sqrt()
         return distance_BN.topk(count, largest=False).values.mean(1)
 
     @cached_property
-    def _reference_features(self) -> dict[str, Tensor]:
-        return {name: self.features(self.reference[name]) for name in (NEAR, DRAWN) if name in self.reference}
+    def _reference_features(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Features of the reference examples, shape (R, F), with their squared lengths, shape (R,)."""
+        features = {name: self.features(self.reference[name]) for name in (NEAR, DRAWN) if name in self.reference}
+        return {name: (near_RF, near_RF.square().sum(1)) for name, near_RF in features.items()}
 
     def features(self, x_BX: Tensor) -> Tensor:
         """Return the coordinates in which distances are measured, in the model's precision, shape (B, F)."""

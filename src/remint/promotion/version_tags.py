@@ -10,7 +10,7 @@ from remint.promotion.tolerance import tolerances
 from remint.records import EvaluationReport, canonical, digest
 from remint.runtime import manifest, packages
 from remint.stores import git, uncommitted
-from remint.stores.mlflow import DataOrigin, VersionTags
+from remint.stores.mlflow import CALIBRATION, DataOrigin, VersionTags
 from remint.stores.open import open_spreads
 
 
@@ -47,7 +47,7 @@ def files(job: Retraining) -> dict[str, Path]:
         "params.yaml": job.dvc.folder / "params.yaml",
     }
     if job.calibrates:
-        kept["calibration"] = job.out("calibration")
+        kept[CALIBRATION] = job.out("calibration")
     if job.commit.dirty:
         bundle = job.record.folder / "uncommitted.bundle"
         kept["uncommitted.bundle"] = uncommitted.bundle(job.home.repository, job.commit, bundle)

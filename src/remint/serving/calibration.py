@@ -38,7 +38,6 @@ from remint.runtime import manifest
 from remint.serving import blocks
 from remint.serving.shift import MOST, views
 
-ATTACHMENT = "calibration"  # name of the folder among the files that are kept with a version
 ABOUT, TENSORS = "calibration.json", "calibration.safetensors"
 REFERENCES, REFERENCE_BYTES = 4096, 16 << 20  # training examples, and as many samples, that examples are compared with
 FITTED = 2048  # validation examples of the statistics, and training examples of the latents'
@@ -96,23 +95,18 @@ def measure(model: Model, model_key: str, dataset: Dataset) -> Calibrated:
     return Calibrated(about, reference, part, view_NV)
 
 
-def read(folder: Path, model_key: str, sha256: str | None = None) -> Calibrated:
-    """Read the calibration of a model. ``sha256``: of its manifest, as the version's tag has it; None: not known.
-
-    Raises IntegrityError if a file is damaged, or if the calibration is of another model.
-    """
+def read(folder: Path, model_key: str) -> Calibrated:
+    """Read the calibration of a model. Raises IntegrityError if a file is damaged, or if it is of another model."""
     manifest.verify(folder)
-    if sha256 is not None and manifest.sha256_file(folder / manifest.NAME) != sha256:
-        raise IntegrityError(f"{folder} is not the calibration that the version's tag names: calibrate again")
     try:
         about = Calibration.read(folder / ABOUT)
         tensors = load_file(folder / TENSORS)
         part = dict(zip(about.scores, tensors.pop(SCORE).T, strict=True))
         view_NV = tensors.pop(VIEW).numpy()
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise IntegrityError(f"{folder} holds no readable calibration ({type(error).__name__}): calibrate again") from error
+        raise IntegrityError(f"{folder} holds no readable calibration ({type(error).__name__})") from error
     if about.model_key != model_key:
-        raise IntegrityError(f"{folder} is the calibration of another model: calibrate again")
+        raise IntegrityError(f"{folder} is the calibration of another model")
     return Calibrated(about, tensors, part, view_NV)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remint.errors import UserError
+from remint.errors import IntegrityError, UserError
 from remint.runtime import manifest, scratch
 from remint.runtime.home import Home
 from remint.serving import model
@@ -48,5 +48,7 @@ def _calibration(home: Home, version: ModelVersion) -> Calibrated:
     if version.tags.calibration is None:
         raise UserError(f"{version.ref} has no calibration, which scores need: run remint calibrate {version.ref}")
     with scratch.folder() as temporary:
-        folder = open_tracking(home).attachment(version, calibration.ATTACHMENT, temporary)
-        return calibration.read(folder, version.key, version.tags.calibration)
+        try:
+            return calibration.read(open_tracking(home).fetch_calibration(version, temporary), version.key)
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}: run remint calibrate {version.ref}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from remint.data.sampler import spaced_indices
 from remint.errors import SettingsError, UserError
 from remint.models.scores import DEFAULT, Scorer
 from remint.records import Record
-from remint.serving import calibration, conformal, inputs, shift
+from remint.serving import calibration, conformal, inputs, outputs, shift
 from remint.serving.blocks import Progress, silent
 from remint.serving.calibration import Calibrated
 from remint.serving.inputs import Examples
@@ -61,11 +62,11 @@ class Scores:
     score: Array  # float64 (N,): higher is more unusual
     p_value: Array  # float64 (N,)
     flagged: Array  # bool (N,)
-    names: tuple[str | int, ...]  # file of each image, number of each row from 0
+    names: Array  # file of each image, number of each row from 0
     summary: Summary
 
     def to_arrow(self) -> pa.Table:
-        return pa.table({"name": list(self.names), "score": self.score, "p_value": self.p_value, "flagged": self.flagged})
+        return pa.table({"name": self.names, "score": self.score, "p_value": self.p_value, "flagged": self.flagged})
 
     def to_pandas(self) -> Any:
         """Return a DataFrame with the columns name, score, p_value and flagged."""
@@ -80,15 +81,19 @@ def score(
     seed: int = 0,
     by: str = DEFAULT,
     skip_bad: bool = False,
+    explain: Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Return the scores of an input, and its flagged examples.
 
     ``false_alarm_rate``: share of normal examples that are flagged. ``fdr``: flag by Benjamini-Hochberg instead, so that the
     expected share of normal examples among the flagged ones is at most this. ``seed``: breaks ties. ``by``: name of the score.
+    ``explain``: a .png for the contributions to the score of the most unusual examples (explain.py).
 
     Raises UserError if the model has no calibration, SettingsError for a rate outside (0, 1) or an unknown score.
     """
+    if explain is not None and explain.suffix != ".png":
+        raise SettingsError(f"explain {explain}: it is a picture: give a name that ends in .png")
     for name, rate in (("false_alarm_rate", false_alarm_rate), ("fdr", fdr)):
         if rate is not None and not 0.0 < rate < 1.0:
             raise SettingsError(f"{name} {rate}: expected a number above 0 and below 1")
@@ -97,8 +102,10 @@ def score(
     with inputs.read(served.spec, data, skip_bad=skip_bad, labels=False) as examples:
         part = calibration.part_scores(scorer, examples.x_NX, scorer.needs(by), served.device, progress)
         tie_N, view_MV = _ties_and_views(examples.x_NX, seed, served)
-        names: tuple[str | int, ...] = examples.names or tuple(_row_numbers(examples))
-    old_n, new_N = scorer.score(by, calibrated.part).numpy(), scorer.score(by, part).cpu().numpy()
+        names = np.array(examples.names) if examples.names else _row_numbers(examples)
+        old_n, new_N = scorer.score(by, calibrated.part).numpy(), scorer.score(by, part).numpy()
+        if explain is not None:
+            _explain(explain, scorer, by, examples.x_NX, new_N, names, served.device)
     p_N = conformal.p_values(old_n, new_N, tie_N)
     flagged_N = p_N <= false_alarm_rate if fdr is None else conformal.benjamini_hochberg(p_N, fdr)
     tested_M = new_N[spaced_indices(len(new_N), shift.MOST)]
@@ -116,6 +123,14 @@ def score(
         set_aside=dict(examples.set_aside),
     )
     return Scores(new_N, p_N, flagged_N, names, summary)
+
+
+def write(served: ServedModel, data: Any, output: Path, false_alarm_rate: float, fdr: float | None, **options: Any) -> Summary:
+    """Score an input and write name, score, p-value and flag of each example to ``output``."""
+    outputs.check_table(output)
+    found = score(served, data, false_alarm_rate, fdr, **options)
+    outputs.write_table(output, found.to_arrow())
+    return found.summary
 
 
 def read_calibration(served: ServedModel) -> Calibrated:
@@ -161,5 +176,14 @@ def _ties_and_views(x_NX: Blocks, seed: int, served: ServedModel) -> tuple[Array
     return np.concatenate(tie), np.concatenate(view)
 
 
-def _row_numbers(examples: Examples) -> list[int]:
-    return list(range(len(examples))) if examples.row_N is None else examples.row_N.tolist()
+def _explain(path: Path, scorer: Scorer, by: str, x_NX: Blocks, score_N: Array, names: Array, device: str) -> None:
+    from remint.serving import explain  # matplotlib takes a second to import
+
+    chosen = np.argsort(-score_N, kind="stable")[: explain.MOST]
+    kept = {place: np.array(x_X) for place, x_X in enumerate(x_NX.examples()) if place in chosen}
+    titles = [f"{names[place]}: score {score_N[place]:.2f}" for place in chosen]
+    explain.draw(path, scorer, by, np.stack([kept[place] for place in chosen]), titles, device)
+
+
+def _row_numbers(examples: Examples) -> Array:
+    return np.arange(len(examples)) if examples.row_N is None else examples.row_N
