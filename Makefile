@@ -64,6 +64,8 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m benchmarks.imputation
 	$(BIN)/python -m benchmarks.modes
+	$(BIN)/python -m benchmarks.anomaly
+	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.validation
 	$(BIN)/python -m benchmarks.gate

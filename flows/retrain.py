@@ -27,6 +27,7 @@ def retrain(
             steps.learn_features(job)
             steps.train(job)
             steps.evaluate(job)
+        steps.calibrate(job)  # scores of the calibration split, if there is one
         evidence = Evidence.load(job.out("reports"))  # read and verified once
         outcome = steps.settled_before(job, evidence)  # same weights, evidence and rules as in the ledger: no new decision
         if outcome is None:

@@ -165,14 +165,23 @@ def evaluate(job: Retraining) -> None:
     job.tell("ran", name="evaluate", metrics={name: value.text() for name, value in job.report.metrics.items()})
 
 
+@step("calibrate")
+def calibrate(job: Retraining) -> None:
+    """Score the calibration split, for p-values of new examples, if the dataset has such a split."""
+    if job.calibrates:
+        with timed(job, "calibrate"):
+            job.dvc.reproduce("calibrate", job.pipeline, progress.reporter(job.pipeline, "calibrate"))
+        job.tell("ran", name="calibrate", examples=job.dataset.counts["calibration"])
+
+
 @step("push data", retries=2)
 def push(job: Retraining) -> None:
-    """Copy data, weights and report to the dvc remote."""
+    """Copy data, weights, report and calibration to the dvc remote."""
     dataset, pipeline = job.settings.dataset, job.pipeline
+    steps = ("train", "evaluate", *(["calibrate"] if job.calibrates else []))
     with timed(job, "push"):
-        job.dvc.push(
-            f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{_features(job)}", f"train@{pipeline}", f"evaluate@{pipeline}"
-        )
+        made = (f"snapshot@{dataset}", f"prepare@{dataset}", f"features@{_features(job)}")
+        job.dvc.push(*made, *(f"{step}@{pipeline}" for step in steps))
 
 
 @step("register", retries=1)

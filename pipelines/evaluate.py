@@ -11,6 +11,7 @@ With training.devices: N, N processes measure, or as many as this machine has de
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -49,8 +50,14 @@ def main(pipeline: str) -> None:
     folder = os.environ.get("REMINT_EVALUATE_PART")
     part = TrainedModel.read(Path(folder) / "training.json") if folder else None
     judged = translation.restrict(dataset, part) if part else dataset
+    anomaly_scores = None
+    if step.evaluation.anomalies and step.scores_anomalies:  # by its name: other pipelines do not depend on its code
+        anomalies = importlib.import_module("pipelines.anomalies")
+        anomaly_scores = anomalies.scores_of(judged, step.evaluation.anomalies, pipeline)
     with world.join() as joined:
-        evidence = evaluate.evaluate(bundle, judged, features, step.evaluation, step.metrics, pipeline, joined, part)
+        evidence = evaluate.evaluate(
+            bundle, judged, features, step.evaluation, step.metrics, pipeline, joined, part, anomaly_scores
+        )
     if not joined.leads:
         return
     former = os.environ.get("REMINT_EVALUATE_FORMER")

@@ -6,6 +6,7 @@ model = remint.load("digits-vae@champion")    # remint.serving.model.ServedModel
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,6 @@ if TYPE_CHECKING:
 
 def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> ServedModel:
     """Return the served model of a name, a version or a bundle's folder: see remint.serving.load."""
-    from remint.serving.load import load as load_model  # torch and mlflow are imported when a model is
-
-    return load_model(ref, device, repository)
+    # Late, because torch and mlflow take seconds to import; by name, because every step imports this file and does not use it.
+    served: ServedModel = importlib.import_module("remint.serving.load").load(ref, device, repository)
+    return served

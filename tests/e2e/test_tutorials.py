@@ -52,6 +52,7 @@ def parse_block(block: str, folder: Path) -> dict[str, dict[str, object]]:
         pytest.param("pictures", "shapes-vae", marks=pytest.mark.soak),
         pytest.param("augment", "kinds-vae", marks=pytest.mark.soak),
         pytest.param("missing-values", "homes-vae", marks=pytest.mark.soak),
+        pytest.param("anomalies", "logins-vae", marks=pytest.mark.soak),
     ],
 )
 def test_a_tutorial_ends_in_a_promoted_champion(lone_team: Team, prefect_server: str, page: str, model: str) -> None:

@@ -96,7 +96,7 @@ class Clone:
         """Return the dependencies of each stage in dvc.yaml, without the results of other stages."""
         self.step("resolve", "params.yaml")
         found = {}
-        for step in ("prepare", "features", "train", "evaluate"):
+        for step in ("prepare", "features", "train", "calibrate", "evaluate"):
             block = load_safe_yaml((self.folder / "dvc.yaml").read_text())["stages"][step]
             params = load_safe_yaml((self.folder / "params.yaml").read_text())[block["foreach"].strip("${}")]
             for name in params:
@@ -159,8 +159,10 @@ def before(clone_with_lock: Clone) -> dict[str, bytes]:
     return clone_with_lock.keys()
 
 
-EVERY = {f"{step}@{name}" for step in ("features", "train", "evaluate") for name in ("flow", "gan")} | {"prepare@tiny"}
+PIPELINE_STEPS = ("features", "train", "calibrate", "evaluate")
+EVERY = {f"{step}@{name}" for step in PIPELINE_STEPS for name in ("flow", "gan")} | {"prepare@tiny"}
 TRAIN, EVALUATE = ({name for name in EVERY if name.startswith(step)} for step in ("train", "evaluate"))
+GAN = {"train@gan", "calibrate@gan", "evaluate@gan"}
 JUDGING, RECIPE, SPLIT, RECORDS = (
     f"src/remint/{name}.py" for name in ("settings/judging", "settings/recipe", "settings/split", "records")
 )
@@ -175,15 +177,17 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "another record": (lambda c: c.edit(RECORDS, "class LedgerRow(Record):", "class LedgerRow(Record):\n    further: str = ''\n"), set()),
     "constraints.txt": (lambda c: (c.folder / "constraints.txt").write_text("torch==9.9\n"), EVERY),
     "a new family": (lambda c: (c.folder / "src/remint/models/diffusion.py").write_text("def build(): ...\n"), set()),
-    "the GAN": (lambda c: c.edit("src/remint/models/gan.py", "def build(", "NEW = 1\n\n\ndef build("), {"train@gan", "evaluate@gan"}),
-    "the GAN broken": (lambda c: (c.folder / "src/remint/models/gan.py").write_text("def ("), {"train@gan", "evaluate@gan"}),
+    "the GAN": (lambda c: c.edit("src/remint/models/gan.py", "def build(", "NEW = 1\n\n\ndef build("), GAN),
+    "the GAN broken": (lambda c: (c.folder / "src/remint/models/gan.py").write_text("def ("), GAN),
     "a comment": (lambda c: (c.folder / "src/remint/models/gan.py").open("a").write("\n# the end\n"), set()),
     "a new error class": (lambda c: (c.folder / "src/remint/errors.py").open("a").write("\n\nclass Further(RemintError):\n    pass\n"), set()),
     "a metric of one pipeline": (lambda c: (c.folder / "src/remint/evaluation/likelihood.py").open("a").write("\nNEW = 1\n"), {"evaluate@flow"}),
     "an unused metric": (lambda c: (c.folder / "src/remint/evaluation/kernel.py").open("a").write("\nNEW = 1\n"), set()),
-    "promotion settings and a new pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {"features@new", "train@new", "evaluate@new"}),
+    "promotion settings and a new pipeline": (lambda c: c.edit("params.yaml", "    promotion: {}\n  gan:", "    promotion: {leakage: 0.5}\n  new: {dataset: tiny, family: gan, model: {}, training: {}, evaluation: {}, promotion: {}}\n  gan:"), {f"{step}@new" for step in PIPELINE_STEPS}),
     "a rule of the split": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {stratify: true, calibration: 0.1}}"), {"prepare@tiny"}),
     "a setting equal to its default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
+    "the scores": (lambda c: (c.folder / "src/remint/models/scores.py").open("a").write("\nNEW = 1\n"), {"calibrate@flow", "calibrate@gan"}),
+    "a use of a model": (lambda c: (c.folder / "src/remint/serving/scoring.py").open("a").write("\nNEW = 1\n"), set()),
     "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
 }  # fmt: skip
 
@@ -209,7 +213,7 @@ def test_dvc_agrees_about_the_changed_stages(clone: Clone, what: str) -> None:
     assert clone.changed() == expected
 
 
-STEPS = [("prepare", "tiny"), *((step, name) for name in ("flow", "gan", "plugin") for step in ("features", "train", "evaluate"))]
+STEPS = [("prepare", "tiny"), *((step, name) for name in ("flow", "gan", "plugin") for step in PIPELINE_STEPS)]
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +224,11 @@ def clone_after_run(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     (folder / "seen/sitecustomize.py").write_text(SEEN)
     clone = make(folder / "clone")
     clone.seen = folder / "seen"
+    params = PARAMS.replace("levels: 5}", "levels: 5, split: {calibration: 0.1}}")
+    (clone.folder / "params.yaml").write_text(params)
     clone.run("dvc", "repro", "--quiet")
-    (clone.folder / "params.yaml").write_text(PARAMS + PLUGIN)
-    clone.run("dvc", "repro", "--quiet", "evaluate@plugin")
+    (clone.folder / "params.yaml").write_text(params + PLUGIN)
+    clone.run("dvc", "repro", "--quiet", "evaluate@plugin", "calibrate@plugin")
     return clone
 
 

@@ -14,8 +14,9 @@ from remint.cli.app import app, main
 from remint.cli import retrain
 from remint.cli import registry
 from remint.cli import use
-from remint.cli import serve
+from remint.cli import scoring
 from remint.cli import derive
+from remint.cli import serve
 from remint.cli import maintenance
 from remint.cli import stack
 from remint.cli import new

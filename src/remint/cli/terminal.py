@@ -30,6 +30,7 @@ DOING = {
     "features": "learns the features for distances",
     "train": "trains",
     "evaluate": "evaluates on held-out data",
+    "calibrate": "scores the calibration split",
     "push": "pushes data to the remote",
     "register": "registers",
     "judge": "is compared with the champion",

@@ -35,6 +35,7 @@ from remint.runtime.manifest import sha256_file
 
 VERSION = "dataset.json"
 SPLITS = ("train", "validation", "held_out")
+CALIBRATION = "calibration"  # a fourth split, if there is one
 OTHER_FILES = 256  # that a process may open beside its shards
 
 Array = np.ndarray[Any, Any]
@@ -161,12 +162,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset version with three splits: train on the first, select on the second, evaluate on the third."""
+    """One dataset version: train on the first split, select on the second, evaluate on the third, calibrate on the fourth."""
 
     version: DatasetVersion
     train: Split
     validation: Split
     held_out: Split
+    calibration: Split | None = None  # None: split.calibration is 0
 
     @property
     def spec(self) -> DataSpec:
@@ -192,7 +194,8 @@ def load(folder: Path) -> Dataset:
             raise IntegrityError(f"{path} is damaged: its SHA-256 differs from the one in {VERSION}: {remedy}")
     _allow_open_files(2 * len(version.files))  # a mapped array holds its file open, and so does a feed (training/feed.py)
     train, validation, held_out = (_split(folder, version, split) for split in SPLITS)
-    return Dataset(version=version, train=train, validation=validation, held_out=held_out)
+    calibration = _split(folder, version, CALIBRATION) if CALIBRATION in version.counts else None
+    return Dataset(version=version, train=train, validation=validation, held_out=held_out, calibration=calibration)
 
 
 def _allow_open_files(count: int) -> None:

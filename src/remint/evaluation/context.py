@@ -42,6 +42,9 @@ FEATURE_BLOCK = 256  # examples whose features one process computes at a time: w
 DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT, EXAMPLES, PROBE = range(7)
 
 Array = np.ndarray[Any, Any]
+AnomalyScores = Callable[
+    [object, Array], tuple[Array, Array]
+]  # from a model and places of held-out examples, see pipelines/anomalies
 
 
 class ArrayCache:
@@ -77,6 +80,7 @@ class EvaluationContext:
     extractors: Mapping[str, Extractor]
     settings: EvaluationSettings
     world: World = SINGLE_PROCESS
+    anomaly_scores: AnomalyScores | None = None  # for the metrics of anomalies.py
     metrics: frozenset[str] = frozenset()  # the chosen ones, for a pass that can measure more than one
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
     _cache: ArrayCache = field(default_factory=ArrayCache, init=False, repr=False, compare=False)
@@ -238,9 +242,8 @@ class Metric:
     """The function that measures a metric. Metrics from the same pass over the model share one ``measure``, which runs once."""
 
     measure: Callable[[Any, EvaluationContext], Mapping[str, Measurement]]  # measurements by metric name
-    context: Mapping[str, Callable[[EvaluationContext], Measurement]] = field(
-        default_factory=dict
-    )  # baselines by name, which do not depend on the model
+    # Baselines by name, which do not depend on the model.
+    context: Mapping[str, Callable[[EvaluationContext], Measurement]] = field(default_factory=dict)
 
 
 def finite(values_N: Array, metric: str) -> Array:

@@ -12,7 +12,7 @@ from remint.data.arrays import Dataset
 from remint.distributed.world import SINGLE_PROCESS, World
 from remint.errors import DataError, RunError, SettingsError
 from remint.evaluation import extractors, representation, translation
-from remint.evaluation.context import EvaluationContext, Measurement, Metric
+from remint.evaluation.context import AnomalyScores, EvaluationContext, Measurement, Metric
 from remint.evaluation.evidence import Evidence
 from remint.evaluation.metrics import PROTOCOLS, metric_of
 from remint.evaluation.progress import Progress
@@ -33,6 +33,7 @@ def evaluate(
     pipeline: str,
     world: World = SINGLE_PROCESS,
     part: TrainedModel | None = None,
+    anomaly_scores: AnomalyScores | None = None,
 ) -> Evidence:
     """Measure the model of ``bundle`` on the held-out split of ``dataset``.
 
@@ -45,6 +46,7 @@ def evaluate(
         pipeline: name for the report and for error messages.
         world: the processes that share the work on their CPUs; all get the same evidence.
         part: a model to whose examples ``dataset`` is restricted; None: to none.
+        anomaly_scores: for metrics of labelled anomalies (context.py).
 
     Raises:
         IntegrityError: a file does not match its digest.
@@ -54,7 +56,8 @@ def evaluate(
     """
     model, trained = load(bundle, dataset, part), TrainedModel.read(bundle / "training.json")
     _refuse_broken_weights(model)
-    context = EvaluationContext(dataset, extractors.load(features, dataset.spec, settings, metrics, pipeline), settings, world)
+    loaded = extractors.load(features, dataset.spec, settings, metrics, pipeline)
+    context = EvaluationContext(dataset, loaded, settings, world, anomaly_scores)
     measured, baselines = measure(model, metrics, context, pipeline)
     report = EvaluationReport(
         pipeline=pipeline,

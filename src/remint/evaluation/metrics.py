@@ -10,11 +10,17 @@ import importlib
 from typing import Any
 
 from remint.evaluation.context import Metric
-from remint.models.contract import CanSample, HasElbo, HasLogProb
+from remint.models.contract import CanSample, HasElbo, HasLogProb, Model
 from remint.settings import plugins
 from remint.settings.catalogue import METRICS, Need
 
-PROTOCOLS: dict[Need, type[Any]] = {"log_prob": HasLogProb, "elbo": HasElbo, "sample": CanSample, "classes": CanSample}
+PROTOCOLS: dict[Need, type[Any]] = {
+    "log_prob": HasLogProb,
+    "elbo": HasElbo,
+    "sample": CanSample,
+    "classes": CanSample,
+    "score": Model,
+}
 
 
 def metric_of(name: str) -> Metric:

@@ -35,6 +35,8 @@ METHOD = {
     "noise_share": "largest part that sampling noise may add to the variance",
     "most_samples": "largest number of noise samples of an example",
     "of_class": "class",
+    "anomalies": "number of anomalies",
+    "file": "file of anomalies",
 }
 
 

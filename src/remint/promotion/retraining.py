@@ -78,6 +78,11 @@ class Retraining:
         return DatasetVersion.read(self.out("prepared", self.settings.dataset) / "dataset.json")
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the dataset has a calibration split, and the commit has the step that scores it."""
+        return "calibration" in self.dataset.counts and self.dvc.has("calibrate")
+
+    @property
     def model(self) -> TrainedModel:
         return TrainedModel.read(self.out("trained") / "training.json")
 

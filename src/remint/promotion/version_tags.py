@@ -10,7 +10,7 @@ from remint.promotion.tolerance import tolerances
 from remint.records import EvaluationReport, canonical, digest
 from remint.runtime import manifest, packages
 from remint.stores import git, uncommitted
-from remint.stores.mlflow import DataOrigin, VersionTags
+from remint.stores.mlflow import CALIBRATION, DataOrigin, VersionTags
 from remint.stores.open import open_spreads
 
 
@@ -35,6 +35,7 @@ def tags(job: Retraining, report: EvaluationReport) -> VersionTags:
         report_sha256=report.digest,
         tolerance=canonical(tolerances(report.metrics, spread, digest(job.settings.recipe.without_seed()))),
         flow_run=job.record.facts["flow_run"],
+        calibration=manifest.sha256_file(job.out("calibration") / manifest.NAME) if job.calibrates else None,
     )
 
 
@@ -45,6 +46,8 @@ def files(job: Retraining) -> dict[str, Path]:
         "dvc.lock": job.dvc.lock(),
         "params.yaml": job.dvc.folder / "params.yaml",
     }
+    if job.calibrates:
+        kept[CALIBRATION] = job.out("calibration")
     if job.commit.dirty:
         bundle = job.record.folder / "uncommitted.bundle"
         kept["uncommitted.bundle"] = uncommitted.bundle(job.home.repository, job.commit, bundle)

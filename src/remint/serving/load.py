@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from remint.runtime import manifest
+from remint.errors import IntegrityError, UserError
+from remint.runtime import manifest, scratch
 from remint.runtime.home import Home
 from remint.serving import model
 from remint.serving.model import ServedModel
 from remint.stores import git
-from remint.stores.open import fetch_bundle, resolve
+from remint.stores.mlflow import ModelVersion
+from remint.stores.open import fetch_bundle, open_tracking, resolve
+
+if TYPE_CHECKING:
+    from remint.serving.calibration import Calibrated
 
 
 def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> ServedModel:
@@ -31,4 +38,17 @@ def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> 
 def load_version(home: Home, ref: str, device: str = "cpu") -> ServedModel:
     """Return the served model of a version in the registry of ``home``, as ``load`` does."""
     version = resolve(home, ref)
-    return replace(model.load(fetch_bundle(home, version), device, version.ref), metrics=version.tags.measurements)
+    served = model.load(fetch_bundle(home, version), device, version.ref)
+    return replace(served, metrics=version.tags.measurements, calibration=partial(_calibration, home, version))
+
+
+def _calibration(home: Home, version: ModelVersion) -> Calibrated:
+    from remint.serving import calibration
+
+    if version.tags.calibration is None:
+        raise UserError(f"{version.ref} has no calibration, which scores need: run remint calibrate {version.ref}")
+    with scratch.folder() as temporary:
+        try:
+            return calibration.read(open_tracking(home).fetch_calibration(version, temporary), version.key)
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}: run remint calibrate {version.ref}") from error

@@ -9,7 +9,7 @@ Shapes: N examples, K classes or draws, Z latent, X the axes of one example (C, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,11 @@ from remint.settings.base import did_you_mean
 
 if TYPE_CHECKING:
     from remint.serving.augmenting import Augmented
+    from remint.serving.calibration import Calibrated
     from remint.serving.density import LogProb
     from remint.serving.export import Exported
     from remint.serving.imputing import Imputation
+    from remint.serving.scoring import Scores
 
 Array = np.ndarray[Any, Any]
 Classes = str | int | Sequence[str | int] | None  # name or number of the class of all examples, or of each
@@ -51,6 +53,7 @@ class ServedModel:
     folder: Path | None = None  # of its bundle
     weights_sha256: str = ""
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)  # of a version, at its registration
+    calibration: Callable[[], Calibrated] | None = None  # reads it, verified; None: there is none
 
     @property
     def conditional(self) -> bool:
@@ -71,6 +74,12 @@ class ServedModel:
         from remint.serving.density import log_prob
 
         return log_prob(self, data, **options)
+
+    def score(self, data: Any, false_alarm_rate: float = 0.05, fdr: float | None = None, seed: int = 0, **options: Any) -> Scores:
+        """Return score, p-value and flag of each example: see serving/scoring.py."""
+        from remint.serving.scoring import score
+
+        return score(self, data, false_alarm_rate, fdr, seed, **options)
 
     def encode(self, data: Any, of_class: Classes = None, **options: Any) -> Array:
         """Return z_NZ, the latent of each example, float32. ``of_class``: of all or of each, if the input has none."""

@@ -37,7 +37,7 @@ Part = tuple[Array, Array | None]  # x_BX in the model's form, and the classes y
 def check_examples(path: Path, spec: DataSpec) -> None:
     """Raise SettingsError if examples of such data cannot be written to a file or folder of this name."""
     if spec.is_table:
-        _check(path, TABLES, "a table: give a name that ends in .csv or .parquet")
+        check_table(path)
         return
     _check(path, (*GRID, *ARRAYS, ""), "images: give a name that ends in .png (a grid), .npy or .npz, or a folder's name")
     if path.suffix in ("", *GRID) and spec.image[0] not in MODES:
@@ -49,6 +49,11 @@ def check_examples(path: Path, spec: DataSpec) -> None:
 def check_numbers(path: Path) -> None:
     """Raise SettingsError if numbers cannot be written to a file of this name."""
     _check(path, (*ARRAYS, *TABLES), "numbers: give a name that ends in .npy, .npz, .csv or .parquet")
+
+
+def check_table(path: Path) -> None:
+    """Raise SettingsError if a table cannot be written to a file of this name."""
+    _check(path, TABLES, "a table: give a name that ends in .csv or .parquet")
 
 
 def _check(path: Path, suffixes: tuple[str, ...], what: str) -> None:
@@ -92,6 +97,12 @@ def write_numbers(path: Path, name: str, parts: Iterable[Array], count: int, siz
         names = [f"{name}{place}" for place in range(size)]
         tables = (pa.table(dict(zip(names, part.T, strict=True))) for part in parts)
         rows.write_tables(temporary, tables)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table. Raises SettingsError if the file cannot be written."""
+    with whole(path) as temporary:
+        rows.write_tables(temporary, [table])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-Need = Literal["log_prob", "elbo", "sample", "classes"]
+Need = Literal["log_prob", "elbo", "sample", "classes", "score"]
 Features = Literal["domain", "inception", "program"]
 Better = Literal["lower", "higher"]
 
@@ -22,7 +22,7 @@ FEATURES: tuple[Features, ...] = ("domain", "inception", "program")
 class Facts:
     """Facts of one metric."""
 
-    needs: Need  # a protocol of models/contract.py, as ModelSettings.can names it; classes: samples of a conditional model
+    needs: Need  # a protocol of models/contract.py, as ModelSettings.can names it; classes: samples given the class; score: any
     features: Features | None = None  # in which it is measured
     better: Better = "lower"
     in_unit: bool = False  # whether its values are in the data's unit (records.DataSpec.unit)
@@ -36,6 +36,8 @@ def in_features(metric: str, features: Features) -> str:
     special = {("fd", "inception"): "fid", ("fd_infinity", "inception"): "fid_infinity"}
     return special.get((metric, features), f"{metric}_{features}")
 
+
+ANOMALY_METRICS = ("anomaly_auroc", "anomaly_average_precision")  # of examples that evaluation.anomalies names
 
 _SAMPLES: dict[str, tuple[str, Better]] = {
     "fd": ("distance", "lower"),
@@ -53,6 +55,7 @@ METRICS: dict[str, Facts] = {
     "iwae": Facts("elbo", in_unit=True, default=True, costly=True, module="likelihood"),
     "class_agreement": Facts("classes", "domain", better="higher", module="agreement"),
     "novelty": Facts("sample", better="higher", module="neighbours"),
+    **{metric: Facts("score", better="higher", module="anomalies") for metric in ANOMALY_METRICS},
     **{
         in_features(metric, features): Facts(
             "sample", features, better, default=(metric, features) == ("fd", "domain"), module=module

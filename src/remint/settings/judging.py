@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from remint.errors import SettingsError
 from remint.settings import plugins
 from remint.settings.base import Count, Fraction, Positive, Settings
+from remint.settings.catalogue import ANOMALY_METRICS
 
 # Files for features other than the dataset's own, as the error names them if params.yaml gives none.
 FEATURE_FILES = {
@@ -32,6 +33,13 @@ class FeatureFile(Settings):
     )
 
 
+class LabelledAnomalies(Settings):
+    """File of examples that are all anomalies; the held-out examples are the normal ones."""
+
+    source: str  # .npy, .npz, .csv, .parquet or an archive of images, relative to the repository
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of the file: another file is another measurement
+
+
 class EvaluationSettings(Settings):
     """Measurement of a model on the held-out split."""
 
@@ -42,6 +50,7 @@ class EvaluationSettings(Settings):
     importance_samples: Positive = 500  # K of IWAE-K; nothing else uses it
     seed: Count = 0
     inception: FeatureFile | None = None  # weights of the 2015 Inception network, for fid and the metrics named _inception
+    anomalies: LabelledAnomalies | None = None  # for the metrics named anomaly_
     program: FeatureFile | None = None  # a torch.export program of examples to features, for the metrics named _program
 
     @field_validator("metrics")
@@ -64,6 +73,8 @@ class EvaluationSettings(Settings):
     @model_validator(mode="after")
     def _check_feature_files(self) -> EvaluationSettings:
         for metric in self.metrics or []:
+            if metric in ANOMALY_METRICS and self.anomalies is None:
+                raise ValueError(f"metrics: {metric} needs evaluation.anomalies: a source of examples that are all anomalies")
             features = plugins.facts_of(metric).features
             if features in FEATURE_FILES and getattr(self, features) is None:
                 raise ValueError(f"metrics: {metric} needs evaluation.{features}.path: {FEATURE_FILES[features]}")

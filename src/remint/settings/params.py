@@ -70,7 +70,7 @@ class PipelineSettings(Settings):
 
     @model_validator(mode="after")
     def _check_metrics(self) -> PipelineSettings:
-        can = self.model.can | ({"classes"} if self.model.conditional else set())
+        can = self.model.can | {"score"} | ({"classes"} if self.model.conditional else set())
         for metric in self.evaluation.metrics or []:
             needs = plugins.facts_of(metric).needs
             if needs == "classes" and "classes" not in can:

@@ -10,7 +10,7 @@ from typing import Any
 
 from remint.settings import plugins
 from remint.settings.base import Settings
-from remint.settings.catalogue import Facts
+from remint.settings.catalogue import ANOMALY_METRICS, Facts
 from remint.settings.imports import Imports
 from remint.settings.judging import EvaluationSettings, in_domain
 from remint.settings.params import Params
@@ -41,6 +41,17 @@ class FeaturesStep(Settings):
     def of(cls, params: Params, pipeline: str) -> FeaturesStep:
         settings = params.pipeline(pipeline)
         return cls(dataset=settings.dataset, learns=in_domain(settings.metrics()))
+
+
+class CalibrateStep(Settings):
+    dataset: str
+    family: str
+    threads: int
+
+    @classmethod
+    def of(cls, params: Params, pipeline: str) -> CalibrateStep:
+        settings = params.pipeline(pipeline)
+        return cls(dataset=settings.dataset, family=settings.family, threads=settings.training.threads)
 
 
 class EvaluateStep(Settings):
@@ -74,6 +85,10 @@ class EvaluateStep(Settings):
     def in_domain(self) -> bool:
         return in_domain(self.metrics)
 
+    @property
+    def scores_anomalies(self) -> bool:
+        return any(metric in ANOMALY_METRICS for metric in self.metrics)
+
 
 def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield each step with the name of its dataset or pipeline, and with its settings and code digests."""
@@ -85,7 +100,10 @@ def resolved(params: Params) -> Iterator[tuple[str, str, dict[str, Any]]]:
         features, evaluate = FeaturesStep.of(params, name), EvaluateStep.of(params, name)
         yield "features", name, _key(features.model_dump(mode="json"), features_code)
         yield "train", name, _key(pipeline.recipe.resolved(), train_code(pipeline.family, imports))
+        calibrate_code = plugins.digests(imports, ["pipelines.calibrate"], pipeline.family)
+        yield "calibrate", name, _key(CalibrateStep.of(params, name).model_dump(mode="json"), calibrate_code)
         modules = ["pipelines.evaluate", *(f"remint.evaluation.{extractor}" for extractor in evaluate.files)]
+        modules += ["pipelines.anomalies"] if evaluate.scores_anomalies else []
         code = plugins.digests(imports, modules, evaluate.family, evaluate.metrics)
         yield "evaluate", name, _key(evaluate.model_dump(mode="json"), code)
 

@@ -16,7 +16,7 @@ from remint.runtime import scratch
 from remint.runtime.addresses import local_path
 from remint.runtime.home import Home
 from remint.serving import fresh
-from remint.stores.mlflow import Tracking, inventory, package
+from remint.stores.mlflow import ModelVersion, Tracking, inventory, package
 from remint.stores.mlflow.inventory import Run, StoredVersion
 
 PARALLEL = 8  # versions whose files are listed at the same time
@@ -61,6 +61,25 @@ def check_bytes(home: Home, store: Tracking, held: StoredVersion, why: str, *, l
                 raise lacks from error  # the store is out of reach: nothing is known about the bytes
             message = re.sub(rf"{re.escape(str(place))}/(\S*/)?", "", str(error)).removeprefix(f"{ref}: ")
             yield _bytes(home, store, held, _describe_missing(held, lacks) if lacks else message, why)
+
+
+def check_calibration(store: Tracking, version: ModelVersion) -> Iterator[Fault]:
+    """Check that the calibration of a root is the one that its tag names, if it has one."""
+    if version.tags.calibration is None:
+        return
+    try:
+        with scratch.folder() as place:
+            store.fetch_calibration(version, place)
+    except IntegrityError as error:
+        message = re.sub(r"/\S*/", "", str(error)).removeprefix(f"{version.ref}: ")
+        yield fault(
+            "calibration",
+            version.ref,
+            f"Its calibration: {message}.",
+            "Examples cannot be scored with p-values.",
+            f"remint calibrate {version.ref} makes it again.",
+            damages=version.ref,
+        )
 
 
 def check_listing(home: Home, store: Tracking, versions: Sequence[StoredVersion]) -> Iterator[Fault]:

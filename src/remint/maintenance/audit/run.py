@@ -137,6 +137,7 @@ def _versions(
         say(f"verifying {version.ref}, {place} of {len(held if deep else needed)}")
         found += _guarded(f"the files of {version.ref}", registry.check_bytes(home, store, each, root, load=deep and bool(root)))
         if root:
+            found += _guarded(f"the calibration of {version.ref}", registry.check_calibration(store, version))
             found += _guarded(f"the commit of {version.ref}", commits.present(home, store, version, data_paths))
     if others and not deep:
         say(f"listing the files of {len(others)} more versions")

@@ -83,12 +83,16 @@ class Workspace:
 
     def resolve(self) -> None:
         """Write the settings on which each step depends, once per checkout. Do nothing if the commit has no such stage."""
-        if RESOLVE in self._stages() and not (self.folder / "outs/resolved").exists():
+        if self.has(RESOLVE) and not (self.folder / "outs/resolved").exists():
             self._dvc(RESOLVE, "repro", "--single-item", RESOLVE)
 
     def key(self, step: str, dataset: str, pipeline: str) -> str:
         """Return the part after @ of a step's name in the checkout's dvc.yaml: the pipeline, or the dataset (older features)."""
         return pipeline if self._stages()[step]["foreach"] == "${pipelines}" else dataset
+
+    def has(self, step: str) -> bool:
+        """Return whether the checkout's dvc.yaml has this step: a commit may be older than a step."""
+        return step in self._stages()
 
     def _stages(self) -> dict[str, Any]:
         stages: dict[str, Any] = load_safe_yaml((self.folder / "dvc.yaml").read_text())["stages"]

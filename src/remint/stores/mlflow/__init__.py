@@ -8,5 +8,6 @@ only follows the ledger. MLflow takes a second to import, so it is imported at t
 
 from remint.stores.mlflow.records import DataOrigin, ModelVersion, VersionTags
 from remint.stores.mlflow.registration import Tracking
+from remint.stores.mlflow.versions import CALIBRATION
 
-__all__ = ["DataOrigin", "ModelVersion", "Tracking", "VersionTags"]
+__all__ = ["CALIBRATION", "DataOrigin", "ModelVersion", "Tracking", "VersionTags"]

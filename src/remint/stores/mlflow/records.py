@@ -73,6 +73,7 @@ class VersionTags(Record):
     report_sha256: str | None = None
     tolerance: str | None = None  # JSON: ``tolerances``
     flow_run: str | None = None  # Prefect's
+    calibration: str | None = None  # SHA-256 of the manifest of the calibration that is kept with the version
 
     # The registration.
     verified: str | None = None  # a sentence: how the stored bytes were loaded

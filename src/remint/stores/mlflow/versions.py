@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from remint.errors import IntegrityError, NotFoundError
 from remint.redaction import redacted
+from remint.runtime import manifest
 from remint.runtime.addresses import local_path, without_user
 from remint.runtime.home import is_name
 from remint.settings.base import did_you_mean
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 LONGEST_DESCRIPTION = 5000  # characters of a version's description in MLflow's databases
+CALIBRATION = "calibration"  # folder among the files that are kept with a version
 NUMBER = re.compile(r"[0-9]{1,9}")  # of a version
 LEDGER_HEAD = PREFIX + "ledger_head"  # tag of a model: number and hash of the newest row that its aliases follow
 
@@ -155,6 +157,17 @@ class Registry(Runs):
                 return self._download(f"{run.info.artifact_uri}/{name}", to)
             except FileNotFoundError as error:
                 raise IntegrityError(f"{version.ref}: {name} cannot be read: {error}") from error
+
+    def fetch_calibration(self, version: ModelVersion, to: Path) -> Path:
+        """Fetch the calibration that is kept with a version into the folder ``to``. Return its folder.
+
+        Raises IntegrityError if it is lost, damaged, or not the one that the version's tag names.
+        """
+        folder = self.attachment(version, CALIBRATION, to)
+        manifest.verify(folder)
+        if manifest.sha256_file(folder / manifest.NAME) != version.tags.calibration:
+            raise IntegrityError(f"{version.ref}: its calibration is not the one that its tag names")
+        return folder
 
     def attachment_uri(self, version: ModelVersion, name: str) -> str:
         """Return the address of a file that was stored with the run of a version, without user and password."""
