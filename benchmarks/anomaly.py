@@ -48,7 +48,7 @@ from remint.models.layers import to_unit
 from remint.models.row_likelihoods import RowFeatures
 from remint.models.scores import DEFAULT, Scorer
 from remint.records import Column, DatasetVersion, DataSpec
-from remint.serving.calibration import fit_reference, part_scores
+from remint.serving.anomalies.calibration import fit_reference, part_scores
 from remint.settings.recipe import MODEL_SETTINGS, Recipe, TrainingSettings
 from remint.training import train
 from remint.training.checkpoint import Checkpoints

@@ -30,7 +30,7 @@ from remint.data.arrays import Dataset, Split
 from remint.evaluation import representation
 from remint.evaluation.context import EvaluationContext
 from remint.evaluation.intervals import over_draws
-from remint.serving.benefit import classifiers
+from remint.serving.augmentation.benefit import classifiers
 from remint.serving.model import ServedModel, load
 from remint.settings.judging import EvaluationSettings
 from remint.settings.params import load_params

@@ -36,8 +36,8 @@ from remint.models.contract import CanSample
 from remint.models.draw import draw
 from remint.models.scores import DEFAULT, Scorer
 from remint.records import DatasetVersion, DataSpec
-from remint.serving.calibration import fit_reference, part_scores
-from remint.serving.conformal import benjamini_hochberg, p_values
+from remint.serving.anomalies.calibration import fit_reference, part_scores
+from remint.serving.anomalies.conformal import benjamini_hochberg, p_values
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **anomaly.MODELS,

@@ -10,7 +10,7 @@ The models are trained on complete examples. So are mean and neighbours. Iterati
 is fitted once to training rows with as many cells removed, and once to these together with the complete rows; the better
 one counts. Categories are one-hot for the baselines. RMSE is over the removed numbers, in standard deviations or levels;
 coverage is that of the 90% intervals of 20 draws. Of levels they cover more; so the share of ranks within the level stands beside
-(serving/coverage.py).
+(serving/imputation/coverage.py).
 
 Prints a table, writes docs/results/imputation.json, and names each comparison that is lost. Ends with status 1 if a coverage
 is outside 85% to 95%.
@@ -44,8 +44,8 @@ from remint.distributed.machine import deterministic
 from remint.distributed.world import World
 from remint.models.contract import Model
 from remint.records import Column, DatasetVersion, DataSpec
-from remint.serving import coverage
-from remint.serving.imputing import completions
+from remint.serving.imputation import coverage
+from remint.serving.imputation.imputing import completions
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
 from remint.settings.params import load_params

@@ -29,7 +29,7 @@ from benchmarks.anomaly import MODELS, Array, Example, auroc, dataset_of, fitted
 from benchmarks.pipelines import line, write
 from remint.models.scores import Scorer
 from remint.records import DataSpec
-from remint.serving.calibration import fit_reference, part_scores
+from remint.serving.anomalies.calibration import fit_reference, part_scores
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HELD_OUT, NORMAL = (0, 1, 5, 7, 8, 9), (0, 2, 4, 7)

@@ -18,7 +18,7 @@ from remint.models.contract import Model
 from remint.models.scores import DEFAULT, Scorer
 from remint.runtime.manifest import sha256_file
 from remint.serving import inputs
-from remint.serving.calibration import fit_reference, part_scores
+from remint.serving.anomalies.calibration import fit_reference, part_scores
 from remint.settings.judging import LabelledAnomalies
 
 Array = np.ndarray[Any, Any]

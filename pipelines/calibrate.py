@@ -16,7 +16,7 @@ from remint.settings.steps import CalibrateStep
 def main(pipeline: str) -> None:
     from remint.data import arrays
     from remint.distributed.machine import deterministic
-    from remint.serving import calibration
+    from remint.serving.anomalies import calibration
 
     here = Path.cwd()
     step = CalibrateStep.of(load_params(here), pipeline)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from remint.models.scores import Scorer
-from remint.serving.calibration import fit_reference, part_scores
+from remint.serving.anomalies.calibration import fit_reference, part_scores
 from tests.support.calibrated_cases import split_of
 from tests.support.models_cases import CASES, Case
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remint.data.arrays import Dataset, Split
 from remint.records import DatasetVersion
-from remint.serving import calibration
+from remint.serving.anomalies import calibration
 from remint.serving.model import ServedModel
 from tests.support.models_cases import Case, examples, labels
 

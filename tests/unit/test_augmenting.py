@@ -16,8 +16,9 @@ from remint.errors import RemintError, SettingsError, UserError
 from remint.models.contract import Model
 from remint.records import Column, DataSpec, MetricValue
 from remint.runtime import manifest
-from remint.serving import augmenting, benefit, inputs, outputs
-from remint.serving.augmenting import Counts, augment
+from remint.serving import inputs, outputs
+from remint.serving.augmentation import augmenting, benefit
+from remint.serving.augmentation.augmenting import Counts, augment
 from remint.serving.model import ServedModel
 
 Array = np.ndarray[Any, Any]

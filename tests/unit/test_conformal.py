@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from remint.serving.conformal import benjamini_hochberg, fewest_flagged, p_values
+from remint.serving.anomalies.conformal import benjamini_hochberg, fewest_flagged, p_values
 
 
 @pytest.mark.parametrize("scores", [(1.0, 2.0, 3.0, 4.0, 5.0), (1.0, 1.0, 2.0, 2.0, 2.0), (0.0,) * 5])

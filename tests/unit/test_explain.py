@@ -14,7 +14,7 @@ from remint.data import rows
 from remint.errors import SettingsError
 from remint.models.scores import NEAR, Scorer
 from remint.records import DataSpec
-from remint.serving import explain, scoring
+from remint.serving.anomalies import explain, scoring
 from tests.support.calibrated_cases import calibrated_model, split_of
 from tests.support.models_cases import CASES, MIXED
 

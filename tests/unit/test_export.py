@@ -13,9 +13,9 @@ import torch
 from remint.errors import RemintError, SettingsError, UserError
 from remint.models import probe
 from remint.models.contract import standard_normal
-from remint.serving import export as exporting
-from remint.serving import operators
-from remint.serving.export import METHODS, export
+from remint.serving.exporting import export as exporting
+from remint.serving.exporting import operators
+from remint.serving.exporting.export import METHODS, export
 from remint.serving.model import ServedModel
 from tests.support.models_cases import CASES, Case
 

@@ -187,7 +187,7 @@ CHANGES: dict[str, tuple[Callable[[Clone], object], set[str]]] = {
     "a rule of the split": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {stratify: true, calibration: 0.1}}"), {"prepare@tiny"}),
     "a setting equal to its default": (lambda c: c.edit("params.yaml", "levels: 5}", "levels: 5, split: {seed: 0}}"), set()),
     "the scores": (lambda c: (c.folder / "src/remint/models/scores.py").open("a").write("\nNEW = 1\n"), {"calibrate@flow", "calibrate@gan"}),
-    "a use of a model": (lambda c: (c.folder / "src/remint/serving/scoring.py").open("a").write("\nNEW = 1\n"), set()),
+    "a use of a model": (lambda c: (c.folder / "src/remint/serving/anomalies/scoring.py").open("a").write("\nNEW = 1\n"), set()),
     "metrics without features": (lambda c: c.edit("params.yaml", "[nll, fd_domain]", "[nll]"), {"features@flow", "evaluate@flow"}),
 }  # fmt: skip
 

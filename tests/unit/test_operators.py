@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import torch
 
-from remint.serving import operators
+from remint.serving.exporting import operators
 
 
 def test_the_normal_distribution_function_and_its_log_agree_with_scipy() -> None:

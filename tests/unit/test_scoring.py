@@ -14,7 +14,7 @@ from remint.errors import DataError, IntegrityError, SettingsError, UserError
 from remint.models.bundle import save_model
 from remint.records import DataSpec, TrainedModel
 from remint.runtime import manifest
-from remint.serving import calibration, shift
+from remint.serving.anomalies import calibration, shift
 from remint.serving.model import ServedModel
 from tests.support.calibrated_cases import calibrated_model, dataset_of, split_of
 from tests.support.models_cases import CASES, MIXED, Case

@@ -19,8 +19,9 @@ from remint.errors import RemintError, UserError
 from remint.models import posterior
 from remint.models.contract import CanImpute, Model
 from remint.records import Column, DataSpec
-from remint.serving import blocks, coverage, imputing, inputs, outputs
-from remint.serving.impute_files import impute
+from remint.serving import blocks, inputs, outputs
+from remint.serving.imputation import coverage, imputing
+from remint.serving.imputation.files import impute
 from remint.serving.model import ServedModel
 from remint.serving.pyfunc import Predictor
 from tests.support.models_cases import CASES, MIXED, SQUARE, WHOLE, Case, examples

@@ -30,7 +30,7 @@ def augment(
     Example: remint augment shapes-vae data/shapes --per-class 200 -o augmented/
     """
     served = _load(model)
-    from remint.serving.augmenting import augment as fill_up
+    from remint.serving.augmentation.augmenting import augment as fill_up
 
     with terminal.counting("drawn") as progress:
         made = fill_up(served, data, output, per_class, seed, evaluate=evaluate, skip_bad=skip_bad, progress=progress)
@@ -55,7 +55,7 @@ def export(
     Example: remint export digits-vae -o digits-vae.onnx --method encode
     """
     served = _load(model)
-    from remint.serving.export import export as export_method
+    from remint.serving.exporting.export import export as export_method
 
     made = export_method(served, output, method)
     if as_json:

@@ -36,7 +36,7 @@ def score(
     Example: remint score digits-vae new/ -o scores.parquet --fdr 0.1
     """
     served = _load(model)
-    from remint.serving import scoring
+    from remint.serving.anomalies import scoring
 
     with terminal.counting("scored") as progress:
         summary = scoring.write(

@@ -163,7 +163,7 @@ def impute(
     Example: remint impute cancer-flow data.csv -o filled.csv --cells cells.csv
     """
     served = _load(model)
-    from remint.serving import impute_files
+    from remint.serving.imputation import files as impute_files
 
     with terminal.counting("imputed") as progress:
         written = impute_files.impute(served, data, output, draws, seed, mask, cells, of_class, skip_bad, progress)

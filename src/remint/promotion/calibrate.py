@@ -34,7 +34,7 @@ def calibrate(home: Home, ref: str, say: Callable[[str], None]) -> CalibratedVer
     _check_has_split(version)
     from remint.data import arrays  # torch takes seconds to import
     from remint.distributed.machine import deterministic
-    from remint.serving import calibration
+    from remint.serving.anomalies import calibration
 
     with ExitStack() as stack:
         job = stack.enter_context(jobs.live(home, pipeline=version.name, commit="", calibrate=version.ref))

@@ -17,7 +17,7 @@ from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle, open_tracking, resolve
 
 if TYPE_CHECKING:
-    from remint.serving.calibration import Calibrated
+    from remint.serving.anomalies.calibration import Calibrated
 
 
 def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> ServedModel:
@@ -43,7 +43,7 @@ def load_version(home: Home, ref: str, device: str = "cpu") -> ServedModel:
 
 
 def _calibration(home: Home, version: ModelVersion) -> Calibrated:
-    from remint.serving import calibration
+    from remint.serving.anomalies import calibration
 
     if version.tags.calibration is None:
         raise UserError(f"{version.ref} has no calibration, which scores need: run remint calibrate {version.ref}")

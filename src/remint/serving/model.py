@@ -31,12 +31,12 @@ from remint.serving.inputs import Examples
 from remint.settings.base import did_you_mean
 
 if TYPE_CHECKING:
-    from remint.serving.augmenting import Augmented
-    from remint.serving.calibration import Calibrated
+    from remint.serving.anomalies.calibration import Calibrated
+    from remint.serving.anomalies.scoring import Scores
+    from remint.serving.augmentation.augmenting import Augmented
     from remint.serving.density import LogProb
-    from remint.serving.export import Exported
-    from remint.serving.imputing import Imputation
-    from remint.serving.scoring import Scores
+    from remint.serving.exporting.export import Exported
+    from remint.serving.imputation.imputing import Imputation
 
 Array = np.ndarray[Any, Any]
 Classes = str | int | Sequence[str | int] | None  # name or number of the class of all examples, or of each
@@ -76,8 +76,8 @@ class ServedModel:
         return log_prob(self, data, **options)
 
     def score(self, data: Any, false_alarm_rate: float = 0.05, fdr: float | None = None, seed: int = 0, **options: Any) -> Scores:
-        """Return score, p-value and flag of each example: see serving/scoring.py."""
-        from remint.serving.scoring import score
+        """Return score, p-value and flag of each example: see serving/anomalies/scoring.py."""
+        from remint.serving.anomalies.scoring import score
 
         return score(self, data, false_alarm_rate, fdr, seed, **options)
 
@@ -113,20 +113,20 @@ class ServedModel:
         return _joined(self.decoded(z_NZ, self.given_classes(of_class, steps)))
 
     def impute(self, data: Any, **options: Any) -> Imputation:
-        """Return the input with its gaps filled, and the spread of each filled value: see serving/imputing.py."""
-        from remint.serving.imputing import impute
+        """Return the input with its gaps filled, and the spread of each filled value: see serving/imputation/imputing.py."""
+        from remint.serving.imputation.imputing import impute
 
         return impute(self, data, **options)
 
     def augment(self, data: Any, output: str | Path, per_class: int, seed: int = 0, **options: Any) -> Augmented:
         """Write synthetic examples that fill up the scarce classes of ``data`` to the new folder ``output``."""
-        from remint.serving.augmenting import augment
+        from remint.serving.augmentation.augmenting import augment
 
         return augment(self, data, Path(output), per_class, seed, **options)
 
     def export(self, output: str | Path, method: str = "sample") -> Exported:
-        """Write one method as a graph, file.onnx or file.pt2, once it gave what the model gives: see serving/export.py."""
-        from remint.serving.export import export
+        """Write one method as a graph, file.onnx or file.pt2, once it gave what the model gives (exporting/export.py)."""
+        from remint.serving.exporting.export import export
 
         return export(self, Path(output), method)
 

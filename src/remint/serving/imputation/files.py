@@ -1,6 +1,6 @@
 """Imputation from file to file: what the command does.
 
-Shapes: see serving/imputing.py.
+Shapes: see serving/imputation/imputing.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 from remint.data import rows
 from remint.errors import SettingsError
 from remint.records import DataSpec
-from remint.serving import filling, imputing, masks, outputs
+from remint.serving import outputs
 from remint.serving.blocks import Progress, silent
 from remint.serving.files import Written
-from remint.serving.imputing import CELL, DRAWS, Part
+from remint.serving.imputation import filling, imputing, masks
+from remint.serving.imputation.imputing import CELL, DRAWS, Part
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
 

@@ -32,7 +32,7 @@ from remint.models import probe
 from remint.models.contract import Model, standard_normal
 from remint.records import DataSpec, Record
 from remint.runtime.manifest import sha256_file
-from remint.serving import operators
+from remint.serving.exporting import operators
 from remint.serving.model import ServedModel
 from remint.settings.recipe import MODEL_SETTINGS
 

@@ -23,8 +23,9 @@ from remint.data.blocks import LARGEST_BLOCK
 from remint.errors import SettingsError, UserError
 from remint.models.contract import CanImpute
 from remint.records import DataSpec
-from remint.serving import blocks, filling, masks
+from remint.serving import blocks
 from remint.serving.blocks import Progress, content_noise, silent
+from remint.serving.imputation import filling, masks
 from remint.serving.inputs import Examples
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def impute(
     progress: Progress = silent,
     **options: Any,
 ) -> Imputation:
-    """Return the input with its gaps filled. ``missing``: of images, see serving/masks.py. ``keep_draws``: keep each completion.
+    """Return the input with its gaps filled. ``missing``: of images, see masks.py. ``keep_draws``: keep each completion.
 
     A conditional model takes each row's class from the input or ``of_class``, else draws it too.
 

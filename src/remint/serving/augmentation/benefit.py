@@ -18,9 +18,9 @@ from remint.errors import UserError
 from remint.evaluation.intervals import over_draws
 from remint.evaluation.neighbours import coordinates
 from remint.records import Record
+from remint.serving.augmentation.scarce import classes_in, drawn, picked
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
-from remint.serving.scarce import classes_in, drawn, picked
 
 SEEDS = 5
 HELD_OUT = 0.3  # share of the examples of each class

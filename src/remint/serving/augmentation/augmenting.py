@@ -27,12 +27,13 @@ from remint.evaluation import pairs
 from remint.evaluation.neighbours import coordinates
 from remint.records import DataSpec, Record
 from remint.runtime.manifest import sha256_tree, whole_folder
-from remint.serving import benefit, outputs
-from remint.serving.benefit import Benefit
+from remint.serving import outputs
+from remint.serving.augmentation import benefit
+from remint.serving.augmentation.benefit import Benefit
+from remint.serving.augmentation.scarce import check_conditional, class_names, classes_in, drawn, picked, scarcity
 from remint.serving.blocks import Progress, silent
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
-from remint.serving.scarce import check_conditional, class_names, classes_in, drawn, picked, scarcity
 
 LEAST_NOVELTY = 0.5
 MEASURED = 512  # samples, and as many examples, whose distances to the given examples are measured
@@ -86,7 +87,7 @@ def augment(
 ) -> Augmented:
     """Write examples that fill up the scarce classes of ``data`` to the new folder ``output``.
 
-    ``evaluate``: also measure their benefit for classifiers (serving/benefit.py).
+    ``evaluate``: also measure their benefit for classifiers (serving/augmentation/benefit.py).
 
     Novelty is that of the version's evaluation, or else measured against ``data``. Sample i of a class is a function of
     (version, seed, i, class).

@@ -36,7 +36,7 @@ from remint.models.scores import DRAWN, NEAR, Reference, Scorer
 from remint.records import DataSpec, Record, TrainedModel
 from remint.runtime import manifest
 from remint.serving import blocks
-from remint.serving.shift import MOST, views
+from remint.serving.anomalies.shift import MOST, views
 
 ABOUT, TENSORS = "calibration.json", "calibration.safetensors"
 REFERENCES, REFERENCE_BYTES = 4096, 16 << 20  # training examples, and as many samples, that examples are compared with

@@ -19,9 +19,10 @@ from remint.data.sampler import spaced_indices
 from remint.errors import SettingsError, UserError
 from remint.models.scores import DEFAULT, Scorer
 from remint.records import Record
-from remint.serving import calibration, conformal, inputs, outputs, shift
+from remint.serving import inputs, outputs
+from remint.serving.anomalies import calibration, conformal, shift
+from remint.serving.anomalies.calibration import Calibrated
 from remint.serving.blocks import Progress, silent
-from remint.serving.calibration import Calibrated
 from remint.serving.inputs import Examples
 from remint.settings.base import did_you_mean
 
@@ -177,7 +178,7 @@ def _ties_and_views(x_NX: Blocks, seed: int, served: ServedModel) -> tuple[Array
 
 
 def _explain(path: Path, scorer: Scorer, by: str, x_NX: Blocks, score_N: Array, names: Array, device: str) -> None:
-    from remint.serving import explain  # matplotlib takes a second to import
+    from remint.serving.anomalies import explain  # matplotlib takes a second to import
 
     chosen = np.argsort(-score_N, kind="stable")[: explain.MOST]
     kept = {place: np.array(x_X) for place, x_X in enumerate(x_NX.examples()) if place in chosen}

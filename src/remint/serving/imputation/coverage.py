@@ -19,7 +19,7 @@ from remint.data.blocks import Blocks
 from remint.data.sampler import spaced_indices
 from remint.records import DataSpec, Record
 from remint.serving.blocks import content_noise
-from remint.serving.imputing import DRAWS, LEVEL, TAILS, Part, completions, shares
+from remint.serving.imputation.imputing import DRAWS, LEVEL, TAILS, Part, completions, shares
 from remint.serving.inputs import Examples
 
 if TYPE_CHECKING:
