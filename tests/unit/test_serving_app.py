@@ -23,14 +23,18 @@ from remint.promotion.why import sections, why
 from remint.records import Column, DataSpec
 from remint.runtime.home import Home
 from remint.serving.app import answers, canary, follow, run
+from remint.serving.app.api import create_app
+from remint.serving.app.follow import Follower
 from remint.serving.app.limits import Limits
 from remint.serving.app.slot import QueueFull, Slot, Version
 from remint.serving.load import load_version
 from remint.serving.model import ServedModel
 from remint.stores.ledger.database import Database
 from remint.stores.ledger.serving_events import ServingEvents
+from remint.stores.mlflow import ModelVersion
 from remint.stores.open import fetch_bundle, open_ledger, open_tracking
 from tests.support import promotion_cases as cases
+from tests.support.calibrated_cases import calibrated_model
 from tests.support.models_cases import CASES, examples
 from tests.support.promotion_cases import MODEL
 
@@ -86,7 +90,15 @@ def test_each_method_answers_as_the_model_alone(home: Home, server: Running) -> 
         "reconstruct": ({"x": x.tolist()}, served.reconstruct(x)),
         "interpolate": ({"x": x[:2].tolist(), "steps": 4}, served.interpolate(x[:1], x[1:2], 4)),
     }
-    assert expected.keys() == answers.ANSWERS.keys()
+    gone = np.zeros((4, 4), bool)
+    gone[0, 1] = True
+    expected["impute"] = (
+        {"x": x.tolist(), "missing": gone.tolist(), "draws": 3, "seed": 2},
+        served.impute(x, missing=gone, draws=3, seed=2).filled,
+    )
+    assert {*expected, "score"} == answers.ANSWERS.keys()
+    refused = server.post("score", {"x": x.tolist()})
+    assert refused.status_code == 422 and "has no calibration" in refused.json()["detail"]
     for method, (body, values) in expected.items():
         said = server.post(method, body).json()
         assert np.allclose(np.asarray(said["values"]), values, rtol=1e-6), method
@@ -262,15 +274,15 @@ def test_names_are_given_once_and_exist(home: Home) -> None:
 
 def broken(how: str, message: str) -> Callable[[Home, pytest.MonkeyPatch], str]:
     def act(home: Home, monkeypatch: pytest.MonkeyPatch) -> str:
-        whole = follow.model.load
+        whole = follow.load.of_version
 
-        def load(folder: Path, device: str, ref: str) -> ServedModel:
-            served = whole(folder, device, ref)
+        def of_version(home: Home, version: ModelVersion, device: str) -> ServedModel:
+            served = whole(home, version, device)
             encode = served.model.encode  # type: ignore[operator]
             served.model.encode = lambda x_BX, y_B=None: _broken(how, encode(x_BX, y_B))  # type: ignore[assignment]
             return served
 
-        monkeypatch.setattr(follow.model, "load", load)
+        monkeypatch.setattr(follow.load, "of_version", of_version)
         return message
 
     return act
@@ -391,9 +403,6 @@ def test_a_table_is_served_by_rows(tmp_path: Path) -> None:
     served = ServedModel(case.build(spec).float().requires_grad_(False), spec, ref="m/1")
     slot = Slot("m", 9)
     slot.version = Version(served, 1, "", "")
-    from remint.serving.app.api import create_app
-    from remint.serving.app.follow import Follower
-
     follower = Follower(Home.of(tmp_path), {}, 3600.0, "cpu", print)
     follower._thread.start()
     rows = served.sample(4, seed=1)
@@ -410,6 +419,26 @@ def test_a_table_is_served_by_rows(tmp_path: Path) -> None:
             {"rows": [{**rows.iloc[0].to_dict(), "colour": "no"}]},
         ):
             assert http.post("/v1/models/m:encode", json=wrong).status_code == 422
+
+
+def test_rows_are_scored_and_their_gaps_filled(tmp_path: Path) -> None:
+    served = calibrated_model(CASES["vae-mixture"])
+    slot, follower = Slot("m", 9), Follower(Home.of(tmp_path), {}, 3600.0, "cpu", print)
+    slot.version = Version(served, 1, "", "")
+    follower._thread.start()
+    rows = served.sample(12, seed=1)
+    body = {"rows": rows.astype(object).where(rows.notna(), None).to_dict("records")}
+    with TestClient(create_app({"m": slot}, follower, LIMITS)) as http:
+        said = http.post("/v1/models/m:score", json={**body, "fdr": 0.2, "seed": 3}).json()
+        expected = served.score(rows, fdr=0.2, seed=3)
+        assert [row["p_value"] for row in said["values"]] == expected.p_value.tolist() and said["by"] == "combined"
+        assert [row["flagged"] for row in said["values"]] == expected.flagged.tolist()
+        assert said["notes"] == expected.summary.notes()
+        said = http.post("/v1/models/m:impute", json={**body, "draws": 4}).json()
+        found = served.impute(rows, draws=4)
+        assert [row["smokes"] for row in said["values"]] == found.filled["smokes"].tolist()
+        assert found.cells is not None and len(said["cells"]) == len(found.cells) > 0
+    assert "score" in {request.method for request in canary.requests(served, None)}
 
 
 def test_a_canary_asks_each_method_of_a_family() -> None:

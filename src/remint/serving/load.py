@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +37,13 @@ def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> 
 
 def load_version(home: Home, ref: str, device: str = "cpu") -> ServedModel:
     """Return the served model of a version in the registry of ``home``, as ``load`` does."""
-    version = resolve(home, ref)
+    return of_version(home, resolve(home, ref), device)
+
+
+def of_version(home: Home, version: ModelVersion, device: str = "cpu") -> ServedModel:
+    """Return the served model of a version. Its calibration is fetched and verified once, where scores need it."""
     served = model.load(fetch_bundle(home, version), device, version.ref)
-    return replace(served, metrics=version.tags.measurements, calibration=partial(_calibration, home, version))
+    return replace(served, metrics=version.tags.measurements, calibration=cache(partial(_calibration, home, version)))
 
 
 def _calibration(home: Home, version: ModelVersion) -> Calibrated:

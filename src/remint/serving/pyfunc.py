@@ -12,12 +12,16 @@ A DataFrame has, all optional, the columns ``seed`` and ``class`` of a sample, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from remint.errors import SettingsError
+from remint.records import TrainedModel
+from remint.serving.anomalies import calibration
 from remint.serving.model import ServedModel, load
 from remint.settings.base import did_you_mean
 from remint.stores.mlflow.package import PARAMETERS
@@ -29,8 +33,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # parameters of each method, of which a
     "encode": (),
     "reconstruct": (),
     "impute": ("seed", "draws"),
+    "score": ("seed", "false_alarm_rate", "fdr"),
 }
-AS_RESULT: dict[str, Callable[[Any], Any]] = {"log_prob": lambda found: found.values, "impute": lambda found: found.filled}
+AS_RESULT: dict[str, Callable[[Any], Any]] = {
+    "log_prob": lambda found: found.values,
+    "impute": lambda found: found.filled,
+    "score": lambda found: found.to_pandas(),
+}
 
 
 class Predictor:
@@ -80,4 +89,8 @@ class Predictor:
 
 def _load_pyfunc(path: str) -> Predictor:
     """Load a bundle for MLflow. Raises IntegrityError if a file of the bundle differs from its manifest."""
-    return Predictor(load(Path(path)))
+    served, beside = load(Path(path)), Path(path).with_name("calibration")
+    if beside.is_dir():
+        key = TrainedModel.read(Path(path) / "training.json").key
+        served = replace(served, calibration=cache(partial(calibration.read, beside, key)))
+    return Predictor(served)

@@ -95,18 +95,37 @@ def score(
     """
     if explain is not None and explain.suffix != ".png":
         raise SettingsError(f"explain {explain}: it is a picture: give a name that ends in .png")
+    check_rates(false_alarm_rate, fdr)
+    with inputs.read(served.spec, data, skip_bad=skip_bad, labels=False) as examples:
+        return of_examples(served, examples, false_alarm_rate, fdr, seed, by, explain, progress)
+
+
+def check_rates(false_alarm_rate: float, fdr: float | None) -> None:
+    """Raise SettingsError for a rate outside (0, 1)."""
     for name, rate in (("false_alarm_rate", false_alarm_rate), ("fdr", fdr)):
         if rate is not None and not 0.0 < rate < 1.0:
             raise SettingsError(f"{name} {rate}: expected a number above 0 and below 1")
+
+
+def of_examples(
+    served: ServedModel,
+    examples: Examples,
+    false_alarm_rate: float = 0.05,
+    fdr: float | None = None,
+    seed: int = 0,
+    by: str = DEFAULT,
+    explain: Path | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Return ``score`` of examples in the model's form."""
     calibrated = read_calibration(served)
     scorer = scorer_of(served, calibrated, by)
-    with inputs.read(served.spec, data, skip_bad=skip_bad, labels=False) as examples:
-        part = calibration.part_scores(scorer, examples.x_NX, scorer.needs(by), served.device, progress)
-        tie_N, view_MV = _ties_and_views(examples.x_NX, seed, served)
-        names = np.array(examples.names) if examples.names else _row_numbers(examples)
-        old_n, new_N = scorer.score(by, calibrated.part).numpy(), scorer.score(by, part).numpy()
-        if explain is not None:
-            _explain(explain, scorer, by, examples.x_NX, new_N, names, served.device)
+    part = calibration.part_scores(scorer, examples.x_NX, scorer.needs(by), served.device, progress)
+    tie_N, view_MV = _ties_and_views(examples.x_NX, seed, served)
+    names = np.array(examples.names) if examples.names else _row_numbers(examples)
+    old_n, new_N = scorer.score(by, calibrated.part).numpy(), scorer.score(by, part).numpy()
+    if explain is not None:
+        _explain(explain, scorer, by, examples.x_NX, new_N, names, served.device)
     p_N = conformal.p_values(old_n, new_N, tie_N)
     flagged_N = p_N <= false_alarm_rate if fdr is None else conformal.benjamini_hochberg(p_N, fdr)
     tested_M = new_N[spaced_indices(len(new_N), shift.MOST)]

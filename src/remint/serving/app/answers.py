@@ -28,6 +28,7 @@ class Request:
     method: str
     x_NX: Array | None = None  # examples in the model's form, or latents
     y_N: Array | None = None
+    missing_NX: Array | None = None  # of images to impute, bool; rows have NaN
     places: Sequence[tuple[int, int]] = ()  # of samples: (seed, index)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,6 +102,28 @@ def _interpolate(served: ServedModel, requests: Sequence[Request]) -> list[Answe
     return found
 
 
+def _score(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    from remint.serving.anomalies import scoring
+
+    found = [scoring.of_examples(served, _together([request]), **request.options) for request in requests]
+    return [
+        Answer(each.to_pandas().drop(columns="name"), about={"notes": each.summary.notes(), "by": each.summary.by})
+        for each in found
+    ]
+
+
+def _impute(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
+    from remint.serving.imputation import imputing
+
+    found = []
+    for request in requests:
+        parts = list(imputing.completions(served, _together([request]), request.missing_NX, **request.options))
+        about = {"cells": list(imputing.cells(served.spec, None, parts))} if served.spec.is_table else {}
+        filled_NX = np.concatenate([part.x_MX for part in parts])
+        found.append(Answer(served.in_source_form(filled_NX, request.y_N), request.y_N, about))
+    return found
+
+
 def _in_source_form(served: ServedModel, x_NX: Array, requests: Sequence[Request]) -> list[Answer]:
     parts = zip(_split(x_NX, requests), requests, strict=True)
     return [Answer(served.in_source_form(x_MX, request.y_N), request.y_N) for x_MX, request in parts]
@@ -125,4 +148,6 @@ ANSWERS: dict[str, Callable[[ServedModel, Sequence[Request]], list[Answer]]] = {
     "decode": _decode,
     "reconstruct": _reconstruct,
     "interpolate": _interpolate,
+    "score": _score,
+    "impute": _impute,
 }

@@ -1,6 +1,6 @@
 """HTTP interface of the served models: one FastAPI application.
 
-    POST /v1/models/NAME:METHOD    sample, log_prob, encode, decode, reconstruct, interpolate
+    POST /v1/models/NAME:METHOD    sample, log_prob, encode, decode, reconstruct, interpolate, score, impute
     GET  /v1/models/NAME           version, digest, since when, decision
     GET  /v1/models                the same of all
     GET  /healthz  /readyz         the process lives; every name has a version
@@ -13,7 +13,7 @@ the server takes are 429, and a slow answer is 503.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -31,6 +31,7 @@ from remint.serving.app.follow import Follower
 from remint.serving.app.limits import Door, Limits
 from remint.serving.app.metrics import Metrics
 from remint.serving.app.slot import QueueFull, Slot, Version
+from remint.serving.imputation import masks
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -61,6 +62,18 @@ class LogProbBody(ExamplesBody):
     seed: Seed = 0
 
 
+class ScoreBody(ExamplesBody):
+    false_alarm_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    fdr: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    seed: Seed = 0
+
+
+class ImputeBody(ExamplesBody):
+    missing: list[Any] | None = Field(default=None, description="of images: not 0 where a value is missing, H x W or N x H x W")
+    draws: Annotated[int, Field(ge=1, le=200)] = 20
+    seed: Seed = 0
+
+
 class DecodeBody(Body):
     z: list[Any] | None = Field(default=None, description="latents, N x Z")
 
@@ -71,7 +84,8 @@ class InterpolateBody(ExamplesBody):
     steps: Annotated[int, Field(ge=2, le=1_000)] = 12
 
 
-Prepare = Callable[[Version], Request]
+OPTIONS = ("draws", "seed", "false_alarm_rate", "fdr")  # of a method that takes examples
+WITHOUT_CLASS = ("log_prob", "score", "impute")  # methods that sum over the classes, or draw them, where none is given
 
 
 class Api:
@@ -132,10 +146,10 @@ class Api:
             return Request(method, z_NZ.astype(np.float32), served.given_classes(asked.of_class, len(z_NZ)))
 
         def read(data: Any) -> tuple[Any, Any]:
-            with served.examples(data) as found:
+            with served.examples(data, gaps=method == "impute") as found:
                 self._check_count(len(found))
                 known = found.y_N is not None or asked.of_class is not None
-                y_N = served.classes_of(found, asked.of_class) if known or method != "log_prob" else None
+                y_N = served.classes_of(found, asked.of_class) if known or method not in WITHOUT_CLASS else None
                 return np.concatenate([*found.x_NX]), y_N
 
         x_NX, y_N = formats.examples(kind, raw, asked.model_dump(exclude_none=True), served, read)
@@ -143,8 +157,13 @@ class Api:
             if len(x_NX) != 2:
                 raise UserError(f"interpolate takes two examples, the ends: there are {len(x_NX)}")
             return Request(method, x_NX, y_N, options={"steps": asked.steps})
-        options = {"draws": asked.draws, "seed": asked.seed} if method == "log_prob" else {}
-        return Request(method, x_NX, y_N, options=options)
+        missing_NX = None
+        if method == "impute" and not served.spec.is_table:
+            _, missing_NX = masks.split(
+                served.spec, x_NX, None if asked.missing is None else formats.numbers(asked.missing, "missing")
+            )
+        options = {name: getattr(asked, name) for name in OPTIONS if hasattr(asked, name)}
+        return Request(method, x_NX, None if method == "score" else y_N, missing_NX, options=options)
 
     def _reply(self, version: Version, found: Answer, accept: str) -> Response:
         about = version.about
@@ -199,6 +218,8 @@ BODIES: dict[str, type[Body]] = {
     "decode": DecodeBody,
     "reconstruct": ExamplesBody,
     "interpolate": InterpolateBody,
+    "score": ScoreBody,
+    "impute": ImputeBody,
 }
 
 

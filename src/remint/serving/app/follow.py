@@ -19,14 +19,14 @@ import numpy as np
 from remint.errors import IntegrityError, NotFoundError, RemintError
 from remint.runtime import scratch
 from remint.runtime.home import Home
-from remint.serving import model
+from remint.serving import load
 from remint.serving.app import canary
 from remint.serving.app.slot import Slot, Version
 from remint.serving.model import Array, ServedModel
 from remint.stores.ledger.chain import describe
 from remint.stores.ledger.serving_events import Event
 from remint.stores.mlflow import ModelVersion
-from remint.stores.open import fetch_bundle, open_ledger, open_serving_events, open_tracking, resolve
+from remint.stores.open import open_ledger, open_serving_events, open_tracking, resolve
 
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
 
@@ -93,7 +93,7 @@ class Follower:
 
     def _checked(self, version: ModelVersion, present: ServedModel | None) -> tuple[ServedModel, str]:
         """Fetch, verify, load and try a version. Raises IntegrityError if it must not be served."""
-        served = model.load(fetch_bundle(self.home, version), self.device, version.ref)
+        served = load.of_version(self.home, version, self.device)
         canary.check_samples(served)
         return served, canary.run(served, present, self._held_out(version, served))
 

@@ -89,7 +89,10 @@ def encode(values: Any, accept: str, served: ServedModel) -> tuple[str, bytes]:
 def plain(values: Any) -> Any:
     """Return values as JSON has them: a table as rows, a missing or infinite number as null."""
     if isinstance(values, pd.DataFrame):
-        return json.loads(values.to_json(orient="records", date_format="iso", double_precision=15))
+        rows = pa.Table.from_pandas(values, preserve_index=False).to_pylist()  # each number with all its digits
+        return [
+            {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()} for row in rows
+        ]
     array = np.asarray(values)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         missing, array = ~np.isfinite(array), array.astype(object)

@@ -4,6 +4,7 @@
     requirements.txt, constraints.txt
     registered_model_meta                                      written by MLflow when it loads from a local store
     data/bundle/                                               the sealed folder of the trained model
+    data/calibration/                                          the sealed calibration, if there was one at the registration
 
 Files from a store are checked before anything of them is loaded. Refused are files outside this list, another loader, a
 code directory, and bytes that do not match the version's tags.
@@ -29,7 +30,7 @@ from remint.stores.mlflow.records import ModelVersion, VersionTags
 FOLDER = "model"  # of the run's files
 LOADER = "remint.serving.pyfunc"
 WEIGHTS = "weights.safetensors"
-DATA = "data/bundle"
+DATA, CALIBRATION = "data/bundle", "data/calibration"
 MARK = "registered_model_meta"
 AROUND = frozenset({"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "constraints.txt", MARK})
 KINDS = frozenset({".safetensors", ".json", ".csv"})  # files that a bundle may hold
@@ -39,6 +40,8 @@ PARAMETERS: dict[str, tuple[str, Any]] = {  # of a request: MLflow's type and th
     "seed": ("long", 0),
     "temperature": ("double", 1.0),
     "draws": ("long", None),
+    "false_alarm_rate": ("double", 0.05),
+    "fdr": ("double", None),
 }
 NEEDS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")  # packages that serving needs in the training's versions
 
@@ -64,8 +67,8 @@ def _pip_address(origin: str) -> str | None:
     return f"ssh://{host}/{path.lstrip('/')}" if colon and "/" not in host else None
 
 
-def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
-    """Write the MLflow model of a bundle to ``to``.
+def pack(bundle: Path, spec: DataSpec, remint: str, to: Path, calibration: Path | None = None) -> Path:
+    """Write the MLflow model of a bundle to ``to``, and beside it its calibration, which scores need.
 
     Its input and its methods are those of serving/pyfunc.py; the output of its signature is that of a sample.
     ``remint``: its requirement by which pip finds remint.
@@ -79,6 +82,8 @@ def pack(bundle: Path, spec: DataSpec, remint: str, to: Path) -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # the signature is enough
         mlflow.pyfunc.save_model(str(to), loader_module=LOADER, data_path=str(named), signature=signature, pip_requirements=needs)
+    if calibration is not None:
+        shutil.copytree(calibration, to / CALIBRATION)
     return to
 
 
@@ -143,7 +148,7 @@ def unpack(folder: Path) -> Path:
         raise IntegrityError(f"{folder}/MLmodel names {found}: remint loads only {LOADER} without code")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        inside = name.is_relative_to(DATA) and path.suffix in KINDS
+        inside = (name.is_relative_to(DATA) or name.is_relative_to(CALIBRATION)) and path.suffix in KINDS
         if path.is_file() and not inside and str(name) not in AROUND:
             raise IntegrityError(f"{folder}: {name} is not a file of a registered model: nothing was loaded")
     return folder / DATA

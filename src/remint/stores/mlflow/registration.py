@@ -13,7 +13,7 @@ from remint.runtime import manifest, scratch
 from remint.stores.mlflow import package
 from remint.stores.mlflow.door import PREFIX, create_once, door
 from remint.stores.mlflow.records import ModelVersion, VersionTags
-from remint.stores.mlflow.versions import Registry, record_of
+from remint.stores.mlflow.versions import CALIBRATION, Registry, record_of
 
 CURVE = "curve.csv"  # in a bundle
 KEY, VERSION = PREFIX + "key", PREFIX + "version"  # tags of a run: key of the model, and the version that was registered
@@ -107,7 +107,7 @@ class Tracking(Registry):
         client = self._client
         client.set_tag(run_id, KEY, trained.key)  # first: if this process dies, the next one continues with this run
         self._complete_curves(run_id, bundle / CURVE)
-        uploaded = self._upload(bundle, trained, name, run_id, lineage, verify)
+        uploaded = self._upload(bundle, trained, name, run_id, lineage, verify, attachments.get(CALIBRATION))
         with door(f"upload {name}"):
             for attachment, path in attachments.items():
                 self.log_file(run_id, path, attachment)
@@ -138,12 +138,19 @@ class Tracking(Registry):
             self.log_metrics(run_id, [row for row in rows if int(row["step"]) not in known])
 
     def _upload(
-        self, bundle: Path, trained: TrainedModel, name: str, run_id: str, lineage: VersionTags, verify: Verify
+        self,
+        bundle: Path,
+        trained: TrainedModel,
+        name: str,
+        run_id: str,
+        lineage: VersionTags,
+        verify: Verify,
+        calibration: Path | None = None,
     ) -> VersionTags:
         """Upload the bundle to the run's model folder and read it back. Return the tags about the stored bytes."""
         with door(f"upload {name}"), scratch.folder() as temporary:
             remint = package.requirement(self.place, lineage)
-            packed = package.pack(bundle, trained.spec, remint, temporary / package.FOLDER)
+            packed = package.pack(bundle, trained.spec, remint, temporary / package.FOLDER, calibration)
             self._client.log_artifacts(run_id, str(packed), package.FOLDER)
             (temporary / "back").mkdir()
             back = self._download(self._source(run_id), temporary / "back")
