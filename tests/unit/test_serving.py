@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ from remint.errors import IntegrityError, SettingsError, UserError
 from remint.models import contract
 from remint.models.bundle import save_model
 from remint.models.draw import BLOCK
-from remint.records import Column
+from remint.records import Column, TrainedModel
 from remint.runtime import manifest
 from remint.serving import model as serving
+from remint.serving.anomalies import calibration
 from remint.serving.model import ServedModel
 from remint.serving.pyfunc import _load_pyfunc
 from remint.settings.recipe import GanSettings
 from remint.stores.mlflow import package
 from tests.support import registry_cases as cases
+from tests.support.calibrated_cases import dataset_of
 from tests.support.models_cases import CASES, WHOLE, Case
 
 
@@ -169,6 +172,39 @@ def test_mlflow_calls_each_method(tmp_path: Path, name: str) -> None:
     assert cold.equals(one) if spec.is_table else np.array_equal(one, cold)
     with pytest.raises(SettingsError, match="did you mean 'encode'"):
         asked("encoed")
+
+
+def test_mlflow_scores_with_the_calibration_beside_the_bundle(tmp_path: Path) -> None:
+    import mlflow
+
+    case, folder = CASES["vae-mixture"], tmp_path / "trained"
+    sha256 = save_model(folder, case.build().float(), case.family, case.settings, case.spec)
+    dataset = dataset_of(case)
+    TrainedModel(
+        pipeline="p",
+        dataset=dataset.version.digest,
+        spec=case.spec,
+        recipe={},
+        weights_sha256=sha256,
+        steps=1,
+        best_step=1,
+        validation=None,
+        world_size=1,
+        fingerprint={},
+    ).write(folder / "training.json")
+    manifest.seal(folder)
+    calibration.calibrate(folder, dataset, tmp_path / "made")
+    packed = package.pack(folder, case.spec, "remint==0", tmp_path / "model", tmp_path / "made")
+    assert package.unpack(packed) == packed / "data/bundle"
+    rows = serving.load(folder).sample(30, seed=2)
+    found = mlflow.pyfunc.load_model(str(packed)).predict(rows, params={"method": "score", "fdr": 0.2})
+    made = calibration.read(tmp_path / "made", TrainedModel.read(folder / "training.json").key)
+    served = replace(serving.load(folder), calibration=lambda: made)
+    assert found.equals(served.score(rows, fdr=0.2).to_pandas())
+    (tmp_path / "other").mkdir()
+    plain = package.pack(folder, case.spec, "remint==0", tmp_path / "other/model")
+    with pytest.raises(UserError, match="has no calibration"):
+        mlflow.pyfunc.load_model(str(plain)).predict(rows, params={"method": "score"})
 
 
 @pytest.mark.slow

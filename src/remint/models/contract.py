@@ -15,6 +15,7 @@ caller draws. A sample, a score and a loss are therefore pure functions of their
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -173,7 +174,9 @@ class Family(Protocol):
 
 def standard_normal(shape: tuple[int, ...], *seed: int | str, device: torch.device | str = "cpu") -> Tensor:
     """Return standard normal numbers, float32: a pure function of (shape, seed), the same on every device."""
-    import hashlib
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed_word(*seed))).to(device)
 
-    word = int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], "little") >> 1
-    return torch.randn(shape, generator=torch.Generator().manual_seed(word)).to(device)
+
+def seed_word(*seed: int | str) -> int:
+    """Return the seed of the generator of ``standard_normal``."""
+    return int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], "little") >> 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from remint.models.contract import CanSample, Model, standard_normal
+from remint.models.contract import CanSample, Model, seed_word
 from remint.records import DataSpec
 
 # Number of samples in every forward pass. The rounding of a matrix product depends on its number of rows: with blocks of
@@ -35,11 +35,12 @@ def draw(
     """
     out_NX = np.empty((len(places), *spec.shape), np.float32 if spec.is_table else np.uint8)
     y_N: np.ndarray | None = None
+    generator = torch.Generator()  # one for all: to make one takes longer than to use it
     for start in range(0, len(places), BLOCK):
         block = places[start : start + BLOCK]
         noise_BD = torch.zeros(BLOCK, model.sample_noise)
         for row, (seed, index) in enumerate(block):
-            noise_BD[row] = standard_normal((model.sample_noise,), seed, index)
+            torch.randn((model.sample_noise,), generator=generator.manual_seed(seed_word(seed, index)), out=noise_BD[row])
         noise_BD[:, :latent] *= temperature
         noise_BD = noise_BD.to(device)
         with torch.inference_mode():
