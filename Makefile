@@ -72,6 +72,8 @@ bench: setup ## the README's claims, measured
 	$(BIN)/python -m benchmarks.data --large
 	$(BIN)/python -m benchmarks.feed
 	$(BIN)/python -m benchmarks.formats
+	$(BIN)/python -m benchmarks.use
+	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.registry
 
 bench-fashion: setup ## Fashion-MNIST; docs/results.md has the seconds of each family
