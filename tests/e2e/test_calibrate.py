@@ -15,6 +15,7 @@ from remint.stores.open import open_tracking
 from tests.support.team import Team
 
 
+@pytest.mark.soak
 def test_a_lost_calibration_is_found_and_made_again(team: Team) -> None:
     x_NHW = load_digits().images[:30].astype(np.uint8)
     np.save(team.folder / "x.npy", x_NHW, allow_pickle=False)

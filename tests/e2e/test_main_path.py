@@ -164,7 +164,7 @@ def test_5b_compare_measures_cost_and_growth(trained_team: Team, tmp_path: Path)
 
 def test_6_a_service_loads_the_champion_with_mlflow_alone(trained_team: Team) -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/use-a-model.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (snippet,) = (each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import mlflow" in each)
     environment = {name: value for name, value in trained_team.environment().items() if name != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(
         [sys.executable, "-c", snippet + "print(samples.shape, samples.dtype)"],
