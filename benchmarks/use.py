@@ -62,16 +62,16 @@ def morphs(served: ServedModel, real_NX: np.ndarray) -> tuple[dict[str, float], 
     real_N = served.log_prob(real_NX).values
     least = np.percentile(real_N, PERCENTILE)
     z_NZ = served.encode(real_NX[real_N > least][: 2 * PAIRS])  # of other ends a strip begins below it
-    nearer = dense = 0.0
+    nearer, dense = 0, 0
     strips = []
     for a, b in zip(z_NZ[:PAIRS], z_NZ[PAIRS:], strict=True):
         strip = served.decode(slerp(a, b, np.linspace(0, 1, STEPS)))
         x = strip.reshape(STEPS, -1).astype(float)
         steps, ends = np.linalg.norm(np.diff(x, axis=0), axis=1), np.linalg.norm(x[-1] - x[0])
-        nearer += bool((steps < ends).all()) / PAIRS
-        dense += float((served.log_prob(strip).values > least).mean()) / PAIRS
+        nearer += int((steps < ends).all())
+        dense += int((served.log_prob(strip).values > least).sum())
         strips.append(strip)
-    return {"nearer": nearer, "dense": dense}, np.concatenate(strips[:8])
+    return {"nearer": nearer / PAIRS, "dense": dense / (PAIRS * STEPS)}, np.concatenate(strips[:8])
 
 
 def seconds(*acts: Callable[[], Any]) -> list[float]:
