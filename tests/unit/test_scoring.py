@@ -11,6 +11,7 @@ import torch
 
 from remint.data import rows
 from remint.errors import DataError, IntegrityError, SettingsError, UserError
+from remint.models import posterior
 from remint.models.bundle import save_model
 from remint.records import DataSpec, TrainedModel
 from remint.runtime import manifest
@@ -133,6 +134,14 @@ def save_bundle(folder: Path, case: Case) -> TrainedModel:
     return trained
 
 
+@pytest.fixture
+def few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well a chain of imputation mixes is not tested here."""
+    monkeypatch.setattr(posterior, "ANNEALED", 1)
+    monkeypatch.setattr(posterior, "SETTLED", 1)
+
+
+@pytest.mark.usefixtures("few_sweeps")
 def test_a_calibration_is_the_same_after_it_was_written(tmp_path: Path) -> None:
     trained = save_bundle(tmp_path / "bundle", TABLE)
     for name in ("a", "b"):
@@ -141,10 +150,12 @@ def test_a_calibration_is_the_same_after_it_was_written(tmp_path: Path) -> None:
     assert sha256 == manifest.sha256_file(tmp_path / "b" / manifest.NAME)
     read, made = calibration.read(tmp_path / "a", trained.key), calibrated_model(TABLE).calibration
     assert made is not None and read.about.calibrated == 40
+    assert read.about.imputation is not None and read.about.imputation.examples == 40
     for name, each in made().part.items():
         torch.testing.assert_close(read.part[name], each)  # a loaded model has its buffers in double precision
 
 
+@pytest.mark.usefixtures("few_sweeps")
 def test_a_damaged_or_foreign_calibration_is_refused(tmp_path: Path) -> None:
     trained, folder = save_bundle(tmp_path / "bundle", TABLE), tmp_path / "made"
     calibration.calibrate(tmp_path / "bundle", dataset_of(TABLE), folder)

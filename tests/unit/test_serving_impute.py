@@ -20,7 +20,7 @@ from remint.models import posterior
 from remint.models.contract import CanImpute, Model
 from remint.records import Column, DataSpec
 from remint.serving import blocks, inputs, outputs
-from remint.serving.imputation import coverage, imputing
+from remint.serving.imputation import chains, coverage, imputing
 from remint.serving.imputation.files import impute
 from remint.serving.model import ServedModel
 from remint.serving.pyfunc import Predictor
@@ -49,7 +49,7 @@ def gapped(case: Case, count: int, share: float = 0.4) -> tuple[np.ndarray, np.n
     return (np.where(gone, np.nan, x).astype(np.float32), gone | np.isnan(x)) if case.spec.is_table else (x, gone)
 
 
-def completed(model: ServedModel, x: np.ndarray, gone: np.ndarray, draws: int = 3) -> list[imputing.Part]:
+def completed(model: ServedModel, x: np.ndarray, gone: np.ndarray, draws: int = 3) -> list[chains.Part]:
     found = inputs.Examples(blocks.Blocks.of(x), None)
     return list(imputing.completions(model, found, gone, draws))
 
@@ -85,7 +85,7 @@ def test_parts_of_any_size_give_the_same_completions(monkeypatch: pytest.MonkeyP
     model = served("vae-table")
     x, gone = gapped(CASES["vae-table"], 9)
     (whole,) = completed(model, x, gone)
-    monkeypatch.setattr(imputing, "LARGEST_BLOCK", 300)
+    monkeypatch.setattr(chains, "LARGEST_BLOCK", 300)
     parts = completed(model, x, gone)
     assert len(parts) > 3
     np.testing.assert_allclose(np.concatenate([part.drawn_GDX for part in parts]), whole.drawn_GDX, rtol=1e-6)
@@ -310,13 +310,13 @@ def test_coverage_of_a_model_that_is_right_is_its_level() -> None:
     count = 2_000
     code = random.choice(3, (count, 1), p=[0.7, 0.2, 0.1])
     x = np.concatenate([random.standard_normal((count, NUMBERS)), code], 1).astype(np.float32)
-    found = coverage.coverage(model, x, most=count)
+    found = coverage.coverage(model.model, model.spec, x, most=count)
     assert found.cells > 3_000 and all(found.columns[name] == pytest.approx(0.9, abs=0.05) for name in "acdefg")
     assert 0.85 < found.columns["b"] <= 1.0 and found.low < found.covered < found.high
     assert found.ranked == pytest.approx(0.9, abs=0.02)
     x[:, 0] *= 3
-    assert coverage.coverage(model, x, most=count).columns["a"] < 0.6
-    assert coverage.coverage(model, x, most=7).examples == 7
+    assert coverage.coverage(model.model, model.spec, x, most=count).columns["a"] < 0.6
+    assert coverage.coverage(model.model, model.spec, x, most=7).examples == 7
 
 
 @pytest.mark.parametrize("levels", [3, 1_000_000])

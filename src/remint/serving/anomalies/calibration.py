@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -30,13 +30,14 @@ from remint.data.sampler import spaced_indices
 from remint.errors import DataError, IntegrityError
 from remint.models import scores
 from remint.models.bundle import load_model
-from remint.models.contract import CanSample, HasLatent, Model
+from remint.models.contract import CanImpute, CanSample, HasLatent, Model
 from remint.models.draw import draw
 from remint.models.scores import DRAWN, NEAR, Reference, Scorer
 from remint.records import DataSpec, Record, TrainedModel
 from remint.runtime import manifest
 from remint.serving import blocks
 from remint.serving.anomalies.shift import MOST, views
+from remint.serving.imputation.coverage import ImputationCoverage, coverage
 
 ABOUT, TENSORS = "calibration.json", "calibration.safetensors"
 REFERENCES, REFERENCE_BYTES = 4096, 16 << 20  # training examples, and as many samples, that examples are compared with
@@ -54,6 +55,8 @@ class Calibration(Record):
     dataset: str  # digest of the DatasetVersion
     calibrated: int  # examples of the calibration split
     scores: tuple[str, ...]  # names of the columns of SCORE: Scorer.part_names
+    imputation: ImputationCoverage | None = None  # None: the family does not impute
+    added_later: ClassVar[frozenset[str]] = frozenset({"imputation"})
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,16 @@ def calibrate(bundle: Path, dataset: Dataset, out: Path) -> Calibration:
     model, trained = load_model(bundle), TrainedModel.read(bundle / "training.json")
     if trained.dataset != dataset.version.digest:
         raise DataError(f"{bundle} was trained on another version of {dataset.version.name}: calibrate with that version")
-    made = measure(model, trained.key, dataset)
+    made, split = measure(model, trained.key, dataset), dataset.calibration
+    about = made.about
+    if isinstance(model, CanImpute) and split is not None:
+        found = coverage(model, dataset.spec, split.x_NX, split.y_N)
+        about = about.model_copy(update={"imputation": found})
     with manifest.whole_folder(out) as folder:
-        made.about.write(folder / ABOUT)
+        about.write(folder / ABOUT)
         tensors = {**made.reference, SCORE: torch.stack([*made.part.values()], 1), VIEW: torch.from_numpy(made.view_NV)}
         (folder / TENSORS).write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    return made.about
+    return about
 
 
 def measure(model: Model, model_key: str, dataset: Dataset) -> Calibrated:

@@ -10,20 +10,17 @@ Shapes: N examples, G with removed values, D draws, X the axes of one example.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from remint.data.blocks import Blocks
 from remint.data.sampler import spaced_indices
+from remint.models.contract import Model
 from remint.records import DataSpec, Record
 from remint.serving.blocks import content_noise
-from remint.serving.imputation.imputing import DRAWS, LEVEL, TAILS, Part, completions, shares
-from remint.serving.inputs import Examples
-
-if TYPE_CHECKING:
-    from remint.serving.model import ServedModel
+from remint.serving.imputation.chains import DRAWS, LEVEL, TAILS, Part, complete, shares
 
 EXAMPLES = {"image": 32, "table": 64}  # evenly spaced, of those given: chains of images take long
 REMOVED = {"image": 0.5, "table": 0.3}  # share of an image's pixels, of a row's values
@@ -48,19 +45,28 @@ class ImputationCoverage(Record):
 
 
 def coverage(
-    served: ServedModel, x_NX: Array, y_N: Array | None = None, seed: int = 0, draws: int = DRAWS, most: int | None = None
+    model: Model,
+    spec: DataSpec,
+    x_NX: Array,
+    y_N: Array | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+    most: int | None = None,
 ) -> ImputationCoverage:
-    """Remove values of examples, impute them, and compare. ``x_NX``: in the model's form, such as the calibration split."""
-    spec, kind = served.spec, "table" if served.spec.is_table else "image"
+    """Remove values of examples, impute them, and compare. ``x_NX``: in the model's form, such as the calibration split.
+
+    ``y_N``: their classes, which a conditional model is given. ``model``: a CanImpute.
+    """
+    kind = "table" if spec.is_table else "image"
     share = REMOVED[kind]
     take_N = spaced_indices(len(x_NX), EXAMPLES[kind] if most is None else most)
-    x_NX, y_N = np.asarray(x_NX[take_N]), None if y_N is None else np.asarray(y_N[take_N])
+    x_NX, y_N = np.asarray(x_NX[take_N]), None if y_N is None or not model.conditional else np.asarray(y_N[take_N])
     removed_NX = remove(spec, x_NX, share, seed)
     hidden_NX = np.where(removed_NX, np.nan, x_NX).astype(np.float32) if spec.is_table else x_NX
     missing_NX = np.isnan(hidden_NX) if spec.is_table else removed_NX
     covered_NX, ranked_NX = np.zeros_like(removed_NX), np.zeros(removed_NX.shape)
     at = 0
-    for part in completions(served, Examples(Blocks.of(hidden_NX), y_N), missing_NX, draws, seed):
+    for part in complete(model, spec, Blocks.of(hidden_NX), y_N, missing_NX, draws, seed):
         place_G = at + part.at_G
         covered_NX[place_G] = covers(spec, part, x_NX[place_G]) & removed_NX[place_G]
         ranked_NX[place_G] = within_ranks(part.drawn_GDX, x_NX[place_G])

@@ -22,7 +22,8 @@ from remint.serving import outputs
 from remint.serving.blocks import Progress, silent
 from remint.serving.files import Written
 from remint.serving.imputation import filling, imputing, masks
-from remint.serving.imputation.imputing import CELL, DRAWS, Part
+from remint.serving.imputation.chains import DRAWS, Part
+from remint.serving.imputation.imputing import CELL
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
 

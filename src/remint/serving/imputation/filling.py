@@ -23,7 +23,7 @@ from remint.records import DataSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-    from remint.serving.imputation.imputing import Part
+    from remint.serving.imputation.chains import Part
     from remint.serving.model import ServedModel
 
 ROWS = 4_096  # of a Parquet file at a time
