@@ -269,3 +269,29 @@ def test_the_first_sample_of_the_contract_is_kept() -> None:
     model = served(case)
     noise = torch.stack([standard_normal((model.model.sample_noise,), 4, index) for index in range(2)])  # type: ignore[arg-type]
     assert np.array_equal(model.sample(2, seed=4), model.model.sample(noise).numpy())  # type: ignore[operator]
+
+
+def test_each_example_has_one_class_by_name_or_number() -> None:
+    case = CASES["vae-residual"]
+    data = data_of(case, 3)
+    named = served(case, case.spec.model_copy(update={"class_names": ("a", "b", "c")}))
+    expected = named.encode(data, ["c", "a", "b"])
+    for same in ([2, 0, 1], np.array([2, 0, 1]), np.array(["c", "a", "b"]), pd.Series(["c", "a", "b"])):
+        assert np.array_equal(named.encode(data, same), expected)
+    assert np.array_equal(named.encode(data, np.int64(1)), named.encode(data, "b"))
+    for wrong in (["a"], ["a"] * 4, []):
+        with pytest.raises(SettingsError, match=f"{len(wrong)} classes for 3 examples"):
+            named.encode(data, wrong)
+    with pytest.raises(SettingsError, match="unknown class 'True'"):
+        named.encode(data, True)
+
+
+@pytest.mark.parametrize("names", [("1", "2", "3"), ("1.0", "2.0", "3.0"), ("-1", "5", "7")])
+def test_a_number_is_a_name_where_classes_are_numbers(names: tuple[str, ...]) -> None:
+    case = CASES["vae-residual"]
+    model = served(case, case.spec.model_copy(update={"class_names": names}))
+    assert model.class_number(names[1]) == 1
+    with pytest.raises(SettingsError, match="unknown class '0'"):
+        model.class_number(0)
+    if "." not in names[0]:
+        assert [model.class_number(int(name)) for name in names] == [0, 1, 2]

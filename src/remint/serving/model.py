@@ -192,7 +192,9 @@ class ServedModel:
             raise SettingsError(f"{self.ref} is conditional: name the class")
         if of_class is None:
             return None
-        each = [of_class] * count if isinstance(of_class, str | int) else of_class
+        each = [of_class] * count if isinstance(of_class, str | int | np.generic) else of_class
+        if len(each) != count:
+            raise SettingsError(f"{len(each)} classes for {count} examples: name one class for all, or one for each")
         return np.array([self.class_number(one) for one in each], np.int64)
 
     def _check_conditional(self, given: Any) -> None:
@@ -205,9 +207,13 @@ class ServedModel:
         return self.model
 
     def class_number(self, of_class: str | int) -> int:
-        """Return the number of a class, given by its name or by its number. Raises SettingsError if it does not exist."""
-        if isinstance(of_class, int) and str(of_class) not in self.spec.class_names and 0 <= of_class < self.spec.classes:
-            return of_class
+        """Return the number of a class, given by its name or by its number. Raises SettingsError if it does not exist.
+
+        Where a name is itself a number, such as 1, 2, 3, each number is a name.
+        """
+        is_number = isinstance(of_class, int | np.integer) and not isinstance(of_class, bool)
+        if is_number and 0 <= int(of_class) < self.spec.classes and not any(map(_is_number, self.spec.class_names)):
+            return int(of_class)
         return self.class_named(str(of_class))
 
     def class_named(self, name: str) -> int:
@@ -232,6 +238,10 @@ class ServedModel:
     def in_source_form(self, x_NX: Array, y_N: Array | None = None) -> Any:
         """Return images as they are, and rows as a DataFrame."""
         return self.table(x_NX, y_N).to_pandas() if self.spec.is_table else x_NX
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").replace(".", "", 1).isdigit()
 
 
 def slerp(a_Z: Array, b_Z: Array, share_N: Array) -> Array:
