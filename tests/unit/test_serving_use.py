@@ -295,3 +295,19 @@ def test_a_number_is_a_name_where_classes_are_numbers(names: tuple[str, ...]) ->
         model.class_number(0)
     if "." not in names[0]:
         assert [model.class_number(int(name)) for name in names] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["vae", "vae-table", "gan"])
+def test_a_seed_of_numpy_is_the_same_seed(name: str) -> None:
+    case = CASES[name]
+    model, data = served(case), data_of(case, 3)
+    assert equal(model.sample(3, np.int64(4)), model.sample(3, 4))
+    with pytest.raises(SettingsError, match=r"seed 1\.5: expected a whole number"):
+        model.sample(1, 1.5)  # type: ignore[arg-type]
+    if not isinstance(model.model, HasElbo):
+        return
+    assert np.array_equal(model.log_prob(data, seed=np.int64(4)), model.log_prob(data, seed=4))
+    if case.spec.is_table:
+        assert model.impute(data, draws=2, seed=np.int64(4)).filled.equals(model.impute(data, draws=2, seed=4).filled)
+    with pytest.raises(SettingsError, match="seed None: expected a whole number"):
+        model.log_prob(data, seed=None)

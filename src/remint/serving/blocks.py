@@ -9,6 +9,7 @@ Shapes: N examples, B examples of one block, X the axes of one, D noise numbers.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from remint.data.blocks import LARGEST_BLOCK, Blocks
 from remint.data.identity import digests
+from remint.errors import SettingsError
 from remint.models.draw import BLOCK
 
 Array = np.ndarray[Any, Any]
@@ -52,12 +54,21 @@ def apply(
             yield result[:count].cpu().numpy()
 
 
+def whole_seed(seed: Any) -> int:
+    """Return a seed as an integer of Python, since the text of NumPy's differs. Raises SettingsError if it is none."""
+    try:
+        return int(operator.index(seed))
+    except TypeError as error:
+        raise SettingsError(f"seed {seed!r}: expected a whole number") from error
+
+
 def content_noise(x_BX: Tensor, size: int, *seed: int | str) -> Tensor:
     """Return standard normal noise, float32 (B, size): a function of (seed, content of each example) alone.
 
     A word is SplitMix64 of the example's digest and the place (Steele et al., Fast splittable pseudorandom number
     generators, 2014); a normal number is the quantile at its first 53 bits.
     """
+    seed = tuple(each if isinstance(each, str) else whole_seed(each) for each in seed)
     word = int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], "little")
     key_B = digests(x_BX.cpu().numpy(), word, occurrences=False)
     with np.errstate(over="ignore"):

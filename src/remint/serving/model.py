@@ -165,9 +165,10 @@ class ServedModel:
         model is not conditional, or if it has no latents for a temperature.
         """
         self._check_conditional(classes)
+        places = [(blocks.whole_seed(seed), index) for seed, index in places]
         latent = 0
         if temperature != 1.0:
-            if not 0.0 <= temperature < float("inf"):
+            if isinstance(temperature, str) or not 0.0 <= temperature < float("inf"):
                 raise SettingsError(f"temperature {temperature}: expected a number of at least 0")
             latent = self._with_latent().latent_size
         assert isinstance(self.model, CanSample)

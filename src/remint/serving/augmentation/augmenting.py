@@ -31,7 +31,7 @@ from remint.serving import outputs
 from remint.serving.augmentation import benefit
 from remint.serving.augmentation.benefit import Benefit
 from remint.serving.augmentation.scarce import check_conditional, class_names, classes_in, drawn, picked, scarcity
-from remint.serving.blocks import Progress, silent
+from remint.serving.blocks import Progress, silent, whole_seed
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
 
@@ -95,6 +95,9 @@ def augment(
     Raises SettingsError if the folder exists, if no class is scarce, or if the input has no classes; UserError if the model does
     not know the classes, or copies.
     """
+    seed = whole_seed(seed)
+    if seed < 0:
+        raise SettingsError(f"seed {seed}: expected a number of at least 0")
     check_output(output)
     check_conditional(served)
     with served.examples(data, skip_bad=skip_bad) as examples:
