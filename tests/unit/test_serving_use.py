@@ -243,6 +243,27 @@ def test_a_failed_command_writes_nothing(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_file_without_latents_is_refused_in_one_line(tmp_path: Path) -> None:
+    model, z = served(CASES["flow"]), np.zeros((2, 24), np.float32)
+    np.savez(tmp_path / "whole.npz", z=z)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "short.npz").write_bytes(whole[:200])
+    (tmp_path / "flipped.npz").write_bytes(whole[:200] + b"!" + whole[201:])
+    (tmp_path / "text.npz").write_bytes(b"z0,z1")
+    for name, wrong in (
+        ("scalar", z[0, 0]),
+        ("flat", z[0]),
+        ("complex", z + 1j),
+        ("days", z.astype("M8[D]")),
+        ("text", z.astype(str)),
+    ):
+        np.save(tmp_path / f"{name}.npy", wrong)
+    for path in sorted({*tmp_path.iterdir()} - {tmp_path / "whole.npz"}):
+        with pytest.raises(SettingsError, match="holds no latents"):
+            files.decode(model, path, tmp_path / "x.npy")
+    assert files.decode(model, tmp_path / "whole.npz", tmp_path / "x.npy").count == 2
+
+
 def test_an_interrupted_write_leaves_the_former_file(tmp_path: Path) -> None:
     case, path = CASES["flow"], tmp_path / "x.npy"
     path.write_bytes(b"former")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,8 +116,11 @@ def decode(served: ServedModel, latents: Path, output: Path, of_class: str | Non
 def _latents(path: Path) -> Array:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.asarray(found if isinstance(found, np.ndarray) else found["z"], np.float32)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        z_NZ = found if isinstance(found, np.ndarray) else found["z"]
+        if z_NZ.ndim != 2 or z_NZ.dtype.kind not in "fiu":
+            raise ValueError(f"{z_NZ.dtype} of shape {z_NZ.shape}")
+        return np.asarray(z_NZ, np.float32)
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise SettingsError(
             f"{path} holds no latents: give an .npy file (N, Z), or an .npz file with z, as encode writes"
         ) from error
