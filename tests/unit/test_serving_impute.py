@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from remint.data import rows
-from remint.errors import RemintError, UserError
+from remint.errors import DataError, RemintError, UserError
 from remint.models import posterior
 from remint.models.contract import CanImpute, Model
 from remint.records import Column, DataSpec
@@ -142,6 +142,25 @@ def test_a_dataframe_keeps_its_index_types_and_observed_values() -> None:
     pd.testing.assert_frame_equal(again.filled, found.filled)
 
 
+@pytest.mark.parametrize("kind", ["frame", "arrow"])
+def test_whole_numbers_are_rounded_and_not_wrapped_and_text_stays_text(kind: str) -> None:
+    model = served("vae-mixture")
+
+    def fill(height: str, values: list[Any]) -> list[Any]:
+        age = {"age": ["40", None], "colour": ["red", "red"], "smokes": ["yes", "yes"]}
+        table = pa.table({**age, "height": pa.array(values, getattr(pa, height)())})
+        frame = pd.DataFrame({**age, "height": pd.array(values, height.title())})
+        found = model.impute(table if kind == "arrow" else frame, draws=3).filled
+        assert float(found["age"].to_pylist()[1] if kind == "arrow" else found["age"][1]) > 0
+        assert all(isinstance(each, str) for each in (found["age"].to_pylist() if kind == "arrow" else found["age"]))
+        return found["height"].to_pylist() if kind == "arrow" else found["height"].tolist()
+
+    exact = fill("float64", [100, None])[1]
+    assert exact > 127 and fill("int64", [100, None]) == [100, round(exact)]
+    with pytest.raises(DataError, match="column 'height' has type [Ii]nt8, which cannot hold all filled values, such as 1"):
+        fill("int8", [100, None])
+
+
 def test_mlflow_predicts_filled_rows_and_images() -> None:
     model, frame = (
         served("vae-mixture"),
@@ -259,6 +278,8 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
         lambda: impute(table, str(tmp_path / "good.csv"), tmp_path / "out.parquet"),
         lambda: impute(table, str(tmp_path / "good.csv"), out, mask="mask.npy"),
         lambda: impute(table, str(tmp_path / "good.csv"), out, draws=0),
+        lambda: impute(table, str(tmp_path / "good.csv"), out, cells=out),
+        lambda: impute(table, str(tmp_path / "good.csv"), out, cells=tmp_path / "good.csv"),
         lambda: impute(table, str(tmp_path / "good.csv"), out, of_class="1"),
         lambda: image("x.npy", None),
         lambda: image("x.npy", "mask.npy"),

@@ -98,6 +98,8 @@ def _check(spec: DataSpec, source: Path, output: Path, mask: str | None, cells: 
         outputs.check_numbers(cells)
         if cells.suffix != ".csv":
             raise SettingsError(f"--cells {cells}: give a name that ends in .csv")
+        if cells.resolve() in (source.resolve(), output.resolve()):
+            raise SettingsError(f"--cells {cells}: it is the input or the output: give another name")
 
 
 def _write_table(

@@ -18,6 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from remint.data import csv_tables, rows
+from remint.errors import DataError
 from remint.records import DataSpec
 
 if TYPE_CHECKING:
@@ -88,8 +89,15 @@ def _fill_frame(frame: pd.DataFrame, filled: Fills) -> pd.DataFrame:
             column = column.cat.add_categories([each for each in dict.fromkeys(values) if each not in column.cat.categories])
         elif column.isna().all():
             column = column.astype(object)
+        elif pd.api.types.is_integer_dtype(column):
+            values = [round(value) for value in values]
+        elif any(isinstance(value, str) for value in column):  # numbers as text
+            values = [str(value) for value in values]
         column = column.copy()
-        column.iloc[places] = values
+        try:
+            column.iloc[places] = values
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _too_narrow(name, column.dtype, values) from error
         frame[name] = column.infer_objects()
     return frame
 
@@ -102,10 +110,20 @@ def _fill_arrow(spec: DataSpec, table: pa.Table, filled: Fills) -> pa.Table:
         column = table[name]
         kind = types.field(name).type if pa.types.is_null(column.type) else column.type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-        values = pa.array([row.get(name) for row in cells], types.field(name).type).cast(plain, safe=False)
+        values = pa.array([row.get(name) for row in cells], types.field(name).type)
+        if pa.types.is_integer(plain) and pa.types.is_floating(values.type):
+            values = pyarrow.compute.round(values)
+        try:
+            values = values.cast(plain, safe=pa.types.is_integer(plain))
+        except pa.ArrowInvalid as error:
+            raise _too_narrow(name, plain, values.drop_null().to_pylist()) from error
         merged = pyarrow.compute.if_else(gap_N, values, column.cast(plain)).cast(kind)
         table = table.set_column(table.column_names.index(name), table.field(name).with_type(kind), merged)
     return table
+
+
+def _too_narrow(name: str, kind: Any, values: list[Any]) -> DataError:
+    return DataError(f"column '{name}' has type {kind}, which cannot hold all filled values, such as {max(values)}: widen it")
 
 
 def _write_parquet(source: Path, target: Path, spec: DataSpec, keep: set[int] | None, filled: Fills) -> None:
