@@ -68,6 +68,6 @@ def test_other_files_are_refused_before_anything_is_scored(tmp_path: Path) -> No
     model, x = calibrated_model(case), split_of(case, 3, 9).x_NX
     with pytest.raises(SettingsError, match=r"s.npy: the result is a table: give a name that ends in .csv or .parquet"):
         scoring.write(model, x, tmp_path / "s.npy", 0.05, None)
-    with pytest.raises(SettingsError, match=r"it is a picture: give a name that ends in .png"):
+    with pytest.raises(SettingsError, match=r"is a picture: give a name that ends in .png"):
         scoring.write(model, x, tmp_path / "s.csv", 0.05, None, explain=tmp_path / "why.pdf")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from remint.runtime import manifest
 from remint.serving.anomalies import calibration, shift
 from remint.serving.model import ServedModel
 from tests.support.calibrated_cases import calibrated_model, dataset_of, split_of
-from tests.support.models_cases import CASES, MIXED, Case
+from tests.support.models_cases import CASES, MIXED, Case, examples
 
 VAE, TABLE = CASES["vae"], CASES["vae-table"]
 
@@ -169,3 +169,13 @@ def test_a_damaged_or_foreign_calibration_is_refused(tmp_path: Path) -> None:
     other = dataset_of(TABLE, calibrated=41)
     with pytest.raises(DataError, match="was trained on another version of d"):
         calibration.calibrate(tmp_path / "bundle", other, tmp_path / "other")
+
+
+def test_an_explanation_is_written_to_the_name_of_a_folder_that_exists(images: ServedModel, tmp_path: Path) -> None:
+    x = examples(images.spec, 3).numpy()
+    for wrong in (tmp_path / "none" / "why.png", tmp_path / "why.jpg"):
+        with pytest.raises(SettingsError, match=r"does not exist|is a picture"):
+            images.score(x, explain=wrong)
+    assert not any(tmp_path.iterdir())
+    images.score(x, explain=str(tmp_path / "why.png"))
+    assert [each.name for each in tmp_path.iterdir()] == ["why.png"]

@@ -144,6 +144,19 @@ def test_bad_rows_are_set_aside_only_where_asked(tmp_path: Path) -> None:
     assert np.isnan(again[1, 2:]).all()
 
 
+def test_a_row_of_an_unknown_class_is_set_aside_where_asked() -> None:
+    frame = rows.to_table(LABELLED, drawn(LABELLED, 3), np.array([0, 1, 2])).to_pandas().assign(kind=["z", "b", None])
+    with pytest.raises(DataError, match="label 'kind' has 1 new value: 'z'"):
+        read(LABELLED, frame.head(2))
+    found = read(LABELLED, frame, skip_bad=True)[1]
+    assert list(found.set_aside) == ["row 1", "row 3"] and found.y_N is not None and found.y_N.tolist() == [1]
+
+
+def test_a_batch_of_records_is_a_table() -> None:
+    table = rows.to_table(MIXED, drawn(MIXED))
+    assert np.array_equal(read(MIXED, table.to_batches()[0])[0], read(MIXED, table)[0], equal_nan=True)
+
+
 def test_gaps_may_be_anywhere_where_asked(tmp_path: Path) -> None:
     frame = pd.DataFrame({"children": [1, None], "colour": [None, "red"], "height": [170.0, None], "steps": [100, 200]})
     with pytest.raises(DataError, match="missing values"):
@@ -185,6 +198,11 @@ BAD: dict[str, tuple[DataSpec, Callable[[Path], Any], str]] = {
     "an empty folder": (IMAGE, lambda folder: folder, "contains no"),
     "a bucket": (MIXED, lambda _: "s3://bucket/rows.csv", "copy it to this machine first"),
     "a folder for a table": (MIXED, lambda folder: folder, "is not a table"),
+    "no such folder": (IMAGE, lambda folder: folder / "none", "^unknown source"),
+    "rows of several lengths": (IMAGE, lambda _: [[1], [1, 2]], "the list is no array of images"),
+    "numbers beyond any type": (WHOLE, lambda _: pd.DataFrame({"steps": [10**30]}), "the DataFrame is not a table"),
+    "a type of no file": (WHOLE, lambda _: pa.table({"a": pa.nulls(1, pa.month_day_nano_interval())}), "the Table cannot be read"),
+    "no table at all": (MIXED, lambda _: type("Odd", (), {"columns": ["a"]})(), "the Odd is not a table"),
     "a pickle": (IMAGE, lambda folder: pickled(folder), "refused"),
 }  # fmt: skip
 

@@ -332,3 +332,12 @@ def test_a_seed_of_numpy_is_the_same_seed(name: str) -> None:
         assert model.impute(data, draws=2, seed=np.int64(4)).filled.equals(model.impute(data, draws=2, seed=4).filled)
     with pytest.raises(SettingsError, match="seed None: expected a whole number"):
         model.log_prob(data, seed=None)
+
+
+def test_what_is_no_latent_is_refused_in_one_line() -> None:
+    model = served(CASES["flow"])
+    z = np.zeros((2, 24))
+    for wrong in (z[:0], z[0], z[0, 0], z[:, 1:], z + 1j, z * np.nan, z + 1e300, z.astype(str), [[1], [1, 2]], None):
+        with pytest.raises(SettingsError, match=r"expected finite numbers \(N, 24\)"):
+            model.decode(wrong)
+    assert len(model.decode(z.tolist())) == 2

@@ -27,7 +27,7 @@ from remint.data.blocks import Blocks, Spool
 from remint.data.columns import UnusableColumn
 from remint.data.lazy import Columns
 from remint.data.values import IMAGE_LEVELS, Raw
-from remint.errors import DataError
+from remint.errors import DataError, SettingsError
 from remint.records import Column, DataSpec
 from remint.runtime import scratch
 from remint.settings.recipe import DatasetSettings, ResizeSettings
@@ -70,9 +70,9 @@ def read(spec: DataSpec, data: Any, *, gaps: bool = False, skip_bad: bool = Fals
         try:
             reader = _read_table if spec.is_table else _read_images
             examples = reader(_with_gaps(spec) if gaps else spec, data, temporary, spool, skip_bad, labels and spec.classes > 0)
-        except DataError as error:
+        except (DataError, SettingsError) as error:
             said = REMEDY.sub(": give such values as the training data have", PLACE.sub("", str(error)))
-            raise DataError(said.replace(str(temporary / "input.parquet"), where)) from error
+            raise type(error)(said.replace(str(temporary / "input.parquet"), where)) from error
         yield examples
 
 
@@ -101,7 +101,7 @@ def _read_images(spec: DataSpec, data: Any, temporary: Path, spool: Spool, skip_
     )
     only = (c, h, w) if skip_bad else None
     if not isinstance(data, str | Path):
-        raw = Raw(where="the array", x=Blocks.of(np.asarray(data)), y=None, levels=IMAGE_LEVELS)
+        raw = Raw(where="the array", x=Blocks.of(_as_array(data)), y=None, levels=IMAGE_LEVELS)
     elif Path(data).suffix.lower() in IMAGE_FILES and Path(data).is_file():
         raw = pictures.read(str(data), folder.Walk(partial(folder.one_file, Path(data))), settings, spool, spec, only)
     else:
@@ -115,6 +115,14 @@ def _read_images(spec: DataSpec, data: Any, temporary: Path, spool: Spool, skip_
     if differences:
         raise DataError(f"{raw.where} has no images of this model: {'; '.join(_plainer(each) for each in differences)}")
     return Examples(arrays["x"], arrays.get("y"), raw.names, set_aside=raw.set_aside)
+
+
+def _as_array(data: Any) -> Array:
+    """Return images as an array. Raises DataError for rows of several lengths, and for what NumPy does not take."""
+    try:
+        return np.asarray(data)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"the {type(data).__name__} is no array of images: {' '.join(str(error).split())[:200]}") from error
 
 
 def _from_bytes(x: Blocks, levels: int) -> Blocks:
@@ -145,7 +153,11 @@ def _plainer(difference: str) -> str:
 
 def _read_table(spec: DataSpec, data: Any, temporary: Path, spool: Spool, skip_bad: bool, labels: bool) -> Examples:
     if not isinstance(data, str | Path):
-        pyarrow.parquet.write_table(_as_arrow(spec, data), temporary / "input.parquet")
+        table = _as_arrow(spec, data)
+        try:
+            pyarrow.parquet.write_table(table, temporary / "input.parquet")
+        except pa.ArrowException as error:  # a type that Parquet does not have
+            raise DataError(f"the {type(data).__name__} cannot be read: {' '.join(str(error).split())[:200]}") from error
         data = temporary / "input.parquet"
     settings = DatasetSettings.model_construct(source=str(data), kind="table")
     source = _locate(data, settings)
@@ -161,7 +173,8 @@ def _read_table(spec: DataSpec, data: Any, temporary: Path, spool: Spool, skip_b
     ignored = tuple(name for name in table.features if name not in known)
     label = spec.label.name if spec.label is not None and labels and spec.label.name in ignored else None
     features, row_N = Columns.of(table.features), None
-    bad = {row: reason for name in known for row, reason in _bad_rows(features[name], known[name]).items()} if skip_bad else {}
+    checked = [*known.values(), *([Column(name=label, categories=spec.class_names)] if label else [])] if skip_bad else []
+    bad = {row: reason for column in checked for row, reason in _bad_rows(features[column.name], column).items()}
     if bad:
         row_N = np.setdiff1d(np.arange(len(table)), list(bad))
         if not len(row_N):
@@ -180,12 +193,14 @@ def _read_table(spec: DataSpec, data: Any, temporary: Path, spool: Spool, skip_b
 def _as_arrow(spec: DataSpec, data: Any) -> pa.Table:
     """Return a DataFrame, an Arrow table or an array as an Arrow table. Raises DataError if it is none of them."""
     try:
+        if isinstance(data, pa.RecordBatch):
+            return pa.Table.from_batches([data])
         if isinstance(data, pa.Table):
             return data
         if hasattr(data, "columns"):
             return pa.Table.from_pandas(data, preserve_index=False)
         array = np.asarray(data, dtype=np.float64)
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError, RuntimeError) as error:
         raise DataError(f"the {type(data).__name__} is not a table: {' '.join(str(error).split())[:200]}") from error
     if array.ndim != 2 or array.shape[1] != len(spec.columns) or not all(column.numeric for column in spec.columns):
         names = _named("column", [column.name for column in spec.columns])

@@ -88,8 +88,9 @@ class ServedModel:
 
     def decode(self, z_NZ: Any, of_class: Classes = None) -> Any:
         """Return the examples of latents. ``of_class``: of all, or of each."""
+        z_NZ = self._latents(z_NZ)
         y_N = self.given_classes(of_class, len(z_NZ))
-        return self.in_source_form(_joined(self.decoded(np.asarray(z_NZ, np.float32), y_N)), y_N)
+        return self.in_source_form(_joined(self.decoded(z_NZ, y_N)), y_N)
 
     def reconstruct(self, data: Any, of_class: Classes = None, **options: Any) -> Any:
         """Return decode(encode(x)) of each example."""
@@ -141,10 +142,20 @@ class ServedModel:
 
     def decoded(self, z_NZ: Array, y_N: Array | None, progress: Progress = silent) -> Iterator[Array]:
         """Yield the examples of each block of latents, in the model's form."""
-        model = self._with_latent()
-        if z_NZ.ndim != 2 or z_NZ.shape[1] != model.latent_size or not np.isfinite(z_NZ).all():
-            raise SettingsError(f"latents of shape {z_NZ.shape}: expected finite numbers (N, {model.latent_size})")
-        return blocks.apply(model.decode, z_NZ, y_N, self.device, progress)
+        return blocks.apply(self._with_latent().decode, self._latents(z_NZ), y_N, self.device, progress)
+
+    def _latents(self, given: Any) -> Array:
+        """Return latents as float32 (N, Z). Raises SettingsError if they are none of this model."""
+        size = self._with_latent().latent_size
+        try:
+            z_NZ = np.asarray(given)
+            found = f"latents of shape {z_NZ.shape}"
+        except ValueError:  # rows of several lengths
+            z_NZ, found = np.empty(0), "latents"
+        numbers = z_NZ.dtype.kind in "fiu" and z_NZ.ndim == 2 and len(z_NZ) and z_NZ.shape[1] == size
+        if not numbers or not (np.abs(z_NZ) <= np.finfo(np.float32).max).all():
+            raise SettingsError(f"{found}: expected finite numbers (N, {size})")
+        return z_NZ.astype(np.float32, copy=False)
 
     def reconstructed(self, examples: Examples, y_N: Array | None, progress: Progress = silent) -> Iterator[Array]:
         """Yield decode(encode(x)) of each block, in the model's form."""

@@ -56,6 +56,11 @@ def check_table(path: Path) -> None:
     _check(path, TABLES, "a table: give a name that ends in .csv or .parquet")
 
 
+def check_picture(path: Path) -> None:
+    """Raise SettingsError if a picture cannot be written to a file of this name."""
+    _check(path, GRID, "a picture: give a name that ends in .png")
+
+
 def _check(path: Path, suffixes: tuple[str, ...], what: str) -> None:
     if path.suffix not in suffixes:
         raise SettingsError(f"-o {path}: the result is {what}")

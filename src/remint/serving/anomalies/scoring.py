@@ -82,7 +82,7 @@ def score(
     seed: int = 0,
     by: str = DEFAULT,
     skip_bad: bool = False,
-    explain: Path | None = None,
+    explain: str | Path | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """Return the scores of an input, and its flagged examples.
@@ -93,8 +93,9 @@ def score(
 
     Raises UserError if the model has no calibration, SettingsError for a rate outside (0, 1) or an unknown score.
     """
-    if explain is not None and explain.suffix != ".png":
-        raise SettingsError(f"explain {explain}: it is a picture: give a name that ends in .png")
+    explain = None if explain is None else Path(explain)
+    if explain is not None:
+        outputs.check_picture(explain)
     check_rates(false_alarm_rate, fdr)
     with inputs.read(served.spec, data, skip_bad=skip_bad, labels=False) as examples:
         return of_examples(served, examples, false_alarm_rate, fdr, seed, by, explain, progress)
@@ -202,7 +203,8 @@ def _explain(path: Path, scorer: Scorer, by: str, x_NX: Blocks, score_N: Array, 
     chosen = np.argsort(-score_N, kind="stable")[: explain.MOST]
     kept = {place: np.array(x_X) for place, x_X in enumerate(x_NX.examples()) if place in chosen}
     titles = [f"{names[place]}: score {score_N[place]:.2f}" for place in chosen]
-    explain.draw(path, scorer, by, np.stack([kept[place] for place in chosen]), titles, device)
+    with outputs.whole(path) as temporary:
+        explain.draw(temporary, scorer, by, np.stack([kept[place] for place in chosen]), titles, device)
 
 
 def _row_numbers(examples: Examples) -> Array:
