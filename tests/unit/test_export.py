@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import warnings
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,14 @@ def test_an_older_file_stays_if_the_export_fails(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         export(served("gan"), tmp_path / "m.onnx", "encode")
     assert (tmp_path / "m.onnx").read_bytes() == b"older"
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_one_line(tmp_path: Path) -> None:
+    most, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(SettingsError, match=r"m\.pt2: cannot be written"):
+            export(served("gan"), tmp_path / "m.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    assert not any(tmp_path.iterdir())

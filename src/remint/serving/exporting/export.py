@@ -15,6 +15,7 @@ Shapes: N examples, X the axes of one example, Z latent.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import tempfile
@@ -159,7 +160,9 @@ def _difference(graph: _Method, run: Run, inputs: dict[str, Tensor]) -> str | No
 
 def _write_pt2(graph: _Method, inputs: dict[str, Tensor], path: Path) -> Run:
     """Write a torch.export program, and return the function that runs the file."""
-    torch.export.save(_program(graph, inputs), path)
+    content = io.BytesIO()  # torch itself would end the process where the disk is full
+    torch.export.save(_program(graph, inputs), content)
+    path.write_bytes(content.getbuffer())
     run: Run = torch.export.load(path).module()
     return run
 
