@@ -277,6 +277,17 @@ def test_an_interrupted_write_leaves_the_former_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"former" and len([*tmp_path.iterdir()]) == 1
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_a_link(tmp_path: Path, exists: bool) -> None:
+    case, link, target = CASES["flow"], tmp_path / "last.npy", tmp_path / "runs" / "1"
+    target.parent.mkdir()
+    if exists:
+        target.write_bytes(b"former")
+    link.symlink_to(target)
+    files.sample(served(case), 3, link)
+    assert link.is_symlink() and len(np.load(target)) == 3 and [*target.parent.iterdir()] == [target]
+
+
 def test_a_written_record_has_the_keys_of_json() -> None:
     written = files.Written(model="m/1", weights_sha256="0", path="x", count=1, seed=0)
     assert {"model", "count", "seed", "class", "path", "without", "weights_sha256"} <= json.loads(

@@ -9,6 +9,7 @@ Shapes: N examples, B examples of one part, X the axes of one example, D numbers
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import zipfile
@@ -112,11 +113,15 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path of the same ending, which becomes ``path`` when the block ends without an error."""
+    """Yield a temporary path of the same ending, which becomes ``path`` when the block ends without an error.
+
+    A link stays a link: the file that it leads to is written.
+    """
     with _disk_errors(path):
-        folder = Path(tempfile.mkdtemp(prefix=".remint-", dir=path.absolute().parent))
+        suffix, path = path.suffix, Path(os.path.realpath(path))
+        folder = Path(tempfile.mkdtemp(prefix=".remint-", dir=path.parent))
         try:
-            temporary = folder / f"written{path.suffix}"
+            temporary = folder / f"written{suffix}"
             yield temporary
             if path.is_dir():
                 path.rmdir()  # it is empty
