@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from remint.cli import use
 from remint.data import rows
 from remint.errors import RemintError, SettingsError, UserError
 from remint.models import density
@@ -293,6 +294,14 @@ def test_a_written_record_has_the_keys_of_json() -> None:
     assert {"model", "count", "seed", "class", "path", "without", "weights_sha256"} <= json.loads(
         json.dumps(written.to_json())
     ).keys()
+
+
+def test_a_report_prints_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"set_aside": {"row 1": "has '[/red]'"}, "ignored": ("[/b]",)}
+    written = files.Written(model="m/1", weights_sha256="0", path="[b]x.npy", count=1, without="[i]", **given)  # type: ignore[arg-type]
+    use._report(written, "1 sample", as_json=False)
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("[b]x.npy", "'[i]'", "[/b]", "'[/red]'"))
 
 
 def test_the_first_sample_of_the_contract_is_kept() -> None:

@@ -38,9 +38,9 @@ def augment(
         print_json(made.to_json())
         return
     filled = ", ".join(f"{counts.synthetic} {name}" for name, counts in made.counts.items() if counts.synthetic)
-    terminal.out.print(f"{made.synthetic} examples by {made.model} ({filled}): {made.path}", soft_wrap=True)
+    terminal.out.print(f"{made.synthetic} examples by {made.model} ({filled}): {made.path}", soft_wrap=True, markup=False)
     for each in made.benefits:
-        terminal.out.print(each.text(), soft_wrap=True)
+        terminal.out.print(each.text(), soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -62,5 +62,7 @@ def export(
         print_json(made.to_json())
         return
     inputs = ", ".join(f"{name} {form}" for name, form in made.inputs.items())
-    terminal.out.print(f"{method} of {made.model}: {made.path}", soft_wrap=True)
-    terminal.out.print(f"Its inputs are {inputs}. It gave what the model gives, for {made.compared} examples.", soft_wrap=True)
+    terminal.out.print(f"{method} of {made.model}: {made.path}", soft_wrap=True, markup=False)
+    terminal.out.print(
+        f"Its inputs are {inputs}. It gave what the model gives, for {made.compared} examples.", soft_wrap=True, markup=False
+    )

@@ -66,4 +66,4 @@ def calibrate(model: ModelRef, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        terminal.out.print(f"{found.model} is calibrated with {found.calibrated} examples", soft_wrap=True)
+        terminal.out.print(f"{found.model} is calibrated with {found.calibrated} examples", soft_wrap=True, markup=False)

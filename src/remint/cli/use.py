@@ -183,15 +183,16 @@ def _report(written: Written, what: str, as_json: bool) -> None:
     if as_json:
         print_json(written.to_json())
         return
-    terminal.out.print(f"{what}: {written.path}", soft_wrap=True)
+    terminal.out.print(f"{what}: {written.path}", soft_wrap=True, markup=False)
     if written.without:
-        terminal.out.print(f"The column '{written.without}' is not drawn: only a model with conditional: true knows the label.")
+        known = "only a model with conditional: true knows the label"
+        terminal.out.print(f"The column '{written.without}' is not drawn: {known}.", markup=False)
     if written.ignored:
         names = ", ".join(written.ignored)
-        terminal.out.print(f"The model does not know the columns {names}: they were not used.", soft_wrap=True)
+        terminal.out.print(f"The model does not know the columns {names}: they were not used.", soft_wrap=True, markup=False)
     if written.set_aside:
         name, reason = next(iter(written.set_aside.items()))
-        terminal.out.print(f"{len(written.set_aside)} set aside, such as {name}: {reason}", soft_wrap=True)
+        terminal.out.print(f"{len(written.set_aside)} set aside, such as {name}: {reason}", soft_wrap=True, markup=False)
 
 
 @app.command()
