@@ -97,6 +97,13 @@ def test_a_bound_of_an_autoencoder_is_iwae() -> None:
     assert density.noise_shape(model.model) == (64, 1)
 
 
+def test_a_bound_takes_a_whole_number_of_draws() -> None:
+    case = CASES["vae"]
+    for wrong in (0, -1, 2.5, "3", 10**9):
+        with pytest.raises(SettingsError, match=r"draws .*: expected a whole number from 1 to 10,000"):
+            served(case).log_prob(data_of(case), draws=wrong)
+
+
 def test_noise_is_standard_normal_and_a_function_of_the_content() -> None:
     x_BX = torch.arange(4_000).view(1000, 4)
     noise = blocks.content_noise(x_BX, 50, "a", 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from remint.errors import UserError
+from remint.errors import SettingsError, UserError
 from remint.models import density
 from remint.models.contract import HasElbo, HasLogProb
 from remint.serving import blocks
@@ -20,6 +20,8 @@ from remint.serving.blocks import Progress, content_noise, silent
 if TYPE_CHECKING:
     from remint.serving.inputs import Examples
     from remint.serving.model import ServedModel
+
+MOST_DRAWS = 10_000
 
 Array = np.ndarray[Any, Any]
 
@@ -68,6 +70,8 @@ def of_examples(
     model = served.model
     if not isinstance(model, HasLogProb | HasElbo):
         raise UserError(f"{served.ref}: its family has no density: use a vae, vaegan or flow")
+    if draws is not None and not (isinstance(draws, int | np.integer) and 1 <= draws <= MOST_DRAWS):
+        raise SettingsError(f"draws {draws!r}: expected a whole number from 1 to {MOST_DRAWS:,}")
     count, size = density.noise_shape(model, draws)
     dtype = next(model.parameters()).dtype
 
