@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,7 +31,7 @@ def load(ref: str | Path, device: str = "cpu", repository: str | Path = ".") -> 
 
     Raises NotFoundError if there is no such version, IntegrityError if a file is not the registered one.
     """
-    if isinstance(ref, Path) or (Path(ref) / manifest.NAME).is_file():
+    if isinstance(ref, Path) or (os.sep in ref and (Path(ref) / manifest.NAME).is_file()):  # a plain name is one of the registry
         return model.load(Path(ref), device)
     return load_version(Home.of(git.repository_of(Path(repository).absolute())), ref, device)
 
