@@ -50,6 +50,7 @@ def completions(folder: Path, *words: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_names_are_completed(folder: Path) -> None:
     assert completions(folder, "run", "digits-va") == ["digits-vae", "digits-vaegan"]
     assert completions(folder, "run", "digits-gan", "fashion-f") == ["fashion-flow"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from remint.data import sources, splits
@@ -39,6 +40,7 @@ def test_torch_takes_shards_as_one_array() -> None:
     assert made.dtype == torch.uint8 and torch.equal(made, torch.from_numpy(x_NX))
 
 
+@pytest.mark.slow
 def test_images_in_shards_give_the_same_weights_metrics_and_report(tmp_path: Path) -> None:
     dataset = cases.prepare(tmp_path)
     for name, found in (("whole", dataset), ("shards", sharded(dataset))):

@@ -241,6 +241,7 @@ def imported_modules(clone_after_run: Clone, step: str, name: str) -> set[str]:
     return ours - {"__main__", "__mp_main__"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "name"), STEPS)
 def test_every_module_of_ours_that_a_step_imports_is_in_its_key(clone_after_run: Clone, step: str, name: str) -> None:
     ours = imported_modules(clone_after_run, step, name)

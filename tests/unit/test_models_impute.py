@@ -114,6 +114,7 @@ def _all(y: int | None, count: int) -> Tensor | None:
     return None if y is None else torch.full((count,), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "conditional"),
     [

@@ -152,6 +152,7 @@ def test_an_invalid_record_is_reported_as_damage(bundle: Path) -> None:
             probe.read(bundle)
 
 
+@pytest.mark.slow
 def test_the_checking_process_does_not_import_mlflow() -> None:
     """The import would take as long as the check."""
     program = "import sys; from remint.serving import fresh; from remint.models import probe; print(*sys.modules)"

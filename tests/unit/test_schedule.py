@@ -56,6 +56,7 @@ FIELDS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(FIELDS)
 def test_cron_takes_what_prefect_takes_and_reads_the_same_numbers(fields: tuple[str, ...]) -> None:
@@ -132,6 +133,7 @@ def test_rrules(rrule: str, taken: bool, fires: bool | None) -> None:
         assert bool(next_time(RRuleSchedule(rrule=rrule))) == fires
 
 
+@pytest.mark.slow
 def test_each_time_zone_that_is_taken_is_known_to_prefects_scheduler() -> None:
     taken = [zone for zone in sorted(zoneinfo.available_timezones()) if accepts(interval=60, timezone=zone)]
     for index, zone in enumerate(taken):

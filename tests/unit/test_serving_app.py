@@ -442,6 +442,7 @@ def test_rows_are_scored_and_their_gaps_filled(tmp_path: Path) -> None:
     assert "score" in {request.method for request in canary.requests(served, None)}
 
 
+@pytest.mark.slow
 def test_a_canary_asks_each_method_of_a_family() -> None:
     for name, case in CASES.items():
         served = ServedModel(case.build().float().requires_grad_(False), case.spec, ref="m/1")

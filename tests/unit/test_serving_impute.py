@@ -54,6 +54,7 @@ def completed(model: ServedModel, x: np.ndarray, gone: np.ndarray, draws: int = 
     return list(imputing.completions(model, found, gone, draws))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ABLE)
 def test_completions_keep_what_is_there_and_do_not_depend_on_batch_or_order(name: str, rtol: float = 1e-10) -> None:
     case, count = CASES[name], 7
