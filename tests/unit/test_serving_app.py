@@ -167,6 +167,42 @@ def test_bodies_that_are_no_json_and_names_that_are_none_are_refused(server: Run
     assert server.http.post(f"{URL}:nothing", json={}).status_code in (404, 405)
 
 
+def npy(array: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+LATENTS = npy(np.zeros((2, 16)))
+WRONG_LATENTS = {
+    "empty file": b"",
+    "cut off": LATENTS[:-9],
+    "a pickle": npy(np.array([{}], object), allow_pickle=True),
+    "claims eight terabytes": LATENTS.replace(b"(2, 16), }" + b" " * 12, b"(1000000000000, 16), }"),
+    "text": npy(np.array([["a"] * 16])),
+    "no latents": npy(np.zeros((0, 16))),
+    "one number": npy(np.float64(1)),
+    "an archive": b"PK\x03\x04",
+}
+
+
+assert WRONG_LATENTS["claims eight terabytes"] != LATENTS
+
+
+@pytest.mark.parametrize("name", WRONG_LATENTS)
+def test_files_that_hold_no_latents_are_refused(server: Running, name: str) -> None:
+    headers = {"content-type": "application/x-npy"}
+    said = server.http.post(f"{URL}:decode", content=WRONG_LATENTS[name], headers=headers)
+    assert said.status_code == 422 and "\n" not in said.json()["detail"]
+    assert server.http.post(f"{URL}:decode", content=LATENTS, headers=headers).status_code == 200
+
+
+def test_half_a_surrogate_pair_is_refused(server: Running) -> None:
+    for content in (b'{"class": "\\uD800"}', b'{"\\ud800": 1}', b'{"class": "\xed\xa0\x80"}'):
+        said = server.http.post(f"{URL}:sample", content=content)
+        assert said.status_code == 422 and "the body is not JSON" in said.json()["detail"]
+
+
 def test_limits_and_token(home: Home) -> None:
     running = Running(home, Limits(body_bytes=1000), token="secret")
     with running.http as http:
@@ -419,6 +455,28 @@ def test_a_table_is_served_by_rows(tmp_path: Path) -> None:
             {"rows": [{**rows.iloc[0].to_dict(), "colour": "no"}]},
         ):
             assert http.post("/v1/models/m:encode", json=wrong).status_code == 422
+
+
+def test_wrong_classes_and_rows_of_a_conditional_model_are_refused(tmp_path: Path) -> None:
+    case = CASES["vae-whole"]
+    served = ServedModel(case.build().float().requires_grad_(False), case.spec, ref="m/1")
+    slot, follower = Slot("m", 9), Follower(Home.of(tmp_path), {}, 3600.0, "cpu", print)
+    slot.version = Version(served, 1, "", "")
+    follower._thread.start()
+    rows = served.sample(2, seed=1, of_class=0)
+    rows, z = rows.astype(object).where(rows.notna(), None).to_dict("records"), served.encode(rows, 0).tolist()
+    with TestClient(create_app({"m": slot}, follower, LIMITS)) as http:
+        for classes in ([], [0], [0, 1, 2]):
+            for method, body in (("encode", {"rows": rows}), ("sample", {"count": 2}), ("decode", {"z": z})):
+                said = http.post(f"/v1/models/m:{method}", json={**body, "class": classes})
+                assert said.status_code == 422, (method, classes)
+        said = http.post("/v1/models/m:encode", json={"rows": rows, "class": [0]})
+        assert "1 classes for 2 examples" in said.json()["detail"]
+        first = served.spec.columns[0].name
+        for wrong in ({}, -(10**30), [1, [2]]):
+            assert http.post("/v1/models/m:encode", json={"rows": [{**rows[0], first: wrong}], "class": 0}).status_code == 422
+        many = [{**rows[0], **{f"{place} {number}": 1 for number in range(20)}} for place in range(5_000)]
+        assert len(http.post("/v1/models/m:encode", json={"rows": many, "class": 0}).json()["values"]) == 5_000
 
 
 def test_rows_are_scored_and_their_gaps_filled(tmp_path: Path) -> None:

@@ -140,7 +140,11 @@ class Api:
             places = [(asked.seed, index) for index in range(asked.count)]
             return Request(method, y_N=y_N, places=places, options={"temperature": asked.temperature})
         if method == "decode":
-            z_NZ = formats.examples(kind, raw, asked, served, np.load) if kind == formats.NPY else formats.numbers(asked.z, "z")
+            z_NZ = (
+                formats.examples(kind, raw, asked, served, formats.latents)
+                if kind == formats.NPY
+                else formats.numbers(asked.z, "z")
+            )
             self._check_count(len(z_NZ) if z_NZ.ndim else 1)
             served.decoded(z_NZ.astype(np.float32), None)  # its shape is checked here
             return Request(method, z_NZ.astype(np.float32), served.given_classes(asked.of_class, len(z_NZ)))
@@ -152,7 +156,7 @@ class Api:
                 y_N = served.classes_of(found, asked.of_class) if known or method not in WITHOUT_CLASS else None
                 return np.concatenate([*found.x_NX]), y_N
 
-        x_NX, y_N = formats.examples(kind, raw, asked.model_dump(exclude_none=True), served, read)
+        x_NX, y_N = formats.examples(kind, raw, asked, served, read)
         if method == "interpolate":
             if len(x_NX) != 2:
                 raise UserError(f"interpolate takes two examples, the ends: there are {len(x_NX)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
+from remint.data import numpy_files
+from remint.data.blocks import Spool
 from remint.errors import DataError, SettingsError
 from remint.evaluation.drawing import tile
 from remint.runtime import scratch
@@ -26,8 +29,8 @@ FILES = {NPY: ".npy", PNG: ".png", PARQUET: ".parquet"}
 Array = np.ndarray[Any, Any]
 
 
-def examples(content_type: str, body: bytes, given: Any, served: ServedModel, read: Callable[[Any], Any]) -> Any:
-    """Call ``read`` with the examples of a request: a file in the body, or ``x`` or ``rows`` of JSON (``given``)."""
+def examples(content_type: str, body: bytes, asked: Any, served: ServedModel, read: Callable[[Any], Any]) -> Any:
+    """Call ``read`` with the examples of a request: a file in the body, or ``asked.x`` or ``asked.rows`` of JSON."""
     if content_type in FILES:
         with scratch.folder() as folder:
             path = folder / f"body{FILES[content_type]}"
@@ -37,14 +40,17 @@ def examples(content_type: str, body: bytes, given: Any, served: ServedModel, re
             except DataError as error:
                 raise DataError(str(error).replace(str(path), "the body")) from error
     if served.spec.is_table:
-        if not isinstance(given.get("rows"), list) or not all(isinstance(row, dict) for row in given["rows"]):
+        if asked.rows is None:
             raise SettingsError('expected {"rows": [{column: value, ..}, ..]}, an .npy file of numbers, or a Parquet file')
-        if not given["rows"]:
+        if not asked.rows:
             raise DataError("there are no rows")
-        return read(pd.DataFrame(given["rows"]))
-    if "x" not in given:
+        # A row may have columns that no other has. Only those of the model are made: all of them may be a billion cells.
+        given, label = {name for row in asked.rows for name in row}, served.spec.label
+        known = [column.name for column in (*served.spec.columns, *([label] if label else [])) if column.name in given]
+        return read(pd.DataFrame(asked.rows, columns=known))
+    if asked.x is None:
         raise SettingsError('expected {"x": [image, ..]} with images as nested lists (C x H x W), an .npy file, or a PNG image')
-    return read(numbers(given["x"], "x"))
+    return read(numbers(asked.x, "x"))
 
 
 def numbers(given: Any, name: str) -> Array:
@@ -58,10 +64,21 @@ def numbers(given: Any, name: str) -> Array:
     return found
 
 
+def latents(path: Path) -> Array:
+    """Return the array of a .npy file. Raises DataError if it holds no numbers."""
+    with Spool(path.parent) as spool:
+        x = numpy_files.read_npy(path, spool).x
+        if x.dtype.kind not in "buif" or 0 in (x.shape or (0,)):
+            raise DataError(f"{path} holds no numbers")
+        return np.concatenate([*x])
+
+
 def json_of(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body; {} for an empty one. Raises DataError if it is none."""
     try:
-        found = json.loads(body or b"{}")
+        found = json.loads((body or b"{}").decode())
+        if b"\\ud" in body.lower():  # half of a surrogate pair, which is no character, could be in no answer
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DataError(f"the body is not JSON: {error}") from error
     if not isinstance(found, dict):
