@@ -392,6 +392,13 @@ def test_a_store_that_is_away_changes_nothing_and_is_asked_again(
     assert server.look() == 2
 
 
+def test_a_present_version_that_cannot_answer_the_canary_is_no_reason_to_keep_it() -> None:
+    case = CASES["vae-mixture"]
+    calibrated = calibrated_model(case)
+    present = ServedModel(case.build().float().requires_grad_(False), case.spec, ref="m/1")
+    assert "score" in canary.run(calibrated, present, None)
+
+
 def test_no_request_fails_and_no_answer_is_mixed_while_champions_change(home: Home, server: Running) -> None:
     alone = {number: load_version(home, f"{MODEL}/{number}").sample(3, seed=6).tolist() for number in (1, 2, 3)}
     stop, problems, counts = threading.Event(), [], [0] * 4

@@ -88,7 +88,14 @@ def _is_calibrated(served: ServedModel) -> bool:
 
 
 def _check_speed(served: ServedModel, present: ServedModel, request: Request) -> None:
-    """Raise IntegrityError if a version is far slower than the present one, in each of some attempts: a machine may be busy."""
+    """Raise IntegrityError if a version is far slower than the present one, in each of some attempts: a machine may be busy.
+
+    A request that the present version cannot answer is not compared: it may have no calibration, or take no classes.
+    """
+    try:
+        _seconds(present, request)
+    except Exception:  # noqa: BLE001  its faults are no reason to keep it
+        return
     for attempt in range(ATTEMPTS):
         pairs = [[_seconds(each, request) for each in (served, present)] for _ in range(REPEATS)]  # in turns
         seconds, before = map(min, zip(*pairs, strict=True))
