@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -390,6 +392,40 @@ def test_a_store_that_is_away_changes_nothing_and_is_asked_again(
     assert f'remint_following{{model="{MODEL}"}} 0.0' in server.http.get("/metrics").text
     assert server.post("sample", {}).status_code == 200
     assert server.look() == 2
+
+
+def test_one_request_that_fails_fails_alone(server: Running) -> None:
+    began, go = hold(server.slot)
+    good = answers.Request("decode", np.zeros((2, 16), np.float32))
+    bad = answers.Request("decode", np.zeros((2, 15), np.float32))
+    server.slot.ask(lambda _: answers.Request("sample", places=[(0, 0)], options={"temperature": 1.0}))
+    assert began.wait(60)
+    waiting = [server.slot.ask(lambda _, each=each: each) for each in (good, bad, good)]  # type: ignore[misc]
+    go.set()
+    first, failed, last = (each.exception(60) for each in waiting)
+    assert first is None and last is None and failed is not None
+
+
+def test_requests_that_were_given_up_do_not_count_as_waiting(server: Running) -> None:
+    began, go = hold(server.slot)
+    server.slot.most_waiting = 2
+    request = answers.Request("sample", places=[(0, 0)], options={"temperature": 1.0})
+    server.slot.ask(lambda _: request)
+    assert began.wait(60)
+    given_up = [server.slot.ask(lambda _: request) for _ in range(2)]
+    assert all(each.cancel() for each in given_up) and server.slot.waiting == 0
+    asked = server.slot.ask(lambda _: request)
+    go.set()
+    assert asked.exception(60) is None
+
+
+def test_an_idle_server_keeps_no_former_version(home: Home, server: Running) -> None:
+    assert server.post("sample", {}).status_code == 200
+    former = weakref.ref(server.slot.version.served.model)
+    cases.append_row(home, "promoted", 2)
+    assert server.look() == 2
+    gc.collect()
+    assert former() is None
 
 
 def test_a_present_version_that_cannot_answer_the_canary_is_no_reason_to_keep_it() -> None:

@@ -44,7 +44,7 @@ class Waiting:
 
 
 class Slot:
-    """One served name. ``prepare`` is called again where the version changed between the request and its answer."""
+    """One served name."""
 
     def __init__(self, ref: str, most_waiting: int) -> None:
         """Begin without a version. ``ref``: NAME, NAME@challenger or NAME/7."""
@@ -60,7 +60,7 @@ class Slot:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return sum(not each.result.cancelled() for each in self._waiting)
 
     def ask(self, prepare: Callable[[Version], Request]) -> Future[tuple[Version, Answer]]:
         """Queue a request, prepared for the present version. Raises QueueFull, and the errors of ``prepare``."""
@@ -71,6 +71,7 @@ class Slot:
         with self._changed:
             if self._closed:
                 raise RunError("the server stops")
+            self._waiting = [each for each in self._waiting if not each.result.cancelled()]  # their callers gave up
             if len(self._waiting) >= self.most_waiting:
                 raise QueueFull(f"{self.most_waiting} requests wait already: ask again later")
             self._waiting.append(waiting)
@@ -94,15 +95,27 @@ class Slot:
                 batch = [each for each in self._waiting if _alike(each, first)]
                 self._waiting = [each for each in self._waiting if not _alike(each, first)]
             began = time.monotonic()
-            batch = [each for each in batch if each.result.set_running_or_notify_cancel()]
-            try:
-                answers = answer(first.prepared_for.served, [each.request for each in batch]) if batch else []
-                for each, found in zip(batch, answers, strict=True):
-                    each.result.set_result((each.prepared_for, found))
-            except BaseException as error:  # noqa: BLE001  the thread goes on; each caller gets the error
-                for each in batch:
-                    each.result.set_exception(error)
+            _answer([each for each in batch if each.result.set_running_or_notify_cancel()])
             self.seconds_busy += time.monotonic() - began
+            del first, batch  # they hold their version and examples, and the next request may come in a year
+
+
+def _answer(batch: list[Waiting]) -> None:
+    """Answer requests together. If that fails each is answered alone, so that only those that fail get an error."""
+    if not batch:
+        return
+    try:
+        answers = answer(batch[0].prepared_for.served, [each.request for each in batch])
+    except BaseException as error:  # noqa: BLE001  the thread goes on; the caller gets the error
+        if len(batch) == 1:
+            batch[0].result.set_exception(error)
+            return
+    else:
+        for each, found in zip(batch, answers, strict=True):
+            each.result.set_result((each.prepared_for, found))
+        return
+    for each in batch:
+        _answer([each])
 
 
 def _alike(a: Waiting, b: Waiting) -> bool:
