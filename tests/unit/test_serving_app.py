@@ -394,6 +394,31 @@ def test_a_store_that_is_away_changes_nothing_and_is_asked_again(
     assert server.look() == 2
 
 
+def test_a_fault_does_not_end_the_follower_and_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, looks = Running(home), threading.Semaphore(0)
+    running.follower.every = 0.01
+    cases.append_row(home, "promoted", 2)
+
+    def faulty(*_: object) -> None:
+        looks.release()
+        raise KeyError("x_NX")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(follow.load, "of_version", faulty)
+        running.follower._stop.set()  # the long wait of the first look ends here
+        running.follower._thread.join()
+        running.follower._stop.clear()
+        running.follower._thread = threading.Thread(target=running.follower._follow, daemon=True)
+        running.follower._thread.start()
+        assert all(looks.acquire(timeout=60) for _ in range(3))
+        with running.http as http:
+            assert f'remint_following{{model="{MODEL}"}} 0.0' in http.get("/metrics").text
+            assert sum("KeyError: 'x_NX'; it goes on with what it has" in line for line in running.said) == 1
+            patched.undo()
+            while running.slot.version.number != 2:
+                time.sleep(0.01)
+
+
 def test_one_request_that_fails_fails_alone(server: Running) -> None:
     began, go = hold(server.slot)
     good = answers.Request("decode", np.zeros((2, 16), np.float32))

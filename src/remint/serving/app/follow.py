@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
 
-from remint.errors import IntegrityError, NotFoundError, RemintError
+from remint.errors import IntegrityError, NotFoundError, RemintError, RunError
 from remint.runtime import scratch
 from remint.runtime.home import Home
 from remint.serving import load
@@ -59,19 +60,19 @@ class Follower:
 
     def look(self, name: str, *, first: bool = False) -> None:
         """Switch a name to the version that the ledger names, if that is another one and passes its checks."""
-        slot = self.slots[name]
         try:
-            version = resolve(self.home, slot.ref)
+            self._look(name)
             self.problems.pop(name, None)
-        except NotFoundError as error:
-            if first:
+        except RemintError as error:  # a store is away: the next poll tries again
+            if first and isinstance(error, NotFoundError):
                 raise
             self._problem(name, error)
-            return
-        except RemintError as error:
-            self._problem(name, error)
-            return
-        present = slot.version
+        except Exception as error:  # noqa: BLE001  no fault may end the thread: it would follow no longer, in silence
+            self._problem(name, RunError(f"{type(error).__name__}: {error}"))
+
+    def _look(self, name: str) -> None:
+        slot = self.slots[name]
+        version, present = resolve(self.home, slot.ref), slot.version
         if present is not None and present.number == version.version:
             self.refused.pop(name, None)
             return
@@ -82,9 +83,6 @@ class Follower:
         except (IntegrityError, MemoryError) as error:
             self.refused[name] = version.version
             self._record(version, "refused", str(error))
-            return
-        except RemintError as error:  # a store is away: the next poll tries again
-            self._problem(name, error)
             return
         self.refused.pop(name, None)
         slot.version = Version(served, version.version, datetime.now(UTC).isoformat(timespec="seconds"), self._decision(version))
@@ -104,7 +102,7 @@ class Follower:
                 path = open_tracking(self.home).attachment(version, FAILURES, folder)
                 with np.load(path, allow_pickle=False) as kept:
                     x_NX: Array = kept["x_NX"]
-        except (RemintError, OSError, ValueError, KeyError):
+        except (RemintError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         return x_NX if x_NX.shape[1:] == served.spec.shape else None
 
