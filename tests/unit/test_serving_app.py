@@ -419,6 +419,26 @@ def test_a_fault_does_not_end_the_follower_and_is_told_once(home: Home, monkeypa
                 time.sleep(0.01)
 
 
+def test_a_look_that_takes_long_does_not_hold_up_the_end(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, began, go = Running(home), threading.Event(), threading.Event()
+    monkeypatch.setattr(follow, "STOP_SECONDS", 0.1)
+
+    def locked(*_: object) -> None:
+        began.set()
+        assert go.wait(60)
+        raise LedgerError("the ledger is locked")
+
+    monkeypatch.setattr(follow, "resolve", locked)
+    running.follower._thread = threading.Thread(target=running.look, daemon=True)
+    running.follower._thread.start()
+    assert began.wait(60)
+    with running.http:
+        pass  # it ends here
+    assert running.follower._thread.is_alive()
+    go.set()
+    running.follower._thread.join()
+
+
 def test_one_request_that_fails_fails_alone(server: Running) -> None:
     began, go = hold(server.slot)
     good = answers.Request("decode", np.zeros((2, 16), np.float32))

@@ -29,6 +29,7 @@ from remint.stores.ledger.serving_events import Event
 from remint.stores.mlflow import ModelVersion
 from remint.stores.open import open_ledger, open_serving_events, open_tracking, resolve
 
+STOP_SECONDS = 5.0
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
 
 
@@ -50,8 +51,9 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop following. A look that takes longer, at a locked ledger or a large bundle, ends with the process."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
 
     def _follow(self) -> None:
         while not self._stop.wait(self.every):
