@@ -216,6 +216,12 @@ def test_limits_and_token(home: Home) -> None:
         assert large.status_code == 413 and "more than 1,000 bytes" in large.json()["detail"]
 
 
+@pytest.mark.parametrize("token", ["", "a b", "geheimnis\u00e4", "a\n"])
+def test_a_token_that_no_client_can_send_is_refused(home: Home, token: str) -> None:
+    with pytest.raises(SettingsError, match="REMINT_SERVE_TOKEN is empty, or has spaces"):
+        Running(home, token=token)
+
+
 def hold(slot: Slot) -> tuple[threading.Event, threading.Event]:
     """Make the slot's present version wait in its next answer: return an event when it began, and the one that lets it go on."""
     began, go = threading.Event(), threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,11 @@ def build(
 ) -> Any:
     """Return the application, with a version loaded for each name.
 
-    ``every``: seconds between two looks at the ledger. Raises SettingsError if a name is given twice, NotFoundError if it has no
-    such version.
+    ``every``: seconds between two looks at the ledger. Raises SettingsError if a name is given twice or no client can send the
+    token, NotFoundError if a name has no such version.
     """
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise SettingsError("REMINT_SERVE_TOKEN is empty, or has spaces or no ASCII, which no client can send: set another")
     slots: dict[str, Slot] = {}
     for ref in refs:
         slot = Slot(ref, limits.waiting)
