@@ -43,7 +43,15 @@ def test_benjamini_hochberg_is_the_step_up_rule() -> None:
 
 @pytest.mark.parametrize(
     ("count", "calibrated", "fdr", "fewest"),
-    [(1, 99, 0.1, 1), (10, 99, 0.1, 1), (11, 99, 0.1, 2), (1000, 99, 0.1, 100), (5, 8, 0.1, None), (5, 9, 0.1, 5)],
+    [
+        (1, 99, 0.1, 1),
+        (10, 99, 0.1, 1),
+        (11, 99, 0.1, 2),
+        (1000, 99, 0.1, 100),
+        (5, 8, 0.1, None),
+        (5, 9, 0.1, 5),
+        (3, 9, 1e-320, None),
+    ],
 )
 def test_the_least_number_that_can_be_flagged(count: int, calibrated: int, fdr: float, fewest: int | None) -> None:
     assert fewest_flagged(count, calibrated, fdr) == fewest

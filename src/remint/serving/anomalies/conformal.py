@@ -42,5 +42,5 @@ def fewest_flagged(count: int, calibrated: int, fdr: float) -> int | None:
 
     No p-value is below 1 / (n+1). So the k examples with that p-value are flagged only if 1 / (n+1) <= fdr k / M.
     """
-    least = max(1, math.ceil(count / (fdr * (calibrated + 1)) * (1 - 1e-12)))
-    return least if least <= count else None
+    reached = fdr * (calibrated + 1) / (1 - 1e-12)  # a k that is whole but for rounding counts as whole
+    return None if reached < 1 else max(1, math.ceil(count / reached))
