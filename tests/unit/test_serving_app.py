@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
@@ -197,6 +198,15 @@ def test_files_that_hold_no_latents_are_refused(server: Running, name: str) -> N
     said = server.http.post(f"{URL}:decode", content=WRONG_LATENTS[name], headers=headers)
     assert said.status_code == 422 and "\n" not in said.json()["detail"]
     assert server.http.post(f"{URL}:decode", content=LATENTS, headers=headers).status_code == 200
+
+
+def test_the_rows_of_a_parquet_file_are_counted_before_they_are_read(server: Running) -> None:
+    stream = io.BytesIO()
+    pd.DataFrame({"a": np.zeros(10_001)}).to_parquet(stream)
+    content = bytearray(stream.getvalue())
+    content[4:40] = bytes(36)  # it cannot be read any more, and its footer is whole
+    said = server.http.post(f"{URL}:encode", content=bytes(content), headers={"content-type": "application/vnd.apache.parquet"})
+    assert said.status_code == 413 and "10,001 examples are more than the 10,000" in said.json()["detail"]
 
 
 def test_half_a_surrogate_pair_is_refused(server: Running) -> None:

@@ -150,6 +150,8 @@ class Api:
             return Request(method, z_NZ.astype(np.float32), served.given_classes(asked.of_class, len(z_NZ)))
 
         def read(data: Any) -> tuple[Any, Any]:
+            if kind == formats.PARQUET:
+                self._check_count(formats.row_count(data))  # before they are read: a small file may have a billion
             with served.examples(data, gaps=method == "impute") as found:
                 self._check_count(len(found))
                 known = found.y_N is not None or asked.of_class is not None

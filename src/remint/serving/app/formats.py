@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def latents(path: Path) -> Array:
         if x.dtype.kind not in "buif" or 0 in (x.shape or (0,)):
             raise DataError(f"{path} holds no numbers")
         return np.concatenate([*x])
+
+
+def row_count(path: Path) -> int:
+    """Return the rows that a Parquet file claims to have; 0 if it is damaged, which its reader will say."""
+    with suppress(pa.ArrowException, OSError):
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    return 0
 
 
 def json_of(body: bytes) -> dict[str, Any]:
