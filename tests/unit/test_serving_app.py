@@ -145,6 +145,12 @@ WRONG: dict[str, tuple[int, str, Any, str]] = {
     "latents of another size": (422, "decode", {"z": [[1.0, 2.0]]}, "expected finite numbers (N, 16)"),
     "no latents": (422, "decode", {}, "no array"),
     "too many": (413, "sample", {"count": 10_001}, "10,001 examples are more than the 10,000"),
+    "too many draws": (
+        413,
+        "log_prob",
+        {"x": np.zeros((200, 1, 4, 4), int).tolist(), "draws": 4096},
+        "4,096 draws of 200 examples are more than the 640,000",
+    ),
     "not an object": (422, "sample", [1], "not a JSON object"),
 }
 

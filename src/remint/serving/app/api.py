@@ -25,6 +25,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remint.errors import RemintError, RunError, UserError
+from remint.models.density import BOUND_DRAWS
 from remint.serving.app import formats
 from remint.serving.app.answers import Answer, Request
 from remint.serving.app.follow import Follower
@@ -154,6 +155,7 @@ class Api:
                 self._check_count(formats.row_count(data))  # before they are read: a small file may have a billion
             with served.examples(data, gaps=method == "impute") as found:
                 self._check_count(len(found))
+                self._check_draws(method, len(found), getattr(asked, "draws", None) or 1)
                 known = found.y_N is not None or asked.of_class is not None
                 y_N = served.classes_of(found, asked.of_class) if known or method not in WITHOUT_CLASS else None
                 return np.concatenate([*found.x_NX]), y_N
@@ -200,6 +202,12 @@ class Api:
     def _check_count(self, count: int) -> None:
         if count > self.limits.examples:
             raise TooMany(f"{count:,} examples are more than the {self.limits.examples:,} of one request: send several")
+
+    def _check_draws(self, method: str, count: int, draws: int) -> None:
+        """Bound the work of one request: the others of its name wait for it."""
+        most = self.limits.examples * (BOUND_DRAWS if method == "log_prob" else 1)
+        if count * draws > most:
+            raise TooMany(f"{draws:,} draws of {count:,} examples are more than the {most:,} of one request: send several")
 
 
 class TooMany(RemintError):

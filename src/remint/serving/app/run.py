@@ -12,9 +12,7 @@ from remint.runtime.home import Home
 from remint.serving.app.api import create_app
 from remint.serving.app.follow import Follower
 from remint.serving.app.limits import Limits
-from remint.serving.app.slot import Slot
-
-DRAIN_SECONDS = 30  # for requests in flight, after a signal
+from remint.serving.app.slot import DRAIN_SECONDS, Slot
 
 
 def build(

@@ -18,6 +18,9 @@ from remint.serving.app.answers import Answer, Request, answer
 from remint.serving.model import ServedModel
 
 
+DRAIN_SECONDS = 30  # for requests in flight, after a signal
+
+
 class QueueFull(RemintError):
     """More requests wait than the server takes."""
 
@@ -79,11 +82,11 @@ class Slot:
         return waiting.result
 
     def close(self) -> None:
-        """Answer the requests that wait, and end."""
+        """Answer the requests that wait, and end; after DRAIN_SECONDS without them."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(DRAIN_SECONDS)
 
     def _work(self) -> None:
         while True:
