@@ -17,7 +17,6 @@ from remint.errors import RemintError, RunError
 from remint.serving.app.answers import Answer, Request, answer
 from remint.serving.model import ServedModel
 
-
 DRAIN_SECONDS = 30  # for requests in flight, after a signal
 
 
