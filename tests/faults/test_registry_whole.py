@@ -154,6 +154,18 @@ def test_lost_files_are_restored_by_the_next_registration(
     assert [each.version for each in store.versions("digits-flow")] == [1]
 
 
+def test_a_restored_model_has_its_calibration_again(store: Tracking, bundle: Path, tmp_path: Path) -> None:
+    made = {"calibration": tmp_path / "made"}
+    made["calibration"].mkdir()
+    (made["calibration"] / "calibration.json").write_text("{}")
+    version = cases.register(store, bundle, attachments=made)
+    beside = run_of(store, version) / "model/data/calibration/calibration.json"
+    assert beside.is_file()
+    remove_model(run_of(store, version))
+    assert not beside.exists() and cases.register(store, bundle, attachments=made).ref == version.ref
+    assert beside.is_file()
+
+
 class Killed(BaseException):
     """No code of ours catches it."""
 

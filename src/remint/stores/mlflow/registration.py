@@ -54,7 +54,7 @@ class Tracking(Registry):
                     version = self._make(bundle, trained, name, open_run, lineage, attachments, verify)
                 run_id = open_run
             else:
-                self._repair(version, bundle, trained, verify)
+                self._repair(version, bundle, trained, verify, attachments.get(CALIBRATION))
                 if self._has_better_lineage(version, tags, attachments):
                     # ``dirty`` changes last: if this process dies before, the next one does all three again.
                     self.set_tags(version, tags.model_copy(update={"dirty": None}))
@@ -170,7 +170,9 @@ class Tracking(Registry):
         """Return the address of the run's model folder."""
         return f"{self._client.get_run(run_id).info.artifact_uri}/{package.FOLDER}"
 
-    def _repair(self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify) -> None:
+    def _repair(
+        self, version: ModelVersion, bundle: Path, trained: TrainedModel, verify: Verify, calibration: Path | None
+    ) -> None:
         """Make an existing version loadable again from the same weights.
 
         A run that is still open belongs to a process that died after it made the version: it is closed. A deleted run is
@@ -192,7 +194,7 @@ class Tracking(Registry):
                         f"{lost}; its MLflow run {version.run_id} is gone too, so the files cannot be uploaded again: "
                         "delete the version in MLflow and run again, which registers these weights as a new version"
                     ) from lost
-        uploaded = self._upload(bundle, trained, version.name, version.run_id, version.tags, verify)
+        uploaded = self._upload(bundle, trained, version.name, version.run_id, version.tags, verify, calibration)
         self.set_tags(version, _facts(trained, bundle).updated(uploaded).changes(version.tags))
         with scratch.folder() as temporary:
             self.fetch(self.version(version.ref), temporary / "bundle")
