@@ -1,6 +1,6 @@
 """Scores of held-out examples and of labelled anomalies, for the metrics of evaluation/anomalies.py.
 
-A module of its own: pipelines without these metrics do not depend on its code.
+Pipelines without these metrics do not depend on the code of this module.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import typer
 
 from remint.cli import terminal
 from remint.cli.app import AsJson, ModelRef, app, print_json
-from remint.cli.use import Data, SkipBad, _load
+from remint.cli.use import Data, SkipBad, load_served
 
 
 @app.command()
@@ -29,7 +29,7 @@ def augment(
 
     Example: remint augment shapes-vae data/shapes --per-class 200 -o augmented/
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving.augmentation.augmenting import augment as fill_up
 
     with terminal.counting("drawn") as progress:
@@ -54,7 +54,7 @@ def export(
 
     Example: remint export digits-vae -o digits-vae.onnx --method encode
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving.exporting.export import export as export_method
 
     made = export_method(served, output, method)

@@ -9,7 +9,7 @@ import typer
 
 from remint.cli import terminal
 from remint.cli.app import AsJson, ModelRef, app, here, print_json
-from remint.cli.use import Data, SkipBad, _load
+from remint.cli.use import Data, SkipBad, load_served
 
 
 @app.command()
@@ -35,7 +35,7 @@ def score(
 
     Example: remint score digits-vae new/ -o scores.parquet --fdr 0.1
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving.anomalies import scoring
 
     with terminal.counting("scored") as progress:

@@ -44,7 +44,7 @@ def sample(
 
     Example: remint sample digits-vae -n 64 -o grid.png
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving import files
 
     with terminal.counting("drawn") as progress:
@@ -65,7 +65,7 @@ def encode(
 
     Example: remint encode digits-vae images/ -o latents.npy
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving import files
 
     with terminal.counting("encoded") as progress:
@@ -85,7 +85,7 @@ def decode(
 
     Example: remint decode digits-vae latents.npy -o decoded.png
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving import files
 
     with terminal.counting("decoded") as progress:
@@ -106,7 +106,7 @@ def reconstruct(
 
     Example: remint reconstruct digits-vae images/ -o again.png
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving import files
 
     with terminal.counting("reconstructed") as progress:
@@ -128,7 +128,7 @@ def interpolate(
 
     Example: remint interpolate digits-vae a.png b.png -o strip.png
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving import files
 
     written = files.interpolate(served, first, last, output, steps, of_class)
@@ -162,7 +162,7 @@ def impute(
 
     Example: remint impute cancer-flow data.csv -o filled.csv --cells cells.csv
     """
-    served = _load(model)
+    served = load_served(model)
     from remint.serving.imputation import files as impute_files
 
     with terminal.counting("imputed") as progress:
@@ -170,7 +170,7 @@ def impute(
     _report(written, f"{written.count} examples with {written.filled} values filled in, by {written.model}", as_json)
 
 
-def _load(ref: str) -> ServedModel:
+def load_served(ref: str) -> ServedModel:
     """Load a model of the repository around the current folder."""
     home, _ = here()
     from remint.serving.load import load_version

@@ -42,9 +42,7 @@ FEATURE_BLOCK = 256  # examples whose features one process computes at a time: w
 DEQUANTISATION, IMPORTANCE, DISTANCE, PICTURE, AGREEMENT, EXAMPLES, PROBE = range(7)
 
 Array = np.ndarray[Any, Any]
-AnomalyScores = Callable[
-    [object, Array], tuple[Array, Array]
-]  # from a model and places of held-out examples, see pipelines/anomalies
+AnomalyScores = Callable[[object, Array], tuple[Array, Array]]  # of a model and held-out places: see pipelines/anomalies.py
 
 
 class ArrayCache:

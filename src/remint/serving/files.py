@@ -78,8 +78,7 @@ def encode(
     outputs.check_numbers(output)
     with served.examples(data, skip_bad=skip_bad) as examples:
         parts = served.encoded(examples, served.classes_of(examples, of_class), progress)
-        first = next(parts)
-        outputs.write_numbers(output, "z", _again(first, parts), len(examples), first.shape[1])
+        outputs.write_numbers(output, "z", parts, len(examples), served.latent_size)
         return _written(served, output, len(examples), examples, of_class=of_class)
 
 
@@ -106,14 +105,14 @@ def interpolate(served: ServedModel, a: str, b: str, output: Path, steps: int = 
 def decode(served: ServedModel, latents: Path, output: Path, of_class: str | None = None, progress: Progress = silent) -> Written:
     """Write the examples of latents in an .npy or .npz file, as ``encode`` writes them."""
     outputs.check_examples(output, served.spec)
-    z_NZ = _latents(latents)
+    z_NZ = served.latents(_stored(latents))
     y_N = served.given_classes(of_class, len(z_NZ))
     parts = served.decoded(z_NZ, y_N, progress)
     outputs.write_examples(output, served.spec, _with_classes(parts, y_N), len(z_NZ), f"{served.ref}, decoded")
     return _written(served, output, len(z_NZ), of_class=of_class)
 
 
-def _latents(path: Path) -> Array:
+def _stored(path: Path) -> Array:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         z_NZ = found if isinstance(found, np.ndarray) else found["z"]
@@ -130,11 +129,6 @@ def _written(served: ServedModel, output: Path, count: int, examples: Examples |
     if examples is not None:
         more |= {"set_aside": dict(examples.set_aside), "ignored": examples.ignored}
     return Written(model=served.ref, weights_sha256=served.weights_sha256, path=str(output), count=count, **more)
-
-
-def _again(first: Array, others: Iterator[Array]) -> Iterator[Array]:
-    yield first
-    yield from others
 
 
 def _with_classes(parts: Iterator[Array], y_N: Array | None) -> Iterator[outputs.Part]:

@@ -88,7 +88,7 @@ class ServedModel:
 
     def decode(self, z_NZ: Any, of_class: Classes = None) -> Any:
         """Return the examples of latents. ``of_class``: of all, or of each."""
-        z_NZ = self._latents(z_NZ)
+        z_NZ = self.latents(z_NZ)
         y_N = self.given_classes(of_class, len(z_NZ))
         return self.in_source_form(_joined(self.decoded(z_NZ, y_N)), y_N)
 
@@ -110,8 +110,11 @@ class ServedModel:
                 raise SettingsError(f"interpolate: the {end} input has {len(z_NZ)} examples: give one")
         if steps < 2:
             raise SettingsError(f"interpolate: {steps} steps: give at least 2, the two ends")
-        z_NZ = slerp(ends[0][0], ends[1][0], np.linspace(0.0, 1.0, steps))
-        return _joined(self.decoded(z_NZ, self.given_classes(of_class, steps)))
+        return self.morphed(ends[0][0], ends[1][0], steps, self.given_classes(of_class, steps))
+
+    def morphed(self, a_Z: Array, b_Z: Array, steps: int, y_N: Array | None) -> Array:
+        """Return the examples on the way between two latents, in the model's form."""
+        return _joined(self.decoded(slerp(a_Z, b_Z, np.linspace(0.0, 1.0, steps)), y_N))
 
     def impute(self, data: Any, **options: Any) -> Imputation:
         """Return the input with its gaps filled, and the spread of each filled value: see serving/imputation/imputing.py."""
@@ -141,12 +144,17 @@ class ServedModel:
         return blocks.apply(lambda x, y: model.encode(x, y).float(), examples.x_NX, y_N, self.device, progress)
 
     def decoded(self, z_NZ: Array, y_N: Array | None, progress: Progress = silent) -> Iterator[Array]:
-        """Yield the examples of each block of latents, in the model's form."""
-        return blocks.apply(self._with_latent().decode, self._latents(z_NZ), y_N, self.device, progress)
+        """Yield the examples of each block of ``latents``, in the model's form."""
+        return blocks.apply(self._with_latent().decode, z_NZ, y_N, self.device, progress)
 
-    def _latents(self, given: Any) -> Array:
+    @property
+    def latent_size(self) -> int:
+        """Z. Raises UserError if the family has no latents."""
+        return int(self._with_latent().latent_size)
+
+    def latents(self, given: Any) -> Array:
         """Return latents as float32 (N, Z). Raises SettingsError if they are none of this model."""
-        size = self._with_latent().latent_size
+        size = self.latent_size
         try:
             z_NZ = np.asarray(given)
             found = f"latents of shape {z_NZ.shape}"
@@ -181,7 +189,7 @@ class ServedModel:
         if temperature != 1.0:
             if isinstance(temperature, str) or not 0.0 <= temperature < float("inf"):
                 raise SettingsError(f"temperature {temperature}: expected a number of at least 0")
-            latent = self._with_latent().latent_size
+            latent = self.latent_size
         assert isinstance(self.model, CanSample)
         return draw(self.model, self.spec, places, classes, self.device, latent, temperature)
 

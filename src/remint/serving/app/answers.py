@@ -16,7 +16,7 @@ import numpy as np
 
 from remint.data.blocks import Blocks
 from remint.serving.inputs import Examples
-from remint.serving.model import ServedModel, slerp
+from remint.serving.model import ServedModel
 
 Array = np.ndarray[Any, Any]
 
@@ -55,10 +55,7 @@ def answer(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
 
 
 def _sample(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
-    places = [place for request in requests for place in request.places]
-    classes = (
-        None if requests[0].y_N is None else np.concatenate([request.y_N for request in requests if request.y_N is not None])
-    )
+    places, classes = [place for request in requests for place in request.places], _classes(requests)
     x_NX, y_N = served.draw(places, None if classes is None else classes.tolist(), **requests[0].options)
     return [
         Answer(served.in_source_form(x_MX, y_M), y_M)
@@ -80,10 +77,8 @@ def _encode(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
 
 
 def _decode(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
-    examples = _together(requests)
     z_NZ = np.concatenate([request.x_NX for request in requests if request.x_NX is not None])
-    x_NX = np.concatenate([*served.decoded(z_NZ, examples.y_N)])
-    return _in_source_form(served, x_NX, requests)
+    return _in_source_form(served, np.concatenate([*served.decoded(z_NZ, _classes(requests))]), requests)
 
 
 def _reconstruct(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
@@ -96,9 +91,9 @@ def _interpolate(served: ServedModel, requests: Sequence[Request]) -> list[Answe
     for request in requests:
         y_N = request.y_N
         z_2Z = np.concatenate([*served.encoded(_together([request]), y_N)])
-        z_NZ = slerp(z_2Z[0], z_2Z[1], np.linspace(0.0, 1.0, request.options["steps"]))
-        of_all = None if y_N is None else np.full(len(z_NZ), y_N[0])
-        found.append(Answer(served.in_source_form(np.concatenate([*served.decoded(z_NZ, of_all)]), of_all), of_all))
+        of_all = None if y_N is None else np.full(request.options["steps"], y_N[0])
+        x_NX = served.morphed(z_2Z[0], z_2Z[1], request.options["steps"], of_all)
+        found.append(Answer(served.in_source_form(x_NX, of_all), of_all))
     return found
 
 
@@ -131,8 +126,12 @@ def _in_source_form(served: ServedModel, x_NX: Array, requests: Sequence[Request
 
 def _together(requests: Sequence[Request]) -> Examples:
     x_NX = np.concatenate([request.x_NX for request in requests if request.x_NX is not None])
-    y_N = None if requests[0].y_N is None else np.concatenate([request.y_N for request in requests if request.y_N is not None])
-    return Examples(Blocks.of(x_NX), y_N)
+    return Examples(Blocks.of(x_NX), _classes(requests))
+
+
+def _classes(requests: Sequence[Request]) -> Array | None:
+    given = [request.y_N for request in requests if request.y_N is not None]
+    return np.concatenate(given) if given else None
 
 
 def _split(values: Array | None, requests: Sequence[Request]) -> list[Any]:

@@ -146,9 +146,9 @@ class Api:
                 if kind == formats.NPY
                 else formats.numbers(asked.z, "z")
             )
-            self._check_count(len(z_NZ) if z_NZ.ndim else 1)
-            served.decoded(z_NZ.astype(np.float32), None)  # its shape is checked here
-            return Request(method, z_NZ.astype(np.float32), served.given_classes(asked.of_class, len(z_NZ)))
+            z_NZ = served.latents(z_NZ)
+            self._check_count(len(z_NZ))
+            return Request(method, z_NZ, served.given_classes(asked.of_class, len(z_NZ)))
 
         def read(data: Any) -> tuple[Any, Any]:
             if kind == formats.PARQUET:
