@@ -6,7 +6,8 @@ morphs       100 pairs of held-out digits, themselves above the 5th percentile o
              each: share of strips whose neighbours are all nearer to each other than the ends (root mean square over pixels),
              and share of members above that percentile; the density is the model's own
 throughput   processor time of the bare model over that of remint, in the same blocks: log_prob of 100,000 digits with DRAWS of
-             noise, and sample of 100,000 rows; one thread, in turns, the least of ROUNDS each
+             noise, their score (of the bare model the parts of the default score), and sample of 100,000 rows; one thread, in
+             turns, the least of ROUNDS each
 first use    seconds from an interpreter that has imported torch and mlflow to the first sample of remint.load
 
 Prints the numbers, writes docs/results/use.json and interpolations.png, and ends with status 1 if a bound is missed.
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,17 @@ from remint.data.arrays import Dataset
 from remint.evaluation import plots
 from remint.models import density
 from remint.models.draw import BLOCK
-from remint.serving.model import ServedModel, load, slerp
+from remint.models.scores import DEFAULT, Scorer
+from remint.serving.anomalies import calibration
+from remint.serving.interpolation import slerp
+from remint.serving.model import ServedModel, load
 from remint.settings.params import load_params
 from remint.training import train
 
 PIPELINES = {"digits": ("digits-vae", "digits-flow", "digits-vaegan"), "cancer": ("cancer-vae", "cancer-flow")}
 PAIRS, STEPS, MANY, DRAWS, ROUNDS = 100, 12, 100_000, 2, 2
 PERCENTILE = 5.0
-LEAST = {"nearer": 1.0, "dense": 1.0, "log_prob": 0.9, "sample": 0.9}  # shares and ratios
+LEAST = {"nearer": 1.0, "dense": 1.0, "log_prob": 0.9, "score": 0.9, "sample": 0.9}  # shares and ratios
 MOST_SECONDS = 2.0  # to the first sample
 
 FIRST = """
@@ -54,7 +60,8 @@ def trained(pipeline: str, dataset: Dataset, folder: Path) -> ServedModel:
     recipe = load_params(ROOT).pipeline(pipeline).recipe
     out = folder / pipeline
     train.train_pipeline(recipe, pipeline, dataset, checkpoints=folder / "c", out=out, code_sha256="benchmark", command=[])
-    return load(out, ref=pipeline)
+    served = load(out, ref=pipeline)
+    return replace(served, calibration=cache(partial(calibration.measure, served.model, "benchmark", dataset)))
 
 
 def morphs(served: ServedModel, real_NX: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
@@ -101,6 +108,17 @@ def bare_sample(served: ServedModel, count: int) -> Iterator[torch.Tensor]:
             yield model.sample(torch.randn(BLOCK, model.sample_noise))
 
 
+def bare_score(served: ServedModel, x_NX: np.ndarray) -> Iterator[torch.Tensor]:
+    """Yield the parts of the default score of each block, with noise that is made once."""
+    assert served.calibration is not None
+    scorer = Scorer(served.model, served.spec, served.calibration().reference)
+    draws, size = scorer.noise_shape
+    noise_KBN, names = torch.randn(draws, BLOCK, size), scorer.needs(DEFAULT)
+    with torch.no_grad():
+        for at in range(0, len(x_NX), BLOCK):
+            yield scorer.parts(torch.from_numpy(x_NX[at : at + BLOCK]), noise_KBN[:, : len(x_NX) - at], names)
+
+
 def throughput(served: ServedModel, x_NX: np.ndarray) -> dict[str, float]:
     """Return the rate of remint as a share of that of the bare model."""
     many_NX = np.concatenate([x_NX] * (MANY // len(x_NX) + 1))[:MANY]
@@ -108,6 +126,8 @@ def throughput(served: ServedModel, x_NX: np.ndarray) -> dict[str, float]:
     if not served.spec.is_table:
         bare, ours = seconds(lambda: list(bare_log_prob(served, many_NX)), lambda: served.log_prob(many_NX, draws=DRAWS))
         found = {"log_prob": bare / ours, "log_prob_per_s": MANY / ours}
+        bare, ours = seconds(lambda: list(bare_score(served, many_NX)), lambda: served.score(many_NX))
+        found |= {"score": bare / ours, "score_per_s": MANY / ours}
     places = [(0, index) for index in range(MANY)]
     bare, ours = seconds(lambda: list(bare_sample(served, MANY)), lambda: served.draw(places))
     return {**found, "sample": bare / ours, "sample_per_s": MANY / ours}

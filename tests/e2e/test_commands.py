@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,18 @@ def test_new_and_forked_processes_draw_the_same_samples(served_team: Team, tmp_p
     for new in (True, False):
         served_team.remint("sample", "digits-vae", "-n", "3", "-o", str(tmp_path / f"{new}.npy"), new=new)
     assert (tmp_path / "True.npy").read_bytes() == (tmp_path / "False.npy").read_bytes()
+
+
+def test_a_stopped_command_leaves_no_file(trained_team: Team, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    drawing = trained_team.start("sample", "digits-vae", "-n", "10000000", "-o", str(out / "x.npy"), log=tmp_path / "log")
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".remint-*/*")):
+        assert drawing.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    drawing.terminate()
+    assert drawing.wait(60) == 128 + signal.SIGTERM and not list(out.iterdir())
 
 
 @pytest.mark.soak

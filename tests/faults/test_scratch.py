@@ -44,3 +44,17 @@ def test_only_temporary_folders_of_killed_processes_are_removed(tmp_path: Path, 
         (own / "file").touch()
         raise ZeroDivisionError
     assert {path.name for path in tmp_path.iterdir()} == {"remint-held-link", "somebody-elses"}
+
+
+def test_a_hidden_folder_beside_a_result_is_removed_after_a_kill_too(tmp_path: Path) -> None:
+    source = HOLDER.replace("scratch.folder()", "scratch.folder(Path(sys.argv[1]))").replace(
+        "import sys", "from pathlib import Path\nimport sys"
+    )
+    with subprocess.Popen([sys.executable, "-c", source, tmp_path / "x.npy"], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        left = Path(holder.stdout.readline().strip())
+        holder.kill()
+    assert left.parent == tmp_path and left.name.startswith(".") and left.is_dir()
+    with scratch.folder(tmp_path / "x.npy") as own:
+        assert list(tmp_path.iterdir()) == [own]
+    assert not list(tmp_path.iterdir())

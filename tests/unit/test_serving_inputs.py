@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from remint.data import rows
+from remint.data.decoding import decode_image
 from remint.errors import DataError, UserError
 from remint.records import Column, DataSpec
 from remint.serving import inputs, outputs
+from remint.settings.recipe import DatasetSettings
 from tests.support.models_cases import MIXED, WHOLE, examples, labels
 
 IMAGE = DataSpec(shape=(1, 4, 6), levels=17, classes=3)
@@ -70,6 +72,19 @@ def test_one_image_file_is_an_input(tmp_path: Path) -> None:
     x = np.arange(24, dtype=np.uint8).reshape(1, 1, 4, 6) % 17
     outputs.write_png(tmp_path / "a.png", x[0], IMAGE.levels)
     assert np.array_equal(read(IMAGE, tmp_path / "a.png")[0], x)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 64, 200, 256])
+def test_a_dark_picture_comes_back_to_the_bit(tmp_path: Path, levels: int) -> None:
+    """Its values over 0 .. 255 could be levels too: the file says what they are, to us and to a dataset."""
+    spec = DataSpec(shape=(3, 2, 2), levels=levels)
+    x = np.array([0, 1, 0, min(2, levels - 1)] * 3, dtype=np.uint8).reshape(1, 3, 2, 2)
+    outputs.write_png(tmp_path / "a.png", x[0], levels)
+    assert np.array_equal(read(spec, tmp_path / "a.png")[0], x)
+    content, settings = (tmp_path / "a.png").read_bytes(), DatasetSettings.model_construct(source="", levels=levels)
+    assert np.array_equal(decode_image(content, settings), x[0])
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image).max() == round(int(x.max()) * 255 / (levels - 1)), "a person sees it as it is"
 
 
 def test_other_sizes_are_resized_where_the_training_images_were(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from remint.models import density
 from remint.models.contract import HasElbo, HasLatent, HasLogProb, standard_normal
 from remint.records import Column, DataSpec
 from remint.serving import blocks, files, inputs, outputs
-from remint.serving.model import ServedModel, slerp
+from remint.serving.interpolation import slerp
+from remint.serving.model import ServedModel
 from tests.support.models_cases import CASES, LABELLED_PAIR, PAIR, Case, every_example, examples
 
 CLASS = "1"
@@ -140,6 +141,24 @@ def test_an_interpolation_begins_and_ends_at_its_examples(latent: Case) -> None:
             assert np.abs(strip[place].astype(int) - ends[end]).max() <= 1
     with pytest.raises(SettingsError, match="the first input has 2 examples"):
         model.interpolate(data, b, of_class=y)
+
+
+def test_an_interpolation_of_labelled_rows_keeps_their_class() -> None:
+    label = {
+        "classes": 3,
+        "class_names": ("low", "mid", "high"),
+        "label": Column(name="risk", categories=("low", "mid", "high")),
+        "label_at": 1,
+    }
+    spec = CASES["flow-table"].spec.model_copy(update=label)
+    model, x_NX = served(CASES["flow-table"], spec), examples(spec, 2).numpy()
+    same, other = (rows.to_table(spec, x_NX, np.array(y)).to_pandas() for y in ([1, 1], [2, 0]))
+    strip = model.interpolate(same[:1], same[1:], steps=4)
+    assert list(strip.columns) == list(same.columns) and strip["risk"].tolist() == ["mid"] * 4
+    pd.testing.assert_frame_equal(strip, model.interpolate(same[:1], same[1:], steps=4, of_class="mid"))
+    with pytest.raises(SettingsError, match="the first example has the class high, the second low: name one class for all"):
+        model.interpolate(other[:1], other[1:])
+    assert model.interpolate(other[:1], other[1:], of_class="low")["risk"].tolist() == ["low"] * 12
 
 
 def test_slerp_turns_evenly_and_changes_length_evenly() -> None:

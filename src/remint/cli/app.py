@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import traceback
 from importlib import metadata
@@ -34,6 +35,7 @@ ModelRef = Annotated[
 def main() -> None:
     """Run the command line. A RemintError becomes one or two lines and an exit status, not a traceback."""
     os.environ.update(loopback_without_proxy())  # for this process and all its children
+    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed, as on Ctrl-C
     try:
         app()
     except RemintError as error:
@@ -47,6 +49,10 @@ def main() -> None:
         raise SystemExit(1) from None
     finally:
         gc.freeze()  # avoids a last garbage collection at exit
+
+
+def _terminate(sign: int, _: object) -> None:
+    raise SystemExit(128 + sign)
 
 
 def _version(asked: bool) -> None:

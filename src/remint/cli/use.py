@@ -32,7 +32,7 @@ def sample(
         typer.Option(
             "-o",
             help="Images: .png (a grid), .npy or .npz (uint8, N x C x H x W), or a new folder of .png files. A table: .csv or "
-            ".parquet. By default samples.png, or samples.csv or .parquet as the table's source.",
+            ".parquet. By default samples.png (.npz of 2 or 4 channels), or samples.csv or .parquet as the table's source.",
         ),
     ] = None,
     of_class: Annotated[str | None, typer.Option("--class", help="Class to draw, for a conditional model.")] = None,

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 MOST_PARTS = 100_000  # of one file: enough for a PNG of the largest allowed size in parts of a kilobyte
 MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
 MOST_WORK = 1 << 30  # pixels times scans: each scan visits all pixels
 
 PNG = b"\x89PNG\r\n\x1a\n"
+SPREAD = b"remint:levels\0"  # begins a tEXt part with the number of levels
 PNG_PARTS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 MARKER = re.compile(rb"\xff([^\x00\xff])")  # the next marker, after any bytes
 AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # the same in coded data; restart markers do not end it
@@ -82,23 +84,38 @@ def strip_metadata(content: bytes) -> tuple[bytes, int]:
     return content, _webp_orientation(content)
 
 
+def spread_levels(content: bytes) -> int | None:
+    """Return the number of levels whose values a PNG has spread over 0 .. 255, as its text SPREAD says; None for other files."""
+    for kind, start, end in _png_parts(content) if content.startswith(PNG) else ():
+        if kind == b"tEXt" and content.startswith(SPREAD, start + 8):
+            number = content[start + 8 + len(SPREAD) : end - 4]
+            return int(number) if re.fullmatch(rb"[0-9]{1,3}", number) else None
+    return None
+
+
 def _png(content: bytes) -> tuple[bytes, int]:
-    kept, orientation, at = [PNG], 1, len(PNG)
+    kept, orientation = [PNG], 1
+    for kind, start, end in _png_parts(content):
+        if kind in PNG_PARTS:
+            kept.append(content[start:end])
+        elif kind == b"eXIf":
+            orientation = read_orientation(content[start + 8 : end - 4])
+    return b"".join(kept), orientation
+
+
+def _png_parts(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind, start and end of each part of a PNG. Raises HostileImage for too many."""
+    at = len(PNG)
     for _ in range(MOST_PARTS):
         if len(content) < at + 8:
-            break
+            return
         length, kind = struct.unpack_from(">I4s", content, at)
         end = at + 12 + length
-        if kind in PNG_PARTS:
-            kept.append(content[at:end])
-        elif kind == b"eXIf":
-            orientation = read_orientation(content[at + 8 : end - 4])
+        yield kind, at, end
         if kind == b"IEND":
-            break
+            return
         at = end
-    else:
-        raise HostileImage(f"has more than {MOST_PARTS:,} parts")
-    return b"".join(kept), orientation
+    raise HostileImage(f"has more than {MOST_PARTS:,} parts")
 
 
 def _jpeg(content: bytes) -> tuple[bytes, int]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from remint.data.container import HostileImage, strip_metadata
+from remint.data.container import HostileImage, spread_levels, strip_metadata
 from remint.data.formats import HEAD, PICTURES, identify
 from remint.data.images import resize_image
 from remint.data.values import WHOLE_BITS, to_8_bits
@@ -106,6 +106,8 @@ def decode_image(content: bytes, settings: DatasetSettings, facts: Facts | None 
                 image = _narrow(image, x_deep, facts)
             image = image if orientation == 1 else image.transpose(TRANSPOSES[orientation])
             image = _to_8_bit(image, grey, settings.channels, facts.colour)
+            if settings.levels is not None and settings.levels == spread_levels(content):
+                image = image.point([round(value * (settings.levels - 1) / 255) for value in range(256)] * len(image.getbands()))
     except HostileImage as error:
         raise Undecodable(str(error)) from error
     except UNDECODABLE as error:

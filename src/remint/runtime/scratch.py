@@ -1,7 +1,7 @@
 """Temporary folders, which may hold copies of models. A killed process does not leave them behind for long.
 
 The process that made a folder locks it. The kernel frees the lock when the process ends, also when it is killed. The next
-call of ``folder`` removes all unlocked folders.
+call of ``folder`` removes all unlocked folders in the same place.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ PREFIX = "remint-held-"
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
-    """Yield a new folder, which is removed when the block ends."""
-    _sweep()
+def folder(beside: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder, which is removed when the block ends: among the system's temporary files, or hidden beside a file."""
+    place, prefix = (Path(tempfile.gettempdir()), PREFIX) if beside is None else (beside.absolute().parent, f".{PREFIX}")
+    _sweep(place, prefix)
     with ExitStack() as stack:
         while True:
-            path = Path(tempfile.mkdtemp(prefix=PREFIX))
+            path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
             with suppress(FileNotFoundError):  # another process removed it before this one locked it
                 stack.enter_context(locked(path, make=False))
                 break
@@ -32,9 +33,9 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def _sweep() -> None:
+def _sweep(place: Path, prefix: str) -> None:
     """Remove the folders of dead processes of this account."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for path in place.glob(f"{prefix}*"):
         with suppress(OSError):  # another process removes it
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue

@@ -12,7 +12,7 @@ import numpy as np
 
 from remint.errors import SettingsError
 from remint.records import Record
-from remint.serving import outputs
+from remint.serving import interpolation, outputs
 from remint.serving.blocks import Progress, silent
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
@@ -48,12 +48,13 @@ def sample(
     temperature: float = 1.0,
     progress: Progress = silent,
 ) -> Written:
-    """Draw samples and write them; by default to samples.png, or to samples.csv or .parquet as the table's source.
+    """Draw samples and write them; by default to samples.png, .npz where they are no pictures, or .csv or .parquet as the source.
 
     Raises SettingsError for an unknown class, and if the file cannot hold such data.
     """
     spec = served.spec
-    output = output or Path("samples").with_suffix(spec.suffix if spec.is_table else ".png")
+    usual = spec.suffix if spec.is_table else ".png" if spec.image[0] in outputs.MODES else ".npz"
+    output = output or Path("samples").with_suffix(usual)
     outputs.check_examples(output, spec)
     number = None if of_class is None else served.class_number(of_class)
     served.draw([], None if number is None else [], temperature)  # an error is raised before a file is opened
@@ -97,8 +98,8 @@ def reconstruct(
 def interpolate(served: ServedModel, a: str, b: str, output: Path, steps: int = 12, of_class: str | None = None) -> Written:
     """Write the examples from one to another: a strip of pictures, or rows."""
     outputs.check_examples(output, served.spec)
-    x_NX = served.interpolated(a, b, steps, of_class)
-    outputs.write_examples(output, served.spec, [(x_NX, None)], steps, f"{served.ref}, from {a} to {b}", columns=steps)
+    found = interpolation.interpolate(served, a, b, steps, of_class)
+    outputs.write_examples(output, served.spec, [found], steps, f"{served.ref}, from {a} to {b}", columns=steps)
     return _written(served, output, steps, of_class=of_class)
 
 

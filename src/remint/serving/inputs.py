@@ -126,7 +126,10 @@ def _as_array(data: Any) -> Array:
 
 
 def _from_bytes(x: Blocks, levels: int) -> Blocks:
-    """Return images whose values are levels that were spread over 0 .. 255, as outputs.write_png does, as these levels."""
+    """Return images whose values are levels that were spread over 0 .. 255, as picture files have them, as these levels.
+
+    The decoder has done that already with the files of outputs.write_png, which say it.
+    """
     spread = np.rint(np.arange(levels) * (255 / (levels - 1)))
     if levels == IMAGE_LEVELS or x.dtype != np.uint8 or not x.size or x.max() < levels:
         return x

@@ -99,22 +99,10 @@ class ServedModel:
             return self.in_source_form(_joined(self.reconstructed(examples, y_N)), y_N)
 
     def interpolate(self, a: Any, b: Any, steps: int = 12, of_class: str | int | None = None) -> Any:
-        """Return ``steps`` examples from a to b, both of them one example, along the shell where latents lie (``slerp``)."""
-        return self.in_source_form(self.interpolated(a, b, steps, of_class))
+        """Return ``steps`` examples on the way from a to b, both of them one example: see serving/interpolation.py."""
+        from remint.serving.interpolation import interpolate
 
-    def interpolated(self, a: Any, b: Any, steps: int, of_class: str | int | None = None) -> Array:
-        """Return ``interpolate`` in the model's form."""
-        ends = [self.encode(end, of_class) for end in (a, b)]
-        for end, z_NZ in zip(("first", "second"), ends, strict=True):
-            if len(z_NZ) != 1:
-                raise SettingsError(f"interpolate: the {end} input has {len(z_NZ)} examples: give one")
-        if steps < 2:
-            raise SettingsError(f"interpolate: {steps} steps: give at least 2, the two ends")
-        return self.morphed(ends[0][0], ends[1][0], steps, self.given_classes(of_class, steps))
-
-    def morphed(self, a_Z: Array, b_Z: Array, steps: int, y_N: Array | None) -> Array:
-        """Return the examples on the way between two latents, in the model's form."""
-        return _joined(self.decoded(slerp(a_Z, b_Z, np.linspace(0.0, 1.0, steps)), y_N))
+        return self.in_source_form(*interpolate(self, a, b, steps, of_class))
 
     def impute(self, data: Any, **options: Any) -> Imputation:
         """Return the input with its gaps filled, and the spread of each filled value: see serving/imputation/imputing.py."""
@@ -262,24 +250,6 @@ class ServedModel:
 
 def _is_number(name: str) -> bool:
     return name.removeprefix("-").replace(".", "", 1).isdigit()
-
-
-def slerp(a_Z: Array, b_Z: Array, share_N: Array) -> Array:
-    """Return points from a to b, float32 (N, Z): the direction turns at constant speed, and the length changes evenly.
-
-    Samples of a normal distribution lie near a sphere; a straight line would leave it (White, Sampling generative networks,
-    2016). Where both directions are equal or opposite, the line is straight.
-    """
-    long_a, long_b = np.linalg.norm(a_Z), np.linalg.norm(b_Z)
-    cosine = float(a_Z @ b_Z / (long_a * long_b)) if long_a and long_b else 1.0
-    share_N1 = np.asarray(share_N, np.float64)[:, None]
-    straight_NZ = (1 - share_N1) * a_Z + share_N1 * b_Z
-    if abs(cosine) > 1 - 1e-7:
-        return straight_NZ.astype(np.float32)
-    angle = np.arccos(cosine)
-    turned_NZ = (np.sin((1 - share_N1) * angle) * a_Z / long_a + np.sin(share_N1 * angle) * b_Z / long_b) / np.sin(angle)
-    point_NZ: Array = (turned_NZ * ((1 - share_N1) * long_a + share_N1 * long_b)).astype(np.float32)
-    return point_NZ
 
 
 def load(folder: Path, device: str = "cpu", ref: str = "") -> ServedModel:

@@ -10,8 +10,6 @@ Shapes: N examples, B examples of one part, X the axes of one example, D numbers
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +19,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from remint.data import rows
+from remint.data.container import SPREAD
 from remint.data.shards import write_header
+from remint.data.values import IMAGE_LEVELS
 from remint.errors import SettingsError
 from remint.records import DataSpec
+from remint.runtime import scratch
 
 GRID, ARRAYS, TABLES = (".png",), (".npy", ".npz"), (".csv", ".parquet")
 MOST_IN_GRID = 4_096
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels. A fourth would be read as opacity, and put on white
 
 Array = np.ndarray[Any, Any]
 Part = tuple[Array, Array | None]  # x_BX in the model's form, and the classes y_B, or None
@@ -119,15 +121,12 @@ def whole(path: Path) -> Iterator[Path]:
     """
     with _disk_errors(path):
         suffix, path = path.suffix, Path(os.path.realpath(path))
-        folder = Path(tempfile.mkdtemp(prefix=".remint-", dir=path.parent))
-        try:
+        with scratch.folder(beside=path) as folder:
             temporary = folder / f"written{suffix}"
             yield temporary
             if path.is_dir():
                 path.rmdir()  # it is empty
             temporary.replace(path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -178,6 +177,9 @@ def _write_folder(folder: Path, spec: DataSpec, parts: Iterable[Part]) -> None:
 
 
 def write_png(path: Path, x_CHW: Array, levels: int) -> None:
-    """Write one image; its levels are spread over 0 .. 255, as image files have them, and read back to the bit."""
+    """Write one image; its levels are spread over 0 .. 255, as image files have them. A text says so: it is read to the bit."""
     scaled = np.rint(x_CHW.astype(np.float64) * (255 / (levels - 1))).astype(np.uint8).transpose(1, 2, 0)
-    Image.fromarray(scaled.squeeze(2) if scaled.shape[2] == 1 else scaled, MODES[len(x_CHW)]).save(path)
+    text = PngInfo()
+    if levels < IMAGE_LEVELS:
+        text.add(b"tEXt", SPREAD + str(levels).encode())
+    Image.fromarray(scaled.squeeze(2) if scaled.shape[2] == 1 else scaled, MODES[len(x_CHW)]).save(path, pnginfo=text)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from remint.data.blocks import Blocks
+from remint.serving import interpolation
 from remint.serving.inputs import Examples
 from remint.serving.model import ServedModel
 
@@ -89,11 +90,9 @@ def _reconstruct(served: ServedModel, requests: Sequence[Request]) -> list[Answe
 def _interpolate(served: ServedModel, requests: Sequence[Request]) -> list[Answer]:
     found = []
     for request in requests:
-        y_N = request.y_N
-        z_2Z = np.concatenate([*served.encoded(_together([request]), y_N)])
-        of_all = None if y_N is None else np.full(request.options["steps"], y_N[0])
-        x_NX = served.morphed(z_2Z[0], z_2Z[1], request.options["steps"], of_all)
-        found.append(Answer(served.in_source_form(x_NX, of_all), of_all))
+        z_2Z = np.concatenate([*served.encoded(_together([request]), request.y_N)])
+        x_NX, y_N = interpolation.morph(served, z_2Z, request.y_N, request.options["steps"])
+        found.append(Answer(served.in_source_form(x_NX, y_N), y_N))
     return found
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from remint.errors import SettingsError, UserError
 from remint.models import probe
 from remint.models.contract import Model, standard_normal
 from remint.records import DataSpec, Record
+from remint.runtime import scratch
 from remint.runtime.manifest import sha256_file
 from remint.serving.exporting import operators
 from remint.serving.model import ServedModel
@@ -77,8 +77,8 @@ def export(served: ServedModel, output: Path, method: str = "sample") -> Exporte
     inputs = _inputs(served.model, served.spec, recorded, method)
     graph = _Method(served.model, method).eval()
     try:
-        with tempfile.TemporaryDirectory(prefix=".remint-", dir=output.absolute().parent) as folder:
-            temporary = Path(folder, output.name)  # a .pt2 file has its own name inside
+        with scratch.folder(beside=output) as folder:
+            temporary = folder / output.name  # a .pt2 file has its own name inside
             with _quiet(), torch.no_grad():
                 run = _WRITERS[output.suffix](graph, inputs, temporary)
             if problem := _difference(graph, run, inputs):
