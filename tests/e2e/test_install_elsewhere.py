@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.support.ports import free_port
@@ -55,8 +56,8 @@ def download_champion(team: Team, to: Path) -> tuple[str, Path]:
     return uri, to
 
 
-def request_samples(port: int, server: subprocess.Popen[bytes], log: Path) -> Any:
-    body = json.dumps({"dataframe_records": [{"seed": 3}, {"seed": 5}]}).encode()
+def ask(port: int, server: subprocess.Popen[bytes], log: Path, rows: list[dict[str, Any]], **params: Any) -> Any:
+    body = json.dumps({"dataframe_records": rows, "params": params}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -99,13 +100,42 @@ def test_a_version_is_installed_from_the_wheel_and_served(team: Team, tmp_path: 
             [fresh / serve[0], *serve[1:]], env=clean_environment(fresh, uri), cwd=tmp_path, stdout=output, stderr=output
         )
     try:
-        drawn = np.array(request_samples(port, server, log), dtype=np.uint8)
+        drawn = np.array(ask(port, server, log, [{"seed": 3}, {"seed": 5}]), dtype=np.uint8)
+        rows = [{"x": x_CHW.tolist()} for x_CHW in drawn]
+        scored = ask(port, server, log, rows, method="score", false_alarm_rate=0.2)
+        encoded = ask(port, server, log, rows, method="encode")
     finally:
         server.terminate()
         server.wait(timeout=60)
     for sample, seed in zip(drawn, (3, 5), strict=True):
         team.remint("sample", "digits-flow", "-n", "1", "--seed", str(seed), "-o", str(tmp_path / "one.npy"))
         assert np.array_equal(sample, np.load(tmp_path / "one.npy")[0])
+    np.save(tmp_path / "drawn.npy", drawn)
+    team.remint("score", "digits-flow", str(tmp_path / "drawn.npy"), "--false-alarm-rate", "0.2", "-o", str(tmp_path / "s.csv"))
+    for row, by_hand in zip(scored, pd.read_csv(tmp_path / "s.csv").to_dict("records"), strict=True):
+        assert row["flagged"] == by_hand["flagged"]
+        assert (row["score"], row["p_value"]) == pytest.approx((by_hand["score"], by_hand["p_value"]), rel=1e-5)
+    team.remint("encode", "digits-flow", str(tmp_path / "drawn.npy"), "-o", str(tmp_path / "z.npy"))
+    np.testing.assert_allclose(encoded, np.load(tmp_path / "z.npy"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.soak
+def test_mlflow_predict_fills_a_table(team: Team, tmp_path: Path) -> None:
+    team.json("run", "cancer-flow")
+    team.remint("sample", "cancer-flow", "-n", "3", "-o", str(tmp_path / "rows.csv"))
+    gaps = pd.read_csv(tmp_path / "rows.csv")
+    gaps.iloc[0, 0] = gaps.iloc[2, 1] = np.nan
+    gaps.to_csv(tmp_path / "gaps.csv", index=False)
+    rows = gaps.astype(object).where(gaps.notna(), None).to_dict("records")
+    (tmp_path / "in.json").write_text(json.dumps({"dataframe_records": rows, "params": {"method": "impute", "seed": 4}}))
+    predict = ["mlflow", "models", "predict", "-m", "models:/cancer-flow@champion", "--env-manager", "local"]
+    files = ["-i", tmp_path / "in.json", "-t", "json", "-o", tmp_path / "out.json"]
+    environment = clean_environment(BIN, f"sqlite:///{team.folder}/.remint/mlflow/mlflow.db")
+    subprocess.run([BIN / predict[0], *predict[1:], *files], env=environment, cwd=tmp_path, check=True)
+    team.remint("impute", "cancer-flow", str(tmp_path / "gaps.csv"), "--seed", "4", "-o", str(tmp_path / "filled.csv"))
+    filled = pd.DataFrame(json.loads((tmp_path / "out.json").read_text())["predictions"])
+    pd.testing.assert_frame_equal(filled, pd.read_csv(tmp_path / "filled.csv"), rtol=1e-6, check_dtype=False)
+    assert not filled.isna().any(axis=None)
 
 
 @pytest.mark.soak

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from remint.models.bundle import save_model
 from remint.models.draw import BLOCK
 from remint.records import Column, TrainedModel
 from remint.runtime import manifest
+from remint.runtime.home import Home
 from remint.serving import model as serving
 from remint.serving.anomalies import calibration
+from remint.serving.load import load_version
 from remint.serving.model import ServedModel
 from remint.serving.pyfunc import _load_pyfunc
 from remint.settings.recipe import GanSettings
@@ -28,6 +32,7 @@ from remint.stores.mlflow import package
 from tests.support import registry_cases as cases
 from tests.support.calibrated_cases import dataset_of
 from tests.support.models_cases import CASES, WHOLE, Case
+from tests.support.promotion_cases import MODEL, append_row, copy_home
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +232,29 @@ def test_mlflow_serves_the_champion_in_a_fresh_process(bundle: Path, tmp_path: P
     served = serving.load(store.fetch(version, tmp_path / "got"))
     assert np.array_equal(np.load(tmp_path / "x.npy"), np.stack([served.sample(1, seed)[0] for seed in range(6)]))
     assert '"dtype": "uint8", "shape": [-1, 1, 4, 4]' in done.stdout
+
+
+LOAD = "import remint, sys; print(remint.load(sys.argv[1], repository=sys.argv[2]).sample(2, seed=5).sum())"
+
+
+def test_a_home_that_cannot_be_written_is_enough_to_load(registered: Home, tmp_path: Path, make_repository: Any) -> None:
+    home = copy_home(registered, tmp_path / "home")
+    append_row(home, "promoted", 1)
+    repository = make_repository({"a": ""})
+    first = load_version(home, MODEL).sample(2, seed=5).sum()  # which fetches the bundle
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in home.path.rglob("*")}
+
+    before = files()
+    subprocess.run(["chmod", "-R", "a-w", home.path], check=True)
+    try:
+        # root may write everywhere, unless it gives that up
+        plain = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+        command = [*plain, sys.executable, "-c", LOAD, MODEL, repository]
+        environment = {**os.environ, "REMINT_HOME": str(home.path)}
+        assert subprocess.run([*plain, "touch", home.path / "new"], capture_output=True).returncode == 1, "it can be written"
+        loaded = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", home.path], check=True)
+    assert loaded.stdout.strip() == str(first) and files() == before

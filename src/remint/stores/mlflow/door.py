@@ -56,29 +56,35 @@ _environment = threading.RLock()
 
 @lru_cache(maxsize=8)
 def client(uri: str, lock: Path) -> MlflowClient:
-    """Return MLflow's client for one address. A missing database is made first, under a lock (seconds, once).
-
-    A SQLite database is made under another name and then renamed: MLflow's migrations are not one transaction, and MLflow
-    would always refuse a file that a killed process left half migrated.
-    """
+    """Return MLflow's client for one address. A missing database is made first (seconds, once); else nothing is written."""
     from mlflow import MlflowClient
 
     # MLflow prints the traceback of an error and raises it as well; people should see remint's one line only.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with exclusive_lock(lock, "database", uri):
-        place = sqlite_file(uri)
-        if place and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_name(f".{place.name}.unfinished")
-            unfinished.unlink(missing_ok=True)
-            _make_tables(sqlite_address(unfinished))
-            unfinished.rename(place)
-        elif not place and not uri.startswith("http"):
-            _make_tables(uri)
-        opened = cast("MlflowClient", RetryingClient(MlflowClient(uri, registry_uri=uri)))
-        _first_request(opened, uri)
+    place = sqlite_file(uri)
+    if not uri.startswith("http") and not (place and place.exists()):
+        with exclusive_lock(lock, "database", uri):
+            _make_database(uri, place)
+    opened = cast("MlflowClient", RetryingClient(MlflowClient(uri, registry_uri=uri)))
+    _first_request(opened, uri)
     return opened
+
+
+def _make_database(uri: str, place: Path | None) -> None:
+    """Make a database if it is missing. ``place``: its file, of SQLite.
+
+    A SQLite database is made under another name and then renamed: MLflow's migrations are not one transaction, and MLflow
+    would always refuse a file that a killed process left half migrated.
+    """
+    if place is None:
+        _make_tables(uri)
+    elif not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = place.with_name(f".{place.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        _make_tables(sqlite_address(unfinished))
+        unfinished.rename(place)
 
 
 def _make_tables(uri: str) -> None:
