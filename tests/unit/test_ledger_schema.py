@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from remint.errors import LedgerError
+from remint.errors import LedgerError, NotFoundError
 from remint.records import digest
 from remint.runtime.addresses import with_driver
 from remint.stores.ledger import schema
@@ -114,6 +114,18 @@ def test_a_newer_database_is_refused_and_left_as_it_is(url: str) -> None:
             opened(url)
     columns = sa.inspect(sa.create_engine(with_driver(url), poolclass=sa.NullPool)).get_columns("ledger")
     assert "decision" not in {column["name"] for column in columns}
+
+
+def test_a_reader_makes_and_migrates_nothing(url: str) -> None:
+    for opened in (Ledger, ServingEvents):
+        with pytest.raises(NotFoundError, match="there is no ledger at .*: the first remint run makes it"):
+            opened(url, make=False)
+    assert versions(url) == {}
+    execute(url, *LEDGER)
+    with pytest.raises(LedgerError, match="has schema 1: run remint models, which brings it to 3"):
+        Ledger(url, make=False)
+    assert versions(url) == {"ledger_schema": [1]}
+    assert Ledger(url).head("digits-vae") == Ledger(url, make=False).head("digits-vae")
 
 
 def test_the_check_of_reach_accepts_an_old_database_without_migrating_it(url: str) -> None:

@@ -17,12 +17,12 @@ def open_tracking(home: Home) -> Tracking:
     return Tracking(home.tracking_uri, home.artifacts, home.lock("registry"), home.ledger_url, home.package)
 
 
-def open_ledger(home: Home) -> Ledger:
-    return Ledger(home.ledger_url)
+def open_ledger(home: Home, *, make: bool = True) -> Ledger:
+    return Ledger(home.ledger_url, make=make)
 
 
-def open_serving_events(home: Home) -> ServingEvents:
-    return ServingEvents(home.ledger_url)
+def open_serving_events(home: Home, *, make: bool = True) -> ServingEvents:
+    return ServingEvents(home.ledger_url, make=make)
 
 
 def open_spreads(home: Home) -> Spreads:
@@ -37,7 +37,7 @@ def resolve(home: Home, ref: str) -> ModelVersion:
     name, _, number = ref.partition("/")
     name, _, alias = name.partition("@")
     if not number:
-        book = open_ledger(home)
+        book = open_ledger(home, make=False)
         last, models = book.last(name), book.models()
         if last is None:
             hint = did_you_mean(f"model '{name}'", name, models) if models else f"unknown model '{name}': the ledger is empty"

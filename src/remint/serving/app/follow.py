@@ -4,7 +4,8 @@
          -> canary -> switch
 
 The ledger is only read; an alias in MLflow is not followed. What fails keeps the present version, is recorded once as a serving
-event, and is tried again when the ledger names another version. While a store is away the server goes on with what it has.
+event, and is tried again when the ledger names another version. While a store is away the server goes on with what it has, and
+records its events later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +35,16 @@ STOP_SECONDS = 5.0
 FAILURES = "report/failures.npz"  # held-out examples of a version's report
 
 
+class Unrecorded(NamedTuple):
+    """An event that is not in the ledger's database yet, which may be away."""
+
+    model: str
+    event: Event
+    version: int
+    why: str
+    at: datetime
+
+
 class Follower:
     """Follows the ledger for some names until it is stopped. ``tell`` gets one line for each event."""
 
@@ -41,6 +53,7 @@ class Follower:
         self.refused: dict[str, int] = {}  # by name: the version that was tried and is not served
         self.problems: dict[str, str] = {}  # by name: why the ledger or a store could not be read at the last poll
         self.switches = 0
+        self._unrecorded: list[Unrecorded] = []  # oldest first
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -63,6 +76,7 @@ class Follower:
     def look(self, name: str, *, first: bool = False) -> None:
         """Switch a name to the version that the ledger names, if that is another one and passes its checks."""
         try:
+            self._write_events()
             self._look(name)
             self.problems.pop(name, None)
         except RemintError as error:  # a store is away: the next poll tries again
@@ -110,7 +124,7 @@ class Follower:
 
     def _decision(self, version: ModelVersion) -> str:
         try:
-            rows = open_ledger(self.home).about(version.name, version.version)
+            rows = open_ledger(self.home, make=False).about(version.name, version.version)
         except RemintError:
             return ""
         return describe(rows[-1]) if rows else ""
@@ -122,7 +136,18 @@ class Follower:
 
     def _record(self, version: ModelVersion, event: Event, why: str) -> None:
         self.tell(f"{version.ref} {event}: {why}")
+        self._unrecorded.append(Unrecorded(version.name, event, version.version, why, datetime.now(UTC)))
+        if problem := self._write_events():
+            self.tell(f"{version.ref}: the event is not recorded yet: {problem}")
+
+    def _write_events(self) -> str:
+        """Record the events that are not recorded yet. Return the problem, "" if there is none; the next look tries again."""
         try:
-            open_serving_events(self.home).append(version.name, event, version.version, socket.gethostname(), why)
+            while self._unrecorded:
+                event = self._unrecorded[0]
+                events = open_serving_events(self.home, make=False)
+                events.append(event.model, event.event, event.version, socket.gethostname(), event.why, event.at)
+                del self._unrecorded[0]
         except RemintError as error:
-            self.tell(f"{version.ref}: the event was not recorded: {error}")
+            return str(error)
+        return ""

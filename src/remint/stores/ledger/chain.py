@@ -33,8 +33,9 @@ Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected",
 class Ledger:
     """Ledger at one database address. Raises the errors of schema.open_database."""
 
-    def __init__(self, url: str) -> None:
-        self._database = open_database(url)
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        """``make=False``: read a ledger that exists, and write nothing."""
+        self._database = open_database(url, make=make)
 
     def append(
         self,

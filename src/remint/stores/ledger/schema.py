@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from remint.errors import LedgerError
+from remint.errors import LedgerError, NotFoundError
 from remint.runtime.addresses import sqlite_file
 from remint.stores.ledger.database import Database
 
 VERSION = 3
+NO_LEDGER = "there is no ledger at {}: the first remint run makes it; are REMINT_LEDGER and REMINT_HOME right?"
 PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # version tables of version 1, besides ledger_schema
 
 _metadata = sa.MetaData()
@@ -76,11 +77,14 @@ leases = sa.Table(
 )
 
 
-def open_database(url: str) -> Database:
+def open_database(url: str, *, make: bool = True) -> Database:
     """Return the database at one address. Make or migrate its tables first if needed, once, under the database's lock.
 
-    Raises LedgerError if a newer remint wrote it, and the errors of ``Database``.
+    ``make=False`` makes and migrates nothing: it raises NotFoundError if there is no ledger, LedgerError if an older remint
+    wrote it. Raises LedgerError if a newer remint wrote it, and the errors of ``Database``.
     """
+    if not make and (place := sqlite_file(url)) and not place.exists():
+        raise NotFoundError(NO_LEDGER.format(place))
     database = Database(url)
 
     def look() -> int | None:
@@ -103,6 +107,10 @@ def open_database(url: str) -> Database:
             return VERSION
 
     found = database.run(look)
+    if not make and found is None:
+        raise NotFoundError(NO_LEDGER.format(database.address))
+    if not make and found is not None and found < VERSION:
+        raise LedgerError(f"the ledger at {database.address} has schema {found}: run remint models, which brings it to {VERSION}")
     if found != VERSION:
         found = database.run(migrate)
     if found != VERSION:

@@ -36,11 +36,12 @@ class ServingEvent(Record):
 class ServingEvents:
     """Serving events at one database address. Raises the errors of schema.open_database."""
 
-    def __init__(self, url: str) -> None:
-        self._database = open_database(url)
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        """``make=False``: use tables that exist, and make none."""
+        self._database = open_database(url, make=make)
 
-    def append(self, model: str, event: Event, version: int, host: str, why: str) -> ServingEvent:
-        """Append one event. If it equals the newest event of this host about the model, that is returned."""
+    def append(self, model: str, event: Event, version: int, host: str, why: str, at: datetime | None = None) -> ServingEvent:
+        """Append one event, of the time ``at`` (None: now). If it equals the host's newest about the model, that is returned."""
         about = {"model": model, "event": event, "version": version, "host": host, "why": why}
 
         def transaction() -> ServingEvent:
@@ -53,7 +54,7 @@ class ServingEvents:
                 fields = {
                     **about,
                     "sequence": last["sequence"] + 1 if last else 1,
-                    "at": datetime.now(UTC).isoformat(timespec="microseconds"),
+                    "at": (at or datetime.now(UTC)).isoformat(timespec="microseconds"),
                     "previous": last["hash"] if last else "",
                 }
                 fields["hash"] = digest(fields)
