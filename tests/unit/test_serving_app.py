@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
+import json
 import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,8 @@ from remint.runtime.home import Home
 from remint.serving.app import answers, canary, follow, run
 from remint.serving.app.api import create_app
 from remint.serving.app.follow import Follower
-from remint.serving.app.limits import Limits
-from remint.serving.app.slot import QueueFull, Slot, Version
+from remint.serving.app.limits import TOGETHER, Limits, QueueFull
+from remint.serving.app.slot import Slot, Version
 from remint.serving.load import load_version
 from remint.serving.model import ServedModel
 from remint.stores.ledger.database import Database
@@ -230,6 +233,58 @@ def test_limits_and_token(home: Home) -> None:
         assert http.post(f"{URL}:sample", json={}, headers=good).status_code == 200
         large = http.post(f"{URL}:sample", content=b" " * 1001, headers=good)
         assert large.status_code == 413 and "more than 1,000 bytes" in large.json()["detail"]
+        page = http.get("/metrics", headers=good).text
+        assert 'remint_requests_total{method="",model="",status="401"} 2.0' in page
+        assert 'remint_requests_total{method="",model="",status="413"} 1.0' in page
+
+
+def test_the_bodies_of_all_requests_share_a_bound_and_arrive_in_time(home: Home) -> None:
+    """Clients that stop in the middle of a body hold its bytes until its time is over."""
+    running = Running(home, Limits(body_bytes=1000, seconds=1.5))
+    body = b'{"count": 1}' + b" " * 900
+
+    async def talk() -> tuple[list[tuple[int, str]], int]:
+        async def ask(part: bytes, *, whole: bool) -> tuple[int, str]:
+            scope = {"type": "http", "method": "POST", "path": f"{URL}:sample", "headers": [], "query_string": b""}
+            sent: list[Any] = []
+            parts = [{"type": "http.request", "body": part, "more_body": not whole}]
+
+            async def receive() -> Any:
+                return parts.pop() if parts else await asyncio.Event().wait()
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            await running.app(scope, receive, send)
+            return sent[0]["status"], json.loads(sent[1]["body"]).get("detail", "")
+
+        stopped = [asyncio.create_task(ask(body[:900], whole=False)) for _ in range(TOGETHER)]
+        await asyncio.sleep(0.1)
+        full = await ask(body, whole=True)
+        held = running.app.held
+        return [full, *await asyncio.gather(*stopped), await ask(body, whole=True)], held
+
+    with running.http:
+        (full, *stopped, last), held = asyncio.run(talk())
+    assert held == TOGETHER * 900 and full == (429, "all requests have 8,112 bytes at the moment: ask again later")
+    assert stopped == [(408, "the body did not arrive within 1.5 s")] * TOGETHER
+    assert last == (200, "") and running.app.held == 0
+
+
+def test_the_examples_of_all_names_share_a_bound(home: Home) -> None:
+    running = Running(home, Limits(examples=10))
+    with running.http, ThreadPoolExecutor(TOGETHER) as pool:
+        began, go = hold(running.slot)
+        first = pool.submit(running.post, "sample", {"count": 10})
+        assert began.wait(60)
+        others = [pool.submit(running.post, "sample", {"count": 10}) for _ in range(TOGETHER - 1)]
+        while running.slot.room.taken < 10 * TOGETHER:
+            time.sleep(0.01)
+        refused = running.post("sample", {"count": 1})
+        assert refused.status_code == 429 and "80 examples wait already" in refused.json()["detail"]
+        go.set()
+        assert [each.result().status_code for each in (first, *others)] == [200] * TOGETHER
+        assert running.slot.room.taken == 0 and running.post("sample", {"count": 10}).status_code == 200
 
 
 @pytest.mark.parametrize("token", ["", "a b", "geheimnis\u00e4", "a\n"])
@@ -414,6 +469,43 @@ def test_a_store_that_is_away_changes_nothing_and_is_asked_again(
     assert f'remint_following{{model="{MODEL}"}} 0.0' in server.http.get("/metrics").text
     assert server.post("sample", {}).status_code == 200
     assert server.look() == 2
+
+
+def test_an_event_of_a_time_without_ledger_is_recorded_later_and_once(
+    home: Home, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise LedgerError("the ledger is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(follow, "open_serving_events", away)
+        FAULTS["nan"](home, patched)
+        cases.append_row(home, "promoted", 2)
+        assert server.look() == 1 and server.look() == 1
+        before = datetime.now(UTC)
+        patched.undo()
+        assert [(event.event, event.version) for event in ServingEvents(home.ledger_url).of(MODEL)] == [("loaded", 1)]
+    assert "digits-flow/2: the event is not recorded yet: the ledger is away" in server.said
+    assert server.look() == 1 and server.look() == 1
+    events = ServingEvents(home.ledger_url)
+    assert [(event.event, event.version) for event in events.of(MODEL)] == [("loaded", 1), ("refused", 2)]
+    assert datetime.fromisoformat(events.of(MODEL)[-1].at) < before and events.verify(MODEL) == []
+
+
+def test_a_server_makes_no_ledger(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    empty = Home(home.repository, tmp_path / "elsewhere/none")
+    with pytest.raises(NotFoundError, match=r"there is no ledger at .*none/ledger.db: the first remint run makes it"):
+        Running(empty)
+    assert not empty.path.exists()
+    running = Running(home)
+    (home.path / "ledger.db").rename(home.path / "moved.db")
+    with running.http:
+        assert running.look() == 1 and not (home.path / "ledger.db").exists()
+        assert any("there is no ledger at" in line and "it goes on with what it has" in line for line in running.said)
+        (home.path / "moved.db").rename(home.path / "ledger.db")
+        cases.append_row(home, "promoted", 2)
+        assert running.look() == 2
 
 
 def test_a_fault_does_not_end_the_follower_and_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ from remint.models.density import BOUND_DRAWS
 from remint.serving.app import formats
 from remint.serving.app.answers import Answer, Request
 from remint.serving.app.follow import Follower
-from remint.serving.app.limits import Door, Limits
+from remint.serving.app.limits import Door, Limits, QueueFull
 from remint.serving.app.metrics import Metrics
-from remint.serving.app.slot import QueueFull, Slot, Version
+from remint.serving.app.slot import Slot, Version
 from remint.serving.imputation import masks
 
 Count = Annotated[int, Field(ge=1)]
@@ -255,7 +255,7 @@ def create_app(slots: dict[str, Slot], follower: Follower, limits: Limits, token
     app.add_api_route("/healthz", lambda: PlainTextResponse("alive\n"), methods=["GET"])
     app.add_api_route("/readyz", api.ready, methods=["GET"])
     app.add_api_route("/metrics", api.metrics.page, methods=["GET"])
-    return Door(app, limits, token)
+    return Door(app, limits, token, api.metrics.refused)
 
 
 def _add(app: FastAPI, api: Api, method: str, body: type[Body]) -> None:

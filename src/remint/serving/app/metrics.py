@@ -44,6 +44,10 @@ class Metrics(Collector):
             self.requests.labels(model, method, str(status)).inc()
             self.seconds.labels(model, method).observe(time.monotonic() - began)
 
+    def refused(self, status: int) -> None:
+        """Count a request that was refused before its path was looked at."""
+        self.requests.labels("", "", str(status)).inc()
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
         families = {
             "remint_version": GaugeMetricFamily("remint_version", "Number of the version that is served.", labels=["model"]),

@@ -11,7 +11,7 @@ from remint.runtime.addresses import LOOPBACK
 from remint.runtime.home import Home
 from remint.serving.app.api import create_app
 from remint.serving.app.follow import Follower
-from remint.serving.app.limits import Limits
+from remint.serving.app.limits import TOGETHER, Limits, Room
 from remint.serving.app.slot import DRAIN_SECONDS, Slot
 
 
@@ -26,8 +26,9 @@ def build(
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise SettingsError("REMINT_SERVE_TOKEN is empty, or has spaces or no ASCII, which no client can send: set another")
     slots: dict[str, Slot] = {}
+    room = Room(TOGETHER * limits.examples)
     for ref in refs:
-        slot = Slot(ref, limits.waiting)
+        slot = Slot(ref, limits.waiting, room)
         if slot.name in slots:
             raise SettingsError(f"{ref}: {slot.name} is served already: one version of a name for each server")
         slots[slot.name] = slot

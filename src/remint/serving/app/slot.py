@@ -7,21 +7,19 @@ it began with, and no answer mixes two.
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from remint.errors import RemintError, RunError
+from remint.errors import RunError
 from remint.serving.app.answers import Answer, Request, answer
+from remint.serving.app.limits import QueueFull, Room
 from remint.serving.model import ServedModel
 
 DRAIN_SECONDS = 30  # for requests in flight, after a signal
-
-
-class QueueFull(RemintError):
-    """More requests wait than the server takes."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ class Waiting:
 class Slot:
     """One served name."""
 
-    def __init__(self, ref: str, most_waiting: int) -> None:
-        """Begin without a version. ``ref``: NAME, NAME@challenger or NAME/7."""
-        self.ref, self.most_waiting = ref, most_waiting
+    def __init__(self, ref: str, most_waiting: int, room: Room | None = None) -> None:
+        """Begin without a version. ``ref``: NAME, NAME@challenger or NAME/7. ``room``: shared with other names."""
+        self.ref, self.most_waiting, self.room = ref, most_waiting, room or Room(sys.maxsize)
         self.name = re.split("[@/]", ref)[0]
         self.version: Version | None = None
         self.seconds_busy = 0.0
@@ -70,12 +68,15 @@ class Slot:
         if version is None:
             raise RunError(f"{self.name} is not loaded yet")
         waiting = Waiting(prepare(version), version)
+        count = len(waiting.request)
         with self._changed:
             if self._closed:
                 raise RunError("the server stops")
             self._waiting = [each for each in self._waiting if not each.result.cancelled()]  # their callers gave up
             if len(self._waiting) >= self.most_waiting:
                 raise QueueFull(f"{self.most_waiting} requests wait already: ask again later")
+            self.room.take(count)
+            waiting.result.add_done_callback(lambda _: self.room.give(count))
             self._waiting.append(waiting)
             self._changed.notify()
         return waiting.result
