@@ -251,10 +251,11 @@ def create_app(slots: dict[str, Slot], follower: Follower, limits: Limits, token
     for method, body in BODIES.items():
         _add(app, api, method, body)
     app.add_api_route("/v1/models", lambda: [api.describe(name) for name in slots], methods=["GET"])
-    app.add_api_route("/v1/models/{name}", api.describe, methods=["GET"])
-    app.add_api_route("/healthz", lambda: PlainTextResponse("alive\n"), methods=["GET"])
-    app.add_api_route("/readyz", api.ready, methods=["GET"])
-    app.add_api_route("/metrics", api.metrics.page, methods=["GET"])
+    app.add_api_route("/v1/models/{name}", api.describe, methods=["GET"], responses=_refusals(404, 422, 503))
+    text: dict[str, Any] = {"methods": ["GET"], "response_class": PlainTextResponse}
+    app.add_api_route("/healthz", lambda: PlainTextResponse("alive\n"), **text)
+    app.add_api_route("/readyz", api.ready, **text, responses=_refusals(503))
+    app.add_api_route("/metrics", api.metrics.page, **text)
     return Door(app, limits, token, api.metrics.refused)
 
 
@@ -268,18 +269,25 @@ def _add(app: FastAPI, api: Api, method: str, body: type[Body]) -> None:
     content: dict[str, Any] = {formats.JSON: {"schema": body.model_json_schema()}}
     if method != "sample":
         content |= dict.fromkeys(formats.FILES, file) if method != "decode" else {formats.NPY: file}
+    answers = {"content": {formats.JSON: {}, **dict.fromkeys(formats.FILES, file)}}
     app.add_api_route(
         f"/v1/models/{{name}}:{method}",
         endpoint,
         methods=["POST"],
         name=method,
         openapi_extra={"requestBody": {"content": content}},
-        responses={code: {"description": text} for code, text in REFUSALS.items()},
+        responses={200: answers, **_refusals(*REFUSALS)},
     )
 
 
-REFUSALS: dict[int | str, str] = {
+def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"description": REFUSALS[code], "content": {formats.JSON: {}}} for code in codes}
+
+
+REFUSALS: dict[int, str] = {
+    401: "no token, or another one",
     404: "unknown model",
+    408: "the body did not arrive in time",
     413: "too large",
     422: "wrong input",
     429: "too many requests wait",
