@@ -292,7 +292,7 @@ class LedgerRow(Record):
 
     model: str
     sequence: int
-    action: Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
+    action: Literal["promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow", "rejected", "rolled_back"]
     champion_before: int | None
     champion_after: int | None
     version: int  # the version that the row is about

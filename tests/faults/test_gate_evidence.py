@@ -49,7 +49,7 @@ def champion(trained_flow: TrainedFlow, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_not_promoted(trial: Trial, verdict: str) -> None:
-    assert verdict not in ("promoted", "awaiting_approval"), verdict
+    assert verdict not in ("promoted", "awaiting_approval", "awaiting_shadow"), verdict
     trial.note(variants=1, promoted=0, ended_before_the_gate=verdict.endswith("Error"))
 
 

@@ -44,7 +44,9 @@ class Promotions(RuleBasedStateMachine):
 
     @rule(
         model=MODELS,
-        action=st.sampled_from(["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]),
+        action=st.sampled_from(
+            ["promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow", "rejected", "rolled_back"]
+        ),
         version=VERSIONS,
         back_to=st.none() | VERSIONS,
         expected=st.just("present") | st.none() | VERSIONS,

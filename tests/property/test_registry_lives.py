@@ -44,7 +44,7 @@ from tests.support.trials import Trials
 REGISTERED = 3  # versions at the start
 VERSIONS = st.integers(1, REGISTERED + 1)  # the last one may not exist
 SEEDS = st.integers(0, REGISTERED)
-GATES = ("promoted", "kept", "refused", "awaiting_approval")
+GATES = ("promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow")
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # if it exists: thousands of databases are made and flushed
 COMMIT = "git init -q -b main && git add -A && git -c user.email=a@example.org -c user.name=A commit -qm first"
 
@@ -148,9 +148,9 @@ class Lives(RuleBasedStateMachine):
             try:
                 cases.append_row(self.home, action, version)
             except ChampionChanged:
-                assert self.is_vetoed(version) and action in ("promoted", "awaiting_approval")
+                assert self.is_vetoed(version) and action in ("promoted", "awaiting_approval", "awaiting_shadow")
                 continue
-            assert not (self.is_vetoed(version) and action in ("promoted", "awaiting_approval"))
+            assert not (self.is_vetoed(version) and action in ("promoted", "awaiting_approval", "awaiting_shadow"))
             self.rows.append((action, version, version if action == "promoted" else self.champion))
             if not dies:
                 sync_mlflow_to_ledger(self.home, MODEL)

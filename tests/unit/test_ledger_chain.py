@@ -75,7 +75,7 @@ def test_an_unexpected_champion_is_named_and_nothing_is_written(ledger: Ledger, 
 
 def test_only_promotion_and_roll_back_change_the_champion(ledger: Ledger) -> None:
     promote(ledger, 1, None)
-    for action in ("kept", "refused", "awaiting_approval", "rejected"):
+    for action in ("kept", "refused", "awaiting_approval", "awaiting_shadow", "rejected"):
         with pytest.raises(ValueError, match="keeps champion"):
             ledger.append("m", action, 2, champion_after=2, who="w", why="", evidence="", expected_champion=1)
     with pytest.raises(ValueError, match="makes it champion: it cannot set 3"):
@@ -141,7 +141,7 @@ def test_a_damaged_row_raises_an_error_of_ours(ledger: Ledger, path: Path) -> No
 
 def test_a_newer_schema_is_refused(ledger: Ledger, path: Path) -> None:
     damage(path, "UPDATE ledger_schema SET version = 99")
-    with pytest.raises(LedgerError, match="schema 99, this remint supports 3"):
+    with pytest.raises(LedgerError, match="schema 99, this remint supports 4"):
         Ledger(f"sqlite:///{path}")
 
 

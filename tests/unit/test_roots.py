@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from remint.promotion.roots import Root, awaiting_approval, champions, root_reasons, roots
+from remint.promotion.roots import Root, champions, root_reasons, roots
 from remint.runtime import jobs
 from remint.runtime.home import Home
-from remint.stores.ledger.chain import Ledger
+from remint.stores.ledger.chain import Ledger, awaiting
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import VersionTags
 from remint.stores.open import open_ledger, open_tracking
@@ -52,15 +52,19 @@ def test_a_collected_champion_does_not_count_towards_the_window(chain: Ledger) -
     assert champions(chain.rows("m"), {3}) == [3, 2, 1], "the present champion is one even so"
 
 
+def waiting(chain: Ledger) -> list[int]:
+    return [row.version for row in awaiting(chain.rows("m"), "awaiting_approval")]
+
+
 def test_an_approval_is_pending_until_a_decision_or_another_promotion(chain: Ledger) -> None:
     decide(chain, "promoted", 1, 1, None)
     decide(chain, "awaiting_approval", 2, 1, 1)
     decide(chain, "awaiting_approval", 3, 1, 1)
-    assert awaiting_approval(chain.rows("m")) == [2, 3]
+    assert waiting(chain) == [2, 3]
     decide(chain, "rejected", 3, 1, 1)
-    assert awaiting_approval(chain.rows("m")) == [2]
+    assert waiting(chain) == [2]
     decide(chain, "promoted", 4, 4, 1)
-    assert awaiting_approval(chain.rows("m")) == []
+    assert waiting(chain) == []
 
 
 def test_collected_versions_are_recorded_once(tmp_path: Path) -> None:

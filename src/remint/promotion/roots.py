@@ -3,6 +3,7 @@
     alias       has an alias in MLflow
     champion    is the ledger's champion, or one of the champions before it that a rollback can restore (a window)
     approval    awaits approval, and the champion has not changed since the request
+    shadow      awaits the answers to copies of requests, in the same way
     keep        has the tag remint.keep in MLflow; its value gives the reason
     job         is the champion that a running job compares its work with
 
@@ -18,7 +19,7 @@ from remint.errors import NotFoundError
 from remint.records import LedgerRow
 from remint.runtime import jobs
 from remint.runtime.home import Home
-from remint.stores.ledger.chain import CHAMPION_ACTIONS, VETOES
+from remint.stores.ledger.chain import CHAMPION_ACTIONS, VETOES, Action, awaiting
 from remint.stores.ledger.collected import CollectedVersions
 from remint.stores.mlflow import ModelVersion, removal
 from remint.stores.open import open_ledger, open_tracking
@@ -59,6 +60,7 @@ def root_reasons(home: Home, window: int = WINDOW) -> dict[str, str]:
     for model in store.names():
         for alias, version in sorted(store.aliases(model).items()):
             note(model, version, f"@{alias}")
+    pending: tuple[Action, ...] = ("awaiting_approval", "awaiting_shadow")
     by_model: dict[str, list[LedgerRow]] = {}
     for row in book.rows():
         by_model.setdefault(row.model, []).append(row)
@@ -66,8 +68,9 @@ def root_reasons(home: Home, window: int = WINDOW) -> dict[str, str]:
         gone = CollectedVersions(home.ledger_url).versions(model)
         for place, version in enumerate(champions(rows, gone)[:window]):
             note(model, version, "champion of the ledger" if not place else f"former champion {place}, kept for a rollback")
-        for version in awaiting_approval(rows):
-            note(model, version, "awaits approval")
+        for action in pending:
+            for row in awaiting(rows, action):
+                note(model, row.version, action.replace("awaiting", "awaits").replace("_", " "))
     for kept in removal.kept(store):
         note(kept.name, kept.version, f"kept by tag: {kept.tags.keep}")
     for job in jobs.alive(home):
@@ -91,16 +94,6 @@ def champions(rows: list[LedgerRow], gone: set[int] | frozenset[int] = frozenset
             if version is not None and (version == present or not (version in gone or _vetoed(rows, version)))
         )
     )
-
-
-def awaiting_approval(rows: list[LedgerRow]) -> list[int]:
-    """Return from one model's rows the versions that await approval against the present champion."""
-    last = {row.version: row for row in rows}
-    return [
-        version
-        for version, row in last.items()
-        if row.action == "awaiting_approval" and row.champion_before == rows[-1].champion_after
-    ]
 
 
 def _vetoed(rows: list[LedgerRow], version: int) -> bool:

@@ -9,6 +9,7 @@ from remint.runtime.home import Home
 from remint.settings.base import did_you_mean
 from remint.stores.ledger.chain import Ledger, projection
 from remint.stores.ledger.serving_events import ServingEvents
+from remint.stores.ledger.shadow_counts import ShadowCountsTable
 from remint.stores.ledger.spreads import Spreads
 from remint.stores.mlflow import ModelVersion, Tracking
 
@@ -23,6 +24,10 @@ def open_ledger(home: Home, *, make: bool = True) -> Ledger:
 
 def open_serving_events(home: Home, *, make: bool = True) -> ServingEvents:
     return ServingEvents(home.ledger_url, make=make)
+
+
+def open_shadow_counts(home: Home, *, make: bool = True) -> ShadowCountsTable:
+    return ShadowCountsTable(home.ledger_url, make=make)
 
 
 def open_spreads(home: Home) -> Spreads:

@@ -27,7 +27,7 @@ from remint.stores.ledger.schema import open_database
 CHAMPION_ACTIONS = frozenset({"promoted", "rolled_back"})  # all other rows leave the champion as it is
 VETOES = frozenset({"rejected", "rolled_back"})  # actions by which a person vetoes a version until it is promoted again
 
-Action = Literal["promoted", "kept", "refused", "awaiting_approval", "rejected", "rolled_back"]
+Action = Literal["promoted", "kept", "refused", "awaiting_approval", "awaiting_shadow", "rejected", "rolled_back"]
 
 
 class Ledger:
@@ -49,12 +49,13 @@ class Ledger:
         evidence: str,  # digest of the decision's evidence; "" for a person's act
         decision: str = "",  # digest of the Decision; "" for a person's act
         expected_champion: int | None,  # champion that the decision was made against
+        settles: str | None = None,  # hash of the newest row about the version, if the decision follows from that row
         at: datetime | None = None,  # None: now
     ) -> LedgerRow:
         """Append one row, atomically, if ``expected_champion`` is still champion.
 
         Raises ChampionChanged, which names the present champion, if it is not, or if the gate would promote a version that a
-        person has vetoed meanwhile: nothing was written then, decide again.
+        person has vetoed meanwhile, or if ``settles`` is no longer the newest row: nothing was written then, decide again.
         Raises NotFoundError if remint gc removed the new champion, ValueError if ``champion_after`` does not follow from the
         action.
         """
@@ -76,8 +77,10 @@ class Ledger:
                 attempted = True
                 if action in CHAMPION_ACTIONS and champion_after is not None:
                     collected.refuse(connection, model, champion_after)
-                if evidence and action in ("promoted", "awaiting_approval"):
+                if evidence and action in ("promoted", "awaiting_approval", "awaiting_shadow"):
                     _refuse_vetoed(connection, model, version)
+                if settles is not None:
+                    _refuse_settled(connection, model, version, settles)
                 row = _following(last, entry, expected_champion, champion_after)
                 connection.execute(_rows.insert().values(**row.to_json()))
                 return row
@@ -124,6 +127,14 @@ class Ledger:
         """Return the champion's version number, None if there is no champion."""
         last = self.last(model)
         return last.champion_after if last else None
+
+    def awaiting_shadow(self, model: str) -> LedgerRow | None:
+        """Return the newest row by which a version still awaits shadow against the present champion, None if there is none."""
+        later = _rows.alias()
+        of_version = (later.c.model == _rows.c.model, later.c.version == _rows.c.version)
+        decided = sa.exists().where(*of_version, later.c.sequence > _rows.c.sequence)
+        asked = _of(model).where(_rows.c.action == "awaiting_shadow", _rows.c.champion_before == self.champion(model), ~decided)
+        return next((_unchanged(fields) for fields in self._read(asked.order_by(_rows.c.sequence.desc()).limit(1))), None)
 
     def head(self, model: str) -> str:
         """Return the hash of the model's last row, "" if there is none."""
@@ -185,6 +196,12 @@ def projection(rows: Sequence[LedgerRow]) -> dict[str, int | None]:
     return {"champion": last.champion_after, "challenger": last.version if left else None}
 
 
+def awaiting(rows: Sequence[LedgerRow], action: Action) -> list[LedgerRow]:
+    """Return from one model's rows, oldest first, those by which a version awaits ``action`` against the present champion."""
+    last = {row.version: row for row in rows}
+    return [row for row in last.values() if row.action == action and row.champion_before == rows[-1].champion_after]
+
+
 def veto(rows: Sequence[LedgerRow]) -> LedgerRow | None:
     """Return the row, among those about one version, by which a person vetoed it; None if it was promoted since."""
     acts = [row for row in rows if row.action in VETOES or row.action == "promoted"]
@@ -202,6 +219,13 @@ def _refuse_vetoed(connection: sa.Connection, model: str, version: int) -> None:
     row = veto([_row(dict(fields)) for fields in connection.execute(query).mappings()])
     if row is not None:
         raise ChampionChanged(f"{describe(row)}: nothing was written; decide again")
+
+
+def _refuse_settled(connection: sa.Connection, model: str, version: int, settles: str) -> None:
+    query = _of(model, version).order_by(_rows.c.sequence.desc()).limit(1)
+    newest = connection.execute(query).mappings().one()
+    if newest["hash"] != settles:
+        raise ChampionChanged(f"{describe(_row(dict(newest)))}: nothing was written; it was decided already")
 
 
 def _of(model: str | None, version: int | None = None) -> sa.Select[Any]:

@@ -3,6 +3,7 @@
 version 1    four parts, each with a version table: ledger, collected versions, seed spreads, leases
 version 2    one version for all tables; a row of the ledger holds the digest of its Decision
 version 3    events of serving
+version 4    counts of shadow answers
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from remint.errors import LedgerError, NotFoundError
 from remint.runtime.addresses import sqlite_file
 from remint.stores.ledger.database import Database
 
-VERSION = 3
+VERSION = 4
 NO_LEDGER = "there is no ledger at {}: the first remint run makes it; are REMINT_LEDGER and REMINT_HOME right?"
 PARTS = ("collected_schema", "spreads_schema", "leases_schema")  # version tables of version 1, besides ledger_schema
 
@@ -67,6 +68,14 @@ serving_events = sa.Table(
     sa.Column("previous", sa.String(64), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
 )
+shadow_counts = sa.Table(
+    "shadow_counts",
+    _metadata,
+    sa.Column("request", sa.String(64), primary_key=True),  # hash of the ledger's row by which a version awaits shadow
+    sa.Column("server", sa.String(64), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("counts", sa.Text, nullable=False),  # ShadowCounts as JSON
+)
 leases = sa.Table(
     "leases",
     _metadata,
@@ -94,7 +103,7 @@ def open_database(url: str, *, make: bool = True) -> Database:
     def migrate() -> int | None:
         with database.write("schema") as connection:  # an older remint makes its tables under the same lock
             found = _found(connection)
-            if found not in (None, 1, 2):
+            if found not in (None, 1, 2, 3):
                 return found
             if found == 1:
                 connection.exec_driver_sql("ALTER TABLE ledger ADD COLUMN decision VARCHAR(64) DEFAULT '' NOT NULL")

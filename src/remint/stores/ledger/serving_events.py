@@ -16,7 +16,8 @@ from remint.records import Record, digest
 from remint.stores.ledger.schema import open_database
 from remint.stores.ledger.schema import serving_events as _rows
 
-Event = Literal["loaded", "switched", "refused"]  # loaded: the first version of a server; refused: the former one goes on
+# loaded: the first version of a server; shadowed: it answers copies of requests; refused: the former version goes on
+Event = Literal["loaded", "switched", "shadowed", "refused"]
 
 
 class ServingEvent(Record):
@@ -66,6 +67,10 @@ class ServingEvents:
     def of(self, model: str) -> list[ServingEvent]:
         """Return the events of one model, oldest first. Raises LedgerError if a row is damaged."""
         return [_event(fields) for fields in self._read(model)]
+
+    def about(self, model: str, version: int) -> list[ServingEvent]:
+        """Return the events about one version, oldest first."""
+        return [event for event in self.of(model) if event.version == version]
 
     def verify(self, model: str) -> list[str]:
         """Return a line for each row that was changed, removed or moved; [] if the chain is intact."""
